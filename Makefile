@@ -1,0 +1,70 @@
+# Two commands matter: `make demo` and `make test`. Each makes .venv and installs what it needs.
+# Python 3.11 first (the version the figures were measured with), else a newer one.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= ddib-demo
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-fast check format format-check lint types layers drift proto install clean benchmarks pretrained help
+
+help:  ## What there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
+
+demo: $(VENV)/.node  ## Two institutions on this machine: translate points there and back, write pictures and a report
+	$(BIN)/ddib demo --out $(OUT)
+
+test: $(VENV)/.dev  ## Every test
+	$(BIN)/python -m pytest -q
+
+test-fast: $(VENV)/.dev  ## Every test that starts no process of its own
+	$(BIN)/python -m pytest -q -m 'not e2e'
+
+check: format-check lint types layers drift  ## What CI runs: format, lint, types, layers, proto drift, tests
+	$(MAKE) --no-print-directory test
+
+format: $(VENV)/.dev  ## Rewrite the sources as the formatter wants them
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix-only --quiet .
+
+format-check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+layers: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+proto: $(VENV)/.dev  ## Generate ddib_fed/v1 from protos/
+	$(BIN)/python protos/generate.py
+
+drift: $(VENV)/.dev
+	$(BIN)/python protos/generate.py --check
+
+install: $(VENV)/.dev  ## The virtual environment, with everything for development
+
+benchmarks: $(VENV)/.dev  ## Measure the solvers again (about 90 minutes; writes docs/benchmarks)
+	$(BIN)/python benchmarks/solvers.py
+
+pretrained: $(VENV)/.dev  ## Train the six shipped bundles again (about 20 minutes of CPU)
+	$(BIN)/python benchmarks/pretrained.py
+
+clean:
+	rm -rf $(VENV) ddib-demo build dist *.egg-info
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; on Debian or Ubuntu: apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) has no venv module; on Debian or Ubuntu: apt-get install $$($(PYTHON) -c 'import sys; print("python3.%d-venv" % sys.version_info[1])')" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.node: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[node]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[node,dev]'
+	@touch $@ $(VENV)/.node

@@ -1,0 +1,1 @@
+"""The `ddib` command: thin click commands over the API."""

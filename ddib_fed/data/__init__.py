@@ -1,0 +1,1 @@
+"""Domains: synthetic point sets and files of points and pictures."""

@@ -1,0 +1,1 @@
+"""Pure mathematics of the bridge on tensors: schedules, denoisers, solvers, guidance, Gaussianity."""

@@ -1,0 +1,144 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class SampleKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SAMPLE_KIND_UNSPECIFIED: _ClassVar[SampleKind]
+    SAMPLE_KIND_POINT: _ClassVar[SampleKind]
+    SAMPLE_KIND_PICTURE: _ClassVar[SampleKind]
+
+class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DATA_TYPE_UNSPECIFIED: _ClassVar[DataType]
+    DATA_TYPE_FLOAT32: _ClassVar[DataType]
+
+class MediaType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MEDIA_TYPE_UNSPECIFIED: _ClassVar[MediaType]
+    MEDIA_TYPE_NPY: _ClassVar[MediaType]
+    MEDIA_TYPE_PNG: _ClassVar[MediaType]
+    MEDIA_TYPE_JPEG: _ClassVar[MediaType]
+    MEDIA_TYPE_TIFF: _ClassVar[MediaType]
+SAMPLE_KIND_UNSPECIFIED: SampleKind
+SAMPLE_KIND_POINT: SampleKind
+SAMPLE_KIND_PICTURE: SampleKind
+DATA_TYPE_UNSPECIFIED: DataType
+DATA_TYPE_FLOAT32: DataType
+MEDIA_TYPE_UNSPECIFIED: MediaType
+MEDIA_TYPE_NPY: MediaType
+MEDIA_TYPE_PNG: MediaType
+MEDIA_TYPE_JPEG: MediaType
+MEDIA_TYPE_TIFF: MediaType
+
+class ProtocolVersion(_message.Message):
+    __slots__ = ("major", "minor")
+    MAJOR_FIELD_NUMBER: _ClassVar[int]
+    MINOR_FIELD_NUMBER: _ClassVar[int]
+    major: int
+    minor: int
+    def __init__(self, major: _Optional[int] = ..., minor: _Optional[int] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("index", "data")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    data: bytes
+    def __init__(self, index: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Trailer(_message.Message):
+    __slots__ = ("chunks",)
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    chunks: int
+    def __init__(self, chunks: _Optional[int] = ...) -> None: ...
+
+class TensorHeader(_message.Message):
+    __slots__ = ("dtype", "shape", "size_bytes", "sha256")
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    dtype: DataType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    size_bytes: int
+    sha256: bytes
+    def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class FileHeader(_message.Message):
+    __slots__ = ("media_type", "size_bytes", "sha256")
+    MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    media_type: MediaType
+    size_bytes: int
+    sha256: bytes
+    def __init__(self, media_type: _Optional[_Union[MediaType, str]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class SolverSettings(_message.Message):
+    __slots__ = ("solver", "order", "evaluations", "grid")
+    SOLVER_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
+    GRID_FIELD_NUMBER: _ClassVar[int]
+    solver: str
+    order: int
+    evaluations: int
+    grid: str
+    def __init__(self, solver: _Optional[str] = ..., order: _Optional[int] = ..., evaluations: _Optional[int] = ..., grid: _Optional[str] = ...) -> None: ...
+
+class LatentStatistics(_message.Message):
+    __slots__ = ("mean", "std", "kurtosis", "correlation", "count")
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    KURTOSIS_FIELD_NUMBER: _ClassVar[int]
+    CORRELATION_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    mean: float
+    std: float
+    kurtosis: float
+    correlation: float
+    count: int
+    def __init__(self, mean: _Optional[float] = ..., std: _Optional[float] = ..., kurtosis: _Optional[float] = ..., correlation: _Optional[float] = ..., count: _Optional[int] = ...) -> None: ...
+
+class ErrorDetail(_message.Message):
+    __slots__ = ("reason", "sentence", "incident", "retry_after_ms", "facts", "differences", "institution")
+    class FactsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
+    INCIDENT_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    INSTITUTION_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    sentence: str
+    incident: str
+    retry_after_ms: int
+    facts: _containers.ScalarMap[str, str]
+    differences: _containers.RepeatedCompositeFieldContainer[FieldDifference]
+    institution: str
+    def __init__(self, reason: _Optional[str] = ..., sentence: _Optional[str] = ..., incident: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., facts: _Optional[_Mapping[str, str]] = ..., differences: _Optional[_Iterable[_Union[FieldDifference, _Mapping]]] = ..., institution: _Optional[str] = ...) -> None: ...
+
+class FieldDifference(_message.Message):
+    __slots__ = ("field", "source", "target", "remedy")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    source: str
+    target: str
+    remedy: str
+    def __init__(self, field: _Optional[str] = ..., source: _Optional[str] = ..., target: _Optional[str] = ..., remedy: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,357 @@
+from ddib_fed.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    JOB_STATE_UNSPECIFIED: _ClassVar[JobState]
+    JOB_STATE_QUEUED: _ClassVar[JobState]
+    JOB_STATE_RUNNING: _ClassVar[JobState]
+    JOB_STATE_FINISHED: _ClassVar[JobState]
+    JOB_STATE_FAILED: _ClassVar[JobState]
+    JOB_STATE_CANCELLED: _ClassVar[JobState]
+
+class ItemState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ITEM_STATE_UNSPECIFIED: _ClassVar[ItemState]
+    ITEM_STATE_RECEIVED: _ClassVar[ItemState]
+    ITEM_STATE_ENCODED: _ClassVar[ItemState]
+    ITEM_STATE_DECODED: _ClassVar[ItemState]
+    ITEM_STATE_DELIVERED: _ClassVar[ItemState]
+    ITEM_STATE_FAILED: _ClassVar[ItemState]
+
+class ResultPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RESULT_PART_UNSPECIFIED: _ClassVar[ResultPart]
+    RESULT_PART_TRANSLATION: _ClassVar[ResultPart]
+    RESULT_PART_RETURNED: _ClassVar[ResultPart]
+    RESULT_PART_LATENT: _ClassVar[ResultPart]
+JOB_STATE_UNSPECIFIED: JobState
+JOB_STATE_QUEUED: JobState
+JOB_STATE_RUNNING: JobState
+JOB_STATE_FINISHED: JobState
+JOB_STATE_FAILED: JobState
+JOB_STATE_CANCELLED: JobState
+ITEM_STATE_UNSPECIFIED: ItemState
+ITEM_STATE_RECEIVED: ItemState
+ITEM_STATE_ENCODED: ItemState
+ITEM_STATE_DECODED: ItemState
+ITEM_STATE_DELIVERED: ItemState
+ITEM_STATE_FAILED: ItemState
+RESULT_PART_UNSPECIFIED: ResultPart
+RESULT_PART_TRANSLATION: ResultPart
+RESULT_PART_RETURNED: ResultPart
+RESULT_PART_LATENT: ResultPart
+
+class ListDomainsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListDomainsResponse(_message.Message):
+    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "domains")
+    INSTITUTION_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_KIND_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DOMAINS_FIELD_NUMBER: _ClassVar[int]
+    institution: str
+    domain: str
+    sample_kind: _common_pb2.SampleKind
+    sample_shape: _containers.RepeatedScalarFieldContainer[int]
+    domains: _containers.RepeatedCompositeFieldContainer[Domain]
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., domains: _Optional[_Iterable[_Union[Domain, _Mapping]]] = ...) -> None: ...
+
+class Domain(_message.Message):
+    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "status", "latency_ms")
+    INSTITUTION_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_KIND_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    institution: str
+    domain: str
+    sample_kind: _common_pb2.SampleKind
+    sample_shape: _containers.RepeatedScalarFieldContainer[int]
+    status: str
+    latency_ms: int
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., status: _Optional[str] = ..., latency_ms: _Optional[int] = ...) -> None: ...
+
+class SubmitJobRequest(_message.Message):
+    __slots__ = ("header", "item", "chunk", "trailer")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    header: JobHeader
+    item: _common_pb2.FileHeader
+    chunk: _common_pb2.Chunk
+    trailer: _common_pb2.Trailer
+    def __init__(self, header: _Optional[_Union[JobHeader, _Mapping]] = ..., item: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., chunk: _Optional[_Union[_common_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_common_pb2.Trailer, _Mapping]] = ...) -> None: ...
+
+class JobHeader(_message.Message):
+    __slots__ = ("version", "request_id", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "items", "deadline_s")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TARGET_INSTITUTION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    SOLVER_FIELD_NUMBER: _ClassVar[int]
+    CYCLE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_LATENT_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    version: _common_pb2.ProtocolVersion
+    request_id: str
+    target_institution: str
+    target_domain: str
+    solver: _common_pb2.SolverSettings
+    cycle: bool
+    keep_latent: bool
+    items: int
+    deadline_s: int
+    def __init__(self, version: _Optional[_Union[_common_pb2.ProtocolVersion, _Mapping]] = ..., request_id: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., items: _Optional[int] = ..., deadline_s: _Optional[int] = ...) -> None: ...
+
+class SubmitJobResponse(_message.Message):
+    __slots__ = ("job_id", "state", "repeated_request")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    state: JobState
+    repeated_request: bool
+    def __init__(self, job_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., repeated_request: _Optional[bool] = ...) -> None: ...
+
+class WatchJobRequest(_message.Message):
+    __slots__ = ("job_id", "after_sequence")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    AFTER_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    after_sequence: int
+    def __init__(self, job_id: _Optional[str] = ..., after_sequence: _Optional[int] = ...) -> None: ...
+
+class WatchJobResponse(_message.Message):
+    __slots__ = ("sequence", "state", "item", "stage", "step", "steps", "reason", "items_done", "items")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_DONE_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    state: JobState
+    item: int
+    stage: str
+    step: int
+    steps: int
+    reason: str
+    items_done: int
+    items: int
+    def __init__(self, sequence: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., item: _Optional[int] = ..., stage: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., reason: _Optional[str] = ..., items_done: _Optional[int] = ..., items: _Optional[int] = ...) -> None: ...
+
+class GetJobRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class GetJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
+
+class Job(_message.Message):
+    __slots__ = ("job_id", "request_id", "state", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "created", "finished", "expires", "items", "error")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_INSTITUTION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    SOLVER_FIELD_NUMBER: _ClassVar[int]
+    CYCLE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_LATENT_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    request_id: str
+    state: JobState
+    target_institution: str
+    target_domain: str
+    solver: _common_pb2.SolverSettings
+    cycle: bool
+    keep_latent: bool
+    created: float
+    finished: float
+    expires: float
+    items: _containers.RepeatedCompositeFieldContainer[Item]
+    error: _common_pb2.ErrorDetail
+    def __init__(self, job_id: _Optional[str] = ..., request_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., created: _Optional[float] = ..., finished: _Optional[float] = ..., expires: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ...) -> None: ...
+
+class Item(_message.Message):
+    __slots__ = ("index", "state", "size_bytes", "sha256", "error")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    state: ItemState
+    size_bytes: int
+    sha256: bytes
+    error: _common_pb2.ErrorDetail
+    def __init__(self, index: _Optional[int] = ..., state: _Optional[_Union[ItemState, str]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ...) -> None: ...
+
+class ListJobsRequest(_message.Message):
+    __slots__ = ("limit",)
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    limit: int
+    def __init__(self, limit: _Optional[int] = ...) -> None: ...
+
+class ListJobsResponse(_message.Message):
+    __slots__ = ("jobs",)
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[Job]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
+
+class CancelJobRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class CancelJobResponse(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: JobState
+    def __init__(self, state: _Optional[_Union[JobState, str]] = ...) -> None: ...
+
+class FetchResultsRequest(_message.Message):
+    __slots__ = ("job_id", "items")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    items: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, job_id: _Optional[str] = ..., items: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class FetchResultsResponse(_message.Message):
+    __slots__ = ("result", "chunk", "trailer")
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    result: ResultHeader
+    chunk: _common_pb2.Chunk
+    trailer: _common_pb2.Trailer
+    def __init__(self, result: _Optional[_Union[ResultHeader, _Mapping]] = ..., chunk: _Optional[_Union[_common_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_common_pb2.Trailer, _Mapping]] = ...) -> None: ...
+
+class ResultHeader(_message.Message):
+    __slots__ = ("item", "part", "file", "provenance")
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    PROVENANCE_FIELD_NUMBER: _ClassVar[int]
+    item: int
+    part: ResultPart
+    file: _common_pb2.FileHeader
+    provenance: Provenance
+    def __init__(self, item: _Optional[int] = ..., part: _Optional[_Union[ResultPart, str]] = ..., file: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
+
+class Provenance(_message.Message):
+    __slots__ = ("job_id", "source_institution", "source_domain", "target_institution", "target_domain", "contract_sha256", "source_model_sha256", "target_model_sha256", "input_sha256", "latent_sha256", "solver", "soften_sigma", "latent", "wire_bytes", "seconds", "cycle", "samples")
+    class SecondsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_INSTITUTION_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    TARGET_INSTITUTION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    TARGET_MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    INPUT_SHA256_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SOLVER_FIELD_NUMBER: _ClassVar[int]
+    SOFTEN_SIGMA_FIELD_NUMBER: _ClassVar[int]
+    LATENT_FIELD_NUMBER: _ClassVar[int]
+    WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CYCLE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    source_institution: str
+    source_domain: str
+    target_institution: str
+    target_domain: str
+    contract_sha256: bytes
+    source_model_sha256: bytes
+    target_model_sha256: bytes
+    input_sha256: bytes
+    latent_sha256: bytes
+    solver: _common_pb2.SolverSettings
+    soften_sigma: float
+    latent: _common_pb2.LatentStatistics
+    wire_bytes: int
+    seconds: _containers.ScalarMap[str, float]
+    cycle: CycleError
+    samples: int
+    def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[bytes] = ..., source_model_sha256: _Optional[bytes] = ..., target_model_sha256: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., latent_sha256: _Optional[bytes] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ...) -> None: ...
+
+class CycleError(_message.Message):
+    __slots__ = ("median", "mean", "p99", "max")
+    MEDIAN_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    P99_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    median: float
+    mean: float
+    p99: float
+    max: float
+    def __init__(self, median: _Optional[float] = ..., mean: _Optional[float] = ..., p99: _Optional[float] = ..., max: _Optional[float] = ...) -> None: ...
+
+class AcknowledgeItemsRequest(_message.Message):
+    __slots__ = ("job_id", "items")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    items: _containers.RepeatedCompositeFieldContainer[Acknowledgement]
+    def __init__(self, job_id: _Optional[str] = ..., items: _Optional[_Iterable[_Union[Acknowledgement, _Mapping]]] = ...) -> None: ...
+
+class Acknowledgement(_message.Message):
+    __slots__ = ("item", "sha256")
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    item: int
+    sha256: bytes
+    def __init__(self, item: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class AcknowledgeItemsResponse(_message.Message):
+    __slots__ = ("remaining",)
+    REMAINING_FIELD_NUMBER: _ClassVar[int]
+    remaining: int
+    def __init__(self, remaining: _Optional[int] = ...) -> None: ...
+
+class DeleteJobRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class DeleteJobResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,1 @@
+"""The latent wire: what crosses between the parties, without torch and without sockets."""

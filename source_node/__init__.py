@@ -1,0 +1,1 @@
+"""The source node: picture to latent, for its own clients."""

@@ -1,0 +1,1 @@
+"""The target node: latent to picture, for admitted peers."""
