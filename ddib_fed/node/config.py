@@ -1,0 +1,296 @@
+"""Turns node.toml into a checked `NodeConfig`; every path in it is relative to the file it stands in.
+
+The listening address and the name to be called by are two settings: behind a firewall they differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from ddib_fed.node.toml import load_toml
+
+Role = Literal["source", "target"]
+# sun_path holds 108 bytes on Linux and 104 on macOS, with the closing zero.
+MAX_SOCKET_PATH = 100
+_DNS = re.compile(r"^(?=.{1,200}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+_LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[v6]:port`.
+
+    Raises:
+        ValueError: It has no port, or one outside 0 to 65535.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not host:port, e.g. 127.0.0.1:7443")
+    return host.strip("[]"), int(port)
+
+
+class NodeSection(Section):
+    """Who the node is and where it listens."""
+
+    institution: str
+    name: str = "node-1"
+    roles: tuple[Role, ...] = ("source",)
+    listen: str
+    address: str
+    state: str = "state"
+
+    @field_validator("institution")
+    @classmethod
+    def _institution(cls, value: str) -> str:
+        if not _DNS.match(value):
+            raise ValueError("an institution is a DNS name in lower case, e.g. north.example")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not _LABEL.match(value):
+            raise ValueError("a node's name is one DNS label in lower case, e.g. node-1")
+        return value
+
+    @field_validator("listen", "address")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+
+class ModelSection(Section):
+    """The one model that the node hosts."""
+
+    bundle: str = "model"
+    domain: str
+
+
+class TrainSection(Section):
+    """What `train` does; either a built-in domain or a file of points."""
+
+    domain: str | None = None
+    data: str | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    time_s: Annotated[float, Field(gt=0)] | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TrainSection:
+        if self.domain is not None and self.data is not None:
+            raise ValueError("give either train.domain or train.data, not both")
+        return self
+
+
+class LimitsSection(Section):
+    """What the node accepts; units are in the names."""
+
+    max_items_per_job: Annotated[int, Field(ge=1, le=100_000)] = 1_000
+    max_points_per_item: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
+    max_item_bytes: Annotated[int, Field(ge=1)] = 64 << 20
+    max_evaluations: Annotated[int, Field(ge=1, le=10_000)] = 10_000
+    max_open_jobs: Annotated[int, Field(ge=1)] = 64
+    max_spool_bytes: Annotated[int, Field(ge=1)] = 4 << 30
+    result_days: Annotated[float, Field(gt=0)] = 7.0
+    job_deadline_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
+    max_streams: Annotated[int, Field(ge=1, le=256)] = 24
+    max_streams_per_identity: Annotated[int, Field(ge=1, le=256)] = 8
+    drain_s: Annotated[float, Field(ge=0)] = 60.0
+
+
+class EngineSection(Section):
+    """Where and how the network runs."""
+
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=0, le=256)] = 0
+    max_rows: Annotated[int, Field(ge=1)] = 32_768
+    max_trajectories: Annotated[int, Field(ge=1, le=64)] = 4
+
+
+class PolicySection(Section):
+    """What the node allows beyond the protocol."""
+
+    round_trip: bool = True
+    samples_per_day: Annotated[int, Field(ge=0)] = 0
+
+
+class IdentitySection(Section):
+    """How the node's certificate is renewed when the CA's key is not on this machine."""
+
+    issuer: str | None = None
+    renew_command: tuple[str, ...] | None = None
+
+
+class HttpSection(Section):
+    """Plain HTTP for probes and metrics; loopback only."""
+
+    listen: str | None = None
+
+    @field_validator("listen")
+    @classmethod
+    def _loopback(cls, value: str | None) -> str | None:
+        if value is not None and split_address(value)[0] not in {"127.0.0.1", "::1", "localhost"}:
+            raise ValueError("http.listen is unencrypted and therefore only for 127.0.0.1, ::1 or localhost")
+        return value
+
+
+class LogSection(Section):
+    """What is written to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class NodePaths:
+    """Where a node keeps things, absolute."""
+
+    bundle: Path
+    state: Path
+    pki: Path
+    peers: Path
+    jobs: Path
+    spool: Path
+    audit: Path
+    secret: Path
+    admin_socket: Path
+
+
+def _socket_path(state: Path) -> Path:
+    """`state/admin.sock`, or a private short path when that is too long for a Unix socket."""
+    plain = state / "admin.sock"
+    if len(str(plain).encode()) <= MAX_SOCKET_PATH:
+        return plain
+    name = hashlib.sha256(str(state).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"ddib-{name}" / "admin.sock"
+
+
+class NodeConfig(Section):
+    """The whole of node.toml."""
+
+    node: NodeSection
+    model: ModelSection
+    train: TrainSection = TrainSection()
+    limits: LimitsSection = LimitsSection()
+    engine: EngineSection = EngineSection()
+    policy: PolicySection = PolicySection()
+    identity: IdentitySection = IdentitySection()
+    http: HttpSection = HttpSection()
+    log: LogSection = LogSection()
+    _folder: Path = PrivateAttr(default=Path())
+
+    @classmethod
+    def load(cls, path: Path) -> NodeConfig:
+        """Read a node.toml.
+
+        Raises:
+            FileMissing: There is no such file.
+            ConfigError: A key is unknown, missing, or its value cannot be used.
+        """
+        config = load_toml(
+            path, cls, hint="ddib init node --institution north.example --role source --domain moons"
+        )
+        config._folder = path.resolve().parent  # noqa: SLF001 - its own private attribute
+        return config
+
+    @property
+    def folder(self) -> Path:
+        """Where the file stands; what `train.data` and other paths are relative to."""
+        return self._folder
+
+    @property
+    def paths(self) -> NodePaths:
+        """Where the node keeps things."""
+        state = self._folder / self.node.state
+        return NodePaths(
+            bundle=self._folder / self.model.bundle,
+            state=state,
+            pki=state / "pki",
+            peers=state / "peers",
+            jobs=state / "jobs.sqlite",
+            spool=state / "spool",
+            audit=state / "audit.jsonl",
+            secret=state / "softening.key",
+            admin_socket=_socket_path(state),
+        )
+
+
+_TEMPLATE = """\
+# A ddib-fed node. Paths are relative to this file. `{command} check --config node.toml` says whether it can be used.
+
+[node]
+institution = "{institution}"   # DNS name of the institution; its certificates carry it
+name = "{name}"
+roles = [{roles}]               # "source" encodes for this institution's clients, "target" decodes for admitted peers
+listen = "{listen}"             # address and port to bind
+address = "{address}"           # what clients and peers dial
+state = "state"                 # keys, peers, jobs, audit; keep it private and backed up
+
+[model]
+domain = "{domain}"             # the domain's name, as peers see it
+bundle = "model"                # manifest.json and model.safetensors; written by `{command} train`
+
+[train]
+domain = "{train_domain}"       # a built-in 2-D domain, or instead: data = "points.npy" (an (N, D) array of your own)
+# steps = 2200                  # or time_s = 120; without either the preset's steps
+seed = 0
+
+[limits]                        # the defaults; raise them only as far as the machine's memory goes
+# max_points_per_item = 100000
+# max_items_per_job = 1000
+# max_open_jobs = 64
+# result_days = 7.0             # results that nobody fetches are removed after this
+
+[engine]
+# device = "auto"               # cpu, cuda, cuda:1; auto takes a GPU where there is one
+# threads = 0                   # CPU threads of the network; 0 measures at start and keeps the fastest
+# max_rows = 32768              # samples evaluated in one network call, over all jobs
+
+[policy]
+# round_trip = true             # target: encode the output again for a peer that asks for a cycle check
+# samples_per_day = 0           # target: quota for each peer, 0 for none
+
+[http]
+# listen = "127.0.0.1:9464"     # /healthz, /readyz, /metrics; loopback only
+"""
+
+
+def render_node_toml(
+    *,
+    institution: str,
+    name: str,
+    roles: tuple[Role, ...],
+    domain: str,
+    listen: str,
+    address: str,
+) -> str:
+    """A commented node.toml that `NodeConfig.load` accepts.
+
+    Raises:
+        ValueError: A value cannot be used (pydantic's error, which is one).
+    """
+    NodeSection(institution=institution, name=name, roles=roles, listen=listen, address=address)
+    command = "python -m ddib_fed.node" if len(roles) > 1 else f"ddib-{roles[0]}-node"
+    return _TEMPLATE.format(
+        command=command,
+        institution=institution,
+        name=name,
+        roles=", ".join(f'"{role}"' for role in roles),
+        domain=domain,
+        train_domain=domain,
+        listen=listen,
+        address=address,
+    )

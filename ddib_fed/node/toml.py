@@ -1,0 +1,72 @@
+"""Turns a TOML file into a checked pydantic model, or into one error that names the key and a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from ddib_fed.errors import ConfigError, FileMissing
+
+M = TypeVar("M", bound=BaseModel)
+MAX_CONFIG_BYTES = 1 << 20
+
+
+def load_toml(path: Path, model: type[M], *, hint: str) -> M:
+    """Read and validate `path`.
+
+    Args:
+        path: The file.
+        model: What it must look like; should forbid extra keys.
+        hint: The command that writes such a file, for the error when it is missing.
+
+    Raises:
+        FileMissing: There is no such file.
+        ConfigError: It is no TOML, or a key is unknown, missing or has a value that cannot be used.
+    """
+    if not path.is_file():
+        raise FileMissing(f"there is no {path}", hint=hint)
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} is over {MAX_CONFIG_BYTES} bytes: it is no configuration")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}", hint="mend that line") from error
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(model, item) for item in error.errors()]
+        raise ConfigError(f"{path} cannot be used:\n  " + "\n  ".join(lines), hint=f"edit {path}") from error
+
+
+def _explain(model: type[BaseModel], item: Any) -> str:
+    """One line for one pydantic error, with a suggestion where a key is misspelt."""
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _keys_at(model, item["loc"][:-1])
+        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+        meant = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known) or 'none'}"
+        return f"{where}: unknown key; {meant}"
+    return f"{where}: {item['msg']} (got {item.get('input')!r})" if where else str(item["msg"])
+
+
+def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+    """Names of the keys that are known at a place in the file."""
+    current: type[BaseModel] | None = model
+    for part in location:
+        field = current.model_fields.get(str(part)) if current else None
+        current = _model_in(field.annotation) if field else None
+    return sorted(current.model_fields) if current else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model inside an annotation such as `Section | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, UnionType):
+        return next((m for arg in get_args(annotation) if (m := _model_in(arg))), None)
+    return None
