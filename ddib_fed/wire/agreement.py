@@ -1,0 +1,177 @@
+"""Turns two sides into the contract that both can keep, or into every field in which they differ.
+
+The rule: the same function runs at both ends; the caller computes the digest itself and believes no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from ddib_fed.errors import ContractMismatch, Difference
+from ddib_fed.v1 import decoding_pb2
+from ddib_fed.wire.contract import (
+    HIGHEST_TERMINAL_LAMBDA,
+    LOWEST_INITIAL_LAMBDA,
+    Contract,
+    ContractLimits,
+    ContractSide,
+)
+from ddib_fed.wire.version import SPOKEN, Version, highest_common, version_difference
+
+
+class _Field(NamedTuple):
+    name: str
+    value: Callable[[ContractSide], object]
+    remedy: str
+
+
+# In the order in which a person wants to read them.
+_MUST_MATCH = (
+    _Field(
+        "sample_kind",
+        lambda side: side.sample_kind,
+        "One side serves points and the other pictures; choose another target, or serve another model.",
+    ),
+    _Field(
+        "sample_shape",
+        lambda side: "x".join(map(str, side.sample_shape)),
+        "Serve models of one shape on both sides; train one of them again at the other's shape.",
+    ),
+    _Field("dtype", lambda side: side.dtype, "Set the same tensor type in both nodes' configuration."),
+    _Field(
+        "value_range",
+        lambda side: side.value_range,
+        "Train both models on data in the same range of values.",
+    ),
+    _Field(
+        "size_rule",
+        lambda side: side.size_rule,
+        "Set the same rule for bringing a picture to the model's size in both models' manifests.",
+    ),
+    _Field(
+        "soften_sigma",
+        lambda side: f"{side.soften_sigma:g}",
+        "Set the same soften_sigma in both models' manifests; the recommended value is in docs/operating.md.",
+    ),
+)
+
+
+def _mismatches(source: ContractSide, target: ContractSide) -> Iterable[Difference]:
+    for field in _MUST_MATCH:
+        here, there = field.value(source), field.value(target)
+        if here != there:
+            yield Difference(field.name, str(here), str(there), field.remedy)
+
+
+def _ends(source: ContractSide, target: ContractSide) -> Iterable[Difference]:
+    """Ends of the ODE: they may differ, but each must reach noise on one side and data on the other."""
+    if max(source.terminal_lambda, target.terminal_lambda) > HIGHEST_TERMINAL_LAMBDA:
+        yield Difference(
+            "terminal_lambda",
+            f"{source.terminal_lambda:g}",
+            f"{target.terminal_lambda:g}",
+            f"Both must be at most {HIGHEST_TERMINAL_LAMBDA:g}, so that the latents are N(0, I) within "
+            "exp(2 lambda) of relative variance; train the side above it to the end of a noisier schedule.",
+        )
+    if min(source.initial_lambda, target.initial_lambda) < LOWEST_INITIAL_LAMBDA:
+        yield Difference(
+            "initial_lambda",
+            f"{source.initial_lambda:g}",
+            f"{target.initial_lambda:g}",
+            f"Both must be at least {LOWEST_INITIAL_LAMBDA:g}; train the side below it with a schedule that "
+            "starts nearer to the data.",
+        )
+
+
+def differences(
+    source_versions: Iterable[Version],
+    target_versions: Iterable[Version],
+    source: ContractSide,
+    target: ContractSide,
+) -> tuple[Difference, ...]:
+    """Every field in which the two sides cannot meet; none when they can."""
+    ours, theirs = tuple(source_versions), tuple(target_versions)
+    version = () if highest_common(ours, theirs) else (version_difference(ours, theirs),)
+    return (*version, *_mismatches(source, target), *_ends(source, target))
+
+
+def agree(
+    source_versions: Iterable[Version],
+    target_versions: Iterable[Version],
+    source: ContractSide,
+    target: ContractSide,
+    limits: ContractLimits,
+) -> Contract:
+    """The contract between two sides: the highest common version, the target's limits.
+
+    Args:
+        source_versions: Every version that the source speaks.
+        target_versions: Every version that the target speaks.
+        source: The source's side.
+        target: The target's side.
+        limits: What the target accepts.
+
+    Raises:
+        ContractMismatch: The sides cannot meet; `differences` names each field, both values and what to do.
+    """
+    ours, theirs = tuple(source_versions), tuple(target_versions)
+    found = differences(ours, theirs, source, target)
+    version = highest_common(ours, theirs)
+    if found or version is None:
+        names = ", ".join(difference.field for difference in found)
+        raise ContractMismatch(
+            f"{source.institution}/{source.domain} and {target.institution}/{target.domain}: {names} differ",
+            hint="each difference names what to do about it",
+            differences=found,
+        )
+    return Contract(version, source, target, limits)
+
+
+def confirm(
+    response: decoding_pb2.NegotiateContractResponse,
+    *,
+    source: ContractSide,
+    target_institution: str,
+    versions: Iterable[Version] = SPOKEN,
+) -> Contract:
+    """The contract that a target answered with, once the source has made sure that it is the one it can keep.
+
+    Args:
+        response: What the target answered.
+        source: The side that the source sent.
+        target_institution: The institution that the source meant to reach.
+        versions: What the source speaks.
+
+    Raises:
+        MessageInvalid: A field is outside what docs/protocol.md allows.
+        ContractMismatch: The answer is another source's contract, another institution's, one that the source
+            cannot keep, or its digest is not the one computed here.
+    """
+    contract = Contract.from_pb(response.contract)
+    found = [
+        *differences(versions, [contract.version], source, contract.target),
+        *_tampered(contract, source, target_institution, response.sha256),
+    ]
+    if found:
+        names = ", ".join(difference.field for difference in found)
+        raise ContractMismatch(
+            f"the contract that {target_institution} answered with differs in {names}",
+            differences=tuple(found),
+        )
+    return contract
+
+
+def _tampered(
+    contract: Contract, source: ContractSide, target_institution: str, sha256: bytes
+) -> Iterable[Difference]:
+    """Ways in which an answer is not about what was asked."""
+    if contract.source != source:
+        remedy = "The target changed the source's side; ask its operator to upgrade, and report it."
+        yield Difference("source", source.domain, contract.source.domain, remedy)
+    if contract.target.institution != target_institution:
+        remedy = "The node at this address belongs to another institution; correct the peer's address."
+        yield Difference("institution", target_institution, contract.target.institution, remedy)
+    if contract.sha256 != sha256:
+        remedy = "The two releases write the contract differently; upgrade the older one."
+        yield Difference("contract_sha256", contract.sha256.hex(), sha256.hex()[:64], remedy)

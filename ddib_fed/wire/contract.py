@@ -1,0 +1,282 @@
+"""Turns what the sides say of themselves, and the limits, into the contract under which latents move.
+
+The rule: a `ContractSide`, `ContractLimits` or `Contract` that exists has passed every check that
+docs/protocol.md states; nothing else in the program checks those fields again. `agreement` makes contracts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ddib_fed.errors import MessageInvalid
+from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.wire.canonical import Value, canonical_json
+from ddib_fed.wire.version import Version, version_from_pb
+
+HIGHEST_TERMINAL_LAMBDA = -4.5
+"""Where a latent lives at most: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
+
+LOWEST_INITIAL_LAMBDA = 3.0
+"""Where the data end of the ODE is at least."""
+
+LAMBDA_RANGE = 1_000.0
+"""No log signal-to-noise beyond this means anything; a schedule that ends at zero SNR states a number."""
+
+MAX_CLASSES = 1_000_000
+MAX_SIDE_LENGTH = 65_536
+MAX_SAMPLE_NUMBERS = 2**28
+DIGEST_BYTES = 32
+
+SAMPLE_KINDS = {"point": common_pb2.SAMPLE_KIND_POINT, "picture": common_pb2.SAMPLE_KIND_PICTURE}
+DTYPES = {"float32": common_pb2.DATA_TYPE_FLOAT32}
+ITEM_BYTES = {"float32": 4}
+RANKS = {"point": 1, "picture": 3}
+VALUE_RANGES = {"point": "unit-std", "picture": "minus-one-to-one"}
+
+_DNS_NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}\Z")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+
+
+def _require(ok: bool, field: str, detail: str) -> None:
+    if not ok:
+        raise MessageInvalid(f"{field}: {detail}", facts={"field": field})
+
+
+def _require_number(value: float, low: float, high: float, field: str) -> None:
+    # Written so that NaN fails.
+    _require(low <= value <= high, field, f"must be from {low:g} to {high:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class ContractSide:
+    """One side's half of a contract; the fields are those of the message of this name.
+
+    Raises:
+        MessageInvalid: A field is outside what docs/protocol.md allows; `facts["field"]` names it.
+    """
+
+    institution: str
+    domain: str
+    sample_kind: str
+    sample_shape: tuple[int, ...]
+    model_sha256: bytes
+    terminal_lambda: float
+    initial_lambda: float
+    classes: int = 0
+    dtype: str = "float32"
+    size_rule: str = "none"
+    value_range: str = "unit-std"
+    soften_sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(bool(_DNS_NAME.match(self.institution)), "institution", "must be a DNS name in lower case")
+        _require(bool(_NAME.match(self.domain)), "domain", "must be 1 to 64 of A-Z a-z 0-9 . _ -")
+        _require(self.sample_kind in SAMPLE_KINDS, "sample_kind", "must be point or picture")
+        self._check_shape()
+        _require(self.dtype in DTYPES, "dtype", "must be float32")
+        _require(len(self.model_sha256) == DIGEST_BYTES, "model_sha256", "must be 32 bytes")
+        _require_number(self.terminal_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "terminal_lambda")
+        _require_number(self.initial_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "initial_lambda")
+        _require_number(self.classes, 0, MAX_CLASSES, "classes")
+        _require(bool(_NAME.match(self.size_rule)), "size_rule", "must be 1 to 64 of A-Z a-z 0-9 . _ -")
+        expected = VALUE_RANGES[self.sample_kind]
+        _require(self.value_range == expected, "value_range", f"must be {expected} for a {self.sample_kind}")
+        _require_number(self.soften_sigma, 0, 1, "soften_sigma")
+        if self.sample_kind == "point":
+            _require(self.size_rule == "none", "size_rule", "must be none for points")
+            _require(self.soften_sigma == 0, "soften_sigma", "must be 0 for points")
+
+    def _check_shape(self) -> None:
+        rank = RANKS[self.sample_kind]
+        _require(len(self.sample_shape) == rank, "sample_shape", f"must have {rank} numbers")
+        for length in self.sample_shape:
+            _require_number(length, 1, MAX_SIDE_LENGTH, "sample_shape")
+        _require(math.prod(self.sample_shape) <= MAX_SAMPLE_NUMBERS, "sample_shape", "is too large")
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample as a tensor."""
+        return math.prod(self.sample_shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def prior_gap(self) -> float:
+        """How far the variance of this side's latents is from 1, relatively: exp(2 lambda)."""
+        return math.exp(2 * min(self.terminal_lambda, 0.0))
+
+    def values(self) -> dict[str, Value]:
+        """The fields as they enter the digest."""
+        return {
+            "classes": self.classes,
+            "domain": self.domain,
+            "dtype": self.dtype,
+            "initial_lambda": float(self.initial_lambda),
+            "institution": self.institution,
+            "model_sha256": self.model_sha256.hex(),
+            "sample_kind": self.sample_kind,
+            "sample_shape": list(self.sample_shape),
+            "size_rule": self.size_rule,
+            "soften_sigma": float(self.soften_sigma),
+            "terminal_lambda": float(self.terminal_lambda),
+            "value_range": self.value_range,
+        }
+
+    def to_pb(self) -> decoding_pb2.ContractSide:
+        """This side as a message."""
+        return decoding_pb2.ContractSide(
+            institution=self.institution,
+            domain=self.domain,
+            sample_kind=SAMPLE_KINDS[self.sample_kind],
+            sample_shape=self.sample_shape,
+            dtype=DTYPES[self.dtype],
+            model_sha256=self.model_sha256,
+            terminal_lambda=self.terminal_lambda,
+            initial_lambda=self.initial_lambda,
+            classes=self.classes,
+            size_rule=self.size_rule,
+            value_range=self.value_range,
+            soften_sigma=self.soften_sigma,
+        )
+
+    @classmethod
+    def from_pb(cls, message: decoding_pb2.ContractSide) -> ContractSide:
+        """A side read from the wire.
+
+        Raises:
+            MessageInvalid: A field is outside what docs/protocol.md allows.
+        """
+        return cls(
+            institution=message.institution,
+            domain=message.domain,
+            sample_kind=_name_of(SAMPLE_KINDS, message.sample_kind, "sample_kind"),
+            sample_shape=tuple(message.sample_shape),
+            dtype=_name_of(DTYPES, message.dtype, "dtype"),
+            model_sha256=message.model_sha256,
+            terminal_lambda=message.terminal_lambda,
+            initial_lambda=message.initial_lambda,
+            classes=message.classes,
+            size_rule=message.size_rule,
+            value_range=message.value_range,
+            soften_sigma=message.soften_sigma,
+        )
+
+
+def _name_of(names: Mapping[str, int], value: int, field: str) -> str:
+    for name, number in names.items():
+        if number == value:
+            return name
+    raise MessageInvalid(f"{field}: {value} is not known", facts={"field": field})
+
+
+@dataclass(frozen=True, slots=True)
+class ContractLimits:
+    """What the target accepts; the fields are those of the message of this name.
+
+    Raises:
+        MessageInvalid: A field is outside what docs/protocol.md allows.
+    """
+
+    max_items_per_stream: int
+    max_samples_per_item: int
+    max_latent_bytes: int
+    max_evaluations: int
+
+    def __post_init__(self) -> None:
+        _require_number(self.max_items_per_stream, 1, 1_000_000, "max_items_per_stream")
+        _require_number(self.max_samples_per_item, 1, 2**40, "max_samples_per_item")
+        _require_number(self.max_latent_bytes, 4, 2**40, "max_latent_bytes")
+        _require_number(self.max_evaluations, 1, 10_000, "max_evaluations")
+
+    def values(self) -> dict[str, Value]:
+        """The fields as they enter the digest."""
+        return {
+            "max_evaluations": self.max_evaluations,
+            "max_items_per_stream": self.max_items_per_stream,
+            "max_latent_bytes": self.max_latent_bytes,
+            "max_samples_per_item": self.max_samples_per_item,
+        }
+
+    def to_pb(self) -> decoding_pb2.ContractLimits:
+        """These limits as a message."""
+        return decoding_pb2.ContractLimits(
+            max_items_per_stream=self.max_items_per_stream,
+            max_samples_per_item=self.max_samples_per_item,
+            max_latent_bytes=self.max_latent_bytes,
+            max_evaluations=self.max_evaluations,
+        )
+
+    @classmethod
+    def from_pb(cls, message: decoding_pb2.ContractLimits) -> ContractLimits:
+        """Limits read from the wire.
+
+        Raises:
+            MessageInvalid: A field is outside what docs/protocol.md allows.
+        """
+        return cls(
+            message.max_items_per_stream,
+            message.max_samples_per_item,
+            message.max_latent_bytes,
+            message.max_evaluations,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """The whole agreement; `sha256` names it on every latent."""
+
+    version: Version
+    source: ContractSide
+    target: ContractSide
+    limits: ContractLimits
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, the same on both sides."""
+        return self.target.sample_shape
+
+    @property
+    def prior_gap(self) -> float:
+        """How far the variance of either side's latents is from 1 at most, relatively."""
+        return max(self.source.prior_gap, self.target.prior_gap)
+
+    def canonical(self) -> bytes:
+        """The canonical JSON that both sides hash; docs/protocol.md has an example."""
+        return canonical_json(
+            {
+                "limits": self.limits.values(),
+                "source": self.source.values(),
+                "target": self.target.values(),
+                "version": {"major": self.version.major, "minor": self.version.minor},
+            }
+        )
+
+    @property
+    def sha256(self) -> bytes:
+        """SHA-256 over the canonical JSON, 32 bytes."""
+        return hashlib.sha256(self.canonical()).digest()
+
+    def to_pb(self) -> decoding_pb2.Contract:
+        """This contract as a message."""
+        return decoding_pb2.Contract(
+            version=common_pb2.ProtocolVersion(major=self.version.major, minor=self.version.minor),
+            source=self.source.to_pb(),
+            target=self.target.to_pb(),
+            limits=self.limits.to_pb(),
+        )
+
+    @classmethod
+    def from_pb(cls, message: decoding_pb2.Contract) -> Contract:
+        """A contract read from the wire, each part checked; `confirm` checks that the parts agree.
+
+        Raises:
+            MessageInvalid: A field is outside what docs/protocol.md allows.
+        """
+        return cls(
+            version_from_pb(message.version),
+            ContractSide.from_pb(message.source),
+            ContractSide.from_pb(message.target),
+            ContractLimits.from_pb(message.limits),
+        )

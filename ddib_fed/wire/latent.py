@@ -1,0 +1,302 @@
+"""Turns arrays of latents into what may be sent, and what was sent into arrays of latents.
+
+The rule: only `approve` makes an `ApprovedLatent`, and only an `ApprovedLatent` makes a `LatentHeader`:
+nothing else can leave a node as a latent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+from google.protobuf.message import Message
+
+from ddib_fed.errors import (
+    ChunkCorrupt,
+    ContractMismatch,
+    DdibError,
+    Difference,
+    ImageTooLarge,
+    LatentNotGaussian,
+    MessageInvalid,
+    NotFinite,
+    PointsTooMany,
+    ShapeMismatch,
+)
+from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.wire.chunks import CHUNK, Announced, stream
+from ddib_fed.wire.contract import ITEM_BYTES, Contract
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float32]
+
+M = TypeVar("M", bound=Message)
+
+WIRE_DTYPE = np.dtype("<f4")
+
+
+class Statistics(Protocol):
+    """White-noise statistics of a latent, as the engine's Gaussian check took them; see docs/protocol.md."""
+
+    @property
+    def mean(self) -> float:
+        """Mean of all numbers."""
+        ...
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of all numbers."""
+        ...
+
+    @property
+    def kurtosis(self) -> float:
+        """Excess kurtosis, 0 for Gaussian noise."""
+        ...
+
+    @property
+    def correlation(self) -> float:
+        """Mean absolute correlation between coordinates or neighbours."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many numbers were measured."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Latent:
+    """Latents of one item.
+
+    Attributes:
+        data: (N, *sample_shape), float32, C-contiguous.
+        sha256: Digest of its bytes on the wire, 32 bytes.
+    """
+
+    data: Array
+    sha256: bytes
+
+    @classmethod
+    def of(cls, array: Array) -> Latent:
+        """The latent of an array; float32 arrays in C order are not copied.
+
+        Raises:
+            ShapeMismatch: Not an array of at least one sample with at least one axis.
+        """
+        data = np.ascontiguousarray(array, dtype=np.float32)
+        if array.ndim < 2 or data.size == 0:
+            raise ShapeMismatch(f"a latent of shape {array.shape}", facts={"shape": _shape(array.shape)})
+        return cls(data, hashlib.sha256(_wire_view(data)).digest())
+
+    @classmethod
+    def from_bytes(cls, data: bytes, shape: Sequence[int]) -> Latent:
+        """The latent in little-endian row-major float32 bytes; not copied, and read-only, on usual machines.
+
+        Raises:
+            ShapeMismatch: The bytes are not as many as the shape needs.
+            NotFinite: A value is NaN or infinite.
+        """
+        if len(data) != math.prod(shape) * WIRE_DTYPE.itemsize or not data:
+            raise ShapeMismatch(
+                f"{len(data)} bytes are no float32 tensor of shape {tuple(shape)}",
+                facts={"shape": _shape(shape), "bytes": len(data)},
+            )
+        array = np.frombuffer(data, dtype=WIRE_DTYPE).reshape(shape).astype(np.float32, copy=False)
+        _require_finite(array)
+        return cls(array, hashlib.sha256(data).digest())
+
+    def to_bytes(self) -> bytes:
+        """Little-endian row-major float32 bytes."""
+        return bytes(_wire_view(self.data))
+
+
+_GUARD = object()
+
+
+class ApprovedLatent:
+    """A latent that may be sent under one contract; its bytes cannot change any more. Made by `approve`."""
+
+    __slots__ = ("_payload", "contract_sha256", "sha256", "shape")
+
+    def __init__(
+        self, guard: object, *, payload: bytes, shape: tuple[int, ...], sha256: bytes, contract_sha256: bytes
+    ) -> None:
+        if guard is not _GUARD:
+            raise TypeError("only approve() makes a latent fit to leave")
+        self._payload = payload
+        self.shape = shape
+        self.sha256 = sha256
+        self.contract_sha256 = contract_sha256
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes will cross."""
+        return len(self._payload)
+
+    def stream(self, message: Callable[..., M], item: int, chunk_bytes: int = CHUNK) -> Iterator[M]:
+        """The messages that carry this latent as one item.
+
+        Args:
+            message: `DecodeRequest` on the way to the target, `DecodeResponse` on the way back.
+            item: The item's number.
+            chunk_bytes: Size of every chunk but the last.
+        """
+        header = decoding_pb2.LatentHeader(
+            item=item,
+            tensor=common_pb2.TensorHeader(
+                dtype=common_pb2.DATA_TYPE_FLOAT32,
+                shape=self.shape,
+                size_bytes=len(self._payload),
+                sha256=self.sha256,
+            ),
+            contract_sha256=self.contract_sha256,
+        )
+        return stream(message, "latent", header, self._payload, chunk_bytes)
+
+
+def approve(latent: Latent, contract: Contract, statistics: Statistics) -> ApprovedLatent:
+    """The egress guard: the one function that makes a latent fit to leave.
+
+    1. It has the contract's shape and is within its limits.
+    2. Every value is finite.
+    3. The bytes that will be sent have the digest that the latent was stored with.
+    4. The Gaussian check was made, over as many numbers as this latent has.
+
+    Args:
+        latent: What the engine encoded.
+        contract: What was agreed with the peer.
+        statistics: What the engine's Gaussian check measured and let pass.
+
+    Raises:
+        ShapeMismatch: 1, the shape.
+        PointsTooMany, ImageTooLarge: 1, the limits.
+        NotFinite: 2.
+        ChunkCorrupt: 3.
+        LatentNotGaussian: 4.
+    """
+    _require_shape(latent.data.shape, contract)
+    _require_within_limits(latent.data.shape[0], latent.data.nbytes, contract)
+    _require_finite(latent.data)
+    payload = latent.to_bytes()
+    if hashlib.sha256(payload).digest() != latent.sha256:
+        raise ChunkCorrupt("the latent has changed since it was encoded", facts={"what": "latent"})
+    figures = (statistics.mean, statistics.std, statistics.kurtosis, statistics.correlation)
+    if statistics.count != latent.data.size or not all(map(math.isfinite, figures)):
+        raise LatentNotGaussian("the statistics are not those of this latent", facts={"what": "statistics"})
+    return ApprovedLatent(
+        _GUARD,
+        payload=payload,
+        shape=latent.data.shape,
+        sha256=latent.sha256,
+        contract_sha256=contract.sha256,
+    )
+
+
+class LatentOpener:
+    """Checks the header of each latent in one stream, before any of its bytes; an `Opener`.
+
+    Args:
+        contract: What was agreed with the peer.
+        max_items: How many latents may come in the stream.
+    """
+
+    def __init__(self, contract: Contract, max_items: int) -> None:
+        self._contract = contract
+        self._contract_sha256 = contract.sha256
+        self._items_left = max_items
+        self._last_item = -1
+
+    def __call__(self, header: decoding_pb2.LatentHeader) -> Announced:
+        """Check one header.
+
+        Raises:
+            ContractMismatch: It is under another contract.
+            MessageInvalid: The item number does not rise, more items than announced, or a field is wrong.
+            ShapeMismatch: The shape is not the contract's, or the size is not the shape's.
+            PointsTooMany, ImageTooLarge: It is over the contract's limits.
+        """
+        if header.contract_sha256 != self._contract_sha256:
+            raise _other_contract(self._contract_sha256, header.contract_sha256)
+        if header.item <= self._last_item or self._items_left <= 0:
+            raise MessageInvalid(f"item {header.item} is not expected now", facts={"field": "item"})
+        announced = open_tensor(header.tensor, self._contract)
+        self._last_item = header.item
+        self._items_left -= 1
+        return announced
+
+
+def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announced:
+    """Check the header of a tensor against a contract.
+
+    Raises:
+        MessageInvalid: The type is unknown or the digest is none.
+        ShapeMismatch: The shape is not the contract's, or the size is not the shape's.
+        PointsTooMany, ImageTooLarge: It is over the contract's limits.
+    """
+    if header.dtype != common_pb2.DATA_TYPE_FLOAT32:
+        raise MessageInvalid(f"data type {header.dtype} is not known", facts={"field": "dtype"})
+    shape = tuple(header.shape)
+    _require_shape(shape, contract)
+    if header.size_bytes != math.prod(shape) * ITEM_BYTES[contract.target.dtype]:
+        raise ShapeMismatch(
+            f"{header.size_bytes} bytes were announced for shape {_shape(shape)}",
+            facts={"shape": _shape(shape), "bytes": header.size_bytes},
+        )
+    _require_within_limits(shape[0], header.size_bytes, contract)
+    return Announced(header.size_bytes, header.sha256, contract.limits.max_latent_bytes, _too_large(contract))
+
+
+def _require_shape(shape: Sequence[int], contract: Contract) -> None:
+    expected = contract.sample_shape
+    if len(shape) != len(expected) + 1 or tuple(shape[1:]) != expected or shape[0] < 1:
+        raise ShapeMismatch(
+            f"a latent of shape {_shape(shape)} where (N, {_shape(expected)}) was agreed",
+            facts={"shape": _shape(shape), "sample_shape": _shape(expected)},
+        )
+
+
+def _require_within_limits(samples: int, size_bytes: int, contract: Contract) -> None:
+    limits = contract.limits
+    if samples > limits.max_samples_per_item or size_bytes > limits.max_latent_bytes:
+        raise _too_large(contract)(
+            f"{samples} samples in {size_bytes} bytes",
+            facts={
+                "samples": samples,
+                "limit_samples": limits.max_samples_per_item,
+                "size_bytes": size_bytes,
+                "limit_bytes": limits.max_latent_bytes,
+            },
+        )
+
+
+def _require_finite(array: Array) -> None:
+    if not np.isfinite(array).all():
+        count = int(array.size - np.isfinite(array).sum())
+        raise NotFinite(f"{count} of {array.size} values are NaN or infinite", facts={"count": count})
+
+
+def _too_large(contract: Contract) -> type[DdibError]:
+    return PointsTooMany if contract.target.sample_kind == "point" else ImageTooLarge
+
+
+def _other_contract(ours: bytes, theirs: bytes) -> ContractMismatch:
+    remedy = "Negotiate the contract again: one of the two nodes has a new model or new limits."
+    return ContractMismatch(
+        "the latent is under another contract",
+        differences=(Difference("contract_sha256", theirs.hex()[:64], ours.hex(), remedy),),
+    )
+
+
+def _wire_view(data: Array) -> memoryview:
+    """The bytes on the wire, without a copy where memory has their order already."""
+    return data.astype(WIRE_DTYPE, copy=False).data.cast("B")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))[:100]

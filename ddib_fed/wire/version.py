@@ -1,0 +1,122 @@
+"""Which protocol versions this release speaks, and how two lists of them become the one that is used.
+
+The rule: the highest version that both speak is used; majors never mix; an unknown field is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from google.protobuf import unknown_fields
+from google.protobuf.message import Message
+
+from ddib_fed.errors import ContractMismatch, Difference, MessageInvalid, UnknownFields
+from ddib_fed.v1 import common_pb2
+
+MAX_VERSIONS = 16
+"""How many versions a peer may list."""
+
+MAX_NUMBER = 65_535
+"""Largest major or minor."""
+
+
+class Version(NamedTuple):
+    """A protocol version; ordered as one expects."""
+
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+SPOKEN: tuple[Version, ...] = (Version(1, 0),)
+"""Every version this release speaks: its own, and the minor before once there is one."""
+
+
+def versions_to_pb(versions: Iterable[Version] = SPOKEN) -> list[common_pb2.ProtocolVersion]:
+    """The versions as messages."""
+    return [common_pb2.ProtocolVersion(major=v.major, minor=v.minor) for v in versions]
+
+
+def version_from_pb(message: common_pb2.ProtocolVersion) -> Version:
+    """One version read from the wire.
+
+    Raises:
+        MessageInvalid: The major is 0 (none was set), or a number is absurd.
+    """
+    version = Version(message.major, message.minor)
+    if not (1 <= version.major <= MAX_NUMBER and version.minor <= MAX_NUMBER):
+        raise MessageInvalid(f"{version} is no protocol version", facts={"field": "version"})
+    return version
+
+
+def versions_from_pb(messages: Sequence[common_pb2.ProtocolVersion]) -> tuple[Version, ...]:
+    """The versions that a peer lists.
+
+    Raises:
+        MessageInvalid: None, more than `MAX_VERSIONS`, or one that is no version.
+    """
+    if not 1 <= len(messages) <= MAX_VERSIONS:
+        raise MessageInvalid(
+            f"{len(messages)} protocol versions were listed, 1 to {MAX_VERSIONS} are allowed",
+            facts={"field": "versions", "limit": MAX_VERSIONS},
+        )
+    return tuple(version_from_pb(message) for message in messages)
+
+
+def highest_common(source: Iterable[Version], target: Iterable[Version]) -> Version | None:
+    """The highest version in both lists, or None."""
+    return max(set(source) & set(target), default=None)
+
+
+def version_difference(source: Iterable[Version], target: Iterable[Version]) -> Difference:
+    """What to say when there is no common version."""
+    return Difference(
+        field="version",
+        source=", ".join(map(str, sorted(source, reverse=True))),
+        target=", ".join(map(str, sorted(target, reverse=True))),
+        remedy="Upgrade ddib-fed on the side whose newest version is lower.",
+    )
+
+
+def require_spoken(message: common_pb2.ProtocolVersion) -> Version:
+    """The version that a caller uses, provided that this release speaks it.
+
+    Raises:
+        MessageInvalid: It is no version.
+        ContractMismatch: It is a version that this release does not speak.
+    """
+    version = version_from_pb(message)
+    if version not in SPOKEN:
+        raise ContractMismatch(
+            f"the caller speaks protocol {version}, this release speaks {', '.join(map(str, SPOKEN))}",
+            differences=(version_difference([version], SPOKEN),),
+        )
+    return version
+
+
+def refuse_unknown_fields(message: Message) -> None:
+    """Refuse a message that has, at any depth, fields that this release does not know.
+
+    Raises:
+        UnknownFields: It has; `facts` names the message type.
+    """
+    if len(unknown_fields.UnknownFieldSet(message)):
+        name = message.DESCRIPTOR.name
+        raise UnknownFields(f"a {name} has fields that are not in the protocol", facts={"message": name})
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for child in _children(value):
+            refuse_unknown_fields(child)
+
+
+def _children(value: object) -> Iterable[Message]:
+    """The messages inside one field: of a map, of a list, or the one."""
+    if isinstance(value, Message):
+        return (value,)
+    if hasattr(value, "values"):
+        return (v for v in value.values() if isinstance(v, Message))
+    return (v for v in value if isinstance(v, Message)) if isinstance(value, Iterable) else ()
