@@ -172,6 +172,6 @@ def _tampered(
     if contract.target.institution != target_institution:
         remedy = "The node at this address belongs to another institution; correct the peer's address."
         yield Difference("institution", target_institution, contract.target.institution, remedy)
-    if contract.sha256 != sha256:
+    if contract.digest != sha256:
         remedy = "The two releases write the contract differently; upgrade the older one."
-        yield Difference("contract_sha256", contract.sha256.hex(), sha256.hex()[:64], remedy)
+        yield Difference("contract_sha256", contract.digest.hex(), sha256.hex()[:64], remedy)

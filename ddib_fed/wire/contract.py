@@ -225,7 +225,7 @@ class ContractLimits:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The whole agreement; `sha256` names it on every latent."""
+    """The whole agreement; `digest` names it on every latent."""
 
     version: Version
     source: ContractSide
@@ -254,7 +254,7 @@ class Contract:
         )
 
     @property
-    def sha256(self) -> bytes:
+    def digest(self) -> bytes:
         """SHA-256 over the canonical JSON, 32 bytes."""
         return hashlib.sha256(self.canonical()).digest()
 

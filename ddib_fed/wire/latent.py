@@ -83,7 +83,7 @@ class Latent:
     sha256: bytes
 
     @classmethod
-    def of(cls, array: Array) -> Latent:
+    def from_array(cls, array: Array) -> Latent:
         """The latent of an array; float32 arrays in C order are not copied.
 
         Raises:
@@ -95,21 +95,32 @@ class Latent:
         return cls(data, hashlib.sha256(_wire_view(data)).digest())
 
     @classmethod
-    def from_bytes(cls, data: bytes, shape: Sequence[int]) -> Latent:
+    def from_bytes(cls, data: bytes, sample_shape: Sequence[int]) -> Latent:
         """The latent in little-endian row-major float32 bytes; not copied, and read-only, on usual machines.
 
+        Args:
+            data: The bytes of N samples.
+            sample_shape: Shape of one sample.
+
         Raises:
-            ShapeMismatch: The bytes are not as many as the shape needs.
+            ShapeMismatch: The bytes are no whole number of samples, at least one.
             NotFinite: A value is NaN or infinite.
         """
-        if len(data) != math.prod(shape) * WIRE_DTYPE.itemsize or not data:
+        samples, rest = divmod(len(data), math.prod(sample_shape) * WIRE_DTYPE.itemsize)
+        if samples == 0 or rest:
             raise ShapeMismatch(
-                f"{len(data)} bytes are no float32 tensor of shape {tuple(shape)}",
-                facts={"shape": _shape(shape), "bytes": len(data)},
+                f"{len(data)} bytes are no float32 samples of shape {_shape(sample_shape)}",
+                facts={"sample_shape": _shape(sample_shape), "bytes": len(data)},
             )
-        array = np.frombuffer(data, dtype=WIRE_DTYPE).reshape(shape).astype(np.float32, copy=False)
+        array = np.frombuffer(data, dtype=WIRE_DTYPE).reshape(samples, *sample_shape)
+        array = array.astype(np.float32, copy=False)
         _require_finite(array)
         return cls(array, hashlib.sha256(data).digest())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on the wire."""
+        return self.data.nbytes
 
     def to_bytes(self) -> bytes:
         """Little-endian row-major float32 bytes."""
@@ -122,14 +133,22 @@ _GUARD = object()
 class ApprovedLatent:
     """A latent that may be sent under one contract; its bytes cannot change any more. Made by `approve`."""
 
-    __slots__ = ("_payload", "contract_sha256", "sha256", "shape")
+    __slots__ = ("_payload", "contract_sha256", "item", "sha256", "shape")
 
     def __init__(
-        self, guard: object, *, payload: bytes, shape: tuple[int, ...], sha256: bytes, contract_sha256: bytes
+        self,
+        guard: object,
+        *,
+        item: int,
+        payload: bytes,
+        shape: tuple[int, ...],
+        sha256: bytes,
+        contract_sha256: bytes,
     ) -> None:
         if guard is not _GUARD:
             raise TypeError("only approve() makes a latent fit to leave")
         self._payload = payload
+        self.item = item
         self.shape = shape
         self.sha256 = sha256
         self.contract_sha256 = contract_sha256
@@ -139,16 +158,15 @@ class ApprovedLatent:
         """How many bytes will cross."""
         return len(self._payload)
 
-    def stream(self, message: Callable[..., M], item: int, chunk_bytes: int = CHUNK) -> Iterator[M]:
-        """The messages that carry this latent as one item.
+    def stream(self, message: Callable[..., M], chunk_bytes: int = CHUNK) -> Iterator[M]:
+        """The messages that carry this latent.
 
         Args:
             message: `DecodeRequest` on the way to the target, `DecodeResponse` on the way back.
-            item: The item's number.
             chunk_bytes: Size of every chunk but the last.
         """
         header = decoding_pb2.LatentHeader(
-            item=item,
+            item=self.item,
             tensor=common_pb2.TensorHeader(
                 dtype=common_pb2.DATA_TYPE_FLOAT32,
                 shape=self.shape,
@@ -160,7 +178,7 @@ class ApprovedLatent:
         return stream(message, "latent", header, self._payload, chunk_bytes)
 
 
-def approve(latent: Latent, contract: Contract, statistics: Statistics) -> ApprovedLatent:
+def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item: int) -> ApprovedLatent:
     """The egress guard: the one function that makes a latent fit to leave.
 
     1. It has the contract's shape and is within its limits.
@@ -172,6 +190,7 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics) -> Appro
         latent: What the engine encoded.
         contract: What was agreed with the peer.
         statistics: What the engine's Gaussian check measured and let pass.
+        item: The number under which it is sent.
 
     Raises:
         ShapeMismatch: 1, the shape.
@@ -191,10 +210,11 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics) -> Appro
         raise LatentNotGaussian("the statistics are not those of this latent", facts={"what": "statistics"})
     return ApprovedLatent(
         _GUARD,
+        item=item,
         payload=payload,
         shape=latent.data.shape,
         sha256=latent.sha256,
-        contract_sha256=contract.sha256,
+        contract_sha256=contract.digest,
     )
 
 
@@ -208,7 +228,7 @@ class LatentOpener:
 
     def __init__(self, contract: Contract, max_items: int) -> None:
         self._contract = contract
-        self._contract_sha256 = contract.sha256
+        self._contract_sha256 = contract.digest
         self._items_left = max_items
         self._last_item = -1
 
