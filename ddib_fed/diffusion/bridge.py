@@ -1,0 +1,160 @@
+"""The bridge (Su et al., Dual Diffusion Implicit Bridges, arXiv 2203.08382, algorithm 1) in one process.
+
+    z = ODESolve(x; v_A, data -> noise),   y = ODESolve(z; v_B, noise -> data)
+
+The rule: a driver advances a solver under `no_grad`, on one thread, and always closes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddib_fed.diffusion.denoiser import Condition, Denoiser
+from ddib_fed.diffusion.plans import SolverSettings, plan
+from ddib_fed.diffusion.schedule import Schedule
+from ddib_fed.diffusion.solvers import Solver
+from ddib_fed.errors import SettingsInvalid
+
+# Told (evaluations done, evaluations in all) after each evaluation.
+OnStep = Callable[[int, int], None]
+DEFAULT_SETTINGS = SolverSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One domain's model as the bridge needs it."""
+
+    denoiser: Denoiser
+    schedule: Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """A translation there and back; each tensor has the shape of the points or pictures given.
+
+    Attributes:
+        latent: Of the source, by the source's model.
+        translated: Decoded by the target's model.
+        latent_again: The translated, encoded by the target's model.
+        returned: Decoded by the source's model.
+    """
+
+    latent: Tensor
+    translated: Tensor
+    latent_again: Tensor
+    returned: Tensor
+
+
+def integrate(
+    solver: Solver, denoiser: Denoiser, *, on_step: OnStep | None = None, evaluations: int = 0
+) -> Tensor:
+    """Drive one solver with one network to its end.
+
+    Args:
+        solver: A fresh generator of `Queries`.
+        denoiser: Answers them.
+        on_step: Called after each evaluation with (done, `evaluations`); what it raises ends the integration.
+        evaluations: How many there will be, for `on_step`.
+
+    Returns:
+        What the solver returns.
+    """
+    with torch.no_grad():
+        try:
+            query = next(solver)
+            done = 0
+            while True:
+                v = denoiser(query.x, query.level, query.cond)
+                done += 1
+                if on_step is not None:
+                    on_step(done, evaluations)
+                query = solver.send(v)
+        except StopIteration as stop:
+            result: Tensor = stop.value
+            return result
+        finally:
+            solver.close()
+
+
+def soften(x: Tensor, soften_sigma: float, noise: Tensor | None) -> Tensor:
+    """x diffused forward to the noise level sigma / alpha = `soften_sigma`: alpha x + sigma noise, shape of x.
+
+    Raises:
+        SettingsInvalid: A level outside [0, 1], or one above 0 without noise of the shape of x.
+    """
+    if soften_sigma == 0.0:
+        return x
+    if not 0.0 < soften_sigma <= 1.0:
+        raise SettingsInvalid(f"soften_sigma {soften_sigma} is outside [0, 1]")
+    if noise is None or noise.shape != x.shape:
+        raise SettingsInvalid("softening needs noise of the shape of what is softened")
+    alpha = 1.0 / math.hypot(1.0, soften_sigma)
+    return alpha * x + (alpha * soften_sigma) * noise
+
+
+def encode(
+    x: Tensor,
+    denoiser: Denoiser,
+    schedule: Schedule,
+    settings: SolverSettings = DEFAULT_SETTINGS,
+    *,
+    cond: Condition = None,
+    on_step: OnStep | None = None,
+    soften_sigma: float = 0.0,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """The latent of x.
+
+    Args:
+        x: Data (N, *sample_shape), float32 or float64, normalised as the model's training data.
+        denoiser: The domain's network.
+        schedule: Its schedule.
+        settings: How to integrate.
+        cond: Handed to the network.
+        on_step: Called with (done, evaluations).
+        soften_sigma: Noise level reached by forward diffusion before the ODE; 0 for none.
+        noise: Standard normal, shape of x, for softening.
+
+    Returns:
+        Shape and dtype of x.
+
+    Raises:
+        SettingsInvalid: Settings that do not exist, do not divide or do not fit.
+    """
+    steps = plan(settings, schedule, soften_sigma=soften_sigma)
+    solver = steps.encoder(soften(x, soften_sigma, noise), cond)
+    return integrate(solver, denoiser, on_step=on_step, evaluations=steps.evaluations)
+
+
+def decode(
+    z: Tensor,
+    denoiser: Denoiser,
+    schedule: Schedule,
+    settings: SolverSettings = DEFAULT_SETTINGS,
+    *,
+    cond: Condition = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """The sample whose latent is z (N, *sample_shape); arguments and errors as in `encode`."""
+    steps = plan(settings, schedule)
+    return integrate(steps.decoder(z, cond), denoiser, on_step=on_step, evaluations=steps.evaluations)
+
+
+def translate(
+    x: Tensor, source: Side, target: Side, settings: SolverSettings = DEFAULT_SETTINGS
+) -> tuple[Tensor, Tensor]:
+    """(latent, translation) of x (N, *sample_shape), each of its shape; errors as in `encode`."""
+    latent = encode(x, source.denoiser, source.schedule, settings)
+    return latent, decode(latent, target.denoiser, target.schedule, settings)
+
+
+def cycle(x: Tensor, source: Side, target: Side, settings: SolverSettings = DEFAULT_SETTINGS) -> Cycle:
+    """x (N, *sample_shape) translated and translated back; errors as in `encode`."""
+    latent, translated = translate(x, source, target, settings)
+    latent_again, returned = translate(translated, target, source, settings)
+    return Cycle(latent, translated, latent_again, returned)

@@ -1,0 +1,223 @@
+"""Grids: where between data and noise a solver steps, made from a schedule, a name and a number of intervals.
+
+A grid lists its levels from the data end to the noise end; decoding uses the same grid reversed. The exception is the
+public DDIB code, whose two directions use different ends: `ddib_compat_grids`. The rule: lambda strictly falls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ddib_fed.diffusion.schedule import DiscreteSchedule, Level, Schedule, discrete_schedule
+from ddib_fed.errors import SettingsInvalid
+
+# Density of nodes in lambda that was measured best: FLOOR + 1 / (1 + ((lambda - CENTRE) / WIDTH)^2).
+FLOOR, CENTRE, WIDTH = 0.12, 1.2, 1.6
+KARRAS_RHO = 7.0
+# Below this many steps the rescaled linear schedule makes single steps of beta > 0.4; 1,000 steps are respaced instead.
+MIN_RESCALED_STEPS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Levels to step through, and the level at the middle (in phi) of each interval.
+
+    Attributes:
+        levels: n + 1 levels, strictly monotone in phi.
+        middles: n levels.
+    """
+
+    levels: tuple[Level, ...]
+    middles: tuple[Level, ...]
+
+    def __len__(self) -> int:
+        """Number of intervals."""
+        return len(self.middles)
+
+    def reversed(self) -> Grid:
+        """The same grid the other way."""
+        return Grid(self.levels[::-1], self.middles[::-1])
+
+    @property
+    def phis(self) -> tuple[float, ...]:
+        """The angles of the levels."""
+        return tuple(level.phi for level in self.levels)
+
+
+def grid_of(schedule: Schedule, levels: tuple[Level, ...]) -> Grid:
+    """The grid through `levels`, with the middles of `schedule`."""
+    phis = torch.tensor([level.phi for level in levels], dtype=torch.float64)
+    middle = 0.5 * (phis[1:] + phis[:-1])
+    return Grid(levels, schedule.levels(-torch.log(torch.tan(middle))))
+
+
+def make_grid(schedule: Schedule, name: str, n: int, *, lambda_max: float | None = None) -> Grid:
+    """The named grid of `n` intervals on the usable range of `schedule`, from data to noise.
+
+    Args:
+        schedule: Gives the range and the network times.
+        name: One of `GRIDS`.
+        n: Intervals, at least 1.
+        lambda_max: Start at this lambda instead of the schedule's data end (after softening).
+
+    Raises:
+        SettingsInvalid: An unknown name, or an `n` that the grid cannot have.
+    """
+    if n < 1:
+        raise SettingsInvalid(f"a grid of {n} intervals", hint="use at least one interval")
+    if name == "integer":
+        return _integer_grid(schedule, n, lambda_max)
+    if name not in _PLACEMENTS:
+        raise SettingsInvalid(
+            f"there is no grid {name!r}", hint=f"grids: {', '.join(GRIDS)}", facts={"grid": name[:40]}
+        )
+    start = schedule.lambda_max if lambda_max is None else min(lambda_max, schedule.lambda_max)
+    if start <= schedule.lambda_min:
+        raise SettingsInvalid(
+            f"a grid cannot start at lambda {start:.2f}: the schedule ends at {schedule.lambda_min:.2f}"
+        )
+    lams = _PLACEMENTS[name](start, schedule.lambda_min, n)
+    lams[0], lams[-1] = start, schedule.lambda_min
+    return grid_of(schedule, schedule.levels(lams))
+
+
+def _uniform_lambda(start: float, end: float, n: int) -> Tensor:
+    return torch.linspace(start, end, n + 1, dtype=torch.float64)
+
+
+def _karras(start: float, end: float, n: int) -> Tensor:
+    """Uniform in (sigma / alpha)^(1 / 7) (Karras et al., arXiv 2206.00364, (5))."""
+    low, high = math.exp(-start / KARRAS_RHO), math.exp(-end / KARRAS_RHO)
+    return -KARRAS_RHO * torch.log(torch.linspace(low, high, n + 1, dtype=torch.float64))
+
+
+def _dense_middle(start: float, end: float, n: int) -> Tensor:
+    """Equal shares of the density's integral FLOOR lambda + WIDTH atan((lambda - CENTRE) / WIDTH), by bisection."""
+
+    def mass(lam: Tensor) -> Tensor:
+        return FLOOR * lam + WIDTH * torch.atan((lam - CENTRE) / WIDTH)
+
+    ends = mass(torch.tensor([start, end], dtype=torch.float64)).tolist()
+    wanted = torch.linspace(ends[0], ends[1], n + 1, dtype=torch.float64)
+    low, high = torch.full_like(wanted, end), torch.full_like(wanted, start)
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        below = mass(middle) < wanted
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return 0.5 * (low + high)
+
+
+_PLACEMENTS: Mapping[str, Callable[[float, float, int], Tensor]] = {
+    "default": _dense_middle,
+    "uniform-lambda": _uniform_lambda,
+    "karras": _karras,
+}
+GRIDS = (*_PLACEMENTS, "integer")
+
+
+def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None) -> Grid:
+    """Integer steps of a discrete schedule.
+
+    A discrete schedule of T steps is respaced to n + 1 of its own. For a continuous one the linear (cosine, ...)
+    schedule is rescaled to T = n steps, and the data stand at the usable range's own end, before step 0.
+    """
+    if isinstance(schedule, DiscreteSchedule):
+        if n + 1 > schedule.steps:
+            raise SettingsInvalid(
+                f"{n} evaluations need {n + 1} levels; the schedule has {schedule.steps}",
+                hint=f"use at most {schedule.steps - 1} evaluations on the integer grid",
+                facts={"evaluations": n, "maximum": schedule.steps - 1},
+            )
+        levels = schedule.at_steps(space_timesteps(schedule.steps, [n + 1]))
+    else:
+        table = discrete_schedule(schedule.name, n if n >= MIN_RESCALED_STEPS else 1000)
+        lams = [level.lam for level in table.at_steps(space_timesteps(table.steps, [n]))]
+        # From about 4,000 steps step 0 lies beyond the usable end: the data then stand just before it.
+        first = max(schedule.lambda_max, lams[0] + 1e-3)
+        last = [max(lams[-1], -20.0)]
+        levels = schedule.levels(torch.tensor([first, *lams[:-1], *last], dtype=torch.float64))
+    if lambda_max is not None and lambda_max < levels[0].lam:
+        levels = (schedule.level(lambda_max), *(level for level in levels if level.lam < lambda_max))
+    return grid_of(schedule, levels)
+
+
+def space_timesteps(steps: int, sections: list[int] | str) -> list[int]:
+    """Which of `steps` integer steps remain after respacing, ascending, as guided-diffusion chooses them.
+
+    Args:
+        steps: T.
+        sections: Steps to keep in each of equally long sections, as a list or "10,20"; "ddimN" for a constant
+            stride that gives exactly N steps; "" for all.
+
+    Raises:
+        SettingsInvalid: A section shorter than what it should keep, or no such stride.
+    """
+    if isinstance(sections, str):
+        if sections.startswith("ddim"):
+            return _strided(steps, sections.removeprefix("ddim"))
+        sections = [_count(part, sections) for part in sections.split(",")] if sections else [steps]
+    size, extra = divmod(steps, len(sections))
+    chosen: list[int] = []
+    start = 0
+    for index, count in enumerate(sections):
+        length = size + (index < extra)
+        if not 1 <= count <= length:
+            raise SettingsInvalid(f"cannot keep {count} steps of a section of {length}")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        # Added up, not multiplied: the public code's rounding.
+        position = 0.0
+        for _ in range(count):
+            chosen.append(start + round(position))
+            position += stride
+        start += length
+    return sorted(set(chosen))
+
+
+def _strided(steps: int, text: str) -> list[int]:
+    wanted = _count(text, f"ddim{text}")
+    for stride in range(1, steps):
+        if len(range(0, steps, stride)) == wanted:
+            return list(range(0, steps, stride))
+    raise SettingsInvalid(f"no constant stride leaves exactly {wanted} of {steps} steps")
+
+
+def _count(text: str, whole: str) -> int:
+    if not text.strip().isdecimal():
+        raise SettingsInvalid(f"respacing {whole!r} is not of the form '100', '10,20' or 'ddim100'")
+    return int(text)
+
+
+def ddib_compat_grids(
+    schedule: DiscreteSchedule, respacing: list[int] | str = "", *, told: Schedule | None = None
+) -> tuple[Grid, Grid]:
+    """The public code's levels: (encode, decode), which are not each other's reverse.
+
+    Encoding starts with the data at level 0 and ends at alpha_bar = 0; decoding starts at the last level and ends at
+    alpha_bar = 1. The network hears the original integer steps; at the two outer levels it is never asked.
+
+    Args:
+        schedule: The original T steps.
+        respacing: As in `space_timesteps`.
+        told: The network's own schedule, when it hears other times than those of `schedule`.
+
+    Raises:
+        SettingsInvalid: As `space_timesteps`.
+    """
+    inner = schedule.at_steps(space_timesteps(schedule.steps, respacing))
+    if told is not None:
+        inner = tuple(level._replace(t=told.level(level.lam).t) for level in inner)
+    noise, data = Level(0.0, 1.0, inner[-1].t), Level(1.0, 0.0, inner[0].t)
+    middles = told or schedule
+    return grid_of(middles, (*inner, noise)), grid_of(middles, (*inner[::-1], data))
+
+
+def is_monotone(grid: Grid) -> bool:
+    """Whether phi strictly rises, or strictly falls, along the grid."""
+    steps = [b - a for a, b in pairwise(grid.phis)]
+    return all(step > 0 for step in steps) or all(step < 0 for step in steps)

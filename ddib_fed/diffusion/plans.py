@@ -1,0 +1,203 @@
+"""Settings of an integration checked and turned into a plan: which solver, on which grid, how many evaluations.
+
+The rule: `evaluations` is what one leg costs, exactly; what cannot be had exactly is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import Tensor
+
+from ddib_fed.diffusion import solvers
+from ddib_fed.diffusion.denoiser import Condition
+from ddib_fed.diffusion.grids import GRIDS, Grid, ddib_compat_grids, make_grid
+from ddib_fed.diffusion.schedule import DiscreteSchedule, Schedule, discrete_schedule
+from ddib_fed.diffusion.solvers import Solver
+from ddib_fed.errors import SettingsInvalid
+
+MAX_EVALUATIONS = 10_000
+# The public code's levels at both ends, for `ddim` alone.
+COMPAT_GRID = "ddib"
+
+
+@dataclass(frozen=True, slots=True)
+class SolverSpec:
+    """What a solver is.
+
+    Attributes:
+        name: Its name in `SOLVERS`.
+        orders: Orders that can be chosen.
+        default_order: The order that 0 stands for.
+        evaluations_per_step: Network evaluations an interval.
+        evaluations_at_start: Network evaluations before the first interval.
+        reversible: Whether it is algebraically reversible (with its auxiliary state).
+        accuracy: Exponent with which its error falls with the step, by order.
+        summary: One line for help texts.
+    """
+
+    name: str
+    orders: tuple[int, ...]
+    default_order: int
+    evaluations_per_step: int
+    evaluations_at_start: int
+    reversible: bool
+    accuracy: Mapping[int, int]
+    summary: str
+
+
+def _spec(
+    name: str, accuracy: dict[int, int], default: int, cost: int, start: int, reversible: bool, summary: str
+) -> SolverSpec:
+    return SolverSpec(
+        name, tuple(accuracy), default, cost, start, reversible, MappingProxyType(accuracy), summary
+    )
+
+
+SOLVERS: Mapping[str, SolverSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            _spec("unipc", {2: 3, 3: 4}, 3, 1, 0, False, "multistep predictor-corrector, the most accurate"),
+            _spec("ddim", {1: 1}, 1, 1, 0, False, "the paper's; the baseline"),
+            _spec("rk4", {4: 4}, 4, 4, 0, False, "classical Runge-Kutta"),
+            _spec("alf", {2: 2}, 2, 1, 1, True, "asynchronous leapfrog, reversible"),
+        )
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SolverSettings:
+    """How one leg is integrated; both nodes use the same.
+
+    Attributes:
+        solver: A name in `SOLVERS`.
+        order: One of the solver's orders; 0 for its default.
+        evaluations: Network evaluations of one leg, 1 to 10,000.
+        grid: A name in `GRIDS`, or "ddib" (with ddim) for the public code's levels.
+    """
+
+    solver: str = "unipc"
+    order: int = 0
+    evaluations: int = 48
+    grid: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Checked settings with their grids.
+
+    Attributes:
+        settings: As asked, the order filled in.
+        spec: The solver.
+        encode_grid: From data to noise.
+        decode_grid: From noise to data.
+    """
+
+    settings: SolverSettings
+    spec: SolverSpec
+    encode_grid: Grid
+    decode_grid: Grid
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of one leg."""
+        return self.settings.evaluations
+
+    def encoder(self, x: Tensor, cond: Condition = None) -> Solver:
+        """The generator that takes x (N, *sample_shape) at the data end to its latent."""
+        return self._start(x, self.encode_grid, cond)
+
+    def decoder(self, z: Tensor, cond: Condition = None) -> Solver:
+        """The generator that takes a latent z (N, *sample_shape) to the data end."""
+        return self._start(z, self.decode_grid, cond)
+
+    def _start(self, x: Tensor, grid: Grid, cond: Condition) -> Solver:
+        if self.settings.solver == "unipc":
+            return solvers.unipc(x, grid, order=self.settings.order, cond=cond)
+        simple: Mapping[str, Callable[..., Solver]] = {
+            "ddim": solvers.ddim,
+            "rk4": solvers.rk4,
+            "alf": solvers.alf,
+        }
+        return simple[self.settings.solver](x, grid, cond=cond)
+
+
+def plan(settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 0.0) -> Plan:
+    """Check `settings` and lay them on `schedule`.
+
+    Args:
+        settings: What was asked.
+        schedule: The model's.
+        soften_sigma: Noise level sigma / alpha at which encoding takes over from forward diffusion; 0 for none.
+
+    Raises:
+        SettingsInvalid: Unknown names, an order out of range, evaluations out of range or not divisible by what a
+            step costs, or a grid that the schedule or solver cannot have.
+    """
+    settings = check_settings(settings)
+    spec = SOLVERS[settings.solver]
+    if settings.grid == COMPAT_GRID:
+        return Plan(settings, spec, *_compat(schedule, settings.evaluations))
+    n = (settings.evaluations - spec.evaluations_at_start) // spec.evaluations_per_step
+    grid = make_grid(schedule, settings.grid, n)
+    if soften_sigma == 0.0:
+        return Plan(settings, spec, grid, grid.reversed())
+    if not 0.0 < soften_sigma <= 1.0:
+        raise SettingsInvalid(f"soften_sigma {soften_sigma} is outside [0, 1]")
+    softened = make_grid(schedule, settings.grid, n, lambda_max=-math.log(soften_sigma))
+    return Plan(settings, spec, softened, grid.reversed())
+
+
+def check_settings(settings: SolverSettings) -> SolverSettings:
+    """`settings` with the order filled in, or SettingsInvalid; needs no model."""
+    spec = SOLVERS.get(settings.solver)
+    if spec is None:
+        raise SettingsInvalid(
+            f"there is no solver {settings.solver!r}",
+            hint=f"solvers: {', '.join(SOLVERS)}",
+            facts={"solver": settings.solver[:40]},
+        )
+    order = settings.order or spec.default_order
+    if order not in spec.orders:
+        raise SettingsInvalid(
+            f"{spec.name} has no order {order}",
+            hint=f"orders of {spec.name}: {', '.join(map(str, spec.orders))}",
+            facts={"order": order},
+        )
+    _check_evaluations(settings.evaluations, spec)
+    if settings.grid not in (*GRIDS, COMPAT_GRID):
+        raise SettingsInvalid(
+            f"there is no grid {settings.grid!r}",
+            hint=f"grids: {', '.join(GRIDS)}",
+            facts={"grid": settings.grid[:40]},
+        )
+    if settings.grid == COMPAT_GRID and settings.solver != "ddim":
+        raise SettingsInvalid("the public code's levels are for ddim alone", hint="use solver ddim with them")
+    return SolverSettings(settings.solver, order, settings.evaluations, settings.grid)
+
+
+def _check_evaluations(evaluations: int, spec: SolverSpec) -> None:
+    least = spec.evaluations_at_start + spec.evaluations_per_step
+    if not least <= evaluations <= MAX_EVALUATIONS:
+        raise SettingsInvalid(
+            f"{evaluations} evaluations a leg; {spec.name} takes {least} to {MAX_EVALUATIONS}",
+            hint="change the number of steps",
+            facts={"evaluations": evaluations, "minimum": least, "maximum": MAX_EVALUATIONS},
+        )
+    if (evaluations - spec.evaluations_at_start) % spec.evaluations_per_step:
+        raise SettingsInvalid(
+            f"{evaluations} evaluations do not divide by the {spec.evaluations_per_step} of one step of {spec.name}",
+            hint=f"use {evaluations - evaluations % spec.evaluations_per_step} evaluations",
+            facts={"evaluations": evaluations, "divisor": spec.evaluations_per_step},
+        )
+
+
+def _compat(schedule: Schedule, evaluations: int) -> tuple[Grid, Grid]:
+    if isinstance(schedule, DiscreteSchedule):
+        return ddib_compat_grids(schedule, [evaluations])
+    return ddib_compat_grids(discrete_schedule(schedule.name, evaluations), told=schedule)

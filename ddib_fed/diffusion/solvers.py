@@ -1,0 +1,156 @@
+"""Step rules for dx/dphi = v as generators: they yield where the network is to be evaluated and are sent v.
+
+    x = cos(phi) x0 + sin(phi) eps,   phi = atan2(sigma, alpha),   dx/dphi = v = cos(phi) eps - sin(phi) x0
+
+Encoding walks a grid from data (phi near 0) to noise (phi near pi/2), decoding the same grid reversed, with the same
+code. The rule: a solver never touches the tensor it was given, owns what it is sent, and reads the grid once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Generator
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ddib_fed.diffusion.denoiser import Condition, Query
+from ddib_fed.diffusion.grids import Grid
+
+Solver = Generator[Query, Tensor, Tensor]
+# One step's weights of an integral: of v at the nodes, newest first.
+Weights = tuple[float, ...]
+
+
+def ddim(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
+    """DDIM (Song et al., arXiv 2010.02502, (12) with eta = 0), order 1: x0 and eps are held over a step.
+
+    alpha_s x0 + sigma_s eps = cos(h) x + sin(h) v with h = phi_s - phi_t.
+
+    Args:
+        x: Start (N, *sample_shape).
+        grid: Levels to walk; one evaluation an interval.
+        cond: Handed through to the network.
+
+    Returns:
+        x at the last level.
+    """
+    x = x.clone()
+    for level, h in zip(grid.levels, _steps(grid), strict=False):
+        v = yield Query(x, level, cond)
+        x.mul_(math.cos(h)).add_(v, alpha=math.sin(h))
+    return x
+
+
+def rk4(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
+    """The classical Runge-Kutta rule of order 4; four evaluations an interval. Arguments as in `ddim`."""
+    x = x.clone()
+    for (level, following), middle, h in zip(pairwise(grid.levels), grid.middles, _steps(grid), strict=True):
+        total = yield Query(x, level, cond)
+        v = yield Query(torch.add(x, total, alpha=h / 2), middle, cond)
+        total = torch.add(total, v, alpha=2.0)
+        v = yield Query(torch.add(x, v, alpha=h / 2), middle, cond)
+        total.add_(v, alpha=2.0)
+        v = yield Query(torch.add(x, v, alpha=h), following, cond)
+        x.add_(total.add_(v), alpha=h / 6)
+    return x
+
+
+def unipc(x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> Solver:
+    """Predictor-corrector multistep on v (after UniPC, Zhao et al., arXiv 2302.04867); one evaluation an interval.
+
+    The predictor integrates the polynomial through the last `order` values of v; v is evaluated there once, and the
+    corrector integrates again with that value too. The next step reuses it. The last step has no corrector. The first
+    steps use as many values as there are.
+
+    Args:
+        x: Start (N, *sample_shape).
+        grid: Levels to walk.
+        order: Values of v that the predictor uses, 1 to 4.
+        cond: Handed through to the network.
+
+    Returns:
+        x at the last level.
+    """
+    predictors, correctors = unipc_weights(grid.phis, order)
+    x = x.clone()
+    guess = x
+    history: deque[Tensor] = deque(maxlen=order + 1)
+    for i, level in enumerate(grid.levels[:-1]):
+        v = yield Query(guess, level, cond)
+        history.appendleft(v)
+        if i > 0:
+            _accumulate(x, correctors[i - 1], history)
+        guess = _accumulate(x.clone(), predictors[i], history)
+    return guess
+
+
+def _accumulate(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:
+    """x plus the weighted values, in place."""
+    for weight, v in zip(weights, history, strict=False):
+        x.add_(v, alpha=weight)
+    return x
+
+
+@lru_cache(maxsize=128)
+def unipc_weights(phis: tuple[float, ...], order: int) -> tuple[tuple[Weights, ...], tuple[Weights, ...]]:
+    """Predictor and corrector weights of every interval of the angles `phis`, newest value of v first."""
+    predictors, correctors = [], []
+    for i, (start, end) in enumerate(pairwise(phis)):
+        nodes = phis[max(0, i + 1 - order) : i + 1][::-1]
+        predictors.append(integral_weights(nodes, start, end))
+        correctors.append(integral_weights((end, *nodes), start, end))
+    return tuple(predictors), tuple(correctors)
+
+
+def integral_weights(nodes: tuple[float, ...], start: float, end: float) -> Weights:
+    """Weights w with sum_j w_j f(nodes_j) = the integral from start to end of the polynomial through them."""
+    h = end - start
+    scaled = torch.tensor([(node - start) / h for node in nodes], dtype=torch.float64)
+    powers = torch.arange(len(nodes), dtype=torch.float64)
+    moments = 1.0 / (powers + 1.0)
+    solved = torch.linalg.solve(scaled[None, :] ** powers[:, None], moments)
+    return tuple((h * solved).tolist())
+
+
+def alf(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
+    """Asynchronous leapfrog, its auxiliary velocity started by one evaluation and dropped at the end.
+
+    One evaluation an interval and one for the start. Arguments as in `ddim`.
+    """
+    x, _ = yield from alf_pair(x, grid, cond=cond)
+    return x
+
+
+def alf_pair(
+    x: Tensor, grid: Grid, *, aux: Tensor | None = None, cond: Condition = None
+) -> Generator[Query, Tensor, tuple[Tensor, Tensor]]:
+    """Asynchronous leapfrog (Zhuang et al., arXiv 2102.04668), order 2, algebraically reversible in (x, aux).
+
+    x' = x + aux h/2;   aux = 2 v(x', middle) - aux;   x = x' + aux h/2. Walking the reversed grid from what was
+    returned gives (x, aux) back to rounding. The auxiliary is as large as x and reveals as much: it stays in the node.
+
+    Args:
+        x: Start (N, *sample_shape).
+        grid: Levels to walk; one evaluation an interval.
+        aux: Velocity at the start; None evaluates the network there first.
+        cond: Handed through to the network.
+
+    Returns:
+        x and aux at the last level.
+    """
+    x = x.clone()
+    aux = (yield Query(x, grid.levels[0], cond)) if aux is None else aux.clone()
+    for middle, h in zip(grid.middles, _steps(grid), strict=True):
+        x.add_(aux, alpha=h / 2)
+        v = yield Query(x, middle, cond)
+        aux = v.mul_(2.0).sub_(aux)
+        x.add_(aux, alpha=h / 2)
+    return x, aux
+
+
+def _steps(grid: Grid) -> list[float]:
+    return [end - start for start, end in pairwise(grid.phis)]

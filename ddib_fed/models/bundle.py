@@ -1,0 +1,298 @@
+"""A model on disk: a folder of manifest.json and model.safetensors, checked against digests before it is used.
+
+The manifest names the weights' SHA-256, and the bundle's digest is the SHA-256 of the manifest's canonical JSON, so one
+digest pins everything. The rule: what is loaded is what was verified (bytes are read once), and a folder appears whole
+or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ddib_fed.diffusion.bridge import Side
+from ddib_fed.diffusion.denoiser import Denoiser
+from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
+from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.networks import build_network
+
+MANIFEST_FILE = "manifest.json"
+WEIGHTS_FILE = "model.safetensors"
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_WEIGHTS_BYTES = 8 << 30
+REMAKE = "train or import the model again, or copy the whole folder again"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified model.
+
+    Attributes:
+        manifest: What it is.
+        state: Its weights, float32 on the CPU.
+        digest: SHA-256, hex, of the canonical manifest, which names the weights' digest.
+    """
+
+    manifest: Manifest
+    state: Mapping[str, Tensor] = field(repr=False)
+    digest: str
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule that it was trained on."""
+        return schedule_from_config(self.manifest.schedule)
+
+    def network(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> nn.Module:
+        """A network of its own with the weights, in evaluation mode."""
+        network = build_network(self.manifest.network)
+        network.load_state_dict(dict(self.state))
+        return network.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
+
+    def denoiser(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Denoiser:
+        """Its network as a function to v."""
+        network = self.network(dtype, device)
+        return Denoiser(network, self.manifest.parameterisation, self.manifest.time_input)
+
+    def side(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Side:
+        """Denoiser and schedule, for `bridge.translate` and `bridge.cycle`."""
+        return Side(self.denoiser(dtype, device), self.schedule)
+
+
+def make_bundle(manifest: Manifest, state: Mapping[str, Tensor], *, source: str = "the new model") -> Bundle:
+    """A bundle of `manifest` with the digest and size of `state` filled in.
+
+    Args:
+        manifest: Its `weights_sha256` and `parameters` are replaced.
+        state: The network's state dict.
+        source: Name of where it comes from, for errors.
+
+    Raises:
+        BundleInvalid: The state does not fit the network, or holds NaN or infinity.
+    """
+    weights = _pack(state)
+    return _assemble(_signed(manifest, state, weights), _read_weights(weights, source), source)
+
+
+def save_bundle(
+    path: Path, manifest: Manifest, state: Mapping[str, Tensor], *, overwrite: bool = False
+) -> Bundle:
+    """Write a bundle: whole under its name, or not there.
+
+    Args:
+        path: The folder to make; its parents are made.
+        manifest: Its `weights_sha256` and `parameters` are replaced by those of `state`.
+        state: The network's state dict; its dtypes are kept (float16 halves the file).
+        overwrite: Replace a bundle that is there.
+
+    Returns:
+        The bundle as `load_bundle` reads it.
+
+    Raises:
+        AlreadyExists: The folder is there and `overwrite` is not set.
+        BundleInvalid: The state does not fit the network, or holds NaN or infinity.
+    """
+    if path.exists() and not overwrite:
+        raise AlreadyExists(f"{path} exists", hint="choose another folder, or overwrite it")
+    weights = _pack(state)
+    signed = _signed(manifest, state, weights)
+    bundle = _assemble(signed, _read_weights(weights, str(path)), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        _write_durably(staging / WEIGHTS_FILE, weights)
+        text = json.dumps({"digest": bundle.digest, **signed.model_dump(mode="json")}, indent=2) + "\n"
+        _write_durably(staging / MANIFEST_FILE, text.encode())
+        staging.chmod(0o755)
+        _sync_folder(staging)
+        _move_into_place(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return bundle
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and verify the bundle in folder `path`.
+
+    Raises:
+        ModelNotFound: There is no bundle.
+        BundleInvalid: A file is damaged, was changed, or does not fit; the detail names file and field.
+    """
+    return _load(path, str(path))
+
+
+def pretrained_domains() -> tuple[str, ...]:
+    """Names of the domains whose models ship with the package."""
+    folder = _pretrained_folder()
+    return tuple(sorted(e.name for e in folder.iterdir() if e.is_dir())) if folder.is_dir() else ()
+
+
+def pretrained(domain: str) -> Bundle:
+    """The model of `domain` that ships with the package.
+
+    Raises:
+        ModelNotFound: None ships for this domain.
+        BundleInvalid: The installation is damaged.
+    """
+    shipped = pretrained_domains()
+    if domain not in shipped:
+        raise ModelNotFound(
+            f"no model of {domain!r} ships with the package",
+            hint=f"there are: {', '.join(shipped) or 'none'}",
+        )
+    return _load(_pretrained_folder() / domain, f"pretrained {domain}")
+
+
+def _pretrained_folder() -> Traversable:
+    return resources.files("ddib_fed.models") / "pretrained"
+
+
+def _load(folder: Path | Traversable, source: str) -> Bundle:
+    manifest_bytes = _read(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES, source)
+    manifest = parse_manifest(manifest_bytes, source)
+    weights = _read(folder, WEIGHTS_FILE, MAX_WEIGHTS_BYTES, source)
+    if hashlib.sha256(weights).hexdigest() != manifest.weights_sha256:
+        raise _invalid(
+            source, WEIGHTS_FILE, "weights_sha256", "the weights are not those that the manifest names"
+        )
+    return _assemble(manifest, _read_weights(weights, source), source)
+
+
+def parse_manifest(data: bytes, source: str) -> Manifest:
+    """The manifest in `data`, its digest verified.
+
+    Args:
+        data: Content of manifest.json.
+        source: Name of the bundle, for errors.
+
+    Raises:
+        BundleInvalid: No JSON, fields that are missing, unknown or out of range, or another digest.
+    """
+    try:
+        fields = json.loads(data)
+    except ValueError as error:
+        raise _invalid(source, MANIFEST_FILE, "", "it is not JSON") from error
+    if not isinstance(fields, dict):
+        raise _invalid(source, MANIFEST_FILE, "", "it is not a JSON object")
+    digest = fields.pop("digest", None)
+    try:
+        manifest = Manifest.model_validate(fields)
+        schedule_from_config(manifest.schedule)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _invalid(source, MANIFEST_FILE, ".".join(map(str, first["loc"])), first["msg"]) from error
+    except SettingsInvalid as error:
+        raise _invalid(source, MANIFEST_FILE, "schedule", error.detail) from error
+    if digest != manifest.digest():
+        raise _invalid(source, MANIFEST_FILE, "digest", "the manifest was changed after it was written")
+    return manifest
+
+
+def _assemble(manifest: Manifest, state: dict[str, Tensor], source: str) -> Bundle:
+    """Check the state against the network and make the bundle."""
+    expected = build_network(manifest.network).state_dict()
+    for key in sorted(expected.keys() | state.keys()):
+        problem = state_problem(key, expected, state)
+        if problem:
+            raise _invalid(source, WEIGHTS_FILE, key, problem)
+    return Bundle(manifest, state, manifest.digest())
+
+
+def state_problem(key: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What is wrong with `key` of a state dict, or nothing."""
+    if key not in expected:
+        return "the network has no such tensor"
+    if key not in state:
+        return "the tensor is missing"
+    if state[key].shape != expected[key].shape:
+        return f"its shape is {tuple(state[key].shape)}, the network's {tuple(expected[key].shape)}"
+    if not torch.isfinite(state[key]).all():
+        return "it holds NaN or infinity"
+    return ""
+
+
+def _signed(manifest: Manifest, state: Mapping[str, Tensor], weights: bytes) -> Manifest:
+    filled = {
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+    }
+    return manifest.model_copy(update=filled)
+
+
+def _pack(state: Mapping[str, Tensor]) -> bytes:
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
+    packed: bytes = safetensors.torch.save(tensors)
+    return packed
+
+
+def _read_weights(data: bytes, source: str) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
+    return {key: tensor.float() for key, tensor in tensors.items()}
+
+
+def _read(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
+    try:
+        with (folder / name).open("rb") as file:
+            data: bytes = file.read(max_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if name == WEIGHTS_FILE:
+            raise _invalid(source, WEIGHTS_FILE, "", "the file is missing") from error
+        raise ModelNotFound(
+            f"there is no model bundle in {source}", hint="train one: ddib model train"
+        ) from error
+    except OSError as error:
+        raise _invalid(source, name, "", f"it cannot be read: {error.strerror}") from error
+    if len(data) > max_bytes:
+        raise _invalid(source, name, "", f"it is larger than {max_bytes} bytes")
+    return data
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _move_into_place(staging: Path, path: Path) -> None:
+    """Rename the finished folder; a bundle in its place is moved aside first and removed last."""
+    if path.exists():
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+        path.rename(aside / path.name)
+        staging.rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        staging.rename(path)
+    _sync_folder(path.parent)
+
+
+def _invalid(source: str, file: str, name: str, problem: str) -> BundleInvalid:
+    where = f"{source}: {file}" + (f", {name}" if name else "")
+    facts: dict[str, Any] = {"file": file, "field": name[:100]} if name else {"file": file}
+    return BundleInvalid(f"{where}: {problem}", hint=REMAKE, facts=facts)

@@ -1,0 +1,49 @@
+"""Pieces that networks share: features of a time, and layers that take one time for all rows or one for each.
+
+The rule: a time embedding has one row per distinct time; `rows` spreads it over the batch, or it broadcasts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal features of guided-diffusion: [cos(t w_k), sin(t w_k)], w_k = max_period^(-k / (dim // 2)).
+
+    Args:
+        t: Times (K,).
+        dim: Number of features; an odd one gets a zero column.
+        max_period: Longest period over 2 pi.
+
+    Returns:
+        (K, dim) float32, or float64 for float64 times.
+    """
+    dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
+    half = dim // 2
+    exponent = torch.arange(half, dtype=dtype, device=t.device) * (-math.log(max_period) / half)
+    angle = t.to(dtype)[:, None] * torch.exp(exponent)[None]
+    features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
+    return F.pad(features, (0, dim % 2))
+
+
+def spread(embedding: Tensor, rows: Tensor | None) -> Tensor:
+    """`embedding` (K, E) as it is (to broadcast: K is 1 or the batch), or one row of it for each of `rows` (N,)."""
+    return embedding if rows is None else embedding.index_select(0, rows)
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Group normalisation over 32 groups, computed in float32 at least and returned in the input's dtype."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(32, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (N, channels, ...)."""
+        if x.dtype in (torch.float32, torch.float64):
+            return super().forward(x)
+        return super().forward(x.float()).to(x.dtype)
