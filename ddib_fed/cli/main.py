@@ -1,3 +1,175 @@
-"""placeholder"""
-def main() -> None:
-    raise SystemExit(0)
+"""Turns a command line into one command's call, and whatever it raises into a message and an exit code.
+
+Subcommands are imported when they are called: `ddib --help` loads click and nothing heavier, and a client
+without the [node] extra can run everything that needs no network of its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, NoReturn
+
+import click
+
+from ddib_fed import __version__
+from ddib_fed.errors import DdibError, ExitCode
+
+
+class Lazy(NamedTuple):
+    """A command that is not imported yet: where it is, and its line in the list of commands."""
+
+    target: str
+    help: str
+
+
+COMMANDS: Mapping[str, Lazy] = {
+    "demo": Lazy("ddib_fed.cli.demo:demo", "Two institutions on this machine, translating there and back."),
+    "translate": Lazy("ddib_fed.cli.translate:translate", "Translate files to another institution's domain."),
+    "domains": Lazy("ddib_fed.cli.domains:domains", "List the domains that can be translated to."),
+    "job": Lazy("ddib_fed.cli.job:job", "Submit, watch, fetch, cancel and delete jobs."),
+    "doctor": Lazy(
+        "ddib_fed.cli.doctor:doctor", "Check the client's profile and the way to its source node."
+    ),
+    "init": Lazy("ddib_fed.cli.init:init", "Write a node's configuration or a client's profile."),
+    "pki": Lazy(
+        "ddib_fed.cli.pki:pki", "Make the institution's CA; request, issue, install and show certificates."
+    ),
+    "peer": Lazy("ddib_fed.cli.peer:peer", "Export this node's peer file; add, list, test and remove peers."),
+    "status": Lazy("ddib_fed.cli.status:status", "Say how the node on this machine is doing."),
+    "reload": Lazy(
+        "ddib_fed.cli.status:reload", "Make the node read its peers, certificates and policy again."
+    ),
+    "drain": Lazy("ddib_fed.cli.status:drain", "Make the node finish its work and stop."),
+    "model": Lazy("ddib_fed.cli.model:model", "Train, sample, show and import models."),
+    "bridge": Lazy(
+        "ddib_fed.cli.bridge:bridge", "Translate between two models in one process, without nodes."
+    ),
+}
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "Translate": ("translate", "domains", "job", "doctor", "demo"),
+    "Run a node": ("init", "pki", "peer", "status", "reload", "drain"),
+    "Work with models, without nodes": ("model", "bridge"),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in the order of the table."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        del ctx
+        lazy = COMMANDS.get(cmd_name)
+        if lazy is None:
+            return None
+        module, _, attribute = lazy.target.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{lazy.target} is no click command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, with a suggestion for a misspelt one."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            meant = f" Did you mean {close[0]!r}?" if close else " `ddib --help` lists the commands."
+            raise click.UsageError(f"There is no command {name!r}.{meant}", ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands from the table, without importing any."""
+        del ctx
+        width = max(map(len, COMMANDS))
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), COMMANDS[name].help) for name in names])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="`ddib COMMAND --help` explains a command. Start with `ddib demo`. Exit codes are in docs/cli.md.",
+)
+@click.version_option(__version__, "--version", prog_name="ddib", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Translate between institutions that share neither pictures nor model weights.
+
+    A latent is an invertible encoding of the picture: treat it as the picture.
+    """
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run one command line and return the exit code; what failed is written to stderr."""
+    try:
+        result = cli.main(
+            args=list(args) if args is not None else None, prog_name="ddib", standalone_mode=False
+        )
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return ExitCode.CANCELLED
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has left; a second complaint at interpreter exit helps nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except Exception as error:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
+        return _explain(error)
+    return result if isinstance(result, int) else ExitCode.OK
+
+
+def _explain(error: Exception) -> int:
+    """Write an error to stderr and return its exit code."""
+    if debugging():
+        traceback.print_exception(error)
+    if isinstance(error, DdibError):
+        from ddib_fed.cli.output import show_error
+
+        show_error(error)
+        return error.exit_code
+    if missing := missing_extra(error):
+        click.echo(f"error: this command needs {missing}, which is not installed", err=True)
+        click.echo("  try:  pip install 'ddib-fed[node]'", err=True)
+        return ExitCode.USAGE
+    if isinstance(error, OSError) and error.filename is not None:
+        click.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        return ExitCode.BAD_INPUT
+    click.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
+    if not debugging():
+        click.echo("  try:  the same command with DDIB_DEBUG=1 in front shows where it happened", err=True)
+    return ExitCode.INTERNAL
+
+
+NODE_EXTRA = frozenset({"torch", "safetensors", "matplotlib", "PIL", "prometheus_client", "grpc_health"})
+
+
+def missing_extra(error: Exception) -> str | None:
+    """Which package of the [node] extra an ImportError is about, if any."""
+    if not isinstance(error, ImportError) or error.name is None:
+        return None
+    package = error.name.partition(".")[0]
+    return package if package in NODE_EXTRA else None
+
+
+def debugging() -> bool:
+    """Whether tracebacks are wanted."""
+    return os.environ.get("DDIB_DEBUG", "") not in {"", "0"}
+
+
+def main() -> NoReturn:
+    """The `ddib` command."""
+    sys.exit(run())

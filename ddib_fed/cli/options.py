@@ -1,0 +1,98 @@
+"""The options that several commands share, each defined once: it reads and behaves the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+SOLVERS = ("unipc", "ddim", "rk4", "alf")
+GRIDS = ("default", "uniform-lambda", "karras", "integer")
+
+PROFILE = click.option(
+    "--profile",
+    "profile_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The client's profile; without it $DDIB_PROFILE, ./client.toml or ~/.config/ddib/client.toml.",
+)
+CONFIG = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("node.toml"),
+    show_default=True,
+    metavar="FILE",
+    help="The node's configuration.",
+)
+FORMAT = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How to print: for people, or one JSON document for scripts.",
+)
+OUT_RESULTS = click.option(
+    "--out",
+    "out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder for the results; made when missing.",
+)
+FORCE = click.option("--force", is_flag=True, help="Overwrite results that are there already.")
+TARGET = click.option(
+    "--to",
+    "target",
+    required=True,
+    metavar="INSTITUTION/DOMAIN",
+    help="Where to, as `ddib domains` lists it.",
+)
+STEPS = click.option(
+    "--steps",
+    type=click.IntRange(1, 10_000),
+    default=48,
+    show_default=True,
+    help="Network evaluations of each leg (encoding, decoding).",
+)
+SOLVER = click.option(
+    "--solver",
+    type=click.Choice(SOLVERS),
+    default="unipc",
+    show_default=True,
+    help="How the ODE is integrated.",
+)
+ORDER = click.option(
+    "--order",
+    type=click.IntRange(0, 4),
+    default=0,
+    show_default=True,
+    help="Order of the solver; 0 for its own default.",
+)
+GRID = click.option(
+    "--grid",
+    type=click.Choice(GRIDS),
+    default="default",
+    show_default=True,
+    help="Where the steps are placed.",
+)
+CYCLE = click.option(
+    "--cycle",
+    is_flag=True,
+    help="Translate back as well and report the error of the round trip for each item.",
+)
+KEEP_LATENT = click.option(
+    "--keep-latent",
+    is_flag=True,
+    help="Fetch the latents too. A latent is an invertible encoding: treat it as the picture.",
+)
+DEADLINE = click.option(
+    "--deadline",
+    type=click.FloatRange(min=1),
+    default=None,
+    metavar="SECONDS",
+    help="Give the job up after this long; without it the node's default.",
+)
+FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+JOB_ID = click.argument("job_id", metavar="JOB")

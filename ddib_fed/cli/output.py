@@ -1,0 +1,154 @@
+"""Turns results and errors into what a terminal or a script reads: results on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddib_fed.errors import DdibError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# What to try next when the error itself does not know; by reason, and the class's own parents after it.
+NEXT_STEPS: Mapping[str, str] = {
+    "INTERNAL": "give the incident's id to the node's operator, whose log has the rest",
+    "INPUT_INVALID": "compare the input with what `ddib domains` lists for this node",
+    "USAGE": "the command's --help",
+    "SETTINGS_INVALID": "ddib translate --help lists solvers, orders and grids",
+    "MESSAGE_INVALID": "ddib --version on both machines: client and node may be of different releases",
+    "SHAPE_MISMATCH": "ddib domains shows the shape that this node takes",
+    "POINTS_TOO_MANY": "split the file into several and translate them in one call",
+    "BUNDLE_INVALID": "ddib model show DIR names the check that fails",
+    "CONTRACT_MISMATCH": "send the table to both operators; ddib domains lists what can be reached now",
+    "STATE_CONFLICT": "ddib job list shows the job's state",
+    "REFUSED": "ask the operator of the node that refused",
+    "UNAUTHENTICATED": "ddib doctor names what is wrong with the certificate",
+    "PEER_UNKNOWN": "the operators exchange peer files: ddib peer export, ddib peer add",
+    "LATENT_NOT_GAUSSIAN": "use data of the domain that the model was trained on, or more steps",
+    "NOT_FOUND": "check the name",
+    "JOB_NOT_FOUND": "ddib job list",
+    "ITEM_NOT_FOUND": "ddib job show JOB",
+    "DOMAIN_NOT_FOUND": "ddib domains",
+    "PEER_NOT_FOUND": "ddib domains, or ddib peer list at the node",
+    "MODEL_NOT_FOUND": "train one: ddib-source-node train --config node.toml, or ddib model train",
+    "FILE_NOT_FOUND": "check the path",
+    "REQUEST_ID_CONFLICT": "leave --request-id out: a new one is made for each job",
+    "ALREADY_EXISTS": "choose another folder, or --force",
+    "EXHAUSTED": "try again later; ddib job list shows what is under way",
+    "UNAVAILABLE": "ddib doctor, then the same command again",
+    "NOT_READY": "the same command again in a moment",
+    "DRAINING": "the same command again when the node is back",
+    "PEER_UNREACHABLE": "ddib doctor",
+    "CHUNK_CORRUPT": "the same command again; the bytes were damaged on the way",
+    "CANCELLED": "ddib job list",
+    "DEADLINE_EXCEEDED": "the same command with a longer --deadline",
+    "JOB_FAILED": "ddib job show JOB",
+    "OUT_OF_BOUNDS": "the report names the figure",
+}
+
+
+def next_step(error: DdibError) -> str:
+    """What to try: the error's own hint, else the table's line for its class or the nearest parent."""
+    if error.hint:
+        return error.hint
+    reasons = (str(getattr(kind, "reason", "")) for kind in type(error).__mro__)
+    return next((NEXT_STEPS[reason] for reason in reasons if reason in NEXT_STEPS), "")
+
+
+def show_error(error: DdibError) -> None:
+    """Write what failed, at which hop, and what to try next, to stderr."""
+    click.echo(f"error: {error.detail}  [{error.reason}]", err=True)
+    if error.hop:
+        click.echo(f"  at:   {error.hop}", err=True)
+    facts = ", ".join(f"{key} {value}" for key, value in error.facts.items())
+    if facts:
+        click.echo(f"  more: {facts}", err=True)
+    if error.incident:
+        click.echo(f"  incident: {error.incident}", err=True)
+    if error.differences:
+        _show_differences(error)
+    step = next_step(error)
+    if error.retry_after_s:
+        step = (
+            f"{step} (after {error.retry_after_s:.0f} s)"
+            if step
+            else f"again after {error.retry_after_s:.0f} s"
+        )
+    if step:
+        click.echo(f"  try:  {step}", err=True)
+
+
+def _show_differences(error: DdibError) -> None:
+    """The fields in which two contracts differ, as a table on stderr."""
+    table = [("field", "source", "target", "what to do")]
+    table += [(d.field, d.source, d.target, d.remedy) for d in error.differences]
+    widths = [max(len(row[column]) for row in table) for column in range(3)]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+        click.echo("    " + "  ".join([*cells, row[3]]), err=True)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console without markup: file names may hold brackets."""
+    from rich.console import Console
+
+    return Console(file=sys.stderr if stderr else sys.stdout, highlight=False, markup=False)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A small table on stdout; columns whose name starts with `>` are right-aligned."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(plain(value), indent=2, sort_keys=False))
+
+
+def plain(value: object) -> Any:
+    """Dataclasses, enums, bytes (as hex), paths and tuples as what JSON has."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def number(value: float) -> str:
+    """A figure for a table: three significant digits."""
+    return f"{value:.3g}"
+
+
+def size(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
