@@ -1,7 +1,7 @@
 """Turns security-relevant acts into lines of an append-only file, each with the digest of the line before it.
 
-The rule: who did what, with which digests and peers; never what a picture, a latent or a file holds. An act is on
-the disk when `write` returns.
+The rule: who did what, with which digests and peers; never what a picture, a latent or a file holds. An act is
+on the disk when `write` returns.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
 _RESERVED = frozenset({"n", "time", "act", "previous"})
 
 Scalar = str | int | float | bool | None
-Value = Scalar | Sequence[str]
+Value = Scalar | Sequence[str] | Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class AuditLog:
 
         Raises:
             ValueError: The act or a key is no plain lower-case name, or a key is one of the log's own.
-            TypeError: A value is neither a scalar nor a list of strings.
+            TypeError: A value is neither a scalar nor a list of strings or integers.
             OSError: The line could not be written; the caller must not go on with the act.
         """
         record = {key: _checked(key, value) for key, value in values.items()}
@@ -121,7 +121,7 @@ class AuditLog:
         self._head = _digest(line)
 
     def _catch_up(self, file: int) -> int:
-        """Learn where the log ends, after a start or another's write; cut a torn line, and say how long it was."""
+        """Learn where the log ends, after a start or another's write; cut a torn line: its length."""
         size = os.fstat(file).st_size
         if size == self._size:
             return 0
@@ -139,8 +139,8 @@ class AuditLog:
 def verify(path: Path) -> Verified:
     """Read a whole log and follow its chain; it is not changed.
 
-    A chain shows lines that were changed, dropped or put in between. It cannot show that the end was cut off, or
-    that somebody who may write the file wrote it anew: compare `head` with one that was noted elsewhere.
+    A chain shows lines that were changed, dropped or put in between. It cannot show that the end was cut off,
+    or that somebody who may write the file wrote it anew: compare `head` with one that was noted elsewhere.
 
     Raises:
         FileNotFoundError: There is no log.

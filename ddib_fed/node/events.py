@@ -1,8 +1,8 @@
 """Turns what workers report into what watchers of a job read, in memory, however slow a watcher is.
 
-The rule: a job keeps a bounded number of events. A step replaces the one before it of the same item and stage:
-a watcher that falls behind misses steps, not changes of state. Sequence numbers rise within a job, also over
-a restart.
+The rule: a job keeps a bounded number of events. A step replaces the one before it of the same item and
+stage: a watcher that falls behind misses steps, not changes of state. Sequence numbers rise within a job, also
+over a restart.
 """
 
 from __future__ import annotations
