@@ -56,7 +56,7 @@ def integrate(
     """Drive one solver with one network to its end.
 
     Args:
-        solver: A fresh generator of `Queries`.
+        solver: A fresh generator of `Query`.
         denoiser: Answers them.
         on_step: Called after each evaluation with (done, `evaluations`); what it raises ends the integration.
         evaluations: How many there will be, for `on_step`.
@@ -82,7 +82,7 @@ def integrate(
 
 
 def soften(x: Tensor, soften_sigma: float, noise: Tensor | None) -> Tensor:
-    """x diffused forward to the noise level sigma / alpha = `soften_sigma`: alpha x + sigma noise, shape of x.
+    """Diffuse x forward to the noise level sigma / alpha = `soften_sigma`: alpha x + sigma noise, shape of x.
 
     Raises:
         SettingsInvalid: A level outside [0, 1], or one above 0 without noise of the shape of x.
@@ -140,7 +140,7 @@ def decode(
     cond: Condition = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """The sample whose latent is z (N, *sample_shape); arguments and errors as in `encode`."""
+    """Find the sample whose latent is z (N, *sample_shape); arguments and errors as in `encode`."""
     steps = plan(settings, schedule)
     return integrate(steps.decoder(z, cond), denoiser, on_step=on_step, evaluations=steps.evaluations)
 
@@ -148,13 +148,13 @@ def decode(
 def translate(
     x: Tensor, source: Side, target: Side, settings: SolverSettings = DEFAULT_SETTINGS
 ) -> tuple[Tensor, Tensor]:
-    """(latent, translation) of x (N, *sample_shape), each of its shape; errors as in `encode`."""
+    """Give (latent, translation) of x (N, *sample_shape), each of its shape; errors as in `encode`."""
     latent = encode(x, source.denoiser, source.schedule, settings)
     return latent, decode(latent, target.denoiser, target.schedule, settings)
 
 
 def cycle(x: Tensor, source: Side, target: Side, settings: SolverSettings = DEFAULT_SETTINGS) -> Cycle:
-    """x (N, *sample_shape) translated and translated back; errors as in `encode`."""
+    """Translate x (N, *sample_shape) and translate it back; errors as in `encode`."""
     latent, translated = translate(x, source, target, settings)
     latent_again, returned = translate(translated, target, source, settings)
     return Cycle(latent, translated, latent_again, returned)

@@ -1,7 +1,7 @@
 """Networks that predict eps, x0 or v, seen as one function: (x, level) to v = dx/dphi.
 
-With x = cos(phi) x0 + sin(phi) eps and the angle phi = atan2(sigma, alpha), the probability-flow ODE is dx/dphi = v,
-v = alpha eps - sigma x0 (Salimans, Ho, arXiv 2202.00512, appendix D), hence
+With x = cos(phi) x0 + sin(phi) eps and the angle phi = atan2(sigma, alpha), the probability-flow ODE is
+dx/dphi = v, v = alpha eps - sigma x0 (Salimans, Ho, arXiv 2202.00512, appendix D), hence
 
     from eps: v = (eps - sigma x) / alpha      from x0: v = (alpha x - x0) / sigma
     back:     x0 = alpha x - sigma v           eps = sigma x + alpha v
@@ -45,22 +45,22 @@ class Query:
 
 
 def v_from_eps(eps: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """v from eps, x (N, ...) at alpha, sigma (floats, or tensors that broadcast); 0 where alpha is 0."""
+    """Turn eps into v: eps, x (N, ...) at alpha, sigma (floats, or tensors that broadcast); 0 where alpha is 0."""
     return _divide(eps - sigma * x, alpha)
 
 
 def v_from_x0(x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """v from x0, x (N, ...) at alpha, sigma (floats, or tensors that broadcast); 0 where sigma is 0."""
+    """Turn x0 into v: x0, x (N, ...) at alpha, sigma (floats, or tensors that broadcast); 0 where sigma is 0."""
     return _divide(alpha * x - x0, sigma)
 
 
 def x0_from_v(v: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """x0 = alpha x - sigma v, shape of x."""
+    """Turn v into x0 = alpha x - sigma v, shape of x."""
     return alpha * x - sigma * v
 
 
 def eps_from_v(v: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """eps = sigma x + alpha v, shape of x."""
+    """Turn v into eps = sigma x + alpha v, shape of x."""
     return sigma * x + alpha * v
 
 
@@ -74,8 +74,8 @@ def _divide(numerator: Tensor, divisor: float | Tensor) -> Tensor:
 class Denoiser:
     """A network with what it predicts and how it is told the time; called, it answers v.
 
-    The network is called as ``network(x, times, rows=None, **cond)``: `times` is (1,) for all rows, or (K,) with
-    `rows` (N,) saying which of them each row of x has, so that time embeddings are made once per level.
+    The network is called as ``network(x, times, rows=None, **cond)``: `times` is (1,) for all rows, or (K,)
+    with `rows` (N,) saying which of them each row of x has, so that time embeddings are made once per level.
 
     Args:
         network: Module; it is put into evaluation mode.
@@ -101,7 +101,7 @@ class Denoiser:
         self.device = parameter.device
 
     def __call__(self, x: Tensor, level: Level, cond: Condition = None) -> Tensor:
-        """v at (x, level): shape and dtype of x (N, *sample_shape); a fresh tensor."""
+        """Evaluate v at (x, level): shape and dtype of x (N, *sample_shape); a fresh tensor."""
         times = self._times(torch.tensor([level], dtype=torch.float64))
         out = self._network(x, times, None, cond)
         return self._to_v(out, x, level.alpha, level.sigma)
@@ -109,7 +109,7 @@ class Denoiser:
     def evaluate_merged(
         self, x: Tensor, levels: Sequence[Level], counts: Sequence[int], cond: Condition = None
     ) -> Tensor:
-        """v for several requests in one network call.
+        """Evaluate v for several requests in one network call.
 
         Args:
             x: States one under the other, (sum of counts, *sample_shape).
@@ -127,7 +127,7 @@ class Denoiser:
     def evaluate(
         self, x: Tensor, times: Tensor, alphas: Tensor, sigmas: Tensor, cond: Condition = None
     ) -> Tensor:
-        """v with a level of its own for each row: `times`, `alphas`, `sigmas` are (N,), best in float64."""
+        """Evaluate v with a level of its own for each row: `times`, `alphas`, `sigmas` are (N,), best in float64."""
         table = torch.stack([alphas.double(), sigmas.double(), times.double()], dim=1).cpu()
         table, rows = torch.unique(table, dim=0, return_inverse=True)
         return self._evaluate(x, table, rows, cond)
@@ -137,7 +137,7 @@ class Denoiser:
         return self._network(x, self._times(torch.tensor([level], dtype=torch.float64)), None, cond)
 
     def _evaluate(self, x: Tensor, table: Tensor, rows: Tensor, cond: Condition) -> Tensor:
-        """v with levels `table` (K, 3) as (alpha, sigma, t) and `rows` (N,) pointing into it."""
+        """Evaluate v with levels `table` (K, 3) as (alpha, sigma, t) and `rows` (N,) pointing into it."""
         rows = rows.to(x.device)
         out = self._network(x, self._times(table), rows, cond)
         shape = (-1,) + (1,) * (x.ndim - 1)

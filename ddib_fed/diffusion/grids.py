@@ -1,7 +1,8 @@
 """Grids: where between data and noise a solver steps, made from a schedule, a name and a number of intervals.
 
-A grid lists its levels from the data end to the noise end; decoding uses the same grid reversed. The exception is the
-public DDIB code, whose two directions use different ends: `ddib_compat_grids`. The rule: lambda strictly falls.
+A grid lists its levels from the data end to the noise end; decoding uses the same grid reversed. The
+exception is the public DDIB code, whose two directions use different ends: `ddib_compat_grids`. The rule:
+lambda strictly falls.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from ddib_fed.errors import SettingsInvalid
 # Density of nodes in lambda that was measured best: FLOOR + 1 / (1 + ((lambda - CENTRE) / WIDTH)^2).
 FLOOR, CENTRE, WIDTH = 0.12, 1.2, 1.6
 KARRAS_RHO = 7.0
-# Below this many steps the rescaled linear schedule makes single steps of beta > 0.4; 1,000 steps are respaced instead.
+# Below this many steps the rescaled linear schedule makes single steps of beta > 0.4; 1,000 steps are
+# respaced instead.
 MIN_RESCALED_STEPS = 50
 
 
@@ -124,8 +126,8 @@ GRIDS = (*_PLACEMENTS, "integer")
 def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None) -> Grid:
     """Integer steps of a discrete schedule.
 
-    A discrete schedule of T steps is respaced to n + 1 of its own. For a continuous one the linear (cosine, ...)
-    schedule is rescaled to T = n steps, and the data stand at the usable range's own end, before step 0.
+    A discrete schedule of T steps is respaced to n + 1 of its own. For a continuous one the linear (cosine,
+    ...) schedule is rescaled to T = n steps, and the data stand at the usable range's own end, before step 0.
     """
     if isinstance(schedule, DiscreteSchedule):
         if n + 1 > schedule.steps:
@@ -198,8 +200,9 @@ def ddib_compat_grids(
 ) -> tuple[Grid, Grid]:
     """The public code's levels: (encode, decode), which are not each other's reverse.
 
-    Encoding starts with the data at level 0 and ends at alpha_bar = 0; decoding starts at the last level and ends at
-    alpha_bar = 1. The network hears the original integer steps; at the two outer levels it is never asked.
+    Encoding starts with the data at level 0 and ends at alpha_bar = 0; decoding starts at the last level and
+    ends at alpha_bar = 1. The network hears the original integer steps; at the two outer levels it is never
+    asked.
 
     Args:
         schedule: The original T steps.

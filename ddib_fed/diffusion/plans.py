@@ -1,4 +1,4 @@
-"""Settings of an integration checked and turned into a plan: which solver, on which grid, how many evaluations.
+"""Settings of an integration, checked and laid on a schedule: which solver, which grid, how many evaluations.
 
 The rule: `evaluations` is what one leg costs, exactly; what cannot be had exactly is refused.
 """
@@ -133,11 +133,12 @@ def plan(settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 
     Args:
         settings: What was asked.
         schedule: The model's.
-        soften_sigma: Noise level sigma / alpha at which encoding takes over from forward diffusion; 0 for none.
+        soften_sigma: Noise level sigma / alpha at which encoding takes over from forward diffusion; 0 for
+            none.
 
     Raises:
-        SettingsInvalid: Unknown names, an order out of range, evaluations out of range or not divisible by what a
-            step costs, or a grid that the schedule or solver cannot have.
+        SettingsInvalid: Unknown names, an order out of range, evaluations out of range or not divisible by
+            what a step costs, or a grid that the schedule or solver cannot have.
     """
     settings = check_settings(settings)
     spec = SOLVERS[settings.solver]

@@ -1,7 +1,7 @@
-"""Noise schedules: network time t to the levels (alpha_t, sigma_t) of x_t = alpha_t x_0 + sigma_t eps, and back.
+"""Noise schedules: a network's time t to the level (alpha_t, sigma_t) of x_t = alpha_t x_0 + sigma_t eps, and back.
 
-Every schedule is variance preserving, alpha_t^2 + sigma_t^2 = 1, and is known by one function, the integrated noise
-rate B(t) = -log alpha_t^2, and its inverse. From it follow, without cancellation at either end,
+Every schedule is variance preserving, alpha_t^2 + sigma_t^2 = 1, and is known by one function, the integrated
+noise rate B(t) = -log alpha_t^2, and its inverse. From it follow, without cancellation at either end,
 
     alpha_t = exp(-B/2),   sigma_t = sqrt(1 - exp(-B)),   lambda_t = log(alpha_t / sigma_t) = -log(exp(B) - 1) / 2,
 
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ddib_fed.errors import SettingsInvalid
 
-# Noise level sigma / alpha = 0.005 at the data end: measured to cost 1.4e-4 in a translated point of unit variance.
+# Noise level sigma / alpha = 0.005 at the data end: measured to cost 1.4e-4 in a translated point of unit
+# variance.
 LAMBDA_MAX = 5.3
 # For schedules that reach alpha = 0: the prior is N(0, I) within exp(2 lambda) in relative variance.
 COSINE_LAMBDA_MIN = -5.0
@@ -126,7 +127,7 @@ class Schedule(ABC):
 
 
 class LinearSchedule(Schedule):
-    """Rate beta(t) = b0 + (b1 - b0) t on [0, 1]: the limit of Ho et al.'s linear betas (Song et al., arXiv 2011.13456, (32))."""
+    """Rate beta(t) = b0 + (b1 - b0) t on [0, 1], the limit of Ho et al.'s betas (arXiv 2011.13456, (32))."""
 
     name = "linear"
     beta_0 = 0.1
@@ -148,7 +149,7 @@ class LinearSchedule(Schedule):
 
 
 class CosineSchedule(Schedule):
-    """alpha_t = cos(u_t) / cos(u_0), u_t = (t + s) / (1 + s) pi / 2, s = 0.008 (Nichol, Dhariwal, arXiv 2102.09672, (17))."""
+    """alpha_t = cos(u_t) / cos(u_0), u_t = (t + s) / (1 + s) pi / 2, s = 0.008 (arXiv 2102.09672, (17))."""
 
     name = "cosine"
     offset = 0.008
@@ -173,7 +174,7 @@ class CosineSchedule(Schedule):
 
 
 class ZeroTerminalSchedule(Schedule):
-    """The linear schedule shifted and scaled in alpha so that alpha_1 = 0 (Lin et al., arXiv 2305.08891, algorithm 1)."""
+    """The linear schedule shifted and scaled in alpha to reach alpha_1 = 0 (arXiv 2305.08891, algorithm 1)."""
 
     name = "zero-terminal-snr"
 
@@ -271,7 +272,7 @@ def cosine_betas(steps: int) -> Tensor:
 
 
 def zero_terminal_betas(betas: Tensor) -> Tensor:
-    """`betas` with alpha shifted and scaled so that the last is 0 and the first unchanged (arXiv 2305.08891): (T,) float64."""
+    """Shift and scale alpha of `betas` so that the last is 0, the first kept (arXiv 2305.08891): (T,) float64."""
     alpha = torch.cumprod(1.0 - betas.double(), 0).sqrt()
     alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
     bars = torch.cat([torch.ones(1, dtype=torch.float64), alpha**2])

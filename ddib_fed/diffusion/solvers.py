@@ -2,8 +2,9 @@
 
     x = cos(phi) x0 + sin(phi) eps,   phi = atan2(sigma, alpha),   dx/dphi = v = cos(phi) eps - sin(phi) x0
 
-Encoding walks a grid from data (phi near 0) to noise (phi near pi/2), decoding the same grid reversed, with the same
-code. The rule: a solver never touches the tensor it was given, owns what it is sent, and reads the grid once.
+Encoding walks a grid from data (phi near 0) to noise (phi near pi/2), decoding the same grid reversed, with
+the same code. The rule: a solver never touches the tensor it was given, owns what it is sent, and reads the
+grid once.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ def rk4(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
 
 
 def unipc(x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> Solver:
-    """Predictor-corrector multistep on v (after UniPC, Zhao et al., arXiv 2302.04867); one evaluation an interval.
+    """Predictor-corrector multistep on v (after UniPC, arXiv 2302.04867); one evaluation an interval.
 
-    The predictor integrates the polynomial through the last `order` values of v; v is evaluated there once, and the
-    corrector integrates again with that value too. The next step reuses it. The last step has no corrector. The first
-    steps use as many values as there are.
+    The predictor integrates the polynomial through the last `order` values of v; v is evaluated there once, and
+    the corrector integrates again with that value too. The next step reuses it. The last step has no corrector.
+    The first steps use as many values as there are.
 
     Args:
         x: Start (N, *sample_shape).
@@ -89,7 +90,7 @@ def unipc(x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> S
 
 
 def _accumulate(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:
-    """x plus the weighted values, in place."""
+    """Add the weighted values to x, in place."""
     for weight, v in zip(weights, history, strict=False):
         x.add_(v, alpha=weight)
     return x
@@ -130,8 +131,9 @@ def alf_pair(
 ) -> Generator[Query, Tensor, tuple[Tensor, Tensor]]:
     """Asynchronous leapfrog (Zhuang et al., arXiv 2102.04668), order 2, algebraically reversible in (x, aux).
 
-    x' = x + aux h/2;   aux = 2 v(x', middle) - aux;   x = x' + aux h/2. Walking the reversed grid from what was
-    returned gives (x, aux) back to rounding. The auxiliary is as large as x and reveals as much: it stays in the node.
+    x' = x + aux h/2;   aux = 2 v(x', middle) - aux;   x = x' + aux h/2. Walking the reversed grid from what
+    was returned gives (x, aux) back to rounding. The auxiliary is as large as x and reveals as much: it stays
+    in the node.
 
     Args:
         x: Start (N, *sample_shape).

@@ -9,7 +9,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -28,7 +28,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
     exponent = torch.arange(half, dtype=dtype, device=t.device) * (-math.log(max_period) / half)
     angle = t.to(dtype)[:, None] * torch.exp(exponent)[None]
     features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
-    return F.pad(features, (0, dim % 2))
+    return functional.pad(features, (0, dim % 2))
 
 
 def spread(embedding: Tensor, rows: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """What a bundle says of itself: the fields of manifest.json, validated, and the digest over them.
 
-The rule: a field that this release does not know is refused; so is a size that no model of ours could have, before
-anything is allocated.
+The rule: a field that this release does not know is refused; so is a size that no model of ours could have,
+before anything is allocated.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
-
-FORMAT_VERSION = 1
 
 
 class _Frozen(BaseModel):
@@ -92,7 +90,7 @@ class Manifest(_Frozen):
         weights_sha256: Of model.safetensors, hex.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100)
     domain: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     sample_kind: Literal["point", "picture"] = "point"

@@ -1,6 +1,7 @@
-"""The default network for points: a residual MLP whose blocks are scaled and shifted by the noise level (FiLM).
+"""The default network for points: a residual MLP whose blocks are scaled and shifted by the level (FiLM).
 
-    h = W_in x;   h += W_2 silu((1 + s) * W_1 silu(h) + b)   for each block, (s, b) = F e(lambda);   out = W_out silu(h)
+    h = W_in x;   h += W_2 silu((1 + s) * W_1 silu(h) + b) with (s, b) = F e(lambda), for each block;
+    out = W_out silu(h)
 
 The rule: it is smooth in x and lambda (SiLU, low frequencies), because the solvers' order rests on it.
 """
@@ -11,7 +12,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from ddib_fed.models.layers import spread
 
@@ -37,10 +38,10 @@ class LambdaEmbedding(nn.Module):
         self.outer = nn.Linear(width, width)
 
     def forward(self, lam: Tensor) -> Tensor:
-        """silu of the embedding of lam (K,): (K, width)."""
+        """Embed lam (K,): (K, width)."""
         angle = lam[:, None] * self.frequencies.to(lam.dtype)[None]
         features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
-        return F.silu(self.outer(F.silu(self.inner(features))))
+        return functional.silu(self.outer(functional.silu(self.inner(features))))
 
 
 class FilmBlock(nn.Module):
@@ -56,16 +57,19 @@ class FilmBlock(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, h: Tensor, emb: Tensor, rows: Tensor | None) -> Tensor:
-        """h (N, width) after the block; emb (K, embedding), rows as in `spread`."""
+        """Pass h (N, width) through the block; emb (K, embedding), rows as in `spread`."""
         scale, shift = self.film(emb).chunk(2, dim=-1)
-        inner = F.silu(h)
+        inner = functional.silu(h)
         if rows is None and len(emb) == 1:
             # One level: scale and shift go into the small weight instead of over all rows.
             gain = 1.0 + scale[0]
-            inner = F.linear(inner, self.first.weight * gain[:, None], self.first.bias * gain + shift[0])
+            inner = functional.linear(
+                inner, self.first.weight * gain[:, None], self.first.bias * gain + shift[0]
+            )
         else:
             inner = torch.addcmul(spread(shift, rows), self.first(inner), spread(1.0 + scale, rows))
-        return h + self.second(F.silu(inner))
+        out: Tensor = h + self.second(functional.silu(inner))
+        return out
 
 
 class ResidualMLP(nn.Module):
@@ -106,5 +110,5 @@ class ResidualMLP(nn.Module):
         h = self.enter(x)
         for block in self.blocks:
             h = block(h, emb, rows)
-        out: Tensor = self.leave(F.silu(h))
+        out: Tensor = self.leave(functional.silu(h))
         return out

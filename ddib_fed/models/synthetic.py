@@ -1,4 +1,4 @@
-"""The public DDIB code's network for points: an MLP in the shape of guided-diffusion's UNet, without resolutions.
+"""The public DDIB code's network for points: guided-diffusion's UNet with vectors in place of pictures.
 
 The rule: names and shapes in the state dict are those of the public checkpoints.
 """
@@ -37,7 +37,7 @@ class ResBlock(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, emb: Tensor, rows: Tensor | None = None) -> Tensor:
-        """x (N, channels), emb (K, emb_channels), rows as in `spread`: (N, out_channels)."""
+        """Pass x (N, channels) through the block; emb (K, emb_channels), rows as in `spread`: (N, out_channels)."""
         h = self.in_layers(x) + spread(self.emb_layers(emb), rows)
         out: Tensor = self.skip_connection(x) + self.out_layers(h)
         return out
