@@ -22,7 +22,7 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     ├── RequestIdConflict          ALREADY_EXISTS
     ├── AlreadyExists              ALREADY_EXISTS        (local: will not overwrite)
     ├── ExhaustedError             RESOURCE_EXHAUSTED    QueueFull, QuotaSpent, TooManyStreams
-    ├── UnavailableError           UNAVAILABLE           NotReady, Draining, PeerUnreachable
+    ├── UnavailableError           UNAVAILABLE           NotReady, Draining, PeerUnreachable, ContractUnknown
     ├── ChunkCorrupt               DATA_LOSS
     ├── Cancelled                  CANCELLED
     ├── DeadlineExceeded           DEADLINE_EXCEEDED
@@ -391,6 +391,13 @@ class PeerUnreachable(UnavailableError):
 
     reason = "PEER_UNREACHABLE"
     sentence = "the peer cannot be reached"
+
+
+class ContractUnknown(UnavailableError):
+    """A contract that this process did not agree on: it was restarted in between, and is to be asked again."""
+
+    reason = "CONTRACT_UNKNOWN"
+    sentence = "this contract was not agreed on with this node: negotiate again"
 
 
 class ChunkCorrupt(DdibError):

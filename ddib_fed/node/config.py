@@ -116,8 +116,9 @@ class EngineSection(Section):
 
     device: str = "auto"
     threads: Annotated[int, Field(ge=0, le=256)] = 0
-    max_rows: Annotated[int, Field(ge=1)] = 32_768
-    max_trajectories: Annotated[int, Field(ge=1, le=64)] = 4
+    merge_rows: Annotated[int, Field(ge=1)] = 2_048
+    max_trajectories: Annotated[int, Field(ge=1, le=64)] = 16
+    running_jobs: Annotated[int, Field(ge=1, le=16)] = 2
 
 
 class PolicySection(Section):
@@ -165,7 +166,6 @@ class NodePaths:
     jobs: Path
     spool: Path
     audit: Path
-    secret: Path
     admin_socket: Path
 
 
@@ -206,6 +206,12 @@ class NodeConfig(Section):
         config._folder = path.resolve().parent  # noqa: SLF001 - its own private attribute
         return config
 
+    def with_roles(self, roles: tuple[Role, ...]) -> NodeConfig:
+        """The same node with only these roles."""
+        copy = self.model_copy(update={"node": self.node.model_copy(update={"roles": roles})})
+        copy._folder = self._folder  # noqa: SLF001 - its own private attribute
+        return copy
+
     @property
     def folder(self) -> Path:
         """Where the file stands; what `train.data` and other paths are relative to."""
@@ -223,18 +229,18 @@ class NodeConfig(Section):
             jobs=state / "jobs.sqlite",
             spool=state / "spool",
             audit=state / "audit.jsonl",
-            secret=state / "softening.key",
             admin_socket=_socket_path(state),
         )
 
 
 _TEMPLATE = """\
-# A ddib-fed node. Paths are relative to this file. `{command} check --config node.toml` says whether it can be used.
+# A ddib-fed node. Paths are relative to this file.
+# `{command} check --config node.toml` says whether it can be used.
 
 [node]
 institution = "{institution}"   # DNS name of the institution; its certificates carry it
 name = "{name}"
-roles = [{roles}]               # "source" encodes for this institution's clients, "target" decodes for admitted peers
+roles = [{roles}]               # "source" encodes for its own clients, "target" decodes for admitted peers
 listen = "{listen}"             # address and port to bind
 address = "{address}"           # what clients and peers dial
 state = "state"                 # keys, peers, jobs, audit; keep it private and backed up
@@ -244,7 +250,7 @@ domain = "{domain}"             # the domain's name, as peers see it
 bundle = "model"                # manifest.json and model.safetensors; written by `{command} train`
 
 [train]
-domain = "{train_domain}"       # a built-in 2-D domain, or instead: data = "points.npy" (an (N, D) array of your own)
+domain = "{train_domain}"       # a built-in 2-D domain, or instead: data = "points.npy", shape (N, D)
 # steps = 2200                  # or time_s = 120; without either the preset's steps
 seed = 0
 
@@ -257,7 +263,8 @@ seed = 0
 [engine]
 # device = "auto"               # cpu, cuda, cuda:1; auto takes a GPU where there is one
 # threads = 0                   # CPU threads of the network; 0 measures at start and keeps the fastest
-# max_rows = 32768              # samples evaluated in one network call, over all jobs
+# merge_rows = 2048             # samples of several requests evaluated in one network call
+# running_jobs = 2              # source: jobs worked on at once
 
 [policy]
 # round_trip = true             # target: encode the output again for a peer that asks for a cycle check

@@ -1,0 +1,116 @@
+"""The operator's service on a Unix socket of mode 0600, and the small client that `ddib status` uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from ddib_fed.node import tls  # noqa: F401 - first: it sets the cipher suites before grpc is imported
+
+import grpc  # isort: skip
+
+from ddib_fed.errors import PeerUnreachable
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.v1 import admin_pb2 as pb
+from ddib_fed.v1 import admin_pb2_grpc as rpc
+
+CALL_TIMEOUT_S = 10.0
+R = TypeVar("R")
+
+
+class AdminServicer(rpc.AdminServiceServicer):
+    """Answers from three callables of the daemon."""
+
+    def __init__(
+        self,
+        status: Callable[[], pb.StatusResponse],
+        reload: Callable[[], list[str]],
+        drain: Callable[[], int],
+    ) -> None:
+        self._status = status
+        self._reload = reload
+        self._drain = drain
+
+    def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:
+        """See admin.proto."""
+        return self._status()
+
+    def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:
+        """See admin.proto."""
+        return pb.ReloadResponse(changes=self._reload())
+
+    def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainResponse:
+        """See admin.proto."""
+        return pb.DrainResponse(running_jobs=self._drain())
+
+
+def serve_admin(
+    socket: Path, servicer: AdminServicer, interceptors: list[grpc.ServerInterceptor]
+) -> grpc.Server:
+    """Start the operator's service on `socket`, which only this user can open."""
+    socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    socket.unlink(missing_ok=True)
+    server = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="admin"), interceptors=interceptors)
+    rpc.add_AdminServiceServicer_to_server(servicer, server)
+    before = os.umask(0o177)
+    try:
+        server.add_secure_port(f"unix:{socket}", grpc.local_server_credentials(grpc.LocalConnectionType.UDS))
+        server.start()
+    finally:
+        os.umask(before)
+    return server
+
+
+class AdminClient:
+    """Calls the operator's service of the node that `config` describes."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._socket = config.paths.admin_socket
+        self._name = f"{config.node.name}.{config.node.institution}"
+
+    def status(self) -> pb.StatusResponse:
+        """The node's state.
+
+        Raises:
+            PeerUnreachable: No node answers on the socket.
+        """
+        with self._channel() as channel:
+            return self._call(rpc.AdminServiceStub(channel).Status, pb.StatusRequest())
+
+    def reload(self) -> list[str]:
+        """Read peers, certificates, policy and limits again; what was read, one line each.
+
+        Raises:
+            PeerUnreachable: No node answers on the socket.
+        """
+        with self._channel() as channel:
+            return list(self._call(rpc.AdminServiceStub(channel).Reload, pb.ReloadRequest()).changes)
+
+    def drain(self) -> int:
+        """Let the node finish and exit; how many jobs run still.
+
+        Raises:
+            PeerUnreachable: No node answers on the socket.
+        """
+        with self._channel() as channel:
+            return int(self._call(rpc.AdminServiceStub(channel).Drain, pb.DrainRequest()).running_jobs)
+
+    def _channel(self) -> grpc.Channel:
+        return grpc.secure_channel(
+            f"unix:{self._socket}",
+            grpc.local_channel_credentials(grpc.LocalConnectionType.UDS),
+            options=(("grpc.enable_http_proxy", 0),),
+        )
+
+    def _call(self, method: Callable[..., R], request: object) -> R:
+        try:
+            return method(request, timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise PeerUnreachable(
+                f"no node answers on {self._socket}",
+                hop=f"node {self._name}",
+                hint="is it running, and are you its user? start it with: ddib-source-node serve --config node.toml",
+            ) from error

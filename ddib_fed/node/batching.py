@@ -1,0 +1,269 @@
+"""Turns many solver generators into few network calls: one worker thread, one call a turn, one level per row.
+
+Continuous batching at the step: whoever is active when a turn begins is merged into that turn's call, up to
+`merge_rows` samples; large trajectories run alone, by turns, because merging them further only misses caches
+(docs/benchmarks.md). The rule: only the worker advances or closes a generator, and grad mode is never open across a
+yield. Progress, cancelling and deadlines are looked at before every evaluation.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+
+from ddib_fed.diffusion.denoiser import Condition, Denoiser, Query
+from ddib_fed.diffusion.solvers import Solver
+from ddib_fed.errors import Cancelled, DdibError, DeadlineExceeded, Draining
+
+OnStep = Callable[[int, int], None]
+
+
+class Control:
+    """Says to whoever works on something whether to go on; shared between threads.
+
+    Args:
+        deadline: `time.monotonic()` after which the work is given up; None for never.
+    """
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
+        self._error: DdibError | None = None
+        self._cancelled = threading.Event()
+
+    def cancel(self, error: DdibError | None = None) -> None:
+        """Stop at the next step; the first reason given stays."""
+        if not self._cancelled.is_set():
+            self._error = error or Cancelled()
+            self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody cancelled."""
+        return self._cancelled.is_set()
+
+    def remaining_s(self) -> float | None:
+        """Seconds to the deadline, at least 0; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but wake up when cancelled.
+
+        Raises:
+            DdibError: Cancelled, or past the deadline.
+        """
+        remaining = self.remaining_s()
+        self._cancelled.wait(seconds if remaining is None else min(seconds, remaining))
+        self.check()
+
+    def check(self) -> None:
+        """Return when the work may go on.
+
+        Raises:
+            Cancelled: Somebody cancelled (or the error they gave).
+            DeadlineExceeded: The deadline has passed.
+        """
+        if self._cancelled.is_set():
+            raise self._error or Cancelled()
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise DeadlineExceeded
+
+
+@dataclass(slots=True)
+class _Trajectory:
+    """One generator on its way, and who waits for it."""
+
+    solver: Solver
+    query: Query
+    control: Control
+    future: Future[torch.Tensor]
+    on_step: OnStep | None
+    steps: int
+    step: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.query.x.shape[0]
+
+
+class Batcher:
+    """Drives solver generators on one thread, merging their queries.
+
+    Args:
+        denoiser: The network.
+        merge_rows: Most samples of several trajectories in one call; a single larger trajectory runs alone.
+        max_trajectories: Most generators in flight; more wait their turn.
+        threads: CPU threads of the network on the worker; None leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        merge_rows: int = 2_048,
+        max_trajectories: int = 16,
+        threads: int | None = None,
+    ) -> None:
+        self._denoiser = denoiser
+        self._merge_rows = merge_rows
+        self._max = max_trajectories
+        self._threads = threads
+        self._waiting: deque[tuple[Solver, Control, Future[torch.Tensor], OnStep | None, int]] = deque()
+        self._active: deque[_Trajectory] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self.calls = 0
+        self.rows = 0
+        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        solver: Solver,
+        *,
+        steps: int,
+        control: Control | None = None,
+        on_step: OnStep | None = None,
+    ) -> Future[torch.Tensor]:
+        """Queue one generator; the future gives what it returns, or the error that ended it.
+
+        Args:
+            solver: A generator that nobody has advanced yet.
+            steps: How many evaluations it will ask for; only reported.
+            control: Cancelling and deadline.
+            on_step: Called on the worker with (evaluations done, steps); must be quick and must not raise.
+        """
+        future: Future[torch.Tensor] = Future()
+        with self._wake:
+            if self._closed:
+                solver.close()
+                raise Draining("the engine is closed")
+            self._waiting.append((solver, control or Control(), future, on_step, steps))
+            self._wake.notify()
+        return future
+
+    def close(self) -> None:
+        """Stop after the current turn; what is unfinished fails with `Draining`."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        while self._admit():
+            self._turn(self._choose())
+        for trajectory in self._active:
+            self._fail([trajectory], Draining("the engine was closed"), keep=True)
+        for solver, _, future, _, _ in self._waiting:
+            solver.close()
+            future.set_exception(Draining("the engine was closed"))
+
+    def _admit(self) -> bool:
+        """Start waiting generators while there is room; False when closed."""
+        with self._wake:
+            while not self._closed and not self._active and not self._waiting:
+                self._wake.wait()
+            if self._closed:
+                return False
+            fresh = [
+                self._waiting.popleft() for _ in range(min(len(self._waiting), self._max - len(self._active)))
+            ]
+        for solver, control, future, on_step, steps in fresh:
+            try:
+                query = next(solver)
+            except StopIteration as stop:
+                future.set_result(stop.value)
+            except Exception as error:  # noqa: BLE001 - whatever it is belongs to who waits
+                future.set_exception(error)
+            else:
+                self._active.append(_Trajectory(solver, query, control, future, on_step, steps))
+        return True
+
+    def _choose(self) -> list[_Trajectory]:
+        """The next trajectories by turns: the first, and those after it that fit into one call with it."""
+        chosen: list[_Trajectory] = []
+        rows = 0
+        for trajectory in list(self._active):
+            alike = not chosen or _keys(trajectory.query.cond) == _keys(chosen[0].query.cond)
+            if alike and (not chosen or rows + trajectory.rows <= self._merge_rows):
+                chosen.append(trajectory)
+                rows += trajectory.rows
+        for trajectory in chosen:
+            self._active.remove(trajectory)
+            self._active.append(trajectory)
+        return chosen
+
+    def _turn(self, chosen: list[_Trajectory]) -> None:
+        """Evaluate the network once for all chosen and advance each by one step."""
+        alive = [trajectory for trajectory in chosen if self._may_go_on(trajectory)]
+        if not alive:
+            return
+        try:
+            velocities = self._evaluate([trajectory.query for trajectory in alive])
+        except Exception as error:  # noqa: BLE001 - out of memory, a broken device: the waiting calls must hear
+            self._fail(alive, error)
+            return
+        self.calls += 1
+        for trajectory, velocity in zip(alive, velocities, strict=True):
+            self._advance(trajectory, velocity)
+
+    def _may_go_on(self, trajectory: _Trajectory) -> bool:
+        try:
+            trajectory.control.check()
+        except DdibError as error:
+            self._fail([trajectory], error)
+            return False
+        return True
+
+    def _evaluate(self, queries: Sequence[Query]) -> Sequence[torch.Tensor]:
+        """dx/dphi for each query, from one network call."""
+        self.rows += sum(query.x.shape[0] for query in queries)
+        with torch.no_grad():
+            if len(queries) == 1:
+                query = queries[0]
+                return [self._denoiser(query.x, query.level, query.cond)]
+            counts = [query.x.shape[0] for query in queries]
+            merged = self._denoiser.evaluate_merged(
+                torch.cat([query.x for query in queries]),
+                [query.level for query in queries],
+                counts,
+                _merge_conditions([query.cond for query in queries]),
+            )
+            return merged.split(counts)
+
+    def _advance(self, trajectory: _Trajectory, velocity: torch.Tensor) -> None:
+        trajectory.step += 1
+        try:
+            if trajectory.on_step is not None:
+                trajectory.on_step(trajectory.step, trajectory.steps)
+            trajectory.query = trajectory.solver.send(velocity)
+        except StopIteration as stop:
+            self._active.remove(trajectory)
+            trajectory.future.set_result(stop.value)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail([trajectory], error)
+
+    def _fail(self, trajectories: Sequence[_Trajectory], error: Exception, *, keep: bool = False) -> None:
+        for trajectory in trajectories:
+            if not keep:
+                self._active.remove(trajectory)
+            trajectory.solver.close()
+            trajectory.future.set_exception(error)
+
+
+def _keys(cond: Condition) -> frozenset[str]:
+    return frozenset(cond or ())
+
+
+def _merge_conditions(conditions: Sequence[Condition]) -> Condition:
+    """Conditions one under the other; all have the same keys."""
+    if not conditions[0]:
+        return None
+    return {key: torch.cat([cond[key] for cond in conditions if cond]) for key in conditions[0]}

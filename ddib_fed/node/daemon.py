@@ -1,0 +1,303 @@
+"""Runs a node: bind, load, warm up, serve, drain, exit; one process, one model, one port, one or more roles.
+
+The order at start is what an operator needs: configuration and keys fail at once, the port is bound before the model
+is loaded (so a second node on the port is noticed early), and Health says SERVING only once the model is warm.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from ddib_fed import __version__
+from ddib_fed.errors import DdibError
+from ddib_fed.node import pki, tls
+from ddib_fed.node.admin import AdminServicer, serve_admin
+from ddib_fed.node.audit import AuditLog
+from ddib_fed.node.config import NodeConfig, split_address
+from ddib_fed.node.engine import Engine
+from ddib_fed.node.http import ProbeServer
+from ddib_fed.node.identity import Identity
+from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
+from ddib_fed.node.metrics import Metrics
+from ddib_fed.node.peers import PeerStore
+from ddib_fed.node.policy import Policy
+from ddib_fed.node.renewal import IdentityServicer, RenewalThread, recover_at_start
+from ddib_fed.node.role import NodeContext, RoleService, find_roles
+from ddib_fed.node.server import NodeServer, probe_own_port
+from ddib_fed.v1 import admin_pb2 as pb
+from ddib_fed.v1 import identity_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """One node from start to exit."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self._started = time.monotonic()
+        self._stop = threading.Event()
+        self._stop_now = threading.Event()
+        self._signals = 0
+        paths = config.paths
+        paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._renewal_report = recover_at_start(config)
+        self.peers = PeerStore(paths.peers, own_institution=config.node.institution, pki_folder=paths.pki)
+        self.node = NodeContext(config, self.peers, AuditLog(paths.audit), Metrics())
+        self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
+        self.limiter = StreamLimiter(config.limits.max_streams, config.limits.max_streams_per_identity)
+        self.server = self._server()
+        self._renewal = RenewalThread(config)
+
+    def _server(self) -> NodeServer:
+        config = self.config
+        self._credentials = tls.server_credentials(config.paths.pki, self.peers)
+        institution = config.node.institution
+        issuer = pki.has_authority(config.paths.pki)
+        policy = Policy(institution=institution, roles=config.node.roles, issuer=issuer)
+        server = NodeServer(
+            config.node.listen,
+            self._credentials.grpc,
+            [
+                ErrorInterceptor(institution, on_outcome=self._count),
+                AuthInterceptor(self.peers, policy, audit=self.node.audit),
+                self.limiter,
+            ],
+            max_streams=config.limits.max_streams,
+        )
+        for role in self.roles:
+            role.register(server.grpc)
+            server.add_services(role.service_names)
+        if issuer:
+            identity_pb2_grpc.add_IdentityServiceServicer_to_server(IdentityServicer(config), server.grpc)
+        return server
+
+    def _count(self, method: str, status: str) -> None:
+        self.node.metrics.requests.labels(method.rpartition("/")[2], status).inc()
+
+    def run(self) -> int:
+        """Serve until told to stop; 0 after an orderly end.
+
+        Raises:
+            DdibError: The node cannot be started; the message says what to do.
+        """
+        metrics = self.node.metrics
+        metrics.streams.set_function(lambda: float(self.limiter.active))
+        metrics.ready.set_function(lambda: float(self.state() == "serving"))
+        config = self.config
+        admin = serve_admin(
+            config.paths.admin_socket,
+            AdminServicer(self.status, self.reload, self.request_drain),
+            [ErrorInterceptor(config.node.institution)],
+        )
+        http = ProbeServer(config.http.listen, self.state, metrics) if config.http.listen else None
+        try:
+            self.server.start()
+            probe_own_port(self.server.port, split_address(config.node.listen)[0])
+            self._load()
+            self._stop.wait()
+            self._drain()
+        finally:
+            self._close()
+            if http is not None:
+                http.close()
+            admin.stop(None).wait()
+            config.paths.admin_socket.unlink(missing_ok=True)
+        return 0
+
+    def _load(self) -> None:
+        started = time.perf_counter()
+        engine = Engine.from_config(self.config)
+        if self._stop.is_set():
+            engine.close()
+            return
+        self.node.set_engine(engine)
+        self._renewal.start()
+        for role in self.roles:
+            role.start()
+        self.server.set_serving(serving=True)
+        log.info(
+            "serving %s as %s on %s (model %s, %d parameters, %s, %d thread(s), ready after %.1f s)",
+            self.config.model.domain,
+            "+".join(self.config.node.roles),
+            self.server.address,
+            engine.bundle.digest[:12],
+            engine.bundle.manifest.parameters,
+            engine.device,
+            engine.threads,
+            time.perf_counter() - started,
+        )
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
+        """First signal: drain. Second: stop at once."""
+        self._signals += 1
+        self._stop.set()
+        if self._signals > 1:
+            self._stop_now.set()
+
+    def request_drain(self) -> int:
+        """Finish and exit, as SIGTERM does; how many jobs run now."""
+        running = sum(role.jobs().get("running", 0) for role in self.roles)
+        self._stop.set()
+        return running
+
+    def _drain(self) -> None:
+        """Health first, so that nobody sends more; then what runs; then the open calls."""
+        log.info("draining: no new work; what runs has %.0f s", self.config.limits.drain_s)
+        self.server.set_serving(serving=False)
+        self.node.drain()
+        deadline = time.monotonic() + self.config.limits.drain_s
+        waiter = threading.Thread(target=self._drain_roles, args=(deadline,), daemon=True)
+        waiter.start()
+        while waiter.is_alive() and not self._stop_now.is_set() and time.monotonic() < deadline:
+            waiter.join(0.05)
+
+    def _drain_roles(self, deadline: float) -> None:
+        for role in self.roles:
+            role.drain(max(0.0, deadline - time.monotonic()))
+
+    def _close(self) -> None:
+        for role in self.roles:
+            role.close()
+        self.server.stop(0.0 if self._stop_now.is_set() else 1.0)
+        self._renewal.stop()
+        if self.node.loaded:
+            self.node.running_engine.close()
+        log.info("stopped")
+
+    def state(self) -> str:
+        """loading, serving, draining, or degraded and why."""
+        if self._stop.is_set() or self.node.draining:
+            return "draining"
+        if not self.node.loaded:
+            return "loading"
+        problem = self._credentials.problem or self._renewal.problem
+        return f"degraded: {problem}" if problem else "serving"
+
+    def reload(self) -> list[str]:
+        """Read peers and certificates again."""
+        changes = self.peers.reload()
+        self.node.audit.write("reload", changes=changes)
+        return [*changes, f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}"]
+
+    def status(self) -> pb.StatusResponse:
+        """What `ddib status` shows."""
+        section = self.config.node
+        answer = pb.StatusResponse(
+            institution=section.institution,
+            name=section.name,
+            roles=section.roles,
+            version=__version__,
+            state=self.state(),
+            listen=self.server.address,
+            address=section.address,
+            uptime_s=time.monotonic() - self._started,
+            certificate_expires=pki.load_identity(self.config.paths.pki).not_after.timestamp(),
+            active_streams=self.limiter.active,
+        )
+        if self.node.loaded:
+            answer.model.CopyFrom(self._model_status())
+        for peer in self.peers.list():
+            answer.peers.add(
+                institution=peer.institution,
+                identity=str(peer.identity),
+                address=peer.address,
+                fingerprint=peer.fingerprint,
+            )
+        for role in self.roles:
+            for name, count in role.jobs().items():
+                answer.jobs[name] += count
+        return answer
+
+    def _model_status(self) -> pb.ModelStatus:
+        engine = self.node.running_engine
+        manifest = engine.bundle.manifest
+        return pb.ModelStatus(
+            domain=self.config.model.domain,
+            kind=manifest.sample_kind,
+            sample_shape=manifest.sample_shape,
+            sha256=engine.bundle.digest,
+            parameters=manifest.parameters,
+            device=str(engine.device),
+        )
+
+
+def serve(config: NodeConfig) -> int:
+    """Run a node in this process until SIGTERM or SIGINT; the exit code.
+
+    Raises:
+        DdibError: The node cannot be started.
+    """
+    daemon = Daemon(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, daemon.on_signal)
+    return daemon.run()
+
+
+def check(config: NodeConfig) -> list[tuple[str, str]]:
+    """What is in order and what is not, as (what, "ok ..." or the problem); nothing is changed or bound for long."""
+    paths = config.paths
+    findings: list[tuple[str, str]] = []
+
+    def look(what: str, finding: Sequence[str] | str) -> None:
+        findings.append((what, finding if isinstance(finding, str) else ", ".join(finding)))
+
+    for what, probe in (
+        ("identity", lambda: _check_identity(config)),
+        ("peers", lambda: _check_peers(config)),
+        ("model", lambda: _check_model(config)),
+        ("listen", lambda: _check_port(config)),
+        ("roles", lambda: "ok " + ", ".join(role.name for role in find_roles(config.node.roles))),
+        ("state", lambda: f"ok {paths.state}"),
+    ):
+        try:
+            look(what, probe())
+        except DdibError as error:
+            look(what, f"{error.detail}; {error.hint}" if error.hint else error.detail)
+    return findings
+
+
+def _check_identity(config: NodeConfig) -> str:
+    credentials = pki.load_identity(config.paths.pki)
+    expected = Identity(config.node.institution, "node", config.node.name)
+    if credentials.identity != expected:
+        return f"the certificate names {credentials.identity}, the configuration {expected}"
+    return f"ok {expected}, valid until {credentials.not_after:%Y-%m-%d %H:%M} UTC"
+
+
+def _check_peers(config: NodeConfig) -> str:
+    peers = PeerStore(
+        config.paths.peers, own_institution=config.node.institution, pki_folder=config.paths.pki
+    ).list()
+    return "ok " + (
+        ", ".join(f"{p.institution} at {p.address}" for p in peers) or "none admitted yet: ddib peer add"
+    )
+
+
+def _check_model(config: NodeConfig) -> str:
+    from ddib_fed.models.bundle import load_bundle
+
+    bundle = load_bundle(config.paths.bundle)
+    terminal = bundle.schedule.lambda_min
+    if terminal > -4.5:
+        return f"its schedule ends at lambda {terminal:.2f}; a contract needs -4.5 or less"
+    return f"ok {bundle.manifest.sample_kind} {tuple(bundle.manifest.sample_shape)}, {bundle.digest[:12]}"
+
+
+def _check_port(config: NodeConfig) -> str:
+    import socket
+
+    host, port = split_address(config.node.listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return f"{config.node.listen} cannot be bound now: {error.strerror}"
+    return f"ok {config.node.listen}"

@@ -1,0 +1,77 @@
+"""Answers /healthz, /readyz and /metrics in plain HTTP on loopback, for the machine's own probes.
+
+It shows counts and states only; the configuration refuses any other address.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from ddib_fed.errors import ConfigError
+from ddib_fed.node.config import split_address
+from ddib_fed.node.metrics import Metrics
+
+
+class ProbeServer:
+    """A small HTTP server on a thread of its own.
+
+    Args:
+        listen: host:port on loopback; port 0 takes a free one.
+        state: Gives the node's state, "serving" when it is ready.
+        metrics: What /metrics shows.
+
+    Raises:
+        ConfigError: The address cannot be bound.
+    """
+
+    def __init__(self, listen: str, state: Callable[[], str], metrics: Metrics) -> None:
+        try:
+            self._server = ThreadingHTTPServer(split_address(listen), _handler(state, metrics))
+        except OSError as error:
+            raise ConfigError(
+                f"http.listen = {listen!r} cannot be bound: {error.strerror}", hint="choose another port"
+            ) from error
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """host:port as bound."""
+        host, port = self._server.server_address[:2]
+        return f"{host!s}:{port}"
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _handler(state: Callable[[], str], metrics: Metrics) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/healthz":
+                self._answer(200, b"ok\n")
+            elif self.path == "/readyz":
+                now = state()
+                self._answer(200 if now == "serving" else 503, now.encode() + b"\n")
+            elif self.path == "/metrics":
+                self._answer(200, metrics.exposition())
+            else:
+                self._answer(404, b"/healthz, /readyz or /metrics\n")
+
+        def _answer(self, code: int, body: bytes) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
+            """Probes every few seconds are no news."""
+
+    return Handler

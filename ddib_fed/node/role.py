@@ -1,0 +1,144 @@
+"""What a node gives to its roles, and what a role gives to its node.
+
+A role is an entry point of the group `ddib_fed.roles`; the node knows no role by name.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Protocol
+
+import grpc
+
+from ddib_fed.errors import ConfigError, Draining, NotReady
+from ddib_fed.node.audit import AuditLog
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.engine import Engine
+from ddib_fed.node.metrics import Metrics
+from ddib_fed.node.peers import PeerStore
+from ddib_fed.wire.contract import VALUE_RANGES, ContractSide
+
+
+@dataclass(slots=True)
+class NodeContext:
+    """What the services of one node share."""
+
+    config: NodeConfig
+    peers: PeerStore
+    audit: AuditLog
+    metrics: Metrics
+    _engine: Engine | None = None
+    _draining: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def engine(self) -> Engine:
+        """The warm engine.
+
+        Raises:
+            NotReady: The model is not loaded yet.
+            Draining: The node takes no more work.
+        """
+        if self._draining.is_set():
+            raise Draining(retry_after_s=30)
+        return self.running_engine
+
+    @property
+    def running_engine(self) -> Engine:
+        """The warm engine, also for work that was accepted before draining began.
+
+        Raises:
+            NotReady: The model is not loaded yet.
+        """
+        if self._engine is None:
+            raise NotReady(retry_after_s=5)
+        return self._engine
+
+    @property
+    def draining(self) -> bool:
+        """Whether the node only finishes what it has."""
+        return self._draining.is_set()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is loaded and warm."""
+        return self._engine is not None
+
+    def set_engine(self, engine: Engine) -> None:
+        """The model is warm now."""
+        self._engine = engine
+
+    def drain(self) -> None:
+        """Take no more work from now on."""
+        self._draining.set()
+
+    def side(self) -> ContractSide:
+        """This node's half of a contract.
+
+        Raises:
+            NotReady: The model is not loaded yet.
+        """
+        manifest = self.running_engine.bundle.manifest
+        schedule = self.running_engine.bundle.schedule
+        return ContractSide(
+            institution=self.config.node.institution,
+            domain=self.config.model.domain,
+            sample_kind=manifest.sample_kind,
+            sample_shape=tuple(manifest.sample_shape),
+            dtype="float32",
+            model_sha256=bytes.fromhex(self.running_engine.bundle.digest),
+            terminal_lambda=schedule.lambda_min,
+            initial_lambda=schedule.lambda_max,
+            classes=0,
+            size_rule="none",
+            value_range=VALUE_RANGES[manifest.sample_kind],
+            soften_sigma=manifest.soften_sigma,
+        )
+
+
+class RoleService(Protocol):
+    """A role at work in one node."""
+
+    service_names: tuple[str, ...]
+
+    def register(self, server: grpc.Server) -> None:
+        """Add the servicers; called before the model is loaded."""
+
+    def start(self) -> None:
+        """The model is warm: begin with what waits."""
+
+    def jobs(self) -> Mapping[str, int]:
+        """Work by state, for the operator."""
+
+    def drain(self, timeout_s: float) -> None:
+        """Return when what runs is finished, or after the time."""
+
+    def close(self) -> None:
+        """Stop at once; what is unfinished goes on at the next start."""
+
+
+class Role(Protocol):
+    """What an entry point of `ddib_fed.roles` is."""
+
+    name: str
+
+    def open(self, node: NodeContext) -> RoleService:
+        """The role in this node, not started yet."""
+
+
+def find_roles(names: Iterable[str]) -> list[Role]:
+    """The installed roles of these names.
+
+    Raises:
+        ConfigError: One of them is not installed.
+    """
+    installed = {point.name: point for point in entry_points(group="ddib_fed.roles")}
+    missing = [name for name in names if name not in installed]
+    if missing:
+        raise ConfigError(
+            f"no role {missing[0]!r} is installed (there are {', '.join(sorted(installed)) or 'none'})",
+            hint="pip install 'ddib-fed[node]'",
+        )
+    return [installed[name].load() for name in names]

@@ -1,0 +1,46 @@
+"""Solver settings between the wire, the job store and the engine."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.v1 import common_pb2
+
+
+class SettingsLike(Protocol):
+    """Whatever carries the four settings: a message, a row, a dataclass."""
+
+    @property
+    def solver(self) -> str:
+        """Name of the solver."""
+
+    @property
+    def order(self) -> int:
+        """Its order, 0 for its default."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations a leg."""
+
+    @property
+    def grid(self) -> str:
+        """Name of the grid."""
+
+
+def solver_settings(like: SettingsLike) -> SolverSettings:
+    """Settings for the engine; an empty name or a zero is the default's."""
+    default = SolverSettings()
+    return SolverSettings(
+        solver=like.solver or default.solver,
+        order=like.order or default.order,
+        evaluations=like.evaluations or default.evaluations,
+        grid=like.grid or default.grid,
+    )
+
+
+def settings_message(settings: SettingsLike) -> common_pb2.SolverSettings:
+    """Settings for the wire."""
+    return common_pb2.SolverSettings(
+        solver=settings.solver, order=settings.order, evaluations=settings.evaluations, grid=settings.grid
+    )

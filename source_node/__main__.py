@@ -1,0 +1,14 @@
+"""`ddib-source-node` and `python -m source_node`: train | serve | check."""
+
+from __future__ import annotations
+
+from ddib_fed.node.command import node_command, run
+
+
+def main() -> None:
+    """Entry point."""
+    run(node_command("source"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Turns the store's rows into the messages that clients read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ddib_fed.node.events import Event
+from ddib_fed.node.jobs import Item, Job, Part
+from ddib_fed.node.settings import settings_message
+from ddib_fed.v1 import common_pb2, translation_pb2
+
+PARTS = {
+    Part.TRANSLATION: translation_pb2.RESULT_PART_TRANSLATION,
+    Part.RETURNED: translation_pb2.RESULT_PART_RETURNED,
+    Part.LATENT: translation_pb2.RESULT_PART_LATENT,
+}
+DIGESTS = (
+    "contract_sha256",
+    "source_model_sha256",
+    "target_model_sha256",
+    "input_sha256",
+    "latent_sha256",
+)
+NAMES = ("source_institution", "source_domain", "target_institution", "target_domain")
+
+
+def error_message(record: Mapping[str, Any] | None) -> common_pb2.ErrorDetail | None:
+    """A kept error for the wire."""
+    if not record:
+        return None
+    return common_pb2.ErrorDetail(
+        reason=record["reason"],
+        sentence=record["sentence"],
+        incident=record.get("incident", ""),
+        facts=record.get("facts", {}),
+        differences=[
+            common_pb2.FieldDifference(**difference) for difference in record.get("differences", ())
+        ],
+    )
+
+
+def event_message(event: Event) -> translation_pb2.WatchJobResponse:
+    """One event of a job."""
+    return translation_pb2.WatchJobResponse(
+        sequence=event.sequence,
+        state=event.state.number,
+        item=event.item,
+        stage=event.stage,
+        step=event.step,
+        steps=event.steps,
+        reason=event.reason,
+        items_done=event.items_done,
+        items=event.items,
+    )
+
+
+def job_message(job: Job, *, items: bool = True) -> translation_pb2.Job:
+    """A job, with or without its items."""
+    spec = job.spec
+    return translation_pb2.Job(
+        job_id=job.job_id,
+        request_id=spec.request_id,
+        state=job.state.number,
+        target_institution=spec.target_institution,
+        target_domain=spec.target_domain,
+        solver=settings_message(spec.solver),
+        cycle=spec.cycle,
+        keep_latent=spec.keep_latent,
+        created=job.created,
+        finished=job.finished,
+        expires=job.expires,
+        items=[item_message(item) for item in job.items] if items else (),
+        error=error_message(job.error),
+    )
+
+
+def item_message(item: Item) -> translation_pb2.Item:
+    """One item of a job."""
+    return translation_pb2.Item(
+        index=item.index,
+        state=item.state.number,
+        size_bytes=item.size_bytes,
+        sha256=item.sha256,
+        error=error_message(item.error),
+    )
+
+
+def provenance_message(job: Job, item: Item) -> translation_pb2.Provenance:
+    """How a result came about, from what the pipeline recorded."""
+    record = item.provenance
+    cycle = record.get("cycle")
+    return translation_pb2.Provenance(
+        job_id=job.job_id,
+        solver=settings_message(job.spec.solver),
+        soften_sigma=record["soften_sigma"],
+        latent=common_pb2.LatentStatistics(**record["latent"]),
+        wire_bytes=record["wire_bytes"],
+        seconds=record["seconds"],
+        samples=record["samples"],
+        cycle=None if cycle is None else translation_pb2.CycleError(**cycle),
+        **{name: bytes.fromhex(record[name]) for name in DIGESTS},
+        **{name: record[name] for name in NAMES},
+    )

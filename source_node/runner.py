@@ -1,0 +1,212 @@
+"""Turns accepted jobs into finished ones: while item n is on the wire, n+1 is being encoded and n-1 returned.
+
+A job is a pipeline of three bounded stages (encode, remote, return) that a kill may interrupt anywhere: what is on
+disk decides what is left to do. A latent once made is stored and sent again as it is. An unreachable peer is tried
+again with growing pauses until the job's deadline, while other jobs have the worker; a peer that refuses ends the job
+with its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import threading
+import time
+
+from ddib_fed.errors import (
+    Cancelled,
+    DdibError,
+    Draining,
+    ExhaustedError,
+    InternalError,
+    UnavailableError,
+)
+from ddib_fed.node.batching import Control
+from ddib_fed.node.events import EventHub
+from ddib_fed.node.job_records import PENDING_ITEMS, ErrorRecord, ItemState, JobState
+from ddib_fed.node.jobs import Job, JobStore
+from ddib_fed.node.role import NodeContext
+from source_node.pipeline import Pipeline
+from source_node.remote import Remotes
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+
+
+def error_record(error: DdibError) -> ErrorRecord:
+    """What is kept of an error: nothing that came from an exception's text."""
+    return {
+        "reason": error.reason,
+        "sentence": error.sentence,
+        "incident": error.incident,
+        "facts": dict(error.facts),
+        "differences": [
+            {"field": d.field, "source": d.source, "target": d.target, "remedy": d.remedy}
+            for d in error.differences
+        ],
+    }
+
+
+def deadline_of(job: Job) -> float:
+    """`time.monotonic()` at which the job is given up; its clock started when it was accepted."""
+    return time.monotonic() + (job.deadline - time.time())
+
+
+class JobRunner:
+    """Works on queued jobs with a few threads, one job each."""
+
+    def __init__(self, node: NodeContext, store: JobStore, events: EventHub, remotes: Remotes) -> None:
+        self._node = node
+        self._store = store
+        self._events = events
+        self._remotes = remotes
+        self._wake = threading.Condition()
+        self._closing = False
+        self._draining = False
+        self._controls: dict[str, Control] = {}
+        self._pauses: dict[str, float] = {}
+        self._threads = [
+            threading.Thread(target=self._run, name=f"job-{n}", daemon=True)
+            for n in range(node.config.engine.running_jobs)
+        ]
+
+    def start(self) -> None:
+        """Take up what a stop or a kill left, then wait for jobs."""
+        self._store.release_running()
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """A job was accepted."""
+        with self._wake:
+            self._wake.notify()
+
+    def cancel(self, job_id: str) -> None:
+        """Stop a running job at the solver's next step."""
+        control = self._controls.get(job_id)
+        if control is not None:
+            control.cancel(Cancelled(facts={"job": job_id}))
+
+    def drain(self, timeout_s: float) -> None:
+        """Start no more jobs; return when the running ones are done, or after the time."""
+        deadline = time.monotonic() + timeout_s
+        with self._wake:
+            self._draining = True
+            self._wake.notify_all()
+            while self._controls and time.monotonic() < deadline:
+                self._wake.wait(min(0.5, max(0.01, deadline - time.monotonic())))
+
+    def close(self) -> None:
+        """Stop at the next step; running jobs go on at the next start."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        for control in list(self._controls.values()):
+            control.cancel(Draining())
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            try:
+                self._work(job)
+            except Exception:
+                # The store itself failed (disk full, for one): the job stays as it is until the next start.
+                log.exception("job %s could not be brought to an end", job.job_id)
+            finally:
+                with self._wake:
+                    self._controls.pop(job.job_id, None)
+                    self._wake.notify_all()
+
+    def _next(self) -> Job | None:
+        """The next job, or None when closing."""
+        with self._wake:
+            while not (self._closing or self._draining):
+                job = self._store.claim()
+                if job is not None:
+                    self._controls[job.job_id] = Control(deadline_of(job))
+                    return job
+                self._wake.wait(1.0)
+        return None
+
+    def _work(self, job: Job) -> None:
+        control = self._controls[job.job_id]
+        self._publish(job, JobState.RUNNING)
+        try:
+            self._attempt(job, control)
+        except (UnavailableError, ExhaustedError) as error:
+            if self._closing:
+                log.info("job %s is left for the next start", job.job_id)
+            else:
+                self._postpone(job, error)
+        except Cancelled as error:
+            self._finish(job, JobState.CANCELLED, error)
+        except DdibError as error:
+            self._finish(job, JobState.FAILED, error)
+        except Exception:
+            incident = secrets.token_hex(6)
+            log.exception("incident %s in job %s", incident, job.job_id)
+            self._finish(job, JobState.FAILED, InternalError(incident=incident))
+        else:
+            self._pauses.pop(job.job_id, None)
+            self._finish_by_items(job)
+
+    def _attempt(self, job: Job, control: Control) -> None:
+        """Run the pipeline over what is left."""
+        control.check()
+        if self._store.is_cancelled(job.job_id):
+            raise Cancelled(facts={"job": job.job_id})
+        left = [item for item in job.items if item.state in PENDING_ITEMS]
+        if left:
+            Pipeline(self._node, self._store, self._events, self._remotes, job, control).run(left)
+
+    def _postpone(self, job: Job, error: DdibError) -> None:
+        """Queue the job again for later, so that others get the worker; pauses grow while nothing moves."""
+        before = {item.index: item.state for item in job.items}
+        moved = any(before[item.index] != item.state for item in self._store.get(job.job_id).items)
+        pause = FIRST_PAUSE_S if moved else self._pauses.get(job.job_id, FIRST_PAUSE_S)
+        self._pauses[job.job_id] = min(2 * pause, LONGEST_PAUSE_S)
+        delay = max(error.retry_after_s or 0.0, pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+        if self._store.is_cancelled(job.job_id):
+            self._finish(job, JobState.CANCELLED, Cancelled())
+            return
+        log.info("job %s waits %.1f s for its peer: %s (%s)", job.job_id, delay, error.reason, error.detail)
+        self._store.put_back(job.job_id, min(delay, max(0.0, job.deadline - time.time())))
+        self._publish(job, JobState.QUEUED, stage="wait", reason=error.reason)
+
+    def _finish_by_items(self, job: Job) -> None:
+        """Finished when at least one item came through; failed, with the first item's error, when none did."""
+        items = self._store.get(job.job_id).items
+        failed = [item for item in items if item.state == ItemState.FAILED]
+        if len(failed) < len(items):
+            self._store.finish(job.job_id, JobState.FINISHED)
+            self._announce(job, JobState.FINISHED, "")
+        else:
+            error = failed[0].error or error_record(InternalError())
+            self._store.finish(job.job_id, JobState.FAILED, error)
+            self._announce(job, JobState.FAILED, error["reason"])
+
+    def _finish(self, job: Job, state: JobState, error: DdibError) -> None:
+        self._pauses.pop(job.job_id, None)
+        log.info("job %s %s: %s %s", job.job_id, state.lower(), error.reason, error.detail)
+        self._store.finish(job.job_id, state, error_record(error))
+        self._announce(job, state, error.reason)
+
+    def _announce(self, job: Job, state: JobState, reason: str) -> None:
+        self._node.audit.write("job_" + state.lower(), job=job.job_id, reason=reason)
+        self._publish(job, state, reason=reason)
+
+    def _publish(self, job: Job, state: JobState, *, stage: str = "", reason: str = "") -> None:
+        items = self._store.get(job.job_id).items
+        self._events.publish(
+            job.job_id,
+            state=state,
+            stage=stage,
+            reason=reason,
+            items_done=sum(item.state not in PENDING_ITEMS for item in items),
+            items=len(items),
+        )

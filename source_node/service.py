@@ -1,0 +1,382 @@
+"""The TranslationService: this institution's clients hand in points and pictures, and fetch translations.
+
+A client sees its own jobs and nobody else's; what it may not see does not exist for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from ddib_fed.node import tls  # first: it sets the cipher suites before grpc is imported
+
+import grpc  # isort: skip
+
+from ddib_fed.node.interceptors import caller
+
+from ddib_fed.data.points import parse_npy
+from ddib_fed.errors import (
+    DdibError,
+    DomainNotFound,
+    InputError,
+    ItemNotFound,
+    MessageInvalid,
+    PeerNotFound,
+    SettingsInvalid,
+)
+from ddib_fed.node.events import EventHub
+from ddib_fed.node.job_records import PENDING_ITEMS
+from ddib_fed.node.jobs import ItemState, Job, JobLimits, JobSpec, JobState, JobStore, SolverChoice
+from ddib_fed.node.role import NodeContext
+from ddib_fed.node.settings import solver_settings
+from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
+from ddib_fed.wire.chunks import Announced, Whole, assemble, file_header, open_file, stream
+from ddib_fed.wire.contract import SAMPLE_KINDS
+from ddib_fed.wire.version import SPOKEN, version_from_pb
+from source_node import messages
+from source_node.remote import Remotes
+from source_node.runner import JobRunner
+
+DESCRIBE_TIMEOUT_S = 3.0
+EXPIRE_EVERY_S = 600.0
+
+
+class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
+    """See translation.proto."""
+
+    def __init__(
+        self, node: NodeContext, store: JobStore, events: EventHub, remotes: Remotes, runner: JobRunner
+    ) -> None:
+        self._node = node
+        self._store = store
+        self._events = events
+        self._remotes = remotes
+        self._runner = runner
+
+    def ListDomains(
+        self, request: translation_pb2.ListDomainsRequest, context: grpc.ServicerContext
+    ) -> translation_pb2.ListDomainsResponse:
+        """See translation.proto."""
+        own = self._node.side()
+        answer = translation_pb2.ListDomainsResponse(
+            institution=own.institution,
+            domain=own.domain,
+            sample_kind=SAMPLE_KINDS[own.sample_kind],
+            sample_shape=own.sample_shape,
+        )
+        institutions = sorted(peer.institution for peer in self._node.peers.list())
+        if institutions:
+            with ThreadPoolExecutor(min(8, len(institutions))) as pool:
+                answer.domains.extend(pool.map(self._domain, institutions))
+        return answer
+
+    def SubmitJob(
+        self, request_iterator: Iterator[translation_pb2.SubmitJobRequest], context: grpc.ServicerContext
+    ) -> translation_pb2.SubmitJobResponse:
+        """See translation.proto."""
+        _ = self._node.engine  # refuses while loading or draining
+        header = _job_header(request_iterator)
+        spec = self._spec(header)
+        self._check_target(spec)
+        with self._store.stage(spec) as staging:
+            received = 0
+            for whole in assemble(request_iterator, {"item": self._opener(header.items)}):
+                self._check_item(received, whole)
+                staging.add(whole.header.media_type, whole.data)
+                received += 1
+            if received != header.items:
+                raise MessageInvalid(
+                    f"{received} items came where {header.items} were announced",
+                    facts={"announced": header.items, "received": received},
+                )
+            job, repeated = staging.commit()
+        if not repeated:
+            self._node.audit.write(
+                "job_accepted",
+                job=job.job_id,
+                client=spec.owner,
+                target=spec.target_institution,
+                items=header.items,
+            )
+            self._events.publish(job.job_id, state=job.state, items=len(job.items))
+            self._runner.wake()
+        return translation_pb2.SubmitJobResponse(
+            job_id=job.job_id, state=job.state.number, repeated_request=repeated
+        )
+
+    def WatchJob(
+        self, request: translation_pb2.WatchJobRequest, context: grpc.ServicerContext
+    ) -> Iterator[translation_pb2.WatchJobResponse]:
+        """See translation.proto."""
+        job = self._store.get(request.job_id, caller_uri())
+        if self._events.last(job.job_id) is None:  # not since the node was started
+            self._events.publish(
+                job.job_id,
+                state=job.state,
+                items_done=sum(item.state not in PENDING_ITEMS for item in job.items),
+                items=len(job.items),
+            )
+        for event in self._events.subscribe(
+            job.job_id, request.after_sequence, stop=lambda: not context.is_active()
+        ):
+            yield messages.event_message(event)
+
+    def GetJob(
+        self, request: translation_pb2.GetJobRequest, context: grpc.ServicerContext
+    ) -> translation_pb2.GetJobResponse:
+        """See translation.proto."""
+        job = self._store.get(request.job_id, caller_uri())
+        return translation_pb2.GetJobResponse(job=messages.job_message(job))
+
+    def ListJobs(
+        self, request: translation_pb2.ListJobsRequest, context: grpc.ServicerContext
+    ) -> translation_pb2.ListJobsResponse:
+        """See translation.proto."""
+        jobs = self._store.list(caller_uri(), min(request.limit or 100, 1000))
+        return translation_pb2.ListJobsResponse(jobs=[messages.job_message(job, items=False) for job in jobs])
+
+    def CancelJob(
+        self, request: translation_pb2.CancelJobRequest, context: grpc.ServicerContext
+    ) -> translation_pb2.CancelJobResponse:
+        """See translation.proto."""
+        state = self._store.cancel(request.job_id, caller_uri())
+        self._node.audit.write("job_cancel", job=request.job_id, client=caller_uri())
+        self._runner.cancel(request.job_id)
+        if state == JobState.CANCELLED:
+            self._events.publish(request.job_id, state=state)
+        return translation_pb2.CancelJobResponse(state=state.number)
+
+    def FetchResults(
+        self, request: translation_pb2.FetchResultsRequest, context: grpc.ServicerContext
+    ) -> Iterator[translation_pb2.FetchResultsResponse]:
+        """See translation.proto."""
+        job = self._store.get(request.job_id, caller_uri())
+        ready = {item.index: item for item in job.items if item.state == ItemState.DECODED}
+        wanted = list(request.items) or sorted(ready)
+        for index in wanted:
+            if index not in ready:
+                raise ItemNotFound(
+                    f"item {index} of job {job.job_id}", facts={"item": index, "job": job.job_id}
+                )
+        for index in wanted:
+            yield from self._result(job, index)
+
+    def AcknowledgeItems(
+        self, request: translation_pb2.AcknowledgeItemsRequest, context: grpc.ServicerContext
+    ) -> translation_pb2.AcknowledgeItemsResponse:
+        """See translation.proto."""
+        pairs = [(item.item, item.sha256) for item in request.items]
+        remaining = self._store.acknowledge(request.job_id, caller_uri(), pairs)
+        self._node.audit.write(
+            "items_delivered", job=request.job_id, items=[str(index) for index, _ in pairs]
+        )
+        return translation_pb2.AcknowledgeItemsResponse(remaining=remaining)
+
+    def DeleteJob(
+        self, request: translation_pb2.DeleteJobRequest, context: grpc.ServicerContext
+    ) -> translation_pb2.DeleteJobResponse:
+        """See translation.proto."""
+        self._store.delete(request.job_id, caller_uri())
+        self._events.forget(request.job_id)
+        self._node.audit.write("job_deleted", job=request.job_id, client=caller_uri())
+        return translation_pb2.DeleteJobResponse()
+
+    # What a job must be to be accepted
+
+    def _spec(self, header: translation_pb2.JobHeader) -> JobSpec:
+        limits = self._node.config.limits
+        if version_from_pb(header.version) not in SPOKEN:
+            raise MessageInvalid(
+                "another protocol version", facts={"spoken": ", ".join(map(str, SPOKEN)), "field": "version"}
+            )
+        if not 1 <= header.items <= limits.max_items_per_job:
+            raise MessageInvalid(
+                f"a job of {header.items} items",
+                facts={"items": header.items, "limit_items": limits.max_items_per_job},
+            )
+        settings = solver_settings(header.solver)
+        if settings.evaluations > limits.max_evaluations:
+            raise SettingsInvalid(
+                f"{settings.evaluations} evaluations",
+                facts={"evaluations": settings.evaluations, "limit": limits.max_evaluations},
+            )
+        self._node.engine.plan(settings)
+        return JobSpec(
+            request_id=header.request_id,
+            owner=caller_uri(),
+            target_institution=header.target_institution,
+            target_domain=header.target_domain,
+            solver=SolverChoice(settings.solver, settings.order, settings.evaluations, settings.grid),
+            cycle=header.cycle,
+            keep_latent=header.keep_latent,
+            deadline_s=float(header.deadline_s),
+        )
+
+    def _check_target(self, spec: JobSpec) -> None:
+        """Refuse at once what can never work: an institution nobody admitted, a domain that it does not serve.
+
+        A peer that does not answer now is no reason to refuse: the job waits for it.
+        """
+        try:
+            remote = self._remotes.get(spec.target_institution)
+        except PeerNotFound as error:
+            known = ", ".join(sorted(peer.institution for peer in self._node.peers.list()))
+            error.facts.update(institution=spec.target_institution[:200], known=known[:200])
+            raise
+        try:
+            side = remote.describe(DESCRIBE_TIMEOUT_S)
+        except DdibError:
+            return
+        if side.domain != spec.target_domain:
+            raise DomainNotFound(
+                f"{spec.target_institution} serves {side.domain}, not {spec.target_domain}",
+                facts={"asked": spec.target_domain[:100], "served": side.domain},
+            )
+
+    def _opener(self, max_items: int) -> Callable[[common_pb2.FileHeader], Announced]:
+        seen = 0
+
+        def opener(header: common_pb2.FileHeader) -> Announced:
+            nonlocal seen
+            seen += 1
+            if seen > max_items:
+                raise MessageInvalid("more items than announced", facts={"announced": max_items})
+            return open_file(
+                header,
+                max_bytes=self._node.config.limits.max_item_bytes,
+                accepted={common_pb2.MEDIA_TYPE_NPY},
+            )
+
+        return opener
+
+    def _check_item(self, number: int, whole: Whole) -> None:
+        """Everything that encoding would refuse, before the job is accepted."""
+        engine = self._node.engine
+        try:
+            points = parse_npy(
+                whole.data,
+                max_bytes=self._node.config.limits.max_item_bytes,
+                max_points=self._node.config.limits.max_points_per_item,
+                dim=engine.sample_shape[0],
+            )
+            engine.check_samples(points)
+        except InputError as error:
+            error.facts["item"] = str(number)
+            raise
+
+    # What a client gets
+
+    def _domain(self, institution: str) -> translation_pb2.Domain:
+        started = time.perf_counter()
+        answer = translation_pb2.Domain(institution=institution)
+        try:
+            side = self._remotes.get(institution).describe(DESCRIBE_TIMEOUT_S)
+        except DdibError as error:
+            answer.status = error.reason
+        else:
+            answer.status = "ready"
+            answer.domain = side.domain
+            answer.sample_kind = SAMPLE_KINDS[side.sample_kind]
+            answer.sample_shape.extend(side.sample_shape)
+        answer.latency_ms = round(1000 * (time.perf_counter() - started))
+        return answer
+
+    def _result(self, job: Job, index: int) -> Iterator[translation_pb2.FetchResultsResponse]:
+        item = next(item for item in job.items if item.index == index)
+        provenance: translation_pb2.Provenance | None = messages.provenance_message(job, item)
+        kept = self._store.parts(job.job_id, index)
+        for part, number in messages.PARTS.items():
+            if part not in kept:
+                continue
+            data = self._store.read_part(job.job_id, index, part)
+            header = translation_pb2.ResultHeader(
+                item=index,
+                part=number,
+                file=file_header(kept[part].media_type, data),
+                provenance=provenance,
+            )
+            provenance = None
+            yield from stream(translation_pb2.FetchResultsResponse, "result", header, data)
+
+
+def caller_uri() -> str:
+    """Whose jobs these are."""
+    return str(caller())
+
+
+def _job_header(requests: Iterator[translation_pb2.SubmitJobRequest]) -> translation_pb2.JobHeader:
+    first = next(requests, None)
+    if first is None or first.WhichOneof("message") != "header":
+        raise MessageInvalid("the first message of SubmitJob must be its header", facts={"field": "header"})
+    return first.header
+
+
+class SourceService:
+    """The source role in one node."""
+
+    service_names = ("ddib_fed.v1.TranslationService",)
+
+    def __init__(self, node: NodeContext) -> None:
+        paths, limits = node.config.paths, node.config.limits
+        self._store = JobStore(
+            paths.jobs,
+            paths.spool,
+            JobLimits(
+                max_open_jobs=limits.max_open_jobs,
+                max_spool_bytes=limits.max_spool_bytes,
+                retention_s=limits.result_days * 86_400,
+                default_deadline_s=limits.job_deadline_s,
+            ),
+        )
+        self._events = EventHub(self._store.boot)
+        self._remotes = Remotes(
+            tls.PeerChannels(paths.pki, node.peers), max_file_bytes=node.config.limits.max_item_bytes
+        )
+        self._runner = JobRunner(node, self._store, self._events, self._remotes)
+        self._servicer = TranslationServicer(node, self._store, self._events, self._remotes, self._runner)
+        self._closed = threading.Event()
+        self._janitor = threading.Thread(target=self._clean, name="janitor", daemon=True)
+
+    def register(self, server: grpc.Server) -> None:
+        """See `RoleService`."""
+        translation_pb2_grpc.add_TranslationServiceServicer_to_server(self._servicer, server)
+
+    def start(self) -> None:
+        """Take up what a stop or a kill left, and expire what nobody fetched."""
+        self._runner.start()
+        self._janitor.start()
+
+    def jobs(self) -> Mapping[str, int]:
+        """Jobs by state, in lower case."""
+        return {state.lower(): count for state, count in self._store.counts().items()}
+
+    def drain(self, timeout_s: float) -> None:
+        """See `RoleService`."""
+        self._runner.drain(timeout_s)
+
+    def close(self) -> None:
+        """See `RoleService`."""
+        self._closed.set()
+        self._events.close()
+        self._runner.close()
+        self._remotes.close()
+        self._store.close()
+
+    def _clean(self) -> None:
+        while not self._closed.wait(EXPIRE_EVERY_S):
+            self._store.expire()
+
+
+class _SourceRole:
+    """Entry point of `ddib_fed.roles`."""
+
+    name = "source"
+
+    def open(self, node: NodeContext) -> SourceService:
+        """See `Role`."""
+        return SourceService(node)
+
+
+ROLE = _SourceRole()

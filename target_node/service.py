@@ -1,0 +1,275 @@
+"""The DecodingService: latents of admitted peers to pictures of this node's domain.
+
+The target keeps no picture and no latent; what it remembers are the contracts it agreed to and the quota spent.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+
+from ddib_fed.node import tls  # noqa: F401 - first: it sets the cipher suites before grpc is imported
+
+import grpc  # isort: skip
+
+from ddib_fed.node.interceptors import caller
+from ddib_fed.node.policy import Quota
+
+from ddib_fed.errors import ContractUnknown, MessageInvalid, PolicyDenied, SettingsInvalid
+from ddib_fed.node.batching import Control
+from ddib_fed.node.role import NodeContext
+from ddib_fed.node.settings import solver_settings
+from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
+from ddib_fed.wire.agreement import agree
+from ddib_fed.wire.chunks import Assembler, file_header, stream
+from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
+from ddib_fed.wire.latent import Latent, LatentOpener
+from ddib_fed.wire.version import SPOKEN, versions_from_pb, versions_to_pb
+from target_node.stream import DecodeStream, StreamSettings, Translated
+
+# Contracts remembered; each peer has one at a time, and an old one lives on for calls that are on their way.
+MAX_CONTRACTS = 256
+MAX_REQUEST_ID = 64
+
+
+class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
+    """See decoding.proto; every method answers for the peer that called it."""
+
+    def __init__(self, node: NodeContext) -> None:
+        self._node = node
+        self._quota = Quota(node.config.policy.samples_per_day)
+        self._contracts: OrderedDict[bytes, Contract] = OrderedDict()
+        self._lock = threading.Lock()
+        self._active = 0
+        self._idle = threading.Condition()
+
+    @property
+    def active(self) -> int:
+        """Decode calls that run now."""
+        return self._active
+
+    def limits(self) -> ContractLimits:
+        """What a contract with this node allows."""
+        limits = self._node.config.limits
+        numbers = 1
+        for length in self._node.running_engine.sample_shape:
+            numbers *= length
+        return ContractLimits(
+            max_items_per_stream=limits.max_items_per_job,
+            max_samples_per_item=limits.max_points_per_item,
+            max_latent_bytes=limits.max_points_per_item * numbers * 4,
+            max_evaluations=limits.max_evaluations,
+        )
+
+    def DescribeDomain(
+        self, request: decoding_pb2.DescribeDomainRequest, context: grpc.ServicerContext
+    ) -> decoding_pb2.DescribeDomainResponse:
+        """See decoding.proto."""
+        _ = self._node.engine  # refuses while loading or draining
+        return decoding_pb2.DescribeDomainResponse(
+            versions=versions_to_pb(), side=self._node.side().to_pb(), limits=self.limits().to_pb()
+        )
+
+    def NegotiateContract(
+        self, request: decoding_pb2.NegotiateContractRequest, context: grpc.ServicerContext
+    ) -> decoding_pb2.NegotiateContractResponse:
+        """See decoding.proto."""
+        _ = self._node.engine
+        source = ContractSide.from_pb(request.source)
+        peer = caller()
+        if source.institution != peer.institution:
+            raise PolicyDenied(
+                f"{peer} proposed a contract for {source.institution}",
+                facts={"institution": source.institution},
+            )
+        contract = agree(versions_from_pb(request.versions), SPOKEN, source, self._node.side(), self.limits())
+        with self._lock:
+            self._contracts[contract.digest] = contract
+            self._contracts.move_to_end(contract.digest)
+            while len(self._contracts) > MAX_CONTRACTS:
+                self._contracts.popitem(last=False)
+        self._node.audit.write("contract_agreed", peer=str(peer), contract=contract.digest.hex())
+        return decoding_pb2.NegotiateContractResponse(contract=contract.to_pb(), sha256=contract.digest)
+
+    def Decode(
+        self, request_iterator: Iterator[decoding_pb2.DecodeRequest], context: grpc.ServicerContext
+    ) -> Iterator[decoding_pb2.DecodeResponse]:
+        """See decoding.proto."""
+        engine = self._node.engine
+        header = _header(request_iterator)
+        contract = self._contract(header.contract_sha256)
+        settings = StreamSettings(contract, solver_settings(header.solver), header.round_trip)
+        self._check_header(header, contract)
+        engine.plan(settings.solver)
+        control = _control_of(context)
+        decoding = DecodeStream(
+            engine,
+            settings,
+            _latents(request_iterator, contract, header.items),
+            control,
+            self._charge(header.request_id, contract),
+        )
+        with self._counted():
+            for event in decoding.run():
+                if isinstance(event, Translated):
+                    yield from self._messages(event)
+                else:
+                    yield decoding_pb2.DecodeResponse(progress=event)
+
+    def wait_idle(self, timeout_s: float) -> None:
+        """Return when no Decode call runs, or after the time."""
+        deadline = time.monotonic() + timeout_s
+        with self._idle:
+            while self._active and (left := deadline - time.monotonic()) > 0:
+                self._idle.wait(left)
+
+    def _counted(self) -> _Counted:
+        return _Counted(self._idle, self._change)
+
+    def _change(self, by: int) -> None:
+        self._active += by
+
+    def _contract(self, sha256: bytes) -> Contract:
+        with self._lock:
+            contract = self._contracts.get(sha256)
+        if contract is None or contract.source.institution != caller().institution:
+            raise ContractUnknown("a contract that was not agreed on with this process", retry_after_s=0.1)
+        return contract
+
+    def _check_header(self, header: decoding_pb2.DecodeHeader, contract: Contract) -> None:
+        limits = contract.limits
+        if not 1 <= header.items <= limits.max_items_per_stream:
+            raise MessageInvalid(
+                f"{header.items} items in one stream",
+                facts={"items": header.items, "limit_items": limits.max_items_per_stream},
+            )
+        if not 1 <= len(header.request_id) <= MAX_REQUEST_ID:
+            raise MessageInvalid(
+                "a request id of 1 to 64 characters is needed", facts={"field": "request_id"}
+            )
+        if header.solver.evaluations > limits.max_evaluations:
+            raise SettingsInvalid(
+                f"{header.solver.evaluations} evaluations",
+                facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
+            )
+        if header.round_trip and not self._node.config.policy.round_trip:
+            raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
+
+    def _charge(self, request_id: str, contract: Contract) -> Callable[[int, Latent], None]:
+        """Quota and audit for each item, once per (request, item) whatever the tries."""
+        peer = caller()
+
+        def on_item(item: int, latent: Latent) -> None:
+            samples = len(latent.data)
+            self._quota.charge(peer.institution, request_id, item, samples)
+            self._node.audit.write(
+                "latent_received",
+                peer=str(peer),
+                request=request_id,
+                item=item,
+                latent=latent.sha256.hex(),
+                contract=contract.digest.hex(),
+            )
+            self._node.metrics.latent_bytes.labels("in").inc(latent.data.nbytes)
+            self._node.metrics.samples.labels("decode").inc(samples)
+
+        return on_item
+
+    def _messages(self, translated: Translated) -> Iterator[decoding_pb2.DecodeResponse]:
+        self._node.metrics.items.labels("decode", "ok").inc()
+        self._node.metrics.seconds.labels("decode").observe(translated.seconds)
+        header = decoding_pb2.DecodedHeader(
+            item=translated.item,
+            file=file_header(common_pb2.MEDIA_TYPE_NPY, translated.file),
+            seconds=translated.seconds,
+        )
+        yield from stream(decoding_pb2.DecodeResponse, "result", header, translated.file)
+        if translated.round_trip is not None:
+            yield from translated.round_trip.stream(decoding_pb2.DecodeResponse)
+
+
+class _Counted:
+    """Counts a call for as long as it runs."""
+
+    def __init__(self, idle: threading.Condition, change: Callable[[int], None]) -> None:
+        self._idle = idle
+        self._change = change
+
+    def __enter__(self) -> None:
+        with self._idle:
+            self._change(1)
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._idle:
+            self._change(-1)
+            self._idle.notify_all()
+
+
+def _header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb2.DecodeHeader:
+    first = next(requests, None)
+    if first is None or first.WhichOneof("message") != "header":
+        raise MessageInvalid("the first message of Decode must be its header", facts={"field": "header"})
+    return first.header
+
+
+def _latents(
+    requests: Iterator[decoding_pb2.DecodeRequest], contract: Contract, max_items: int
+) -> Iterator[tuple[int, Latent]]:
+    """The latents of a stream, each checked against the contract before its bytes are read."""
+    assembler = Assembler({"latent": LatentOpener(contract, max_items=max_items)})
+    for message in requests:
+        whole = assembler.feed(message)
+        if whole is not None:
+            yield whole.header.item, Latent.from_bytes(whole.data, contract.sample_shape)
+    assembler.end()
+
+
+def _control_of(context: grpc.ServicerContext) -> Control:
+    """Ends the work when the call ends: cancelled, disconnected, or past its deadline."""
+    remaining = context.time_remaining()
+    control = Control(None if remaining is None else time.monotonic() + remaining)
+    if not context.add_callback(control.cancel):
+        control.cancel()
+    return control
+
+
+class TargetService:
+    """The target role in one node."""
+
+    service_names = ("ddib_fed.v1.DecodingService",)
+
+    def __init__(self, node: NodeContext) -> None:
+        self._servicer = DecodingServicer(node)
+
+    def register(self, server: grpc.Server) -> None:
+        """See `RoleService`."""
+        decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self._servicer, server)
+
+    def start(self) -> None:
+        """Nothing waits at a target: it keeps no jobs."""
+
+    def jobs(self) -> Mapping[str, int]:
+        """Decode calls that run now."""
+        return {"decoding": self._servicer.active}
+
+    def drain(self, timeout_s: float) -> None:
+        """See `RoleService`."""
+        self._servicer.wait_idle(timeout_s)
+
+    def close(self) -> None:
+        """Open calls are ended by the server."""
+
+
+class _TargetRole:
+    """Entry point of `ddib_fed.roles`."""
+
+    name = "target"
+
+    def open(self, node: NodeContext) -> TargetService:
+        """See `Role`."""
+        return TargetService(node)
+
+
+ROLE = _TargetRole()

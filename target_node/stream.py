@@ -1,0 +1,161 @@
+"""Turns the latents of one Decode call into translations, in the order they came, while the next ones still arrive.
+
+Three kinds of thread: a reader that assembles latents, a few workers that wait for the engine (which merges them into
+common network calls), and gRPC's own, which sends what is finished. At most `IN_FLIGHT` items are in memory.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ddib_fed.data.points import to_npy
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import DdibError
+from ddib_fed.node.batching import Control
+from ddib_fed.node.engine import Engine
+from ddib_fed.v1 import decoding_pb2
+from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.latent import ApprovedLatent, Latent, approve
+
+# Items of one call that are decoded, or wait for it, at once: enough for small ones to share network calls.
+IN_FLIGHT = 4
+# Progress of an item is sent at most this often.
+PROGRESS_EVERY_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """One item, decoded, and its latent again when the round trip was asked for."""
+
+    item: int
+    file: bytes
+    seconds: float
+    round_trip: ApprovedLatent | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """What the header of a Decode call asks for."""
+
+    contract: Contract
+    solver: SolverSettings
+    round_trip: bool
+
+
+class _EndOfItems:
+    """The peer has sent its last item."""
+
+
+Event = decoding_pb2.DecodeProgress | Future[Translated] | BaseException | _EndOfItems | None
+"""What the threads tell the sender: progress, an item accepted, a broken stream, the end, or (None) look again."""
+
+
+class DecodeStream:
+    """One Decode call.
+
+    Args:
+        engine: The node's model.
+        settings: From the header.
+        latents: The items that arrive, (number, latent); it may block and raise.
+        control: Cancelled when the call ends.
+        on_item: Called before an item is decoded (quota); may raise.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: StreamSettings,
+        latents: Iterator[tuple[int, Latent]],
+        control: Control,
+        on_item: Callable[[int, Latent], None],
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._latents = latents
+        self._control = control
+        self._on_item = on_item
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._slots = threading.Semaphore(IN_FLIGHT)
+        self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="decode")
+
+    def run(self) -> Iterator[decoding_pb2.DecodeProgress | Translated]:
+        """Progress and translations, until the last item that was sent is done.
+
+        Raises:
+            DdibError: What broke the stream or an item; `facts["item"]` names the item where it is one's.
+        """
+        reader = threading.Thread(target=self._read, name="decode-reader", daemon=True)
+        reader.start()
+        pending: deque[Future[Translated]] = deque()
+        reading = True
+        try:
+            while reading or pending:
+                event = self._events.get()
+                if isinstance(event, decoding_pb2.DecodeProgress):
+                    yield event
+                elif isinstance(event, Future):
+                    pending.append(event)
+                elif isinstance(event, _EndOfItems):
+                    reading = False
+                elif isinstance(event, BaseException):
+                    raise event
+                while pending and pending[0].done():
+                    yield pending.popleft().result()
+                    self._slots.release()
+        finally:
+            self._control.cancel()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self) -> None:
+        try:
+            for number, latent in self._latents:
+                while not self._slots.acquire(timeout=0.2):
+                    self._control.check()
+                future = self._pool.submit(self._work, number, latent)
+                self._events.put(future)
+                future.add_done_callback(lambda _: self._events.put(None))
+        except BaseException as error:  # noqa: BLE001 - handed over to the sender, which raises it
+            self._events.put(error)
+        else:
+            self._events.put(_EndOfItems())
+
+    def _work(self, number: int, latent: Latent) -> Translated:
+        try:
+            self._on_item(number, latent)
+            decoded = self._engine.decode(
+                latent, self._settings.solver, control=self._control, on_step=self._progress(number, "decode")
+            )
+            round_trip = None
+            if self._settings.round_trip:
+                encoded = self._engine.encode(
+                    decoded.normalised,
+                    self._settings.solver,
+                    control=self._control,
+                    on_step=self._progress(number, "encode"),
+                    normalised=True,
+                )
+                round_trip = approve(encoded.latent, self._settings.contract, encoded.statistics, item=number)
+        except DdibError as error:
+            error.facts.setdefault("item", str(number))
+            raise
+        return Translated(number, to_npy(decoded.samples), decoded.seconds, round_trip)
+
+    def _progress(self, number: int, stage: str) -> Callable[[int, int], None]:
+        last = 0.0
+
+        def on_step(step: int, steps: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= PROGRESS_EVERY_S:
+                last = now
+                self._events.put(
+                    decoding_pb2.DecodeProgress(item=number, stage=stage, step=step, steps=steps)
+                )
+
+        return on_step

@@ -1,0 +1,182 @@
+"""Two institutions on this machine, for tests: set up with the README's own commands, run as real processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from click.testing import CliRunner
+
+from ddib_fed.cli.main import cli
+from ddib_fed.errors import UnavailableError
+from ddib_fed.node.admin import AdminClient
+from ddib_fed.node.client import Client
+from ddib_fed.node.config import NodeConfig
+
+START_S = 60.0
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def ddib(*arguments: object) -> str:
+    """Run a `ddib` command in this process; its output."""
+    result = CliRunner().invoke(cli, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = START_S, what: str = "it") -> None:
+    """Poll until the condition holds."""
+    pause = threading.Event()
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
+        pause.wait(0.05)
+
+
+@dataclass
+class Node:
+    """One institution's node: a folder with node.toml, and a process while it runs."""
+
+    folder: Path
+    role: str
+    institution: str
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, folder: Path, role: str, institution: str, domain: str) -> Node:
+        """What an operator does on the first day, with the pretrained bundle of `domain`."""
+        port = free_port()
+        ddib("init", "node", "--institution", institution, "--role", role, "--domain", domain,
+             "--listen", f"127.0.0.1:{port}", "--address", f"localhost:{port}", "--out", folder)  # fmt: skip
+        source = resources.files("ddib_fed.models") / "pretrained" / domain
+        with resources.as_file(source) as path:
+            shutil.copytree(path, folder / "model")
+        return cls(folder, role, institution, port)
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "node.toml"
+
+    @property
+    def config(self) -> NodeConfig:
+        return NodeConfig.load(self.config_path)
+
+    def edit(self, old: str, new: str) -> None:
+        """Change the configuration."""
+        text = self.config_path.read_text()
+        assert old in text
+        self.config_path.write_text(text.replace(old, new))
+
+    def start(self, *, wait: bool = True) -> Node:
+        """Start the daemon; with `wait`, until it serves."""
+        log = (self.folder / "log.txt").open("ab")
+        command = [sys.executable, "-m", f"{self.role}_node", "serve", "--config", str(self.config_path)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        log.close()
+        if wait:
+            self.wait_serving()
+        return self
+
+    def wait_serving(self) -> None:
+        def serving() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, self.log()
+            return self.state() == "serving"
+
+        wait_until(serving, what=f"{self.institution} serving")
+
+    def state(self) -> str:
+        """What the operator's socket says, or "down"."""
+        try:
+            return AdminClient(self.config).status().state
+        except UnavailableError:
+            return "down"
+
+    def kill(self) -> None:
+        """kill -9, as a power cut would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()[-4000:]
+
+
+def admit(at: Node, other: Node) -> None:
+    """`at` admits `other`: the peer file goes by hand, the fingerprint by telephone."""
+    peer_file = at.folder.parent / f"{other.institution}.peer"
+    shown = ddib("peer", "export", "--config", other.config_path, "--out", peer_file)
+    fingerprint = next(word for word in shown.split() if word.startswith("SHA256:"))
+    ddib("peer", "add", peer_file, "--config", at.config_path, "--fingerprint", fingerprint)
+
+
+@dataclass
+class Pair:
+    """North (source, moons) and south (target, checkerboards), each admitted by the other, and a client of north."""
+
+    north: Node
+    south: Node
+    profile: Path
+
+    @classmethod
+    def create(cls, folder: Path, target_domain: str = "checkerboards") -> Pair:
+        north = Node.create(folder / "north", "source", "north.example", "moons")
+        south = Node.create(folder / "south", "target", "south.example", target_domain)
+        admit(north, south)
+        admit(south, north)
+        ddib(
+            "init", "client", "--node-config", north.config_path, "--name", "alice", "--out", folder / "alice"
+        )
+        return cls(north, south, folder / "alice" / "client.toml")
+
+    def start(self) -> Pair:
+        self.south.start(wait=False)
+        self.north.start(wait=False)
+        self.south.wait_serving()
+        self.north.wait_serving()
+        return self
+
+    def stop(self) -> None:
+        self.north.stop()
+        self.south.stop()
+
+    def client(self) -> Client:
+        return Client.from_profile(self.profile)
+
+
+def moons(count: int, seed: int = 1) -> np.ndarray:
+    """Points of the source domain."""
+    from ddib_fed.data.synthetic import sample
+
+    return sample("moons", count, seed)

@@ -1,0 +1,74 @@
+"""A relay between two nodes, with both their keys, that keeps every decrypted byte."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+
+class Tap:
+    """Listens as the target, dials the target as the source, and records both directions.
+
+    Args:
+        upstream: Port of the target node.
+        target_pki: Folder with the target's leaf and key, to be believed by the source.
+        source_pki: Folder with the source's leaf and key, to be believed by the target.
+    """
+
+    def __init__(self, upstream: int, target_pki: Path, source_pki: Path) -> None:
+        self.to_target = bytearray()
+        self.to_source = bytearray()
+        self._upstream = upstream
+        self._server = self._context(ssl.PROTOCOL_TLS_SERVER, target_pki)
+        self._client = self._context(ssl.PROTOCOL_TLS_CLIENT, source_pki)
+        self._client.check_hostname = False
+        self._client.verify_mode = ssl.CERT_NONE
+        self._server.verify_mode = ssl.CERT_REQUIRED
+        self._server.load_verify_locations(source_pki / "roots.pem")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @staticmethod
+    def _context(protocol: int, pki: Path) -> ssl.SSLContext:
+        context = ssl.SSLContext(protocol)
+        context.load_cert_chain(pki / "leaf.pem", pki / "leaf.key")
+        context.set_alpn_protocols(["h2"])
+        return context
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                plain, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._relay, args=(plain,), daemon=True).start()
+
+    def _relay(self, plain: socket.socket) -> None:
+        try:
+            near = self._server.wrap_socket(plain, server_side=True)
+            far = self._client.wrap_socket(socket.create_connection(("127.0.0.1", self._upstream)))
+        except OSError:
+            plain.close()
+            return
+        for source, sink, record in ((near, far, self.to_target), (far, near, self.to_source)):
+            threading.Thread(target=self._pump, args=(source, sink, record), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: ssl.SSLSocket, sink: ssl.SSLSocket, record: bytearray) -> None:
+        try:
+            while data := source.recv(65_536):
+                record += data
+                sink.sendall(data)
+        except (OSError, ValueError):
+            return
+        finally:
+            for end in (source, sink):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.close()

@@ -1,0 +1,167 @@
+"""Kills, drains, cancels, full queues: an accepted job is finished once, or refused with a reason."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import uuid
+
+import numpy as np
+import pytest
+
+from ddib_fed.errors import DdibError, QueueFull
+from ddib_fed.node.audit import verify
+from ddib_fed.node.client import Client
+from tests.e2e.harness import Node, Pair, moons, wait_until
+from tests.e2e.test_translate import TARGET, npy
+
+pytestmark = pytest.mark.e2e
+
+# Enough work that a kill falls into the middle: a few seconds on one core.
+ITEMS = [npy(moons(1_500, seed=n)) for n in range(6)]
+
+
+def first_progress(client: Client, job_id: str, stage: str) -> None:
+    """Return once the job has reported from `stage`."""
+    for event in client.watch(job_id):
+        if event.stage == stage:
+            return
+    raise AssertionError(f"the job ended before it reported {stage}")
+
+
+def check_finished_once(pair: Pair, client: Client, job_id: str, items: int) -> None:
+    """Every item has one result, the database is intact, and the audit's chain is whole."""
+    for _ in client.watch(job_id):
+        pass
+    job = client.get(job_id)
+    assert job.state == "FINISHED", job
+    assert [item.state for item in job.items] == ["DECODED"] * items
+    results = list(client.fetch(job_id))
+    assert sorted(result.item for result in results) == list(range(items))
+    database = sqlite3.connect(pair.north.config.paths.jobs)
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+    assert [j.job_id for j in client.list()].count(job_id) == 1
+    verify(pair.north.config.paths.audit)
+
+
+@pytest.mark.parametrize(("victim", "stage"), [("north", "encode"), ("south", "decode"), ("north", "decode")])
+def test_a_killed_node_goes_on_after_its_restart(fresh_pair: Pair, victim: str, stage: str) -> None:
+    """kill -9 in the middle of a job; after a restart it is finished, and each item once."""
+    pair = fresh_pair.start()
+    node: Node = getattr(pair, victim)
+    with pair.client() as client:
+        job = client.submit(ITEMS, TARGET, evaluations=96)
+        first_progress(client, job.job_id, stage)
+        node.kill()
+        node.start(wait=False)
+        check_finished_once(pair, client, job.job_id, len(ITEMS))
+
+
+def test_a_latent_once_made_is_sent_again_as_it_is(fresh_pair: Pair) -> None:
+    """With the target down, the source encodes and waits; killed and restarted, it sends the same latent."""
+    pair = fresh_pair
+    pair.south.start()
+    pair.north.start()
+    with pair.client() as client:
+        job = client.submit([npy(moons(200))], TARGET, evaluations=1000)
+        first_progress(client, job.job_id, "decode")
+        pair.south.kill()
+        pair.north.kill()
+        spooled = list(pair.north.config.paths.spool.rglob("*encoded*"))
+        before = [path.read_bytes() for path in spooled]
+        assert before
+        pair.north.start()
+        pair.south.start()
+        check_finished_once(pair, client, job.job_id, 1)
+        record = next(iter(client.fetch(job.job_id))).provenance
+        import hashlib
+
+        assert record["latent_sha256"] == hashlib.sha256(before[0]).hexdigest()
+
+
+def test_sigterm_drains_and_exits_zero(fresh_pair: Pair) -> None:
+    """A draining source finishes what runs, refuses what comes, and exits 0."""
+    pair = fresh_pair.start()
+    with pair.client() as client:
+        job = client.submit([npy(moons(2_000))], TARGET, evaluations=400)
+        first_progress(client, job.job_id, "encode")
+        code: list[int] = []
+        stopper = threading.Thread(target=lambda: code.append(pair.north.terminate()))
+        stopper.start()
+        wait_until(lambda: pair.north.state() in {"draining", "down"}, what="draining")
+        with pytest.raises(DdibError) as refused:
+            client.submit([npy(moons(5))], TARGET, retry=False)
+        assert refused.value.reason in {"DRAINING", "PEER_UNREACHABLE"}
+        stopper.join()
+        assert code == [0]
+        pair.north.start()
+        check_finished_once(pair, client, job.job_id, 1)
+
+
+def test_a_second_sigterm_stops_at_once(fresh_pair: Pair) -> None:
+    """Two signals: the node does not wait for its jobs, and they go on at the next start."""
+    pair = fresh_pair.start()
+    with pair.client() as client:
+        job = client.submit([npy(moons(5_000))], TARGET, evaluations=2_000)
+        first_progress(client, job.job_id, "encode")
+        assert pair.north.process is not None
+        pair.north.process.terminate()
+        wait_until(lambda: pair.north.state() == "draining", what="draining")
+        pair.north.process.terminate()
+        pair.north.process.wait(timeout=10)
+        pair.north.start()
+        assert client.get(job.job_id).state in {"QUEUED", "RUNNING"}
+        client.cancel(job.job_id)
+
+
+def test_a_cancelled_job_stops_at_the_next_step(pair: Pair) -> None:
+    """Cancelling ends a long job at once, and a finished item cannot be had from it."""
+    with pair.client() as client:
+        job = client.submit([npy(moons(5_000))], TARGET, evaluations=8_000)
+        first_progress(client, job.job_id, "encode")
+        client.cancel(job.job_id)
+        wait_until(lambda: client.get(job.job_id).state == "CANCELLED", seconds=5, what="cancelled")
+        assert not list(client.fetch(job.job_id))
+        client.delete(job.job_id)
+
+
+def test_a_deadline_ends_a_job(pair: Pair) -> None:
+    """A job past its deadline fails with that reason."""
+    with pair.client() as client:
+        job = client.submit([npy(moons(5_000))], TARGET, evaluations=8_000, deadline_s=1)
+        wait_until(lambda: client.get(job.job_id).state == "FAILED", seconds=15, what="deadline")
+        error = client.get(job.job_id).error
+        assert error is not None
+        assert error.reason == "DEADLINE_EXCEEDED"
+
+
+def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: Pair) -> None:
+    """Over the limit a job is refused with a time to try again; those accepted are all finished."""
+    pair = fresh_pair
+    pair.north.edit("# max_open_jobs = 64", "max_open_jobs = 2")
+    pair.start()
+    with pair.client() as client:
+        slow = [client.submit([npy(moons(2_000))], TARGET, evaluations=500) for _ in range(2)]
+        with pytest.raises(QueueFull) as caught:
+            client.submit([npy(moons(5))], TARGET, retry=False)
+        assert caught.value.retry_after_s
+        for job in slow:
+            check_finished_once(pair, client, job.job_id, 1)
+
+
+def test_jobs_of_another_client_do_not_exist(pair: Pair, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Bob cannot see, fetch or cancel what Alice submitted."""
+    from ddib_fed.errors import JobNotFound
+    from tests.e2e.harness import ddib
+
+    ddib(
+        "init", "client", "--node-config", pair.north.config_path, "--name", "bob", "--out", tmp_path / "bob"
+    )
+    with pair.client() as alice, Client.from_profile(tmp_path / "bob" / "client.toml") as bob:
+        job = alice.submit([npy(np.zeros((3, 2), np.float32))], TARGET)
+        with pytest.raises(JobNotFound):
+            bob.get(job.job_id)
+        with pytest.raises(JobNotFound):
+            bob.cancel(str(uuid.uuid4()))
+        assert job.job_id not in {j.job_id for j in bob.list()}

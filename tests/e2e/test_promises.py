@@ -1,0 +1,144 @@
+"""The promises that are about what crosses and who gets in, proven on real processes."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ddib_fed.v1 import decoding_pb2
+from tests.e2e.harness import Pair, moons
+from tests.e2e.relay import Tap
+from tests.e2e.test_translate import TARGET, npy
+
+pytestmark = pytest.mark.e2e
+
+# Eight float32 numbers in a row: no accident has them twice.
+WINDOW = 32
+
+
+def windows(array: np.ndarray) -> list[bytes]:
+    """Runs of the array's bytes, a few from each part of it."""
+    data = np.ascontiguousarray(array, dtype="<f4").tobytes()
+    starts = range(0, max(1, len(data) - WINDOW), max(WINDOW, len(data) // 20 // 4 * 4))
+    return [data[start : start + WINDOW] for start in starts if len(data[start : start + WINDOW]) == WINDOW]
+
+
+def test_nothing_but_latents_and_translations_crosses(fresh_pair: Pair) -> None:
+    """Every decrypted byte between the nodes: no input, no returned picture, no weight, no file name; latents do."""
+    pair = fresh_pair
+    pair.south.start()
+    tap = Tap(pair.south.port, pair.south.config.paths.pki, pair.north.config.paths.pki)
+    peer_file = next(pair.north.config.paths.peers.glob("*south.example*"))
+    text = peer_file.read_text()
+    assert str(pair.south.port) in text
+    peer_file.write_text(text.replace(str(pair.south.port), str(tap.port)))
+    pair.north.start()
+    points = moons(400)
+    with pair.client() as client:
+        result = client.translate([npy(points)], TARGET, cycle=True, keep_latent=True)[0]
+    tap.close()
+    sent, received = bytes(tap.to_target), bytes(tap.to_source)
+    latent = np.load(io.BytesIO(result.latent))
+    translated = np.load(io.BytesIO(result.translation))
+    returned = np.load(io.BytesIO(result.returned))
+    # A window may be cut in two by the framing of HTTP/2; most are not.
+    assert np.mean([window in sent for window in windows(latent)]) > 0.8
+    assert np.mean([window in received for window in windows(translated)]) > 0.8
+    for secret in (points, returned):
+        assert not any(window in sent + received for window in windows(secret))
+    for node in (pair.north, pair.south):
+        for weights in load_file(node.config.paths.bundle / "model.safetensors").values():
+            assert not any(window in sent + received for window in windows(weights.astype(np.float32)))
+    assert b"alice" not in sent
+    assert len(sent) < 3 * latent.nbytes + 20_000
+
+
+def test_no_message_can_carry_a_weight_or_a_training_picture() -> None:
+    """The only fields of bytes between the nodes are digests and chunks of what a header announced."""
+    fields: set[str] = set()
+
+    def walk(descriptor: object, seen: set[str]) -> None:
+        for field in descriptor.fields:  # type: ignore[attr-defined]
+            if field.type == field.TYPE_BYTES:
+                fields.add(field.full_name)
+            if field.message_type is not None and field.message_type.full_name not in seen:
+                walk(field.message_type, seen | {field.message_type.full_name})
+
+    for method in decoding_pb2.DESCRIPTOR.services_by_name["DecodingService"].methods:
+        walk(method.input_type, set())
+        walk(method.output_type, set())
+    assert {name for name in fields if not name.endswith("sha256")} == {"ddib_fed.v1.Chunk.data"}
+
+
+def test_neither_folder_holds_the_other_side(pair: Pair) -> None:
+    """After translations, no file of one institution contains the other's model."""
+    with pair.client() as client:
+        client.translate([npy(moons(20))], TARGET, cycle=True)
+    for here, there in ((pair.north, pair.south), (pair.south, pair.north)):
+        foreign = (there.config.paths.bundle / "model.safetensors").read_bytes()[-4096:]
+        for path in here.folder.rglob("*"):
+            if path.is_file():
+                assert foreign not in path.read_bytes(), path
+
+
+def handshake(port: int, context: ssl.SSLContext) -> str | None:
+    """The TLS version that the port agrees to."""
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        context.wrap_socket(plain) as secure,
+    ):
+        return secure.version()
+
+
+def test_tls_1_2_is_refused_and_1_3_is_spoken(pair: Pair) -> None:
+    """A client that offers no more than TLS 1.2 gets no connection."""
+    modern = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    assert handshake(pair.south.port, modern) == "TLSv1.3"
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises((ssl.SSLError, OSError)):
+        handshake(pair.south.port, old)
+
+
+def test_plaintext_gets_no_answer(pair: Pair) -> None:
+    """HTTP/2 without TLS is not answered with HTTP/2."""
+    with socket.create_connection(("127.0.0.1", pair.south.port), timeout=10) as plain:
+        plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000"))
+        try:
+            answer = plain.recv(1024)
+        except OSError:
+            answer = b""
+    assert answer[3:4] != b"\x04"
+
+
+def test_a_dead_proxy_in_the_environment_does_not_matter(fresh_pair: Pair) -> None:
+    """gRPC obeys https_proxy by default; the nodes and the client do not."""
+    dead = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    pair = fresh_pair
+    pair.north.environment = pair.south.environment = dead
+    pair.start()
+    np.save(pair.profile.parent / "a.npy", moons(20))
+    command = [sys.executable, "-m", "ddib_fed.cli", "translate", "a.npy", "--to", TARGET, "--out", "out"]
+    done = subprocess.run(
+        [*command, "--profile", str(pair.profile)],
+        cwd=pair.profile.parent,
+        env={**os.environ, **dead},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (Path(pair.profile.parent) / "out" / "a.npy").exists()

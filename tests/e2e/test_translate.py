@@ -1,0 +1,145 @@
+"""Two real processes over real mutual TLS: what a researcher at north does, and what goes wrong with a file."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddib_fed.errors import (
+    DdibError,
+    DomainNotFound,
+    NotFinite,
+    PeerNotFound,
+    PointsTooMany,
+    PointsUnreadable,
+    RequestIdConflict,
+    SettingsInvalid,
+    ShapeMismatch,
+)
+from ddib_fed.evaluation.metrics import sliced_w2, sliced_w2_floor
+from tests.e2e.harness import Pair, ddib, moons
+
+pytestmark = pytest.mark.e2e
+
+TARGET = "south.example/checkerboards"
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def test_translates_a_file_and_brings_it_back(pair: Pair, tmp_path: Path) -> None:
+    """`ddib translate --cycle` writes the translation, its return and where they came from."""
+    points = moons(2_000)
+    np.save(tmp_path / "scan.npy", points)
+    ddib("translate", tmp_path / "scan.npy", "--to", TARGET, "--out", tmp_path / "out", "--cycle",
+         "--profile", pair.profile)  # fmt: skip
+    returned = np.load(tmp_path / "out" / "scan.returned.npy")
+    provenance = json.loads((tmp_path / "out" / "scan.json").read_text())
+    error = np.linalg.norm(points - returned, axis=1)
+    assert np.median(error) < 1e-3
+    assert provenance["cycle"]["median"] == pytest.approx(float(np.median(error)), rel=1e-3)
+    assert provenance["target_institution"] == "south.example"
+    assert np.load(tmp_path / "out" / "scan.npy").shape == points.shape
+
+
+def test_translations_lie_in_the_target_domain(pair: Pair) -> None:
+    """The translated cloud is as near to the target domain as its own samples are, within the bound of the demo."""
+    with pair.client() as client:
+        result = client.translate([npy(moons(10_000))], TARGET)[0]
+    translated = np.load(io.BytesIO(result.translation))
+    from ddib_fed.data.synthetic import sample
+
+    assert (
+        sliced_w2(translated, sample("checkerboards", 10_000, 7))
+        <= 1.5 * sliced_w2_floor("checkerboards") + 0.01
+    )
+
+
+def test_many_files_come_back_under_their_names(pair: Pair, tmp_path: Path) -> None:
+    """Names stay at the client and come back on the right results; each item is its own translation."""
+    clouds = {f"scan-{n}": moons(50 + n, seed=n) for n in range(7)}
+    for name, cloud in clouds.items():
+        np.save(tmp_path / f"{name}.npy", cloud)
+    ddib("translate", *(tmp_path / f"{name}.npy" for name in clouds), "--to", TARGET, "--out", tmp_path / "out",
+         "--profile", pair.profile)  # fmt: skip
+    for name, cloud in clouds.items():
+        assert np.load(tmp_path / "out" / f"{name}.npy").shape == cloud.shape
+
+
+def test_the_same_request_gives_the_same_result(pair: Pair) -> None:
+    """Alone or beside others, the same input and settings give the same translation to 1e-5."""
+    cloud = npy(moons(100, seed=3))
+    with pair.client() as client:
+        alone = client.translate([cloud], TARGET)[0]
+        beside = client.translate([npy(moons(64, seed=4)), cloud, npy(moons(300, seed=5))], TARGET)[1]
+    first, second = (np.load(io.BytesIO(r.translation)) for r in (alone, beside))
+    np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (npy(np.array([[0.0, np.nan]], np.float32)), NotFinite),
+        (npy(np.zeros((5, 3), np.float32)), ShapeMismatch),
+        (npy(np.zeros(5, np.float32)), ShapeMismatch),
+        (b"", PointsUnreadable),
+        (b"not numpy at all", PointsUnreadable),
+        (npy(np.array([{"a": 1}, None], dtype=object)), PointsUnreadable),
+        (pickle.dumps([1, 2]), PointsUnreadable),
+        (npy(np.zeros((100_001, 2), np.float32)), PointsTooMany),
+        (npy(np.zeros((2, 2), np.float32))[:-3], PointsUnreadable),
+        (npy(np.zeros((2, 2), np.float32)).replace(b"(2, 2)", b"(9999999999, 2)"), DdibError),
+    ],
+    ids=["nan", "shape", "rank", "empty", "text", "objects", "pickle", "many", "torn", "absurd"],
+)
+def test_a_bad_file_is_named_and_the_node_lives_on(
+    pair: Pair, content: bytes, error: type[DdibError]
+) -> None:
+    """Each bad file is refused with its own error naming the item, and the next good one goes through."""
+    good = npy(moons(10))
+    with pair.client() as client:
+        with pytest.raises(error) as caught:
+            client.submit([good, content], TARGET)
+        assert caught.value.facts.get("item", "1") == "1"
+        assert client.translate([good], TARGET)[0].translation
+
+
+def test_what_does_not_exist_is_said_at_once(pair: Pair) -> None:
+    """An institution nobody admitted, a domain it does not serve, a solver that is none."""
+    good = npy(moons(10))
+    with pair.client() as client:
+        with pytest.raises(PeerNotFound):
+            client.submit([good], "west.example/moons")
+        with pytest.raises(DomainNotFound):
+            client.submit([good], "south.example/moons")
+        with pytest.raises(SettingsInvalid):
+            client.submit([good], TARGET, solver="euler")
+
+
+def test_same_request_id_with_other_content_is_refused(pair: Pair) -> None:
+    """The same id and content is the same job; other content is a conflict."""
+    request_id = str(uuid.uuid4())
+    with pair.client() as client:
+        first = client.submit([npy(moons(10))], TARGET, request_id=request_id)
+        again = client.submit([npy(moons(10))], TARGET, request_id=request_id)
+        assert first.job_id == again.job_id
+        with pytest.raises(RequestIdConflict):
+            client.submit([npy(moons(11))], TARGET, request_id=request_id)
+
+
+def test_domains_lists_the_peer(pair: Pair) -> None:
+    """`ddib domains` shows what can be translated to, and that it is ready."""
+    shown = json.loads(ddib("domains", "--format", "json", "--profile", pair.profile))
+    text = json.dumps(shown)
+    assert "south.example" in text
+    assert "checkerboards" in text
+    assert "ready" in text
