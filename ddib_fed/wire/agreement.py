@@ -26,6 +26,11 @@ class _Field(NamedTuple):
     remedy: str
 
 
+def _shortest(number: float) -> str:
+    """All digits that matter, so that two values that differ never look alike."""
+    return repr(float(number)).removesuffix(".0")
+
+
 # In the order in which a person wants to read them.
 _MUST_MATCH = (
     _Field(
@@ -51,7 +56,7 @@ _MUST_MATCH = (
     ),
     _Field(
         "soften_sigma",
-        lambda side: f"{side.soften_sigma:g}",
+        lambda side: _shortest(side.soften_sigma),
         "Set the same soften_sigma in both models' manifests; the recommended value is in docs/operating.md.",
     ),
 )
@@ -69,16 +74,16 @@ def _ends(source: ContractSide, target: ContractSide) -> Iterable[Difference]:
     if max(source.terminal_lambda, target.terminal_lambda) > HIGHEST_TERMINAL_LAMBDA:
         yield Difference(
             "terminal_lambda",
-            f"{source.terminal_lambda:g}",
-            f"{target.terminal_lambda:g}",
+            _shortest(source.terminal_lambda),
+            _shortest(target.terminal_lambda),
             f"Both must be at most {HIGHEST_TERMINAL_LAMBDA:g}, so that the latents are N(0, I) within "
             "exp(2 lambda) of relative variance; train the side above it to the end of a noisier schedule.",
         )
     if min(source.initial_lambda, target.initial_lambda) < LOWEST_INITIAL_LAMBDA:
         yield Difference(
             "initial_lambda",
-            f"{source.initial_lambda:g}",
-            f"{target.initial_lambda:g}",
+            _shortest(source.initial_lambda),
+            _shortest(target.initial_lambda),
             f"Both must be at least {LOWEST_INITIAL_LAMBDA:g}; train the side below it with a schedule that "
             "starts nearer to the data.",
         )

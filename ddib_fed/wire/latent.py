@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 import numpy as np
 from google.protobuf.message import Message
@@ -134,6 +134,11 @@ class ApprovedLatent:
     """A latent that may be sent under one contract; its bytes cannot change any more. Made by `approve`."""
 
     __slots__ = ("_payload", "contract_sha256", "item", "sha256", "shape")
+    _payload: bytes
+    contract_sha256: bytes
+    item: int
+    sha256: bytes
+    shape: tuple[int, ...]
 
     def __init__(
         self,
@@ -147,11 +152,15 @@ class ApprovedLatent:
     ) -> None:
         if guard is not _GUARD:
             raise TypeError("only approve() makes a latent fit to leave")
-        self._payload = payload
-        self.item = item
-        self.shape = shape
-        self.sha256 = sha256
-        self.contract_sha256 = contract_sha256
+        values = (payload, contract_sha256, item, sha256, shape)
+        for name, value in zip(self.__slots__, values, strict=True):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"an approved latent does not change: {name}")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("an approved latent is neither copied nor pickled")
 
     @property
     def size_bytes(self) -> int:

@@ -1,0 +1,61 @@
+"""Sides, limits and latents that the wire's tests share."""
+
+import numpy as np
+
+from ddib_fed.wire.agreement import agree
+from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
+from ddib_fed.wire.latent import Latent
+from ddib_fed.wire.version import SPOKEN
+
+LIMITS = ContractLimits(
+    max_items_per_stream=8, max_samples_per_item=100_000, max_latent_bytes=2 << 20, max_evaluations=1_000
+)
+
+
+def side(**changes) -> ContractSide:
+    """A side that serves points; what is not named is the same on both sides."""
+    fields = {
+        "institution": "north.example",
+        "domain": "moons",
+        "sample_kind": "point",
+        "sample_shape": (2,),
+        "model_sha256": bytes(range(32)),
+        "terminal_lambda": -5.0,
+        "initial_lambda": 5.3,
+    }
+    return ContractSide(**{**fields, **changes})
+
+
+def picture_side(**changes) -> ContractSide:
+    """A side that serves pictures."""
+    fields = {
+        "sample_kind": "picture",
+        "sample_shape": (3, 8, 8),
+        "value_range": "minus-one-to-one",
+        "size_rule": "centre-crop",
+        "soften_sigma": 0.02,
+    }
+    return side(**{**fields, **changes})
+
+
+def contract(**changes) -> Contract:
+    """A contract between two sides that agree; `limits` and fields of both sides can be changed."""
+    limits = changes.pop("limits", LIMITS)
+    target = {"institution": "south.example", "domain": "checkerboards", **changes}
+    return agree(SPOKEN, SPOKEN, side(**changes), side(**target), limits)
+
+
+def latent(samples: int = 1_000, seed: int = 0) -> Latent:
+    """White noise in two dimensions."""
+    return Latent.from_array(np.random.default_rng(seed).standard_normal((samples, 2), dtype=np.float32))
+
+
+class Whiteness:
+    """Statistics of white noise over `count` numbers."""
+
+    def __init__(self, count: int, **figures: float) -> None:
+        self.count = count
+        self.mean = figures.get("mean", 0.0)
+        self.std = figures.get("std", 1.0)
+        self.kurtosis = figures.get("kurtosis", 0.0)
+        self.correlation = figures.get("correlation", 0.01)

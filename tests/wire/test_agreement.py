@@ -1,0 +1,175 @@
+"""When two sides can meet, and what each is told when they cannot."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddib_fed.errors import ContractMismatch
+from ddib_fed.v1 import decoding_pb2
+from ddib_fed.wire.agreement import agree, confirm, differences
+from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.version import SPOKEN, Version
+from tests.wire.examples import LIMITS, contract, picture_side, side
+
+NORTH = {"institution": "north.example"}
+SOUTH = {"institution": "south.example"}
+
+SIDES = st.one_of(
+    st.builds(
+        side,
+        sample_shape=st.sampled_from([(2,), (3,)]),
+        terminal_lambda=st.sampled_from([-6.0, -4.5, -4.0, 0.0]),
+        initial_lambda=st.sampled_from([5.0, 3.0, 2.0]),
+        classes=st.integers(0, 2),
+    ),
+    st.builds(
+        picture_side,
+        soften_sigma=st.sampled_from([0.0, 0.02]),
+        size_rule=st.sampled_from(["centre-crop", "resize"]),
+    ),
+)
+VERSIONS = st.lists(st.builds(Version, st.integers(1, 2), st.integers(0, 1)), min_size=1, max_size=3)
+
+
+def found(source, target, ours=SPOKEN, theirs=SPOKEN) -> dict:
+    return {d.field: (d.source, d.target) for d in differences(ours, theirs, source, target)}
+
+
+@given(VERSIONS, VERSIONS, SIDES, SIDES)
+def test_agreement_is_symmetric(ours, theirs, source, target):
+    """Seen from the other side, the same fields differ, with the values exchanged."""
+    there = found(target, source, theirs, ours)
+    assert found(source, target, ours, theirs) == {field: (b, a) for field, (a, b) in there.items()}
+
+
+@given(VERSIONS, VERSIONS, SIDES, SIDES)
+def test_every_difference_says_what_to_do(ours, theirs, source, target):
+    """One sentence, and both values."""
+    for difference in differences(ours, theirs, source, target):
+        assert difference.remedy.endswith(".")
+        assert difference.source
+        assert difference.target
+
+
+@given(VERSIONS, SIDES)
+def test_a_side_agrees_with_its_like(versions, both):
+    """Unless its own ends are not good enough for anybody."""
+    assert set(found(both, both, versions, versions)) <= {"terminal_lambda", "initial_lambda"}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "field", "values"),
+    [
+        (side(), side(sample_shape=(3,)), "sample_shape", ("2", "3")),
+        (side(), picture_side(), "sample_kind", ("point", "picture")),
+        (side(), picture_side(), "value_range", ("unit-std", "minus-one-to-one")),
+        (picture_side(), picture_side(size_rule="resize"), "size_rule", ("centre-crop", "resize")),
+        (picture_side(), picture_side(soften_sigma=0.05), "soften_sigma", ("0.02", "0.05")),
+        (side(), side(terminal_lambda=-4.4), "terminal_lambda", ("-5", "-4.4")),
+        (side(terminal_lambda=-4.4), side(), "terminal_lambda", ("-4.4", "-5")),
+        (side(), side(initial_lambda=2.9), "initial_lambda", ("5.3", "2.9")),
+    ],
+)
+def test_a_field_that_must_match_is_named_with_both_values(source, target, field, values):
+    """Each of them."""
+    assert found(source, target)[field] == values
+
+
+def test_values_that_print_alike_are_still_shown_apart():
+    """A difference of 1e-9 is no difference of nothing."""
+    values = found(picture_side(soften_sigma=0.02), picture_side(soften_sigma=0.020000001))["soften_sigma"]
+    assert values == ("0.02", "0.020000001")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"domain": "rings"},
+        {"model_sha256": bytes(32)},
+        {"terminal_lambda": -4.5},
+        {"initial_lambda": 3.0},
+        {"classes": 5},
+    ],
+)
+def test_what_need_not_match_may_differ(changes):
+    """Linear and cosine schedules may meet; so may models of different classes."""
+    assert found(side(), side(**changes)) == {}
+
+
+def test_a_mismatch_names_all_fields_at_once():
+    """Nobody has to mend one to hear of the next."""
+    with pytest.raises(ContractMismatch) as caught:
+        agree([Version(1, 0)], [Version(2, 0)], side(), side(sample_shape=(3,), terminal_lambda=0.0), LIMITS)
+    names = [difference.field for difference in caught.value.differences]
+    assert names == ["version", "sample_shape", "terminal_lambda"]
+
+
+def test_the_highest_common_version_and_the_targets_limits_are_used():
+    """Whatever else either side speaks."""
+    ours = [Version(1, 0), Version(1, 1), Version(1, 2)]
+    theirs = [Version(2, 0), Version(1, 1), Version(1, 0)]
+    made = agree(ours, theirs, side(**NORTH), side(**SOUTH), LIMITS)
+    assert (made.version, made.limits) == (Version(1, 1), LIMITS)
+
+
+# What the source makes of the target's answer
+
+
+def answer(made: Contract, **changes) -> decoding_pb2.NegotiateContractResponse:
+    response = decoding_pb2.NegotiateContractResponse(contract=made.to_pb(), sha256=made.digest)
+    for field, value in changes.items():
+        setattr(response, field, value)
+    return response
+
+
+def confirmed(response, **changes) -> Contract:
+    return confirm(response, **{"source": side(), "target_institution": "south.example", **changes})
+
+
+def test_a_true_answer_is_confirmed():
+    """And comes back as the contract."""
+    assert confirmed(answer(contract())) == contract()
+
+
+@pytest.mark.parametrize(
+    ("response", "field"),
+    [
+        (answer(contract(), sha256=bytes(32)), "contract_sha256"),
+        (answer(contract(), sha256=b""), "contract_sha256"),
+        (answer(contract(classes=3)), "source"),
+        (answer(contract(terminal_lambda=-7.0)), "source"),
+    ],
+)
+def test_an_answer_that_is_not_what_was_asked_is_refused(response, field):
+    """Another digest, or the source's own side changed."""
+    with pytest.raises(ContractMismatch) as caught:
+        confirmed(response)
+    assert field in {difference.field for difference in caught.value.differences}
+
+
+def test_an_answer_of_another_institution_is_refused():
+    """A node answers for its own institution alone."""
+    with pytest.raises(ContractMismatch) as caught:
+        confirmed(answer(contract()), target_institution="east.example")
+    (difference,) = caught.value.differences
+    assert (difference.field, difference.source, difference.target) == (
+        "institution",
+        "east.example",
+        "south.example",
+    )
+
+
+def test_an_answer_that_the_source_cannot_keep_is_refused():
+    """A target that agrees to what does not fit is not believed."""
+    made = Contract(Version(1, 0), side(), side(**SOUTH, sample_shape=(3,)), LIMITS)
+    with pytest.raises(ContractMismatch) as caught:
+        confirmed(answer(made))
+    assert [difference.field for difference in caught.value.differences] == ["sample_shape"]
+
+
+def test_an_answer_in_a_version_that_was_not_offered_is_refused():
+    """The target chose from its own list only."""
+    made = Contract(Version(1, 1), side(), side(**SOUTH), LIMITS)
+    with pytest.raises(ContractMismatch) as caught:
+        confirmed(answer(made))
+    assert [difference.field for difference in caught.value.differences] == ["version"]

@@ -1,0 +1,279 @@
+"""The egress guard, and what a receiver makes of a latent's header and bytes."""
+
+import copy
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ddib_fed
+from ddib_fed.errors import (
+    ChunkCorrupt,
+    ContractMismatch,
+    ImageTooLarge,
+    LatentNotGaussian,
+    MessageInvalid,
+    NotFinite,
+    PointsTooMany,
+    ShapeMismatch,
+)
+from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.wire.chunks import Assembler, assemble
+from ddib_fed.wire.latent import ApprovedLatent, Latent, LatentOpener, approve, open_tensor
+from tests.wire.examples import LIMITS, Whiteness, contract, latent, picture_side
+
+CONTRACT = contract()
+
+
+def approved(samples: int = 1_000, item: int = 0) -> ApprovedLatent:
+    made = latent(samples)
+    return approve(made, CONTRACT, Whiteness(made.data.size), item=item)
+
+
+def header(**changes) -> decoding_pb2.LatentHeader:
+    """A good header of 10 points, changed."""
+    tensor = {
+        "dtype": common_pb2.DATA_TYPE_FLOAT32,
+        "shape": [10, 2],
+        "size_bytes": 80,
+        "sha256": bytes(32),
+    }
+    fields = {"item": 0, "contract_sha256": CONTRACT.digest}
+    fields.update({k: v for k, v in changes.items() if k in fields})
+    tensor.update({k: v for k, v in changes.items() if k in tensor})
+    return decoding_pb2.LatentHeader(tensor=common_pb2.TensorHeader(**tensor), **fields)
+
+
+@given(samples=st.integers(1, 50_000), seed=st.integers(0, 3))
+def test_a_latent_crosses_unchanged(samples, seed):
+    """Bit for bit, with the digest that it had."""
+    sent = latent(samples, seed)
+    leaving = approve(sent, CONTRACT, Whiteness(sent.data.size), item=3)
+    (whole,) = assemble(leaving.stream(decoding_pb2.DecodeRequest), {"latent": LatentOpener(CONTRACT, 1)})
+    received = Latent.from_bytes(whole.data, CONTRACT.sample_shape)
+    np.testing.assert_array_equal(received.data, sent.data)
+    assert (received.sha256, whole.header.item) == (sent.sha256, 3)
+
+
+def test_the_bytes_are_little_endian_row_major_float32():
+    """As docs/protocol.md says, for a second implementation."""
+    made = Latent.from_array(np.array([[1.0, -2.0], [0.5, 0.0]], dtype=np.float32))
+    assert made.to_bytes() == bytes.fromhex("0000803f 000000c0 0000003f 00000000")
+
+
+def test_an_array_in_another_order_becomes_row_major():
+    """Whatever the engine's memory layout."""
+    array = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(3, 2))
+    assert Latent.from_array(array).to_bytes() == np.arange(6, dtype="<f4").tobytes()
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 2), (3, 0)])
+def test_an_array_without_samples_is_no_latent(shape):
+    """There is at least one sample of at least one number."""
+    with pytest.raises(ShapeMismatch):
+        Latent.from_array(np.zeros(shape, dtype=np.float32))
+
+
+@pytest.mark.parametrize("size", [0, 4, 12, 81])
+def test_bytes_that_are_no_whole_samples_are_refused(size):
+    """Before an array is made of them."""
+    with pytest.raises(ShapeMismatch):
+        Latent.from_bytes(bytes(size), (2,))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_received_bytes_must_be_finite(value):
+    """One bad number is enough; the error counts them."""
+    data = np.array([[0.0, value]], dtype="<f4").tobytes()
+    with pytest.raises(NotFinite) as caught:
+        Latent.from_bytes(data, (2,))
+    assert caught.value.facts["count"] == "1"
+
+
+def test_a_received_latent_cannot_be_written_to():
+    """Its digest stays true."""
+    received = Latent.from_bytes(bytes(8), (2,))
+    with pytest.raises(ValueError, match="read-only"):
+        received.data[0, 0] = 1
+
+
+# The egress guard
+
+
+def test_only_the_guard_makes_an_approved_latent():
+    """Its constructor asks for something that nobody else has."""
+    with pytest.raises(TypeError, match="approve"):
+        ApprovedLatent(object(), item=0, payload=b"", shape=(1, 2), sha256=b"", contract_sha256=b"")
+
+
+def test_an_approved_latent_does_not_follow_the_array_it_was_made_of():
+    """What was checked is what is sent."""
+    made = latent(10)
+    leaving = approve(made, CONTRACT, Whiteness(20), item=0)
+    before = made.to_bytes()
+    made.data[:] = 0
+    (whole,) = assemble(leaving.stream(decoding_pb2.DecodeRequest), {"latent": LatentOpener(CONTRACT, 1)})
+    assert whole.data == before
+
+
+def test_an_approved_latent_cannot_be_changed():
+    """Neither its bytes nor where it goes."""
+    leaving = approved()
+    for name in ApprovedLatent.__slots__:
+        with pytest.raises(AttributeError):
+            setattr(leaving, name, b"")
+
+
+def test_an_approved_latent_cannot_be_pickled_or_copied():
+    """No second way leads to one."""
+    leaving = approved()
+    with pytest.raises(TypeError):
+        copy.copy(leaving)
+    with pytest.raises(TypeError):
+        pickle.dumps(leaving)
+
+
+def test_only_the_guarded_module_makes_latent_headers():
+    """No other module of the program can put a latent on the wire."""
+    root = Path(ddib_fed.__file__).parent
+    sources = [
+        path
+        for folder in (root, root.parent / "source_node", root.parent / "target_node")
+        for path in folder.rglob("*.py")
+        if "LatentHeader(" in path.read_text(encoding="utf-8")
+    ]
+    assert [path.relative_to(root).as_posix() for path in sources] == ["wire/latent.py"]
+    assert len(re.findall(r"LatentHeader\(", sources[0].read_text(encoding="utf-8"))) == 1
+
+
+def test_the_guard_refuses_another_shape():
+    """Three numbers a point where two were agreed."""
+    made = Latent.from_array(np.zeros((5, 3), dtype=np.float32))
+    with pytest.raises(ShapeMismatch):
+        approve(made, CONTRACT, Whiteness(15), item=0)
+
+
+def test_the_guard_refuses_more_samples_than_agreed():
+    """The target's limit."""
+    few = contract(limits=LIMITS.__class__(8, 9, 1 << 20, 1_000))
+    with pytest.raises(PointsTooMany):
+        approve(latent(10), few, Whiteness(20), item=0)
+
+
+def test_the_guard_refuses_more_bytes_than_agreed():
+    """The target's limit."""
+    small = contract(limits=LIMITS.__class__(8, 100, 79, 1_000))
+    with pytest.raises(PointsTooMany):
+        approve(latent(10), small, Whiteness(20), item=0)
+
+
+def test_the_guard_refuses_what_is_not_finite():
+    """Even with good statistics beside it."""
+    made = Latent.from_array(np.full((5, 2), np.nan, dtype=np.float32))
+    with pytest.raises(NotFinite):
+        approve(made, CONTRACT, Whiteness(10), item=0)
+
+
+def test_the_guard_refuses_a_latent_that_changed_after_encoding():
+    """The digest was taken when it was made."""
+    made = latent(10)
+    made.data[0, 0] += 1
+    with pytest.raises(ChunkCorrupt):
+        approve(made, CONTRACT, Whiteness(20), item=0)
+
+
+@pytest.mark.parametrize("statistics", [Whiteness(19), Whiteness(20, std=float("nan"))])
+def test_the_guard_refuses_statistics_of_something_else(statistics):
+    """The Gaussian check must have been made over these numbers."""
+    with pytest.raises(LatentNotGaussian):
+        approve(latent(10), CONTRACT, statistics, item=0)
+
+
+# The receiver
+
+
+def test_a_good_header_is_taken():
+    """The announced size and the contract's limit come back."""
+    found = LatentOpener(CONTRACT, 1)(header())
+    assert (found.size_bytes, found.max_bytes) == (80, LIMITS.max_latent_bytes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"dtype": common_pb2.DATA_TYPE_UNSPECIFIED}, MessageInvalid),
+        ({"shape": []}, ShapeMismatch),
+        ({"shape": [10]}, ShapeMismatch),
+        ({"shape": [10, 3]}, ShapeMismatch),
+        ({"shape": [10, 2, 1]}, ShapeMismatch),
+        ({"shape": [0, 2], "size_bytes": 0}, ShapeMismatch),
+        ({"shape": [2**64 - 1, 2]}, ShapeMismatch),
+        ({"size_bytes": 79}, ShapeMismatch),
+        ({"size_bytes": 2**64 - 1}, ShapeMismatch),
+        ({"shape": [100_001, 2], "size_bytes": 800_008}, PointsTooMany),
+        ({"sha256": bytes(31)}, MessageInvalid),
+        ({"contract_sha256": bytes(32)}, ContractMismatch),
+        ({"contract_sha256": b""}, ContractMismatch),
+    ],
+)
+def test_a_lying_tensor_header_is_refused(changes, error):
+    """In type, shape, size, digest or contract, before one byte of it is read."""
+    with pytest.raises(error):
+        LatentOpener(CONTRACT, 1)(header(**changes))
+
+
+def test_a_latent_under_another_contract_says_what_to_do():
+    """Both digests and a remedy."""
+    with pytest.raises(ContractMismatch) as caught:
+        LatentOpener(CONTRACT, 1)(header(contract_sha256=bytes(32)))
+    (difference,) = caught.value.differences
+    assert (difference.source, difference.target) == ("00" * 32, CONTRACT.digest.hex())
+    assert "Negotiate" in difference.remedy
+
+
+@pytest.mark.parametrize("item", [0, 1])
+def test_item_numbers_must_rise(item):
+    """The same or a lower one is not another item."""
+    opener = LatentOpener(CONTRACT, 8)
+    opener(header(item=1))
+    with pytest.raises(MessageInvalid):
+        opener(header(item=item))
+
+
+def test_more_latents_than_announced_are_refused():
+    """The header of the stream said how many."""
+    opener = LatentOpener(CONTRACT, 1)
+    opener(header(item=0))
+    with pytest.raises(MessageInvalid):
+        opener(header(item=1))
+
+
+def test_a_picture_over_the_limit_is_an_image_too_large():
+    """Each kind of sample has its own reason."""
+    pictures = contract(
+        **{name: getattr(picture_side(), name) for name in ("sample_kind", "sample_shape", "value_range")},
+        size_rule="centre-crop",
+        limits=LIMITS.__class__(8, 1, 1 << 20, 1_000),
+    )
+    tensor = common_pb2.TensorHeader(
+        dtype=common_pb2.DATA_TYPE_FLOAT32, shape=[2, 3, 8, 8], size_bytes=1_536, sha256=bytes(32)
+    )
+    with pytest.raises(ImageTooLarge):
+        open_tensor(tensor, pictures)
+
+
+@given(cut=st.integers(0, 5))
+def test_several_latents_in_one_stream_and_one_cut(cut):
+    """Those before the cut are whole; the cut one is named by an error."""
+    streams = [list(approved(40_000, item=i).stream(decoding_pb2.DecodeRequest)) for i in (0, 1)]
+    assembler = Assembler({"latent": LatentOpener(CONTRACT, 2)})
+    kept = [*streams[0], *streams[1][: min(cut, len(streams[1]) - 1)]]
+    wholes = [whole for message in kept if (whole := assembler.feed(message)) is not None]
+    assert [whole.header.item for whole in wholes] == [0]
+    if len(kept) > len(streams[0]):
+        with pytest.raises(ChunkCorrupt):
+            assembler.end()
