@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from ddib_fed.node import tls  # noqa: F401 - first: it sets the cipher suites before grpc is imported
-
-import grpc  # isort: skip
+import grpc
 
 from ddib_fed.errors import (
     Cancelled,

@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from ddib_fed.node import tls  # first: it sets the cipher suites before grpc is imported
-
-import grpc  # isort: skip
+import grpc
 
 from ddib_fed.errors import DdibError, UnavailableError
+from ddib_fed.node import tls
 from ddib_fed.node.errors_wire import from_rpc_error
 from ddib_fed.node.profile import Profile
 from ddib_fed.v1 import translation_pb2_grpc

@@ -1,0 +1,41 @@
+"""`ddib domains`: what the source node can translate to, and whether each target is ready now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.output import print_json, print_table
+from ddib_fed.node.client import Client
+from ddib_fed.node.views import Domain
+
+
+@click.command()
+@options.FORMAT
+@options.PROFILE
+def domains(output_format: str, profile_path: Path | None) -> None:
+    """List the domains that can be translated to, and whether each is ready."""
+    with Client.from_profile(profile_path) as client:
+        found = client.domains()
+    if output_format == "json":
+        print_json(found)
+        return
+    click.echo(f"from {found.institution}/{found.domain} ({kind(found.sample_kind, found.sample_shape)}) to:")
+    if not found.targets:
+        click.echo("nowhere yet: the node's operator admits peers with `ddib peer add`")
+        return
+    rows = [_row(domain) for domain in found.targets]
+    print_table("", ["--to", "samples", "status", ">ms"], rows)
+
+
+def _row(domain: Domain) -> list[str]:
+    what = kind(domain.sample_kind, domain.sample_shape) if domain.sample_shape else "-"
+    target = domain.target if domain.domain else f"{domain.institution}/?"
+    return [target, what, domain.status, str(domain.latency_ms)]
+
+
+def kind(sample_kind: str, shape: tuple[int, ...]) -> str:
+    """What one sample is, e.g. `point 2`."""
+    return f"{sample_kind} {'x'.join(map(str, shape))}"

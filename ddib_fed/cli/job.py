@@ -1,0 +1,209 @@
+"""`ddib job ...`: the single steps of a translation, for jobs that outlive the terminal they came from."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.delivery import JobFile, deliver
+from ddib_fed.cli.output import plain, print_json, print_table, size
+from ddib_fed.cli.progress import JobProgress
+from ddib_fed.cli.translate import Order, going_on, print_submitted, report
+from ddib_fed.cli.translate import submit as submit_order
+from ddib_fed.errors import StateConflict
+from ddib_fed.node.client import Client, require_finished
+from ddib_fed.node.payload import payload
+from ddib_fed.node.views import ItemState, JobView, Settings
+
+
+@click.group()
+def job() -> None:
+    """Submit, watch, fetch, cancel and delete jobs.
+
+    A job lives at the source node: it goes on when this machine is switched off, and its results wait there until
+    they are fetched or expire.
+    """
+
+
+@job.command(epilog="\b\nExample:\n  ddib job submit points.npy --to south.example/checkerboards --out out")
+@options.FILES
+@options.TARGET
+@click.option(
+    "--out",
+    "out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where the results will be fetched to; keeps the files' names there.",
+)
+@options.CYCLE
+@options.STEPS
+@options.SOLVER
+@options.ORDER
+@options.GRID
+@options.KEEP_LATENT
+@options.DEADLINE
+@options.FORMAT
+@options.PROFILE
+def submit(
+    files: tuple[Path, ...],
+    target: str,
+    out: Path | None,
+    cycle: bool,
+    steps: int,
+    solver: str,
+    order: int,
+    grid: str,
+    keep_latent: bool,
+    deadline: float | None,
+    output_format: str,
+    profile_path: Path | None,
+) -> None:
+    """Give FILES to the source node as a job and return at once."""
+    items = [payload(path) for path in files]
+    asked = Order(target, Settings(solver, order, steps, grid), cycle, keep_latent, deadline)
+    with Client.from_profile(profile_path) as client:
+        submitted, _ = submit_order(client, files, items, asked, out)
+    print_submitted(submitted, target, out, output_format)
+
+
+@job.command("list")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most this many."
+)
+@options.FORMAT
+@options.PROFILE
+def list_(limit: int, output_format: str, profile_path: Path | None) -> None:
+    """List this client's jobs, newest first."""
+    with Client.from_profile(profile_path) as client:
+        jobs = client.list(limit)
+    if output_format == "json":
+        print_json(list(jobs))
+        return
+    if not jobs:
+        click.echo("no jobs", err=True)
+        return
+    rows = [[j.job_id, j.state, j.target, when(j.created), when(j.expires)] for j in jobs]
+    print_table("", ["job", "state", "to", "created", "expires"], rows)
+
+
+@job.command()
+@options.JOB_ID
+@options.FORMAT
+@options.PROFILE
+def show(job_id: str, output_format: str, profile_path: Path | None) -> None:
+    """Show a job, its items, and why it failed if it did."""
+    with Client.from_profile(profile_path) as client:
+        view = client.get(job_id)
+    if output_format == "json":
+        print_json(view)
+        return
+    _show(view)
+
+
+def _show(view: JobView) -> None:
+    settings = view.settings
+    click.echo(f"job      {view.job_id}  {view.state}")
+    click.echo(f"to       {view.target}")
+    click.echo(
+        f"solver   {settings.solver}, order {settings.order or 'default'}, {settings.evaluations} evaluations, "
+        f"grid {settings.grid}{', cycle' if view.cycle else ''}{', latent kept' if view.keep_latent else ''}"
+    )
+    click.echo(
+        f"created  {when(view.created)}   finished {when(view.finished)}   expires {when(view.expires)}"
+    )
+    if view.failure is not None:
+        click.echo(f"failed   {view.failure.sentence} ({view.failure.reason}) at {view.failure.institution}")
+    rows = [
+        [
+            str(i.index),
+            i.state,
+            size(i.size_bytes),
+            f"{i.failure.sentence} ({i.failure.reason})" if i.failure else "",
+        ]
+        for i in view.items
+    ]
+    print_table("", [">item", "state", ">size", "failure"], rows)
+
+
+@job.command()
+@options.JOB_ID
+@click.option("--after", type=click.IntRange(0), default=0, help="Only events after this sequence number.")
+@options.FORMAT
+@options.PROFILE
+def watch(job_id: str, after: int, output_format: str, profile_path: Path | None) -> None:
+    """Watch a job until it has ended; ends non-zero when the job failed.
+
+    With --format json each event is one line.
+    """
+    as_json = output_format == "json"
+    with (
+        JobProgress(show=not as_json) as progress,
+        Client.from_profile(profile_path, on_wait=progress.wait) as client,
+        going_on(client, job_id),
+    ):
+        for event in client.watch(job_id, after):
+            if as_json:
+                click.echo(json.dumps(plain(event)))
+            progress.event(event)
+        view = client.get(job_id)
+    if not as_json:
+        click.echo(f"job {job_id} is {view.state}")
+    require_finished(view, f"source {client.profile.institution}")
+
+
+@job.command()
+@options.JOB_ID
+@options.OUT_RESULTS
+@options.FORCE
+@options.FORMAT
+@options.PROFILE
+def fetch(job_id: str, out: Path, force: bool, output_format: str, profile_path: Path | None) -> None:
+    """Fetch the results of a job that are ready, write them and acknowledge them.
+
+    Names come from the folder that the job was submitted for; elsewhere items are called item-0000 and so on.
+    """
+    with Client.from_profile(profile_path) as client, going_on(client, job_id, out):
+        view = client.get(job_id)
+        names = JobFile.load(out, view.request_id)
+        delivered = list(deliver(client, view, out, names.inputs if names else (), force=force))
+        view = client.get(job_id)
+    report(view, delivered, out, output_format)
+    open_items = [i for i in view.items if i.state not in {ItemState.DELIVERED, ItemState.FAILED}]
+    if names is not None and view.state.ended and not open_items:
+        names.remove(out)
+    if not view.state.ended:
+        raise StateConflict(
+            f"job {job_id} is {view.state}: {len(open_items)} items are not ready yet",
+            hint=f"ddib job watch {job_id}, then fetch again",
+            hop=f"source {client.profile.institution}",
+        )
+    require_finished(view, f"source {client.profile.institution}")
+
+
+@job.command()
+@options.JOB_ID
+@options.PROFILE
+def cancel(job_id: str, profile_path: Path | None) -> None:
+    """Stop a job at the solver's next step; what is translated already can still be fetched."""
+    with Client.from_profile(profile_path) as client:
+        state = client.cancel(job_id)
+    click.echo(f"job {job_id} is {state}")
+
+
+@job.command()
+@options.JOB_ID
+@options.PROFILE
+def delete(job_id: str, profile_path: Path | None) -> None:
+    """Remove a job that has ended, and all that the node keeps of it."""
+    with Client.from_profile(profile_path) as client:
+        client.delete(job_id)
+    click.echo(f"job {job_id} is gone")
+
+
+def when(unix_s: float) -> str:
+    """A time for people, in the machine's own zone; `-` when there is none."""
+    return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M") if unix_s else "-"

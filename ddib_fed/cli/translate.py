@@ -1,0 +1,211 @@
+"""`ddib translate`: files in, results with provenance out; the names of the files never leave this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.delivery import Delivered, Input, JobFile, check_names, deliver, named
+from ddib_fed.cli.output import number, print_json, print_table
+from ddib_fed.cli.progress import JobProgress
+from ddib_fed.errors import Cancelled
+from ddib_fed.node.client import Client, require_finished
+from ddib_fed.node.payload import Payload, payload, split_target
+from ddib_fed.node.profile import Profile
+from ddib_fed.node.views import JobState, JobView, Part, Settings, Submitted
+
+
+@click.command(
+    epilog="\b\nExample:\n  ddib translate points.npy --to south.example/checkerboards --out out --cycle"
+)
+@options.FILES
+@options.TARGET
+@options.OUT_RESULTS
+@options.CYCLE
+@options.STEPS
+@options.SOLVER
+@options.ORDER
+@options.GRID
+@options.KEEP_LATENT
+@options.DEADLINE
+@options.FORCE
+@click.option("--detach", is_flag=True, help="Only submit; print the job and how to watch and fetch it.")
+@options.FORMAT
+@options.PROFILE
+def translate(
+    files: tuple[Path, ...],
+    target: str,
+    out: Path,
+    cycle: bool,
+    steps: int,
+    solver: str,
+    order: int,
+    grid: str,
+    keep_latent: bool,
+    deadline: float | None,
+    force: bool,
+    detach: bool,
+    output_format: str,
+    profile_path: Path | None,
+) -> None:
+    """Translate FILES to another institution's domain.
+
+    Each file becomes DIR/NAME.npy with DIR/NAME.json beside it, which says how it came about; with --cycle also
+    DIR/NAME.returned.npy, with --keep-latent DIR/NAME.latent.npy. The source node of this institution does the
+    encoding; only latents go to the other one, and file names go nowhere.
+    """
+    asked = Order(target, Settings(solver, order, steps, grid), cycle, keep_latent, deadline)
+    profile = Profile.load(profile_path)
+    check_names(files, out, force=force)
+    items = [payload(path) for path in files]
+    with (
+        JobProgress([path.name for path in files]) as progress,
+        Client(profile, on_wait=progress.wait) as client,
+    ):
+        submitted, inputs = submit(client, files, items, asked, out)
+        if not detach:
+            job, delivered = receive(client, submitted, inputs, progress, out, force=force)
+    if detach:
+        print_submitted(submitted, target, out, output_format)
+        return
+    report(job, delivered, out, output_format)
+    require_finished(job, f"source {profile.institution}")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked for, apart from the files."""
+
+    target: str
+    settings: Settings
+    cycle: bool
+    keep_latent: bool
+    deadline_s: float | None
+
+
+def submit(
+    client: Client, paths: Sequence[Path], items: Sequence[Payload], order: Order, out: Path | None
+) -> tuple[Submitted, tuple[Input, ...]]:
+    """Give the job to the node; what the items are called is on this disk before."""
+    split_target(order.target)
+    request_id = str(uuid.uuid4())
+    pairs = zip(paths, items, strict=True)
+    inputs = tuple(Input(path.stem, path.name, item.sha256.hex()) for path, item in pairs)
+
+    def send() -> Submitted:
+        return client.submit(
+            items,
+            order.target,
+            order.settings,
+            cycle=order.cycle,
+            keep_latent=order.keep_latent,
+            request_id=request_id,
+            deadline_s=order.deadline_s,
+        )
+
+    try:
+        if out is None:
+            return send(), inputs
+        with named(out, JobFile(request_id, order.target, inputs)):
+            return send(), inputs
+    except KeyboardInterrupt:
+        raise Cancelled(
+            "interrupted while submitting: the node may or may not have the job", hint="ddib job list"
+        ) from None
+
+
+def receive(
+    client: Client,
+    submitted: Submitted,
+    inputs: tuple[Input, ...],
+    progress: JobProgress,
+    out: Path,
+    *,
+    force: bool,
+) -> tuple[JobView, list[Delivered]]:
+    """Watch a job to its end and write what it made, also when a part of it failed."""
+    with going_on(client, submitted.job_id, out):
+        for event in client.watch(submitted.job_id):
+            progress.event(event)
+        job = client.get(submitted.job_id)
+        delivered = list(deliver(client, job, out, inputs, force=force))
+    JobFile(job.request_id, job.target, inputs).remove(out)
+    return job, delivered
+
+
+@contextlib.contextmanager
+def going_on(client: Client, job_id: str, out: Path | None = None) -> Iterator[None]:
+    """An interruption stops only this command: say so, and how to go on.
+
+    Raises:
+        Cancelled: Ctrl-C was pressed.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        more = f" --profile {client.profile.path}"
+        raise Cancelled(
+            f"interrupted; job {job_id} goes on at the source node",
+            hint=f"ddib job watch {job_id}{more}\n"
+            f"        ddib job fetch {job_id} --out {out or 'DIR'}{more}\n"
+            f"        ddib job cancel {job_id}{more}   (to stop it)",
+            hop=f"source {client.profile.institution}",
+        ) from None
+
+
+def print_submitted(job: Submitted, target: str, out: Path | None, output_format: str) -> None:
+    """The job, and how to go on with it."""
+    if output_format == "json":
+        print_json({"job_id": job.job_id, "request_id": job.request_id, "state": job.state, "target": target})
+        return
+    where = f" --out {out}" if out is not None else " --out DIR"
+    click.echo(f"job {job.job_id} is {job.state} (to {target})")
+    click.echo(f"  watch: ddib job watch {job.job_id}")
+    click.echo(f"  fetch: ddib job fetch {job.job_id}{where}")
+
+
+def report(job: JobView, delivered: Sequence[Delivered], out: Path, output_format: str) -> None:
+    """What was written: a table, or one JSON document."""
+    if output_format == "json":
+        items = [_as_json(item) for item in delivered]
+        print_json(
+            {"job_id": job.job_id, "state": job.state, "target": job.target, "out": out, "items": items}
+        )
+        return
+    if not delivered:
+        if job.state is JobState.FINISHED:
+            click.echo(f"job {job.job_id}: nothing left to fetch", err=True)
+        return
+    columns = ["file", ">samples", ">seconds"]
+    if job.cycle:
+        columns[2:2] = [">cycle median", ">cycle p99", ">cycle max"]
+    print_table("", columns, [_row(item, cycle=job.cycle) for item in delivered])
+    click.echo(f"{len(delivered)} of {len(job.items)} items of job {job.job_id} are in {out}")
+
+
+def _as_json(item: Delivered) -> dict[str, object]:
+    provenance = item.provenance
+    return {
+        "item": item.item,
+        "file": item.file,
+        **{part.value: item.files.get(part) for part in Part},
+        "provenance": item.record,
+        "samples": provenance.samples,
+        "cycle": provenance.cycle,
+        "seconds": sum(provenance.seconds.values()),
+    }
+
+
+def _row(item: Delivered, *, cycle: bool) -> list[str]:
+    provenance = item.provenance
+    row = [item.file, f"{provenance.samples:,}", f"{sum(provenance.seconds.values()):.1f}"]
+    if cycle:
+        error = provenance.cycle
+        row[2:2] = [number(error.median), number(error.p99), number(error.max)] if error else ["-"] * 3
+    return row
