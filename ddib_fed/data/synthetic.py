@@ -1,0 +1,271 @@
+"""Turns (domain, number, seed) into points of the six 2-D sets of the DDIB paper (arXiv 2203.08382, section 4.1).
+
+The rule: a domain is one fixed distribution. Its normalisation (one scalar mean and one scalar standard deviation
+over all coordinates) is that of the population, in closed form, so ten points and a million come from the same set.
+
+`sample` draws what the paper's figures show: as many points on each ring or edge as the next, in an order in which
+colour by index shows the topology. `draw` gives independent points, point i a function of (seed, step, i).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.errors import DomainNotFound, SettingsInvalid
+
+Array = NDArray[np.float64]
+Order = Literal["topology", "shuffled"]
+
+MOONS_NOISE = 0.05
+WIDTH = 0.5
+CONCENTRIC_RADII = (1.0, 2.0, 3.0)
+PARALLEL_RADII = (1.0, 1.0, 1.0)
+RING_CENTRES = (-2.8, 0.0, 2.8)
+SQUARE_CENTRES = (-3.0, 0.0, 3.0)
+NO_CENTRES = (0.0, 0.0, 0.0)
+UNIFORMS_PER_POINT = 4
+"""How many uniform numbers `from_uniforms` turns into one point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One distribution in the plane.
+
+    Attributes:
+        name: The name used on the command line.
+        mean: Mean over all coordinates of the raw population.
+        std: Standard deviation over all coordinates of the raw population.
+        ordered: Draws n raw points in the order of the figures.
+        transform: Turns uniforms (N, 4) into N independent raw points.
+    """
+
+    name: str
+    mean: float
+    std: float
+    ordered: Callable[[int, np.random.Generator], Array]
+    transform: Callable[[Array], Array]
+
+    def normalise(self, raw: Array) -> NDArray[np.float32]:
+        """Raw points (N, 2) with zero mean and unit standard deviation over all coordinates, float32."""
+        return ((raw - self.mean) / self.std).astype(np.float32)
+
+
+def shares(n: int, groups: int, rng: np.random.Generator) -> list[int]:
+    """Split n points over groups as evenly as n allows; which groups get one more is drawn, so no group is favoured."""
+    extra = set(rng.permutation(groups)[: n % groups].tolist())
+    return [n // groups + (k in extra) for k in range(groups)]
+
+
+def _moons_at(inner: NDArray[np.bool_], t: Array) -> Array:
+    x = np.where(inner, 1 - np.cos(t), np.cos(t))
+    y = np.where(inner, 0.5 - np.sin(t), np.sin(t))
+    return np.stack([x, y], axis=1)
+
+
+def _moons_ordered(n: int, rng: np.random.Generator) -> Array:
+    outer, inner = shares(n, 2, rng)
+    t = np.concatenate([np.linspace(0, math.pi, outer), np.linspace(0, math.pi, inner)])
+    clean = _moons_at(np.arange(n) >= outer, t)
+    return clean + rng.normal(scale=MOONS_NOISE, size=(n, 2))
+
+
+def _moons_transform(u: Array) -> Array:
+    return _moons_at(u[:, 0] < 0.5, math.pi * u[:, 1]) + MOONS_NOISE * normals(u[:, 2:4])
+
+
+def _checkerboards_at(x: Array, lower: Array, y: Array) -> Array:
+    return np.stack([x, y - 2 * lower + np.floor(x) % 2], axis=1)
+
+
+def _checkerboards_ordered(n: int, rng: np.random.Generator) -> Array:
+    x = np.sort(rng.uniform(-2, 2, n))[::-1]
+    return _checkerboards_at(x, rng.integers(0, 2, n).astype(np.float64), rng.random(n))
+
+
+def _checkerboards_transform(u: Array) -> Array:
+    return _checkerboards_at(4 * u[:, 0] - 2, np.floor(2 * u[:, 1]), u[:, 2])
+
+
+def _shape_domain(name: str, shape: _Shape, second_moment: float) -> Domain:
+    """A domain of rings or squares; `second_moment`: E[x^2 + y^2] / 2 on a shape of radius 1, width 0, centre 0."""
+    radial = float(np.mean(np.square(shape.radii))) + WIDTH**2 / 12
+    variance = second_moment * radial + float(np.mean(np.square(shape.centres))) / 2
+    return Domain(name, 0.0, math.sqrt(variance), shape.ordered, shape.transform)
+
+
+class _Shape:
+    """Three bands of a width around three outlines; `outline` turns a place in [0, 1) into a point at radius 1."""
+
+    def __init__(
+        self, radii: Sequence[float], centres: Sequence[float], edges: int, outline: Callable[[Array], Array]
+    ) -> None:
+        self.radii, self.centres = np.array(radii), np.array(centres)
+        self.edges = edges
+        self.outline = outline
+
+    def place(self, which: NDArray[np.int64], along: Array, across: Array) -> Array:
+        """Raw points of the shapes `which`, at `along` in [0, 1) of the outline and `across` in [0, 1) of the band."""
+        radius = self.radii[which] + (across - 0.5) * WIDTH
+        points = self.outline(along) * radius[:, None]
+        points[:, 0] += self.centres[which]
+        return points
+
+    def ordered(self, n: int, rng: np.random.Generator) -> Array:
+        groups = len(self.radii) * self.edges
+        counts = shares(n, groups, rng)
+        along = [(k % self.edges + np.sort(rng.random(count))) / self.edges for k, count in enumerate(counts)]
+        which = np.repeat(np.arange(groups) // self.edges, counts)
+        return self.place(which, np.concatenate(along), rng.random(n))
+
+    def transform(self, u: Array) -> Array:
+        return self.place((u[:, 0] * len(self.radii)).astype(np.int64), u[:, 1], u[:, 2])
+
+
+def _circle(along: Array) -> Array:
+    theta = 2 * math.pi * (1 - along)
+    return np.stack([np.cos(theta), np.sin(theta)], axis=1)
+
+
+def _square(along: Array) -> Array:
+    """Clockwise from the upper left corner: upper edge, right, lower, left."""
+    edge = np.minimum((4 * along).astype(np.int64), 3)
+    forth = 2 * (4 * along - edge) - 1
+    one = np.ones_like(along)
+    x = np.choose(edge, [forth, one, -forth, -one])
+    y = np.choose(edge, [one, -forth, -one, forth])
+    return np.stack([x, y], axis=1)
+
+
+def normals(u: Array) -> Array:
+    """Standard normal pairs (N, 2) from uniform pairs (N, 2) in [0, 1), by Box and Muller."""
+    radius = np.sqrt(-2 * np.log1p(-u[:, 0]))
+    angle = 2 * math.pi * u[:, 1]
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _moons() -> Domain:
+    mean = 0.375  # of cos t, sin t, 1 - cos t, 0.5 - sin t over t in [0, pi]
+    second = (0.5 + 0.5 + 1.5 + 0.75 - 2 / math.pi) / 4
+    return Domain(
+        "moons", mean, math.sqrt(second - mean**2 + MOONS_NOISE**2), _moons_ordered, _moons_transform
+    )
+
+
+def _domains() -> tuple[Domain, ...]:
+    checkerboards = Domain(
+        "checkerboards", 0.0, math.sqrt(4 / 3), _checkerboards_ordered, _checkerboards_transform
+    )
+    circle, square = 1 / 2, 2 / 3
+    return (
+        _moons(),
+        checkerboards,
+        _shape_domain("concentric-rings", _Shape(CONCENTRIC_RADII, NO_CENTRES, 1, _circle), circle),
+        _shape_domain("concentric-squares", _Shape(CONCENTRIC_RADII, NO_CENTRES, 4, _square), square),
+        _shape_domain("parallel-rings", _Shape(PARALLEL_RADII, RING_CENTRES, 1, _circle), circle),
+        _shape_domain("parallel-squares", _Shape(PARALLEL_RADII, SQUARE_CENTRES, 4, _square), square),
+    )
+
+
+_BY_NAME = {domain.name: domain for domain in _domains()}
+DOMAINS: tuple[str, ...] = tuple(_BY_NAME)
+"""The domains' names; the place in the tuple is the paper's index."""
+
+
+def domain_name(name_or_index: str | int) -> str:
+    """The name of a domain given by name or by the paper's index (0 to 5, as a number or as text).
+
+    Raises:
+        DomainNotFound: There is no such domain.
+    """
+    text = str(name_or_index).strip()
+    if text in _BY_NAME:
+        return text
+    if text.isascii() and text.isdigit() and int(text) < len(DOMAINS):
+        return DOMAINS[int(text)]
+    listed = ", ".join(f"{i} {name}" for i, name in enumerate(DOMAINS))
+    raise DomainNotFound(f"there is no 2-D domain {text!r}", hint=f"the domains are: {listed}")
+
+
+def domain(name_or_index: str | int) -> Domain:
+    """The domain of a name or of the paper's index.
+
+    Raises:
+        DomainNotFound: There is no such domain.
+    """
+    return _BY_NAME[domain_name(name_or_index)]
+
+
+def sample(name_or_index: str | int, n: int, seed: int, *, order: Order = "topology") -> NDArray[np.float32]:
+    """Points (n, 2), float32, of zero mean and unit standard deviation as a population.
+
+    As many points lie on each ring, edge or moon as on the next (up to one). In the order "topology" neighbours in
+    the array are neighbours along the shape, so colour by index shows where a translation sends what.
+
+    Raises:
+        DomainNotFound: There is no such domain.
+        SettingsInvalid: n is less than 1, the seed is negative, or there is no such order.
+    """
+    chosen = domain(name_or_index)
+    if n < 1 or seed < 0:
+        raise SettingsInvalid(f"cannot draw {n} points with seed {seed}: n >= 1 and seed >= 0 are needed")
+    if order not in ("topology", "shuffled"):
+        raise SettingsInvalid(f"no such order of points: {order!r}", hint="choose topology or shuffled")
+    rng = np.random.default_rng(seed)
+    points = chosen.normalise(chosen.ordered(n, rng))
+    return points[rng.permutation(n)] if order == "shuffled" else points
+
+
+def uniforms(seed: int, step: int, n: int, columns: int, *, first: int = 0) -> Array:
+    """Uniform numbers (n, columns) in [0, 1); row i is a function of (seed, step, first + i, columns) alone.
+
+    Counter-based (Philox): nothing has to be stored to go on, and ranks can draw disjoint rows of one batch.
+    """
+    bits = np.random.Philox(key=np.array([seed, step], np.uint64))
+    if first:
+        bits = _skip(bits, first * columns)
+    return np.random.Generator(bits).random((n, columns))
+
+
+def _skip(bits: np.random.Philox, numbers: int) -> Any:
+    """Advance by a count of 64-bit numbers: whole blocks of four by the counter, the rest one by one."""
+    bits.advance(numbers // 4)
+    if numbers % 4:
+        bits.random_raw(numbers % 4)
+    return bits
+
+
+def from_uniforms(name_or_index: str | int, u: Array) -> NDArray[np.float32]:
+    """Independent points (N, 2), float32, of a domain from uniforms (N, 4) in [0, 1).
+
+    Raises:
+        DomainNotFound: There is no such domain.
+    """
+    chosen = domain(name_or_index)
+    return chosen.normalise(chosen.transform(u))
+
+
+def draw(name_or_index: str | int, n: int, seed: int, *, step: int = 0) -> NDArray[np.float32]:
+    """Independent points (n, 2), float32; point i is a function of (domain, seed, step, i).
+
+    Raises:
+        DomainNotFound: There is no such domain.
+    """
+    return from_uniforms(name_or_index, uniforms(seed, step, n, UNIFORMS_PER_POINT))
+
+
+def stream(name_or_index: str | int, batch: int, seed: int) -> Iterator[NDArray[np.float32]]:
+    """Batches of independent points without end: batch k is `draw(..., step=k)`.
+
+    Raises:
+        DomainNotFound: There is no such domain.
+    """
+    step = 0
+    while True:
+        yield draw(name_or_index, batch, seed, step=step)
+        step += 1

@@ -1,0 +1,46 @@
+"""The exponential moving average of a network's weights, which is what a bundle holds.
+
+The rule: averages are kept beside the weights, never swapped into the network that is being trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Averages of all entries of a module's state dict.
+
+    The decay of update k is min(decay, (1 + k) / (10 + k)), so that the random start is forgotten soon.
+
+    Args:
+        module: Its present weights are the first averages.
+        decay: Share of the average that survives one update, in [0, 1).
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._averages = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take the module's weights after step `step` (from 0) into the averages."""
+        kept = min(self.decay, (1 + step) / (10 + step))
+        weights = module.state_dict()
+        for name, average in self._averages.items():
+            if average.is_floating_point():
+                average.lerp_(weights[name], 1.0 - kept)
+            else:
+                average.copy_(weights[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages, as a state dict of the module; not copied."""
+        return dict(self._averages)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take averages that were stored."""
+        for name, average in self._averages.items():
+            average.copy_(state[name])

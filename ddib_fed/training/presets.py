@@ -1,0 +1,101 @@
+"""What a training run is told, checked before anything is computed.
+
+The rule: the weights are a function of `TrainConfig` (with its number of steps settled), the thread count and the
+version of torch. Paths, times and the machine's speed only decide which config is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEDULE = "cosine"
+STEPS = 2_000
+"""Steps of a run that is told neither steps nor time: about 100 s of one core for a 2-D domain."""
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class TrainConfig(BaseModel):
+    """One training run.
+
+    Attributes:
+        domain: Name of a synthetic domain; or None, and `data` is given.
+        data: A .npy file of points (N, D); or None, and `domain` is given.
+        name: What the bundle calls its domain; without it the domain's name, or the file's stem.
+        seed: Everything random follows from it.
+        steps: Optimiser steps; None to take `time_s`, or else `STEPS`.
+        time_s: Seconds of wall time to fit into: the rate is measured once, before the first step, and becomes steps.
+        batch: Points a step.
+        levels: Distinct noise levels in one batch; must divide it.
+        reference: How many points of the batch the posterior of the target runs over (decision 0030); 0 takes
+            each point's own clean point alone, which is plain denoising.
+        learning_rate: Its peak, after `warmup` steps; then a half cosine to zero.
+        warmup: Steps over which the rate grows.
+        ema: Decay of the averaged weights a step.
+        clip: Largest norm of the gradient.
+        precision: Of the network's matrix products while training. bfloat16 pays only where the CPU has it.
+        threads: Threads of torch; part of the result's identity.
+        width: Hidden units of the network.
+        blocks: Residual blocks of the network.
+        schedule: Name of the noise schedule of the bundle.
+        checkpoint_every: Steps between checkpoints.
+        dtype: How the finished bundle stores its weights.
+        command: The command to be recorded in the manifest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    domain: str | None = None
+    data: Path | None = None
+    name: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    steps: Count | None = None
+    time_s: Positive | None = None
+    batch: Count = 2048
+    levels: Count = 256
+    reference: Annotated[int, Field(ge=0)] = 1024
+    learning_rate: Positive = 2e-3
+    warmup: Annotated[int, Field(ge=0)] = 100
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    clip: Positive = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: Count = 1
+    width: Count = 160
+    blocks: Count = 4
+    schedule: str = SCHEDULE
+    checkpoint_every: Count = 250
+    dtype: Literal["float32", "float16"] = "float32"
+    command: str = ""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        if (self.domain is None) == (self.data is None):
+            raise ValueError("give either domain or data")
+        if self.steps is not None and self.time_s is not None:
+            raise ValueError("give either steps or time_s")
+        if self.batch % self.levels:
+            raise ValueError(f"levels ({self.levels}) must divide batch ({self.batch})")
+        if self.reference and self.batch % self.reference:
+            raise ValueError(f"reference ({self.reference}) must divide batch ({self.batch})")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What the bundle calls its domain."""
+        if self.name is not None:
+            return self.name
+        return self.domain if self.domain is not None else Path(str(self.data)).stem
+
+    def with_steps(self, steps: int) -> TrainConfig:
+        """The same run with its number of steps settled."""
+        return self.model_copy(update={"steps": steps, "time_s": None})
+
+    def identity(self) -> str:
+        """Digest of what the weights depend on; two runs with the same one can continue each other."""
+        free = {"data", "name", "command", "checkpoint_every", "dtype", "time_s"}
+        return hashlib.sha256(self.model_dump_json(exclude=free).encode()).hexdigest()
