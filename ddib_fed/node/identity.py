@@ -1,0 +1,295 @@
+"""Turns a certificate that a peer presented into an `Identity`, or refuses it.
+
+The rule: an institution is vouched for by its own pinned roots and by nobody else's. gRPC checks a chain
+against all roots in one bundle and would let one institution's CA mint another's names, so each call is
+checked here.
+
+    spiffe://north.example/node/node-1      a node        DNS name node-1.north.example
+    spiffe://north.example/client/alice     a client      DNS name alice.north.example
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, cast
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+
+from ddib_fed.errors import InputError, PeerUnknown, Unauthenticated
+
+Kind = Literal["node", "client"]
+Pins = Mapping[str, tuple[x509.Certificate, ...]]
+
+MAX_CERTIFICATE_BYTES = 16 << 10
+# RFC 1035: 253 characters for a whole name, 63 for a label.
+MAX_DNS_NAME = 253
+MIN_RSA_BITS = 2048
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_INSTITUTION = re.compile(rf"(?:{_LABEL}\.)+{_LABEL}")
+_NAME = re.compile(_LABEL)
+_URI = re.compile(
+    rf"spiffe://(?P<institution>(?:{_LABEL}\.)+{_LABEL})/(?P<kind>node|client)/(?P<name>{_LABEL})"
+)
+_KNOWN_CRITICAL = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+    }
+)
+
+
+def check_institution(institution: str) -> str:
+    """The name itself, when it is a DNS name of at least two labels in lower case and no address.
+
+    Raises:
+        InputError: It is not.
+    """
+    labels_ok = _INSTITUTION.fullmatch(institution) and not institution.rsplit(".", 1)[1].isdigit()
+    if not labels_ok or len(institution) > MAX_DNS_NAME:
+        raise InputError(f"{institution!r} is no DNS name in lower case such as north.example")
+    return institution
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Identity:
+    """Who somebody is; does not depend on any version.
+
+    Attributes:
+        institution: DNS name of the institution.
+        kind: ``node`` or ``client``.
+        name: One DNS label.
+
+    Raises:
+        InputError: A part is not of its form, or the DNS name of all is too long.
+    """
+
+    institution: str
+    kind: Kind
+    name: str
+
+    def __post_init__(self) -> None:
+        check_institution(self.institution)
+        if self.kind not in {"node", "client"}:
+            raise InputError(f"{self.kind!r} is neither node nor client")
+        if not _NAME.fullmatch(self.name):
+            raise InputError(f"{self.name!r} is no DNS label in lower case such as node-1")
+        if len(self.dns_name) > MAX_DNS_NAME:
+            raise InputError(f"{self.dns_name} is longer than {MAX_DNS_NAME} characters")
+
+    @property
+    def uri(self) -> str:
+        """The URI that the certificate carries."""
+        return f"spiffe://{self.institution}/{self.kind}/{self.name}"
+
+    @property
+    def dns_name(self) -> str:
+        """The DNS name that the certificate carries and that TLS checks."""
+        return f"{self.name}.{self.institution}"
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @classmethod
+    def parse(cls, uri: str) -> Identity:
+        """Read a URI strictly: no other scheme, case, port, escape, query or path.
+
+        Raises:
+            InputError: It is none of ours.
+        """
+        match = _URI.fullmatch(uri) if len(uri) <= MAX_DNS_NAME + len("spiffe:///client/") else None
+        if match is None:
+            raise InputError("an identity has the form spiffe://INSTITUTION/node/NAME or /client/NAME")
+        return cls(match["institution"], cast("Kind", match["kind"]), match["name"])
+
+
+def verify_peer_certificate(pem: bytes, *, pins: Pins, now: datetime) -> Identity:
+    """The identity that a certificate proves.
+
+    Args:
+        pem: One certificate, as the TLS layer saw it.
+        pins: For each institution known here, its own roots.
+        now: The time to check validity at, with a time zone.
+
+    Raises:
+        Unauthenticated: It is not one that this institution's root would have made, or has expired.
+        PeerUnknown: No root is pinned for the institution that it names.
+    """
+    certificate = _parse(pem)  # 1
+    identity = certified_identity(certificate)  # 2, 3
+    roots = pins.get(identity.institution)  # 4
+    if not roots:
+        raise PeerUnknown(
+            f"{identity.institution} has not been admitted here",
+            hint="ddib peer add FILE --fingerprint FINGERPRINT",
+        )
+    root = _issuer(certificate, roots, identity)  # 5, 6
+    _check_validity(certificate, now, f"the certificate of {identity}")  # 7
+    _check_validity(root, now, f"the root of {identity.institution}")
+    check_root(root, identity.institution)  # 8
+    _check_name_constraints(root, identity)
+    _check_usage(certificate, identity)  # 9
+    return identity
+
+
+def _parse(pem: bytes) -> x509.Certificate:
+    """Step 1: exactly one certificate of a reasonable size."""
+    if len(pem) > MAX_CERTIFICATE_BYTES:
+        raise Unauthenticated(f"the certificate is larger than {MAX_CERTIFICATE_BYTES} bytes")
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+    except ValueError as exc:
+        raise Unauthenticated("the certificate cannot be parsed") from exc
+    if len(certificates) != 1:
+        raise Unauthenticated(f"one certificate is expected, {len(certificates)} came")
+    return certificates[0]
+
+
+def certified_identity(certificate: x509.Certificate) -> Identity:
+    """Steps 2 and 3: exactly one URI that is ours, exactly the DNS name that belongs to it, and nothing else.
+
+    Raises:
+        Unauthenticated: The names are not of that form.
+    """
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as exc:
+        raise Unauthenticated("the certificate has no subject alternative names that can be read") from exc
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1:
+        raise Unauthenticated(f"one URI is expected in the certificate, it has {len(uris)}")
+    try:
+        identity = Identity.parse(uris[0])
+    except InputError as exc:
+        raise Unauthenticated(f"the certificate's URI is not an identity: {exc.detail}") from exc
+    expected = {x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.dns_name)}
+    if len(list(names)) != len(expected) or set(names) != expected:
+        raise Unauthenticated(
+            f"the certificate of {identity} must have the DNS name {identity.dns_name} and no other"
+        )
+    return identity
+
+
+def _issuer(
+    certificate: x509.Certificate, roots: tuple[x509.Certificate, ...], identity: Identity
+) -> x509.Certificate:
+    """Steps 5 and 6: one of the institution's own roots is named as issuer and signed it."""
+    named = [root for root in roots if root.subject == certificate.issuer]
+    if not named:
+        raise Unauthenticated(
+            f"the certificate of {identity} was not issued by the pinned root of {identity.institution}"
+        )
+    for root in named:
+        try:
+            certificate.verify_directly_issued_by(root)
+        except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+            continue
+        return root
+    raise Unauthenticated(f"the signature on the certificate of {identity} is not the pinned root's")
+
+
+def _check_validity(certificate: x509.Certificate, now: datetime, what: str) -> None:
+    """Step 7: not before, not after."""
+    if now < certificate.not_valid_before_utc:
+        raise Unauthenticated(
+            f"{what} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+        )
+    if now >= certificate.not_valid_after_utc:
+        raise Unauthenticated(f"{what} expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+
+
+def check_root(root: x509.Certificate, institution: str) -> None:
+    """Step 8a: the root is a CA that may sign certificates, and its name constraints permit the institution.
+
+    A root without name constraints passes: it vouches only for the institution that it is pinned for.
+
+    Raises:
+        Unauthenticated: It is no CA, or its constraints forbid the institution's names.
+    """
+    try:
+        constraints = root.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as exc:
+        raise Unauthenticated(f"the root of {institution} is no CA certificate") from exc
+    if not constraints.ca:
+        raise Unauthenticated(f"the root of {institution} is no CA certificate")
+    _check_name_constraints(root, Identity(institution, "node", "x"))
+
+
+def has_name_constraints(root: x509.Certificate) -> bool:
+    """Whether the root is limited to some names at all."""
+    try:
+        root.extensions.get_extension_for_class(x509.NameConstraints)
+    except x509.ExtensionNotFound:
+        return False
+    return True
+
+
+def _check_name_constraints(root: x509.Certificate, identity: Identity) -> None:
+    """Step 8b: RFC 5280, section 4.2.1.10, for the two types of name that a leaf can have."""
+    try:
+        constraints = root.extensions.get_extension_for_class(x509.NameConstraints).value
+    except x509.ExtensionNotFound:
+        return
+    permitted, excluded = constraints.permitted_subtrees or [], constraints.excluded_subtrees or []
+    for kind, name in (
+        (x509.UniformResourceIdentifier, identity.institution),
+        (x509.DNSName, identity.dns_name),
+    ):
+        allowed = [tree for tree in permitted if isinstance(tree, kind)]
+        refused = [tree for tree in excluded if isinstance(tree, kind)]
+        if (allowed and not any(_within(name, tree) for tree in allowed)) or any(
+            _within(name, t) for t in refused
+        ):
+            raise Unauthenticated(f"the name constraints of the root do not permit {name}")
+
+
+def _within(name: str, tree: x509.GeneralName) -> bool:
+    """Whether a host name lies in a subtree.
+
+    A URI's is exact unless it has a leading dot; a DNS name's includes all names below.
+    """
+    base = str(tree.value).lower()
+    if isinstance(tree, x509.UniformResourceIdentifier):
+        return name.endswith(base) if base.startswith(".") else name == base
+    return name == base or name.endswith("." + base.removeprefix("."))
+
+
+def _check_usage(certificate: x509.Certificate, identity: Identity) -> None:
+    """Step 9: a leaf, with a sound key, for what its role does, with nothing critical that is unknown."""
+    try:
+        extensions = certificate.extensions
+        usages = set(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+        constraints = [e.value for e in extensions if isinstance(e.value, x509.BasicConstraints)]
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as exc:
+        raise Unauthenticated(f"the certificate of {identity} does not say what it is for") from exc
+    if any(value.ca for value in constraints):
+        raise Unauthenticated(f"the certificate of {identity} is a CA's")
+    if ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
+        raise Unauthenticated(f"the certificate of {identity} is not for clientAuth")
+    if (ExtendedKeyUsageOID.SERVER_AUTH in usages) != (identity.kind == "node"):
+        raise Unauthenticated(f"the certificate of {identity}: serverAuth is for nodes, and only for them")
+    if unknown := [e.oid.dotted_string for e in extensions if e.critical and e.oid not in _KNOWN_CRITICAL]:
+        raise Unauthenticated(
+            f"the certificate of {identity} has unknown critical extensions: {', '.join(unknown)}"
+        )
+    check_public_key(certificate.public_key(), str(identity))
+
+
+def check_public_key(key: object, what: str) -> None:
+    """A key is of a kind and size that can be trusted: P-256 or P-384, or RSA of at least `MIN_RSA_BITS`.
+
+    Raises:
+        Unauthenticated: It is not.
+    """
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
+        return
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS:
+        return
+    raise Unauthenticated(f"the key of {what} is neither P-256, P-384 nor RSA of {MIN_RSA_BITS} bits or more")

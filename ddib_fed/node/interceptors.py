@@ -1,0 +1,393 @@
+"""Stands between gRPC and the servicers: who calls, may they, and what they may read when something fails.
+
+The order is `ErrorInterceptor`, `AuthInterceptor`, `StreamLimiter`, then the servicer. The rule: a call is authorised
+before its message is parsed, and nothing of an exception but its class's fixed sentence leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar, cast
+
+import grpc
+
+from ddib_fed.errors import DdibError, InternalError, MessageInvalid, RefusedError, TooManyStreams
+from ddib_fed.node.admission import (
+    Admission,
+    AuthContext,
+    Authoriser,
+    Verifier,
+    parse_message,
+    presented_certificate,
+)
+from ddib_fed.node.errors_wire import DETAIL_KEY, to_detail
+from ddib_fed.node.identity import Identity
+from ddib_fed.node.peers import PeerStore
+
+log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:  # the stubs make generic what cannot be subscripted at run time
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Interceptor = grpc.ServerInterceptor[Any, Any]
+else:
+    Handler = grpc.RpcMethodHandler
+    Interceptor = grpc.ServerInterceptor
+Behaviour = Callable[[Any, grpc.ServicerContext], Any]
+Continuation = Callable[[grpc.HandlerCallDetails], Handler | None]
+
+HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
+# Calls of one identity whose only message has not come yet: each holds a thread of the reserve for unary calls.
+MAX_WAITING: Final = 4
+# The audit log gets one line for the same refusal in this time, so that nobody can fill the disk by knocking.
+REFUSAL_INTERVAL_S: Final = 60.0
+MAX_REFUSALS: Final = 1024
+
+_BUILDERS: Final[dict[tuple[bool, bool], Callable[..., Any]]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+T = TypeVar("T")
+_CALLER: ContextVar[Identity] = ContextVar("caller")
+
+
+def caller() -> Identity:
+    """Whose call the current servicer method serves; also while its responses are generated.
+
+    Raises:
+        LookupError: No authorised call runs in this context, e.g. in a thread that the servicer started.
+    """
+    return _CALLER.get()
+
+
+def _behaviour(handler: Any) -> Behaviour:
+    """The servicer's method: exactly one of the four is set."""
+    found: Behaviour = (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+    return found
+
+
+def _rebuild(handler: Any, behaviour: Behaviour, *, raw_requests: bool = False) -> Handler:
+    """The handler around another method; with `raw_requests` it takes a stream of unparsed messages.
+
+    One message and a stream of one are the same on the wire.
+    """
+    build = _BUILDERS[raw_requests or handler.request_streaming, handler.response_streaming]
+    deserialiser = None if raw_requests else handler.request_deserializer
+    built: Handler = build(
+        behaviour, request_deserializer=deserialiser, response_serializer=handler.response_serializer
+    )
+    return built
+
+
+class ErrorInterceptor(Interceptor):
+    """Outermost: turns whatever fails into a status, a fixed sentence and an `ErrorDetail`.
+
+    Args:
+        institution: The node's own, named in the detail.
+        on_outcome: Told the method and the status name of each call that ended.
+    """
+
+    def __init__(self, institution: str, on_outcome: Callable[[str, str], None] | None = None) -> None:
+        self._institution = institution
+        self._on_outcome = on_outcome
+
+    def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
+        """See grpc.ServerInterceptor."""
+        handler, method = continuation(handler_call_details), handler_call_details.method
+        if handler is None:
+            return None
+        inner = _behaviour(handler)
+
+        def one(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._guard(context, method):
+                return inner(request, context)
+
+        def many(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._guard(context, method):
+                yield from inner(request, context)
+
+        return _rebuild(handler, many if handler.response_streaming else one)
+
+    @contextmanager
+    def _guard(self, context: grpc.ServicerContext, method: str) -> Iterator[None]:
+        outcome = "CANCELLED"
+        try:
+            yield
+            outcome = "OK"
+        except Exception as error:
+            if _is_grpcs_own(error, context):
+                outcome = getattr(_code(context), "name", outcome)
+                raise
+            failure = error if isinstance(error, DdibError) else InternalError()
+            outcome = failure.status
+            self._abort(context, method, failure, error)
+        finally:
+            if self._on_outcome is not None:
+                self._on_outcome(method, outcome)
+
+    def _abort(
+        self, context: grpc.ServicerContext, method: str, failure: DdibError, error: Exception
+    ) -> NoReturn:
+        incident = failure.incident or secrets.token_hex(6)
+        sentence = failure.sentence
+        if failure.status == InternalError.status:
+            sentence = f"{InternalError.sentence}, incident {incident}"
+            log.error("%s failed, incident %s", method, incident, exc_info=error)
+        else:
+            log.info("%s: %s: %s (incident %s)", method, failure.reason, failure.detail, incident)
+        institution = failure.hop.rpartition(" ")[2] or self._institution
+        detail = to_detail(failure, institution, incident)
+        trailing = (*(context.trailing_metadata() or ()), (DETAIL_KEY, detail.SerializeToString()))
+        context.set_trailing_metadata(trailing)
+        context.abort(grpc.StatusCode[failure.status], sentence)
+
+
+def _code(context: Any) -> grpc.StatusCode | None:
+    """What the call will end with, when that was set; not every implementation of a context can say."""
+    code: grpc.StatusCode | None = context.code()
+    return code
+
+
+def _is_grpcs_own(error: Exception, context: grpc.ServicerContext) -> bool:
+    """Whether gRPC raised this to end the call itself: after `context.abort`, or when the caller went away."""
+    if type(error) is grpc.RpcError:
+        return True
+    return type(error) is Exception and not error.args and _code(context) is not None
+
+
+class Audit(Protocol):
+    """Where refusals are recorded; see `audit.AuditLog`."""
+
+    def write(self, act: str, **values: str) -> None:
+        """Add a line."""
+
+
+class AuthInterceptor(Interceptor):
+    """Authorises each call before its message is read, and again with each message of a stream.
+
+    Args:
+        peers: Who is admitted, now.
+        policy: Who may call what.
+        audit: Where refusals are recorded.
+        clock: Now, with a time zone.
+    """
+
+    def __init__(
+        self,
+        peers: PeerStore,
+        policy: Authoriser,
+        *,
+        audit: Audit | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._verifier = Verifier(peers, clock)
+        self._policy = policy
+        self._refusals = _Refusals(audit)
+        self._waiting = _Slots(MAX_WAITING)
+        self._streams: dict[Admission, grpc.ServicerContext] = {}
+        self._lock = threading.Lock()
+
+    def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
+        """See grpc.ServerInterceptor."""
+        handler, method = continuation(handler_call_details), handler_call_details.method
+        if handler is None:
+            return None
+        inner, strict = _behaviour(handler), not method.startswith(HEALTH_PREFIX)
+
+        def parse(data: bytes) -> Any:
+            return parse_message(data, handler.request_deserializer, strict=strict)
+
+        def open_call(raw: Iterator[bytes], context: grpc.ServicerContext) -> tuple[Admission, Any]:
+            admission = self._admit(context, method)
+            _CALLER.set(admission.identity)
+            if handler.request_streaming:
+                return admission, (parse(data) for data in self._checked(admission, raw))
+            return admission, parse(self._only_message(admission, raw))
+
+        def one(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            admission, request = open_call(raw, context)
+            with self._live(admission, context):
+                return inner(request, context)
+
+        def many(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+            admission, request = open_call(raw, context)
+            with self._live(admission, context):
+                yield from self._checked(admission, inner(request, context))
+
+        return _rebuild(handler, many if handler.response_streaming else one, raw_requests=True)
+
+    def sweep(self) -> int:
+        """Cancel the running calls of whoever is no longer admitted, idle streams too; how many there were."""
+        with self._lock:
+            streams = list(self._streams.items())
+        cancelled = 0
+        for admission, context in streams:
+            try:
+                admission.check()
+            except RefusedError as error:
+                self._refusals.record(context, str(admission.identity), error)
+                context.cancel()  # type: ignore[no-untyped-call]  # untyped in the stubs
+                cancelled += 1
+        return cancelled
+
+    def _admit(self, context: grpc.ServicerContext, method: str) -> Admission:
+        try:
+            pem = presented_certificate(cast("AuthContext", context.auth_context()))
+            return Admission(pem, method, self._verifier, self._policy)
+        except RefusedError as error:
+            self._refusals.record(context, method, error)
+            raise
+
+    def _only_message(self, admission: Admission, raw: Iterator[bytes]) -> bytes:
+        """The one message of a call that is no stream; it may never come, so few may wait for it."""
+        with self._waiting.taken(admission.identity.uri):
+            message = next(raw, None)
+        if message is None:
+            raise MessageInvalid("the call ended without its message")
+        return message
+
+    @staticmethod
+    def _checked(admission: Admission, messages: Iterable[T]) -> Iterator[T]:
+        """The messages, for as long as the caller is admitted."""
+        iterator = iter(messages)
+        try:
+            for message in iterator:
+                admission.check()
+                yield message
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+
+    @contextmanager
+    def _live(self, admission: Admission, context: grpc.ServicerContext) -> Iterator[None]:
+        with self._lock:
+            self._streams[admission] = context
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._streams.pop(admission, None)
+
+
+class _Refusals:
+    """Records refusals, the same one at most once in `REFUSAL_INTERVAL_S`."""
+
+    def __init__(self, audit: Audit | None) -> None:
+        self._audit = audit
+        self._lock = threading.Lock()
+        self._last: dict[tuple[str, str, str], float] = {}
+
+    def record(self, context: grpc.ServicerContext, what: str, error: RefusedError) -> None:
+        """Write to the audit log; when that fails the refusal stands, and the log says so."""
+        host = context.peer().rpartition(":")[0]
+        log.warning("refused %s from %s: %s: %s", what, host, error.reason, error.detail)
+        if self._audit is None or not self._is_new((host, what, error.reason)):
+            return
+        try:
+            self._audit.write("refused", what=what, address=host, reason=error.reason, detail=error.detail)
+        except OSError:
+            log.exception("a refusal could not be written to the audit log")
+
+    def _is_new(self, key: tuple[str, str, str]) -> bool:
+        now = time.monotonic()
+        with self._lock:
+            if now - self._last.get(key, -REFUSAL_INTERVAL_S) < REFUSAL_INTERVAL_S:
+                return False
+            if len(self._last) >= MAX_REFUSALS:
+                self._last.clear()
+            self._last[key] = now
+            return True
+
+
+class _Slots:
+    """Counts what runs, in all and for each identity, and refuses what is too much.
+
+    Args:
+        per_identity: Cap for one identity.
+        total: Cap for all.
+    """
+
+    def __init__(self, per_identity: int, total: int | None = None) -> None:
+        self._per_identity = per_identity
+        self._total = total
+        self._lock = threading.Lock()
+        self._taken: Counter[str] = Counter()
+
+    @property
+    def active(self) -> int:
+        """How many run now."""
+        with self._lock:
+            return self._taken.total()
+
+    @contextmanager
+    def taken(self, identity: str) -> Iterator[None]:
+        """Hold one place, or raise TooManyStreams at once."""
+        with self._lock:
+            if self._taken[identity] >= self._per_identity:
+                self._refuse(f"{identity} has {self._per_identity} calls open", self._per_identity)
+            if self._total is not None and self._taken.total() >= self._total:
+                self._refuse(f"{self._total} streams are open", self._total)
+            self._taken[identity] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken[identity] -= 1
+                if self._taken[identity] <= 0:
+                    del self._taken[identity]
+
+    @staticmethod
+    def _refuse(detail: str, limit: int) -> NoReturn:
+        raise TooManyStreams(detail, facts={"limit": limit}, retry_after_s=1.0)
+
+
+class StreamLimiter(Interceptor):
+    """Caps streams below the thread pool's size, so that unary calls and Health always find a thread.
+
+    Args:
+        total: Streams at once, of everybody.
+        per_identity: Streams at once, of one identity.
+    """
+
+    def __init__(self, total: int, per_identity: int) -> None:
+        self._slots = _Slots(per_identity, total)
+
+    @property
+    def active(self) -> int:
+        """Streams that run now."""
+        return self._slots.active
+
+    def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
+        """See grpc.ServerInterceptor."""
+        handler = continuation(handler_call_details)
+        if handler is None or not (handler.request_streaming or handler.response_streaming):
+            return handler
+        inner = _behaviour(handler)
+
+        def one(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._slots.taken(caller().uri):
+                return inner(request, context)
+
+        def many(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._slots.taken(caller().uri):
+                yield from inner(request, context)
+
+        return _rebuild(handler, many if handler.response_streaming else one)

@@ -1,0 +1,349 @@
+"""Keeps who has been admitted: one small file for each peer, read again when it changes.
+
+The rule: what is not in a file that can be read is not admitted. A snapshot is immutable, so that whoever
+holds one can tell by identity whether anything has changed since.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from cryptography import x509
+
+from ddib_fed.errors import (
+    AlreadyExists,
+    DdibError,
+    InputError,
+    PeerNotFound,
+    PolicyDenied,
+    Unauthenticated,
+)
+from ddib_fed.node.certificates import certificate_pem, fingerprint, parse_certificates, same_fingerprint
+from ddib_fed.node.config import split_address
+from ddib_fed.node.identity import Identity, Pins, check_institution, check_root
+from ddib_fed.node.private_files import private_folder, read_small, write_private
+
+FORMAT_VERSION: Final = 1
+MAX_ROOTS: Final = 2
+MAX_PEERS: Final = 256
+# A file changed less than this long ago may change again within the resolution of its time stamp.
+_RACY_NS: Final = 2_000_000_000
+_FIELDS: Final = frozenset({"format_version", "institution", "identity", "address", "roots"})
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another institution's node, as its peer file says.
+
+    Attributes:
+        institution: DNS name.
+        identity: Its node.
+        address: ``host:port`` to dial.
+        roots: Its institution's roots; two during a roll-over.
+    """
+
+    institution: str
+    identity: Identity
+    address: str
+    roots: tuple[x509.Certificate, ...]
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """One for each root, to be compared out of band."""
+        return tuple(fingerprint(root) for root in self.roots)
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprints on one line."""
+        return ", ".join(self.fingerprints)
+
+    def to_bytes(self) -> bytes:
+        """The peer file."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "institution": self.institution,
+            "identity": self.identity.uri,
+            "address": self.address,
+            "roots": [certificate_pem(root).decode() for root in self.roots],
+        }
+        return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def parse_peer(data: bytes, what: str) -> Peer:
+    """Read a peer file strictly.
+
+    Args:
+        data: The file's content.
+        what: What to call it in an error.
+
+    Raises:
+        InputError: It is not a peer file, or its parts do not fit together.
+    """
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise InputError(
+            f"{what} is no peer file: it is not JSON", hint="ddib peer export writes one"
+        ) from exc
+    if not isinstance(content, dict) or set(content) != _FIELDS:
+        raise InputError(f"{what} is no peer file: it must have exactly {', '.join(sorted(_FIELDS))}")
+    if content["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"{what} has format version {content['format_version']!r}, this release reads {FORMAT_VERSION}"
+        )
+    texts = (content["institution"], content["identity"], content["address"])
+    if not all(isinstance(text, str) and len(text) <= 512 for text in texts):
+        raise InputError(f"{what}: institution, identity and address are short texts")
+    identity = Identity.parse(texts[1])
+    if identity.kind != "node" or identity.institution != check_institution(texts[0]):
+        raise InputError(f"{what}: {identity} is not a node of {texts[0]}")
+    return Peer(
+        texts[0], identity, _address(texts[2], what), _roots(content["roots"], identity.institution, what)
+    )
+
+
+def _address(text: str, what: str) -> str:
+    try:
+        _host, port = split_address(text)
+    except ValueError as exc:
+        raise InputError(f"{what}: {exc}") from exc
+    if port == 0 or not text.isascii() or any(c.isspace() or c in "/@?#%" for c in text):
+        raise InputError(f"{what}: {text!r} is not host:port")
+    return text
+
+
+def _roots(blocks: Any, institution: str, what: str) -> tuple[x509.Certificate, ...]:
+    if not isinstance(blocks, list) or not 1 <= len(blocks) <= MAX_ROOTS:
+        raise InputError(f"{what}: roots is a list of 1 to {MAX_ROOTS} certificates in PEM")
+    roots: list[x509.Certificate] = []
+    for block in blocks:
+        found = parse_certificates(block.encode() if isinstance(block, str) else b"", what)
+        if len(found) != 1:
+            raise InputError(f"{what}: one certificate is expected in each entry of roots")
+        try:
+            check_root(found[0], institution)
+        except Unauthenticated as exc:
+            raise InputError(f"{what}: {exc.detail}") from exc
+        roots.append(found[0])
+    return tuple(roots)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """Whom this node trusts at one moment; compared by identity.
+
+    Attributes:
+        institution: The node's own.
+        own_roots: Its own institution's roots.
+        peers: Admitted peers by institution.
+        pins: For each institution known, its roots: the own one and the peers'.
+    """
+
+    institution: str
+    own_roots: tuple[x509.Certificate, ...]
+    peers: Mapping[str, Peer]
+    pins: Pins
+
+    @property
+    def roots_pem(self) -> bytes:
+        """Every root that a caller's certificate may come from, for the TLS layer."""
+        return certificate_pem(*(root for roots in self.pins.values() for root in roots))
+
+    def is_admitted_node(self, identity: Identity) -> bool:
+        """Whether this is exactly the node of an admitted peer."""
+        peer = self.peers.get(identity.institution)
+        return peer is not None and peer.identity == identity
+
+
+_Signature = tuple[tuple[str, int, int, int, int], ...]
+
+
+class PeerStore:
+    """The peer files and the own roots, seen as a snapshot that is always current; safe between threads.
+
+    Args:
+        folder: Where ``<institution>.json`` lie; it need not exist yet.
+        own_institution: The own institution.
+        pki_folder: Where its roots.pem lies.
+    """
+
+    def __init__(self, folder: Path, *, own_institution: str, pki_folder: Path) -> None:
+        self._folder = folder
+        self._roots_file = pki_folder / "roots.pem"
+        self._institution = own_institution
+        self._lock = threading.Lock()
+        self._signature: _Signature | None = None
+        self._racy = True
+        self._contents: Mapping[Path, bytes | str] = {}
+        self._snapshot: Snapshot | None = None
+        self._problems: tuple[str, ...] = ()
+
+    @property
+    def problem(self) -> str | None:
+        """What cannot be read, for the node's health; none when all is well."""
+        self.snapshot()
+        return "; ".join(self._problems) or None
+
+    def snapshot(self) -> Snapshot:
+        """The current snapshot: the same object until a file changes. Costs one stat for each file.
+
+        Raises:
+            InputError: The own roots cannot be read, and never could since the store was made.
+        """
+        with self._lock:
+            signature = self._look()
+            if self._snapshot is not None and signature == self._signature and not self._racy:
+                return self._snapshot
+            contents = self._read()
+            if self._snapshot is None or contents != self._contents:
+                self._snapshot = self._build(contents)
+                self._contents = contents
+            self._signature = signature
+            newest = max((entry[-1] for entry in signature), default=0)
+            self._racy = abs(time.time_ns() - newest) < _RACY_NS
+            return self._snapshot
+
+    def get(self, institution: str) -> Peer:
+        """One admitted peer.
+
+        Raises:
+            PeerNotFound: It is not admitted.
+        """
+        peer = self.snapshot().peers.get(institution)
+        if peer is None:
+            raise PeerNotFound(f"{institution} is not a peer of this node", hint="ddib peer list")
+        return peer
+
+    def list(self) -> tuple[Peer, ...]:
+        """Every admitted peer, by institution."""
+        return tuple(peer for _name, peer in sorted(self.snapshot().peers.items()))
+
+    def reload(self) -> Sequence[str]:
+        """Read everything again, whatever the time stamps say; what changed since the last look, a line each."""
+        with self._lock:
+            before = dict(self._snapshot.peers) if self._snapshot else {}
+            self._signature = None
+        after = self.snapshot().peers
+        changed = dict.fromkeys(before.keys() - after.keys(), "removed")
+        changed |= dict.fromkeys(after.keys() - before.keys(), "added")
+        changed |= {name: "changed" for name in after.keys() & before.keys() if after[name] != before[name]}
+        lines = [f"{what} peer {name}" for name, what in sorted(changed.items())]
+        return [*lines, *(f"not read: {problem}" for problem in self._problems)]
+
+    def add(self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False) -> Path:
+        """Admit a peer, whose every new root must have been compared out of band.
+
+        Args:
+            peer: From its file.
+            fingerprints: Those that the other side read out.
+            replace: Whether an entry that is there may be replaced, e.g. for a new root or address; roots
+                that are pinned already need no fingerprint again.
+
+        Returns:
+            Where it was written.
+
+        Raises:
+            PolicyDenied: A root's fingerprint is not among `fingerprints`, or the peer is this institution.
+            AlreadyExists: Another entry for the institution exists, and `replace` is false.
+        """
+        if peer.institution == self._institution:
+            raise PolicyDenied(f"{peer.institution} is this node's own institution, it is no peer")
+        known = self.snapshot().peers.get(peer.institution)
+        pinned = known.roots if known else ()
+        if known == peer:
+            return self._path(peer.institution)
+        for root in peer.roots:
+            if root not in pinned and not any(
+                same_fingerprint(fingerprint(root), text) for text in fingerprints
+            ):
+                raise PolicyDenied(
+                    f"the root of {peer.institution} is {fingerprint(root)}, which was not confirmed",
+                    hint="compare it with what `ddib peer export` printed there; if it differs, stop",
+                )
+        private_folder(self._folder)
+        try:
+            write_private(self._path(peer.institution), peer.to_bytes(), overwrite=replace)
+        except AlreadyExists as exc:
+            raise AlreadyExists(
+                f"{peer.institution} is a peer already, with other particulars",
+                hint="ddib peer add --replace FILE",
+            ) from exc
+        return self._path(peer.institution)
+
+    def remove(self, institution: str) -> None:
+        """Refuse a peer from its next call on.
+
+        Raises:
+            PeerNotFound: It is not there.
+        """
+        try:
+            self._path(check_institution(institution)).unlink()
+        except FileNotFoundError as exc:
+            raise PeerNotFound(f"{institution} is not a peer of this node", hint="ddib peer list") from exc
+
+    def _path(self, institution: str) -> Path:
+        return self._folder / f"{institution}.json"
+
+    def _files(self) -> list[Path]:
+        return [self._roots_file, *sorted(self._folder.glob("[a-z0-9]*.json"))[:MAX_PEERS]]
+
+    def _look(self) -> _Signature:
+        signature = []
+        for path in self._files():
+            try:
+                found = path.stat()
+            except OSError:
+                continue
+            signature.append((path.name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+        return tuple(signature)
+
+    def _read(self) -> dict[Path, bytes | str]:
+        """Each file's content, or as text why there is none."""
+        contents: dict[Path, bytes | str] = {}
+        for path in self._files():
+            try:
+                contents[path] = read_small(path)
+            except DdibError as exc:
+                contents[path] = exc.detail
+        return contents
+
+    def _build(self, contents: Mapping[Path, bytes | str]) -> Snapshot:
+        problems: list[str] = []
+        own_roots = self._own_roots(contents[self._roots_file], problems)
+        peers: dict[str, Peer] = {}
+        for path, content in contents.items():
+            if path == self._roots_file:
+                continue
+            try:
+                peers[path.stem] = self._parse(path, content)
+            except InputError as exc:
+                problems.append(exc.detail)
+        self._problems = tuple(problems)
+        pins = {name: peer.roots for name, peer in peers.items()} | {self._institution: own_roots}
+        return Snapshot(self._institution, own_roots, MappingProxyType(peers), MappingProxyType(pins))
+
+    def _own_roots(self, content: bytes | str, problems: list[str]) -> tuple[x509.Certificate, ...]:
+        """The own roots; those of the last snapshot, and a problem, when the file has become unreadable."""
+        try:
+            pem = content if isinstance(content, bytes) else b""
+            return parse_certificates(pem, content if isinstance(content, str) else str(self._roots_file))
+        except InputError as exc:
+            if self._snapshot is None:
+                raise InputError(exc.detail, hint="ddib pki init, or ddib pki install") from exc
+            problems.append(exc.detail)
+            return self._snapshot.own_roots
+
+    def _parse(self, path: Path, content: bytes | str) -> Peer:
+        if isinstance(content, str):
+            raise InputError(content)
+        peer = parse_peer(content, str(path))
+        if peer.institution != path.stem or peer.institution == self._institution:
+            raise InputError(f"{path} names {peer.institution}: it does not belong here")
+        return peer

@@ -1,0 +1,116 @@
+"""Decides who may call what, and how much a peer may have decoded.
+
+The rule: what is not listed is refused. Reading the certificate is over when this is asked; no I/O happens here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from typing import Final
+
+from ddib_fed.errors import PeerUnknown, PolicyDenied, QuotaSpent
+from ddib_fed.node.identity import Identity
+from ddib_fed.node.peers import Snapshot
+
+TRANSLATION: Final = "ddib_fed.v1.TranslationService"
+DECODING: Final = "ddib_fed.v1.DecodingService"
+IDENTITY: Final = "ddib_fed.v1.IdentityService"
+HEALTH: Final = "grpc.health.v1.Health"
+DAY_S: Final = 24 * 3600.0
+# (request, item) pairs remembered as charged; beyond it the oldest is forgotten, and would be charged again.
+MAX_CHARGED: Final = 100_000
+# After a crash an item is sent again; a peer that sends "the same" item more often than this pays again.
+MAX_REPEATS: Final = 16
+
+
+class Policy:
+    """Which identity may call which method; default deny.
+
+    Args:
+        institution: The node's own.
+        roles: ``source``, ``target``: what the node serves.
+        issuer: Whether it renews certificates of its institution.
+    """
+
+    def __init__(self, *, institution: str, roles: Collection[str], issuer: bool) -> None:
+        self._institution = institution
+        self._services = {HEALTH}
+        if "source" in roles:
+            self._services.add(TRANSLATION)
+        if "target" in roles:
+            self._services.add(DECODING)
+        if issuer:
+            self._services.add(IDENTITY)
+
+    def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
+        """Return when `identity` may call ``/package.Service/Method``.
+
+        Raises:
+            PeerUnknown: A node that was not admitted asks for what only peers may do.
+            PolicyDenied: Anything else.
+        """
+        service = full_method.removeprefix("/").partition("/")[0]
+        own = identity.institution == self._institution
+        if service not in self._services:
+            raise PolicyDenied(f"{full_method} is not served here")
+        if service == HEALTH or (service == IDENTITY and own):
+            return
+        if service == TRANSLATION and own and identity.kind == "client":
+            return
+        if service == DECODING and snapshot.is_admitted_node(identity):
+            return
+        if service == DECODING and identity.kind == "node" and not own:
+            raise PeerUnknown(
+                f"{identity} is not the node in the peer file of {identity.institution}",
+                hint="ddib peer list; if it was moved, ddib peer add --replace FILE",
+            )
+        raise PolicyDenied(f"{identity} may not call {full_method}")
+
+
+class Quota:
+    """How many samples each peer may have decoded in a day, each item charged once however often it is sent.
+
+    It lives in memory: a restart forgets what was spent.
+
+    Args:
+        samples_per_day: 0 for no limit.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, samples_per_day: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = samples_per_day
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._spent: dict[str, tuple[float, int]] = {}
+        self._charged: OrderedDict[tuple[str, str, int], tuple[int, int]] = OrderedDict()
+
+    def charge(self, peer: str, request_id: str, item: int, samples: int = 1) -> None:
+        """Count an item against the peer's day, which begins with its first item.
+
+        Raises:
+            QuotaSpent: It does not fit; nothing was charged.
+        """
+        if self._limit <= 0:
+            return
+        with self._lock:
+            key, now = (peer, request_id, item), self._clock()
+            paid, repeats = self._charged.get(key, (0, 0))
+            if samples <= paid and repeats < MAX_REPEATS:
+                self._charged[key] = (paid, repeats + 1)
+                return
+            since, spent = self._spent.get(peer, (now, 0))
+            if now - since >= DAY_S:
+                since, spent = now, 0
+            if spent + samples > self._limit:
+                raise QuotaSpent(
+                    f"{peer} has had {spent} of {self._limit} samples of its day and asks for {samples}",
+                    facts={"limit": self._limit, "spent": spent, "asked": samples},
+                    retry_after_s=max(1.0, since + DAY_S - now),
+                )
+            self._spent[peer] = (since, spent + samples)
+            self._charged[key] = (samples, 0)
+            if len(self._charged) > MAX_CHARGED:
+                self._charged.popitem(last=False)

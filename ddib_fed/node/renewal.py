@@ -1,0 +1,326 @@
+"""Replaces certificates before they expire: by the own root, through the institution's issuer, or by a command.
+
+The rule: a private key is made where it is used and stays there; only a request and a certificate travel. A node
+that cannot renew says so in its health while the old certificate is still good.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import subprocess
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ddib_fed.errors import ConfigError, DdibError, InputError, MessageInvalid, Unauthenticated
+from ddib_fed.node.certificates import (
+    MAX_REQUEST_BYTES,
+    certificate_pem,
+    check_request,
+    fingerprint,
+    issue_leaf,
+    new_key,
+    parse_certificates,
+)
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.errors_wire import from_rpc_error
+from ddib_fed.node.identity import Identity
+from ddib_fed.node.interceptors import caller
+from ddib_fed.node.pki import (
+    MAX_ROOTS,
+    Credentials,
+    check_installable,
+    has_authority,
+    issue_to_folder,
+    load_authority,
+    load_identity,
+    write_identity,
+)
+from ddib_fed.node.profile import Profile
+from ddib_fed.node.tls import channel
+from ddib_fed.v1 import identity_pb2 as pb
+from ddib_fed.v1 import identity_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+Clock = Callable[[], datetime]
+
+RENEW_AT: Final = 2 / 3
+# Nodes that were started together do not all ask in the same minute: up to this share of the life earlier.
+JITTER: Final = 0.05
+CHECK_INTERVAL_S: Final = 60.0
+CALL_TIMEOUT_S: Final = 20.0
+COMMAND_TIMEOUT_S: Final = 300.0
+
+
+def utc_now() -> datetime:
+    """Now, in UTC."""
+    return datetime.now(UTC)
+
+
+def is_due(credentials: Credentials, now: datetime, *, jitter: float = 0.0) -> bool:
+    """Whether two thirds of the certificate's life are over; `jitter` is the share of it to be earlier by."""
+    life = credentials.not_after - credentials.not_before
+    return now >= credentials.not_before + life * (RENEW_AT - jitter)
+
+
+def renew_through(
+    folder: Path, *, address: str, server_name: str, hop: str, now: datetime | None = None
+) -> Credentials:
+    """Ask the institution's issuer for a new certificate with a new key, and put both in place.
+
+    Args:
+        folder: Holds the still valid certificate.
+        address: ``host:port`` of the issuer.
+        server_name: DNS name that its certificate must carry.
+        hop: What to call it in an error.
+        now: The time to check the answer at.
+
+    Raises:
+        Unauthenticated: What came back is not a certificate for this identity.
+        MessageInvalid: What came back cannot be read.
+        DdibError: As the issuer says, or PeerUnreachable.
+    """
+    current, key = load_identity(folder), new_key()
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    message = pb.RenewRequest(certificate_request=request.public_bytes(serialization.Encoding.DER))
+    with channel(address, server_name=server_name, pki_folder=folder) as opened:
+        try:
+            answer = identity_pb2_grpc.IdentityServiceStub(opened).Renew(message, timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, hop) from error
+    return _install(folder, current, key, answer, now or utc_now())
+
+
+def _install(
+    folder: Path,
+    current: Credentials,
+    key: ec.EllipticCurvePrivateKey,
+    answer: pb.RenewResponse,
+    now: datetime,
+) -> Credentials:
+    """Check what the issuer sent before it replaces what works."""
+    try:
+        certificate = parse_certificates(answer.certificate.encode(), "the issuer's answer")[0]
+        roots = parse_certificates(answer.roots.encode(), "the issuer's answer")
+    except InputError as exc:
+        raise MessageInvalid(exc.detail) from exc
+    if len(roots) > MAX_ROOTS or certificate.public_key() != key.public_key():
+        raise MessageInvalid("the issuer's answer has too many roots, or is for another key")
+    known = parse_certificates(current.roots_pem, "roots.pem")
+    if not set(known) & set(roots):
+        raise Unauthenticated("the issuer's answer has none of the roots that are trusted here")
+    identity = check_installable(certificate, roots, now)
+    if identity != current.identity:
+        raise Unauthenticated(f"the issuer's answer is for {identity}, not {current.identity}")
+    write_identity(folder, certificate=certificate, key=key, roots=roots)
+    return load_identity(folder)
+
+
+def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
+    """Renew a client's certificate through its source node when two thirds of its life are over.
+
+    Returns:
+        Whether it was renewed.
+
+    Raises:
+        Unauthenticated: It has expired already; only the issuer can help now.
+        DdibError: As the node says, or PeerUnreachable.
+    """
+    moment = now or utc_now()
+    credentials = load_identity(profile.pki_folder)
+    if not is_due(credentials, moment):
+        return False
+    if moment >= credentials.not_after:
+        raise Unauthenticated(
+            f"the certificate of {credentials.identity} expired at {credentials.not_after:%Y-%m-%d %H:%M} UTC",
+            hint=f"on the issuing node: ddib pki issue --client {credentials.identity.name}",
+        )
+    renew_through(
+        profile.pki_folder,
+        address=profile.source_address,
+        server_name=profile.source_identity,
+        hop=f"source {profile.institution}",
+        now=moment,
+    )
+    return True
+
+
+def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credentials:
+    """Renew a node's certificate in the way that its configuration and its folder allow.
+
+    Raises:
+        ConfigError: There is no way, or the command failed.
+        DdibError: As the issuer says.
+    """
+    folder, moment = config.paths.pki, now or utc_now()
+    if has_authority(folder):
+        return issue_to_folder(load_authority(folder), folder, "node", config.node.name, now=moment)
+    if config.identity.renew_command is not None:
+        return _run_command(config.identity.renew_command, folder, moment)
+    if config.identity.issuer is None:
+        raise ConfigError(
+            "there is no way to renew the certificate: no ca.key here, and neither identity.issuer nor "
+            "identity.renew_command in node.toml",
+            hint='add [identity] issuer = "NODE@HOST:PORT", the issuing node of this institution',
+        )
+    name, at, address = config.identity.issuer.partition("@")
+    if not at:
+        raise ConfigError(f"identity.issuer = {config.identity.issuer!r} is not NODE@HOST:PORT")
+    issuer = Identity(config.node.institution, "node", name)
+    return renew_through(
+        folder, address=address, server_name=issuer.dns_name, hop=f"issuer {issuer}", now=moment
+    )
+
+
+def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> Credentials:
+    """Run the operator's command, which must leave a new leaf.pem, leaf.key and roots.pem in the folder."""
+    environment = {**os.environ, "DDIB_PKI_FOLDER": str(folder)}
+    try:
+        done = subprocess.run(
+            command, env=environment, timeout=COMMAND_TIMEOUT_S, check=False, capture_output=True
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise ConfigError(f"identity.renew_command {command[0]!r} could not be run: {exc}") from exc
+    if done.returncode != 0:
+        text = done.stderr.decode(errors="replace").strip()[-500:]
+        raise ConfigError(f"identity.renew_command {command[0]!r} ended with {done.returncode}: {text}")
+    renewed = load_identity(folder)
+    if is_due(renewed, now):
+        raise ConfigError(f"identity.renew_command {command[0]!r} left no new certificate in {folder}")
+    return renewed
+
+
+def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str | None:
+    """Renew a certificate that has expired, or is due, before the port is bound.
+
+    Returns:
+        What was done or what is wrong, for the log; none when nothing was to do.
+
+    Raises:
+        Unauthenticated: It has expired and cannot be renewed.
+        FileMissing: There is no certificate, and no root here to make one.
+        ConfigError: The certificate is not this node's.
+    """
+    moment, folder = now or utc_now(), config.paths.pki
+    if has_authority(folder) and not (folder / "leaf.pem").exists():
+        renew_node(config, now=moment)
+        return "made the node's first certificate"
+    credentials = load_identity(folder)
+    expected = Identity(config.node.institution, "node", config.node.name)
+    if credentials.identity != expected:
+        raise ConfigError(
+            f"the certificate in {folder} names {credentials.identity}, node.toml says {expected}",
+            hint="ddib pki show",
+        )
+    if not is_due(credentials, moment):
+        return None
+    try:
+        renewed = renew_node(config, now=moment)
+    except DdibError as error:
+        if moment < credentials.not_after:
+            return f"the certificate could not be renewed: {error.detail}"
+        raise Unauthenticated(
+            f"the node's certificate expired at {credentials.not_after:%Y-%m-%d %H:%M} UTC "
+            f"and could not be renewed: {error.detail}",
+            hint=error.hint or "ddib pki request, have it signed by the issuer, then ddib pki install",
+        ) from error
+    return f"renewed the certificate, good until {renewed.not_after:%Y-%m-%d %H:%M} UTC"
+
+
+class RenewalThread:
+    """Renews a node's certificate while it runs.
+
+    Args:
+        config: Of the node.
+        clock: Now, with a time zone.
+        on_tick: Called at each look, e.g. to end the calls of peers that were removed.
+        interval_s: Between two looks.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        *,
+        clock: Clock = utc_now,
+        on_tick: Callable[[], object] | None = None,
+        interval_s: float = CHECK_INTERVAL_S,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._on_tick = on_tick
+        self._interval_s = interval_s
+        self._jitter = random.uniform(0.0, JITTER)  # noqa: S311 - spreads load, keeps no secret
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
+        self.problem: str | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for it when it was started."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.look()
+            self._stop.wait(self._interval_s)
+
+    def look(self) -> None:
+        """Renew when it is time; what goes wrong becomes `problem`, and is tried again at the next look."""
+        try:
+            if self._on_tick is not None:
+                self._on_tick()
+            if is_due(load_identity(self._config.paths.pki), self._clock(), jitter=self._jitter):
+                renewed = renew_node(self._config, now=self._clock())
+                log.info("renewed the certificate, good until %s", renewed.not_after)
+            self.problem = None
+        except Exception as error:  # the thread must outlive any failure
+            if self.problem is None:
+                log.exception(
+                    "the certificate could not be renewed; trying again every %.0f s", self._interval_s
+                )
+            self.problem = f"renewal: {error}"
+
+
+class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
+    """Renews the certificates of the institution's own nodes and clients.
+
+    Args:
+        config: Of the node, whose folder holds ca.key.
+        clock: Now, with a time zone.
+    """
+
+    def __init__(self, config: NodeConfig, *, clock: Clock = utc_now) -> None:
+        self._folder = config.paths.pki
+        self._clock = clock
+
+    def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:  # noqa: N802, ARG002 - gRPC's
+        """See identity.proto."""
+        data = request.certificate_request
+        if not 0 < len(data) <= MAX_REQUEST_BYTES:
+            raise MessageInvalid(
+                "a certificate request has 1 to 8192 bytes", facts={"max_bytes": MAX_REQUEST_BYTES}
+            )
+        try:
+            key = check_request(x509.load_der_x509_csr(data))
+        except (ValueError, TypeError, Unauthenticated) as exc:
+            raise MessageInvalid("the certificate request cannot be used") from exc
+        identity, authority = caller(), load_authority(self._folder)
+        certificate = issue_leaf(authority, identity.kind, identity.name, public_key=key, now=self._clock())
+        log.info("renewed %s: %s", identity, fingerprint(certificate))
+        roots = load_identity(self._folder).roots_pem
+        return pb.RenewResponse(certificate=certificate_pem(certificate).decode(), roots=roots.decode())
