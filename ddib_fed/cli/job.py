@@ -86,7 +86,7 @@ def list_(limit: int, output_format: str, profile_path: Path | None) -> None:
     if not jobs:
         click.echo("no jobs", err=True)
         return
-    rows = [[j.job_id, j.state, j.target, when(j.created), when(j.expires)] for j in jobs]
+    rows = [[j.job_id, j.state.lower(), j.target, when(j.created), when(j.expires)] for j in jobs]
     print_table("", ["job", "state", "to", "created", "expires"], rows)
 
 
@@ -106,7 +106,7 @@ def show(job_id: str, output_format: str, profile_path: Path | None) -> None:
 
 def _show(view: JobView) -> None:
     settings = view.settings
-    click.echo(f"job      {view.job_id}  {view.state}")
+    click.echo(f"job      {view.job_id}  {view.state.lower()}")
     click.echo(f"to       {view.target}")
     click.echo(
         f"solver   {settings.solver}, order {settings.order or 'default'}, {settings.evaluations} evaluations, "
@@ -120,7 +120,7 @@ def _show(view: JobView) -> None:
     rows = [
         [
             str(i.index),
-            i.state,
+            i.state.lower(),
             size(i.size_bytes),
             f"{i.failure.sentence} ({i.failure.reason})" if i.failure else "",
         ]
@@ -151,7 +151,7 @@ def watch(job_id: str, after: int, output_format: str, profile_path: Path | None
             progress.event(event)
         view = client.get(job_id)
     if not as_json:
-        click.echo(f"job {job_id} is {view.state}")
+        click.echo(f"job {job_id} is {view.state.lower()}")
     require_finished(view, f"source {client.profile.institution}")
 
 
@@ -162,9 +162,10 @@ def watch(job_id: str, after: int, output_format: str, profile_path: Path | None
 @options.FORMAT
 @options.PROFILE
 def fetch(job_id: str, out: Path, force: bool, output_format: str, profile_path: Path | None) -> None:
-    """Fetch the results of a job that are ready, write them and acknowledge them.
+    """Fetch the results of a job that are ready.
 
-    Names come from the folder that the job was submitted for; elsewhere items are called item-0000 and so on.
+    They are written, then acknowledged, and so removed at the node. Names come from the folder that the job was
+    submitted for; elsewhere items are called item-0000 and so on.
     """
     with Client.from_profile(profile_path) as client, going_on(client, job_id, out):
         view = client.get(job_id)
@@ -177,7 +178,7 @@ def fetch(job_id: str, out: Path, force: bool, output_format: str, profile_path:
         names.remove(out)
     if not view.state.ended:
         raise StateConflict(
-            f"job {job_id} is {view.state}: {len(open_items)} items are not ready yet",
+            f"job {job_id} is {view.state.lower()}: {len(open_items)} items are not ready yet",
             hint=f"ddib job watch {job_id}, then fetch again",
             hop=f"source {client.profile.institution}",
         )
@@ -188,10 +189,10 @@ def fetch(job_id: str, out: Path, force: bool, output_format: str, profile_path:
 @options.JOB_ID
 @options.PROFILE
 def cancel(job_id: str, profile_path: Path | None) -> None:
-    """Stop a job at the solver's next step; what is translated already can still be fetched."""
+    """Stop a job at its next step. What is translated already can still be fetched."""
     with Client.from_profile(profile_path) as client:
         state = client.cancel(job_id)
-    click.echo(f"job {job_id} is {state}")
+    click.echo(f"job {job_id} is {state.lower()}")
 
 
 @job.command()

@@ -165,7 +165,7 @@ def print_submitted(job: Submitted, target: str, out: Path | None, output_format
         print_json({"job_id": job.job_id, "request_id": job.request_id, "state": job.state, "target": target})
         return
     where = f" --out {out}" if out is not None else " --out DIR"
-    click.echo(f"job {job.job_id} is {job.state} (to {target})")
+    click.echo(f"job {job.job_id} is {job.state.lower()} (to {target})")
     click.echo(f"  watch: ddib job watch {job.job_id}")
     click.echo(f"  fetch: ddib job fetch {job.job_id}{where}")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddib_fed.errors import DdibError, FileMissing, InputError, UsageError
+from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, InputError, PointsUnreadable, UsageError
 from ddib_fed.node.views import MEDIA_TYPES, Media
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.chunks import stream
@@ -31,6 +31,11 @@ _OPENINGS = {
     Media.PNG: (b"\x89PNG\r\n\x1a\n",),
     Media.JPEG: (b"\xff\xd8\xff",),
     Media.TIFF: (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
+}
+
+
+_HOW = dict.fromkeys(Media, "is it damaged, or under a wrong name?") | {
+    Media.NPY: "numpy.save writes such a file: an (N, D) array of floats"
 }
 
 
@@ -75,12 +80,11 @@ def payload(origin: Path | bytes) -> Payload:
 
     Raises:
         FileMissing: There is no such file.
-        InputError: A folder, empty, over `MAX_ITEM_BYTES`, or of no accepted kind.
+        InputError: A folder, over `MAX_ITEM_BYTES`, or of no accepted kind.
+        PointsUnreadable, ImageUnreadable: It does not begin as its kind does.
     """
     if isinstance(origin, bytes):
-        media = next((m for m, openings in _OPENINGS.items() if origin.startswith(openings)), None)
-        if media is None:
-            raise InputError("bytes that are neither .npy nor PNG, JPEG or TIFF", hop="client")
+        media = next((m for m, openings in _OPENINGS.items() if origin.startswith(openings)), Media.NPY)
         return _checked(media, origin, origin)
     _require_file(origin)
     media = _SUFFIXES.get(origin.suffix.lower())
@@ -102,12 +106,10 @@ def _require_file(path: Path) -> None:
 
 def _checked(media: Media, origin: Path | bytes, data: bytes) -> Payload:
     name = "an item" if isinstance(origin, bytes) else str(origin)
-    if not data:
-        raise InputError(f"{name} is empty", hop="client")
     if not data.startswith(_OPENINGS[media]):
-        raise InputError(
-            f"{name} is not what its suffix says: it does not begin as {media} does", hop="client"
-        )
+        what = f"does not begin as a {media} file does" if data else "is empty"
+        unreadable = PointsUnreadable if media is Media.NPY else ImageUnreadable
+        raise unreadable(f"{name} {what}", hop="client", hint=_HOW[media])
     return Payload(media, len(data), hashlib.sha256(data).digest(), origin)
 
 

@@ -102,10 +102,14 @@ _TEMPLATE = """\
 # `ddib doctor --profile {file}` checks it and the way to the node.
 
 institution = "{institution}"
-name = "{name}"                       # spiffe://{institution}/client/{name}
-source_address = "{address}"          # where the institution's source node listens
-source_identity = "{identity}"        # the name its certificate must carry
-pki = "{pki}"                         # this client's key and certificates; keep the folder private
+name = "{name}"                      # the certificate carries spiffe://{institution}/client/{name}
+
+# Where the institution's source node listens, and the name that its certificate must carry.
+source_address = "{address}"
+source_identity = "{identity}"
+
+# Folder of this client's key and certificates; keep it private.
+pki = "{pki}"
 """
 
 

@@ -13,14 +13,14 @@ _KINDS = {common_pb2.SAMPLE_KIND_POINT: "point", common_pb2.SAMPLE_KIND_PICTURE:
 
 
 class JobState(StrEnum):
-    """Where a job is."""
+    """Where a job is; the values are those of the protocol without their prefix."""
 
-    UNKNOWN = "unknown"
-    QUEUED = "queued"
-    RUNNING = "running"
-    FINISHED = "finished"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
+    UNKNOWN = "UNKNOWN"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
 
     @property
     def ended(self) -> bool:
@@ -31,12 +31,12 @@ class JobState(StrEnum):
 class ItemState(StrEnum):
     """Where an item of a job is."""
 
-    UNKNOWN = "unknown"
-    RECEIVED = "received"
-    ENCODED = "encoded"
-    DECODED = "decoded"
-    DELIVERED = "delivered"
-    FAILED = "failed"
+    UNKNOWN = "UNKNOWN"
+    RECEIVED = "RECEIVED"
+    ENCODED = "ENCODED"
+    DECODED = "DECODED"
+    DELIVERED = "DELIVERED"
+    FAILED = "FAILED"
 
 
 class Part(StrEnum):
