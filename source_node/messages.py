@@ -44,7 +44,7 @@ def event_message(event: Event) -> translation_pb2.WatchJobResponse:
     """One event of a job."""
     return translation_pb2.WatchJobResponse(
         sequence=event.sequence,
-        state=event.state.number,
+        state=event.state.pb_name,
         item=event.item,
         stage=event.stage,
         step=event.step,
@@ -61,7 +61,7 @@ def job_message(job: Job, *, items: bool = True) -> translation_pb2.Job:
     return translation_pb2.Job(
         job_id=job.job_id,
         request_id=spec.request_id,
-        state=job.state.number,
+        state=job.state.pb_name,
         target_institution=spec.target_institution,
         target_domain=spec.target_domain,
         solver=settings_message(spec.solver),
@@ -79,7 +79,7 @@ def item_message(item: Item) -> translation_pb2.Item:
     """One item of a job."""
     return translation_pb2.Item(
         index=item.index,
-        state=item.state.number,
+        state=item.state.pb_name,
         size_bytes=item.size_bytes,
         sha256=item.sha256,
         error=error_message(item.error),
@@ -90,6 +90,8 @@ def provenance_message(job: Job, item: Item) -> translation_pb2.Provenance:
     """How a result came about, from what the pipeline recorded."""
     record = item.provenance
     cycle = record.get("cycle")
+    digests: dict[str, Any] = {name: bytes.fromhex(record[name]) for name in DIGESTS}
+    names: dict[str, Any] = {name: record[name] for name in NAMES}
     return translation_pb2.Provenance(
         job_id=job.job_id,
         solver=settings_message(job.spec.solver),
@@ -99,6 +101,6 @@ def provenance_message(job: Job, item: Item) -> translation_pb2.Provenance:
         seconds=record["seconds"],
         samples=record["samples"],
         cycle=None if cycle is None else translation_pb2.CycleError(**cycle),
-        **{name: bytes.fromhex(record[name]) for name in DIGESTS},
-        **{name: record[name] for name in NAMES},
+        **digests,
+        **names,
     )

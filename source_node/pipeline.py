@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +19,7 @@ from ddib_fed.diffusion.gaussianity import LatentStatistics
 
 from ddib_fed.data.points import parse_npy, to_npy
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
-from ddib_fed.evaluation.metrics import cycle_error
+from ddib_fed.evaluation.metrics import CycleError, cycle_error
 from ddib_fed.node.batching import Control
 from ddib_fed.node.events import EventHub
 from ddib_fed.node.job_records import PENDING_ITEMS, ItemState, JobState, Part
@@ -220,13 +220,13 @@ class Pipeline:
         record["seconds"]["remote"] = answer.seconds
         if answer.round_trip is not None:
             crossed += answer.round_trip.size_bytes
-            record["cycle"] = self._close_cycle(answer.item, answer.round_trip, record)
+            record["cycle"] = dict(self._close_cycle(answer.item, answer.round_trip, record))
         record["wire_bytes"] = crossed
         self._store.advance(job_id, answer.item, ItemState.DECODED, record)
         self._node.metrics.items.labels("decode", "ok").inc()
         self._publish(answer.item, "done")
 
-    def _close_cycle(self, index: int, latent: Latent, record: dict[str, Any]) -> Mapping[str, float]:
+    def _close_cycle(self, index: int, latent: Latent, record: dict[str, Any]) -> CycleError:
         """Decode the translation's latent with the own model, keep it, and measure how far it is from the input."""
         decoded = self._engine.decode(
             latent, self._settings, control=self._control, on_step=self._step(index, "return")

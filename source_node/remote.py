@@ -10,15 +10,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ddib_fed.node import tls  # first: it sets the cipher suites before grpc is imported
-
-import grpc  # isort: skip
-
-from ddib_fed.node.errors_wire import from_rpc_error
+import grpc
 
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ContractMismatch, DomainNotFound, MessageInvalid
+from ddib_fed.node import tls
 from ddib_fed.node.batching import Control
+from ddib_fed.node.errors_wire import from_rpc_error
 from ddib_fed.node.settings import settings_message
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import confirm
@@ -77,7 +75,7 @@ class DecodeCall:
 
     def cancel(self) -> None:
         """End the call; harmless when it has ended."""
-        self._call.cancel()
+        self._call.cancel()  # type: ignore[no-untyped-call]
 
     def __iter__(self) -> Iterator[Progress | Decoded]:
         try:

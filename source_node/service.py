@@ -10,11 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from ddib_fed.node import tls  # first: it sets the cipher suites before grpc is imported
-
-import grpc  # isort: skip
-
-from ddib_fed.node.interceptors import caller
+import grpc
 
 from ddib_fed.data.points import parse_npy
 from ddib_fed.errors import (
@@ -26,7 +22,9 @@ from ddib_fed.errors import (
     PeerNotFound,
     SettingsInvalid,
 )
+from ddib_fed.node import tls
 from ddib_fed.node.events import EventHub
+from ddib_fed.node.interceptors import caller
 from ddib_fed.node.job_records import PENDING_ITEMS
 from ddib_fed.node.jobs import ItemState, Job, JobLimits, JobSpec, JobState, JobStore, SolverChoice
 from ddib_fed.node.role import NodeContext
@@ -103,7 +101,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             self._events.publish(job.job_id, state=job.state, items=len(job.items))
             self._runner.wake()
         return translation_pb2.SubmitJobResponse(
-            job_id=job.job_id, state=job.state.number, repeated_request=repeated
+            job_id=job.job_id, state=job.state.pb_name, repeated_request=repeated
         )
 
     def WatchJob(
@@ -146,7 +144,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._runner.cancel(request.job_id)
         if state == JobState.CANCELLED:
             self._events.publish(request.job_id, state=state)
-        return translation_pb2.CancelJobResponse(state=state.number)
+        return translation_pb2.CancelJobResponse(state=state.pb_name)
 
     def FetchResults(
         self, request: translation_pb2.FetchResultsRequest, context: grpc.ServicerContext

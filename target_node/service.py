@@ -10,15 +10,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 
-from ddib_fed.node import tls  # noqa: F401 - first: it sets the cipher suites before grpc is imported
-
-import grpc  # isort: skip
-
-from ddib_fed.node.interceptors import caller
-from ddib_fed.node.policy import Quota
+import grpc
 
 from ddib_fed.errors import ContractUnknown, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.node.batching import Control
+from ddib_fed.node.interceptors import caller
+from ddib_fed.node.policy import Quota
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings import solver_settings
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc

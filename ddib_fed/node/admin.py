@@ -6,11 +6,9 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ddib_fed.node import tls  # noqa: F401 - first: it sets the cipher suites before grpc is imported
-
-import grpc  # isort: skip
+import grpc
 
 from ddib_fed.errors import PeerUnreachable
 from ddib_fed.node.config import NodeConfig
@@ -48,7 +46,7 @@ class AdminServicer(rpc.AdminServiceServicer):
 
 
 def serve_admin(
-    socket: Path, servicer: AdminServicer, interceptors: list[grpc.ServerInterceptor]
+    socket: Path, servicer: AdminServicer, interceptors: list[grpc.ServerInterceptor[Any, Any]]
 ) -> grpc.Server:
     """Start the operator's service on `socket`, which only this user can open."""
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

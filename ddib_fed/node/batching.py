@@ -236,7 +236,7 @@ class Batcher:
                 counts,
                 _merge_conditions([query.cond for query in queries]),
             )
-            return merged.split(counts)
+            return torch.split(merged, counts)
 
     def _advance(self, trajectory: _Trajectory, velocity: torch.Tensor) -> None:
         trajectory.step += 1

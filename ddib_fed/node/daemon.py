@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from types import FrameType
 
 from ddib_fed import __version__
@@ -46,13 +46,14 @@ class Daemon:
         self._signals = 0
         paths = config.paths
         paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._renewal_report = recover_at_start(config)
+        if report := recover_at_start(config):
+            log.info("%s", report)
         self.peers = PeerStore(paths.peers, own_institution=config.node.institution, pki_folder=paths.pki)
         self.node = NodeContext(config, self.peers, AuditLog(paths.audit), Metrics())
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self.limiter = StreamLimiter(config.limits.max_streams, config.limits.max_streams_per_identity)
         self.server = self._server()
-        self._renewal = RenewalThread(config)
+        self._renewal = RenewalThread(config, on_tick=self._auth.sweep)
 
     def _server(self) -> NodeServer:
         config = self.config
@@ -60,12 +61,13 @@ class Daemon:
         institution = config.node.institution
         issuer = pki.has_authority(config.paths.pki)
         policy = Policy(institution=institution, roles=config.node.roles, issuer=issuer)
+        self._auth = AuthInterceptor(self.peers, policy, audit=self.node.audit)
         server = NodeServer(
             config.node.listen,
             self._credentials.grpc,
             [
                 ErrorInterceptor(institution, on_outcome=self._count),
-                AuthInterceptor(self.peers, policy, audit=self.node.audit),
+                self._auth,
                 self.limiter,
             ],
             max_streams=config.limits.max_streams,
@@ -181,7 +183,10 @@ class Daemon:
 
     def reload(self) -> list[str]:
         """Read peers and certificates again."""
-        changes = self.peers.reload()
+        changes = list(self.peers.reload())
+        ended = self._auth.sweep()
+        if ended:
+            changes.append(f"ended {ended} calls of peers that are no longer admitted")
         self.node.audit.write("reload", changes=changes)
         return [*changes, f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}"]
 
@@ -207,7 +212,7 @@ class Daemon:
                 institution=peer.institution,
                 identity=str(peer.identity),
                 address=peer.address,
-                fingerprint=peer.fingerprint,
+                fingerprint=" ".join(peer.fingerprints),
             )
         for role in self.roles:
             for name, count in role.jobs().items():
@@ -240,26 +245,25 @@ def serve(config: NodeConfig) -> int:
 
 
 def check(config: NodeConfig) -> list[tuple[str, str]]:
-    """What is in order and what is not, as (what, "ok ..." or the problem); nothing is changed or bound for long."""
-    paths = config.paths
+    """What is in order and what is not, as (what, "ok ..." or the problem); changes nothing."""
+    probes: tuple[tuple[str, Callable[[NodeConfig], str]], ...] = (
+        ("identity", _check_identity),
+        ("peers", _check_peers),
+        ("model", _check_model),
+        ("listen", _check_port),
+        ("roles", _check_roles),
+    )
     findings: list[tuple[str, str]] = []
-
-    def look(what: str, finding: Sequence[str] | str) -> None:
-        findings.append((what, finding if isinstance(finding, str) else ", ".join(finding)))
-
-    for what, probe in (
-        ("identity", lambda: _check_identity(config)),
-        ("peers", lambda: _check_peers(config)),
-        ("model", lambda: _check_model(config)),
-        ("listen", lambda: _check_port(config)),
-        ("roles", lambda: "ok " + ", ".join(role.name for role in find_roles(config.node.roles))),
-        ("state", lambda: f"ok {paths.state}"),
-    ):
+    for what, probe in probes:
         try:
-            look(what, probe())
+            findings.append((what, probe(config)))
         except DdibError as error:
-            look(what, f"{error.detail}; {error.hint}" if error.hint else error.detail)
+            findings.append((what, f"{error.detail}; {error.hint}" if error.hint else error.detail))
     return findings
+
+
+def _check_roles(config: NodeConfig) -> str:
+    return "ok " + ", ".join(role.name for role in find_roles(config.node.roles))
 
 
 def _check_identity(config: NodeConfig) -> str:

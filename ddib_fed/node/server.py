@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from ddib_fed.node import tls  # first: it sets the cipher suites before grpc is imported
-
-import grpc  # isort: skip
+import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ddib_fed.errors import ConfigError
+from ddib_fed.node import tls
 from ddib_fed.node.config import split_address
 
 # Threads beyond the streams' cap: unary calls, Health, and what is refused at once.
@@ -53,12 +53,12 @@ class NodeServer:
         self,
         listen: str,
         credentials: grpc.ServerCredentials,
-        interceptors: Sequence[grpc.ServerInterceptor],
+        interceptors: Sequence[grpc.ServerInterceptor[Any, Any]],
         *,
         max_streams: int,
     ) -> None:
         self._pool = ThreadPoolExecutor(max_streams + RESERVED_THREADS, thread_name_prefix="rpc")
-        self.grpc = grpc.server(self._pool, interceptors=tuple(interceptors), options=OPTIONS)
+        self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=OPTIONS)
         self.health = health.HealthServicer()
         self._services: list[str] = [""]
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)

@@ -23,6 +23,7 @@ from ddib_fed.errors import UnavailableError
 from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.client import Client
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.profile import Profile
 
 START_S = 60.0
 
@@ -171,8 +172,9 @@ class Pair:
         self.north.stop()
         self.south.stop()
 
-    def client(self) -> Client:
-        return Client.from_profile(self.profile)
+    def client(self, patience_s: float = 60.0) -> Client:
+        """Alice; with no patience she does not try again by herself."""
+        return Client(Profile.load(self.profile), patience_s=patience_s)
 
 
 def moons(count: int, seed: int = 1) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import threading
 import uuid
@@ -12,6 +13,7 @@ import pytest
 from ddib_fed.errors import DdibError, QueueFull
 from ddib_fed.node.audit import verify
 from ddib_fed.node.client import Client
+from ddib_fed.node.views import Settings
 from tests.e2e.harness import Node, Pair, moons, wait_until
 from tests.e2e.test_translate import TARGET, npy
 
@@ -51,7 +53,7 @@ def test_a_killed_node_goes_on_after_its_restart(fresh_pair: Pair, victim: str, 
     pair = fresh_pair.start()
     node: Node = getattr(pair, victim)
     with pair.client() as client:
-        job = client.submit(ITEMS, TARGET, evaluations=96)
+        job = client.submit(ITEMS, TARGET, Settings(evaluations=96))
         first_progress(client, job.job_id, stage)
         node.kill()
         node.start(wait=False)
@@ -64,7 +66,7 @@ def test_a_latent_once_made_is_sent_again_as_it_is(fresh_pair: Pair) -> None:
     pair.south.start()
     pair.north.start()
     with pair.client() as client:
-        job = client.submit([npy(moons(200))], TARGET, evaluations=1000)
+        job = client.submit([npy(moons(200))], TARGET, Settings(evaluations=1000))
         first_progress(client, job.job_id, "decode")
         pair.south.kill()
         pair.north.kill()
@@ -74,24 +76,22 @@ def test_a_latent_once_made_is_sent_again_as_it_is(fresh_pair: Pair) -> None:
         pair.north.start()
         pair.south.start()
         check_finished_once(pair, client, job.job_id, 1)
-        record = next(iter(client.fetch(job.job_id))).provenance
-        import hashlib
-
-        assert record["latent_sha256"] == hashlib.sha256(before[0]).hexdigest()
+        provenance = next(iter(client.fetch(job.job_id))).provenance
+        assert provenance.latent_sha256 == hashlib.sha256(before[0]).digest()
 
 
 def test_sigterm_drains_and_exits_zero(fresh_pair: Pair) -> None:
     """A draining source finishes what runs, refuses what comes, and exits 0."""
     pair = fresh_pair.start()
     with pair.client() as client:
-        job = client.submit([npy(moons(2_000))], TARGET, evaluations=400)
+        job = client.submit([npy(moons(2_000))], TARGET, Settings(evaluations=400))
         first_progress(client, job.job_id, "encode")
         code: list[int] = []
         stopper = threading.Thread(target=lambda: code.append(pair.north.terminate()))
         stopper.start()
         wait_until(lambda: pair.north.state() in {"draining", "down"}, what="draining")
-        with pytest.raises(DdibError) as refused:
-            client.submit([npy(moons(5))], TARGET, retry=False)
+        with pair.client(patience_s=0) as hasty, pytest.raises(DdibError) as refused:
+            hasty.submit([npy(moons(5))], TARGET)
         assert refused.value.reason in {"DRAINING", "PEER_UNREACHABLE"}
         stopper.join()
         assert code == [0]
@@ -103,7 +103,7 @@ def test_a_second_sigterm_stops_at_once(fresh_pair: Pair) -> None:
     """Two signals: the node does not wait for its jobs, and they go on at the next start."""
     pair = fresh_pair.start()
     with pair.client() as client:
-        job = client.submit([npy(moons(5_000))], TARGET, evaluations=2_000)
+        job = client.submit([npy(moons(5_000))], TARGET, Settings(evaluations=2_000))
         first_progress(client, job.job_id, "encode")
         assert pair.north.process is not None
         pair.north.process.terminate()
@@ -118,7 +118,7 @@ def test_a_second_sigterm_stops_at_once(fresh_pair: Pair) -> None:
 def test_a_cancelled_job_stops_at_the_next_step(pair: Pair) -> None:
     """Cancelling ends a long job at once, and a finished item cannot be had from it."""
     with pair.client() as client:
-        job = client.submit([npy(moons(5_000))], TARGET, evaluations=8_000)
+        job = client.submit([npy(moons(5_000))], TARGET, Settings(evaluations=8_000))
         first_progress(client, job.job_id, "encode")
         client.cancel(job.job_id)
         wait_until(lambda: client.get(job.job_id).state == "CANCELLED", seconds=5, what="cancelled")
@@ -129,9 +129,9 @@ def test_a_cancelled_job_stops_at_the_next_step(pair: Pair) -> None:
 def test_a_deadline_ends_a_job(pair: Pair) -> None:
     """A job past its deadline fails with that reason."""
     with pair.client() as client:
-        job = client.submit([npy(moons(5_000))], TARGET, evaluations=8_000, deadline_s=1)
+        job = client.submit([npy(moons(5_000))], TARGET, Settings(evaluations=8_000), deadline_s=1)
         wait_until(lambda: client.get(job.job_id).state == "FAILED", seconds=15, what="deadline")
-        error = client.get(job.job_id).error
+        error = client.get(job.job_id).failure
         assert error is not None
         assert error.reason == "DEADLINE_EXCEEDED"
 
@@ -142,9 +142,9 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: Pair) -> Non
     pair.north.edit("# max_open_jobs = 64", "max_open_jobs = 2")
     pair.start()
     with pair.client() as client:
-        slow = [client.submit([npy(moons(2_000))], TARGET, evaluations=500) for _ in range(2)]
-        with pytest.raises(QueueFull) as caught:
-            client.submit([npy(moons(5))], TARGET, retry=False)
+        slow = [client.submit([npy(moons(2_000))], TARGET, Settings(evaluations=500)) for _ in range(2)]
+        with pair.client(patience_s=0) as hasty, pytest.raises(QueueFull) as caught:
+            hasty.submit([npy(moons(5))], TARGET)
         assert caught.value.retry_after_s
         for job in slow:
             check_finished_once(pair, client, job.job_id, 1)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from ddib_fed.node.views import Part
 from ddib_fed.v1 import decoding_pb2
 from tests.e2e.harness import Pair, moons
 from tests.e2e.relay import Tap
@@ -47,9 +48,9 @@ def test_nothing_but_latents_and_translations_crosses(fresh_pair: Pair) -> None:
         result = client.translate([npy(points)], TARGET, cycle=True, keep_latent=True)[0]
     tap.close()
     sent, received = bytes(tap.to_target), bytes(tap.to_source)
-    latent = np.load(io.BytesIO(result.latent))
-    translated = np.load(io.BytesIO(result.translation))
-    returned = np.load(io.BytesIO(result.returned))
+    latent = np.load(io.BytesIO(result.files[Part.LATENT].data))
+    translated = np.load(io.BytesIO(result.translation.data))
+    returned = np.load(io.BytesIO(result.files[Part.RETURNED].data))
     # A window may be cut in two by the framing of HTTP/2; most are not.
     assert np.mean([window in sent for window in windows(latent)]) > 0.8
     assert np.mean([window in received for window in windows(translated)]) > 0.8

@@ -23,6 +23,7 @@ from ddib_fed.errors import (
     ShapeMismatch,
 )
 from ddib_fed.evaluation.metrics import sliced_w2, sliced_w2_floor
+from ddib_fed.node.views import Settings
 from tests.e2e.harness import Pair, ddib, moons
 
 pytestmark = pytest.mark.e2e
@@ -55,7 +56,7 @@ def test_translations_lie_in_the_target_domain(pair: Pair) -> None:
     """The translated cloud is as near to the target domain as its own samples are, within the bound of the demo."""
     with pair.client() as client:
         result = client.translate([npy(moons(10_000))], TARGET)[0]
-    translated = np.load(io.BytesIO(result.translation))
+    translated = np.load(io.BytesIO(result.translation.data))
     from ddib_fed.data.synthetic import sample
 
     assert (
@@ -81,7 +82,7 @@ def test_the_same_request_gives_the_same_result(pair: Pair) -> None:
     with pair.client() as client:
         alone = client.translate([cloud], TARGET)[0]
         beside = client.translate([npy(moons(64, seed=4)), cloud, npy(moons(300, seed=5))], TARGET)[1]
-    first, second = (np.load(io.BytesIO(r.translation)) for r in (alone, beside))
+    first, second = (np.load(io.BytesIO(r.translation.data)) for r in (alone, beside))
     np.testing.assert_allclose(first, second, atol=1e-5)
 
 
@@ -122,7 +123,7 @@ def test_what_does_not_exist_is_said_at_once(pair: Pair) -> None:
         with pytest.raises(DomainNotFound):
             client.submit([good], "south.example/moons")
         with pytest.raises(SettingsInvalid):
-            client.submit([good], TARGET, solver="euler")
+            client.submit([good], TARGET, Settings(solver="euler"))
 
 
 def test_same_request_id_with_other_content_is_refused(pair: Pair) -> None:
