@@ -34,7 +34,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
 _RESERVED = frozenset({"n", "time", "act", "previous"})
 
 Scalar = str | int | float | bool | None
-Value = Scalar | Sequence[str] | Sequence[int]
+Value = Scalar | Sequence[str | int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ def _checked(key: str, value: Value) -> Value:
     if isinstance(value, str):
         return value[:MAX_VALUE]
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-        return [str(v)[:MAX_VALUE] for v in value[:MAX_VALUES]]
+        return [v if isinstance(v, int) else str(v)[:MAX_VALUE] for v in value[:MAX_VALUES]]
     raise TypeError(f"{key} is a {type(value).__name__}: the audit log holds no content")
 
 

@@ -128,16 +128,13 @@ class Spool:
         return removed
 
     def _staging(self, job_id: str) -> Path:
-        assert _JOB.match(job_id)
-        return self._folder / f".{job_id}"
+        return self._folder / f".{_checked(_JOB, job_id)}"
 
     def _job(self, job_id: str) -> Path:
-        assert _JOB.match(job_id)
-        return self._folder / job_id
+        return self._folder / _checked(_JOB, job_id)
 
     def _path(self, job_id: str, item: int, part: str) -> Path:
-        assert _PART.match(part)
-        return self._job(job_id) / f"{item:d}.{part}"
+        return self._job(job_id) / f"{item:d}.{_checked(_PART, part)}"
 
     def _unlink(self, path: Path) -> None:
         try:
@@ -166,6 +163,13 @@ class _disk_full_as_queue_full:  # noqa: N801 - reads as the statement it is
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise QueueFull("the disk of the spool is full", retry_after_s=RETRY_AFTER_S) from error
+
+
+def _checked(pattern: re.Pattern[str], name: str) -> str:
+    """What may become part of a path: only names that the node made itself."""
+    if not pattern.match(name):
+        raise ValueError(f"{name!r} is no name in the spool")
+    return name
 
 
 def _write(path: Path, data: bytes) -> None:
