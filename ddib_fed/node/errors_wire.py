@@ -130,8 +130,7 @@ def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
     for key, value in _trailing(error):
         if key == DETAIL_KEY and isinstance(value, bytes) and (found := from_detail(value, hop)) is not None:
             return found
-    call = _as_call(error)
-    code = call.code() if call is not None else None
+    code = status_of(error)
     if code is grpc.StatusCode.UNAVAILABLE:
         name = hop.rpartition(" ")[2]
         return PeerUnreachable(
@@ -141,6 +140,12 @@ def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
         )
     kind = _BY_STATUS.get(code, InternalError) if code is not None else InternalError
     return kind(f"{kind.sentence} ({code.name if code else 'no status'})", hop=hop)
+
+
+def status_of(error: grpc.RpcError) -> grpc.StatusCode | None:
+    """The status that a call ended with; none when it never began."""
+    call = _as_call(error)
+    return call.code() if call is not None else None
 
 
 def _trailing(error: grpc.RpcError) -> list[tuple[str, str | bytes]]:

@@ -112,7 +112,7 @@ def load_authority(folder: Path) -> Authority:
         InputError: Root and key cannot be read, or do not belong together.
     """
     hint = "certificates are issued where ca.key lies: run this on that node"
-    key = _load_keys(read_small(folder / "ca.key", hint=hint), folder / "ca.key")[0]
+    key = load_keys(read_small(folder / "ca.key", hint=hint), folder / "ca.key")[0]
     certificate = parse_certificates(read_small(folder / "ca.pem", hint=hint), f"{folder / 'ca.pem'}")[0]
     if certificate.public_key() != key.public_key():
         raise InputError(f"{folder / 'ca.key'} is not the key of ca.pem beside it")
@@ -162,7 +162,7 @@ def load_identity(folder: Path) -> Credentials:
         leaf_pem = read_small(folder / "leaf.pem", hint=_INIT_HINT)
         roots_pem = read_small(folder / "roots.pem", hint=_INIT_HINT)
         certificate = parse_certificates(leaf_pem, f"{folder / 'leaf.pem'}")[0]
-        for key in _load_keys(key_pem, folder / "leaf.key"):
+        for key in load_keys(key_pem, folder / "leaf.key"):
             if key.public_key() == certificate.public_key():
                 return Credentials(
                     cert_chain_pem=certificate_pem(certificate),
@@ -181,8 +181,25 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _load_keys(pem: bytes, path: Path) -> list[ec.EllipticCurvePrivateKey]:
-    """Each private key in a PEM text, at least one."""
+def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    """Write a private key where there is none.
+
+    Raises:
+        AlreadyExists: There is one.
+    """
+    write_private(path, _key_pem(key), overwrite=False)
+
+
+def load_keys(pem: bytes, path: Path) -> list[ec.EllipticCurvePrivateKey]:
+    """Each private key in a PEM text, at least one.
+
+    Args:
+        pem: The text.
+        path: Where it came from, for the error.
+
+    Raises:
+        InputError: There is none, or one that is not of ours.
+    """
     end = b"-----END PRIVATE KEY-----"
     keys: list[ec.EllipticCurvePrivateKey] = []
     for block in pem.split(end)[:-1]:

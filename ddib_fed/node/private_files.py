@@ -16,8 +16,11 @@ MAX_SMALL_FILE_BYTES = 64 << 10
 
 
 def private_folder(folder: Path) -> Path:
-    """Create `folder` with mode 0700, or take the rights of others away from one that exists."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Create `folder` and its missing parents with mode 0700; others lose their rights to one that exists."""
+    for parent in reversed(folder.parents):
+        if not parent.exists():
+            parent.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_mode & 0o077:
         folder.chmod(0o700)
     return folder
