@@ -1,0 +1,117 @@
+"""Statistics of a latent, and whether they are those of white noise N(0, I).
+
+    mean, standard deviation, excess kurtosis over all numbers;
+    correlation: points, the largest |correlation| of two coordinates over the samples;
+                 pictures, the mean |correlation| of two pixels in 8 x 8 patches (arXiv 2410.23530), each patch of each
+                 channel being one sample.
+
+The rule: a bound is a fixed allowance for what models leave in their latents, plus `SPREADS` standard errors of true
+noise of the same count, so that small latents of good models pass and large latents of none do. Passing shows that
+the encoder ran properly; it does not show privacy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddib_fed.errors import LatentNotGaussian
+
+PATCH = 8
+# Allowances at any size: several times what the shipped models' latents show (docs/benchmarks.md).
+MEAN_ALLOWANCE = 0.15
+STD_ALLOWANCE = 0.15
+KURTOSIS_ALLOWANCE = 0.6
+CORRELATION_ALLOWANCE = 0.2
+SPREADS = 6.0
+# Samples from which on the statistic means something.
+MIN_FOR_STD = 16
+MIN_FOR_KURTOSIS = 256
+MIN_FOR_CORRELATION = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LatentStatistics:
+    """What was measured of a latent.
+
+    Attributes:
+        mean: Of all numbers.
+        std: Of all numbers.
+        kurtosis: Excess kurtosis of all numbers, 0 for Gaussian noise.
+        correlation: See the module; 0 where there are too few samples to tell.
+        count: How many numbers.
+    """
+
+    mean: float
+    std: float
+    kurtosis: float
+    correlation: float
+    count: int
+
+
+def measure(latent: Tensor) -> LatentStatistics:
+    """Statistics of a latent (N, D) of points or (N, C, H, W) of pictures, finite, any floating dtype."""
+    z = latent.detach().double()
+    mean = z.mean()
+    centred = z - mean
+    variance = centred.square().mean()
+    fourth = centred.square().square().mean()
+    kurtosis = float(fourth / variance.square() - 3.0) if variance > 0 else 0.0
+    correlation = _patch_correlation(z) if z.ndim == 4 else _coordinate_correlation(z)
+    return LatentStatistics(float(mean), float(variance.sqrt()), kurtosis, correlation, z.numel())
+
+
+def check(statistics: LatentStatistics) -> None:
+    """Return when the statistics are those of white noise, within the allowances.
+
+    Raises:
+        LatentNotGaussian: The detail and the facts name each figure that is out of its bound.
+    """
+    count = statistics.count
+    spread = SPREADS / math.sqrt(count)
+    bounds = [("mean", abs(statistics.mean), MEAN_ALLOWANCE + spread)]
+    if count >= MIN_FOR_STD:
+        bounds.append(("std", abs(statistics.std - 1.0), STD_ALLOWANCE + spread / math.sqrt(2.0)))
+    if count >= MIN_FOR_KURTOSIS:
+        bounds.append(("kurtosis", abs(statistics.kurtosis), KURTOSIS_ALLOWANCE + spread * math.sqrt(24.0)))
+    if count >= MIN_FOR_CORRELATION:
+        bounds.append(("correlation", statistics.correlation, CORRELATION_ALLOWANCE + 2.0 * spread))
+    beyond = [(name, value, bound) for name, value, bound in bounds if not value <= bound]
+    if beyond:
+        raise LatentNotGaussian(
+            "; ".join(
+                f"{name} is off by {value:.3g}, at most {bound:.3g} is allowed"
+                for name, value, bound in beyond
+            ),
+            hint="is the input of the domain that the model was trained on? ddib model show tells which",
+            facts={name: f"{getattr(statistics, name):.4g}" for name, _, _ in beyond},
+        )
+
+
+def _coordinate_correlation(z: Tensor) -> float:
+    """Largest |correlation| of two coordinates over the rows of (N, ...); 0 for one coordinate or few rows."""
+    rows = z.reshape(z.shape[0], -1)
+    if rows.shape[0] < MIN_FOR_CORRELATION // 2 or rows.shape[1] < 2:
+        return 0.0
+    return float(_correlations(rows).abs().max())
+
+
+def _patch_correlation(z: Tensor) -> float:
+    """Mean |correlation| of two pixels of a patch over all whole patches of (N, C, H, W)."""
+    patches = z.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).reshape(-1, PATCH * PATCH)
+    if patches.shape[0] < MIN_FOR_CORRELATION // 2:
+        return 0.0
+    return float(_correlations(patches).abs().mean())
+
+
+def _correlations(rows: Tensor) -> Tensor:
+    """Correlation coefficients of each pair of columns of (N, K), as one row; 0 for a column that is constant."""
+    centred = rows - rows.mean(dim=0)
+    scale = centred.norm(dim=0)
+    unit = centred / torch.where(scale > 0, scale, 1.0)
+    matrix = unit.T @ unit
+    above = torch.triu_indices(matrix.shape[0], matrix.shape[0], offset=1)
+    return matrix[above[0], above[1]]
