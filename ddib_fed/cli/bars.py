@@ -1,0 +1,73 @@
+"""Turns the progress of a computation in this process into a bar on stderr, or, without a terminal, ten lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import click
+
+Show = Callable[[int, int, str], None]
+_LINES = 10
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Show]:
+    """Give a function that is told (done, in all, remark) and shows it.
+
+    Args:
+        what: The word in front.
+    """
+    if sys.stderr.isatty():
+        with _drawn(what) as show:
+            yield show
+    else:
+        yield _Spoken(what)
+
+
+@contextmanager
+def _drawn(what: str) -> Iterator[Show]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from ddib_fed.cli.output import console
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[remark]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True)) as progress:
+        task = progress.add_task(what, total=None, remark="")
+        yield lambda done, total, remark: progress.update(task, completed=done, total=total, remark=remark)
+
+
+class _Spoken:
+    """Ten lines in all."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._said = 0
+
+    def __call__(self, done: int, total: int, remark: str) -> None:
+        tenth = done * _LINES // total
+        if tenth > self._said:
+            self._said = tenth
+            click.echo(f"{self._what} {done}/{total}  {remark}".rstrip(), err=True)
+
+
+def lines(pairs: Mapping[str, str]) -> None:
+    """Names and values below one another on stdout."""
+    width = max(map(len, pairs))
+    for name, value in pairs.items():
+        click.echo(f"{name:<{width}}  {value}")

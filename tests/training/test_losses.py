@@ -1,0 +1,88 @@
+"""Targets have the expectation of plain denoising; levels cover the schedule's range to both ends."""
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.data import synthetic
+from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
+from ddib_fed.training.losses import LambdaSampler, make_batch, posterior_mean
+
+
+@pytest.fixture
+def schedule():
+    return schedule_from_config(ScheduleConfig(name="cosine"))
+
+
+def draw(count, seed=0):
+    u = synthetic.uniforms(seed, 0, count, 6)
+    x0 = torch.from_numpy(synthetic.from_uniforms("checkerboards", u[:, :4]))
+    return x0, torch.from_numpy(synthetic.normals(u[:, 4:])).float()
+
+
+def test_levels_cover_the_range_to_both_ends(schedule):
+    lams = LambdaSampler(schedule)(torch.linspace(0, 1, 10_001, dtype=torch.float64))
+    assert float(lams[0]) == pytest.approx(schedule.lambda_max)
+    assert float(lams[-1]) == pytest.approx(schedule.lambda_min)
+    assert torch.all(torch.diff(lams) < 0)
+    assert float(torch.diff(lams).abs().max()) < 0.01
+
+
+def test_a_plain_target_is_v_of_the_point_and_its_noise():
+    x0, eps = draw(8)
+    lams = torch.tensor([0.3, -1.0], dtype=torch.float64)
+    batch = make_batch(x0, eps, lams, reference=0)
+    alpha = torch.sigmoid(2 * lams).sqrt().float()[batch.rows, None]
+    sigma = torch.sigmoid(-2 * lams).sqrt().float()[batch.rows, None]
+    assert torch.allclose(batch.x, alpha * x0 + sigma * eps)
+    assert torch.allclose(batch.target, alpha * eps - sigma * x0)
+    assert batch.rows.tolist() == [0, 1] * 4
+
+
+def test_the_posterior_mean_is_the_weighted_mean_written_out():
+    """Against the definition in float64, stretch by stretch."""
+    x0, eps = draw(12)
+    alpha, sigma = torch.full((12, 1), 0.8), torch.full((12, 1), 0.6)
+    x = alpha * x0 + sigma * eps
+    found = posterior_mean(x, alpha, sigma, x0, 6).double()
+    for i in range(12):
+        members = x0[i // 6 * 6 : i // 6 * 6 + 6].double()
+        weights = torch.softmax(-((x[i].double() - 0.8 * members) ** 2).sum(1) / (2 * 0.36), 0)
+        assert torch.allclose(found[i], weights @ members, atol=1e-5)
+
+
+def test_with_a_stretch_of_one_the_posterior_is_the_point_itself():
+    x0, eps = draw(16)
+    lams = torch.tensor([1.0], dtype=torch.float64)
+    alone, plain = (make_batch(x0, eps, lams, reference=r).target for r in (1, 0))
+    assert torch.allclose(alone, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("lam", [-2.0, 0.0, 1.0])
+def test_the_posterior_target_has_the_same_mean_given_x_and_less_variance(lam):
+    """Regressing both targets on functions of x gives the same coefficients; what remains is smaller."""
+    x0, eps = draw(131_072)
+    lams = torch.tensor([lam], dtype=torch.float64)
+    batches = [make_batch(x0, eps, lams, reference=r) for r in (512, 0)]
+    x = batches[0].x.double()
+    features = torch.cat([torch.ones(len(x), 1), x, x**2, torch.sin(3 * x)], dim=1).double()
+    fits = [torch.linalg.lstsq(features, batch.target.double()).solution for batch in batches]
+    rests = [float(((b.target - features @ f) ** 2).mean()) for b, f in zip(batches, fits, strict=True)]
+    assert torch.allclose(fits[0], fits[1], atol=0.03)
+    assert rests[0] < 0.7 * rests[1]
+
+
+def test_at_the_data_end_the_target_stays_finite_and_near_the_plain_one(schedule):
+    x0, eps = draw(1024)
+    lams = torch.tensor([schedule.lambda_max], dtype=torch.float64)
+    exact, plain = (make_batch(x0, eps, lams, reference=r).target for r in (1024, 0))
+    assert torch.isfinite(exact).all()
+    assert float((exact - plain).abs().median()) < 0.05
+
+
+def test_levels_are_spread_evenly_over_each_stretch():
+    x0, eps = draw(64)
+    lams = torch.linspace(2, -2, 16, dtype=torch.float64)
+    rows = make_batch(x0, eps, lams, reference=32).rows.numpy().reshape(2, 32)
+    for stretch in rows:
+        assert np.array_equal(np.bincount(stretch, minlength=16), np.full(16, 2))
