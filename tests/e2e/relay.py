@@ -28,9 +28,11 @@ class Tap:
         self._client.verify_mode = ssl.CERT_NONE
         self._server.verify_mode = ssl.CERT_REQUIRED
         self._server.load_verify_locations(source_pki / "roots.pem")
+        self._open: list[ssl.SSLSocket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
 
     @staticmethod
     def _context(protocol: int, pki: Path) -> ssl.SSLContext:
@@ -45,17 +47,22 @@ class Tap:
                 plain, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._relay, args=(plain,), daemon=True).start()
+            self._threads.append(threading.Thread(target=self._relay, args=(plain,), daemon=True))
+            self._threads[-1].start()
 
     def _relay(self, plain: socket.socket) -> None:
         try:
             near = self._server.wrap_socket(plain, server_side=True)
-            far = self._client.wrap_socket(socket.create_connection(("127.0.0.1", self._upstream)))
         except OSError:
             plain.close()
             return
-        for source, sink, record in ((near, far, self.to_target), (far, near, self.to_source)):
-            threading.Thread(target=self._pump, args=(source, sink, record), daemon=True).start()
+        far = self._client.wrap_socket(socket.create_connection(("127.0.0.1", self._upstream)))
+        self._open.append(near)
+        with near, far:
+            back = threading.Thread(target=self._pump, args=(far, near, self.to_source), daemon=True)
+            back.start()
+            self._pump(near, far, self.to_target)
+            back.join()
 
     @staticmethod
     def _pump(source: ssl.SSLSocket, sink: ssl.SSLSocket, record: bytearray) -> None:
@@ -71,4 +78,12 @@ class Tap:
                     end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """End every connection, and wait until what it carried is recorded."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        for near in self._open:
+            with contextlib.suppress(OSError):
+                near.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(timeout=5)

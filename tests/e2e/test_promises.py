@@ -131,7 +131,15 @@ def test_a_dead_proxy_in_the_environment_does_not_matter(fresh_pair: Pair) -> No
     pair.north.environment = pair.south.environment = dead
     pair.start()
     np.save(pair.profile.parent / "a.npy", moons(20))
-    command = [sys.executable, "-m", "ddib_fed.cli", "translate", "a.npy", "--to", TARGET, "--out", "out"]
+    command = [
+        str(Path(sys.executable).parent / "ddib"),
+        "translate",
+        "a.npy",
+        "--to",
+        TARGET,
+        "--out",
+        "out",
+    ]
     done = subprocess.run(
         [*command, "--profile", str(pair.profile)],
         cwd=pair.profile.parent,
