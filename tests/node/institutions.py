@@ -1,0 +1,94 @@
+"""Institutions, honest ones and forgers, for the tests of trust."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
+
+from ddib_fed.node import pki
+from ddib_fed.node.certificates import certificate_pem, new_key
+from ddib_fed.node.identity import Identity
+from ddib_fed.node.peers import Peer, PeerStore
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+@dataclass
+class Institution:
+    """One node's folder with a root in it, as `ddib init node` leaves it."""
+
+    name: str
+    folder: Path
+    authority: pki.Authority = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.authority = pki.init_node_identity(self.pki, self.name, "node-1")
+
+    @property
+    def pki(self) -> Path:
+        return self.folder / "pki"
+
+    @property
+    def root(self) -> x509.Certificate:
+        return self.authority.certificate
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.name, "node", "node-1")
+
+    @property
+    def store(self) -> PeerStore:
+        return PeerStore(self.folder / "peers", own_institution=self.name, pki_folder=self.pki)
+
+    def peer(self, address: str = "127.0.0.1:7443") -> Peer:
+        return Peer(self.name, self.identity, address, (self.root,))
+
+    def admit(self, other: Institution, address: str = "127.0.0.1:7443") -> None:
+        self.store.add(other.peer(address), fingerprints=[pki.fingerprint(other.root)])
+
+
+def forge(
+    authority: pki.Authority,
+    names: Sequence[x509.GeneralName],
+    *,
+    usages: Sequence[x509.ObjectIdentifier] = (Usage.CLIENT_AUTH, Usage.SERVER_AUTH),
+    start: datetime = NOW - HOUR,
+    end: datetime = NOW + HOUR,
+    ca: bool = False,
+    extra: Sequence[tuple[x509.ExtensionType, bool]] = (),
+    signer: ec.EllipticCurvePrivateKey | None = None,
+    subject_key: object | None = None,
+) -> bytes:
+    """A leaf that says whatever it is told to, in PEM."""
+    public = subject_key or new_key().public_key()
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "leaf")]))
+        .issuer_name(authority.certificate.subject)
+        .public_key(public)  # type: ignore[arg-type]
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(end)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+    )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    if usages:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+    for value, critical in extra:
+        builder = builder.add_extension(value, critical=critical)
+    return certificate_pem(builder.sign(signer or authority.key, hashes.SHA256()))
+
+
+def names(institution: str, name: str = "node-1", kind: str = "node") -> list[x509.GeneralName]:
+    """The two names that a leaf must have."""
+    uri = x509.UniformResourceIdentifier(f"spiffe://{institution}/{kind}/{name}")
+    return [uri, x509.DNSName(f"{name}.{institution}")]
