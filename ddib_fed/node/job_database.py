@@ -161,6 +161,12 @@ class JobDatabase:
         with self._lock:
             return self._connection.execute(statement, values).fetchall()
 
+    @contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Several reads inside see one state: nobody writes meanwhile."""
+        with self._lock:
+            yield
+
     def close(self) -> None:
         """Close; what was committed stays."""
         with self._lock:

@@ -35,10 +35,10 @@ class JobQueries:
         Raises:
             JobNotFound: There is none, or it is another's.
         """
-        row = self._row(job_id, owner)
-        return job_from_row(
-            row, self._db.read("SELECT * FROM items WHERE job_id = ? ORDER BY item", (job_id,))
-        )
+        with self._db.unchanging():
+            row = self._row(job_id, owner)
+            items = self._db.read("SELECT * FROM items WHERE job_id = ? ORDER BY item", (job_id,))
+        return job_from_row(row, items)
 
     def list(self, owner: str, limit: int = DEFAULT_LIST) -> tuple[Job, ...]:
         """The owner's jobs, newest first, without items; at most `limit` (0 for 100, never over 1,000)."""
