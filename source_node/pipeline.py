@@ -15,9 +15,9 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from ddib_fed.diffusion.gaussianity import LatentStatistics
 
 from ddib_fed.data.points import parse_npy, to_npy
+from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
 from ddib_fed.evaluation.metrics import CycleError, cycle_error
 from ddib_fed.node.batching import Control
