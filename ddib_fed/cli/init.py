@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ddib_fed.errors import AlreadyExists, FileMissing, InputError
+from ddib_fed.errors import AlreadyExists, InputError, UsageError
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig, Role
+    from ddib_fed.node.identity import Identity
 
 NODE_FILE = "node.toml"
 CLIENT_FILE = "client.toml"
+HELP = "ddib init --help"
 ROLES: Mapping[str, tuple[Role, ...]] = {
     "source": ("source",),
     "target": ("target",),
@@ -118,7 +121,7 @@ def make_node(
             institution=institution, name=name, roles=roles, domain=domain, listen=listen, address=address
         )
     except ValueError as error:
-        raise InputError(_first_line(error)) from error
+        raise InputError(_first_line(error), hint=HELP) from error
     _require_free(out / "state" / "pki" / "ca.key")
     out.mkdir(parents=True, exist_ok=True)
     _write_new(path, text)
@@ -151,78 +154,126 @@ def _node_steps(path: Path, config: NodeConfig, *, with_ca: bool) -> list[tuple[
 
 
 @init.command(
-    epilog="\b\nExample:\n  ddib init client --node-config north/node.toml --name alice --out alice"
+    epilog="\b\nExamples:\n"
+    "  ddib init client --node-config north/node.toml --name alice --out alice\n"
+    "  ddib init client --institution north.example --address north.example:7443 --name bob --out bob"
 )
 @click.option(
     "--node-config",
     type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
     metavar="FILE",
-    help="node.toml of the institution's source node.",
+    help="node.toml of the institution's source node, where that is on this machine.",
 )
-@click.option("--name", required=True, help="The client's name inside the institution, one DNS label.")
+@click.option("--institution", metavar="NAME", help="Without --node-config: the institution.")
 @click.option(
-    "--address",
-    metavar="HOST:PORT",
-    help="Where this client reaches the node, when that differs from the node's own address.",
+    "--node", "node_name", metavar="NAME", help="Without --node-config: the source node's name, else node-1."
 )
+@click.option("--address", metavar="HOST:PORT", help="Where this client reaches the node, when that differs.")
+@click.option("--name", required=True, help="The client's name inside the institution, one DNS label.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
     metavar="DIR",
-    help="Folder for client.toml and the client's key; take it to the person's machine.",
+    help="Folder for client.toml, the client's key and its certificate.",
 )
-def client(node_config: Path, name: str, address: str | None, out: Path) -> None:
-    """Write a commented client.toml, with a certificate from the institution's CA on this machine.
+def client(
+    node_config: Path | None,
+    institution: str | None,
+    node_name: str | None,
+    address: str | None,
+    name: str,
+    out: Path,
+) -> None:
+    """Write a commented client.toml, and make the client's key and certificate.
 
-    Where the CA is on another machine a request is written instead, and the next command is printed.
+    Where the institution's CA is on this machine the certificate is issued at once. Elsewhere the key is made here,
+    a request for the certificate is written beside it, and the next commands are printed.
     """
-    profile, issued = make_client(node_config, out, name=name, address=address)
-    click.echo(f"{profile} is written; the key and its certificate are in {out / 'pki'}")
-    if issued:
-        _next(
-            [
-                (f"ddib doctor --profile {profile}", "check the way to the node"),
-                (f"ddib domains --profile {profile}", "see what can be translated to"),
-            ]
-        )
+    source = _source_node(node_config, institution, node_name, address)
+    path = make_client(source, out, name=name)
+    click.echo(f"{path} is written; the key is in {out / 'pki'}")
+    steps = [
+        (f"ddib doctor --profile {path}", "check the way to the node"),
+        (f"ddib domains --profile {path}", "see what can be translated to"),
+    ]
+    if source.issuer is None:
+        asked = out / f"{name}.csr"
+        steps.insert(0, (f"ddib pki issue {asked.name}", f"at the node that issues; take {asked} there"))
+        steps.insert(1, (f"ddib pki install {name}.pem --folder {out / 'pki'}", "here, with what it wrote"))
+    _next(steps)
 
 
-def make_client(node_config: Path, out: Path, *, name: str, address: str | None = None) -> tuple[Path, bool]:
-    """What `ddib init client` does: the profile's path, and whether its certificate was issued.
+@dataclass(frozen=True, slots=True)
+class SourceNode:
+    """The node that a client will talk to, and the folder that issues for it if that is on this machine."""
+
+    identity: Identity
+    address: str
+    issuer: Path | None
+
+
+def _source_node(
+    node_config: Path | None, institution: str | None, name: str | None, address: str | None
+) -> SourceNode:
+    """From a node.toml, or from what was typed.
 
     Raises:
-        AlreadyExists: There is a profile or an identity already.
-        FileMissing: There is no node.toml, or the CA is not on this machine.
-        InputError: A value cannot be used.
+        UsageError: Neither, or both.
+        InputError: The node is no source node, or a name cannot be used.
     """
     from ddib_fed.node import pki
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.identity import Identity
+
+    if node_config is None:
+        if institution is None or address is None:
+            raise UsageError(
+                "give --node-config FILE, or --institution NAME and --address HOST:PORT", hint=HELP
+            )
+        return SourceNode(Identity(institution, "node", name or "node-1"), address, None)
+    if institution is not None or name is not None:
+        raise UsageError("--node-config says already which institution and node it is", hint=HELP)
+    config = NodeConfig.load(node_config)
+    if "source" not in config.node.roles:
+        raise InputError(f"{node_config} is no source node, and clients talk to source nodes only", hint=HELP)
+    identity = Identity(config.node.institution, "node", config.node.name)
+    issuer = config.paths.pki if pki.has_authority(config.paths.pki) else None
+    return SourceNode(identity, address or config.node.address, issuer)
+
+
+def make_client(source: SourceNode, out: Path, *, name: str) -> Path:
+    """What `ddib init client` does; the profile's path.
+
+    Raises:
+        AlreadyExists: There is a profile, a request or an identity already.
+        InputError: A value cannot be used.
+    """
+    from ddib_fed.node import enrolment, pki
+    from ddib_fed.node.identity import Identity
     from ddib_fed.node.profile import render_client_toml
 
-    config = NodeConfig.load(node_config)
-    identity = Identity(config.node.institution, "client", name)
-    node = Identity(config.node.institution, "node", config.node.name)
-    if "source" not in config.node.roles:
-        raise InputError(
-            f"{node_config} is no source node: clients talk to the source node of their institution"
+    identity = Identity(source.identity.institution, "client", name)
+    path, request = out / CLIENT_FILE, out / f"{name}.csr"
+    for place in (path, request, out / "pki" / "leaf.key"):
+        _require_free(place)
+    try:
+        text = render_client_toml(
+            institution=identity.institution,
+            name=name,
+            source_address=source.address,
+            source_identity=source.identity.dns_name,
+            pki="pki",
         )
-    path = out / CLIENT_FILE
-    _require_free(path)
-    if not pki.has_authority(config.paths.pki):
-        raise FileMissing("PLACEHOLDER")
-    text = render_client_toml(
-        institution=identity.institution,
-        name=name,
-        source_address=address or config.node.address,
-        source_identity=node.dns_name,
-        pki="pki",
-    )
-    pki.issue_client(config.paths.pki, out / "pki", name)
+    except ValueError as error:
+        raise InputError(_first_line(error), hint=HELP) from error
+    out.mkdir(parents=True, exist_ok=True)
+    if source.issuer is not None:
+        pki.issue_client(source.issuer, out / "pki", name)
+    else:
+        request.write_bytes(enrolment.make_request(out / "pki", identity))
     _write_new(path, text)
-    return path, True
+    return path
 
 
 def _require_free(path: Path) -> None:

@@ -10,6 +10,7 @@ nothing of gRPC.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -50,6 +51,8 @@ from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.version import SPOKEN, versions_to_pb
 
+log = logging.getLogger(__name__)
+
 CALL_S = 30.0
 WATCH_CALL_S = 300.0
 FETCH_CALL_S = 3600.0
@@ -86,12 +89,26 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                self._renew()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+    def _renew(self) -> None:
+        """Renew the own certificate when it is due, once the work is done; a failure is only logged."""
+        from ddib_fed.node.renewal import renew_client
+
+        try:
+            if self._connection.was_reached and renew_client(self.profile):
+                log.info("renewed the certificate in %s", self.profile.pki_folder)
+        except (DdibError, OSError) as error:
+            log.warning("the certificate in %s could not be renewed: %s", self.profile.pki_folder, error)
 
     @property
     def profile(self) -> Profile:

@@ -117,6 +117,11 @@ class Connection:
         """The node has answered."""
         self._reached = True
 
+    @property
+    def was_reached(self) -> bool:
+        """Whether the node has ever answered."""
+        return self._reached
+
     def failure(self, error: grpc.RpcError) -> DdibError:
         """What a failed call means, with the hop; an answer with a reason shows that the node is there."""
         failure = from_rpc_error(error, self.hop)

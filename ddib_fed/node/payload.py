@@ -87,11 +87,11 @@ def payload(origin: Path | bytes) -> Payload:
         media = next((m for m, openings in _OPENINGS.items() if origin.startswith(openings)), Media.NPY)
         return _checked(media, origin, origin)
     _require_file(origin)
-    media = _SUFFIXES.get(origin.suffix.lower())
-    if media is None:
+    suffix = origin.suffix.lower()
+    if suffix not in _SUFFIXES:
         kinds = ", ".join(sorted(_SUFFIXES))
         raise InputError(f"{origin} has no suffix that says what it is; known are {kinds}", hop="client")
-    return _checked(media, origin, origin.read_bytes())
+    return _checked(_SUFFIXES[suffix], origin, origin.read_bytes())
 
 
 def _require_file(path: Path) -> None:
