@@ -18,7 +18,8 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     │   ├── PeerUnknown            PERMISSION_DENIED     a good certificate that nobody admitted
     │   ├── PolicyDenied           PERMISSION_DENIED
     │   └── LatentNotGaussian      PERMISSION_DENIED
-    ├── NotFoundError              NOT_FOUND             JobNotFound, DomainNotFound, PeerNotFound, ModelNotFound, ItemNotFound
+    ├── NotFoundError              NOT_FOUND             JobNotFound, ItemNotFound, DomainNotFound, PeerNotFound,
+    │                                                    ModelNotFound, FileMissing (local)
     ├── RequestIdConflict          ALREADY_EXISTS
     ├── AlreadyExists              ALREADY_EXISTS        (local: will not overwrite)
     ├── ExhaustedError             RESOURCE_EXHAUSTED    QueueFull, QuotaSpent, TooManyStreams
