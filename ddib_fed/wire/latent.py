@@ -40,6 +40,9 @@ M = TypeVar("M", bound=Message)
 
 WIRE_DTYPE = np.dtype("<f4")
 
+SAME_FIGURE = 1e-3
+"""How far two measurements of one latent may be apart: sums in another order or on another device."""
+
 
 class Statistics(Protocol):
     """White-noise statistics of a latent, as the engine's Gaussian check took them; see docs/protocol.md."""
@@ -193,7 +196,7 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item:
     1. It has the contract's shape and is within its limits.
     2. Every value is finite.
     3. The bytes that will be sent have the digest that the latent was stored with.
-    4. The Gaussian check was made, over as many numbers as this latent has.
+    4. The Gaussian check was made, over these numbers: their count, mean and standard deviation are its own.
 
     Args:
         latent: What the engine encoded.
@@ -214,9 +217,7 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item:
     payload = latent.to_bytes()
     if hashlib.sha256(payload).digest() != latent.sha256:
         raise ChunkCorrupt("the latent has changed since it was encoded", facts={"what": "latent"})
-    figures = (statistics.mean, statistics.std, statistics.kurtosis, statistics.correlation)
-    if statistics.count != latent.data.size or not all(map(math.isfinite, figures)):
-        raise LatentNotGaussian("the statistics are not those of this latent", facts={"what": "statistics"})
+    _require_own(statistics, latent.data)
     return ApprovedLatent(
         _GUARD,
         item=item,
@@ -308,6 +309,18 @@ def _require_finite(array: Array) -> None:
     if not np.isfinite(array).all():
         count = int(array.size - np.isfinite(array).sum())
         raise NotFinite(f"{count} of {array.size} values are NaN or infinite", facts={"count": count})
+
+
+def _require_own(statistics: Statistics, array: Array) -> None:
+    figures = (statistics.mean, statistics.std, statistics.kurtosis, statistics.correlation)
+    own = (
+        statistics.count == array.size
+        and all(map(math.isfinite, figures))
+        and abs(statistics.mean - float(array.mean(dtype=np.float64))) < SAME_FIGURE
+        and abs(statistics.std - float(array.std(dtype=np.float64))) < SAME_FIGURE
+    )
+    if not own:
+        raise LatentNotGaussian("the statistics are not those of this latent", facts={"what": "statistics"})
 
 
 def _too_large(contract: Contract) -> type[DdibError]:

@@ -1,6 +1,6 @@
 """Which protocol versions this release speaks, and how two lists of them become the one that is used.
 
-The rule: the highest version that both speak is used; majors never mix; an unknown field is refused.
+The rule: the highest version that both speak is used; majors never mix.
 """
 
 from __future__ import annotations
@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from google.protobuf import unknown_fields
-from google.protobuf.message import Message
-
-from ddib_fed.errors import ContractMismatch, Difference, MessageInvalid, UnknownFields
+from ddib_fed.errors import ContractMismatch, Difference, MessageInvalid
 from ddib_fed.v1 import common_pb2
 
 MAX_VERSIONS = 16
@@ -95,28 +92,3 @@ def require_spoken(message: common_pb2.ProtocolVersion) -> Version:
             differences=(version_difference([version], SPOKEN),),
         )
     return version
-
-
-def refuse_unknown_fields(message: Message) -> None:
-    """Refuse a message that has, at any depth, fields that this release does not know.
-
-    Raises:
-        UnknownFields: It has; `facts` names the message type.
-    """
-    if len(unknown_fields.UnknownFieldSet(message)):
-        name = message.DESCRIPTOR.name
-        raise UnknownFields(f"a {name} has fields that are not in the protocol", facts={"message": name})
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        for child in _children(value):
-            refuse_unknown_fields(child)
-
-
-def _children(value: object) -> Iterable[Message]:
-    """The messages inside one field: of a map, of a list, or the one."""
-    if isinstance(value, Message):
-        return (value,)
-    if hasattr(value, "values"):
-        return (v for v in value.values() if isinstance(v, Message))
-    return (v for v in value if isinstance(v, Message)) if isinstance(value, Iterable) else ()

@@ -51,11 +51,11 @@ def latent(samples: int = 1_000, seed: int = 0) -> Latent:
 
 
 class Whiteness:
-    """Statistics of white noise over `count` numbers."""
+    """Statistics of a latent as a Gaussian check would take them; figures can be changed."""
 
-    def __init__(self, count: int, **figures: float) -> None:
-        self.count = count
-        self.mean = figures.get("mean", 0.0)
-        self.std = figures.get("std", 1.0)
+    def __init__(self, latent: Latent, **figures: float) -> None:
+        self.count = figures.get("count", latent.data.size)
+        self.mean = figures.get("mean", float(latent.data.mean(dtype=np.float64)))
+        self.std = figures.get("std", float(latent.data.std(dtype=np.float64)))
         self.kurtosis = figures.get("kurtosis", 0.0)
         self.correlation = figures.get("correlation", 0.01)

@@ -31,7 +31,7 @@ CONTRACT = contract()
 
 def approved(samples: int = 1_000, item: int = 0) -> ApprovedLatent:
     made = latent(samples)
-    return approve(made, CONTRACT, Whiteness(made.data.size), item=item)
+    return approve(made, CONTRACT, Whiteness(made), item=item)
 
 
 def header(**changes) -> decoding_pb2.LatentHeader:
@@ -52,7 +52,7 @@ def header(**changes) -> decoding_pb2.LatentHeader:
 def test_a_latent_crosses_unchanged(samples, seed):
     """Bit for bit, with the digest that it had."""
     sent = latent(samples, seed)
-    leaving = approve(sent, CONTRACT, Whiteness(sent.data.size), item=3)
+    leaving = approve(sent, CONTRACT, Whiteness(sent), item=3)
     (whole,) = assemble(leaving.stream(decoding_pb2.DecodeRequest), {"latent": LatentOpener(CONTRACT, 1)})
     received = Latent.from_bytes(whole.data, CONTRACT.sample_shape)
     np.testing.assert_array_equal(received.data, sent.data)
@@ -113,7 +113,7 @@ def test_only_the_guard_makes_an_approved_latent():
 def test_an_approved_latent_does_not_follow_the_array_it_was_made_of():
     """What was checked is what is sent."""
     made = latent(10)
-    leaving = approve(made, CONTRACT, Whiteness(20), item=0)
+    leaving = approve(made, CONTRACT, Whiteness(made), item=0)
     before = made.to_bytes()
     made.data[:] = 0
     (whole,) = assemble(leaving.stream(decoding_pb2.DecodeRequest), {"latent": LatentOpener(CONTRACT, 1)})
@@ -154,28 +154,28 @@ def test_the_guard_refuses_another_shape():
     """Three numbers a point where two were agreed."""
     made = Latent.from_array(np.zeros((5, 3), dtype=np.float32))
     with pytest.raises(ShapeMismatch):
-        approve(made, CONTRACT, Whiteness(15), item=0)
+        approve(made, CONTRACT, Whiteness(made), item=0)
 
 
 def test_the_guard_refuses_more_samples_than_agreed():
     """The target's limit."""
     few = contract(limits=LIMITS.__class__(8, 9, 1 << 20, 1_000))
     with pytest.raises(PointsTooMany):
-        approve(latent(10), few, Whiteness(20), item=0)
+        approve(latent(10), few, Whiteness(latent(10)), item=0)
 
 
 def test_the_guard_refuses_more_bytes_than_agreed():
     """The target's limit."""
     small = contract(limits=LIMITS.__class__(8, 100, 79, 1_000))
     with pytest.raises(PointsTooMany):
-        approve(latent(10), small, Whiteness(20), item=0)
+        approve(latent(10), small, Whiteness(latent(10)), item=0)
 
 
 def test_the_guard_refuses_what_is_not_finite():
     """Even with good statistics beside it."""
     made = Latent.from_array(np.full((5, 2), np.nan, dtype=np.float32))
     with pytest.raises(NotFinite):
-        approve(made, CONTRACT, Whiteness(10), item=0)
+        approve(made, CONTRACT, Whiteness(made), item=0)
 
 
 def test_the_guard_refuses_a_latent_that_changed_after_encoding():
@@ -183,10 +183,19 @@ def test_the_guard_refuses_a_latent_that_changed_after_encoding():
     made = latent(10)
     made.data[0, 0] += 1
     with pytest.raises(ChunkCorrupt):
-        approve(made, CONTRACT, Whiteness(20), item=0)
+        approve(made, CONTRACT, Whiteness(made), item=0)
 
 
-@pytest.mark.parametrize("statistics", [Whiteness(19), Whiteness(20, std=float("nan"))])
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        Whiteness(latent(10), count=19),
+        Whiteness(latent(10), std=float("nan")),
+        Whiteness(latent(10), kurtosis=float("inf")),
+        Whiteness(latent(10), mean=0.0),
+        Whiteness(latent(10, seed=1)),
+    ],
+)
 def test_the_guard_refuses_statistics_of_something_else(statistics):
     """The Gaussian check must have been made over these numbers."""
     with pytest.raises(LatentNotGaussian):
