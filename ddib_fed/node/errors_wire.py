@@ -110,9 +110,11 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
         Difference(_clean(d.field), _clean(d.source), _clean(d.target), _clean(d.remedy))
         for d in detail.differences[:MAX_DIFFERENCES]
     )
+    sentence = (_clean(detail.sentence) or reason) if kind is InternalError else kind.sentence
+    where = _clean(detail.institution)
     return kind(
-        _clean(detail.sentence) or reason if kind is InternalError else kind.sentence,
-        hop=hop,
+        sentence,
+        hop=hop if not where or where == hop.rpartition(" ")[2] else f"{hop} -> {where}",
         facts={_clean(k): _clean(v) for k, v in sorted(detail.facts.items())[:MAX_FACTS]},
         retry_after_s=min(detail.retry_after_ms, MAX_RETRY_AFTER_MS) / 1000 or None,
         differences=differences,
