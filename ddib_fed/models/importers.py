@@ -128,14 +128,14 @@ def infer_synthetic(state: Mapping[str, Tensor], source: str) -> SyntheticConfig
     return config
 
 
-def _unwrap(loaded: Any) -> Mapping[str, Tensor] | None:
+def _unwrap(loaded: Any) -> dict[str, Tensor] | None:
     """The state dict in what was loaded, one level down at most."""
     if not isinstance(loaded, Mapping) or not loaded:
         return None
     inner = [loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)]
     for candidate in (loaded, *inner):
         if candidate and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items()):
-            return candidate
+            return dict(candidate)
     return None
 
 
