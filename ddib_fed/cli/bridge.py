@@ -9,7 +9,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.bars import bar, lines
-from ddib_fed.cli.model import MODEL_HELP, open_model, refuse_overwriting
+from ddib_fed.cli.model import MODEL_HELP, THREADS, open_model, refuse_overwriting
 from ddib_fed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ _OPTIONS = (
         type=click.Choice(["ddib"]),
         help="Follow the public code's levels at both ends; with --solver ddim, and its grid.",
     ),
+    THREADS,
     options.OUT_RESULTS,
     options.FORCE,
 )
@@ -97,6 +98,7 @@ def _run(
     reference: Path | None,
     out: Path,
     force: bool,
+    threads: int,
     **solver: Any,
 ) -> None:
     from ddib_fed.evaluation import experiment
@@ -108,7 +110,12 @@ def _run(
     held = read_points(reference) if reference is not None else None
     with bar("translating") as show:
         stages = experiment.run(
-            *models, given, settings, cycle=cycle, on_step=lambda done, total: show(done, total, "")
+            *models,
+            given,
+            settings,
+            cycle=cycle,
+            on_step=lambda done, total: show(done, total, ""),
+            threads=threads,
         )
     report = experiment.figures(*models, stages, settings, reference=held)
     report["seed"] = seed if points is None else None

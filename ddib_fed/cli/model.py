@@ -45,6 +45,15 @@ def model() -> None:
     """Train, sample, show and import models."""
 
 
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Threads of torch; more may be slower.",
+)
+
+
 @model.command()
 @click.option("--domain", metavar="NAME", help="A synthetic domain, by name or by the paper's index 0 to 5.")
 @click.option(
@@ -80,7 +89,7 @@ def model() -> None:
 )
 @click.option("--width", type=click.IntRange(1, 4096), default=160, show_default=True, help="Hidden units.")
 @click.option("--blocks", type=click.IntRange(1, 64), default=4, show_default=True, help="Residual blocks.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of torch.")
+@THREADS
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
@@ -160,6 +169,7 @@ def _summary(bundle: Bundle) -> str:
 @options.SOLVER
 @options.GRID
 @options.ORDER
+@THREADS
 @options.FORCE
 def sample(
     *,
@@ -172,6 +182,7 @@ def sample(
     grid: str,
     order: int,
     force: bool,
+    threads: int,
 ) -> None:
     """Draw points from a model: samples.npy, latent.npy, samples.png and report.json.
 
@@ -185,7 +196,13 @@ def sample(
     bundle = open_model(which)
     with bar("sampling") as show:
         report = experiment.draw(
-            bundle, count, seed, settings, out, on_step=lambda done, total: show(done, total, "")
+            bundle,
+            count,
+            seed,
+            settings,
+            out,
+            on_step=lambda done, total: show(done, total, ""),
+            threads=threads,
         )
     cloud = report["target_cloud"]
     lines({"points": str(out / "samples.npy"), **({"sliced-W2": _distance(cloud)} if cloud else {})})
@@ -217,13 +234,27 @@ def _distance(cloud: dict[str, float]) -> str:
     metavar="NAME",
     help="What the bundle calls its domain.",
 )
+@click.option(
+    "--noise-schedule",
+    type=click.Choice(["linear", "cosine"]),
+    default="linear",
+    show_default=True,
+    help="As it was trained.",
+)
+@click.option(
+    "--diffusion-steps", type=click.IntRange(2), default=4000, show_default=True, help="As it was trained."
+)
+@click.option("--rescale-timesteps", is_flag=True, help="It was trained with rescaled timesteps.")
+@click.option("--predict-xstart", is_flag=True, help="It predicts x0 instead of the noise.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
-def import_(*, synthetic: Path, out: Path, domain: str, force: bool) -> None:
+def import_(*, synthetic: Path, out: Path, force: bool, **as_trained: Any) -> None:
     """Make a bundle of a checkpoint of the public code. Pickles are read with weights_only=True."""
+    from ddib_fed.models.bundle import save_bundle
     from ddib_fed.models.importers import import_synthetic
 
-    bundle = import_synthetic(synthetic, out, domain=domain, overwrite=force)
-    click.echo(f"{out}: {_summary(bundle)}")
+    bundle = import_synthetic(synthetic, **as_trained)
+    saved = save_bundle(out, bundle.manifest, bundle.state, overwrite=force)
+    click.echo(f"{out}: {_summary(saved)}")
 
 
 @model.command()

@@ -25,6 +25,7 @@ from ddib_fed.diffusion.plans import SolverSettings, check_settings
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import metrics, plots
 from ddib_fed.evaluation.report import write_bytes, write_json
+from ddib_fed.evaluation.threads import torch_threads
 from ddib_fed.models.bundle import Bundle
 
 Floats = NDArray[np.float32]
@@ -71,6 +72,7 @@ def run(
     *,
     cycle: bool,
     on_step: OnStep | None = None,
+    threads: int = 1,
 ) -> Stages:
     """Translate points of the source's domain to the target's and, for a cycle, back.
 
@@ -81,6 +83,7 @@ def run(
         settings: How each leg is integrated.
         cycle: Whether to come back.
         on_step: Told (network evaluations done, in all), over all legs and batches.
+        threads: Of torch.
 
     Raises:
         ShapeMismatch: The points, the source and the target do not have the same D.
@@ -97,7 +100,8 @@ def run(
     sides = source.side(), target.side()
     legs = 4 if cycle else 2
     counter = _Counter(settings.evaluations * legs * -(-len(x) // BATCH), on_step)
-    parts = [_legs(torch.from_numpy(part), *sides, settings, legs, counter) for part in _batches(x)]
+    with torch_threads(threads):
+        parts = [_legs(torch.from_numpy(part), *sides, settings, legs, counter) for part in _batches(x)]
     clouds = [torch.cat(stage).numpy() for stage in zip(*parts, strict=True)]
     spent = (time.monotonic() - wall, time.process_time() - cpu)
     back = clouds[2:] if cycle else [None, None]
@@ -112,6 +116,7 @@ def draw(
     folder: Path,
     *,
     on_step: OnStep | None = None,
+    threads: int = 1,
 ) -> dict[str, Any]:
     """Decode `count` points from noise and write samples.npy, latent.npy, samples.png and report.json.
 
@@ -131,7 +136,8 @@ def draw(
     counter = _Counter(settings.evaluations * -(-count // BATCH), on_step)
     side = bundle.side()
     latents = [torch.from_numpy(part) for part in _batches(noise.numpy())]
-    parts = [decode(part, side.denoiser, side.schedule, settings, on_step=counter) for part in latents]
+    with torch_threads(threads):
+        parts = [decode(part, side.denoiser, side.schedule, settings, on_step=counter) for part in latents]
     cloud = torch.cat(parts).numpy()
     report = {
         "model": _model(bundle),

@@ -63,7 +63,7 @@ def draw_rows(rows: Sequence[Sequence[Panel]], path: Path, *, caption: str = "")
     figure = Figure(figsize=(columns * (PANEL_INCHES + 0.1) + 0.1, height), dpi=DPI, facecolor="white")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     figure.subplots_adjust(
-        left=0.01, right=0.99, top=1 - 0.28 / height, bottom=foot / height, wspace=0.05, hspace=0.12
+        left=0.01, right=0.99, top=1 - 0.28 / height, bottom=foot / height, wspace=0.05, hspace=0.06
     )
     for line, row in zip(axes, rows, strict=True):
         for axis, panel in zip(line, row, strict=False):

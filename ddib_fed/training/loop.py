@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,17 +191,6 @@ def settle(config: TrainConfig, source: Source, default: int) -> TrainConfig:
         trial.advance()
     rate = _PROBE_STEPS / (time.monotonic() - start)
     return config.with_steps(max(1, int(config.time_s * _PROBE_MARGIN * rate)))
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Run with `count` threads of torch, and put the former number back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _network_config(config: TrainConfig, dim: int) -> MlpConfig:

@@ -44,6 +44,7 @@ class TrainConfig(BaseModel):
         blocks: Residual blocks of the network.
         schedule: Name of the noise schedule of the bundle.
         checkpoint_every: Steps between checkpoints.
+        samples: Points drawn from the finished model, for its figures and picture.
         dtype: How the finished bundle stores its weights.
         command: The command to be recorded in the manifest.
     """
@@ -69,6 +70,7 @@ class TrainConfig(BaseModel):
     blocks: Count = 4
     schedule: str = SCHEDULE
     checkpoint_every: Count = 250
+    samples: Count = 10_000
     dtype: Literal["float32", "float16"] = "float32"
     command: str = ""
 
@@ -97,5 +99,5 @@ class TrainConfig(BaseModel):
 
     def identity(self) -> str:
         """Digest of what the weights depend on; two runs with the same one can continue each other."""
-        free = {"data", "name", "command", "checkpoint_every", "dtype", "time_s"}
+        free = {"data", "name", "command", "checkpoint_every", "samples", "dtype", "time_s"}
         return hashlib.sha256(self.model_dump_json(exclude=free).encode()).hexdigest()

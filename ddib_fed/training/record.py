@@ -21,7 +21,6 @@ from ddib_fed.training.presets import TrainConfig
 from ddib_fed.training.sources import Source
 
 FIELDS = ("step", "loss", "held_out", "learning_rate", "seconds", "cpu_seconds")
-SAMPLES = 10_000
 _SAMPLE_SEED = 4_711
 
 
@@ -87,7 +86,7 @@ def draw_loss(rows: list[Row], path: Path) -> None:
     plots.loss_curve([(row.step, row.loss) for row in rows], path, held_out=held_out)
 
 
-def sample(side: Side, dim: int, count: int = SAMPLES, seed: int = _SAMPLE_SEED) -> NDArray[np.float32]:
+def sample(side: Side, dim: int, count: int, seed: int = _SAMPLE_SEED) -> NDArray[np.float32]:
     """Points (count, dim) decoded from noise, ordered by the angle of their latent, so that colours show it."""
     noise = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
     if dim > 1:

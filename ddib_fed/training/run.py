@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from ddib_fed.diffusion.bridge import Side
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
 from ddib_fed.evaluation.report import sync_folder, write_bytes
+from ddib_fed.evaluation.threads import torch_threads
 from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE, Bundle, load_bundle, make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest, MlpConfig, Normalisation, Training
 from ddib_fed.training import record
 from ddib_fed.training.checkpoint import CheckpointInfo, latest_checkpoint, write_checkpoint
-from ddib_fed.training.loop import OnProgress, Progress, Trainer, learning_rate, settle, torch_threads
+from ddib_fed.training.loop import OnProgress, Progress, Trainer, learning_rate, settle
 from ddib_fed.training.presets import STEPS, TrainConfig
 from ddib_fed.training.sources import Source, open_source
 
@@ -68,7 +68,7 @@ def train(
         InputError: The points cannot be used (see `sources.points_source`).
     """
     source = open_source(config)
-    with torch_threads(config.threads):
+    with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         run = _open_run(config, out, source, resume=resume, force=force)
         if run.finished():
             return load_bundle(out)
@@ -154,7 +154,7 @@ class _Run:
         state = {name: value.to(dtype) for name, value in trainer.ema.state_dict().items()}
         spent = self.cpu_seconds
         draft = make_bundle(self._manifest({}), state)
-        drawn = record.sample(Side(draft.denoiser(), draft.schedule), self.source.dim)
+        drawn = record.sample(draft.side(), self.source.dim, self.config.samples)
         figures = record.figures(self.config, self.source, drawn)
         figures |= {"held_out_loss": round(trainer.held_out_loss(), 6), "cpu_seconds": round(spent, 1)}
         record.draw_samples(self.config, self.source, drawn, self.folder / "samples.png")

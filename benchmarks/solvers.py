@@ -1,0 +1,221 @@
+"""Solvers side by side on three pairs of domains: cost, cycle error, error against a converged reference.
+
+    python benchmarks/solvers.py                    measure what is missing, then write table and plot
+    python benchmarks/solvers.py --pair 0           one pair; another process may take another
+    python benchmarks/solvers.py --report           only table and plot, from what has been measured
+
+One JSON per (pair, setting) under docs/benchmarks/solvers; what is there for the same models is not measured again,
+and a leg that was finished before a stop is taken from build/benchmarks. 10,000 points, one thread, float32; the
+reference is rk4 in float64 with 800 evaluations a leg, held against 400.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddib_fed.data.synthetic import sample
+from ddib_fed.diffusion.bridge import Side, integrate
+from ddib_fed.diffusion.plans import SolverSettings, plan
+from ddib_fed.diffusion.solvers import alf_pair
+from ddib_fed.evaluation.metrics import cycle_error
+from ddib_fed.evaluation.report import write_json
+from ddib_fed.models.bundle import Bundle, pretrained
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "docs" / "benchmarks" / "solvers"
+LEGS = ROOT / "build" / "benchmarks"
+POINTS = 10_000
+BATCH = 2_000
+PAIRS = (
+    ("moons", "checkerboards"),
+    ("concentric-rings", "parallel-squares"),
+    ("concentric-squares", "parallel-rings"),
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table."""
+
+    settings: SolverSettings
+    carried: bool = False
+    note: str = ""
+
+    @property
+    def key(self) -> str:
+        s = self.settings
+        parts = [
+            s.solver,
+            str(s.evaluations),
+            "" if s.grid == "default" else s.grid,
+            "carried" if self.carried else "",
+        ]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def label(self) -> str:
+        s = self.settings
+        name = f"{s.solver}, order {s.order}" if s.order else s.solver
+        return f"{name}{self.note}"
+
+
+REFERENCES = (SolverSettings("rk4", 4, 800), SolverSettings("rk4", 4, 400))
+# The cheap ones first, so that a table is there soon.
+SETTINGS = (
+    *(Setting(SolverSettings("unipc", 3, n)) for n in (24, 32, 48, 100, 200)),
+    Setting(SolverSettings("alf", 2, 48), carried=True, note=", auxiliary carried"),
+    Setting(SolverSettings("alf", 2, 48), note=", auxiliary dropped"),
+    Setting(SolverSettings("alf", 2, 100), note=", auxiliary dropped"),
+    Setting(SolverSettings("alf", 2, 200), note=", auxiliary dropped"),
+    Setting(SolverSettings("rk4", 4, 48)),
+    Setting(SolverSettings("rk4", 4, 100)),
+    Setting(SolverSettings("rk4", 4, 200)),
+    Setting(SolverSettings("ddim", 1, 200)),
+    Setting(SolverSettings("ddim", 1, 1000)),
+    Setting(SolverSettings("ddim", 1, 4000)),
+    Setting(SolverSettings("ddim", 1, 4000, "integer"), note=", integer grid"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pair", type=int, choices=range(len(PAIRS)), help="Only this pair.")
+    parser.add_argument("--report", action="store_true", help="Measure nothing.")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not options.report:
+        measure_all(PAIRS if options.pair is None else (PAIRS[options.pair],))
+    from report_solvers import report
+
+    report()
+
+
+class Legs:
+    """Points after each leg of a pair; finished legs are kept under build/benchmarks, by the models' digests."""
+
+    def __init__(self, source: Bundle, target: Bundle, dtype: torch.dtype) -> None:
+        self.bundles = source, target
+        self.sides = source.side(dtype), target.side(dtype)
+        digest = hashlib.sha256(f"{source.digest} {target.digest} {POINTS}".encode()).hexdigest()[:16]
+        self.folder = LEGS / digest
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str, compute: Any) -> tuple[list[np.ndarray], float]:
+        """Arrays and CPU seconds of a leg, from disk or from `compute()`."""
+        path = self.folder / f"{name}.npz"
+        if not path.exists():
+            start = time.process_time()
+            arrays = compute()
+            spent = time.process_time() - start
+            scratch = path.with_suffix(".tmp.npz")
+            np.savez(scratch, *arrays, spent=spent)
+            scratch.rename(path)
+        with np.load(path) as stored:
+            return [stored[f"arr_{i}"] for i in range(len(stored.files) - 1)], float(stored["spent"])
+
+
+def measure_all(pairs: tuple[tuple[str, str], ...]) -> None:
+    """Everything that is missing, setting by setting, so that the dear ones of all pairs come last."""
+    for setting in SETTINGS:
+        for pair in pairs:
+            measure(*pair, setting)
+
+
+def measure(source: str, target: str, setting: Setting) -> None:
+    """One setting on one pair, unless its file is there for these models."""
+    bundles = pretrained(source), pretrained(target)
+    digests = [bundle.digest for bundle in bundles]
+    path = OUT / f"{source}--{target}" / f"{setting.key}.json"
+    if path.exists() and json.loads(path.read_text())["digests"] == digests:
+        return
+    x = sample(source, POINTS, 0)
+    latent, translated, gap = reference(Legs(*bundles, torch.float64), x)
+    stages, spent = cycle(Legs(*bundles, torch.float32), x, setting)
+    figures = {
+        "source": source,
+        "target": target,
+        "digests": digests,
+        "label": setting.label,
+        "solver": setting.settings.solver,
+        "grid": setting.settings.grid,
+        "carried": setting.carried,
+        "evaluations": setting.settings.evaluations,
+        "points": POINTS,
+        "cpu_seconds": round(spent, 2),
+        "cycle": cycle_error(x, stages[3]),
+        "latent_error": cycle_error(latent, stages[0]),
+        "target_error": cycle_error(translated, stages[1]),
+        "reference_gap": gap,
+        "torch": str(torch.__version__),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, figures)
+    print(
+        source, target, setting.key, f"{spent:.0f} s", figures["cycle"], figures["target_error"], flush=True
+    )
+
+
+def reference(legs: Legs, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Latent and target in float64 by the finer reference, and how far the coarser one is from it."""
+    found = []
+    for settings in REFERENCES:
+        (latent,), _ = legs.get(
+            f"reference-{settings.evaluations}-encode", lambda s=settings: [run(legs.sides[0], x, s, True)]
+        )
+        (target,), _ = legs.get(
+            f"reference-{settings.evaluations}-decode",
+            lambda s=settings, z=latent: [run(legs.sides[1], z, s, False)],
+        )
+        found.append((latent, target))
+    return found[0][0], found[0][1], dict(cycle_error(found[0][1], found[1][1]))
+
+
+def run(side: Side, x: np.ndarray, settings: SolverSettings, encoding: bool) -> np.ndarray:
+    """One leg."""
+    steps = plan(settings, side.schedule)
+    start = steps.encoder if encoding else steps.decoder
+    points = torch.from_numpy(x).to(side.denoiser.dtype)
+    return torch.cat([integrate(start(part), side.denoiser) for part in points.split(BATCH)]).numpy()
+
+
+def cycle(legs: Legs, x: np.ndarray, setting: Setting) -> tuple[list[np.ndarray], float]:
+    """The stages after each of four legs, and the CPU seconds of them all."""
+    if setting.carried:
+        return carried_cycle(legs, x, setting.settings)
+    stages: list[np.ndarray] = []
+    total, points = 0.0, x
+    for number, (side, encoding) in enumerate(((0, True), (1, False), (1, True), (0, False))):
+        (points,), spent = legs.get(
+            f"{setting.key}-{number}",
+            lambda p=points, s=side, e=encoding: [run(legs.sides[s], p, setting.settings, e)],
+        )
+        stages.append(points)
+        total += spent
+    return stages, total
+
+
+def carried_cycle(legs: Legs, x: np.ndarray, settings: SolverSettings) -> tuple[list[np.ndarray], float]:
+    """As `cycle`, but each node keeps its auxiliary state from the way there for the way back."""
+    start = time.process_time()
+    source, target = legs.sides
+    outward = plan(settings, source.schedule).encode_grid, plan(settings, target.schedule).decode_grid
+    z, aux_source = integrate(alf_pair(torch.from_numpy(x), outward[0]), source.denoiser)
+    y, aux_target = integrate(alf_pair(z, outward[1]), target.denoiser)
+    z_again, _ = integrate(alf_pair(y, outward[1].reversed(), aux=aux_target), target.denoiser)
+    x_again, _ = integrate(alf_pair(z_again, outward[0].reversed(), aux=aux_source), source.denoiser)
+    return [t.numpy() for t in (z, y, z_again, x_again)], time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""Trains the config given as JSON into the folder given, and says each step; made to be killed."""
+
+import sys
+from pathlib import Path
+
+from ddib_fed.training.presets import TrainConfig
+from ddib_fed.training.run import train
+
+train(
+    TrainConfig.model_validate_json(sys.argv[1]),
+    Path(sys.argv[2]),
+    lambda progress: print(progress.step, flush=True),
+    resume=True,
+)

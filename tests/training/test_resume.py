@@ -1,0 +1,104 @@
+"""A run killed with -9 and resumed ends bit for bit as the run that was not killed."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddib_fed.errors import BundleInvalid, StateConflict
+from ddib_fed.training.checkpoint import latest_checkpoint
+from ddib_fed.training.run import train
+
+SCRIPT = Path(__file__).with_name("endless.py")
+
+
+def run_until(config, out, step):
+    """Train in a process of its own and kill it with -9 as soon as it says `step`."""
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), config.model_dump_json(), str(out)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        said = next((line for line in process.stdout if int(line) >= step), None)
+        process.send_signal(signal.SIGKILL)
+    assert said is not None
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture
+def through(tiny, tmp_path):
+    """The run that was not killed."""
+    train(tiny, tmp_path / "through")
+    return tmp_path / "through"
+
+
+def test_killed_twice_and_resumed_is_the_run_that_was_not_killed(tiny, through, tmp_path):
+    """Killed before the first checkpoint and again in the middle, each time in a process of its own."""
+    out = tmp_path / "killed"
+    run_until(tiny, out, 3)
+    assert latest_checkpoint(out / "run") is None
+    run_until(tiny, out, 24)
+    assert latest_checkpoint(out / "run").info.step >= 21
+    train(tiny, out, resume=True)
+    assert (out / "model.safetensors").read_bytes() == (through / "model.safetensors").read_bytes()
+    last = [latest_checkpoint(folder / "run").tensors for folder in (out, through)]
+    assert last[0].keys() == last[1].keys()
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+
+
+def test_where_a_run_was_interrupted_does_not_show_in_its_progress_file(tiny, through, tmp_path):
+    """The lines are those of one run: no step twice, none missing."""
+    out = tmp_path / "stopped"
+
+    def stop(progress):
+        if progress.step == 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, out, stop)
+    train(tiny, out, resume=True)
+    texts = [(folder / "run" / "progress.csv").read_text() for folder in (out, through)]
+    steps = [[line.split(",")[0] for line in text.splitlines()] for text in texts]
+    assert steps[0] == steps[1] == ["step", "10", "20", "30", "40"]
+
+
+def test_a_run_that_fits_a_time_keeps_its_number_of_steps_when_resumed(tiny, tmp_path):
+    """The rate is measured once; what it became is in run.json, whatever the machine does later."""
+    timed = tiny.model_copy(update={"steps": None, "time_s": 0.5})
+
+    def stop(progress):
+        assert progress.steps > 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(timed, tmp_path, stop)
+    settled = (tmp_path / "run" / "run.json").read_text()
+    bundle = train(timed, tmp_path, resume=True)
+    assert (tmp_path / "run" / "run.json").read_text() == settled
+    assert f'"steps": {bundle.manifest.training.steps}' in settled
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 41}, {"domain": "checkerboards"}, {"batch": 128}])
+def test_a_run_with_other_settings_is_not_continued(tiny, through, change):
+    (through / "manifest.json").unlink()
+    with pytest.raises(StateConflict):
+        train(tiny.model_copy(update=change), through, resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves(tiny, through, tmp_path):
+    (through / "manifest.json").unlink()
+    weights = (through / "model.safetensors").read_bytes()
+    newest = max((through / "run").glob("checkpoint-*"))
+    state = newest / "state.safetensors"
+    content = bytearray(state.read_bytes())
+    content[-1] ^= 1
+    state.write_bytes(bytes(content))
+    with pytest.raises(BundleInvalid) as caught:
+        train(tiny, through, resume=True)
+    assert str(newest) in caught.value.hint
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()
+    train(tiny, through, resume=True)
+    assert (through / "model.safetensors").read_bytes() == weights

@@ -1,0 +1,122 @@
+"""A run leaves a bundle and its records, and overwrites nothing that it was not told to."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.errors import AlreadyExists, SettingsInvalid
+from ddib_fed.evaluation import metrics
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.training import record
+from ddib_fed.training.loop import Trainer, learning_rate, new_network
+from ddib_fed.training.presets import TrainConfig
+from ddib_fed.training.run import train
+from ddib_fed.training.sources import open_source
+
+
+def test_a_run_ends_with_a_bundle_and_its_records(tiny, tmp_path):
+    seen = []
+    bundle = train(tiny, tmp_path / "out", lambda progress: seen.append((progress.step, progress.steps)))
+    assert seen == [(step, 40) for step in range(1, 41)]
+    assert load_bundle(tmp_path / "out").digest == bundle.digest
+    records = {path.name for path in (tmp_path / "out" / "run").iterdir()}
+    kept = {"checkpoint-00000035", "checkpoint-00000040"}
+    assert records == {"run.json", "progress.csv", "loss.png", "samples.png"} | kept
+    rows = list(csv.DictReader((tmp_path / "out" / "run" / "progress.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == [10, 20, 30, 40]
+    assert float(rows[-1]["held_out"]) > 0
+
+
+def test_the_manifest_says_how_the_model_was_made(tiny, tmp_path):
+    made = train(tiny.model_copy(update={"command": "ddib model train ..."}), tmp_path / "out").manifest
+    assert (made.domain, made.sample_shape, made.training.seed, made.training.steps) == ("moons", (2,), 0, 40)
+    assert made.training.command == "ddib model train ..."
+    assert made.training.figures.keys() >= {"sliced_w2", "sliced_w2_floor", "held_out_loss", "cpu_seconds"}
+
+
+def test_a_finished_model_is_kept_unless_told_otherwise(tiny, tmp_path):
+    first = train(tiny, tmp_path)
+    with pytest.raises(AlreadyExists, match="finished"):
+        train(tiny, tmp_path)
+    assert train(tiny, tmp_path, resume=True).digest == first.digest
+    again = train(tiny.model_copy(update={"seed": 5}), tmp_path, force=True)
+    assert again.manifest.weights_sha256 != first.manifest.weights_sha256
+
+
+def test_an_unfinished_run_is_kept_unless_told_otherwise(tiny, tmp_path):
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, tmp_path, stop)
+    with pytest.raises(AlreadyExists, match="unfinished"):
+        train(tiny, tmp_path)
+
+
+def test_the_same_config_gives_the_same_weights_and_leaves_torchs_generator_alone(tiny, tmp_path):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    found = [train(tiny, tmp_path / name).manifest.weights_sha256 for name in ("a", "b")]
+    assert found[0] == found[1]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_points_of_ones_own_give_a_bundle_with_their_scale(tiny, tmp_path):
+    np.save(tmp_path / "cells.npy", np.random.default_rng(0).normal(5, 3, (400, 3)))
+    config = tiny.model_copy(update={"domain": None, "data": tmp_path / "cells.npy"})
+    made = train(config, tmp_path / "out").manifest
+    assert made.domain == "cells"
+    assert made.sample_shape == (3,)
+    assert made.normalisation.mean == pytest.approx(5, abs=0.3)
+    assert made.normalisation.std == pytest.approx(3, abs=0.3)
+
+
+def test_weights_can_be_stored_in_half_the_space(tiny, tmp_path):
+    sizes = {}
+    for dtype in ("float32", "float16"):
+        train(tiny.model_copy(update={"dtype": dtype}), tmp_path / dtype)
+        sizes[dtype] = (tmp_path / dtype / "model.safetensors").stat().st_size
+    assert sizes["float16"] < 0.65 * sizes["float32"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(tiny):
+    trainer = Trainer(tiny.model_copy(update={"learning_rate": 1e30, "clip": 1e30}), open_source(tiny))
+    with pytest.raises(SettingsInvalid, match="after"):
+        list(iter(trainer.advance, None))
+
+
+def test_the_rate_warms_up_and_falls_to_nothing(tiny):
+    rates = [learning_rate(tiny, step, 1_000) for step in range(1_000)]
+    assert rates[0] == pytest.approx(tiny.learning_rate / 5, rel=1e-3)
+    assert max(rates) == pytest.approx(tiny.learning_rate, rel=0.01)
+    assert rates[-1] < 1e-4 * tiny.learning_rate
+
+
+def test_the_first_weights_are_a_function_of_the_seed(tiny):
+    one, same = (new_network(tiny, 2).state_dict() for _ in range(2))
+    other = new_network(tiny.model_copy(update={"seed": 1}), 2).state_dict()
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["enter.weight"], other["enter.weight"])
+
+
+def test_a_torn_line_of_progress_is_dropped(tmp_path):
+    path = tmp_path / "progress.csv"
+    log = record.ProgressFile(path, 0)
+    log.add(record.Row(10, 0.5, None, 1e-3, 1.0, 1.0))
+    with path.open("a") as stream:
+        stream.write("20,0.4")
+    assert [row.step for row in record.read_progress(path)] == [10]
+
+
+def test_a_short_run_learns(tmp_path):
+    """A few seconds of training bring the cloud from far away to within a few floors of the domain."""
+    config = TrainConfig(
+        domain="moons", steps=250, batch=512, levels=64, reference=512, width=64, blocks=2, samples=2_000
+    )
+    train(config, tmp_path)
+    figures = json.loads((tmp_path / "manifest.json").read_text())["training"]["figures"]
+    assert figures["sliced_w2"] < 0.2
+    assert figures["sliced_w2"] > 0.2 * metrics.domain_sliced_w2_floor("moons", 2_000)
