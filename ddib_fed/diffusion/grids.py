@@ -124,10 +124,11 @@ GRIDS = (*_PLACEMENTS, "integer")
 
 
 def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None) -> Grid:
-    """Integer steps of a discrete schedule.
+    """Integer steps: the baseline's grid.
 
-    A discrete schedule of T steps is respaced to n + 1 of its own. For a continuous one the linear (cosine,
-    ...) schedule is rescaled to T = n steps, and the data stand at the usable range's own end, before step 0.
+    A discrete schedule of T steps is respaced to n + 1 of its own. For a continuous one, whatever its name, the
+    linear schedule is rescaled to T = n steps, and the data stand at the usable range's own end, before step 0: the
+    linear table stays within 0.7 of the range of lambda in which our networks are trained, the cosine one does not.
     """
     if isinstance(schedule, DiscreteSchedule):
         if n + 1 > schedule.steps:
@@ -138,12 +139,11 @@ def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None) -> Grid:
             )
         levels = schedule.at_steps(space_timesteps(schedule.steps, [n + 1]))
     else:
-        table = discrete_schedule(schedule.name, n if n >= MIN_RESCALED_STEPS else 1000)
+        table = discrete_schedule("linear", n if n >= MIN_RESCALED_STEPS else 1000)
         lams = [level.lam for level in table.at_steps(space_timesteps(table.steps, [n]))]
         # From about 4,000 steps step 0 lies beyond the usable end: the data then stand just before it.
         first = max(schedule.lambda_max, lams[0] + 1e-3)
-        last = [max(lams[-1], -20.0)]
-        levels = schedule.levels(torch.tensor([first, *lams[:-1], *last], dtype=torch.float64))
+        levels = schedule.levels(torch.tensor([first, *lams], dtype=torch.float64))
     if lambda_max is not None and lambda_max < levels[0].lam:
         levels = (schedule.level(lambda_max), *(level for level in levels if level.lam < lambda_max))
     return grid_of(schedule, levels)

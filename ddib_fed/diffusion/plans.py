@@ -201,4 +201,4 @@ def _check_evaluations(evaluations: int, spec: SolverSpec) -> None:
 def _compat(schedule: Schedule, evaluations: int) -> tuple[Grid, Grid]:
     if isinstance(schedule, DiscreteSchedule):
         return ddib_compat_grids(schedule, [evaluations])
-    return ddib_compat_grids(discrete_schedule(schedule.name, evaluations), told=schedule)
+    return ddib_compat_grids(discrete_schedule("linear", evaluations), told=schedule)
