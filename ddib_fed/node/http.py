@@ -15,6 +15,10 @@ from ddib_fed.node.config import split_address
 from ddib_fed.node.metrics import Metrics
 
 
+# How long closing takes at most.
+POLL_S = 0.05
+
+
 class ProbeServer:
     """A small HTTP server on a thread of its own.
 
@@ -35,7 +39,9 @@ class ProbeServer:
                 f"http.listen = {listen!r} cannot be bound: {error.strerror}", hint="choose another port"
             ) from error
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(POLL_S,), name="http", daemon=True
+        )
         self._thread.start()
 
     @property

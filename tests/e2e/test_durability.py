@@ -20,7 +20,7 @@ from tests.e2e.test_translate import TARGET, npy
 pytestmark = pytest.mark.e2e
 
 # Enough work that a kill falls into the middle: a few seconds on one core.
-ITEMS = [npy(moons(1_500, seed=n)) for n in range(6)]
+ITEMS = [npy(moons(1_000, seed=n)) for n in range(4)]
 
 
 def first_progress(client: Client, job_id: str, stage: str) -> None:
@@ -84,7 +84,7 @@ def test_sigterm_drains_and_exits_zero(fresh_pair: Pair) -> None:
     """A draining source finishes what runs, refuses what comes, and exits 0."""
     pair = fresh_pair.start()
     with pair.client() as client:
-        job = client.submit([npy(moons(2_000))], TARGET, Settings(evaluations=400))
+        job = client.submit([npy(moons(1_000))], TARGET, Settings(evaluations=300))
         first_progress(client, job.job_id, "encode")
         code: list[int] = []
         stopper = threading.Thread(target=lambda: code.append(pair.north.terminate()))
@@ -142,7 +142,7 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: Pair) -> Non
     pair.north.edit("# max_open_jobs = 64", "max_open_jobs = 2")
     pair.start()
     with pair.client() as client:
-        slow = [client.submit([npy(moons(2_000))], TARGET, Settings(evaluations=500)) for _ in range(2)]
+        slow = [client.submit([npy(moons(1_000))], TARGET, Settings(evaluations=200)) for _ in range(2)]
         with pair.client(patience_s=0) as hasty, pytest.raises(QueueFull) as caught:
             hasty.submit([npy(moons(5))], TARGET)
         assert caught.value.retry_after_s
