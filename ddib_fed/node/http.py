@@ -14,7 +14,6 @@ from ddib_fed.errors import ConfigError
 from ddib_fed.node.config import split_address
 from ddib_fed.node.metrics import Metrics
 
-
 # How long closing takes at most.
 POLL_S = 0.05
 
