@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
@@ -120,28 +121,35 @@ def draw(clouds: Clouds, figures: Figures, path: Path) -> None:
 
 
 def print_hops(clouds: Clouds, provenance: Provenance) -> None:
-    """What happened at each hop, and who could see it."""
-    latent = clouds.latent.nbytes
-    seconds = {name: f"{value:.2f}" for name, value in provenance.seconds.items()}
-    steps, source, target = (
-        provenance.solver.evaluations,
-        provenance.source_institution,
-        provenance.target_institution,
+    """What happened at each hop, and who could see it; an institution goes by the first label of its name."""
+    source, target = (
+        name.partition(".")[0] for name in (provenance.source_institution, provenance.target_institution)
     )
-    back = provenance.wire_bytes - latent
-    file = clouds.source.nbytes
+    seconds = {name: f"{value:.1f}" for name, value in provenance.seconds.items()}
+    steps, latent, file = provenance.solver.evaluations, clouds.latent.nbytes, clouds.source.nbytes
     both = f"{source}, {target}"
     rows = [
-        [f"alice -> {source}", "points.npy, under a number instead of its name", size(file), "", source],
-        [f"at {source}", f"encode: {steps} evaluations of its model", "", seconds.get("encode", ""), source],
-        [f"{source} -> {target}", "the latent, nothing else", size(latent), "", both],
-        [f"at {target}", f"decode, encode again: 2 x {steps} evaluations of its model", "",
-         seconds.get("remote", ""), target],
-        [f"{target} -> {source}", "the translation, and its latent for the round trip", size(back), "", both],
-        [f"at {source}", f"decode that latent: {steps} evaluations, compare", "", seconds.get("return", ""), source],
-        [f"{source} -> alice", "translation, round trip, latent, provenance", size(3 * file), "", source],
-    ]  # fmt: skip
+        [f"alice > {source}", "the points, without their file's name", size(file), "", source],
+        [source, f"encode: {steps} evaluations", "", seconds.get("encode", ""), source],
+        [f"{source} > {target}", "the latent", size(latent), "", both],
+        [target, f"decode, encode again: 2 x {steps}", "", seconds.get("remote", ""), target],
+        [
+            f"{target} > {source}",
+            "translation and its latent",
+            size(provenance.wire_bytes - latent),
+            "",
+            both,
+        ],
+        [source, f"decode: {steps}, compare", "", seconds.get("return", ""), source],
+        [f"{source} > alice", "translation, round trip, latent", size(3 * file), "", source],
+    ]
     print_table("what happened at each hop", ["hop", "what", ">bytes", ">seconds", "seen by"], rows)
+    click.echo(
+        f"{target} never saw the points, {source} never saw a model of {target}'s, and the other way round;"
+    )
+    click.echo(
+        "a latent is an invertible encoding for whoever holds, or can train, a model like the sender's.\n"
+    )
 
 
 def print_bounds(figures: Figures) -> None:
