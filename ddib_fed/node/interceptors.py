@@ -9,17 +9,15 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
 import grpc
 
-from ddib_fed.errors import DdibError, InternalError, MessageInvalid, RefusedError, TooManyStreams
+from ddib_fed.errors import Cancelled, DdibError, InternalError, MessageInvalid, RefusedError
 from ddib_fed.node.admission import (
     Admission,
     AuthContext,
@@ -31,6 +29,8 @@ from ddib_fed.node.admission import (
 from ddib_fed.node.errors_wire import DETAIL_KEY, to_detail
 from ddib_fed.node.identity import Identity
 from ddib_fed.node.peers import PeerStore
+from ddib_fed.node.refusals import Audit, Refusals
+from ddib_fed.node.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +46,6 @@ Continuation = Callable[[grpc.HandlerCallDetails], Handler | None]
 HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
 # Calls of one identity whose only message has not come yet: each holds a thread of the reserve for unary calls.
 MAX_WAITING: Final = 4
-# The audit log gets one line for the same refusal in this time, so that nobody can fill the disk by knocking.
-REFUSAL_INTERVAL_S: Final = 60.0
-MAX_REFUSALS: Final = 1024
-
 _BUILDERS: Final[dict[tuple[bool, bool], Callable[..., Any]]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
@@ -126,7 +122,7 @@ class ErrorInterceptor(Interceptor):
         outcome = "CANCELLED"
         try:
             yield
-            outcome = "OK"
+            outcome = "OK" if context.is_active() else outcome
         except Exception as error:
             if _is_grpcs_own(error, context):
                 outcome = getattr(_code(context), "name", outcome)
@@ -163,16 +159,18 @@ def _code(context: Any) -> grpc.StatusCode | None:
 
 def _is_grpcs_own(error: Exception, context: grpc.ServicerContext) -> bool:
     """Whether gRPC raised this to end the call itself: after `context.abort`, or when the caller went away."""
+    if error.args:  # gRPC's own have no text; what has some must not leave
+        return False
     if type(error) is grpc.RpcError:
-        return True
-    return type(error) is Exception and not error.args and _code(context) is not None
+        return not context.is_active()
+    return type(error) is Exception and _code(context) is not None
 
 
-class Audit(Protocol):
-    """Where refusals are recorded; see `audit.AuditLog`."""
-
-    def write(self, act: str, **values: str) -> None:
-        """Add a line."""
+def _whole_stream(messages: Iterator[T], context: grpc.ServicerContext) -> Iterator[T]:
+    """The messages; a caller that went away is an error and not an end, as far as gRPC knows it by then."""
+    yield from messages
+    if not context.is_active():
+        raise Cancelled("the caller went away in the middle of its stream")
 
 
 class AuthInterceptor(Interceptor):
@@ -195,8 +193,8 @@ class AuthInterceptor(Interceptor):
     ) -> None:
         self._verifier = Verifier(peers, clock)
         self._policy = policy
-        self._refusals = _Refusals(audit)
-        self._waiting = _Slots(MAX_WAITING)
+        self._refusals = Refusals(audit)
+        self._waiting = Slots(MAX_WAITING)
         self._streams: dict[Admission, grpc.ServicerContext] = {}
         self._lock = threading.Lock()
 
@@ -216,7 +214,7 @@ class AuthInterceptor(Interceptor):
             admission = self._admit(context, method)
             _CALLER.set(admission.identity)
             if handler.request_streaming:
-                return admission, (parse(data) for data in self._checked(admission, raw))
+                return admission, _whole_stream(map(parse, self._checked(admission, raw)), context)
             return admission, parse(self._only_message(admission, raw))
 
         def one(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
@@ -285,78 +283,6 @@ class AuthInterceptor(Interceptor):
                 self._streams.pop(admission, None)
 
 
-class _Refusals:
-    """Records refusals, the same one at most once in `REFUSAL_INTERVAL_S`."""
-
-    def __init__(self, audit: Audit | None) -> None:
-        self._audit = audit
-        self._lock = threading.Lock()
-        self._last: dict[tuple[str, str, str], float] = {}
-
-    def record(self, context: grpc.ServicerContext, what: str, error: RefusedError) -> None:
-        """Write to the audit log; when that fails the refusal stands, and the log says so."""
-        host = context.peer().rpartition(":")[0]
-        log.warning("refused %s from %s: %s: %s", what, host, error.reason, error.detail)
-        if self._audit is None or not self._is_new((host, what, error.reason)):
-            return
-        try:
-            self._audit.write("refused", what=what, address=host, reason=error.reason, detail=error.detail)
-        except OSError:
-            log.exception("a refusal could not be written to the audit log")
-
-    def _is_new(self, key: tuple[str, str, str]) -> bool:
-        now = time.monotonic()
-        with self._lock:
-            if now - self._last.get(key, -REFUSAL_INTERVAL_S) < REFUSAL_INTERVAL_S:
-                return False
-            if len(self._last) >= MAX_REFUSALS:
-                self._last.clear()
-            self._last[key] = now
-            return True
-
-
-class _Slots:
-    """Counts what runs, in all and for each identity, and refuses what is too much.
-
-    Args:
-        per_identity: Cap for one identity.
-        total: Cap for all.
-    """
-
-    def __init__(self, per_identity: int, total: int | None = None) -> None:
-        self._per_identity = per_identity
-        self._total = total
-        self._lock = threading.Lock()
-        self._taken: Counter[str] = Counter()
-
-    @property
-    def active(self) -> int:
-        """How many run now."""
-        with self._lock:
-            return self._taken.total()
-
-    @contextmanager
-    def taken(self, identity: str) -> Iterator[None]:
-        """Hold one place, or raise TooManyStreams at once."""
-        with self._lock:
-            if self._taken[identity] >= self._per_identity:
-                self._refuse(f"{identity} has {self._per_identity} calls open", self._per_identity)
-            if self._total is not None and self._taken.total() >= self._total:
-                self._refuse(f"{self._total} streams are open", self._total)
-            self._taken[identity] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._taken[identity] -= 1
-                if self._taken[identity] <= 0:
-                    del self._taken[identity]
-
-    @staticmethod
-    def _refuse(detail: str, limit: int) -> NoReturn:
-        raise TooManyStreams(detail, facts={"limit": limit}, retry_after_s=1.0)
-
-
 class StreamLimiter(Interceptor):
     """Caps streams below the thread pool's size, so that unary calls and Health always find a thread.
 
@@ -366,7 +292,7 @@ class StreamLimiter(Interceptor):
     """
 
     def __init__(self, total: int, per_identity: int) -> None:
-        self._slots = _Slots(per_identity, total)
+        self._slots = Slots(per_identity, total)
 
     @property
     def active(self) -> int:

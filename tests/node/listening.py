@@ -47,7 +47,7 @@ class Echo(decoding_pb2_grpc.DecodingServiceServicer):
 
 
 class Outcomes(list):
-    """What the error interceptor reports for each call; `next()` waits for one more."""
+    """What the error interceptor reports for each call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,9 +58,10 @@ class Outcomes(list):
             self.append((method.rpartition("/")[2], status))
             self._more.notify_all()
 
-    def wait_for(self, outcome: tuple[str, str]) -> None:
+    def wait_for(self, count: int) -> None:
+        """Wait until this many calls have ended."""
         with self._more:
-            assert self._more.wait_for(lambda: outcome in self, timeout=10), list(self)
+            assert self._more.wait_for(lambda: len(self) >= count, timeout=10), list(self)
 
 
 class Audit(list):

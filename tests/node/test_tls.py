@@ -67,9 +67,9 @@ def test_tls_12_is_refused(node: Listening, north: Institution) -> None:
 
 def test_plaintext_is_refused(node: Listening) -> None:
     """There is no insecure mode."""
-    with grpc.insecure_channel(node.address, options=tls.CHANNEL_OPTIONS) as channel:
-        with pytest.raises(grpc.RpcError) as error:
-            decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
+    channel = grpc.insecure_channel(node.address, options=tls.CHANNEL_OPTIONS)
+    with channel, pytest.raises(grpc.RpcError) as error:
+        decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
 
 

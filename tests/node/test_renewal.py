@@ -1,0 +1,368 @@
+"""Certificates that are replaced in time, and nodes that come back after they were not."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+
+from ddib_fed.errors import ConfigError, MessageInvalid, PolicyDenied, Unauthenticated
+from ddib_fed.node import pki, tls
+from ddib_fed.node.config import NodeConfig, render_node_toml
+from ddib_fed.node.enrolment import install, make_request, read_request, sign_request
+from ddib_fed.node.errors_wire import from_rpc_error
+from ddib_fed.node.identity import Identity
+from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
+from ddib_fed.node.peers import PeerStore
+from ddib_fed.node.policy import Policy
+from ddib_fed.node.profile import Profile, render_client_toml
+from ddib_fed.node.renewal import (
+    JITTER,
+    IdentityServicer,
+    RenewalThread,
+    is_due,
+    recover_at_start,
+    renew_client,
+    renew_node,
+    renew_through,
+)
+from ddib_fed.v1 import identity_pb2 as pb
+from ddib_fed.v1 import identity_pb2_grpc
+
+NOW = datetime.now(UTC)
+HOUR = timedelta(hours=1)
+
+
+def configured(folder: Path, name: str = "node-1", extra: str = "") -> NodeConfig:
+    """A node.toml of north in `folder`."""
+    folder.mkdir(exist_ok=True)
+    text = render_node_toml(
+        institution="north.example",
+        name=name,
+        roles=("source",),
+        domain="moons",
+        listen="127.0.0.1:0",
+        address="127.0.0.1:7443",
+    )
+    (folder / "node.toml").write_text(text + extra)
+    return NodeConfig.load(folder / "node.toml")
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> NodeConfig:
+    """The node that holds the root's key."""
+    config = configured(tmp_path / "issuer")
+    authority = pki.init_node_identity(config.paths.pki, "north.example", "node-1", now=NOW - 100 * 24 * HOUR)
+    pki.issue_to_folder(authority, config.paths.pki, "node", "node-1")
+    return config
+
+
+class Server:
+    """The issuer's IdentityService on loopback."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        peers = PeerStore(config.paths.peers, own_institution="north.example", pki_folder=config.paths.pki)
+        policy = Policy(institution="north.example", roles=("source",), issuer=True)
+        interceptors = (ErrorInterceptor("north.example"), AuthInterceptor(peers, policy))
+        self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
+        identity_pb2_grpc.add_IdentityServiceServicer_to_server(IdentityServicer(config), self.grpc)
+        self.credentials = tls.server_credentials(config.paths.pki, peers)
+        self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)
+        self.grpc.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+@pytest.fixture
+def server(issuer: NodeConfig):
+    made = Server(issuer)
+    yield made
+    made.grpc.stop(None).wait()
+
+
+def enrolled(issuer: NodeConfig, folder: Path, identity: Identity, *, now: datetime | None = None) -> None:
+    """A certificate in a folder that does not issue."""
+    authority = pki.load_authority(issuer.paths.pki)
+    request = read_request(make_request(folder, identity))
+    install(folder, sign_request(authority, request, (authority.certificate,), now=now), now=now)
+
+
+def second_node(issuer: NodeConfig, tmp_path: Path, extra: str, *, age: timedelta) -> NodeConfig:
+    config = configured(tmp_path / "two", "node-2", extra)
+    enrolled(issuer, config.paths.pki, Identity("north.example", "node", "node-2"), now=NOW - age)
+    return config
+
+
+def test_two_thirds_of_a_life_are_16_hours(issuer: NodeConfig) -> None:
+    """For a node; jitter makes it earlier, never later."""
+    own = pki.load_identity(issuer.paths.pki)
+    assert not is_due(own, own.not_before + 15.9 * HOUR)
+    assert is_due(own, own.not_before + 16 * HOUR)
+    assert is_due(own, own.not_before + 14.9 * HOUR, jitter=JITTER)
+    assert not is_due(own, own.not_before + 14.7 * HOUR, jitter=JITTER)
+
+
+def test_the_issuer_renews_itself(issuer: NodeConfig) -> None:
+    """With a new key; the roots stay."""
+    before = pki.load_identity(issuer.paths.pki)
+    after = renew_node(issuer, now=before.not_before + 17 * HOUR)
+    assert after.not_after == before.not_after + 17 * HOUR
+    assert after.key_pem != before.key_pem
+    assert (after.roots_pem, after.identity) == (before.roots_pem, before.identity)
+
+
+@pytest.mark.parametrize(("age", "done"), [(HOUR, None), (17 * HOUR, "renewed"), (500 * HOUR, "renewed")])
+def test_an_issuer_recovers_at_start(issuer: NodeConfig, age: timedelta, done: str | None) -> None:
+    """Also after weeks without power."""
+    authority = pki.load_authority(issuer.paths.pki)
+    pki.issue_to_folder(authority, issuer.paths.pki, "node", "node-1", now=NOW - age)
+    report = recover_at_start(issuer)
+    assert (report or "").startswith(done or "")
+    assert pki.load_identity(issuer.paths.pki).not_after > datetime.now(UTC)
+
+
+def test_an_issuer_without_a_leaf_makes_one(issuer: NodeConfig) -> None:
+    """The root was restored from a backup."""
+    for name in ("leaf.pem", "leaf.key"):
+        (issuer.paths.pki / name).unlink()
+    assert recover_at_start(issuer)
+    assert pki.load_identity(issuer.paths.pki).identity.name == "node-1"
+
+
+def test_a_certificate_of_another_node_is_noticed_at_start(issuer: NodeConfig, tmp_path: Path) -> None:
+    """A folder that was copied."""
+    config = configured(tmp_path / "copy", "node-7")
+    enrolled(issuer, config.paths.pki, Identity("north.example", "node", "node-2"))
+    with pytest.raises(ConfigError, match="node-7"):
+        recover_at_start(config)
+
+
+def test_a_node_renews_through_the_issuer(issuer: NodeConfig, server: Server, tmp_path: Path) -> None:
+    """Asked with the certificate that is still good; its key never leaves."""
+    extra = f'\n[identity]\nissuer = "node-1@{server.address}"\n'
+    config = second_node(issuer, tmp_path, extra, age=17 * HOUR)
+    before = pki.load_identity(config.paths.pki)
+    assert "renewed" in (recover_at_start(config) or "")
+    after = pki.load_identity(config.paths.pki)
+    assert after.identity == before.identity
+    assert after.not_after > before.not_after
+    assert after.key_pem != before.key_pem
+
+
+def test_a_node_that_cannot_renew_starts_while_its_certificate_is_good(
+    issuer: NodeConfig, tmp_path: Path
+) -> None:
+    """And says so; when it has expired it does not start."""
+    config = second_node(issuer, tmp_path, "", age=17 * HOUR)
+    assert "no way to renew" in (recover_at_start(config) or "")
+    with pytest.raises(Unauthenticated, match="expired"):
+        recover_at_start(config, now=NOW + 8 * HOUR)
+
+
+def test_an_expired_node_is_not_renewed_by_the_issuer(
+    issuer: NodeConfig, server: Server, tmp_path: Path
+) -> None:
+    """The call is made with the certificate, which is good for nothing now."""
+    extra = f'\n[identity]\nissuer = "node-1@{server.address}"\n'
+    config = second_node(issuer, tmp_path, extra, age=25 * HOUR)
+    with pytest.raises(Unauthenticated, match="could not be renewed"):
+        recover_at_start(config)
+
+
+def script(tmp_path: Path, body: str) -> str:
+    """A [identity] table with a command that runs some Python."""
+    path = tmp_path / "renew.py"
+    path.write_text(body)
+    return f"\n[identity]\nrenew_command = ['{sys.executable}', '{path}']\n"
+
+
+def test_a_command_can_renew(issuer: NodeConfig, tmp_path: Path) -> None:
+    """It is told the folder, and what it left there is checked."""
+    body = (
+        "import os, pathlib\nfrom ddib_fed.node import pki\n"
+        f"authority = pki.load_authority(pathlib.Path({str(issuer.paths.pki)!r}))\n"
+        "pki.issue_to_folder(authority, pathlib.Path(os.environ['DDIB_PKI_FOLDER']), 'node', 'node-2')\n"
+    )
+    config = second_node(issuer, tmp_path, script(tmp_path, body), age=17 * HOUR)
+    assert renew_node(config).not_after > datetime.now(UTC) + 23 * HOUR
+
+
+@pytest.mark.parametrize(
+    ("body", "says"), [("raise SystemExit('no luck')", "no luck"), ("", "left no new certificate")]
+)
+def test_a_command_that_fails_is_quoted(issuer: NodeConfig, tmp_path: Path, body: str, says: str) -> None:
+    """By its own words, or by what it did not do."""
+    config = second_node(issuer, tmp_path, script(tmp_path, body), age=17 * HOUR)
+    with pytest.raises(ConfigError, match=says):
+        renew_node(config)
+
+
+@pytest.mark.parametrize(
+    "extra", ["", '\n[identity]\nissuer = "127.0.0.1:7443"\n', "\n[identity]\nrenew_command = ['/none']\n"]
+)
+def test_a_way_to_renew_that_cannot_work_is_named(issuer: NodeConfig, tmp_path: Path, extra: str) -> None:
+    """None, an address without a name, a command that is not there."""
+    with pytest.raises(ConfigError, match="identity"):
+        renew_node(second_node(issuer, tmp_path, extra, age=17 * HOUR))
+
+
+def client(issuer: NodeConfig, server: Server, folder: Path, *, age: timedelta) -> Profile:
+    folder.mkdir()
+    enrolled(issuer, folder / "pki", Identity("north.example", "client", "alice"), now=NOW - age)
+    text = render_client_toml(
+        institution="north.example",
+        name="alice",
+        source_address=server.address,
+        source_identity="node-1.north.example",
+        pki="pki",
+    )
+    (folder / "client.toml").write_text(text)
+    return Profile.load(folder / "client.toml")
+
+
+def test_a_client_renews_through_its_source_node(issuer: NodeConfig, server: Server, tmp_path: Path) -> None:
+    """After 20 of its 30 days, and stays a client."""
+    profile = client(issuer, server, tmp_path / "alice", age=timedelta(days=21))
+    assert renew_client(profile)
+    own = pki.load_identity(profile.pki_folder)
+    assert own.identity.kind == "client"
+    assert own.not_after > datetime.now(UTC) + timedelta(days=29)
+    assert not renew_client(profile)
+
+
+def test_a_client_that_has_expired_is_told_who_can_help(
+    issuer: NodeConfig, server: Server, tmp_path: Path
+) -> None:
+    """Nobody over the wire."""
+    profile = client(issuer, server, tmp_path / "alice", age=timedelta(days=31))
+    with pytest.raises(Unauthenticated) as expired:
+        renew_client(profile)
+    assert "ddib pki issue --client alice" in expired.value.hint
+
+
+def renew(folder: Path, server: Server, request: bytes) -> pb.RenewResponse:
+    with tls.channel(server.address, server_name="node-1.north.example", pki_folder=folder) as channel:
+        stub = identity_pb2_grpc.IdentityServiceStub(channel)
+        try:
+            return stub.Renew(pb.RenewRequest(certificate_request=request), timeout=5)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, "issuer") from error
+
+
+def der(folder: Path, identity: Identity) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return x509.load_pem_x509_csr(make_request(folder, identity)).public_bytes(Encoding.DER)
+
+
+def test_only_the_key_of_a_request_is_used(issuer: NodeConfig, server: Server, tmp_path: Path) -> None:
+    """Alice asks to be the node, and gets a certificate for Alice."""
+    profile = client(issuer, server, tmp_path / "alice", age=timedelta(days=1))
+    answer = renew(
+        profile.pki_folder, server, der(tmp_path / "k", Identity("north.example", "node", "node-1"))
+    )
+    leaf = x509.load_pem_x509_certificate(answer.certificate.encode())
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert next(iter(names)).value == "spiffe://north.example/client/alice"
+
+
+@pytest.mark.parametrize("request_bytes", [b"", b"garbage", b"x" * 9000], ids=["empty", "garbage", "large"])
+def test_a_request_that_cannot_be_used_is_refused(
+    issuer: NodeConfig, server: Server, tmp_path: Path, request_bytes: bytes
+) -> None:
+    """Within its limits."""
+    with pytest.raises(MessageInvalid):
+        renew(issuer.paths.pki, server, request_bytes)
+
+
+def test_a_request_whose_key_was_not_proven_is_refused(
+    issuer: NodeConfig, server: Server, tmp_path: Path
+) -> None:
+    """Its signature is another's."""
+    request = bytearray(der(tmp_path / "k", Identity("north.example", "node", "node-1")))
+    request[-1] ^= 1
+    with pytest.raises((PolicyDenied, MessageInvalid)):
+        renew(issuer.paths.pki, server, bytes(request))
+
+
+def test_a_roll_over_reaches_a_client_with_its_renewal(
+    issuer: NodeConfig, server: Server, tmp_path: Path
+) -> None:
+    """Both roots come along, and the one that was trusted vouches for the other."""
+    from ddib_fed.node import rollover
+
+    profile = client(issuer, server, tmp_path / "alice", age=timedelta(days=21))
+    rollover.start(issuer.paths.pki)
+    assert renew_client(profile)
+    assert (profile.pki_folder / "roots.pem").read_bytes() == (issuer.paths.pki / "roots.pem").read_bytes()
+
+
+def test_an_answer_for_another_root_is_not_installed(issuer: NodeConfig, tmp_path: Path) -> None:
+    """An issuer that shows a good certificate and answers with strange roots changes nothing here."""
+    from ddib_fed.node.certificates import certificate_pem, issue_leaf, new_authority, new_key
+    from ddib_fed.node.renewal import _install
+
+    folder, key = issuer.paths.pki, new_key()
+    stranger = new_authority("north.example")
+    leaf = issue_leaf(stranger, "node", "node-1", public_key=key.public_key())
+    answer = pb.RenewResponse(
+        certificate=certificate_pem(leaf).decode(), roots=certificate_pem(stranger.certificate).decode()
+    )
+    before = pki.load_identity(folder)
+    with pytest.raises(Unauthenticated, match="none of the roots"):
+        _install(folder, before, key, answer, datetime.now(UTC))
+    for broken in (pb.RenewResponse(), pb.RenewResponse(certificate="x", roots="y")):
+        with pytest.raises(MessageInvalid):
+            _install(folder, before, key, broken, datetime.now(UTC))
+    assert pki.load_identity(folder) == before
+
+
+def test_a_thread_renews_and_clears_its_problem(issuer: NodeConfig) -> None:
+    """A key file that was unreadable for a while."""
+    ticks: list[int] = []
+    now = [datetime.now(UTC)]
+    thread = RenewalThread(issuer, clock=lambda: now[0], on_tick=lambda: ticks.append(1))
+    first = pki.load_identity(issuer.paths.pki)
+    thread.look()
+    assert pki.load_identity(issuer.paths.pki) == first
+    now[0] += 17 * HOUR
+    good = (issuer.paths.pki / "ca.key").read_bytes()
+    (issuer.paths.pki / "ca.key").write_bytes(b"")
+    thread.look()
+    assert "ca.key" in (thread.problem or "")
+    (issuer.paths.pki / "ca.key").write_bytes(good)
+    thread.look()
+    assert thread.problem is None
+    assert pki.load_identity(issuer.paths.pki).not_after > first.not_after
+    assert len(ticks) == 3
+
+
+def test_a_thread_starts_and_stops(issuer: NodeConfig) -> None:
+    """It looks at once, and stop returns only when it has ended."""
+    looked = threading.Event()
+    thread = RenewalThread(issuer, on_tick=looked.set, interval_s=3600)
+    thread.start()
+    assert looked.wait(10)
+    thread.stop()
+    assert not thread._thread.is_alive()
+
+
+def test_renewing_through_a_node_that_is_away_says_so(issuer: NodeConfig, server: Server) -> None:
+    """The old certificate stays."""
+    from ddib_fed.errors import PeerUnreachable
+
+    server.grpc.stop(None).wait()
+    before = pki.load_identity(issuer.paths.pki)
+    with pytest.raises(PeerUnreachable):
+        renew_through(
+            issuer.paths.pki, address=server.address, server_name="node-1.north.example", hop="issuer x"
+        )
+    assert pki.load_identity(issuer.paths.pki) == before
