@@ -8,11 +8,13 @@ yield. Progress, cancelling and deadlines are looked at before every evaluation.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,8 @@ import torch
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, Query
 from ddib_fed.diffusion.solvers import Solver
 from ddib_fed.errors import Cancelled, DdibError, DeadlineExceeded, Draining
+
+log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
 
@@ -35,17 +39,48 @@ class Control:
         self.deadline = deadline
         self._error: DdibError | None = None
         self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], object]] = []
 
     def cancel(self, error: DdibError | None = None) -> None:
         """Stop at the next step; the first reason given stays."""
-        if not self._cancelled.is_set():
+        with self._lock:
+            if self._cancelled.is_set():
+                return
             self._error = error or Cancelled()
             self._cancelled.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    @contextmanager
+    def interrupting(self, callback: Callable[[], object]) -> Iterator[None]:
+        """Inside, cancelling calls `callback`, on the thread that cancels: for who waits and cannot `check`.
+
+        Cancelled already, it is called at once. It must be quick and must not raise.
+        """
+        with self._lock:
+            late = self._cancelled.is_set()
+            if not late:
+                self._callbacks.append(callback)
+        if late:
+            callback()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if callback in self._callbacks:
+                    self._callbacks.remove(callback)
 
     @property
     def cancelled(self) -> bool:
         """Whether somebody cancelled."""
         return self._cancelled.is_set()
+
+    @property
+    def over(self) -> bool:
+        """Whether `check` would raise."""
+        return self.cancelled or (self.deadline is not None and time.monotonic() > self.deadline)
 
     def remaining_s(self) -> float | None:
         """Seconds to the deadline, at least 0; None without one."""
@@ -74,7 +109,7 @@ class Control:
             raise DeadlineExceeded
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Trajectory:
     """One generator on its way, and who waits for it."""
 
@@ -157,13 +192,26 @@ class Batcher:
     def _run(self) -> None:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-        while self._admit():
-            self._turn(self._choose())
+        try:
+            while self._admit():
+                self._turn(self._choose())
+        except BaseException:
+            # Whoever waits for a future would wait for ever: nobody else sets it.
+            log.exception("the engine's worker failed; nothing more is computed until the node is restarted")
+        finally:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Fail what is unfinished, and take nothing more."""
+        with self._wake:
+            self._closed = True
+            waiting = list(self._waiting)
+            self._waiting.clear()
         for trajectory in self._active:
             self._fail([trajectory], Draining("the engine was closed"), keep=True)
-        for solver, _, future, _, _ in self._waiting:
-            solver.close()
+        for solver, _, future, _, _ in waiting:
             future.set_exception(Draining("the engine was closed"))
+            solver.close()
 
     def _admit(self) -> bool:
         """Start waiting generators while there is room; False when closed."""
@@ -172,15 +220,20 @@ class Batcher:
                 self._wake.wait()
             if self._closed:
                 return False
+            overdue = [entry for entry in self._waiting if entry[1].over]
+            for entry in overdue:
+                self._waiting.remove(entry)
             fresh = [
                 self._waiting.popleft() for _ in range(min(len(self._waiting), self._max - len(self._active)))
             ]
-        for solver, control, future, on_step, steps in fresh:
+        for solver, control, future, on_step, steps in (*overdue, *fresh):
             try:
+                control.check()
                 query = next(solver)
             except StopIteration as stop:
                 future.set_result(stop.value)
             except Exception as error:  # noqa: BLE001 - whatever it is belongs to who waits
+                solver.close()
                 future.set_exception(error)
             else:
                 self._active.append(_Trajectory(solver, query, control, future, on_step, steps))
@@ -254,8 +307,8 @@ class Batcher:
         for trajectory in trajectories:
             if not keep:
                 self._active.remove(trajectory)
-            trajectory.solver.close()
             trajectory.future.set_exception(error)
+            trajectory.solver.close()
 
 
 def _keys(cond: Condition) -> frozenset[str]:

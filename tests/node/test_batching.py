@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import torch
 
-from ddib_fed.diffusion.denoiser import Denoiser
+from ddib_fed.diffusion.denoiser import Denoiser, Query
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining
@@ -17,6 +18,7 @@ from ddib_fed.models.mlp import ResidualMLP
 from ddib_fed.node.batching import Batcher, Control
 
 PLAN = plan(SolverSettings(evaluations=12), LinearSchedule())
+PLAN_LEVEL = next(PLAN.encoder(torch.zeros(1, 2))).level
 
 
 @pytest.fixture
@@ -156,3 +158,58 @@ def test_control_waits_and_wakes() -> None:
     with pytest.raises(Cancelled):
         control.wait(30)
     assert control.cancelled
+
+
+def test_who_is_cancelled_while_waiting_for_room_hears_it_at_once(denoiser: Denoiser) -> None:
+    """Cancelling needs no free place: the next turn of whoever has it is enough."""
+    gate, control = Gate(), Control()
+    batcher = Batcher(denoiser, max_trajectories=1)
+    first = batcher.submit(PLAN.encoder(points(1, 0)), steps=12, on_step=gate)
+    assert gate.entered.wait(10)
+    done = threading.Event()
+    waiting = batcher.submit(PLAN.encoder(points(1, 0)), steps=12, control=control)
+    waiting.add_done_callback(lambda _: first.done() or done.set())
+    control.cancel()
+    gate.open.set()
+    with pytest.raises(Cancelled):
+        waiting.result(10)
+    first.result(10)
+    assert done.is_set(), "it heard only after the other had finished"
+    batcher.close()
+
+
+def test_a_worker_that_dies_leaves_nobody_waiting(denoiser: Denoiser, caplog) -> None:
+    """A generator that breaks the worker itself ends every future, and nothing more is taken."""
+
+    def stubborn():  # refuses to be closed
+        for _ in range(2):
+            with suppress(GeneratorExit):
+                while True:
+                    yield Query(points(1, 0), PLAN_LEVEL, None)
+
+    gate, control = Gate(), Control()
+    batcher = Batcher(denoiser, merge_rows=1)
+    bystander = batcher.submit(PLAN.encoder(points(1, 0)), steps=12, on_step=gate)
+    assert gate.entered.wait(10)
+    bad = batcher.submit(stubborn(), steps=2, control=control, on_step=lambda *_: control.cancel())
+    gate.open.set()
+    for future in (bad, bystander):
+        with pytest.raises((Cancelled, Draining)):
+            future.result(10)
+    with pytest.raises(Draining):
+        batcher.submit(PLAN.encoder(points(1, 0)), steps=12).result(10)
+    assert "worker failed" in caplog.text
+
+
+def test_cancelling_interrupts_who_cannot_look() -> None:
+    """A callback is called once when cancelled inside, at once when cancelled before, and not after leaving."""
+    calls: list[str] = []
+    control = Control()
+    with control.interrupting(lambda: calls.append("left")):
+        pass
+    with control.interrupting(lambda: calls.append("inside")):
+        control.cancel()
+        control.cancel()
+    with control.interrupting(lambda: calls.append("late")):
+        pass
+    assert calls == ["inside", "late"]
