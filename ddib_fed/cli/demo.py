@@ -50,7 +50,7 @@ SEED = 1
     help="How many points.",
 )
 def demo(out: Path, keep: bool, points: int) -> None:
-    """Two institutions on this machine translate points to each other's domain and back.
+    """Two institutions on this machine translate there and back.
 
     Sets up north.example with moons and south.example with checkerboards by the same commands that the README
     shows, starts two nodes, translates over mutual TLS, prints what happened at each hop, and writes

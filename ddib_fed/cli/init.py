@@ -27,9 +27,9 @@ ROLES: Mapping[str, tuple[Role, ...]] = {
 
 @click.group()
 def init() -> None:
-    """Write a node's configuration or a client's profile, with the certificates it needs.
+    """Write a node's configuration or a client's profile.
 
-    Nothing that exists is overwritten.
+    With the certificates that it needs. Nothing that exists is overwritten.
     """
 
 

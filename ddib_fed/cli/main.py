@@ -28,9 +28,12 @@ class Lazy(NamedTuple):
 
 
 COMMANDS: Mapping[str, Lazy] = {
-    "demo": Lazy("ddib_fed.cli.demo:demo", "Two institutions on this machine, translating there and back."),
+    "demo": Lazy("ddib_fed.cli.demo:demo", "Two institutions on this machine translate there and back."),
     "translate": Lazy("ddib_fed.cli.translate:translate", "Translate files to another institution's domain."),
-    "domains": Lazy("ddib_fed.cli.domains:domains", "List the domains that can be translated to."),
+    "domains": Lazy(
+        "ddib_fed.cli.domains:domains",
+        "List the domains that can be translated to, and whether each is ready.",
+    ),
     "job": Lazy("ddib_fed.cli.job:job", "Submit, watch, fetch, cancel and delete jobs."),
     "doctor": Lazy(
         "ddib_fed.cli.doctor:doctor", "Check the client's profile and the way to its source node."
@@ -44,7 +47,9 @@ COMMANDS: Mapping[str, Lazy] = {
     "reload": Lazy(
         "ddib_fed.cli.status:reload", "Make the node read its peers, certificates and policy again."
     ),
-    "drain": Lazy("ddib_fed.cli.status:drain", "Make the node finish its work and stop."),
+    "drain": Lazy(
+        "ddib_fed.cli.status:drain", "Make the node take no more work, finish what runs, and exit."
+    ),
     "model": Lazy("ddib_fed.cli.model:model", "Train, sample, show and import models."),
     "bridge": Lazy(
         "ddib_fed.cli.bridge:bridge", "Translate between two models in one process, without nodes."

@@ -26,7 +26,10 @@ def _client(config_path: Path) -> AdminClient:
 @options.CONFIG
 @options.FORMAT
 def status(config_path: Path, output_format: str) -> None:
-    """Say how the node on this machine is doing: state, model, peers, jobs, certificate."""
+    """Say how the node on this machine is doing.
+
+    State, model, peers, jobs, and until when the certificate is good.
+    """
     answer = _client(config_path).status()
     if output_format == "json":
         from google.protobuf.json_format import MessageToDict
@@ -66,7 +69,10 @@ def _show(answer: admin_pb2.StatusResponse) -> None:
 @click.command()
 @options.CONFIG
 def reload(config_path: Path) -> None:
-    """Make the node read its peers, certificates and policy again; the model stays."""
+    """Make the node read its peers, certificates and policy again.
+
+    The model and the running jobs stay.
+    """
     for change in _client(config_path).reload():
         click.echo(change)
 

@@ -54,7 +54,7 @@ def translate(
     output_format: str,
     profile_path: Path | None,
 ) -> None:
-    """Translate FILES to another institution's domain.
+    """Translate files to another institution's domain.
 
     Each file becomes DIR/NAME.npy with DIR/NAME.json beside it, which says how it came about; with --cycle also
     DIR/NAME.returned.npy, with --keep-latent DIR/NAME.latent.npy. The source node of this institution does the

@@ -1,0 +1,159 @@
+"""The `ddib` command itself: what it loads, what it says when something fails, and what it ends with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+
+from ddib_fed import errors
+from ddib_fed.cli import main as entry
+from ddib_fed.cli.main import COMMANDS, SECTIONS, missing_extra, run
+from ddib_fed.cli.output import NEXT_STEPS, next_step
+from ddib_fed.errors import ContractMismatch, DdibError, Difference, ExitCode, PeerUnreachable, all_errors
+
+HELP_S = 0.3
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Makes `ddib domains` raise what the test wants."""
+
+    def install(error: BaseException) -> None:
+        @click.command()
+        def domains() -> None:
+            raise error
+
+        module = type(sys)("failing_command")
+        module.command = domains
+        monkeypatch.setitem(sys.modules, "failing_command", module)
+        monkeypatch.setitem(entry.COMMANDS, "domains", entry.Lazy("failing_command:command", "fails"))
+
+    return install
+
+
+def test_help_loads_nothing_heavy():
+    """`ddib --help` imports click and our errors, no torch, grpc, numpy, pydantic or rich."""
+    code = (
+        "import sys; from ddib_fed.cli.main import run; assert run(['--help']) == 0;"
+        "heavy = {'torch', 'grpc', 'numpy', 'pydantic', 'google', 'rich', 'cryptography'} & set(sys.modules);"
+        "assert not heavy, heavy;"
+        "ours = sorted(m for m in sys.modules if m.startswith('ddib_fed'));"
+        "assert ours == ['ddib_fed', 'ddib_fed.cli', 'ddib_fed.cli.main', 'ddib_fed.errors'], ours"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_help_answers_within_its_time():
+    """The best of several runs, because other processes share the machine."""
+    best = min(
+        _seconds([sys.executable, "-c", "from ddib_fed.cli.main import main; main()", "--help"])
+        for _ in range(5)
+    )
+    assert best < HELP_S
+
+
+def _seconds(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def test_every_command_is_listed_once():
+    """The help's sections hold each command of the table."""
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+def test_a_misspelt_command_gets_a_suggestion(capsys):
+    """Usage errors end with 2."""
+    assert run(["tranlsate"]) == ExitCode.USAGE
+    assert "Did you mean 'translate'?" in capsys.readouterr().err
+
+
+def test_version_is_printed(capsys):
+    """`ddib --version`."""
+    assert run(["--version"]) == ExitCode.OK
+    assert capsys.readouterr().out.startswith("ddib 0.")
+
+
+def test_an_error_says_what_where_and_what_next(failing, capsys):
+    """What failed, the hop, the facts, the incident and the next command to try, on stderr alone."""
+    error = PeerUnreachable("no answer", hop="target south.example", facts={"tries": 3}, incident="ab12")
+    failing(error)
+    assert run(["domains"]) == ExitCode.UNAVAILABLE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for text in ("no answer", "PEER_UNREACHABLE", "target south.example", "tries 3", "ab12", "ddib doctor"):
+        assert text in captured.err
+
+
+def test_contract_differences_are_a_table(failing, capsys):
+    """Each differing field with both values and what to do."""
+    differences = (Difference("sample_shape", "[2]", "[3]", "train models of one shape"),)
+    failing(ContractMismatch(differences=differences))
+    assert run(["domains"]) == ExitCode.CONTRACT
+    line = next(line for line in capsys.readouterr().err.splitlines() if "sample_shape" in line)
+    assert line.split(None, 3) == ["sample_shape", "[2]", "[3]", "train models of one shape"]
+
+
+@pytest.mark.parametrize("kind", [k for k in all_errors() if k is not DdibError], ids=lambda k: k.__name__)
+def test_every_error_ends_with_its_code_and_a_next_step(failing, kind, capsys):
+    """No error of the tree leaves somebody without a next command."""
+    failing(kind("it went wrong"))
+    assert run(["domains"]) == kind.exit_code != 0
+    assert "  try:  " in capsys.readouterr().err
+
+
+def test_next_steps_name_reasons_that_exist():
+    """The table holds no reason that was renamed."""
+    assert set(NEXT_STEPS) <= {kind.reason for kind in all_errors()}
+
+
+def test_an_errors_own_hint_comes_first():
+    """Who raised it knows best."""
+    assert next_step(errors.JobNotFound(hint="do this")) == "do this"
+
+
+def test_an_unforeseen_error_says_how_to_see_where(failing, capsys, monkeypatch):
+    """One line, no traceback, exit 1; with DDIB_DEBUG=1 the traceback too."""
+    failing(ZeroDivisionError("by zero"))
+    monkeypatch.delenv("DDIB_DEBUG", raising=False)
+    assert run(["domains"]) == ExitCode.INTERNAL
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError" in said
+    assert "DDIB_DEBUG=1" in said
+    assert "Traceback" not in said
+    monkeypatch.setenv("DDIB_DEBUG", "1")
+    assert run(["domains"]) == ExitCode.INTERNAL
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_missing_extra_says_what_to_install(failing, capsys):
+    """A client without torch that runs a node's command."""
+    failing(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    assert run(["domains"]) == ExitCode.USAGE
+    assert "pip install 'ddib-fed[node]'" in capsys.readouterr().err
+
+
+def test_another_missing_module_is_our_bug():
+    """Only packages of the extra are explained away."""
+    assert missing_extra(ModuleNotFoundError("no", name="ddib_fed.nothing")) is None
+    assert missing_extra(ImportError("no", name="torch.nn")) == "torch"
+
+
+def test_ctrl_c_ends_with_its_own_code(failing, capsys):
+    """12, as for a cancelled job."""
+    failing(KeyboardInterrupt())
+    assert run(["domains"]) == ExitCode.CANCELLED
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_an_unreadable_file_is_named(failing, capsys):
+    """The operating system's error, without a traceback."""
+    failing(PermissionError(13, "Permission denied", "/secret/points.npy"))
+    assert run(["domains"]) == ExitCode.BAD_INPUT
+    assert "/secret/points.npy: Permission denied" in capsys.readouterr().err
