@@ -14,7 +14,8 @@ from ddib_fed.errors import AlreadyExists, DdibError, InputError, PeerUnreachabl
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.peers import Peer, PeerStore
+    from ddib_fed.node.peer_file import Peer
+    from ddib_fed.node.peers import PeerStore
 
 INSTITUTION = click.argument("institution")
 
@@ -45,7 +46,7 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
     It holds no secret: the root's certificate, this node's name and its address.
     """
     from ddib_fed.node.identity import Identity
-    from ddib_fed.node.peers import Peer
+    from ddib_fed.node.peer_file import Peer
 
     config, store = _open(config_path)
     institution = config.node.institution
@@ -90,7 +91,7 @@ def add(
 ) -> None:
     """Admit another institution's node, after comparing its root's fingerprint with the one read out."""
     from ddib_fed.node.identity import has_name_constraints
-    from ddib_fed.node.peers import parse_peer
+    from ddib_fed.node.peer_file import parse_peer
     from ddib_fed.node.private_files import read_small
 
     _config, store = _open(config_path)

@@ -19,7 +19,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from ddib_fed.errors import MessageInvalid, Unauthenticated, UnknownFields
+from ddib_fed.errors import MessageInvalid, PeerUnknown, Unauthenticated, UnknownFields
 from ddib_fed.node.identity import Identity, verify_peer_certificate
 from ddib_fed.node.peers import PeerStore, Snapshot
 
@@ -70,6 +70,8 @@ class Verifier:
         if known is not None and known.snapshot is snapshot and now < known.not_after:
             return known
         identity = verify_peer_certificate(pem, pins=snapshot.pins, now=now)
+        if identity in snapshot.withdrawn:
+            raise PeerUnknown(f"{identity} was withdrawn here")
         roots = snapshot.pins[identity.institution]
         ends = [c.not_valid_after_utc for c in (x509.load_pem_x509_certificate(pem), *roots)]
         found = _Verified(snapshot, identity, min(end for end in ends if end > now))

@@ -6,14 +6,13 @@ holds one can tell by identity whether anything has changed since.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from cryptography import x509
 
@@ -23,116 +22,16 @@ from ddib_fed.errors import (
     InputError,
     PeerNotFound,
     PolicyDenied,
-    Unauthenticated,
 )
 from ddib_fed.node.certificates import certificate_pem, fingerprint, parse_certificates, same_fingerprint
-from ddib_fed.node.config import split_address
-from ddib_fed.node.identity import Identity, Pins, check_institution, check_root
+from ddib_fed.node.identity import Identity, Pins, check_institution
+from ddib_fed.node.peer_file import Peer, parse_peer
 from ddib_fed.node.private_files import private_folder, read_small, write_private
 
-FORMAT_VERSION: Final = 1
-MAX_ROOTS: Final = 2
 MAX_PEERS: Final = 256
+WITHDRAWN: Final = "withdrawn.txt"
 # A file changed less than this long ago may change again within the resolution of its time stamp.
 _RACY_NS: Final = 2_000_000_000
-_FIELDS: Final = frozenset({"format_version", "institution", "identity", "address", "roots"})
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Another institution's node, as its peer file says.
-
-    Attributes:
-        institution: DNS name.
-        identity: Its node.
-        address: ``host:port`` to dial.
-        roots: Its institution's roots; two during a roll-over.
-    """
-
-    institution: str
-    identity: Identity
-    address: str
-    roots: tuple[x509.Certificate, ...]
-
-    @property
-    def fingerprints(self) -> tuple[str, ...]:
-        """One for each root, to be compared out of band."""
-        return tuple(fingerprint(root) for root in self.roots)
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprints on one line."""
-        return ", ".join(self.fingerprints)
-
-    def to_bytes(self) -> bytes:
-        """The peer file."""
-        content = {
-            "format_version": FORMAT_VERSION,
-            "institution": self.institution,
-            "identity": self.identity.uri,
-            "address": self.address,
-            "roots": [certificate_pem(root).decode() for root in self.roots],
-        }
-        return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def parse_peer(data: bytes, what: str) -> Peer:
-    """Read a peer file strictly.
-
-    Args:
-        data: The file's content.
-        what: What to call it in an error.
-
-    Raises:
-        InputError: It is not a peer file, or its parts do not fit together.
-    """
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as exc:
-        raise InputError(
-            f"{what} is no peer file: it is not JSON", hint="ddib peer export writes one"
-        ) from exc
-    if not isinstance(content, dict) or set(content) != _FIELDS:
-        raise InputError(f"{what} is no peer file: it must have exactly {', '.join(sorted(_FIELDS))}")
-    if content["format_version"] != FORMAT_VERSION:
-        raise InputError(
-            f"{what} has format version {content['format_version']!r}, this release reads {FORMAT_VERSION}"
-        )
-    texts = (content["institution"], content["identity"], content["address"])
-    if not all(isinstance(text, str) and len(text) <= 512 for text in texts):
-        raise InputError(f"{what}: institution, identity and address are short texts")
-    identity = Identity.parse(texts[1])
-    if identity.kind != "node" or identity.institution != check_institution(texts[0]):
-        raise InputError(f"{what}: {identity} is not a node of {texts[0]}")
-    return Peer(
-        texts[0], identity, _address(texts[2], what), _roots(content["roots"], identity.institution, what)
-    )
-
-
-def _address(text: str, what: str) -> str:
-    try:
-        _host, port = split_address(text)
-    except ValueError as exc:
-        raise InputError(f"{what}: {exc}") from exc
-    if port == 0 or not text.isascii() or any(c.isspace() or c in "/@?#%" for c in text):
-        raise InputError(f"{what}: {text!r} is not host:port")
-    return text
-
-
-def _roots(blocks: Any, institution: str, what: str) -> tuple[x509.Certificate, ...]:
-    if not isinstance(blocks, list) or not 1 <= len(blocks) <= MAX_ROOTS:
-        raise InputError(f"{what}: roots is a list of 1 to {MAX_ROOTS} certificates in PEM")
-    roots: list[x509.Certificate] = []
-    for block in blocks:
-        found = parse_certificates(block.encode() if isinstance(block, str) else b"", what)
-        if len(found) != 1:
-            raise InputError(f"{what}: one certificate is expected in each entry of roots")
-        try:
-            check_root(found[0], institution)
-        except Unauthenticated as exc:
-            raise InputError(f"{what}: {exc.detail}") from exc
-        roots.append(found[0])
-    return tuple(roots)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,12 +43,14 @@ class Snapshot:
         own_roots: Its own institution's roots.
         peers: Admitted peers by institution.
         pins: For each institution known, its roots: the own one and the peers'.
+        withdrawn: Identities that are refused although their certificate is good, e.g. because a key was lost.
     """
 
     institution: str
     own_roots: tuple[x509.Certificate, ...]
     peers: Mapping[str, Peer]
     pins: Pins
+    withdrawn: frozenset[Identity] = frozenset()
 
     @property
     def roots_pem(self) -> bytes:
@@ -163,6 +64,9 @@ class Snapshot:
 
 
 _Signature = tuple[tuple[str, int, int, int, int], ...]
+# Named here, because inside the class `list` is a method.
+_Lines = list[str]
+_Paths = list[Path]
 
 
 class PeerStore:
@@ -171,12 +75,13 @@ class PeerStore:
     Args:
         folder: Where ``<institution>.json`` lie; it need not exist yet.
         own_institution: The own institution.
-        pki_folder: Where its roots.pem lies.
+        pki_folder: Where its roots.pem lies, and `withdrawn.txt`, when there is one: an identity a line.
     """
 
     def __init__(self, folder: Path, *, own_institution: str, pki_folder: Path) -> None:
         self._folder = folder
         self._roots_file = pki_folder / "roots.pem"
+        self._withdrawn_file = pki_folder / WITHDRAWN
         self._institution = own_institution
         self._lock = threading.Lock()
         self._signature: _Signature | None = None
@@ -291,8 +196,9 @@ class PeerStore:
     def _path(self, institution: str) -> Path:
         return self._folder / f"{institution}.json"
 
-    def _files(self) -> list[Path]:
-        return [self._roots_file, *sorted(self._folder.glob("[a-z0-9]*.json"))[:MAX_PEERS]]
+    def _files(self) -> _Paths:
+        own = [self._roots_file, *([self._withdrawn_file] if self._withdrawn_file.exists() else [])]
+        return [*own, *sorted(self._folder.glob("[a-z0-9]*.json"))[:MAX_PEERS]]
 
     def _look(self) -> _Signature:
         signature = []
@@ -315,21 +221,39 @@ class PeerStore:
         return contents
 
     def _build(self, contents: Mapping[Path, bytes | str]) -> Snapshot:
-        problems: list[str] = []
+        problems: _Lines = []
         own_roots = self._own_roots(contents[self._roots_file], problems)
         peers: dict[str, Peer] = {}
         for path, content in contents.items():
-            if path == self._roots_file:
+            if path in {self._roots_file, self._withdrawn_file}:
                 continue
             try:
                 peers[path.stem] = self._parse(path, content)
             except InputError as exc:
                 problems.append(exc.detail)
+        withdrawn = self._withdrawn(contents.get(self._withdrawn_file, b""), problems)
         self._problems = tuple(problems)
         pins = {name: peer.roots for name, peer in peers.items()} | {self._institution: own_roots}
-        return Snapshot(self._institution, own_roots, MappingProxyType(peers), MappingProxyType(pins))
+        return Snapshot(
+            self._institution, own_roots, MappingProxyType(peers), MappingProxyType(pins), withdrawn
+        )
 
-    def _own_roots(self, content: bytes | str, problems: list[str]) -> tuple[x509.Certificate, ...]:
+    def _withdrawn(self, content: bytes | str, problems: _Lines) -> frozenset[Identity]:
+        """The identities in withdrawn.txt; those of the last snapshot stay when it has become unreadable."""
+        before = self._snapshot.withdrawn if self._snapshot else frozenset()
+        if isinstance(content, str):
+            problems.append(content)
+            return before
+        found: set[Identity] = set()
+        for line in content.decode(errors="replace").splitlines():
+            text = line.partition("#")[0].strip()
+            try:
+                found |= {Identity.parse(text)} if text else set()
+            except InputError:
+                problems.append(f"{self._withdrawn_file}: {text!r} is no identity")
+        return frozenset(found)
+
+    def _own_roots(self, content: bytes | str, problems: _Lines) -> tuple[x509.Certificate, ...]:
         """The own roots; those of the last snapshot, and a problem, when the file has become unreadable."""
         try:
             pem = content if isinstance(content, bytes) else b""

@@ -57,7 +57,7 @@ Clock = Callable[[], datetime]
 RENEW_AT: Final = 2 / 3
 # Nodes that were started together do not all ask in the same minute: up to this share of the life earlier.
 JITTER: Final = 0.05
-CHECK_INTERVAL_S: Final = 60.0
+CHECK_INTERVAL_S: Final = 10.0
 CALL_TIMEOUT_S: Final = 20.0
 COMMAND_TIMEOUT_S: Final = 300.0
 

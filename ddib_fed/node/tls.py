@@ -22,7 +22,8 @@ import grpc
 
 from ddib_fed.errors import ConfigError, PeerUnreachable
 from ddib_fed.node.certificates import certificate_pem
-from ddib_fed.node.peers import Peer, PeerStore
+from ddib_fed.node.peer_file import Peer
+from ddib_fed.node.peers import PeerStore
 from ddib_fed.node.pki import Credentials, load_identity
 
 log = logging.getLogger(__name__)

@@ -216,7 +216,7 @@ def test_test_shows_what_the_peer_decodes(north: Path, listening: Listening) -> 
     """Handshake and DescribeDomain."""
     add_west(north, listening)
     exported(north, "north.peer")
-    from ddib_fed.node.peers import parse_peer
+    from ddib_fed.node.peer_file import parse_peer
 
     entry = parse_peer(Path("north.peer").read_bytes(), "north.peer")
     listening.south.store.add(entry, fingerprints=entry.fingerprints)

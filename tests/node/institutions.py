@@ -15,7 +15,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 from ddib_fed.node import pki
 from ddib_fed.node.certificates import certificate_pem, new_key
 from ddib_fed.node.identity import Identity
-from ddib_fed.node.peers import Peer, PeerStore
+from ddib_fed.node.peer_file import Peer
+from ddib_fed.node.peers import PeerStore
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

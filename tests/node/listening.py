@@ -81,7 +81,7 @@ class Listening:
         self.peers = south.store
         self.credentials = tls.server_credentials(south.pki, self.peers)
         policy = Policy(institution=south.name, roles=("target",), issuer=False)
-        self.auth = AuthInterceptor(self.peers, policy, audit=self.audit, clock=lambda: self.now())
+        self.auth = AuthInterceptor(self.peers, policy, audit=self.audit, clock=self._clock)
         self.limiter = StreamLimiter(*streams)
         interceptors = (ErrorInterceptor(south.name, self.outcomes), self.auth, self.limiter)
         self.server = grpc.server(ThreadPoolExecutor(streams[0] + 4), interceptors=interceptors)
@@ -91,6 +91,9 @@ class Listening:
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         self.port = self.server.add_secure_port("127.0.0.1:0", self.credentials.grpc)
         self.server.start()
+
+    def _clock(self) -> datetime:
+        return self.now()
 
     @property
     def address(self) -> str:

@@ -107,7 +107,7 @@ def loose_root_and_leaf(tmp_path: Path, west: Institution):
     from cryptography.hazmat.primitives import hashes
 
     from ddib_fed.node.certificates import issue_leaf, new_key
-    from ddib_fed.node.peers import Peer
+    from ddib_fed.node.peer_file import Peer
 
     key, name = new_key(), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loose")])
     now = datetime.now(UTC)
@@ -164,6 +164,18 @@ def test_a_removed_peer_is_refused_on_its_next_call(node: Listening, north: Inst
         assert type(from_rpc_error(error.value, HOP)) is PeerUnknown
         node.south.admit(north)
         stub.DescribeDomain(ASK, timeout=5)
+
+
+def test_a_withdrawn_identity_is_refused_although_its_certificate_is_good(
+    node: Listening, north: Institution
+) -> None:
+    """The answer to a lost key, before its certificate ends."""
+    with node.stub(north) as stub:
+        stub.DescribeDomain(ASK, timeout=5)
+        (node.south.pki / "withdrawn.txt").write_text(f"{north.identity}\n")
+        with pytest.raises(grpc.RpcError) as error:
+            stub.DescribeDomain(ASK, timeout=5)
+    assert type(from_rpc_error(error.value, HOP)) is PeerUnknown
 
 
 def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, north: Institution) -> None:

@@ -13,7 +13,8 @@ from ddib_fed.errors import AlreadyExists, InputError, PeerNotFound, PolicyDenie
 from ddib_fed.node import pki
 from ddib_fed.node.certificates import certificate_pem, issue_leaf, new_key
 from ddib_fed.node.identity import Identity
-from ddib_fed.node.peers import Peer, PeerStore, parse_peer
+from ddib_fed.node.peer_file import Peer, parse_peer
+from ddib_fed.node.peers import PeerStore
 from tests.node.institutions import Institution
 
 
@@ -229,6 +230,18 @@ def test_without_own_roots_there_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"roots\.pem") as failed:
         store.snapshot()
     assert "ddib pki init" in failed.value.hint
+
+
+def test_withdrawn_identities_are_read_with_the_rest(north: Institution) -> None:
+    """One a line, with comments; a line that is none is a problem, the others hold."""
+    store = north.store
+    assert not store.snapshot().withdrawn
+    alice = Identity("north.example", "client", "alice")
+    (north.pki / "withdrawn.txt").write_text(f"# lost laptops\n{alice}  # in March\n\nbob\n")
+    assert store.snapshot().withdrawn == {alice}
+    assert "'bob'" in (store.problem or "")
+    (north.pki / "withdrawn.txt").unlink()
+    assert not store.snapshot().withdrawn
 
 
 def test_reload_says_what_changed(north: Institution, south: Institution) -> None:

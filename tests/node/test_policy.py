@@ -9,7 +9,8 @@ import pytest
 from ddib_fed.errors import PeerUnknown, PolicyDenied, QuotaSpent, RefusedError
 from ddib_fed.node.certificates import new_authority
 from ddib_fed.node.identity import Identity
-from ddib_fed.node.peers import Peer, Snapshot
+from ddib_fed.node.peer_file import Peer
+from ddib_fed.node.peers import Snapshot
 from ddib_fed.node.policy import DAY_S, MAX_REPEATS, Policy, Quota
 
 NORTH = new_authority("north.example").certificate
