@@ -82,27 +82,33 @@ class ServerCredentials:
 
         An expired certificate is a problem too, although it can be read.
         """
-        self._fetch()
+        with self._lock:
+            self._look()
         return self._problem or self._peers.problem
 
     def _read(self) -> tuple[Credentials, bytes]:
         return load_identity(self._pki_folder), self._peers.snapshot().roots_pem
 
+    def _look(self) -> tuple[Credentials, bytes] | None:
+        """What the files hold now; none, and a problem, when they cannot be used."""
+        try:
+            found = self._read()
+        except Exception as error:  # gRPC would swallow it and trust on silently
+            if self._problem is None:
+                log.exception("certificates cannot be read; the last good ones stay in use")
+            self._problem = f"certificates: {error}"
+            return None
+        expired = found[0].not_after.timestamp() <= time.time()
+        self._problem = (
+            f"the certificate expired at {found[0].not_after:%Y-%m-%d %H:%M} UTC" if expired else None
+        )
+        return found
+
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """What gRPC calls at each handshake: a new configuration, or none when nothing changed."""
         with self._lock:
-            try:
-                found = self._read()
-            except Exception as error:
-                if self._problem is None:
-                    log.exception("certificates cannot be read; the last good ones stay in use")
-                self._problem = f"certificates: {error}"
-                return None
-            expired = found[0].not_after.timestamp() <= time.time()
-            self._problem = (
-                f"the certificate expired at {found[0].not_after:%Y-%m-%d %H:%M} UTC" if expired else None
-            )
-            if found == self._current:
+            found = self._look()
+            if found is None or found == self._current:
                 return None
             self._current = found
             return _configuration(found)
