@@ -128,7 +128,7 @@ def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None) -> Grid:
 
     A discrete schedule of T steps is respaced to n + 1 of its own. For a continuous one, whatever its name, the
     linear schedule is rescaled to T = n steps, and the data stand at the usable range's own end, before step 0: the
-    linear table stays within 0.7 of the range of lambda in which our networks are trained, the cosine one does not.
+    linear table stays within 0.9 of the range of lambda in which our networks are trained, the cosine one does not.
     """
     if isinstance(schedule, DiscreteSchedule):
         if n + 1 > schedule.steps:
@@ -140,7 +140,9 @@ def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None) -> Grid:
         levels = schedule.at_steps(space_timesteps(schedule.steps, [n + 1]))
     else:
         table = discrete_schedule("linear", n if n >= MIN_RESCALED_STEPS else 1000)
-        lams = [level.lam for level in table.at_steps(space_timesteps(table.steps, [n]))]
+        # One evaluation must still end in noise: respacing to a single step would keep the one nearest to the data.
+        steps = space_timesteps(table.steps, [n]) if n > 1 else [table.steps - 1]
+        lams = [level.lam for level in table.at_steps(steps)]
         # From about 4,000 steps step 0 lies beyond the usable end: the data then stand just before it.
         first = max(schedule.lambda_max, lams[0] + 1e-3)
         levels = schedule.levels(torch.tensor([first, *lams], dtype=torch.float64))

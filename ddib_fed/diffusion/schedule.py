@@ -220,18 +220,23 @@ class DiscreteSchedule(Schedule):
         self.lambda_min = max(float(self._lams[-1]), ZERO_TERMINAL_LAMBDA_MIN)
 
     def rate(self, t: Tensor) -> Tensor:
-        """B at network time t: exact at the integer steps, interpolated in lambda between them."""
-        position = (t / self.time_scale).clamp(0, self.steps - 1)
+        """B at network time t: exact at the integer steps; between them lambda is interpolated.
+
+        Towards an infinite terminal lambda the angle is interpolated instead, as in `t_of_rate`.
+        """
+        position = (t.double() / self.time_scale).clamp(0, self.steps - 1)
         low = position.floor().long().clamp_max(max(self.steps - 2, 0))
         high = (low + 1).clamp_max(self.steps - 1)
         weight = position - low
-        lam = torch.lerp(self._lams[low], self._lams[high], weight)
-        exact = torch.where(weight == 0, self._rates[low], self._rates[high])
+        in_lam = self._lams[low] + weight * (self._lams[high] - self._lams[low])
+        in_phi = -torch.log(torch.tan(torch.lerp(self._phis[low], self._phis[high], weight)))
+        lam = torch.where(torch.isinf(self._lams[high]), in_phi, in_lam)
         between = torch.logaddexp(torch.zeros_like(lam), -2.0 * lam)
+        exact = torch.where(weight == 0, self._rates[low], self._rates[high])
         return torch.where((weight == 0) | (weight == 1), exact, between)
 
     def t_of_rate(self, rate: Tensor) -> Tensor:
-        """Inverse of `rate`; towards an infinite terminal lambda the angle is interpolated instead."""
+        """Inverse of `rate`."""
         high = torch.searchsorted(self._rates, rate.contiguous()).clamp(1, self.steps - 1)
         low = high - 1
         lam = -0.5 * torch.log(torch.expm1(rate))

@@ -1,0 +1,55 @@
+"""The exact oracle: for data N(m, S) the networks and the probability-flow ODE are known in closed form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ddib_fed.diffusion.denoiser import Denoiser, Parameterisation, TimeInput
+from ddib_fed.diffusion.schedule import Level
+
+MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
+COVARIANCE = torch.tensor([[0.9, 0.4], [0.4, 0.3]], dtype=torch.float64)
+
+
+class GaussianNetwork(nn.Module):
+    """E[eps | x], E[x0 | x] or E[v | x] for x = alpha x0 + sigma eps with x0 ~ N(MEAN, COVARIANCE), told lambda."""
+
+    def __init__(self, predicts: Parameterisation, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.predicts = predicts
+        self.mean = nn.Parameter(MEAN.to(dtype), requires_grad=False)
+        self.covariance = nn.Parameter(COVARIANCE.to(dtype), requires_grad=False)
+
+    def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
+        times = times if rows is None else times[rows]
+        alpha, sigma = torch.sigmoid(2 * times).sqrt()[:, None], torch.sigmoid(-2 * times).sqrt()[:, None]
+        marginal = alpha[..., None] ** 2 * self.covariance + sigma[..., None] ** 2 * torch.eye(
+            2, dtype=x.dtype
+        )
+        whitened = torch.linalg.solve(marginal, (x - alpha * self.mean)[..., None])
+        eps = sigma * whitened[..., 0]
+        x0 = self.mean + alpha * (self.covariance @ whitened)[..., 0]
+        return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[self.predicts]
+
+
+def gaussian_denoiser(
+    predicts: Parameterisation = "v", dtype: torch.dtype = torch.float64, time_input: TimeInput = "lambda"
+) -> Denoiser:
+    return Denoiser(GaussianNetwork(predicts, dtype), predicts, time_input)
+
+
+def gaussian_samples(n: int, level: Level, seed: int = 0) -> Tensor:
+    """n points of the marginal at `level`, float64."""
+    noise = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    values, basis = torch.linalg.eigh(COVARIANCE)
+    scale = (level.alpha**2 * values + level.sigma**2).sqrt()
+    return level.alpha * MEAN + noise @ (basis * scale).T
+
+
+def gaussian_map(x: Tensor, start: Level, end: Level) -> Tensor:
+    """The ODE's exact map: each eigencoordinate keeps its number of standard deviations."""
+    values, basis = torch.linalg.eigh(COVARIANCE)
+    before = (start.alpha**2 * values + start.sigma**2).sqrt()
+    after = (end.alpha**2 * values + end.sigma**2).sqrt()
+    return end.alpha * MEAN + ((x - start.alpha * MEAN) @ basis * (after / before)) @ basis.T

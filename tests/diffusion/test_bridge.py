@@ -1,0 +1,109 @@
+"""The driver and the bridge: graphs, progress, stopping, and exact translations between Gaussians."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from ddib_fed.diffusion.bridge import Side, cycle, decode, encode, integrate, soften, translate
+from ddib_fed.diffusion.denoiser import Denoiser
+from ddib_fed.diffusion.plans import SolverSettings, plan
+from ddib_fed.diffusion.schedule import LinearSchedule
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.models.mlp import ResidualMLP
+from tests.diffusion.gaussian_data import gaussian_denoiser, gaussian_map, gaussian_samples
+
+SCHEDULE = LinearSchedule()
+START, END = SCHEDULE.level(SCHEDULE.lambda_max), SCHEDULE.level(SCHEDULE.lambda_min)
+
+
+class StoppedError(Exception):
+    """What a caller raises to stop."""
+
+
+def test_builds_no_graph():
+    """A network with trainable weights leaves no gradient behind, and gradients are on again afterwards."""
+    denoiser = Denoiser(ResidualMLP(width=32, blocks=1))
+    z = encode(torch.randn(4, 2), denoiser, SCHEDULE, SolverSettings(evaluations=4))
+    assert not z.requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_reports_each_evaluation():
+    """Progress counts up to the evaluations of the leg."""
+    told = []
+    encode(
+        gaussian_samples(4, START),
+        gaussian_denoiser(),
+        SCHEDULE,
+        SolverSettings(evaluations=5),
+        on_step=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(i, 5) for i in range(1, 6)]
+
+
+def test_closes_the_solver_when_stopped():
+    """What a progress callback raises ends the integration and comes through."""
+    solver = plan(SolverSettings(), SCHEDULE).encoder(gaussian_samples(4, START))
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        integrate(solver, gaussian_denoiser(), on_step=stop)
+    assert inspect.getgeneratorstate(solver) == inspect.GEN_CLOSED
+    assert torch.is_grad_enabled()
+
+
+def test_latents_of_gaussian_data_are_exact():
+    """48 evaluations of the default reach the closed form to 1e-4."""
+    x = gaussian_samples(200, START)
+    z = encode(x, gaussian_denoiser(), SCHEDULE)
+    assert torch.allclose(z, gaussian_map(x, START, END), atol=1.5e-4)
+
+
+def test_decode_undoes_encode():
+    """On one model the bridge is the identity within the solver's error."""
+    x = gaussian_samples(200, START)
+    denoiser = gaussian_denoiser()
+    assert torch.allclose(decode(encode(x, denoiser, SCHEDULE), denoiser, SCHEDULE), x, atol=3e-4)
+
+
+def test_a_cycle_keeps_every_stage():
+    """Source, latent, translated, latent again, source again; a model bridged to itself moves nothing."""
+    x = gaussian_samples(50, START)
+    side = Side(gaussian_denoiser(), SCHEDULE)
+    found = cycle(x, side, side)
+    latent, translated = translate(x, side, side)
+    assert torch.equal(found.latent, latent)
+    assert torch.equal(found.translated, translated)
+    assert torch.allclose(found.returned, x, atol=6e-4)
+    assert found.latent_again.shape == x.shape
+
+
+def test_softening_reaches_its_noise_level():
+    """alpha x + sigma noise with sigma / alpha as asked."""
+    x, noise = torch.ones(4, 2), torch.full((4, 2), 2.0)
+    level = SCHEDULE.level(-torch.log(torch.tensor(0.05)).item())
+    assert torch.allclose(soften(x, 0.05, noise), level.alpha * x + level.sigma * noise, atol=1e-6)
+
+
+def test_softened_encoding_follows_the_exact_map_from_there():
+    """The ODE takes over at the softened level."""
+    x = gaussian_samples(50, SCHEDULE.level(20.0))
+    noise = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    z = encode(x, gaussian_denoiser(), SCHEDULE, soften_sigma=0.02, noise=noise)
+    level = plan(SolverSettings(), SCHEDULE, soften_sigma=0.02).encode_grid.levels[0]
+    assert torch.allclose(z, gaussian_map(soften(x, 0.02, noise), level, END), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "noise"), [(0.02, None), (0.02, torch.ones(3, 2)), (2.0, torch.ones(4, 2))]
+)
+def test_refuses_softening_without_its_noise(sigma, noise):
+    """Noise of the right shape, and a level in [0, 1]."""
+    with pytest.raises(SettingsInvalid):
+        soften(torch.ones(4, 2), sigma, noise)

@@ -1,0 +1,101 @@
+"""White noise passes, whatever its size; constants, uniform or halved noise, correlated and smooth fields do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddib_fed.diffusion.bridge import encode
+from ddib_fed.diffusion.gaussianity import LatentStatistics, check, measure
+from ddib_fed.errors import LatentNotGaussian
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth_field(n: int) -> torch.Tensor:
+    """Pictures of unit variance whose neighbours are alike."""
+    coarse = noise(n, 3, 6, 6)
+    field = torch.nn.functional.interpolate(coarse, size=(48, 48), mode="bilinear")
+    return (field - field.mean()) / field.std()
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 2), (3, 2), (64, 2), (10_000, 2), (500, 3), (1, 3, 32, 32), (8, 1, 48, 48)]
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_passes_at_every_size(shape, seed):
+    """Few numbers scatter, and the bounds allow for it."""
+    check(measure(noise(*shape, seed=seed)))
+
+
+REFUSED = {
+    "constant points": torch.full((1000, 2), 0.3),
+    "zeros": torch.zeros(1000, 2),
+    "uniform noise": (torch.rand(10_000, 2, generator=torch.Generator().manual_seed(0)) - 0.5) * 12**0.5,
+    "half the noise": 0.5 * noise(1000, 2),
+    "twice the noise": 2.0 * noise(1000, 2),
+    "shifted": noise(1000, 2) + 0.6,
+    "one coordinate twice": noise(1000, 1).expand(-1, 2),
+    "not a number": torch.full((1000, 2), float("nan")),
+    "infinite": torch.full((1000, 2), float("inf")),
+    "constant pictures": torch.ones(4, 3, 32, 32),
+    "smooth pictures": smooth_field(4),
+}
+
+
+@pytest.mark.parametrize("latent", REFUSED.values(), ids=REFUSED)
+def test_refuses_what_is_not_noise(latent):
+    """Each is refused, and the figure that gave it away is named."""
+    with pytest.raises(LatentNotGaussian) as caught:
+        check(measure(latent))
+    assert caught.value.facts
+
+
+def test_white_pictures_hardly_correlate_and_smooth_ones_do():
+    """The mean |correlation| in 8 x 8 patches tells them apart."""
+    white, smooth = measure(noise(96, 1, 48, 48)), measure(smooth_field(32))
+    assert white.correlation == pytest.approx(0.0138, abs=0.002)
+    assert smooth.correlation > 0.3
+
+
+def test_correlation_of_points_is_that_of_their_coordinates():
+    """Two coordinates of correlation 0.6 measure 0.6."""
+    z = noise(20_000, 2)
+    z[:, 1] = 0.6 * z[:, 0] + 0.8 * z[:, 1]
+    assert measure(z).correlation == pytest.approx(0.6, abs=0.02)
+
+
+def test_counts_numbers():
+    """`count` is of numbers, not of samples."""
+    assert measure(noise(7, 3)).count == 21
+
+
+def test_latents_of_the_shipped_models_pass():
+    """Each domain's own points have white latents, from 200 points on."""
+    from ddib_fed.data.synthetic import sample
+    from ddib_fed.models.bundle import pretrained, pretrained_domains
+
+    assert len(pretrained_domains()) == 6
+    for domain in pretrained_domains():
+        bundle = pretrained(domain)
+        z = encode(torch.from_numpy(sample(domain, 200, 0)), bundle.denoiser(), bundle.schedule)
+        check(measure(z))
+
+
+def test_points_of_the_wrong_scale_do_not_pass():
+    """Points three times as far out as the model's are no data of its domain."""
+    from ddib_fed.data.synthetic import sample
+    from ddib_fed.models.bundle import pretrained
+
+    bundle = pretrained("moons")
+    points = 3.0 * torch.from_numpy(sample("moons", 500, 0))
+    with pytest.raises(LatentNotGaussian):
+        check(measure(encode(points, bundle.denoiser(), bundle.schedule)))
+
+
+def test_statistics_survive_as_fields():
+    """They can be taken apart and put together again, as the job store does."""
+    found = measure(noise(10, 2))
+    assert LatentStatistics(found.mean, found.std, found.kurtosis, found.correlation, found.count) == found

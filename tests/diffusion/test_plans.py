@@ -1,0 +1,99 @@
+"""Settings: what exists is planned, what does not is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddib_fed.diffusion.grids import ddib_compat_grids
+from ddib_fed.diffusion.plans import SolverSettings, check_settings, plan
+from ddib_fed.diffusion.schedule import CosineSchedule, LinearSchedule, discrete_schedule
+from ddib_fed.errors import SettingsInvalid
+
+SCHEDULE = LinearSchedule()
+
+
+def test_the_default_is_unipc_of_order_3_at_48_evaluations():
+    """An order of 0 is filled in with the solver's default."""
+    assert check_settings(SolverSettings()) == SolverSettings("unipc", 3, 48, "default")
+
+
+@pytest.mark.parametrize(
+    ("settings", "intervals"),
+    [
+        (SolverSettings("unipc", 3, 48), 48),
+        (SolverSettings("ddim", 1, 100, "integer"), 100),
+        (SolverSettings("rk4", 4, 48), 12),
+        (SolverSettings("alf", 2, 48), 47),
+    ],
+)
+def test_evaluations_become_intervals(settings, intervals):
+    """rk4 spends four an interval, alf one before the first."""
+    assert len(plan(settings, SCHEDULE).encode_grid) == intervals
+
+
+def test_decoding_walks_the_encoding_grid_backwards():
+    """One grid, two directions."""
+    steps = plan(SolverSettings(), SCHEDULE)
+    assert steps.decode_grid == steps.encode_grid.reversed()
+    assert steps.evaluations == 48
+
+
+def test_softening_shortens_only_the_encoding():
+    """Encoding starts at the softened level; decoding still ends at the data."""
+    steps = plan(SolverSettings(), SCHEDULE, soften_sigma=0.02)
+    first = steps.encode_grid.levels[0]
+    assert first.sigma / first.alpha == pytest.approx(0.02)
+    assert steps.decode_grid.levels[-1].lam == pytest.approx(SCHEDULE.lambda_max)
+
+
+def test_compat_follows_the_public_codes_levels():
+    """On a discrete schedule they are those of `ddib_compat_grids`."""
+    schedule = discrete_schedule("linear", 40)
+    steps = plan(SolverSettings("ddim", 1, 40, "ddib"), schedule)
+    assert (steps.encode_grid, steps.decode_grid) == ddib_compat_grids(schedule)
+
+
+def test_compat_tells_a_continuous_network_its_own_times():
+    """The linear table's levels, with times in [0, 1] of the model's schedule."""
+    schedule = CosineSchedule()
+    levels = plan(SolverSettings("ddim", 1, 50, "ddib"), schedule).encode_grid.levels
+    table = discrete_schedule("linear", 50)
+    assert [level.alpha for level in levels[:-1]] == [at.alpha for at in table.at_steps(list(range(50)))]
+    assert all(0.0 <= level.t <= 1.0 for level in levels)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SolverSettings("euler"),
+        SolverSettings("unipc", 5),
+        SolverSettings("unipc", -1),
+        SolverSettings("ddim", 2),
+        SolverSettings("rk4", 4, 50),
+        SolverSettings("rk4", 4, 3),
+        SolverSettings("alf", 2, 1),
+        SolverSettings("unipc", 3, 0),
+        SolverSettings("unipc", 3, 10_001),
+        SolverSettings("unipc", 3, 48, "fibonacci"),
+        SolverSettings("unipc", 3, 48, "ddib"),
+    ],
+    ids=str,
+)
+def test_refuses_settings_that_do_not_exist(settings):
+    """Unknown names, orders out of range, evaluations that do not divide."""
+    with pytest.raises(SettingsInvalid):
+        plan(settings, SCHEDULE)
+
+
+@pytest.mark.parametrize("sigma", [-0.1, 1.1, float("nan")])
+def test_refuses_softening_out_of_range(sigma):
+    """The noise level is in [0, 1]."""
+    with pytest.raises(SettingsInvalid):
+        plan(SolverSettings(), SCHEDULE, soften_sigma=sigma)
+
+
+def test_names_of_any_length_do_not_travel_whole():
+    """The fact that may cross the wire is cut."""
+    with pytest.raises(SettingsInvalid) as caught:
+        check_settings(SolverSettings("x" * 5000))
+    assert len(caught.value.facts["solver"]) <= 40

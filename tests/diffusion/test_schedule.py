@@ -1,0 +1,133 @@
+"""Schedules: closed forms, inverses, ends, and the public code's tables."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ddib_fed.diffusion.schedule import (
+    SCHEDULES,
+    Level,
+    LinearSchedule,
+    ScheduleConfig,
+    cosine_betas,
+    discrete_schedule,
+    linear_betas,
+    schedule_from_config,
+    zero_terminal_betas,
+)
+from ddib_fed.errors import SettingsInvalid
+
+EVERY = [ScheduleConfig(name, steps) for name in SCHEDULES for steps in (None, 100, 1000)]
+
+
+@pytest.mark.parametrize("config", EVERY, ids=str)
+def test_is_variance_preserving(config):
+    """alpha^2 + sigma^2 is 1 at every time."""
+    schedule = schedule_from_config(config)
+    t = torch.linspace(0.0, (config.steps or 2) - 1, 501, dtype=torch.float64)
+    assert torch.allclose(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t), atol=1e-12)
+
+
+@pytest.mark.parametrize("config", EVERY, ids=str)
+def test_time_of_lambda_inverts_lambda_of_time(config):
+    """Within the usable range the network's time gives lambda back."""
+    schedule = schedule_from_config(config)
+    low = schedule.lambda_min
+    if config.steps and config.name == "zero-terminal-snr":
+        low = float(schedule.lam(torch.tensor(config.steps - 2.0)))
+    lam = torch.linspace(low, schedule.lambda_max, 301, dtype=torch.float64)[1:-1]
+    assert torch.allclose(schedule.lam(schedule.t_of_lam(lam)), lam, atol=1e-7)
+
+
+@pytest.mark.parametrize("config", EVERY, ids=str)
+def test_lambda_falls_with_time(config):
+    """More time is more noise, strictly."""
+    schedule = schedule_from_config(config)
+    t = torch.linspace(0.0, (config.steps or 2) - 1, 400, dtype=torch.float64)
+    assert bool((schedule.rate(t).diff() > 0).all())
+
+
+def test_usable_range_of_the_default():
+    """The continuous linear schedule is used from lambda 5.3 to its own end, -5.02."""
+    schedule = schedule_from_config(ScheduleConfig())
+    assert schedule.lambda_max == 5.3
+    assert schedule.lambda_min == pytest.approx(-5.025, abs=1e-3)
+
+
+def test_rescaled_linear_betas_approach_the_continuous_schedule():
+    """T integer steps are the continuous schedule at (i + 1) / T, to first order in 1 / T."""
+    table, smooth = discrete_schedule("linear", 4000), LinearSchedule()
+    steps = torch.tensor([400.0, 1000.0, 2000.0, 3000.0])
+    assert torch.allclose(table.lam(steps), smooth.lam((steps + 1) / 4000), atol=5e-3)
+
+
+def test_linear_betas_are_those_of_ho_et_al():
+    """1,000 steps run from 1e-4 to 0.02, and any other number is scaled."""
+    assert linear_betas(1000)[[0, -1]].tolist() == pytest.approx([1e-4, 0.02])
+    assert linear_betas(4000)[[0, -1]].tolist() == pytest.approx([2.5e-5, 0.005])
+
+
+def test_cosine_betas_follow_the_formula():
+    """beta_i = 1 - f((i + 1) / T) / f(i / T) with f = cos^2((t + s) / (1 + s) pi / 2), at most 0.999."""
+    f = [math.cos((i / 50 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(51)]
+    expected = [min(1 - f[i + 1] / f[i], 0.999) for i in range(50)]
+    assert cosine_betas(50).tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_zero_terminal_ends_in_noise_and_keeps_the_first_step():
+    """The rescaled table has alpha 0 at its end and the original alpha at its start."""
+    betas = linear_betas(1000)
+    rescaled = zero_terminal_betas(betas)
+    assert float(rescaled[-1]) == pytest.approx(1.0)
+    assert float(rescaled[0]) == pytest.approx(float(betas[0]), rel=1e-9)
+    last = discrete_schedule("zero-terminal-snr", 1000).at_steps([999])[0]
+    assert last.alpha < 1e-12
+    assert last.sigma == 1.0
+
+
+def test_rescaled_timesteps_change_only_what_the_network_hears():
+    """Times are 1000 / T times the step; levels are the same."""
+    plain, rescaled = (
+        discrete_schedule("linear", 100),
+        discrete_schedule("linear", 100, rescale_timesteps=True),
+    )
+    first, second = plain.at_steps([7])[0], rescaled.at_steps([7])[0]
+    assert (first.alpha, first.sigma) == (second.alpha, second.sigma)
+    assert (first.t, second.t) == (7.0, 70.0)
+
+
+def test_ends_of_a_level_are_infinite_in_lambda():
+    """Clean data and pure noise have angles, and infinite lambda."""
+    data, noise = Level(1.0, 0.0, 0.0), Level(0.0, 1.0, 1.0)
+    assert (data.lam, data.phi) == (math.inf, 0.0)
+    assert (noise.lam, noise.phi) == (-math.inf, math.pi / 2)
+
+
+def test_levels_are_precise_near_the_data():
+    """sigma at lambda 15 is e^-15, not what float cancellation leaves of 1 - alpha^2."""
+    level = LinearSchedule().level(15.0)
+    assert level.sigma == pytest.approx(math.exp(-15.0), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ScheduleConfig("quadratic"),
+        ScheduleConfig("quadratic", 100),
+        ScheduleConfig("linear", 20),
+        ScheduleConfig("cosine", 1),
+        ScheduleConfig("linear", 100, lambda_max=5.0),
+        ScheduleConfig("cosine", lambda_min=6.0),
+        ScheduleConfig("cosine", lambda_min=-50.0),
+        ScheduleConfig("linear", lambda_max=math.inf),
+        ScheduleConfig("linear", lambda_max=math.nan),
+    ],
+    ids=str,
+)
+def test_refuses_schedules_that_do_not_exist(config):
+    """Unknown names, too few steps and impossible ranges are named errors."""
+    with pytest.raises(SettingsInvalid):
+        schedule_from_config(config)

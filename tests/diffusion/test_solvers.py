@@ -1,0 +1,171 @@
+"""Solvers against the exact map of Gaussian data: order, time reversal, reversibility, and the generator's manners."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+
+from ddib_fed.data.synthetic import DOMAINS, sample
+from ddib_fed.diffusion import solvers
+from ddib_fed.diffusion.bridge import integrate
+from ddib_fed.diffusion.denoiser import Denoiser, eps_from_v, x0_from_v
+from ddib_fed.diffusion.grids import make_grid
+from ddib_fed.diffusion.plans import SOLVERS, SolverSettings, plan
+from ddib_fed.diffusion.schedule import LinearSchedule
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.mlp import ResidualMLP
+from tests.diffusion.gaussian_data import gaussian_denoiser, gaussian_map, gaussian_samples
+
+SCHEDULE = LinearSchedule()
+CASES = [(spec.name, order) for spec in SOLVERS.values() for order in spec.orders]
+
+
+def evaluations(name, intervals):
+    spec = SOLVERS[name]
+    return spec.evaluations_at_start + spec.evaluations_per_step * intervals
+
+
+def error(name, order, intervals, decoding):
+    """Largest distance to the exact map over 64 points, in float64."""
+    steps = plan(SolverSettings(name, order, evaluations(name, intervals)), SCHEDULE)
+    grid = steps.decode_grid if decoding else steps.encode_grid
+    x = gaussian_samples(64, grid.levels[0])
+    start = steps.decoder(x) if decoding else steps.encoder(x)
+    exact = gaussian_map(x, grid.levels[0], grid.levels[-1])
+    return float((integrate(start, gaussian_denoiser()) - exact).abs().max())
+
+
+@pytest.mark.parametrize("decoding", [False, True], ids=["encode", "decode"])
+@pytest.mark.parametrize(("name", "order"), CASES)
+def test_shows_its_order_of_accuracy(name, order, decoding):
+    """The slope of log error over log intervals is the stated one, in both directions."""
+    counts = (64, 128, 256)
+    errors = torch.tensor([error(name, order, n, decoding) for n in counts]).log2()
+    slope = float(errors[0] - errors[-1]) / 2
+    assert slope == pytest.approx(SOLVERS[name].accuracy[order], abs=0.15)
+
+
+@pytest.mark.parametrize(("name", "order"), CASES)
+@pytest.mark.parametrize("predicts", ["eps", "x0"])
+def test_does_not_depend_on_what_the_network_predicts(name, order, predicts):
+    """The same data's eps, x0 and v networks lead to the same latent."""
+    x = gaussian_samples(20, SCHEDULE.level(SCHEDULE.lambda_max))
+    steps = plan(SolverSettings(name, order, evaluations(name, 12)), SCHEDULE)
+    with_v, other = (integrate(steps.encoder(x), gaussian_denoiser(p)) for p in ("v", predicts))
+    assert torch.allclose(with_v, other, atol=1e-8)
+
+
+def test_ddim_is_the_papers_formula():
+    """x_s = alpha_s x0 + sigma_s eps with the network's x0 and eps at t."""
+    grid = make_grid(SCHEDULE, "default", 6)
+    denoiser = gaussian_denoiser()
+    x = papers = gaussian_samples(30, grid.levels[0])
+    for t, s in zip(grid.levels, grid.levels[1:], strict=False):
+        v = denoiser(papers, t)
+        x0, eps = x0_from_v(v, papers, t.alpha, t.sigma), eps_from_v(v, papers, t.alpha, t.sigma)
+        papers = s.alpha * x0 + s.sigma * eps
+    assert torch.allclose(integrate(solvers.ddim(x, grid), denoiser), papers, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "order"), CASES)
+def test_time_reversal_gives_the_start_back(name, order):
+    """Encoding then decoding on the same grid returns, within the solver's error."""
+    steps = plan(SolverSettings(name, order, evaluations(name, 200)), SCHEDULE)
+    denoiser = gaussian_denoiser()
+    x = gaussian_samples(30, steps.encode_grid.levels[0])
+    back = integrate(steps.decoder(integrate(steps.encoder(x), denoiser)), denoiser)
+    assert float((back - x).abs().max()) <= 3 * error(name, order, 200, decoding=False) + 1e-10
+
+
+def there_and_back(x, denoiser, grid):
+    """Distance of each row to its start after alf with the auxiliary carried, and to its latent."""
+    z, aux = integrate(solvers.alf_pair(x, grid), denoiser)
+    back, _ = integrate(solvers.alf_pair(z, grid.reversed(), aux=aux), denoiser)
+    return (back - x).norm(dim=1), (z - x).norm(dim=1)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize(
+    ("dtype", "mean", "largest"), [(torch.float32, 1e-6, 1e-4), (torch.float64, 1e-11, 1e-11)]
+)
+def test_alf_is_the_identity_on_the_shipped_models(domain, dtype, mean, largest):
+    """With its auxiliary carried it returns to rounding, having gone somewhere in between."""
+    bundle = pretrained(domain)
+    x = torch.from_numpy(sample(domain, 250, 0)).to(dtype)
+    distance, way = there_and_back(x, bundle.denoiser(dtype), make_grid(bundle.schedule, "default", 47))
+    assert float(distance.mean()) <= mean
+    assert float(distance.max()) <= largest
+    assert float(way.mean()) > 0.1
+
+
+def test_alf_is_the_identity_whatever_the_network():
+    """Reversibility is algebra: it holds for random weights, whose translation means nothing."""
+    torch.manual_seed(0)
+    network = ResidualMLP(width=32, blocks=2)
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.2)
+    x = torch.randn(500, 2, dtype=torch.float64)
+    distance, _ = there_and_back(x, Denoiser(network.double()), make_grid(SCHEDULE, "default", 47))
+    assert float(distance.max()) <= 1e-11
+
+
+def test_alf_does_not_touch_the_auxiliary_it_is_given():
+    """The carried velocity can be used again."""
+    grid = make_grid(SCHEDULE, "default", 5)
+    x, aux = torch.ones(3, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
+    integrate(solvers.alf_pair(x, grid, aux=aux), gaussian_denoiser())
+    assert torch.equal(aux, torch.ones_like(aux))
+
+
+@pytest.mark.parametrize(("name", "order"), CASES)
+def test_does_not_touch_what_it_is_given(name, order):
+    """The caller's tensor is as it was."""
+    x = torch.ones(3, 2, dtype=torch.float64)
+    integrate(
+        plan(SolverSettings(name, order, evaluations(name, 8)), SCHEDULE).encoder(x), gaussian_denoiser()
+    )
+    assert torch.equal(x, torch.ones_like(x))
+
+
+@pytest.mark.parametrize(("name", "order"), CASES)
+def test_asks_exactly_as_often_as_the_settings_say(name, order):
+    """`evaluations` is what one leg costs."""
+    wanted = evaluations(name, 11)
+    told = []
+    solver = plan(SolverSettings(name, order, wanted), SCHEDULE).encoder(
+        torch.ones(3, 2, dtype=torch.float64)
+    )
+    integrate(solver, gaussian_denoiser(), on_step=lambda done, _: told.append(done))
+    assert told == list(range(1, wanted + 1))
+
+
+@pytest.mark.parametrize(("name", "order"), CASES)
+def test_closes_in_the_middle(name, order):
+    """A solver that is stopped half way ends without a word."""
+    solver = plan(SolverSettings(name, order, evaluations(name, 8)), SCHEDULE).encoder(torch.ones(3, 2))
+    query = next(solver)
+    solver.send(torch.zeros_like(query.x))
+    solver.close()
+    assert inspect.getgeneratorstate(solver) == inspect.GEN_CLOSED
+
+
+def test_states_stay_in_their_dtype():
+    """Float32 in, float32 out, with coefficients from float64."""
+    x = torch.randn(5, 2)
+    z = integrate(plan(SolverSettings(), SCHEDULE).encoder(x), gaussian_denoiser("v", torch.float32))
+    assert z.dtype == torch.float32
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_integral_weights_are_exact_for_polynomials(count):
+    """Through `count` nodes every power below `count` is integrated exactly, also backwards in time."""
+    nodes = tuple(1.0 - 0.1 * i - 0.02 * i * i for i in range(count))
+    for start, end in ((1.0, 1.13), (1.0, 0.9)):
+        weights = solvers.integral_weights(nodes, start, end)
+        for power in range(count):
+            exact = (end ** (power + 1) - start ** (power + 1)) / (power + 1)
+            found = math.fsum(w * node**power for w, node in zip(weights, nodes, strict=True))
+            assert found == pytest.approx(exact, rel=1e-9)

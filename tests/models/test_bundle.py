@@ -1,0 +1,234 @@
+"""Bundles: what is saved is what is loaded, and each way of being damaged is refused with file and field."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from ddib_fed.diffusion.schedule import ScheduleConfig
+from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound
+from ddib_fed.models import bundle as bundles
+from ddib_fed.models.bundle import load_bundle, make_bundle, pretrained, pretrained_domains, save_bundle
+from ddib_fed.models.manifest import Manifest, SyntheticConfig
+from tests.models.examples import SMALL, manifest, state
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save_bundle(tmp_path / "model", manifest(), state())
+    return tmp_path / "model"
+
+
+def rewrite(folder, change, *, sign=True):
+    """Edit manifest.json; with `sign` its digest is made right again."""
+    path = folder / "manifest.json"
+    fields = json.loads(path.read_text())
+    change(fields)
+    if sign:
+        fields.pop("digest")
+        fields["digest"] = Manifest.model_validate(fields).digest()
+    path.write_text(json.dumps(fields))
+
+
+def reweigh(folder, tensors):
+    """Other weights, with digests that fit them."""
+    data = safetensors.torch.save(tensors)
+    (folder / "model.safetensors").write_bytes(data)
+    import hashlib
+
+    rewrite(folder, lambda fields: fields.update(weights_sha256=hashlib.sha256(data).hexdigest()))
+
+
+@pytest.mark.parametrize("network", [SMALL, SyntheticConfig(num_channels=32, num_res_blocks=1)])
+def test_round_trip(network, tmp_path):
+    """Weights, manifest and digest come back, and the network computes."""
+    written = save_bundle(tmp_path / "deep" / "model", manifest(network), state(network))
+    read = load_bundle(tmp_path / "deep" / "model")
+    assert read.digest == written.digest
+    assert read.manifest == written.manifest
+    assert read.manifest.parameters == sum(t.numel() for t in state(network).values())
+    assert all(torch.equal(read.state[key], value) for key, value in state(network).items())
+    side = read.side(torch.float64)
+    assert side.denoiser(torch.zeros(3, 2, dtype=torch.float64), side.schedule.level(0.0)).shape == (3, 2)
+
+
+def test_half_precision_on_disk_is_single_in_memory(tmp_path):
+    """float16 halves the file; the loaded network is float32."""
+    save_bundle(tmp_path / "model", manifest(), {k: v.half() for k, v in state().items()})
+    assert {t.dtype for t in load_bundle(tmp_path / "model").state.values()} == {torch.float32}
+
+
+def test_digest_pins_the_weights(tmp_path):
+    """Other weights, another digest; the same ones, the same."""
+    first, again = make_bundle(manifest(), state()), make_bundle(manifest(), state())
+    other = make_bundle(manifest(), state(seed=1))
+    assert first.digest == again.digest != other.digest
+
+
+def test_a_network_of_its_own_each_time(saved):
+    """Whoever changes one network changes no other."""
+    bundle = load_bundle(saved)
+    first, second = bundle.network(), bundle.network()
+    next(iter(first.parameters())).data.zero_()
+    assert not torch.equal(next(iter(first.parameters())), next(iter(second.parameters())))
+
+
+def test_does_not_overwrite_unless_told(saved):
+    """A folder that is there stays, or is replaced whole."""
+    with pytest.raises(AlreadyExists):
+        save_bundle(saved, manifest(), state(seed=1))
+    replaced = save_bundle(saved, manifest(), state(seed=1), overwrite=True)
+    assert load_bundle(saved).digest == replaced.digest
+    assert [p.name for p in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
+    """When the disk fails in the middle there is no folder, under any name."""
+
+    def fail(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundles, "_write_durably", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_bundle(tmp_path / "model", manifest(), state())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_save_keeps_what_was_there(saved, monkeypatch):
+    """Overwriting that fails leaves the old bundle whole."""
+    before = load_bundle(saved).digest
+
+    def fail(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundles, "_write_durably", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_bundle(saved, manifest(), state(seed=1), overwrite=True)
+    assert load_bundle(saved).digest == before
+
+
+def test_missing_bundles_are_not_found(tmp_path):
+    """No folder, and a folder without a manifest."""
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(ModelNotFound):
+            load_bundle(path)
+
+
+DAMAGE = {
+    "edited manifest": (lambda f: rewrite(f, lambda m: m.update(domain="rings"), sign=False), "digest"),
+    "no digest": (lambda f: rewrite(f, lambda m: m.pop("digest"), sign=False), "digest"),
+    "unknown field": (lambda f: rewrite(f, lambda m: m.update(extra=1), sign=False), "extra"),
+    "missing field": (lambda f: rewrite(f, lambda m: m.pop("domain"), sign=False), "domain"),
+    "unknown network": (
+        lambda f: rewrite(f, lambda m: m.update(network={"kind": "unet"}), sign=False),
+        "network",
+    ),
+    "huge network": (lambda f: rewrite(f, lambda m: m["network"].update(width=10**9), sign=False), "width"),
+    "unknown schedule": (
+        lambda f: rewrite(f, lambda m: m["schedule"].update(name="quadratic")),
+        "schedule",
+    ),
+    "schedule with more": (
+        lambda f: rewrite(f, lambda m: m["schedule"].update(beta=1), sign=False),
+        "beta",
+    ),
+    "unknown parameterisation": (
+        lambda f: rewrite(f, lambda m: m.update(parameterisation="score"), sign=False),
+        "parameterisation",
+    ),
+    "later format": (
+        lambda f: rewrite(f, lambda m: m.update(format_version=2), sign=False),
+        "format_version",
+    ),
+    "path for a domain": (lambda f: rewrite(f, lambda m: m.update(domain="../x"), sign=False), "domain"),
+    "other shape": (lambda f: rewrite(f, lambda m: m.update(sample_shape=[3]), sign=False), "manifest.json"),
+    "not JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json"),
+    "not UTF-8": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe{"), "manifest.json"),
+    "a list": (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+    "truncated weights": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-4]),
+        "weights_sha256",
+    ),
+    "weights of another kind": (lambda f: reweigh_raw(f, b"not safetensors"), "model.safetensors"),
+    "missing tensor": (
+        lambda f: reweigh(f, {k: v for k, v in state().items() if k != "leave.bias"}),
+        "leave.bias",
+    ),
+    "extra tensor": (lambda f: reweigh(f, {**state(), "another": torch.zeros(1)}), "another"),
+    "other tensor shape": (lambda f: reweigh(f, {**state(), "leave.bias": torch.zeros(3)}), "leave.bias"),
+    "not finite": (
+        lambda f: reweigh(f, {**state(), "leave.bias": torch.full((2,), math.nan)}),
+        "leave.bias",
+    ),
+}
+
+
+def reweigh_raw(folder, data):
+    import hashlib
+
+    (folder / "model.safetensors").write_bytes(data)
+    rewrite(folder, lambda fields: fields.update(weights_sha256=hashlib.sha256(data).hexdigest()))
+
+
+@pytest.mark.parametrize(("damage", "named"), DAMAGE.values(), ids=DAMAGE)
+def test_refuses_damage_by_file_and_field(saved, damage, named):
+    """The detail names what is wrong, and there is a next step."""
+    damage(saved)
+    with pytest.raises(BundleInvalid) as caught:
+        load_bundle(saved)
+    assert named in caught.value.detail
+    assert str(saved) in caught.value.detail
+    assert caught.value.hint
+
+
+def test_one_flipped_bit_is_found(saved):
+    """A single bit of the weights breaks the digest."""
+    data = bytearray((saved / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (saved / "model.safetensors").write_bytes(data)
+    with pytest.raises(BundleInvalid, match="weights_sha256"):
+        load_bundle(saved)
+
+
+def test_refuses_to_save_what_it_would_not_load(tmp_path):
+    """Weights that do not fit, or are not finite, never reach the disk."""
+    with pytest.raises(BundleInvalid, match=r"leave\.bias"):
+        save_bundle(tmp_path / "model", manifest(), {**state(), "leave.bias": torch.full((2,), math.inf)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copied_folder_is_the_same_bundle(saved, tmp_path):
+    """Where a bundle lies is no part of it."""
+    shutil.copytree(saved, tmp_path / "copy")
+    assert load_bundle(tmp_path / "copy").digest == load_bundle(saved).digest
+
+
+def test_the_schedule_is_the_manifests(tmp_path):
+    """A discrete schedule comes back as one."""
+    made = manifest().model_copy(update={"schedule": ScheduleConfig("cosine", 100)})
+    save_bundle(tmp_path / "model", made, state())
+    assert load_bundle(tmp_path / "model").schedule.name == "cosine"
+    assert load_bundle(tmp_path / "model").schedule.steps == 100
+
+
+@pytest.mark.parametrize("domain", pretrained_domains())
+def test_shipped_models_verify_and_are_small(domain):
+    """Each of the six is whole and under 2 MB."""
+    bundle = pretrained(domain)
+    assert bundle.manifest.domain == domain
+    folder = bundles._pretrained_folder() / domain
+    assert sum(len(entry.read_bytes()) for entry in folder.iterdir()) < 2_000_000
+
+
+@pytest.mark.parametrize("domain", ["spirals", "", ".", "..", "../pretrained/moons", "moons/"])
+def test_refuses_domains_that_do_not_ship(domain):
+    """Names only, no paths."""
+    with pytest.raises(ModelNotFound) as caught:
+        pretrained(domain)
+    assert "moons" in caught.value.hint

@@ -1,0 +1,121 @@
+"""Public checkpoints become bundles; anything else is refused by the first tensor that differs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddib_fed.diffusion.bridge import encode
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.importers import import_synthetic
+from ddib_fed.models.manifest import SyntheticConfig
+from tests.models.examples import state
+
+NETWORK = SyntheticConfig(num_channels=64, num_res_blocks=2)
+
+
+@pytest.fixture
+def weights():
+    return state(NETWORK)
+
+
+def written(tmp_path, content):
+    torch.save(content, tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s},
+        lambda s: {"ema": s, "model": {"other": torch.zeros(1)}},
+        lambda s: {f"module.{key}": value for key, value in s.items()},
+    ],
+    ids=["plain", "state_dict", "model", "ema first", "DataParallel"],
+)
+def test_sizes_are_inferred_wherever_the_weights_lie(wrap, tmp_path, weights):
+    """Channels, blocks and coordinates come from the shapes."""
+    bundle = import_synthetic(written(tmp_path, wrap(weights)), domain="moons")
+    assert bundle.manifest.network == NETWORK
+    assert all(torch.equal(bundle.state[key], value) for key, value in weights.items())
+
+
+def test_the_imported_model_is_told_integer_steps_and_predicts_eps(tmp_path, weights):
+    """As the public code trained it: eps, 4,000 linear steps."""
+    made = import_synthetic(written(tmp_path, weights), domain="moons").manifest
+    assert (made.parameterisation, made.time_input) == ("eps", "timestep")
+    assert (made.schedule.name, made.schedule.steps) == ("linear", 4000)
+
+
+def test_it_can_be_saved_loaded_and_encoded_with(tmp_path, weights):
+    """An imported bundle is a bundle."""
+    bundle = import_synthetic(written(tmp_path, weights), domain="moons", diffusion_steps=100)
+    save_bundle(tmp_path / "bundle", bundle.manifest, bundle.state)
+    read = load_bundle(tmp_path / "bundle")
+    assert read.digest == bundle.digest
+    side = read.side()
+    z = encode(torch.randn(5, 2), side.denoiser, side.schedule, SolverSettings("ddim", 1, 20, "integer"))
+    assert bool(torch.isfinite(z).all())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda s: s.pop("middle_block.1.out_layers.3.bias"), "middle_block.1.out_layers.3.bias"),
+        (lambda s: s.update({"label_emb.weight": torch.zeros(3, 64)}), "label_emb.weight"),
+        (lambda s: s.update({"time_embed.0.weight": torch.zeros(64, 32)}), "time_embed.0.weight"),
+        (lambda s: s.update({"out.2.bias": torch.full((2,), float("nan"))}), "out.2.bias"),
+        (lambda s: s.pop("input_blocks.0.0.weight"), "input_blocks.0.0.weight"),
+        (
+            lambda s: s.update({"input_blocks.0.0.weight": torch.zeros(64, 2, 3, 3)}),
+            "input_blocks.0.0.weight",
+        ),
+        (lambda s: s.update({"input_blocks.0.0.weight": torch.zeros(50, 2)}), "input_blocks.0.0.weight"),
+    ],
+)
+def test_names_the_first_tensor_that_differs(change, named, tmp_path, weights):
+    """Missing, extra, of another shape, not finite, or of a picture network."""
+    change(weights)
+    with pytest.raises(BundleInvalid) as caught:
+        import_synthetic(written(tmp_path, weights), domain="moons")
+    assert named in caught.value.detail
+
+
+class Payload:
+    """What a hostile checkpoint would run."""
+
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+@pytest.mark.parametrize("content", [Payload(), [1, 2], {}, {"state_dict": {"a": 1}}, torch.zeros(2)])
+def test_refuses_what_is_no_state_dict_and_runs_nothing(content, tmp_path, capsys):
+    """Only tensors are read; code in a pickle is not executed."""
+    with pytest.raises(BundleInvalid):
+        import_synthetic(written(tmp_path, content), domain="moons")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04broken", b"\x80\x02broken"])
+def test_refuses_files_of_another_kind(data, tmp_path):
+    """Empty, text and broken archives are named errors."""
+    (tmp_path / "model.pt").write_bytes(data)
+    with pytest.raises(BundleInvalid):
+        import_synthetic(tmp_path / "model.pt", domain="moons")
+
+
+def test_a_missing_file_is_not_found(tmp_path):
+    """As is a folder."""
+    for path in (tmp_path / "missing.pt", tmp_path):
+        with pytest.raises(FileMissing):
+            import_synthetic(path, domain="moons")
+
+
+def test_refuses_an_unknown_schedule(tmp_path, weights):
+    """Before the file is read."""
+    with pytest.raises(SettingsInvalid):
+        import_synthetic(written(tmp_path, weights), domain="moons", noise_schedule="quadratic")
