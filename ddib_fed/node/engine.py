@@ -78,7 +78,11 @@ class Engine:
             max_trajectories=max_trajectories,
             threads=self.threads if self.device.type == "cpu" else None,
         )
-        self._warm_up()
+        try:
+            self._warm_up()
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def from_config(cls, config: NodeConfig) -> Engine:
@@ -156,7 +160,10 @@ class Engine:
             Cancelled, DeadlineExceeded: As `control` says.
         """
         self.check_samples(samples)
-        x = torch.from_numpy(samples if normalised else self.normalise(samples)).to(self.device, copy=True)
+        if not normalised:
+            samples = self.normalise(samples)
+            self.check_samples(samples)  # what is finite may overflow in the model's units
+        x = torch.from_numpy(samples).to(self.device, copy=True)
         chosen = self.plan(settings)
         started = time.perf_counter()
         z = self._drive(chosen.encoder(x), chosen.evaluations, control, on_step)
@@ -183,6 +190,7 @@ class Engine:
 
         Raises:
             ShapeMismatch, NotFinite, LatentNotGaussian: The latent cannot be used.
+            NotFinite: Nor can what came out.
             SettingsInvalid: The settings cannot be used.
             Cancelled, DeadlineExceeded: As `control` says.
         """
@@ -192,12 +200,14 @@ class Engine:
         chosen = self.plan(settings)
         started = time.perf_counter()
         x = self._drive(chosen.decoder(z), chosen.evaluations, control, on_step).cpu().numpy()
+        self.check_samples(x)
         return Decoded(x, self.denormalise(x), time.perf_counter() - started)
 
     def normalise(self, samples: Array) -> Array:
         """From the units of the data to the model's (mean 0, standard deviation 1)."""
         constants = self.bundle.manifest.normalisation
-        return ((samples - np.float32(constants.mean)) / np.float32(constants.std)).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return ((samples - np.float32(constants.mean)) / np.float32(constants.std)).astype(np.float32)
 
     def denormalise(self, samples: Array) -> Array:
         """The inverse of `normalise`."""

@@ -1,0 +1,101 @@
+"""Nodes whose network is so small that a test takes milliseconds; everything else about them is real.
+
+The network answers 0, which is the exact velocity of data N(0, I): encoding and decoding leave such data as they are.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+
+from ddib_fed.data.points import to_npy
+from ddib_fed.models.bundle import Bundle, make_bundle, save_bundle
+from ddib_fed.models.manifest import Manifest, MlpConfig, Normalisation
+from ddib_fed.models.mlp import ResidualMLP
+from ddib_fed.node.audit import AuditLog
+from ddib_fed.node.config import NodeConfig, render_node_toml
+from ddib_fed.node.engine import Engine
+from ddib_fed.node.metrics import Metrics
+from ddib_fed.node.role import NodeContext
+from tests.node.institutions import Institution
+
+NETWORK = MlpConfig(width=16, blocks=1, embedding=16, features=8)
+
+
+def manifest(name: str = "tiny", **changes) -> Manifest:
+    fields = {"name": name, "domain": "moons", "sample_shape": (2,), "network": NETWORK}
+    return Manifest(**{**fields, **changes})
+
+
+def state(answer: float = 0.0) -> dict[str, torch.Tensor]:
+    """The weights of a network that answers the same number whatever it is asked."""
+    network = ResidualMLP(width=16, blocks=1, embedding=16, features=8)
+    torch.nn.init.zeros_(network.leave.weight)
+    torch.nn.init.constant_(network.leave.bias, answer)
+    return network.state_dict()
+
+
+def tiny_bundle(name: str = "tiny", *, answer: float = 0.0, **changes) -> Bundle:
+    return make_bundle(manifest(name, **changes), state(answer))
+
+
+def tiny_engine(name: str = "tiny", *, answer: float = 0.0, **changes) -> Engine:
+    return Engine(tiny_bundle(name, answer=answer, **changes), device="cpu", threads=1)
+
+
+def gaussian(count: int, seed: int = 0) -> np.ndarray:
+    """Points (count, 2) of N(0, I)."""
+    return np.random.default_rng(seed).standard_normal((count, 2)).astype(np.float32)
+
+
+def npy(count: int = 40, seed: int = 0) -> bytes:
+    return to_npy(gaussian(count, seed))
+
+
+def make_config(folder, institution: str, role: str, *, domain: str = "moons", **settings) -> NodeConfig:
+    """A node.toml beside `state/`, whose port is whatever is free; `settings` replace the template's comments."""
+    text = render_node_toml(
+        institution=institution, name="node-1", roles=(role,), domain=domain,
+        listen="127.0.0.1:0", address="localhost:7443",
+    )  # fmt: skip
+    for name, value in {"max_evaluations": 10_000, "threads": 1, **settings}.items():
+        text, found = re.subn(rf"(?m)^# {name} = .*$", f"{name} = {value}", text)
+        if not found:  # a limit that the template does not show
+            text = text.replace("[limits]", f"[limits]\n{name} = {value}", 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "node.toml").write_text(text)
+    return NodeConfig.load(folder / "node.toml")
+
+
+def make_institution(folder, name: str) -> Institution:
+    """An institution whose folders are those of a node with a node.toml in `folder`."""
+    return Institution(name, folder / "state")
+
+
+def make_context(config: NodeConfig, institution: Institution, engine: Engine | None) -> NodeContext:
+    """What the roles of a node get, with the engine warm unless there is none."""
+    node = NodeContext(config, institution.store, AuditLog(config.paths.audit), Metrics())
+    if engine is not None:
+        node.set_engine(engine)
+    return node
+
+
+def save_model(config: NodeConfig, name: str = "tiny") -> Bundle:
+    return save_bundle(config.paths.bundle, manifest(name), state())
+
+
+__all__ = [
+    "Normalisation",
+    "gaussian",
+    "make_config",
+    "make_context",
+    "make_institution",
+    "manifest",
+    "npy",
+    "save_model",
+    "state",
+    "tiny_bundle",
+    "tiny_engine",
+]
