@@ -6,21 +6,32 @@ decodes returned latents: memory holds a handful of items whatever the job's siz
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 
 from ddib_fed.data.points import parse_npy, to_npy
 from ddib_fed.diffusion.gaussianity import LatentStatistics
-from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
+from ddib_fed.errors import (
+    ChunkCorrupt,
+    DdibError,
+    InputError,
+    ItemNotFound,
+    LatentNotGaussian,
+    MessageInvalid,
+    ShapeMismatch,
+)
 from ddib_fed.evaluation.metrics import CycleError, cycle_error
 from ddib_fed.node.batching import Control
+from ddib_fed.node.engine import Encoded
 from ddib_fed.node.events import EventHub
 from ddib_fed.node.job_records import PENDING_ITEMS, ItemState, JobState, Part
 from ddib_fed.node.jobs import Item, Job, JobStore
@@ -28,12 +39,16 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings import solver_settings
 from ddib_fed.wire.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, Latent, approve
-from source_node.remote import Decoded, Progress, Remote, Remotes
+from source_node.remote import DecodeCall, Decoded, Progress, Remotes
 
 # Latents that wait for the wire; the one being encoded and the one being sent come on top.
 QUEUED_LATENTS = 2
 # How often a blocked stage looks whether it should still wait.
 POLL_S = 0.2
+# Answers that are being brought home, or wait for it; then the peer waits.
+RETURNING = 2
+
+log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -56,7 +71,9 @@ class Pipeline:
         self._job = job
         self._control = control
         self._settings = solver_settings(job.spec.solver)
-        self._sent: dict[int, dict[str, Any]] = {}
+        self._sent: dict[int, _Sent] = {}
+        self._lock = threading.Lock()
+        self._done = sum(item.state not in PENDING_ITEMS for item in job.items)
 
     def run(self, items: Sequence[Item]) -> None:
         """Take the items as far as they go.
@@ -69,29 +86,33 @@ class Pipeline:
         contract = remote.negotiate(self._node.side(), spec.target_domain, self._control)
         batch = contract.limits.max_items_per_stream
         for start in range(0, len(items), batch):
-            self._stream(remote, contract, items[start : start + batch])
+            self._stream(contract, {item.index for item in items[start : start + batch]})
 
-    def _stream(self, remote: Remote, contract: Contract, items: Sequence[Item]) -> None:
+    def _stream(self, contract: Contract, numbers: Collection[int]) -> None:
         """One Decode call; an item that the peer refuses is failed, and the rest goes on in another call."""
-        left = list(items)
-        while left:
+        while left := self._left(numbers):
             try:
-                self._one_call(remote, contract, left)
+                self._one_call(contract, left)
             except (InputError, LatentNotGaussian) as error:
-                number = error.facts.get("item", "")
-                refused = [item for item in left if str(item.index) == number]
+                named = error.facts.get("item")
+                refused = [item for item in self._left(numbers) if str(item.index) == named]
                 if not refused:
                     raise
                 self._fail_item(refused[0].index, error)
             else:
+                if self._left(numbers):
+                    raise MessageInvalid("the peer ended in order, and items are left")
                 return
-            done = {i.index for i in self._store.get(self._job.job_id).items if i.state not in PENDING_ITEMS}
-            left = [item for item in left if item.index not in done]
 
-    def _one_call(self, remote: Remote, contract: Contract, items: Sequence[Item]) -> None:
+    def _left(self, numbers: Collection[int]) -> list[Item]:
+        """Which of these items are still to do, as they are now: a call that broke off left some of them encoded."""
+        items = self._store.get(self._job.job_id).items
+        return [item for item in items if item.index in numbers and item.state in PENDING_ITEMS]
+
+    def _one_call(self, contract: Contract, items: Sequence[Item]) -> None:
         spec = self._job.spec
         outgoing = _Outgoing(self._control)
-        call = remote.decode(
+        call = self._remotes.get(spec.target_institution).decode(
             contract,
             request_id=self._job.job_id,
             solver=self._settings,
@@ -103,27 +124,29 @@ class Pipeline:
         encoder = _Encoder(
             lambda: self._encode_all(items, contract, outgoing), outgoing, on_error=call.cancel
         )
-        returns: list[Future[None]] = []
-        with ThreadPoolExecutor(1, thread_name_prefix="return") as worker:
+        with call, encoder:
             try:
-                encoder.start()
-                for answer in call:
-                    if isinstance(answer, Progress):
-                        self._step(answer.item, answer.stage)(answer.step, answer.steps)
-                    else:
-                        returns.append(worker.submit(self._receive, answer, contract))
-                        _raise_first_done(returns)
+                self._take_answers(call, contract)
             except DdibError:
                 # What the encoder met is the cause; the call's own error only follows from it.
                 encoder.reraise()
                 self._control.check()
                 raise
-            finally:
-                encoder.stop()
-                call.cancel()
-            for future in returns:
-                future.result()
         encoder.reraise()
+
+    def _take_answers(self, call: DecodeCall, contract: Contract) -> None:
+        """Read what comes back while a worker brings the answers before it home; a slow worker slows the peer."""
+        returning: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="return") as worker:
+            for answer in call:
+                if isinstance(answer, Progress):
+                    self._step(answer.item, answer.stage)(answer.step, answer.steps)
+                    continue
+                while len(returning) >= RETURNING or (returning and returning[0].done()):
+                    returning.popleft().result()
+                returning.append(worker.submit(self._receive, answer, contract))
+            for future in returning:
+                future.result()
 
     # Encode
 
@@ -132,38 +155,22 @@ class Pipeline:
             outgoing.check()
             try:
                 approved = self._encode(item, contract)
-            except (InputError, LatentNotGaussian) as error:
+            except (InputError, LatentNotGaussian, ChunkCorrupt) as error:
                 self._fail_item(item.index, error)
                 continue
             outgoing.put(approved)
         outgoing.put(None)
 
     def _encode(self, item: Item, contract: Contract) -> ApprovedLatent:
-        """The item's latent: the stored one after an interruption, else a new one, stored before it is sent."""
-        job_id = self._job.job_id
-        if item.state == ItemState.ENCODED:
-            record = dict(item.provenance)
-            statistics = LatentStatistics(**record["latent"])
-            latent = Latent.from_bytes(
-                self._store.read_part(job_id, item.index, Part.ENCODED), self._engine.sample_shape
-            )
-        else:
-            samples = self._input(item)
-            encoded = self._engine.encode(
-                samples, self._settings, control=self._control, on_step=self._step(item.index, "encode")
-            )
-            latent, statistics = encoded.latent, encoded.statistics
-            record = self._record(item, statistics, encoded.seconds, latent, contract)
-            self._store.put_part(job_id, item.index, Part.ENCODED, latent.to_bytes())
-            if self._job.spec.keep_latent:
-                self._store.put_part(job_id, item.index, Part.LATENT, to_npy(latent.data))
-            self._store.advance(job_id, item.index, ItemState.ENCODED, record)
-            self._observe("encode", encoded.seconds, len(samples))
-        self._sent[item.index] = record
+        """The item's latent, fit to leave: the stored one after an interruption, else a new one."""
+        stored = self._stored(item, contract) if item.state == ItemState.ENCODED else None
+        latent, statistics, record = stored or self._encode_anew(item, contract)
+        self._sent[item.index] = _Sent(item, record)
+        self._node.peers.get(contract.target.institution)  # it may have been removed while this was encoded
         approved = approve(latent, contract, statistics, item=item.index)
         self._node.audit.write(
             "latent_sent",
-            job=job_id,
+            job=self._job.job_id,
             item=item.index,
             peer=contract.target.institution,
             latent=latent.sha256.hex(),
@@ -171,6 +178,40 @@ class Pipeline:
         )
         self._node.metrics.latent_bytes.labels("out").inc(approved.size_bytes)
         return approved
+
+    def _stored(
+        self, item: Item, contract: Contract
+    ) -> tuple[Latent, LatentStatistics, dict[str, Any]] | None:
+        """The latent that was made before, to be sent as it is; none when it is another model's, or damaged.
+
+        Then the item is one that was only received, and is encoded again.
+        """
+        job_id, record = self._job.job_id, dict(item.provenance)
+        try:
+            if record.get("source_model_sha256") == contract.source.model_sha256.hex():
+                data = self._store.read_part(job_id, item.index, Part.ENCODED)
+                latent = Latent.from_bytes(data, self._engine.sample_shape)
+                return latent, LatentStatistics(**record["latent"]), record | _terms(contract)
+            log.info("item %d of job %s is encoded again: the model was replaced", item.index, job_id)
+        except (ChunkCorrupt, ItemNotFound) as error:
+            log.warning("item %d of job %s is encoded again: %s", item.index, job_id, error.detail)
+        self._store.advance(job_id, item.index, ItemState.RECEIVED)
+        return None
+
+    def _encode_anew(self, item: Item, contract: Contract) -> tuple[Latent, LatentStatistics, dict[str, Any]]:
+        """A new latent, stored before it is sent."""
+        job_id = self._job.job_id
+        samples = self._input(item)
+        encoded = self._engine.encode(
+            samples, self._settings, control=self._control, on_step=self._step(item.index, "encode")
+        )
+        record = self._record(item, encoded, contract)
+        self._store.put_part(job_id, item.index, Part.ENCODED, encoded.latent.to_bytes())
+        if self._job.spec.keep_latent:
+            self._store.put_part(job_id, item.index, Part.LATENT, to_npy(encoded.latent.data))
+        self._store.advance(job_id, item.index, ItemState.ENCODED, record)
+        self._observe("encode", encoded.seconds, len(samples))
+        return encoded.latent, encoded.statistics, record
 
     def _input(self, item: Item) -> np.ndarray[Any, np.dtype[np.float32]]:
         limits = self._node.config.limits
@@ -181,24 +222,14 @@ class Pipeline:
             dim=self._engine.sample_shape[0],
         )
 
-    def _record(
-        self, item: Item, statistics: LatentStatistics, seconds: float, latent: Latent, contract: Contract
-    ) -> dict[str, Any]:
+    def _record(self, item: Item, encoded: Encoded, contract: Contract) -> dict[str, Any]:
         """What will be written beside the result; grows as the item goes on."""
-        return {
-            "source_institution": contract.source.institution,
-            "source_domain": contract.source.domain,
-            "target_institution": contract.target.institution,
-            "target_domain": contract.target.domain,
-            "contract_sha256": contract.digest.hex(),
-            "source_model_sha256": contract.source.model_sha256.hex(),
-            "target_model_sha256": contract.target.model_sha256.hex(),
+        return _terms(contract) | {
             "input_sha256": item.sha256.hex(),
-            "latent_sha256": latent.sha256.hex(),
-            "soften_sigma": contract.source.soften_sigma,
-            "latent": asdict(statistics),
-            "samples": int(latent.data.shape[0]),
-            "seconds": {"encode": seconds},
+            "latent_sha256": encoded.latent.sha256.hex(),
+            "latent": asdict(encoded.statistics),
+            "samples": int(encoded.latent.data.shape[0]),
+            "seconds": {"encode": encoded.seconds},
             "wire_bytes": 0,
             "encoded_at": time.time(),
         }
@@ -206,36 +237,50 @@ class Pipeline:
     # What comes back
 
     def _receive(self, answer: Decoded, contract: Contract) -> None:
+        """Bring one answer home; what is wrong with it ends this item and no other."""
+        try:
+            self._keep(answer, self._sent[answer.item], contract)
+        except (InputError, LatentNotGaussian) as error:
+            log.warning(
+                "item %d of job %s: the answer is refused: %s", answer.item, self._job.job_id, error.detail
+            )
+            refusal = MessageInvalid(
+                f"{contract.target.institution} answered with what cannot be used: {error.detail}",
+                hop=f"target {contract.target.institution}",
+                facts={"peer": contract.target.institution, "answer": error.reason},
+            )
+            self._fail_item(answer.item, refusal)
+
+    def _keep(self, answer: Decoded, sent: _Sent, contract: Contract) -> None:
         """Store a translation, and close the cycle where one was asked for."""
-        job_id = self._job.job_id
-        record = self._sent[answer.item]
-        parse_npy(
-            answer.file,
-            max_bytes=self._node.config.limits.max_item_bytes,
-            max_points=self._node.config.limits.max_points_per_item,
-            dim=contract.target.sample_shape[0],
+        job_id, record, shape = self._job.job_id, sent.record, contract.target.sample_shape
+        limits = self._node.config.limits
+        points = parse_npy(
+            answer.file, max_bytes=limits.max_item_bytes, max_points=limits.max_points_per_item, dim=shape[0]
         )
-        self._store.put_part(job_id, answer.item, Part.TRANSLATION, answer.file)
-        crossed = answer.sent_bytes + len(answer.file)
+        if len(points) != record["samples"]:
+            raise ShapeMismatch(f"{len(points)} samples came back for {record['samples']}")
         record["seconds"]["remote"] = answer.seconds
+        crossed = answer.sent_bytes + len(answer.file)
         if answer.round_trip is not None:
-            crossed += answer.round_trip.size_bytes
-            record["cycle"] = dict(self._close_cycle(answer.item, answer.round_trip, record))
+            crossed += len(answer.round_trip)
+            record["cycle"] = dict(self._close_cycle(sent, Latent.from_bytes(answer.round_trip, shape)))
         record["wire_bytes"] = crossed
+        self._store.put_part(job_id, answer.item, Part.TRANSLATION, answer.file)
         self._store.advance(job_id, answer.item, ItemState.DECODED, record)
         self._node.metrics.items.labels("decode", "ok").inc()
-        self._publish(answer.item, "done")
+        self._publish_end(answer.item, "done")
 
-    def _close_cycle(self, index: int, latent: Latent, record: dict[str, Any]) -> CycleError:
+    def _close_cycle(self, sent: _Sent, latent: Latent) -> CycleError:
         """Decode the translation's latent with the own model, keep it, and measure how far it is from the input."""
+        index = sent.item.index
         decoded = self._engine.decode(
             latent, self._settings, control=self._control, on_step=self._step(index, "return")
         )
         self._store.put_part(self._job.job_id, index, Part.RETURNED, to_npy(decoded.samples))
-        record["seconds"]["return"] = decoded.seconds
+        sent.record["seconds"]["return"] = decoded.seconds
         self._observe("return", decoded.seconds, len(decoded.samples))
-        item = next(item for item in self._store.get(self._job.job_id).items if item.index == index)
-        return cycle_error(self._engine.normalise(self._input(item)), decoded.normalised)
+        return cycle_error(self._engine.normalise(self._input(sent.item)), decoded.normalised)
 
     # Telling
 
@@ -244,7 +289,7 @@ class Pipeline:
 
         self._store.fail_item(self._job.job_id, index, error_record(error))
         self._node.metrics.items.labels("encode", "failed").inc()
-        self._publish(index, "failed", reason=error.reason)
+        self._publish_end(index, "failed", reason=error.reason)
 
     def _observe(self, stage: str, seconds: float, samples: int) -> None:
         self._node.metrics.seconds.labels(stage).observe(seconds)
@@ -258,18 +303,40 @@ class Pipeline:
 
         return on_step
 
-    def _publish(self, index: int, stage: str, *, reason: str = "") -> None:
-        items = self._store.get(self._job.job_id).items
-        done = sum(item.state not in PENDING_ITEMS for item in items)
-        self._events.publish(
-            self._job.job_id,
-            state=JobState.RUNNING,
-            item=index,
-            stage=stage,
-            reason=reason,
-            items_done=done,
-            items=len(items),
-        )
+    def _publish_end(self, index: int, stage: str, *, reason: str = "") -> None:
+        with self._lock:
+            self._done += 1
+            self._events.publish(
+                self._job.job_id,
+                state=JobState.RUNNING,
+                item=index,
+                stage=stage,
+                reason=reason,
+                items_done=self._done,
+                items=len(self._job.items),
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """An item that went to the peer, and what is recorded of it."""
+
+    item: Item
+    record: dict[str, Any]
+
+
+def _terms(contract: Contract) -> dict[str, Any]:
+    """Of whom and under what contract, for the record."""
+    return {
+        "source_institution": contract.source.institution,
+        "source_domain": contract.source.domain,
+        "target_institution": contract.target.institution,
+        "target_domain": contract.target.domain,
+        "contract_sha256": contract.digest.hex(),
+        "source_model_sha256": contract.source.model_sha256.hex(),
+        "target_model_sha256": contract.target.model_sha256.hex(),
+        "soften_sigma": contract.source.soften_sigma,
+    }
 
 
 class _Encoder:
@@ -284,8 +351,14 @@ class _Encoder:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """No more latents are wanted; the item in hand is finished and stored first."""
+        self._outgoing.stop()
+        self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -299,11 +372,6 @@ class _Encoder:
     def reraise(self) -> None:
         if self._error is not None:
             raise self._error
-
-    def stop(self) -> None:
-        """No more latents are wanted; the item in hand is finished and stored first."""
-        self._outgoing.stop()
-        self._thread.join()
 
 
 class _Stopped(Exception):  # noqa: N818 - a signal between two threads of this module
@@ -335,18 +403,11 @@ class _Outgoing:
                 continue
             return
 
-    def __iter__(self) -> Iterator[ApprovedLatent]:
+    def __iter__(self) -> Iterator[ApprovedLatent | None]:
+        """The latents, and None after the last; it ends without it when the call is over."""
         while not (self._control.cancelled or self._stopped.is_set()):
             try:
                 latent = self._queue.get(timeout=POLL_S)
             except queue.Empty:
                 continue
-            if latent is None:
-                return
             yield latent
-
-
-def _raise_first_done(futures: Sequence[Future[None]]) -> None:
-    for future in futures:
-        if future.done():
-            future.result()

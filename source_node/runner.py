@@ -13,6 +13,7 @@ import random
 import secrets
 import threading
 import time
+from contextlib import suppress
 
 from ddib_fed.errors import (
     Cancelled,
@@ -20,6 +21,9 @@ from ddib_fed.errors import (
     Draining,
     ExhaustedError,
     InternalError,
+    JobNotFound,
+    QueueFull,
+    StateConflict,
     UnavailableError,
 )
 from ddib_fed.node.batching import Control
@@ -34,6 +38,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+# How often the queue is looked at when nobody wakes the workers.
+LOOK_EVERY_S = 0.5
 
 
 def error_record(error: DdibError) -> ErrorRecord:
@@ -68,6 +74,7 @@ class JobRunner:
         self._draining = False
         self._controls: dict[str, Control] = {}
         self._pauses: dict[str, float] = {}
+        self._stranded: set[str] = set()
         self._threads = [
             threading.Thread(target=self._run, name=f"job-{n}", daemon=True)
             for n in range(node.config.engine.running_jobs)
@@ -111,38 +118,60 @@ class JobRunner:
                 thread.join(timeout=10)
 
     def _run(self) -> None:
-        while (job := self._next()) is not None:
+        while (taken := self._next()) is not None:
+            job, control = taken
+            stranded = False
             try:
-                self._work(job)
+                self._work(job, control)
             except Exception:
-                # The store itself failed (disk full, for one): the job stays as it is until the next start.
-                log.exception("job %s could not be brought to an end", job.job_id)
-            finally:
-                with self._wake:
-                    self._controls.pop(job.job_id, None)
-                    self._wake.notify_all()
+                # The store itself failed (disk full, for one): running in its books, and nobody works on it.
+                log.exception("job %s could not be brought to an end; it is tried again", job.job_id)
+                stranded = True
+            with self._wake:
+                if (
+                    self._controls.get(job.job_id) is control
+                ):  # put back, it may run on another thread already
+                    del self._controls[job.job_id]
+                if stranded:
+                    self._stranded.add(job.job_id)
+                self._wake.notify_all()
 
-    def _next(self) -> Job | None:
+    def _next(self) -> tuple[Job, Control] | None:
         """The next job, or None when closing."""
         with self._wake:
             while not (self._closing or self._draining):
-                job = self._store.claim()
+                job = self._claim()
                 if job is not None:
-                    self._controls[job.job_id] = Control(deadline_of(job))
-                    return job
-                self._wake.wait(1.0)
+                    control = self._controls[job.job_id] = Control(deadline_of(job))
+                    return job, control
+                self._wake.wait(LOOK_EVERY_S)
         return None
 
-    def _work(self, job: Job) -> None:
-        control = self._controls[job.job_id]
+    def _claim(self) -> Job | None:
+        """A job that is due; none, too, while the store cannot say: a full disk must not end the workers."""
+        try:
+            self._take_back_stranded()
+            return self._store.claim()
+        except Exception:
+            log.exception("the job store cannot be used now; it is tried again")
+            return None
+
+    def _take_back_stranded(self) -> None:
+        for job_id in list(self._stranded):
+            with suppress(StateConflict, JobNotFound):
+                self._store.put_back(job_id, self._pause(job_id))
+            self._stranded.discard(job_id)
+
+    def _work(self, job: Job, control: Control) -> None:
         self._publish(job, JobState.RUNNING)
         try:
             self._attempt(job, control)
+            self._finish_by_items(job)
         except (UnavailableError, ExhaustedError) as error:
-            if self._closing:
-                log.info("job %s is left for the next start", job.job_id)
-            else:
-                self._postpone(job, error)
+            self._set_aside(job, error)
+        except OSError as error:
+            log.exception("job %s: the disk failed", job.job_id)
+            self._set_aside(job, QueueFull(f"the disk failed: {type(error).__name__}"))
         except Cancelled as error:
             self._finish(job, JobState.CANCELLED, error)
         except DdibError as error:
@@ -151,9 +180,13 @@ class JobRunner:
             incident = secrets.token_hex(6)
             log.exception("incident %s in job %s", incident, job.job_id)
             self._finish(job, JobState.FAILED, InternalError(incident=incident))
+
+    def _set_aside(self, job: Job, error: DdibError) -> None:
+        """For later, or for the next start."""
+        if self._closing:
+            log.info("job %s is left for the next start", job.job_id)
         else:
-            self._pauses.pop(job.job_id, None)
-            self._finish_by_items(job)
+            self._postpone(job, error)
 
     def _attempt(self, job: Job, control: Control) -> None:
         """Run the pipeline over what is left."""
@@ -167,19 +200,27 @@ class JobRunner:
     def _postpone(self, job: Job, error: DdibError) -> None:
         """Queue the job again for later, so that others get the worker; pauses grow while nothing moves."""
         before = {item.index: item.state for item in job.items}
-        moved = any(before[item.index] != item.state for item in self._store.get(job.job_id).items)
-        pause = FIRST_PAUSE_S if moved else self._pauses.get(job.job_id, FIRST_PAUSE_S)
-        self._pauses[job.job_id] = min(2 * pause, LONGEST_PAUSE_S)
-        delay = max(error.retry_after_s or 0.0, pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
-        if self._store.is_cancelled(job.job_id):
-            self._finish(job, JobState.CANCELLED, Cancelled())
-            return
+        if any(before[item.index] != item.state for item in self._store.get(job.job_id).items):
+            self._pauses.pop(job.job_id, None)
+        delay = max(error.retry_after_s or 0.0, self._pause(job.job_id))
         log.info("job %s waits %.1f s for its peer: %s (%s)", job.job_id, delay, error.reason, error.detail)
         self._store.put_back(job.job_id, min(delay, max(0.0, job.deadline - time.time())))
-        self._publish(job, JobState.QUEUED, stage="wait", reason=error.reason)
+        if self._store.is_cancelled(job.job_id):  # while it ran: it need not wait to hear it
+            self._store.cancel(job.job_id, job.spec.owner)
+            self._pauses.pop(job.job_id, None)
+            self._announce(job, JobState.CANCELLED, Cancelled.reason)
+        else:
+            self._publish(job, JobState.QUEUED, stage="wait", reason=error.reason)
+
+    def _pause(self, job_id: str) -> float:
+        """Seconds until the next try, with jitter; twice as long each time."""
+        pause = self._pauses.get(job_id, FIRST_PAUSE_S)
+        self._pauses[job_id] = min(2 * pause, LONGEST_PAUSE_S)
+        return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
 
     def _finish_by_items(self, job: Job) -> None:
         """Finished when at least one item came through; failed, with the first item's error, when none did."""
+        self._pauses.pop(job.job_id, None)
         items = self._store.get(job.job_id).items
         failed = [item for item in items if item.state == ItemState.FAILED]
         if len(failed) < len(items):
@@ -197,8 +238,12 @@ class JobRunner:
         self._announce(job, state, error.reason)
 
     def _announce(self, job: Job, state: JobState, reason: str) -> None:
-        self._node.audit.write("job_" + state.lower(), job=job.job_id, reason=reason)
+        """Tell those who watch, whatever the audit log does: the job has ended, and nothing more will tell them."""
         self._publish(job, state, reason=reason)
+        try:
+            self._node.audit.write("job_" + state.lower(), job=job.job_id, reason=reason)
+        except OSError:
+            log.exception("the end of job %s could not be written to the audit log", job.job_id)
 
     def _publish(self, job: Job, state: JobState, *, stage: str = "", reason: str = "") -> None:
         items = self._store.get(job.job_id).items

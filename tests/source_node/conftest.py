@@ -1,0 +1,103 @@
+"""A source node's inside, real to the disk, whose peer is a scripted target."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from ddib_fed.node import tls
+from ddib_fed.node.events import EventHub
+from ddib_fed.node.jobs import Job, JobStore, SolverChoice
+from source_node.remote import Remotes
+from source_node.runner import JobRunner
+from tests.node import job_examples
+from tests.node.tiny_nodes import make_config, make_context, make_institution, npy, tiny_engine
+from tests.source_node.scripted_target import ScriptedTarget
+
+SOLVER = SolverChoice(evaluations=8)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Poll; the machine may be slow."""
+    pause, deadline = threading.Event(), time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        pause.wait(0.01)
+
+
+class Source:
+    """North's job runner over a store on disk; `start` it, and again after `stop` as after a restart."""
+
+    def __init__(self, folder, north, engine, *, silence_s: float = 20.0, **settings) -> None:
+        self.north = north
+        self.config = make_config(folder, "north.example", "source", **settings)
+        self.silence_s = silence_s
+        self.open(engine)
+
+    def open(self, engine) -> None:
+        paths = self.config.paths
+        self.node = make_context(self.config, self.north, engine)
+        self.store = JobStore(paths.jobs, paths.spool)
+        self.events = EventHub(self.store.boot)
+        channels = tls.PeerChannels(paths.pki, self.node.peers)
+        self.remotes = Remotes(channels, max_file_bytes=1 << 20, silence_s=self.silence_s)
+        self.runner = JobRunner(self.node, self.store, self.events, self.remotes)
+
+    def start(self) -> Source:
+        self.runner.start()
+        return self
+
+    def stop(self) -> None:
+        self.runner.close()
+        self.remotes.close()
+        self.store.close()
+
+    def submit(self, *files: bytes, **changes) -> str:
+        spec: dict = {"solver": SOLVER, "deadline_s": 60.0, **changes}
+        job: Job = job_examples.submit(self.store, *(files or (npy(),)), **spec)
+        self.runner.wake()
+        return job.job_id
+
+    def ended(self, job_id: str, seconds: float = 30.0) -> Job:
+        """The job, once it has ended."""
+        wait_until(lambda: self.store.get(job_id).state.ended, seconds)
+        return self.store.get(job_id)
+
+    def states(self, job: Job) -> list[str]:
+        return [str(item.state) for item in job.items]
+
+
+@pytest.fixture(scope="session")
+def engine():
+    made = tiny_engine()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def institutions(tmp_path):
+    """North and south, south admitting north."""
+    north = make_institution(tmp_path / "north", "north.example")
+    south = make_institution(tmp_path / "south", "south.example")
+    south.admit(north)
+    return north, south
+
+
+@pytest.fixture
+def target(institutions):
+    north, south = institutions
+    made = ScriptedTarget(south)
+    north.admit(south, made.address)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def source(tmp_path, institutions, target, engine):
+    """Not started: what a test needs before a job runs comes first."""
+    made = Source(tmp_path / "north", institutions[0], engine)
+    yield made
+    made.stop()

@@ -1,0 +1,168 @@
+"""A target that speaks the protocol over real mTLS and does to each call what the test tells it to.
+
+Honest, it sends every latent back as its own translation, which is what the tiny network's translation is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import torch
+
+from ddib_fed.data.points import to_npy
+from ddib_fed.diffusion import gaussianity
+from ddib_fed.node import tls
+from ddib_fed.node.interceptors import ErrorInterceptor
+from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
+from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.wire.agreement import agree
+from ddib_fed.wire.chunks import assemble, file_header, stream
+from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
+from ddib_fed.wire.latent import Latent, LatentOpener, approve
+from ddib_fed.wire.version import SPOKEN, versions_from_pb, versions_to_pb
+from tests.node.institutions import Institution
+
+LIMITS = ContractLimits(100, 10_000, 80_000, 10_000)
+Items = Iterator[tuple[int, Latent]]
+Responses = Iterator[pb.DecodeResponse]
+Behaviour = Callable[["ScriptedTarget", pb.DecodeHeader, Items, grpc.ServicerContext], Responses]
+
+
+def side(institution: str, domain: str = "checkerboards") -> ContractSide:
+    return ContractSide(
+        institution=institution, domain=domain, sample_kind="point", sample_shape=(2,),
+        model_sha256=bytes(32), terminal_lambda=-5.0, initial_lambda=5.0,
+    )  # fmt: skip
+
+
+class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
+    """South's node.
+
+    Attributes:
+        decodes: What the next Decode calls do, in this order; then it is honest.
+        negotiation: Called before each negotiation; may raise or block.
+        limits: What its contracts allow.
+        seen: For each Decode call, the digests of the latents that came, by item.
+        release: Lets go of calls that `hang`.
+    """
+
+    def __init__(self, south: Institution) -> None:
+        self.south = south
+        self.decodes: list[Behaviour] = []
+        self.negotiation: Callable[[], object] = lambda: None
+        self.limits = LIMITS
+        self.domain = "checkerboards"
+        self.seen: list[dict[int, bytes]] = []
+        self.asked = threading.Event()
+        self.release = threading.Event()
+        self.contract: Contract | None = None
+        credentials = tls.server_credentials(south.pki, south.store).grpc
+        interceptors = (ErrorInterceptor(south.name),)
+        self.server = grpc.server(ThreadPoolExecutor(8), interceptors=interceptors)
+        decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self, self.server)
+        self.port = self.server.add_secure_port("127.0.0.1:0", credentials)
+        self.server.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self.release.set()
+        self.server.stop(None).wait()
+
+    def DescribeDomain(self, request, context):
+        self.negotiation()
+        answer = side(self.south.name, self.domain).to_pb()
+        return pb.DescribeDomainResponse(versions=versions_to_pb(), side=answer, limits=self.limits.to_pb())
+
+    def NegotiateContract(self, request, context):
+        self.negotiation()
+        source = ContractSide.from_pb(request.source)
+        own = side(self.south.name, self.domain)
+        self.contract = agree(versions_from_pb(request.versions), SPOKEN, source, own, self.limits)
+        return pb.NegotiateContractResponse(contract=self.contract.to_pb(), sha256=self.contract.digest)
+
+    def Decode(self, request_iterator, context):
+        header = next(request_iterator).header
+        seen: dict[int, bytes] = {}
+        self.seen.append(seen)
+        behave = self.decodes.pop(0) if self.decodes else honest
+        opener = LatentOpener(self.contract, max_items=header.items)
+
+        def items() -> Items:
+            for whole in assemble(request_iterator, {"latent": opener}):
+                latent = Latent.from_bytes(whole.data, (2,))
+                seen[whole.header.item] = latent.sha256
+                yield whole.header.item, latent
+
+        self.asked.set()
+        yield from behave(self, header, items(), context)
+
+    # What behaviours are made of
+
+    def result(self, item: int, file: bytes, seconds: float = 0.1) -> Responses:
+        header = pb.DecodedHeader(
+            item=item, file=file_header(common_pb2.MEDIA_TYPE_NPY, file), seconds=seconds
+        )
+        return stream(pb.DecodeResponse, "result", header, file)
+
+    def latent(self, item: int, latent: Latent) -> Responses:
+        statistics = gaussianity.measure(torch.from_numpy(latent.data.copy()))
+        return approve(latent, self.contract, statistics, item=item).stream(pb.DecodeResponse)
+
+    def answer(self, header: pb.DecodeHeader, item: int, latent: Latent) -> Responses:
+        """The honest answer to one item."""
+        yield from self.result(item, to_npy(latent.data))
+        if header.round_trip:
+            yield from self.latent(item, latent)
+
+
+def honest(target, header, items, context) -> Responses:
+    """Answer every item."""
+    for item, latent in items:
+        yield from target.answer(header, item, latent)
+
+
+def hang(target, header, items, context) -> Responses:
+    """Say nothing, for ever."""
+    target.release.wait(30)
+    yield from ()
+
+
+def fail(error: Exception) -> Behaviour:
+    """End the call at once."""
+
+    def behave(target, header, items, context) -> Responses:
+        raise error
+        yield
+
+    return behave
+
+
+def refuse(number: int, error: Exception) -> Behaviour:
+    """Honest until item `number`, which is refused; what came after it is dropped."""
+
+    def behave(target, header, items, context) -> Responses:
+        for item, latent in items:
+            if item == number:
+                raise error
+            yield from target.answer(header, item, latent)
+
+    return behave
+
+
+def instead(number: int, answer: Callable[[ScriptedTarget, int, Latent], Responses]) -> Behaviour:
+    """Honest, but for one item."""
+
+    def behave(target, header, items, context) -> Responses:
+        for item, latent in items:
+            if item == number:
+                yield from answer(target, item, latent)
+            else:
+                yield from target.answer(header, item, latent)
+
+    return behave

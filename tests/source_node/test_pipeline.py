@@ -1,0 +1,209 @@
+"""One job against a target that misbehaves: each item ends once, with a reason, whatever the peer does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddib_fed.data.points import to_npy
+from ddib_fed.errors import LatentNotGaussian, PointsTooMany
+from ddib_fed.node.job_records import ItemState, Part
+from ddib_fed.wire.contract import ContractLimits
+from ddib_fed.wire.latent import Latent
+from tests.node.tiny_nodes import gaussian, npy, tiny_engine
+from tests.source_node.conftest import Source, wait_until
+from tests.source_node.scripted_target import fail, hang, instead, refuse
+
+THREE = [npy(seed=n) for n in range(3)]
+
+
+def test_an_honest_peer_brings_every_item_home(source, target) -> None:
+    """Translation, cycle and record of each item are on the disk, and the cycle of an exact model closes."""
+    job = source.start().ended(source.submit(*THREE, cycle=True))
+    assert job.state == "FINISHED"
+    assert source.states(job) == ["DECODED"] * 3
+    for item in job.items:
+        assert item.provenance["cycle"]["max"] < 1e-4
+        assert item.provenance["wire_bytes"] > 3 * 40 * 2 * 4
+        assert {Part.TRANSLATION, Part.RETURNED} <= set(source.store.parts(job.job_id, item.index))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_an_item_refused_in_the_middle_of_a_stream_fails_alone(source, target, number) -> None:
+    """What was encoded ahead of the refusal is sent again as it is, and comes home."""
+    target.decodes = [refuse(number, LatentNotGaussian(facts={"item": number}))]
+    job = source.start().ended(source.submit(*THREE))
+    expected = ["DECODED"] * 3
+    expected[number] = "FAILED"
+    assert (str(job.state), source.states(job)) == ("FINISHED", expected)
+    assert job.items[number].error["reason"] == "LATENT_NOT_GAUSSIAN"
+    for again in target.seen[1:]:
+        assert all(target.seen[0].get(item, digest) == digest for item, digest in again.items())
+
+
+def test_a_peer_that_refuses_every_item_ends_the_job_with_the_first_reason(source, target) -> None:
+    """Each refusal ends one item; there is no endless round."""
+    target.decodes = [refuse(n, PointsTooMany(facts={"item": n})) for n in range(3)]
+    job = source.start().ended(source.submit(*THREE))
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "POINTS_TOO_MANY")
+    assert len(target.seen) == 3
+
+
+@pytest.mark.parametrize("facts", [{}, {"item": 7}, {"item": "x"}])
+def test_an_error_that_names_no_item_of_the_job_ends_the_job(source, target, facts) -> None:
+    """The job fails with the peer's reason, after one call."""
+    target.decodes = [fail(PointsTooMany(facts=facts))]
+    job = source.start().ended(source.submit(*THREE))
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "POINTS_TOO_MANY")
+    assert len(target.seen) == 1
+
+
+def _nan(target, item, latent):
+    yield from target.result(item, to_npy(np.full_like(latent.data, np.nan)))
+
+
+def _fewer(target, item, latent):
+    yield from target.result(item, to_npy(latent.data[:-1]))
+
+
+def _wider(target, item, latent):
+    yield from target.result(item, to_npy(np.zeros((40, 3), np.float32)))
+
+
+def _no_points(target, item, latent):
+    yield from target.result(item, b"\x80\x04K\x01.")
+
+
+@pytest.mark.parametrize("answer", [_nan, _fewer, _wider, _no_points])
+def test_an_answer_that_cannot_be_used_fails_its_item_alone(source, target, answer) -> None:
+    """NaN, another count, another shape, a pickle: the reason is the peer's fault, not the client's input."""
+    target.decodes = [instead(1, answer)]
+    job = source.start().ended(source.submit(*THREE))
+    assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
+    error = job.items[1].error
+    assert (error["reason"], error["facts"]["peer"]) == ("MESSAGE_INVALID", "south.example")
+    assert not source.store.parts(job.job_id, 1)
+
+
+def test_a_returned_latent_that_is_no_noise_fails_its_item_alone(source, target) -> None:
+    """Its size is right, and its bytes are not what a latent looks like."""
+
+    def constant(target, item, latent):
+        yield from target.result(item, to_npy(latent.data))
+        ones = Latent.from_array(np.ones_like(latent.data) * 3)
+        yield from target.latent(item, ones)
+
+    target.decodes = [instead(0, constant)]
+    job = source.start().ended(source.submit(*THREE, cycle=True))
+    assert source.states(job) == ["FAILED", "DECODED", "DECODED"]
+    assert job.items[0].error["facts"]["answer"] == "LATENT_NOT_GAUSSIAN"
+
+
+def test_a_peer_that_ends_early_ends_the_job_with_a_reason(source, target) -> None:
+    """In order, but without the last item: refused; what came is kept, and the job does not run for ever."""
+
+    def two_of_three(target, header, items, context):
+        for item, latent in items:
+            if item < 2:
+                yield from target.answer(header, item, latent)
+
+    target.decodes = [two_of_three]
+    job = source.start().ended(source.submit(*THREE))
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "MESSAGE_INVALID")
+    assert source.states(job) == ["DECODED", "DECODED", "FAILED"]
+
+
+def test_a_peer_that_ends_before_everything_was_sent_is_refused_too(source, target) -> None:
+    """It answered all that it read, and the rest was not sent yet."""
+
+    def first_only(target, header, items, context):
+        yield from target.answer(header, *next(items))
+
+    target.decodes = [first_only]
+    job = source.start().ended(source.submit(*[npy(seed=n) for n in range(8)]))
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "MESSAGE_INVALID")
+
+
+def test_a_stored_latent_is_sent_again_as_it_is(source, target, tmp_path, institutions, engine) -> None:
+    """After a stop in the middle, the same model sends the very bytes, without another network call."""
+    target.decodes = [hang]
+    job_id = source.start().submit()
+    wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
+    assert target.asked.wait(10)
+    stored = source.store.read_part(job_id, 0, Part.ENCODED)
+    source.stop()
+    source.open(engine)
+    calls = engine.counters["calls"]
+    assert source.start().ended(job_id).state == "FINISHED"
+    assert engine.counters["calls"] == calls
+    assert set(target.seen[-1].values()) == {Latent.from_bytes(stored, (2,)).sha256}
+
+
+def test_a_latent_of_a_model_that_was_replaced_is_made_again(source, target) -> None:
+    """The new model encodes the item anew, and the record names the new model alone."""
+    target.decodes = [hang]
+    job_id = source.start().submit()
+    wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
+    source.stop()
+    replaced = tiny_engine("another")
+    source.open(replaced)
+    calls = replaced.counters["calls"]
+    job = source.start().ended(job_id)
+    assert (str(job.state), source.states(job)) == ("FINISHED", ["DECODED"])
+    assert replaced.counters["calls"] == calls + 8
+    assert job.items[0].provenance["source_model_sha256"] == replaced.bundle.digest
+    source.runner.close()
+    replaced.close()
+
+
+def test_a_stored_latent_that_the_disk_lost_is_made_again(source, target) -> None:
+    """A flipped byte in the spool costs an encoding, not the item."""
+    target.decodes = [hang]
+    job_id = source.start().submit()
+    wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
+    source.stop()
+    path = next(source.config.paths.spool.rglob("0.encoded"))
+    path.write_bytes(b"\0" + path.read_bytes()[1:])
+    source.open(source.node.running_engine)
+    assert source.start().ended(job_id).state == "FINISHED"
+
+
+def test_another_contract_between_two_tries_is_what_the_record_names(source, target) -> None:
+    """The latent stays, and it is sent under the terms of the second try."""
+    target.decodes = [hang]
+    job_id = source.start().submit()
+    wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
+    source.stop()
+    target.limits = ContractLimits(50, 5_000, 40_000, 5_000)
+    source.open(source.node.running_engine)
+    job = source.start().ended(job_id)
+    assert target.contract is not None
+    assert job.items[0].provenance["contract_sha256"] == target.contract.digest.hex()
+
+
+def test_more_items_than_a_stream_may_carry_go_in_several(source, target) -> None:
+    """The contract's limit is kept, and every item comes home."""
+    target.limits = ContractLimits(2, 10_000, 80_000, 10_000)
+    job = source.start().ended(source.submit(*[npy(seed=n) for n in range(5)]))
+    assert source.states(job) == ["DECODED"] * 5
+    assert [len(seen) for seen in target.seen] == [2, 2, 1]
+
+
+def test_an_item_that_this_node_cannot_encode_fails_alone(source, target) -> None:
+    """The peer never hears of it."""
+    odd = to_npy(gaussian(400) * 9)
+    job = source.start().ended(source.submit(THREE[0], odd, THREE[2]))
+    assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
+    assert job.items[1].error["reason"] == "LATENT_NOT_GAUSSIAN"
+    assert sorted(target.seen[0]) == [0, 2]
+
+
+def test_a_peer_that_is_removed_gets_no_further_latent(source: Source, target) -> None:
+    """Its open call is ended, and the job fails with that reason."""
+    target.decodes = [hang]
+    job_id = source.start().submit(*THREE)
+    assert target.asked.wait(10)
+    source.node.peers.remove("south.example")
+    source.remotes.refresh()
+    job = source.ended(job_id)
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "PEER_NOT_FOUND")

@@ -1,0 +1,199 @@
+"""Jobs are tried again while that makes sense, end once, and never get lost in the store's or the disk's bad days."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from ddib_fed.errors import NotReady, PolicyDenied, QueueFull, QuotaSpent
+from ddib_fed.node.job_records import JobState
+from source_node.runner import JobRunner
+from tests.node.job_examples import ALICE
+from tests.node.tiny_nodes import npy
+from tests.source_node.conftest import Source, wait_until
+from tests.source_node.scripted_target import fail, hang, instead
+
+
+def waits(source, job_id: str) -> None:
+    """Return once the job was put back for its peer."""
+    wait_until(lambda: (last := source.events.last(job_id)) and last.stage == "wait")
+
+
+@pytest.mark.parametrize("error", [NotReady(retry_after_s=0.01), QuotaSpent(retry_after_s=0.01)])
+def test_a_peer_that_is_away_is_tried_again(source, target, error) -> None:
+    """UNAVAILABLE or RESOURCE_EXHAUSTED, then fine: the job is finished."""
+    target.decodes = [fail(error), fail(error)]
+    job_id = source.submit()
+    job = source.start().ended(job_id)
+    assert (str(job.state), len(target.seen)) == ("FINISHED", 3)
+
+
+def test_retry_after_is_kept(source, target) -> None:
+    """A peer that says an hour is not asked before, and the others have the worker meanwhile."""
+    target.decodes = [fail(QuotaSpent(retry_after_s=3600))]
+    patient = source.start().submit(deadline_s=7_200)
+    waits(source, patient)
+    assert source.ended(source.submit()).state == "FINISHED"
+    assert source.store.get(patient).state == "QUEUED"
+    assert source.events.last(patient).reason == "QUOTA"
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED])
+def test_a_peer_that_gives_a_call_up_does_not_end_the_job(source, target, status) -> None:
+    """A target that is stopped hard ends its calls so; nobody here cancelled anything."""
+
+    def abort(target, header, items, context):
+        context.abort(status, "stopping")
+        yield
+
+    target.decodes = [abort]
+    assert source.start().ended(source.submit()).state == "FINISHED"
+
+
+def test_a_hung_peer_lets_go_of_the_worker(tmp_path, institutions, target, engine) -> None:
+    """It is given up, and the next try succeeds."""
+    source = Source(tmp_path / "north", institutions[0], engine, silence_s=0.4)
+    target.decodes = [hang]
+    assert source.start().ended(source.submit()).state == "FINISHED"
+    assert len(target.seen) == 2
+    source.stop()
+
+
+def test_a_refusal_ends_the_job_with_its_reason(source, target) -> None:
+    """POLICY_DENIED is not tried again."""
+    target.decodes = [fail(PolicyDenied())]
+    job = source.start().ended(source.submit())
+    assert (str(job.state), job.error["reason"], len(target.seen)) == ("FAILED", "POLICY_DENIED", 1)
+
+
+def test_an_error_of_ours_keeps_its_text_to_the_log(source, target, caplog) -> None:
+    """The job's error has an incident, and not a word of the exception."""
+    source.node.metrics.seconds = None
+    job = source.start().ended(source.submit())
+    assert job.error["reason"] == "INTERNAL"
+    assert job.error["incident"] in caplog.text
+    assert "NoneType" not in str(job.error)
+
+
+@pytest.mark.parametrize("stage", ["remote", "waiting"])
+def test_cancelling_takes_effect_at_every_stage(source, target, stage) -> None:
+    """While the peer has every item, and while the job waits for its peer."""
+    target.decodes = [hang if stage == "remote" else fail(NotReady(retry_after_s=600))]
+    job_id = source.start().submit(deadline_s=3_600)
+    if stage == "remote":
+        assert target.asked.wait(10)
+    else:
+        waits(source, job_id)
+    source.store.cancel(job_id, ALICE)
+    source.runner.cancel(job_id)
+    assert source.ended(job_id, 5).state == "CANCELLED"
+
+
+def test_a_job_cancelled_while_it_fails_to_reach_its_peer_need_not_wait(source, target) -> None:
+    """The cancel came between the failure and the pause: the job ends now, not after the pause."""
+    asked = []
+
+    def cancelled_meanwhile(target, header, items, context):
+        source.store.cancel(asked[0], ALICE)  # without the runner's control, as in that moment
+        raise NotReady(retry_after_s=600)
+        yield
+
+    target.decodes = [cancelled_meanwhile]
+    asked.append(source.submit(deadline_s=3_600))
+    job = source.start().ended(asked[0], 10)
+    assert job.state == "CANCELLED"
+    wait_until(lambda: source.events.last(asked[0]).state == JobState.CANCELLED)
+
+
+def test_a_deadline_ends_a_job_whose_peer_hangs(source, target) -> None:
+    """With that reason, and not much later."""
+    target.decodes = [hang]
+    job = source.start().ended(source.submit(deadline_s=1.0), 15)
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "DEADLINE_EXCEEDED")
+
+
+def test_a_job_is_left_for_the_next_start_when_the_node_stops(source, target) -> None:
+    """Closing does not wait for a hung peer, and the job is finished after the start."""
+    target.decodes = [hang]
+    job_id = source.start().submit()
+    assert target.asked.wait(10)
+    source.stop()
+    source.open(source.node.running_engine)
+    assert source.store.get(job_id).state == "RUNNING"
+    assert source.start().ended(job_id).state == "FINISHED"
+
+
+def test_draining_starts_no_job_and_returns_when_none_runs(source, target) -> None:
+    """What is queued stays queued."""
+    source.start()
+    source.runner.drain(5)
+    job_id = source.submit()
+    source.runner.drain(0.1)
+    assert source.store.get(job_id).state == "QUEUED"
+
+
+class FullDisk:
+    """Makes calls of a method fail as a full disk does, while told to."""
+
+    def __init__(self, monkeypatch, owner, name: str, error: Exception) -> None:
+        self.full, self.hits, real = True, 0, getattr(owner, name)
+
+        def method(*arguments, **options):
+            if self.full:
+                self.hits += 1
+                raise error
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, method)
+
+
+@pytest.mark.parametrize("method", ["claim", "finish"])
+def test_a_disk_that_was_full_for_a_while_loses_no_job(source, target, monkeypatch, method) -> None:
+    """Neither the worker nor the job is lost when the store cannot write; once it can, the job ends once."""
+    disk = FullDisk(monkeypatch, source.store, method, QueueFull("full"))
+    if method == "finish":
+        FullDisk(monkeypatch, source.store, "put_back", QueueFull("full")).full = False
+    job_id = source.start().submit()
+    wait_until(lambda: disk.hits > 0)
+    disk.full = False
+    assert source.ended(job_id).state == "FINISHED"
+
+
+def test_a_store_that_can_neither_end_nor_put_back_a_job_keeps_it(source, target, monkeypatch) -> None:
+    """Running in the books with nobody at work: it is taken back as soon as the disk allows."""
+    disks = [FullDisk(monkeypatch, source.store, name, QueueFull("full")) for name in ("finish", "put_back")]
+    job_id = source.start().submit()
+    wait_until(lambda: disks[0].hits > 0 and disks[1].hits > 1)
+    for disk in disks:
+        disk.full = False
+    assert source.ended(job_id).state == "FINISHED"
+    assert len(target.seen) == 1, "the item was done already"
+
+
+def test_without_an_audit_log_no_latent_leaves_and_the_job_waits(source, target, monkeypatch) -> None:
+    """A full disk is no reason to fail the job, and none to send unrecorded."""
+    disk = FullDisk(monkeypatch, source.node.audit, "write", OSError(28, "No space left on device"))
+    job_id = source.start().submit()
+    waits(source, job_id)
+    assert not any(target.seen)
+    disk.full = False
+    assert source.ended(job_id).state == "FINISHED"
+
+
+def test_watchers_hear_the_end_even_when_the_audit_log_does_not(source, target, monkeypatch) -> None:
+    """The end is told before it is recorded, and a failure to record it stays in the log."""
+
+    def last_words(target, item, latent):
+        FullDisk(monkeypatch, source.node.audit, "write", OSError(28, "No space left on device"))
+        yield from target.answer(header, item, latent)
+
+    header = type("Header", (), {"round_trip": False})
+    target.decodes = [instead(0, last_words)]
+    job_id = source.start().submit(npy())
+    states = [event.state for event in source.events.subscribe(job_id, timeout_s=20)]
+    assert states[-1] == JobState.FINISHED
+
+
+def test_a_runner_never_started_can_be_closed(source) -> None:
+    """SIGTERM while the model loads."""
+    JobRunner(source.node, source.store, source.events, source.remotes).close()
