@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from ddib_fed.cli.main import NODE_EXTRA
+from ddib_fed.cli.output import console
 from ddib_fed.errors import AlreadyExists, OutOfBounds, StateConflict
 
 if TYPE_CHECKING:
@@ -164,8 +165,9 @@ class Demonstration:
                 show, "init", "client", "--node-config", self.north.config_path, "--name", "alice",
                 "--out", self.out / "alice",
             )  # fmt: skip
-            for institution in (self.north, self.south):
-                institution.wait_ready()
+            with console(stderr=True).status("the nodes load and warm up their models"):
+                for institution in (self.north, self.south):
+                    institution.wait_ready()
             yield
         except BaseException:
             keep = False

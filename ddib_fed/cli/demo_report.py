@@ -127,28 +127,22 @@ def print_hops(clouds: Clouds, provenance: Provenance) -> None:
     )
     seconds = {name: f"{value:.1f}" for name, value in provenance.seconds.items()}
     steps, latent, file = provenance.solver.evaluations, clouds.latent.nbytes, clouds.source.nbytes
-    both = f"{source}, {target}"
+    back = provenance.wire_bytes - latent
     rows = [
-        [f"alice > {source}", "the points, without their file's name", size(file), "", source],
+        [f"alice > {source}", "the points, under a number", size(file), "", source],
         [source, f"encode: {steps} evaluations", "", seconds.get("encode", ""), source],
-        [f"{source} > {target}", "the latent", size(latent), "", both],
-        [target, f"decode, encode again: 2 x {steps}", "", seconds.get("remote", ""), target],
-        [
-            f"{target} > {source}",
-            "translation and its latent",
-            size(provenance.wire_bytes - latent),
-            "",
-            both,
-        ],
+        [f"{source} > {target}", "the latent", size(latent), "", "both"],
+        [target, f"decode, encode: 2 x {steps}", "", seconds.get("remote", ""), target],
+        [f"{target} > {source}", "translation and its latent", size(back), "", "both"],
         [source, f"decode: {steps}, compare", "", seconds.get("return", ""), source],
-        [f"{source} > alice", "translation, round trip, latent", size(3 * file), "", source],
+        [f"{source} > alice", "translation, return, latent", size(3 * file), "", source],
     ]
-    print_table("what happened at each hop", ["hop", "what", ">bytes", ">seconds", "seen by"], rows)
+    print_table("What happened at each hop", ["hop", "what", ">bytes", ">seconds", "seen by"], rows)
     click.echo(
-        f"{target} never saw the points, {source} never saw a model of {target}'s, and the other way round;"
+        f"Neither node saw the other's model or training data, and {target} never saw the points. But a"
     )
     click.echo(
-        "a latent is an invertible encoding for whoever holds, or can train, a model like the sender's.\n"
+        "latent is an invertible encoding for whoever holds, or can train, a model like the sender's.\n"
     )
 
 

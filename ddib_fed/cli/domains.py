@@ -27,7 +27,7 @@ def domains(output_format: str, profile_path: Path | None) -> None:
         click.echo("nowhere yet: the node's operator admits peers with `ddib peer add`")
         return
     rows = [_row(domain) for domain in found.targets]
-    print_table("", ["--to", "samples", "status", ">ms"], rows)
+    print_table("", ["!--to", "!samples", "status", ">ms"], rows)
 
 
 def _row(domain: Domain) -> list[str]:

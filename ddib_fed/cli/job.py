@@ -86,8 +86,8 @@ def list_(limit: int, output_format: str, profile_path: Path | None) -> None:
     if not jobs:
         click.echo("no jobs", err=True)
         return
-    rows = [[j.job_id, j.state.lower(), j.target, when(j.created), when(j.expires)] for j in jobs]
-    print_table("", ["job", "state", "to", "created", "expires"], rows)
+    rows = [[j.job_id, j.state.lower(), j.target, when(j.created)] for j in jobs]
+    print_table("", ["!job", "state", "to", "!created"], rows)
 
 
 @job.command()

@@ -118,6 +118,8 @@ def cli() -> None:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code; what failed is written to stderr."""
+    # gRPC's C core otherwise writes of connections that come and go to stderr, between our own lines.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         result = cli.main(
             args=list(args) if args is not None else None, prog_name="ddib", standalone_mode=False

@@ -17,6 +17,9 @@ from ddib_fed.errors import DdibError
 if TYPE_CHECKING:
     from rich.console import Console
 
+# Without a terminal nothing is folded: whoever reads a pipe wants one row on one line.
+PIPE_WIDTH = 240
+
 # What to try next when the error itself does not know; by reason, and the class's own parents after it.
 NEXT_STEPS: Mapping[str, str] = {
     "INTERNAL": "give the incident's id to the node's operator, whose log has the rest",
@@ -100,18 +103,27 @@ def console(*, stderr: bool = False) -> Console:
     """A rich console without markup: file names may hold brackets."""
     from rich.console import Console
 
-    return Console(file=sys.stderr if stderr else sys.stdout, highlight=False, markup=False)
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else PIPE_WIDTH)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A small table on stdout; columns whose name starts with `>` are right-aligned."""
+    """A small table on stdout.
+
+    Columns whose name starts with `>` are right-aligned; those with `!` are never folded, so that one can copy them.
+    """
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
     for column in columns:
         table.add_column(
-            column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+            column.lstrip(">!"),
+            justify="right" if column.startswith(">") else "left",
+            no_wrap=column.startswith("!"),
+            overflow="fold",
         )
     for row in rows:
         table.add_row(*row)

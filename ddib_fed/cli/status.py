@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.output import print_json, print_table
+from ddib_fed.cli.output import print_json
 
 if TYPE_CHECKING:
     from ddib_fed.node.admin import AdminClient
@@ -57,12 +57,11 @@ def _show(answer: admin_pb2.StatusResponse) -> None:
             f"model        {model.domain}: {model.kind} {shape}, {model.parameters:,} parameters, {model.device}, "
             f"{model.sha256[:12]}"
         )
-    jobs = ", ".join(f"{count} {state}" for state, count in sorted(answer.jobs.items())) or "none"
+    jobs = ", ".join(f"{count} {state}" for state, count in sorted(answer.jobs.items()) if count) or "none"
     click.echo(f"jobs         {jobs}")
-    rows = [[p.institution, p.address, p.identity, p.fingerprint] for p in answer.peers]
-    if rows:
-        print_table("", ["peer", "address", "identity", "root's SHA-256"], rows)
-    else:
+    for peer in answer.peers:
+        click.echo(f"peer         {peer.institution}: {peer.identity} at {peer.address}")
+    if not answer.peers:
         click.echo("peers        none: ddib peer add")
 
 

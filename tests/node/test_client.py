@@ -6,6 +6,7 @@ import hashlib
 import io
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.node.client import Client
 from ddib_fed.node.payload import payload
+from ddib_fed.node.pki import issue_to_folder, load_authority
 from ddib_fed.node.profile import Profile
 from ddib_fed.node.views import JobState, Part, Settings
 from ddib_fed.v1 import translation_pb2 as pb
@@ -303,3 +305,15 @@ def test_the_client_loads_neither_torch_nor_the_science():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path.cwd())
+
+
+def test_a_renewal_that_fails_does_not_fail_the_work(north, caplog):
+    """The certificate is due and the node does not renew: the call succeeds, the log says what is wrong."""
+    profile = Profile.load(north.profile_path)
+    authority = load_authority(north.profile_path.parents[1] / "north" / "state" / "pki")
+    issue_to_folder(
+        authority, profile.pki_folder, "client", "alice", now=datetime.now(UTC) - timedelta(days=25)
+    )
+    with Client(profile) as client:
+        assert client.domains().institution == "north.example"
+    assert "could not be renewed" in caplog.text
