@@ -61,7 +61,9 @@ def test_a_request_for_another_institution_is_not_signed(north: Institution, tmp
 
 def test_a_request_whose_signature_is_wrong_is_not_signed(tmp_path: Path) -> None:
     """Nobody gets a certificate for a key that they do not hold."""
-    der = bytearray(x509.load_pem_x509_csr(make_request(tmp_path, NODE_2)).public_bytes(serialization.Encoding.DER))
+    der = bytearray(
+        x509.load_pem_x509_csr(make_request(tmp_path, NODE_2)).public_bytes(serialization.Encoding.DER)
+    )
     der[-1] ^= 1
     pem = x509.load_der_x509_csr(bytes(der)).public_bytes(serialization.Encoding.PEM)
     with pytest.raises(PolicyDenied, match="signature"):
@@ -70,7 +72,9 @@ def test_a_request_whose_signature_is_wrong_is_not_signed(tmp_path: Path) -> Non
 
 def test_what_is_no_request_is_named(tmp_path: Path) -> None:
     """Garbage, and a request without an identity."""
-    bare = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(new_key(), hashes.SHA256())
+    bare = (
+        x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(new_key(), hashes.SHA256())
+    )
     for pem in (b"garbage", bare.public_bytes(serialization.Encoding.PEM)):
         with pytest.raises(InputError):
             read_request(pem)

@@ -66,7 +66,13 @@ def test_files_are_private(north: Institution) -> None:
     """Folders 0700, files 0600, certificates too."""
     assert north.pki.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in north.pki.iterdir()} == {0o600}
-    assert {path.name for path in north.pki.iterdir()} == {"ca.pem", "ca.key", "leaf.pem", "leaf.key", "roots.pem"}
+    assert {path.name for path in north.pki.iterdir()} == {
+        "ca.pem",
+        "ca.key",
+        "leaf.pem",
+        "leaf.key",
+        "roots.pem",
+    }
 
 
 def test_openssl_agrees(north: Institution) -> None:
@@ -158,7 +164,9 @@ def test_a_key_of_another_certificate_is_noticed(north: Institution, tmp_path: P
         pki.load_authority(north.pki)
 
 
-@pytest.mark.parametrize("broken", [b"", b"no pem", b"-----BEGIN PRIVATE KEY-----\nAA\n-----END PRIVATE KEY-----\n"])
+@pytest.mark.parametrize(
+    "broken", [b"", b"no pem", b"-----BEGIN PRIVATE KEY-----\nAA\n-----END PRIVATE KEY-----\n"]
+)
 def test_a_key_that_cannot_be_read_is_named(north: Institution, broken: bytes) -> None:
     """By its file."""
     (north.pki / "leaf.key").write_bytes(broken)

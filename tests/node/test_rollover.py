@@ -41,7 +41,9 @@ def test_leaves_of_both_roots_are_accepted_in_between(north: Institution) -> Non
     new_leaf = pki.load_identity(north.pki)
     pins = {"north.example": north.store.snapshot().own_roots}
     for leaf in (old_leaf, new_leaf):
-        assert pki.verify_peer_certificate(leaf.cert_chain_pem, pins=pins, now=leaf.not_before) == north.identity
+        assert (
+            pki.verify_peer_certificate(leaf.cert_chain_pem, pins=pins, now=leaf.not_before) == north.identity
+        )
 
 
 def test_the_old_key_is_kept_under_another_name(north: Institution) -> None:
@@ -79,7 +81,9 @@ def test_a_crash_in_the_middle_of_the_switch_is_mended_by_another(north: Institu
     assert rollover.switch(north.pki).certificate == new.certificate
 
 
-def test_another_node_learns_the_new_root_with_its_next_certificate(north: Institution, tmp_path: Path) -> None:
+def test_another_node_learns_the_new_root_with_its_next_certificate(
+    north: Institution, tmp_path: Path
+) -> None:
     """Installed certificates bring both roots along."""
     node = Identity("north.example", "node", "node-2")
     two = tmp_path / "two"
