@@ -5,6 +5,7 @@ A client sees its own jobs and nobody else's; what it may not see does not exist
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from ddib_fed.errors import (
     MessageInvalid,
     PeerNotFound,
     SettingsInvalid,
+    TooManyStreams,
 )
 from ddib_fed.node import tls
 from ddib_fed.node.events import EventHub
@@ -37,7 +39,12 @@ from source_node import messages
 from source_node.remote import Remotes
 from source_node.runner import JobRunner
 
+log = logging.getLogger(__name__)
+
 DESCRIBE_TIMEOUT_S = 3.0
+# ListDomains at once: each holds one of the threads that are kept for unary calls for as long as peers are silent.
+MAX_LISTINGS = 2
+MAX_DOMAIN_NAME = 64
 EXPIRE_EVERY_S = 600.0
 
 
@@ -52,6 +59,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._events = events
         self._remotes = remotes
         self._runner = runner
+        self._listings = threading.BoundedSemaphore(MAX_LISTINGS)
 
     def ListDomains(
         self, request: translation_pb2.ListDomainsRequest, context: grpc.ServicerContext
@@ -65,9 +73,17 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             sample_shape=own.sample_shape,
         )
         institutions = sorted(peer.institution for peer in self._node.peers.list())
-        if institutions:
-            with ThreadPoolExecutor(min(8, len(institutions))) as pool:
+        if not self._listings.acquire(blocking=False):
+            raise TooManyStreams(
+                f"{MAX_LISTINGS} calls ask the peers already",
+                facts={"limit": MAX_LISTINGS},
+                retry_after_s=1.0,
+            )
+        try:
+            with ThreadPoolExecutor(8, thread_name_prefix="describe") as pool:
                 answer.domains.extend(pool.map(self._domain, institutions))
+        finally:
+            self._listings.release()
         return answer
 
     def SubmitJob(
@@ -91,6 +107,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 )
             job, repeated = staging.commit()
         if not repeated:
+            self._tell(job.job_id)
+            self._runner.wake()
             self._node.audit.write(
                 "job_accepted",
                 job=job.job_id,
@@ -98,8 +116,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 target=spec.target_institution,
                 items=header.items,
             )
-            self._events.publish(job.job_id, state=job.state, items=len(job.items))
-            self._runner.wake()
         return translation_pb2.SubmitJobResponse(
             job_id=job.job_id, state=job.state.pb_name, repeated_request=repeated
         )
@@ -110,12 +126,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         """See translation.proto."""
         job = self._store.get(request.job_id, caller_uri())
         if self._events.last(job.job_id) is None:  # not since the node was started
-            self._events.publish(
-                job.job_id,
-                state=job.state,
-                items_done=sum(item.state not in PENDING_ITEMS for item in job.items),
-                items=len(job.items),
-            )
+            self._tell(job.job_id)
         for event in self._events.subscribe(
             job.job_id, request.after_sequence, stop=lambda: not context.is_active()
         ):
@@ -181,6 +192,18 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._node.audit.write("job_deleted", job=request.job_id, client=caller_uri())
         return translation_pb2.DeleteJobResponse()
 
+    def _tell(self, job_id: str) -> None:
+        """Publish a job's state; again when the runner has changed it meanwhile: a watcher ends with the last word."""
+        told = None
+        while told != (job := self._store.get(job_id)).state:
+            told = job.state
+            self._events.publish(
+                job_id,
+                state=told,
+                items_done=sum(item.state not in PENDING_ITEMS for item in job.items),
+                items=len(job.items),
+            )
+
     # What a job must be to be accepted
 
     def _spec(self, header: translation_pb2.JobHeader) -> JobSpec:
@@ -193,6 +216,13 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             raise MessageInvalid(
                 f"a job of {header.items} items",
                 facts={"items": header.items, "limit_items": limits.max_items_per_job},
+            )
+        if len(header.target_domain) > MAX_DOMAIN_NAME:
+            raise MessageInvalid("no domain has so long a name", facts={"field": "target_domain"})
+        if header.deadline_s > limits.job_deadline_s:
+            raise MessageInvalid(
+                f"a deadline of {header.deadline_s} s",
+                facts={"field": "deadline_s", "limit_s": round(limits.job_deadline_s)},
             )
         settings = solver_settings(header.solver)
         if settings.evaluations > limits.max_evaluations:
@@ -354,17 +384,31 @@ class SourceService:
         """See `RoleService`."""
         self._runner.drain(timeout_s)
 
+    def peers_changed(self) -> None:
+        """See `RoleService`."""
+        self._remotes.refresh()
+
     def close(self) -> None:
         """See `RoleService`."""
         self._closed.set()
         self._events.close()
         self._runner.close()
         self._remotes.close()
+
+    def release(self) -> None:
+        """See `RoleService`."""
+        if self._janitor.is_alive():
+            self._janitor.join(timeout=10)
         self._store.close()
 
     def _clean(self) -> None:
-        while not self._closed.wait(EXPIRE_EVERY_S):
-            self._store.expire()
+        while not self._closed.is_set():
+            try:
+                self._store.expire()
+            except Exception:
+                # A full disk, for one: it is emptied here, so this thread must live.
+                log.exception("what nobody fetched could not be removed now")
+            self._closed.wait(EXPIRE_EVERY_S)
 
 
 class _SourceRole:

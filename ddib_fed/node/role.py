@@ -115,8 +115,14 @@ class RoleService(Protocol):
     def drain(self, timeout_s: float) -> None:
         """Return when what runs is finished, or after the time."""
 
+    def peers_changed(self) -> None:
+        """Peers may have been removed: let go of them."""
+
     def close(self) -> None:
-        """Stop at once; what is unfinished goes on at the next start."""
+        """Stop at once; what is unfinished goes on at the next start. Calls may still be answered."""
+
+    def release(self) -> None:
+        """Let go of the disk; no call is answered any more."""
 
 
 class Role(Protocol):
