@@ -5,6 +5,12 @@
                  pictures, the mean |correlation| of two pixels in 8 x 8 patches (arXiv 2410.23530), each patch of each
                  channel being one sample.
 
+A picture's latent must be white by itself. Points are another matter: the latents of one moon of two fill half a
+plane, and rightly so, since whoever translates points may choose which. Of a set of points every single latent must be
+plausible under N(0, I), by the tail bound of the chi-square distribution (Laurent and Massart, 2000, lemma 1):
+
+    P(|z|^2 >= D + 2 sqrt(D t) + 2 t) <= exp(-t)
+
 The rule: a bound is a fixed allowance for what models leave in their latents, plus `SPREADS` standard errors of true
 noise of the same count, so that small latents of good models pass and large latents of none do. Passing shows that
 the encoder ran properly; it does not show privacy.
@@ -31,6 +37,8 @@ SPREADS = 6.0
 MIN_FOR_STD = 16
 MIN_FOR_KURTOSIS = 256
 MIN_FOR_CORRELATION = 64
+# A set of true noise of any size is refused once in exp(20) = 5e8 sets.
+TAIL = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,42 @@ def measure(latent: Tensor) -> LatentStatistics:
     kurtosis = float(fourth / variance.square() - 3.0) if variance > 0 else 0.0
     correlation = _patch_correlation(z) if z.ndim == 4 else _coordinate_correlation(z)
     return LatentStatistics(float(mean), float(variance.sqrt()), kurtosis, correlation, z.numel())
+
+
+def examine(latent: Tensor) -> LatentStatistics:
+    """Measure a latent and refuse one that no encoder would make: see the module for points and pictures.
+
+    Args:
+        latent: (N, D) of points or (N, C, H, W) of pictures, finite.
+
+    Raises:
+        LatentNotGaussian: The detail and the facts name what is out of its bound.
+    """
+    statistics = measure(latent)
+    if latent.ndim == 2:
+        _check_points(latent)
+    else:
+        check(statistics)
+    return statistics
+
+
+def _check_points(latent: Tensor) -> None:
+    count, dim = latent.shape
+    tail = math.log(count) + TAIL
+    bound = math.sqrt(dim + 2.0 * math.sqrt(dim * tail) + 2.0 * tail)
+    radii = latent.detach().double().norm(dim=1)
+    beyond = int((~(radii <= bound)).sum())  # NaN is beyond every bound
+    if beyond:
+        raise LatentNotGaussian(
+            f"{beyond} of {count} points have latents further out than {bound:.1f}, up to {radii.max():.1f}",
+            hint="are the points in the units of the domain that the model was trained on? ddib model show tells which",
+            facts={
+                "points_beyond": beyond,
+                "points": count,
+                "radius": f"{radii.max():.4g}",
+                "bound": f"{bound:.4g}",
+            },
+        )
 
 
 def check(statistics: LatentStatistics) -> None:

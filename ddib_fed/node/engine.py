@@ -167,8 +167,7 @@ class Engine:
         chosen = self.plan(settings)
         started = time.perf_counter()
         z = self._drive(chosen.encoder(x), chosen.evaluations, control, on_step)
-        statistics = gaussianity.measure(z)
-        gaussianity.check(statistics)
+        statistics = gaussianity.examine(z)
         latent = Latent.from_array(z.cpu().numpy())
         return Encoded(latent, statistics, time.perf_counter() - started)
 
@@ -196,7 +195,7 @@ class Engine:
         """
         self.check_samples(latent.data)
         z = torch.from_numpy(latent.data.copy()).to(self.device)
-        gaussianity.check(gaussianity.measure(z))
+        gaussianity.examine(z)
         chosen = self.plan(settings)
         started = time.perf_counter()
         x = self._drive(chosen.decoder(z), chosen.evaluations, control, on_step).cpu().numpy()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.bridge import encode
-from ddib_fed.diffusion.gaussianity import LatentStatistics, check, measure
+from ddib_fed.diffusion.gaussianity import LatentStatistics, check, examine, measure
 from ddib_fed.errors import LatentNotGaussian
 
 
@@ -92,10 +92,44 @@ def test_points_of_the_wrong_scale_do_not_pass():
     bundle = pretrained("moons")
     points = 3.0 * torch.from_numpy(sample("moons", 500, 0))
     with pytest.raises(LatentNotGaussian):
-        check(measure(encode(points, bundle.denoiser(), bundle.schedule)))
+        examine(encode(points, bundle.denoiser(), bundle.schedule))
 
 
 def test_statistics_survive_as_fields():
     """They can be taken apart and put together again, as the job store does."""
     found = measure(noise(10, 2))
     assert LatentStatistics(found.mean, found.std, found.kurtosis, found.correlation, found.count) == found
+
+
+@pytest.mark.parametrize("share", [1, 4, 100])
+def test_a_part_of_a_domain_may_be_translated(share):
+    """The latents of the first points of a domain, in order, fill a part of the plane; that is no fault."""
+    from ddib_fed.data.synthetic import sample
+    from ddib_fed.models.bundle import pretrained
+
+    moons = pretrained("moons")
+    points = torch.from_numpy(sample("moons", 1000, 3)[: 1000 // share])
+    latent = encode(points, moons.denoiser(), moons.schedule)
+    assert examine(latent).count == latent.numel()
+
+
+@pytest.mark.parametrize(
+    "far", [torch.full((1, 2), 9.0), 40 * noise(100, 2), torch.full((3, 2), float("nan"))]
+)
+def test_points_that_noise_never_reaches_are_refused(far):
+    """One point among many is enough; the number of them and the bound are named."""
+    with pytest.raises(LatentNotGaussian) as caught:
+        examine(torch.cat([noise(500, 2), far]))
+    assert caught.value.facts["points"] == str(500 + len(far))
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (100_000, 2), (20, 64)])
+def test_points_of_true_noise_always_pass(shape):
+    """The bound grows with the number of points and of coordinates."""
+    examine(noise(*shape))
+
+
+def test_a_picture_must_be_white_by_itself():
+    """What passes as points does not as a picture."""
+    with pytest.raises(LatentNotGaussian):
+        examine(smooth_field(4))

@@ -133,6 +133,26 @@ def test_same_request_id_with_other_content_is_refused(pair: Pair) -> None:
             client.submit([npy(moons(11))], TARGET, request_id=request_id)
 
 
+def test_a_part_of_a_domain_can_be_translated(pair: Pair) -> None:
+    """The first tenth of the points, in order, is a stretch of one moon; its latents fill a part of the plane."""
+    with pair.client() as client:
+        result = client.translate([npy(moons(1_000)[:100])], TARGET)[0]
+    assert result.provenance.latent.std < 0.8
+    assert np.load(io.BytesIO(result.translation.data)).shape == (100, 2)
+
+
+def test_points_in_other_units_are_refused_with_the_item(pair: Pair) -> None:
+    """Points far from everything that the model has seen do not leave as latents; the item fails with the reason."""
+    with pair.client() as client:
+        job = client.submit([npy(40 * moons(50)), npy(moons(50))], TARGET)
+        for _ in client.watch(job.job_id):
+            pass
+        found = client.get(job.job_id)
+    assert [item.state for item in found.items] == ["FAILED", "DECODED"]
+    assert found.items[0].failure is not None
+    assert found.items[0].failure.reason == "LATENT_NOT_GAUSSIAN"
+
+
 def test_domains_lists_the_peer(pair: Pair) -> None:
     """`ddib domains` shows what can be translated to, and that it is ready."""
     shown = json.loads(ddib("domains", "--format", "json", "--profile", pair.profile))
