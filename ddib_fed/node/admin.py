@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket as socketlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any, TypeVar
 
 import grpc
 
-from ddib_fed.errors import PeerUnreachable
+from ddib_fed.errors import ConfigError, PeerUnreachable
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.errors_wire import from_rpc_error, status_of
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import admin_pb2_grpc as rpc
 
@@ -48,18 +50,54 @@ class AdminServicer(rpc.AdminServiceServicer):
 def serve_admin(
     socket: Path, servicer: AdminServicer, interceptors: list[grpc.ServerInterceptor[Any, Any]]
 ) -> grpc.Server:
-    """Start the operator's service on `socket`, which only this user can open."""
+    """Start the operator's service on `socket`, which only this user can open.
+
+    Raises:
+        ConfigError: A node answers there already, or others may write to the folder.
+    """
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _require_own(socket.parent)
+    if _answers(socket):
+        raise ConfigError(
+            f"another node is running on {socket.parent}",
+            hint="ddib status, or give this node a state folder of its own",
+        )
     socket.unlink(missing_ok=True)
     server = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="admin"), interceptors=interceptors)
     rpc.add_AdminServiceServicer_to_server(servicer, server)
     before = os.umask(0o177)
     try:
         server.add_secure_port(f"unix:{socket}", grpc.local_server_credentials(grpc.LocalConnectionType.UDS))
-        server.start()
     finally:
         os.umask(before)
+    server.start()
     return server
+
+
+def stop_admin(server: grpc.Server, socket: Path) -> None:
+    """End the operator's service and remove its socket."""
+    server.stop(None).wait()
+    socket.unlink(missing_ok=True)
+
+
+def _require_own(folder: Path) -> None:
+    """A folder under /tmp may be somebody else's, who could then answer in the node's place."""
+    found = folder.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o002:
+        raise ConfigError(
+            f"{folder} is not this user's alone, the operator's socket cannot lie there",
+            hint=f"chown and chmod 700 {folder}, or a shorter [node] state path",
+        )
+
+
+def _answers(socket: Path) -> bool:
+    """Whether a process listens on the socket; one that a kill left behind does not."""
+    with socketlib.socket(socketlib.AF_UNIX) as probe:
+        try:
+            probe.connect(str(socket))
+        except OSError:
+            return False
+    return True
 
 
 class AdminClient:
@@ -79,7 +117,7 @@ class AdminClient:
             return self._call(rpc.AdminServiceStub(channel).Status, pb.StatusRequest())
 
     def reload(self) -> list[str]:
-        """Read peers, certificates, policy and limits again; what was read, one line each.
+        """Read peers and certificates again; what changed, one line each.
 
         Raises:
             PeerUnreachable: No node answers on the socket.
@@ -107,6 +145,8 @@ class AdminClient:
         try:
             return method(request, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
+            if status_of(error) is not grpc.StatusCode.UNAVAILABLE:
+                raise from_rpc_error(error, f"node {self._name}") from error
             raise PeerUnreachable(
                 f"no node answers on {self._socket}",
                 hop=f"node {self._name}",

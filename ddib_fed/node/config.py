@@ -46,7 +46,7 @@ class NodeSection(Section):
 
     institution: str
     name: str = "node-1"
-    roles: tuple[Role, ...] = ("source",)
+    roles: Annotated[tuple[Role, ...], Field(min_length=1)] = ("source",)
     listen: str
     address: str
     state: str = "state"
@@ -269,6 +269,9 @@ seed = 0
 [policy]
 # round_trip = true             # target: encode the output again for a peer that asks for a cycle check
 # samples_per_day = 0           # target: quota for each peer, 0 for none
+
+[identity]                      # only where another node of the institution issues the certificates
+# issuer = "node-1@issuer.north.example:7443"
 
 [http]
 # listen = "127.0.0.1:9464"     # /healthz, /readyz, /metrics; loopback only

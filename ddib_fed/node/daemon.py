@@ -11,12 +11,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from types import FrameType
 
 from ddib_fed import __version__
 from ddib_fed.errors import DdibError
 from ddib_fed.node import pki, tls
-from ddib_fed.node.admin import AdminServicer, serve_admin
+from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
 from ddib_fed.node.audit import AuditLog
 from ddib_fed.node.config import NodeConfig, split_address
 from ddib_fed.node.engine import Engine
@@ -34,6 +35,13 @@ from ddib_fed.v1 import identity_pb2_grpc
 
 log = logging.getLogger(__name__)
 
+# How soon a signal is noticed.
+POLL_S = 0.1
+
+
+class _StopNow(BaseException):
+    """The second signal, in the middle of loading."""
+
 
 class Daemon:
     """One node from start to exit."""
@@ -41,9 +49,10 @@ class Daemon:
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
         self._started = time.monotonic()
-        self._stop = threading.Event()
-        self._stop_now = threading.Event()
-        self._signals = 0
+        # No Event: a handler may interrupt its own thread anywhere, also inside an Event's lock.
+        self._signals: list[int] = []
+        self._loading = False
+        self._drain_asked = threading.Event()
         paths = config.paths
         paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         if report := recover_at_start(config):
@@ -52,8 +61,14 @@ class Daemon:
         self.node = NodeContext(config, self.peers, AuditLog(paths.audit), Metrics())
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self.limiter = StreamLimiter(config.limits.max_streams, config.limits.max_streams_per_identity)
-        self.server = self._server()
-        self._renewal = RenewalThread(config, on_tick=self._auth.sweep)
+        try:
+            self.server = self._server()
+        except BaseException:
+            for role in self.roles:
+                role.close()
+                role.release()
+            raise
+        self._renewal = RenewalThread(config, on_tick=self._peers_changed)
 
     def _server(self) -> NodeServer:
         config = self.config
@@ -92,30 +107,37 @@ class Daemon:
         metrics.streams.set_function(lambda: float(self.limiter.active))
         metrics.ready.set_function(lambda: float(self.state() == "serving"))
         config = self.config
-        admin = serve_admin(
-            config.paths.admin_socket,
-            AdminServicer(self.status, self.reload, self.request_drain),
-            [ErrorInterceptor(config.node.institution)],
-        )
-        http = ProbeServer(config.http.listen, self.state, metrics) if config.http.listen else None
-        try:
-            self.server.start()
-            probe_own_port(self.server.port, split_address(config.node.listen)[0])
-            self._load()
-            self._stop.wait()
-            self._drain()
-        finally:
-            self._close()
-            if http is not None:
-                http.close()
-            admin.stop(None).wait()
-            config.paths.admin_socket.unlink(missing_ok=True)
+        with ExitStack() as after:  # probes and the operator are answered to the end
+            try:
+                servicer = AdminServicer(self.status, self.reload, self.request_drain)
+                admin = serve_admin(
+                    config.paths.admin_socket, servicer, [ErrorInterceptor(config.node.institution)]
+                )
+                after.callback(stop_admin, admin, config.paths.admin_socket)
+                if config.http.listen:
+                    after.callback(ProbeServer(config.http.listen, self.state, metrics).close)
+                with suppress(_StopNow):
+                    self._serve()
+            finally:
+                self._close()
         return 0
+
+    def _serve(self) -> None:
+        self.server.start()
+        probe_own_port(self.server.port, split_address(self.config.node.listen)[0])
+        self._load()
+        while not self.stopping:
+            self._drain_asked.wait(POLL_S)
+        self._drain()
 
     def _load(self) -> None:
         started = time.perf_counter()
-        engine = Engine.from_config(self.config)
-        if self._stop.is_set():
+        self._loading = True
+        try:
+            engine = Engine.from_config(self.config)
+        finally:
+            self._loading = False
+        if self.stopping:
             engine.close()
             return
         self.node.set_engine(engine)
@@ -135,17 +157,26 @@ class Daemon:
             time.perf_counter() - started,
         )
 
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asked the node to end."""
+        return bool(self._signals) or self._drain_asked.is_set()
+
+    @property
+    def _stop_now(self) -> bool:
+        return len(self._signals) > 1
+
     def on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
-        """First signal: drain. Second: stop at once."""
-        self._signals += 1
-        self._stop.set()
-        if self._signals > 1:
-            self._stop_now.set()
+        """First signal: drain. Second: stop at once, also in the middle of loading."""
+        self._signals.append(number)
+        if self._stop_now and self._loading:
+            self._loading = False
+            raise _StopNow
 
     def request_drain(self) -> int:
         """Finish and exit, as SIGTERM does; how many jobs run now."""
         running = sum(role.jobs().get("running", 0) for role in self.roles)
-        self._stop.set()
+        self._drain_asked.set()
         return running
 
     def _drain(self) -> None:
@@ -156,7 +187,7 @@ class Daemon:
         deadline = time.monotonic() + self.config.limits.drain_s
         waiter = threading.Thread(target=self._drain_roles, args=(deadline,), daemon=True)
         waiter.start()
-        while waiter.is_alive() and not self._stop_now.is_set() and time.monotonic() < deadline:
+        while waiter.is_alive() and not self._stop_now and time.monotonic() < deadline:
             waiter.join(0.05)
 
     def _drain_roles(self, deadline: float) -> None:
@@ -164,17 +195,26 @@ class Daemon:
             role.drain(max(0.0, deadline - time.monotonic()))
 
     def _close(self) -> None:
+        """Work and watchers end first; only when no call runs any more do the roles let go of what calls need."""
         for role in self.roles:
             role.close()
-        self.server.stop(0.0 if self._stop_now.is_set() else 1.0)
+        self.server.stop(0.0 if self._stop_now else 1.0)
         self._renewal.stop()
+        for role in self.roles:
+            role.release()
         if self.node.loaded:
             self.node.running_engine.close()
         log.info("stopped")
 
+    def _peers_changed(self) -> int:
+        """End the calls of removed peers, theirs and ours; how many of theirs there were."""
+        for role in self.roles:
+            role.peers_changed()
+        return self._auth.sweep()
+
     def state(self) -> str:
         """loading, serving, draining, or degraded and why."""
-        if self._stop.is_set() or self.node.draining:
+        if self.stopping or self.node.draining:
             return "draining"
         if not self.node.loaded:
             return "loading"
@@ -184,7 +224,7 @@ class Daemon:
     def reload(self) -> list[str]:
         """Read peers and certificates again."""
         changes = list(self.peers.reload())
-        ended = self._auth.sweep()
+        ended = self._peers_changed()
         if ended:
             changes.append(f"ended {ended} calls of peers that are no longer admitted")
         self.node.audit.write("reload", changes=changes)
@@ -202,7 +242,7 @@ class Daemon:
             listen=self.server.address,
             address=section.address,
             uptime_s=time.monotonic() - self._started,
-            certificate_expires=pki.load_identity(self.config.paths.pki).not_after.timestamp(),
+            certificate_expires=self._certificate_expires(),
             active_streams=self.limiter.active,
         )
         if self.node.loaded:
@@ -218,6 +258,13 @@ class Daemon:
             for name, count in role.jobs().items():
                 answer.jobs[name] += count
         return answer
+
+    def _certificate_expires(self) -> float:
+        """Unix seconds; 0 while the files cannot be read, which `state` tells."""
+        try:
+            return pki.load_identity(self.config.paths.pki).not_after.timestamp()
+        except (DdibError, OSError):
+            return 0.0
 
     def _model_status(self) -> pb.ModelStatus:
         engine = self.node.running_engine
@@ -259,6 +306,8 @@ def check(config: NodeConfig) -> list[tuple[str, str]]:
             findings.append((what, probe(config)))
         except DdibError as error:
             findings.append((what, f"{error.detail}; {error.hint}" if error.hint else error.detail))
+        except OSError as error:
+            findings.append((what, f"{error.filename or what}: {error.strerror or error}"))
     return findings
 
 

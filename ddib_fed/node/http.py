@@ -5,6 +5,7 @@ It shows counts and states only; the configuration refuses any other address.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,8 @@ from ddib_fed.node.metrics import Metrics
 
 # How long closing takes at most.
 POLL_S = 0.05
+# A connection that says nothing for so long is closed: each holds a thread.
+IDLE_S = 10.0
 
 
 class ProbeServer:
@@ -32,7 +35,7 @@ class ProbeServer:
 
     def __init__(self, listen: str, state: Callable[[], str], metrics: Metrics) -> None:
         try:
-            self._server = ThreadingHTTPServer(split_address(listen), _handler(state, metrics))
+            self._server = _server_class(listen)(split_address(listen), _handler(state, metrics))
         except OSError as error:
             raise ConfigError(
                 f"http.listen = {listen!r} cannot be bound: {error.strerror}", hint="choose another port"
@@ -56,8 +59,17 @@ class ProbeServer:
         self._thread.join()
 
 
+def _server_class(listen: str) -> type[ThreadingHTTPServer]:
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in split_address(listen)[0] else socket.AF_INET
+
+    return Server
+
+
 def _handler(state: Callable[[], str], metrics: Metrics) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        timeout = IDLE_S
+
         def do_GET(self) -> None:
             if self.path == "/healthz":
                 self._answer(200, b"ok\n")

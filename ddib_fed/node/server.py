@@ -61,6 +61,7 @@ class NodeServer:
         self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=OPTIONS)
         self.health = health.HealthServicer()
         self._services: list[str] = [""]
+        self.set_serving(serving=False)  # grpc_health begins with SERVING
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
         host, port = split_address(listen)
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -89,8 +90,8 @@ class NodeServer:
         """Begin to accept connections."""
         self.grpc.start()
 
-    def stop(self, grace_s: float | None) -> None:
-        """Refuse new calls, give running ones `grace_s`, then close."""
+    def stop(self, grace_s: float) -> None:
+        """Refuse new calls (gRPC does it with CANCELLED), give running ones `grace_s`, then close."""
         self.grpc.stop(grace_s).wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
 

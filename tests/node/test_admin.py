@@ -1,0 +1,108 @@
+"""The operator's socket: for this user alone, one node's, and honest about what went wrong."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+
+import pytest
+
+from ddib_fed.errors import ConfigError, InputError, PeerUnreachable
+from ddib_fed.node.admin import AdminClient, AdminServicer, serve_admin, stop_admin
+from ddib_fed.node.interceptors import ErrorInterceptor
+from ddib_fed.v1 import admin_pb2 as pb
+from tests.node.tiny_nodes import make_config
+
+
+@pytest.fixture
+def config(tmp_path):
+    return make_config(tmp_path / "node", "north.example", "source")
+
+
+class Node:
+    """What the daemon gives to the servicer."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+
+    def status(self) -> pb.StatusResponse:
+        return pb.StatusResponse(state="serving")
+
+    def reload(self) -> list[str]:
+        if self.failure is not None:
+            raise self.failure
+        return ["added peer south.example"]
+
+    def serve(self, config):
+        servicer = AdminServicer(self.status, self.reload, lambda: 3)
+        return serve_admin(config.paths.admin_socket, servicer, [ErrorInterceptor("north.example")])
+
+
+@pytest.fixture
+def node(config):
+    made = Node()
+    server = made.serve(config)
+    yield made
+    stop_admin(server, config.paths.admin_socket)
+
+
+def test_the_socket_is_this_users_alone(node, config) -> None:
+    """Mode 0600, whatever the umask; and the umask is as it was."""
+    found = config.paths.admin_socket.stat()
+    assert stat.S_ISSOCK(found.st_mode)
+    assert stat.S_IMODE(found.st_mode) == 0o600
+    before = os.umask(0o022)
+    os.umask(before)
+    assert before != 0o177
+
+
+def test_the_client_gets_what_the_node_says(node, config) -> None:
+    """Status, changes of a reload, running jobs of a drain."""
+    client = AdminClient(config)
+    assert client.status().state == "serving"
+    assert client.reload() == ["added peer south.example"]
+    assert client.drain() == 3
+
+
+def test_a_second_node_is_refused_and_the_first_keeps_its_socket(node, config) -> None:
+    """It would otherwise answer in the first one's place."""
+    with pytest.raises(ConfigError, match="another node is running"):
+        Node().serve(config)
+    assert AdminClient(config).status().state == "serving"
+
+
+def test_a_socket_that_a_kill_left_behind_is_replaced(config) -> None:
+    """Nobody listens on it: the node starts."""
+    path = config.paths.admin_socket
+    path.parent.mkdir(parents=True, mode=0o700)
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(path))
+    left.close()
+    server = Node().serve(config)
+    assert AdminClient(config).status().state == "serving"
+    stop_admin(server, path)
+    assert not path.exists()
+
+
+def test_a_folder_that_others_may_write_is_refused(config) -> None:
+    """Under /tmp somebody else could have made it first, and answer there."""
+    folder = config.paths.admin_socket.parent
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(ConfigError, match="not this user's alone"):
+        Node().serve(config)
+
+
+def test_no_node_is_named_as_such(config) -> None:
+    """With the command that starts it."""
+    with pytest.raises(PeerUnreachable, match="no node answers"):
+        AdminClient(config).status()
+
+
+def test_a_node_that_refuses_is_not_taken_for_one_that_is_down(node, config) -> None:
+    """Its own reason comes through, and no text of the exception."""
+    node.failure = InputError("roots.pem at /secret/place")
+    with pytest.raises(InputError) as refused:
+        AdminClient(config).reload()
+    assert "secret" not in str(refused.value)

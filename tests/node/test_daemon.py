@@ -1,0 +1,199 @@
+"""A node from start to exit: its states, its signals, and nothing left behind however it ends."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+
+import pytest
+
+from ddib_fed.errors import ConfigError, DdibError
+from ddib_fed.node import daemon
+from ddib_fed.node.admin import AdminClient
+from ddib_fed.node.daemon import Daemon
+from ddib_fed.node.engine import Engine
+from tests.node.tiny_nodes import make_config, make_institution, save_model
+from tests.source_node.conftest import wait_until
+
+
+@pytest.fixture
+def config(tmp_path):
+    """South's node, set up and not started, with a trained model."""
+    return ready(tmp_path / "south", "south.example", "target")
+
+
+def ready(folder, institution: str, role: str, **settings):
+    made = make_config(folder, institution, role, **settings)
+    make_institution(folder, institution)
+    save_model(made)
+    return made
+
+
+class Loading:
+    """Holds `Engine.from_config` in the middle until told to go on; then the real one runs."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.entered, self.go_on = threading.Event(), threading.Event()
+        self.inside = lambda: None
+        real = Engine.from_config
+
+        def load(config):
+            self.entered.set()
+            self.inside()
+            assert self.go_on.wait(20)
+            return real(config)
+
+        monkeypatch.setattr(Engine, "from_config", load)
+
+
+class Running:
+    """A daemon on a thread of its own."""
+
+    def __init__(self, config) -> None:
+        self.daemon = Daemon(config)
+        self.code: list[int | BaseException] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.code.append(self.daemon.run())
+        except DdibError as error:
+            self.code.append(error)
+
+    def serving(self) -> Running:
+        wait_until(lambda: self.daemon.state() == "serving" or self.code)
+        return self
+
+    def end(self) -> int | BaseException:
+        self.daemon.request_drain()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return self.code[0]
+
+
+def health(node: Daemon) -> set[int]:
+    return set(node.server.health._server_status.values())
+
+
+def test_health_and_state_tell_the_truth_from_start_to_exit(config, monkeypatch) -> None:
+    """Loading and draining are not serving; the exit is 0, and the operator's socket goes with it."""
+    loading = Loading(monkeypatch)
+    running = Running(config)
+    assert loading.entered.wait(20)
+    client = AdminClient(config)
+    assert (client.status().state, health(running.daemon)) == ("loading", {2})
+    loading.go_on.set()
+    running.serving()
+    assert (client.status().state, health(running.daemon)) == ("serving", {1})
+    assert client.status().model.sha256 == running.daemon.node.running_engine.bundle.digest
+    assert running.end() == 0
+    assert (running.daemon.state(), health(running.daemon)) == ("draining", {2})
+    assert not config.paths.admin_socket.exists()
+
+
+def test_one_signal_while_loading_ends_without_serving(config, monkeypatch) -> None:
+    """The model is loaded to its end, and nothing is served with it."""
+    node, loading = Daemon(config), Loading(monkeypatch)
+    loading.go_on.set()
+    loading.inside = lambda: node.on_signal(signal.SIGTERM, None)
+    assert node.run() == 0
+    assert not node.node.loaded
+
+
+def test_a_second_signal_stops_in_the_middle_of_loading(config, monkeypatch) -> None:
+    """It does not wait for the model."""
+    node, loading = Daemon(config), Loading(monkeypatch)
+
+    def twice() -> None:
+        node.on_signal(signal.SIGTERM, None)
+        node.on_signal(signal.SIGINT, None)
+
+    loading.inside = twice
+    assert node.run() == 0
+    assert not loading.go_on.is_set()
+
+
+def test_a_second_node_on_the_same_state_is_refused(tmp_path) -> None:
+    """A source by its job store, a target by the operator's socket; the first one goes on."""
+    for institution, role in (("north.example", "source"), ("south.example", "target")):
+        config = ready(tmp_path / role, institution, role)
+        first = Running(config).serving()
+        with pytest.raises(ConfigError, match="another node is running"):
+            Daemon(config).run()
+        assert AdminClient(config).status().state == "serving"
+        assert first.end() == 0
+
+
+def test_a_start_that_fails_lets_go_of_everything(tmp_path) -> None:
+    """A port in use ends the start with a reason; the next start finds neither lock nor socket."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        config = ready(tmp_path / "north", "north.example", "source")
+        text = (config.folder / "node.toml").read_text()
+        (config.folder / "node.toml").write_text(
+            text.replace('# listen = "127.0.0.1:9464"', f'listen = "{address}"')
+        )
+        blocked = type(config).load(config.folder / "node.toml")
+        with pytest.raises(ConfigError, match=r"http\.listen"):
+            Daemon(blocked).run()
+        (config.folder / "node.toml").write_text(text.replace("127.0.0.1:0", address))
+        with pytest.raises(ConfigError, match=r"node\.listen"):
+            Daemon(type(config).load(config.folder / "node.toml"))
+    assert not config.paths.admin_socket.exists()
+    assert Running(config).serving().end() == 0
+
+
+def test_a_node_without_a_model_ends_with_that_reason(config) -> None:
+    """The error names the command, and the port is free again."""
+    (config.paths.bundle / "manifest.json").unlink()
+    running = Running(config)
+    wait_until(lambda: running.code)
+    assert running.code[0].reason == "MODEL_NOT_FOUND"
+    assert not config.paths.admin_socket.exists()
+
+
+def test_status_is_answered_when_the_certificate_cannot_be_read(config) -> None:
+    """It is when an operator asks: the state says what is wrong."""
+    running = Running(config).serving()
+    (config.paths.pki / "leaf.pem").write_text("no certificate")
+    status = AdminClient(config).status()
+    assert status.state.startswith("degraded: certificates")
+    assert status.certificate_expires == 0
+    assert running.end() == 0
+
+
+def test_check_finds_what_is_wrong_and_changes_nothing(config, tmp_path) -> None:
+    """One line for each thing; "ok" begins those that are in order."""
+    before = sorted(path for path in config.folder.rglob("*"))
+    findings = dict(daemon.check(config))
+    assert all(finding.startswith("ok") for finding in findings.values()), findings
+    assert sorted(path for path in config.folder.rglob("*")) == before
+    (config.paths.bundle / "model.safetensors").write_bytes(b"no weights")
+    (config.paths.pki / "roots.pem").unlink()
+    findings = dict(daemon.check(config))
+    assert not any(findings[what].startswith("ok") for what in ("identity", "peers", "model"))
+    assert findings["listen"].startswith("ok")
+
+
+def test_check_says_when_the_certificate_is_another_nodes(config) -> None:
+    """Both names are in the finding."""
+    other = config.model_copy(update={"node": config.node.model_copy(update={"name": "node-2"})})
+    other._folder = config.folder
+    finding = dict(daemon.check(other))["identity"]
+    assert "node-1" in finding
+    assert "node-2" in finding
+
+
+def test_check_says_when_the_port_is_taken(config) -> None:
+    """Or when a host cannot be bound at all."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        section = config.node.model_copy(update={"listen": f"127.0.0.1:{taken.getsockname()[1]}"})
+        other = config.model_copy(update={"node": section})
+        other._folder = config.folder
+        assert "cannot be bound" in dict(daemon.check(other))["listen"]
