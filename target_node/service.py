@@ -5,6 +5,7 @@ The target keeps no picture and no latent; what it remembers are the contracts i
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -12,7 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 
-from ddib_fed.errors import ContractUnknown, MessageInvalid, PolicyDenied, SettingsInvalid
+from ddib_fed.errors import (
+    ContractUnknown,
+    InputError,
+    MessageInvalid,
+    NotReady,
+    PolicyDenied,
+    SettingsInvalid,
+)
 from ddib_fed.node.batching import Control
 from ddib_fed.node.interceptors import caller
 from ddib_fed.node.policy import Quota
@@ -20,15 +28,18 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings import solver_settings
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import agree
-from ddib_fed.wire.chunks import Assembler, file_header, stream
+from ddib_fed.wire.chunks import Assembler, Whole, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.latent import Latent, LatentOpener
 from ddib_fed.wire.version import SPOKEN, versions_from_pb, versions_to_pb
 from target_node.stream import DecodeStream, StreamSettings, Translated
 
-# Contracts remembered; each peer has one at a time, and an old one lives on for calls that are on their way.
-MAX_CONTRACTS = 256
+# Contracts remembered of one peer: it needs one at a time, and an old one lives on for calls that are on their way.
+MAX_CONTRACTS = 8
 MAX_REQUEST_ID = 64
+AUDIT_RETRY_S = 30.0
+
+log = logging.getLogger(__name__)
 
 
 class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
@@ -83,11 +94,10 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             )
         contract = agree(versions_from_pb(request.versions), SPOKEN, source, self._node.side(), self.limits())
         with self._lock:
-            self._contracts[contract.digest] = contract
-            self._contracts.move_to_end(contract.digest)
-            while len(self._contracts) > MAX_CONTRACTS:
-                self._contracts.popitem(last=False)
-        self._node.audit.write("contract_agreed", peer=str(peer), contract=contract.digest.hex())
+            new = contract.digest not in self._contracts
+        if new:
+            self._audit("contract_agreed", peer=str(peer), contract=contract.digest.hex())
+        self._remember(contract)
         return decoding_pb2.NegotiateContractResponse(contract=contract.to_pb(), sha256=contract.digest)
 
     def Decode(
@@ -121,6 +131,29 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         with self._idle:
             while self._active and (left := deadline - time.monotonic()) > 0:
                 self._idle.wait(left)
+
+    def _remember(self, contract: Contract) -> None:
+        """Keep a contract as the newest of its peer, which drops its own oldest one, and nobody else's."""
+        with self._lock:
+            self._contracts[contract.digest] = contract
+            self._contracts.move_to_end(contract.digest)
+            own = [
+                d for d, c in self._contracts.items() if c.source.institution == contract.source.institution
+            ]
+            for digest in own[:-MAX_CONTRACTS]:
+                del self._contracts[digest]
+
+    def _audit(self, act: str, **values: str | int) -> None:
+        """Write to the audit log, or refuse the act for now.
+
+        Raises:
+            NotReady: It cannot be written; a full disk here must not end the peer's job.
+        """
+        try:
+            self._node.audit.write(act, **values)
+        except OSError as error:
+            log.exception("the audit log cannot be written: %s is refused", act)
+            raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
 
     def _counted(self) -> _Counted:
         return _Counted(self._idle, self._change)
@@ -161,7 +194,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         def on_item(item: int, latent: Latent) -> None:
             samples = len(latent.data)
             self._quota.charge(peer.institution, request_id, item, samples)
-            self._node.audit.write(
+            self._audit(
                 "latent_received",
                 peer=str(peer),
                 request=request_id,
@@ -219,8 +252,16 @@ def _latents(
     for message in requests:
         whole = assembler.feed(message)
         if whole is not None:
-            yield whole.header.item, Latent.from_bytes(whole.data, contract.sample_shape)
+            yield whole.header.item, _latent(whole, contract)
     assembler.end()
+
+
+def _latent(whole: Whole, contract: Contract) -> Latent:
+    try:
+        return Latent.from_bytes(whole.data, contract.sample_shape)
+    except InputError as error:
+        error.facts["item"] = str(whole.header.item)
+        raise
 
 
 def _control_of(context: grpc.ServicerContext) -> Control:
@@ -255,8 +296,14 @@ class TargetService:
         """See `RoleService`."""
         self._servicer.wait_idle(timeout_s)
 
+    def peers_changed(self) -> None:
+        """The calls of removed peers are ended by the interceptor."""
+
     def close(self) -> None:
         """Open calls are ended by the server."""
+
+    def release(self) -> None:
+        """It holds nothing."""
 
 
 class _TargetRole:

@@ -25,8 +25,11 @@ from ddib_fed.wire.latent import ApprovedLatent, Latent, approve
 
 # Items of one call that are decoded, or wait for it, at once: enough for small ones to share network calls.
 IN_FLIGHT = 4
-# Progress of an item is sent at most this often.
+# Progress of an item is sent at most this often, and not at all while so much of it waits to be sent.
 PROGRESS_EVERY_S = 0.1
+MAX_PROGRESS = 64
+# Something is said at least this often, whatever the engine does: the source gives up a node that hangs.
+SIGN_OF_LIFE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,10 @@ class DecodeStream:
         reading = True
         try:
             while reading or pending:
-                event = self._events.get()
+                try:
+                    event = self._events.get(timeout=SIGN_OF_LIFE_S)
+                except queue.Empty:
+                    event = decoding_pb2.DecodeProgress()
                 if isinstance(event, decoding_pb2.DecodeProgress):
                     yield event
                 elif isinstance(event, Future):
@@ -152,7 +158,7 @@ class DecodeStream:
         def on_step(step: int, steps: int) -> None:
             nonlocal last
             now = time.monotonic()
-            if now - last >= PROGRESS_EVERY_S:
+            if now - last >= PROGRESS_EVERY_S and self._events.qsize() < MAX_PROGRESS:
                 last = now
                 self._events.put(
                     decoding_pb2.DecodeProgress(item=number, stage=stage, step=step, steps=steps)

@@ -1,0 +1,245 @@
+"""The target decides for itself: what it did not agree to, cannot decode or may not is refused with a reason."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.data.points import parse_npy
+from ddib_fed.diffusion import gaussianity
+from ddib_fed.errors import (
+    ChunkCorrupt,
+    ContractUnknown,
+    Draining,
+    LatentNotGaussian,
+    MessageInvalid,
+    NotFinite,
+    NotReady,
+    PolicyDenied,
+    QuotaSpent,
+    SettingsInvalid,
+)
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.wire.chunks import assemble, stream
+from ddib_fed.wire.latent import Latent, approve
+from ddib_fed.wire.version import versions_to_pb
+from target_node.service import MAX_CONTRACTS
+from tests.node.tiny_nodes import gaussian
+from tests.source_node.conftest import wait_until
+from tests.target_node.conftest import asking, side
+
+
+def header(contract, **changes) -> pb.DecodeRequest:
+    fields = {
+        "contract_sha256": contract.digest, "request_id": "job", "items": 2,
+        "solver": common_pb2.SolverSettings(evaluations=8), **changes,
+    }  # fmt: skip
+    return pb.DecodeRequest(header=pb.DecodeHeader(**fields))
+
+
+def sent(contract, points: np.ndarray, item: int = 0) -> list[pb.DecodeRequest]:
+    """The messages of one latent; whatever it holds, as a hostile peer would."""
+    data = points.astype("<f4").tobytes()
+    latent = Latent.from_array(points)
+    tensor = common_pb2.TensorHeader(
+        dtype=common_pb2.DATA_TYPE_FLOAT32, shape=points.shape, size_bytes=len(data), sha256=latent.sha256
+    )
+    head = pb.LatentHeader(item=item, tensor=tensor, contract_sha256=contract.digest)
+    return list(stream(pb.DecodeRequest, "latent", head, data))
+
+
+def results(messages) -> dict[int, np.ndarray]:
+    said = (message for message in messages if message.WhichOneof("message") != "progress")
+    from ddib_fed.wire.chunks import Announced
+
+    def opener(head):
+        return Announced(head.file.size_bytes, head.file.sha256, 1 << 20)
+
+    return {
+        whole.header.item: parse_npy(whole.data, max_bytes=1 << 20, max_points=1000)
+        for whole in assemble(said, {"result": opener})
+    }
+
+
+def test_latents_come_back_as_translations(target, north) -> None:
+    """Each by its number; the exact tiny model leaves N(0, I) as it is."""
+    contract = target.negotiate(north)
+    clouds = {n: gaussian(30, n) for n in (0, 5)}
+    answers = target.decode(
+        north, header(contract), *sent(contract, clouds[0], 0), *sent(contract, clouds[5], 5)
+    )
+    for item, points in results(answers).items():
+        np.testing.assert_allclose(points, clouds[item], atol=1e-5)
+    assert target.service.jobs() == {"decoding": 0}
+
+
+def test_nothing_of_a_latent_or_a_translation_stays(target, north) -> None:
+    """After a call the node's folder has an audit log with digests, and no new file else."""
+    contract = target.negotiate(north)
+    points = gaussian(30)
+    before = {path for path in target.config.folder.rglob("*") if path.is_file()}
+    target.decode(north, header(contract), *sent(contract, points))
+    after = {path for path in target.config.folder.rglob("*") if path.is_file()}
+    assert after == before
+    assert not any(points.tobytes()[:32] in path.read_bytes() for path in after)
+    assert Latent.from_array(points).sha256.hex() in target.config.paths.audit.read_text()
+
+
+def test_a_contract_that_was_not_agreed_on_is_asked_for_again(target, north, institutions) -> None:
+    """A restart forgets contracts; and one's own is no use to another."""
+    contract = target.negotiate(institutions["west"])
+    for digest in (bytes(32), contract.digest):
+        with pytest.raises(ContractUnknown):
+            target.decode(north, header(contract, contract_sha256=digest))
+
+
+def test_nobody_agrees_for_another(target, north) -> None:
+    """The source's side of a contract must be the caller's own."""
+    request = pb.NegotiateContractRequest(versions=versions_to_pb(), source=side("west.example").to_pb())
+    with target.called_by(north) as stub, pytest.raises(PolicyDenied):
+        asking(stub.NegotiateContract, request)
+
+
+def test_a_peer_can_push_out_only_its_own_contracts(target, north, institutions) -> None:
+    """However many it agrees on, another's stays."""
+    west = institutions["west"]
+    of_west, first = target.negotiate(west), target.negotiate(north, "d0")
+    for number in range(1, MAX_CONTRACTS + 1):
+        target.negotiate(north, f"d{number}")
+    target.decode(west, header(of_west), *sent(of_west, gaussian(30)))
+    with pytest.raises(ContractUnknown):
+        target.decode(north, header(first))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"items": 0}, MessageInvalid),
+        ({"items": 5}, MessageInvalid),
+        ({"request_id": ""}, MessageInvalid),
+        ({"request_id": "x" * 65}, MessageInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=101)}, SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(solver="magic")}, SettingsInvalid),
+        ({"round_trip": True}, PolicyDenied),
+    ],
+)
+def test_a_header_beyond_the_limits_is_refused(open_target, north, changes, error) -> None:
+    """Before any latent is read."""
+    target = open_target(max_items_per_job=4, max_evaluations=100, round_trip="false")
+    with pytest.raises(error):
+        target.decode(north, header(target.negotiate(north), **changes))
+
+
+def test_a_latent_that_is_no_noise_is_refused_by_its_number(target, north) -> None:
+    """The items before it come back; the error says which one it was."""
+    contract = target.negotiate(north)
+    good, bad = gaussian(300), np.full((300, 2), 30, np.float32)
+    with target.called_by(north) as stub:
+        call = stub.Decode(
+            iter([header(contract), *sent(contract, good, 3), *sent(contract, bad, 8)]), timeout=20
+        )
+        came: list[pb.DecodeResponse] = []
+        with pytest.raises(LatentNotGaussian) as refused:
+            asking(lambda calls, timeout: came.extend(calls), call)
+    assert refused.value.facts["item"] == "8"
+    assert set(results(came)) == {3}
+
+
+def test_a_latent_with_nan_is_refused_by_its_number(target, north) -> None:
+    """Before it reaches the network."""
+    contract = target.negotiate(north)
+    points = gaussian(30)
+    points[3] = np.nan
+    with pytest.raises(NotFinite) as refused:
+        target.decode(north, header(contract), *sent(contract, points, 4))
+    assert refused.value.facts["item"] == "4"
+
+
+def test_messages_out_of_order_are_refused(target, north) -> None:
+    """No header, two headers, a number that falls, an end in the middle."""
+    contract = target.negotiate(north)
+    latent = sent(contract, gaussian(30), 1)
+    for messages, error in (
+        ([], MessageInvalid),
+        (latent, MessageInvalid),
+        ([header(contract), header(contract)], MessageInvalid),
+        ([header(contract), *latent, *latent], MessageInvalid),
+        ([header(contract), *latent[:-1]], ChunkCorrupt),
+    ):
+        with pytest.raises(error):
+            target.decode(north, *messages)
+
+
+def test_the_round_trip_brings_the_latent_of_the_translation(target, north) -> None:
+    """After its result, under the same contract."""
+    contract = target.negotiate(north)
+    answers = target.decode(north, header(contract, round_trip=True), *sent(contract, gaussian(30)))
+    kinds = [kind for a in answers if (kind := a.WhichOneof("message")) in {"result", "latent"}]
+    assert kinds == ["result", "latent"]
+    assert approve(
+        Latent.from_array(gaussian(30)), contract,
+        gaussianity.measure(torch.from_numpy(gaussian(30))), item=0,
+    ).sha256  # fmt: skip
+
+
+def test_quota_is_charged_once_for_an_item_that_is_sent_again(open_target, north) -> None:
+    """A crash of the source costs it nothing; a new request beyond the day's samples is refused with a time."""
+    target = open_target(samples_per_day=50)
+    contract = target.negotiate(north)
+    for _ in range(3):
+        target.decode(north, header(contract), *sent(contract, gaussian(30)))
+    with pytest.raises(QuotaSpent) as refused:
+        target.decode(north, header(contract, request_id="other"), *sent(contract, gaussian(30)))
+    assert refused.value.retry_after_s
+    assert refused.value.facts["item"] == "0"
+
+
+def test_without_an_audit_log_nothing_is_decoded_and_the_peer_comes_back(target, north, monkeypatch) -> None:
+    """A full disk is this node's trouble: UNAVAILABLE, which the source tries again, not an internal error."""
+    contract = target.negotiate(north)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(target.node.audit, "write", full)
+    with pytest.raises(NotReady) as refused:
+        target.decode(north, header(contract), *sent(contract, gaussian(30)))
+    assert refused.value.retry_after_s
+    with pytest.raises(NotReady):
+        target.negotiate(north, "another")
+
+
+def test_a_node_that_loads_or_drains_says_so(open_target, north) -> None:
+    """NOT_READY while loading; DRAINING from then on, to every method."""
+    loading = open_target(warm=False)
+    with pytest.raises(NotReady):
+        loading.negotiate(north)
+    loading.close()
+    target = open_target()
+    contract = target.negotiate(north)
+    target.node.drain()
+    for ask in (lambda: target.negotiate(north), lambda: target.decode(north, header(contract))):
+        with pytest.raises(Draining):
+            ask()
+
+
+def test_a_caller_that_leaves_frees_its_place(target, north) -> None:
+    """Its call is over here too, and draining does not wait for it."""
+    contract = target.negotiate(north)
+    left = threading.Event()
+
+    def endless():
+        yield header(contract)
+        left.wait(20)
+
+    with target.called_by(north) as stub:
+        call = stub.Decode(endless(), timeout=20)
+        wait_until(lambda: target.service.jobs()["decoding"] == 1)
+        call.cancel()
+    wait_until(lambda: target.service.jobs()["decoding"] == 0)
+    target.service.drain(5)
+    left.set()

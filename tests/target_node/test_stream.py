@@ -1,0 +1,153 @@
+"""One Decode call's inside: in order, bounded, and over when its caller is."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from ddib_fed.data.points import parse_npy
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import Cancelled, ChunkCorrupt, LatentNotGaussian, QuotaSpent
+from ddib_fed.node.batching import Control
+from ddib_fed.v1 import decoding_pb2
+from ddib_fed.wire.contract import Contract, ContractLimits
+from ddib_fed.wire.latent import Latent
+from ddib_fed.wire.version import SPOKEN
+from target_node import stream
+from target_node.stream import IN_FLIGHT, MAX_PROGRESS, DecodeStream, StreamSettings, Translated
+from tests.node.tiny_nodes import gaussian
+from tests.source_node.conftest import wait_until
+from tests.target_node.conftest import side
+
+LIMITS = ContractLimits(100, 10_000, 80_000, 10_000)
+CONTRACT = Contract(max(SPOKEN), side("north.example"), side("south.example"), LIMITS)
+
+
+def latents(*sizes: int):
+    for number, size in enumerate(sizes):
+        yield number, Latent.from_array(gaussian(size, number))
+
+
+def open_stream(engine, items, *, control=None, on_item=lambda *_: None, evaluations=8, round_trip=False):
+    settings = StreamSettings(CONTRACT, SolverSettings(evaluations=evaluations), round_trip)
+    return DecodeStream(engine, settings, items, control or Control(), on_item)
+
+
+def translated(events) -> list[Translated]:
+    return [event for event in events if isinstance(event, Translated)]
+
+
+def test_items_come_back_in_the_order_they_came(engine) -> None:
+    """A large one before small ones does not let them pass."""
+    found = translated(open_stream(engine, latents(2_000, 1, 1, 30, 1, 7)).run())
+    assert [item.item for item in found] == list(range(6))
+    assert [len(parse_npy(i.file, max_bytes=1 << 20, max_points=9_999)) for i in found] == [
+        2_000,
+        1,
+        1,
+        30,
+        1,
+        7,
+    ]
+
+
+def test_the_round_trip_is_the_translations_own_latent(engine) -> None:
+    """For an exact model it is the latent that came."""
+    (item,) = translated(open_stream(engine, latents(30), round_trip=True).run())
+    assert item.round_trip is not None
+    assert item.round_trip.shape == (30, 2)
+    np.testing.assert_allclose(
+        parse_npy(item.file, max_bytes=1 << 20, max_points=99), gaussian(30), atol=1e-5
+    )
+
+
+def test_an_item_that_is_refused_is_named_and_what_came_before_is_delivered(engine) -> None:
+    """The error is raised in its turn."""
+
+    def items():
+        yield from latents(30, 30)
+        yield 2, Latent.from_array(np.full((300, 2), 30, np.float32))
+        yield 3, Latent.from_array(gaussian(30))
+
+    came: list = []
+    with pytest.raises(LatentNotGaussian) as refused:
+        came.extend(open_stream(engine, items()).run())
+    assert refused.value.facts["item"] == "2"
+    assert [item.item for item in translated(came)] == [0, 1]
+
+
+def test_quota_is_asked_before_the_network(engine) -> None:
+    """What is refused costs no evaluation."""
+
+    def refuse(item: int, latent: Latent) -> None:
+        raise QuotaSpent
+
+    calls = engine.counters["calls"]
+    with pytest.raises(QuotaSpent) as refused:
+        list(open_stream(engine, latents(30), on_item=refuse).run())
+    assert refused.value.facts["item"] == "0"
+    assert engine.counters["calls"] == calls
+
+
+def test_a_stream_that_breaks_ends_the_call(engine) -> None:
+    """What the reader meets is raised to the sender."""
+
+    def broken():
+        yield from latents(30)
+        raise ChunkCorrupt("torn")
+
+    with pytest.raises(ChunkCorrupt):
+        list(open_stream(engine, broken()).run())
+
+
+def test_only_so_many_items_are_in_memory_whatever_the_peer_sends(engine) -> None:
+    """The reader stops while nobody takes results: those in flight and the one in its hand."""
+    delivered, most = 0, 0
+
+    def counted():
+        nonlocal most
+        for number, latent in latents(*[3] * 50):
+            most = max(most, number + 1 - delivered)
+            yield number, latent
+
+    for event in open_stream(engine, counted()).run():
+        delivered += isinstance(event, Translated)
+    assert (delivered, most <= IN_FLIGHT + 1) == (50, True)
+
+
+def test_progress_does_not_pile_up_before_a_slow_reader(engine, monkeypatch) -> None:
+    """Steps that nobody takes are dropped."""
+    monkeypatch.setattr(stream, "PROGRESS_EVERY_S", 0.0)
+    before = engine.counters["calls"]
+    events = open_stream(engine, latents(1), evaluations=400).run()
+    next(events)
+    wait_until(lambda: engine.counters["calls"] == before + 400)
+    assert len([e for e in events if isinstance(e, decoding_pb2.DecodeProgress)]) <= MAX_PROGRESS + 2
+
+
+def test_something_is_said_while_nothing_happens(engine, monkeypatch) -> None:
+    """A source that hears nothing gives the node up: an idle call shows life."""
+    monkeypatch.setattr(stream, "SIGN_OF_LIFE_S", 0.01)
+    go_on = threading.Event()
+
+    def late():
+        go_on.wait(20)
+        yield from latents(3)
+
+    events = open_stream(engine, late()).run()
+    assert next(events) == decoding_pb2.DecodeProgress()
+    go_on.set()
+    assert len(translated(events)) == 1
+
+
+def test_cancelling_ends_everything_at_the_next_step(engine) -> None:
+    """The sender hears it, and neither reader nor workers are left."""
+    control = Control()
+    events = open_stream(engine, latents(*[500] * 8), control=control, evaluations=5_000).run()
+    next(events)
+    control.cancel()
+    with pytest.raises(Cancelled):
+        list(events)
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("decode")])
