@@ -90,7 +90,7 @@ def test_a_returned_latent_that_is_no_noise_fails_its_item_alone(source, target)
 
     def constant(target, item, latent):
         yield from target.result(item, to_npy(latent.data))
-        ones = Latent.from_array(np.ones_like(latent.data) * 3)
+        ones = Latent.from_array(np.full_like(latent.data, 30))
         yield from target.latent(item, ones)
 
     target.decodes = [instead(0, constant)]
@@ -191,7 +191,7 @@ def test_more_items_than_a_stream_may_carry_go_in_several(source, target) -> Non
 
 def test_an_item_that_this_node_cannot_encode_fails_alone(source, target) -> None:
     """The peer never hears of it."""
-    odd = to_npy(gaussian(400) * 9)
+    odd = to_npy(gaussian(400) * 90)
     job = source.start().ended(source.submit(THREE[0], odd, THREE[2]))
     assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
     assert job.items[1].error["reason"] == "LATENT_NOT_GAUSSIAN"
