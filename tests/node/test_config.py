@@ -87,3 +87,9 @@ def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
     config = NodeConfig.load(write(deep))
     assert len(str(config.paths.admin_socket)) <= MAX_SOCKET_PATH
     assert config.paths.admin_socket == NodeConfig.load(deep / "node.toml").paths.admin_socket
+
+
+def test_a_node_has_at_least_one_role(tmp_path: Path) -> None:
+    """Without one it would serve nothing, and say SERVING."""
+    with pytest.raises(ConfigError, match=r"node\.roles"):
+        NodeConfig.load(write(tmp_path, **{'roles__["source"]': "roles = []"}))

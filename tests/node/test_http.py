@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import urllib.request
 from collections.abc import Iterator
 from urllib.error import HTTPError
@@ -69,3 +70,20 @@ def test_a_port_in_use_is_a_configuration_error(probes: tuple[ProbeServer, State
     """The error names the setting and what to do."""
     with pytest.raises(ConfigError, match=r"http\.listen"):
         ProbeServer(probes[0].address, lambda: "", Metrics())
+
+
+def test_the_loopback_of_ipv6_can_be_bound() -> None:
+    """What the configuration allows works."""
+    server = ProbeServer("[::1]:0", lambda: "serving", Metrics())
+    assert server._server.address_family is socket.AF_INET6
+    server.close()
+
+
+def test_a_connection_that_says_nothing_is_closed(monkeypatch) -> None:
+    """It would hold a thread for as long as it likes."""
+    monkeypatch.setattr("ddib_fed.node.http.IDLE_S", 0.05)
+    server = ProbeServer("127.0.0.1:0", lambda: "serving", Metrics())
+    host, _, port = server.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as silent:
+        assert silent.recv(1) == b""
+    server.close()
