@@ -17,7 +17,7 @@ import click
 
 from ddib_fed.cli.main import NODE_EXTRA
 from ddib_fed.cli.output import console
-from ddib_fed.errors import AlreadyExists, OutOfBounds, StateConflict
+from ddib_fed.errors import AlreadyExists, Cancelled, OutOfBounds, StateConflict
 
 if TYPE_CHECKING:
     from ddib_fed.cli.delivery import Delivered
@@ -169,6 +169,9 @@ class Demonstration:
                 for institution in (self.north, self.south):
                     institution.wait_ready()
             yield
+        except Cancelled as error:
+            keep = False
+            raise Cancelled("interrupted; the demo's nodes are stopped", hint="ddib demo") from error
         except BaseException:
             keep = False
             raise

@@ -100,6 +100,15 @@ class Client:
         """Close the connection."""
         self._connection.close()
 
+    def abort(self) -> None:
+        """End what runs, which then raises Cancelled, as does every further call; from any thread."""
+        self._connection.abort()
+
+    @property
+    def aborted(self) -> bool:
+        """Whether `abort` was called."""
+        return self._connection.aborted
+
     def _renew(self) -> None:
         """Renew the own certificate when it is due, once the work is done; a failure is only logged."""
         from ddib_fed.node.renewal import renew_client
@@ -195,9 +204,8 @@ class Client:
 
     def _events(self, job_id: str, after: int) -> Iterator[Event]:
         """One try of WatchJob; what was seen before is left out."""
-        call = self._connection.stub().WatchJob(
-            pb.WatchJobRequest(job_id=job_id, after_sequence=after), timeout=WATCH_CALL_S
-        )
+        request = pb.WatchJobRequest(job_id=job_id, after_sequence=after)
+        call = self._connection.invoke(lambda stub: stub.WatchJob(request, timeout=WATCH_CALL_S))
         try:
             for message in call:
                 self._connection.reached()
@@ -268,7 +276,7 @@ class Client:
     def _results(self, job_id: str, due: Sequence[int], parts: frozenset[Part]) -> Iterator[Result]:
         """One try of FetchResults."""
         request = pb.FetchResultsRequest(job_id=job_id, items=due)
-        call = self._connection.stub().FetchResults(request, timeout=FETCH_CALL_S)
+        call = self._connection.invoke(lambda stub: stub.FetchResults(request, timeout=FETCH_CALL_S))
         try:
             yield from Collector(job_id, due, parts).results(call)
         except DdibError as error:
@@ -379,9 +387,10 @@ def require_finished(job: JobView, hop: str) -> JobView:
     if job.state is not JobState.FAILED and not bad:
         return job
     what = f"{len(bad)} of {len(job.items)} items of job {job.job_id}" if bad else f"job {job.job_id}"
+    hint = f"ddib job show {job.job_id}"
     if failure is None:
-        raise JobFailed(f"{what} failed", hop=hop, hint=f"ddib job show {job.job_id}")
-    raise failure.as_error(f"{what} failed: {failure.sentence} ({failure.reason})", JobFailed)
+        raise JobFailed(f"{what} failed", hop=hop, hint=hint)
+    raise failure.as_error(f"{what} failed: {failure.sentence} ({failure.reason})", JobFailed, hint=hint)
 
 
 def _submit_once(

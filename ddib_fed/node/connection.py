@@ -7,13 +7,14 @@ channel is made anew for each try, so that a renewed certificate is used.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import grpc
 
-from ddib_fed.errors import DdibError, UnavailableError
+from ddib_fed.errors import Cancelled, DdibError, UnavailableError
 from ddib_fed.node import tls
 from ddib_fed.node.errors_wire import from_rpc_error
 from ddib_fed.node.profile import Profile
@@ -30,6 +31,7 @@ LAST_DELAY_S = 5.0
 
 T = TypeVar("T")
 OnWait = Callable[[DdibError, float], None]
+Attempt = Callable[[translation_pb2_grpc.TranslationServiceStub], T]
 
 
 class Patience:
@@ -38,11 +40,13 @@ class Patience:
     Args:
         limit_s: Time since the last progress after which the failure is raised.
         on_wait: Told of the failure and the seconds until the next try.
+        aborted: Set when waiting is over for good.
     """
 
-    def __init__(self, limit_s: float, on_wait: OnWait | None = None) -> None:
+    def __init__(self, limit_s: float, on_wait: OnWait | None, aborted: threading.Event) -> None:
         self._limit_s = limit_s
         self._on_wait = on_wait
+        self._aborted = aborted
         self.progress()
 
     def progress(self) -> None:
@@ -55,6 +59,7 @@ class Patience:
 
         Raises:
             DdibError: `error` itself, when trying again is pointless or the time is up.
+            Cancelled: Another thread has ended the connection.
         """
         left = self._limit_s - (time.monotonic() - self._since)
         if not isinstance(error, UnavailableError) or left <= 0:
@@ -63,7 +68,8 @@ class Patience:
         delay = min(left, max(asked, self._delay_s * random.uniform(0.75, 1.25)))  # noqa: S311 - jitter
         if self._on_wait is not None:
             self._on_wait(error, delay)
-        time.sleep(delay)
+        if self._aborted.wait(delay):
+            raise Cancelled("ended while waiting for the node")
         self._delay_s = min(self._delay_s * 2, LAST_DELAY_S)
 
 
@@ -82,7 +88,21 @@ class Connection:
         self._patience_s = patience_s
         self._on_wait = on_wait
         self._channel: grpc.Channel | None = None
+        self._lock = threading.Lock()
+        self._aborted = threading.Event()
         self._reached = False
+
+    @property
+    def aborted(self) -> bool:
+        """Whether another thread has ended the connection."""
+        return self._aborted.is_set()
+
+    def abort(self) -> None:
+        """End what runs, and make every further call fail; for another thread than the one that calls."""
+        self._aborted.set()
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
 
     def stub(self) -> translation_pb2_grpc.TranslationServiceStub:
         """The service over the current channel."""
@@ -93,25 +113,30 @@ class Connection:
 
         Raises:
             FileMissing: The certificates are not where the profile says.
+            Cancelled: Another thread has ended the connection.
         """
-        if self._channel is None:
-            self._channel = tls.channel(
-                self.profile.source_address,
-                server_name=self.profile.source_identity,
-                pki_folder=self.profile.pki_folder,
-            )
-        return self._channel
+        with self._lock:
+            if self.aborted:
+                raise Cancelled("the connection was ended", hop=self.hop)
+            if self._channel is None:
+                self._channel = tls.channel(
+                    self.profile.source_address,
+                    server_name=self.profile.source_identity,
+                    pki_folder=self.profile.pki_folder,
+                )
+            return self._channel
 
     def close(self) -> None:
         """Close the channel; the next use makes another."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None
 
     def patience(self) -> Patience:
         """For one call: long when the node was reached before, short when it never was."""
         limit = self._patience_s if self._reached else min(self._patience_s, FIRST_CONTACT_S)
-        return Patience(limit, self._on_wait)
+        return Patience(limit, self._on_wait, self._aborted)
 
     def reached(self) -> None:
         """The node has answered."""
@@ -129,7 +154,20 @@ class Connection:
             self._reached = True
         return failure
 
-    def call(self, attempt: Callable[[translation_pb2_grpc.TranslationServiceStub], T]) -> T:
+    def invoke(self, attempt: Attempt[T]) -> T:
+        """Begin one call.
+
+        Raises:
+            Cancelled: Another thread has ended the connection.
+        """
+        try:
+            return attempt(self.stub())
+        except ValueError as error:  # gRPC's word for a channel that was closed a moment ago
+            if not self.aborted:
+                raise
+            raise Cancelled("the connection was ended", hop=self.hop) from error
+
+    def call(self, attempt: Attempt[T]) -> T:
         """Make a call that may be repeated, until it succeeds or patience ends.
 
         Raises:
@@ -138,7 +176,7 @@ class Connection:
         patience = self.patience()
         while True:
             try:
-                answer = attempt(self.stub())
+                answer = self.invoke(attempt)
             except grpc.RpcError as error:
                 self.give_way(patience, error)
             else:

@@ -140,10 +140,11 @@ class Failure:
     facts: Mapping[str, str] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
 
-    def as_error(self, detail: str, kind: type[DdibError] | None = None) -> DdibError:
+    def as_error(self, detail: str, kind: type[DdibError] | None = None, *, hint: str = "") -> DdibError:
         """The error to raise for it, of the reason's own class unless `kind` says otherwise."""
         return (kind or error_class(self.reason))(
             detail,
+            hint=hint,
             hop=self.institution,
             facts=self.facts,
             differences=self.differences,
