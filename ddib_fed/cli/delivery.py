@@ -19,6 +19,7 @@ from typing import Any
 from ddib_fed.cli.output import plain
 from ddib_fed.errors import (
     AlreadyExists,
+    Cancelled,
     ChunkCorrupt,
     ConfigError,
     DeadlineExceeded,
@@ -234,7 +235,7 @@ def named(out: Path, job_file: JobFile) -> Iterator[None]:
     sync_folder(out)
     try:
         yield
-    except (UnavailableError, DeadlineExceeded):
+    except (UnavailableError, DeadlineExceeded, Cancelled):
         raise  # the node may have taken the job although its answer did not come
     except Exception:
         job_file.remove(out)

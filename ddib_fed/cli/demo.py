@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
@@ -61,7 +61,7 @@ def demo(out: Path, keep: bool, points: int) -> None:
     started = time.perf_counter()
     prepare(out)
     demonstration = Demonstration.of(out)
-    with sigterm_as_exit(), demonstration.running(keep=keep):
+    with sigterm_as_ctrl_c(), demonstration.running(keep=keep):
         delivered = demonstration.translate(points)
         finish(demonstration, delivered, started)
         if keep:
@@ -103,12 +103,12 @@ def prepare(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM unwind, so that the nodes are stopped."""
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C, so that the nodes are stopped."""
 
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        del frame
-        raise SystemExit(128 + number)
+    def leave(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
@@ -185,9 +185,10 @@ class Demonstration:
         import numpy as np
 
         from ddib_fed.cli.progress import JobProgress
+        from ddib_fed.cli.session import open_client
         from ddib_fed.cli.translate import Order, receive, submit
         from ddib_fed.data.synthetic import sample
-        from ddib_fed.node.client import Client, require_finished
+        from ddib_fed.node.client import require_finished
         from ddib_fed.node.payload import payload
         from ddib_fed.node.profile import Profile
         from ddib_fed.node.views import Settings
@@ -199,7 +200,7 @@ class Demonstration:
         )
         asked = Order(self.target, Settings(evaluations=STEPS), cycle=True, keep_latent=True, deadline_s=None)
         profile = Profile.load(self.profile)
-        with JobProgress([path.name]) as progress, Client(profile, on_wait=progress.wait) as client:
+        with JobProgress([path.name]) as progress, open_client(profile, on_wait=progress.wait) as client:
             submitted, inputs = submit(client, [path], [payload(path)], asked, out)
             job, delivered = receive(client, submitted, inputs, progress, out, force=False)
         require_finished(job, f"source {profile.institution}")

@@ -9,8 +9,8 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.output import print_json
+from ddib_fed.cli.session import open_client
 from ddib_fed.errors import DdibError, PeerUnreachable, Unauthenticated
-from ddib_fed.node.client import Client
 from ddib_fed.node.diagnosis import diagnose
 from ddib_fed.node.pki import load_identity
 from ddib_fed.node.profile import Profile
@@ -94,7 +94,7 @@ def _connection(profile: Profile) -> str:
 
 def _service(profile: Profile) -> str:
     """Whether the node serves this client, and what it can reach."""
-    with Client(profile, patience_s=0) as client:
+    with open_client(profile, patience_s=0) as client:
         found = client.domains()
     targets = ", ".join(f"{d.target} {d.status}" for d in found.targets) or "no targets yet"
     return f"{found.institution}/{found.domain}; {targets}"

@@ -8,7 +8,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.output import print_json, print_table
-from ddib_fed.node.client import Client
+from ddib_fed.cli.session import open_client
 from ddib_fed.node.views import Domain
 
 
@@ -17,7 +17,7 @@ from ddib_fed.node.views import Domain
 @options.PROFILE
 def domains(output_format: str, profile_path: Path | None) -> None:
     """List the domains that can be translated to, and whether each is ready."""
-    with Client.from_profile(profile_path) as client:
+    with open_client(profile_path) as client:
         found = client.domains()
     if output_format == "json":
         print_json(found)

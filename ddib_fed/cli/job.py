@@ -12,10 +12,11 @@ from ddib_fed.cli import options
 from ddib_fed.cli.delivery import JobFile, deliver
 from ddib_fed.cli.output import plain, print_json, print_table, size
 from ddib_fed.cli.progress import JobProgress
-from ddib_fed.cli.translate import Order, going_on, print_submitted, report
+from ddib_fed.cli.session import going_on, open_client
+from ddib_fed.cli.translate import Order, print_submitted, report
 from ddib_fed.cli.translate import submit as submit_order
 from ddib_fed.errors import StateConflict
-from ddib_fed.node.client import Client, require_finished
+from ddib_fed.node.client import require_finished
 from ddib_fed.node.payload import payload
 from ddib_fed.node.views import ItemState, JobView, Settings
 
@@ -65,7 +66,7 @@ def submit(
     """Give FILES to the source node as a job and return at once."""
     items = [payload(path) for path in files]
     asked = Order(target, Settings(solver, order, steps, grid), cycle, keep_latent, deadline)
-    with Client.from_profile(profile_path) as client:
+    with open_client(profile_path) as client:
         submitted, _ = submit_order(client, files, items, asked, out)
     print_submitted(submitted, target, out, output_format)
 
@@ -78,7 +79,7 @@ def submit(
 @options.PROFILE
 def list_(limit: int, output_format: str, profile_path: Path | None) -> None:
     """List this client's jobs, newest first."""
-    with Client.from_profile(profile_path) as client:
+    with open_client(profile_path) as client:
         jobs = client.list(limit)
     if output_format == "json":
         print_json(list(jobs))
@@ -96,7 +97,7 @@ def list_(limit: int, output_format: str, profile_path: Path | None) -> None:
 @options.PROFILE
 def show(job_id: str, output_format: str, profile_path: Path | None) -> None:
     """Show a job, its items, and why it failed if it did."""
-    with Client.from_profile(profile_path) as client:
+    with open_client(profile_path) as client:
         view = client.get(job_id)
     if output_format == "json":
         print_json(view)
@@ -142,7 +143,7 @@ def watch(job_id: str, after: int, output_format: str, profile_path: Path | None
     as_json = output_format == "json"
     with (
         JobProgress(show=not as_json) as progress,
-        Client.from_profile(profile_path, on_wait=progress.wait) as client,
+        open_client(profile_path, on_wait=progress.wait) as client,
         going_on(client, job_id),
     ):
         for event in client.watch(job_id, after):
@@ -152,7 +153,7 @@ def watch(job_id: str, after: int, output_format: str, profile_path: Path | None
         view = client.get(job_id)
     if not as_json:
         click.echo(f"job {job_id} is {view.state.lower()}")
-    require_finished(view, f"source {client.profile.institution}")
+    require_finished(view, client.hop)
 
 
 @job.command()
@@ -167,7 +168,7 @@ def fetch(job_id: str, out: Path, force: bool, output_format: str, profile_path:
     They are written, then acknowledged, and so removed at the node. Names come from the folder that the job was
     submitted for; elsewhere items are called item-0000 and so on.
     """
-    with Client.from_profile(profile_path) as client, going_on(client, job_id, out):
+    with open_client(profile_path) as client, going_on(client, job_id, out):
         view = client.get(job_id)
         names = JobFile.load(out, view.request_id)
         delivered = list(deliver(client, view, out, names.inputs if names else (), force=force))
@@ -180,9 +181,9 @@ def fetch(job_id: str, out: Path, force: bool, output_format: str, profile_path:
         raise StateConflict(
             f"job {job_id} is {view.state.lower()}: {len(open_items)} items are not ready yet",
             hint=f"ddib job watch {job_id}, then fetch again",
-            hop=f"source {client.profile.institution}",
+            hop=client.hop,
         )
-    require_finished(view, f"source {client.profile.institution}")
+    require_finished(view, client.hop)
 
 
 @job.command()
@@ -190,7 +191,7 @@ def fetch(job_id: str, out: Path, force: bool, output_format: str, profile_path:
 @options.PROFILE
 def cancel(job_id: str, profile_path: Path | None) -> None:
     """Stop a job at its next step. What is translated already can still be fetched."""
-    with Client.from_profile(profile_path) as client:
+    with open_client(profile_path) as client:
         state = client.cancel(job_id)
     click.echo(f"job {job_id} is {state.lower()}")
 
@@ -200,7 +201,7 @@ def cancel(job_id: str, profile_path: Path | None) -> None:
 @options.PROFILE
 def delete(job_id: str, profile_path: Path | None) -> None:
     """Remove a job that has ended, and all that the node keeps of it."""
-    with Client.from_profile(profile_path) as client:
+    with open_client(profile_path) as client:
         client.delete(job_id)
     click.echo(f"job {job_id} is gone")
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from ddib_fed.cli import options
 from ddib_fed.cli.delivery import Delivered, Input, JobFile, check_names, deliver, named
 from ddib_fed.cli.output import number, print_json, print_table
 from ddib_fed.cli.progress import JobProgress
-from ddib_fed.errors import Cancelled
+from ddib_fed.cli.session import going_on, open_client
+from ddib_fed.errors import Cancelled, DdibError
 from ddib_fed.node.client import Client, require_finished
 from ddib_fed.node.payload import Payload, payload, split_target
 from ddib_fed.node.profile import Profile
@@ -66,7 +66,7 @@ def translate(
     items = [payload(path) for path in files]
     with (
         JobProgress([path.name for path in files]) as progress,
-        Client(profile, on_wait=progress.wait) as client,
+        open_client(profile, on_wait=progress.wait) as client,
     ):
         submitted, inputs = submit(client, files, items, asked, out)
         if not detach:
@@ -114,10 +114,12 @@ def submit(
             return send(), inputs
         with named(out, JobFile(request_id, order.target, inputs)):
             return send(), inputs
-    except KeyboardInterrupt:
+    except DdibError as error:
+        if not client.aborted:
+            raise
         raise Cancelled(
             "interrupted while submitting: the node may or may not have the job", hint="ddib job list"
-        ) from None
+        ) from error
 
 
 def receive(
@@ -137,26 +139,6 @@ def receive(
         delivered = list(deliver(client, job, out, inputs, force=force))
     JobFile(job.request_id, job.target, inputs).remove(out)
     return job, delivered
-
-
-@contextlib.contextmanager
-def going_on(client: Client, job_id: str, out: Path | None = None) -> Iterator[None]:
-    """An interruption stops only this command: say so, and how to go on.
-
-    Raises:
-        Cancelled: Ctrl-C was pressed.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        more = f" --profile {client.profile.path}"
-        raise Cancelled(
-            f"interrupted; job {job_id} goes on at the source node",
-            hint=f"ddib job watch {job_id}{more}\n"
-            f"        ddib job fetch {job_id} --out {out or 'DIR'}{more}\n"
-            f"        ddib job cancel {job_id}{more}   (to stop it)",
-            hop=f"source {client.profile.institution}",
-        ) from None
 
 
 def print_submitted(job: Submitted, target: str, out: Path | None, output_format: str) -> None:

@@ -28,7 +28,7 @@ from ddib_fed.errors import (
     PeerUnreachable,
 )
 from ddib_fed.node.connection import PATIENCE_S, Connection, OnWait, Patience
-from ddib_fed.node.payload import Payload, Requests, payload, split_target
+from ddib_fed.node.payload import Payload, payload, send_job, split_target
 from ddib_fed.node.profile import Profile
 from ddib_fed.node.results import Collector
 from ddib_fed.node.views import (
@@ -56,7 +56,6 @@ log = logging.getLogger(__name__)
 CALL_S = 30.0
 WATCH_CALL_S = 300.0
 FETCH_CALL_S = 3600.0
-SLOWEST_BYTES_PER_S = 128 * 1024
 
 Origin = Path | bytes | Payload
 
@@ -99,6 +98,11 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+    @property
+    def hop(self) -> str:
+        """What the node is called in errors."""
+        return self._connection.hop
 
     def abort(self) -> None:
         """End what runs, which then raises Cancelled, as does every further call; from any thread."""
@@ -173,7 +177,7 @@ class Client:
             items=len(items),
             deadline_s=int(deadline_s or 0),
         )
-        answer = self._connection.call(lambda stub: _submit_once(stub, header, items))
+        answer = self._connection.call(lambda stub: send_job(stub, header, items))
         return Submitted(
             answer.job_id, header.request_id, job_state(answer.state), repeated=answer.repeated_request
         )
@@ -221,7 +225,7 @@ class Client:
 
     def _ended_early(self, patience: Patience, what: str) -> None:
         """A stream ended in order but too soon, as when a node closes its connections: wait, then again."""
-        error = PeerUnreachable(f"{what} ended before the job did", hop=self._connection.hop)
+        error = PeerUnreachable(f"{what} ended before the job did", hop=self.hop)
         patience.wait(error)
         self._connection.close()
 
@@ -271,7 +275,7 @@ class Client:
                 self._connection.give_way(patience, error)
             else:
                 if due:
-                    raise ChunkCorrupt(f"items {due} of job {job_id} did not come", hop=self._connection.hop)
+                    raise ChunkCorrupt(f"items {due} of job {job_id} did not come", hop=self.hop)
 
     def _results(self, job_id: str, due: Sequence[int], parts: frozenset[Part]) -> Iterator[Result]:
         """One try of FetchResults."""
@@ -280,7 +284,7 @@ class Client:
         try:
             yield from Collector(job_id, due, parts).results(call)
         except DdibError as error:
-            error.hop = error.hop or self._connection.hop
+            error.hop = error.hop or self.hop
             raise
         finally:
             call.cancel()  # type: ignore[no-untyped-call]
@@ -370,7 +374,7 @@ class Client:
             JobFailed: It, or an item, failed.
             Cancelled: It was cancelled.
         """
-        return require_finished(self.get(job_id), self._connection.hop)
+        return require_finished(self.get(job_id), self.hop)
 
 
 def require_finished(job: JobView, hop: str) -> JobView:
@@ -391,17 +395,3 @@ def require_finished(job: JobView, hop: str) -> JobView:
     if failure is None:
         raise JobFailed(f"{what} failed", hop=hop, hint=hint)
     raise failure.as_error(f"{what} failed: {failure.sentence} ({failure.reason})", JobFailed, hint=hint)
-
-
-def _submit_once(
-    stub: TranslationServiceStub, header: pb.JobHeader, items: Sequence[Payload]
-) -> pb.SubmitJobResponse:
-    """One try; an error of our own while sending is raised as it is."""
-    requests = Requests(header, items)
-    timeout_s = CALL_S + sum(item.size_bytes for item in items) / SLOWEST_BYTES_PER_S
-    try:
-        return stub.SubmitJob(iter(requests), timeout=timeout_s)
-    except grpc.RpcError:
-        if requests.error is not None:
-            raise requests.error from None
-        raise

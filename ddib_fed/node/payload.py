@@ -10,13 +10,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+
 from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, InputError, PointsUnreadable, UsageError
 from ddib_fed.node.views import MEDIA_TYPES, Media
 from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.chunks import stream
 
 MAX_ITEM_BYTES = 1 << 30
 """What a client offers at most in one item; the node's own limit is usually lower, and in its refusal."""
+
+ANSWER_S = 30.0
+SLOWEST_BYTES_PER_S = 128 * 1024
+"""A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
 
 _SUFFIXES = {
     ".npy": Media.NPY,
@@ -139,6 +146,26 @@ class Requests:
         except (DdibError, OSError) as error:
             self.error = error
             raise
+
+
+def send_job(
+    stub: TranslationServiceStub, header: translation_pb2.JobHeader, items: Sequence[Payload]
+) -> translation_pb2.SubmitJobResponse:
+    """One try of SubmitJob.
+
+    Raises:
+        grpc.RpcError: It failed.
+        InputError: A file changed while it was being sent.
+        OSError: A file can no longer be read.
+    """
+    requests = Requests(header, items)
+    timeout_s = ANSWER_S + sum(item.size_bytes for item in items) / SLOWEST_BYTES_PER_S
+    try:
+        return stub.SubmitJob(iter(requests), timeout=timeout_s)
+    except grpc.RpcError:
+        if requests.error is not None:
+            raise requests.error from None
+        raise
 
 
 def split_target(target: str) -> tuple[str, str]:

@@ -183,18 +183,49 @@ def test_a_translation_of_something_else_is_not_written(translate, scan, north, 
     assert not north.script.seen("AcknowledgeItems")
 
 
-def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys):
-    """Interrupted while waiting for the node: exit 12, and the commands that watch, fetch and cancel it."""
-    main = threading.main_thread().ident
+@pytest.mark.parametrize("method", ["WatchJob", "FetchResults", "AcknowledgeItems"])
+def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys, method):
+    """Interrupted while the node is at work: exit 12, and the commands that watch, fetch and cancel the job."""
+    main, hold = threading.main_thread().ident, threading.Event()
 
-    def interrupt(messages):
-        signal.pthread_kill(main, signal.SIGINT)
-        return messages
+    def interrupt(called):
+        if called == method:
+            signal.pthread_kill(main, signal.SIGINT)
+            hold.wait(2)
 
-    north.script.tamper = interrupt
+    north.script.on_call = interrupt
     assert translate(scan) == ExitCode.CANCELLED
     (job_id,) = north.service.jobs
     said = capsys.readouterr().err
     assert "goes on at the source node" in said
     for command in ("watch", "fetch", "cancel"):
         assert f"ddib job {command} {job_id}" in said
+
+
+def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north, capsys):
+    """Also between two tries nobody has to press it twice."""
+    main = threading.main_thread().ident
+    north.script.away["WatchJob"] = 1_000
+
+    def interrupt(called):
+        if called == "WatchJob" and len(north.script.seen("WatchJob")) == 4:
+            signal.pthread_kill(main, signal.SIGINT)
+
+    north.script.on_call = interrupt
+    assert translate(scan) == ExitCode.CANCELLED
+    assert "goes on at the source node" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_submitting_says_that_nobody_knows(translate, scan, north, tmp_path, capsys):
+    """The node may have the job: the names stay, and `ddib job list` tells."""
+    main, hold = threading.main_thread().ident, threading.Event()
+
+    def interrupt(called):
+        if called == "SubmitJob":
+            signal.pthread_kill(main, signal.SIGINT)
+            hold.wait(2)
+
+    north.script.on_call = interrupt
+    assert translate(scan) == ExitCode.CANCELLED
+    assert "may or may not have the job" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").glob(".ddib-job-*.json"))) == 1

@@ -57,6 +57,7 @@ class Script:
     break_fetch_after: list[int] = field(default_factory=list)
     # Changes what FetchResults sends.
     tamper: Callable[[list[pb.FetchResultsResponse]], list[pb.FetchResultsResponse]] = list
+    on_call: Callable[[str], None] = lambda method: None
     on_acknowledge: Callable[[pb.AcknowledgeItemsRequest], None] = lambda request: None
     fail_items: set[int] = field(default_factory=set)
     calls: list[tuple[str, Any]] = field(default_factory=list)
@@ -85,6 +86,7 @@ class ScriptedSource(rpc.TranslationServiceServicer):
 
     def _begin(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
         self.script.calls.append((method, request))
+        self.script.on_call(method)
         if self.script.away[method] > 0:
             self.script.away[method] -= 1
             context.abort(grpc.StatusCode.UNAVAILABLE, "")
