@@ -38,6 +38,8 @@ class DecodingServiceStub:
     Decode: _grpc.StreamStreamMultiCallable[_decoding_pb2.DecodeRequest, _decoding_pb2.DecodeResponse]
     """Header, then for each item {latent, chunk..., trailer}; back come {progress}, and for each item
     {result, chunk..., trailer} and, when round_trip was asked for, {latent, chunk..., trailer}, in the order sent.
+    The target MUST send something at least every 10 s, an empty progress if nothing else; a caller that hears nothing
+    for 120 s gives the call up and tries again.
     """
 
 @_typing.type_check_only
@@ -50,6 +52,8 @@ class DecodingServiceAsyncStub(DecodingServiceStub):
     Decode: _aio.StreamStreamMultiCallable[_decoding_pb2.DecodeRequest, _decoding_pb2.DecodeResponse]  # type: ignore[assignment]
     """Header, then for each item {latent, chunk..., trailer}; back come {progress}, and for each item
     {result, chunk..., trailer} and, when round_trip was asked for, {latent, chunk..., trailer}, in the order sent.
+    The target MUST send something at least every 10 s, an empty progress if nothing else; a caller that hears nothing
+    for 120 s gives the call up and tries again.
     """
 
 class DecodingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -77,6 +81,8 @@ class DecodingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_decoding_pb2.DecodeResponse], _abc.AsyncIterator[_decoding_pb2.DecodeResponse]]:
         """Header, then for each item {latent, chunk..., trailer}; back come {progress}, and for each item
         {result, chunk..., trailer} and, when round_trip was asked for, {latent, chunk..., trailer}, in the order sent.
+        The target MUST send something at least every 10 s, an empty progress if nothing else; a caller that hears nothing
+        for 120 s gives the call up and tries again.
         """
 
 def add_DecodingServiceServicer_to_server(servicer: DecodingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
