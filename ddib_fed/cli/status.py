@@ -68,9 +68,9 @@ def _show(answer: admin_pb2.StatusResponse) -> None:
 @click.command()
 @options.CONFIG
 def reload(config_path: Path) -> None:
-    """Make the node read its peers, certificates and policy again.
+    """Make the node read its peers and certificates again.
 
-    The model and the running jobs stay.
+    Calls of peers that were removed end. The model, the jobs and the rest of node.toml stay.
     """
     for change in _client(config_path).reload():
         click.echo(change)
