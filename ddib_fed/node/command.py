@@ -137,7 +137,7 @@ def run(group: Callable[..., object]) -> None:
     except click.Abort:
         sys.exit(130)
     except DdibError as error:
-        click.echo(f"error: {error.detail}", err=True)
+        click.echo(f"error: {error.detail}  [{error.reason}]", err=True)
         if error.hint:
-            click.echo(f"  try: {error.hint}", err=True)
+            click.echo(f"  try:  {error.hint}", err=True)
         sys.exit(int(error.exit_code))
