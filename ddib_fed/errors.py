@@ -157,7 +157,9 @@ class PointsUnreadable(InputError):
     """Bytes that are no .npy array of numbers."""
 
     reason = "POINTS_UNREADABLE"
-    sentence = "the points cannot be read: a .npy file with an (N, D) array of floats is expected, without pickles"
+    sentence = (
+        "the points cannot be read: a .npy file with an (N, D) array of floats is expected, without pickles"
+    )
 
 
 class PointsTooMany(InputError):

@@ -48,14 +48,18 @@ def generate(into: Path) -> list[Path]:
 def main() -> int:
     """Entry of `make proto` and `make drift`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; end with 1 when the code has drifted")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; end with 1 when the code has drifted"
+    )
     if not parser.parse_args().check:
         generate(ROOT)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         made = generate(Path(folder))
         committed = {p.relative_to(ROOT) for p in (ROOT / "ddib_fed/v1").glob("*_pb2*")}
-        stale = [p for p in made if not (ROOT / p).exists() or not filecmp.cmp(ROOT / p, Path(folder) / p, False)]
+        stale = [
+            p for p in made if not (ROOT / p).exists() or not filecmp.cmp(ROOT / p, Path(folder) / p, False)
+        ]
         stale += sorted(committed - set(made))
     for path in stale:
         print(f"drift: {path} is not what protos/ gives; run `make proto`", file=sys.stderr)

@@ -44,9 +44,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "peer": Lazy("ddib_fed.cli.peer:peer", "Export this node's peer file; add, list, test and remove peers."),
     "status": Lazy("ddib_fed.cli.status:status", "Say how the node on this machine is doing."),
-    "reload": Lazy(
-        "ddib_fed.cli.status:reload", "Make the node read its peers and certificates again."
-    ),
+    "reload": Lazy("ddib_fed.cli.status:reload", "Make the node read its peers and certificates again."),
     "drain": Lazy(
         "ddib_fed.cli.status:drain", "Make the node take no more work, finish what runs, and exit."
     ),
