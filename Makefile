@@ -18,7 +18,7 @@ demo: $(VENV)/.node  ## Two institutions on this machine: translate points there
 test: $(VENV)/.dev  ## Every test
 	$(BIN)/python -m pytest -q
 
-test-fast: $(VENV)/.dev  ## Every test that starts no process of its own
+test-fast: $(VENV)/.dev  ## Every test but those of two running nodes
 	$(BIN)/python -m pytest -q -m 'not e2e'
 
 check: format-check lint types layers drift  ## What CI runs: format, lint, types, layers, proto drift, tests
@@ -47,7 +47,7 @@ drift: $(VENV)/.dev
 
 install: $(VENV)/.dev  ## The virtual environment, with everything for development
 
-benchmarks: $(VENV)/.dev  ## Measure the solvers again (about 90 minutes; writes docs/benchmarks)
+benchmarks: $(VENV)/.dev  ## Measure the solvers again (about two hours; writes docs/benchmarks)
 	$(BIN)/python benchmarks/solvers.py
 
 pretrained: $(VENV)/.dev  ## Train the six shipped bundles again (about 20 minutes of CPU)

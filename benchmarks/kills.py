@@ -36,6 +36,7 @@ class Feeder:
 
     def __init__(self, pair: Pair) -> None:
         self.accepted: dict[str, str] = {}
+        self.unanswered: tuple[str, list[bytes]] | None = None
         self.tries = 0
         self._pair = pair
         self._stop = threading.Event()
@@ -60,11 +61,23 @@ class Feeder:
                         continue
                     self.accepted[request_id] = job.job_id
                     break
+                else:
+                    # Stopped while an answer was due: the node may have accepted it, and says so when asked again.
+                    self.unanswered = (request_id, files)
                 self._stop.wait(1.0)
 
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
+
+    def ask_again(self) -> None:
+        """Settle the last request, whose answer may have been lost."""
+        if self.unanswered is None:
+            return
+        request_id, files = self.unanswered
+        with self._pair.client() as client:
+            job = client.submit(files, TARGET, Settings(evaluations=EVALUATIONS), request_id=request_id)
+        self.accepted[request_id] = job.job_id
 
 
 def run(kills: int, seed: int, folder: Path) -> list[str]:
@@ -87,6 +100,7 @@ def run(kills: int, seed: int, folder: Path) -> list[str]:
         feeder.stop()
         for node in (pair.north, pair.south):
             node.wait_serving()
+        feeder.ask_again()
         print("kills:", dict(victims), "accepted:", len(feeder.accepted), "tries:", feeder.tries)
         return problems(pair, feeder)
     finally:
@@ -106,7 +120,7 @@ def problems(pair: Pair, feeder: Feeder) -> list[str]:
             results = Counter(result.item for result in client.fetch(job_id))
             if client.get(job_id).state != "FINISHED" or results != Counter(range(ITEMS)):
                 found.append(f"job {job_id}: {client.get(job_id).state}, results {dict(results)}")
-        listed = Counter(job.job_id for job in client.list())
+        listed = Counter(job.job_id for job in client.list(1_000))
     if listed != Counter(feeder.accepted.values()):
         found.append(f"accepted {len(feeder.accepted)}, listed {sum(listed.values())}")
     database = sqlite3.connect(pair.north.config.paths.jobs)

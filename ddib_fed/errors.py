@@ -261,10 +261,10 @@ class PolicyDenied(RefusedError):
 
 
 class LatentNotGaussian(RefusedError):
-    """A latent that does not look like white noise: its encoder did not run properly, or it is no latent."""
+    """A latent that no encoder makes: a picture's is not white noise, or a point's is out of reach of N(0, I)."""
 
     reason = "LATENT_NOT_GAUSSIAN"
-    sentence = "the latent does not look like white noise"
+    sentence = "the latent is not one that an encoder makes"
 
 
 class NotFoundError(DdibError):

@@ -106,6 +106,7 @@ class AdminClient:
     def __init__(self, config: NodeConfig) -> None:
         self._socket = config.paths.admin_socket
         self._name = f"{config.node.name}.{config.node.institution}"
+        self._serve = f"{config.command} serve --config {config.folder / 'node.toml'}"
 
     def status(self) -> pb.StatusResponse:
         """The node's state.
@@ -150,5 +151,5 @@ class AdminClient:
             raise PeerUnreachable(
                 f"no node answers on {self._socket}",
                 hop=f"node {self._name}",
-                hint="is it running, and are you its user? start it with: ddib-source-node serve --config node.toml",
+                hint=f"is it running, and are you its user? start it with: {self._serve}",
             ) from error

@@ -169,6 +169,11 @@ class NodePaths:
     admin_socket: Path
 
 
+def command_of(roles: tuple[Role, ...]) -> str:
+    """The program that runs a node of these roles."""
+    return "python -m ddib_fed.node" if len(roles) > 1 else f"ddib-{roles[0]}-node"
+
+
 def _socket_path(state: Path) -> Path:
     """`state/admin.sock`, or a private short path when that is too long for a Unix socket."""
     plain = state / "admin.sock"
@@ -213,6 +218,11 @@ class NodeConfig(Section):
         return copy
 
     @property
+    def command(self) -> str:
+        """The program that runs this node."""
+        return command_of(self.node.roles)
+
+    @property
     def folder(self) -> Path:
         """Where the file stands; what `train.data` and other paths are relative to."""
         return self._folder
@@ -251,19 +261,27 @@ bundle = "model"                # manifest.json and model.safetensors; written b
 
 [train]
 domain = "{train_domain}"       # a built-in 2-D domain, or instead: data = "points.npy", shape (N, D)
-# steps = 2200                  # or time_s = 120; without either the preset's steps
+# steps = 2000                  # or time_s = 120; without either the preset's steps
 seed = 0
 
 [limits]                        # the defaults; raise them only as far as the machine's memory goes
 # max_points_per_item = 100000
+# max_item_bytes = 67108864
 # max_items_per_job = 1000
-# max_open_jobs = 64
-# result_days = 7.0             # results that nobody fetches are removed after this
+# max_evaluations = 10000       # network evaluations of one leg
+# max_open_jobs = 64            # source: unfinished jobs; more are refused with a time to try again
+# max_spool_bytes = 4294967296  # source: files of jobs
+# job_deadline_s = 86400.0      # source: a job is given up after this
+# result_days = 7.0             # source: results that nobody fetches are removed after this
+# max_streams = 24
+# max_streams_per_identity = 8
+# drain_s = 60.0                # what runs has this long after SIGTERM
 
 [engine]
 # device = "auto"               # cpu, cuda, cuda:1; auto takes a GPU where there is one
 # threads = 0                   # CPU threads of the network; 0 measures at start and keeps the fastest
 # merge_rows = 2048             # samples of several requests evaluated in one network call
+# max_trajectories = 16         # requests that are integrated at once; more wait
 # running_jobs = 2              # source: jobs worked on at once
 
 [policy]
@@ -272,9 +290,14 @@ seed = 0
 
 [identity]                      # only where another node of the institution issues the certificates
 # issuer = "node-1@issuer.north.example:7443"
+# renew_command = ["/usr/local/bin/renew"]
 
 [http]
 # listen = "127.0.0.1:9464"     # /healthz, /readyz, /metrics; loopback only
+
+[log]
+# level = "info"                # debug, info, warning, error
+# format = "text"               # or json, one object a line
 """
 
 
@@ -293,7 +316,7 @@ def render_node_toml(
         ValueError: A value cannot be used (pydantic's error, which is one).
     """
     NodeSection(institution=institution, name=name, roles=roles, listen=listen, address=address)
-    command = "python -m ddib_fed.node" if len(roles) > 1 else f"ddib-{roles[0]}-node"
+    command = command_of(roles)
     return _TEMPLATE.format(
         command=command,
         institution=institution,

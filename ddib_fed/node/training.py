@@ -33,7 +33,7 @@ def train_node(config: NodeConfig, *, force: bool = False) -> None:
         steps=section.steps,
         time_s=section.time_s,
         threads=config.engine.threads or 1,
-        command="train --config node.toml",
+        command=f"{config.command} train --config node.toml",
     )
     columns = (
         TextColumn("[bold]{task.description}"),

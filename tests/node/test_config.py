@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from ddib_fed.errors import ConfigError, FileMissing
-from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig, render_node_toml
+from ddib_fed.node.config import (
+    MAX_SOCKET_PATH,
+    EngineSection,
+    LimitsSection,
+    LogSection,
+    NodeConfig,
+    PolicySection,
+    render_node_toml,
+)
 
 
 def write(folder: Path, **replace: str) -> Path:
@@ -45,6 +54,15 @@ def test_every_commented_setting_can_be_switched_on(tmp_path: Path) -> None:
     config = NodeConfig.load(path)
     assert config.http.listen == "127.0.0.1:9464"
     assert config.limits.max_open_jobs == 64
+
+
+def test_every_limit_stands_in_the_template_with_its_default(tmp_path: Path) -> None:
+    """Nobody has to read the source to learn which limits there are, or what they are."""
+    text = write(tmp_path).read_text()
+    for section in (LimitsSection(), EngineSection(), PolicySection(), LogSection()):
+        for name, value in section.model_dump().items():
+            shown = next(line for line in text.splitlines() if line.startswith(f"# {name} = "))
+            assert tomllib.loads(shown.removeprefix("# "))[name] == value, name
 
 
 def test_a_misspelt_key_is_named_with_the_right_one(tmp_path: Path) -> None:
