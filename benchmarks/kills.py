@@ -10,6 +10,7 @@ database must pass its integrity check, and the audit chains must be whole. Ends
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import sqlite3
 import sys
@@ -20,7 +21,7 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
-from ddib_fed.errors import DdibError, ExhaustedError, UnavailableError
+from ddib_fed.errors import DdibError, ExhaustedError, QueueFull, UnavailableError
 from ddib_fed.node.audit import verify
 from ddib_fed.node.views import Settings
 from tests.e2e.harness import Pair, moons, wait_until
@@ -75,9 +76,9 @@ class Feeder:
         if self.unanswered is None:
             return
         request_id, files = self.unanswered
-        with self._pair.client() as client:
+        with self._pair.client() as client, contextlib.suppress(QueueFull):  # full: it was not accepted before
             job = client.submit(files, TARGET, Settings(evaluations=EVALUATIONS), request_id=request_id)
-        self.accepted[request_id] = job.job_id
+            self.accepted[request_id] = job.job_id
 
 
 def run(kills: int, seed: int, folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 from solvers import OUT, PAIRS, ROOT, SETTINGS
 
 from ddib_fed.evaluation.plots import DPI, FRAME, INK, save
@@ -15,6 +16,7 @@ from ddib_fed.evaluation.report import write_bytes
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "benchmarks" / "solvers.png"
 BEGIN, END = "<!-- solvers: written by benchmarks/solvers.py -->", "<!-- end of solvers -->"
+TICKS = (24, 48, 100, 200, 1000, 4000)
 PAPER_BEST = 0.0065
 COLOURS = {"ddim": "#8c8c94", "unipc": "#d33f6a", "alf": "#4a6fe3", "rk4": "#11a579"}
 
@@ -108,7 +110,16 @@ def draw(found: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None
                 label=solver,
             )
             axis.plot(x, [r["cycle"]["mean"] for r in drawn], "o--", color=colour, ms=2.5, lw=0.9, alpha=0.6)
-        axis.set(xscale="log", yscale="log", xlabel="network evaluations a leg")
+        whole = [row for row in rows if row["grid"] == "integer"]
+        x = [row["evaluations"] for row in whole]
+        axis.plot(
+            x, [r["target_error"]["mean"] for r in whole], "*", color=INK, ms=8, label="ddim, integer grid"
+        )
+        axis.set(xscale="log", yscale="log", xlim=(20, 5500))
+        axis.set_xlabel("network evaluations a leg", fontsize=9, color=INK)
+        axis.xaxis.set_major_locator(FixedLocator(TICKS))
+        axis.xaxis.set_major_formatter(FormatStrFormatter("%d"))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(" → ".join(pair), fontsize=10, color=INK)
         axis.grid(color=FRAME, linewidth=0.5)
         axis.tick_params(colors=INK, labelsize=8)

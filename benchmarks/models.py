@@ -1,0 +1,62 @@
+"""The six bundles that ship: how far what they draw is from their domain, and how white their latents are.
+
+python benchmarks/models.py        writes docs/benchmarks/models.json and prints the table of docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddib_fed.data.synthetic import DOMAINS, draw, sample
+from ddib_fed.diffusion.bridge import decode, encode
+from ddib_fed.diffusion.gaussianity import check, measure
+from ddib_fed.evaluation.metrics import POOL_SEED, domain_sliced_w2_floor, sliced_w2
+from ddib_fed.evaluation.report import write_json
+from ddib_fed.models.bundle import pretrained
+
+OUT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "models.json"
+POINTS = 10_000
+DRAWS = 5
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = [row(domain) for domain in DOMAINS]
+    write_json(OUT, {"points": POINTS, "rows": rows})
+    for r in rows:
+        latent = r["latent"]
+        print(
+            f"| {r['domain']} | {r['cpu_seconds']:.0f} | {r['sliced_w2_mean']:.4f} | {max(r['sliced_w2']):.4f} "
+            f"| {r['sliced_w2_floor']:.4f} | {latent['mean']:+.3f} | {latent['std']:.3f} "
+            f"| {latent['kurtosis']:+.3f} | {latent['correlation']:.3f} |"
+        )
+
+
+def row(domain: str) -> dict[str, Any]:
+    bundle = pretrained(domain)
+    side = bundle.side()
+    latent = encode(torch.from_numpy(sample(domain, POINTS, 0)), side.denoiser, side.schedule)
+    found = []
+    for seed in range(DRAWS):
+        noise = torch.randn(POINTS, 2, generator=torch.Generator().manual_seed(seed))
+        drawn = decode(noise, side.denoiser, side.schedule).numpy()
+        found.append(sliced_w2(drawn, draw(domain, POINTS, POOL_SEED, step=1 + seed)))
+    statistics = measure(latent)
+    check(statistics)
+    return {
+        "domain": domain,
+        "digest": bundle.digest,
+        "cpu_seconds": bundle.manifest.training.figures["cpu_seconds"],
+        "sliced_w2": found,
+        "sliced_w2_mean": sum(found) / DRAWS,
+        "sliced_w2_floor": domain_sliced_w2_floor(domain, POINTS),
+        "latent": asdict(statistics),
+    }
+
+
+if __name__ == "__main__":
+    main()
