@@ -29,6 +29,8 @@ from ddib_fed.models.synthetic import SyntheticModel
 TOLERANCE = 1e-4
 # Constructor arguments that change nothing in what the network computes.
 IGNORED = {"use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas"}
+# Names under which files keep the network's own output.
+NETWORK_OUTPUTS = ("eps", "model_output")
 
 
 class UnsupportedError(Exception):
@@ -113,10 +115,16 @@ def _outputs(denoiser: Denoiser, io: Mapping[str, Tensor], encode: Grid, decode:
     last = len(encode) - 1
     latent = integrate(ddim(x, encode), denoiser)
     with torch.no_grad():
-        network_output = denoiser.network(x, io["t"].expand(len(x)).float())[:, : x.shape[1]]
+        network_output = denoiser.network(x, io["t"].expand(len(x)).float())
+        prediction = network_output[:, : x.shape[1]]
+        # A learned variance stands behind the prediction; files keep the output with it or without.
+        own = {
+            key: prediction if io[key].shape == prediction.shape else network_output
+            for key in NETWORK_OUTPUTS
+            if key in io
+        }
         return {
-            "eps": network_output,
-            "model_output": network_output,
+            **own,
             "reverse_step": _step(denoiser, x, [encode.levels[i : i + 2] for i in index]),
             "step": _step(denoiser, x, [decode.levels[last - i : last - i + 2] for i in index]),
             "latent": latent,
@@ -145,17 +153,22 @@ def compare(golden: Golden) -> list[Difference]:
         picture_outputs if "image_size" in golden.config else synthetic_outputs
     )
     try:
-        ours = rebuild(golden)
-    except (KeyError, RuntimeError) as error:
+        return _differences(rebuild(golden), golden.io)
+    except (IndexError, KeyError, RuntimeError) as error:
         raise UnsupportedError(f"its configuration and tensors do not fit: {error}") from error
+
+
+def _differences(ours: Mapping[str, Tensor], io: Mapping[str, Tensor]) -> list[Difference]:
     inputs = {"x", "t", "step_index"}
-    unknown = golden.io.keys() - ours.keys() - inputs
+    unknown = io.keys() - ours.keys() - inputs
     if unknown:
         raise UnsupportedError(f"it has outputs that are not known here: {', '.join(sorted(unknown))}")
-    return [_difference(name, ours[name], value) for name, value in golden.io.items() if name not in inputs]
+    return [_difference(name, ours[name], value) for name, value in io.items() if name not in inputs]
 
 
 def _difference(name: str, ours: Tensor, theirs: Tensor) -> Difference:
+    if ours.shape != theirs.shape:
+        raise UnsupportedError(f"its {name} has shape {tuple(theirs.shape)}, ours {tuple(ours.shape)}")
     relative = float((ours - theirs).abs().max() / theirs.abs().max())
     return Difference(name, relative, TOLERANCE)
 

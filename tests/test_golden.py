@@ -38,6 +38,7 @@ VARIANTS = [
     {"timestep_respacing": "5,5,10", "rescale_timesteps": True},
     {"predict_xstart": True},
     {"in_channels": 3, "num_res_blocks": 2, "num_channels": 64},
+    {"learn_sigma": True},
 ]
 
 
@@ -70,6 +71,7 @@ class Textbook:
         here = self.bars[index]
         scale = 1000 / self.config["diffusion_steps"] if self.config["rescale_timesteps"] else 1.0
         out = self.network(x, torch.tensor([self.kept[index] * scale], dtype=torch.float32))
+        out = out[:, : x.shape[1]]
         if self.config["predict_xstart"]:
             x0, eps = out, (x - math.sqrt(here) * out) / math.sqrt(1 - here)
         else:
@@ -87,13 +89,14 @@ def write_golden(path: Path, changes) -> None:
     """A golden file by the textbook: the network is ours (proven by FILE), the loops are not."""
     config = {**CONFIG, **changes}
     torch.manual_seed(3)
+    channels = config["in_channels"]
     network = SyntheticModel(
-        config["in_channels"], config["in_channels"], config["num_channels"], config["num_res_blocks"]
+        channels, channels * (1 + config["learn_sigma"]), config["num_channels"], config["num_res_blocks"]
     )
     state = {k: (0.2 * torch.randn_like(v)).half() for k, v in network.state_dict().items()}
     network.load_state_dict({k: v.float() for k, v in state.items()})
     book = Textbook(network.eval(), config)
-    x = torch.randn(5, config["in_channels"])
+    x = torch.randn(5, channels)
     index = torch.tensor([0, 1, 7, len(book.kept) - 2, len(book.kept) - 1])
     t = torch.tensor([0, 3, 20, 40, 59])
     with torch.no_grad():
@@ -104,11 +107,13 @@ def write_golden(path: Path, changes) -> None:
         for i in reversed(range(len(book.kept))):
             decoded = book.down(decoded, i)
         each = [(x[k : k + 1], int(i)) for k, i in enumerate(index)]
+        output = network(x, t.float())
         io = {
             "x": x,
             "t": t,
             "step_index": index,
-            "eps": network(x, t.float()),
+            "eps": output[:, :channels],
+            "model_output": output,
             "reverse_step": torch.cat([book.up(row, i) for row, i in each]),
             "step": torch.cat([book.down(row, i) for row, i in each]),
             "latent": latent,
@@ -127,11 +132,22 @@ def test_reproduces_the_public_codes_network():
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_follows_every_setting(changes, tmp_path):
-    """Schedules, respacings, x0 prediction, rescaled times and sizes, against plain textbook loops."""
+    """Schedules, respacings, x0 prediction, rescaled times, sizes and learned variance, against textbook loops."""
     write_golden(tmp_path / "made.safetensors", changes)
     differences = golden.compare(golden.read_golden(tmp_path / "made.safetensors"))
-    assert len(differences) == 5
+    assert len(differences) == 6
     assert all(found.ok for found in differences), differences
+
+
+@pytest.mark.parametrize("rows_and_width", [(5, 1), (5, 3), (1, 2)])
+def test_refuses_outputs_of_another_shape(rows_and_width, tmp_path, capsys):
+    """An output that is too narrow, too wide or too short is no difference to measure."""
+    read = golden.read_golden(FILE)
+    tensors = {f"model.{k}": v.clone() for k, v in read.state.items()}
+    tensors |= {f"io.{k}": v.clone() for k, v in read.io.items()} | {"io.eps": torch.ones(rows_and_width)}
+    save_file(tensors, tmp_path / "other.safetensors", {"config": json.dumps(read.config)})
+    assert golden.main([str(tmp_path / "other.safetensors")]) == 2
+    assert "shape" in capsys.readouterr().err
 
 
 def test_ends_zero_and_prints_a_line_for_each_output(capsys):
