@@ -6,24 +6,30 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.diffusion.denoiser import Denoiser, Parameterisation, TimeInput
-from ddib_fed.diffusion.schedule import Level
+from ddib_fed.diffusion.schedule import Level, Schedule
 
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.9, 0.4], [0.4, 0.3]], dtype=torch.float64)
 
 
 class GaussianNetwork(nn.Module):
-    """E[eps | x], E[x0 | x] or E[v | x] for x = alpha x0 + sigma eps with x0 ~ N(MEAN, COVARIANCE), told lambda."""
+    """E[eps | x], E[x0 | x] or E[v | x] for x = alpha x0 + sigma eps with x0 ~ N(MEAN, COVARIANCE).
 
-    def __init__(self, predicts: Parameterisation, dtype: torch.dtype = torch.float64) -> None:
+    It knows the level by what it is told alone: lambda, or with a `schedule` that schedule's timestep.
+    """
+
+    def __init__(
+        self, predicts: Parameterisation, dtype: torch.dtype = torch.float64, schedule: Schedule | None = None
+    ) -> None:
         super().__init__()
         self.predicts = predicts
+        self.schedule = schedule
         self.mean = nn.Parameter(MEAN.to(dtype), requires_grad=False)
         self.covariance = nn.Parameter(COVARIANCE.to(dtype), requires_grad=False)
 
     def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
         times = times if rows is None else times[rows]
-        alpha, sigma = torch.sigmoid(2 * times).sqrt()[:, None], torch.sigmoid(-2 * times).sqrt()[:, None]
+        alpha, sigma = (scale[:, None].to(x.dtype) for scale in self._scales(times))
         marginal = alpha[..., None] ** 2 * self.covariance + sigma[..., None] ** 2 * torch.eye(
             2, dtype=x.dtype
         )
@@ -32,11 +38,21 @@ class GaussianNetwork(nn.Module):
         x0 = self.mean + alpha * (self.covariance @ whitened)[..., 0]
         return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[self.predicts]
 
+    def _scales(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        if self.schedule is None:
+            return torch.sigmoid(2 * times).sqrt(), torch.sigmoid(-2 * times).sqrt()
+        return self.schedule.alpha(times), self.schedule.sigma(times)
+
 
 def gaussian_denoiser(
-    predicts: Parameterisation = "v", dtype: torch.dtype = torch.float64, time_input: TimeInput = "lambda"
+    predicts: Parameterisation = "v",
+    dtype: torch.dtype = torch.float64,
+    time_input: TimeInput = "lambda",
+    schedule: Schedule | None = None,
 ) -> Denoiser:
-    return Denoiser(GaussianNetwork(predicts, dtype), predicts, time_input)
+    """The network as a denoiser; "timestep" needs the `schedule` whose times it is told."""
+    told = schedule if time_input == "timestep" else None
+    return Denoiser(GaussianNetwork(predicts, dtype, told), predicts, time_input)
 
 
 def gaussian_samples(n: int, level: Level, seed: int = 0) -> Tensor:

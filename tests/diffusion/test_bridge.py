@@ -10,7 +10,7 @@ import torch
 from ddib_fed.diffusion.bridge import Side, cycle, decode, encode, integrate, soften, translate
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.plans import SolverSettings, plan
-from ddib_fed.diffusion.schedule import LinearSchedule
+from ddib_fed.diffusion.schedule import SCHEDULES, LinearSchedule, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.mlp import ResidualMLP
 from tests.diffusion.gaussian_data import gaussian_denoiser, gaussian_map, gaussian_samples
@@ -63,6 +63,34 @@ def test_latents_of_gaussian_data_are_exact():
     x = gaussian_samples(200, START)
     z = encode(x, gaussian_denoiser(), SCHEDULE)
     assert torch.allclose(z, gaussian_map(x, START, END), atol=1.5e-4)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
+@pytest.mark.parametrize("time_input", ["lambda", "timestep"])
+@pytest.mark.parametrize(
+    ("steps", "rescale_timesteps"),
+    [(None, False), (1000, False), (1000, True)],
+    ids=["continuous", "discrete", "discrete-rescaled"],
+)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_both_directions_are_exact_for_every_schedule_network_and_time_input(
+    name, steps, rescale_timesteps, time_input, predicts
+):
+    """The closed form within the solver's own error, whatever is predicted and however the time is told.
+
+    The largest errors of unipc over all schedules, which networks and time inputs do not change: encoding 1.4e-4
+    and decoding 3.2e-5 with 48 evaluations, 7.1e-6 and 1.8e-6 with 100.
+    """
+    schedule = schedule_from_config(ScheduleConfig(name, steps, rescale_timesteps))
+    denoiser = gaussian_denoiser(predicts, time_input=time_input, schedule=schedule)
+    start, end = schedule.level(schedule.lambda_max), schedule.level(schedule.lambda_min)
+    x, z = gaussian_samples(64, start), gaussian_samples(64, end, seed=1)
+    for evaluations, encoding, decoding in ((48, 1.5e-4, 3.5e-5), (100, 7.5e-6, 2e-6)):
+        settings = SolverSettings(evaluations=evaluations)
+        found = encode(x, denoiser, schedule, settings) - gaussian_map(x, start, end)
+        assert float(found.abs().max()) <= encoding
+        found = decode(z, denoiser, schedule, settings) - gaussian_map(z, end, start)
+        assert float(found.abs().max()) <= decoding
 
 
 def test_decode_undoes_encode():
