@@ -24,6 +24,8 @@ KARRAS_RHO = 7.0
 # Below this many steps the rescaled linear schedule makes single steps of beta > 0.4; 1,000 steps are
 # respaced instead.
 MIN_RESCALED_STEPS = 50
+# Of "integer:T": below, the rescaled linear beta reaches 1; above, a table longer than any published model's.
+MIN_TABLE_STEPS, MAX_TABLE_STEPS = 21, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ def make_grid(schedule: Schedule, name: str, n: int, *, lambda_max: float | None
 
     Args:
         schedule: Gives the range and the network times.
-        name: One of `GRIDS`.
+        name: One of `GRIDS`, or "integer:T", for which the integer grid's linear schedule has T steps, respaced to n
+            as guided-diffusion does.
         n: Intervals, at least 1.
         lambda_max: Start at this lambda instead of the schedule's data end (after softening).
 
@@ -73,12 +76,9 @@ def make_grid(schedule: Schedule, name: str, n: int, *, lambda_max: float | None
     """
     if n < 1:
         raise SettingsInvalid(f"a grid of {n} intervals", hint="use at least one interval")
-    if name == "integer":
-        return _integer_grid(schedule, n, lambda_max)
+    table_steps = check_grid(name, n)
     if name not in _PLACEMENTS:
-        raise SettingsInvalid(
-            f"there is no grid {name!r}", hint=f"grids: {', '.join(GRIDS)}", facts={"grid": name[:40]}
-        )
+        return _integer_grid(schedule, n, lambda_max, table_steps)
     start = schedule.lambda_max if lambda_max is None else min(lambda_max, schedule.lambda_max)
     if start <= schedule.lambda_min:
         raise SettingsInvalid(
@@ -87,6 +87,37 @@ def make_grid(schedule: Schedule, name: str, n: int, *, lambda_max: float | None
     lams = _PLACEMENTS[name](start, schedule.lambda_min, n)
     lams[0], lams[-1] = start, schedule.lambda_min
     return grid_of(schedule, schedule.levels(lams))
+
+
+def check_grid(name: str, n: int) -> int | None:
+    """Check a grid's name for `n` intervals without a schedule; the T of "integer:T", None for other grids.
+
+    Raises:
+        SettingsInvalid: An unknown name, or a T outside 21 to 10,000 or below `n`.
+    """
+    if name in GRIDS:
+        return None
+    kind, colon, text = name.partition(":")
+    if (kind, colon) != ("integer", ":"):
+        raise SettingsInvalid(
+            f"there is no grid {name[:40]!r}",
+            hint=f"grids: {', '.join(GRIDS)}, integer:T",
+            facts={"grid": name[:40]},
+        )
+    fits = text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_TABLE_STEPS))
+    if not fits or not MIN_TABLE_STEPS <= int(text) <= MAX_TABLE_STEPS:
+        raise SettingsInvalid(
+            f"the grid {name[:40]!r} names no number of steps from {MIN_TABLE_STEPS} to {MAX_TABLE_STEPS}",
+            hint="write for example integer:4000",
+            facts={"grid": name[:40], "minimum": MIN_TABLE_STEPS, "maximum": MAX_TABLE_STEPS},
+        )
+    if int(text) < n:
+        raise SettingsInvalid(
+            f"the {text} steps of the grid {name!r} cannot be respaced to {n}",
+            hint=f"use integer:{n} or longer, or at most {text} intervals",
+            facts={"grid": name, "maximum": int(text)},
+        )
+    return int(text)
 
 
 def _uniform_lambda(start: float, end: float, n: int) -> Tensor:
@@ -123,14 +154,23 @@ _PLACEMENTS: Mapping[str, Callable[[float, float, int], Tensor]] = {
 GRIDS = (*_PLACEMENTS, "integer")
 
 
-def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None) -> Grid:
+def _integer_grid(
+    schedule: Schedule, n: int, lambda_max: float | None, table_steps: int | None = None
+) -> Grid:
     """Integer steps: the baseline's grid.
 
     A discrete schedule of T steps is respaced to n + 1 of its own. For a continuous one, whatever its name, the
-    linear schedule is rescaled to T = n steps, and the data stand at the usable range's own end, before step 0: the
-    linear table stays within 0.9 of the range of lambda in which our networks are trained, the cosine one does not.
+    linear schedule is rescaled to T = n steps, or to `table_steps` of which n are kept, and the data stand at the
+    usable range's own end, before step 0: the linear table stays within 0.9 of the range of lambda in which our
+    networks are trained, the cosine one does not.
     """
     if isinstance(schedule, DiscreteSchedule):
+        if table_steps not in (None, schedule.steps):
+            raise SettingsInvalid(
+                f"the grid has {table_steps} steps; the model's schedule has {schedule.steps} of its own",
+                hint="use the grid integer",
+                facts={"steps": schedule.steps},
+            )
         if n + 1 > schedule.steps:
             raise SettingsInvalid(
                 f"{n} evaluations need {n + 1} levels; the schedule has {schedule.steps}",
@@ -139,7 +179,7 @@ def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None) -> Grid:
             )
         levels = schedule.at_steps(space_timesteps(schedule.steps, [n + 1]))
     else:
-        table = discrete_schedule("linear", n if n >= MIN_RESCALED_STEPS else 1000)
+        table = discrete_schedule("linear", table_steps or (n if n >= MIN_RESCALED_STEPS else 1000))
         # One evaluation must still end in noise: respacing to a single step would keep the one nearest to the data.
         steps = space_timesteps(table.steps, [n]) if n > 1 else [table.steps - 1]
         lams = [level.lam for level in table.at_steps(steps)]

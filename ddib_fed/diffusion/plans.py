@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.denoiser import Condition
-from ddib_fed.diffusion.grids import GRIDS, Grid, ddib_compat_grids, make_grid
+from ddib_fed.diffusion.grids import Grid, check_grid, ddib_compat_grids, make_grid
 from ddib_fed.diffusion.schedule import DiscreteSchedule, Schedule, discrete_schedule
 from ddib_fed.diffusion.solvers import Solver
 from ddib_fed.errors import SettingsInvalid
@@ -78,7 +78,7 @@ class SolverSettings:
         solver: A name in `SOLVERS`.
         order: One of the solver's orders; 0 for its default.
         evaluations: Network evaluations of one leg, 1 to 10,000.
-        grid: A name in `GRIDS`, or "ddib" (with ddim) for the public code's levels.
+        grid: A name in `GRIDS`, "integer:T", or "ddib" (with ddim) for the public code's levels.
     """
 
     solver: str = "unipc"
@@ -144,7 +144,7 @@ def plan(settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 
     spec = SOLVERS[settings.solver]
     if settings.grid == COMPAT_GRID:
         return Plan(settings, spec, *_compat(schedule, settings.evaluations))
-    n = (settings.evaluations - spec.evaluations_at_start) // spec.evaluations_per_step
+    n = _intervals(settings.evaluations, spec)
     grid = make_grid(schedule, settings.grid, n)
     if soften_sigma == 0.0:
         return Plan(settings, spec, grid, grid.reversed())
@@ -171,15 +171,15 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
             facts={"order": order},
         )
     _check_evaluations(settings.evaluations, spec)
-    if settings.grid not in (*GRIDS, COMPAT_GRID):
-        raise SettingsInvalid(
-            f"there is no grid {settings.grid!r}",
-            hint=f"grids: {', '.join(GRIDS)}",
-            facts={"grid": settings.grid[:40]},
-        )
+    if settings.grid != COMPAT_GRID:
+        check_grid(settings.grid, _intervals(settings.evaluations, spec))
     if settings.grid == COMPAT_GRID and settings.solver != "ddim":
         raise SettingsInvalid("the public code's levels are for ddim alone", hint="use solver ddim with them")
     return SolverSettings(settings.solver, order, settings.evaluations, settings.grid)
+
+
+def _intervals(evaluations: int, spec: SolverSpec) -> int:
+    return (evaluations - spec.evaluations_at_start) // spec.evaluations_per_step
 
 
 def _check_evaluations(evaluations: int, spec: SolverSpec) -> None:

@@ -101,6 +101,48 @@ def test_integer_grid_refuses_more_levels_than_the_schedule_has():
         make_grid(schedule, "integer", 40)
 
 
+@pytest.mark.parametrize(("steps", "n"), [(4000, 100), (1000, 1000), (21, 2), (10_000, 48)])
+def test_integer_grid_with_a_length_is_the_respaced_linear_schedule(steps, n):
+    """integer:T keeps n of the T steps as guided-diffusion does, behind the data end."""
+    table = discrete_schedule("linear", steps)
+    expected = [level.lam for level in table.at_steps(space_timesteps(steps, [n]))]
+    grid = make_grid(LinearSchedule(), f"integer:{steps}", n)
+    assert [level.lam for level in grid.levels[1:]] == pytest.approx(expected)
+    assert len(grid) == n
+    assert is_monotone(grid)
+
+
+def test_integer_grid_with_a_length_must_have_that_of_a_discrete_schedule():
+    """A discrete model's steps are its own."""
+    schedule = discrete_schedule("linear", 1000)
+    assert make_grid(schedule, "integer:1000", 100) == make_grid(schedule, "integer", 100)
+    with pytest.raises(SettingsInvalid, match="1000 of its own"):
+        make_grid(schedule, "integer:4000", 100)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "integer:",
+        "integer:20",
+        "integer:-4000",
+        "integer:4e3",
+        "integer: 4000",
+        "integer:\u0664000",
+        "integer:10001",
+        "integer:" + "9" * 5000,
+        "default:4000",
+        "integer:99",
+    ],
+    ids=lambda name: name[:20],
+)
+def test_refuses_lengths_that_the_integer_grid_cannot_have(name):
+    """No number, one out of range, another grid's, and fewer steps than intervals."""
+    with pytest.raises(SettingsInvalid) as refusal:
+        make_grid(LinearSchedule(), name, 100)
+    assert len(str(refusal.value)) < 200
+
+
 @pytest.mark.parametrize(("name", "n"), [("fibonacci", 10), ("ddib", 10), ("default", 0), ("integer", -1)])
 def test_refuses_grids_that_do_not_exist(name, n):
     """Unknown names and no intervals are named errors."""

@@ -22,6 +22,7 @@ def test_the_default_is_unipc_of_order_3_at_48_evaluations():
     [
         (SolverSettings("unipc", 3, 48), 48),
         (SolverSettings("ddim", 1, 100, "integer"), 100),
+        (SolverSettings("rk4", 4, 400, "integer:100"), 100),
         (SolverSettings("rk4", 4, 48), 12),
         (SolverSettings("alf", 2, 48), 47),
     ],
@@ -76,6 +77,8 @@ def test_compat_tells_a_continuous_network_its_own_times():
         SolverSettings("unipc", 3, 10_001),
         SolverSettings("unipc", 3, 48, "fibonacci"),
         SolverSettings("unipc", 3, 48, "ddib"),
+        SolverSettings("unipc", 3, 48, "integer:47"),
+        SolverSettings("unipc", 3, 48, "integer:many"),
     ],
     ids=str,
 )
