@@ -7,17 +7,19 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from ddib_fed.cli.demo import MARKER, Demonstration, prepare
+from ddib_fed.cli.delivery import Delivered
+from ddib_fed.cli.demo import MARKER, Demonstration, finish, prepare
 from ddib_fed.cli.demo_report import Bound, Clouds, measure, write_report
 from ddib_fed.cli.institutions import Institution, free_ports, still_runs
 from ddib_fed.cli.main import run
 from ddib_fed.data.synthetic import sample
-from ddib_fed.errors import AlreadyExists, ExitCode, NotReady
-from ddib_fed.node.views import CycleError, LatentStatistics, Provenance, Settings
+from ddib_fed.errors import AlreadyExists, ExitCode, NotReady, OutOfBounds
+from ddib_fed.node.views import CycleError, LatentStatistics, Part, Provenance, Settings
 
 
 def test_a_folder_that_no_demo_made_is_refused(tmp_path):
@@ -69,6 +71,22 @@ def test_figures_come_from_the_files_and_not_from_what_the_nodes_say(tmp_path):
     ]  # fmt: skip
     assert list(report["points"]["cycle"]) == ["median", "mean", "p99", "max"]
     assert list(report["bounds"][0]) == ["name", "value", "bound", "ok"]
+
+
+def test_figures_out_of_bounds_end_the_demo_and_are_still_reported(tmp_path):
+    """Clouds that neither come back nor look like the target: the error names the figures, and the report is there."""
+    source = sample("moons", 1_000, 1)
+    np.save(tmp_path / "points.npy", source)
+    spoilt = {Part.LATENT: source, Part.TRANSLATION: source + 3, Part.RETURNED: source + 1}
+    files = {part: tmp_path / f"{part.name}.npy" for part in spoilt}
+    for part, cloud in spoilt.items():
+        np.save(files[part], cloud)
+    delivered = Delivered(0, "points.npy", files, tmp_path / "points.json", provenance())
+    with pytest.raises(OutOfBounds, match=r"cycle\.median, cycle\.mean, cycle\.p99, sliced_w2") as caught:
+        finish(Demonstration.of(tmp_path), delivered, time.perf_counter())
+    assert caught.value.exit_code == ExitCode.OUT_OF_BOUNDS
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [bound["ok"] for bound in report["bounds"]] == [False] * 4
 
 
 @pytest.mark.e2e
