@@ -55,7 +55,8 @@ def test_the_demo_runs_from_the_wheel_with_a_dead_proxy(wheel: Path, tmp_path: P
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     dead = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
-    code = "import ddib_fed, ddib_fed.cli.main as m; assert 'site' in ddib_fed.__file__; m.main()"
+    package = str(installed / "ddib_fed" / "__init__.py")
+    code = f"import ddib_fed, ddib_fed.cli.main as m; assert ddib_fed.__file__ == {package!r}; m.main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "demo", "--points", "2000", "--out", "shown"],
         cwd=tmp_path,
