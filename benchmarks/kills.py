@@ -76,7 +76,10 @@ class Feeder:
         if self.unanswered is None:
             return
         request_id, files = self.unanswered
-        with self._pair.client() as client, contextlib.suppress(QueueFull):  # full: it was not accepted before
+        with (
+            self._pair.client() as client,
+            contextlib.suppress(QueueFull),
+        ):  # full: it was not accepted before
             job = client.submit(files, TARGET, Settings(evaluations=EVALUATIONS), request_id=request_id)
             self.accepted[request_id] = job.job_id
 

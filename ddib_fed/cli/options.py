@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import click
 
 SOLVERS = ("unipc", "ddim", "rk4", "alf")
 GRIDS = ("default", "uniform-lambda", "karras", "integer")
+
+
+class GridName(click.Choice[str]):
+    """One of the grids, or `integer:T`, which the node checks."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """See click.ParamType."""
+        if isinstance(value, str) and re.fullmatch(r"integer:[0-9]{1,5}", value):
+            return value
+        return super().convert(value, param, ctx)
+
 
 PROFILE = click.option(
     "--profile",
@@ -72,10 +85,10 @@ ORDER = click.option(
 )
 GRID = click.option(
     "--grid",
-    type=click.Choice(GRIDS),
+    type=GridName(GRIDS),
     default="default",
     show_default=True,
-    help="Where the steps are placed.",
+    help="Where the steps are placed; integer:T takes them from the linear schedule of T steps.",
 )
 CYCLE = click.option(
     "--cycle",

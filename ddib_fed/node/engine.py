@@ -1,7 +1,8 @@
 """Turns samples into latents and latents into samples, with the node's one model; the only place that sees both.
 
 Nothing leaves as a latent, and nothing is decoded, that was not checked here: finite, of the model's shape, and one
-that an encoder makes by `diffusion.gaussianity.examine` (white noise for a picture, within reach of N(0, I) for a point).
+that an encoder makes by `diffusion.gaussianity.examine`: white noise for a picture, within reach of N(0, I) for a
+point.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Settings:
         solver: ``unipc``, ``ddim``, ``rk4`` or ``alf``.
         order: 1 to 4 where the solver has orders, 0 for its default.
         evaluations: Network evaluations of one leg, 1 to 10,000.
-        grid: ``default``, ``uniform-lambda``, ``karras`` or ``integer``.
+        grid: ``default``, ``uniform-lambda``, ``karras``, ``integer`` or ``integer:T``.
     """
 
     solver: str = "unipc"
