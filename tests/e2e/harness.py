@@ -91,7 +91,7 @@ class Node:
         """Start the daemon; with `wait`, until it serves."""
         log = (self.folder / "log.txt").open("ab")
         command = [sys.executable, "-m", f"{self.role}_node", "serve", "--config", str(self.config_path)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", **self.environment}
         self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         log.close()
         if wait:
@@ -137,7 +137,7 @@ class Node:
 def admit(at: Node, other: Node) -> None:
     """`at` admits `other`: the peer file goes by hand, the fingerprint by telephone."""
     peer_file = at.folder.parent / f"{other.institution}.peer"
-    shown = ddib("peer", "export", "--config", other.config_path, "--out", peer_file)
+    shown = ddib("peer", "export", "--config", other.config_path, "--out", peer_file, "--force")
     fingerprint = next(word for word in shown.split() if word.startswith("SHA256:"))
     ddib("peer", "add", peer_file, "--config", at.config_path, "--fingerprint", fingerprint)
 
@@ -175,6 +175,21 @@ class Pair:
     def client(self, patience_s: float = 60.0) -> Client:
         """Alice; with no patience she does not try again by herself."""
         return Client(Profile.load(self.profile), patience_s=patience_s)
+
+
+def raw_windows(data: bytes, *, length: int = 32, count: int = 20) -> list[bytes]:
+    """Runs of `data` from its beginning to its end; long enough that none is anywhere else by accident."""
+    starts = np.linspace(0, len(data) - length, count).astype(int)
+    found = [data[start : start + length] for start in starts]
+    return [window for window in found if len(set(window)) > length // 4]
+
+
+def find_any(needles: list[bytes], folder: Path) -> list[Path]:
+    """Files under `folder` that contain one of the runs of bytes."""
+    assert needles
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    return [path for path in files if any(needle in path.read_bytes() for needle in needles)]
 
 
 def moons(count: int, seed: int = 1) -> np.ndarray:
