@@ -184,6 +184,12 @@ def raw_windows(data: bytes, *, length: int = 32, count: int = 20) -> list[bytes
     return [window for window in found if len(set(window)) > length // 4]
 
 
+def weight_windows(bundle: Path, *, count: int = 20) -> list[bytes]:
+    """Runs of the weights as they lie in a bundle; its header is the same for every model of one network."""
+    data = (bundle / "model.safetensors").read_bytes()
+    return raw_windows(data[8 + int.from_bytes(data[:8], "little") :], count=count)
+
+
 def find_any(needles: list[bytes], folder: Path) -> list[Path]:
     """Files under `folder` that contain one of the runs of bytes."""
     assert needles
