@@ -44,7 +44,7 @@ def check_finished_once(pair: Pair, client: Client, job_id: str, items: int) -> 
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
     assert [j.job_id for j in client.list()].count(job_id) == 1
-    verify(pair.north.config.paths.audit)
+    assert verify(pair.north.config.paths.audit).ok
 
 
 @pytest.mark.parametrize(("victim", "stage"), [("north", "encode"), ("south", "decode"), ("north", "decode")])
