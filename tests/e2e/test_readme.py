@@ -5,6 +5,7 @@ With FULL_TRAINING=1 in the environment each node trains as long as the README s
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.harness import Node, free_port, moons
+from tests.e2e.harness import Node, find_any, free_port, moons, raw_windows, weight_windows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -115,8 +116,10 @@ def test_two_institutions_from_nothing(tmp_path: Path) -> None:
 
 
 def check_separation(folder: Path) -> None:
-    """Neither side's folder holds the other's weights."""
+    """Neither side's folder holds the other's weights, and south's holds nothing of north's points."""
     for mine, other in (("north", "south"), ("south", "north")):
-        weights = (folder / other / other / "model" / "model.safetensors").read_bytes()[-4096:]
-        for path in (folder / mine).rglob("*"):
-            assert not path.is_file() or weights not in path.read_bytes(), path
+        assert not find_any(weight_windows(folder / other / other / "model"), folder / mine)
+    manifest = json.loads((folder / "north" / "north" / "model" / "manifest.json").read_text())
+    points = np.load(folder / "north" / "points.npy").tobytes()
+    secrets = [*raw_windows(points), manifest["digest"].encode(), bytes.fromhex(manifest["digest"])]
+    assert not find_any(secrets, folder / "south")
