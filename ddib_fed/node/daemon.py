@@ -214,10 +214,10 @@ class Daemon:
 
     def state(self) -> str:
         """loading, serving, draining, or degraded and why."""
-        if self.stopping or self.node.draining:
+        if self.node.draining:
             return "draining"
         if not self.node.loaded:
-            return "loading"
+            return "draining" if self.stopping else "loading"
         problem = self._credentials.problem or self._renewal.problem
         return f"degraded: {problem}" if problem else "serving"
 

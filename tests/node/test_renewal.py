@@ -40,7 +40,7 @@ HOUR = timedelta(hours=1)
 
 
 def configured(folder: Path, name: str = "node-1", extra: str = "") -> NodeConfig:
-    """A node.toml of north in `folder`."""
+    """A node.toml of north in `folder`, with `extra` in its table [identity]."""
     folder.mkdir(exist_ok=True)
     text = render_node_toml(
         institution="north.example",
@@ -50,7 +50,7 @@ def configured(folder: Path, name: str = "node-1", extra: str = "") -> NodeConfi
         listen="127.0.0.1:0",
         address="127.0.0.1:7443",
     )
-    (folder / "node.toml").write_text(text + extra)
+    (folder / "node.toml").write_text(text.replace("\n[http]", f"{extra}\n[http]"))  # the end of [identity]
     return NodeConfig.load(folder / "node.toml")
 
 
@@ -147,7 +147,7 @@ def test_a_certificate_of_another_node_is_noticed_at_start(issuer: NodeConfig, t
 
 def test_a_node_renews_through_the_issuer(issuer: NodeConfig, server: Server, tmp_path: Path) -> None:
     """Asked with the certificate that is still good; its key never leaves."""
-    extra = f'\n[identity]\nissuer = "node-1@{server.address}"\n'
+    extra = f'issuer = "node-1@{server.address}"\n'
     config = second_node(issuer, tmp_path, extra, age=17 * HOUR)
     before = pki.load_identity(config.paths.pki)
     assert "renewed" in (recover_at_start(config) or "")
@@ -171,17 +171,17 @@ def test_an_expired_node_is_not_renewed_by_the_issuer(
     issuer: NodeConfig, server: Server, tmp_path: Path
 ) -> None:
     """The call is made with the certificate, which is good for nothing now."""
-    extra = f'\n[identity]\nissuer = "node-1@{server.address}"\n'
+    extra = f'issuer = "node-1@{server.address}"\n'
     config = second_node(issuer, tmp_path, extra, age=25 * HOUR)
     with pytest.raises(Unauthenticated, match="could not be renewed"):
         recover_at_start(config)
 
 
 def script(tmp_path: Path, body: str) -> str:
-    """A [identity] table with a command that runs some Python."""
+    """A line of [identity] with a command that runs some Python."""
     path = tmp_path / "renew.py"
     path.write_text(body)
-    return f"\n[identity]\nrenew_command = ['{sys.executable}', '{path}']\n"
+    return f"renew_command = ['{sys.executable}', '{path}']\n"
 
 
 def test_a_command_can_renew(issuer: NodeConfig, tmp_path: Path) -> None:
@@ -205,9 +205,7 @@ def test_a_command_that_fails_is_quoted(issuer: NodeConfig, tmp_path: Path, body
         renew_node(config)
 
 
-@pytest.mark.parametrize(
-    "extra", ["", '\n[identity]\nissuer = "127.0.0.1:7443"\n', "\n[identity]\nrenew_command = ['/none']\n"]
-)
+@pytest.mark.parametrize("extra", ["", 'issuer = "127.0.0.1:7443"\n', "renew_command = ['/none']\n"])
 def test_a_way_to_renew_that_cannot_work_is_named(issuer: NodeConfig, tmp_path: Path, extra: str) -> None:
     """None, an address without a name, a command that is not there."""
     with pytest.raises(ConfigError, match="identity"):

@@ -89,6 +89,14 @@ def engine():
 
 
 @pytest.fixture
+def fresh_engine():
+    """One whose counters nobody else moves."""
+    made = tiny_engine()
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def institutions(tmp_path):
     """North and south, south admitting north and west."""
     made = {name: make_institution(tmp_path / name, f"{name}.example") for name in ("north", "south", "west")}

@@ -78,8 +78,9 @@ def test_an_item_that_is_refused_is_named_and_what_came_before_is_delivered(engi
     assert [item.item for item in translated(came)] == [0, 1]
 
 
-def test_quota_is_asked_before_the_network(engine) -> None:
+def test_quota_is_asked_before_the_network(fresh_engine) -> None:
     """What is refused costs no evaluation."""
+    engine = fresh_engine
 
     def refuse(item: int, latent: Latent) -> None:
         raise QuotaSpent
