@@ -62,9 +62,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.node: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[node]'
+	$(PIP) --editable '.[node,data]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[node,dev]'
+	$(PIP) --editable '.[node,data,evaluate,colours,diffusers,dev]'
 	@touch $@ $(VENV)/.node
