@@ -7,6 +7,7 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     ├── InputError                 INVALID_ARGUMENT      what was given cannot be used
     │   ├── UsageError             (local only)          options that contradict each other
     │   ├── ConfigError            (local only)          node.toml, client.toml
+    │   ├── ExtraMissing           (local only)          an optional package is not installed
     │   ├── ImageUnreadable, ImageTooLarge, PointsUnreadable, PointsTooMany, NotFinite
     │   ├── ShapeMismatch
     │   ├── SettingsInvalid, MessageInvalid, UnknownFields
@@ -137,6 +138,14 @@ class ConfigError(InputError):
 
     reason = "CONFIG_INVALID"
     sentence = "the configuration cannot be used"
+
+
+class ExtraMissing(InputError):
+    """A package of an optional extra is not installed; the hint has the command that installs it."""
+
+    reason = "EXTRA_MISSING"
+    exit_code = ExitCode.USAGE
+    sentence = "an optional package is not installed"
 
 
 class ImageUnreadable(InputError):
