@@ -27,10 +27,19 @@ DEFAULT_SETTINGS = SolverSettings()
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One domain's model as the bridge needs it."""
+    """One domain's model as the bridge needs it.
+
+    Attributes:
+        denoiser: Its network, guided or not.
+        schedule: Its schedule.
+        soften_sigma: Noise level to which its data are diffused before they are encoded; 0 for none.
+        cond: Handed to the network, first dimension that of what is translated.
+    """
 
     denoiser: Denoiser
     schedule: Schedule
+    soften_sigma: float = 0.0
+    cond: Condition = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,7 @@ def encode(
     on_step: OnStep | None = None,
     soften_sigma: float = 0.0,
     noise: Tensor | None = None,
+    depth: float = 1.0,
 ) -> Tensor:
     """The latent of x.
 
@@ -119,6 +129,7 @@ def encode(
         on_step: Called with (done, evaluations).
         soften_sigma: Noise level reached by forward diffusion before the ODE; 0 for none.
         noise: Standard normal, shape of x, for softening.
+        depth: Fraction of the schedule's angle to go, in (0, 1].
 
     Returns:
         Shape and dtype of x.
@@ -126,7 +137,7 @@ def encode(
     Raises:
         SettingsInvalid: Settings that do not exist, do not divide or do not fit.
     """
-    steps = plan(settings, schedule, soften_sigma=soften_sigma)
+    steps = plan(settings, schedule, soften_sigma=soften_sigma, depth=depth)
     solver = steps.encoder(soften(x, soften_sigma, noise), cond)
     return integrate(solver, denoiser, on_step=on_step, evaluations=steps.evaluations)
 
@@ -139,22 +150,102 @@ def decode(
     *,
     cond: Condition = None,
     on_step: OnStep | None = None,
+    depth: float = 1.0,
 ) -> Tensor:
-    """Find the sample whose latent is z (N, *sample_shape); arguments and errors as in `encode`."""
-    steps = plan(settings, schedule)
+    """Find the sample whose latent, of that depth, is z (N, *sample_shape); arguments and errors as in `encode`."""
+    steps = plan(settings, schedule, depth=depth)
     return integrate(steps.decoder(z, cond), denoiser, on_step=on_step, evaluations=steps.evaluations)
 
 
 def translate(
-    x: Tensor, source: Side, target: Side, settings: SolverSettings = DEFAULT_SETTINGS
+    x: Tensor,
+    source: Side,
+    target: Side,
+    settings: SolverSettings = DEFAULT_SETTINGS,
+    *,
+    noise: Tensor | None = None,
+    depth: float = 1.0,
+    on_step: OnStep | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Give (latent, translation) of x (N, *sample_shape), each of its shape; errors as in `encode`."""
-    latent = encode(x, source.denoiser, source.schedule, settings)
-    return latent, decode(latent, target.denoiser, target.schedule, settings)
+    """Give (latent, translation) of x (N, *sample_shape), each of its shape.
+
+    Args:
+        x: Data, normalised as the source model's training data.
+        source: Where from; its softening and condition apply.
+        target: Where to; its condition applies.
+        settings: How each leg is integrated.
+        noise: Standard normal, shape of x, where the source softens.
+        depth: Fraction of the schedules' angles to go, in (0, 1].
+        on_step: Called with (evaluations done, evaluations in all) over both legs.
+
+    Raises:
+        SettingsInvalid: As `encode`.
+    """
+    tell = _over_legs(on_step, 2)
+    latent = _encode(x, source, settings, noise, depth, tell(0))
+    return latent, _decode(latent, target, settings, depth, tell(1))
 
 
-def cycle(x: Tensor, source: Side, target: Side, settings: SolverSettings = DEFAULT_SETTINGS) -> Cycle:
-    """Translate x (N, *sample_shape) and translate it back; errors as in `encode`."""
-    latent, translated = translate(x, source, target, settings)
-    latent_again, returned = translate(translated, target, source, settings)
+def cycle(
+    x: Tensor,
+    source: Side,
+    target: Side,
+    settings: SolverSettings = DEFAULT_SETTINGS,
+    *,
+    noise: Tensor | None = None,
+    noise_again: Tensor | None = None,
+    depth: float = 1.0,
+    on_step: OnStep | None = None,
+) -> Cycle:
+    """Translate x (N, *sample_shape) and translate it back; as in `translate`, over four legs.
+
+    Args:
+        x: As in `translate`.
+        source: As in `translate`.
+        target: As in `translate`; on the way back its softening applies too.
+        settings: As in `translate`.
+        noise: For the source's softening.
+        noise_again: For the target's softening on the way back; independent of `noise`.
+        depth: As in `translate`.
+        on_step: As in `translate`.
+
+    Raises:
+        SettingsInvalid: As `encode`.
+    """
+    tell = _over_legs(on_step, 4)
+    latent = _encode(x, source, settings, noise, depth, tell(0))
+    translated = _decode(latent, target, settings, depth, tell(1))
+    latent_again = _encode(translated, target, settings, noise_again, depth, tell(2))
+    returned = _decode(latent_again, source, settings, depth, tell(3))
     return Cycle(latent, translated, latent_again, returned)
+
+
+def _encode(
+    x: Tensor, side: Side, settings: SolverSettings, noise: Tensor | None, depth: float, tell: OnStep | None
+) -> Tensor:
+    return encode(
+        x,
+        side.denoiser,
+        side.schedule,
+        settings,
+        cond=side.cond,
+        on_step=tell,
+        soften_sigma=side.soften_sigma,
+        noise=noise,
+        depth=depth,
+    )
+
+
+def _decode(z: Tensor, side: Side, settings: SolverSettings, depth: float, tell: OnStep | None) -> Tensor:
+    return decode(z, side.denoiser, side.schedule, settings, cond=side.cond, on_step=tell, depth=depth)
+
+
+def _over_legs(on_step: OnStep | None, legs: int) -> Callable[[int], OnStep | None]:
+    """What each leg, by its index, is to tell so that `on_step` hears of all legs as one."""
+
+    def of_leg(index: int) -> OnStep | None:
+        if on_step is None:
+            return None
+        return lambda done, total: on_step(index * total + done, legs * total)
+
+    return of_leg

@@ -61,7 +61,9 @@ def grid_of(schedule: Schedule, levels: tuple[Level, ...]) -> Grid:
     return Grid(levels, schedule.levels(-torch.log(torch.tan(middle))))
 
 
-def make_grid(schedule: Schedule, name: str, n: int, *, lambda_max: float | None = None) -> Grid:
+def make_grid(
+    schedule: Schedule, name: str, n: int, *, lambda_max: float | None = None, lambda_min: float | None = None
+) -> Grid:
     """The named grid of `n` intervals on the usable range of `schedule`, from data to noise.
 
     Args:
@@ -70,22 +72,32 @@ def make_grid(schedule: Schedule, name: str, n: int, *, lambda_max: float | None
             as guided-diffusion does.
         n: Intervals, at least 1.
         lambda_max: Start at this lambda instead of the schedule's data end (after softening).
+        lambda_min: End at this lambda instead of the schedule's noise end (partial depth). The integer grids
+            cannot: what is left of their steps would be fewer than `n`.
 
     Raises:
-        SettingsInvalid: An unknown name, or an `n` that the grid cannot have.
+        SettingsInvalid: An unknown name, an `n` that the grid cannot have, or ends that the grid cannot reach.
     """
     if n < 1:
         raise SettingsInvalid(f"a grid of {n} intervals", hint="use at least one interval")
     table_steps = check_grid(name, n)
     if name not in _PLACEMENTS:
+        if lambda_min is not None:
+            raise SettingsInvalid(
+                f"the grid {name} steps to the schedule's end; it has no partial depth",
+                hint=f"use depth 1, or one of the grids {', '.join(_PLACEMENTS)}",
+                facts={"grid": name},
+            )
         return _integer_grid(schedule, n, lambda_max, table_steps)
     start = schedule.lambda_max if lambda_max is None else min(lambda_max, schedule.lambda_max)
-    if start <= schedule.lambda_min:
+    end = schedule.lambda_min if lambda_min is None else max(lambda_min, schedule.lambda_min)
+    if start <= end:
         raise SettingsInvalid(
-            f"a grid cannot start at lambda {start:.2f}: the schedule ends at {schedule.lambda_min:.2f}"
+            f"a grid cannot start at lambda {start:.2f} and end at {end:.2f}: nothing is left between",
+            hint="soften less, or go deeper",
         )
-    lams = _PLACEMENTS[name](start, schedule.lambda_min, n)
-    lams[0], lams[-1] = start, schedule.lambda_min
+    lams = _PLACEMENTS[name](start, end, n)
+    lams[0], lams[-1] = start, end
     return grid_of(schedule, schedule.levels(lams))
 
 

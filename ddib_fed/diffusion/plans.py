@@ -127,7 +127,9 @@ class Plan:
         return simple[self.settings.solver](x, grid, cond=cond)
 
 
-def plan(settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 0.0) -> Plan:
+def plan(
+    settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 0.0, depth: float = 1.0
+) -> Plan:
     """Check `settings` and lay them on `schedule`.
 
     Args:
@@ -135,23 +137,46 @@ def plan(settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 
         schedule: The model's.
         soften_sigma: Noise level sigma / alpha at which encoding takes over from forward diffusion; 0 for
             none.
+        depth: Fraction of the schedule's angle phi, from its data end to its noise end, at which encoding stops
+            and decoding starts; 1 for the whole way. A latent of less depth still holds some of the picture.
 
     Raises:
         SettingsInvalid: Unknown names, an order out of range, evaluations out of range or not divisible by
-            what a step costs, or a grid that the schedule or solver cannot have.
+            what a step costs, a grid that the schedule or solver cannot have, a depth outside (0, 1], or
+            softening or depth where the grid has neither.
     """
     settings = check_settings(settings)
+    if not 0.0 <= soften_sigma <= 1.0:
+        raise SettingsInvalid(f"soften_sigma {soften_sigma} is outside [0, 1]")
     spec = SOLVERS[settings.solver]
+    end = None if depth == 1.0 else lambda_at(schedule, depth)
     if settings.grid == COMPAT_GRID:
+        if soften_sigma > 0.0 or end is not None:
+            raise SettingsInvalid(
+                "the public code's levels know neither softening nor depth",
+                hint="soften by 0 and use depth 1 with them",
+            )
         return Plan(settings, spec, *_compat(schedule, settings.evaluations))
     n = _intervals(settings.evaluations, spec)
-    grid = make_grid(schedule, settings.grid, n)
+    grid = make_grid(schedule, settings.grid, n, lambda_min=end)
     if soften_sigma == 0.0:
         return Plan(settings, spec, grid, grid.reversed())
-    if not 0.0 < soften_sigma <= 1.0:
-        raise SettingsInvalid(f"soften_sigma {soften_sigma} is outside [0, 1]")
-    softened = make_grid(schedule, settings.grid, n, lambda_max=-math.log(soften_sigma))
+    softened = make_grid(schedule, settings.grid, n, lambda_max=-math.log(soften_sigma), lambda_min=end)
     return Plan(settings, spec, softened, grid.reversed())
+
+
+def lambda_at(schedule: Schedule, depth: float) -> float:
+    """The lambda at the fraction `depth` of the angle phi = atan2(sigma, alpha), from data end to noise end.
+
+    Raises:
+        SettingsInvalid: A depth outside (0, 1].
+    """
+    if not 0.0 < depth <= 1.0:
+        raise SettingsInvalid(
+            f"a depth of {depth} is outside (0, 1]", hint="1 is the whole way", facts={"depth": depth}
+        )
+    data, noise = (math.atan(math.exp(-lam)) for lam in (schedule.lambda_max, schedule.lambda_min))
+    return -math.log(math.tan(data + depth * (noise - data)))
 
 
 def check_settings(settings: SolverSettings) -> SolverSettings:

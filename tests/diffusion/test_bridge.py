@@ -135,3 +135,64 @@ def test_refuses_softening_without_its_noise(sigma, noise):
     """Noise of the right shape, and a level in [0, 1]."""
     with pytest.raises(SettingsInvalid):
         soften(torch.ones(4, 2), sigma, noise)
+
+
+def test_a_partly_deep_latent_is_exact_and_decodes_back():
+    """Encoding ends at the depth's level, and decoding starts there."""
+    x = gaussian_samples(50, START)
+    deep = plan(SolverSettings(), SCHEDULE, depth=0.4).encode_grid.levels[-1]
+    z = encode(x, gaussian_denoiser(), SCHEDULE, depth=0.4)
+    assert torch.allclose(z, gaussian_map(x, START, deep), atol=1e-4)
+    assert torch.allclose(decode(z, gaussian_denoiser(), SCHEDULE, depth=0.4), x, atol=1e-4)
+
+
+def test_a_cycle_softens_each_side_with_its_own_level_and_noise():
+    """The source's at the start, the target's before the way back, and the same depth on all four legs."""
+    x = gaussian_samples(20, START)
+    first, second = (torch.full_like(x, value) for value in (1.0, -2.0))
+    source = Side(gaussian_denoiser(), SCHEDULE, soften_sigma=0.05)
+    target = Side(gaussian_denoiser("eps"), SCHEDULE, soften_sigma=0.02)
+    found = cycle(x, source, target, noise=first, noise_again=second, depth=0.7)
+    model = gaussian_denoiser()
+    assert torch.equal(found.latent, encode(x, model, SCHEDULE, soften_sigma=0.05, noise=first, depth=0.7))
+    again = encode(found.translated, target.denoiser, SCHEDULE, soften_sigma=0.02, noise=second, depth=0.7)
+    assert torch.equal(found.latent_again, again)
+    assert torch.equal(found.returned, decode(again, model, SCHEDULE, depth=0.7))
+
+
+class Told(torch.nn.Module):
+    """A network that only remembers what it was told beside x."""
+
+    def __init__(self):
+        super().__init__()
+        self.labels = set()
+
+    def forward(self, x, times, rows=None, y=None):
+        self.labels.add(None if y is None else tuple(y.tolist()))
+        return torch.zeros_like(x)
+
+
+def test_each_side_hears_its_own_condition():
+    """Both ways."""
+    told = Told(), Told()
+    sides = [
+        Side(Denoiser(network), SCHEDULE, cond={"y": torch.tensor(labels)})
+        for network, labels in zip(told, ([1, 2], [3, 4]), strict=True)
+    ]
+    cycle(torch.zeros(2, 2), *sides, SolverSettings(evaluations=4))
+    assert [network.labels for network in told] == [{(1, 2)}, {(3, 4)}]
+
+
+def test_progress_counts_over_all_legs():
+    """One count for a translation, one for a cycle."""
+    side = Side(gaussian_denoiser(), SCHEDULE)
+    for bridge, legs in ((translate, 2), (cycle, 4)):
+        told = []
+        bridge(
+            gaussian_samples(2, START),
+            side,
+            side,
+            SolverSettings(evaluations=5),
+            on_step=lambda done, total, told=told: told.append((done, total)),
+        )
+        assert told == [(k, 5 * legs) for k in range(1, 5 * legs + 1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.diffusion.grids import ddib_compat_grids
+from ddib_fed.diffusion.grids import ddib_compat_grids, is_monotone
 from ddib_fed.diffusion.plans import SolverSettings, check_settings, plan
 from ddib_fed.diffusion.schedule import CosineSchedule, LinearSchedule, discrete_schedule
 from ddib_fed.errors import SettingsInvalid
@@ -100,3 +100,50 @@ def test_names_of_any_length_do_not_travel_whole():
     with pytest.raises(SettingsInvalid) as caught:
         check_settings(SolverSettings("x" * 5000))
     assert len(caught.value.facts["solver"]) <= 40
+
+
+@pytest.mark.parametrize("depth", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("soften_sigma", [0.0, 0.02])
+def test_depth_is_a_fraction_of_the_schedules_angle(depth, soften_sigma):
+    """Encoding ends there and decoding starts there, softened or not; the other ends stay where they were."""
+    whole = plan(SolverSettings(), SCHEDULE, soften_sigma=soften_sigma)
+    steps = plan(SolverSettings(), SCHEDULE, soften_sigma=soften_sigma, depth=depth)
+    data, noise = whole.decode_grid.phis[-1], whole.decode_grid.phis[0]
+    assert steps.encode_grid.phis[-1] == pytest.approx(data + depth * (noise - data))
+    assert steps.decode_grid.levels[0] == steps.encode_grid.levels[-1]
+    assert steps.encode_grid.levels[0] == whole.encode_grid.levels[0]
+    assert steps.decode_grid.levels[-1] == whole.decode_grid.levels[-1]
+    assert len(steps.encode_grid) == len(steps.decode_grid) == 48
+    assert is_monotone(steps.encode_grid)
+
+
+def test_depth_is_the_fraction_on_a_discrete_schedule_too():
+    """Between its integer steps the levels are interpolated."""
+    schedule = discrete_schedule("linear", 1000)
+    whole, half = plan(SolverSettings(), schedule), plan(SolverSettings(), schedule, depth=0.5)
+    data, noise = whole.encode_grid.phis[0], whole.encode_grid.phis[-1]
+    assert half.encode_grid.phis[-1] == pytest.approx((data + noise) / 2)
+    assert 0 < half.encode_grid.levels[-1].t < 999
+
+
+@pytest.mark.parametrize("depth", [0.0, -0.5, 1.01, float("nan")])
+def test_refuses_a_depth_out_of_range(depth):
+    """Nothing and more than everything are no depths."""
+    with pytest.raises(SettingsInvalid):
+        plan(SolverSettings(), SCHEDULE, depth=depth)
+
+
+@pytest.mark.parametrize(
+    ("grid", "given"),
+    [("integer", {"depth": 0.5}), ("ddib", {"depth": 0.5}), ("ddib", {"soften_sigma": 0.02})],
+)
+def test_refuses_depth_and_softening_where_the_grid_has_none(grid, given):
+    """The public code's levels begin at its data and end at its noise; integer steps cannot stop between."""
+    with pytest.raises(SettingsInvalid):
+        plan(SolverSettings("ddim", 1, 48, grid), SCHEDULE, **given)
+
+
+def test_refuses_softening_beyond_the_depth():
+    """Then nothing is left to encode."""
+    with pytest.raises(SettingsInvalid):
+        plan(SolverSettings(), SCHEDULE, soften_sigma=0.5, depth=0.2)
