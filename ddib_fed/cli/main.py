@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, Lazy] = {
     "drain": Lazy(
         "ddib_fed.cli.status:drain", "Make the node take no more work, finish what runs, and exit."
     ),
+    "audit": Lazy("ddib_fed.cli.audit:audit", "Verify the chain of the node's audit log."),
     "model": Lazy("ddib_fed.cli.model:model", "Train, sample, show and import models."),
     "bridge": Lazy(
         "ddib_fed.cli.bridge:bridge", "Translate between two models in one process, without nodes."
@@ -56,7 +57,7 @@ COMMANDS: Mapping[str, Lazy] = {
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Translate": ("translate", "domains", "job", "doctor", "demo"),
-    "Run a node": ("init", "pki", "peer", "status", "reload", "drain"),
+    "Run a node": ("init", "pki", "peer", "status", "reload", "drain", "audit"),
     "Work with models, without nodes": ("model", "bridge"),
 }
 

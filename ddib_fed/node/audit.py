@@ -46,7 +46,7 @@ class Verified:
         head: Digest of the last of them: note it elsewhere, and a log that was cut shows.
         torn_bytes: Bytes after the last whole line: a write that a crash interrupted.
         broken_line: Number (from 1) of the first line that does not hang together, or None.
-        problem: What is wrong with it.
+        problem: What is wrong with it, or with the log as a whole.
     """
 
     lines: int
@@ -58,7 +58,7 @@ class Verified:
     @property
     def ok(self) -> bool:
         """Whether every whole line hangs together; a torn end is a crash, not tampering."""
-        return self.broken_line is None
+        return not self.problem
 
 
 class AuditLog:
@@ -136,8 +136,12 @@ class AuditLog:
         return len(torn)
 
 
-def verify(path: Path) -> Verified:
+def verify(path: Path, *, noted: str | None = None) -> Verified:
     """Read a whole log and follow its chain; it is not changed.
+
+    Args:
+        path: The log.
+        noted: A `head` of earlier, hex: one of the lines must have it as its digest, or the log was cut or replaced.
 
     A chain shows lines that were changed, dropped or put in between. It cannot show that the end was cut off,
     or that somebody who may write the file wrote it anew: compare `head` with one that was noted elsewhere.
@@ -145,16 +149,19 @@ def verify(path: Path) -> Verified:
     Raises:
         FileNotFoundError: There is no log.
     """
-    head, count = FIRST, 0
+    head, count, torn = FIRST, 0, 0
+    seen = noted is None or noted == head
     with path.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
-                return Verified(count, head, torn_bytes=len(line))
+                torn = len(line)
+                break
             problem = _problem(line, count, head)
             if problem:
                 return Verified(count, head, broken_line=count + 1, problem=problem)
             head, count = _digest(line), count + 1
-    return Verified(count, head)
+            seen = seen or noted == head
+    return Verified(count, head, torn, problem="" if seen else "no line of it has the head that was noted")
 
 
 def _problem(line: bytes, number: int, previous: str) -> str:
