@@ -17,7 +17,7 @@ from ddib_fed.cli.translate import Order, print_submitted, report
 from ddib_fed.cli.translate import submit as submit_order
 from ddib_fed.errors import StateConflict
 from ddib_fed.node.client import require_finished
-from ddib_fed.node.payload import payload
+from ddib_fed.node.payload import payloads
 from ddib_fed.node.views import ItemState, JobView, Settings
 
 
@@ -64,7 +64,7 @@ def submit(
     profile_path: Path | None,
 ) -> None:
     """Give FILES to the source node as a job and return at once."""
-    items = [payload(path) for path in files]
+    items = payloads(files)
     asked = Order(target, Settings(solver, order, steps, grid), cycle, keep_latent, deadline)
     with open_client(profile_path) as client:
         submitted, _ = submit_order(client, files, items, asked, out)
@@ -188,22 +188,30 @@ def fetch(job_id: str, out: Path, force: bool, output_format: str, profile_path:
 
 @job.command()
 @options.JOB_ID
+@options.FORMAT
 @options.PROFILE
-def cancel(job_id: str, profile_path: Path | None) -> None:
+def cancel(job_id: str, output_format: str, profile_path: Path | None) -> None:
     """Stop a job at its next step. What is translated already can still be fetched."""
     with open_client(profile_path) as client:
         state = client.cancel(job_id)
-    click.echo(f"job {job_id} is {state.lower()}")
+    if output_format == "json":
+        print_json({"job_id": job_id, "state": state})
+    else:
+        click.echo(f"job {job_id} is {state.lower()}")
 
 
 @job.command()
 @options.JOB_ID
+@options.FORMAT
 @options.PROFILE
-def delete(job_id: str, profile_path: Path | None) -> None:
+def delete(job_id: str, output_format: str, profile_path: Path | None) -> None:
     """Remove a job that has ended, and all that the node keeps of it."""
     with open_client(profile_path) as client:
         client.delete(job_id)
-    click.echo(f"job {job_id} is gone")
+    if output_format == "json":
+        print_json({"job_id": job_id, "deleted": True})
+    else:
+        click.echo(f"job {job_id} is gone")
 
 
 def when(unix_s: float) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.peer_file import Peer
     from ddib_fed.node.peers import PeerStore
+    from ddib_fed.v1 import decoding_pb2
 
 INSTITUTION = click.argument("institution")
 
@@ -152,8 +153,9 @@ def list_(config_path: Path, output_format: str) -> None:
 
 @peer.command()
 @options.CONFIG
+@options.FORMAT
 @INSTITUTION
-def test(config_path: Path, institution: str) -> None:
+def test(config_path: Path, output_format: str, institution: str) -> None:
     """Connect to a peer, and say what is wrong when that fails."""
     from ddib_fed.node.certificates import certificate_pem
     from ddib_fed.node.diagnosis import diagnose
@@ -170,11 +172,21 @@ def test(config_path: Path, institution: str) -> None:
         raise PeerUnreachable(
             f"{finding.text} [{finding.cause}]", hint=finding.remedy, hop=f"target {institution}"
         )
+    side = _describe(config, store, institution)
+    if output_format == "json":
+        decoding = None
+        if side is not None:
+            decoding = {"domain": side.domain[:100], "sample_shape": list(side.sample_shape)[:5]}
+        print_json({"institution": institution, "connection": finding.text, "decoding": decoding})
+        return
     click.echo(f"connection   {finding.text}")
-    click.echo(f"decoding     {_describe(config, store, institution)}")
+    what = "none: it is a source node only"
+    if side is not None:
+        what = f"{side.domain[:100]!a}, samples of shape {list(side.sample_shape)[:5]}"
+    click.echo(f"decoding     {what}")
 
 
-def _describe(config: NodeConfig, store: PeerStore, institution: str) -> str:
+def _describe(config: NodeConfig, store: PeerStore, institution: str) -> decoding_pb2.ContractSide | None:
     """What the peer decodes to; a peer that is a source only has nothing to say, which is no failure."""
     import grpc
 
@@ -186,16 +198,14 @@ def _describe(config: NodeConfig, store: PeerStore, institution: str) -> str:
     channels = PeerChannels(config.paths.pki, store)
     try:
         stub = decoding_pb2_grpc.DecodingServiceStub(channels.get(institution))
-        side = stub.DescribeDomain(
-            decoding_pb2.DescribeDomainRequest(versions=versions_to_pb()), timeout=10
-        ).side
+        request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())
+        return stub.DescribeDomain(request, timeout=10).side
     except grpc.RpcError as error:
         if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
-            return "none: it is a source node only"
+            return None
         raise _explained(from_rpc_error(error, f"target {institution}"), config) from error
     finally:
         channels.close()
-    return f"{side.domain[:100]!a}, samples of shape {list(side.sample_shape)[:5]}"
 
 
 def _explained(error: DdibError, config: NodeConfig) -> DdibError:

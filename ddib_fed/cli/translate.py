@@ -16,7 +16,7 @@ from ddib_fed.cli.progress import JobProgress
 from ddib_fed.cli.session import going_on, open_client
 from ddib_fed.errors import Cancelled, DdibError
 from ddib_fed.node.client import Client, require_finished
-from ddib_fed.node.payload import Payload, payload, split_target
+from ddib_fed.node.payload import Payload, payloads, split_target
 from ddib_fed.node.profile import Profile
 from ddib_fed.node.views import JobState, JobView, Part, Settings, Submitted
 
@@ -63,7 +63,7 @@ def translate(
     asked = Order(target, Settings(solver, order, steps, grid), cycle, keep_latent, deadline)
     profile = Profile.load(profile_path)
     check_names(files, out, force=force)
-    items = [payload(path) for path in files]
+    items = payloads(files)
     with (
         JobProgress([path.name for path in files]) as progress,
         open_client(profile, on_wait=progress.wait) as client,

@@ -28,7 +28,7 @@ from ddib_fed.errors import (
     PeerUnreachable,
 )
 from ddib_fed.node.connection import PATIENCE_S, Connection, OnWait, Patience
-from ddib_fed.node.payload import Payload, payload, send_job, split_target
+from ddib_fed.node.payload import Payload, payloads, send_job, split_target
 from ddib_fed.node.profile import Profile
 from ddib_fed.node.results import Collector
 from ddib_fed.node.views import (
@@ -164,7 +164,7 @@ class Client:
             InputError: An item or the target cannot be used.
             DdibError: The node refuses or cannot be reached.
         """
-        items = [item if isinstance(item, Payload) else payload(item) for item in files]
+        items = payloads(files)
         institution, domain = split_target(target)
         header = pb.JobHeader(
             version=versions_to_pb([max(SPOKEN)])[0],

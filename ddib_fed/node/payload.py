@@ -6,7 +6,7 @@ File names stay here: an item is a number, a media type, a size and a digest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +99,22 @@ def payload(origin: Path | bytes) -> Payload:
         kinds = ", ".join(sorted(_SUFFIXES))
         raise InputError(f"{origin} has no suffix that says what it is; known are {kinds}", hop="client")
     return _checked(_SUFFIXES[suffix], origin, origin.read_bytes())
+
+
+def payloads(origins: Iterable[Path | bytes | Payload]) -> list[Payload]:
+    """Look at each item of a job, in order.
+
+    Raises:
+        DdibError: As `payload`; `facts["item"]` says which one it is.
+    """
+    items = []
+    for number, origin in enumerate(origins):
+        try:
+            items.append(origin if isinstance(origin, Payload) else payload(origin))
+        except DdibError as error:
+            error.facts["item"] = str(number)
+            raise
+    return items
 
 
 def _require_file(path: Path) -> None:

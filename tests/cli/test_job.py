@@ -129,6 +129,15 @@ def test_cancel_then_delete(ddib, north, submitted, capsys):
     assert not north.service.jobs
 
 
+def test_cancel_and_delete_answer_scripts(ddib, north, submitted, capsys):
+    """One JSON document each."""
+    assert ddib("job", "cancel", submitted, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == {"job_id": submitted, "state": "CANCELLED"}
+    assert ddib("job", "delete", submitted, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == {"job_id": submitted, "deleted": True}
+    assert not north.service.jobs
+
+
 def test_a_job_that_does_not_exist_is_not_found(ddib, capsys):
     """Exit 6, the hop, and how to see what there is."""
     assert ddib("job", "show", "job-none") == ExitCode.NOT_FOUND

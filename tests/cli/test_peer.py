@@ -223,6 +223,10 @@ def test_test_shows_what_the_peer_decodes(north: Path, listening: Listening) -> 
     said = run("test", "west.example", "--config", north)
     assert "TLSv1.3" in said
     assert "decoding" in said
+    told = json.loads(run("test", "west.example", "--config", north, "--format", "json"))
+    assert told["institution"] == "west.example"
+    assert "TLSv1.3" in told["connection"]
+    assert repr(told["decoding"]["domain"]) in said
 
 
 def test_testing_whom_nobody_added_is_an_error(north: Path) -> None:

@@ -114,8 +114,9 @@ def test_a_target_that_is_none_is_refused_before_anything_is_sent(alice, north):
 def test_bytes_that_are_no_file_are_refused_here(alice, north):
     """Neither empty bytes nor a pickle are sent."""
     for content in (b"", b"\x80\x04]q\x00."):
-        with pytest.raises(PointsUnreadable):
-            alice.submit([content], TARGET)
+        with pytest.raises(PointsUnreadable) as caught:
+            alice.submit([npy(points()), content], TARGET)
+        assert caught.value.facts["item"] == "1"
     assert not north.script.calls
 
 
