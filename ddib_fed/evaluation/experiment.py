@@ -157,14 +157,14 @@ def draw(
 
 def normalise(bundle: Bundle, points: Floats) -> Floats:
     """Points from the units of the model's data to unit standard deviation."""
-    scale = bundle.manifest.normalisation
-    return ((points.astype(np.float64) - scale.mean) / scale.std).astype(np.float32)
+    mean, std = bundle.manifest.normalisation.numbers(points.ndim)
+    return ((points.astype(np.float64) - mean) / std).astype(np.float32)
 
 
 def denormalise(bundle: Bundle, points: Floats) -> Floats:
     """Points from unit standard deviation to the units of the model's data."""
-    scale = bundle.manifest.normalisation
-    return (points.astype(np.float64) * scale.std + scale.mean).astype(np.float32)
+    mean, std = bundle.manifest.normalisation.numbers(points.ndim)
+    return (points.astype(np.float64) * std + mean).astype(np.float32)
 
 
 def figures(

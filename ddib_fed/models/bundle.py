@@ -30,7 +30,7 @@ from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.networks import build_network
+from ddib_fed.models.networks import network_shapes, network_with
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -60,9 +60,8 @@ class Bundle:
 
     def network(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> nn.Module:
         """A network of its own with the weights, in evaluation mode."""
-        network = build_network(self.manifest.network)
-        network.load_state_dict(dict(self.state))
-        return network.to(device=device, dtype=dtype).eval().requires_grad_(requires_grad=False)
+        network = network_with(self.manifest.network, self.state, dtype, device)
+        return network.eval().requires_grad_(requires_grad=False)
 
     def denoiser(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Denoiser:
         """Its network as a function to v."""
@@ -116,7 +115,7 @@ def save_bundle(
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         _write_durably(staging / WEIGHTS_FILE, weights)
-        text = json.dumps({"digest": bundle.digest, **signed.model_dump(mode="json")}, indent=2) + "\n"
+        text = json.dumps({"digest": bundle.digest, **signed.fields()}, indent=2) + "\n"
         _write_durably(staging / MANIFEST_FILE, text.encode())
         staging.chmod(0o755)
         _sync_folder(staging)
@@ -205,7 +204,7 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
 
 def _assemble(manifest: Manifest, state: dict[str, Tensor], source: str) -> Bundle:
     """Check the state against the network and make the bundle."""
-    expected = build_network(manifest.network).state_dict()
+    expected = network_shapes(manifest.network)
     for key in sorted(expected.keys() | state.keys()):
         problem = state_problem(key, expected, state)
         if problem:

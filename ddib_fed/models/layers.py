@@ -37,14 +37,16 @@ def spread(embedding: Tensor, rows: Tensor | None) -> Tensor:
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation over 32 groups, computed in float32 at least and returned in the input's dtype."""
+    """Group normalisation over 32 groups: statistics in float32 at least, rounded once to the input's dtype."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(32, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (N, channels, ...)."""
-        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        # Not functional.group_norm: that refuses one row of 32 channels, groups of one number, which are the bias.
-        normal = torch.group_norm(wide, self.num_groups, self.weight, self.bias, self.eps)
+        # Kernels for half precision accumulate in float32, without a copy of x in it. Not functional.group_norm:
+        # that refuses one row of 32 channels, groups of one number, which are the bias.
+        normal = torch.group_norm(
+            x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
+        )
         return normal.to(x.dtype)

@@ -1,19 +1,25 @@
 """What a bundle says of itself: the fields of manifest.json, validated, and the digest over them.
 
 The rule: a field that this release does not know is refused; so is a size that no model of ours could have,
-before anything is allocated.
+before anything is allocated. A field that a later release added is left out while it is at its default, so that
+older files keep their digests.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
+
+# Fields of `Manifest` that the first release did not have.
+LATER_FIELDS = frozenset({"role", "picture", "classes", "data"})
 
 
 class _Frozen(BaseModel):
@@ -42,14 +48,194 @@ class SyntheticConfig(_Frozen):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
 
-NetworkConfig = Annotated[MlpConfig | SyntheticConfig, Field(discriminator="kind")]
+class _PictureNetwork(_Frozen):
+    """What the UNet and the classifier share: arguments of the public constructors, under their names."""
+
+    image_size: int = Field(ge=1, le=4096)
+    in_channels: int = Field(default=3, ge=1, le=64)
+    model_channels: int = Field(ge=8, le=2048)
+    out_channels: int = Field(ge=1, le=100_000)
+    num_res_blocks: int = Field(ge=1, le=16)
+    attention_resolutions: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(), max_length=16)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    channel_mult: tuple[Annotated[float, Field(gt=0.0, le=64.0)], ...] = Field(
+        default=(1.0, 2.0, 4.0, 8.0), min_length=1, max_length=10
+    )
+    conv_resample: bool = True
+    num_heads: int = Field(default=1, ge=1, le=1024)
+    num_head_channels: int = Field(default=-1, ge=-1, le=4096)
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    use_new_attention_order: bool = False
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, from the finest."""
+        return tuple(int(mult * self.model_channels) for mult in self.channel_mult)
+
+    @property
+    def divisor(self) -> int:
+        """What height and width must divide by."""
+        return int(2 ** (len(self.channel_mult) - 1))
+
+    @model_validator(mode="after")
+    def _divides(self) -> _PictureNetwork:
+        if any(width < 32 or width % 32 for width in self.widths):
+            raise ValueError(f"each level needs a multiple of 32 channels; these have {self.widths}")
+        if self.num_head_channels == 0:
+            raise ValueError("num_head_channels is -1 for none, or at least 1")
+        with_attention = {self.widths[-1]} | {
+            width for level, width in enumerate(self.widths) if 2**level in self.attention_resolutions
+        }
+        for width in sorted(with_attention):
+            part = self.num_heads if self.num_head_channels == -1 else self.num_head_channels
+            if width % part:
+                raise ValueError(f"attention on {width} channels does not divide by {part}")
+        return self
+
+
+class UNetConfig(_PictureNetwork):
+    """Arguments of `UNet`, under the public code's names.
+
+    Attributes:
+        kind: Tells it from other networks.
+        image_size: Size that it was made for; another is possible, the network is convolutional.
+        in_channels: Of a picture.
+        model_channels: Channels that `channel_mult` multiplies.
+        out_channels: `in_channels`, or twice as many with a learned variance.
+        num_res_blocks: Residual blocks of a level.
+        attention_resolutions: Downsampling factors (1, 2, 4, ...) at which there is attention.
+        dropout: Probability, in training.
+        channel_mult: Of each level, from the finest.
+        conv_resample: Whether resampling has a convolution.
+        num_classes: Classes that it is conditioned on; None for none.
+        num_heads: Of attention, where `num_head_channels` is -1.
+        num_head_channels: Channels of a head, or -1.
+        num_heads_upsample: Heads on the way up; -1 for `num_heads`.
+        use_scale_shift_norm: Whether the time scales and shifts after a normalisation, instead of being added.
+        resblock_updown: Whether residual blocks resample.
+        use_new_attention_order: Whether query, key and value are split before the heads.
+        patch: Side of the squares of pixels that become channels on the way in and pixels again on the way out.
+        class_dropout: Whether there is one more class, index `num_classes`, that stands for no class.
+    """
+
+    kind: Literal["unet"] = "unet"
+    num_classes: int | None = Field(default=None, ge=1, le=100_000)
+    num_heads_upsample: int = Field(default=-1, ge=-1, le=1024)
+    patch: int = Field(default=1, ge=1, le=16)
+    class_dropout: bool = False
+
+    @property
+    def divisor(self) -> int:
+        """What height and width must divide by."""
+        return self.patch * super().divisor
+
+    @model_validator(mode="after")
+    def _is_a_unet(self) -> UNetConfig:
+        if self.out_channels not in (self.in_channels, 2 * self.in_channels):
+            raise ValueError(
+                f"out_channels {self.out_channels} is neither in_channels {self.in_channels} nor twice that"
+            )
+        if self.image_size % self.patch:
+            raise ValueError(f"patch {self.patch} does not divide image_size {self.image_size}")
+        if self.class_dropout and self.num_classes is None:
+            raise ValueError("class_dropout needs num_classes")
+        if self.num_heads_upsample == 0:
+            raise ValueError("num_heads_upsample is -1 for num_heads, or at least 1")
+        return self
+
+
+class ClassifierConfig(_PictureNetwork):
+    """Arguments of `NoisyClassifier`, under the public code's names; as in `UNetConfig`, but for these.
+
+    Attributes:
+        kind: Tells it from other networks.
+        out_channels: Number of classes.
+        pool: How the last features become logits.
+    """
+
+    kind: Literal["classifier"] = "classifier"
+    pool: Literal["adaptive", "attention", "spatial", "spatial_v2"] = "adaptive"
+
+    @model_validator(mode="after")
+    def _is_a_classifier(self) -> ClassifierConfig:
+        if self.pool == "attention" and self.num_head_channels == -1:
+            raise ValueError("pool attention needs num_head_channels")
+        if self.pool == "attention" and self.image_size % self.divisor:
+            raise ValueError(f"pool attention needs an image_size that divides by {self.divisor}")
+        return self
+
+
+NetworkConfig = Annotated[
+    MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig, Field(discriminator="kind")
+]
+
+Positive = Annotated[FiniteFloat, Field(gt=0.0)]
 
 
 class Normalisation(_Frozen):
-    """Data are (raw - mean) / std."""
+    """Data are (raw - mean) / std; pictures have been mapped to [-1, 1] before.
 
-    mean: FiniteFloat = 0.0
-    std: FiniteFloat = Field(default=1.0, gt=0.0)
+    Attributes:
+        mean: One number, or one for each channel.
+        std: The same.
+    """
+
+    mean: FiniteFloat | tuple[FiniteFloat, ...] = 0.0
+    std: Positive | tuple[Positive, ...] = 1.0
+
+    @property
+    def channels(self) -> set[int]:
+        """The numbers of channels that it is for; empty when one number serves all."""
+        return {len(part) for part in (self.mean, self.std) if isinstance(part, tuple)}
+
+    def numbers(self, ndim: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Mean and std that broadcast over arrays of `ndim` dimensions, channels second: float64."""
+        parts = (np.asarray(part, dtype=np.float64) for part in (self.mean, self.std))
+        mean, std = (part.reshape(-1, *(1,) * (ndim - 2)) if part.ndim else part for part in parts)
+        return mean, std
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Normalisation:
+        if 0 in self.channels or len(self.channels) > 1:
+            raise ValueError("mean and std have numbers for different channels")
+        return self
+
+
+class PictureFormat(_Frozen):
+    """How picture files become the network's pictures, and back.
+
+    Attributes:
+        fit: What is done to a picture of another size; undone on the way out.
+        low: Raw value that becomes -1.
+        high: Raw value that becomes 1.
+        bits: Of the files written.
+    """
+
+    fit: Literal["pad", "crop", "resize"] = "resize"
+    low: FiniteFloat = 0.0
+    high: FiniteFloat = 255.0
+    bits: Literal[8, 16] = 8
+
+    @model_validator(mode="after")
+    def _rises(self) -> PictureFormat:
+        if self.low >= self.high:
+            raise ValueError(f"the range {self.low} to {self.high} is empty")
+        return self
+
+
+class DataNote(_Frozen):
+    """What is known about the training data.
+
+    Attributes:
+        source: Where they come from.
+        licence: As found, or what is not known about it.
+        note: Anything else.
+    """
+
+    source: str = Field(default="", max_length=2000)
+    licence: str = Field(default="", max_length=2000)
+    note: str = Field(default="", max_length=4000)
 
 
 class Training(_Frozen):
@@ -88,6 +274,10 @@ class Manifest(_Frozen):
         created: Date, ISO 8601, or empty.
         parameters: Numbers in the weights.
         weights_sha256: Of model.safetensors, hex.
+        role: Whether it generates, or says what class a noisy picture has.
+        picture: How files become pictures of this model; None for points.
+        classes: Names of the classes, by index; empty when there are none, or when they have no names.
+        data: What is known about the training data.
     """
 
     format_version: Literal[1] = 1
@@ -107,17 +297,78 @@ class Manifest(_Frozen):
     parameters: int = Field(default=0, ge=0)
     weights_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
+    role: Literal["generator", "classifier"] = "generator"
+    picture: PictureFormat | None = None
+    classes: tuple[Annotated[str, Field(max_length=200)], ...] = Field(default=(), max_length=100_000)
+    data: DataNote | None = None
+
     @model_validator(mode="after")
     def _fits(self) -> Manifest:
-        width = self.network.dim if isinstance(self.network, MlpConfig) else self.network.in_channels
-        if self.sample_kind == "point" and self.sample_shape != (width,):
-            raise ValueError(f"sample_shape {self.sample_shape} is not the network's ({width},)")
+        for problem in (self._shape_problem(), self._class_problem(), self._picture_problem()):
+            if problem:
+                raise ValueError(problem)
         return self
+
+    def _shape_problem(self) -> str:
+        """What does not fit between shape and network, or nothing."""
+        network, shape = self.network, self.sample_shape
+        if not isinstance(network, _PictureNetwork):
+            width = network.dim if isinstance(network, MlpConfig) else network.in_channels
+            if self.sample_kind != "point" or shape != (width,):
+                return f"sample_shape {shape} is not the network's point ({width},)"
+            return ""
+        if self.sample_kind != "picture" or len(shape) != 3 or shape[0] != network.in_channels:
+            return f"sample_shape {shape} is not the network's picture ({network.in_channels}, height, width)"
+        if shape[1] % network.divisor or shape[2] % network.divisor:
+            return f"height and width of sample_shape {shape} do not divide by {network.divisor}"
+        pooled = isinstance(network, ClassifierConfig) and network.pool == "attention"
+        if pooled and shape[1:] != (network.image_size, network.image_size):
+            return f"attention pooling is for {network.image_size} pixels alone, not for {shape}"
+        return ""
+
+    def _class_problem(self) -> str:
+        """What does not fit between role, classes and network, or nothing."""
+        classifier = isinstance(self.network, ClassifierConfig)
+        if classifier != (self.role == "classifier"):
+            return f"the role {self.role} is not that of a network of kind {self.network.kind}"
+        if self.classes and len(self.classes) != self.num_classes:
+            return f"there are {len(self.classes)} names for {self.num_classes or 'no'} classes"
+        return ""
+
+    def _picture_problem(self) -> str:
+        """What does not fit between normalisation, picture format and shape, or nothing."""
+        if self.picture is not None and self.sample_kind != "picture":
+            return "points have no picture format"
+        if self.normalisation.channels - {self.sample_shape[0]}:
+            return f"the normalisation has another number of channels than {self.sample_shape[0]}"
+        return ""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that the network is conditioned on or tells apart; None without."""
+        if isinstance(self.network, UNetConfig):
+            return self.network.num_classes
+        return self.network.out_channels if isinstance(self.network, ClassifierConfig) else None
+
+    @property
+    def null_class(self) -> int | None:
+        """The index that stands for no class (classifier-free guidance); None when there is none."""
+        guided = isinstance(self.network, UNetConfig) and self.network.class_dropout
+        return self.num_classes if guided else None
+
+    def fields(self) -> dict[str, Any]:
+        """What manifest.json holds, but for the digest: JSON values."""
+        fields = self.model_dump(mode="json")
+        later = type(self).model_fields
+        return {
+            key: value
+            for key, value in fields.items()
+            if key not in LATER_FIELDS or getattr(self, key) != later[key].default
+        }
 
     def canonical(self) -> bytes:
         """The JSON that the digest is taken over: sorted keys, no spaces, UTF-8."""
-        fields = self.model_dump(mode="json")
-        return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        return json.dumps(self.fields(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, hex."""

@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Mapping
 
-from ddib_fed.models.manifest import MlpConfig, SyntheticConfig
+import torch
+from torch import Tensor, nn
+
+from ddib_fed.models.classifier import NoisyClassifier
+from ddib_fed.models.manifest import ClassifierConfig, MlpConfig, SyntheticConfig, UNetConfig
 from ddib_fed.models.mlp import ResidualMLP
 from ddib_fed.models.synthetic import SyntheticModel
+from ddib_fed.models.unet import UNet
+
+AnyConfig = MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig
+BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
+    "mlp": ResidualMLP,
+    "synthetic": SyntheticModel,
+    "unet": UNet,
+    "classifier": NoisyClassifier,
+}
 
 
-def build_network(config: MlpConfig | SyntheticConfig) -> nn.Module:
+def build_network(config: AnyConfig) -> nn.Module:
     """The network that `config` describes, with fresh weights."""
-    arguments = config.model_dump(exclude={"kind"})
-    return ResidualMLP(**arguments) if isinstance(config, MlpConfig) else SyntheticModel(**arguments)
+    return BUILDERS[config.kind](**config.model_dump(exclude={"kind"}))
+
+
+def network_shapes(config: AnyConfig) -> dict[str, Tensor]:
+    """The state dict of the network that `config` describes, on the meta device: shapes, and no memory."""
+    with torch.device("meta"):
+        return build_network(config).state_dict()
+
+
+def network_with(
+    config: AnyConfig,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """The network that `config` describes with its own copy of `state`, which fits; made without a second copy."""
+    if isinstance(config, UNetConfig | ClassifierConfig):
+        # All that these networks hold is in the state: nothing else needs memory or random numbers.
+        with torch.device("meta"):
+            network = build_network(config)
+    else:
+        network = build_network(config)
+    own = {key: value.to(device=device, dtype=dtype, copy=True) for key, value in state.items()}
+    network.load_state_dict(own, assign=True)
+    return network.to(device=device, dtype=dtype)

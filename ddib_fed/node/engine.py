@@ -205,14 +205,18 @@ class Engine:
 
     def normalise(self, samples: Array) -> Array:
         """From the units of the data to the model's (mean 0, standard deviation 1)."""
-        constants = self.bundle.manifest.normalisation
+        mean, std = self._constants(samples)
         with np.errstate(over="ignore"):
-            return ((samples - np.float32(constants.mean)) / np.float32(constants.std)).astype(np.float32)
+            return ((samples - mean) / std).astype(np.float32)
 
     def denormalise(self, samples: Array) -> Array:
         """The inverse of `normalise`."""
-        constants = self.bundle.manifest.normalisation
-        return (samples * np.float32(constants.std) + np.float32(constants.mean)).astype(np.float32)
+        mean, std = self._constants(samples)
+        return (samples * std + mean).astype(np.float32)
+
+    def _constants(self, samples: Array) -> tuple[Array, Array]:
+        mean, std = self.bundle.manifest.normalisation.numbers(samples.ndim)
+        return mean.astype(np.float32), std.astype(np.float32)
 
     def close(self) -> None:
         """Stop the worker; unfinished work fails with `Draining`."""
