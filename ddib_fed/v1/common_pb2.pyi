@@ -80,6 +80,16 @@ class FileHeader(_message.Message):
     sha256: bytes
     def __init__(self, media_type: _Optional[_Union[MediaType, str]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
+class PictureTerms(_message.Message):
+    __slots__ = ("low", "high", "bits")
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    low: float
+    high: float
+    bits: int
+    def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ..., bits: _Optional[int] = ...) -> None: ...
+
 class SolverSettings(_message.Message):
     __slots__ = ("solver", "order", "evaluations", "grid")
     SOLVER_FIELD_NUMBER: _ClassVar[int]

@@ -24,7 +24,7 @@ class DescribeDomainResponse(_message.Message):
     def __init__(self, versions: _Optional[_Iterable[_Union[_common_pb2.ProtocolVersion, _Mapping]]] = ..., side: _Optional[_Union[ContractSide, _Mapping]] = ..., limits: _Optional[_Union[ContractLimits, _Mapping]] = ...) -> None: ...
 
 class ContractSide(_message.Message):
-    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "dtype", "model_sha256", "terminal_lambda", "initial_lambda", "classes", "size_rule", "value_range", "soften_sigma")
+    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "dtype", "model_sha256", "terminal_lambda", "initial_lambda", "classes", "size_rule", "value_range", "soften_sigma", "picture", "class_names")
     INSTITUTION_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_KIND_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,8 @@ class ContractSide(_message.Message):
     SIZE_RULE_FIELD_NUMBER: _ClassVar[int]
     VALUE_RANGE_FIELD_NUMBER: _ClassVar[int]
     SOFTEN_SIGMA_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     institution: str
     domain: str
     sample_kind: _common_pb2.SampleKind
@@ -49,7 +51,9 @@ class ContractSide(_message.Message):
     size_rule: str
     value_range: str
     soften_sigma: float
-    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[_common_pb2.DataType, str]] = ..., model_sha256: _Optional[bytes] = ..., terminal_lambda: _Optional[float] = ..., initial_lambda: _Optional[float] = ..., classes: _Optional[int] = ..., size_rule: _Optional[str] = ..., value_range: _Optional[str] = ..., soften_sigma: _Optional[float] = ...) -> None: ...
+    picture: _common_pb2.PictureTerms
+    class_names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[_common_pb2.DataType, str]] = ..., model_sha256: _Optional[bytes] = ..., terminal_lambda: _Optional[float] = ..., initial_lambda: _Optional[float] = ..., classes: _Optional[int] = ..., size_rule: _Optional[str] = ..., value_range: _Optional[str] = ..., soften_sigma: _Optional[float] = ..., picture: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., class_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ContractLimits(_message.Message):
     __slots__ = ("max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations")
@@ -104,18 +108,20 @@ class DecodeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[DecodeHeader, _Mapping]] = ..., latent: _Optional[_Union[LatentHeader, _Mapping]] = ..., chunk: _Optional[_Union[_common_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_common_pb2.Trailer, _Mapping]] = ...) -> None: ...
 
 class DecodeHeader(_message.Message):
-    __slots__ = ("contract_sha256", "request_id", "solver", "round_trip", "items")
+    __slots__ = ("contract_sha256", "request_id", "solver", "round_trip", "items", "target_class")
     CONTRACT_SHA256_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SOLVER_FIELD_NUMBER: _ClassVar[int]
     ROUND_TRIP_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_CLASS_FIELD_NUMBER: _ClassVar[int]
     contract_sha256: bytes
     request_id: str
     solver: _common_pb2.SolverSettings
     round_trip: bool
     items: int
-    def __init__(self, contract_sha256: _Optional[bytes] = ..., request_id: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., round_trip: _Optional[bool] = ..., items: _Optional[int] = ...) -> None: ...
+    target_class: int
+    def __init__(self, contract_sha256: _Optional[bytes] = ..., request_id: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., round_trip: _Optional[bool] = ..., items: _Optional[int] = ..., target_class: _Optional[int] = ...) -> None: ...
 
 class LatentHeader(_message.Message):
     __slots__ = ("item", "tensor", "contract_sha256")

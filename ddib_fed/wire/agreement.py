@@ -13,11 +13,12 @@ from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.contract import (
     HIGHEST_TERMINAL_LAMBDA,
     LOWEST_INITIAL_LAMBDA,
+    REFUSE,
     Contract,
     ContractLimits,
     ContractSide,
 )
-from ddib_fed.wire.version import SPOKEN, Version, highest_common, version_difference
+from ddib_fed.wire.version import SPOKEN, Version, highest_common, needed_difference
 
 
 class _Field(NamedTuple):
@@ -50,11 +51,6 @@ _MUST_MATCH = (
         "Train both models on data in the same range of values.",
     ),
     _Field(
-        "size_rule",
-        lambda side: side.size_rule,
-        "Set the same rule for bringing a picture to the model's size in both models' manifests.",
-    ),
-    _Field(
         "soften_sigma",
         lambda side: _shortest(side.soften_sigma),
         "Set the same soften_sigma in both models' manifests; the recommended value is in docs/operating.md.",
@@ -67,6 +63,18 @@ def _mismatches(source: ContractSide, target: ContractSide) -> Iterable[Differen
         here, there = field.value(source), field.value(target)
         if here != there:
             yield Difference(field.name, str(here), str(there), field.remedy)
+
+
+def _size_rule(source: ContractSide, target: ContractSide) -> Iterable[Difference]:
+    """A side that takes only pictures of the model's size agrees with every rule: none is applied then."""
+    if source.size_rule != target.size_rule and REFUSE not in {source.size_rule, target.size_rule}:
+        yield Difference(
+            "size_rule",
+            source.size_rule,
+            target.size_rule,
+            'Train both models with the same --fit, or set policy.size_rule = "refuse" in one node.toml: then '
+            "only pictures of the models' size are taken.",
+        )
 
 
 def _ends(source: ContractSide, target: ContractSide) -> Iterable[Difference]:
@@ -96,9 +104,9 @@ def differences(
     target: ContractSide,
 ) -> tuple[Difference, ...]:
     """Every field in which the two sides cannot meet; none when they can."""
-    ours, theirs = tuple(source_versions), tuple(target_versions)
-    version = () if highest_common(ours, theirs) else (version_difference(ours, theirs),)
-    return (*version, *_mismatches(source, target), *_ends(source, target))
+    version = needed_difference(source_versions, target_versions, max(source.needs, target.needs))
+    found = [*_mismatches(source, target), *_size_rule(source, target), *_ends(source, target)]
+    return (version, *found) if version else tuple(found)
 
 
 def agree(

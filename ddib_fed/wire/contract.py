@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ddib_fed.errors import MessageInvalid
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.canonical import Value, canonical_json
-from ddib_fed.wire.version import Version, version_from_pb
+from ddib_fed.wire.version import OLDEST, PICTURES, Version, version_from_pb
 
 HIGHEST_TERMINAL_LAMBDA = -4.5
 """Where a latent lives at most: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
@@ -36,6 +36,14 @@ DTYPES = {"float32": common_pb2.DATA_TYPE_FLOAT32}
 ITEM_BYTES = {"float32": 4}
 RANKS = {"point": 1, "picture": 3}
 VALUE_RANGES = {"point": "unit-std", "picture": "minus-one-to-one"}
+REFUSE = "refuse"
+"""The size rule of a side that takes no picture of another size than the model's."""
+SIZE_RULES = {"point": ("none",), "picture": ("resize", "crop", "pad", REFUSE)}
+PICTURE_BITS = (8, 16)
+MAX_CLASS_NAMES = 10_000
+MAX_CLASS_NAME = 64
+LARGEST_VALUE = 1e9
+"""No raw value of a picture's file is beyond it."""
 
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -49,6 +57,42 @@ def _require(ok: bool, field: str, detail: str) -> None:
 def _require_number(value: float, low: float, high: float, field: str) -> None:
     # Written so that NaN fails.
     _require(low <= value <= high, field, f"must be from {low:g} to {high:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class PictureTerms:
+    """What the values in a picture's file are; the fields are those of the message of this name.
+
+    Raises:
+        MessageInvalid: A field is outside what docs/protocol.md allows; `facts["field"]` names it.
+    """
+
+    low: float
+    high: float
+    bits: int
+
+    def __post_init__(self) -> None:
+        _require_number(self.low, -LARGEST_VALUE, LARGEST_VALUE, "picture.low")
+        _require_number(self.high, -LARGEST_VALUE, LARGEST_VALUE, "picture.high")
+        _require(self.low < self.high, "picture.high", "must be above picture.low")
+        _require(self.bits in PICTURE_BITS, "picture.bits", "must be 8 or 16")
+
+    def values(self) -> dict[str, Value]:
+        """The fields as they enter the digest."""
+        return {"bits": self.bits, "high": float(self.high), "low": float(self.low)}
+
+    def to_pb(self) -> common_pb2.PictureTerms:
+        """These terms as a message."""
+        return common_pb2.PictureTerms(low=self.low, high=self.high, bits=self.bits)
+
+    @classmethod
+    def from_pb(cls, message: common_pb2.PictureTerms) -> PictureTerms:
+        """Terms read from the wire.
+
+        Raises:
+            MessageInvalid: A field is outside what docs/protocol.md allows.
+        """
+        return cls(message.low, message.high, message.bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +115,8 @@ class ContractSide:
     size_rule: str = "none"
     value_range: str = "unit-std"
     soften_sigma: float = 0.0
+    picture: PictureTerms | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(bool(_DNS_NAME.match(self.institution)), "institution", "must be a DNS name in lower case")
@@ -82,13 +128,27 @@ class ContractSide:
         _require_number(self.terminal_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "terminal_lambda")
         _require_number(self.initial_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "initial_lambda")
         _require_number(self.classes, 0, MAX_CLASSES, "classes")
-        _require(bool(_NAME.match(self.size_rule)), "size_rule", "must be 1 to 64 of A-Z a-z 0-9 . _ -")
+        rules = SIZE_RULES[self.sample_kind]
+        _require(
+            self.size_rule in rules, "size_rule", f"must be {' or '.join(rules)} for a {self.sample_kind}"
+        )
         expected = VALUE_RANGES[self.sample_kind]
         _require(self.value_range == expected, "value_range", f"must be {expected} for a {self.sample_kind}")
         _require_number(self.soften_sigma, 0, 1, "soften_sigma")
-        if self.sample_kind == "point":
-            _require(self.size_rule == "none", "size_rule", "must be none for points")
-            _require(self.soften_sigma == 0, "soften_sigma", "must be 0 for points")
+        is_picture = self.sample_kind == "picture"
+        _require(is_picture or self.soften_sigma == 0, "soften_sigma", "must be 0 for points")
+        _require(
+            (self.picture is not None) == is_picture, "picture", "must be set for pictures, and only there"
+        )
+        self._check_class_names()
+
+    def _check_class_names(self) -> None:
+        names = self.class_names
+        _require(len(names) in {0, self.classes}, "class_names", "must be none, or one for each class")
+        _require(len(names) <= MAX_CLASS_NAMES, "class_names", f"must be at most {MAX_CLASS_NAMES}")
+        _require(
+            all(map(is_class_name, names)), "class_names", "must be 1 to 64 printable ASCII characters each"
+        )
 
     def _check_shape(self) -> None:
         rank = RANKS[self.sample_kind]
@@ -107,9 +167,30 @@ class ContractSide:
         """How far the variance of this side's latents is from 1, relatively: exp(2 lambda)."""
         return math.exp(2 * min(self.terminal_lambda, 0.0))
 
+    @property
+    def needs(self) -> Version:
+        """The oldest protocol version that has every field which this side sets."""
+        return PICTURES if self.picture is not None or self.class_names else OLDEST
+
+    def class_index(self, asked: str) -> int | None:
+        """The class of a name or of a decimal index; None when there is none of either."""
+        if asked in self.class_names:
+            return self.class_names.index(asked)
+        index = (
+            int(asked)
+            if asked.isascii() and asked.isdecimal() and len(asked) <= len(str(MAX_CLASSES))
+            else -1
+        )
+        return index if 0 <= index < self.classes else None
+
     def values(self) -> dict[str, Value]:
-        """The fields as they enter the digest."""
-        return {
+        """The fields as they enter the digest; those that came with 1.1 only where they are set."""
+        later: dict[str, Value] = {}
+        if self.picture is not None:
+            later["picture"] = self.picture.values()
+        if self.class_names:
+            later["class_names"] = list(self.class_names)
+        return later | {
             "classes": self.classes,
             "domain": self.domain,
             "dtype": self.dtype,
@@ -139,6 +220,8 @@ class ContractSide:
             size_rule=self.size_rule,
             value_range=self.value_range,
             soften_sigma=self.soften_sigma,
+            picture=None if self.picture is None else self.picture.to_pb(),
+            class_names=self.class_names,
         )
 
     @classmethod
@@ -161,7 +244,14 @@ class ContractSide:
             size_rule=message.size_rule,
             value_range=message.value_range,
             soften_sigma=message.soften_sigma,
+            picture=PictureTerms.from_pb(message.picture) if message.HasField("picture") else None,
+            class_names=tuple(message.class_names),
         )
+
+
+def is_class_name(name: str) -> bool:
+    """Whether a class may be called so in a contract: 1 to 64 printable ASCII characters."""
+    return 1 <= len(name) <= MAX_CLASS_NAME and name.isascii() and name.isprintable()
 
 
 def _name_of(names: Mapping[str, int], value: int, field: str) -> str:
@@ -236,6 +326,11 @@ class Contract:
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample, the same on both sides."""
         return self.target.sample_shape
+
+    @property
+    def size_rule(self) -> str:
+        """How the source brings a picture to the model's size: "refuse" as soon as either side says so."""
+        return REFUSE if REFUSE in {self.source.size_rule, self.target.size_rule} else self.target.size_rule
 
     @property
     def prior_gap(self) -> float:

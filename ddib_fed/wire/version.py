@@ -28,8 +28,13 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-SPOKEN: tuple[Version, ...] = (Version(1, 0),)
-"""Every version this release speaks: its own, and the minor before once there is one."""
+SPOKEN: tuple[Version, ...] = (Version(1, 0), Version(1, 1))
+"""Every version this release speaks: the minor before, and its own."""
+
+OLDEST = SPOKEN[0]
+
+PICTURES = Version(1, 1)
+"""The first version with pictures and classes; points need no more than 1.0."""
 
 
 def versions_to_pb(versions: Iterable[Version] = SPOKEN) -> list[common_pb2.ProtocolVersion]:
@@ -66,6 +71,17 @@ def versions_from_pb(messages: Sequence[common_pb2.ProtocolVersion]) -> tuple[Ve
 def highest_common(source: Iterable[Version], target: Iterable[Version]) -> Version | None:
     """The highest version in both lists, or None."""
     return max(set(source) & set(target), default=None)
+
+
+def needed_difference(
+    source: Iterable[Version], target: Iterable[Version], needed: Version
+) -> Difference | None:
+    """What to say when the highest common version is older than what the two sides set; None when it is not."""
+    ours, theirs = tuple(source), tuple(target)
+    common = highest_common(ours, theirs)
+    if common is not None and common >= needed:
+        return None
+    return version_difference(ours, theirs)
 
 
 def version_difference(source: Iterable[Version], target: Iterable[Version]) -> Difference:

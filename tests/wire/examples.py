@@ -3,7 +3,7 @@
 import numpy as np
 
 from ddib_fed.wire.agreement import agree
-from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
+from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide, PictureTerms
 from ddib_fed.wire.latent import Latent
 from ddib_fed.wire.version import SPOKEN
 
@@ -32,17 +32,19 @@ def picture_side(**changes) -> ContractSide:
         "sample_kind": "picture",
         "sample_shape": (3, 8, 8),
         "value_range": "minus-one-to-one",
-        "size_rule": "centre-crop",
+        "size_rule": "crop",
         "soften_sigma": 0.02,
+        "picture": PictureTerms(0.0, 255.0, 8),
     }
     return side(**{**fields, **changes})
 
 
 def contract(**changes) -> Contract:
-    """A contract between two sides that agree; `limits` and fields of both sides can be changed."""
-    limits = changes.pop("limits", LIMITS)
+    """A contract between two sides that agree; `limits`, `versions` and fields of both sides can be changed."""
+    limits, versions = changes.pop("limits", LIMITS), changes.pop("versions", SPOKEN)
+    make = picture_side if changes.get("sample_kind") == "picture" else side
     target = {"institution": "south.example", "domain": "checkerboards", **changes}
-    return agree(SPOKEN, SPOKEN, side(**changes), side(**target), limits)
+    return agree(versions, versions, make(**changes), make(**target), limits)
 
 
 def latent(samples: int = 1_000, seed: int = 0) -> Latent:

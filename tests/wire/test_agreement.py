@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ddib_fed.errors import ContractMismatch
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.agreement import agree, confirm, differences
-from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.contract import Contract, PictureTerms
 from ddib_fed.wire.version import SPOKEN, Version
 from tests.wire.examples import LIMITS, contract, picture_side, side
 
@@ -25,7 +25,7 @@ SIDES = st.one_of(
     st.builds(
         picture_side,
         soften_sigma=st.sampled_from([0.0, 0.02]),
-        size_rule=st.sampled_from(["centre-crop", "resize"]),
+        size_rule=st.sampled_from(["crop", "resize", "refuse"]),
     ),
 )
 VERSIONS = st.lists(st.builds(Version, st.integers(1, 2), st.integers(0, 1)), min_size=1, max_size=3)
@@ -54,7 +54,8 @@ def test_every_difference_says_what_to_do(ours, theirs, source, target):
 @given(VERSIONS, SIDES)
 def test_a_side_agrees_with_its_like(versions, both):
     """Unless its own ends are not good enough for anybody."""
-    assert set(found(both, both, versions, versions)) <= {"terminal_lambda", "initial_lambda"}
+    old = set() if max(versions) >= both.needs else {"version"}
+    assert set(found(both, both, versions, versions)) <= {"terminal_lambda", "initial_lambda"} | old
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_a_side_agrees_with_its_like(versions, both):
         (side(), side(sample_shape=(3,)), "sample_shape", ("2", "3")),
         (side(), picture_side(), "sample_kind", ("point", "picture")),
         (side(), picture_side(), "value_range", ("unit-std", "minus-one-to-one")),
-        (picture_side(), picture_side(size_rule="resize"), "size_rule", ("centre-crop", "resize")),
+        (picture_side(), picture_side(size_rule="resize"), "size_rule", ("crop", "resize")),
         (picture_side(), picture_side(soften_sigma=0.05), "soften_sigma", ("0.02", "0.05")),
         (side(), side(terminal_lambda=-4.4), "terminal_lambda", ("-5", "-4.4")),
         (side(terminal_lambda=-4.4), side(), "terminal_lambda", ("-4.4", "-5")),
@@ -94,6 +95,33 @@ def test_values_that_print_alike_are_still_shown_apart():
 def test_what_need_not_match_may_differ(changes):
     """Linear and cosine schedules may meet; so may models of different classes."""
     assert found(side(), side(**changes)) == {}
+
+
+@pytest.mark.parametrize("rule", ["resize", "crop", "pad", "refuse"])
+def test_who_takes_only_the_models_size_agrees_with_every_rule(rule):
+    """And the contract then has that rule, whichever side says so."""
+    refusing = {"sample_kind": "picture", "size_rule": "refuse"}
+    assert found(picture_side(size_rule=rule), picture_side(size_rule="refuse")) == {}
+    assert found(picture_side(size_rule="refuse"), picture_side(size_rule=rule)) == {}
+    assert contract(**refusing).size_rule == "refuse"
+    made = Contract(
+        Version(1, 1), picture_side(size_rule=rule), picture_side(**SOUTH, size_rule="refuse"), LIMITS
+    )
+    assert made.size_rule == "refuse"
+
+
+def test_the_raw_ranges_of_two_sides_may_differ():
+    """Each side's files have their own units; only the samples between them must be in one range."""
+    relief = picture_side(picture=PictureTerms(-1000.0, 2000.0, 16))
+    assert found(picture_side(), relief) == {}
+
+
+@pytest.mark.parametrize("other", [side(), picture_side()])
+def test_pictures_need_a_release_that_knows_them(other):
+    """A peer of 1.0 is told by the version, not by a field that it does not know; points still meet it."""
+    old = [Version(1, 0)]
+    assert found(picture_side(), other, SPOKEN, old)["version"] == ("1.1, 1.0", "1.0")
+    assert found(side(), side(), SPOKEN, old) == {}
 
 
 def test_a_mismatch_names_all_fields_at_once():
@@ -169,7 +197,7 @@ def test_an_answer_that_the_source_cannot_keep_is_refused():
 
 def test_an_answer_in_a_version_that_was_not_offered_is_refused():
     """The target chose from its own list only."""
-    made = Contract(Version(1, 1), side(), side(**SOUTH), LIMITS)
+    made = Contract(Version(1, 2), side(), side(**SOUTH), LIMITS)
     with pytest.raises(ContractMismatch) as caught:
         confirmed(answer(made))
     assert [difference.field for difference in caught.value.differences] == ["version"]

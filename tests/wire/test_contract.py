@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ddib_fed.errors import MessageInvalid
 from ddib_fed.v1 import decoding_pb2
-from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
+from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide, PictureTerms
+from ddib_fed.wire.version import Version
 from tests.wire.examples import LIMITS, contract, picture_side, side
 
 # The example of docs/protocol.md: a change of either is a change of the protocol.
@@ -29,6 +30,9 @@ EXAMPLE = (
     '"value_range":"unit-std"},"version":{"major":1,"minor":0}}'
 )
 EXAMPLE_SHA256 = "6d3834be87e656cb06dbe0a288034206a8b2145ee03ff923f593bbf37e2efe6a"
+
+FIRST = [Version(1, 0)]
+CLASSES = picture_side(classes=2, class_names=("cat", "dog"))
 
 INVALID = [
     ("institution", ""),
@@ -60,6 +64,7 @@ INVALID = [
     ("value_range", "minus-one-to-one"),
     ("soften_sigma", 0.02),
     ("soften_sigma", math.nan),
+    ("picture", PictureTerms(0.0, 255.0, 8)),
 ]
 
 
@@ -80,6 +85,9 @@ def test_a_side_outside_the_protocol_names_its_field(field, value):
         ("soften_sigma", -0.01),
         ("value_range", "unit-std"),
         ("size_rule", "no spaces"),
+        ("size_rule", "none"),
+        ("picture", None),
+        ("class_names", ("cat",)),
     ],
 )
 def test_a_side_of_pictures_is_checked_as_pictures(field, value):
@@ -101,7 +109,42 @@ def test_limits_outside_the_protocol_name_their_field(field, value):
     assert caught.value.facts == {"field": field}
 
 
-@pytest.mark.parametrize("made", [side(), picture_side(), side(terminal_lambda=3.0, initial_lambda=-1.0)])
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("picture.low", (math.nan, 255.0, 8)),
+        ("picture.high", (0.0, 0.0, 8)),
+        ("picture.high", (0.0, math.inf, 8)),
+        ("picture.bits", (0.0, 255.0, 12)),
+    ],
+)
+def test_terms_of_pictures_outside_the_protocol_name_their_field(field, values):
+    """A range that is none, or bits that no file of ours has."""
+    with pytest.raises(MessageInvalid) as caught:
+        PictureTerms(*values)
+    assert caught.value.facts == {"field": field}
+
+
+@pytest.mark.parametrize("name", ["", "a" * 65, "chat\n", "\N{LATIN SMALL LETTER E WITH ACUTE}"])
+def test_a_class_name_that_cannot_be_hashed_or_printed_is_refused(name):
+    """The canonical JSON has printable ASCII alone."""
+    with pytest.raises(MessageInvalid) as caught:
+        picture_side(classes=2, class_names=("cat", name))
+    assert caught.value.facts == {"field": "class_names"}
+
+
+def test_a_class_is_found_by_name_and_by_index():
+    """The name first: a class may be called by a number."""
+    made = picture_side(classes=3, class_names=("cat", "dog", "0"))
+    assert [made.class_index(asked) for asked in ("dog", "0", "1", "3", "-1", "bird", "")] == [
+        1, 2, 1, None, None, None, None,
+    ]  # fmt: skip
+    assert picture_side(classes=3).class_index("2") == 2
+
+
+@pytest.mark.parametrize(
+    "made", [side(), picture_side(), CLASSES, side(terminal_lambda=3.0, initial_lambda=-1.0)]
+)
 def test_a_side_survives_the_wire(made):
     """Also one whose ends nobody can agree to: the difference is shown, not the message refused."""
     data = made.to_pb().SerializeToString()
@@ -133,13 +176,27 @@ def test_an_empty_side_is_refused():
 
 
 def test_the_canonical_json_is_the_documented_one():
-    """A second implementation can start from this text."""
-    assert contract().canonical().decode() == EXAMPLE
+    """A second implementation can start from this text; 1.1 changes nothing of points but the number."""
+    assert contract(versions=FIRST).canonical().decode() == EXAMPLE
+    assert contract().canonical().decode() == EXAMPLE.replace('"minor":0', '"minor":1')
+
+
+def test_the_canonical_json_of_pictures_has_what_pictures_set():
+    """Raw range and bits of each side, and the names of classes where there are any."""
+    made = contract(sample_kind="picture", classes=2, class_names=("cat", "dog"))
+    source = json.loads(made.canonical())["source"]
+    assert source["picture"] == {"bits": 8, "high": 255, "low": 0}
+    assert source["class_names"] == ["cat", "dog"]
+    assert "class_names" not in json.loads(contract(sample_kind="picture").canonical())["source"]
 
 
 def test_the_digest_is_over_the_canonical_json():
     """SHA-256, 32 bytes."""
-    assert contract().digest == hashlib.sha256(EXAMPLE.encode()).digest() == bytes.fromhex(EXAMPLE_SHA256)
+    assert (
+        contract(versions=FIRST).digest
+        == hashlib.sha256(EXAMPLE.encode()).digest()
+        == bytes.fromhex(EXAMPLE_SHA256)
+    )
 
 
 @given(st.randoms())

@@ -265,7 +265,8 @@ def test_a_picture_over_the_limit_is_an_image_too_large():
     """Each kind of sample has its own reason."""
     pictures = contract(
         **{name: getattr(picture_side(), name) for name in ("sample_kind", "sample_shape", "value_range")},
-        size_rule="centre-crop",
+        size_rule="crop",
+        picture=picture_side().picture,
         limits=LIMITS.__class__(8, 1, 1 << 20, 1_000),
     )
     tensor = common_pb2.TensorHeader(
