@@ -12,7 +12,7 @@ The rule: where a network cannot know (eps at alpha = 0, x0 at sigma = 0) v is 0
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -42,6 +42,54 @@ class Query:
     x: Tensor
     level: Level
     cond: Condition = None
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The levels of the rows of a batch, each distinct level once.
+
+    Attributes:
+        table: Distinct levels (K, 3) as (alpha, sigma, t), float64 on the CPU.
+        rows: (N,) pointing into `table`, on the device of the batch; None when all rows share its only level.
+        alpha: Of each row: a number, or a tensor that broadcasts over the batch.
+        sigma: The same.
+    """
+
+    table: Tensor
+    rows: Tensor | None
+    alpha: float | Tensor
+    sigma: float | Tensor
+
+    @classmethod
+    def shared(cls, level: Level) -> Places:
+        """All rows at one level."""
+        return cls(torch.tensor([level], dtype=torch.float64), None, level.alpha, level.sigma)
+
+    @classmethod
+    def by_row(cls, x: Tensor, table: Tensor, rows: Tensor) -> Places:
+        """Rows of x (N, ...) at levels `table` (K, 3) that `rows` (N,) point into."""
+        rows = rows.to(x.device)
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        alpha, sigma = (table[:, i].to(x.device, x.dtype)[rows].reshape(shape) for i in (0, 1))
+        return cls(table, rows, alpha, sigma)
+
+    def twice(self) -> Places:
+        """For a batch under itself."""
+        if self.rows is None or isinstance(self.alpha, float) or isinstance(self.sigma, float):
+            return self
+        return replace(
+            self,
+            rows=torch.cat([self.rows, self.rows]),
+            alpha=torch.cat([self.alpha, self.alpha]),
+            sigma=torch.cat([self.sigma, self.sigma]),
+        )
+
+
+def told_times(table: Tensor, time_input: TimeInput) -> Tensor:
+    """What a network is told for levels `table` (K, 3) as (alpha, sigma, t): (K,) float64."""
+    if time_input == "timestep":
+        return table[:, 2]
+    return torch.log(table[:, 0] / table[:, 1]).clamp(-LAMBDA_BOUND, LAMBDA_BOUND)
 
 
 def v_from_eps(eps: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -102,9 +150,7 @@ class Denoiser:
 
     def __call__(self, x: Tensor, level: Level, cond: Condition = None) -> Tensor:
         """Evaluate v at (x, level): shape and dtype of x (N, *sample_shape); a fresh tensor."""
-        times = self._times(torch.tensor([level], dtype=torch.float64))
-        out = self._network(x, times, None, cond)
-        return self._to_v(out, x, level.alpha, level.sigma)
+        return self.at(x, Places.shared(level), cond)
 
     def evaluate_merged(
         self, x: Tensor, levels: Sequence[Level], counts: Sequence[int], cond: Condition = None
@@ -122,7 +168,7 @@ class Denoiser:
         """
         table = torch.tensor(list(levels), dtype=torch.float64)
         rows = torch.repeat_interleave(torch.arange(len(levels)), torch.tensor(list(counts)))
-        return self._evaluate(x, table, rows, cond)
+        return self.at(x, Places.by_row(x, table, rows), cond)
 
     def evaluate(
         self, x: Tensor, times: Tensor, alphas: Tensor, sigmas: Tensor, cond: Condition = None
@@ -130,36 +176,25 @@ class Denoiser:
         """Evaluate v with a level of its own for each row: `times`, `alphas`, `sigmas` are (N,), best in float64."""
         table = torch.stack([alphas.double(), sigmas.double(), times.double()], dim=1).cpu()
         table, rows = torch.unique(table, dim=0, return_inverse=True)
-        return self._evaluate(x, table, rows, cond)
+        return self.at(x, Places.by_row(x, table, rows), cond)
+
+    def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
+        """Evaluate v of x (N, *sample_shape) at `places`: what the other ways to ask come to; a fresh tensor."""
+        out = self._network(x, places.table, places.rows, cond)
+        if self.parameterisation == "eps":
+            return v_from_eps(out, x, places.alpha, places.sigma)
+        if self.parameterisation == "x0":
+            return v_from_x0(out, x, places.alpha, places.sigma)
+        return out
 
     def output(self, x: Tensor, level: Level, cond: Condition = None) -> Tensor:
         """What the network itself says at (x, level): eps, x0 or v, in the dtype of x."""
-        return self._network(x, self._times(torch.tensor([level], dtype=torch.float64)), None, cond)
+        return self._network(x, torch.tensor([level], dtype=torch.float64), None, cond)
 
-    def _evaluate(self, x: Tensor, table: Tensor, rows: Tensor, cond: Condition) -> Tensor:
-        """Evaluate v with levels `table` (K, 3) as (alpha, sigma, t) and `rows` (N,) pointing into it."""
-        rows = rows.to(x.device)
-        out = self._network(x, self._times(table), rows, cond)
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        alpha, sigma = (table[:, i].to(x.device, x.dtype)[rows].reshape(shape) for i in (0, 1))
-        return self._to_v(out, x, alpha, sigma)
-
-    def _times(self, table: Tensor) -> Tensor:
-        """What the network is told for levels (K, 3) as (alpha, sigma, t): (K,) in the network's dtype."""
-        if self.time_input == "timestep":
-            told = table[:, 2]
-        else:
-            told = torch.log(table[:, 0] / table[:, 1]).clamp(-LAMBDA_BOUND, LAMBDA_BOUND)
-        return told.to(self.device, self.dtype)
-
-    def _network(self, x: Tensor, times: Tensor, rows: Tensor | None, cond: Condition) -> Tensor:
+    def _network(self, x: Tensor, table: Tensor, rows: Tensor | None, cond: Condition) -> Tensor:
+        # Times stay in float32: a step number has more digits than half precision keeps.
+        wide = torch.promote_types(self.dtype, torch.float32)
+        times = told_times(table, self.time_input).to(self.device, wide)
         extra: Mapping[str, Any] = cond or {}
         out: Tensor = self.network(x.to(self.dtype), times, rows=rows, **extra)
         return out[:, : x.shape[1]].to(x.dtype)
-
-    def _to_v(self, out: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-        if self.parameterisation == "eps":
-            return v_from_eps(out, x, alpha, sigma)
-        if self.parameterisation == "x0":
-            return v_from_x0(out, x, alpha, sigma)
-        return out

@@ -40,7 +40,7 @@ class LambdaEmbedding(nn.Module):
     def forward(self, lam: Tensor) -> Tensor:
         """Embed lam (K,): (K, width)."""
         angle = lam[:, None] * self.frequencies.to(lam.dtype)[None]
-        features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
+        features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1).to(self.inner.weight.dtype)
         return functional.silu(self.outer(functional.silu(self.inner(features))))
 
 
