@@ -27,7 +27,9 @@ MAX_HEADER = 4_096
 _DESCR = re.compile(r"[<>|=]?(f[248]|[iu][1248])\Z")
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
+    """What the header of a .npy says, once it was checked."""
+
     dtype: np.dtype[Any]
     fortran_order: bool
     shape: tuple[int, ...]
@@ -56,7 +58,7 @@ def parse_npy(data: bytes, *, max_bytes: int, max_points: int, dim: int | None =
             f"{len(data)} bytes, {max_bytes} are the limit",
             facts={"size_bytes": len(data), "limit_bytes": max_bytes},
         )
-    header, start = _read_header(data)
+    header, start = read_header(data)
     _check_shape(header.shape, max_points, dim)
     size = header.shape[0] * header.shape[1] * header.dtype.itemsize
     if size != len(data) - start:
@@ -77,8 +79,12 @@ def to_npy(points: Array) -> bytes:
     return file.getvalue()
 
 
-def _read_header(data: bytes) -> tuple[_Header, int]:
-    """The checked header, and where the numbers start."""
+def read_header(data: bytes) -> tuple[Header, int]:
+    """The checked header of a .npy, and where the numbers start.
+
+    Raises:
+        PointsUnreadable: It is no .npy of real numbers, or its header is too long or malformed.
+    """
     if not data:
         raise _unreadable("the file is empty")
     if data[:6] != MAGIC or len(data) < 10:
@@ -93,7 +99,7 @@ def _read_header(data: bytes) -> tuple[_Header, int]:
     return _parse_header(data[8 + width : start]), start
 
 
-def _parse_header(text: bytes) -> _Header:
+def _parse_header(text: bytes) -> Header:
     try:
         fields = ast.literal_eval(text.decode("utf-8").strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
@@ -107,7 +113,7 @@ def _parse_header(text: bytes) -> _Header:
         raise _unreadable("its fortran_order or shape has the wrong type")
     if not all(type(n) is int and n >= 0 for n in shape):
         raise _unreadable("its shape is not of whole numbers from 0")
-    return _Header(np.dtype(descr), order, shape)
+    return Header(np.dtype(descr), order, shape)
 
 
 def _check_shape(shape: tuple[int, ...], max_points: int, dim: int | None) -> None:

@@ -1,0 +1,235 @@
+"""Turns a picture of any size into a model's array in [-1, 1], and such an array back into a picture of that size.
+
+The rule: whatever is done on the way in (crop, pad, resize, range) is a function of the rule and the original's
+height and width alone, so that it can be undone at the other end from these few numbers.
+
+Shrinking follows guided-diffusion (Dhariwal & Nichol, arXiv 2105.05233, its loader's `center_crop_arr`): halve with a
+box filter while the picture is at least twice the wanted size, then resize bicubically.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.data.picture import Picture, Pixels
+from ddib_fed.errors import SettingsInvalid, ShapeMismatch
+
+Array = NDArray[np.float32]
+Fit = Literal["pad", "crop", "resize"]
+
+MIN_LEVELS = 16
+"""A range narrower than this many whole numbers is stretched over the type on output instead of being rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRule:
+    """What a model takes and gives.
+
+    Attributes:
+        channels: 1 (grey) or 3 (RGB).
+        height: Of the model's array.
+        width: Of the model's array.
+        fit: ``resize`` squeezes the whole picture, whatever its sides; ``crop`` scales until the picture covers the
+            array and takes the middle; ``pad`` shrinks only what is too large and surrounds it by the value `low`.
+        low: The raw value that becomes -1.
+        high: The raw value that becomes 1; what lies outside is clipped.
+        bits: 8 or 16, of the pictures that come out.
+    """
+
+    channels: int
+    height: int
+    width: int
+    fit: Fit = "resize"
+    low: float = 0.0
+    high: float = 255.0
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        wrong = (
+            self.channels not in {1, 3}
+            or self.height < 1
+            or self.width < 1
+            or self.fit not in {"pad", "crop", "resize"}
+            or self.bits not in {8, 16}
+            or not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high)
+        )
+        if wrong:
+            raise SettingsInvalid(f"no such rule for pictures: {self}")
+
+    @property
+    def top(self) -> int:
+        """The largest number of the output's type."""
+        return 255 if self.bits == 8 else 65535
+
+    @property
+    def output_scale(self) -> tuple[float, float]:
+        """(slope, intercept): raw value = slope * number in the output file + intercept.
+
+        (1, 0) when raw values fit the output's type as whole numbers; otherwise 0 stands for `low` and the type's
+        largest number for `high`, which is to be noted beside the file.
+        """
+        if self.low >= 0 and self.high <= self.top and self.high - self.low >= MIN_LEVELS:
+            return 1.0, 0.0
+        return (self.high - self.low) / self.top, self.low
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The original's height and width, upright, in pixels."""
+
+    height: int
+    width: int
+
+
+class _Plan(NamedTuple):
+    """Scaled to (height, width), of which the window at (top, left) meets the array at (to_top, to_left)."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+    to_top: int
+    to_left: int
+    rows: int
+    columns: int
+
+
+def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
+    """The model's array of a picture.
+
+    Pictures of unsigned 8 bits are resized as such, with Pillow's rounding, which is what public models were trained
+    on; all others in float32. RGB becomes grey by the luma of ITU-R BT.601, grey becomes RGB by repetition.
+
+    Args:
+        picture: Any picture.
+        rule: The model's.
+
+    Returns:
+        (C, H, W) float32 in [-1, 1], and the size to give to `from_array`.
+    """
+    pixels = _channels(picture.pixels, rule.channels)
+    geometry = Geometry(*pixels.shape[:2])
+    if pixels.dtype != np.uint8:
+        pixels = _unit(pixels, rule)
+    plan = _plan(rule, geometry)
+    scaled = pixels
+    while min(scaled.shape[0] / plan.height, scaled.shape[1] / plan.width) >= 2:
+        scaled = _resize(scaled, scaled.shape[0] // 2, scaled.shape[1] // 2, box=True)
+    scaled = _resize(scaled, plan.height, plan.width)
+    if scaled.dtype == np.uint8:
+        scaled = _unit(scaled, rule)
+    out = np.full((rule.height, rule.width, rule.channels), -1.0, dtype=np.float32)
+    out[plan.to_top : plan.to_top + plan.rows, plan.to_left : plan.to_left + plan.columns] = scaled[
+        plan.top : plan.top + plan.rows, plan.left : plan.left + plan.columns
+    ]
+    return np.ascontiguousarray(out.clip(-1.0, 1.0).transpose(2, 0, 1)), geometry
+
+
+def to_raw(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Array:
+    """The picture of a model's array in raw values, with the fit undone.
+
+    Args:
+        x: (C, H, W) float, clipped to [-1, 1].
+        rule: The model's.
+        geometry: The original's size; None leaves the model's own.
+
+    Returns:
+        (H0, W0, C) float32 between `low` and `high`; for ``crop`` the part that was taken, at its own scale.
+
+    Raises:
+        ShapeMismatch: `x` is not the rule's (C, H, W).
+    """
+    wanted = (rule.channels, rule.height, rule.width)
+    if x.shape != wanted:
+        raise ShapeMismatch(
+            f"the array is {x.shape}, not {wanted}", facts={"shape": str(x.shape), "expected": str(wanted)}
+        )
+    pixels = np.asarray(x, dtype=np.float32).clip(-1.0, 1.0).transpose(1, 2, 0)
+    if geometry is not None:
+        plan = _plan(rule, geometry)
+        pixels = pixels[plan.to_top : plan.to_top + plan.rows, plan.to_left : plan.to_left + plan.columns]
+        height = max(1, round(plan.rows * geometry.height / plan.height))
+        width = max(1, round(plan.columns * geometry.width / plan.width))
+        pixels = _resize(np.ascontiguousarray(pixels), height, width).clip(-1.0, 1.0)
+    raw = (pixels + np.float32(1)) * np.float32((rule.high - rule.low) / 2) + np.float32(rule.low)
+    return np.ascontiguousarray(raw, dtype=np.float32)
+
+
+def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Pixels:
+    """The picture of a model's array as numbers for a file, with the fit undone.
+
+    Args:
+        x: (C, H, W) float, clipped to [-1, 1].
+        rule: The model's.
+        geometry: The original's size; None leaves the model's own.
+
+    Returns:
+        (H0, W0, C) uint8 or uint16 by `rule.bits`; raw = slope * number + intercept by `rule.output_scale`.
+
+    Raises:
+        ShapeMismatch: `x` is not the rule's (C, H, W).
+    """
+    slope, intercept = rule.output_scale
+    numbers = np.rint((to_raw(x, rule, geometry) - np.float32(intercept)) / np.float32(slope))
+    pixels: Pixels = numbers.clip(0, rule.top).astype(np.uint8 if rule.bits == 8 else np.uint16)
+    return pixels
+
+
+def _plan(rule: PictureRule, geometry: Geometry) -> _Plan:
+    h, w = geometry.height, geometry.width
+    if rule.fit == "resize":
+        return _Plan(rule.height, rule.width, 0, 0, 0, 0, rule.height, rule.width)
+    if rule.fit == "crop":
+        # The public rule's side is min(w, h): the scale that just covers the array.
+        scale = max(rule.height / h, rule.width / w)
+        height, width = max(rule.height, round(h * scale)), max(rule.width, round(w * scale))
+        top, left = (height - rule.height) // 2, (width - rule.width) // 2
+        return _Plan(height, width, top, left, 0, 0, rule.height, rule.width)
+    scale = min(1.0, rule.height / h, rule.width / w)
+    height, width = (min(a, max(1, round(b * scale))) for a, b in ((rule.height, h), (rule.width, w)))
+    to_top, to_left = (rule.height - height) // 2, (rule.width - width) // 2
+    return _Plan(height, width, 0, 0, to_top, to_left, height, width)
+
+
+def _unit(pixels: Pixels, rule: PictureRule) -> Array:
+    """Raw values to [-1, 1], clipped."""
+    scaled = (pixels.astype(np.float32) - np.float32(rule.low)) * np.float32(2 / (rule.high - rule.low))
+    unit: Array = np.clip(scaled - np.float32(1), -1.0, 1.0, dtype=np.float32)
+    return unit
+
+
+def _channels(pixels: Pixels, channels: int) -> Pixels:
+    """Grey from RGB by luma (0.299 R + 0.587 G + 0.114 B), RGB from grey by repetition."""
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    if pixels.dtype == np.uint8:
+        from PIL import Image
+
+        return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+    luma = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    return (pixels.astype(np.float32) @ luma)[:, :, None]
+
+
+def _resize(pixels: Pixels, height: int, width: int, *, box: bool = False) -> Pixels:
+    """(height, width, C) by Pillow, in the type given: uint8, or float32 channel by channel."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    from PIL import Image
+
+    kind = Image.Resampling.BOX if box else Image.Resampling.BICUBIC
+
+    def one(plane: Any) -> Any:
+        return np.asarray(Image.fromarray(plane).resize((width, height), resample=kind))
+
+    if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
+        whole: Pixels = one(np.ascontiguousarray(pixels))
+        return whole
+    planes = [one(np.ascontiguousarray(pixels[..., c])) for c in range(pixels.shape[2])]
+    stacked: Pixels = np.stack(planes, axis=2)
+    return stacked

@@ -1,0 +1,162 @@
+"""A decoded picture, the limits on what is decoded, and how a library's fault becomes one of ours.
+
+The rule: what a file claims (bytes, pixels, frames) is compared with the limits before anything of that size exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable
+
+Pixels = NDArray[Any]
+
+FORMATS = ("PNG", "JPEG", "TIFF", "NPY")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What a file may claim before it is decoded.
+
+    Attributes:
+        max_bytes: Size of the file.
+        max_pixels: Height times width; the default is just under the 89,478,485 from which Pillow itself warns.
+        formats: Accepted formats, of `FORMATS`; the content decides which one a file is, not its name.
+    """
+
+    max_bytes: int = 64 * 1024 * 1024
+    max_pixels: int = 89_000_000
+    formats: tuple[str, ...] = FORMATS
+
+    def check_bytes(self, size: int) -> None:
+        """Raise `ImageTooLarge` when a file of `size` bytes is over the limit."""
+        if size > self.max_bytes:
+            raise ImageTooLarge(
+                f"{size} bytes, {self.max_bytes} are the limit",
+                facts={"size_bytes": size, "limit_bytes": self.max_bytes},
+            )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise when a picture has no pixels, or more than the limit."""
+        if height < 1 or width < 1:
+            raise ImageUnreadable(f"it claims {height} x {width} pixels")
+        if height * width > self.max_pixels:
+            raise ImageTooLarge(
+                f"{height} x {width} pixels, {self.max_pixels} are the limit",
+                facts={"pixels": height * width, "limit_pixels": self.max_pixels},
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One decoded picture, upright, without transparency.
+
+    Attributes:
+        pixels: (H, W, C) in C order, uint8, uint16, int16 or float32; C is 1 (grey) or 3 (RGB).
+        bits: Bits of one number in the file's own type: 8, 16 or 32.
+        format: One of `FORMATS`.
+    """
+
+    pixels: Pixels
+    bits: int
+    format: str
+
+
+def too_many_frames(what: str, frames: int | None = None) -> ImageTooLarge:
+    """The error for a file of several pictures; `frames` when the number is known."""
+    count = f"{frames} frames" if frames else "more than one frame"
+    return ImageTooLarge(
+        f"{what} holds {count}, one is the limit",
+        hint="write each frame or slice into a file of its own",
+        facts={"frames": frames or "several", "limit_frames": 1},
+    )
+
+
+@contextmanager
+def faults_as_unreadable(format_name: str) -> Iterator[None]:
+    """Whatever a decoder raises on bytes that nobody vouches for becomes `ImageUnreadable`."""
+    try:
+        yield
+    except DdibError:
+        raise
+    except Exception as error:  # decoders raise anything at all on forged files, MemoryError included
+        raise ImageUnreadable(
+            f"the {format_name} cannot be decoded: {type(error).__name__}: {error}"[:300],
+            hint="it may be cut short or damaged: open it in a viewer and save it again",
+        ) from error
+
+
+def settle(pixels: Pixels) -> Pixels:
+    """(H, W, C) in C order and of one of the four types of a `Picture`.
+
+    Args:
+        pixels: (H, W) or (H, W, C) of bool-free real numbers. 8-bit signed numbers become int16; wider integers
+            and floats become float32 (whole numbers up to 2^24 stay exact).
+
+    Raises:
+        ImageUnreadable: A value is NaN or infinite in float32, or C is not 1 or 3.
+    """
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or pixels.shape[2] not in {1, 3}:
+        raise ImageUnreadable(f"an array of shape {pixels.shape} is neither grey nor RGB")
+    kind = pixels.dtype.newbyteorder("=")
+    if kind == np.dtype(np.int8):
+        kind = np.dtype(np.int16)
+    elif kind not in {np.dtype(t) for t in (np.uint8, np.uint16, np.int16, np.float32)}:
+        kind = np.dtype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        pixels = np.ascontiguousarray(pixels, dtype=kind)
+    if kind.kind == "f" and not np.isfinite(pixels).all():
+        count = int(pixels.size - np.isfinite(pixels).sum())
+        raise ImageUnreadable(
+            f"{count} of {pixels.size} values are NaN or infinite",
+            hint="replace them first, e.g. by numpy.nan_to_num",
+            facts={"count": count},
+        )
+    return pixels if pixels.flags.writeable else pixels.copy()
+
+
+def flatten(pixels: Pixels, background: str) -> Pixels:
+    """Colours over a background: (c a + b (max - a)) / max, rounded to the nearest whole number.
+
+    Args:
+        pixels: (H, W, 2) grey and alpha or (H, W, 4) RGB and alpha, uint8 or uint16.
+        background: ``white`` or ``black``.
+
+    Returns:
+        (H, W, 1) or (H, W, 3) of the same type.
+    """
+    top = int(np.iinfo(pixels.dtype).max)
+    behind = top if background == "white" else 0
+    out = np.empty((*pixels.shape[:2], pixels.shape[2] - 1), dtype=pixels.dtype)
+    rows = max(
+        1, (1 << 20) // pixels.shape[1]
+    )  # the wide numbers of a large picture would be eight times its size
+    for start in range(0, len(pixels), rows):
+        wide = pixels[start : start + rows].astype(np.uint64)
+        colour, alpha = wide[..., :-1], wide[..., -1:]
+        out[start : start + rows] = (colour * alpha + behind * (top - alpha) + top // 2) // top
+    return out
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """The picture as it is to be seen, from EXIF's tag 274 (1 to 8; anything else counts as 1).
+
+    Args:
+        pixels: (H, W, C) as stored.
+        orientation: EXIF 2.32, table "Orientation".
+    """
+    if orientation in {5, 6, 7, 8}:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

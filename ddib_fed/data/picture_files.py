@@ -1,0 +1,217 @@
+"""Turns the bytes of a PNG, a JPEG or a .npy into pixels.
+
+The rule: a PNG is stripped to its critical chunks and checked (sums, size, frames) before a decoder sees it, so that
+text, profiles and animation have no say; sixteen bits stay sixteen bits.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddib_fed.data.picture import ImageLimits, Pixels, flatten, settle, too_many_frames, upright
+from ddib_fed.data.points import read_header
+from ddib_fed.errors import ImageUnreadable, PointsUnreadable
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+ORIENTATION = 274
+_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+
+
+class _Chunk(NamedTuple):
+    name: bytes
+    start: int
+    end: int
+
+
+def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pixels, int]:
+    """(H, W, C) pixels of a PNG, 8 or 16 bit, and the bits of its samples.
+
+    Args:
+        content: The file.
+        limits: What it may claim.
+        background: What is seen through transparency.
+
+    Raises:
+        ImageUnreadable: Broken, or cut short.
+        ImageTooLarge: More pixels than the limit, or animated.
+    """
+    kept, orientation = [PNG_MAGIC], 1
+    chunks = list(_chunks(content))
+    if chunks[0].name != b"IHDR" or chunks[0].end - chunks[0].start != 25:
+        raise ImageUnreadable("the PNG does not begin with its header")
+    width, height, depth, colour = struct.unpack_from(">IIBB", content, chunks[0].start + 8)
+    limits.check_size(height, width)
+    for chunk in chunks:
+        if chunk.name == b"acTL":
+            raise too_many_frames("the animated PNG")
+        if chunk.name == b"eXIf":
+            orientation = exif_orientation(content[chunk.start + 8 : chunk.end - 4])
+        if chunk.name in _KEPT:
+            kept.append(content[chunk.start : chunk.end])
+    if depth == 16:
+        pixels = _png16(b"".join(kept), colour, transparent=any(c.name == b"tRNS" for c in chunks))
+        pixels = flatten(pixels, background) if pixels.shape[2] in {2, 4} else pixels
+    else:
+        pixels = pillow_pixels(open_pillow(b"".join(kept), "PNG"), background)
+    return upright(pixels, orientation), 16 if depth == 16 else 8
+
+
+def jpeg_pixels(content: bytes, limits: ImageLimits) -> Pixels:
+    """(H, W, C) uint8 pixels of a JPEG, upright; CMYK becomes RGB."""
+    image = open_pillow(content, "JPEG")
+    limits.check_size(image.height, image.width)
+    orientation = image.getexif().get(ORIENTATION, 1)
+    return upright(pillow_pixels(image, "white"), orientation)
+
+
+def npy_pixels(content: bytes, limits: ImageLimits) -> tuple[Pixels, int]:
+    """(H, W, C) pixels of a .npy of real numbers and their bits; pickles are never read.
+
+    The array is (H, W), (H, W, 1), (H, W, 3), or else (1, H, W) or (3, H, W).
+
+    Raises:
+        ImageUnreadable: No such array, or its size is not what its header says, or a value is not finite.
+        ImageTooLarge: More pixels than the limit.
+    """
+    try:
+        header, start = read_header(content)
+    except PointsUnreadable as error:
+        raise ImageUnreadable(f"the .npy cannot be read: {error.detail}") from error
+    shape = header.shape
+    planes_first = len(shape) == 3 and shape[2] not in {1, 3} and shape[0] in {1, 3}
+    if len(shape) != 2 and not (len(shape) == 3 and (planes_first or shape[2] in {1, 3})):
+        raise ImageUnreadable(
+            f"a .npy of shape {str(shape)[:80]} is not one picture",
+            hint="save (H, W), (H, W, 1) or (H, W, 3), one picture a file",
+        )
+    limits.check_size(*(shape[1:] if planes_first else shape[:2]))
+    # Python's whole numbers: the product of forged lengths would wrap round in numpy's.
+    size = shape[0] * shape[1] * (shape[2] if len(shape) == 3 else 1) * header.dtype.itemsize
+    if size != len(content) - start:
+        raise ImageUnreadable(f"the .npy claims {size} bytes of numbers, there are {len(content) - start}")
+    raw = np.frombuffer(content, dtype=header.dtype, offset=start)
+    array = raw.reshape(shape, order="F" if header.fortran_order else "C")
+    bits = 8 * min(header.dtype.itemsize, 4)
+    return settle(np.moveaxis(array, 0, 2) if planes_first else array), bits
+
+
+def open_pillow(content: bytes, format_name: str) -> Any:
+    """The picture, opened and not decoded, as this format only: no other decoder of Pillow's is reachable."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(content), formats=[format_name])
+
+
+def pillow_pixels(image: Any, background: str) -> Pixels:
+    """(H, W, C) pixels of any of Pillow's modes, C 1 or 3; palettes and other colour spaces become RGB."""
+    if "transparency" in image.info and image.mode not in {"LA", "RGBA", "PA"}:
+        # A colour, or entries of the palette, that count as transparent.
+        image = image.convert("RGBA")
+    if image.mode == "La":
+        image = image.convert("LA")
+    elif image.mode in {"PA", "RGBa", "RGBX"}:
+        image = image.convert("RGBA" if image.mode != "RGBX" else "RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in {"L", "LA", "RGB", "RGBA", "I", "F"} and not image.mode.startswith("I;16"):
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
+    if image.mode in {"LA", "RGBA"}:
+        return flatten(pixels, background)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Tag 274 of a block of EXIF; 1 when there is none or the block is broken."""
+    from PIL import Image
+
+    block = Image.Exif()
+    try:
+        block.load(exif)
+        value = block.get(ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 -- metadata that cannot be read must not cost the picture
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def sixteen_bits(content: bytes, format_name: str, mode: str, *, byte_order: str) -> Pixels:
+    """(H, W, C) uint16 of a picture of which Pillow's own modes keep the high bytes only.
+
+    Pillow has no mode of 16-bit colour, but it unpacks from either byte order and keeps the high byte. Decoded
+    once as each order, the two results are the two bytes of every number.
+
+    Args:
+        content: The file.
+        format_name: Pillow's name of the format.
+        mode: ``RGB`` or ``RGBA``.
+        byte_order: ``big`` or ``little``: in which the decoder delivers.
+    """
+    halves = []
+    for order in ("B", "L"):
+        image = open_pillow(content, format_name)
+        image.tile = [_retold(tile, f"{mode};16{order}") for tile in image.tile]
+        halves.append(np.asarray(image).astype(np.uint16))
+    high, low = halves if byte_order == "big" else reversed(halves)
+    return high << 8 | low
+
+
+def _retold(tile: Any, raw_mode: str) -> Any:
+    """One of Pillow's tiles, to be unpacked as another raw mode."""
+    codec, extents, offset, args = tile
+    told = (raw_mode, *args[1:]) if isinstance(args, tuple) else raw_mode
+    return (
+        type(tile)(codec, extents, offset, told)
+        if hasattr(tile, "_fields")
+        else (codec, extents, offset, told)
+    )
+
+
+def _png16(content: bytes, colour: int, *, transparent: bool) -> Pixels:
+    """(H, W, 1 to 4) uint16 of a PNG with 16 bits a sample."""
+    if colour == 0:
+        image = open_pillow(content, "PNG")
+        grey = np.asarray(image).astype(np.uint16)[:, :, None]
+        return _keyed(grey, content) if transparent else grey
+    if colour == 4:
+        # Grey and alpha of 16 bits lie as four bytes a pixel, which is what 8-bit RGBA looks like.
+        image = open_pillow(content, "PNG")
+        image.tile = [_retold(tile, "RGBA") for tile in image.tile]
+        four = np.asarray(image).astype(np.uint16)
+        return four[..., 0::2] << 8 | four[..., 1::2]
+    pixels = sixteen_bits(content, "PNG", "RGBA" if colour == 6 else "RGB", byte_order="big")
+    return _keyed(pixels, content) if transparent and colour == 2 else pixels
+
+
+def _keyed(pixels: Pixels, content: bytes) -> Pixels:
+    """With an alpha channel that is 0 where the pixel has the colour of the chunk tRNS."""
+    key = next(content[c.start + 8 : c.end - 4] for c in _chunks(content) if c.name == b"tRNS")
+    if len(key) != 2 * pixels.shape[2]:
+        raise ImageUnreadable("the PNG's transparent colour has the wrong length")
+    hidden = (pixels == np.frombuffer(key, dtype=">u2")).all(axis=2, keepdims=True)
+    return np.concatenate([pixels, np.where(hidden, 0, 65535).astype(np.uint16)], axis=2)
+
+
+def _chunks(content: bytes) -> Iterator[_Chunk]:
+    """The chunks of a PNG from the first to IEND, each with a right sum; start and end are the whole chunk's."""
+    position = len(PNG_MAGIC)
+    while True:
+        if position + 12 > len(content):
+            raise ImageUnreadable("the PNG is cut short")
+        (length,) = struct.unpack_from(">I", content, position)
+        end = position + 12 + length
+        if end > len(content):
+            raise ImageUnreadable("the PNG is cut short")
+        name = content[position + 4 : position + 8]
+        (stated,) = struct.unpack_from(">I", content, end - 4)
+        if name in _KEPT and zlib.crc32(memoryview(content)[position + 4 : end - 4]) != stated:
+            raise ImageUnreadable(f"the PNG's part {name.decode()} is damaged: its sum is wrong")
+        yield _Chunk(name, position, end)
+        if name == b"IEND":
+            return
+        position = end
