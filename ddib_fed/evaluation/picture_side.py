@@ -1,0 +1,210 @@
+"""Turns a bundle into one side of a bridge of pictures: its units, its classes and what guides it.
+
+The rule: a model that needs a class is told one, and a class is never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddib_fed.diffusion.bridge import Side
+from ddib_fed.diffusion.denoiser import Condition, Denoiser
+from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided
+from ddib_fed.errors import NotFinite, SettingsInvalid, ShapeMismatch
+from ddib_fed.models.bundle import Bundle
+
+Floats = NDArray[np.float32]
+Labels = int | Sequence[int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """How a class is pressed for.
+
+    Attributes:
+        scale: Of classifier-free guidance; None for none. 1 follows the conditional model itself.
+        classifier: A bundle whose role is "classifier", for classifier guidance.
+        classifier_scale: Its weight.
+        encoding: Whether encoding is guided too. Then a cycle closes, but latents are no longer noise; the public
+            code guides decoding alone.
+    """
+
+    scale: float | None = None
+    classifier: Bundle | None = None
+    classifier_scale: float = 1.0
+    encoding: bool = False
+
+
+UNGUIDED = Guidance()
+
+
+class PictureSide:
+    """A model of pictures that is ready to encode and decode.
+
+    Args:
+        bundle: The model.
+        device: Where it computes.
+        dtype: Of its network; what is integrated stays float32.
+        label: Class of all pictures, or one for each of them; None for none.
+        guidance: How the class is pressed for.
+
+    Attributes:
+        bundle: As given.
+        label: As given.
+
+    Raises:
+        ShapeMismatch: The bundle is one of points.
+        SettingsInvalid: A class that the model does not have, none where it needs one, or guidance that it cannot have.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        label: Labels = None,
+        guidance: Guidance = UNGUIDED,
+    ) -> None:
+        if bundle.manifest.sample_kind != "picture" or bundle.manifest.role != "generator":
+            raise ShapeMismatch(
+                f"{bundle.manifest.name} is no model that makes pictures",
+                hint="ddib model show tells what it is",
+            )
+        self.bundle = bundle
+        self.label = label
+        self._device = torch.device(device)
+        self._classes = _classes(bundle, guidance)
+        self._needed = guidance.classifier is not None
+        self._check_label(label)
+        self._plain = bundle.denoiser(dtype, device)
+        self._guided = _guided(self._plain, bundle, guidance, dtype, device)
+        self._encodes = self._guided if guidance.encoding else self._plain
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of its pictures."""
+        channels, height, width = self.bundle.manifest.sample_shape
+        return channels, height, width
+
+    def of_class(self, label: Labels) -> PictureSide:
+        """The same model for another class; the network is shared.
+
+        Raises:
+            SettingsInvalid: As the class.
+        """
+        self._check_label(label)
+        other = copy.copy(self)
+        other.label = label
+        return other
+
+    def encoding(self, rows: slice, count: int, soften_sigma: float = 0.0) -> Side:
+        """What encodes the pictures at `rows` of `count`."""
+        cond = self._condition(self._encodes, rows, count)
+        return Side(self._encodes, self.bundle.schedule, soften_sigma, cond)
+
+    def decoding(self, rows: slice, count: int) -> Side:
+        """What decodes the latents at `rows` of `count`."""
+        return Side(self._guided, self.bundle.schedule, cond=self._condition(self._guided, rows, count))
+
+    def to_model(self, x: Floats) -> Tensor:
+        """Pictures (N, C, H, W) from [-1, 1] to the model's units, on its device."""
+        mean, std = self.bundle.manifest.normalisation.numbers(x.ndim)
+        return torch.from_numpy(((x - mean) / std).astype(np.float32)).to(self._device)
+
+    def from_model(self, x: Tensor) -> Floats:
+        """Pictures (N, C, H, W) from the model's units to [-1, 1], beyond which some may lie.
+
+        Raises:
+            NotFinite: There is a NaN or an infinity.
+        """
+        mean, std = self.bundle.manifest.normalisation.numbers(x.ndim)
+        pictures: Floats = (x.cpu().numpy() * std + mean).astype(np.float32)
+        if not np.isfinite(pictures).all():
+            raise NotFinite(
+                f"{self.bundle.manifest.name} answered with NaN or infinity",
+                hint="compute in float32; train the model again if that does not help",
+            )
+        return pictures
+
+    def noise(self, digests: Sequence[bytes], purpose: str) -> Tensor:
+        """Standard normal (N, C, H, W) on the model's device, one seed for each digest, purpose and model."""
+        rows = []
+        for digest in digests:
+            mixed = hashlib.sha256(digest + f" {purpose} {self.bundle.digest}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(mixed[:8], "little"))
+            rows.append(torch.randn(self.shape, generator=generator))
+        return torch.stack(rows).to(self._device)
+
+    def _check_label(self, label: Labels) -> None:
+        manifest, classes = self.bundle.manifest, self._classes
+        if label is None:
+            if self._needed or (manifest.num_classes is not None and manifest.null_class is None):
+                raise SettingsInvalid(
+                    f"{manifest.name} needs a class", hint=f"choose one of 0 to {(classes or 1) - 1}"
+                )
+            return
+        if classes is None:
+            raise SettingsInvalid(f"{manifest.name} has no classes", hint="leave the class out")
+        found = np.atleast_1d(np.asarray(label, dtype=np.int64))
+        if found.size == 0 or found.min() < 0 or found.max() >= classes:
+            raise SettingsInvalid(
+                f"{manifest.name} has the classes 0 to {classes - 1}, not {label}", facts={"classes": classes}
+            )
+
+    def _condition(self, denoiser: Denoiser, rows: slice, count: int) -> Condition:
+        """The classes of the pictures at `rows`; none for a network that is not told any."""
+        if self.bundle.manifest.num_classes is None and denoiser is self._plain:
+            return None
+        label = self.bundle.manifest.null_class if self.label is None else self.label
+        if label is None:
+            return None
+        every = np.broadcast_to(np.asarray(label, dtype=np.int64), (count,))
+        return {"y": torch.from_numpy(every[rows].copy()).to(self._device)}
+
+
+def _classes(bundle: Bundle, guidance: Guidance) -> int | None:
+    """How many classes can be asked for: the model's, or those of the classifier that guides it."""
+    own = bundle.manifest.num_classes
+    if guidance.classifier is None:
+        return own
+    manifest = guidance.classifier.manifest
+    if manifest.role != "classifier" or manifest.sample_shape != bundle.manifest.sample_shape:
+        raise SettingsInvalid(
+            f"{manifest.name} is no classifier of noisy pictures {bundle.manifest.sample_shape}",
+            hint="ddib model show tells what it is",
+        )
+    if own is not None and own != manifest.num_classes:
+        raise SettingsInvalid(
+            f"{manifest.name} tells {manifest.num_classes} classes apart, {bundle.manifest.name} has {own}"
+        )
+    return manifest.num_classes
+
+
+def _guided(
+    plain: Denoiser, bundle: Bundle, guidance: Guidance, dtype: torch.dtype, device: torch.device | str
+) -> Denoiser:
+    """The denoiser with its guidance around it."""
+    if guidance.scale is not None and guidance.classifier is not None:
+        raise SettingsInvalid("guidance is by a classifier or free of one, not both", hint="choose one")
+    if guidance.scale is not None:
+        null_class = bundle.manifest.null_class
+        if null_class is None:
+            raise SettingsInvalid(
+                f"{bundle.manifest.name} has no class for none, which classifier-free guidance needs",
+                hint="use a classifier, or train a model with dropped labels",
+            )
+        return ClassifierFree(plain, guidance.scale, null_class)
+    if guidance.classifier is not None:
+        network = guidance.classifier.network(dtype, device)
+        classifier = Classifier(network, guidance.classifier.manifest.time_input)
+        return ClassifierGuided(plain, classifier, guidance.classifier_scale)
+    return plain

@@ -1,0 +1,112 @@
+"""A side is told its class, or refuses; guidance is what the diffusion's own objects do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import SettingsInvalid, ShapeMismatch
+from ddib_fed.evaluation.bridging import Guidance, PictureSide, sample_pictures, translate_pictures
+from ddib_fed.models.bundle import pretrained
+from tests.evaluation.tiny_models import pictures, tiny, tiny_classifier
+
+FEW = SolverSettings("unipc", 3, 6)
+
+
+@pytest.fixture(scope="module")
+def classy():
+    """Three classes, none for no class."""
+    return tiny("classy", num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def dropped():
+    """Three classes, and one for none."""
+    return tiny("dropped", num_classes=3, class_dropout=True)
+
+
+def test_a_class_changes_the_picture_and_one_can_be_given_to_each(classy):
+    """One class for each picture gives what one class for all gives, row by row."""
+    side = PictureSide(classy, label=0)
+    each = sample_pictures(side.of_class([0, 2, 1]), 3, 0, FEW, batch=2)
+    for row, label in enumerate((0, 2, 1)):
+        alone = sample_pictures(side.of_class(label), 3, 0, FEW)
+        assert np.allclose(each[row], alone[row], atol=1e-4)
+    assert (
+        np.abs(sample_pictures(side, 1, 0, FEW) - sample_pictures(side.of_class(1), 1, 0, FEW)).max() > 0.01
+    )
+
+
+def test_class_to_class_within_one_model(classy):
+    """Source and target are the same network, told different classes."""
+    side = PictureSide(classy, label=0)
+    x = pictures(2)
+    same = translate_pictures(x, side, side, FEW)
+    other = translate_pictures(x, side, side.of_class(2), FEW)
+    assert np.array_equal(same.latent, other.latent)
+    assert np.abs(same.translated - other.translated).max() > 0.01
+
+
+def test_no_class_is_the_null_class_where_there_is_one(dropped):
+    """Classifier-free guidance towards it changes nothing."""
+    plain = sample_pictures(PictureSide(dropped), 2, 0, FEW)
+    guided = sample_pictures(PictureSide(dropped, guidance=Guidance(scale=4.0)), 2, 0, FEW)
+    assert np.allclose(plain, guided, atol=1e-4)
+
+
+def test_guidance_of_one_is_the_conditional_model_and_more_goes_beyond(dropped):
+    plain, one, four = (
+        sample_pictures(PictureSide(dropped, label=1, guidance=Guidance(scale=scale)), 2, 0, FEW)
+        for scale in (None, 1.0, 4.0)
+    )
+    assert np.allclose(plain, one, atol=1e-4)
+    assert np.abs(plain - four).max() > 0.01
+
+
+@pytest.mark.parametrize("network", [{}, {"num_classes": 3}], ids=["unconditional", "conditional"])
+def test_a_classifier_guides_models_with_and_without_classes(network):
+    """Decoding alone, unless encoding is guided too."""
+    bundle, classifier = tiny(**network), tiny_classifier(3)
+    label = 1 if network else None
+    x = pictures(2)
+    plain = PictureSide(bundle, label=label)
+    guided = PictureSide(bundle, label=1, guidance=Guidance(classifier=classifier, classifier_scale=50.0))
+    both = PictureSide(
+        bundle, label=1, guidance=Guidance(classifier=classifier, classifier_scale=50.0, encoding=True)
+    )
+    unguided, decoded, throughout = (translate_pictures(x, side, side, FEW) for side in (plain, guided, both))
+    assert np.array_equal(unguided.latent, decoded.latent)
+    assert np.abs(unguided.translated - decoded.translated).max() > 1e-3
+    assert np.abs(unguided.latent - throughout.latent).max() > 1e-3
+
+
+def test_refuses_classes_that_are_not_there(classy):
+    with pytest.raises(SettingsInvalid, match="needs a class"):
+        PictureSide(classy)
+    with pytest.raises(SettingsInvalid, match="0 to 2"):
+        PictureSide(classy, label=3)
+    with pytest.raises(SettingsInvalid, match="0 to 2"):
+        PictureSide(classy, label=0).of_class([0, -1])
+    with pytest.raises(SettingsInvalid, match="no classes"):
+        PictureSide(tiny(), label=0)
+
+
+def test_refuses_guidance_that_cannot_be_had(classy, dropped):
+    with pytest.raises(SettingsInvalid, match="class for none"):
+        PictureSide(classy, label=0, guidance=Guidance(scale=2.0))
+    with pytest.raises(SettingsInvalid, match="not both"):
+        PictureSide(dropped, label=0, guidance=Guidance(scale=2.0, classifier=tiny_classifier(3)))
+    with pytest.raises(SettingsInvalid, match="no classifier"):
+        PictureSide(classy, label=0, guidance=Guidance(classifier=classy))
+    with pytest.raises(SettingsInvalid, match="tells 5 classes"):
+        PictureSide(classy, label=0, guidance=Guidance(classifier=tiny_classifier(5)))
+    with pytest.raises(SettingsInvalid, match="needs a class"):
+        PictureSide(tiny(), guidance=Guidance(classifier=tiny_classifier(3)))
+
+
+def test_refuses_models_that_make_no_pictures():
+    with pytest.raises(ShapeMismatch):
+        PictureSide(pretrained("moons"))
+    with pytest.raises(ShapeMismatch):
+        PictureSide(tiny_classifier())
