@@ -1,0 +1,108 @@
+"""The four shipped domains: whose ground is whose, and what the pairs show."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from ddib_fed.data import shipped
+from ddib_fed.errors import DomainNotFound, ExtraMissing
+
+PARTS = ("train", "held_out", "test")
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+def test_slabs_are_whole_and_lie_apart() -> None:
+    owner = {}
+    for side in ("source", "target"):
+        for part in ("train", "held_out"):
+            owner |= dict.fromkeys(shipped.slab_slices(side, part), side)
+    owner |= dict.fromkeys(shipped.slab_slices("source", "test"), "test")
+    assert shipped.slab_slices("source", "test") == shipped.slab_slices("target", "test")
+    numbers = sorted(owner)
+    for before, after in pairwise(numbers):
+        if owner[before] != owner[after]:
+            assert after - before == shipped.GAP + 1
+        else:
+            assert after == before + 1
+    assert set(owner.values()) == {"source", "target", "test"}
+
+
+def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe() -> None:
+    owned = [
+        set(shipped._stripes(side, part))
+        for side, part in (
+            ("source", "train"),
+            ("source", "held_out"),
+            ("target", "train"),
+            ("target", "held_out"),
+            ("source", "test"),
+        )
+    ]
+    assert sum(map(len, owned)) == len(set.union(*owned)) == shipped.MAP_SIZE[0] // shipped.STRIPE
+    for stripe in owned[4]:
+        for _, x in shipped._places(stripe, shipped.TEST_STEP):
+            assert stripe * shipped.STRIPE <= x <= (stripe + 1) * shipped.STRIPE - shipped.CROP
+
+
+@pytest.mark.parametrize("name", shipped.SHIPPED)
+def test_pictures_have_the_stated_form(name: str) -> None:
+    pictures = shipped.load_shipped(name)
+    for part in PARTS:
+        array = getattr(pictures, part)
+        assert array.dtype == np.float32
+        assert array.shape[1:] == pictures.domain.shape
+        assert array.min() >= -1.0
+        assert array.max() <= 1.0
+        assert array.std(axis=(1, 2, 3)).mean() > 0.05
+
+
+def test_relief_shows_the_ground_that_the_satellite_shows() -> None:
+    # What is tan from above is pinkish on the map, what is green is teal.
+    first, second = (shipped.load_shipped(name).test for name in ("satellite", "relief"))
+    assert len(first) == len(second)
+    warm = [(part[:, 0] - part[:, 1]).mean(axis=(1, 2)) for part in (first, second)]
+    assert correlation(*warm) > 0.4
+    assert abs(correlation(warm[0], np.roll(warm[1], len(first) // 2))) < 0.3
+
+
+def test_both_contrasts_show_the_same_slices() -> None:
+    first, second = (shipped.load_shipped(name).test for name in ("brain-t1", "brain-t2"))
+    # Outside of the brain both are black, to the pixels that are part in, part out.
+    assert ((first > -0.9) == (second > -0.9)).mean() > 0.95
+    assert ((first > -0.9) == (np.roll(second, 20, axis=0) > -0.9)).mean() < 0.9
+
+
+def test_the_spin_echo_gives_what_its_equation_gives() -> None:
+    one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
+    grey, white, fluid = (
+        shipped.spin_echo(*shares)[0] for shares in ((one, none, none), (none, one, none), (none, none, one))
+    )
+    # 0.82 (1 - e^(-5000/1330)) e^(-100/95), and so on, by hand.
+    assert grey == pytest.approx(0.27953, abs=1e-4)
+    assert white == pytest.approx(0.18407, abs=1e-4)
+    assert fluid == pytest.approx(0.66748, abs=1e-4)
+    assert fluid == pytest.approx(shipped.BRIGHTEST)
+
+
+def test_a_t2_is_not_a_t1() -> None:
+    t1, t2 = (shipped.load_shipped(name).test for name in ("brain-t1", "brain-t2"))
+    inside = t1 > -0.5
+    assert correlation(t1[inside], t2[inside]) < -0.3
+
+
+def test_unknown_domains_and_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DomainNotFound, match="'brain'") as unknown:
+        shipped.load_shipped("brain")
+    assert "brain-t1" in unknown.value.hint
+    monkeypatch.setattr(shipped.importlib.util, "find_spec", lambda _: None)
+    shipped._volume.cache_clear()
+    with pytest.raises(ExtraMissing, match="nilearn") as missing:
+        shipped.load_shipped("brain-t1")
+    assert "ddib-fed[data]" in missing.value.hint
+    assert not shipped.available("satellite")
