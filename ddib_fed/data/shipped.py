@@ -46,6 +46,16 @@ GAP = 5
 SLABS = MappingProxyType({"source": 6, "target": 6, "test": 8})
 """Slices of a slab of each owner, in the order in which they follow one another, over and over."""
 
+# One averaged head has few slices: each is trained on in so many variants, moved by so much at most.
+WARPS = 100
+WARP_SEED = 1_521
+TURN = 8.0
+"""Degrees."""
+STRETCH = 0.1
+"""Of the logarithm of the scale."""
+SHIFT = 0.12
+"""Of half the field."""
+
 # Spin echo: repetition and echo time in ms; proton density, T1 and T2 in ms of grey matter, white matter and fluid.
 REPETITION, ECHO = 5000.0, 100.0
 TISSUES = MappingProxyType(
@@ -121,7 +131,7 @@ class ShippedPictures:
 
     Attributes:
         domain: Which.
-        train: What its model learns from; maps overlap (a step of 8 pixels).
+        train: What its model learns from; crops of maps overlap (a step of 8 pixels), slices come in `WARPS` variants.
         held_out: Of its own ground, kept out of training, for the validation loss and for thresholds.
         test: Of ground that neither domain of the pair is trained on; row i shows what row i of the partner shows.
     """
@@ -322,12 +332,40 @@ def _cut_head(domain: ShippedDomain) -> Callable[[str], Bytes]:
     head = _head(domain.name)
 
     def cut(part: str) -> Bytes:
-        pictures = []
-        for number in slab_slices(domain.side, part):
-            plane = np.ascontiguousarray(head[FIELD[0], number, FIELD[1]].T[::-1])
-            small = Image.fromarray(plane).resize((SLICE, SLICE), Image.Resampling.BOX)
-            pictures.append(np.asarray(small))
-        levels = np.clip(np.stack(pictures), 0.0, 1.0) * 255.0
+        planes = [head[FIELD[0], number, FIELD[1]].T[::-1] for number in slab_slices(domain.side, part)]
+        if part == "train":
+            generator = np.random.default_rng(WARP_SEED)
+            planes = [warped(plane, generator.uniform(-1, 1, 5)) for plane in planes for _ in range(WARPS)]
+        small = [
+            np.asarray(
+                Image.fromarray(np.ascontiguousarray(plane)).resize((SLICE, SLICE), Image.Resampling.BOX)
+            )
+            for plane in planes
+        ]
+        levels = np.clip(np.stack(small), 0.0, 1.0) * 255.0
         return np.rint(levels).astype(np.uint8)[:, None]
 
     return cut
+
+
+def warped(plane: Floats, u: NDArray[np.float64]) -> Floats:
+    """A plane turned, stretched and shifted about its middle, so that one head stands for many.
+
+    Args:
+        plane: (H, W) float32.
+        u: Five numbers in [-1, 1]: of `TURN`, `STRETCH` along both axes, `STRETCH` of their ratio, `SHIFT` right, down.
+
+    Returns:
+        (H, W), black where nothing was.
+    """
+    height, width = plane.shape
+    angle, scale, ratio = np.radians(TURN) * u[0], np.exp(STRETCH * u[1]), np.exp(STRETCH / 2 * u[2])
+    # From a place in the result to the place in the plane, as PIL wants it.
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale
+    matrix[:, 0] *= ratio
+    middle = np.array([width, height]) / 2
+    offset = middle - matrix @ (middle + SHIFT * u[3:5] * middle)
+    numbers = (*matrix[0], offset[0], *matrix[1], offset[1])
+    picture = Image.fromarray(np.ascontiguousarray(plane))
+    moved = picture.transform((width, height), Image.Transform.AFFINE, numbers, Image.Resampling.BILINEAR)
+    return np.asarray(moved)
