@@ -23,7 +23,7 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     │                                                    ModelNotFound, FileMissing (local)
     ├── RequestIdConflict          ALREADY_EXISTS
     ├── AlreadyExists              ALREADY_EXISTS        (local: will not overwrite)
-    ├── ExhaustedError             RESOURCE_EXHAUSTED    QueueFull, QuotaSpent, TooManyStreams
+    ├── ExhaustedError             RESOURCE_EXHAUSTED    QueueFull, QuotaSpent, TooManyStreams, MemoryExhausted (local)
     ├── UnavailableError           UNAVAILABLE           NotReady, Draining, PeerUnreachable, ContractUnknown
     ├── ChunkCorrupt               DATA_LOSS
     ├── Cancelled                  CANCELLED
@@ -352,6 +352,13 @@ class ExhaustedError(DdibError):
     status = "RESOURCE_EXHAUSTED"
     exit_code = ExitCode.EXHAUSTED
     sentence = "a limit was reached"
+
+
+class MemoryExhausted(ExhaustedError):
+    """The memory does not suffice for the smallest piece of the work; local."""
+
+    reason = "MEMORY_EXHAUSTED"
+    sentence = "the memory does not suffice"
 
 
 class QueueFull(ExhaustedError):

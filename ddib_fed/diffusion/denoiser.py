@@ -22,11 +22,14 @@ from ddib_fed.diffusion.schedule import Level
 from ddib_fed.errors import SettingsInvalid
 
 Parameterisation = Literal["eps", "x0", "v"]
-TimeInput = Literal["timestep", "lambda"]
+TimeInput = Literal["timestep", "lambda", "scaled-lambda"]
 Condition = Mapping[str, Tensor] | None
 
 # Beyond this lambda the level is data or noise to float32; the network is told the bound instead of infinity.
 LAMBDA_BOUND = 20.0
+# What "scaled-lambda" multiplies lambda by: the fastest feature of the public time embedding then turns by 4 rad a
+# unit of lambda. Factors 1, 4, 25 ended at held-out losses .450, .443, .461 (satellite at 16 x 16, 250 steps).
+LAMBDA_SCALE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,8 @@ def told_times(table: Tensor, time_input: TimeInput) -> Tensor:
     """What a network is told for levels `table` (K, 3) as (alpha, sigma, t): (K,) float64."""
     if time_input == "timestep":
         return table[:, 2]
-    return torch.log(table[:, 0] / table[:, 1]).clamp(-LAMBDA_BOUND, LAMBDA_BOUND)
+    lam = torch.log(table[:, 0] / table[:, 1]).clamp(-LAMBDA_BOUND, LAMBDA_BOUND)
+    return LAMBDA_SCALE * lam if time_input == "scaled-lambda" else lam
 
 
 def v_from_eps(eps: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -128,7 +132,7 @@ class Denoiser:
     Args:
         network: Module; it is put into evaluation mode.
         parameterisation: What it predicts: "eps", "x0" or "v". Output channels beyond those of x are ignored.
-        time_input: "timestep" (the level's t) or "lambda" (log(alpha / sigma)).
+        time_input: "timestep" (the level's t), "lambda" (log(alpha / sigma)) or "scaled-lambda" (`LAMBDA_SCALE` x that).
 
     Raises:
         SettingsInvalid: An unknown parameterisation or time input.
@@ -140,7 +144,9 @@ class Denoiser:
         if parameterisation not in get_args(Parameterisation):
             raise SettingsInvalid(f"there is no parameterisation {parameterisation!r}", hint="eps, x0 or v")
         if time_input not in get_args(TimeInput):
-            raise SettingsInvalid(f"there is no time input {time_input!r}", hint="timestep or lambda")
+            raise SettingsInvalid(
+                f"there is no time input {time_input!r}", hint=f"one of {', '.join(get_args(TimeInput))}"
+            )
         self.network = network.eval()
         self.parameterisation = parameterisation
         self.time_input = time_input

@@ -10,6 +10,7 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from ddib_fed.errors import BundleInvalid
 from ddib_fed.evaluation.report import sync_folder, write_bytes
-from ddib_fed.training.presets import TrainConfig
 
 FORMAT_VERSION = 1
 KEPT = 2
@@ -32,7 +32,7 @@ class CheckpointInfo(BaseModel):
     Attributes:
         format_version: Of this file.
         step: Steps done.
-        config: The run, its number of steps settled.
+        config: The run's settings, its number of steps settled, as JSON values.
         identity: `config.identity()` and the data's digest: what the weights depend on.
         torch_version: The torch that computed it; another may round differently.
         cpu_seconds: Spent so far.
@@ -43,7 +43,7 @@ class CheckpointInfo(BaseModel):
 
     format_version: int = FORMAT_VERSION
     step: int
-    config: TrainConfig
+    config: dict[str, Any]
     identity: str
     torch_version: str = str(torch.__version__)
     cpu_seconds: float

@@ -144,7 +144,10 @@ class _Run:
 
     def checkpoint(self, trainer: Trainer) -> None:
         info = CheckpointInfo(
-            step=trainer.step, config=self.config, identity=self.identity, cpu_seconds=self.cpu_seconds
+            step=trainer.step,
+            config=self.config.model_dump(mode="json"),
+            identity=self.identity,
+            cpu_seconds=self.cpu_seconds,
         )
         write_checkpoint(self.folder, info, trainer.tensors())
 

@@ -1,0 +1,137 @@
+"""Turns (seed, step, sample) into what the network is asked: which picture, how it is changed, its noise and level.
+
+The rule: sample i of step k is a function of (seed, k, i), whatever process computes it and in whatever company.
+Pictures come in epochs: each once, in an order of that epoch's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddib_fed.data.synthetic import uniforms
+from ddib_fed.models.manifest import Normalisation
+from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.pictures.sources import PictureSource, Pixels, unit
+
+Floats = NDArray[np.float32]
+
+_COLUMNS = 5
+_FLIP, _TOP, _LEFT, _DROP, _LEVEL = range(_COLUMNS)
+_EPOCH_KEY = 2**63
+"""Added to an epoch's number, so that its order and a step's numbers never share a key."""
+_HELD_OUT_STEP = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Some samples of a step, clean, with what belongs to each.
+
+    Attributes:
+        x0: Normalised pictures (B, C, H, W) float32.
+        eps: Standard normal noise, like x0.
+        labels: Classes (B,) int64, withheld ones already the null class; or None.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    labels: Tensor | None
+
+
+class Batches:
+    """The samples of a run.
+
+    Args:
+        config: The settled run.
+        source: Its pictures.
+        normal: From [-1, 1] to the network's units.
+    """
+
+    def __init__(self, config: PictureTrainConfig, source: PictureSource, normal: Normalisation) -> None:
+        self._config, self._source = config, source
+        self._mean, self._std = (
+            np.asarray(value, np.float32).reshape(-1, 1, 1) for value in (normal.mean, normal.std)
+        )
+        self._batch = int(config.batch or 1)
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def levels(self, step: int) -> Tensor:
+        """Uniforms (batch,) of all noise levels of a step, float64, spread evenly over [0, 1)."""
+        u = uniforms(self._config.seed, step, self._batch, _COLUMNS)[:, _LEVEL]
+        return torch.from_numpy((np.arange(self._batch) + u) / self._batch)
+
+    def take(self, step: int, first: int, count: int) -> Samples:
+        """Samples `first` to `first + count` of a step."""
+        u = uniforms(self._config.seed, step, count, _COLUMNS, first=first)
+        chosen = self._chosen(step * self._batch + first, count)
+        pixels = self._source.train[chosen]
+        if self._source.size is not None:
+            pixels = _windows(pixels, self._source.size, u[:, _TOP], u[:, _LEFT])
+        x = unit(pixels)
+        if self._config.flip:
+            mirrored = u[:, _FLIP] < 0.5
+            x[mirrored] = x[mirrored, :, :, ::-1]
+        x0, eps = self._noisy(x, self._config.seed, step, first)
+        return Samples(x0, eps, self._labels(chosen, u[:, _DROP]))
+
+    def held_out(self, most: int) -> Samples:
+        """The first `most` held-out pictures, always with the same noise."""
+        pixels = self._source.held_out[:most]
+        if self._source.size is not None:
+            middle = np.full(len(pixels), 0.5)
+            pixels = _windows(pixels, self._source.size, middle, middle)
+        x0, eps = self._noisy(unit(pixels), self._config.seed, _HELD_OUT_STEP, 0)
+        labels = self._source.held_out_labels
+        given = self._config.classes is not None and labels is not None
+        return Samples(x0, eps, torch.from_numpy(labels[:most]) if given and labels is not None else None)
+
+    def _chosen(self, first: int, count: int) -> NDArray[np.int64]:
+        """Indices of the pictures at places `first` to `first + count` of the endless sequence of epochs."""
+        places = np.arange(first, first + count)
+        total = len(self._source.train)
+        found = np.empty(count, np.int64)
+        for epoch in np.unique(places // total).tolist():
+            if epoch != self._epoch:
+                bits = np.random.Philox(key=np.array([self._config.seed, _EPOCH_KEY + epoch], np.uint64))
+                self._epoch, self._order = epoch, np.random.Generator(bits).permutation(total)
+            here = places // total == epoch
+            found[here] = self._order[places[here] % total]
+        return found
+
+    def _noisy(self, x: Floats, seed: int, step: int, first: int) -> tuple[Tensor, Tensor]:
+        """Normalised pictures, their quantisation steps filled with noise, and the noise of the diffusion."""
+        eps = np.empty_like(x)
+        filled = np.empty_like(x) if self._config.dequantise else None
+        for row in range(len(x)):
+            generator = _generator(seed, step, first + row)
+            generator.standard_normal(dtype=np.float32, out=eps[row])
+            if filled is not None:
+                generator.random(dtype=np.float32, out=filled[row])
+        if filled is not None:
+            x = x + (filled - np.float32(0.5)) * np.float32(self._source.quantum)
+        return torch.from_numpy((x - self._mean) / self._std), torch.from_numpy(eps)
+
+    def _labels(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Tensor | None:
+        if self._config.classes is None or self._source.labels is None:
+            return None
+        withheld = u < self._config.label_dropout
+        return torch.from_numpy(np.where(withheld, len(self._source.classes), self._source.labels[chosen]))
+
+
+def _windows(pixels: Pixels, size: int, top: NDArray[np.float64], left: NDArray[np.float64]) -> Pixels:
+    """Square windows of `size` at places in [0, 1) of the room there is."""
+    rooms = [pixels.shape[axis] - size + 1 for axis in (2, 3)]
+    corners = [(place * room).astype(np.int64) for place, room in zip((top, left), rooms, strict=True)]
+    cut = [picture[:, y : y + size, x : x + size] for picture, y, x in zip(pixels, *corners, strict=True)]
+    return np.stack(cut)
+
+
+def _generator(seed: int, step: int, sample: int) -> np.random.Generator:
+    """A sample's own generator: its number is in the counter's last word, which no stream of `uniforms` reaches."""
+    key = np.array([seed, step], np.uint64)
+    counter = np.array([0, 0, 0, sample + 1], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -1,0 +1,154 @@
+"""Turns samples and lambdas into the network's questions, and its answers into losses, one per sample.
+
+With x = alpha x_0 + sigma eps the network learns v = alpha eps - sigma x_0 (arXiv 2202.00512) or eps by squared error.
+A learned variance is exp(f log beta + (1 - f) log beta~) with f = (output + 1) / 2, and learns from the bound of one
+step of a chain of T steps, in bits a number (Nichol and Dhariwal, arXiv 2102.09672, section 3.1):
+
+    loss = |answer - target|^2 + T / 1000 KL( q(x_s | x_t, x_0) || p(x_s | x_t) ),   the mean of p detached,
+
+with the discretised likelihood of x_0 in place of the last KL. For q at two times s < t of any schedule
+
+    alpha_ts = alpha_t / alpha_s,   beta = 1 - alpha_ts^2,   beta~ = beta sigma_s^2 / sigma_t^2,
+    mean = alpha_ts sigma_s^2 / sigma_t^2 x_t + alpha_s beta / sigma_t^2 x_0.
+
+The rule: scales come from lambda or B in float64; pictures are float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ddib_fed.diffusion.denoiser import TimeInput, told_times
+from ddib_fed.diffusion.schedule import Schedule
+
+CHAIN = 1000
+"""Steps of the chain whose bound trains the variance, for schedules of continuous time."""
+_BITS = 1.0 / math.log(2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the network is asked, and what it should answer.
+
+    Attributes:
+        x: Noisy pictures (B, C, H, W) float32.
+        times: What the network is told, (B,) float32.
+        target: v or eps, like x.
+        alpha: (B, 1, 1, 1) float32.
+        sigma: (B, 1, 1, 1) float32.
+    """
+
+    x: Tensor
+    times: Tensor
+    target: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+
+class Objective:
+    """One loss on one schedule.
+
+    Args:
+        schedule: Gives times and the chain.
+        parameterisation: What the network predicts.
+        time_input: What it is told.
+        learn_sigma: Whether half of its output is the variance's f.
+        half_bin: Half a quantisation step in the network's units, (C,) float32.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        parameterisation: Literal["v", "eps"],
+        time_input: TimeInput,
+        *,
+        learn_sigma: bool,
+        half_bin: Tensor,
+    ) -> None:
+        self._schedule = schedule
+        self._parameterisation = parameterisation
+        self._time_input = time_input
+        self._learn_sigma = learn_sigma
+        self._half_bin = half_bin.reshape(-1, 1, 1)
+        ends = torch.tensor([schedule.lambda_max, schedule.lambda_min], dtype=torch.float64)
+        self._first, self._last = schedule.t_of_lam(ends).tolist()
+        self._chain = int(getattr(schedule, "steps", CHAIN))
+
+    def ask(self, x0: Tensor, eps: Tensor, lams: Tensor) -> Question:
+        """The question for clean pictures and noise (B, C, H, W) at lambdas (B,), float64, on the CPU."""
+        scales = [torch.sigmoid(sign * 2 * lams.double()).sqrt() for sign in (1, -1)]
+        table = torch.stack([*scales, self._schedule.t_of_lam(lams)], dim=1)
+        told = told_times(table, self._time_input)
+        alpha, sigma = (_column(scale, x0) for scale in scales)
+        x = alpha * x0 + sigma * eps
+        target = eps if self._parameterisation == "eps" else alpha * eps - sigma * x0
+        return Question(x, told.float().to(x0.device), target, alpha, sigma)
+
+    def losses(self, question: Question, answer: Tensor, x0: Tensor, lams: Tensor) -> Tensor:
+        """Losses (B,) float32 of answers (B, C or 2 C, H, W)."""
+        answer = answer.float()
+        channels = x0.shape[1]
+        mean = answer[:, :channels]
+        losses = (mean - question.target).square().mean((1, 2, 3))
+        if self._learn_sigma:
+            bound = self.bound(question, mean.detach(), answer[:, channels:], x0, lams)
+            losses = losses + bound * (self._chain / 1000.0)
+        return losses
+
+    def bound(self, question: Question, mean: Tensor, variance: Tensor, x0: Tensor, lams: Tensor) -> Tensor:
+        """The bound's term of one step of the chain, bits a number, (B,).
+
+        Args:
+            question: What was asked.
+            mean: The answer, as predicted.
+            variance: Outputs for the variance, -1 for beta~ and 1 for beta.
+            x0: Clean pictures.
+            lams: Their lambdas (B,) float64 on the CPU.
+        """
+        if self._parameterisation == "eps":
+            x0_found = (question.x - question.sigma * mean) / question.alpha
+        else:
+            x0_found = question.alpha * question.x - question.sigma * mean
+        t = self._schedule.t_of_lam(lams)
+        step = (self._last - self._first) / self._chain
+        ends = t - step <= self._first
+        # The last step has no s to go to; its variances are those of the step before it.
+        t = torch.where(ends, self._first + step, t)
+        s = (t - step).clamp_min(self._first)
+        beta, small, from_x0 = (_column(part, x0) for part in self._posterior(s, t))
+        log_small = small.log()
+        log_variance = log_small + 0.5 * (variance + 1.0) * (beta.log() - log_small)
+        gap = from_x0 * (x0 - x0_found)
+        divergence = 0.5 * (log_variance - log_small + (log_small - log_variance).exp() - 1.0)
+        divergence = divergence + 0.5 * gap.square() * (-log_variance).exp()
+        likelihood = self._likelihood(x0, x0_found, log_variance)
+        last = ends.to(x0.device)
+        return torch.where(last, -likelihood.mean((1, 2, 3)), divergence.mean((1, 2, 3))) * _BITS
+
+    def _posterior(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """beta, beta~ and the coefficient of x_0 in the mean for times (B,), float64."""
+        rate_s, rate_t = self._schedule.rate(s), self._schedule.rate(t)
+        beta = -torch.expm1(rate_s - rate_t)
+        ratio = torch.expm1(-rate_s) / torch.expm1(-rate_t)
+        from_x0 = torch.exp(-0.5 * rate_s) * beta / -torch.expm1(-rate_t)
+        return beta, beta * ratio, from_x0
+
+    def _likelihood(self, x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """Log of the normal probability of the quantisation step around x0, nats."""
+        inverse = torch.exp(-0.5 * log_variance)
+        half = self._half_bin.to(x0.device)
+        upper = torch.special.log_ndtr((x0 - mean + half) * inverse)
+        lower = torch.special.log_ndtr((x0 - mean - half) * inverse)
+        # log(exp(upper) - exp(lower)); floored where both are the same to float32.
+        found: Tensor = upper + torch.log(-torch.expm1((lower - upper).clamp_max(-1e-6)))
+        return found
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """Values (B,) as (B, 1, 1, 1) float32 beside pictures."""
+    return values.float().reshape(-1, 1, 1, 1).to(like.device)

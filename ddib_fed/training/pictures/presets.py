@@ -1,0 +1,122 @@
+"""Named networks for pictures, and the settings that go with their size.
+
+The rule: a preset is a start, every value of it can be replaced. `adm-128` and `adm-256` are the networks of
+guided-diffusion's public checkpoints at those sizes (its README's MODEL_FLAGS), so `--init` takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """One network with what goes with it.
+
+    Attributes:
+        size: Height and width in pixels.
+        network: Fields of `UNetConfig`.
+        batch: Pictures a step.
+        microbatch: Pictures at once.
+        learning_rate: Its peak.
+        warmup: Steps until the peak.
+        ema: Decay of the averages.
+        steps: Optimiser steps when neither steps nor time are given.
+        checkpoint_every: Steps between checkpoints.
+        purpose: What it is for, a few words.
+    """
+
+    size: int
+    network: Mapping[str, Any] = field(repr=False)
+    batch: int
+    microbatch: int
+    learning_rate: float
+    warmup: int
+    ema: float
+    steps: int
+    checkpoint_every: int
+    purpose: str
+
+
+_ADM = {
+    "num_head_channels": 64,
+    "num_res_blocks": 2,
+    "resblock_updown": True,
+    "use_scale_shift_norm": True,
+    "attention_resolutions": (32, 16, 8),
+}
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "tiny-32": Preset(
+            size=32,
+            network={
+                "model_channels": 32,
+                "channel_mult": (1, 3),
+                "num_res_blocks": 2,
+                "attention_resolutions": (2,),
+                "num_head_channels": 32,
+                "use_scale_shift_norm": True,
+                "resblock_updown": False,
+                "patch": 2,
+            },
+            batch=64,
+            microbatch=64,
+            learning_rate=1e-3,
+            warmup=200,
+            ema=0.999,
+            steps=8_000,
+            checkpoint_every=500,
+            purpose="small pictures in an hour of one core",
+        ),
+        "small-64": Preset(
+            size=64,
+            network={
+                "model_channels": 96,
+                "channel_mult": (1, 2, 2),
+                "num_res_blocks": 2,
+                "attention_resolutions": (4,),
+                "num_head_channels": 32,
+                "use_scale_shift_norm": True,
+                "resblock_updown": False,
+                "patch": 2,
+            },
+            batch=64,
+            microbatch=32,
+            learning_rate=5e-4,
+            warmup=500,
+            ema=0.9995,
+            steps=50_000,
+            checkpoint_every=500,
+            purpose="a night of a few cores, or an hour of a GPU",
+        ),
+        "adm-128": Preset(
+            size=128,
+            network={**_ADM, "model_channels": 256, "channel_mult": (1, 1, 2, 3, 4)}
+            | {"num_head_channels": -1, "num_heads": 4},
+            batch=256,
+            microbatch=16,
+            learning_rate=1e-4,
+            warmup=1_000,
+            ema=0.9999,
+            steps=300_000,
+            checkpoint_every=1_000,
+            purpose="guided-diffusion's 128 x 128 network; GPUs",
+        ),
+        "adm-256": Preset(
+            size=256,
+            network={**_ADM, "model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4)},
+            batch=256,
+            microbatch=8,
+            learning_rate=1e-4,
+            warmup=1_000,
+            ema=0.9999,
+            steps=500_000,
+            checkpoint_every=1_000,
+            purpose="guided-diffusion's 256 x 256 network; GPUs",
+        ),
+    }
+)

@@ -1,0 +1,131 @@
+"""What a run on pictures leaves for people: samples.png and the distances of samples to training pictures.
+
+The rule: nothing here has a say in the weights.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ddib_fed.diffusion.bridge import decode
+from ddib_fed.diffusion.denoiser import Denoiser
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.schedule import schedule_from_config
+from ddib_fed.evaluation.report import write_bytes
+from ddib_fed.training.pictures.loop import PictureTrainer
+from ddib_fed.training.pictures.sources import unit
+
+Floats = NDArray[np.float32]
+
+_SAMPLE_SEED = 4_711
+_COARSE = SolverSettings(evaluations=16)
+_FINE = SolverSettings(evaluations=32)
+_GAP = 2
+_SHOWN = 192
+_COMPARED = 16
+"""Side to which pictures are reduced before they are compared."""
+NEAR = 0.6
+"""A sample is suspiciously near to training pictures when held-out pictures are so many times farther away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nearness:
+    """How far pictures are from the nearest training picture, as root mean square in [-1, 1], medians.
+
+    Attributes:
+        samples: Of what the model draws.
+        held_out: Of pictures that it has not seen.
+    """
+
+    samples: float
+    held_out: float
+
+    @property
+    def ratio(self) -> float:
+        """Samples over held-out pictures: about 1 or above; near 0 when training pictures are drawn again."""
+        return self.samples / max(self.held_out, 1e-6)
+
+    @property
+    def warning(self) -> str:
+        """What is to be said about it, or nothing."""
+        if self.ratio >= NEAR:
+            return ""
+        return (
+            f"overfitting: samples are {1 / max(self.ratio, 1e-3):.1f} times nearer to training pictures than "
+            "held-out pictures are; stop earlier, add pictures, or use --flip and --crop"
+        )
+
+
+def draw(trainer: PictureTrainer, *, fine: bool = False) -> Floats:
+    """Pictures (samples, C, H, W) in [-1, 1] that the averaged weights draw, always from the same noise."""
+    count, shape = trainer.config.samples, trainer.source.shape
+    noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(_SAMPLE_SEED))
+    start = trainer.start
+    denoiser = Denoiser(trainer.averaged(), start.parameterisation, start.time_input)
+    schedule = schedule_from_config(start.schedule)
+    settings = _FINE if fine else _COARSE
+    drawn: list[Tensor] = []
+    for first in range(0, count, trainer.microbatch):
+        part = noise[first : first + trainer.microbatch].to(trainer.world.device)
+        drawn.append(decode(part, denoiser, schedule, settings, cond=_condition(trainer, first, part)).cpu())
+    mean, std = trainer.normal.numbers(4)
+    return np.clip(torch.cat(drawn).numpy() * std + mean, -1, 1).astype(np.float32)
+
+
+def draw_sheet(pictures: Floats, path: Path) -> None:
+    """A PNG of pictures (N, C, H, W) in [-1, 1], in rows, small ones enlarged."""
+    count, channels, height, width = pictures.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    sheet = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, channels), 255, np.uint8)
+    for place, picture in enumerate(pictures):
+        top, left = place // columns * (height + _GAP), place % columns * (width + _GAP)
+        pixels = np.rint((picture.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
+        sheet[top : top + height, left : left + width] = pixels
+    image = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+    scale = max(1, round(_SHOWN / max(height, width) / 2))
+    buffer = io.BytesIO()
+    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def nearness(trainer: PictureTrainer, drawn: Floats, most: int = 20_000) -> Nearness:
+    """Distances of drawn pictures, and of held-out ones, to the nearest of up to `most` training pictures."""
+    every = max(1, len(trainer.source.train) // most)
+    train = _small(trainer.source.train[::every])
+    if trainer.config.flip:
+        train = np.concatenate([train, _small(trainer.source.train[::every][..., ::-1])])
+    held_out = _small(trainer.source.held_out[:256])
+    return Nearness(_nearest(_small(drawn), train), _nearest(held_out, train))
+
+
+def _condition(trainer: PictureTrainer, first: int, part: Tensor) -> dict[str, Tensor] | None:
+    """The classes in turn, where the network has classes."""
+    if trainer.config.classes is None:
+        return None
+    return {"y": (torch.arange(first, first + len(part)) % len(trainer.source.classes)).to(part.device)}
+
+
+def _small(pixels: NDArray[np.generic]) -> Floats:
+    """Pictures as rows of numbers, reduced to means of blocks of pixels."""
+    found = unit(pixels)  # type: ignore[arg-type]
+    count, channels, height, width = found.shape
+    block = max(1, min(height, width) // _COMPARED)
+    cut = found[:, :, : height // block * block, : width // block * block]
+    means = cut.reshape(count, channels, height // block, block, width // block, block).mean((3, 5))
+    rows: Floats = means.reshape(count, -1).astype(np.float32)
+    return rows
+
+
+def _nearest(some: Floats, others: Floats) -> float:
+    squares = (some**2).sum(1)[:, None] + (others**2).sum(1)[None] - 2 * some @ others.T
+    return float(np.median(np.sqrt(np.clip(squares.min(1), 0, None) / some.shape[1])))

@@ -1,0 +1,197 @@
+"""The network of a run and its first weights: fresh ones from the seed, or those of a bundle, made to fit.
+
+A bundle of another number of channels is used as if its pictures were given grey in all three channels (first
+convolution: the sum over channels; last: the mean), or the other way round (a third each; repeated). Classes that
+differ in number, and a variance that is learned from now on, start fresh. The rule: everything else must fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from ddib_fed.diffusion.denoiser import TimeInput
+from ddib_fed.diffusion.schedule import ScheduleConfig
+from ddib_fed.errors import BundleInvalid, SettingsInvalid
+from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.models.manifest import UNetConfig
+from ddib_fed.models.networks import build_network
+from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.pictures.sources import PictureSource
+
+_FIRST, _LAST, _LABELS = "input_blocks.0.0.weight", "out.2.", "label_emb.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run begins with.
+
+    Attributes:
+        network: Constructor arguments.
+        schedule: Noise schedule.
+        parameterisation: "v" or "eps".
+        time_input: What the network is told.
+        bundle: Where the weights come from, or None.
+    """
+
+    network: UNetConfig
+    schedule: ScheduleConfig
+    parameterisation: Any
+    time_input: TimeInput
+    bundle: Bundle | None = None
+
+
+def open_start(config: PictureTrainConfig, source: PictureSource) -> Start:
+    """The start that `config` asks for.
+
+    Raises:
+        ModelNotFound: There is no bundle at `config.init`.
+        BundleInvalid: The bundle fails its checks, or holds no UNet.
+        SettingsInvalid: The network's fields cannot be, or contradict the bundle.
+    """
+    if config.init is None:
+        fields = {**config.defaults.network, **config.network, **_demanded(config, source)}
+        schedule = ScheduleConfig(name=config.schedule or "cosine")
+        return Start(_network(fields), schedule, config.parameterisation or "v", "scaled-lambda")
+    bundle = load_bundle(config.init)
+    made = bundle.manifest
+    if not isinstance(made.network, UNetConfig):
+        raise BundleInvalid(
+            f"{config.init} holds a network of kind {made.network.kind}",
+            hint="start from a bundle of pictures",
+        )
+    if config.init_digest and config.init_digest != bundle.digest:
+        raise SettingsInvalid(
+            f"{config.init} has the digest {bundle.digest[:16]}..., not {config.init_digest[:16]}...",
+            hint="these are not the starting weights that were agreed on",
+        )
+    network = _network({**made.network.model_dump(), **_demanded(config, source)})
+    _refuse_contradictions(config, bundle, network)
+    return Start(network, made.schedule, made.parameterisation, made.time_input, bundle)
+
+
+def new_network(start: Start, seed: int) -> nn.Module:
+    """The network of a run with its first weights, a function of start and seed; torch's generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_network(start.network)
+    if start.bundle is not None:
+        network.load_state_dict(fitted(start.bundle.state, network.state_dict()))
+    return channels_last(network).train()
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The same network, its convolutions' weights laid out for pictures whose channels come last."""
+    moved: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def fitted(old: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights `old`, changed in shape to those of `fresh` where the module's docstring says how.
+
+    Raises:
+        BundleInvalid: A tensor is missing, or has a shape that cannot be made to fit.
+    """
+    found: dict[str, Tensor] = {}
+    for name, want in fresh.items():
+        have = old.get(name)
+        if name == _LABELS and (have is None or have.shape != want.shape):
+            found[name] = want
+        elif have is not None and have.shape == want.shape:
+            found[name] = have
+        elif have is not None and name == _FIRST:
+            found[name] = _first(have, want)
+        elif have is not None and name.startswith(_LAST):
+            found[name] = _last(have, want)
+        else:
+            raise BundleInvalid(
+                f"the starting weights do not fit: {name} is {None if have is None else tuple(have.shape)}, "
+                f"the network needs {tuple(want.shape)}",
+                hint="give no field of the network together with --init",
+            )
+    return found
+
+
+def _demanded(config: PictureTrainConfig, source: PictureSource) -> dict[str, Any]:
+    """Fields that follow from pictures and run."""
+    channels, height, _ = source.shape
+    classes = len(source.classes) if config.classes is not None else None
+    return {
+        "image_size": height,
+        "in_channels": channels,
+        "out_channels": channels * (2 if config.learn_sigma else 1),
+        "num_classes": classes,
+        "class_dropout": config.label_dropout > 0,
+    }
+
+
+def _network(fields: Mapping[str, Any]) -> UNetConfig:
+    try:
+        return UNetConfig.model_validate({**fields, "kind": "unet"})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the network"
+        raise SettingsInvalid(
+            f"{where}: {first['msg'].removeprefix('Value error, ')}", hint="see UNetConfig"
+        ) from error
+
+
+def _refuse_contradictions(config: PictureTrainConfig, bundle: Bundle, network: UNetConfig) -> None:
+    """What is asked for beside a bundle must be what the bundle has."""
+    made = bundle.manifest
+    asked: dict[str, tuple[object, object]] = {
+        "parameterisation": (config.parameterisation, made.parameterisation),
+        "schedule": (config.schedule, made.schedule.name),
+    }
+    fields = network.model_dump()
+    for key, value in config.network.items():
+        asked[key] = (tuple(value) if isinstance(value, list) else value, fields.get(key))
+    for key, (wanted, has) in asked.items():
+        if wanted is not None and wanted != has:
+            raise SettingsInvalid(
+                f"{key} is asked to be {wanted}, the starting weights have {has}", hint=f"leave {key} out"
+            )
+    if made.parameterisation == "x0":
+        raise SettingsInvalid("weights that predict x0 cannot be trained on", hint="eps or v")
+
+
+def _grouped(weight: Tensor, channels: int, axis: int) -> Tensor:
+    """Split an axis into (channels, the rest): patches of pixels follow one another inside a channel."""
+    shape = (*weight.shape[:axis], channels, -1, *weight.shape[axis + 1 :])
+    return weight.reshape(shape)
+
+
+def _first(have: Tensor, want: Tensor) -> Tensor:
+    if have.shape[1] == 3 * want.shape[1]:
+        return _grouped(have, 3, 1).sum(1)
+    if want.shape[1] == 3 * have.shape[1]:
+        return torch.cat([have / 3] * 3, dim=1)
+    raise _misfit(_FIRST, have, want)
+
+
+def _last(have: Tensor, want: Tensor) -> Tensor:
+    """Of the output for means and variances alike; what is new of it starts at zero, as in a fresh network."""
+    for learned_have, learned_want in ((1, 1), (2, 2), (1, 2), (2, 1)):
+        small, large = have.shape[0] / learned_have, want.shape[0] / learned_want
+        if small not in (large, 3 * large, large / 3):
+            continue
+        parts = have.chunk(learned_have)[:learned_want]
+        if small == 3 * large:
+            parts = tuple(_grouped(part, 3, 0).mean(0) for part in parts)
+        elif large == 3 * small:
+            parts = tuple(torch.cat([part] * 3) for part in parts)
+        missing = [torch.zeros_like(parts[0])] * (learned_want - len(parts))
+        return torch.cat([*parts, *missing])
+    raise _misfit(_LAST, have, want)
+
+
+def _misfit(name: str, have: Tensor, want: Tensor) -> BundleInvalid:
+    return BundleInvalid(
+        f"the starting weights do not fit: {name} is {tuple(have.shape)}, the network needs {tuple(want.shape)}",
+        hint="start from a bundle of 1 or 3 channels",
+    )

@@ -1,0 +1,122 @@
+"""A run ends with a bundle and its records, overwrites nothing, and can be stopped and gone on with."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.errors import AlreadyExists, StateConflict
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.training import record
+from ddib_fed.training.checkpoint import latest_checkpoint
+from ddib_fed.training.pictures.run import train_pictures
+
+
+def stop_at(step):
+    def on_progress(progress):
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    return on_progress
+
+
+def test_a_run_ends_with_a_bundle_and_its_records(tiny, spots, tmp_path):
+    seen = []
+    bundle = train_pictures(tiny, tmp_path, seen.append, source=spots)
+    assert [progress.step for progress in seen] == list(range(1, 13))
+    assert load_bundle(tmp_path).digest == bundle.digest
+    records = {path.name for path in (tmp_path / "run").iterdir()}
+    kept = {"checkpoint-00000010", "checkpoint-00000012"}
+    assert records == {"run.json", "progress.csv", "loss.png", "samples.png"} | kept
+    rows = list(csv.DictReader((tmp_path / "run" / "progress.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == [5, 10, 12]
+    assert all(float(row["held_out"]) > 0 for row in rows)
+
+
+def test_the_manifest_says_how_the_model_was_made(tiny, spots, tmp_path):
+    config = tiny.model_copy(update={"soften_sigma": 0.02, "command": "ddib model train ..."})
+    made = train_pictures(config, tmp_path, source=spots).manifest
+    assert (made.domain, made.sample_kind, made.sample_shape) == ("spots", "picture", (3, 8, 8))
+    assert (made.soften_sigma, made.training.command, made.training.steps) == (0.02, config.command, 12)
+    assert len(made.normalisation.mean) == len(made.normalisation.std) == 3
+    assert (made.picture.low, made.picture.high, made.picture.bits) == (0, 255, 8)
+    wanted = {"held_out_loss", "cpu_seconds", "nearest_training_picture", "nearest_training_picture_held_out"}
+    assert made.training.figures.keys() >= wanted
+
+
+def test_stopped_between_checkpoints_and_gone_on_with_is_the_run_that_was_not(tiny, spots, tmp_path):
+    """Stopped at step 7 of checkpoints every 5; to the last bit, in weights, averages, optimiser and lines."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train_pictures(tiny, whole, source=spots)
+    with pytest.raises(KeyboardInterrupt):
+        train_pictures(tiny, halves, stop_at(7), source=spots)
+    assert latest_checkpoint(halves / "run").info.step == 7
+    train_pictures(tiny, halves, source=spots, resume=True)
+    assert (halves / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    last = [latest_checkpoint(folder / "run").tensors for folder in (whole, halves)]
+    assert last[0].keys() == last[1].keys()
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+    rows = [record.read_progress(folder / "run" / "progress.csv") for folder in (whole, halves)]
+    assert [(row.step, row.held_out) for row in rows[0]] == [(row.step, row.held_out) for row in rows[1]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampler": "loss-second-moment"},
+        {"learn_sigma": True},
+        {"classes": "given", "label_dropout": 0.3},
+        {"network": {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "dropout": 0.2}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_is_random_comes_again_after_a_stop(tiny, spots, tmp_path, change):
+    config = tiny.model_copy(update={"steps": 6, **change})
+    whole = train_pictures(config, tmp_path / "whole", source=spots)
+    with pytest.raises(KeyboardInterrupt):
+        train_pictures(config, tmp_path / "halves", stop_at(3), source=spots)
+    halves = train_pictures(config, tmp_path / "halves", source=spots, resume=True)
+    assert halves.manifest.weights_sha256 == whole.manifest.weights_sha256
+
+
+def test_what_is_there_is_kept_unless_told_otherwise(tiny, spots, tmp_path):
+    config = tiny.model_copy(update={"steps": 2})
+    with pytest.raises(KeyboardInterrupt):
+        train_pictures(config, tmp_path, stop_at(1), source=spots)
+    with pytest.raises(AlreadyExists, match="unfinished"):
+        train_pictures(config, tmp_path, source=spots)
+    with pytest.raises(StateConflict):
+        train_pictures(config.model_copy(update={"seed": 1}), tmp_path, source=spots, resume=True)
+    first = train_pictures(config, tmp_path, source=spots, resume=True)
+    with pytest.raises(AlreadyExists, match="finished"):
+        train_pictures(config, tmp_path, source=spots)
+    assert train_pictures(config, tmp_path, source=spots, resume=True).digest == first.digest
+    again = train_pictures(config.model_copy(update={"seed": 1}), tmp_path, source=spots, force=True)
+    assert again.manifest.weights_sha256 != first.manifest.weights_sha256
+
+
+def test_a_run_that_fits_a_time_settles_its_steps_once(tiny, spots, tmp_path):
+    timed = tiny.model_copy(update={"steps": None, "time_s": 1.0})
+    with pytest.raises(KeyboardInterrupt):
+        train_pictures(timed, tmp_path, stop_at(1), source=spots)
+    settled = (tmp_path / "run" / "run.json").read_text()
+    bundle = train_pictures(timed, tmp_path, source=spots, resume=True)
+    assert (tmp_path / "run" / "run.json").read_text() == settled
+    assert f'"steps": {bundle.manifest.training.steps}' in settled
+
+
+def test_a_short_run_learns(tiny, spots, tmp_path):
+    config = tiny.model_copy(update={"steps": 120, "checkpoint_every": 60, "learning_rate": 3e-3, "ema": 0.9})
+    train_pictures(config, tmp_path, source=spots)
+    rows = list(csv.DictReader((tmp_path / "run" / "progress.csv").read_text().splitlines()))
+    assert float(rows[-1]["held_out"]) < 0.75 < float(rows[0]["loss"])
+
+
+def test_half_precision_halves_the_file(tiny, spots, tmp_path):
+    config = tiny.model_copy(update={"steps": 1})
+    for dtype in ("float32", "float16"):
+        train_pictures(config.model_copy(update={"dtype": dtype}), tmp_path / dtype, source=spots)
+    sizes = [(tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("float16", "float32")]
+    assert sizes[0] < 0.6 * sizes[1]
+    assert np.isfinite(next(iter(load_bundle(tmp_path / "float16").state.values()))).all()
