@@ -132,7 +132,7 @@ class Denoiser:
     Args:
         network: Module; it is put into evaluation mode.
         parameterisation: What it predicts: "eps", "x0" or "v". Output channels beyond those of x are ignored.
-        time_input: "timestep" (the level's t), "lambda" (log(alpha / sigma)) or "scaled-lambda" (`LAMBDA_SCALE` x that).
+        time_input: "timestep" (t), "lambda" (log(alpha / sigma)) or "scaled-lambda" (`LAMBDA_SCALE` times that).
 
     Raises:
         SettingsInvalid: An unknown parameterisation or time input.
