@@ -86,8 +86,9 @@ class Geometry:
 
 
 class _Plan(NamedTuple):
-    """Scaled to (height, width), of which the window at (top, left) meets the array at (to_top, to_left)."""
+    """Halved, then scaled to (height, width); its window at (top, left) meets the array at (to_top, to_left)."""
 
+    halvings: int
     height: int
     width: int
     top: int
@@ -117,7 +118,7 @@ def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
         pixels = _unit(pixels, rule)
     plan = _plan(rule, geometry)
     scaled = pixels
-    while min(scaled.shape[0] / plan.height, scaled.shape[1] / plan.width) >= 2:
+    for _ in range(plan.halvings):
         scaled = _resize(scaled, scaled.shape[0] // 2, scaled.shape[1] // 2, box=True)
     scaled = _resize(scaled, plan.height, plan.width)
     if scaled.dtype == np.uint8:
@@ -181,18 +182,28 @@ def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) ->
 
 def _plan(rule: PictureRule, geometry: Geometry) -> _Plan:
     h, w = geometry.height, geometry.width
+    if rule.fit == "pad":
+        scale = min(1.0, rule.height / h, rule.width / w)
+        height, width = (min(a, max(1, round(b * scale))) for a, b in ((rule.height, h), (rule.width, w)))
+        to_top, to_left = (rule.height - height) // 2, (rule.width - width) // 2
+        return _Plan(_halvings(h, w, height, width), height, width, 0, 0, to_top, to_left, height, width)
+    halvings = _halvings(h, w, rule.height, rule.width)
     if rule.fit == "resize":
-        return _Plan(rule.height, rule.width, 0, 0, 0, 0, rule.height, rule.width)
-    if rule.fit == "crop":
-        # The public rule's side is min(w, h): the scale that just covers the array.
-        scale = max(rule.height / h, rule.width / w)
-        height, width = max(rule.height, round(h * scale)), max(rule.width, round(w * scale))
-        top, left = (height - rule.height) // 2, (width - rule.width) // 2
-        return _Plan(height, width, top, left, 0, 0, rule.height, rule.width)
-    scale = min(1.0, rule.height / h, rule.width / w)
-    height, width = (min(a, max(1, round(b * scale))) for a, b in ((rule.height, h), (rule.width, w)))
-    to_top, to_left = (rule.height - height) // 2, (rule.width - width) // 2
-    return _Plan(height, width, 0, 0, to_top, to_left, height, width)
+        return _Plan(halvings, rule.height, rule.width, 0, 0, 0, 0, rule.height, rule.width)
+    # As in the public loader, the scale is that of the halved picture, whose odd last row or column is gone.
+    h, w = h >> halvings, w >> halvings
+    scale = max(rule.height / h, rule.width / w)
+    height, width = max(rule.height, round(h * scale)), max(rule.width, round(w * scale))
+    top, left = (height - rule.height) // 2, (width - rule.width) // 2
+    return _Plan(halvings, height, width, top, left, 0, 0, rule.height, rule.width)
+
+
+def _halvings(h: int, w: int, height: int, width: int) -> int:
+    """How often (h, w) can be halved and still be at least (height, width)."""
+    count = 0
+    while h >= 2 * height and w >= 2 * width:
+        h, w, count = h // 2, w // 2, count + 1
+    return count
 
 
 def _unit(pixels: Pixels, rule: PictureRule) -> Array:

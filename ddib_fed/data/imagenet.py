@@ -1,0 +1,259 @@
+"""Turns the user's own ILSVRC2012 development kit and validation folder into pictures with the numbers of models.
+
+The rule: a class is its WordNet id. Models number the 1,000 ids in alphabetical order from 0; the kit numbers them
+otherwise, from 1 (ILSVRC2012_ID); nothing here takes the one for the other.
+
+The kit holds `meta.mat` (a table `synsets` with ILSVRC2012_ID, WNID, words and num_children, 0 for the classes
+themselves) or, in later years, `map_clsloc.txt` (lines of WNID, id, name), and `*validation_ground_truth.txt`: on
+line n the kit's id of the picture whose name ends in n.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddib_fed.errors import ExtraMissing, FileMissing, InputError, SettingsInvalid
+
+CLASSES = 1_000
+_WNID = re.compile(r"n\d{8}")
+_VALIDATION = re.compile(r"ILSVRC20\d\d_val_(\d{8})\.jpe?g", re.IGNORECASE)
+_PICTURES = frozenset({".jpeg", ".jpg", ".png", ".tif", ".tiff", ".npy"})
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTable:
+    """The classes of a kit.
+
+    Attributes:
+        wnids: WordNet ids in alphabetical order: a class's place is its number in models.
+        names: Their names, in the same order.
+        number_of: From the kit's own id to the number in models.
+    """
+
+    wnids: tuple[str, ...]
+    names: tuple[str, ...]
+    number_of: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPicture:
+    """A picture of the validation part.
+
+    Attributes:
+        path: The file.
+        number: Its class in models, from 0.
+    """
+
+    path: Path
+    number: int
+
+
+def read_labels(folder: Path) -> ClassTable:
+    """The classes of a development kit.
+
+    Args:
+        folder: The kit, anywhere above `meta.mat` or `map_clsloc.txt`.
+
+    Raises:
+        FileMissing: Neither file is there.
+        InputError: The file is not of the form above.
+        ExtraMissing: `meta.mat` is there, and SciPy, which reads it, is not installed.
+    """
+    if found := _find(folder, "meta.mat"):
+        rows = _read_mat(found)
+    elif found := _find(folder, "map_clsloc.txt"):
+        rows = _read_text(found)
+    else:
+        raise FileMissing(
+            f"neither meta.mat nor map_clsloc.txt lies below {folder}",
+            hint="name the unpacked ILSVRC2012_devkit_t12, which image-net.org offers to registered users",
+        )
+    rows.sort(key=lambda row: row[1])
+    ids = [row[0] for row in rows]
+    wnids = tuple(row[1] for row in rows)
+    if not rows or sorted(ids) != list(range(1, len(rows) + 1)) or len(set(wnids)) != len(wnids):
+        raise InputError(f"{found} does not number its {len(rows)} classes from 1, each once")
+    if wrong := [w for w in wnids if not _WNID.fullmatch(w)]:
+        raise InputError(f"{found} has {wrong[0][:40]!r}, which is no WordNet id such as n02119789")
+    return ClassTable(wnids, tuple(row[2] for row in rows), {own: i for i, own in enumerate(ids)})
+
+
+def read_truth(folder: Path, table: ClassTable) -> tuple[int, ...]:
+    """The numbers in models of the validation pictures 1, 2, ..., in this order.
+
+    Args:
+        folder: The kit.
+        table: Of the same kit.
+
+    Raises:
+        FileMissing: There is no `*validation_ground_truth.txt`.
+        InputError: A line is no id of the table.
+    """
+    path = _find(folder, "*validation_ground_truth.txt")
+    if path is None:
+        raise FileMissing(f"no *validation_ground_truth.txt lies below {folder}")
+    numbers = []
+    for line, text in enumerate(_text(path).split(), start=1):
+        if not text.isdecimal() or int(text) not in table.number_of:
+            raise InputError(
+                f"{path}, line {line}: {text[:40]!r} is none of the kit's {len(table.wnids)} ids"
+            )
+        numbers.append(table.number_of[int(text)])
+    return tuple(numbers)
+
+
+def validation_pictures(folder: Path, labels: Path | None = None) -> tuple[LabelledPicture, ...]:
+    """The pictures of the validation part with their classes, by class and name.
+
+    Args:
+        folder: Either all pictures in one folder (`ILSVRC2012_val_00000001.JPEG`), which needs `labels`; or a
+            sub-folder for each class, called by the WordNet id or by the number in models.
+        labels: The development kit. Sub-folders need it only when they are called by WordNet ids and are not all
+            1,000, since an id's number depends on the others.
+
+    Raises:
+        FileMissing: No such folder, no pictures in it, or no kit where one is needed.
+        InputError: A file or a sub-folder whose class cannot be told.
+        ExtraMissing: SciPy is needed for `meta.mat` and not installed.
+    """
+    if not folder.is_dir():
+        raise FileMissing(f"no such folder: {folder}")
+    table = read_labels(labels) if labels else None
+    below = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if below:
+        number = _folder_numbers([p.name for p in below], table)
+        found = [LabelledPicture(f, number[p.name]) for p in below for f in _pictures(p)]
+    else:
+        if labels is None or table is None:
+            raise FileMissing(
+                f"{folder} has no sub-folders, so its classes are known from the kit alone",
+                hint="--labels DIR names the unpacked ILSVRC2012_devkit_t12",
+            )
+        truth = read_truth(labels, table)
+        found = [LabelledPicture(f, _truth_of(f, truth)) for f in _pictures(folder)]
+    if not found:
+        raise FileMissing(f"no pictures in {folder}")
+    return tuple(sorted(found, key=lambda p: (p.number, p.path.name)))
+
+
+def class_pairs(text: str, classes: int = CLASSES) -> tuple[tuple[int, int], ...]:
+    """Pairs (from, to) of class numbers from text such as ``260:261,282:283``.
+
+    Raises:
+        SettingsInvalid: Not of this form, a number that is not below `classes`, or a pair that is there twice.
+    """
+    pairs = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,9}):(\d{1,9})\s*", part, re.ASCII)
+        if not found:
+            raise SettingsInvalid(f"{part!r} is no pair of class numbers such as 260:261")
+        pair = (int(found[1]), int(found[2]))
+        if max(pair) >= classes:
+            raise SettingsInvalid(f"class {max(pair)} does not exist: the classes are 0 to {classes - 1}")
+        pairs.append(pair)
+    if len(set(pairs)) != len(pairs):
+        raise SettingsInvalid(f"a pair is there twice in {text!r}")
+    return tuple(pairs)
+
+
+def source_name(source: int, ordinal: int) -> str:
+    """The name under which the public code keeps the cropped source picture: ``260_1.PNG``.
+
+    Args:
+        source: The class's number in models.
+        ordinal: Counts the pictures of the class from 1, in the order of their names.
+    """
+    return f"{source}_{ordinal}.PNG"
+
+
+def translated_name(source: int, ordinal: int, target: int) -> str:
+    """The name that the public code gives the translated picture: ``260_1_translated_261.PNG``."""
+    return f"{source}_{ordinal}_translated_{target}.PNG"
+
+
+def _find(folder: Path, pattern: str) -> Path | None:
+    """The first file of this name, the nearest to the top."""
+    return min(folder.rglob(pattern), key=lambda p: (len(p.parts), p), default=None)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text: {error}") from error
+
+
+def _read_mat(path: Path) -> list[tuple[int, str, str]]:
+    """(id, WordNet id, name) of the table's leaves: the classes; what has children is a group of classes."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ExtraMissing(
+            "reading meta.mat needs scipy, which is not installed",
+            hint="pip install 'ddib-fed[data]'",
+            facts={"extra": "data", "package": "scipy"},
+        ) from error
+    try:
+        table = loadmat(str(path), squeeze_me=True, variable_names=["synsets"])["synsets"]
+        return [
+            (int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"]))
+            for row in table.reshape(-1)
+            if int(row["num_children"]) == 0
+        ]
+    except Exception as error:  # SciPy raises anything on a file that is no such table
+        raise InputError(f"{path} is no table of ILSVRC2012: {type(error).__name__}: {error}") from error
+
+
+def _read_text(path: Path) -> list[tuple[int, str, str]]:
+    rows = []
+    for line, text in enumerate(_text(path).splitlines(), start=1):
+        fields = text.split(maxsplit=2)
+        if not fields:
+            continue
+        if len(fields) != 3 or not fields[1].isdecimal():
+            raise InputError(f"{path}, line {line}, is not WNID, id and name: {text[:60]!r}")
+        rows.append((int(fields[1]), fields[0], fields[2].strip().replace("_", " ")))
+    return rows
+
+
+def _folder_numbers(names: Sequence[str], table: ClassTable | None) -> dict[str, int]:
+    """From the names of sub-folders, which are WordNet ids or numbers, to numbers in models."""
+    if all(n.isdecimal() for n in names):
+        numbers = {name: int(name) for name in names}
+        if len(set(numbers.values())) != len(names):
+            raise InputError("two sub-folders have the same class number")
+        if table and max(numbers.values()) >= len(table.wnids):
+            raise InputError(
+                f"sub-folder {max(numbers.values())}: the classes are 0 to {len(table.wnids) - 1}"
+            )
+        return numbers
+    if wrong := [n for n in names if not _WNID.fullmatch(n)]:
+        raise InputError(f"the sub-folder {wrong[0]!r} is called neither by a WordNet id nor by a number")
+    if table is None and len(names) != CLASSES:
+        raise FileMissing(
+            f"{len(names)} sub-folders are called by WordNet ids; their numbers depend on all {CLASSES}",
+            hint="name the kit by --labels DIR, or call the sub-folders by their numbers (260, 261, ...)",
+        )
+    number = {wnid: i for i, wnid in enumerate(table.wnids if table else sorted(names))}
+    if unknown := [n for n in names if n not in number]:
+        raise InputError(f"the sub-folder {unknown[0]!r} is not one of the kit's classes")
+    return {name: number[name] for name in names}
+
+
+def _pictures(folder: Path) -> list[Path]:
+    files = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    return sorted(p for p in files if p.suffix.lower() in _PICTURES)
+
+
+def _truth_of(path: Path, truth: Sequence[int]) -> int:
+    found = _VALIDATION.fullmatch(path.name)
+    if not found:
+        raise InputError(
+            f"{path.name} is not called as the validation pictures are: ILSVRC2012_val_00000001.JPEG"
+        )
+    if not 1 <= int(found[1]) <= len(truth):
+        raise InputError(f"{path.name}: the kit knows the classes of pictures 1 to {len(truth)}")
+    return truth[int(found[1]) - 1]
