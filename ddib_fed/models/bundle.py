@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ddib_fed.diffusion.bridge import Side
 from ddib_fed.diffusion.denoiser import Denoiser
+from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
 from ddib_fed.models.manifest import Manifest
@@ -64,9 +65,61 @@ class Bundle:
         return network.eval().requires_grad_(requires_grad=False)
 
     def denoiser(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Denoiser:
-        """Its network as a function to v."""
+        """Its network as a function to v; the network computes in `dtype`, what goes in and comes out keeps its own.
+
+        Raises:
+            SettingsInvalid: It is a classifier.
+        """
+        self._must_be("generator")
         network = self.network(dtype, device)
         return Denoiser(network, self.manifest.parameterisation, self.manifest.time_input)
+
+    def classifier(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Classifier:
+        """Its network as a classifier of noisy data, for `guidance.ClassifierGuided`.
+
+        Raises:
+            SettingsInvalid: It is no classifier.
+        """
+        self._must_be("classifier")
+        return Classifier(self.network(dtype, device), self.manifest.time_input)
+
+    def guided_by(
+        self,
+        classifier: Bundle,
+        scale: float,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> ClassifierGuided:
+        """Its denoiser, steered with `scale` by a classifier for the same pictures.
+
+        Raises:
+            SettingsInvalid: The roles are others, or the two do not fit; the detail names the field.
+        """
+        guide = classifier.classifier(dtype, device)
+        check_guide(self.manifest, classifier.manifest)
+        return ClassifierGuided(self.denoiser(dtype, device), guide, scale)
+
+    def classifier_free(
+        self, scale: float, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> ClassifierFree:
+        """Its denoiser, steered with `scale` by its own null class.
+
+        Raises:
+            SettingsInvalid: It was not trained with classes dropped, or is a classifier.
+        """
+        null_class = self.manifest.null_class
+        if null_class is None:
+            raise SettingsInvalid(
+                f"the model {self.manifest.name} was not trained with classes dropped",
+                hint="guide it by a classifier, or train it with class dropout",
+            )
+        return ClassifierFree(self.denoiser(dtype, device), scale, null_class)
+
+    def _must_be(self, role: str) -> None:
+        if self.manifest.role != role:
+            raise SettingsInvalid(f"the model {self.manifest.name} is a {self.manifest.role}, not a {role}")
 
     def side(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Side:
         """Denoiser and schedule, for `bridge.translate` and `bridge.cycle`."""
@@ -84,8 +137,10 @@ def make_bundle(manifest: Manifest, state: Mapping[str, Tensor], *, source: str 
     Raises:
         BundleInvalid: The state does not fit the network, or holds NaN or infinity.
     """
-    weights = _pack(state)
-    return _assemble(_signed(manifest, state, weights), _read_weights(weights, source), source)
+    tensors = _plain(state)
+    _check_state(manifest, tensors, source)
+    weights = hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
+    return _bundle(_signed(manifest, tensors, weights), tensors)
 
 
 def save_bundle(
@@ -108,14 +163,14 @@ def save_bundle(
     """
     if path.exists() and not overwrite:
         raise AlreadyExists(f"{path} exists", hint="choose another folder, or overwrite it")
-    weights = _pack(state)
-    signed = _signed(manifest, state, weights)
-    bundle = _assemble(signed, _read_weights(weights, str(path)), str(path))
+    tensors = _plain(state)
+    _check_state(manifest, tensors, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        _write_durably(staging / WEIGHTS_FILE, weights)
-        text = json.dumps({"digest": bundle.digest, **signed.fields()}, indent=2) + "\n"
+        weights = _write_weights(staging / WEIGHTS_FILE, tensors)
+        bundle = _bundle(_signed(manifest, tensors, weights), tensors)
+        text = json.dumps({"digest": bundle.digest, **bundle.manifest.fields()}, indent=2) + "\n"
         _write_durably(staging / MANIFEST_FILE, text.encode())
         staging.chmod(0o755)
         _sync_folder(staging)
@@ -169,7 +224,9 @@ def _load(folder: Path | Traversable, source: str) -> Bundle:
         raise _invalid(
             source, WEIGHTS_FILE, "weights_sha256", "the weights are not those that the manifest names"
         )
-    return _assemble(manifest, _read_weights(weights, source), source)
+    state = _read_weights(weights, source)
+    _check_state(manifest, state, source)
+    return Bundle(manifest, state, manifest.digest())
 
 
 def parse_manifest(data: bytes, source: str) -> Manifest:
@@ -202,14 +259,35 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
     return manifest
 
 
-def _assemble(manifest: Manifest, state: dict[str, Tensor], source: str) -> Bundle:
-    """Check the state against the network and make the bundle."""
+def check_guide(generator: Manifest, classifier: Manifest) -> None:
+    """Return when `classifier` can guide `generator`.
+
+    Raises:
+        SettingsInvalid: It was made for other pictures or levels, or other classes; the detail names the field.
+    """
+    fields = ["sample_shape", "normalisation"]
+    if classifier.time_input == "timestep":
+        fields += ["schedule"]
+    if generator.num_classes is not None:
+        fields += ["num_classes"]
+    if generator.classes and classifier.classes:
+        fields += ["classes"]
+    for field_name in fields:
+        wanted, found = getattr(generator, field_name), getattr(classifier, field_name)
+        if wanted != found:
+            raise SettingsInvalid(
+                f"the classifier {classifier.name} does not fit the model {generator.name}: {field_name} differs",
+                hint="use a classifier that was trained on the same pictures, classes and schedule",
+                facts={"field": field_name},
+            )
+
+
+def _check_state(manifest: Manifest, state: Mapping[str, Tensor], source: str) -> None:
     expected = network_shapes(manifest.network)
     for key in sorted(expected.keys() | state.keys()):
         problem = state_problem(key, expected, state)
         if problem:
             raise _invalid(source, WEIGHTS_FILE, key, problem)
-    return Bundle(manifest, state, manifest.digest())
 
 
 def state_problem(key: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
@@ -225,18 +303,20 @@ def state_problem(key: str, expected: Mapping[str, Tensor], state: Mapping[str, 
     return ""
 
 
-def _signed(manifest: Manifest, state: Mapping[str, Tensor], weights: bytes) -> Manifest:
-    filled = {
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "parameters": sum(tensor.numel() for tensor in state.values()),
-    }
-    return manifest.model_copy(update=filled)
+def _signed(manifest: Manifest, state: Mapping[str, Tensor], weights_sha256: str) -> Manifest:
+    parameters = sum(tensor.numel() for tensor in state.values())
+    return manifest.model_copy(update={"weights_sha256": weights_sha256, "parameters": parameters})
 
 
-def _pack(state: Mapping[str, Tensor]) -> bytes:
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
-    packed: bytes = safetensors.torch.save(tensors)
-    return packed
+def _bundle(manifest: Manifest, state: Mapping[str, Tensor]) -> Bundle:
+    """A bundle with its own copy of `state`: whoever trained it may train on."""
+    own = {key: tensor.to(torch.float32, copy=True) for key, tensor in state.items()}
+    return Bundle(manifest, own, manifest.digest())
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a file holds them: on the CPU, contiguous, in the order of their names."""
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
 
 
 def _read_weights(data: bytes, source: str) -> dict[str, Tensor]:
@@ -244,7 +324,8 @@ def _read_weights(data: bytes, source: str) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise _invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
-    return {key: tensor.float() for key, tensor in tensors.items()}
+    # One by one, so that no second copy of all is made.
+    return {key: tensors.pop(key).float() for key in list(tensors)}
 
 
 def _read(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
@@ -262,6 +343,16 @@ def _read(folder: Path | Traversable, name: str, max_bytes: int, source: str) ->
     if len(data) > max_bytes:
         raise _invalid(source, name, "", f"it is larger than {max_bytes} bytes")
     return data
+
+
+def _write_weights(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write a safetensors file, straight from the tensors: its SHA-256, hex."""
+    safetensors.torch.save_file(tensors, path)
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -84,14 +84,20 @@ class _PictureNetwork(_Frozen):
             raise ValueError(f"each level needs a multiple of 32 channels; these have {self.widths}")
         if self.num_head_channels == 0:
             raise ValueError("num_head_channels is -1 for none, or at least 1")
-        with_attention = {self.widths[-1]} | {
-            width for level, width in enumerate(self.widths) if 2**level in self.attention_resolutions
-        }
-        for width in sorted(with_attention):
-            part = self.num_heads if self.num_head_channels == -1 else self.num_head_channels
+        part = self.num_heads if self.num_head_channels == -1 else self.num_head_channels
+        self._check_heads({*self.attention_widths, self.widths[-1]}, part)
+        return self
+
+    @property
+    def attention_widths(self) -> set[int]:
+        """Channels of the levels with attention."""
+        return {w for level, w in enumerate(self.widths) if 2**level in self.attention_resolutions}
+
+    @staticmethod
+    def _check_heads(widths: set[int], part: int) -> None:
+        for width in sorted(widths):
             if width % part:
                 raise ValueError(f"attention on {width} channels does not divide by {part}")
-        return self
 
 
 class UNetConfig(_PictureNetwork):
@@ -142,6 +148,8 @@ class UNetConfig(_PictureNetwork):
             raise ValueError("class_dropout needs num_classes")
         if self.num_heads_upsample == 0:
             raise ValueError("num_heads_upsample is -1 for num_heads, or at least 1")
+        if self.num_head_channels == -1 and self.num_heads_upsample > 0:
+            self._check_heads(self.attention_widths, self.num_heads_upsample)
         return self
 
 
