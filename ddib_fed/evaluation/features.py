@@ -2,7 +2,8 @@
 
     features   EfficientNet-Lite0's output after 5 and after 11 blocks, its mean over the picture: 40 and 112 numbers
     Frechet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of their means and covariances
-    kernel     unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3, times 1000 (Binkowski et al., 2018)
+    kernel     unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3 (Binkowski et al., 2018), each number centred and
+               divided by its deviation over the real set: as they come, some numbers are a thousand times others
 
 The weights come inside a package (Apache-2.0), so nothing is fetched when this runs.
 
@@ -38,6 +39,7 @@ BLOCKS = (5, 11)
 BATCH = 32
 FLOOR_SPLITS = 4
 SEED = 20230329
+_EPSILON = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,8 @@ class FeatureDistance(TypedDict):
     Attributes:
         frechet_early: Frechet distance of the 40 numbers.
         frechet_late: Frechet distance of the 112 numbers.
-        kernel_early: 1000 x kernel distance of the 40 numbers; near 0, of either sign, for equal distributions.
-        kernel_late: 1000 x kernel distance of the 112 numbers.
+        kernel_early: Kernel distance of the 40 numbers; near 0, of either sign, for equal distributions.
+        kernel_late: Kernel distance of the 112 numbers.
     """
 
     frechet_early: float
@@ -99,17 +101,17 @@ def features(pictures: Pictures) -> Features:
     return Features(*(np.concatenate(found) for found in parts))
 
 
-def distance(first: Features, second: Features) -> FeatureDistance:
-    """All four distances between two sets of at least two pictures each.
+def distance(judged: Features, real: Features) -> FeatureDistance:
+    """All four distances of a set of pictures to real ones, at least two each.
 
     Raises:
         ShapeMismatch: Fewer.
     """
     return FeatureDistance(
-        frechet_early=frechet(first.early, second.early),
-        frechet_late=frechet(first.late, second.late),
-        kernel_early=1000.0 * kernel_distance(first.early, second.early),
-        kernel_late=1000.0 * kernel_distance(first.late, second.late),
+        frechet_early=frechet(judged.early, real.early),
+        frechet_late=frechet(judged.late, real.late),
+        kernel_early=kernel_distance(judged.early, real.early),
+        kernel_late=kernel_distance(judged.late, real.late),
     )
 
 
@@ -150,13 +152,17 @@ def frechet(first: Matrix, second: Matrix) -> float:
     return max(0.0, float(gap @ gap + np.trace(one) + np.trace(other) - 2.0 * shared))
 
 
-def kernel_distance(first: Matrix, second: Matrix) -> float:
-    """Unbiased squared maximum mean discrepancy of (N, D) and (M, D) with the cubic kernel; may be negative.
+def kernel_distance(judged: Matrix, real: Matrix) -> float:
+    """Unbiased squared maximum mean discrepancy of (N, D) from the real (M, D), with the cubic kernel.
+
+    Not symmetric: the real set gives the scale. Negative where the sets are nearer than chance has them.
 
     Raises:
         ShapeMismatch: Fewer than two rows, or another D.
     """
-    _check(first, second)
+    _check(judged, real)
+    centre, scale = real.mean(axis=0), real.std(axis=0) + _EPSILON
+    first, second = (judged - centre) / scale, (real - centre) / scale
     n, m = len(first), len(second)
     within = (_kernel(first, first).sum() - _own(first)) / (n * (n - 1))
     other = (_kernel(second, second).sum() - _own(second)) / (m * (m - 1))

@@ -39,12 +39,14 @@ def test_few_pictures_make_the_frechet_distance_large_and_not_the_kernels():
     few = [(cloud(20, seed=s, dim=40), cloud(20, seed=s + 50, dim=40)) for s in range(20)]
     many = cloud(4000, dim=40), cloud(4000, seed=1, dim=40)
     assert np.mean([frechet(*pair) for pair in few]) > 20 * frechet(*many)
-    assert abs(np.mean([kernel_distance(*pair) for pair in few])) < 0.02
+    assert abs(np.mean([kernel_distance(*pair) for pair in few])) < 0.1
     assert kernel_distance(cloud(20), cloud(20, seed=1, shift=1.0)) > 0.5
 
 
 def test_the_kernel_distance_is_the_mean_over_pairs_that_are_not_the_same():
     a, b = cloud(4), cloud(3, seed=1)
+    found = kernel_distance(a, b)
+    a, b = (a - b.mean(axis=0)) / b.std(axis=0), (b - b.mean(axis=0)) / b.std(axis=0)
 
     def k(x, y):
         return (x @ y / 6 + 1) ** 3
@@ -52,7 +54,13 @@ def test_the_kernel_distance_is_the_mean_over_pairs_that_are_not_the_same():
     within = np.mean([k(x, y) for i, x in enumerate(a) for j, y in enumerate(a) if i != j])
     other = np.mean([k(x, y) for i, x in enumerate(b) for j, y in enumerate(b) if i != j])
     between = np.mean([k(x, y) for x in a for y in b])
-    assert kernel_distance(a, b) == pytest.approx(within + other - 2 * between)
+    assert found == pytest.approx(within + other - 2 * between)
+
+
+def test_the_scale_of_a_number_does_not_decide_the_kernel_distance():
+    a, b = cloud(30, shift=0.3), cloud(30, seed=1)
+    scales = np.array([1e4, 1, 1e-3, 1, 10, 1])
+    assert kernel_distance(a * scales + 5, b * scales + 5) == pytest.approx(kernel_distance(a, b), rel=1e-4)
 
 
 def test_the_network_tells_squares_from_noise():
@@ -75,7 +83,7 @@ def test_grey_has_the_features_of_its_repetition():
 def test_the_floor_is_between_halves_of_the_same_set():
     real = Features(cloud(400, dim=4), cloud(400, seed=1))
     assert floor(real, 50)["frechet_early"] > floor(real, 1000)["frechet_early"]
-    assert floor(real, 50)["kernel_late"] == pytest.approx(0.0, abs=100)
+    assert floor(real, 50)["kernel_late"] == pytest.approx(0.0, abs=0.05)
     assert floor(real, 50) == floor(real, 50)
 
 
