@@ -20,6 +20,7 @@ from ddib_fed.errors import ImageUnreadable, PointsUnreadable
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 274
+_GREY, _RGB, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 4, 6  # "colour type" of the PNG specification
 _KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
 
@@ -41,24 +42,29 @@ def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pi
         ImageUnreadable: Broken, or cut short.
         ImageTooLarge: More pixels than the limit, or animated.
     """
-    kept, orientation = [PNG_MAGIC], 1
+    kept, orientation, key = [PNG_MAGIC], 1, b""
     chunks = list(_chunks(content))
     if chunks[0].name != b"IHDR" or chunks[0].end - chunks[0].start != 25:
         raise ImageUnreadable("the PNG does not begin with its header")
     width, height, depth, colour = struct.unpack_from(">IIBB", content, chunks[0].start + 8)
     limits.check_size(height, width)
     for chunk in chunks:
+        inside = content[chunk.start + 8 : chunk.end - 4]
         if chunk.name == b"acTL":
             raise too_many_frames("the animated PNG")
         if chunk.name == b"eXIf":
-            orientation = exif_orientation(content[chunk.start + 8 : chunk.end - 4])
-        if chunk.name in _KEPT:
+            orientation = exif_orientation(inside)
+        if chunk.name == b"tRNS" and colour in {_GREY, _RGB}:
+            # One colour that counts as transparent: ours to compare, since Pillow mistakes it below 8 bits.
+            key = inside
+        elif chunk.name in _KEPT:
             kept.append(content[chunk.start : chunk.end])
-    if depth == 16:
-        pixels = _png16(b"".join(kept), colour, transparent=any(c.name == b"tRNS" for c in chunks))
-        pixels = flatten(pixels, background) if pixels.shape[2] in {2, 4} else pixels
-    else:
-        pixels = pillow_pixels(open_pillow(b"".join(kept), "PNG"), background)
+    plain = b"".join(kept)
+    pixels = _png16(plain, colour) if depth == 16 else pillow_pixels(open_pillow(plain, "PNG"), background)
+    if key:
+        pixels = _keyed(pixels, key, depth)
+    if pixels.shape[2] in {2, 4}:
+        pixels = flatten(pixels, background)
     return upright(pixels, orientation), 16 if depth == 16 else 8
 
 
@@ -112,7 +118,7 @@ def pillow_pixels(image: Any, background: str) -> Pixels:
     """(H, W, C) pixels of any of Pillow's modes, C 1 or 3; palettes and other colour spaces become RGB."""
     if "transparency" in image.info and image.mode not in {"LA", "RGBA", "PA"}:
         # A colour, or entries of the palette, that count as transparent.
-        image = image.convert("RGBA")
+        image = image.convert("LA" if image.mode in {"1", "L"} else "RGBA")
     if image.mode == "La":
         image = image.convert("LA")
     elif image.mode in {"PA", "RGBa", "RGBX"}:
@@ -172,29 +178,28 @@ def _retold(tile: Any, raw_mode: str) -> Any:
     )
 
 
-def _png16(content: bytes, colour: int, *, transparent: bool) -> Pixels:
+def _png16(content: bytes, colour: int) -> Pixels:
     """(H, W, 1 to 4) uint16 of a PNG with 16 bits a sample."""
-    if colour == 0:
-        image = open_pillow(content, "PNG")
-        grey = np.asarray(image).astype(np.uint16)[:, :, None]
-        return _keyed(grey, content) if transparent else grey
-    if colour == 4:
-        # Grey and alpha of 16 bits lie as four bytes a pixel, which is what 8-bit RGBA looks like.
-        image = open_pillow(content, "PNG")
-        image.tile = [_retold(tile, "RGBA") for tile in image.tile]
-        four = np.asarray(image).astype(np.uint16)
-        return four[..., 0::2] << 8 | four[..., 1::2]
-    pixels = sixteen_bits(content, "PNG", "RGBA" if colour == 6 else "RGB", byte_order="big")
-    return _keyed(pixels, content) if transparent and colour == 2 else pixels
+    if colour in {_RGB, _RGB_ALPHA}:
+        return sixteen_bits(content, "PNG", "RGB" if colour == _RGB else "RGBA", byte_order="big")
+    image = open_pillow(content, "PNG")
+    if colour == _GREY:
+        return np.asarray(image).astype(np.uint16)[:, :, None]
+    # Grey and alpha of 16 bits lie as four bytes a pixel, which is what 8-bit RGBA looks like.
+    image.tile = [_retold(tile, "RGBA") for tile in image.tile]
+    four = np.asarray(image).astype(np.uint16)
+    pixels: Pixels = four[..., 0::2] << 8 | four[..., 1::2]
+    return pixels
 
 
-def _keyed(pixels: Pixels, content: bytes) -> Pixels:
-    """With an alpha channel that is 0 where the pixel has the colour of the chunk tRNS."""
-    key = next(content[c.start + 8 : c.end - 4] for c in _chunks(content) if c.name == b"tRNS")
+def _keyed(pixels: Pixels, key: bytes, depth: int) -> Pixels:
+    """With an alpha channel that is 0 where the pixel has the colour `key`, as the file states it in `depth` bits."""
     if len(key) != 2 * pixels.shape[2]:
         raise ImageUnreadable("the PNG's transparent colour has the wrong length")
-    hidden = (pixels == np.frombuffer(key, dtype=">u2")).all(axis=2, keepdims=True)
-    return np.concatenate([pixels, np.where(hidden, 0, 65535).astype(np.uint16)], axis=2)
+    top = np.iinfo(pixels.dtype).max
+    colour = np.frombuffer(key, dtype=">u2").astype(np.uint32) * top // (2**depth - 1)
+    hidden = (pixels == colour).all(axis=2, keepdims=True)
+    return np.concatenate([pixels, np.where(hidden, 0, top).astype(pixels.dtype)], axis=2)
 
 
 def _chunks(content: bytes) -> Iterator[_Chunk]:

@@ -42,7 +42,7 @@ def tiff_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[P
         _check_one(file, page)
         if page.dtype is None or page.samplesperpixel > MAX_SAMPLES:
             raise _refused(page)
-        if page.dtype.itemsize > 1 and _plain(page) and _readable(page, content):
+        if page.dtype != np.uint8 and _plain(page) and _readable(page, content):
             pixels = upright(_from_tifffile(page), _orientation(page))
         else:
             pixels = _from_pillow(content, page, background)
@@ -109,7 +109,7 @@ def _from_tifffile(page: Any) -> Pixels:
 def _from_pillow(content: bytes, page: Any, background: str) -> Pixels:
     """(H, W, C) by libtiff, upright: Pillow turns TIFFs itself; raises where Pillow would lose bits."""
     samples, kind = page.samplesperpixel, page.dtype
-    if kind.itemsize == 1 and page.bitspersample <= 8:
+    if kind in {np.dtype(np.uint8), np.dtype(np.bool_)}:
         return pillow_pixels(open_pillow(content, "TIFF"), background)
     exact = _plain(page) and page.planarconfig == 1 and page.photometric != _WHITE_IS_ZERO
     if exact and kind == np.dtype(np.uint16) and samples in {3, 4}:
