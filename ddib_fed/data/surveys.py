@@ -21,7 +21,7 @@ from ddib_fed.errors import SettingsInvalid
 SAMPLE_PICTURES = 200
 SAMPLE_PIXELS = 20_000
 MIN_USED = 0.5
-MAX_CLIPPED = 0.02
+MAX_CLIPPED = 0.05
 TYPE_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": (-32768.0, 32767.0)}
 
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
