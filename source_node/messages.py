@@ -72,6 +72,8 @@ def job_message(job: Job, *, items: bool = True) -> translation_pb2.Job:
         expires=job.expires,
         items=[item_message(item) for item in job.items] if items else (),
         error=error_message(job.error),
+        source_class=spec.source_class,
+        target_class=spec.target_class,
     )
 
 
@@ -89,7 +91,7 @@ def item_message(item: Item) -> translation_pb2.Item:
 def provenance_message(job: Job, item: Item) -> translation_pb2.Provenance:
     """How a result came about, from what the pipeline recorded."""
     record = item.provenance
-    cycle = record.get("cycle")
+    cycle, picture = record.get("cycle"), record.get("picture")
     digests: dict[str, Any] = {name: bytes.fromhex(record[name]) for name in DIGESTS}
     names: dict[str, Any] = {name: record[name] for name in NAMES}
     return translation_pb2.Provenance(
@@ -101,6 +103,15 @@ def provenance_message(job: Job, item: Item) -> translation_pb2.Provenance:
         seconds=record["seconds"],
         samples=record["samples"],
         cycle=None if cycle is None else translation_pb2.CycleError(**cycle),
+        picture=None if picture is None else figures_message(picture),
+        source_class=job.spec.source_class,
+        target_class=job.spec.target_class,
         **digests,
         **names,
     )
+
+
+def figures_message(record: Mapping[str, Any]) -> translation_pb2.PictureFigures:
+    """What was done with a picture, from what the pipeline recorded."""
+    fields = {key: value for key, value in record.items() if key != "terms"}
+    return translation_pb2.PictureFigures(terms=common_pb2.PictureTerms(**record["terms"]), **fields)

@@ -16,9 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import numpy as np
-
-from ddib_fed.data.points import parse_npy, to_npy
+from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.errors import (
     ChunkCorrupt,
@@ -27,11 +25,9 @@ from ddib_fed.errors import (
     ItemNotFound,
     LatentNotGaussian,
     MessageInvalid,
-    ShapeMismatch,
 )
-from ddib_fed.evaluation.metrics import CycleError, cycle_error
 from ddib_fed.node.batching import Control
-from ddib_fed.node.engine import Encoded
+from ddib_fed.node.engine import Array, Encoded
 from ddib_fed.node.events import EventHub
 from ddib_fed.node.job_records import PENDING_ITEMS, ItemState, JobState, Part
 from ddib_fed.node.jobs import Item, Job, JobStore
@@ -39,7 +35,9 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings import solver_settings
 from ddib_fed.wire.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, Latent, approve
+from source_node.classes import class_index
 from source_node.remote import DecodeCall, Decoded, Progress, Remotes
+from source_node.samples import Given, add_figures, samples_of
 
 # Latents that wait for the wire; the one being encoded and the one being sent come on top.
 QUEUED_LATENTS = 2
@@ -71,6 +69,7 @@ class Pipeline:
         self._job = job
         self._control = control
         self._settings = solver_settings(job.spec.solver)
+        self._samples = samples_of(self._engine, node.config.limits)
         self._sent: dict[int, _Sent] = {}
         self._lock = threading.Lock()
         self._done = sum(item.state not in PENDING_ITEMS for item in job.items)
@@ -84,9 +83,23 @@ class Pipeline:
         spec = self._job.spec
         remote = self._remotes.get(spec.target_institution)
         contract = remote.negotiate(self._node.side(), spec.target_domain, self._control)
+        self._check_classes(contract)
         batch = contract.limits.max_items_per_stream
         for start in range(0, len(items), batch):
             self._stream(contract, {item.index for item in items[start : start + batch]})
+
+    def _check_classes(self, contract: Contract) -> None:
+        """Before anything is encoded: the classes that were asked for, on either side.
+
+        Raises:
+            SettingsInvalid: There is none of that name or index, or the own model cannot do without one.
+        """
+        self._engine.check_label(class_index(contract.source, self._job.spec.source_class))
+        class_index(contract.target, self._job.spec.target_class)
+
+    def _label(self, contract: Contract) -> int | None:
+        """The class that the own model is told."""
+        return class_index(contract.source, self._job.spec.source_class)
 
     def _stream(self, contract: Contract, numbers: Collection[int]) -> None:
         """One Decode call; an item that the peer refuses is failed, and the rest goes on in another call."""
@@ -117,6 +130,7 @@ class Pipeline:
             request_id=self._job.job_id,
             solver=self._settings,
             round_trip=spec.cycle,
+            target_class=class_index(contract.target, spec.target_class),
             items=len(items),
             latents=iter(outgoing),
             control=self._control,
@@ -200,27 +214,30 @@ class Pipeline:
 
     def _encode_anew(self, item: Item, contract: Contract) -> tuple[Latent, LatentStatistics, dict[str, Any]]:
         """A new latent, stored before it is sent."""
-        job_id = self._job.job_id
-        samples = self._input(item)
+        job_id, peer = self._job.job_id, contract.target.institution
+
+        def noise(picture: Array) -> Array:
+            return self._node.softener.for_picture(picture, peer)
+
+        given = self._input(item, contract.size_rule)
         encoded = self._engine.encode(
-            samples, self._settings, control=self._control, on_step=self._step(item.index, "encode")
+            given.samples,
+            self._settings,
+            control=self._control,
+            on_step=self._step(item.index, "encode"),
+            label=self._label(contract),
+            soften=noise,
         )
         record = self._record(item, encoded, contract)
         self._store.put_part(job_id, item.index, Part.ENCODED, encoded.latent.to_bytes())
         if self._job.spec.keep_latent:
             self._store.put_part(job_id, item.index, Part.LATENT, to_npy(encoded.latent.data))
         self._store.advance(job_id, item.index, ItemState.ENCODED, record)
-        self._observe("encode", encoded.seconds, len(samples))
+        self._observe("encode", encoded.seconds, len(given.samples))
         return encoded.latent, encoded.statistics, record
 
-    def _input(self, item: Item) -> np.ndarray[Any, np.dtype[np.float32]]:
-        limits = self._node.config.limits
-        return parse_npy(
-            self._store.read_input(self._job.job_id, item.index),
-            max_bytes=limits.max_item_bytes,
-            max_points=limits.max_points_per_item,
-            dim=self._engine.sample_shape[0],
-        )
+    def _input(self, item: Item, size_rule: str) -> Given:
+        return self._samples.read(self._store.read_input(self._job.job_id, item.index), size_rule)
 
     def _record(self, item: Item, encoded: Encoded, contract: Contract) -> dict[str, Any]:
         """What will be written beside the result; grows as the item goes on."""
@@ -231,6 +248,7 @@ class Pipeline:
             "samples": int(encoded.latent.data.shape[0]),
             "seconds": {"encode": encoded.seconds},
             "wire_bytes": 0,
+            "size_rule": contract.size_rule,
             "encoded_at": time.time(),
         }
 
@@ -238,8 +256,15 @@ class Pipeline:
 
     def _receive(self, answer: Decoded, contract: Contract) -> None:
         """Bring one answer home; what is wrong with it ends this item and no other."""
+        sent = self._sent[answer.item]
         try:
-            self._keep(answer, self._sent[answer.item], contract)
+            # By the rule with which it was encoded, whatever the policy says by now.
+            given = self._input(sent.item, sent.record.get("size_rule", "none"))
+        except InputError as error:
+            self._fail_item(answer.item, error)
+            return
+        try:
+            self._keep(answer, sent, given, contract)
         except (InputError, LatentNotGaussian) as error:
             log.warning(
                 "item %d of job %s: the answer is refused: %s", answer.item, self._job.job_id, error.detail
@@ -251,36 +276,36 @@ class Pipeline:
             )
             self._fail_item(answer.item, refusal)
 
-    def _keep(self, answer: Decoded, sent: _Sent, contract: Contract) -> None:
+    def _keep(self, answer: Decoded, sent: _Sent, given: Given, contract: Contract) -> None:
         """Store a translation, and close the cycle where one was asked for."""
-        job_id, record, shape = self._job.job_id, sent.record, contract.target.sample_shape
-        limits = self._node.config.limits
-        points = parse_npy(
-            answer.file, max_bytes=limits.max_item_bytes, max_points=limits.max_points_per_item, dim=shape[0]
-        )
-        if len(points) != record["samples"]:
-            raise ShapeMismatch(f"{len(points)} samples came back for {record['samples']}")
+        job_id, record = self._job.job_id, sent.record
+        translation = self._samples.translation(answer.file, contract.target, given)
+        add_figures(record, translation.figures)
         record["seconds"]["remote"] = answer.seconds
         crossed = answer.sent_bytes + len(answer.file)
         if answer.round_trip is not None:
             crossed += len(answer.round_trip)
-            record["cycle"] = dict(self._close_cycle(sent, Latent.from_bytes(answer.round_trip, shape)))
+            latent = Latent.from_bytes(answer.round_trip, contract.sample_shape)
+            self._close_cycle(sent, given, latent, self._label(contract))
         record["wire_bytes"] = crossed
-        self._store.put_part(job_id, answer.item, Part.TRANSLATION, answer.file)
+        self._store.put_part(
+            job_id, answer.item, Part.TRANSLATION, translation.file, self._samples.media_type
+        )
         self._store.advance(job_id, answer.item, ItemState.DECODED, record)
         self._node.metrics.items.labels("decode", "ok").inc()
         self._publish_end(answer.item, "done")
 
-    def _close_cycle(self, sent: _Sent, latent: Latent) -> CycleError:
+    def _close_cycle(self, sent: _Sent, given: Given, latent: Latent, label: int | None) -> None:
         """Decode the translation's latent with the own model, keep it, and measure how far it is from the input."""
         index = sent.item.index
         decoded = self._engine.decode(
-            latent, self._settings, control=self._control, on_step=self._step(index, "return")
+            latent, self._settings, control=self._control, on_step=self._step(index, "return"), label=label
         )
-        self._store.put_part(self._job.job_id, index, Part.RETURNED, to_npy(decoded.samples))
+        file = self._samples.returned(decoded.samples, given)
+        self._store.put_part(self._job.job_id, index, Part.RETURNED, file, self._samples.media_type)
         sent.record["seconds"]["return"] = decoded.seconds
         self._observe("return", decoded.seconds, len(decoded.samples))
-        return cycle_error(self._engine.normalise(self._input(sent.item)), decoded.normalised)
+        add_figures(sent.record, self._samples.cycle(self._engine, given, decoded))
 
     # Telling
 

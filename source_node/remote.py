@@ -26,6 +26,7 @@ from ddib_fed.errors import (
     InputError,
     MessageInvalid,
     PeerUnreachable,
+    UnknownFields,
 )
 from ddib_fed.node import tls
 from ddib_fed.node.batching import Control
@@ -36,13 +37,15 @@ from ddib_fed.wire.agreement import confirm
 from ddib_fed.wire.chunks import Announced, Assembler, Whole, open_file
 from ddib_fed.wire.contract import Contract, ContractSide
 from ddib_fed.wire.latent import ApprovedLatent, LatentOpener
-from ddib_fed.wire.version import versions_to_pb
+from ddib_fed.wire.version import OLDEST, SPOKEN, version_difference, versions_to_pb
 
 UNARY_TIMEOUT_S = 10.0
 # Longer than a few of the signs of life that a target sends (`target_node.stream.SIGN_OF_LIFE_S`).
 SILENCE_S = 120.0
 # Beyond it, what a peer says of its own speed is not believed (and not recorded).
 MAX_SECONDS = 1e7
+# What a translation comes back as.
+ANSWERS = {"point": common_pb2.MEDIA_TYPE_NPY, "picture": common_pb2.MEDIA_TYPE_PNG}
 STAGES = frozenset({"decode", "encode"})
 M = TypeVar("M")
 
@@ -215,7 +218,8 @@ class DecodeCall:
             raise MessageInvalid(f"a result for item {header.item}, which is not due")
         if self._result is not None:
             raise MessageInvalid("two results where a latent was due")
-        return open_file(header.file, max_bytes=self._max_file_bytes, accepted={common_pb2.MEDIA_TYPE_NPY})
+        kind = self._contract.target.sample_kind
+        return open_file(header.file, max_bytes=self._max_file_bytes, accepted={ANSWERS[kind]})
 
     def _open_latent(self, header: decoding_pb2.LatentHeader) -> Announced:
         """The peer's own limits are in the contract: what was sent bounds what may come back."""
@@ -256,6 +260,18 @@ def _failure(error: grpc.RpcError, hop: str, control: Control | None = None) -> 
     if isinstance(found, Cancelled | DeadlineExceeded):
         return PeerUnreachable(f"{hop} gave the call up, or did not answer in time ({found.reason})", hop=hop)
     return found
+
+
+def _too_old(error: DdibError, own: ContractSide, hop: str) -> DdibError:
+    """What a peer means that does not know the fields of our side: it is of an older release."""
+    if not isinstance(error, UnknownFields) or own.needs <= OLDEST:
+        return error
+    older = [version for version in SPOKEN if version < own.needs]
+    return ContractMismatch(
+        f"{hop} does not know what protocol {own.needs} added for pictures and classes",
+        hop=hop,
+        differences=(version_difference(SPOKEN, older),),
+    )
 
 
 class Remote:
@@ -316,7 +332,7 @@ class Remote:
             control.check()
             raise self._closed() from error
         except grpc.RpcError as error:
-            raise _failure(error, self.hop, control) from error
+            raise _too_old(_failure(error, self.hop, control), own, self.hop) from error
         except ValueError as error:
             raise self._closed() from error
         try:
@@ -343,6 +359,7 @@ class Remote:
         items: int,
         latents: Iterable[ApprovedLatent | None],
         control: Control,
+        target_class: int | None = None,
     ) -> DecodeCall:
         """Send latents as they come and read translations as they come.
 
@@ -354,6 +371,7 @@ class Remote:
             items: How many latents there are at most.
             latents: They, and None after the last; what ends without it was broken off.
             control: Cancelling ends the call.
+            target_class: The class of the target's that all are decoded to; None for none.
 
         Raises:
             PeerUnreachable: The channel was closed.
@@ -364,6 +382,7 @@ class Remote:
             solver=settings_message(solver),
             round_trip=round_trip,
             items=items,
+            target_class=target_class,
         )
         sent = _Sent()
         try:

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from ddib_fed.data.points import parse_npy
 from ddib_fed.errors import (
     DdibError,
     DomainNotFound,
@@ -23,6 +22,7 @@ from ddib_fed.errors import (
     PeerNotFound,
     SettingsInvalid,
     TooManyStreams,
+    UnknownFields,
 )
 from ddib_fed.node import tls
 from ddib_fed.node.events import EventHub
@@ -33,11 +33,13 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings import solver_settings
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from ddib_fed.wire.chunks import Announced, Whole, assemble, file_header, open_file, stream
-from ddib_fed.wire.contract import SAMPLE_KINDS
-from ddib_fed.wire.version import SPOKEN, version_from_pb
+from ddib_fed.wire.contract import MAX_CLASS_NAME, SAMPLE_KINDS
+from ddib_fed.wire.version import PICTURES, SPOKEN, version_from_pb
 from source_node import messages
+from source_node.classes import class_index
 from source_node.remote import Remotes
 from source_node.runner import JobRunner
+from source_node.samples import samples_of
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             domain=own.domain,
             sample_kind=SAMPLE_KINDS[own.sample_kind],
             sample_shape=own.sample_shape,
+            classes=own.classes,
+            class_names=own.class_names,
         )
         institutions = sorted(peer.institution for peer in self._node.peers.list())
         if not self._listings.acquire(blocking=False):
@@ -208,10 +212,13 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
 
     def _spec(self, header: translation_pb2.JobHeader) -> JobSpec:
         limits = self._node.config.limits
-        if version_from_pb(header.version) not in SPOKEN:
+        version = version_from_pb(header.version)
+        if version not in SPOKEN:
             raise MessageInvalid(
                 "another protocol version", facts={"spoken": ", ".join(map(str, SPOKEN)), "field": "version"}
             )
+        if version < PICTURES and (header.source_class or header.target_class):
+            raise UnknownFields(f"protocol {version} knows no classes", facts={"field": "target_class"})
         if not 1 <= header.items <= limits.max_items_per_job:
             raise MessageInvalid(
                 f"a job of {header.items} items",
@@ -231,6 +238,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 facts={"evaluations": settings.evaluations, "limit": limits.max_evaluations},
             )
         self._node.engine.plan(settings)
+        self._node.engine.check_label(class_index(self._node.side(), header.source_class))
+        if len(header.target_class) > MAX_CLASS_NAME:
+            raise MessageInvalid("no class has so long a name", facts={"field": "target_class"})
         return JobSpec(
             request_id=header.request_id,
             owner=caller_uri(),
@@ -240,6 +250,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             cycle=header.cycle,
             keep_latent=header.keep_latent,
             deadline_s=float(header.deadline_s),
+            source_class=header.source_class,
+            target_class=header.target_class,
         )
 
     def _check_target(self, spec: JobSpec) -> None:
@@ -262,20 +274,23 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 f"{spec.target_institution} serves {side.domain}, not {spec.target_domain}",
                 facts={"asked": spec.target_domain[:100], "served": side.domain},
             )
+        class_index(side, spec.target_class)
 
     def _opener(self, max_items: int) -> Callable[[common_pb2.FileHeader], Announced]:
         seen = 0
+        limits = self._node.config.limits
+        samples = samples_of(self._node.engine, limits)
 
         def opener(header: common_pb2.FileHeader) -> Announced:
             nonlocal seen
             seen += 1
             if seen > max_items:
                 raise MessageInvalid("more items than announced", facts={"announced": max_items})
-            return open_file(
-                header,
-                max_bytes=self._node.config.limits.max_item_bytes,
-                accepted={common_pb2.MEDIA_TYPE_NPY},
-            )
+            if header.media_type not in samples.accepted:
+                error = samples.refusal(header.media_type)
+                error.facts["item"] = str(seen - 1)
+                raise error
+            return open_file(header, max_bytes=limits.max_item_bytes, accepted=samples.accepted)
 
         return opener
 
@@ -283,13 +298,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         """Everything that encoding would refuse, before the job is accepted."""
         engine = self._node.engine
         try:
-            points = parse_npy(
-                whole.data,
-                max_bytes=self._node.config.limits.max_item_bytes,
-                max_points=self._node.config.limits.max_points_per_item,
-                dim=engine.sample_shape[0],
-            )
-            engine.check_samples(points)
+            given = samples_of(engine, self._node.config.limits).read(whole.data, self._node.size_rule)
+            engine.check_samples(given.samples)
         except InputError as error:
             error.facts["item"] = str(number)
             raise
@@ -308,6 +318,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             answer.domain = side.domain
             answer.sample_kind = SAMPLE_KINDS[side.sample_kind]
             answer.sample_shape.extend(side.sample_shape)
+            answer.classes = side.classes
+            answer.class_names.extend(side.class_names)
+            answer.size_rule = side.size_rule
         answer.latency_ms = round(1000 * (time.perf_counter() - started))
         return answer
 

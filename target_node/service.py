@@ -6,6 +6,7 @@ The target keeps no picture and no latent; what it remembers are the contracts i
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -26,7 +27,7 @@ from ddib_fed.node.interceptors import caller
 from ddib_fed.node.policy import Quota
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings import solver_settings
-from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
+from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import agree
 from ddib_fed.wire.chunks import Assembler, Whole, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
@@ -37,6 +38,8 @@ from target_node.stream import DecodeStream, StreamSettings, Translated
 # Contracts remembered of one peer: it needs one at a time, and an old one lives on for calls that are on their way.
 MAX_CONTRACTS = 8
 MAX_REQUEST_ID = 64
+# Each picture is an item of its own, with its own result, quota and record.
+PICTURES_PER_ITEM = 1
 AUDIT_RETRY_S = 30.0
 
 log = logging.getLogger(__name__)
@@ -60,14 +63,12 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
     def limits(self) -> ContractLimits:
         """What a contract with this node allows."""
-        limits = self._node.config.limits
-        numbers = 1
-        for length in self._node.running_engine.sample_shape:
-            numbers *= length
+        limits, shape = self._node.config.limits, self._node.running_engine.sample_shape
+        samples = limits.max_points_per_item if len(shape) == 1 else PICTURES_PER_ITEM
         return ContractLimits(
             max_items_per_stream=limits.max_items_per_job,
-            max_samples_per_item=limits.max_points_per_item,
-            max_latent_bytes=limits.max_points_per_item * numbers * 4,
+            max_samples_per_item=samples,
+            max_latent_bytes=samples * math.prod(shape) * 4,
             max_evaluations=limits.max_evaluations,
         )
 
@@ -107,9 +108,11 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         engine = self._node.engine
         header = _header(request_iterator)
         contract = self._contract(header.contract_sha256)
-        settings = StreamSettings(contract, solver_settings(header.solver), header.round_trip)
+        label = header.target_class if header.HasField("target_class") else None
+        settings = StreamSettings(contract, solver_settings(header.solver), header.round_trip, label)
         self._check_header(header, contract)
         engine.plan(settings.solver)
+        engine.check_label(label)
         control = _control_of(context)
         decoding = DecodeStream(
             engine,
@@ -117,6 +120,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             _latents(request_iterator, contract, header.items),
             control,
             self._charge(header.request_id, contract),
+            self._node.softener if contract.target.sample_kind == "picture" else None,
         )
         with self._counted():
             for event in decoding.run():
@@ -212,7 +216,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self._node.metrics.seconds.labels("decode").observe(translated.seconds)
         header = decoding_pb2.DecodedHeader(
             item=translated.item,
-            file=file_header(common_pb2.MEDIA_TYPE_NPY, translated.file),
+            file=file_header(translated.media_type, translated.file),
             seconds=translated.seconds,
         )
         yield from stream(decoding_pb2.DecodeResponse, "result", header, translated.file)

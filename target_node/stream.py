@@ -18,8 +18,10 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError
 from ddib_fed.node.batching import Control
-from ddib_fed.node.engine import Engine
-from ddib_fed.v1 import decoding_pb2
+from ddib_fed.node.engine import Array, Decoded, Engine
+from ddib_fed.node.pictures import rule_of, write_translation
+from ddib_fed.node.softening import Softener
+from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, Latent, approve
 
@@ -38,6 +40,7 @@ class Translated:
 
     item: int
     file: bytes
+    media_type: int
     seconds: float
     round_trip: ApprovedLatent | None
 
@@ -49,6 +52,7 @@ class StreamSettings:
     contract: Contract
     solver: SolverSettings
     round_trip: bool
+    label: int | None = None
 
 
 class _EndOfItems:
@@ -68,6 +72,7 @@ class DecodeStream:
         latents: The items that arrive, (number, latent); it may block and raise.
         control: Cancelled when the call ends.
         on_item: Called before an item is decoded (quota); may raise.
+        softener: Makes the noise of round trips, for a model of pictures.
     """
 
     def __init__(
@@ -77,8 +82,10 @@ class DecodeStream:
         latents: Iterator[tuple[int, Latent]],
         control: Control,
         on_item: Callable[[int, Latent], None],
+        softener: Softener | None = None,
     ) -> None:
         self._engine = engine
+        self._softener = softener
         self._settings = settings
         self._latents = latents
         self._control = control
@@ -135,22 +142,42 @@ class DecodeStream:
         try:
             self._on_item(number, latent)
             decoded = self._engine.decode(
-                latent, self._settings.solver, control=self._control, on_step=self._progress(number, "decode")
+                latent,
+                self._settings.solver,
+                control=self._control,
+                on_step=self._progress(number, "decode"),
+                label=self._settings.label,
             )
-            round_trip = None
-            if self._settings.round_trip:
-                encoded = self._engine.encode(
-                    decoded.normalised,
-                    self._settings.solver,
-                    control=self._control,
-                    on_step=self._progress(number, "encode"),
-                    normalised=True,
-                )
-                round_trip = approve(encoded.latent, self._settings.contract, encoded.statistics, item=number)
+            round_trip = self._encode_again(number, decoded) if self._settings.round_trip else None
+            file, media_type = self._file(decoded)
         except DdibError as error:
             error.facts.setdefault("item", str(number))
             raise
-        return Translated(number, to_npy(decoded.samples), decoded.seconds, round_trip)
+        return Translated(number, file, media_type, decoded.seconds, round_trip)
+
+    def _file(self, decoded: Decoded) -> tuple[bytes, int]:
+        """What goes back, and what it is."""
+        manifest = self._engine.bundle.manifest
+        if manifest.sample_kind == "picture":
+            return write_translation(decoded.samples, rule_of(manifest)), common_pb2.MEDIA_TYPE_PNG
+        return to_npy(decoded.samples), common_pb2.MEDIA_TYPE_NPY
+
+    def _encode_again(self, number: int, decoded: Decoded) -> ApprovedLatent:
+        contract = self._settings.contract
+        encoded = self._engine.encode(
+            decoded.normalised,
+            self._settings.solver,
+            control=self._control,
+            on_step=self._progress(number, "encode"),
+            normalised=True,
+            label=self._settings.label,
+            soften=self._noise,
+        )
+        return approve(encoded.latent, contract, encoded.statistics, item=number)
+
+    def _noise(self, samples: Array) -> Array:
+        assert self._softener is not None  # asked only for a model of pictures
+        return self._softener.for_return(samples.shape, self._settings.contract.source.institution)
 
     def _progress(self, number: int, stage: str) -> Callable[[int, int], None]:
         last = 0.0

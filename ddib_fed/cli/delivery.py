@@ -30,6 +30,8 @@ from ddib_fed.node.client import Client
 from ddib_fed.node.views import JobView, Media, Part, Provenance, Result
 
 STATE_PREFIX = ".ddib-job-"
+DOUBTFUL_BELOW = 30.0
+"""dB of PSNR: a round trip that is worse says that the way there is not to be relied on."""
 _INFIX = {Part.TRANSLATION: "", Part.RETURNED: ".returned", Part.LATENT: ".latent"}
 
 
@@ -89,13 +91,14 @@ class JobFile:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """One result on the disk."""
+    """One result on the disk; `doubtful` when its round trip is worse than asked, None when it has none."""
 
     item: int
     file: str
     files: dict[Part, Path]
     record: Path
     provenance: Provenance
+    doubtful: bool | None = None
 
 
 def check_names(paths: Sequence[Path], out: Path, *, force: bool) -> None:
@@ -134,9 +137,17 @@ def _check_free(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
 
 
 def deliver(
-    client: Client, job: JobView, out: Path, inputs: Sequence[Input], *, force: bool
+    client: Client,
+    job: JobView,
+    out: Path,
+    inputs: Sequence[Input],
+    *,
+    force: bool,
+    doubtful_below: float = DOUBTFUL_BELOW,
 ) -> Iterator[Delivered]:
     """Fetch what is ready, write it, and acknowledge each item once it is on the disk.
+
+    Pictures whose round trip has a PSNR below `doubtful_below` dB are marked in their records.
 
     Raises:
         ChunkCorrupt: A result is not of what was sent.
@@ -148,7 +159,8 @@ def deliver(
         known = inputs[result.item] if result.item < len(inputs) else None
         if known is not None and result.provenance.input_sha256.hex() != known.sha256:
             raise ChunkCorrupt(f"item {result.item} is not a translation of {known.file}")
-        delivered = write_result(out, result, known or _numbered(result), force=force)
+        doubtful = is_doubtful(result.provenance, doubtful_below)
+        delivered = write_result(out, result, known or _numbered(result), force=force, doubtful=doubtful)
         client.acknowledge(job.job_id, [(result.item, result.translation.sha256)])
         yield delivered
 
@@ -158,7 +170,17 @@ def _numbered(result: Result) -> Input:
     return Input(name, name, result.provenance.input_sha256.hex())
 
 
-def write_result(out: Path, result: Result, given: Input, *, force: bool) -> Delivered:
+def is_doubtful(provenance: Provenance, below: float) -> bool | None:
+    """Whether the round trip of a picture is worse than `below` dB; None without one."""
+    picture = provenance.picture
+    if picture is None or picture.cycle_psnr is None:
+        return None
+    return not picture.cycle_psnr >= below
+
+
+def write_result(
+    out: Path, result: Result, given: Input, *, force: bool, doubtful: bool | None = None
+) -> Delivered:
     """Write the files of a result, and its provenance last.
 
     Raises:
@@ -177,10 +199,12 @@ def write_result(out: Path, result: Result, given: Input, *, force: bool) -> Del
         },
         **plain(result.provenance),
     }
+    if doubtful is not None:
+        contents["doubtful"] = doubtful
     text = json.dumps(plain(contents), indent=2) + "\n"
     write_durably(record, text.encode(), force=force, mode=0o666)
     sync_folder(out)
-    return Delivered(result.item, given.file, files, record, result.provenance)
+    return Delivered(result.item, given.file, files, record, result.provenance, doubtful)
 
 
 def write_durably(path: Path, data: bytes, *, force: bool, mode: int) -> None:

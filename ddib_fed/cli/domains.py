@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -10,6 +11,8 @@ from ddib_fed.cli import options
 from ddib_fed.cli.output import print_json, print_table
 from ddib_fed.cli.session import open_client
 from ddib_fed.node.views import Domain
+
+MAX_LISTED = 12
 
 
 @click.command()
@@ -27,13 +30,22 @@ def domains(output_format: str, profile_path: Path | None) -> None:
         click.echo("nowhere yet: the node's operator admits peers with `ddib peer add`")
         return
     rows = [_row(domain) for domain in found.targets]
-    print_table("", ["!--to", "!samples", "status", ">ms"], rows)
+    columns = ["!--to", "!samples", "classes", "status", ">ms"]
+    if not any(domain.classes for domain in found.targets):
+        columns.remove("classes")
+        rows = [[*row[:2], *row[3:]] for row in rows]
+    print_table("", columns, rows)
 
 
 def _row(domain: Domain) -> list[str]:
     what = kind(domain.sample_kind, domain.sample_shape) if domain.sample_shape else "-"
     target = domain.target if domain.domain else f"{domain.institution}/?"
-    return [target, what, domain.status, str(domain.latency_ms)]
+    return [target, what, classes(domain.classes, domain.class_names), domain.status, str(domain.latency_ms)]
+
+
+def classes(count: int, names: Sequence[str]) -> str:
+    """What --class takes: the names when they are few, otherwise their number."""
+    return ", ".join(names) if 0 < len(names) <= MAX_LISTED else f"0 to {count - 1}" if count else "-"
 
 
 def kind(sample_kind: str, shape: tuple[int, ...]) -> str:

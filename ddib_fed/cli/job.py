@@ -40,6 +40,8 @@ def job() -> None:
     metavar="DIR",
     help="Where the results will be fetched to; keeps the files' names there.",
 )
+@options.CLASS
+@options.SOURCE_CLASS
 @options.CYCLE
 @options.STEPS
 @options.SOLVER
@@ -53,6 +55,8 @@ def submit(
     files: tuple[Path, ...],
     target: str,
     out: Path | None,
+    target_class: str,
+    source_class: str,
     cycle: bool,
     steps: int,
     solver: str,
@@ -65,7 +69,8 @@ def submit(
 ) -> None:
     """Give FILES to the source node as a job and return at once."""
     items = payloads(files)
-    asked = Order(target, Settings(solver, order, steps, grid), cycle, keep_latent, deadline)
+    settings = Settings(solver, order, steps, grid)
+    asked = Order(target, settings, cycle, keep_latent, deadline, source_class, target_class)
     with open_client(profile_path) as client:
         submitted, _ = submit_order(client, files, items, asked, out)
     print_submitted(submitted, target, out, output_format)
@@ -108,7 +113,8 @@ def show(job_id: str, output_format: str, profile_path: Path | None) -> None:
 def _show(view: JobView) -> None:
     settings = view.settings
     click.echo(f"job      {view.job_id}  {view.state.lower()}")
-    click.echo(f"to       {view.target}")
+    whose = f", class {view.target_class}" if view.target_class else ""
+    click.echo(f"to       {view.target}{whose}")
     click.echo(
         f"solver   {settings.solver}, order {settings.order or 'default'}, {settings.evaluations} evaluations, "
         f"grid {settings.grid}{', cycle' if view.cycle else ''}{', latent kept' if view.keep_latent else ''}"
@@ -160,9 +166,17 @@ def watch(job_id: str, after: int, output_format: str, profile_path: Path | None
 @options.JOB_ID
 @options.OUT_RESULTS
 @options.FORCE
+@options.DOUBTFUL
 @options.FORMAT
 @options.PROFILE
-def fetch(job_id: str, out: Path, force: bool, output_format: str, profile_path: Path | None) -> None:
+def fetch(
+    job_id: str,
+    out: Path,
+    force: bool,
+    doubtful_below: float,
+    output_format: str,
+    profile_path: Path | None,
+) -> None:
     """Fetch the results of a job that are ready.
 
     They are written, then acknowledged, and so removed at the node. Names come from the folder that the job was
@@ -171,9 +185,10 @@ def fetch(job_id: str, out: Path, force: bool, output_format: str, profile_path:
     with open_client(profile_path) as client, going_on(client, job_id, out):
         view = client.get(job_id)
         names = JobFile.load(out, view.request_id)
-        delivered = list(deliver(client, view, out, names.inputs if names else (), force=force))
+        inputs = names.inputs if names else ()
+        delivered = list(deliver(client, view, out, inputs, force=force, doubtful_below=doubtful_below))
         view = client.get(job_id)
-    report(view, delivered, out, output_format)
+    report(view, delivered, out, output_format, doubtful_below=doubtful_below)
     open_items = [i for i in view.items if i.state not in {ItemState.DELIVERED, ItemState.FAILED}]
     if names is not None and view.state.ended and not open_items:
         names.remove(out)

@@ -107,5 +107,26 @@ DEADLINE = click.option(
     metavar="SECONDS",
     help="Give the job up after this long; without it the node's default.",
 )
+CLASS = click.option(
+    "--class",
+    "target_class",
+    default="",
+    metavar="NAME",
+    help="Class of the target to translate to, its name or index, where `ddib domains` lists classes.",
+)
+SOURCE_CLASS = click.option(
+    "--source-class",
+    default="",
+    metavar="NAME",
+    help="Class that the files are of, where this institution's own model has classes.",
+)
+DOUBTFUL = click.option(
+    "--doubtful-below",
+    type=click.FloatRange(0, 120),
+    default=30.0,
+    show_default=True,
+    metavar="DB",
+    help="Mark pictures whose round trip has a lower PSNR as doubtful; needs --cycle.",
+)
 FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 JOB_ID = click.argument("job_id", metavar="JOB")

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.delivery import Delivered, Input, JobFile, check_names, deliver, named
+from ddib_fed.cli.delivery import DOUBTFUL_BELOW, Delivered, Input, JobFile, check_names, deliver, named
 from ddib_fed.cli.output import number, print_json, print_table
 from ddib_fed.cli.progress import JobProgress
 from ddib_fed.cli.session import going_on, open_client
@@ -18,16 +18,21 @@ from ddib_fed.errors import Cancelled, DdibError
 from ddib_fed.node.client import Client, require_finished
 from ddib_fed.node.payload import Payload, payloads, split_target
 from ddib_fed.node.profile import Profile
-from ddib_fed.node.views import JobState, JobView, Part, Settings, Submitted
+from ddib_fed.node.views import JobState, JobView, Part, Provenance, Settings, Submitted
 
 
 @click.command(
-    epilog="\b\nExample:\n  ddib translate points.npy --to south.example/checkerboards --out out --cycle"
+    epilog="\b\nExamples:\n"
+    "  ddib translate scans/*.png --to south.example/relief --out out --cycle\n"
+    "  ddib translate points.npy --to south.example/checkerboards --out out"
 )
 @options.FILES
 @options.TARGET
 @options.OUT_RESULTS
+@options.CLASS
+@options.SOURCE_CLASS
 @options.CYCLE
+@options.DOUBTFUL
 @options.STEPS
 @options.SOLVER
 @options.ORDER
@@ -42,7 +47,10 @@ def translate(
     files: tuple[Path, ...],
     target: str,
     out: Path,
+    target_class: str,
+    source_class: str,
     cycle: bool,
+    doubtful_below: float,
     steps: int,
     solver: str,
     order: int,
@@ -56,11 +64,13 @@ def translate(
 ) -> None:
     """Translate files to another institution's domain.
 
-    Each file becomes DIR/NAME.npy with DIR/NAME.json beside it, which says how it came about; with --cycle also
-    DIR/NAME.returned.npy, with --keep-latent DIR/NAME.latent.npy. The source node of this institution does the
-    encoding; only latents go to the other one, and file names go nowhere.
+    A picture (PNG, JPEG, TIFF, .npy) becomes DIR/NAME.png at its own size, points DIR/NAME.npy; DIR/NAME.json beside it
+    says how it came about. With --cycle there is DIR/NAME.returned.png too, with --keep-latent DIR/NAME.latent.npy. The
+    source node of this institution does the encoding; only latents go to the other one, and file names and what
+    else a file says of itself go nowhere.
     """
-    asked = Order(target, Settings(solver, order, steps, grid), cycle, keep_latent, deadline)
+    settings = Settings(solver, order, steps, grid)
+    asked = Order(target, settings, cycle, keep_latent, deadline, source_class, target_class)
     profile = Profile.load(profile_path)
     check_names(files, out, force=force)
     items = payloads(files)
@@ -70,11 +80,13 @@ def translate(
     ):
         submitted, inputs = submit(client, files, items, asked, out)
         if not detach:
-            job, delivered = receive(client, submitted, inputs, progress, out, force=force)
+            job, delivered = receive(
+                client, submitted, inputs, progress, out, force=force, doubtful_below=doubtful_below
+            )
     if detach:
         print_submitted(submitted, target, out, output_format)
         return
-    report(job, delivered, out, output_format)
+    report(job, delivered, out, output_format, doubtful_below=doubtful_below)
     require_finished(job, f"source {profile.institution}")
 
 
@@ -87,6 +99,8 @@ class Order:
     cycle: bool
     keep_latent: bool
     deadline_s: float | None
+    source_class: str = ""
+    target_class: str = ""
 
 
 def submit(
@@ -107,6 +121,8 @@ def submit(
             keep_latent=order.keep_latent,
             request_id=request_id,
             deadline_s=order.deadline_s,
+            source_class=order.source_class,
+            target_class=order.target_class,
         )
 
     try:
@@ -130,13 +146,14 @@ def receive(
     out: Path,
     *,
     force: bool,
+    doubtful_below: float = DOUBTFUL_BELOW,
 ) -> tuple[JobView, list[Delivered]]:
     """Watch a job to its end and write what it made, also when a part of it failed."""
     with going_on(client, submitted.job_id, out):
         for event in client.watch(submitted.job_id):
             progress.event(event)
         job = client.get(submitted.job_id)
-        delivered = list(deliver(client, job, out, inputs, force=force))
+        delivered = list(deliver(client, job, out, inputs, force=force, doubtful_below=doubtful_below))
     JobFile(job.request_id, job.target, inputs).remove(out)
     return job, delivered
 
@@ -152,7 +169,14 @@ def print_submitted(job: Submitted, target: str, out: Path | None, output_format
     click.echo(f"  fetch: ddib job fetch {job.job_id}{where}")
 
 
-def report(job: JobView, delivered: Sequence[Delivered], out: Path, output_format: str) -> None:
+def report(
+    job: JobView,
+    delivered: Sequence[Delivered],
+    out: Path,
+    output_format: str,
+    *,
+    doubtful_below: float = DOUBTFUL_BELOW,
+) -> None:
     """What was written: a table, or one JSON document."""
     if output_format == "json":
         items = [_as_json(item) for item in delivered]
@@ -164,11 +188,18 @@ def report(job: JobView, delivered: Sequence[Delivered], out: Path, output_forma
         if job.state is JobState.FINISHED:
             click.echo(f"job {job.job_id}: nothing left to fetch", err=True)
         return
-    columns = ["file", ">samples", ">seconds"]
-    if job.cycle:
-        columns[2:2] = [">cycle median", ">cycle p99", ">cycle max"]
-    print_table("", columns, [_row(item, cycle=job.cycle) for item in delivered])
+    pictures = any(item.provenance.picture for item in delivered)
+    if pictures:
+        columns, rows = _picture_table(delivered, cycle=job.cycle)
+    else:
+        columns, rows = _point_table(delivered, cycle=job.cycle)
+    print_table("", columns, rows)
     click.echo(f"{len(delivered)} of {len(job.items)} items of job {job.job_id} are in {out}")
+    if doubtful := [item.file for item in delivered if item.doubtful]:
+        said = ", ".join(doubtful[:5]) + (", ..." if len(doubtful) > 5 else "")
+        click.echo(
+            f"{len(doubtful)} doubtful: the round trip is below {doubtful_below:g} dB ({said})", err=True
+        )
 
 
 def _as_json(item: Delivered) -> dict[str, object]:
@@ -180,14 +211,52 @@ def _as_json(item: Delivered) -> dict[str, object]:
         "provenance": item.record,
         "samples": provenance.samples,
         "cycle": provenance.cycle,
+        "picture": provenance.picture,
+        "doubtful": item.doubtful,
         "seconds": sum(provenance.seconds.values()),
     }
 
 
-def _row(item: Delivered, *, cycle: bool) -> list[str]:
-    provenance = item.provenance
-    row = [item.file, f"{provenance.samples:,}", f"{sum(provenance.seconds.values()):.1f}"]
-    if cycle:
-        error = provenance.cycle
-        row[2:2] = [number(error.median), number(error.p99), number(error.max)] if error else ["-"] * 3
-    return row
+def _point_table(delivered: Sequence[Delivered], *, cycle: bool) -> tuple[list[str], list[list[str]]]:
+    columns = [
+        "file",
+        ">samples",
+        *([">cycle median", ">cycle p99", ">cycle max"] if cycle else []),
+        ">seconds",
+    ]
+    rows = []
+    for item in delivered:
+        error = item.provenance.cycle
+        figures = [number(error.median), number(error.p99), number(error.max)] if error else ["-"] * 3
+        rows.append(
+            [
+                item.file,
+                f"{item.provenance.samples:,}",
+                *(figures if cycle else []),
+                _seconds(item.provenance),
+            ]
+        )
+    return columns, rows
+
+
+def _picture_table(delivered: Sequence[Delivered], *, cycle: bool) -> tuple[list[str], list[list[str]]]:
+    columns = ["file", ">pixels", ">edges", *([">cycle dB", ""] if cycle else []), ">seconds"]
+    rows = []
+    for item in delivered:
+        picture = item.provenance.picture
+        row = [item.file, "-", "-"]
+        if picture is not None:
+            row = [item.file, f"{picture.width}x{picture.height}", _optional(picture.edge_correlation)]
+        if cycle:
+            psnr = picture.cycle_psnr if picture is not None else None
+            row += ["-" if psnr is None else f"{psnr:.1f}", "doubtful" if item.doubtful else ""]
+        rows.append([*row, _seconds(item.provenance)])
+    return columns, rows
+
+
+def _optional(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _seconds(provenance: Provenance) -> str:
+    return f"{sum(provenance.seconds.values()):.1f}"

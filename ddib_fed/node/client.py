@@ -49,7 +49,7 @@ from ddib_fed.node.views import (
 )
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
-from ddib_fed.wire.version import SPOKEN, versions_to_pb
+from ddib_fed.wire.version import OLDEST, PICTURES, versions_to_pb
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,8 @@ class Client:
         keep_latent: bool = False,
         request_id: str | None = None,
         deadline_s: float | None = None,
+        source_class: str = "",
+        target_class: str = "",
     ) -> Submitted:
         """Give a job to the node; returns once the node has it on its disk.
 
@@ -159,6 +161,8 @@ class Client:
             request_id: A UUID; the same id with the same content is the same job. Made when missing, and kept
                 over the tries of this call, so that a job is never submitted twice.
             deadline_s: Seconds after which the job is given up; the node's default when missing.
+            source_class: Name or index of the class that the items are of, where the node's model has classes.
+            target_class: Name or index of the class that they become, where the target has classes.
 
         Raises:
             InputError: An item or the target cannot be used.
@@ -167,7 +171,7 @@ class Client:
         items = payloads(files)
         institution, domain = split_target(target)
         header = pb.JobHeader(
-            version=versions_to_pb([max(SPOKEN)])[0],
+            version=versions_to_pb([PICTURES if source_class or target_class else OLDEST])[0],
             request_id=request_id or str(uuid.uuid4()),
             target_institution=institution,
             target_domain=domain,
@@ -176,6 +180,8 @@ class Client:
             keep_latent=keep_latent,
             items=len(items),
             deadline_s=int(deadline_s or 0),
+            source_class=source_class,
+            target_class=target_class,
         )
         answer = self._connection.call(lambda stub: send_job(stub, header, items))
         return Submitted(
@@ -343,6 +349,8 @@ class Client:
         cycle: bool = False,
         keep_latent: bool = False,
         deadline_s: float | None = None,
+        source_class: str = "",
+        target_class: str = "",
         on_event: Callable[[Event], None] | None = None,
         acknowledge: bool = True,
     ) -> tuple[Result, ...]:
@@ -356,7 +364,14 @@ class Client:
             DdibError: An input cannot be used, or the node refuses or cannot be reached.
         """
         job = self.submit(
-            files, target, settings, cycle=cycle, keep_latent=keep_latent, deadline_s=deadline_s
+            files,
+            target,
+            settings,
+            cycle=cycle,
+            keep_latent=keep_latent,
+            deadline_s=deadline_s,
+            source_class=source_class,
+            target_class=target_class,
         )
         for event in self.watch(job.job_id):
             if on_event is not None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 from ddib_fed.node.toml import load_toml
 
 Role = Literal["source", "target"]
+Format = Literal["PNG", "JPEG", "TIFF", "NPY"]
 # sun_path holds 108 bytes on Linux and 104 on macOS, with the closing zero.
 MAX_SOCKET_PATH = 100
 _DNS = re.compile(r"^(?=.{1,200}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
@@ -101,6 +102,10 @@ class LimitsSection(Section):
     max_items_per_job: Annotated[int, Field(ge=1, le=100_000)] = 1_000
     max_points_per_item: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
     max_item_bytes: Annotated[int, Field(ge=1)] = 64 << 20
+    max_pixels: Annotated[int, Field(ge=1)] = 89_000_000
+    # Of one file. The decoders read one; the number stands here so that it can be seen.
+    max_frames: Literal[1] = 1
+    formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("PNG", "JPEG", "TIFF", "NPY")
     max_evaluations: Annotated[int, Field(ge=1, le=10_000)] = 10_000
     max_open_jobs: Annotated[int, Field(ge=1)] = 64
     max_spool_bytes: Annotated[int, Field(ge=1)] = 4 << 30
@@ -116,7 +121,9 @@ class EngineSection(Section):
 
     device: str = "auto"
     threads: Annotated[int, Field(ge=0, le=256)] = 0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     merge_rows: Annotated[int, Field(ge=1)] = 2_048
+    merge_pixels: Annotated[int, Field(ge=1)] = 65_536
     max_trajectories: Annotated[int, Field(ge=1, le=64)] = 16
     running_jobs: Annotated[int, Field(ge=1, le=16)] = 2
 
@@ -125,6 +132,7 @@ class PolicySection(Section):
     """What the node allows beyond the protocol."""
 
     round_trip: bool = True
+    size_rule: Literal["model", "refuse"] = "model"
     samples_per_day: Annotated[int, Field(ge=0)] = 0
 
 
@@ -166,6 +174,7 @@ class NodePaths:
     jobs: Path
     spool: Path
     audit: Path
+    softening_key: Path
     admin_socket: Path
 
 
@@ -239,6 +248,7 @@ class NodeConfig(Section):
             jobs=state / "jobs.sqlite",
             spool=state / "spool",
             audit=state / "audit.jsonl",
+            softening_key=state / "softening.key",
             admin_socket=_socket_path(state),
         )
 
@@ -267,6 +277,9 @@ seed = 0
 [limits]                        # the defaults; raise them only as far as the machine's memory goes
 # max_points_per_item = 100000
 # max_item_bytes = 67108864
+# max_pixels = 89000000         # of one picture
+# max_frames = 1                # of one file; a TIFF or PNG of several pictures is refused
+# formats = ["PNG", "JPEG", "TIFF", "NPY"]  # of pictures that clients send
 # max_items_per_job = 1000
 # max_evaluations = 10000       # network evaluations of one leg
 # max_open_jobs = 64            # source: unfinished jobs; more are refused with a time to try again
@@ -280,12 +293,15 @@ seed = 0
 [engine]
 # device = "auto"               # cpu, cuda, cuda:1; auto takes a GPU where there is one
 # threads = 0                   # CPU threads of the network; 0 measures at start and keeps the fastest
-# merge_rows = 2048             # samples of several requests evaluated in one network call
+# dtype = "float32"             # of the network: float32, bfloat16, float16; what is integrated stays float32
+# merge_rows = 2048             # points of several requests evaluated in one network call
+# merge_pixels = 65536          # pictures: their pixels together
 # max_trajectories = 16         # requests that are integrated at once; more wait
 # running_jobs = 2              # source: jobs worked on at once
 
 [policy]
 # round_trip = true             # target: encode the output again for a peer that asks for a cycle check
+# size_rule = "model"           # pictures of other sizes: fitted as the model's manifest says, or "refuse"
 # samples_per_day = 0           # target: quota for each peer, 0 for none
 
 [identity]                      # only where another node of the institution issues the certificates

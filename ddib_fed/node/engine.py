@@ -7,6 +7,7 @@ point.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -18,15 +19,21 @@ import torch
 from numpy.typing import NDArray
 
 from ddib_fed.diffusion import gaussianity
+from ddib_fed.diffusion.bridge import soften as soften_by
+from ddib_fed.diffusion.denoiser import Condition
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
-from ddib_fed.errors import NotFinite, NotReady, ShapeMismatch
+from ddib_fed.errors import BundleInvalid, NotFinite, NotReady, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.node.batching import Batcher, Control, OnStep
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.wire.latent import Latent
 
 Array = NDArray[np.float32]
+Soften = Callable[[Array], Array]
+"""From samples (N, *sample_shape) in the model's units to the noise of their shape that softens them."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Samples of the call with which threads are measured: large enough that a second thread could pay off.
 WARM_UP_ROWS = 4_096
 
@@ -56,8 +63,13 @@ class Engine:
         bundle: The model.
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU where there is one.
         threads: CPU threads; 0 measures 1 against all cores and keeps the faster.
-        merge_rows: See `Batcher`.
+        dtype: Of the network, a name in `DTYPES`; what is integrated stays float32.
+        merge_rows: Most points in one network call; see `Batcher`.
+        merge_pixels: Most pixels of pictures in one; at least one picture goes.
         max_trajectories: See `Batcher`.
+
+    Raises:
+        BundleInvalid: The bundle is no model that samples are made with.
     """
 
     def __init__(
@@ -66,12 +78,23 @@ class Engine:
         *,
         device: str = "auto",
         threads: int = 0,
+        dtype: str = "float32",
         merge_rows: int = 2_048,
+        merge_pixels: int = 65_536,
         max_trajectories: int = 16,
     ) -> None:
+        if bundle.manifest.role != "generator":
+            raise BundleInvalid(
+                f"{bundle.manifest.name} is a {bundle.manifest.role}, and a node serves a generator",
+                hint="set model.bundle to the folder of the model that it classifies for",
+            )
         self.bundle = bundle
         self.device = _device(device)
-        self._denoiser = bundle.denoiser(device=self.device)
+        self._denoiser = bundle.denoiser(device=self.device, dtype=DTYPES[dtype])
+        self._is_picture = bundle.manifest.sample_kind == "picture"
+        if self._is_picture:
+            merge_rows = max(1, merge_pixels // math.prod(self.sample_shape[1:]))
+        self._merge_rows = merge_rows
         self.threads = threads or self._fastest_threads()
         self._batcher = Batcher(
             self._denoiser,
@@ -98,7 +121,9 @@ class Engine:
             load_bundle(config.paths.bundle),
             device=section.device,
             threads=section.threads,
+            dtype=section.dtype,
             merge_rows=section.merge_rows,
+            merge_pixels=section.merge_pixels,
             max_trajectories=section.max_trajectories,
         )
 
@@ -113,12 +138,36 @@ class Engine:
         return {"calls": self._batcher.calls, "rows": self._batcher.rows}
 
     def plan(self, settings: SolverSettings) -> Plan:
-        """The grid and solver for the settings.
+        """The grids and solver for the settings.
 
         Raises:
             SettingsInvalid: A name is unknown or a number out of range.
         """
-        return plan(settings, self.bundle.schedule)
+        return plan(settings, self.bundle.schedule, soften_sigma=self.bundle.manifest.soften_sigma)
+
+    def check_label(self, label: int | None) -> None:
+        """Raise unless the model can be told this class, or none.
+
+        Raises:
+            SettingsInvalid: It has no such class, has no classes, or cannot do without one.
+        """
+        manifest = self.bundle.manifest
+        count = manifest.num_classes or 0
+        if label is None and (not count or manifest.null_class is not None):
+            return
+        if label is None or not 0 <= label < count:
+            said = "none" if label is None else str(label)
+            raise SettingsInvalid(
+                f"class {said} for a model of {count} classes", facts={"class": said, "classes": count}
+            )
+
+    def _condition(self, label: int | None, rows: int) -> Condition:
+        """What the network is told of `rows` samples of a class that was checked."""
+        self.check_label(label)
+        index = self.bundle.manifest.null_class if label is None else label
+        if index is None:
+            return None
+        return {"y": torch.full((rows,), index, dtype=torch.int64, device=self.device)}
 
     def check_samples(self, samples: Array) -> None:
         """Raise unless `samples` is (N, *sample_shape) and finite.
@@ -144,6 +193,8 @@ class Engine:
         control: Control | None = None,
         on_step: OnStep | None = None,
         normalised: bool = False,
+        label: int | None = None,
+        soften: Soften | None = None,
     ) -> Encoded:
         """Samples to a latent that passed the Gaussian check.
 
@@ -153,10 +204,12 @@ class Engine:
             control: Cancelling and deadline.
             on_step: Called with (evaluations done, evaluations).
             normalised: The samples are in the model's own units already.
+            label: Their class, where the model has classes.
+            soften: Makes the noise that softens them, where the model's manifest says that they are.
 
         Raises:
             ShapeMismatch, NotFinite: The samples cannot be used.
-            SettingsInvalid: The settings cannot be used.
+            SettingsInvalid: The settings or the class cannot be used, or there is no noise where some is needed.
             LatentNotGaussian: What came out is not white noise; it does not leave.
             Cancelled, DeadlineExceeded: As `control` says.
         """
@@ -164,10 +217,11 @@ class Engine:
         if not normalised:
             samples = self.normalise(samples)
             self.check_samples(samples)  # what is finite may overflow in the model's units
-        x = torch.from_numpy(samples).to(self.device, copy=True)
+        condition = self._condition(label, len(samples))
         chosen = self.plan(settings)
         started = time.perf_counter()
-        z = self._drive(chosen.encoder(x), chosen.evaluations, control, on_step)
+        x = self._softened(samples, soften)
+        z = self._drive(chosen.encoder(x, condition), chosen.evaluations, control, on_step)
         statistics = gaussianity.examine(z)
         latent = Latent.from_array(z.cpu().numpy())
         return Encoded(latent, statistics, time.perf_counter() - started)
@@ -179,6 +233,7 @@ class Engine:
         *,
         control: Control | None = None,
         on_step: OnStep | None = None,
+        label: int | None = None,
     ) -> Decoded:
         """A latent to samples.
 
@@ -187,19 +242,21 @@ class Engine:
             settings: Solver and grid.
             control: Cancelling and deadline.
             on_step: Called with (evaluations done, evaluations).
+            label: The class to decode to, where the model has classes.
 
         Raises:
             ShapeMismatch, NotFinite, LatentNotGaussian: The latent cannot be used.
             NotFinite: Nor can what came out.
-            SettingsInvalid: The settings cannot be used.
+            SettingsInvalid: The settings or the class cannot be used.
             Cancelled, DeadlineExceeded: As `control` says.
         """
         self.check_samples(latent.data)
         z = torch.from_numpy(latent.data.copy()).to(self.device)
         gaussianity.examine(z)
+        condition = self._condition(label, len(z))
         chosen = self.plan(settings)
         started = time.perf_counter()
-        x = self._drive(chosen.decoder(z), chosen.evaluations, control, on_step).cpu().numpy()
+        x = self._drive(chosen.decoder(z, condition), chosen.evaluations, control, on_step).cpu().numpy()
         self.check_samples(x)
         return Decoded(x, self.denormalise(x), time.perf_counter() - started)
 
@@ -218,6 +275,15 @@ class Engine:
         mean, std = self.bundle.manifest.normalisation.numbers(samples.ndim)
         return mean.astype(np.float32), std.astype(np.float32)
 
+    def _softened(self, samples: Array, soften: Soften | None) -> torch.Tensor:
+        """The samples on the device, diffused to the manifest's noise level; never the caller's own memory."""
+        x = torch.from_numpy(samples).to(self.device, copy=True)
+        sigma = self.bundle.manifest.soften_sigma
+        if sigma == 0.0:
+            return x
+        noise = None if soften is None else torch.from_numpy(soften(samples)).to(self.device)
+        return soften_by(x, sigma, noise)
+
     def close(self) -> None:
         """Stop the worker; unfinished work fails with `Draining`."""
         self._batcher.close()
@@ -232,11 +298,12 @@ class Engine:
 
     def _warm_up(self) -> None:
         """Run one short leg of two sizes, so that the first request pays for nothing."""
-        quick = SolverSettings(evaluations=8)
-        for rows in (1, 64):
+        quick = SolverSettings(evaluations=2 if self._is_picture else 8)
+        for rows in (1, min(2, self._merge_rows) if self._is_picture else 64):
             noise = torch.randn(rows, *self.sample_shape, generator=torch.Generator().manual_seed(0))
             chosen = self.plan(quick)
-            out = self._drive(chosen.decoder(noise.to(self.device)), chosen.evaluations, None, None)
+            solver = chosen.decoder(noise.to(self.device), self._any_condition(rows))
+            out = self._drive(solver, chosen.evaluations, None, None)
             if not torch.isfinite(out).all():
                 raise NotReady(
                     "the model answers with NaN or infinity to noise",
@@ -248,13 +315,18 @@ class Engine:
         cores = torch.get_num_threads()
         if self.device.type != "cpu" or cores == 1:
             return 1
-        x = torch.randn(WARM_UP_ROWS, *self.sample_shape, generator=torch.Generator().manual_seed(0))
+        rows = 1 if self._is_picture else WARM_UP_ROWS
+        x = torch.randn(rows, *self.sample_shape, generator=torch.Generator().manual_seed(0))
         chosen = self.plan(SolverSettings(evaluations=8))
-        query = next(chosen.decoder(x))
+        query = next(chosen.decoder(x, self._any_condition(rows)))
         timings = {count: _median_seconds(lambda: self._evaluate_once(query), count) for count in (1, cores)}
         torch.set_num_threads(cores)
         # A second thread must pay clearly: it is taken from gRPC and from the other node on a small machine.
         return cores if timings[cores] < 0.7 * timings[1] else 1
+
+    def _any_condition(self, rows: int) -> Condition:
+        """A class that the model has, for calls of which only the time or finiteness counts."""
+        return self._condition(0 if self.bundle.manifest.num_classes else None, rows)
 
     def _evaluate_once(self, query: Any) -> None:
         with torch.no_grad():

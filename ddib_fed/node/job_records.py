@@ -110,6 +110,8 @@ class JobSpec:
         keep_latent: Whether the client gets the latent.
         deadline_s: Seconds from acceptance after which the job is given up; 0 for the node's default, which a
             stored job has in place of it.
+        source_class: Class of the node's own model that the items are of, its name or index; empty for none.
+        target_class: Class of the target that they become; the same.
 
     Raises:
         MessageInvalid: The request id is no UUID.
@@ -123,6 +125,8 @@ class JobSpec:
     cycle: bool = False
     keep_latent: bool = False
     deadline_s: float = 0.0
+    source_class: str = ""
+    target_class: str = ""
 
     def __post_init__(self) -> None:
         try:
@@ -149,8 +153,12 @@ class ItemSpec:
 
 
 def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
-    """What decides whether the same request id has the same content: all but owner and request id."""
-    settings = {k: v for k, v in asdict(spec).items() if k not in {"owner", "request_id"}}
+    """What decides whether the same request id has the same content: all but owner and request id.
+
+    Classes count only where there are any: a job that an older release accepted keeps its digest.
+    """
+    left_out = {"owner", "request_id"} | {k for k in ("source_class", "target_class") if not getattr(spec, k)}
+    settings = {k: v for k, v in asdict(spec).items() if k not in left_out}
     files = [[item.media_type, item.sha256.hex()] for item in items]
     return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).digest()
 

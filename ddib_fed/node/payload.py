@@ -42,7 +42,7 @@ _OPENINGS = {
 
 
 _HOW = dict.fromkeys(Media, "is it damaged, or under a wrong name?") | {
-    Media.NPY: "numpy.save writes such a file: an (N, D) array of floats"
+    Media.NPY: "numpy.save writes such a file: points (N, D), or one picture (H, W) or (H, W, C)"
 }
 
 
@@ -119,7 +119,9 @@ def payloads(origins: Iterable[Path | bytes | Payload]) -> list[Payload]:
 
 def _require_file(path: Path) -> None:
     if path.is_dir():
-        raise InputError(f"{path} is a folder, files are expected", hop="client", hint=f"{path}/*.npy")
+        raise InputError(
+            f"{path} is a folder, files are expected", hop="client", hint=f"{path}/*.png or {path}/*.npy"
+        )
     if not path.exists():
         raise FileMissing(f"there is no {path}", hop="client")
     size = path.stat().st_size

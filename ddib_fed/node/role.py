@@ -6,7 +6,7 @@ A role is an entry point of the group `ddib_fed.roles`; the node knows no role b
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Protocol
@@ -19,7 +19,9 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.engine import Engine
 from ddib_fed.node.metrics import Metrics
 from ddib_fed.node.peers import PeerStore
-from ddib_fed.wire.contract import VALUE_RANGES, ContractSide
+from ddib_fed.node.pictures import rule_of, terms_of
+from ddib_fed.node.softening import Softener, load_key
+from ddib_fed.wire.contract import MAX_CLASS_NAMES, REFUSE, VALUE_RANGES, ContractSide, is_class_name
 
 
 @dataclass(slots=True)
@@ -31,6 +33,7 @@ class NodeContext:
     audit: AuditLog
     metrics: Metrics
     _engine: Engine | None = None
+    _softener: Softener | None = None
     _draining: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -67,8 +70,25 @@ class NodeContext:
         return self._engine is not None
 
     def set_engine(self, engine: Engine) -> None:
-        """The model is warm now."""
+        """The model is warm now.
+
+        Raises:
+            ConfigError: It is one of pictures, and the key that softens them cannot be used.
+        """
+        if engine.bundle.manifest.sample_kind == "picture":
+            self._softener = Softener(load_key(self.config.paths.softening_key), engine.bundle.digest)
         self._engine = engine
+
+    @property
+    def softener(self) -> Softener:
+        """What makes the noise that softens pictures here.
+
+        Raises:
+            NotReady: No model of pictures is loaded yet.
+        """
+        if self._softener is None:
+            raise NotReady(retry_after_s=5)
+        return self._softener
 
     def drain(self) -> None:
         """Take no more work from now on."""
@@ -82,6 +102,7 @@ class NodeContext:
         """
         manifest = self.running_engine.bundle.manifest
         schedule = self.running_engine.bundle.schedule
+        classes = manifest.num_classes or 0
         return ContractSide(
             institution=self.config.node.institution,
             domain=self.config.model.domain,
@@ -91,11 +112,30 @@ class NodeContext:
             model_sha256=bytes.fromhex(self.running_engine.bundle.digest),
             terminal_lambda=schedule.lambda_min,
             initial_lambda=schedule.lambda_max,
-            classes=0,
-            size_rule="none",
+            classes=classes,
+            size_rule=self.size_rule,
             value_range=VALUE_RANGES[manifest.sample_kind],
             soften_sigma=manifest.soften_sigma,
+            picture=terms_of(manifest),
+            class_names=_class_names(manifest.classes),
         )
+
+    @property
+    def size_rule(self) -> str:
+        """How this node brings a picture to its model's size.
+
+        Raises:
+            NotReady: The model is not loaded yet.
+        """
+        manifest = self.running_engine.bundle.manifest
+        if manifest.sample_kind != "picture":
+            return "none"
+        return REFUSE if self.config.policy.size_rule == REFUSE else rule_of(manifest).fit
+
+
+def _class_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names as a contract has them: all, or none where one cannot be written there; their indices still count."""
+    return tuple(names) if len(names) <= MAX_CLASS_NAMES and all(map(is_class_name, names)) else ()
 
 
 class RoleService(Protocol):

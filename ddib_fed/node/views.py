@@ -111,6 +111,9 @@ class Domain:
     sample_shape: tuple[int, ...]
     status: str
     latency_ms: int
+    classes: int = 0
+    class_names: tuple[str, ...] = ()
+    size_rule: str = ""
 
     @property
     def target(self) -> str:
@@ -127,6 +130,8 @@ class Domains:
     sample_kind: str
     sample_shape: tuple[int, ...]
     targets: tuple[Domain, ...]
+    classes: int = 0
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,8 @@ class JobView:
     expires: float
     items: tuple[ItemView, ...]
     failure: Failure | None
+    source_class: str = ""
+    target_class: str = ""
 
     @property
     def expected_parts(self) -> frozenset[Part]:
@@ -234,6 +241,39 @@ class CycleError:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureFigures:
+    """What was done with a picture, and how near its round trip is.
+
+    Attributes:
+        height: Of the picture that was sent, and of the translation.
+        width: The same.
+        size_rule: How it was brought to the model's size; undone on the translation.
+        low: Raw value that is -1 in a sample of the target's.
+        high: Raw value that is 1.
+        bits: Of a value in the translation's file.
+        slope: Raw value of the translation = slope * number in its file + intercept.
+        intercept: The same.
+        cycle_mse: Mean squared error of the round trip, values from -1 to 1; None without a cycle.
+        cycle_psnr: The same in dB.
+        edge_correlation: Of the edges of picture and translation.
+        mutual_information: Of their values, in bits.
+    """
+
+    height: int
+    width: int
+    size_rule: str
+    low: float
+    high: float
+    bits: int
+    slope: float
+    intercept: float
+    cycle_mse: float | None
+    cycle_psnr: float | None
+    edge_correlation: float | None
+    mutual_information: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """How a result came about."""
 
@@ -254,6 +294,9 @@ class Provenance:
     seconds: Mapping[str, float]
     cycle: CycleError | None
     samples: int
+    picture: PictureFigures | None = None
+    source_class: str = ""
+    target_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,11 +344,14 @@ def domains_view(pb: translation_pb2.ListDomainsResponse) -> Domains:
             sample_shape=tuple(d.sample_shape),
             status=d.status,
             latency_ms=d.latency_ms,
+            classes=d.classes,
+            class_names=tuple(d.class_names),
+            size_rule=d.size_rule,
         )
         for d in pb.domains
     )
-    kind = _KINDS.get(pb.sample_kind, "unknown")
-    return Domains(pb.institution, pb.domain, kind, tuple(pb.sample_shape), targets)
+    kind, shape = _KINDS.get(pb.sample_kind, "unknown"), tuple(pb.sample_shape)
+    return Domains(pb.institution, pb.domain, kind, shape, targets, pb.classes, tuple(pb.class_names))
 
 
 def job_state(number: int) -> JobState:
@@ -339,6 +385,8 @@ def job_view(pb: translation_pb2.Job) -> JobView:
         expires=pb.expires,
         items=tuple(_item(item) for item in pb.items),
         failure=_failure(pb.error) if pb.HasField("error") else None,
+        source_class=pb.source_class,
+        target_class=pb.target_class,
     )
 
 
@@ -378,4 +426,24 @@ def provenance_view(pb: translation_pb2.Provenance) -> Provenance:
         seconds=dict(pb.seconds),
         cycle=CycleError(cycle.median, cycle.mean, cycle.p99, cycle.max) if pb.HasField("cycle") else None,
         samples=pb.samples,
+        picture=_figures(pb.picture) if pb.HasField("picture") else None,
+        source_class=pb.source_class,
+        target_class=pb.target_class,
+    )
+
+
+def _figures(pb: translation_pb2.PictureFigures) -> PictureFigures:
+    return PictureFigures(
+        height=pb.height,
+        width=pb.width,
+        size_rule=pb.size_rule,
+        low=pb.terms.low,
+        high=pb.terms.high,
+        bits=pb.terms.bits,
+        slope=pb.slope,
+        intercept=pb.intercept,
+        cycle_mse=pb.cycle_mse if pb.HasField("cycle_mse") else None,
+        cycle_psnr=pb.cycle_psnr if pb.HasField("cycle_psnr") else None,
+        edge_correlation=pb.edge_correlation if pb.HasField("edge_correlation") else None,
+        mutual_information=pb.mutual_information if pb.HasField("mutual_information") else None,
     )

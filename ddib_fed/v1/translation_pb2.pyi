@@ -337,7 +337,7 @@ class Provenance(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[bytes] = ..., source_model_sha256: _Optional[bytes] = ..., target_model_sha256: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., latent_sha256: _Optional[bytes] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ...) -> None: ...
 
 class PictureFigures(_message.Message):
-    __slots__ = ("height", "width", "size_rule", "terms", "cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information")
+    __slots__ = ("height", "width", "size_rule", "terms", "cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information", "slope", "intercept")
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     SIZE_RULE_FIELD_NUMBER: _ClassVar[int]
@@ -346,6 +346,8 @@ class PictureFigures(_message.Message):
     CYCLE_PSNR_FIELD_NUMBER: _ClassVar[int]
     EDGE_CORRELATION_FIELD_NUMBER: _ClassVar[int]
     MUTUAL_INFORMATION_FIELD_NUMBER: _ClassVar[int]
+    SLOPE_FIELD_NUMBER: _ClassVar[int]
+    INTERCEPT_FIELD_NUMBER: _ClassVar[int]
     height: int
     width: int
     size_rule: str
@@ -354,7 +356,9 @@ class PictureFigures(_message.Message):
     cycle_psnr: float
     edge_correlation: float
     mutual_information: float
-    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., size_rule: _Optional[str] = ..., terms: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., cycle_mse: _Optional[float] = ..., cycle_psnr: _Optional[float] = ..., edge_correlation: _Optional[float] = ..., mutual_information: _Optional[float] = ...) -> None: ...
+    slope: float
+    intercept: float
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., size_rule: _Optional[str] = ..., terms: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., cycle_mse: _Optional[float] = ..., cycle_psnr: _Optional[float] = ..., edge_correlation: _Optional[float] = ..., mutual_information: _Optional[float] = ..., slope: _Optional[float] = ..., intercept: _Optional[float] = ...) -> None: ...
 
 class CycleError(_message.Message):
     __slots__ = ("median", "mean", "p99", "max")

@@ -60,7 +60,7 @@ def test_every_limit_stands_in_the_template_with_its_default(tmp_path: Path) -> 
     """Nobody has to read the source to learn which limits there are, or what they are."""
     text = write(tmp_path).read_text()
     for section in (LimitsSection(), EngineSection(), PolicySection(), LogSection()):
-        for name, value in section.model_dump().items():
+        for name, value in section.model_dump(mode="json").items():
             shown = next(line for line in text.splitlines() if line.startswith(f"# {name} = "))
             assert tomllib.loads(shown.removeprefix("# "))[name] == value, name
 

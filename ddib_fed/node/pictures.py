@@ -1,0 +1,147 @@
+"""Turns a client's file into what the model takes, and what a model gives into the file that a client gets.
+
+The rule: a picture's own size stays with whoever decoded its file. The target knows the model's size alone; the source
+undoes the fit on what comes back. No metadata survives: what goes out is written from pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.data.images import (
+    Geometry,
+    ImageLimits,
+    PictureRule,
+    decode_image,
+    encode_png,
+    from_array,
+    to_array,
+)
+from ddib_fed.errors import ShapeMismatch
+from ddib_fed.models.manifest import Manifest, PictureFormat
+from ddib_fed.node.config import LimitsSection
+from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.contract import REFUSE, ContractSide, PictureTerms
+
+Array = NDArray[np.float32]
+
+MEDIA_FORMATS = {
+    common_pb2.MEDIA_TYPE_NPY: "NPY",
+    common_pb2.MEDIA_TYPE_PNG: "PNG",
+    common_pb2.MEDIA_TYPE_JPEG: "JPEG",
+    common_pb2.MEDIA_TYPE_TIFF: "TIFF",
+}
+
+
+def limits_of(section: LimitsSection) -> ImageLimits:
+    """What a client's picture may be, from node.toml."""
+    return ImageLimits(
+        max_bytes=section.max_item_bytes, max_pixels=section.max_pixels, formats=tuple(section.formats)
+    )
+
+
+def terms_of(manifest: Manifest) -> PictureTerms | None:
+    """What the contract says of the values in this model's files; None for points."""
+    if manifest.sample_kind != "picture":
+        return None
+    form = manifest.picture or PictureFormat()
+    return PictureTerms(form.low, form.high, form.bits)
+
+
+def rule_of(manifest: Manifest) -> PictureRule:
+    """How files become pictures of this model; a manifest that says nothing of it means 8-bit files, resized."""
+    channels, height, width = manifest.sample_shape
+    form = manifest.picture or PictureFormat()
+    return PictureRule(channels, height, width, form.fit, form.low, form.high, form.bits)
+
+
+def read_picture(
+    content: bytes, rule: PictureRule, limits: ImageLimits, *, size_rule: str
+) -> tuple[Array, Geometry]:
+    """A client's file as the model takes it, (1, C, H, W) float32 in [-1, 1], and the size that it had.
+
+    Args:
+        content: The file.
+        rule: The model's.
+        limits: What the file may claim.
+        size_rule: The contract's; "refuse" takes no picture of another size than the model's.
+
+    Raises:
+        ImageUnreadable, ImageTooLarge: It is no picture that is accepted here.
+        ShapeMismatch: It has another size, and that is refused.
+    """
+    array, geometry = to_array(decode_image(content, limits), rule)
+    if size_rule == REFUSE and (geometry.height, geometry.width) != (rule.height, rule.width):
+        said, wanted = f"{geometry.height}x{geometry.width}", f"{rule.height}x{rule.width}"
+        raise ShapeMismatch(
+            f"a picture of {said} pixels where {wanted} alone is taken",
+            hint="bring it to that size, or let both operators set policy.size_rule to model",
+            facts={"size": said, "expected": wanted, "size_rule": REFUSE},
+        )
+    return array[None], geometry
+
+
+def write_translation(samples: Array, rule: PictureRule) -> bytes:
+    """The target's answer: a PNG of the model's own size from one picture (1, C, H, W) in [-1, 1]."""
+    return encode_png(from_array(samples[0], rule))
+
+
+def output_scale(side: ContractSide) -> tuple[float, float]:
+    """(slope, intercept) of a side's files: raw value = slope * number in the file + intercept."""
+    return _rule_of_side(side).output_scale
+
+
+def bring_home(content: bytes, side: ContractSide, size_rule: str, geometry: Geometry) -> tuple[bytes, Array]:
+    """What a peer answered, made the client's: at the picture's own size, and without anything but pixels.
+
+    Args:
+        content: The file that the peer sent.
+        side: The peer's half of the contract: shape, range and bits of its files.
+        size_rule: How the picture was brought to the model's size; it is undone.
+        geometry: The picture's own size.
+
+    Returns:
+        The PNG, and the peer's picture as it came, (1, C, H, W) float32 in [-1, 1].
+
+    Raises:
+        ImageUnreadable, ImageTooLarge: It is no PNG, or claims more pixels than were agreed.
+        ShapeMismatch: Its size, channels or bits are not those that were agreed.
+    """
+    rule = _rule_of_side(side, size_rule)
+    limits = ImageLimits(max_bytes=len(content), max_pixels=rule.height * rule.width, formats=("PNG",))
+    picture = decode_image(content, limits)
+    agreed = (rule.height, rule.width, rule.channels)
+    if picture.pixels.shape != agreed or picture.bits != rule.bits:
+        said = f"{'x'.join(map(str, picture.pixels.shape))} of {picture.bits} bits"
+        wanted = f"{'x'.join(map(str, agreed))} of {rule.bits} bits"
+        raise ShapeMismatch(
+            f"a picture of {said} came, {wanted} was agreed", facts={"got": said, "agreed": wanted}
+        )
+    numbers = _in_numbers(rule)
+    array, _ = to_array(picture, numbers)
+    return encode_png(from_array(array, numbers, geometry)), array[None]
+
+
+def write_own(samples: Array, rule: PictureRule, geometry: Geometry) -> bytes:
+    """A PNG at the picture's own size from one of the own model's pictures (1, C, H, W) in [-1, 1]."""
+    return encode_png(from_array(samples[0], rule, geometry))
+
+
+def _rule_of_side(side: ContractSide, size_rule: str = REFUSE) -> PictureRule:
+    """The other side's rule; where sizes are refused there is nothing to undo, and any fit says so."""
+    assert side.picture is not None  # a contract of pictures has it
+    channels, height, width = side.sample_shape
+    terms = side.picture
+    fit = "resize" if size_rule == REFUSE else size_rule
+    # A contract's size rule is one of the rule's own names.
+    return PictureRule(channels, height, width, fit, terms.low, terms.high, terms.bits)  # type: ignore[arg-type]
+
+
+def _in_numbers(rule: PictureRule) -> PictureRule:
+    """The same rule for the numbers in the file, where these are not the raw values themselves."""
+    if rule.output_scale == (1.0, 0.0):
+        return rule
+    return dataclasses.replace(rule, low=0.0, high=float(rule.top))

@@ -1,0 +1,215 @@
+"""Turns an item's file into what the engine takes, and what came back into the files that the client gets.
+
+Points and pictures differ here and nowhere else in the source node. What the client's file was (its type, its size in
+pixels) stays here: it is undone on what comes back, and nothing of it crosses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.data.images import Geometry
+from ddib_fed.data.points import parse_npy, to_npy
+from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
+from ddib_fed.evaluation.metrics import cycle_error
+from ddib_fed.evaluation.pictures import mse as picture_mse
+from ddib_fed.evaluation.pictures import psnr
+from ddib_fed.evaluation.structure import structure
+from ddib_fed.node.config import LimitsSection
+from ddib_fed.node.engine import Decoded, Engine
+from ddib_fed.node.pictures import (
+    MEDIA_FORMATS,
+    bring_home,
+    limits_of,
+    output_scale,
+    read_picture,
+    rule_of,
+    write_own,
+)
+from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.contract import ContractSide
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a client's file holds.
+
+    Attributes:
+        samples: (N, *sample_shape) float32, in the units of the data; pictures in [-1, 1].
+        size_rule: How a picture was brought to the model's size, as the contract says; "none" for points.
+        geometry: The size that a picture had; None for points.
+    """
+
+    samples: Array
+    size_rule: str = "none"
+    geometry: Geometry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What the client gets.
+
+    Attributes:
+        file: Its bytes.
+        figures: What is recorded of it, merged into the item's record.
+    """
+
+    file: bytes
+    figures: Mapping[str, Any]
+
+
+class Samples(Protocol):
+    """One kind of sample."""
+
+    @property
+    def media_type(self) -> int:
+        """Of the files that come out."""
+
+    @property
+    def accepted(self) -> frozenset[int]:
+        """Media types of the files that go in."""
+
+    def refusal(self, media_type: int) -> DdibError:
+        """The error for a file of a type that is not accepted."""
+
+    def read(self, content: bytes, size_rule: str) -> Given:
+        """A client's file.
+
+        Raises:
+            InputError: It cannot be used; a subclass says why.
+        """
+
+    def translation(self, file: bytes, side: ContractSide, given: Given) -> Translation:
+        """What the peer answered, as the client gets it; `side` is the peer's half of the contract.
+
+        Raises:
+            InputError: It is not what was agreed.
+        """
+
+    def returned(self, samples: Array, given: Given) -> bytes:
+        """The client's file of what came back over the cycle, in the units of the data."""
+
+    def cycle(self, engine: Engine, given: Given, back: Decoded) -> Mapping[str, Any]:
+        """What is recorded of how far it is from what was given."""
+
+
+class PointSamples:
+    """Clouds of points, .npy in and out."""
+
+    media_type: int = common_pb2.MEDIA_TYPE_NPY
+    accepted: frozenset[int] = frozenset({common_pb2.MEDIA_TYPE_NPY})
+
+    def __init__(self, engine: Engine, limits: LimitsSection) -> None:
+        self._dim = engine.sample_shape[0]
+        self._limits = limits
+
+    def refusal(self, media_type: int) -> DdibError:
+        """See `Samples`."""
+        return PointsUnreadable(
+            f"media type {media_type} for a model of points", facts={"takes": ".npy files of points"}
+        )
+
+    def read(self, content: bytes, size_rule: str) -> Given:  # noqa: ARG002 - points have no size
+        """See `Samples`."""
+        return Given(self._parse(content))
+
+    def translation(self, file: bytes, side: ContractSide, given: Given) -> Translation:  # noqa: ARG002
+        """See `Samples`."""
+        points = self._parse(file)
+        if len(points) != len(given.samples):
+            raise ShapeMismatch(f"{len(points)} samples came back for {len(given.samples)}")
+        return Translation(file, {})
+
+    def returned(self, samples: Array, given: Given) -> bytes:  # noqa: ARG002
+        """See `Samples`."""
+        return to_npy(samples)
+
+    def cycle(self, engine: Engine, given: Given, back: Decoded) -> Mapping[str, Any]:
+        """See `Samples`."""
+        return {"cycle": dict(cycle_error(engine.normalise(given.samples), back.normalised))}
+
+    def _parse(self, content: bytes) -> Array:
+        limits = self._limits
+        return parse_npy(
+            content, max_bytes=limits.max_item_bytes, max_points=limits.max_points_per_item, dim=self._dim
+        )
+
+
+class PictureSamples:
+    """Pictures, one a file, PNG out."""
+
+    media_type: int = common_pb2.MEDIA_TYPE_PNG
+
+    def __init__(self, engine: Engine, limits: LimitsSection) -> None:
+        self._rule = rule_of(engine.bundle.manifest)
+        self._limits = limits_of(limits)
+
+    @property
+    def accepted(self) -> frozenset[int]:
+        """See `Samples`."""
+        return frozenset(media for media, name in MEDIA_FORMATS.items() if name in self._limits.formats)
+
+    def refusal(self, media_type: int) -> DdibError:
+        """See `Samples`."""
+        return ImageUnreadable(
+            f"media type {media_type} is not accepted", facts={"formats": ", ".join(self._limits.formats)}
+        )
+
+    def read(self, content: bytes, size_rule: str) -> Given:
+        """See `Samples`."""
+        samples, geometry = read_picture(content, self._rule, self._limits, size_rule=size_rule)
+        return Given(samples, size_rule, geometry)
+
+    def translation(self, file: bytes, side: ContractSide, given: Given) -> Translation:
+        """See `Samples`."""
+        assert given.geometry is not None
+        assert side.picture is not None  # a contract of pictures has it
+        home, translated = bring_home(file, side, given.size_rule, given.geometry)
+        kept = structure(given.samples, translated)
+        slope, intercept = output_scale(side)
+        figures = {
+            "height": given.geometry.height,
+            "width": given.geometry.width,
+            "size_rule": given.size_rule,
+            "terms": side.picture.values(),
+            "slope": slope,
+            "intercept": intercept,
+            "edge_correlation": float(kept.edge_correlation[0]),
+            "mutual_information": float(kept.mutual_information[0]),
+        }
+        return Translation(home, {"picture": figures})
+
+    def returned(self, samples: Array, given: Given) -> bytes:
+        """See `Samples`."""
+        assert given.geometry is not None
+        return write_own(samples, self._rule, given.geometry)
+
+    def cycle(self, engine: Engine, given: Given, back: Decoded) -> Mapping[str, Any]:  # noqa: ARG002
+        """See `Samples`; of the picture as it is written, within [-1, 1]."""
+        written = back.samples.clip(-1.0, 1.0)
+        return {
+            "picture": {
+                "cycle_mse": float(picture_mse(written, given.samples)[0]),
+                "cycle_psnr": float(psnr(written, given.samples)[0]),
+            }
+        }
+
+
+def samples_of(engine: Engine, limits: LimitsSection) -> Samples:
+    """What the node's model is of."""
+    if engine.bundle.manifest.sample_kind == "picture":
+        return PictureSamples(engine, limits)
+    return PointSamples(engine, limits)
+
+
+def add_figures(record: dict[str, Any], figures: Mapping[str, Any]) -> None:
+    """Merge what was measured into an item's record, one level deep."""
+    for key, value in figures.items():
+        record[key] = {**record[key], **value} if isinstance(record.get(key), dict) else value
