@@ -170,14 +170,6 @@ def test_ends_one_when_an_output_differs(output, spoil, tmp_path, capsys):
     assert "ABOVE" in capsys.readouterr().out
 
 
-def test_says_that_picture_networks_are_another_matter(tmp_path, capsys):
-    """A file with an image size ends non-zero with a sentence."""
-    path = tmp_path / "unet.safetensors"
-    save_file({"io.x": torch.zeros(1)}, path, {"config": json.dumps({"image_size": 64})})
-    assert golden.main([str(path)]) == 2
-    assert "picture networks" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "config", [None, [], {}, {**CONFIG, "num_channels": 64}, {**CONFIG, "attention": True}], ids=str
 )

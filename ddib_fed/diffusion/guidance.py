@@ -5,7 +5,7 @@ Each wraps a denoiser and is one, so that solvers and drivers need not know. In 
 
     classifier:        eps' = eps - scale sigma grad_x log p(y | x),  hence  v' = v - scale (sigma / alpha) grad_x log p
     classifier-free:   eps' = eps_null + scale (eps_y - eps_null),    hence  v' = v_null + scale (v_y - v_null)
-    clipped:           x0' = clip(x0),                                hence  v' = v + (x0 - x0') / sigma
+    clipped:           x0' = clip(x0),                                hence  v' = (alpha x - x0') / sigma
 
 The rule: gradients are switched on inside one evaluation and off again; none reaches the caller. Classes come in the
 condition, as {"y": (N,) int64}.
@@ -19,7 +19,15 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places, TimeInput, told_times, x0_from_v
+from ddib_fed.diffusion.denoiser import (
+    Condition,
+    Denoiser,
+    Places,
+    TimeInput,
+    told_times,
+    v_from_x0,
+    x0_from_v,
+)
 from ddib_fed.diffusion.schedule import Level
 from ddib_fed.errors import SettingsInvalid
 
@@ -155,8 +163,10 @@ class Clipped(Wrapped):
         """As `Denoiser.at`."""
         v = self.inner.at(x, places, cond)
         x0 = x0_from_v(v, x, places.alpha, places.sigma)
-        excess = x0 - x0.clamp(self.low, self.high)
-        return v.add_(excess * _over(1.0, places.sigma))
+        held = x0.clamp(self.low, self.high)
+        # From the held x0 alone where it was held: near pure noise x0 is so large that nothing is left of a difference.
+        within = (x0 == held) | torch.as_tensor(places.sigma == 0.0, device=x.device)
+        return torch.where(within, v, v_from_x0(held, x, places.alpha, places.sigma))
 
 
 def without_classes(cond: Condition) -> Condition:
