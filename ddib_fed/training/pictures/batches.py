@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddib_fed.data.augment import random_crop, random_flip
+from ddib_fed.data.folders import expand
 from ddib_fed.data.synthetic import uniforms
 from ddib_fed.models.manifest import Normalisation
 from ddib_fed.training.pictures.config import PictureTrainConfig
-from ddib_fed.training.pictures.sources import PictureSource, Pixels, unit
+from ddib_fed.training.pictures.sources import PictureSource
 
 Floats = NDArray[np.float32]
 
@@ -70,21 +72,18 @@ class Batches:
         chosen = self._chosen(step * self._batch + first, count)
         pixels = self._source.train[chosen]
         if self._source.size is not None:
-            pixels = _windows(pixels, self._source.size, u[:, _TOP], u[:, _LEFT])
-        x = unit(pixels)
+            pixels = random_crop(pixels, (self._source.size,) * 2, u[:, [_TOP, _LEFT]])
         if self._config.flip:
-            mirrored = u[:, _FLIP] < 0.5
-            x[mirrored] = x[mirrored, :, :, ::-1]
-        x0, eps = self._noisy(x, self._config.seed, step, first)
+            pixels = random_flip(pixels, u[:, _FLIP])
+        x0, eps = self._noisy(expand(pixels), self._config.seed, step, first)
         return Samples(x0, eps, self._labels(chosen, u[:, _DROP]))
 
     def held_out(self, most: int) -> Samples:
         """The first `most` held-out pictures, always with the same noise."""
         pixels = self._source.held_out[:most]
         if self._source.size is not None:
-            middle = np.full(len(pixels), 0.5)
-            pixels = _windows(pixels, self._source.size, middle, middle)
-        x0, eps = self._noisy(unit(pixels), self._config.seed, _HELD_OUT_STEP, 0)
+            pixels = random_crop(pixels, (self._source.size,) * 2, np.full((len(pixels), 2), 0.5))
+        x0, eps = self._noisy(expand(pixels), self._config.seed, _HELD_OUT_STEP, 0)
         labels = self._source.held_out_labels
         given = self._config.classes is not None and labels is not None
         return Samples(x0, eps, torch.from_numpy(labels[:most]) if given and labels is not None else None)
@@ -120,14 +119,6 @@ class Batches:
             return None
         withheld = u < self._config.label_dropout
         return torch.from_numpy(np.where(withheld, len(self._source.classes), self._source.labels[chosen]))
-
-
-def _windows(pixels: Pixels, size: int, top: NDArray[np.float64], left: NDArray[np.float64]) -> Pixels:
-    """Square windows of `size` at places in [0, 1) of the room there is."""
-    rooms = [pixels.shape[axis] - size + 1 for axis in (2, 3)]
-    corners = [(place * room).astype(np.int64) for place, room in zip((top, left), rooms, strict=True)]
-    cut = [picture[:, y : y + size, x : x + size] for picture, y, x in zip(pixels, *corners, strict=True)]
-    return np.stack(cut)
 
 
 def _generator(seed: int, step: int, sample: int) -> np.random.Generator:

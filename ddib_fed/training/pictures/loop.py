@@ -7,6 +7,7 @@ gradient of a step is the mean over the whole batch, whichever microbatches and 
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from ddib_fed.training.pictures.starts import Start, channels_last, new_network
 from ddib_fed.training.pictures.world import World
 
 HELD_OUT_PICTURES = 256
-_PROBE_WARMUP, _PROBE_STEPS, _PROBE_SECONDS = 2, 12, 20.0
+_PROBE_STEPS = 12
 _PROBE_MARGIN = 0.93
 
 
@@ -43,7 +44,6 @@ class Progress:
         loss: Smoothed training loss.
         held_out: Loss on held-out pictures when it was last measured; None before.
         rate: Steps a second since this process began.
-        note: Something to be said, once; mostly empty.
     """
 
     step: int
@@ -51,7 +51,6 @@ class Progress:
     loss: float
     held_out: float | None
     rate: float
-    note: str = ""
 
 
 OnProgress = Callable[[Progress], None]
@@ -72,7 +71,7 @@ class PictureTrainer:
         ema: Its averages.
         normal: From pictures in [-1, 1] to the network's units.
         microbatch: Pictures that go through the network at once, here and now.
-        notes: What is to be said since they were last taken.
+        notes: What is to be said; whoever says it clears them.
     """
 
     def __init__(self, config: PictureTrainConfig, source: PictureSource, start: Start, world: World) -> None:
@@ -177,12 +176,6 @@ class PictureTrainer:
         self.levels.restore(checkpoint.part("levels"))
         self.step = checkpoint.info.step
 
-    def take_notes(self) -> str:
-        """What is to be said, and not again."""
-        said = "; ".join(self.notes)
-        self.notes.clear()
-        return said
-
     def _gradients(self, lams: Tensor, weights: Tensor) -> Tensor:
         """Put the batch's gradient into the parameters; losses of all samples (batch,) float64, unweighted."""
         while True:
@@ -245,32 +238,65 @@ class PictureTrainer:
                     state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def settle(
-    config: PictureTrainConfig, source: PictureSource, start: Start, world: World
-) -> tuple[PictureTrainConfig, float | None]:
-    """The settled config, and the seconds a step took where they had to be measured, on a network thrown away."""
-    if config.time_s is None:
-        return config.settled(steps=config.steps or config.defaults.steps), None
-    seconds, microbatch = measure(config, source, start, world)
-    steps = max(1, int(config.time_s * _PROBE_MARGIN / seconds))
-    return config.settled(steps=steps, microbatch=microbatch), seconds
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a step costs on this machine.
+
+    Attributes:
+        parameters: Numbers in the network.
+        seconds: Of one step of the whole batch.
+        memory: Bytes in use at the most: on CUDA by torch, else by this process.
+        microbatch: Pictures at once that fit into memory.
+    """
+
+    parameters: int
+    seconds: float
+    memory: int
+    microbatch: int
+
+    def __str__(self) -> str:
+        size = f"{self.parameters:,} parameters, {self.memory / 2**30:.1f} GiB of memory"
+        return f"{size}, {self.seconds:.3g} s a step, {self.microbatch} pictures at once"
 
 
 def measure(
-    config: PictureTrainConfig, source: PictureSource, start: Start, world: World
-) -> tuple[float, int]:
-    """Seconds a step, and the microbatch that fits into memory, measured on a network that is thrown away."""
-    trial = PictureTrainer(config.settled(steps=1_000_000), source, start, world)
+    config: PictureTrainConfig, source: PictureSource, start: Start, world: World, *, within_s: float
+) -> Cost:
+    """Take a few steps of one microbatch for about `within_s` seconds, on a network that is thrown away."""
+    settled = config.settled(steps=1_000_000)
+    batch, microbatch = int(settled.batch or 1), int(settled.microbatch or 1)
+    small = min(batch, microbatch * world.size)
+    trial = PictureTrainer(settled.model_copy(update={"batch": small}), source, start, world)
     begun = time.monotonic()
-    for _ in range(_PROBE_WARMUP):
-        trial.advance()
-    slowest = (time.monotonic() - begun) / _PROBE_WARMUP
+    trial.advance()
+    slowest = time.monotonic() - begun
     # The leader chooses how many: processes that disagreed would wait for one another for ever.
-    count = world.decide(lambda: max(1, min(_PROBE_STEPS, int(_PROBE_SECONDS / slowest))))
+    count = world.decide(lambda: max(1, min(_PROBE_STEPS, int(within_s / slowest))))
     begun = time.monotonic()
     for _ in range(count):
         trial.advance()
-    return (time.monotonic() - begun) / count, trial.microbatch
+    seconds = (time.monotonic() - begun) / count * batch / small
+    parameters = sum(parameter.numel() for parameter in trial.network.parameters())
+    return Cost(parameters, seconds, _memory(world), trial.microbatch)
+
+
+def settle(config: PictureTrainConfig, cost: Cost | None) -> PictureTrainConfig:
+    """The config with its number of steps, and a microbatch that fits, settled.
+
+    Args:
+        config: The run.
+        cost: What was measured; a run that fits a time needs it.
+    """
+    settled = config.settled() if cost is None else config.settled(microbatch=cost.microbatch)
+    if config.time_s is None or cost is None:
+        return settled.settled(steps=config.steps or config.defaults.steps)
+    return settled.settled(steps=max(1, int(config.time_s * _PROBE_MARGIN / cost.seconds)))
+
+
+def _memory(world: World) -> int:
+    if world.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(world.device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _half_bin(source: PictureSource, normal: Normalisation) -> Tensor:

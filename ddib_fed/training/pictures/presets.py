@@ -57,7 +57,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "model_channels": 32,
                 "channel_mult": (1, 3),
                 "num_res_blocks": 2,
-                "attention_resolutions": (2,),
+                "attention_resolutions": (),
                 "num_head_channels": 32,
                 "use_scale_shift_norm": True,
                 "resblock_updown": False,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,15 +32,19 @@ from ddib_fed.training import record
 from ddib_fed.training.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.pictures import sheet
 from ddib_fed.training.pictures.config import PictureTrainConfig, learning_rate
-from ddib_fed.training.pictures.loop import OnProgress, PictureTrainer, Progress, settle
+from ddib_fed.training.pictures.loop import OnProgress, PictureTrainer, Progress, measure, settle
 from ddib_fed.training.pictures.sources import PictureSource, open_source
 from ddib_fed.training.pictures.starts import Start, open_start
 from ddib_fed.training.pictures.world import World, open_world
 
 RUN_FOLDER = "run"
 LOG_EVERY = 10
+SETTLE_S, LOOK_S = 20.0, 3.0
+"""Seconds in which the cost of a step is measured: to fit a time, and only to tell it."""
 RISEN = 1.05
 """A held-out loss so many times its least is said to rise."""
+Say = Callable[[str], None]
+OnScan = Callable[[int, int], None]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -51,6 +56,8 @@ def train_pictures(
     source: PictureSource | None = None,
     resume: bool = False,
     force: bool = False,
+    say: Say | None = None,
+    on_scan: OnScan | None = None,
 ) -> Bundle:
     """Train a model of pictures and write its bundle; under torchrun, together with the other processes.
 
@@ -63,6 +70,9 @@ def train_pictures(
         resume: Go on with an unfinished run in `out` (or start, when there is none); a finished bundle of the
             same run is returned as it is.
         force: Start again, whatever is in `out`.
+        say: Told, a sentence each, what a folder is like, what a step costs before the first is taken, and on the way
+            what goes wrong: memory that runs out, signs of overfitting.
+        on_scan: Called with (pictures looked at, in all) while a folder is checked and loaded.
 
     Returns:
         The bundle, as read back from `out`.
@@ -79,11 +89,12 @@ def train_pictures(
         MemoryExhausted: Not even one picture at a time fits into memory.
     """
     with torch_threads(config.threads), torch.random.fork_rng(), open_world(config.device) as world:
-        pictures = open_source(config, source)
+        say = say if say is not None and world.leads else None
+        pictures = open_source(config, source, say=say, progress=on_scan if world.leads else None)
         start = open_start(config, pictures)
         if start.bundle is not None:
             config = config.model_copy(update={"init_digest": start.bundle.digest})
-        run = _open_run(config, out, pictures, start, world, resume=resume, force=force)
+        run = _open_run(config, out, pictures, start, world, say, resume=resume, force=force)
         if not world.decide(run.finished):
             trainer = run.trainer()
             run.follow(trainer, on_progress)
@@ -101,6 +112,7 @@ class _Run:
         start: Its network.
         out: The bundle's folder.
         world: The processes that share it.
+        say: Told what is to be said.
         cpu_before: CPU seconds that earlier processes spent on it.
         started: When this process began it, monotonic.
         cpu_started: CPU seconds of this process when it began it.
@@ -111,6 +123,7 @@ class _Run:
     start: Start
     out: Path
     world: World
+    say: Say | None = None
     cpu_before: float = 0.0
     started: float = field(default_factory=time.monotonic)
     cpu_started: float = field(default_factory=time.process_time)
@@ -156,6 +169,7 @@ class _Run:
             if due:
                 self.checkpoint(trainer)
                 log.draw(trainer)
+            self.tell(trainer)
             if on_progress is not None:
                 try:
                     on_progress(log.progress(trainer))
@@ -163,6 +177,13 @@ class _Run:
                     if not due:
                         self.checkpoint(trainer)
                     raise
+
+    def tell(self, trainer: PictureTrainer) -> None:
+        """Say what the trainer wants said."""
+        if self.say is not None:
+            for note in trainer.notes:
+                self.say(note)
+        trainer.notes.clear()
 
     def checkpoint(self, trainer: PictureTrainer) -> None:
         config = self.config.model_copy(update={"microbatch": trainer.microbatch})
@@ -264,7 +285,7 @@ class _Log:
     def progress(self, trainer: PictureTrainer) -> Progress:
         """What `on_progress` is told."""
         rate = (trainer.step - self._first) / max(1e-9, time.monotonic() - self._begun)
-        return Progress(trainer.step, trainer.steps, self._smooth, self._held_out, rate, trainer.take_notes())
+        return Progress(trainer.step, trainer.steps, self._smooth, self._held_out, rate)
 
     def _say(self, trainer: PictureTrainer, text: str) -> None:
         """Have something said, once for each of its kinds."""
@@ -291,6 +312,7 @@ def _open_run(
     source: PictureSource,
     start: Start,
     world: World,
+    say: Say | None,
     *,
     resume: bool,
     force: bool,
@@ -298,15 +320,21 @@ def _open_run(
     """The run in `out`, new or found, settled and with run.json written."""
     stored = world.decide(lambda: _found(config, out, resume=resume, force=force))
     if stored is not None:
-        return _Run(stored, source, start, out, world)
-    settled, _ = settle(config, source, start, world)
+        return _Run(stored, source, start, out, world, say)
+    cost = None
+    if world.decide(lambda: config.time_s is not None or say is not None):
+        within = SETTLE_S if config.time_s is not None else LOOK_S
+        cost = measure(config, source, start, world, within_s=within)
+    if say is not None and cost is not None:
+        say(f"{config.preset}: {cost}")
 
     def write() -> PictureTrainConfig:
+        settled = settle(config, cost)
         (out / RUN_FOLDER).mkdir(parents=True, exist_ok=True)
         write_bytes(out / RUN_FOLDER / "run.json", settled.model_dump_json(indent=2).encode())
         return settled
 
-    return _Run(world.decide(write), source, start, out, world)
+    return _Run(world.decide(write), source, start, out, world, say)
 
 
 def _found(config: PictureTrainConfig, out: Path, *, resume: bool, force: bool) -> PictureTrainConfig | None:

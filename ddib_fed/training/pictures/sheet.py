@@ -9,6 +9,7 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ddib_fed.data.folders import expand
 from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.evaluation.report import write_bytes
 from ddib_fed.training.pictures.loop import PictureTrainer
-from ddib_fed.training.pictures.sources import unit
 
 Floats = NDArray[np.float32]
 
@@ -101,10 +102,11 @@ def draw_sheet(pictures: Floats, path: Path) -> None:
 def nearness(trainer: PictureTrainer, drawn: Floats, most: int = 20_000) -> Nearness:
     """Distances of drawn pictures, and of held-out ones, to the nearest of up to `most` training pictures."""
     every = max(1, len(trainer.source.train) // most)
-    train = _small(trainer.source.train[::every])
+    own = _middle(trainer.source.train[::every], drawn.shape[2:])
+    train = _small(own)
     if trainer.config.flip:
-        train = np.concatenate([train, _small(trainer.source.train[::every][..., ::-1])])
-    held_out = _small(trainer.source.held_out[:256])
+        train = np.concatenate([train, _small(own[..., ::-1])])
+    held_out = _small(_middle(trainer.source.held_out[:256], drawn.shape[2:]))
     return Nearness(_nearest(_small(drawn), train), _nearest(held_out, train))
 
 
@@ -115,9 +117,15 @@ def _condition(trainer: PictureTrainer, first: int, part: Tensor) -> dict[str, T
     return {"y": (torch.arange(first, first + len(part)) % len(trainer.source.classes)).to(part.device)}
 
 
-def _small(pixels: NDArray[np.generic]) -> Floats:
+def _middle(pixels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
+    """The middle of pictures of which the network gets windows."""
+    top, left = ((have - want) // 2 for have, want in zip(pixels.shape[2:], size, strict=True))
+    return pixels[:, :, top : top + size[0], left : left + size[1]]
+
+
+def _small(pixels: NDArray[Any]) -> Floats:
     """Pictures as rows of numbers, reduced to means of blocks of pixels."""
-    found = unit(pixels)  # type: ignore[arg-type]
+    found = expand(pixels)
     count, channels, height, width = found.shape
     block = max(1, min(height, width) // _COMPARED)
     cut = found[:, :, : height // block * block, : width // block * block]

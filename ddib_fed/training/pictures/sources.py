@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ddib_fed.data.folders import expand
+from ddib_fed.data.scans import Progress
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.errors import InputError, NotFinite, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.manifest import DataNote, Normalisation, PictureFormat
@@ -22,6 +24,8 @@ Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 MIN_PICTURES = 8
+QUANTUM = 2.0 / 255.0
+"""One step of 8 bits."""
 _MOMENT_PICTURES = 4096
 
 
@@ -40,6 +44,7 @@ class PictureSource:
         picture: How a file becomes one of these pictures; goes into the manifest.
         note: Where the pictures come from; goes into the manifest.
         size: Height and width that the network gets; smaller than the pictures' when windows are cut from them.
+        quantum: One quantisation step of the pictures, in units of [-1, 1]; 0 for none.
     """
 
     name: str
@@ -52,18 +57,13 @@ class PictureSource:
     picture: PictureFormat | None = None
     note: DataNote | None = None
     size: int | None = None
+    quantum: float = QUANTUM
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network gets."""
         channels, height, width = self.train.shape[1:]
         return (channels, self.size, self.size) if self.size is not None else (channels, height, width)
-
-    @property
-    def quantum(self) -> float:
-        """One quantisation step of the pictures, in units of [-1, 1]."""
-        bits = self.picture.bits if self.picture is not None else 8
-        return 2.0 / float(2**bits - 1)
 
 
 def array_source(
@@ -77,6 +77,7 @@ def array_source(
     picture: PictureFormat | None = None,
     note: DataNote | None = None,
     size: int | None = None,
+    quantum: float = QUANTUM,
 ) -> PictureSource:
     """Pictures that are in memory already; the arguments are the attributes of `PictureSource`.
 
@@ -104,18 +105,24 @@ def array_source(
         picture=picture or PictureFormat(low=0.0, high=255.0, bits=8),
         note=note,
         size=size,
+        quantum=quantum,
     )
 
 
 def open_source(
-    config: PictureTrainConfig, source: PictureSource | None = None, *, say: Callable[[str], None] = print
+    config: PictureTrainConfig,
+    source: PictureSource | None = None,
+    *,
+    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> PictureSource:
     """The pictures that `config` names, or those given, checked against it.
 
     Args:
         config: The run.
         source: Pictures in memory, when the config names none.
-        say: Told what was found odd in a folder, one sentence each.
+        say: Told what a folder is like and what is odd about it, a sentence each.
+        progress: Called with (pictures looked at, in all) of a folder.
 
     Raises:
         DomainNotFound: There is no such domain.
@@ -130,7 +137,7 @@ def open_source(
             hint="one of the three",
         )
     if source is None:
-        source = shipped_source(config.domain) if config.domain is not None else _folder(config, say)
+        source = _named(config, say or _nothing, progress)
     if config.size is not None and source.shape[1:] != (config.size, config.size):
         raise SettingsInvalid(
             f"the pictures of {source.name} are {source.shape[2]} x {source.shape[1]}, not {config.size}",
@@ -154,14 +161,6 @@ def shipped_source(name: str) -> PictureSource:
     return array_source(name, pictures.train, pictures.held_out, note=note)
 
 
-def unit(pixels: Pixels) -> Floats:
-    """Pictures in [-1, 1], float32, from stored ones of any shape."""
-    if pixels.dtype == np.float32:
-        return pixels.astype(np.float32, copy=False)
-    half = np.float32(127.5 if pixels.dtype == np.uint8 else 32767.5)
-    return pixels.astype(np.float32) / half - np.float32(1.0)
-
-
 def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalisation:
     """Mean and deviation of the training pictures as the config wants them, rounded to what a manifest shows well.
 
@@ -171,7 +170,7 @@ def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalis
     if config.normalise == "none":
         return Normalisation()
     every = max(1, len(source.train) // _MOMENT_PICTURES)
-    sample = unit(source.train[::every]).astype(np.float64)
+    sample = expand(source.train[::every]).astype(np.float64)
     axes = (0, 2, 3) if config.normalise == "channel" and sample.shape[1] > 1 else (0, 1, 2, 3)
     mean, std = np.atleast_1d(sample.mean(axis=axes)), np.atleast_1d(sample.std(axis=axes))
     if not (std > 1e-4).all():
@@ -185,10 +184,18 @@ def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalis
     return Normalisation(mean=means, std=stds)
 
 
-def _folder(config: PictureTrainConfig, say: Callable[[str], None]) -> PictureSource:
+def _nothing(_: str) -> None:
+    """Say nothing."""
+
+
+def _named(
+    config: PictureTrainConfig, say: Callable[[str], None], progress: Progress | None
+) -> PictureSource:
+    if config.domain is not None:
+        return shipped_source(config.domain)
     from ddib_fed.training.pictures.folder import folder_source
 
-    return folder_source(config, say=say)
+    return folder_source(config, say=say, progress=progress)
 
 
 def _check_pixels(name: str, part: str, pixels: Pixels, shape: tuple[int, ...]) -> None:

@@ -132,13 +132,19 @@ def _demanded(config: PictureTrainConfig, source: PictureSource) -> dict[str, An
 
 def _network(fields: Mapping[str, Any]) -> UNetConfig:
     try:
-        return UNetConfig.model_validate({**fields, "kind": "unet"})
+        network = UNetConfig.model_validate({**fields, "kind": "unet"})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the network"
         raise SettingsInvalid(
             f"{where}: {first['msg'].removeprefix('Value error, ')}", hint="see UNetConfig"
         ) from error
+    if network.image_size % network.divisor:
+        raise SettingsInvalid(
+            f"pictures of {network.image_size} pixels do not divide by {network.divisor}, as the network needs",
+            hint=f"a size that divides by {network.divisor}, fewer levels in channel_mult, or a smaller patch",
+        )
+    return network
 
 
 def _refuse_contradictions(config: PictureTrainConfig, bundle: Bundle, network: UNetConfig) -> None:

@@ -1,0 +1,100 @@
+"""Turns a folder of pictures of one's own into a `PictureSource`.
+
+The rule: the folder is looked at as a whole, and what is odd about it is said, before anything is trained on it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ddib_fed.data import folders
+from ddib_fed.data.images import PictureRule
+from ddib_fed.data.scans import Progress
+from ddib_fed.errors import InputError, MemoryExhausted
+from ddib_fed.models.manifest import DataNote, PictureFormat
+from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.pictures.sources import PictureSource, array_source
+
+CROP_ROOM = 8
+"""With random windows pictures are kept larger by this part of their size."""
+FEW = 200
+MEMORY_SHARE = 0.7
+
+
+def folder_source(
+    config: PictureTrainConfig, *, say: Callable[[str], None], progress: Progress | None = None
+) -> PictureSource:
+    """The pictures of `config.images`, decoded, fitted and split.
+
+    Args:
+        config: The run.
+        say: Told what the folder is like and what is odd about it, a sentence each.
+        progress: Called with (pictures looked at, in all), once while checking and once while loading.
+
+    Raises:
+        FileMissing: There is no such folder, or no picture in it.
+        ImageUnreadable: There are bad files, and `skip_bad` is not set.
+        InputError: There are too few pictures, or all are the same.
+        MemoryExhausted: They do not fit into memory.
+        SettingsInvalid: The range cannot be.
+        UsageError: The folder holds two domains.
+    """
+    root = Path(str(config.images))
+    classes = config.classes if config.classes in {"folders", "prefix"} else None
+    folder = folders.scan(root, classes=classes, skip_bad=config.skip_bad, progress=progress)
+    facts = folders.survey(folder)
+    chosen = folders.choose_range(folder, config.range)
+    for line in (*facts.lines(), *(f"{path}: {reason}" for path, reason in folder.bad), *chosen.warnings):
+        say(line)
+    if len(folder.entries) < FEW:
+        say(
+            f"{len(folder.entries)} pictures are few: expect a model that repeats them; --flip and --crop help"
+        )
+    size = config.size or config.defaults.size
+    rule = PictureRule(
+        channels=config.channels or max(facts.channels, key=facts.channels.__getitem__),
+        height=size + (size // CROP_ROOM if config.crop else 0),
+        width=size + (size // CROP_ROOM if config.crop else 0),
+        fit=config.fit or "resize",
+        low=chosen.low,
+        high=chosen.high,
+        bits=8 if set(facts.dtypes) == {"uint8"} else 16,
+    )
+    train, held_out = folders.split(folder.entries, config.held_out)
+    if not held_out or not train:
+        raise InputError(f"the pictures below {root} are all the same", hint="add pictures")
+    _refuse_too_many(len(folder.entries), rule)
+    whole_numbers = "float32" not in facts.dtypes
+    return array_source(
+        _name(root),
+        folders.load(train, rule, compact=True, progress=progress),
+        folders.load(held_out, rule, compact=True),
+        labels=folders.class_numbers(train, folder.classes) if classes else None,
+        held_out_labels=folders.class_numbers(held_out, folder.classes) if classes else None,
+        classes=folder.classes,
+        picture=PictureFormat(fit=rule.fit, low=rule.low, high=rule.high, bits=8 if rule.bits == 8 else 16),
+        note=DataNote(source=f"{len(train)} pictures of one's own, {len(held_out)} held out"),
+        size=size if config.crop else None,
+        quantum=2.0 / (rule.high - rule.low) if whole_numbers else 0.0,
+    )
+
+
+def _name(root: Path) -> str:
+    """The folder's name as a domain's: letters, digits, dots, dashes; of trainA the name of the folder around it."""
+    path = root.resolve()
+    name = f"{path.parent.name}-{path.name[-1].lower()}" if path.name in {"trainA", "trainB"} else path.name
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).lstrip("._-")
+    return kept[:100] or "pictures"
+
+
+def _refuse_too_many(count: int, rule: PictureRule) -> None:
+    needed = count * rule.channels * rule.height * rule.width * (rule.bits // 8)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > MEMORY_SHARE * there:
+        raise MemoryExhausted(
+            f"{count} pictures of {rule.height} x {rule.width} need {needed / 2**30:.1f} GiB of memory; this machine "
+            f"has {there / 2**30:.1f}",
+            hint="a smaller --size, or a part of the folder",
+        )
