@@ -43,6 +43,8 @@ def config(domain: str) -> PictureTrainConfig:
         batch=BATCH[domain],
         microbatch=BATCH[domain],
         learning_rate=1e-3,
+        classes="given" if SHIPPED[domain].classes else None,
+        label_dropout=0.1 if SHIPPED[domain].classes else 0.0,
         soften_sigma=SOFTEN_SIGMA[domain],
         command=f"python benchmarks/pretrained_pictures.py --domain {domain}",
     )
