@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 
 import click
 
@@ -53,17 +55,20 @@ def _drawn(what: str) -> Iterator[Show]:
 
 
 class _Spoken:
-    """Ten lines in all."""
+    """Ten lines in all, with the time that the rest takes at the same pace."""
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._said = 0
+        self._started = time.monotonic()
 
     def __call__(self, done: int, total: int, remark: str) -> None:
         tenth = done * _LINES // total
         if tenth > self._said:
             self._said = tenth
-            click.echo(f"{self._what} {done}/{total}  {remark}".rstrip(), err=True)
+            left = (time.monotonic() - self._started) / done * (total - done)
+            rest = f"{remark}  {timedelta(seconds=round(left))} left" if done < total else remark
+            click.echo(f"{self._what} {done}/{total}  {rest.strip()}".rstrip(), err=True)
 
 
 def lines(pairs: Mapping[str, str]) -> None:

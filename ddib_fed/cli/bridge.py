@@ -10,19 +10,20 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.bars import bar, lines
 from ddib_fed.cli.model import MODEL_HELP, THREADS, open_model, refuse_overwriting
+from ddib_fed.cli.picture_options import BATCH, DEPTH, DEVICE, DTYPE, SOFTEN, TRANSLATING, with_options
 from ddib_fed.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ddib_fed.data.points import Array
     from ddib_fed.diffusion.plans import SolverSettings
     from ddib_fed.models.bundle import Bundle
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_SOURCE = click.option("--source", required=True, metavar="MODEL", help=f"Where from. {MODEL_HELP}")
 
 _OPTIONS = (
-    click.option("--source", required=True, metavar="MODEL", help=f"Where from. {MODEL_HELP}"),
+    click.argument("folder", required=False, type=click.Path(path_type=Path), metavar="[FOLDER]"),
+    _SOURCE,
     click.option("--target", required=True, metavar="MODEL", help=f"Where to. {MODEL_HELP}"),
     click.option("--input", "points", type=_FILE, metavar="FILE", help="Points (N, D) to translate, .npy."),
     click.option(
@@ -33,7 +34,13 @@ _OPTIONS = (
         show_default=True,
         help="Points to draw, without --input.",
     ),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the points drawn."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Of the points drawn, or of what softens pictures.",
+    ),
     click.option(
         "--reference",
         type=_FILE,
@@ -49,17 +56,12 @@ _OPTIONS = (
         type=click.Choice(["ddib"]),
         help="Follow the public code's levels at both ends; with --solver ddim, and its grid.",
     ),
+    *TRANSLATING,
     THREADS,
     options.OUT_RESULTS,
     options.FORCE,
 )
-
-
-def _shared(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that both commands have."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+_shared = with_options(_OPTIONS)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,9 +72,12 @@ def bridge() -> None:
 @bridge.command()
 @_shared
 def translate(**given: Any) -> None:
-    """Translate points from one domain to another: source, latent, target.
+    """Translate points, or a folder of pictures, from one domain to another.
 
-    Writes each stage as .npy, scatter and heat map, translation.png and report.json.
+    Points: writes each stage (source, latent, target) as .npy, scatter and heat map, translation.png and report.json.
+
+    Pictures: writes each at its own size under its own name as PNG, a record beside it (NAME.json), sheet.png and
+    report.json. What was killed goes on with the same command.
     """
     _run(cycle=False, **given)
 
@@ -80,31 +85,117 @@ def translate(**given: Any) -> None:
 @bridge.command()
 @_shared
 def cycle(**given: Any) -> None:
-    """Translate points there and back: source, latent, target, latent again, source again.
+    """Translate points, or a folder of pictures, there and back.
 
-    Writes each stage as .npy, scatter and heat map, cycle.png and report.json with the cycle error.
+    Points: writes each stage (source, latent, target, latent again, source again) as .npy, scatter and heat map,
+    cycle.png and report.json with the cycle error.
+
+    Pictures: as `ddib bridge translate`, with each picture as it came back (NAME_back.png) and its cycle error.
     """
     _run(cycle=True, **given)
+
+
+@bridge.command()
+@click.argument("first", type=_FILE)
+@click.argument("second", type=_FILE)
+@_SOURCE
+@click.option("--target", metavar="MODEL", help="What decodes; without it the source. As --source.")
+@click.option(
+    "--frames", type=click.IntRange(2), default=9, show_default=True, help="Pictures, the two ends included."
+)
+@click.option(
+    "--way",
+    type=click.Choice(["slerp", "lerp"]),
+    default="slerp",
+    show_default=True,
+    help="On the sphere, or on the straight line.",
+)
+@click.option("--source-class", metavar="CLASS", help="Class of the two pictures, by number or name.")
+@click.option("--target-class", metavar="CLASS", help="Class of what is decoded.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the softening.")
+@with_options((DEPTH, SOFTEN, BATCH, DTYPE, DEVICE))
+@options.STEPS
+@options.SOLVER
+@options.GRID
+@options.ORDER
+@THREADS
+@options.OUT_RESULTS
+@options.FORCE
+def interpolate(
+    *,
+    first: Path,
+    second: Path,
+    source: str,
+    target: str | None,
+    out: Path,
+    force: bool,
+    steps: int,
+    solver: str,
+    grid: str,
+    order: int,
+    **given: Any,
+) -> None:
+    """Decode the latents between those of two pictures: frame_0.png and on, sheet.png and report.json."""
+    from ddib_fed.cli import pictures
+
+    refuse_overwriting(out, force=force)
+    settings = _settings(steps=steps, solver=solver, grid=grid, order=order, compat=None)
+    pictures.interpolate(first, second, source, target or source, out, settings, **given)
 
 
 def _run(
     *,
     cycle: bool,
+    folder: Path | None,
     source: str,
     target: str,
+    out: Path,
+    steps: int,
+    solver: str,
+    grid: str,
+    order: int,
+    compat: str | None,
+    **given: Any,
+) -> None:
+    """Hand the options to what translates points, or to what translates pictures."""
+    from ddib_fed.cli import pictures
+
+    settings = _settings(steps=steps, solver=solver, grid=grid, order=order, compat=compat)
+    of_points = {name: given.pop(name) for name in ("points", "count", "reference")}
+    if pictures.manifest_of(source).sample_kind == "picture":
+        if of_points["points"] is not None or of_points["reference"] is not None:
+            raise UsageError(
+                f"{source} is a model of pictures; --input and --reference are for points",
+                hint="name a FOLDER",
+            )
+        compatible = compat is not None
+        pictures.translate(folder, source, target, out, settings, cycle=cycle, compat=compatible, **given)
+        return
+    if folder is not None:
+        raise UsageError(
+            f"{source} is a model of points, {folder} is for pictures", hint="give --input FILE.npy"
+        )
+    plain = {name: given[name] for name in ("seed", "force", "threads")}
+    _run_points(source, target, out, settings, cycle=cycle, **of_points, **plain)
+
+
+def _run_points(
+    source: str,
+    target: str,
+    out: Path,
+    settings: SolverSettings,
+    *,
+    cycle: bool,
     points: Path | None,
     count: int,
     seed: int,
     reference: Path | None,
-    out: Path,
     force: bool,
     threads: int,
-    **solver: Any,
 ) -> None:
     from ddib_fed.evaluation import experiment
 
     refuse_overwriting(out, force=force)
-    settings = _settings(**solver)
     models = open_model(source), open_model(target)
     given = _points(models[0], points, count, seed)
     held = read_points(reference) if reference is not None else None

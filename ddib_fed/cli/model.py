@@ -12,6 +12,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.bars import bar, lines
+from ddib_fed.cli.picture_options import SAMPLING, with_options
 from ddib_fed.errors import AlreadyExists, UsageError
 
 if TYPE_CHECKING:
@@ -162,20 +163,21 @@ def _summary(bundle: Bundle) -> str:
 @click.argument("which", metavar=MODEL_METAVAR)
 @options.OUT_RESULTS
 @click.option(
-    "--n", "count", type=click.IntRange(1), default=10_000, show_default=True, help="Points to draw."
+    "--n", "count", type=click.IntRange(1), help="How many to draw; without it 10,000 points or 64 pictures."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
 @options.STEPS
 @options.SOLVER
 @options.GRID
 @options.ORDER
+@with_options(SAMPLING)
 @THREADS
 @options.FORCE
 def sample(
     *,
     which: str,
     out: Path,
-    count: int,
+    count: int | None,
     seed: int,
     steps: int,
     solver: str,
@@ -183,21 +185,29 @@ def sample(
     order: int,
     force: bool,
     threads: int,
+    **of_pictures: Any,
 ) -> None:
-    """Draw points from a model: samples.npy, latent.npy, samples.png and report.json.
+    """Draw points or pictures from a model.
+
+    Points: samples.npy, latent.npy, samples.png and report.json. Pictures: sample_0.png and on, sheet.png and
+    report.json.
 
     MODEL is a domain's name or index for the model that ships, or a bundle's folder.
     """
+    from ddib_fed.cli import pictures
     from ddib_fed.diffusion.plans import SolverSettings
     from ddib_fed.evaluation import experiment
 
     refuse_overwriting(out, force=force)
     settings = SolverSettings(solver, order, steps, grid)
     bundle = open_model(which)
+    if bundle.manifest.sample_kind == "picture":
+        pictures.sample(bundle, out, count or 64, seed, settings, threads=threads, **of_pictures)
+        return
     with bar("sampling") as show:
         report = experiment.draw(
             bundle,
-            count,
+            count or 10_000,
             seed,
             settings,
             out,

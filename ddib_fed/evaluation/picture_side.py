@@ -9,6 +9,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,12 +18,15 @@ from torch import Tensor
 
 from ddib_fed.diffusion.bridge import Side
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
-from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided
+from ddib_fed.diffusion.guidance import ClassifierFree, ClassifierGuided, Clipped
 from ddib_fed.errors import NotFinite, SettingsInvalid, ShapeMismatch
-from ddib_fed.models.bundle import Bundle
+from ddib_fed.evaluation.sharding import parse_devices
+from ddib_fed.models.bundle import Bundle, check_guide
+from ddib_fed.models.manifest import Normalisation
 
 Floats = NDArray[np.float32]
 Labels = int | Sequence[int] | None
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +39,15 @@ class Guidance:
         classifier_scale: Its weight.
         encoding: Whether encoding is guided too. Then a cycle closes, but latents are no longer noise; the public
             code guides decoding alone.
+        clip: Whether decoding holds predictions of the picture within [-1, 1], as the public code does; the map is
+            then no longer invertible. For models whose units are [-1, 1] alone.
     """
 
     scale: float | None = None
     classifier: Bundle | None = None
     classifier_scale: float = 1.0
     encoding: bool = False
+    clip: bool = False
 
 
 UNGUIDED = Guidance()
@@ -59,6 +66,7 @@ class PictureSide:
     Attributes:
         bundle: As given.
         label: As given.
+        guidance: As given.
 
     Raises:
         ShapeMismatch: The bundle is one of points.
@@ -81,13 +89,13 @@ class PictureSide:
             )
         self.bundle = bundle
         self.label = label
+        self.guidance = guidance
         self._device = torch.device(device)
         self._classes = _classes(bundle, guidance)
         self._needed = guidance.classifier is not None
         self._check_label(label)
-        self._plain = bundle.denoiser(dtype, device)
-        self._guided = _guided(self._plain, bundle, guidance, dtype, device)
-        self._encodes = self._guided if guidance.encoding else self._plain
+        _check_guidance(bundle, guidance)
+        self._made = _Made(bundle, guidance, dtype, self._device)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -108,12 +116,15 @@ class PictureSide:
 
     def encoding(self, rows: slice, count: int, soften_sigma: float = 0.0) -> Side:
         """What encodes the pictures at `rows` of `count`."""
-        cond = self._condition(self._encodes, rows, count)
-        return Side(self._encodes, self.bundle.schedule, soften_sigma, cond)
+        guided = self.guidance.encoding
+        denoiser = self._made.guided if guided else self._made.plain
+        cond = self._condition(rows, count, guided=guided)
+        return Side(denoiser, self.bundle.schedule, soften_sigma, cond)
 
     def decoding(self, rows: slice, count: int) -> Side:
         """What decodes the latents at `rows` of `count`."""
-        return Side(self._guided, self.bundle.schedule, cond=self._condition(self._guided, rows, count))
+        cond = self._condition(rows, count, guided=self.guidance.classifier is not None)
+        return Side(self._made.guided, self.bundle.schedule, cond=cond)
 
     def to_model(self, x: Floats) -> Tensor:
         """Pictures (N, C, H, W) from [-1, 1] to the model's units, on its device."""
@@ -160,9 +171,9 @@ class PictureSide:
                 f"{manifest.name} has the classes 0 to {classes - 1}, not {label}", facts={"classes": classes}
             )
 
-    def _condition(self, denoiser: Denoiser, rows: slice, count: int) -> Condition:
-        """The classes of the pictures at `rows`; none for a network that is not told any."""
-        if self.bundle.manifest.num_classes is None and denoiser is self._plain:
+    def _condition(self, rows: slice, count: int, *, guided: bool) -> Condition:
+        """The classes of the pictures at `rows`; none where nothing is told them."""
+        if self.bundle.manifest.num_classes is None and not guided:
             return None
         label = self.bundle.manifest.null_class if self.label is None else self.label
         if label is None:
@@ -173,38 +184,70 @@ class PictureSide:
 
 def _classes(bundle: Bundle, guidance: Guidance) -> int | None:
     """How many classes can be asked for: the model's, or those of the classifier that guides it."""
-    own = bundle.manifest.num_classes
     if guidance.classifier is None:
-        return own
-    manifest = guidance.classifier.manifest
-    if manifest.role != "classifier" or manifest.sample_shape != bundle.manifest.sample_shape:
+        return bundle.manifest.num_classes
+    if guidance.classifier.manifest.role != "classifier":
         raise SettingsInvalid(
-            f"{manifest.name} is no classifier of noisy pictures {bundle.manifest.sample_shape}",
+            f"{guidance.classifier.manifest.name} is no classifier of noisy pictures",
             hint="ddib model show tells what it is",
         )
-    if own is not None and own != manifest.num_classes:
-        raise SettingsInvalid(
-            f"{manifest.name} tells {manifest.num_classes} classes apart, {bundle.manifest.name} has {own}"
-        )
-    return manifest.num_classes
+    check_guide(bundle.manifest, guidance.classifier.manifest)
+    return guidance.classifier.manifest.num_classes
 
 
-def _guided(
-    plain: Denoiser, bundle: Bundle, guidance: Guidance, dtype: torch.dtype, device: torch.device | str
-) -> Denoiser:
-    """The denoiser with its guidance around it."""
+def _check_guidance(bundle: Bundle, guidance: Guidance) -> None:
+    name = bundle.manifest.name
     if guidance.scale is not None and guidance.classifier is not None:
         raise SettingsInvalid("guidance is by a classifier or free of one, not both", hint="choose one")
-    if guidance.scale is not None:
-        null_class = bundle.manifest.null_class
-        if null_class is None:
-            raise SettingsInvalid(
-                f"{bundle.manifest.name} has no class for none, which classifier-free guidance needs",
-                hint="use a classifier, or train a model with dropped labels",
-            )
-        return ClassifierFree(plain, guidance.scale, null_class)
-    if guidance.classifier is not None:
-        network = guidance.classifier.network(dtype, device)
-        classifier = Classifier(network, guidance.classifier.manifest.time_input)
-        return ClassifierGuided(plain, classifier, guidance.classifier_scale)
-    return plain
+    if guidance.scale is not None and bundle.manifest.null_class is None:
+        raise SettingsInvalid(
+            f"{name} has no class for none, which classifier-free guidance needs",
+            hint="use a classifier, or train a model with dropped labels",
+        )
+    if guidance.clip and bundle.manifest.normalisation != Normalisation():
+        raise SettingsInvalid(
+            f"predictions of {name} cannot be clipped: its units are not those of [-1, 1]",
+            hint="the public code's levels are for models of that code",
+        )
+
+
+class _Made:
+    """The denoisers of a side, made when they are first asked for: a side that is only checked costs no network."""
+
+    def __init__(self, bundle: Bundle, guidance: Guidance, dtype: torch.dtype, device: torch.device) -> None:
+        self._bundle, self._guidance = bundle, guidance
+        self._dtype, self._device = dtype, device
+
+    @cached_property
+    def plain(self) -> Denoiser:
+        """As it was trained."""
+        return self._bundle.denoiser(self._dtype, self._device)
+
+    @cached_property
+    def guided(self) -> Denoiser:
+        """With what clips it and what guides it around it, in the public code's order."""
+        guidance = self._guidance
+        inner: Denoiser = Clipped(self.plain) if guidance.clip else self.plain
+        null_class = self._bundle.manifest.null_class
+        if guidance.scale is not None and null_class is not None:
+            return ClassifierFree(inner, guidance.scale, null_class)
+        if guidance.classifier is not None:
+            classifier = guidance.classifier.classifier(self._dtype, self._device)
+            return ClassifierGuided(inner, classifier, guidance.classifier_scale)
+        return inner
+
+
+def open_side(
+    bundle: Bundle, device: str, dtype: str, *, label: Labels = None, guidance: Guidance = UNGUIDED
+) -> PictureSide:
+    """A side on the device and with the dtype of these names.
+
+    Raises:
+        ShapeMismatch, SettingsInvalid: As `PictureSide`, and for a device or dtype that is not there.
+    """
+    if dtype not in DTYPES:
+        raise SettingsInvalid(f"there is no dtype {dtype!r}", hint=", ".join(DTYPES))
+    found = parse_devices(device)
+    if len(found) != 1:
+        raise SettingsInvalid(f"{device!r} is more than one device", hint="name one: cpu or cuda:0")
+    return PictureSide(bundle, device=found[0], dtype=DTYPES[dtype], label=label, guidance=guidance)

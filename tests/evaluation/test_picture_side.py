@@ -9,6 +9,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 from ddib_fed.evaluation.bridging import Guidance, PictureSide, sample_pictures, translate_pictures
 from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.manifest import Normalisation
 from tests.evaluation.tiny_models import pictures, tiny, tiny_classifier
 
 FEW = SolverSettings("unipc", 3, 6)
@@ -99,10 +100,21 @@ def test_refuses_guidance_that_cannot_be_had(classy, dropped):
         PictureSide(dropped, label=0, guidance=Guidance(scale=2.0, classifier=tiny_classifier(3)))
     with pytest.raises(SettingsInvalid, match="no classifier"):
         PictureSide(classy, label=0, guidance=Guidance(classifier=classy))
-    with pytest.raises(SettingsInvalid, match="tells 5 classes"):
+    with pytest.raises(SettingsInvalid, match="num_classes differs"):
         PictureSide(classy, label=0, guidance=Guidance(classifier=tiny_classifier(5)))
     with pytest.raises(SettingsInvalid, match="needs a class"):
         PictureSide(tiny(), guidance=Guidance(classifier=tiny_classifier(3)))
+    with pytest.raises(SettingsInvalid, match="cannot be clipped"):
+        PictureSide(tiny(normalisation=Normalisation(mean=0.1)), guidance=Guidance(clip=True))
+
+
+def test_clipping_holds_predictions_as_the_public_code_does():
+    """Encoding is left alone; what decoding predicts is held, step by step."""
+    plain, clipped = PictureSide(tiny()), PictureSide(tiny(), guidance=Guidance(clip=True))
+    x = pictures(2)
+    free, held = translate_pictures(x, plain, plain, FEW), translate_pictures(x, clipped, clipped, FEW)
+    assert np.array_equal(free.latent, held.latent)
+    assert np.abs(free.translated - held.translated).max() > 1e-3
 
 
 def test_refuses_models_that_make_no_pictures():

@@ -1,0 +1,162 @@
+"""What a run over a folder of pictures does to each, and the fixed batches in which it does it.
+
+The rule: a recipe holds all that the results depend on and nothing else. Its digest with a picture's is the request
+that the record beside a result answers, which is how a run that goes on knows what is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from ddib_fed.diffusion.plans import SolverSettings, check_settings
+from ddib_fed.errors import UsageError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How pictures are translated.
+
+    Attributes:
+        source: The source's model: a name or a folder, as the command has it.
+        target: The target's model.
+        settings: How each leg is integrated.
+        soften: Noise level before encoding; None for each model's own.
+        depth: Fraction of the schedules' angles.
+        seed: Of the softening.
+        cycle: Whether to come back.
+        classifier: The classifier that guides, as `source`; None for none.
+        classifier_scale: Its weight.
+        guidance: Scale of classifier-free guidance; None for none.
+        guide_encoding: Whether encoding is guided too.
+        clip: Whether decoding clips predictions to [-1, 1], as the public code does.
+        dtype: Of the networks.
+        uncertainty: Fresh softenings for a map of the deviation; 0 for none.
+        keep_latents: Whether latents are written.
+        public_names: Whether the source is written as the model sees it and results keep the model's size, under the
+            public code's names.
+    """
+
+    source: str
+    target: str
+    settings: SolverSettings
+    soften: float | None = None
+    depth: float = 1.0
+    seed: int = 0
+    cycle: bool = False
+    classifier: str | None = None
+    classifier_scale: float = 1.0
+    guidance: float | None = None
+    guide_encoding: bool = False
+    clip: bool = False
+    dtype: Dtype = "float32"
+    uncertainty: int = 0
+    keep_latents: bool = False
+    public_names: bool = False
+
+    @property
+    def legs(self) -> int:
+        """Encodings and decodings of a picture."""
+        return (4 if self.cycle else 2) + 2 * self.uncertainty
+
+    def described(self) -> dict[str, Any]:
+        """The settings as JSON values, without the places of models.
+
+        Raises:
+            SettingsInvalid: Solver settings that do not exist.
+        """
+        fields = asdict(self)
+        for place in ("source", "target", "classifier"):
+            del fields[place]
+        del fields["settings"]
+        return asdict(check_settings(self.settings)) | fields
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One picture of a run.
+
+    Attributes:
+        path: The file.
+        shown: Its path below the folder, for records.
+        name: Under which results are written, without suffix; may have folders.
+        digest: Of its pixels, hex.
+        source_class: Class that it has; None without.
+        target_class: Class that it is to get; None without.
+    """
+
+    path: Path
+    shown: str
+    name: str
+    digest: str
+    source_class: int | None = None
+    target_class: int | None = None
+
+    def request(self, recipe: Recipe, models: Sequence[str]) -> str:
+        """What is asked for, as one digest: the recipe, the models' digests, the picture and the classes."""
+        asked = [recipe.described(), list(models), self.digest, self.source_class, self.target_class]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def files(self, recipe: Recipe) -> dict[str, str]:
+        """Names of the files that belong to it, below the run's folder, by what they are."""
+        translated = f"{self.name}.png"
+        if recipe.public_names:
+            translated = f"{self.name}_translated_{self.target_class}.PNG"
+        found = {"record": f"{translated.rpartition('.')[0]}.json", "translated": translated}
+        stem = translated.rpartition(".")[0]
+        if recipe.public_names:
+            found["source"] = f"{self.name}.PNG"
+        if recipe.cycle:
+            found["back"] = f"{stem}_back.png"
+        if recipe.uncertainty:
+            found["uncertainty"] = f"{stem}_uncertainty.png"
+        if recipe.keep_latents:
+            found["latent"] = f"{stem}_latent.npy"
+        return found
+
+
+def batches(tasks: Iterable[Task], size: int) -> Iterator[tuple[Task, ...]]:
+    """Tasks in their order, at most `size` together, each batch of one pair of classes.
+
+    Which pictures are computed together depends on the tasks alone: not on devices, and not on what is finished.
+    """
+    for _, group in groupby(tasks, key=lambda task: (task.source_class, task.target_class)):
+        same = list(group)
+        for start in range(0, len(same), size):
+            yield tuple(same[start : start + size])
+
+
+def check_names(tasks: Sequence[Task], recipe: Recipe) -> None:
+    """Return when no two results would be written under one name.
+
+    Raises:
+        UsageError: Two would; the detail names both pictures.
+    """
+    owner: dict[str, Task] = {}
+    for task in tasks:
+        for kind, name in task.files(recipe).items():
+            # Case is folded: some file systems do not tell A.png from a.png.
+            other = owner.setdefault(name.casefold(), task)
+            if other is not task and not (kind == "source" and other.path == task.path):
+                raise UsageError(
+                    f"the results of {other.shown} and {task.shown} would both be called {name}",
+                    hint="rename one of them",
+                )
+
+
+def names(shown: Sequence[str]) -> list[str]:
+    """Names for results of the files `shown`: without suffix, unless two files differ in nothing else."""
+    stems = [str(Path(each).with_suffix("")) for each in shown]
+    times = Counter(stem.casefold() for stem in stems)
+    return [
+        each.replace(".", "_") if times[stem.casefold()] > 1 else stem
+        for each, stem in zip(shown, stems, strict=True)
+    ]

@@ -1,0 +1,194 @@
+"""Turns the records of a run over pictures into its report, marks doubtful pictures, and draws the contact sheet.
+
+The rule: everything here is read from the records and the files; a run that was killed and went on reports the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddib_fed.data.images import ImageLimits
+from ddib_fed.errors import FileMissing, InputError, StateConflict
+from ddib_fed.evaluation.picture_recipe import Recipe, Task
+from ddib_fed.evaluation.picture_results import SHEET_FILE, write_sheet
+from ddib_fed.evaluation.picture_worker import read_record
+from ddib_fed.evaluation.pictures import spread
+from ddib_fed.evaluation.report import write_json
+from ddib_fed.evaluation.structure import QUANTILE, Structure, Thresholds, doubtful
+from ddib_fed.models.manifest import Manifest
+
+SHEET_PICTURES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a run is, with its models opened.
+
+    Attributes:
+        recipe: How.
+        source: The source's model.
+        target: The target's model.
+        digests: Of both and of the classifier.
+        batch: Pictures that are computed together.
+    """
+
+    recipe: Recipe
+    source: Manifest
+    target: Manifest
+    digests: tuple[str, ...]
+    batch: int
+
+    def described(self) -> dict[str, Any]:
+        """All that the results depend on but the pictures, as JSON values."""
+        return {
+            "settings": self.recipe.described(),
+            "models": {
+                side: {"name": model.name, "domain": model.domain, "digest": digest}
+                for side, model, digest in zip(
+                    ("source", "target"), (self.source, self.target), self.digests, strict=False
+                )
+            },
+            "classifier": self.digests[2] or None,
+            "batch": self.batch,
+        }
+
+
+def finish(
+    settled: Settled,
+    tasks: Sequence[Task],
+    bad: Sequence[tuple[Path, str]],
+    out: Path,
+    *,
+    limits: ImageLimits | None = None,
+    thresholds: Thresholds | None,
+    seconds: float,
+    computed: int,
+) -> dict[str, Any]:
+    """Mark the records, draw the sheet, write report.json last, and give the report.
+
+    Args:
+        settled: The run.
+        tasks: Its pictures; all are finished.
+        bad: Path and reason of each that was left out.
+        out: Its folder.
+        limits: Of each file.
+        thresholds: As for `picture_run.run`.
+        seconds: That the computing took, this time.
+        computed: Pictures that were computed this time; the others were there.
+
+    Raises:
+        StateConflict: A record is gone.
+        FileMissing, ImageUnreadable, ImageTooLarge: A file is gone or was changed.
+    """
+    recipe = settled.recipe
+    paths = [out / task.files(recipe)["record"] for task in tasks]
+    records = [_there(path) for path in paths]
+    if thresholds is not None:
+        mark(paths, records, thresholds)
+    report = {
+        **settled.described(),
+        "count": len(tasks),
+        "computed_now": computed,
+        "bad": [{"path": str(path), "reason": reason} for path, reason in bad],
+        "seconds": round(seconds, 3),
+        "latent": _latents(records),
+        "structure": _structure(records, thresholds),
+        "pictures": [path.relative_to(out).as_posix() for path in paths],
+    }
+    if recipe.cycle:
+        report["cycle_psnr"] = dict(spread(np.array([record["cycle_psnr"] for record in records])))
+        report["cycle_mse"] = dict(spread(np.array([record["cycle_mse"] for record in records])))
+    if recipe.uncertainty:
+        report["uncertainty"] = dict(spread(np.array([record["uncertainty"]["mean"] for record in records])))
+    models = settled.source, settled.target
+    write_sheet(tasks[:SHEET_PICTURES], records[:SHEET_PICTURES], out, models, limits)
+    report["sheet"] = SHEET_FILE
+    write_json(out / "report.json", report)
+    return report
+
+
+def mark(paths: Sequence[Path], records: Sequence[dict[str, Any]], thresholds: Thresholds) -> None:
+    """Say in each record whether its structure is doubtful; records that say so already are left."""
+    marks = doubtful(_kept(records, "structure"), thresholds).tolist()
+    for path, record, is_doubtful in zip(paths, records, marks, strict=True):
+        if record["structure"]["doubtful"] != is_doubtful:
+            record["structure"]["doubtful"] = is_doubtful
+            write_json(path, record)
+
+
+def read_thresholds(report: Path) -> Thresholds:
+    """The thresholds that a run over held-out pictures put into its report.json.
+
+    Raises:
+        FileMissing: There is no such report.
+        InputError: It has no thresholds.
+    """
+    path = report / "report.json" if report.is_dir() else report
+    if not path.exists():
+        raise FileMissing(f"no report of a run over held-out pictures: {path}")
+    found = ((read_record(path) or {}).get("structure") or {}).get("calibrated")
+    try:
+        return Thresholds(**(found or {}))
+    except TypeError as error:
+        raise InputError(
+            f"{path} has no thresholds",
+            hint="translate at least two held-out pictures and name that run's report.json",
+        ) from error
+
+
+def _there(path: Path) -> dict[str, Any]:
+    record = read_record(path)
+    if record is None:
+        raise StateConflict(f"{path} was there and is gone", hint="the same command again makes it anew")
+    return record
+
+
+def _latents(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean and deviation of all numbers of all latents; of kurtosis and correlation the median picture's."""
+    column = {key: np.array([record["latent"][key] for record in records]) for key in records[0]["latent"]}
+    mean = float(column["mean"].mean())
+    second = float((column["std"] ** 2 + column["mean"] ** 2).mean())
+    return {
+        "mean": mean,
+        "std": float(np.sqrt(max(0.0, second - mean**2))),
+        "std_min": float(column["std"].min()),
+        "std_max": float(column["std"].max()),
+        "kurtosis": float(np.median(column["kurtosis"])),
+        "correlation": float(np.median(column["correlation"])),
+    }
+
+
+def _structure(records: Sequence[dict[str, Any]], thresholds: Thresholds | None) -> dict[str, Any]:
+    """Spread of both figures, what thresholds these pictures give, and how many are doubtful by those given."""
+    kept = _kept(records, "structure")
+    beside = [record for record in records if record["chance"] is not None]
+    calibrated = None
+    if len(beside) > 1:
+        chance = _kept(beside, "chance")
+        calibrated = Thresholds(
+            edge_correlation=float(np.quantile(kept.edge_correlation, QUANTILE)),
+            mutual_information=float(np.quantile(kept.mutual_information, QUANTILE)),
+            chance_edge_correlation=float(chance.edge_correlation.mean()),
+            chance_mutual_information=float(chance.mutual_information.mean()),
+            quantile=QUANTILE,
+            count=len(records),
+        )
+    return {
+        "edge_correlation": dict(spread(kept.edge_correlation)),
+        "mutual_information": dict(spread(kept.mutual_information)),
+        "calibrated": asdict(calibrated) if calibrated is not None else None,
+        "thresholds": asdict(thresholds) if thresholds is not None else None,
+        "doubtful": int(doubtful(kept, thresholds).sum()) if thresholds is not None else None,
+    }
+
+
+def _kept(records: Sequence[dict[str, Any]], key: str) -> Structure:
+    return Structure(
+        np.array([record[key]["edge_correlation"] for record in records]),
+        np.array([record[key]["mutual_information"] for record in records]),
+    )
