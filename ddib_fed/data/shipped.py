@@ -184,9 +184,10 @@ def load_shipped(name: str) -> ShippedPictures:
     domain = shipped_domain(name)
     cut = _cut_map if domain.pair == "satellite-relief" else _cut_head
     parts = cut(domain)
-    pictures = [_unit(parts(part)) for part in PARTS]
-    labels = [_zones(domain.side, part) for part in PARTS] if domain.classes else []
-    return ShippedPictures(domain, *pictures, *labels)
+    train, held_out, test = (_unit(parts(part)) for part in PARTS)
+    if not domain.classes:
+        return ShippedPictures(domain, train, held_out, test)
+    return ShippedPictures(domain, train, held_out, test, *(_zones(domain.side, part) for part in PARTS))
 
 
 def available(name: str) -> bool:
@@ -299,7 +300,7 @@ def _volume(kind: str) -> Bytes:
             facts={"extra": "data", "package": "nibabel"},
         ) from error
     path = folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
-    return np.asarray(nibabel.load(path).dataobj, dtype=np.uint8)
+    return np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj, dtype=np.uint8)
 
 
 def spin_echo(grey: Floats, white: Floats, fluid: Floats) -> Floats:
@@ -333,7 +334,8 @@ def slab_slices(side: str, part: str) -> list[int]:
     The last slice of each of a side's slabs is held out. It lies beside slices of training, so that only the test part
     tells how a model does on anatomy that it has not seen.
     """
-    found, start, owners = [], FIRST_SLICE, list(SLABS)
+    found: list[int] = []
+    start, owners = FIRST_SLICE, list(SLABS)
     for turn in itertools.count():
         owner = owners[turn % len(owners)]
         end = start + SLABS[owner]
@@ -371,7 +373,8 @@ def _cut_head(domain: ShippedDomain) -> Callable[[str], Bytes]:
             for plane in planes
         ]
         levels = np.clip(np.stack(small), 0.0, 1.0) * 255.0
-        return np.rint(levels).astype(np.uint8)[:, None]
+        pictures: Bytes = np.rint(levels).astype(np.uint8)[:, None]
+        return pictures
 
     return cut
 
