@@ -53,12 +53,16 @@ COMMANDS: Mapping[str, Lazy] = {
     "bridge": Lazy(
         "ddib_fed.cli.bridge:bridge", "Translate between two models in one process, without nodes."
     ),
+    "evaluate": Lazy(
+        "ddib_fed.cli.evaluate:evaluate",
+        "Measure a folder of translated pictures against what is known of them.",
+    ),
 }
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Translate": ("translate", "domains", "job", "doctor", "demo"),
     "Run a node": ("init", "pki", "peer", "status", "reload", "drain", "audit"),
-    "Work with models, without nodes": ("model", "bridge"),
+    "Work with models, without nodes": ("model", "bridge", "evaluate"),
 }
 
 

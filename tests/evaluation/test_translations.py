@@ -1,0 +1,171 @@
+"""Folders of translations, read with what belongs to them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ddib_fed.errors import FileMissing, ImageUnreadable, UsageError
+from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.evaluation.translation_records import read
+from ddib_fed.evaluation.translations import find_items, read_domain, read_translations
+from tests.evaluation.picture_folders import blocks, record, write
+
+
+def test_pictures_are_paired_by_name_whatever_the_suffix_and_order(tmp_path):
+    x = blocks(3)
+    write(tmp_path / "t", x, names=["b", "sub/c", "a"])
+    np.save(tmp_path / "a.npy", to_pixels(x)[2])
+    truth = write(tmp_path / "truth", -x[:2], names=["b", "sub/c"])
+    (tmp_path / "a.npy").rename(truth / "a.npy")
+    found = read_translations(tmp_path / "t", truth=truth)
+    assert found.names == ("a", "b", "sub/c")
+    assert found.translated == pytest.approx(x[[2, 0, 1]], abs=0.01)
+    assert found.truth == pytest.approx(np.stack([x[2], -x[0], -x[1]]), abs=0.01)
+
+
+def test_a_picture_without_its_partner_is_named(tmp_path):
+    write(tmp_path / "t", blocks(3))
+    write(tmp_path / "truth", blocks(2))
+    with pytest.raises(FileMissing, match="1 of 3 translations, first p02"):
+        read_translations(tmp_path / "t", truth=tmp_path / "truth")
+
+
+def test_records_say_which_files_are_translations(tmp_path):
+    """Neither what came back, nor a sheet, nor a map is one."""
+    for name in ("x", "y"):
+        write(tmp_path, blocks(3), names=[name, f"{name}_back", f"{name}_uncertainty"])
+        record(tmp_path, name, back=f"{name}_back.png")
+    write(tmp_path, blocks(1), names=["sheet"])
+    (tmp_path / "report.json").write_text("{}")
+    found = read_translations(tmp_path)
+    assert found.names == ("x", "y")
+    assert found.back == pytest.approx(blocks(3)[[1, 1]], abs=0.01)
+    assert found.source is None
+
+
+def test_a_source_that_was_copied_beside_is_found(tmp_path):
+    """Under the public code's names; else `source` is a path below a folder that the record does not know."""
+    write(tmp_path, blocks(2), names=["260_1", "260_1_translated_261"])
+    record(
+        tmp_path,
+        "260_1_translated_261",
+        source="val/ILSVRC2012_val_1.JPEG",
+        files={"260_1.png": "d", "260_1_translated_261.png": "d"},
+    )
+    found = read_translations(tmp_path)
+    assert found.names == ("260_1_translated_261",)
+    assert found.source == pytest.approx(blocks(2)[:1], abs=0.01)
+
+
+def test_what_only_some_pictures_have_is_left_out_and_said(tmp_path):
+    write(tmp_path, blocks(3), names=["x", "y", "x_back"])
+    record(tmp_path, "x", back="x_back.png")
+    record(tmp_path, "y")
+    found = read_translations(tmp_path)
+    assert found.back is None
+    assert found.notes == ("back: only 1 of 2 pictures have it, so it was left out",)
+
+
+def test_kept_latents_are_read_at_their_own_size(tmp_path):
+    write(tmp_path, blocks(2))
+    for name, z in zip(("p00", "p01"), blocks(2, channels=3, size=8), strict=True):
+        np.save(tmp_path / f"{name}_latent.npy", z)
+        record(tmp_path, name, files={f"{name}.png": "d", f"{name}_latent.npy": "d"})
+    found = read_translations(tmp_path)
+    assert (found.latents == blocks(2, channels=3, size=8)).all()
+
+
+def test_a_record_of_the_nodes_is_understood(tmp_path):
+    write(tmp_path, blocks(2), names=["scan", "scan.returned"])
+    contents = {
+        "input": "scan.tif",
+        "files": {
+            "translation": {"file": "scan.png", "sha256": ""},
+            "returned": {"file": "scan.returned.png", "sha256": ""},
+        },
+        "latent": {"mean": 0.01, "std": 0.99, "kurtosis": 0.0, "correlation": 0.1, "count": 256},
+        "picture": {"cycle_psnr": 41.5, "cycle_mse": 0.0003, "edge_correlation": 0.7, "mutual_information": 1.1,
+                    "slope": 0.5, "intercept": -10.0},
+        "doubtful": True,
+    }  # fmt: skip
+    (tmp_path / "scan.json").write_text(json.dumps(contents))
+    [item] = find_items(tmp_path)
+    assert item.record.cycle_psnr == 41.5
+    assert item.record.doubtful is True
+    assert item.record.output_scale == (0.5, -10.0)
+    assert item.record.latent_std == 0.99
+    assert item.record.back == tmp_path / "scan.returned.png"
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", "", 7, None, "missing.png"])
+def test_a_record_names_no_file_elsewhere(tmp_path, name):
+    folder = write(tmp_path / "inside", blocks(1))
+    write(tmp_path, blocks(1), names=["outside"])
+    record(folder, "p00", translated=name)
+    assert read(folder / "p00.json", folder) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '"text"', '{"structure": 3, "translated": "p00.png"}'])
+def test_a_damaged_record_is_no_record_or_knows_less(tmp_path, text):
+    write(tmp_path, blocks(1))
+    (tmp_path / "p00.json").write_text(text)
+    [item] = find_items(tmp_path)
+    assert item.name == "p00"
+    assert item.record.edge_correlation is None
+
+
+def test_other_sizes_are_brought_to_the_first_and_counted(tmp_path):
+    write(tmp_path / "t", blocks(2))
+    write(tmp_path / "truth", blocks(2, size=32))
+    found = read_translations(tmp_path / "t", truth=tmp_path / "truth")
+    assert found.truth.shape == (2, 1, 16, 16)
+    assert found.notes == ("2 of 4 files had another size and were brought to 16 x 16",)
+    assert read_translations(tmp_path / "t", size=8).translated.shape == (2, 1, 8, 8)
+
+
+def test_truth_gets_the_translations_channels(tmp_path):
+    write(tmp_path / "t", blocks(2))
+    write(tmp_path / "truth", blocks(2, channels=3))
+    assert read_translations(tmp_path / "t", truth=tmp_path / "truth").truth.shape == (2, 1, 16, 16)
+
+
+def test_raw_values_meet_numbers_that_were_stretched_over_a_file(tmp_path):
+    """A range of -1000 to 1000 lies in the file as 0 to 255; the truth is in raw values."""
+    x = blocks(1)
+    write(tmp_path / "t", x, names=["ct"])
+    record(tmp_path / "t", "ct", output_scale={"slope": 2000 / 255, "intercept": -1000.0})
+    (tmp_path / "truth").mkdir()
+    np.save(tmp_path / "truth" / "ct.npy", (x[0, 0] * 1000).astype(np.int16))
+    found = read_translations(tmp_path / "t", truth=tmp_path / "truth", span=(-1000, 1000))
+    assert found.translated == pytest.approx(x, abs=0.01)
+    assert found.truth == pytest.approx(x, abs=0.01)
+
+
+def test_a_type_without_a_range_needs_one(tmp_path):
+    np.save(tmp_path / "ct.npy", np.zeros((16, 16), np.int16))
+    with pytest.raises(UsageError) as caught:
+        read_translations(tmp_path)
+    assert "--range" in caught.value.hint
+
+
+def test_a_domain_is_thinned_evenly(tmp_path):
+    levels = np.linspace(-1, 1, 9, dtype=np.float32)
+    write(tmp_path, np.ones((9, 1, 8, 8), np.float32) * levels[:, None, None, None])
+    scale = read_translations(tmp_path).scale
+    assert read_domain(tmp_path, scale, most=3)[:, 0, 0, 0] == pytest.approx([-1, 0, 1], abs=0.01)
+    assert len(read_domain(tmp_path, scale, most=100)) == 9
+
+
+def test_a_bad_file_is_named(tmp_path):
+    write(tmp_path, blocks(1))
+    (tmp_path / "p01.png").write_bytes(b"no picture")
+    with pytest.raises(ImageUnreadable, match=r"p01\.png"):
+        read_translations(tmp_path)
+
+
+def test_an_empty_folder_and_a_missing_one_are_named(tmp_path):
+    with pytest.raises(FileMissing, match="no picture"):
+        find_items(tmp_path)
+    with pytest.raises(FileMissing, match="no such folder"):
+        find_items(tmp_path / "nowhere")
