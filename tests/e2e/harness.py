@@ -24,8 +24,9 @@ from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.client import Client
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.profile import Profile
+from tests.e2e.relay import Tap
 
-START_S = 60.0
+START_S = 120.0
 
 
 def free_port() -> int:
@@ -63,14 +64,17 @@ class Node:
     environment: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def create(cls, folder: Path, role: str, institution: str, domain: str) -> Node:
-        """What an operator does on the first day, with the pretrained bundle of `domain`."""
+    def create(
+        cls, folder: Path, role: str, institution: str, domain: str, *, pretrained: bool = True
+    ) -> Node:
+        """What an operator does on the first day, with the pretrained bundle of `domain` or, for now, none."""
         port = free_port()
         ddib("init", "node", "--institution", institution, "--role", role, "--domain", domain,
              "--listen", f"127.0.0.1:{port}", "--address", f"localhost:{port}", "--out", folder)  # fmt: skip
-        source = resources.files("ddib_fed.models") / "pretrained" / domain
-        with resources.as_file(source) as path:
-            shutil.copytree(path, folder / "model")
+        if pretrained:
+            source = resources.files("ddib_fed.models") / "pretrained" / domain
+            with resources.as_file(source) as path:
+                shutil.copytree(path, folder / "model")
         return cls(folder, role, institution, port)
 
     @property
@@ -151,15 +155,31 @@ class Pair:
     profile: Path
 
     @classmethod
-    def create(cls, folder: Path, target_domain: str = "checkerboards") -> Pair:
-        north = Node.create(folder / "north", "source", "north.example", "moons")
-        south = Node.create(folder / "south", "target", "south.example", target_domain)
+    def create(
+        cls,
+        folder: Path,
+        target_domain: str = "checkerboards",
+        *,
+        domain: str = "moons",
+        pretrained: bool = True,
+    ) -> Pair:
+        north = Node.create(folder / "north", "source", "north.example", domain, pretrained=pretrained)
+        south = Node.create(folder / "south", "target", "south.example", target_domain, pretrained=pretrained)
         admit(north, south)
         admit(south, north)
         ddib(
             "init", "client", "--node-config", north.config_path, "--name", "alice", "--out", folder / "alice"
         )
         return cls(north, south, folder / "alice" / "client.toml")
+
+    def tapped(self) -> Tap:
+        """From now on north reaches south through a relay that keeps every decrypted byte; north must not run yet."""
+        tap = Tap(self.south.port, self.south.config.paths.pki, self.north.config.paths.pki)
+        peer_file = next(self.north.config.paths.peers.glob("*south.example*"))
+        text = peer_file.read_text()
+        assert str(self.south.port) in text
+        peer_file.write_text(text.replace(str(self.south.port), str(tap.port)))
+        return tap
 
     def start(self) -> Pair:
         self.south.start(wait=False)

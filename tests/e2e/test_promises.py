@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 
 from ddib_fed.v1 import decoding_pb2
 from tests.e2e.harness import Pair, ddib, find_any, moons, weight_windows
-from tests.e2e.relay import Tap
 from tests.e2e.test_translate import TARGET, npy
 
 pytestmark = pytest.mark.e2e
@@ -36,11 +35,7 @@ def test_nothing_but_latents_and_translations_crosses(fresh_pair: Pair) -> None:
     """Every decrypted byte between the nodes: no input, no returned picture, no weight, no file name; latents do."""
     pair = fresh_pair
     pair.south.start()
-    tap = Tap(pair.south.port, pair.south.config.paths.pki, pair.north.config.paths.pki)
-    peer_file = next(pair.north.config.paths.peers.glob("*south.example*"))
-    text = peer_file.read_text()
-    assert str(pair.south.port) in text
-    peer_file.write_text(text.replace(str(pair.south.port), str(tap.port)))
+    tap = pair.tapped()
     pair.north.start()
     points = moons(400)
     folder, name = pair.profile.parent, "patient-Ada-Lovelace"

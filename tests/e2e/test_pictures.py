@@ -1,0 +1,255 @@
+"""Pictures between two real processes: what comes back, what crossed on the way, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from safetensors.numpy import load_file
+
+from ddib_fed.data.images import Picture, decode_image, to_array
+from ddib_fed.errors import (
+    ImageTooLarge,
+    ImageUnreadable,
+    JobFailed,
+    SettingsInvalid,
+)
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.node.pictures import rule_of
+from ddib_fed.node.softening import Softener, load_key
+from ddib_fed.node.views import Settings
+from tests.e2e.harness import Pair, ddib, raw_windows, weight_windows
+from tests.e2e.picture_examples import (
+    SECRET,
+    SIZE,
+    Files,
+    chunks,
+    noise,
+    png_bytes,
+    save_pictures_model,
+    write_files,
+)
+from tests.e2e.relay import Tap
+from tests.e2e.test_promises import windows
+
+pytestmark = pytest.mark.e2e
+
+TARGET = "south.example/relief"
+QUICK = Settings(evaluations=12)
+CT = PictureFormat(low=-1000.0, high=2000.0, bits=16)
+
+
+@dataclass
+class Studio:
+    """A running pair of picture nodes, the relay between them, and one translation of four files."""
+
+    pair: Pair
+    tap: Tap
+    files: Files
+    out: Path
+
+    def translate(self, *words: object, out: Path) -> str:
+        return ddib("translate", *self.files.paths, "--to", TARGET, "--class", "ridge", "--steps", 12, "--out", out,
+                    "--profile", self.pair.profile, *words)  # fmt: skip
+
+    def record(self, name: str) -> dict:
+        return json.loads((self.out / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def studio() -> Iterator[Studio]:
+    """North's 8-bit scans become south's 16-bit relief, of one of two classes."""
+    with tempfile.TemporaryDirectory(prefix="ddib-pictures-") as name:
+        folder = Path(name)
+        pair = Pair.create(folder, "relief", domain="scans", pretrained=False)
+        save_pictures_model(pair.north.folder / "model", "scans", seed=1)
+        save_pictures_model(
+            pair.south.folder / "model", "relief", seed=2, classes=("coast", "ridge"), form=CT
+        )
+        pair.north.edit("# max_pixels = 89000000 ", "max_pixels = 5000 ")
+        tap = pair.tapped()
+        (folder / "in").mkdir()
+        made = Studio(pair, tap, write_files(folder / "in"), folder / "out")
+        try:
+            pair.start()
+            made.translate("--cycle", "--keep-latent", out=made.out)
+            yield made
+        finally:
+            pair.stop()
+            tap.close()
+
+
+def test_pictures_come_back_at_their_own_size_and_as_deep_as_the_target(studio: Studio) -> None:
+    """PNG, JPEG, 16-bit TIFF and .npy become PNGs of 16 bits under their names, as large as they were."""
+    for name, size in studio.files.sizes.items():
+        content = (studio.out / f"{name}.png").read_bytes()
+        picture = decode_image(content)
+        assert picture.pixels.shape == (*size, 1)
+        assert picture.bits == 16
+        assert set(chunks(content)) == {b"IHDR", b"IDAT", b"IEND"}
+        assert studio.record(name)["input"].startswith(name)
+
+
+def test_a_round_trip_is_the_picture_again_in_the_sources_bits(studio: Studio) -> None:
+    """And its PSNR is recorded; what is written differs from the original by no more than that."""
+    for name in ("Ada-png", "Ada-jpeg"):
+        picture = studio.record(name)["picture"]
+        assert picture["cycle_psnr"] > 35
+        back = decode_image((studio.out / f"{name}.returned.png").read_bytes())
+        assert (back.bits, back.pixels.shape[:2]) == (8, studio.files.sizes[name])
+    original, returned = studio.files.pixels["Ada-png"] / 127.5 - 1, back_of(studio, "Ada-png")
+    mse = np.mean((original - returned) ** 2)
+    assert studio.record("Ada-png")["picture"]["cycle_mse"] == pytest.approx(mse, rel=0.05)
+
+
+def back_of(studio: Studio, name: str) -> np.ndarray:
+    return decode_image((studio.out / f"{name}.returned.png").read_bytes()).pixels[..., 0] / 127.5 - 1
+
+
+def test_the_record_says_what_was_done(studio: Studio) -> None:
+    """Size rule, the target's units, softening, class, and how the structure was kept."""
+    record = studio.record("Ada-tiff")
+    picture = record["picture"]
+    assert (picture["height"], picture["width"], picture["size_rule"]) == (32, 64, "resize")
+    assert (picture["low"], picture["high"], picture["bits"]) == (-1000, 2000, 16)
+    assert picture["intercept"] == -1000
+    assert picture["slope"] == pytest.approx(3000 / 65535)
+    assert (record["soften_sigma"], record["target_class"]) == (0.02, "ridge")
+    assert picture["edge_correlation"] > 0.5
+    assert picture["mutual_information"] > 0.5
+    assert record["doubtful"] is False
+    assert record["samples"] == 1
+
+
+def test_pictures_below_the_threshold_are_marked(studio: Studio, tmp_path: Path, capsys) -> None:
+    """In the record and in the table."""
+    shown = studio.translate("--cycle", "--doubtful-below", 100, out=tmp_path)
+    assert shown.count("doubtful") >= 4
+    assert json.loads((tmp_path / "Ada-npy.json").read_text())["doubtful"] is True
+
+
+def test_the_same_request_softens_with_the_same_noise(studio: Studio, tmp_path: Path) -> None:
+    """Although the picture was softened, its latent is the same to 1e-5, and so is the result."""
+    studio.translate("--keep-latent", out=tmp_path)
+    for name in studio.files.sizes:
+        first, again = (np.load(folder / f"{name}.latent.npy") for folder in (studio.out, tmp_path))
+        assert first.shape == (1, 1, SIZE, SIZE)
+        np.testing.assert_allclose(first, again, atol=1e-5)
+        one, two = (decode_image((f / f"{name}.png").read_bytes()).pixels for f in (studio.out, tmp_path))
+        assert np.abs(one.astype(int) - two).max() <= 2
+
+
+def test_another_class_is_another_translation(studio: Studio) -> None:
+    """By name or by index; a class that the target does not have is named with those that it has."""
+    picture = png_bytes(noise(seed=9))
+    with studio.pair.client() as client:
+        coast, again, ridge = (
+            client.translate([picture], TARGET, QUICK, target_class=asked)[0].translation.data
+            for asked in ("coast", "0", "1")
+        )
+        assert coast == again
+        assert coast != ridge
+        with pytest.raises(SettingsInvalid) as caught:
+            client.submit([picture], TARGET, QUICK, target_class="valley")
+        assert caught.value.facts["classes"] == "coast, ridge"
+        with pytest.raises(SettingsInvalid):
+            client.submit([picture], TARGET, QUICK, target_class="ridge", source_class="0")
+        with pytest.raises(JobFailed) as failed:
+            client.translate([picture], TARGET, QUICK)
+        assert "SETTINGS_INVALID" in failed.value.detail
+
+
+def test_domains_shows_classes(studio: Studio) -> None:
+    """As --class takes them."""
+    assert "coast, ridge" in ddib("domains", "--profile", studio.pair.profile)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (png_bytes(noise(seed=5))[:-20], ImageUnreadable),
+        (png_bytes(noise(100, 100)), ImageTooLarge),
+        (b"\xff\xd8\xff" + bytes(100), ImageUnreadable),
+    ],
+    ids=["torn", "large", "no JPEG"],
+)
+def test_a_bad_picture_is_named_and_the_node_lives_on(studio: Studio, content: bytes, error: type) -> None:
+    """Refused with its own error and the item's number before the job is accepted."""
+    good = png_bytes(noise(seed=6))
+    with studio.pair.client() as client:
+        with pytest.raises(error) as caught:
+            client.submit([good, content], TARGET, target_class="ridge")
+        assert caught.value.facts["item"] == "1"
+        assert client.translate([good], TARGET, QUICK, target_class="ridge")
+
+
+def test_a_picture_of_another_kind_fails_alone(studio: Studio) -> None:
+    """A black one has no latent of noise: it does not leave, and the others do."""
+    black = png_bytes(np.full((SIZE, SIZE), -1.0))
+    with studio.pair.client() as client:
+        job = client.submit([png_bytes(noise(seed=7)), black], TARGET, QUICK, target_class="ridge")
+        for _ in client.watch(job.job_id):
+            pass
+        found = client.get(job.job_id)
+    assert [item.state for item in found.items] == ["DECODED", "FAILED"]
+    assert found.items[1].failure is not None
+    assert found.items[1].failure.reason == "LATENT_NOT_GAUSSIAN"
+
+
+def test_nothing_of_a_picture_crosses_but_its_latent(studio: Studio) -> None:
+    """Every decrypted byte of all these calls: no pixels in any type, no name, no metadata, no noise, no weight."""
+    sent, received = bytes(studio.tap.to_target), bytes(studio.tap.to_source)
+    both = sent + received
+    north, south = studio.pair.north, studio.pair.south
+    bundle = load_bundle(north.config.paths.bundle)
+    key = load_key(north.config.paths.softening_key)
+    softener = Softener(key, bundle.digest)
+    for name, pixels in studio.files.pixels.items():
+        latent = np.load(studio.out / f"{name}.latent.npy")
+        assert np.mean([window in sent for window in windows(latent)]) > 0.8
+        array, _ = to_array(Picture(pixels[..., None], 8, "PNG"), rule_of(bundle.manifest))
+        normalised = array[None] / np.float32(0.5)
+        secrets = [array, normalised, softener.for_picture(normalised, "south.example")]
+        assert not any(window in both for secret in secrets for window in windows(secret))
+        assert not any(window in both for window in raw_windows(pixels.tobytes()))
+    for path in studio.files.paths:
+        assert not any(window in both for window in raw_windows(path.read_bytes()))
+        assert not any(
+            window in both for window in raw_windows((studio.out / f"{path.stem}.returned.png").read_bytes())
+        )
+    # Of the model's own size: what the client has is, byte for byte, what the target sent.
+    translated = raw_windows((studio.out / "Ada-png.png").read_bytes())
+    assert np.mean([window in received for window in translated]) > 0.8
+    for word in (SECRET, "Ada-", "alice", ".png", ".tif"):
+        assert word.encode() not in both
+    assert key not in both
+    for node in (north, south):
+        path = node.config.paths.bundle
+        assert not any(window in both for window in weight_windows(path, count=400))
+        for weights in load_file(path / "model.safetensors").values():
+            assert not any(window in both for window in windows(weights.astype(np.float32)))
+
+
+def test_the_softening_key_is_the_owners_alone(studio: Studio) -> None:
+    """Made at the first start, on both sides, and not the same."""
+    keys = [node.config.paths.softening_key for node in (studio.pair.north, studio.pair.south)]
+    assert [key.stat().st_mode & 0o777 for key in keys] == [0o600, 0o600]
+    assert keys[0].read_bytes() != keys[1].read_bytes()
+
+
+def test_the_files_that_were_sent_are_what_they_seem(studio: Studio) -> None:
+    """The secrets that are looked for on the wire do lie in the files."""
+    for path in studio.files.paths:
+        if path.suffix != ".npy":
+            assert SECRET.encode() in path.read_bytes()
+    assert tifffile.imread(studio.files.folder / "Ada-tiff.tif").dtype == np.uint16
+    with Image.open(studio.files.folder / "Ada-jpeg.jpg") as jpeg:
+        assert jpeg.getexif()[270] == SECRET
