@@ -9,7 +9,7 @@ from ddib_fed.diffusion.bridge import encode
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.importers import import_synthetic
+from ddib_fed.models.importers.synthetic import import_synthetic
 from ddib_fed.models.manifest import SyntheticConfig
 from tests.models.examples import state
 

@@ -1,0 +1,159 @@
+"""What a manifest says of pictures: fields of the second release, what is refused, digests that stay."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from ddib_fed.errors import BundleInvalid, SettingsInvalid
+from ddib_fed.models.bundle import (
+    check_guide,
+    load_bundle,
+    parse_manifest,
+    pretrained,
+    pretrained_domains,
+    save_bundle,
+)
+from ddib_fed.models.manifest import (
+    LATER_FIELDS,
+    DataNote,
+    Manifest,
+    Normalisation,
+    PictureFormat,
+    UNetConfig,
+)
+from tests.models import examples
+from tests.models.picture_networks import TINY, TINY_CLASSIFIER, classifier, manifest, unet
+
+
+def test_models_of_the_first_release_keep_their_digests():
+    """The six shipped point models load, and say nothing of the later fields."""
+    points = [name for name in pretrained_domains() if pretrained(name).manifest.sample_kind == "point"]
+    assert len(points) == 6
+    assert not LATER_FIELDS & pretrained(points[0]).manifest.fields().keys()
+    assert not LATER_FIELDS & json.loads(examples.manifest().canonical()).keys()
+
+
+def test_all_fields_come_back_from_the_disk(tmp_path):
+    """Format, classes, data note, role and per-channel constants."""
+    config = TINY.model_copy(update={"num_classes": 2})
+    said = manifest(
+        config,
+        picture=PictureFormat(fit="pad", low=-1000.0, high=2000.0, bits=16),
+        classes=("axial", "coronal"),
+        data=DataNote(source="a template", licence="not stated", note="simulated"),
+        normalisation=Normalisation(mean=(0.25,), std=(0.5,)),
+    )
+    saved = save_bundle(tmp_path / "b", said, unet(num_classes=2).state_dict())
+    loaded = load_bundle(tmp_path / "b").manifest
+    assert loaded == saved.manifest
+    assert loaded.digest() != manifest(config).digest()
+    for name in ("picture", "classes", "data", "normalisation"):
+        assert getattr(loaded, name) == getattr(said, name)
+
+
+def test_a_changed_later_field_is_found(tmp_path):
+    """The digest covers them."""
+    fields = manifest(classes=()).fields()
+    text = json.dumps({"digest": manifest().digest(), **fields | {"role": "generator"}}).encode()
+    assert parse_manifest(text, "it").role == "generator"
+    fields["picture"]["high"] = 1000.0
+    with pytest.raises(BundleInvalid, match="changed"):
+        parse_manifest(json.dumps({"digest": manifest().digest(), **fields}).encode(), "it")
+
+
+REFUSED = [
+    (TINY, {"sample_shape": (3, 16, 16)}, "sample_shape"),
+    (TINY, {"sample_shape": (1, 16, 15)}, "divide"),
+    (TINY, {"sample_kind": "point", "sample_shape": (1,)}, "sample_shape"),
+    (TINY, {"role": "classifier"}, "role"),
+    (TINY, {"classes": ("a",)}, "classes"),
+    (TINY, {"normalisation": Normalisation(mean=(0.0, 1.0))}, "channels"),
+    (TINY.model_copy(update={"patch": 4}), {"sample_shape": (1, 16, 20)}, "divide by 8"),
+    (TINY_CLASSIFIER, {"classes": ("a",)}, "classes"),
+    (TINY_CLASSIFIER.model_copy(update={"pool": "attention"}), {"sample_shape": (1, 32, 32)}, "pooling"),
+    (examples.SMALL, {"sample_shape": (2,), "sample_kind": "point"}, "picture format"),
+    (examples.SMALL, {"sample_shape": (2,)}, "sample_shape"),
+]
+
+
+@pytest.mark.parametrize(("network", "changes", "word"), REFUSED, ids=str)
+def test_what_does_not_fit_the_network_is_refused(network, changes, word):
+    """By a sentence that names it."""
+    fields = {"role": "generator", **manifest().fields(), "network": network.model_dump()}
+    fields["role"] = "classifier" if network.kind == "classifier" else "generator"
+    fields |= {"normalisation": {}} | changes
+    with pytest.raises(ValidationError, match=word):
+        Manifest.model_validate(fields)
+
+
+UNBUILDABLE = [
+    ({"patch": 3}, "patch"),
+    ({"out_channels": 3}, "out_channels"),
+    ({"model_channels": 40}, "32"),
+    ({"channel_mult": (1, 0.5)}, "32"),
+    ({"num_heads": 3}, "divide"),
+    ({"num_head_channels": 48}, "divide"),
+    ({"num_heads_upsample": 3}, "divide"),
+    ({"num_heads_upsample": 0}, "num_heads_upsample"),
+    ({"num_head_channels": 0}, "num_head_channels"),
+    ({"class_dropout": True}, "num_classes"),
+    ({"image_size": 5000}, "4096"),
+]
+
+
+@pytest.mark.parametrize(("changes", "word"), UNBUILDABLE, ids=str)
+def test_networks_that_cannot_be_are_refused(changes, word):
+    """Before anything is built."""
+    with pytest.raises(ValidationError, match=word):
+        UNetConfig.model_validate(TINY.model_dump() | changes)
+
+
+def test_ranges_and_constants_are_checked():
+    """An empty range, a deviation of 0, and channels that disagree."""
+    with pytest.raises(ValidationError, match="empty"):
+        PictureFormat(low=1.0, high=1.0)
+    with pytest.raises(ValidationError):
+        Normalisation(std=(1.0, 0.0))
+    with pytest.raises(ValidationError, match="different"):
+        Normalisation(mean=(0.0, 1.0), std=(1.0, 1.0, 1.0))
+
+
+def test_constants_broadcast_over_channels():
+    """(C, 1, 1) for pictures, (D,) for points, a number when one serves all."""
+    mean, std = Normalisation(mean=(1.0, 2.0), std=4.0).numbers(4)
+    assert mean.shape == (2, 1, 1)
+    assert std.shape == ()
+    assert np.array_equal(Normalisation(mean=(1.0, 2.0)).numbers(2)[0], [1.0, 2.0])
+
+
+def test_a_bundle_hands_out_what_it_is(tmp_path):
+    """A generator no classifier, a classifier no denoiser, no null class without class dropout."""
+    generator = save_bundle(tmp_path / "g", manifest(), unet().state_dict())
+    guide = save_bundle(tmp_path / "c", manifest(TINY_CLASSIFIER), classifier().state_dict())
+    assert generator.guided_by(guide, 2.0).scale == 2.0
+    for wrong in (generator.classifier, guide.denoiser, lambda: generator.classifier_free(2.0)):
+        with pytest.raises(SettingsInvalid):
+            wrong()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"sample_shape": (1, 32, 32)}, "sample_shape"),
+        ({"normalisation": Normalisation()}, "normalisation"),
+        ({"time_input": "timestep", "schedule": {"name": "cosine"}}, "schedule"),
+        ({"network": TINY_CLASSIFIER.model_copy(update={"out_channels": 4})}, "num_classes"),
+        ({"classes": ("c", "b", "a")}, "classes"),
+    ],
+    ids=str,
+)
+def test_a_classifier_for_something_else_does_not_guide(changes, field):
+    """The first field that differs is named."""
+    generator = manifest(TINY.model_copy(update={"num_classes": 3}), classes=("a", "b", "c"))
+    check_guide(generator, manifest(TINY_CLASSIFIER, classes=("a", "b", "c")))
+    with pytest.raises(SettingsInvalid, match=field):
+        check_guide(generator, manifest(**{"network": TINY_CLASSIFIER} | changes))
