@@ -27,7 +27,9 @@ from ddib_fed.node.pictures import rule_of
 from ddib_fed.node.softening import Softener, load_key
 from ddib_fed.node.views import Settings
 from tests.e2e.harness import Pair, ddib, raw_windows, weight_windows
-from tests.e2e.picture_examples import (
+from tests.e2e.relay import Tap
+from tests.e2e.test_promises import windows
+from tests.node.picture_examples import (
     SECRET,
     SIZE,
     Files,
@@ -37,8 +39,6 @@ from tests.e2e.picture_examples import (
     save_pictures_model,
     write_files,
 )
-from tests.e2e.relay import Tap
-from tests.e2e.test_promises import windows
 
 pytestmark = pytest.mark.e2e
 

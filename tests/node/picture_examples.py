@@ -16,19 +16,19 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ddib_fed.models.bundle import save_bundle
+from ddib_fed.models.bundle import make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest, Normalisation, PictureFormat, UNetConfig
 from ddib_fed.models.networks import build_network
+from ddib_fed.node.engine import Engine
 
 SIZE = 16
 SECRET = "Lovelace-1815"
 
 
-def save_pictures_model(
-    folder: Path, domain: str, *, seed: int, classes: tuple[str, ...] = (), form: PictureFormat | None = None,
-    **changes,
-) -> None:  # fmt: skip
-    """A bundle for `domain`; a model of classes answers differently to each."""
+def pictures_model(
+    domain: str, *, seed: int, classes: tuple[str, ...] = (), form: PictureFormat | None = None, **changes
+) -> tuple[Manifest, dict[str, torch.Tensor]]:
+    """Manifest and weights of a model for `domain`; one of classes answers differently to each."""
     network = UNetConfig(
         image_size=SIZE, in_channels=1, model_channels=32, out_channels=1, num_res_blocks=1,
         channel_mult=(1.0, 1.0), num_classes=len(classes) or None, use_scale_shift_norm=True,
@@ -45,7 +45,18 @@ def save_pictures_model(
             if weight.ndim > 1 and not weight.any():  # a fresh network's last convolutions are zero
                 torch.nn.init.normal_(weight, std=0.03)
         torch.nn.init.normal_(module.out[-1].weight, std=0.004)
-    save_bundle(folder, manifest, module.state_dict())
+    return manifest, module.state_dict()
+
+
+def save_pictures_model(folder: Path, domain: str, **options) -> None:
+    """It, as a bundle in a folder; options as of `pictures_model`."""
+    save_bundle(folder, *pictures_model(domain, **options))
+
+
+def pictures_engine(domain: str = "scans", **options) -> Engine:
+    """It, warm, on one thread."""
+    options = {"seed": 1, **options}
+    return Engine(make_bundle(*pictures_model(domain, **options)), device="cpu", threads=1)
 
 
 def noise(height: int = SIZE, width: int = SIZE, *, seed: int = 0) -> np.ndarray:

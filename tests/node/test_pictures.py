@@ -1,0 +1,224 @@
+"""Between a client's file and the model's array, and back: sizes, units, refusals; and the engine on pictures."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddib_fed.data.images import Geometry, ImageLimits, decode_image, encode_png
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import ImageTooLarge, ImageUnreadable, SettingsInvalid, ShapeMismatch
+from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.node.config import LimitsSection
+from ddib_fed.node.pictures import (
+    bring_home,
+    limits_of,
+    output_scale,
+    read_picture,
+    rule_of,
+    terms_of,
+    write_own,
+    write_translation,
+)
+from ddib_fed.node.softening import Softener
+from ddib_fed.wire.contract import PictureTerms
+from tests.node.institutions import Institution
+from tests.node.picture_examples import (
+    SIZE,
+    chunks,
+    noise,
+    pictures_engine,
+    pictures_model,
+    png_bytes,
+)
+from tests.node.tiny_nodes import make_config, make_context
+from tests.wire.examples import picture_side
+
+QUICK = SolverSettings(evaluations=8)
+KEY = bytes(32)
+
+
+def manifest(**options):
+    return pictures_model("scans", **{"seed": 0, **options})[0]
+
+
+def side(form: PictureFormat, **changes):
+    return picture_side(
+        sample_shape=(1, SIZE, SIZE), picture=PictureTerms(form.low, form.high, form.bits), **changes
+    )
+
+
+def grey(seed: int = 0) -> np.ndarray:
+    """(1, 1, 16, 16) float32."""
+    return noise(seed=seed)[None, None].astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        PictureFormat(),
+        PictureFormat(bits=16, high=65535.0),
+        PictureFormat(low=-1000.0, high=2000.0, bits=16),
+        PictureFormat(low=100.0, high=4000.0, bits=16),
+        PictureFormat(low=0.0, high=1.0),
+    ],
+    ids=["8", "16", "CT", "MR", "unit"],
+)
+def test_a_translation_comes_home_as_exactly_as_its_file_has_bits(form):
+    """Whatever the target's units are; at the model's own size the file is the very one that the target wrote."""
+    sent = write_translation(grey(), rule_of(manifest(form=form)))
+    home, values = bring_home(sent, side(form, size_rule="resize"), "resize", Geometry(SIZE, SIZE))
+    assert home == sent
+    levels = (form.high - form.low) / output_scale(side(form))[0]
+    np.testing.assert_allclose(values, grey(), atol=1.01 / levels)
+
+
+def test_it_comes_home_at_the_pictures_own_size():
+    """The source undoes what it did; the target never learns the size."""
+    sent = write_translation(grey(), rule_of(manifest()))
+    for rule, size, expected in (
+        ("resize", (40, 24), (40, 24)),
+        ("crop", (48, 32), (32, 32)),
+        ("pad", (8, 12), (8, 12)),
+        ("pad", (32, 64), (32, 64)),
+    ):
+        home, _ = bring_home(sent, side(PictureFormat(), size_rule=rule), rule, Geometry(*size))
+        assert decode_image(home).pixels.shape[:2] == expected
+
+
+def test_what_a_peer_hides_in_its_file_does_not_come_home():
+    """The client's file is written from pixels."""
+    content = io.BytesIO()
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text("Comment", "hello")
+    Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(content, "PNG", pnginfo=text)
+    home, _ = bring_home(content.getvalue(), side(PictureFormat()), "resize", Geometry(SIZE, SIZE))
+    assert set(chunks(home)) == {b"IHDR", b"IDAT", b"IEND"}
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (encode_png(np.zeros((SIZE, SIZE + 1, 1), np.uint8)), ImageTooLarge),
+        (encode_png(np.zeros((SIZE, SIZE - 1, 1), np.uint8)), ShapeMismatch),
+        (encode_png(np.zeros((SIZE, SIZE, 3), np.uint8)), ShapeMismatch),
+        (encode_png(np.zeros((SIZE, SIZE, 1), np.uint16)), ShapeMismatch),
+        (b"\xff\xd8\xff\xe0", ImageUnreadable),
+        (b"", ImageUnreadable),
+    ],
+    ids=["larger", "smaller", "colour", "deeper", "a JPEG", "nothing"],
+)
+def test_an_answer_that_was_not_agreed_is_refused(content, error):
+    """Size, channels, bits, format."""
+    with pytest.raises(error):
+        bring_home(content, side(PictureFormat()), "resize", Geometry(SIZE, SIZE))
+
+
+def test_refusing_other_sizes_names_both():
+    """Where either node says so; the model's own size is taken."""
+    rule, limits = rule_of(manifest()), ImageLimits()
+    with pytest.raises(ShapeMismatch) as caught:
+        read_picture(png_bytes(noise(20, 16)), rule, limits, size_rule="refuse")
+    assert (caught.value.facts["size"], caught.value.facts["expected"]) == ("20x16", "16x16")
+    array, geometry = read_picture(png_bytes(noise()), rule, limits, size_rule="refuse")
+    assert (array.shape, geometry) == ((1, 1, SIZE, SIZE), Geometry(SIZE, SIZE))
+
+
+def test_the_limits_are_node_tomls():
+    """Bytes, pixels and formats."""
+    section = LimitsSection(max_pixels=300, formats=("TIFF",))
+    assert limits_of(section) == ImageLimits(64 << 20, 300, ("TIFF",))
+    with pytest.raises(ImageUnreadable):
+        read_picture(png_bytes(noise()), rule_of(manifest()), limits_of(section), size_rule="resize")
+    few = limits_of(LimitsSection(max_pixels=300))
+    with pytest.raises(ImageTooLarge):
+        read_picture(png_bytes(noise(20, 20)), rule_of(manifest()), few, size_rule="resize")
+
+
+def test_a_manifest_without_a_picture_format_means_8_bits_resized():
+    """Imported models have none."""
+    bare = manifest().model_copy(update={"picture": None})
+    assert terms_of(bare) == PictureTerms(0.0, 255.0, 8)
+    assert rule_of(bare).fit == "resize"
+    assert decode_image(write_own(grey(), rule_of(bare), Geometry(8, 8))).pixels.shape == (8, 8, 1)
+
+
+# The engine
+
+
+@pytest.fixture(scope="module")
+def plain():
+    made = pictures_engine()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def classes():
+    made = pictures_engine("relief", seed=2, classes=("coast", "ridge"))
+    yield made
+    made.close()
+
+
+def test_encoding_softens_with_the_noise_that_it_is_given(plain):
+    """The same noise, the same latent; another peer's noise, another latent, as far off as the noise level says."""
+    softener = Softener(KEY, plain.bundle.digest)
+
+    def latent(peer: str) -> np.ndarray:
+        noisy = plain.encode(grey(), QUICK, soften=lambda x: softener.for_picture(x, peer))
+        return noisy.latent.data
+
+    first = latent("south.example")
+    np.testing.assert_allclose(first, latent("south.example"), atol=1e-5)
+    gap = first - latent("west.example")
+    assert gap.std() == pytest.approx(0.02 * 2**0.5, rel=0.3)
+
+
+def test_a_model_that_softens_encodes_nothing_without_noise(plain):
+    """Forgetting it would send another latent than the contract says."""
+    with pytest.raises(SettingsInvalid):
+        plain.encode(grey(), QUICK)
+
+
+def test_the_class_is_what_the_network_is_told(classes):
+    """Each class another translation; the same alone as beside others in one network call."""
+    latent = classes.encode(grey(), QUICK, label=0, soften=np.zeros_like).latent
+    coast, ridge = (classes.decode(latent, QUICK, label=label).samples for label in (0, 1))
+    assert np.abs(coast - ridge).max() > 1e-3
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(
+            pool.map(lambda label: classes.decode(latent, QUICK, label=label).samples, [0, 1, 0, 1])
+        )
+    for samples, expected in zip(together, (coast, ridge, coast, ridge), strict=True):
+        np.testing.assert_allclose(samples, expected, atol=1e-5)
+
+
+def test_a_class_that_the_model_does_not_have_is_refused(plain, classes):
+    """Also none, where it cannot do without, and one where there are none."""
+    plain.check_label(None)
+    classes.check_label(1)
+    for engine, label in ((plain, 0), (classes, None), (classes, 2), (classes, -1)):
+        with pytest.raises(SettingsInvalid):
+            engine.check_label(label)
+
+
+def test_a_node_says_of_itself_what_its_manifest_and_policy_say(tmp_path, classes):
+    """The side of the contract: shape, softening, units, classes with their names, and the size rule."""
+    config = make_config(tmp_path, "south.example", "target", domain="relief")
+    node = make_context(config, Institution("south.example", tmp_path / "state"), classes)
+    said = node.side()
+    assert (said.sample_kind, said.sample_shape, said.soften_sigma) == ("picture", (1, SIZE, SIZE), 0.02)
+    assert (said.classes, said.class_names) == (2, ("coast", "ridge"))
+    assert (said.size_rule, said.picture) == ("resize", PictureTerms(0.0, 255.0, 8))
+    node.config = config.model_copy(
+        update={"policy": config.policy.model_copy(update={"size_rule": "refuse"})}
+    )
+    assert node.side() == replace(said, size_rule="refuse")
