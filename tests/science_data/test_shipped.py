@@ -96,20 +96,6 @@ def test_a_t2_is_not_a_t1() -> None:
     assert correlation(t1[inside], t2[inside]) < -0.3
 
 
-def test_zones_hold_one_slab_of_each_owner() -> None:
-    pictures = [shipped.load_shipped(name) for name in ("brain-t1", "brain-t2")]
-    for one in pictures:
-        for labels, part in (
-            (one.train_labels, one.train),
-            (one.held_out_labels, one.held_out),
-            (one.test_labels, one.test),
-        ):
-            assert labels is not None
-            assert len(labels) == len(part)
-            assert sorted(set(labels.tolist())) == list(range(len(shipped.ZONES)))
-    assert shipped.load_shipped("satellite").train_labels is None
-
-
 def test_unknown_domains_and_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DomainNotFound, match="'brain'") as unknown:
         shipped.load_shipped("brain")

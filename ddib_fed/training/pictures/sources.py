@@ -158,15 +158,7 @@ def shipped_source(name: str) -> PictureSource:
     pictures = load_shipped(name)
     domain = pictures.domain
     note = DataNote(source=domain.package, licence=domain.licence, note=domain.note)
-    return array_source(
-        name,
-        pictures.train,
-        pictures.held_out,
-        labels=pictures.train_labels,
-        held_out_labels=pictures.held_out_labels,
-        classes=domain.classes,
-        note=note,
-    )
+    return array_source(name, pictures.train, pictures.held_out, note=note)
 
 
 def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalisation:
