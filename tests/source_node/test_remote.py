@@ -26,6 +26,7 @@ from ddib_fed.errors import (
     PeerUnreachable,
     PointsTooMany,
     QuotaSpent,
+    UnknownFields,
 )
 from ddib_fed.node import tls
 from ddib_fed.node.batching import Control
@@ -37,6 +38,7 @@ from source_node.remote import Decoded, Progress, Remotes
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.source_node.scripted_target import hang, honest, instead, side
+from tests.wire.examples import picture_side
 
 FILE = to_npy(gaussian(40))
 OWN = side("north.example", "moons")
@@ -72,6 +74,22 @@ class Call:
             items=2, latents=self.latents(), control=self.control,
         ) as call:  # fmt: skip
             return list(call)
+
+
+def test_a_peer_of_an_older_release_is_named_by_its_version(remotes, target) -> None:
+    """It refuses fields that it does not know; of a side that has none of them the refusal stays what it is."""
+
+    def does_not_know() -> None:
+        raise UnknownFields
+
+    target.negotiation = does_not_know
+    remote = remotes.get("south.example")
+    with pytest.raises(ContractMismatch) as caught:
+        remote.negotiate(picture_side(), "checkerboards", Control())
+    (difference,) = caught.value.differences
+    assert (difference.field, difference.source, difference.target) == ("version", "1.1, 1.0", "1.0")
+    with pytest.raises(UnknownFields):
+        remote.negotiate(OWN, "checkerboards", Control())
 
 
 def test_an_honest_peer_gives_each_item_once(remotes, target) -> None:

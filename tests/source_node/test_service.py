@@ -24,6 +24,7 @@ from ddib_fed.errors import (
     QueueFull,
     SettingsInvalid,
     TooManyStreams,
+    UnknownFields,
 )
 from ddib_fed.node import pki, tls
 from ddib_fed.node.errors_wire import from_rpc_error
@@ -103,6 +104,16 @@ def messages(files):
         yield from stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_NPY, data), data)
 
 
+def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> None:
+    """Before its bytes are read, and with what is taken here instead."""
+    png = b"\x89PNG\r\n\x1a\n" + bytes(100)
+    picture = list(stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_PNG, png), png))
+    with pytest.raises(PointsUnreadable) as caught:
+        served.ask("SubmitJob", iter([job_header(2), *messages([npy()]), *picture]))
+    assert caught.value.facts["item"] == "1"
+    assert "points" in caught.value.facts["takes"]
+
+
 @pytest.fixture
 def served(tmp_path, institutions, target, engine):
     made = Served(tmp_path, institutions[0], engine, max_items_per_job=3, max_evaluations=100)
@@ -136,6 +147,10 @@ def test_a_job_goes_from_submission_to_acknowledged(served) -> None:
         ({"deadline_s": 86_401}, MessageInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=101)}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(solver="magic")}, SettingsInvalid),
+        ({"source_class": "cat"}, SettingsInvalid),
+        ({"target_class": "cat"}, SettingsInvalid),
+        ({"target_class": "c" * 65}, MessageInvalid),
+        ({"target_class": "0", "version": common_pb2.ProtocolVersion(major=1)}, UnknownFields),
         ({"target_institution": "nobody.example"}, PeerNotFound),
         ({"target_domain": "moons"}, DomainNotFound),
     ],
