@@ -10,6 +10,7 @@ from ddib_fed.errors import (
     DdibError,
     ExtraMissing,
     FileMissing,
+    MemoryExhausted,
     OutOfBounds,
     UsageError,
     all_errors,
@@ -20,7 +21,7 @@ from ddib_fed.wire.version import MAX_VERSIONS, SPOKEN, Version
 from tests.wire.examples import contract
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
-LOCAL = {UsageError, ConfigError, ExtraMissing, FileMissing, OutOfBounds, DdibError}
+LOCAL = {UsageError, ConfigError, ExtraMissing, FileMissing, MemoryExhausted, OutOfBounds, DdibError}
 ROWS = {
     reason: status
     for reasons, status in re.findall(r"^\| (`[A-Z_`, ]+`) \| ([A-Z_]+) \|", PAGE, re.MULTILINE)
