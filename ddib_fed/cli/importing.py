@@ -1,0 +1,155 @@
+"""`ddib model import`: models of other code to bundles, with a list of what was settled by what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.bars import lines
+from ddib_fed.errors import AlreadyExists, UsageError
+
+if TYPE_CHECKING:
+    from ddib_fed.models.bundle import Bundle
+    from ddib_fed.models.importers.report import Imported
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+# Options that only one of the three kinds of file has.
+_OF_POINTS = ("noise_schedule", "diffusion_steps", "rescale_timesteps", "predict_xstart")
+_OF_PICTURES = ("fit", "soften_sigma")
+
+
+@click.command("import")
+@click.argument("checkpoint", required=False, type=_FILE, metavar="[CHECKPOINT.pt]")
+@click.option("--out", required=True, type=_FOLDER, metavar="DIR", help="The bundle's folder.")
+@click.option(
+    "--flags",
+    metavar="FLAGS",
+    help="The flags that it was trained with: the public README's MODEL_FLAGS line, or a classifier's, in quotes.",
+)
+@click.option("--classifier", is_flag=True, help="It is a noisy classifier, which guides a model.")
+@click.option(
+    "--synthetic",
+    type=_FILE,
+    metavar="FILE.pt",
+    help="Instead: a state dict of the public DDIB code's 2-D network.",
+)
+@click.option(
+    "--domain",
+    default="imported",
+    show_default=True,
+    metavar="NAME",
+    help="What the bundle calls its domain.",
+)
+@click.option(
+    "--name", metavar="NAME", default="", help="What the bundle calls the model, if not the file's name."
+)
+@click.option(
+    "--fit",
+    type=click.Choice(["crop", "pad", "resize"]),
+    help="Pictures: how those of another size are fitted.  [default: crop, as the public code]",
+)
+@click.option(
+    "--soften-sigma",
+    type=click.FloatRange(0, 1),
+    metavar="SIGMA",
+    help="Pictures: noise level to which they are softened before encoding.  [default: 0]",
+)
+@click.option(
+    "--noise-schedule",
+    type=click.Choice(["linear", "cosine"]),
+    help="With --synthetic: as it was trained.  [default: linear]",
+)
+@click.option(
+    "--diffusion-steps",
+    type=click.IntRange(2),
+    help="With --synthetic: as it was trained.  [default: 4000]",
+)
+@click.option(
+    "--rescale-timesteps", is_flag=True, help="With --synthetic: it was trained with rescaled timesteps."
+)
+@click.option("--predict-xstart", is_flag=True, help="With --synthetic: it predicts x0 instead of the noise.")
+@options.FORMAT
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+def import_(*, out: Path, force: bool, output_format: str, **given: Any) -> None:
+    """Make a bundle of a public checkpoint. Pickles are read with weights_only=True.
+
+    CHECKPOINT.pt holds a UNet of guided-diffusion (or of the public DDIB code), or with --classifier its noisy
+    classifier. What the tensors' shapes tell is inferred; the rest is as --flags say, or the public defaults. Every
+    setting is listed with what it rests on; a flag that contradicts the shapes is refused.
+    """
+    from ddib_fed.models.bundle import save_bundle
+
+    if out.exists() and not force:
+        raise AlreadyExists(f"{out} exists", hint="choose another folder, or --force")
+    found = _read(given)
+    saved = save_bundle(out, found.manifest, found.state, overwrite=force)
+    _say(found, saved, out, output_format)
+
+
+def _read(given: dict[str, Any]) -> Imported | Bundle:
+    """The model that the options name; what contradicts itself is a usage error."""
+    named = [key for key in ("checkpoint", "synthetic") if given[key] is not None]
+    if len(named) != 1:
+        raise UsageError(
+            "name one model: CHECKPOINT.pt or --synthetic FILE.pt",
+            hint="ddib model import --help",
+        )
+    kind = named[0]
+    strange = {"checkpoint": (), "synthetic": ("flags", "classifier")}
+    others = (*strange[kind], *(_OF_PICTURES if kind == "synthetic" else _OF_POINTS))
+    wrong = [key for key in others if given[key]]
+    if wrong:
+        what = "CHECKPOINT.pt" if kind == "checkpoint" else f"--{kind}"
+        hint = "put it into --flags" if kind == "checkpoint" else "leave it out"
+        raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with {what}", hint=hint)
+    names = {"domain": given["domain"], "name": given["name"]}
+    if kind == "synthetic":
+        from ddib_fed.models.importers.synthetic import import_synthetic
+
+        told = {key: given[key] for key in _OF_POINTS if given[key]}
+        return import_synthetic(given["synthetic"], **names, **told)
+    told = {key: given[key] for key in _OF_PICTURES if given[key] is not None}
+    from ddib_fed.models.importers.guided import import_guided
+
+    return import_guided(
+        given["checkpoint"],
+        flags=given["flags"] or "",
+        classifier=given["classifier"],
+        **names,
+        **told,
+    )
+
+
+def _say(found: Imported | Bundle, saved: Bundle, out: Path, output_format: str) -> None:
+    from ddib_fed.cli.output import print_json
+    from ddib_fed.models.importers.report import Imported
+
+    manifest = saved.manifest
+    imported = found if isinstance(found, Imported) else None
+    if output_format == "json":
+        print_json(
+            {
+                "bundle": str(out),
+                "digest": saved.digest,
+                "parameters": manifest.parameters,
+                "settings": [
+                    {"key": fact.key, "value": fact.value, "basis": fact.basis}
+                    for fact in (imported.facts if imported else ())
+                ],
+                "ignored": dict(imported.ignored) if imported else {},
+                "remarks": list(imported.remarks) if imported else [],
+            }
+        )
+        return
+    if imported:
+        width = max(len(fact.value) for fact in imported.facts)
+        lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in imported.facts})
+        for key, reason in imported.ignored.items():
+            click.echo(f"--{key} is not used: {reason}")
+        for remark in imported.remarks:
+            click.echo(remark)
+    click.echo(f"{out}: {manifest.parameters:,} parameters, digest {saved.digest[:16]}")

@@ -1,0 +1,153 @@
+"""Files of weights to state dicts: a pickle is read here, with `weights_only`, and nowhere else.
+
+The rule: what comes out are named float32 tensors, or an error that says what the file is instead.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ddib_fed.errors import BundleInvalid, FileMissing
+
+# Names under which training scripts keep the state dict, averaged weights first.
+WRAPPERS = (
+    "ema",
+    "ema_state_dict",
+    "model_ema",
+    "ema_model",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "network",
+)
+PREFIXES = ("module.",)
+# What the public training code writes: ema_0.9999_500000.pt, model500000.pt and opt500000.pt.
+_AVERAGED = re.compile(r"ema_(0?\.\d+)_(\d+)\.pt")
+_RAW = re.compile(r"model(\d+)\.pt")
+_OPTIMISER = re.compile(r"opt\d*\.pt")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The weights in a file.
+
+    Attributes:
+        path: Of the file.
+        state: The state dict, float32, without the prefixes of wrappers.
+        under: Name in the file under which it was found; empty at the top.
+        dtypes: Of the numbers in the file.
+    """
+
+    path: Path
+    state: Mapping[str, Tensor] = field(repr=False)
+    under: str
+    dtypes: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps that the file's name tells; 0 when it does not."""
+        found = _AVERAGED.fullmatch(self.path.name) or _RAW.fullmatch(self.path.name)
+        return int(found.groups()[-1]) if found else 0
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know about the weights, a sentence each."""
+        said = []
+        averaged = _AVERAGED.fullmatch(self.path.name)
+        if averaged:
+            said.append(f"weights averaged over training (rate {averaged[1]}, step {averaged[2]})")
+        if _RAW.fullmatch(self.path.name):
+            said.append("weights as they were trained; the averaged ones, ema_*.pt beside them, draw better")
+        if self.under:
+            said.append(f"weights found under {self.under!r}")
+        if self.dtypes != ("float32",):
+            said.append(f"{' and '.join(self.dtypes)} widened to float32")
+        return tuple(said)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The state dict in a .pt file.
+
+    The tensors may lie in the mapped file: it must stay as it is until they are copied.
+
+    Raises:
+        FileMissing: There is no such file.
+        BundleInvalid: It cannot be read with `weights_only`, holds no state dict, or that of an optimiser.
+    """
+    if not path.is_file():
+        raise FileMissing(f"there is no file {path}")
+    if _OPTIMISER.fullmatch(path.name):
+        raise _optimiser(path)
+    try:
+        # Mapped, so that a checkpoint of gigabytes is not in memory twice; older files cannot be.
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # on broken bytes an unpickler raises anything, IndexError included
+        raise BundleInvalid(
+            f"{path}: it is no checkpoint that can be read safely (weights only)",
+            hint="save the state dict alone: torch.save(model.state_dict(), FILE)",
+        ) from error
+    if isinstance(loaded, Mapping) and "param_groups" in loaded:
+        raise _optimiser(path)
+    found, under = _unwrap(loaded)
+    if found is None:
+        raise BundleInvalid(
+            f"{path}: it holds no state dict",
+            hint=f"one is looked for at the top and under {', '.join(WRAPPERS)}",
+        )
+    return _checkpoint(path, found, under)
+
+
+def read_safetensors(path: Path) -> Checkpoint:
+    """The tensors of a .safetensors file.
+
+    Raises:
+        FileMissing: There is no such file.
+        BundleInvalid: It cannot be read.
+    """
+    if not path.is_file():
+        raise FileMissing(f"there is no file {path}")
+    try:
+        found = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BundleInvalid(f"{path}: it cannot be read as safetensors", hint="copy it again") from error
+    return _checkpoint(path, found, "")
+
+
+def _checkpoint(path: Path, found: Mapping[str, Tensor], under: str) -> Checkpoint:
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in found.values()})
+    state = {_plain(key): tensor.float() for key, tensor in found.items()}
+    return Checkpoint(path, state, under, tuple(dtypes))
+
+
+def _unwrap(loaded: Any) -> tuple[dict[str, Tensor] | None, str]:
+    """The state dict in what was loaded, one level down at most, and the name it lies under."""
+    if not isinstance(loaded, Mapping) or not loaded:
+        return None, ""
+    inner = [(loaded[name], name) for name in WRAPPERS if isinstance(loaded.get(name), Mapping)]
+    for candidate, name in ((loaded, ""), *inner):
+        if candidate and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items()):
+            return dict(candidate), name
+    return None, ""
+
+
+def _plain(key: str) -> str:
+    for prefix in PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _optimiser(path: Path) -> BundleInvalid:
+    return BundleInvalid(
+        f"{path}: it holds the state of an optimiser, not weights",
+        hint="the public code writes the weights beside it: ema_0.9999_STEP.pt, or modelSTEP.pt",
+    )

@@ -1,0 +1,54 @@
+"""What an import found, and what each setting rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ddib_fed.models.bundle import Bundle, make_bundle
+from ddib_fed.models.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One setting of an imported model.
+
+    Attributes:
+        key: Its name in the code that it comes from.
+        value: As that code's flags or files write it.
+        basis: What says so: "shapes", "--flags", "public default", or in words.
+    """
+
+    key: str
+    value: str
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A model read from other code's files, not yet a bundle.
+
+    Attributes:
+        manifest: What it is.
+        state: Its weights, float32; they may lie in the mapped file.
+        facts: Every setting, with what it rests on.
+        ignored: What was said and does not matter here, with the reason.
+        remarks: What a person should know about the weights.
+    """
+
+    manifest: Manifest
+    state: Mapping[str, Tensor] = field(repr=False)
+    facts: tuple[Fact, ...]
+    ignored: Mapping[str, str]
+    remarks: tuple[str, ...]
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle in memory; `save_bundle` writes one without a copy in memory.
+
+        Raises:
+            BundleInvalid: The weights hold NaN or infinity.
+        """
+        return make_bundle(self.manifest, self.state, source=self.manifest.name)

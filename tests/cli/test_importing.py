@@ -1,0 +1,108 @@
+"""`ddib model import` reads one file of another code, lists what it rests on, and refuses what contradicts itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ddib_fed.cli.model import model
+from ddib_fed.errors import AlreadyExists, SettingsInvalid, UsageError
+from ddib_fed.models.bundle import load_bundle
+from tests.models.importers.test_guided import FLAGS, HALF, SMALL, random_state
+
+
+@pytest.fixture
+def ddib():
+    """Run a command of the group; errors of ours come out as they are."""
+
+    def call(*arguments):
+        return CliRunner().invoke(
+            model, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False
+        )
+
+    return call
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.save(random_state(SMALL), tmp_path / "ema_0.9999_020000.pt")
+    return tmp_path / "ema_0.9999_020000.pt"
+
+
+def test_a_checkpoint_becomes_a_bundle_and_every_setting_is_shown(ddib, checkpoint, tmp_path):
+    """With what it rests on, what is not used, and what the file's name tells."""
+    out = tmp_path / "m"
+    said = ddib(
+        "import", checkpoint, "--out", out, "--flags", FLAGS, "--domain", "dogs", "--name", "ADM"
+    ).output
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
+    assert rows["num_channels"] == ["32", "shapes"]
+    assert rows["num_head_channels"] == ["16", "--flags"]
+    assert rows["noise_schedule"] == ["linear", "public", "default"]
+    assert "--use_fp16 is not used" in said
+    assert "averaged over training (rate 0.9999, step 020000)" in said
+    made = load_bundle(out).manifest
+    assert (made.domain, made.name, made.network) == ("dogs", "ADM", SMALL)
+
+
+def test_scripts_get_the_same_as_json(ddib, checkpoint, tmp_path):
+    """One document."""
+    said = json.loads(
+        ddib("import", checkpoint, "--out", tmp_path / "m", "--flags", FLAGS, "--format", "json").output
+    )
+    assert said["digest"] == load_bundle(tmp_path / "m").digest
+    assert {"key": "channel_mult", "value": "1,2", "basis": "shapes"} in said["settings"]
+    assert set(said["ignored"]) == {"use_fp16"}
+
+
+def test_a_classifier_fits_the_model_that_it_guides(ddib, checkpoint, tmp_path):
+    """Imported with the flags of the same line."""
+    torch.save(random_state(HALF), tmp_path / "classifier.pt")
+    ddib(
+        "import",
+        checkpoint,
+        "--out",
+        tmp_path / "m",
+        "--flags",
+        FLAGS,
+        "--fit",
+        "resize",
+        "--soften-sigma",
+        "0.02",
+    )
+    ddib("import", tmp_path / "classifier.pt", "--out", tmp_path / "c", "--classifier", "--flags", FLAGS)
+    guided, guide = load_bundle(tmp_path / "m"), load_bundle(tmp_path / "c")
+    assert guide.manifest.role == "classifier"
+    assert guided.guided_by(guide, 1.0) is not None
+    assert (guided.manifest.picture.fit, guided.manifest.soften_sigma) == ("resize", 0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((), "name one model"),
+        (("X.pt", "--synthetic", "Y.pt"), "name one model"),
+        (("X.pt", "--diffusion-steps", "50"), "--diffusion-steps"),
+        (("--synthetic", "Y.pt", "--classifier"), "--classifier"),
+        (("--synthetic", "Y.pt", "--fit", "pad"), "--fit"),
+    ],
+)
+def test_options_of_different_kinds_of_file_are_a_usage_error(ddib, arguments, named, tmp_path):
+    """Before anything is read."""
+    with pytest.raises(UsageError, match=named):
+        ddib("import", *arguments, "--out", tmp_path / "m")
+
+
+def test_nothing_is_written_over_or_half(ddib, checkpoint, tmp_path):
+    """A folder that is there stays, a refused import leaves none."""
+    with pytest.raises(SettingsInvalid):
+        ddib("import", checkpoint, "--out", tmp_path / "m", "--flags", "--num_channels 64")
+    assert not (tmp_path / "m").exists()
+    ddib("import", checkpoint, "--out", tmp_path / "m", "--flags", FLAGS)
+    with pytest.raises(AlreadyExists):
+        ddib("import", checkpoint, "--out", tmp_path / "m", "--flags", FLAGS)
+    ddib("import", checkpoint, "--out", tmp_path / "m", "--flags", FLAGS, "--name", "again", "--force")
+    assert load_bundle(tmp_path / "m").manifest.name == "again"

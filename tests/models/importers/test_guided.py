@@ -1,0 +1,318 @@
+"""Public picture checkpoints become bundles; what tensors cannot tell comes from flags, and none may contradict."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+import torch
+
+from ddib_fed.errors import BundleInvalid, SettingsInvalid
+from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.importers.checkpoints import read_checkpoint
+from ddib_fed.models.importers.flags import parse_flags
+from ddib_fed.models.importers.guided import import_guided, settle
+from ddib_fed.models.manifest import ClassifierConfig, UNetConfig
+from ddib_fed.models.networks import build_network, network_shapes
+from tests import golden
+
+ADM = "--learn_sigma True --resblock_updown True --use_fp16 True --use_scale_shift_norm True"
+# The lines of the public README, for the checkpoints that were published.
+README = {
+    "64": "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --dropout 0.1 --image_size 64 "
+    "--noise_schedule cosine --num_channels 192 --num_head_channels 64 --num_res_blocks 3 "
+    "--use_new_attention_order True " + ADM,
+    "128": "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --image_size 128 "
+    "--noise_schedule linear --num_channels 256 --num_heads 4 --num_res_blocks 2 " + ADM,
+    "256": "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --image_size 256 "
+    "--noise_schedule linear --num_channels 256 --num_head_channels 64 --num_res_blocks 2 " + ADM,
+    "256 without classes": "--attention_resolutions 32,16,8 --class_cond False --diffusion_steps 1000 "
+    "--image_size 256 --noise_schedule linear --num_channels 256 --num_head_channels 64 --num_res_blocks 2 "
+    + ADM,
+    "512": "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --image_size 512 "
+    "--noise_schedule linear --num_channels 256 --num_head_channels 64 --num_res_blocks 2 " + ADM,
+}
+CLASSIFIERS = {
+    "64": ({"image_size": 64, "classifier_depth": 4}, "--image_size 64 --classifier_depth 4"),
+    "128": ({"image_size": 128}, "--image_size 128 --classifier_pool attention --classifier_width 128"),
+    "256": ({"image_size": 256}, "--image_size 256"),
+    "512": ({"image_size": 512}, "--image_size 512"),
+}
+SMALL = UNetConfig(
+    image_size=16,
+    model_channels=32,
+    out_channels=6,
+    num_res_blocks=1,
+    attention_resolutions=(2,),
+    channel_mult=(1.0, 2.0),
+    num_classes=7,
+    num_head_channels=16,
+    use_scale_shift_norm=True,
+    resblock_updown=True,
+)
+FLAGS = (
+    "--image_size 16 --num_channels 32 --num_res_blocks 1 --attention_resolutions 8 --channel_mult 1,2 "
+    "--num_head_channels 16 --class_cond True --num_classes 7 " + ADM
+)
+HALF = ClassifierConfig(
+    image_size=16,
+    model_channels=64,
+    out_channels=7,
+    num_res_blocks=1,
+    attention_resolutions=(2,),
+    channel_mult=(1.0, 2.0),
+    num_head_channels=64,
+    use_scale_shift_norm=True,
+    resblock_updown=True,
+    pool="attention",
+)
+
+
+def flag_values(line):
+    """The line as a program would parse it: strings, numbers and truths."""
+    words = shlex.split(line)
+    plain = {"True": True, "False": False}
+    values = {}
+    for key, text in zip(words[::2], words[1::2], strict=True):
+        number = text.replace(".", "", 1).isdigit() and key != "--attention_resolutions"
+        values[key.removeprefix("--")] = plain.get(
+            text, float(text) if "." in text else int(text) if number else text
+        )
+    return values
+
+
+def public_unet(line):
+    """The network that the public constructor makes of the flags."""
+    values = {"dropout": 0.0, **flag_values(line)}
+    return golden._unet(values, conditional=values.pop("class_cond"))
+
+
+def random_state(config, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = network_shapes(config)
+    return {key: 0.1 * torch.randn(value.shape, generator=generator) for key, value in shapes.items()}
+
+
+def saved(tmp_path, content, name="model.pt"):
+    torch.save(content, tmp_path / name)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("line", README.values(), ids=README)
+def test_the_published_models_are_what_the_public_constructor_makes_of_the_readmes_flags(line):
+    """Shapes alone (no memory), up to 552 million parameters."""
+    config = public_unet(line)
+    found = settle(network_shapes(config), parse_flags(line), classifier=False, source="it")
+    assert found.network == config
+    values = flag_values(line)
+    assert (found.schedule.name, found.schedule.steps) == (values["noise_schedule"], 1000)
+
+
+@pytest.mark.parametrize(("settings", "line"), CLASSIFIERS.values(), ids=CLASSIFIERS)
+def test_the_published_classifiers_are_what_the_public_defaults_make(settings, line):
+    """Depth 2, width 128, attention pooling; without any flag too, where shapes tell the size."""
+    defaults = {
+        "classifier_width": 128,
+        "classifier_depth": 2,
+        "classifier_attention_resolutions": "32,16,8",
+        "classifier_use_scale_shift_norm": True,
+        "classifier_resblock_updown": True,
+        "classifier_pool": "attention",
+    }
+    config = golden._classifier({**defaults, **settings})
+    for flags in (line, ""):
+        told = parse_flags(flags, classifier=True)
+        assert settle(network_shapes(config), told, classifier=True, source="it").network == config
+
+
+@pytest.mark.parametrize("line", README.values(), ids=README)
+def test_without_flags_all_but_heads_and_order_are_still_found(line):
+    """The size is that of the public multipliers."""
+    config = public_unet(line)
+    found = settle(network_shapes(config), parse_flags(""), classifier=False, source="it").network
+    untold = {"num_heads": 1, "num_head_channels": -1, "use_new_attention_order": False, "dropout": 0.0}
+    assert found.model_copy(update=untold) == config.model_copy(update=untold)
+    assert (found.num_heads, found.num_head_channels) == (4, -1)
+
+
+VARIANTS = {
+    "plain": {
+        "out_channels": 3,
+        "num_classes": None,
+        "use_scale_shift_norm": False,
+        "resblock_updown": False,
+    },
+    "pooled": {"resblock_updown": False, "conv_resample": False},
+    "grey": {"in_channels": 1, "out_channels": 2},
+    "one level": {"channel_mult": (2.0,), "attention_resolutions": (1,), "resblock_updown": False},
+    "no attention": {"attention_resolutions": ()},
+    "odd widths": {"model_channels": 96, "channel_mult": (1.0, 224 / 96, 3.0), "num_head_channels": 32},
+    "deep": {"num_res_blocks": 3, "channel_mult": (1.0, 1.0, 1.0), "attention_resolutions": (1, 4)},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_any_architecture_is_inferred_from_its_shapes(changes):
+    """Size and heads are told."""
+    config = SMALL.model_copy(update=changes)
+    flags = parse_flags(f"--image_size 16 --num_head_channels {config.num_head_channels}")
+    found = settle(network_shapes(config), flags, classifier=False, source="it").network
+    told = {"channel_mult", "num_heads"}
+    assert found.model_dump(exclude=told) == config.model_dump(exclude=told)
+    assert found.widths == config.widths
+
+
+@pytest.mark.parametrize("pool", ["adaptive", "attention", "spatial", "spatial_v2"])
+@pytest.mark.parametrize("updown", [True, False])
+def test_any_classifier_is_inferred_from_its_shapes(pool, updown):
+    """Each way to pool, residual blocks that resample or not."""
+    config = HALF.model_copy(update={"pool": pool, "resblock_updown": updown})
+    flags = parse_flags("--image_size 16", classifier=True)
+    assert settle(network_shapes(config), flags, classifier=True, source="it").network == config
+
+
+def test_what_a_classifiers_shapes_leave_open_is_asked_for():
+    """Six blocks of one width: three levels of one, two of two, or one of five."""
+    config = HALF.model_copy(
+        update={"attention_resolutions": (), "channel_mult": (1.0, 1.0, 1.0), "pool": "adaptive"}
+    )
+    shapes = network_shapes(config)
+    for depth in (1, 2):
+        flags = parse_flags(f"--image_size 16 --classifier_depth {depth}", classifier=True)
+        assert settle(shapes, flags, classifier=True, source="it").network.num_res_blocks == depth
+    with pytest.raises(SettingsInvalid, match="residual blocks"):
+        settle(shapes, parse_flags("--classifier_depth 3", classifier=True), classifier=True, source="it")
+
+
+def test_an_imported_model_computes_what_its_weights_compute(tmp_path):
+    """Saved, loaded and asked; eps at integer steps, pictures of 0 to 255 cropped."""
+    state = random_state(SMALL)
+    network = build_network(SMALL).eval()
+    network.load_state_dict(state)
+    x, y, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 6]), torch.tensor([17.0])
+    found = import_guided(saved(tmp_path, state, "ema_0.9999_500000.pt"), flags=FLAGS, domain="cats")
+    save_bundle(tmp_path / "bundle", found.manifest, found.state)
+    read = load_bundle(tmp_path / "bundle")
+    assert read.digest == found.bundle.digest
+    with torch.no_grad():
+        assert torch.equal(read.network()(x, t, y=y), network(x, t, y=y))
+    made = read.manifest
+    assert (made.parameterisation, made.time_input, made.sample_shape) == ("eps", "timestep", (3, 16, 16))
+    assert (made.picture.low, made.picture.high, made.picture.fit) == (0.0, 255.0, "crop")
+    assert (made.num_classes, made.training.steps) == (7, 500_000)
+    assert any("averaged" in remark for remark in found.remarks)
+
+
+def test_every_setting_is_listed_with_what_it_rests_on(tmp_path):
+    """Once each."""
+    found = import_guided(
+        saved(tmp_path, random_state(SMALL)), flags=FLAGS + " --batch_size 4", domain="cats"
+    )
+    basis = {fact.key: fact.basis for fact in found.facts}
+    assert len(basis) == len(found.facts)
+    assert basis["num_channels"] == basis["channel_mult"] == basis["attention_resolutions"] == "shapes"
+    assert basis["image_size"] == basis["num_head_channels"] == "--flags"
+    assert basis["noise_schedule"] == basis["diffusion_steps"] == "public default"
+    assert set(found.ignored) == {"batch_size", "use_fp16"}
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "says"),
+    [
+        ("--num_channels 32", "--num_channels 64", "32"),
+        ("--num_res_blocks 1", "--num_res_blocks 2", "1"),
+        ("--channel_mult 1,2", "--channel_mult 1,2,4", "1,2"),
+        ("--attention_resolutions 8", "--attention_resolutions 16,8", "8"),
+        ("--class_cond True", "--class_cond False", "True"),
+        ("--num_classes 7", "--num_classes 1000", "7"),
+        ("--learn_sigma True", "--learn_sigma False", "True"),
+        ("--resblock_updown True", "--resblock_updown False", "True"),
+        ("--use_scale_shift_norm True", "--use_scale_shift_norm False", "True"),
+    ],
+)
+def test_a_flag_that_contradicts_the_shapes_is_refused_with_both_values(right, wrong, says, tmp_path):
+    """The first of the line that differs is named."""
+    line = FLAGS.replace(right, wrong) + " --in_channels 1"
+    with pytest.raises(SettingsInvalid) as caught:
+        import_guided(saved(tmp_path, random_state(SMALL)), flags=line, domain="cats")
+    key, value = wrong.removeprefix("--").split()
+    assert f"--{key} {value} " in caught.value.detail
+    assert f"say {says}" in caught.value.detail
+    assert caught.value.facts["field"] == key
+
+
+@pytest.mark.parametrize("line", ["--classifier_depth 2", "--classifier_pool spatial", "--image_size 32"])
+def test_a_classifiers_flags_may_not_contradict_its_shapes_either(line, tmp_path):
+    """Its positions tell the size."""
+    with pytest.raises(SettingsInvalid) as caught:
+        import_guided(saved(tmp_path, random_state(HALF)), flags=line, classifier=True, domain="cats")
+    assert caught.value.facts["field"] == line.split()[0].removeprefix("--")
+
+
+@pytest.mark.parametrize("flags", ["--image_size 15", "--noise_schedule sqrt", "--num_head_channels 24"])
+def test_flags_that_make_no_model_are_refused(flags, tmp_path):
+    """Sizes that do not divide, schedules that do not exist."""
+    with pytest.raises(SettingsInvalid):
+        import_guided(saved(tmp_path, random_state(SMALL)), flags=flags, domain="cats")
+
+
+def test_x0_cosine_and_rescaled_times_come_from_the_flags(tmp_path):
+    """And are in the manifest."""
+    line = "--image_size 16 --predict_xstart True --noise_schedule cosine --diffusion_steps 50 --rescale_timesteps True"
+    made = import_guided(saved(tmp_path, random_state(SMALL)), flags=line, domain="cats").manifest
+    assert made.parameterisation == "x0"
+    assert (made.schedule.name, made.schedule.steps, made.schedule.rescale_timesteps) == ("cosine", 50, True)
+
+
+@pytest.mark.parametrize(("config", "classifier"), [(SMALL, True), (HALF, False)])
+def test_a_classifier_is_imported_as_one_and_nothing_else_is(config, classifier, tmp_path):
+    """The hint says which option is wrong."""
+    with pytest.raises(SettingsInvalid, match="by its tensors") as caught:
+        import_guided(saved(tmp_path, random_state(config)), classifier=classifier, domain="cats")
+    assert "--classifier" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda s: s.pop("middle_block.1.qkv.weight"), "middle_block.1.qkv.weight"),
+        (lambda s: s.update({"extra": torch.zeros(1)}), "extra"),
+        (lambda s: s.update({"out.2.bias": torch.full((6,), torch.nan)}), "out.2.bias"),
+        (lambda s: s.pop("time_embed.0.weight"), "time_embed.0.weight"),
+        (lambda s: s.pop("input_blocks.1.0.in_layers.2.weight"), "input_blocks.1.0.in_layers.2.weight"),
+        (lambda s: s.pop("input_blocks.2.0.in_layers.2.weight"), "input_blocks"),
+        (lambda s: s.update({"input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}), "6 channels"),
+        (lambda s: s.update({"input_blocks.0.0.weight": torch.zeros(32, 2)}), "network for points"),
+    ],
+)
+def test_names_the_first_tensor_that_differs(change, named, tmp_path):
+    """Missing, extra, not finite, of an upsampler, of points."""
+    state = random_state(SMALL)
+    change(state)
+    with pytest.raises(BundleInvalid, match=named.replace(".", r"\.")):
+        import_guided(saved(tmp_path, state), domain="cats", flags="--image_size 16")
+
+
+def test_half_precision_and_the_prefix_of_many_gpus_are_undone(tmp_path):
+    """As the public code saves fp16 weights, and DataParallel names them."""
+    state = {f"module.{key}": value.half() for key, value in random_state(SMALL).items()}
+    read = read_checkpoint(saved(tmp_path, {"ema_state_dict": state, "step": 3}))
+    assert read.state.keys() == network_shapes(SMALL).keys()
+    assert {tensor.dtype for tensor in read.state.values()} == {torch.float32}
+    assert any("float16" in remark for remark in read.remarks)
+
+
+@pytest.mark.parametrize("name", ["opt500000.pt", "other.pt"])
+def test_an_optimisers_state_is_refused_with_a_hint_at_the_weights(name, tmp_path):
+    """By its name or by what it holds."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    content = torch.optim.AdamW([parameter]).state_dict() if name == "other.pt" else {"a": torch.zeros(1)}
+    with pytest.raises(BundleInvalid, match="optimiser") as caught:
+        read_checkpoint(saved(tmp_path, content, name))
+    assert "ema_0.9999" in caught.value.hint
+
+
+def test_files_of_the_older_form_are_read_too(tmp_path):
+    """Before zip archives."""
+    torch.save({"a": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_checkpoint(tmp_path / "old.pt").state["a"], torch.ones(2))
