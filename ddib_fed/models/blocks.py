@@ -31,6 +31,7 @@ class BlockSettings:
         new_order: Whether query, key and value are split before the heads.
         conv_resample: Whether resampling has a convolution.
         resblock_updown: Whether residual blocks resample.
+        groups: Of normalisations.
     """
 
     emb_channels: int
@@ -40,6 +41,7 @@ class BlockSettings:
     new_order: bool
     conv_resample: bool
     resblock_updown: bool
+    groups: int = 32
 
     def residual(self, channels: int, out_channels: int | None = None, *, resample: str = "") -> ResBlock:
         """A residual block of these settings; arguments as of `ResBlock`."""
@@ -50,13 +52,14 @@ class BlockSettings:
             out_channels,
             scale_shift=self.scale_shift,
             resample=resample,
+            groups=self.groups,
         )
 
     def attention(self, channels: int, heads: int) -> AttentionBlock:
         """An attention block of these settings with `heads` heads, unless their width is given."""
         if self.head_channels != -1:
             heads = channels // self.head_channels
-        return AttentionBlock(channels, heads, new_order=self.new_order)
+        return AttentionBlock(channels, heads, new_order=self.new_order, groups=self.groups)
 
     def down(self, channels: int) -> nn.Module:
         """What halves height and width."""
@@ -195,6 +198,7 @@ class ResBlock(nn.Module):
         out_channels: Of the output; the skip is a convolution 1 x 1 when it differs.
         scale_shift: See above.
         resample: "up", "down" or nothing.
+        groups: Of normalisations.
     """
 
     def __init__(
@@ -206,20 +210,21 @@ class ResBlock(nn.Module):
         *,
         scale_shift: bool = False,
         resample: str = "",
+        groups: int = 32,
     ) -> None:
         super().__init__()
         width = out_channels or channels
         self.scale_shift = scale_shift
         self.resamples = bool(resample)
         self.in_layers = nn.Sequential(
-            GroupNorm32(channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
+            GroupNorm32(channels, groups), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
         )
         self.h_upd, self.x_upd = _resampler(channels, resample), _resampler(channels, resample)
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, 2 * width if scale_shift else width)
         )
         last = zeroed(nn.Conv2d(width, width, 3, padding=1))
-        self.out_layers = nn.Sequential(GroupNorm32(width), nn.SiLU(), nn.Dropout(dropout), last)
+        self.out_layers = nn.Sequential(GroupNorm32(width, groups), nn.SiLU(), nn.Dropout(dropout), last)
         self.skip_connection = nn.Identity() if width == channels else nn.Conv2d(channels, width, 1)
 
     def forward(self, x: Tensor, emb: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -255,13 +260,14 @@ class AttentionBlock(nn.Module):
         channels: Of input and output.
         heads: Number of heads; divides `channels`.
         new_order: Channels of `qkv` are (3, heads, width) instead of (heads, 3, width).
+        groups: Of the normalisation.
     """
 
-    def __init__(self, channels: int, heads: int, *, new_order: bool = False) -> None:
+    def __init__(self, channels: int, heads: int, *, new_order: bool = False, groups: int = 32) -> None:
         super().__init__()
         self.heads = heads
         self.new_order = new_order
-        self.norm = GroupNorm32(channels)
+        self.norm = GroupNorm32(channels, groups)
         # Convolutions of length 1 in name and shape, as checkpoints have them; linear layers in what they do.
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))

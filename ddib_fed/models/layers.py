@@ -37,10 +37,14 @@ def spread(embedding: Tensor, rows: Tensor | None) -> Tensor:
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation over 32 groups: statistics in float32 at least, rounded once to the input's dtype."""
+    """Group normalisation, over 32 groups as a rule: statistics in float32 at least, rounded once to the input's dtype.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(32, channels)
+    A group of one channel loses its mean over the picture, which then is nowhere: networks of few channels need
+    fewer groups to know a picture's brightness and colour.
+    """
+
+    def __init__(self, channels: int, groups: int = 32) -> None:
+        super().__init__(groups, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (N, channels, ...)."""

@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
+from ddib_fed.models.diffusers_config import DiffusersUNetConfig
 
 # Fields of `Manifest` that the first release did not have.
 LATER_FIELDS = frozenset({"role", "picture", "classes", "data"})
+LATER_SCHEDULE_FIELDS = frozenset({"beta_start", "beta_end"})
 
 
 class _Frozen(BaseModel):
@@ -123,6 +125,8 @@ class UNetConfig(_PictureNetwork):
         use_new_attention_order: Whether query, key and value are split before the heads.
         patch: Side of the squares of pixels that become channels on the way in and pixels again on the way out.
         class_dropout: Whether there is one more class, index `num_classes`, that stands for no class.
+        norm_groups: Groups of normalisations.
+        global_mean: Whether the scaled mean of each channel is one more input channel.
     """
 
     kind: Literal["unet"] = "unet"
@@ -130,6 +134,8 @@ class UNetConfig(_PictureNetwork):
     num_heads_upsample: int = Field(default=-1, ge=-1, le=1024)
     patch: int = Field(default=1, ge=1, le=16)
     class_dropout: bool = False
+    norm_groups: Literal[1, 2, 4, 8, 16, 32] = 32
+    global_mean: bool = False
 
     @property
     def divisor(self) -> int:
@@ -175,7 +181,8 @@ class ClassifierConfig(_PictureNetwork):
 
 
 NetworkConfig = Annotated[
-    MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig, Field(discriminator="kind")
+    MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig,
+    Field(discriminator="kind"),
 ]
 
 Positive = Annotated[FiniteFloat, Field(gt=0.0)]
@@ -320,7 +327,7 @@ class Manifest(_Frozen):
     def _shape_problem(self) -> str:
         """What does not fit between shape and network, or nothing."""
         network, shape = self.network, self.sample_shape
-        if not isinstance(network, _PictureNetwork):
+        if isinstance(network, MlpConfig | SyntheticConfig):
             width = network.dim if isinstance(network, MlpConfig) else network.in_channels
             if self.sample_kind != "point" or shape != (width,):
                 return f"sample_shape {shape} is not the network's point ({width},)"
@@ -354,7 +361,7 @@ class Manifest(_Frozen):
     @property
     def num_classes(self) -> int | None:
         """Classes that the network is conditioned on or tells apart; None without."""
-        if isinstance(self.network, UNetConfig):
+        if isinstance(self.network, UNetConfig | DiffusersUNetConfig):
             return self.network.num_classes
         return self.network.out_channels if isinstance(self.network, ClassifierConfig) else None
 
@@ -367,6 +374,12 @@ class Manifest(_Frozen):
     def fields(self) -> dict[str, Any]:
         """What manifest.json holds, but for the digest: JSON values."""
         fields = self.model_dump(mode="json")
+        schedule = fields["schedule"]
+        fields["schedule"] = {
+            key: value
+            for key, value in schedule.items()
+            if key not in LATER_SCHEDULE_FIELDS or value is not None
+        }
         later = type(self).model_fields
         return {
             key: value

@@ -8,6 +8,7 @@ many rows share it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -42,6 +43,10 @@ class UNet(nn.Module):
         use_new_attention_order: Whether query, key and value are split before the heads.
         patch: Side of the squares of pixels that become channels on the way in and pixels again on the way out.
         class_dropout: Whether there is one more class, index `num_classes`, that stands for no class.
+        norm_groups: Groups of normalisations; networks of less than 128 channels need fewer than 32, see `GroupNorm32`.
+        global_mean: Whether the mean of each channel over the picture, times sqrt(H W), is one more input channel. In
+            it noise has unit variance as in a pixel, and a picture's brightness and colour stand out of the noise
+            long before anything else does.
 
     Attributes:
         checkpointing: Set it to recompute activations in the backward pass instead of keeping them.
@@ -67,11 +72,14 @@ class UNet(nn.Module):
         use_new_attention_order: bool = False,
         patch: int = 1,
         class_dropout: bool = False,
+        norm_groups: int = 32,
+        global_mean: bool = False,
     ) -> None:
         super().__init__()
         self.image_size = image_size
         self.num_classes = num_classes
         self.patch = patch
+        self.global_mean = global_mean
         self.checkpointing = False
         emb_channels = 4 * model_channels
         widths = [int(mult * model_channels) for mult in channel_mult]
@@ -83,13 +91,13 @@ class UNet(nn.Module):
             use_new_attention_order,
             conv_resample,
             resblock_updown,
+            norm_groups,
         )
         self.time_embed = TimeEmbed(model_channels)
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes + class_dropout, emb_channels)
-        way = descend(
-            settings, in_channels * patch**2, widths, num_res_blocks, attention_resolutions, num_heads
-        )
+        entering = in_channels * (patch**2 + global_mean)
+        way = descend(settings, entering, widths, num_res_blocks, attention_resolutions, num_heads)
         self.input_blocks = way.blocks
         self.middle_block = middle(settings, widths[-1], num_heads)
         heads = num_heads if num_heads_upsample == -1 else num_heads_upsample
@@ -106,7 +114,7 @@ class UNet(nn.Module):
                     factor //= 2
                 self.output_blocks.append(Timed(*layers))
         self.out = nn.Sequential(
-            GroupNorm32(channels),
+            GroupNorm32(channels, norm_groups),
             nn.SiLU(),
             zeroed(nn.Conv2d(channels, out_channels * patch**2, 3, padding=1)),
         )
@@ -130,8 +138,11 @@ class UNet(nn.Module):
         """
         if (y is None) != (self.num_classes is None):
             raise ValueError("classes are given if and only if the network has classes")
+        mean = x.mean(dim=(2, 3), keepdim=True) * math.sqrt(x[0, 0].numel()) if self.global_mean else None
         if self.patch > 1:
             x = functional.pixel_unshuffle(x, self.patch)
+        if mean is not None:
+            x = torch.cat([x, mean.expand(-1, -1, *x.shape[2:])], dim=1)
         emb = self.time_embed(times)
         if y is not None:
             emb, rows = spread(emb, rows) + self.label_emb(y), None

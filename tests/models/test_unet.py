@@ -11,7 +11,7 @@ from safetensors import safe_open
 from ddib_fed.models.layers import GroupNorm32
 from ddib_fed.models.manifest import UNetConfig
 from ddib_fed.models.networks import build_network, network_shapes
-from tests.models.picture_networks import unet
+from tests.models.picture_networks import filled, unet
 
 DATA = Path(__file__).parent.parent / "data"
 VARIANTS = [
@@ -19,6 +19,7 @@ VARIANTS = [
     {"num_classes": 3, "class_dropout": True, "use_scale_shift_norm": True, "out_channels": 2},
     {"resblock_updown": True, "use_new_attention_order": True, "num_head_channels": 32},
     {"patch": 2, "in_channels": 3, "out_channels": 6, "conv_resample": False, "num_heads_upsample": 2},
+    {"patch": 2, "norm_groups": 8, "global_mean": True, "use_scale_shift_norm": True},
 ]
 ADM_256 = {
     "image_size": 256,
@@ -164,3 +165,24 @@ def test_a_fresh_network_predicts_zero():
     """The last convolution begins at zero, as in the public code."""
     made = UNetConfig(image_size=16, model_channels=32, out_channels=3, num_res_blocks=1, channel_mult=(1,))
     assert not build_network(made)(torch.randn(2, 3, 16, 16), torch.ones(1)).any()
+
+
+def test_groups_reach_every_normalisation():
+    norms = [m for m in unet(norm_groups=8).modules() if isinstance(m, GroupNorm32)]
+    assert len(norms) > 5
+    assert {norm.num_groups for norm in norms} == {8}
+    assert {m.num_groups for m in unet().modules() if isinstance(m, GroupNorm32)} == {32}
+
+
+def test_a_network_told_the_global_mean_sees_it_at_the_scale_of_one_pixels_noise():
+    network = filled(unet(global_mean=True))
+    entering: list[torch.Tensor] = []
+    network.input_blocks[0].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
+    noise = torch.randn(64, 1, 16, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        network(noise, torch.tensor([0.5]))
+    (told,) = entering
+    assert told.shape == (64, 2, 16, 24)
+    assert torch.equal(told[:, :1], noise)
+    assert torch.allclose(told[:, 1, 0, 0], noise.sum(dim=(1, 2, 3)) / (16 * 24) ** 0.5, atol=1e-4)
+    assert 0.7 < told[:, 1, 0, 0].std() < 1.3
