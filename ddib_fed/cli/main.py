@@ -50,6 +50,13 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "audit": Lazy("ddib_fed.cli.audit:audit", "Verify the chain of the node's audit log."),
     "model": Lazy("ddib_fed.cli.model:model", "Train, sample, show and import models."),
+    "recipe": Lazy(
+        "ddib_fed.cli.recipe:recipe", "Agree with another institution on everything of a training but data."
+    ),
+    "colours": Lazy(
+        "ddib_fed.cli.colours:colours",
+        "Give one photograph the colours of another, beside optimal transport.",
+    ),
     "bridge": Lazy(
         "ddib_fed.cli.bridge:bridge", "Translate between two models in one process, without nodes."
     ),
@@ -62,7 +69,7 @@ COMMANDS: Mapping[str, Lazy] = {
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Translate": ("translate", "domains", "job", "doctor", "demo"),
     "Run a node": ("init", "pki", "peer", "status", "reload", "drain", "audit"),
-    "Work with models, without nodes": ("model", "bridge", "evaluate"),
+    "Work with models, without nodes": ("model", "recipe", "bridge", "colours", "evaluate"),
 }
 
 

@@ -99,7 +99,7 @@ def train_pictures(
             trainer = run.trainer()
             run.follow(trainer, on_progress)
             world.decide(lambda: run.finish(trainer))
-        return load_bundle(out) if world.leads else world.decide(lambda: load_bundle(out))
+        return world.decide(lambda: load_bundle(out))
 
 
 @dataclass(slots=True)

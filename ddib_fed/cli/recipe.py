@@ -1,0 +1,73 @@
+"""`ddib recipe`: what two institutions agree on before each trains alone. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.bars import lines
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def recipe() -> None:
+    """Agree with another institution on everything of a training but data.
+
+    A recipe is a small JSON file: preset, seed, size, range and all other settings of a training on pictures, and the
+    digest of the weights that both start from. It holds neither data nor weights.
+    """
+
+
+@recipe.command()
+@click.argument("run", type=click.Path(file_okay=False, path_type=Path), metavar="RUN")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The recipe, a .json file.",
+)
+@options.FORCE
+def export(*, run: Path, out: Path, force: bool) -> None:
+    """Write the recipe of the training in folder RUN, which was its --out; it may have just begun."""
+    from ddib_fed.training.pictures.recipes import recipe_of_run, write_recipe
+
+    made = recipe_of_run(run)
+    write_recipe(made, out, force=force)
+    _show(made.start, made.digest(), out)
+
+
+@recipe.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
+@click.option(
+    "--init",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="BUNDLE",
+    help="Starting weights: checked against the recipe.",
+)
+@options.FORMAT
+def use(*, file: Path, init: Path | None, output_format: str) -> None:
+    """Check the recipe in FILE, say what it settles, and print the command that trains by it."""
+    from ddib_fed.cli.output import print_json
+    from ddib_fed.errors import SettingsInvalid
+    from ddib_fed.models.bundle import load_bundle
+    from ddib_fed.training.pictures.recipes import read_recipe
+
+    found = read_recipe(file)
+    if init is not None and load_bundle(init).digest != found.start:
+        raise SettingsInvalid(
+            f"{init} is not the start that {file} asks for ({found.start[:16] or 'none'})",
+            hint="ask for the bundle with that digest",
+        )
+    if output_format == "json":
+        print_json({"digest": found.digest(), **found.model_dump(mode="json")})
+        return
+    start = f" --init {init or 'BUNDLE'}" if found.start else ""
+    lines({name: str(value) for name, value in found.agreed.items()})
+    _show(found.start, found.digest(), file)
+    click.echo(f"train by it:  ddib model train --images FOLDER --recipe {file}{start} --out DIR")
+
+
+def _show(start: str, digest: str, file: Path) -> None:
+    lines({"recipe": str(file), "digest": digest, "starting weights": start or "from the seed"})

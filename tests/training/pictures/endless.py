@@ -1,0 +1,16 @@
+"""Trains the config given as JSON into the folder given and says each step; to be killed, or started by torchrun."""
+
+import sys
+from pathlib import Path
+
+from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.pictures.run import train_pictures
+from tests.training.pictures.examples import spots_source
+
+train_pictures(
+    PictureTrainConfig.model_validate_json(sys.argv[1]),
+    Path(sys.argv[2]),
+    lambda progress: print(progress.step, flush=True),
+    source=spots_source(),
+    resume=True,
+)
