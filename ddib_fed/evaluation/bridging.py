@@ -29,6 +29,7 @@ __all__ = [
     "OnProgress",
     "PictureSide",
     "Translated",
+    "check_legs",
     "clipped",
     "interpolate_pictures",
     "sample_pictures",
@@ -91,9 +92,7 @@ def translate_pictures(
         SettingsInvalid: Settings that do not exist or do not fit.
     """
     _check_pictures(x, source, target)
-    sigmas = [s.bundle.manifest.soften_sigma if soften is None else soften for s in (source, target)]
-    for side, sigma in zip((source, target), sigmas, strict=True):
-        plan(settings, side.bundle.schedule, soften_sigma=sigma, depth=depth)
+    sigmas = check_legs(source, target, settings, soften=soften, depth=depth)
     tell = _Counter(settings.evaluations * (4 if cycle else 2) * -(-len(x) // batch), on_progress)
     parts: list[tuple[Floats, ...]] = []
     for rows in _slices(len(x), batch):
@@ -118,6 +117,32 @@ def translate_pictures(
             part += [again.cpu().numpy(), clipped(source.from_model(back))]
         parts.append(tuple(part))
     return Translated(*(np.concatenate(stage) for stage in zip(*parts, strict=True)))
+
+
+def check_legs(
+    source: PictureSide,
+    target: PictureSide,
+    settings: SolverSettings,
+    *,
+    soften: float | None = None,
+    depth: float = 1.0,
+) -> tuple[float, float]:
+    """Check settings for both sides without computing anything; gives what each softens by.
+
+    Raises:
+        SettingsInvalid: Settings that do not exist or do not fit.
+        ShapeMismatch: The models are of different sizes or numbers of channels.
+    """
+    if source.shape != target.shape:
+        names = [f"{side.bundle.manifest.name} {side.shape}" for side in (source, target)]
+        raise ShapeMismatch(
+            f"pictures cannot cross: {names[0]}, {names[1]}",
+            hint="both models must be of one size and number of channels",
+        )
+    sigmas = [s.bundle.manifest.soften_sigma if soften is None else soften for s in (source, target)]
+    for side, sigma in zip((source, target), sigmas, strict=True):
+        plan(settings, side.bundle.schedule, soften_sigma=sigma, depth=depth)
+    return sigmas[0], sigmas[1]
 
 
 def clipped(x: Floats) -> Floats:
@@ -159,7 +184,7 @@ def uncertainty(
         SettingsInvalid: No softening, or fewer than two.
         ShapeMismatch, NotFinite: As `translate_pictures`.
     """
-    level = source.bundle.manifest.soften_sigma if soften is None else soften
+    level = check_legs(source, target, settings, soften=soften, depth=depth)[0]
     if times < 2 or level == 0.0:
         raise SettingsInvalid(
             "uncertainty is the spread over at least 2 softenings, and without softening there is none",

@@ -22,7 +22,8 @@ from typing import Any
 from ddib_fed.data.imagenet import source_name, validation_pictures
 from ddib_fed.data.images import ImageLimits, read_image
 from ddib_fed.data.scans import describe, scan
-from ddib_fed.errors import AlreadyExists, DdibError, FileMissing, UsageError
+from ddib_fed.errors import AlreadyExists, DdibError, FileMissing, SettingsInvalid, UsageError
+from ddib_fed.evaluation.bridging import check_legs
 from ddib_fed.evaluation.picture_recipe import Recipe, Task, batches, check_names, names
 from ddib_fed.evaluation.picture_report import Settled, finish
 from ddib_fed.evaluation.picture_worker import (
@@ -204,6 +205,9 @@ def run(
     for task in {(task.source_class, task.target_class): task for task in found.tasks}.values():
         sides[0].of_class(task.source_class)
         sides[1].of_class(task.target_class)
+    sigmas = check_legs(*sides, recipe.settings, soften=recipe.soften, depth=recipe.depth)
+    if recipe.uncertainty and sigmas[0] == 0.0:
+        raise SettingsInvalid("without softening there is no uncertainty to measure", hint="--soften 0.02")
     models = model_digests(*sides)
     settled = Settled(recipe, sides[0].bundle.manifest, sides[1].bundle.manifest, tuple(models), batch)
     del sides

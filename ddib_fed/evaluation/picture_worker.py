@@ -27,7 +27,7 @@ from ddib_fed.data.images import (
     to_array,
 )
 from ddib_fed.diffusion.gaussianity import measure
-from ddib_fed.errors import ExhaustedError
+from ddib_fed.errors import MemoryExhausted
 from ddib_fed.evaluation.bridging import (
     Floats,
     Guidance,
@@ -86,7 +86,7 @@ class Translator:
 
         Raises:
             FileMissing, ImageUnreadable, ImageTooLarge: A file was changed since it was looked at.
-            ExhaustedError: The GPU's memory does not suffice.
+            MemoryExhausted: The GPU's memory does not suffice.
             NotFinite: A model answers with NaN or infinity.
         """
         loaded = [to_array(read_image(task.path, self._limits), self._rules[0]) for task in batch]
@@ -95,7 +95,7 @@ class Translator:
             with torch_threads(self._threads):
                 found, deviation = self._compute(x, batch[0], on_tick)
         except torch.cuda.OutOfMemoryError as error:
-            raise ExhaustedError(
+            raise MemoryExhausted(
                 f"the GPU's memory does not suffice for {len(batch)} pictures at once",
                 hint=f"--batch {max(1, len(batch) // 2)}, or --dtype bfloat16",
             ) from error
