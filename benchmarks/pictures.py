@@ -142,7 +142,7 @@ class Pair:
         path = self.options.out / "images" / "pictures" / f"{self.name}-{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         notes = dict.fromkeys(part.domain.note for part in self.pictures)
-        save_sheet(path, stages, caption=". ".join(notes), **given)
+        save_sheet(path, stages, **({"caption": ". ".join(notes)} | given))
 
 
 def main() -> None:
@@ -223,7 +223,7 @@ def _samples(pair: Pair) -> dict[str, Any]:
             "distance": features.distance(features.features(drawn), real),
             "floor": features.floor(real, SAMPLES),
         }
-        pair.sheet(f"samples-{part.domain.name}", [Stage("drawn", drawn[:SHOWN])])
+        pair.sheet(f"samples-{part.domain.name}", [Stage("drawn", drawn[:SHOWN])], caption=part.domain.note)
     return found
 
 
