@@ -29,7 +29,7 @@ from ddib_fed.cli.training import THREADS
 @click.option(
     "--smooth",
     type=click.FloatRange(0, 1),
-    default=0.06,
+    default=0.1,
     show_default=True,
     help="Blur of the two densities of colours, in their standard deviations; less is more exact and has more speckle.",
 )

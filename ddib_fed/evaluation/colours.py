@@ -42,7 +42,7 @@ COUPLED = 1_000
 """Pixels of each photograph that EMD and Sinkhorn couple."""
 SINKHORN_REGULARISATION = 0.1
 """Of the entropy, for colours in [0, 1] and squared distances: what POT's own example of colours uses."""
-SMOOTH = 0.06
+SMOOTH = 0.1
 """Default sigma_s, in standard deviations of the photograph's colours; docs/colours.md shows others."""
 BATCH = 5_000
 JUDGED = 5_000
