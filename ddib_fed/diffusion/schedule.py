@@ -28,6 +28,8 @@ LAMBDA_MAX = 5.3
 COSINE_LAMBDA_MIN = -5.0
 ZERO_TERMINAL_LAMBDA_MIN = -8.0
 SCHEDULES = ("linear", "cosine", "zero-terminal-snr")
+# On integer steps alone: betas whose square roots are evenly spaced, as latent diffusion has them.
+SCALED_LINEAR = "scaled-linear"
 
 
 class Level(NamedTuple):
@@ -61,11 +63,13 @@ class ScheduleConfig:
     """Names a schedule; part of a bundle's manifest.
 
     Attributes:
-        name: One of `SCHEDULES`.
+        name: One of `SCHEDULES`, or `SCALED_LINEAR`.
         steps: Number of integer steps of a discrete schedule; None for continuous time in [0, 1].
         rescale_timesteps: Discrete only: the network is told 1000 / steps times the step.
         lambda_min: Continuous only: noise end of the usable range; None for the schedule's own.
         lambda_max: Continuous only: data end of the usable range; None for `LAMBDA_MAX`.
+        beta_start: Discrete, but not cosine: first noise rate; with `beta_end`, or None for the schedule's own.
+        beta_end: The last.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -75,6 +79,15 @@ class ScheduleConfig:
     rescale_timesteps: bool = False
     lambda_min: float | None = None
     lambda_max: float | None = None
+    beta_start: float | None = None
+    beta_end: float | None = None
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """First and last noise rate where both are given."""
+        if self.beta_start is None or self.beta_end is None:
+            return None
+        return self.beta_start, self.beta_end
 
 
 class Schedule(ABC):
@@ -284,18 +297,39 @@ def zero_terminal_betas(betas: Tensor) -> Tensor:
     return 1.0 - bars[1:] / bars[:-1]
 
 
-def discrete_schedule(name: str, steps: int, *, rescale_timesteps: bool = False) -> DiscreteSchedule:
-    """The named schedule on `steps` integer steps, as guided-diffusion makes them.
+def betas_between(ends: tuple[float, float], steps: int, *, power: float = 1.0) -> Tensor:
+    """Betas whose 1 / `power`-th powers are evenly spaced from one end to the other: (steps,) float64.
 
     Raises:
-        SettingsInvalid: A name that does not exist, or too few steps for it.
+        SettingsInvalid: The ends do not rise within (0, 1), or there are fewer than 2 steps.
+    """
+    first, last = ends
+    if not 0.0 < first < last < 1.0 or steps < 2:
+        raise SettingsInvalid(f"there is no schedule of {steps} betas from {first} to {last}")
+    roots = torch.linspace(first ** (1 / power), last ** (1 / power), steps, dtype=torch.float64)
+    return roots**power
+
+
+def discrete_schedule(
+    name: str,
+    steps: int,
+    *,
+    rescale_timesteps: bool = False,
+    ends: tuple[float, float] | None = None,
+) -> DiscreteSchedule:
+    """The named schedule on `steps` integer steps, as guided-diffusion makes them, or between the betas in `ends`.
+
+    Raises:
+        SettingsInvalid: A name that does not exist, too few steps for it, or ends that it cannot have.
     """
     if name == "linear":
-        betas = linear_betas(steps)
-    elif name == "cosine" and steps >= 2:
+        betas = betas_between(ends, steps) if ends else linear_betas(steps)
+    elif name == SCALED_LINEAR and ends:
+        betas = betas_between(ends, steps, power=2.0)
+    elif name == "cosine" and steps >= 2 and not ends:
         betas = cosine_betas(steps)
     elif name == "zero-terminal-snr":
-        betas = zero_terminal_betas(linear_betas(steps))
+        betas = zero_terminal_betas(betas_between(ends, steps) if ends else linear_betas(steps))
     else:
         raise _unknown(name, steps)
     return DiscreteSchedule(betas, name=name, time_scale=1000.0 / steps if rescale_timesteps else 1.0)
@@ -312,7 +346,13 @@ def schedule_from_config(config: ScheduleConfig) -> Schedule:
             raise SettingsInvalid(
                 "lambda_min and lambda_max belong to continuous schedules; a discrete one has its table"
             )
-        return discrete_schedule(config.name, config.steps, rescale_timesteps=config.rescale_timesteps)
+        if (config.beta_start is None) != (config.beta_end is None):
+            raise SettingsInvalid("beta_start and beta_end belong together")
+        return discrete_schedule(
+            config.name, config.steps, rescale_timesteps=config.rescale_timesteps, ends=config.ends
+        )
+    if config.beta_start is not None or config.beta_end is not None:
+        raise SettingsInvalid("beta_start and beta_end belong to discrete schedules")
     kinds: dict[str, type[LinearSchedule | CosineSchedule | ZeroTerminalSchedule]] = {
         kind.name: kind for kind in (LinearSchedule, CosineSchedule, ZeroTerminalSchedule)
     }

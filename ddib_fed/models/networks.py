@@ -8,17 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.models.classifier import NoisyClassifier
+from ddib_fed.models.diffusers_config import DiffusersUNetConfig
+from ddib_fed.models.diffusers_unet import DiffusersUNet
 from ddib_fed.models.manifest import ClassifierConfig, MlpConfig, SyntheticConfig, UNetConfig
 from ddib_fed.models.mlp import ResidualMLP
 from ddib_fed.models.synthetic import SyntheticModel
 from ddib_fed.models.unet import UNet
 
-AnyConfig = MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig
+AnyConfig = MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig
 BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": ResidualMLP,
     "synthetic": SyntheticModel,
     "unet": UNet,
     "classifier": NoisyClassifier,
+    "diffusers-unet": DiffusersUNet,
 }
 
 
@@ -40,7 +43,7 @@ def network_with(
     device: torch.device | str = "cpu",
 ) -> nn.Module:
     """The network that `config` describes with its own copy of `state`, which fits; made without a second copy."""
-    if isinstance(config, UNetConfig | ClassifierConfig):
+    if isinstance(config, UNetConfig | ClassifierConfig | DiffusersUNetConfig):
         # All that these networks hold is in the state: nothing else needs memory or random numbers.
         with torch.device("meta"):
             network = build_network(config)

@@ -1,0 +1,108 @@
+"""Arguments of `DiffusersUNet`, under the names that diffusers' config.json has for them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Width = Annotated[int, Field(ge=4, le=8192)]
+DownKind = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+UpKind = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+Resampling = Literal["conv", "resnet"]
+
+
+class DiffusersUNetConfig(BaseModel):
+    """What a `UNet2DModel` of diffusers is, as far as `DiffusersUNet` has it.
+
+    Attributes:
+        kind: Tells it from other networks.
+        image_size: Size that it was made for.
+        in_channels: Of a picture.
+        out_channels: `in_channels`, or twice as many with a learned variance.
+        block_out_channels: Channels of each level, from the finest.
+        layers_per_block: Residual blocks of a level on the way down; there is one more on the way up.
+        down_block_types: Of each level, from the finest: plain, with attention, or resampling by residual blocks.
+        up_block_types: The same on the way up, from the coarsest.
+        mid_block: Whether there is a middle between them.
+        mid_block_scale_factor: What residual sums in the middle are divided by.
+        add_attention: Whether the middle attends.
+        downsample_padding: 1 around the picture, or 0 for one row and column below and to the right.
+        downsample_type: How levels with attention halve: by a convolution or by a residual block.
+        upsample_type: How they double.
+        attention_head_dim: Channels of a head; None for one head.
+        norm_num_groups: Groups of normalisations.
+        attn_norm_num_groups: Of the one before attention in the middle; None for none with "scale_shift", else as
+            `norm_num_groups`.
+        norm_eps: Their epsilon.
+        resnet_time_scale_shift: Whether the time is added, or scales and shifts after a normalisation.
+        flip_sin_to_cos: Whether cosines come first among the features of a time.
+        freq_shift: Taken from the number of frequencies in their exponents' divisor.
+        time_embedding_dim: Size of a time's embedding; None for 4 x the first width.
+        dropout: Probability, in training.
+        center_input_sample: Whether 2 x - 1 is taken instead of x.
+        num_class_embeds: Classes that it is conditioned on; None for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["diffusers-unet"] = "diffusers-unet"
+    image_size: int = Field(ge=1, le=4096)
+    in_channels: int = Field(default=3, ge=1, le=64)
+    out_channels: int = Field(default=3, ge=1, le=128)
+    block_out_channels: tuple[Width, ...] = Field(min_length=1, max_length=10)
+    layers_per_block: int = Field(default=2, ge=1, le=16)
+    down_block_types: tuple[DownKind, ...]
+    up_block_types: tuple[UpKind, ...]
+    mid_block: bool = True
+    mid_block_scale_factor: float = Field(default=1.0, gt=0.0, le=64.0)
+    add_attention: bool = True
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Resampling = "conv"
+    upsample_type: Resampling = "conv"
+    attention_head_dim: int | None = Field(default=8, ge=1, le=8192)
+    norm_num_groups: int = Field(default=32, ge=1, le=1024)
+    attn_norm_num_groups: int | None = Field(default=None, ge=1, le=1024)
+    norm_eps: float = Field(default=1e-5, gt=0.0, le=1.0)
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    flip_sin_to_cos: bool = True
+    freq_shift: Literal[0, 1] = 0
+    time_embedding_dim: int | None = Field(default=None, ge=1, le=32768)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    center_input_sample: bool = False
+    num_class_embeds: int | None = Field(default=None, ge=1, le=100_000)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that it is conditioned on; None for none."""
+        return self.num_class_embeds
+
+    @property
+    def divisor(self) -> int:
+        """What height and width must divide by."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @property
+    def middle_groups(self) -> int | None:
+        """Groups of the normalisation before attention in the middle; None for none."""
+        if self.attn_norm_num_groups is not None:
+            return self.attn_norm_num_groups
+        return self.norm_num_groups if self.resnet_time_scale_shift == "default" else None
+
+    @model_validator(mode="after")
+    def _is_a_unet(self) -> DiffusersUNetConfig:
+        levels = len(self.block_out_channels)
+        if not levels == len(self.down_block_types) == len(self.up_block_types):
+            raise ValueError("block_out_channels, down_block_types and up_block_types have different lengths")
+        if self.out_channels not in (self.in_channels, 2 * self.in_channels):
+            raise ValueError(
+                f"out_channels {self.out_channels} is neither in_channels {self.in_channels} nor twice that"
+            )
+        for width in self.block_out_channels:
+            for key in ("norm_num_groups", "attn_norm_num_groups", "attention_head_dim"):
+                part = getattr(self, key)
+                if part is not None and width % part:
+                    raise ValueError(f"{key} {part} does not divide a level's {width} channels")
+        if self.block_out_channels[0] < 4 + 2 * self.freq_shift:
+            raise ValueError(f"{self.block_out_channels[0]} channels are too few for the features of a time")
+        return self
