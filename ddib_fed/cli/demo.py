@@ -1,4 +1,4 @@
-"""`ddib demo`: two institutions in a folder, two real nodes, and 10,000 points there and back through the client."""
+"""`ddib demo`: institutions in a folder, real nodes, and points and then pictures there and back through the client."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ import importlib.util
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING
 
 import click
 
+from ddib_fed.cli.demo_nodes import Pair, Site
 from ddib_fed.cli.main import NODE_EXTRA
-from ddib_fed.cli.output import console
-from ddib_fed.errors import AlreadyExists, Cancelled, OutOfBounds, StateConflict
+from ddib_fed.errors import AlreadyExists, OutOfBounds, StateConflict
 
 if TYPE_CHECKING:
-    from ddib_fed.cli.delivery import Delivered
-    from ddib_fed.cli.institutions import Institution
+    from ddib_fed.cli.demo_report import Outcome
 
 MARKER = ".ddib-demo"
-MADE_HERE = ("north", "south", "alice", "translated", "points.npy", "translation.png", "report.json",
-             "north.example.peer", "south.example.peer")  # fmt: skip
-SOURCE_DOMAIN, TARGET_DOMAIN = "moons", "checkerboards"
-STEPS = 48
-SEED = 1
+NODES = ("north", "south", "east", "west")
+MADE_HERE = (*NODES, *(f"{name}.example.peer" for name in NODES), "alice", "bob", "translated", "points.npy",
+             "translation.png", "pictures", "pictures.png", "report.json")  # fmt: skip
+REPORT = "report.json"
+SHIPPED: Mapping[str, Path] = MappingProxyType({})
 
 
 @click.command()
@@ -53,19 +52,103 @@ SEED = 1
 def demo(out: Path, keep: bool, points: int) -> None:
     """Two institutions on this machine translate there and back.
 
-    Sets up north.example with moons and south.example with checkerboards by the same commands that the README
-    shows, starts two nodes, translates over mutual TLS, prints what happened at each hop, and writes
-    DIR/translation.png and DIR/report.json. Ends non-zero when a figure is out of bounds.
+    First points: north.example has moons, south.example checkerboards. Then pictures: east.example has satellite
+    pictures, west.example relief maps. Each pair is set up by the same commands that the README shows; two nodes are
+    started and translate over mutual TLS; what happened at each hop is printed. Writes DIR/translation.png,
+    DIR/pictures.png and DIR/report.json. Ends non-zero when a figure is out of bounds.
+
+    The pictures need the packages of the extra `data`; without them there are the points alone.
+    """
+    demonstrate(out, keep=keep, points=points)
+
+
+def demonstrate(out: Path, *, keep: bool, points: int, models: Mapping[str, Path] = SHIPPED) -> None:
+    """What `ddib demo` does.
+
+    Args:
+        out: Folder for everything.
+        keep: Leave the nodes running.
+        points: How many.
+        models: Bundles by domain, instead of those that ship.
+
+    Raises:
+        ModuleNotFoundError: A package of the [node] extra is missing.
+        AlreadyExists: There is something in the folder that no demo made.
+        StateConflict: The nodes of an earlier demo still run.
+        OutOfBounds: A figure is not within its bound.
+        DdibError: A node could not start, or a translation failed.
     """
     require_node_extra()
     started = time.perf_counter()
     prepare(out)
-    demonstration = Demonstration.of(out)
-    with sigterm_as_ctrl_c(), demonstration.running(keep=keep):
-        delivered = demonstration.translate(points)
-        finish(demonstration, delivered, started)
+    outcomes: list[Outcome] = []
+    kept: list[tuple[Pair, str]] = []
+    with sigterm_as_ctrl_c(), contextlib.ExitStack() as nodes:
+        for part in _parts(points, models):
+            click.echo(click.style(f"\n{part.heading}\n", bold=True))
+            if part.skipped is not None:
+                click.echo(f"left out: {part.skipped.figures['skipped']}; {part.skipped.figures['command']}")
+                outcomes.append(part.skipped)
+                continue
+            pair = Pair.of(out, *part.sites, part.person)
+            nodes.enter_context(pair.running(keep=keep))
+            outcomes.append(part.translate(pair))
+            show_outcome(outcomes[-1])
+            kept.append((pair, part.shown.format(out=out)))
+            if not keep:
+                nodes.close()
+        finish(out / REPORT, outcomes, time.perf_counter() - started)
         if keep:
-            demonstration.say_how_to_go_on()
+            for pair, shown in kept:
+                pair.say_how_to_go_on(shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One half of the demo.
+
+    Attributes:
+        heading: Over its commands.
+        sites: The two institutions.
+        person: Who has something translated.
+        translate: What is done while both nodes serve.
+        shown: Files to try again, as one would type them, `{out}` being the demo's folder.
+        skipped: What stands in the report instead, when the part cannot be done here.
+    """
+
+    heading: str
+    sites: tuple[Site, Site]
+    person: str
+    translate: Callable[[Pair], Outcome]
+    shown: str
+    skipped: Outcome | None = None
+
+
+def _parts(points: int, models: Mapping[str, Path]) -> tuple[Part, Part]:
+    from ddib_fed.cli import demo_pictures, demo_points
+
+    first, second = demo_points.sites(models), demo_pictures.sites(models)
+    return (
+        Part(
+            f"Points: {_way(*first)}",
+            first,
+            demo_points.PERSON,
+            lambda pair: demo_points.translate_points(pair, points),
+            "{out}/points.npy",
+        ),
+        Part(
+            f"Pictures: {_way(*second)}",
+            second,
+            demo_pictures.PERSON,
+            demo_pictures.translate_pictures,
+            "{out}/pictures/in/*.png",
+            demo_pictures.missing(),
+        ),
+    )
+
+
+def _way(source: Site, target: Site) -> str:
+    return f"{source.domain} of {source.name} become {target.domain} of {target.name}, and return"
 
 
 def require_node_extra() -> None:
@@ -90,7 +173,7 @@ def prepare(out: Path) -> None:
 
     if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise AlreadyExists(f"{out} is not empty and was not made by a demo", hint="ddib demo --out ANOTHER")
-    for name in ("north", "south"):
+    for name in NODES:
         if still_runs(config := out / name / "node.toml"):
             raise StateConflict(
                 f"a node of an earlier demo still runs in {out / name}", hint=f"ddib drain --config {config}"
@@ -117,134 +200,25 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@dataclass(frozen=True, slots=True)
-class Demonstration:
-    """The two institutions and the folder of everything."""
+def show_outcome(outcome: Outcome) -> None:
+    """The bounds of one part, and the files that it wrote."""
+    from ddib_fed.cli.demo_report import print_bounds
 
-    out: Path
-    north: Institution
-    south: Institution
-
-    @classmethod
-    def of(cls, out: Path) -> Demonstration:
-        """Two institutions that are not set up yet, on free ports."""
-        from ddib_fed.cli.institutions import Institution, free_ports
-
-        ports = free_ports(2)
-        return cls(
-            out,
-            Institution("north.example", "source", SOURCE_DOMAIN, out / "north", ports[0]),
-            Institution("south.example", "target", TARGET_DOMAIN, out / "south", ports[1]),
-        )
-
-    @property
-    def profile(self) -> Path:
-        """The client's."""
-        return self.out / "alice" / "client.toml"
-
-    @property
-    def target(self) -> str:
-        """As `--to` takes it."""
-        return f"{self.south.name}/{self.south.domain}"
-
-    @contextlib.contextmanager
-    def running(self, *, keep: bool) -> Iterator[None]:
-        """Both nodes set up, admitted by one another, and serving; stopped in the end unless they are kept."""
-        from ddib_fed.cli.institutions import run_command
-
-        try:
-            for institution in (self.north, self.south):
-                institution.set_up(show)
-            north_file, north_print = self.north.export(show, self.out)
-            south_file, south_print = self.south.export(show, self.out)
-            self.north.admit(show, south_file, south_print)
-            self.south.admit(show, north_file, north_print)
-            for institution in (self.north, self.south):
-                institution.start(show)
-            run_command(
-                show, "init", "client", "--node-config", self.north.config_path, "--name", "alice",
-                "--out", self.out / "alice",
-            )  # fmt: skip
-            with console(stderr=True).status("the nodes load and warm up their models"):
-                for institution in (self.north, self.south):
-                    institution.wait_ready()
-            yield
-        except Cancelled as error:
-            keep = False
-            raise Cancelled("interrupted; the demo's nodes are stopped", hint="ddib demo") from error
-        except BaseException:
-            keep = False
-            raise
-        finally:
-            if not keep:
-                self.north.stop()
-                self.south.stop()
-
-    def translate(self, points: int) -> Delivered:
-        """Draw points and translate them there and back through the client."""
-        import numpy as np
-
-        from ddib_fed.cli.progress import JobProgress
-        from ddib_fed.cli.session import open_client
-        from ddib_fed.cli.translate import Order, receive, submit
-        from ddib_fed.data.synthetic import sample
-        from ddib_fed.node.client import require_finished
-        from ddib_fed.node.payload import payload
-        from ddib_fed.node.profile import Profile
-        from ddib_fed.node.views import Settings
-
-        path, out = self.out / "points.npy", self.out / "translated"
-        np.save(path, sample(SOURCE_DOMAIN, points, SEED))
-        show(
-            f"ddib translate {path} --to {self.target} --out {out} --cycle --keep-latent --profile {self.profile}"
-        )
-        asked = Order(self.target, Settings(evaluations=STEPS), cycle=True, keep_latent=True, deadline_s=None)
-        profile = Profile.load(self.profile)
-        with JobProgress([path.name]) as progress, open_client(profile, on_wait=progress.wait) as client:
-            submitted, inputs = submit(client, [path], [payload(path)], asked, out)
-            job, delivered = receive(client, submitted, inputs, progress, out, force=False)
-        require_finished(job, f"source {profile.institution}")
-        return delivered[0]
-
-    def say_how_to_go_on(self) -> None:
-        """Addresses, and commands to try."""
-        for institution in (self.north, self.south):
-            pid = institution.process.pid if institution.process is not None else "-"
-            click.echo(
-                f"{institution.name} ({institution.role} node) listens on 127.0.0.1:{institution.port}, pid {pid}"
-            )
-        points, profile = self.out / "points.npy", f"--profile {self.profile}"
-        north, south = (f"ddib drain --config {node.config_path}" for node in (self.north, self.south))
-        click.echo("try:")
-        click.echo(f"  ddib domains {profile}")
-        click.echo(f"  ddib translate {points} --to {self.target} --out again --steps 24 --cycle {profile}")
-        click.echo(f"  ddib job list {profile}")
-        click.echo(f"  ddib status --config {self.north.config_path}")
-        click.echo(f"  {north}; {south}   # stop both")
+    print_bounds(outcome)
+    for path in outcome.files:
+        click.echo(path)
 
 
-def show(command: str) -> None:
-    """A command, as one would type it."""
-    click.echo(click.style(f"$ {command}", dim=True))
-
-
-def finish(demonstration: Demonstration, delivered: Delivered, started: float) -> None:
-    """Measure, draw, print and judge.
+def finish(report: Path, outcomes: Sequence[Outcome], seconds: float) -> None:
+    """Write the report and judge.
 
     Raises:
-        OutOfBounds: A figure is not within its bound.
+        OutOfBounds: A figure is not within its bound; the report is there all the same.
     """
-    from ddib_fed.cli.demo_report import Clouds, draw, measure, print_bounds, print_hops, write_report
+    from ddib_fed.cli.demo_report import write_report
 
-    clouds = Clouds.load(demonstration.out / "points.npy", delivered.files)
-    print_hops(clouds, delivered.provenance)
-    figures = measure(clouds, delivered.provenance, TARGET_DOMAIN)
-    draw(clouds, figures, demonstration.out / "translation.png")
-    write_report(demonstration.out / "report.json", figures, time.perf_counter() - started)
-    print_bounds(figures)
-    click.echo(f"{demonstration.out / 'translation.png'}\n{demonstration.out / 'report.json'}")
-    wrong = [bound.name for bound in figures.bounds if not bound.ok]
+    write_report(report, outcomes, seconds)
+    click.echo(report)
+    wrong = [bound.name for outcome in outcomes for bound in outcome.bounds if not bound.ok]
     if wrong:
-        raise OutOfBounds(
-            f"out of bounds: {', '.join(wrong)}", hint=f"see {demonstration.out / 'report.json'}"
-        )
+        raise OutOfBounds(f"out of bounds: {', '.join(wrong)}", hint=f"see {report}")

@@ -49,13 +49,24 @@ def run_command(show: Show, *words: str | Path) -> str:
 
 @dataclass(slots=True)
 class Institution:
-    """One institution: its folder with node.toml and model, and its node's process while it runs."""
+    """One institution: its folder with node.toml and model, and its node's process while it runs.
+
+    Attributes:
+        name: A DNS name.
+        role: Of its node, "source" or "target".
+        domain: What its model is of.
+        folder: With node.toml, the model and the node's state.
+        port: Of loopback, that the node listens on.
+        bundle: Its model; None for the one of the domain that ships with the package.
+        process: The node, once it was started.
+    """
 
     name: str
     role: str
     domain: str
     folder: Path
     port: int
+    bundle: Path | None = None
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -69,14 +80,15 @@ class Institution:
         return self.folder / "node.log"
 
     def set_up(self, show: Show) -> None:
-        """Make its node, and give it its own domain's model from the package instead of training for minutes."""
+        """Make its node, and give it its own domain's model from the package instead of training it first."""
         run_command(
             show, "init", "node", "--institution", self.name, "--role", self.role, "--domain", self.domain,
             "--listen", f"127.0.0.1:{self.port}", "--address", f"localhost:{self.port}", "--out", self.folder,
         )  # fmt: skip
         shipped = resources.files("ddib_fed.models") / "pretrained" / self.domain
-        with resources.as_file(shipped) as source:
-            shutil.copytree(source, self.folder / "model", copy_function=shutil.copyfile)
+        with contextlib.ExitStack() as opened:
+            model = self.bundle or opened.enter_context(resources.as_file(shipped))
+            shutil.copytree(model, self.folder / "model", copy_function=shutil.copyfile)
 
     def export(self, show: Show, folder: Path) -> tuple[Path, str]:
         """Its peer file, and the fingerprint that is read out over the telephone."""

