@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
 
-demo: $(VENV)/.node  ## Two institutions on this machine: translate points there and back, write pictures and a report
+demo: $(VENV)/.node  ## Institutions on this machine: translate points, then pictures, there and back; write a report
 	$(BIN)/ddib demo --out $(OUT)
 
 test: $(VENV)/.dev  ## Every test
