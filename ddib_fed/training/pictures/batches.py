@@ -103,8 +103,8 @@ class Batches:
 
     def _noisy(self, x: Floats, seed: int, step: int, first: int) -> tuple[Tensor, Tensor]:
         """Normalised pictures, their quantisation steps filled with noise, and the noise of the diffusion."""
-        eps = np.empty_like(x)
-        filled = np.empty_like(x) if self._config.dequantise else None
+        eps = np.empty(x.shape, np.float32)
+        filled = np.empty(x.shape, np.float32) if self._config.dequantise else None
         for row in range(len(x)):
             generator = _generator(seed, step, first + row)
             generator.standard_normal(dtype=np.float32, out=eps[row])

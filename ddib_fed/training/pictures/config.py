@@ -144,6 +144,9 @@ class PictureTrainConfig(BaseModel):
             "ema": preset.ema if self.ema is None else self.ema,
             "checkpoint_every": self.checkpoint_every or preset.checkpoint_every,
         }
+        if self.init is None:
+            # Spelt out, so that a preset that changes from release to release changes no run that has begun.
+            values["network"] = {**preset.network, **self.network}
         values["microbatch"] = min(self.microbatch or preset.microbatch, int(values["batch"]))
         if "steps" in found:
             values["time_s"] = None

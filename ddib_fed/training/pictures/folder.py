@@ -68,7 +68,7 @@ def folder_source(
     _refuse_too_many(len(folder.entries), rule)
     whole_numbers = "float32" not in facts.dtypes
     return array_source(
-        _name(root),
+        name_of(root),
         folders.load(train, rule, compact=True, progress=progress),
         folders.load(held_out, rule, compact=True),
         labels=folders.class_numbers(train, folder.classes) if classes else None,
@@ -81,7 +81,7 @@ def folder_source(
     )
 
 
-def _name(root: Path) -> str:
+def name_of(root: Path) -> str:
     """The folder's name as a domain's: letters, digits, dots, dashes; of trainA the name of the folder around it."""
     path = root.resolve()
     name = f"{path.parent.name}-{path.name[-1].lower()}" if path.name in {"trainA", "trainB"} else path.name

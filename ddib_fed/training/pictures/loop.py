@@ -185,7 +185,7 @@ class PictureTrainer:
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
-                self._halve()
+                self._halve(error)
         self.world.add([p.grad for p in self._parameters if p.grad is not None])
         self.world.add([losses])
         return losses.cpu()
@@ -218,13 +218,13 @@ class PictureTrainer:
             answer = network(x, question.times, **extra)
         return self._objective.losses(question, answer, x0, lams)
 
-    def _halve(self) -> None:
+    def _halve(self, error: BaseException) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         if self.microbatch == 1:
             raise MemoryExhausted(
                 "the memory does not suffice for one picture at a time",
                 hint="a smaller network or size, --precision bfloat16, or another machine",
-            )
+            ) from error
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()
         before, self.microbatch = self.microbatch, max(1, self.microbatch // 2)
@@ -307,5 +307,6 @@ def _half_bin(source: PictureSource, normal: Normalisation) -> Tensor:
 def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    text = str(error)
-    return "can't allocate memory" in text or "out of memory" in text
+    # The last is what oneDNN says when it finds no room for its code and its buffers.
+    signs = ("can't allocate memory", "out of memory", "could not create a primitive")
+    return any(sign in str(error) for sign in signs)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import TimeInput, told_times
-from ddib_fed.diffusion.schedule import Schedule
+from ddib_fed.diffusion.schedule import DiscreteSchedule, Schedule
 
 CHAIN = 1000
 """Steps of the chain whose bound trains the variance, for schedules of continuous time."""
@@ -76,8 +76,11 @@ class Objective:
         self._learn_sigma = learn_sigma
         self._half_bin = half_bin.reshape(-1, 1, 1)
         ends = torch.tensor([schedule.lambda_max, schedule.lambda_min], dtype=torch.float64)
-        self._first, self._last = schedule.t_of_lam(ends).tolist()
-        self._chain = int(getattr(schedule, "steps", CHAIN))
+        self._first, last = schedule.t_of_lam(ends).tolist()
+        if isinstance(schedule, DiscreteSchedule):
+            self._chain, self._step = schedule.steps, schedule.time_scale
+        else:
+            self._chain, self._step = CHAIN, (last - self._first) / CHAIN
 
     def ask(self, x0: Tensor, eps: Tensor, lams: Tensor) -> Question:
         """The question for clean pictures and noise (B, C, H, W) at lambdas (B,), float64, on the CPU."""
@@ -115,28 +118,30 @@ class Objective:
         else:
             x0_found = question.alpha * question.x - question.sigma * mean
         t = self._schedule.t_of_lam(lams)
-        step = (self._last - self._first) / self._chain
-        ends = t - step <= self._first
-        # The last step has no s to go to; its variances are those of the step before it.
-        t = torch.where(ends, self._first + step, t)
-        s = (t - step).clamp_min(self._first)
-        beta, small, from_x0 = (_column(part, x0) for part in self._posterior(s, t))
+        beta, small, from_x0, last = (_column(part, x0) for part in self._posterior(t))
         log_small = small.log()
         log_variance = log_small + 0.5 * (variance + 1.0) * (beta.log() - log_small)
         gap = from_x0 * (x0 - x0_found)
         divergence = 0.5 * (log_variance - log_small + (log_small - log_variance).exp() - 1.0)
         divergence = divergence + 0.5 * gap.square() * (-log_variance).exp()
         likelihood = self._likelihood(x0, x0_found, log_variance)
-        last = ends.to(x0.device)
-        return torch.where(last, -likelihood.mean((1, 2, 3)), divergence.mean((1, 2, 3))) * _BITS
+        return (
+            torch.where(last[:, 0, 0, 0] > 0, -likelihood.mean((1, 2, 3)), divergence.mean((1, 2, 3))) * _BITS
+        )
 
-    def _posterior(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """beta, beta~ and the coefficient of x_0 in the mean for times (B,), float64."""
-        rate_s, rate_t = self._schedule.rate(s), self._schedule.rate(t)
+    def _posterior(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For times (B,): beta, beta~, the coefficient of x_0 in the mean, and 1 where the step is the last; float64.
+
+        The last step ends at the data, so its beta~ would be 0; as in the public code it takes that of the step before.
+        """
+        last = t - self._step < self._first - 1e-9
+        later = torch.where(last, self._first + self._step, t)
+        rate_s, rate_t = self._schedule.rate(later - self._step), self._schedule.rate(later)
         beta = -torch.expm1(rate_s - rate_t)
-        ratio = torch.expm1(-rate_s) / torch.expm1(-rate_t)
+        small = beta * torch.expm1(-rate_s) / torch.expm1(-rate_t)
         from_x0 = torch.exp(-0.5 * rate_s) * beta / -torch.expm1(-rate_t)
-        return beta, beta * ratio, from_x0
+        beta = torch.where(last, -torch.expm1(-self._schedule.rate(t)), beta)
+        return beta, small, from_x0, last.double()
 
     def _likelihood(self, x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
         """Log of the normal probability of the quantisation step around x0, nats."""

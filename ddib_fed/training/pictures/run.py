@@ -369,7 +369,7 @@ def _stored(path: Path) -> PictureTrainConfig | None:
 
 def _same_run(asked: PictureTrainConfig, stored: PictureTrainConfig, out: Path) -> PictureTrainConfig:
     """The stored run, if it is what was asked: a time, or no length at all, means the length that was settled."""
-    if asked.settled(steps=asked.steps or stored.steps).identity() != stored.identity():
+    if asked.settled(steps=asked.steps or stored.steps).identity() != stored.settled().identity():
         raise _other_run(out)
     return stored
 

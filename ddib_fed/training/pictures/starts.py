@@ -81,7 +81,9 @@ def new_network(start: Start, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         network = build_network(start.network)
     if start.bundle is not None:
-        network.load_state_dict(fitted(start.bundle.state, network.state_dict()))
+        network.load_state_dict(
+            fitted(start.bundle.state, network.state_dict(), means=start.network.global_mean)
+        )
     return channels_last(network).train()
 
 
@@ -91,8 +93,15 @@ def channels_last(network: nn.Module) -> nn.Module:
     return moved
 
 
-def fitted(old: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fitted(
+    old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], *, means: bool = False
+) -> dict[str, Tensor]:
     """The weights `old`, changed in shape to those of `fresh` where the module's docstring says how.
+
+    Args:
+        old: A state dict.
+        fresh: The state dict of a fresh network.
+        means: Whether the last inputs of the network are its channels' means (`global_mean`).
 
     Raises:
         BundleInvalid: A tensor is missing, or has a shape that cannot be made to fit.
@@ -105,7 +114,7 @@ def fitted(old: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[str, 
         elif have is not None and have.shape == want.shape:
             found[name] = have
         elif have is not None and name == _FIRST:
-            found[name] = _first(have, want)
+            found[name] = _first(have, want, means=means)
         elif have is not None and name.startswith(_LAST):
             found[name] = _last(have, want)
         else:
@@ -172,12 +181,16 @@ def _grouped(weight: Tensor, channels: int, axis: int) -> Tensor:
     return weight.reshape(shape)
 
 
-def _first(have: Tensor, want: Tensor) -> Tensor:
-    if have.shape[1] == 3 * want.shape[1]:
-        return _grouped(have, 3, 1).sum(1)
-    if want.shape[1] == 3 * have.shape[1]:
-        return torch.cat([have / 3] * 3, dim=1)
-    raise _misfit(_FIRST, have, want)
+def _first(have: Tensor, want: Tensor, *, means: bool) -> Tensor:
+    """The patches' pixels come first, then the means, each grouped by channel."""
+    channels = {3 * want.shape[1]: 3, want.shape[1] / 3: 1}.get(have.shape[1])
+    if channels is None:
+        raise _misfit(_FIRST, have, want)
+    tail = channels if means else 0
+    parts = have.split_with_sizes([have.shape[1] - tail, tail], dim=1)
+    if channels == 3:
+        return torch.cat([_grouped(part, 3, 1).sum(1) for part in parts if part.numel()], dim=1)
+    return torch.cat([part / 3 for part in parts for _ in range(3)], dim=1)
 
 
 def _last(have: Tensor, want: Tensor) -> Tensor:

@@ -1,0 +1,91 @@
+"""Microbatches change nothing but rounding and halve when memory runs out; copies of training pictures are noticed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.training.pictures import sheet
+from ddib_fed.training.pictures.loop import PictureTrainer
+from ddib_fed.training.pictures.starts import open_start
+from ddib_fed.training.pictures.world import World
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def trainer(config, source):
+    settled = config.settled()
+    return PictureTrainer(settled, source, open_start(settled, source), ALONE)
+
+
+def test_microbatches_change_nothing_but_rounding(tiny, spots):
+    found = []
+    for microbatch in (8, 3):
+        one = trainer(tiny.model_copy(update={"microbatch": microbatch}), spots)
+        losses = [one.advance() for _ in range(4)]
+        found.append((losses, torch.cat([p.detach().flatten() for p in one.network.parameters()])))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert float((found[0][1] - found[1][1]).norm() / found[0][1].norm()) < 1e-5
+
+
+SHORT_OF_MEMORY = """
+import resource
+import torch
+from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.pictures.loop import PictureTrainer
+from ddib_fed.training.pictures.starts import open_start
+from ddib_fed.training.pictures.world import World
+from tests.training.pictures.examples import spots_source
+torch.set_num_threads(1)
+network = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
+config = PictureTrainConfig(network=network, batch=2048, microbatch=2048, steps=5).settled()
+source = spots_source()
+one = PictureTrainer(config, source, open_start(config, source), World(0, 1, torch.device("cpu")))
+for line in open("/proc/self/status"):
+    if line.startswith("VmSize"):
+        used = int(line.split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+loss = one.advance()
+print(one.microbatch, one.step, round(loss, 2), one.notes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="limits memory as Linux does")
+@pytest.mark.timeout(600)
+def test_when_memory_runs_out_the_microbatch_is_halved_and_the_step_still_taken():
+    """In a process that may have 300 MiB more than it has."""
+    command = [sys.executable, "-c", SHORT_OF_MEMORY]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], check=True)
+    microbatch, step, loss, *notes = done.stdout.split()
+    assert 1 <= int(microbatch) < 2048
+    assert (step, float(loss)) == ("1", pytest.approx(1.0, abs=0.1))
+    assert "out of memory with 2048 pictures at once: going on with 1024" in " ".join(notes)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(tiny, spots):
+    one = trainer(tiny.model_copy(update={"learning_rate": 1e30, "clip": 1e30, "steps": 100}), spots)
+    with pytest.raises(SettingsInvalid, match="after"):
+        list(iter(one.advance, None))
+
+
+def test_the_sheet_shows_the_pictures_in_rows(tmp_path):
+    pictures = np.stack([np.full((1, 8, 8), value, np.float32) for value in (-1, 0, 1)])
+    sheet.draw_sheet(pictures, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as image:
+        scale = image.width // 18
+        found = [image.getpixel((x * scale, y * scale)) for x, y in ((4, 4), (14, 4), (4, 14))]
+    assert found == [0, 128, 255]
+
+
+def test_copies_of_training_pictures_are_noticed_and_new_pictures_are_not(tiny, spots):
+    one = trainer(tiny, spots)
+    copies = spots.train[:8].astype(np.float32) / 127.5 - 1
+    fresh = spots.held_out.astype(np.float32) / 127.5 - 1
+    assert "overfitting" in sheet.nearness(one, copies).warning
+    assert "overfitting" in sheet.nearness(one, np.ascontiguousarray(copies[..., ::-1])).warning
+    assert not sheet.nearness(one, fresh).warning

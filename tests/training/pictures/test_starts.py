@@ -1,0 +1,114 @@
+"""A run starts from a bundle's weights, also from RGB to grey and back, and refuses what does not fit."""
+
+import pytest
+import torch
+
+from ddib_fed.errors import BundleInvalid, SettingsInvalid
+from ddib_fed.models.bundle import save_bundle
+from ddib_fed.models.manifest import Manifest, MlpConfig
+from ddib_fed.models.mlp import ResidualMLP
+from ddib_fed.training.pictures.run import train_pictures
+from ddib_fed.training.pictures.starts import new_network, open_start
+from tests.training.pictures.examples import spots_source
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """Weights of RGB pictures whose last layer is no longer zero."""
+    from ddib_fed.training.pictures.config import PictureTrainConfig
+
+    network = {
+        "model_channels": 32,
+        "channel_mult": (1,),
+        "num_res_blocks": 1,
+        "patch": 2,
+        "global_mean": True,
+    }
+    config = PictureTrainConfig(
+        network=network, batch=8, steps=3, warmup=0, samples=1, dtype="float32", ema=0.0
+    )
+    out = tmp_path_factory.mktemp("begun")
+    train_pictures(config, out, source=spots_source())
+    return out
+
+
+def network_from(config, source, seed=0):
+    start = open_start(config, source)
+    return new_network(start, seed).eval()
+
+
+@pytest.fixture
+def asked(tiny, begun):
+    return tiny.model_copy(update={"network": {}, "init": begun})
+
+
+def test_the_same_channels_take_the_weights_as_they_are(asked, spots, begun):
+    start = open_start(asked, spots)
+    state = new_network(start, 5).state_dict()
+    assert all(torch.equal(state[name], value) for name, value in start.bundle.state.items())
+
+
+def test_grey_pictures_get_what_the_rgb_network_says_of_them_in_all_channels(asked, spots):
+    times, x = torch.tensor([0.5]), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    rgb, grey = (network_from(asked, spots_source(channels)) for channels in (3, 1))
+    with torch.no_grad():
+        expected = rgb(x.expand(2, 3, 8, 8), times).mean(1, keepdim=True)
+        assert float(expected.abs().max()) > 1e-4
+        assert torch.allclose(grey(x, times), expected, atol=1e-5)
+
+
+def test_rgb_pictures_get_the_grey_networks_answer_for_their_mean(asked, spots, tiny, tmp_path):
+    train_pictures(tiny.model_copy(update={"steps": 2, "ema": 0.0}), tmp_path, source=spots_source(1))
+    config = tiny.model_copy(update={"network": {}, "init": tmp_path})
+    grey, rgb = (network_from(config, spots_source(channels)) for channels in (1, 3))
+    times, x = torch.tensor([0.5]), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = grey(x.mean(1, keepdim=True), times).expand(2, 3, 8, 8)
+        assert torch.allclose(rgb(x, times), expected, atol=1e-5)
+
+
+def test_a_variance_and_classes_that_are_new_start_fresh(asked, spots):
+    config = asked.model_copy(update={"learn_sigma": True, "classes": "given"})
+    times, x = torch.tensor([0.5]), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = network_from(config, spots)
+    with torch.no_grad():
+        answer = network(x, times, y=torch.tensor([0, 1]))
+    assert answer.shape == (2, 6, 8, 8)
+    assert float(answer[:, 3:].abs().max()) == 0.0
+    assert float(answer[:, :3].abs().max()) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"network": {"model_channels": 64}}, "model_channels"),
+        ({"parameterisation": "eps"}, "parameterisation"),
+        ({"schedule": "linear"}, "schedule"),
+        ({"init_digest": "0" * 64}, "digest"),
+    ],
+)
+def test_what_contradicts_the_starting_weights_is_refused(asked, spots, change, said):
+    with pytest.raises(SettingsInvalid, match=said):
+        open_start(asked.model_copy(update=change), spots)
+
+
+def test_weights_of_points_are_no_start(asked, spots, tmp_path):
+    config = MlpConfig(width=8, blocks=1)
+    state = ResidualMLP(**config.model_dump(exclude={"kind"})).state_dict()
+    save_bundle(tmp_path / "mlp", Manifest(name="p", domain="p", sample_shape=(2,), network=config), state)
+    with pytest.raises(BundleInvalid, match="mlp"):
+        open_start(asked.model_copy(update={"init": tmp_path / "mlp"}), spots)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ({"model_channels": 33}, "32"),
+        ({"widths": 3}, "widths"),
+        ({"channel_mult": (1, 1, 1, 1), "patch": 2}, "divide"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_with_the_reason(tiny, spots, network, said):
+    config = tiny.model_copy(update={"network": {**tiny.network, **network}})
+    with pytest.raises(SettingsInvalid, match=said):
+        open_start(config, spots)
