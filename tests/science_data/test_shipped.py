@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from ddib_fed.data import shipped
 from ddib_fed.errors import DomainNotFound, ExtraMissing
 
+pictures_of = cache(shipped.load_shipped)
 PARTS = ("train", "held_out", "test")
 
 
@@ -52,7 +54,7 @@ def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe() -> None:
 
 @pytest.mark.parametrize("name", shipped.SHIPPED)
 def test_pictures_have_the_stated_form(name: str) -> None:
-    pictures = shipped.load_shipped(name)
+    pictures = pictures_of(name)
     for part in PARTS:
         array = getattr(pictures, part)
         assert array.dtype == np.float32
@@ -64,15 +66,16 @@ def test_pictures_have_the_stated_form(name: str) -> None:
 
 def test_relief_shows_the_ground_that_the_satellite_shows() -> None:
     # What is tan from above is pinkish on the map, what is green is teal.
-    first, second = (shipped.load_shipped(name).test for name in ("satellite", "relief"))
+    first, second = (pictures_of(name).test for name in ("satellite", "relief"))
     assert len(first) == len(second)
     warm = [(part[:, 0] - part[:, 1]).mean(axis=(1, 2)) for part in (first, second)]
-    assert correlation(*warm) > 0.4
-    assert abs(correlation(warm[0], np.roll(warm[1], len(first) // 2))) < 0.3
+    own = correlation(*warm)
+    assert own > 0.4
+    assert own > 0.2 + correlation(warm[0], np.roll(warm[1], len(first) // 2))
 
 
 def test_both_contrasts_show_the_same_slices() -> None:
-    first, second = (shipped.load_shipped(name).test for name in ("brain-t1", "brain-t2"))
+    first, second = (pictures_of(name).test for name in ("brain-t1", "brain-t2"))
     # Outside of the brain both are black, to the pixels that are part in, part out.
     assert ((first > -0.9) == (second > -0.9)).mean() > 0.95
     assert ((first > -0.9) == (np.roll(second, 20, axis=0) > -0.9)).mean() < 0.9
@@ -91,7 +94,7 @@ def test_the_spin_echo_gives_what_its_equation_gives() -> None:
 
 
 def test_a_t2_is_not_a_t1() -> None:
-    t1, t2 = (shipped.load_shipped(name).test for name in ("brain-t1", "brain-t2"))
+    t1, t2 = (pictures_of(name).test for name in ("brain-t1", "brain-t2"))
     inside = t1 > -0.5
     assert correlation(t1[inside], t2[inside]) < -0.3
 
