@@ -24,6 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "colours"
 PAGE = ROOT / "docs" / "colours.md"
 BEGIN, END = "<!-- colours: written by benchmarks/colours.py -->", "<!-- end of colours -->"
+SHEET = (
+    "![Rows: a direction each. Columns: the content, DDIB on rgb and on lab, EMD, Sinkhorn and the linear map on rgb.]"
+    "(colours/sheet.png)"
+)
 PAIRS = (("sklearn:china", "sklearn:flower"), ("skimage:coffee", "skimage:rocket"))
 CELL = 124
 COLUMNS = ("content", "DDIB, rgb", "DDIB, lab", "EMD, rgb", "Sinkhorn, rgb", "linear, rgb")
@@ -62,7 +66,7 @@ def report(work: Path) -> None:
         return
     head = PAGE.read_text(encoding="utf-8")
     before, rest = head.split(BEGIN)
-    tables = f"{distances(found)}\n\n{nearness(found)}\n\n{models(found)}"
+    tables = f"{SHEET}\n\n{distances(found)}\n\n{nearness(found)}\n\n{models(found)}"
     write_bytes(PAGE, f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}".encode())
     sheet(work).save(OUT / "sheet.png", optimize=True)
 
