@@ -49,7 +49,14 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.status:drain", "Make the node take no more work, finish what runs, and exit."
     ),
     "audit": Lazy("ddib_fed.cli.audit:audit", "Verify the chain of the node's audit log."),
+    "try": Lazy(
+        "ddib_fed.cli.trying:try_",
+        "Train on two folders of pictures, translate what was held out both ways, and write one page.",
+    ),
     "model": Lazy("ddib_fed.cli.model:model", "Train, sample, show and import models."),
+    "classifier": Lazy(
+        "ddib_fed.cli.classifier:classifier", "Train classifiers of noisy pictures, for guidance."
+    ),
     "recipe": Lazy(
         "ddib_fed.cli.recipe:recipe", "Agree with another institution on everything of a training but data."
     ),
@@ -69,7 +76,7 @@ COMMANDS: Mapping[str, Lazy] = {
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Translate": ("translate", "domains", "job", "doctor", "demo"),
     "Run a node": ("init", "pki", "peer", "status", "reload", "drain", "audit"),
-    "Work with models, without nodes": ("model", "recipe", "bridge", "colours", "evaluate"),
+    "Work with models, without nodes": ("try", "model", "recipe", "bridge", "colours", "evaluate"),
 }
 
 

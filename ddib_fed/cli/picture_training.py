@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,10 +13,12 @@ from ddib_fed.errors import UsageError
 if TYPE_CHECKING:
     from ddib_fed.training.pictures.config import PictureTrainConfig
 
+Config = TypeVar("Config", bound="PictureTrainConfig")
+
 PRESETS = ("tiny-32", "small-64", "adm-128", "adm-256")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
-PICTURES = (
+LEARNING = (
     click.option(
         "--preset",
         type=click.Choice(PRESETS),
@@ -49,11 +51,6 @@ PICTURES = (
         type=click.Choice(["folders", "prefix"]),
         help="Pictures: learn classes, from sub-folders or from the file name up to the first underscore.",
     ),
-    click.option(
-        "--label-dropout",
-        type=click.FloatRange(0, 1, max_open=True),
-        help="Pictures: share of samples without their class, for classifier-free guidance, e.g. 0.1.",
-    ),
     click.option("--skip-bad", is_flag=True, help="Pictures: list files that cannot be read, and go on."),
     click.option(
         "--held-out",
@@ -65,12 +62,6 @@ PICTURES = (
         "--crop", is_flag=True, help="Pictures: cut random windows, from pictures an eighth larger."
     ),
     click.option("--no-dequantise", is_flag=True, help="Pictures: add no noise within a quantisation step."),
-    click.option(
-        "--predict",
-        type=click.Choice(["v", "eps"]),
-        help="Pictures: what the network predicts; v without it.",
-    ),
-    click.option("--learn-sigma", is_flag=True, help="Pictures: learn variances too, by the hybrid loss."),
     click.option(
         "--sampler",
         type=click.Choice(["grid", "uniform", "loss-second-moment"]),
@@ -90,6 +81,21 @@ PICTURES = (
         help="Pictures: steps between checkpoints and sample sheets.",
     ),
     click.option("--device", type=click.Choice(["cpu", "cuda", "auto"]), help="Pictures: cpu without it."),
+)
+"""What a generator and a classifier are told alike."""
+PICTURES = (
+    *LEARNING,
+    click.option(
+        "--label-dropout",
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Pictures: share of samples without their class, for classifier-free guidance, e.g. 0.1.",
+    ),
+    click.option(
+        "--predict",
+        type=click.Choice(["v", "eps"]),
+        help="Pictures: what the network predicts; v without it.",
+    ),
+    click.option("--learn-sigma", is_flag=True, help="Pictures: learn variances too, by the hybrid loss."),
     click.option(
         "--init", type=_FOLDER, metavar="BUNDLE", help="Pictures: start from these weights, RGB or grey."
     ),
@@ -113,6 +119,19 @@ NAMES = frozenset(
         "device", "init", "soften_sigma", "recipe_path", "images",
     }
 )  # fmt: skip
+_SHARED = (
+    "domain",
+    "name",
+    "steps",
+    "time_s",
+    "batch",
+    "learning_rate",
+    "threads",
+    "precision",
+    "dtype",
+    "seed",
+)
+"""Options of runs on points, too."""
 _RENAMED = {"range_": "range", "predict": "parameterisation"}
 
 
@@ -127,25 +146,24 @@ def picture_config(settings: Mapping[str, Any], given: Sequence[str], command: s
     Raises:
         UsageError: Options that contradict each other, or the recipe.
     """
-    from pydantic import ValidationError
-
     from ddib_fed.training.pictures.config import PictureTrainConfig
 
-    fields = {_RENAMED.get(name, name): settings[name] for name in given if name in NAMES and settings[name]}
-    for name in (
-        "domain",
-        "name",
-        "steps",
-        "time_s",
-        "batch",
-        "learning_rate",
-        "threads",
-        "precision",
-        "dtype",
-        "seed",
-    ):
-        if name in given:
-            fields[name] = settings[name]
+    fields = picture_fields(settings, given, NAMES)
+    if settings["recipe_path"] is not None:
+        from ddib_fed.training.pictures.recipes import read_recipe
+
+        fields = read_recipe(settings["recipe_path"]).settings(fields)
+    elif "preset" not in fields:
+        fields["preset"] = "small-64" if (settings["size"] or 0) >= 64 else "tiny-32"
+    return checked(PictureTrainConfig, {**fields, "command": command}, "ddib model train --help")
+
+
+def picture_fields(
+    settings: Mapping[str, Any], given: Sequence[str], names: frozenset[str]
+) -> dict[str, Any]:
+    """Those of the options that were given, as fields of a config."""
+    fields = {_RENAMED.get(name, name): settings[name] for name in given if name in names and settings[name]}
+    fields |= {name: settings[name] for name in given if name in _SHARED}
     fields.pop("recipe_path", None)
     if fields.pop("no_dequantise", False):
         fields["dequantise"] = False
@@ -153,21 +171,25 @@ def picture_config(settings: Mapping[str, Any], given: Sequence[str], command: s
         fields["channels"] = int(fields["channels"])
     if "network" in fields:
         fields["network"] = dict(_field(text) for text in fields["network"])
-    if settings["recipe_path"] is not None:
-        from ddib_fed.training.pictures.recipes import read_recipe
+    return fields
 
-        fields = read_recipe(settings["recipe_path"]).settings(fields)
-    elif "preset" not in fields:
-        fields["preset"] = "small-64" if (settings["size"] or 0) >= 64 else "tiny-32"
+
+def checked(kind: type[Config], fields: Mapping[str, Any], hint: str) -> Config:
+    """The config of these fields.
+
+    Raises:
+        UsageError: They contradict each other.
+    """
+    from pydantic import ValidationError
+
     try:
-        return PictureTrainConfig.model_validate({**fields, "command": command})
+        return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(
-            f"the options contradict each other: {where + ': ' if where else ''}{message}",
-            hint="ddib model train --help",
+            f"the options contradict each other: {where + ': ' if where else ''}{message}", hint=hint
         ) from error
 
 

@@ -138,13 +138,18 @@ def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **sett
         kind, other = ("pictures", "points") if pictures else ("points", "pictures")
         flag = "--" + unfit[0].removesuffix("_").removesuffix("_path").replace("_", "-")
         raise UsageError(f"{flag} is for {other}, and this run is on {kind}", hint="ddib model train --help")
-    command = shlex.join(["ddib", *sys.argv[1:]])[:2000]
+    command = command_line()
     if pictures:
-        done = _pictures(picture_config(settings, given, command), out, resume=resume, force=force)
+        done = train_on_pictures(picture_config(settings, given, command), out, resume=resume, force=force)
     else:
         done = _points(_point_config(settings, command), out, resume=resume, force=force)
     if done is not None:
         click.echo(f"{out}: {summary(done)}")
+
+
+def command_line() -> str:
+    """The command that this process was started with, to be recorded."""
+    return shlex.join(["ddib", *sys.argv[1:]])[:2000]
 
 
 def _points(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle:
@@ -160,7 +165,7 @@ def _points(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bun
         )
 
 
-def _pictures(config: PictureTrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
+def train_on_pictures(config: PictureTrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
     """Train on pictures; None in all processes of torchrun but the first, which speaks for them."""
     from ddib_fed.training.pictures.run import train_pictures
 

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ddib_fed.cli import training
+from ddib_fed.cli.classifier import classifier
 from ddib_fed.cli.model import model
 from ddib_fed.cli.picture_training import NAMES, PICTURES, PRESETS
 from ddib_fed.cli.recipe import recipe
@@ -151,3 +152,40 @@ def test_names_that_the_command_line_knows_without_importing_are_the_real_ones()
     declared = {option.name for option in training.train.params} - NAMES
     assert len([p for p in training.train.params if p.name in NAMES]) == len(PICTURES) + 1
     assert declared.isdisjoint(NAMES)
+
+
+def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_path):
+    """It takes the model's units and levels, so that the two fit."""
+    ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
+    network = (
+        "--network",
+        "model_channels=32",
+        "--network",
+        "channel_mult=1",
+        "--network",
+        "num_res_blocks=1",
+    )
+    made_for = ("train", "--images", folder, "--for", tmp_path / "m", *network, "--batch", 8, "--steps", 3)
+    result = ddib(classifier, *made_for, "--out", tmp_path / "c")
+    assert "held-out loss" in result.output
+    model_bundle, guide = (load_bundle(tmp_path / name) for name in "mc")
+    assert (guide.manifest.role, guide.manifest.classes) == ("classifier", ("even", "odd"))
+    assert guide.manifest.normalisation == model_bundle.manifest.normalisation
+    model_bundle.guided_by(guide, 1.0)
+
+
+def test_a_classifier_for_another_size_is_refused(ddib, folder, tmp_path):
+    ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
+    with pytest.raises(SettingsInvalid, match="sample_shape"):
+        ddib(
+            classifier,
+            "train",
+            "--images",
+            folder,
+            "--for",
+            tmp_path / "m",
+            "--size",
+            16,
+            "--out",
+            tmp_path / "c",
+        )

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ddib_fed.models.manifest import ClassifierConfig
 from ddib_fed.training.pictures.presets import PRESETS, Preset
 
 Count = Annotated[int, Field(ge=1)]
@@ -134,7 +135,11 @@ class PictureTrainConfig(BaseModel):
         """What the preset says."""
         return PRESETS[self.preset]
 
-    def settled(self, **found: Any) -> PictureTrainConfig:
+    def preset_network(self) -> dict[str, Any]:
+        """Fields of the network as the preset has them."""
+        return dict(self.defaults.network)
+
+    def settled(self, **found: Any) -> Self:
         """The same run with the preset's values in place of None, and `found` (e.g. steps) in place of what it says."""
         preset = self.defaults
         values: dict[str, Any] = {
@@ -146,11 +151,11 @@ class PictureTrainConfig(BaseModel):
         }
         if self.init is None:
             # Spelt out, so that a preset that changes from release to release changes no run that has begun.
-            values["network"] = {**preset.network, **self.network}
+            values["network"] = {**self.preset_network(), **self.network}
         values["microbatch"] = min(self.microbatch or preset.microbatch, int(values["batch"]))
         if "steps" in found:
             values["time_s"] = None
-        return PictureTrainConfig.model_validate(self.model_dump() | values | found)
+        return type(self).model_validate(self.model_dump() | values | found)
 
     def identity(self) -> str:
         """Digest of what the weights depend on; two runs with the same one can continue each other."""
@@ -168,8 +173,39 @@ class PictureTrainConfig(BaseModel):
             "skip_bad",
             "soften_sigma",
             "device",
+            "generator",
         }
         return hashlib.sha256(self.model_dump_json(exclude=free).encode()).hexdigest()
+
+
+class ClassifierTrainConfig(PictureTrainConfig):
+    """One training run of a classifier of noisy pictures, for guidance; `classes` must be given.
+
+    Attributes:
+        generator: The bundle that is to be guided: schedule, time, normalisation and classes are taken from it; or
+            None, and they are as in a run of its own.
+        generator_digest: Digest of that bundle; filled in.
+    """
+
+    generator: Path | None = None
+    generator_digest: str = ""
+
+    @model_validator(mode="after")
+    def _is_a_classifier(self) -> ClassifierTrainConfig:
+        if self.classes is None:
+            raise ValueError("a classifier needs classes")
+        if self.label_dropout or self.learn_sigma or self.init is not None:
+            raise ValueError("label_dropout, learn_sigma and init are not for classifiers")
+        return self
+
+    def preset_network(self) -> dict[str, Any]:
+        """Those fields of the preset that a classifier has, with attention as the pool where heads have a width."""
+        network = {
+            name: value
+            for name, value in self.defaults.network.items()
+            if name in ClassifierConfig.model_fields
+        }
+        return {**network, "pool": "attention" if network.get("num_head_channels", -1) != -1 else "adaptive"}
 
 
 def learning_rate(config: PictureTrainConfig, step: int, steps: int) -> float:

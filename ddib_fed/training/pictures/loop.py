@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.errors import MemoryExhausted, SettingsInvalid
@@ -80,7 +81,7 @@ class PictureTrainer:
         self.batch = int(config.batch or 1)
         self.microbatch = int(config.microbatch or self.batch)
         self.notes: list[str] = []
-        self.normal = normalisation(config, source)
+        self.normal = start.normal or normalisation(config, source)
         schedule = schedule_from_config(start.schedule)
         self.levels = level_sampler(config.sampler, schedule)
         self._batches = Batches(config, source, self.normal)
@@ -212,10 +213,13 @@ class PictureTrainer:
         device = self.world.device
         x0, eps = (part.to(device, non_blocking=True) for part in (samples.x0, samples.eps))
         question = self._objective.ask(x0, eps, lams)
-        extra = {} if samples.labels is None else {"y": samples.labels.to(device)}
+        labels = None if samples.labels is None else samples.labels.to(device)
+        extra = {} if labels is None or self.start.classifies else {"y": labels}
         x = question.x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             answer = network(x, question.times, **extra)
+        if labels is not None and self.start.classifies:
+            return functional.cross_entropy(answer.float(), labels, reduction="none")
         return self._objective.losses(question, answer, x0, lams)
 
     def _halve(self, error: BaseException) -> None:

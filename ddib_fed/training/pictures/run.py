@@ -31,18 +31,16 @@ from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.training import record
 from ddib_fed.training.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.pictures import sheet
-from ddib_fed.training.pictures.config import PictureTrainConfig, learning_rate
-from ddib_fed.training.pictures.loop import OnProgress, PictureTrainer, Progress, measure, settle
+from ddib_fed.training.pictures.config import ClassifierTrainConfig, PictureTrainConfig
+from ddib_fed.training.pictures.loop import OnProgress, PictureTrainer, measure, settle
+from ddib_fed.training.pictures.progress import Log
 from ddib_fed.training.pictures.sources import PictureSource, open_source
 from ddib_fed.training.pictures.starts import Start, open_start
 from ddib_fed.training.pictures.world import World, open_world
 
 RUN_FOLDER = "run"
-LOG_EVERY = 10
 SETTLE_S, LOOK_S = 20.0, 3.0
 """Seconds in which the cost of a step is measured: to fit a time, and only to tell it."""
-RISEN = 1.05
-"""A held-out loss so many times its least is said to rise."""
 Say = Callable[[str], None]
 OnScan = Callable[[int, int], None]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -62,7 +60,7 @@ def train_pictures(
     """Train a model of pictures and write its bundle; under torchrun, together with the other processes.
 
     Args:
-        config: The run.
+        config: The run; a `ClassifierTrainConfig` for a classifier.
         out: The bundle's folder; made when missing.
         on_progress: Told after every step; what it raises ends the run after a checkpoint. Under torchrun it is
             called in the leading process alone and must not raise.
@@ -94,6 +92,8 @@ def train_pictures(
         start = open_start(config, pictures)
         if start.bundle is not None:
             config = config.model_copy(update={"init_digest": start.bundle.digest})
+        if isinstance(config, ClassifierTrainConfig) and config.generator is not None:
+            config = config.model_copy(update={"generator_digest": load_bundle(config.generator).digest})
         run = _open_run(config, out, pictures, start, world, say, resume=resume, force=force)
         if not world.decide(run.finished):
             trainer = run.trainer()
@@ -114,7 +114,6 @@ class _Run:
         world: The processes that share it.
         say: Told what is to be said.
         cpu_before: CPU seconds that earlier processes spent on it.
-        started: When this process began it, monotonic.
         cpu_started: CPU seconds of this process when it began it.
     """
 
@@ -125,7 +124,6 @@ class _Run:
     world: World
     say: Say | None = None
     cpu_before: float = 0.0
-    started: float = field(default_factory=time.monotonic)
     cpu_started: float = field(default_factory=time.process_time)
 
     @property
@@ -159,7 +157,7 @@ class _Run:
 
     def follow(self, trainer: PictureTrainer, on_progress: OnProgress | None) -> None:
         """Take the steps that remain, with lines in progress.csv, checkpoints, sheets and reports."""
-        log = _Log(self, trainer) if self.world.leads else None
+        log = Log(self.folder, trainer, lambda: self.cpu_seconds) if self.world.leads else None
         while trainer.step < trainer.steps:
             loss = trainer.advance()
             if log is None:
@@ -200,16 +198,17 @@ class _Run:
         dtype = _DTYPES[self.config.dtype]
         state = {name: value.to("cpu", dtype) for name, value in trainer.ema.state_dict().items()}
         spent = self.cpu_seconds
-        drawn = sheet.draw(trainer, fine=True)
-        sheet.draw_sheet(drawn, self.folder / "samples.png")
-        near = sheet.nearness(trainer, drawn)
         figures = {
             "held_out_loss": round(trainer.held_out_loss(), 6),
             "cpu_seconds": round(spent, 1),
             "processes": float(self.world.size),
-            "nearest_training_picture": round(near.samples, 5),
-            "nearest_training_picture_held_out": round(near.held_out, 5),
         }
+        if not self.start.classifies:
+            drawn = sheet.draw(trainer, fine=True)
+            sheet.draw_sheet(drawn, self.folder / "samples.png")
+            near = sheet.nearness(trainer, drawn)
+            figures["nearest_training_picture"] = round(near.samples, 5)
+            figures["nearest_training_picture_held_out"] = round(near.held_out, 5)
         record.draw_loss(record.read_progress(self.folder / "progress.csv"), self.folder / "loss.png")
         staged = self.folder / "bundle"
         save_bundle(staged, self._manifest(trainer, figures), state, overwrite=True)
@@ -224,6 +223,7 @@ class _Run:
         return Manifest(
             name=name,
             domain=name,
+            role="classifier" if start.classifies else "generator",
             sample_kind="picture",
             sample_shape=source.shape,
             network=start.network,
@@ -239,70 +239,6 @@ class _Run:
                 command=config.command, seed=config.seed, steps=config.steps or 0, figures=figures
             ),
             created=datetime.now(UTC).date().isoformat(),
-        )
-
-
-class _Log:
-    """progress.csv, loss.png and samples.png of a run, and what is said about it.
-
-    Args:
-        run: The run.
-        trainer: At the step at which this process begins.
-    """
-
-    def __init__(self, run: _Run, trainer: PictureTrainer) -> None:
-        self._run = run
-        self._file = record.ProgressFile(run.folder / "progress.csv", trainer.step)
-        self._first = trainer.step
-        self._losses: list[float] = []
-        self._smooth = 0.0
-        before = [row.held_out for row in record.read_progress(self._file.path) if row.held_out is not None]
-        self._held_out = before[-1] if before else None
-        self._least = min(before, default=float("inf"))
-        self._said: set[str] = set()
-        self._begun = time.monotonic()
-
-    def add(self, trainer: PictureTrainer, loss: float, *, validate: bool) -> None:
-        """Take in a step's loss; write a line when one is due, with the held-out loss when `validate`."""
-        self._losses.append(loss)
-        self._smooth += (loss - self._smooth) / min(50, trainer.step - self._first)
-        if validate:
-            self._held_out = trainer.held_out_loss()
-            self._least = min(self._least, self._held_out)
-            if self._held_out > RISEN * self._least:
-                self._say(trainer, "overfitting: the held-out loss rises; stop earlier, or add pictures")
-        if validate or trainer.step % LOG_EVERY == 0:
-            self._file.add(self._row(trainer, self._held_out if validate else None))
-            self._losses.clear()
-
-    def draw(self, trainer: PictureTrainer) -> None:
-        """Renew loss.png and samples.png, and compare the samples with training pictures."""
-        drawn = sheet.draw(trainer)
-        sheet.draw_sheet(drawn, self._run.folder / "samples.png")
-        record.draw_loss(record.read_progress(self._file.path), self._run.folder / "loss.png")
-        self._say(trainer, sheet.nearness(trainer, drawn).warning)
-
-    def progress(self, trainer: PictureTrainer) -> Progress:
-        """What `on_progress` is told."""
-        rate = (trainer.step - self._first) / max(1e-9, time.monotonic() - self._begun)
-        return Progress(trainer.step, trainer.steps, self._smooth, self._held_out, rate)
-
-    def _say(self, trainer: PictureTrainer, text: str) -> None:
-        """Have something said, once for each of its kinds."""
-        kind = text.partition(";")[0].partition(":")[0] + text[-12:]
-        if text and kind not in self._said:
-            self._said.add(kind)
-            trainer.notes.append(text)
-
-    def _row(self, trainer: PictureTrainer, held_out: float | None) -> record.Row:
-        run = self._run
-        return record.Row(
-            step=trainer.step,
-            loss=sum(self._losses) / len(self._losses),
-            held_out=held_out,
-            learning_rate=learning_rate(run.config, trainer.step - 1, trainer.steps),
-            seconds=time.monotonic() - run.started,
-            cpu_seconds=run.cpu_seconds,
         )
 
 
@@ -344,7 +280,7 @@ def _found(config: PictureTrainConfig, out: Path, *, resume: bool, force: bool) 
         for name in (MANIFEST_FILE, WEIGHTS_FILE):
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-    stored = _stored(folder / "run.json")
+    stored = _stored(folder / "run.json", type(config))
     if resume and stored is not None:
         return _same_run(config, stored, out)
     if (out / MANIFEST_FILE).exists():
@@ -358,11 +294,11 @@ def _found(config: PictureTrainConfig, out: Path, *, resume: bool, force: bool) 
     return None
 
 
-def _stored(path: Path) -> PictureTrainConfig | None:
+def _stored(path: Path, kind: type[PictureTrainConfig]) -> PictureTrainConfig | None:
     if not path.exists():
         return None
     try:
-        return PictureTrainConfig.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise BundleInvalid(f"{path} cannot be read: {error}", hint="--force starts the run again") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -19,10 +19,12 @@ from ddib_fed.diffusion.denoiser import TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, load_bundle
-from ddib_fed.models.manifest import UNetConfig
+from ddib_fed.models.manifest import ClassifierConfig, Normalisation, UNetConfig
 from ddib_fed.models.networks import build_network
-from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.pictures.config import ClassifierTrainConfig, PictureTrainConfig
 from ddib_fed.training.pictures.sources import PictureSource
+
+Config = TypeVar("Config", UNetConfig, ClassifierConfig)
 
 _FIRST, _LAST, _LABELS = "input_blocks.0.0.weight", "out.2.", "label_emb.weight"
 
@@ -37,13 +39,20 @@ class Start:
         parameterisation: "v" or "eps".
         time_input: What the network is told.
         bundle: Where the weights come from, or None.
+        normal: The units of the pictures, where they are not to follow from the pictures themselves.
     """
 
-    network: UNetConfig
+    network: UNetConfig | ClassifierConfig
     schedule: ScheduleConfig
     parameterisation: Any
     time_input: TimeInput
     bundle: Bundle | None = None
+    normal: Normalisation | None = None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the network says of what class a picture is, instead of what it is without its noise."""
+        return isinstance(self.network, ClassifierConfig)
 
 
 def open_start(config: PictureTrainConfig, source: PictureSource) -> Start:
@@ -54,8 +63,10 @@ def open_start(config: PictureTrainConfig, source: PictureSource) -> Start:
         BundleInvalid: The bundle fails its checks, or holds no UNet.
         SettingsInvalid: The network's fields cannot be, or contradict the bundle.
     """
+    if isinstance(config, ClassifierTrainConfig):
+        return _classifier_start(config, source)
     if config.init is None:
-        fields = {**config.defaults.network, **config.network, **_demanded(config, source)}
+        fields = {**config.preset_network(), **config.network, **_demanded(config, source)}
         schedule = ScheduleConfig(name=config.schedule or "cosine")
         return Start(_network(fields), schedule, config.parameterisation or "v", "scaled-lambda")
     bundle = load_bundle(config.init)
@@ -81,9 +92,7 @@ def new_network(start: Start, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         network = build_network(start.network)
     if start.bundle is not None:
-        network.load_state_dict(
-            fitted(start.bundle.state, network.state_dict(), means=start.network.global_mean)
-        )
+        network.load_state_dict(fitted(start.bundle.state, network.state_dict(), means=_has_means(start)))
     return channels_last(network).train()
 
 
@@ -126,6 +135,34 @@ def fitted(
     return found
 
 
+def _classifier_start(config: ClassifierTrainConfig, source: PictureSource) -> Start:
+    """Fresh weights, for the levels and the units of the model to be guided."""
+    channels, height, _ = source.shape
+    demanded = {"image_size": height, "in_channels": channels, "out_channels": len(source.classes)}
+    network = _validated(ClassifierConfig, {**config.preset_network(), **config.network, **demanded})
+    if config.generator is None:
+        return Start(network, ScheduleConfig(name=config.schedule or "cosine"), "v", "scaled-lambda")
+    bundle = load_bundle(config.generator)
+    made = bundle.manifest
+    facts: dict[str, tuple[object, object]] = {"sample_shape": (made.sample_shape, source.shape)}
+    if made.num_classes is not None:
+        facts["classes"] = (
+            made.classes or made.num_classes,
+            source.classes if made.classes else len(source.classes),
+        )
+    for name, (wanted, has) in facts.items():
+        if wanted != has:
+            raise SettingsInvalid(
+                f"the model to be guided has {name} {wanted}, the pictures {has}",
+                hint="train on the same pictures",
+            )
+    return Start(network, made.schedule, "v", made.time_input, normal=made.normalisation)
+
+
+def _has_means(start: Start) -> bool:
+    return isinstance(start.network, UNetConfig) and start.network.global_mean
+
+
 def _demanded(config: PictureTrainConfig, source: PictureSource) -> dict[str, Any]:
     """Fields that follow from pictures and run."""
     channels, height, _ = source.shape
@@ -140,13 +177,18 @@ def _demanded(config: PictureTrainConfig, source: PictureSource) -> dict[str, An
 
 
 def _network(fields: Mapping[str, Any]) -> UNetConfig:
+    return _validated(UNetConfig, fields)
+
+
+def _validated(kind: type[Config], fields: Mapping[str, Any]) -> Config:
+    """The fields as a network's, which fits the size of the pictures."""
     try:
-        network = UNetConfig.model_validate({**fields, "kind": "unet"})
+        network = kind.model_validate({**fields, "kind": kind.model_fields["kind"].default})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the network"
         raise SettingsInvalid(
-            f"{where}: {first['msg'].removeprefix('Value error, ')}", hint="see UNetConfig"
+            f"{where}: {first['msg'].removeprefix('Value error, ')}", hint=f"see {kind.__name__}"
         ) from error
     if network.image_size % network.divisor:
         raise SettingsInvalid(
