@@ -9,7 +9,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.bars import lines
-from ddib_fed.errors import AlreadyExists, UsageError
+from ddib_fed.errors import AlreadyExists, BundleInvalid, UsageError
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_TOLERANCE = 1e-4
 # Options that only one of the three kinds of file has.
 _OF_POINTS = ("noise_schedule", "diffusion_steps", "rescale_timesteps", "predict_xstart")
 _OF_PICTURES = ("fit", "soften_sigma")
@@ -31,6 +32,17 @@ _OF_PICTURES = ("fit", "soften_sigma")
     help="The flags that it was trained with: the public README's MODEL_FLAGS line, or a classifier's, in quotes.",
 )
 @click.option("--classifier", is_flag=True, help="It is a noisy classifier, which guides a model.")
+@click.option(
+    "--diffusers",
+    type=_FOLDER,
+    metavar="DIR",
+    help="Instead: the folder of a diffusers pipeline with a UNet2DModel.",
+)
+@click.option(
+    "--check",
+    is_flag=True,
+    help="With --diffusers: compare outputs with the library's first (pip install 'ddib-fed[diffusers]').",
+)
 @click.option(
     "--synthetic",
     type=_FILE,
@@ -80,6 +92,9 @@ def import_(*, out: Path, force: bool, output_format: str, **given: Any) -> None
     CHECKPOINT.pt holds a UNet of guided-diffusion (or of the public DDIB code), or with --classifier its noisy
     classifier. What the tensors' shapes tell is inferred; the rest is as --flags say, or the public defaults. Every
     setting is listed with what it rests on; a flag that contradicts the shapes is refused.
+
+    With --diffusers, a folder as `save_pretrained` writes it (unet/, scheduler/): what cannot be computed exactly is
+    refused by its key.
     """
     from ddib_fed.models.bundle import save_bundle
 
@@ -92,19 +107,24 @@ def import_(*, out: Path, force: bool, output_format: str, **given: Any) -> None
 
 def _read(given: dict[str, Any]) -> Imported | Bundle:
     """The model that the options name; what contradicts itself is a usage error."""
-    named = [key for key in ("checkpoint", "synthetic") if given[key] is not None]
+    named = [key for key in ("checkpoint", "diffusers", "synthetic") if given[key] is not None]
     if len(named) != 1:
         raise UsageError(
-            "name one model: CHECKPOINT.pt or --synthetic FILE.pt",
+            "name one model: CHECKPOINT.pt, --diffusers DIR or --synthetic FILE.pt",
             hint="ddib model import --help",
         )
     kind = named[0]
-    strange = {"checkpoint": (), "synthetic": ("flags", "classifier")}
+    strange = {
+        "checkpoint": ("check",),
+        "diffusers": ("flags", "classifier"),
+        "synthetic": ("flags", "classifier", "check"),
+    }
     others = (*strange[kind], *(_OF_PICTURES if kind == "synthetic" else _OF_POINTS))
     wrong = [key for key in others if given[key]]
     if wrong:
         what = "CHECKPOINT.pt" if kind == "checkpoint" else f"--{kind}"
-        hint = "put it into --flags" if kind == "checkpoint" else "leave it out"
+        in_flags = kind == "checkpoint" and wrong[0] in _OF_POINTS
+        hint = "put it into --flags" if in_flags else "leave it out"
         raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with {what}", hint=hint)
     names = {"domain": given["domain"], "name": given["name"]}
     if kind == "synthetic":
@@ -113,6 +133,13 @@ def _read(given: dict[str, Any]) -> Imported | Bundle:
         told = {key: given[key] for key in _OF_POINTS if given[key]}
         return import_synthetic(given["synthetic"], **names, **told)
     told = {key: given[key] for key in _OF_PICTURES if given[key] is not None}
+    if kind == "diffusers":
+        from ddib_fed.models.importers.diffusers_folder import import_diffusers, largest_difference
+
+        found = import_diffusers(given["diffusers"], **names, **told)
+        if given["check"]:
+            _compare(largest_difference(given["diffusers"], found))
+        return found
     from ddib_fed.models.importers.guided import import_guided
 
     return import_guided(
@@ -122,6 +149,16 @@ def _read(given: dict[str, Any]) -> Imported | Bundle:
         **names,
         **told,
     )
+
+
+def _compare(relative: float) -> None:
+    """Say how far outputs are from the library's; what is not the same is no import."""
+    click.echo(f"outputs differ from the library's by {relative:.1e} of their largest value", err=True)
+    if not relative <= _TOLERANCE:
+        raise BundleInvalid(
+            f"outputs differ from the library's by more than {_TOLERANCE:g}",
+            hint="report the model's config.json: this is a defect of the import",
+        )
 
 
 def _say(found: Imported | Bundle, saved: Bundle, out: Path, output_format: str) -> None:

@@ -88,6 +88,7 @@ def test_a_classifier_fits_the_model_that_it_guides(ddib, checkpoint, tmp_path):
         (("X.pt", "--diffusion-steps", "50"), "--diffusion-steps"),
         (("--synthetic", "Y.pt", "--classifier"), "--classifier"),
         (("--synthetic", "Y.pt", "--fit", "pad"), "--fit"),
+        (("--diffusers", "Z", "--flags", "--image_size 64"), "--flags"),
     ],
 )
 def test_options_of_different_kinds_of_file_are_a_usage_error(ddib, arguments, named, tmp_path):
@@ -106,3 +107,20 @@ def test_nothing_is_written_over_or_half(ddib, checkpoint, tmp_path):
         ddib("import", checkpoint, "--out", tmp_path / "m", "--flags", FLAGS)
     ddib("import", checkpoint, "--out", tmp_path / "m", "--flags", FLAGS, "--name", "again", "--force")
     assert load_bundle(tmp_path / "m").manifest.name == "again"
+
+
+def test_a_diffusers_folder_becomes_a_bundle_that_was_compared_with_the_library(ddib, tmp_path):
+    """The key that cannot be computed exactly is named."""
+    pytest.importorskip("diffusers")
+    from tests.models.importers import pipelines
+
+    pipelines.unet(pipelines.TINY).save_pretrained(tmp_path / "p" / "unet")
+    (tmp_path / "p" / "scheduler").mkdir()
+    scheduler = tmp_path / "p" / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({"_class_name": "DDPMScheduler"}))
+    said = ddib("import", "--diffusers", tmp_path / "p", "--out", tmp_path / "m", "--check").output
+    assert "outputs differ from the library's by" in said
+    assert load_bundle(tmp_path / "m").manifest.name == "p"
+    scheduler.write_text(json.dumps({"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}))
+    with pytest.raises(SettingsInvalid, match="beta_schedule"):
+        ddib("import", "--diffusers", tmp_path / "p", "--out", tmp_path / "n")

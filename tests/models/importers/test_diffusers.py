@@ -1,0 +1,249 @@
+"""Pipelines of diffusers become bundles that compute what the library computes, to 1e-4; the rest is refused by key."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ddib_fed.diffusion.schedule import schedule_from_config
+from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.importers.diffusers_folder import (
+    import_diffusers,
+    largest_difference,
+    read_schedule,
+    unet_config,
+)
+
+SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
+PLAIN = {"_class_name": "UNet2DModel", "sample_size": 32}
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    """The library is loaded once, and only here."""
+    pytest.importorskip("diffusers")
+    return pytest.importorskip("tests.models.importers.pipelines")
+
+
+@pytest.fixture
+def folder(tmp_path, pipelines):
+    """Writes a pipeline's folder as the library does, and gives the network that it wrote."""
+
+    def write(settings, scheduler=SCHEDULER):
+        made = pipelines.unet(settings)
+        made.save_pretrained(tmp_path / "unet")
+        (tmp_path / "scheduler").mkdir()
+        (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+        return tmp_path, made
+
+    return write
+
+
+def agrees(bundle, theirs):
+    """Two pictures at two steps, in one call and told once."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, *bundle.manifest.sample_shape, generator=generator)
+    times = torch.tensor([3, 870])
+    y = torch.tensor([4, 1]) if bundle.manifest.num_classes else None
+    told = {} if y is None else {"y": y}
+    network = bundle.network()
+    with torch.no_grad():
+        wanted = theirs(x, times, class_labels=y).sample
+        found = network(x, times.float(), **told)
+        merged = network(x, times.float().flip(0), rows=torch.tensor([1, 0]), **told)
+    scale = wanted.abs().max()
+    assert (found - wanted).abs().max() <= 1e-4 * scale
+    assert (merged - wanted).abs().max() <= 1e-4 * scale
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "plain",
+        "sines first",
+        "classes",
+        "grey with a learned variance",
+        "scale and shift",
+        "residual blocks resample",
+        "attention everywhere",
+    ],
+)
+def test_networks_that_our_unet_computes_become_one(named, folder, pipelines, tmp_path):
+    """Saved, loaded and asked beside the library's."""
+    place, theirs = folder(pipelines.ADM[named])
+    found = import_diffusers(place, domain="cats")
+    save_bundle(tmp_path / "bundle", found.manifest, found.state)
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.manifest.network.kind == "unet"
+    agrees(bundle, theirs)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "google",
+        "attention on one way",
+        "no norm before attention",
+        "mixed resampling",
+        "odd parts",
+        "no middle",
+        "a middle without attention",
+    ],
+)
+def test_the_others_keep_their_kind_and_their_weights(named, folder, pipelines, tmp_path):
+    """Tensors keep their names."""
+    place, theirs = folder(pipelines.OWN[named])
+    found = import_diffusers(place, domain="cats")
+    save_bundle(tmp_path / "bundle", found.manifest, found.state)
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.manifest.network.kind == "diffusers-unet"
+    assert bundle.state.keys() == theirs.state_dict().keys()
+    agrees(bundle, theirs)
+
+
+def test_the_comparison_with_the_library_is_small_for_its_own_weights_only(folder, pipelines):
+    """What `--check` says."""
+    place, _ = folder(pipelines.GOOGLE)
+    found = import_diffusers(place, domain="cats")
+    assert largest_difference(place, found) <= 1e-4
+    state = {**found.state, "conv_out.bias": found.state["conv_out.bias"] + 1.0}
+    other = type(found)(found.manifest, state, found.facts, found.ignored, found.remarks)
+    assert largest_difference(place, other) > 1e-2
+
+
+def test_a_folder_of_the_flat_form_with_old_names_is_read_too(folder, pipelines, tmp_path):
+    """As google/ddpm-* lie: no unet/, attention stored as query, key, value, proj_attn, pickled."""
+    place, theirs = folder(pipelines.GOOGLE)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    config = json.loads((place / "unet" / "config.json").read_text())
+    for key in ("down_block_types", "up_block_types"):
+        config[key] = [f"UNetRes{kind}" for kind in config[key]]
+    (flat / "config.json").write_text(json.dumps(config))
+    (flat / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = {}
+    for key, value in theirs.state_dict().items():
+        for new, before in old.items():
+            key = key.replace(f".{new}.", f".{before}.")  # noqa: PLW2901
+        state[key] = value[..., None, None] if "proj_attn.weight" in key else value
+    torch.save(state, flat / "diffusion_pytorch_model.bin")
+    agrees(import_diffusers(flat, domain="cats").bundle, theirs)
+
+
+BETAS = {
+    "linear": {},
+    "linear of 500 steps": {"num_train_timesteps": 500, "beta_start": 0.001, "beta_end": 0.03},
+    "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2"},
+    "zero terminal": {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+    "zero terminal of 500": {"rescale_betas_zero_snr": True, "num_train_timesteps": 500},
+}
+
+
+@pytest.mark.parametrize("changes", BETAS.values(), ids=BETAS)
+def test_levels_are_those_of_the_librarys_scheduler(changes, pipelines):
+    """alpha_bar of every step."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    theirs = DDPMScheduler(**{"num_train_timesteps": 1000, **changes})
+    config, _ = read_schedule({**SCHEDULER, **changes}, "it")
+    schedule = schedule_from_config(config)
+    alphas = torch.tensor([level.alpha for level in schedule.at_steps(list(range(config.steps)))])
+    assert torch.allclose(alphas.double() ** 2, theirs.alphas_cumprod.double(), atol=3e-6)
+
+
+@pytest.mark.parametrize(("said", "predicts"), [("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v")])
+def test_what_is_predicted_is_in_the_manifest(said, predicts, folder, pipelines):
+    """With the schedule, and values between -1 and 1."""
+    changes = {
+        "prediction_type": said,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+    }
+    place, _ = folder(pipelines.TINY, {**SCHEDULER, **changes})
+    made = import_diffusers(place, domain="cats").manifest
+    assert (made.parameterisation, made.time_input) == (predicts, "timestep")
+    assert (made.schedule.name, made.schedule.ends) == ("scaled-linear", (0.00085, 0.012))
+    assert (made.sample_shape, made.value_range) == ((3, 16, 16), (-1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("_class_name", "UNet2DConditionModel"),
+        ("time_embedding_type", "fourier"),
+        ("act_fn", "gelu"),
+        ("class_embed_type", "timestep"),
+        ("down_block_types", ["SkipDownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D"]),
+        ("mid_block_type", "UNetMidBlock2DCrossAttn"),
+        ("resnet_time_scale_shift", "spatial"),
+        ("downsample_padding", 2),
+        ("sample_size", None),
+        ("sample_size", [32, 16]),
+        ("sample_size", 36),
+        ("encoder_hid_dim", 64),
+    ],
+)
+def test_what_cannot_be_computed_exactly_is_refused_by_its_key(key, value):
+    """Of the network."""
+    with pytest.raises(SettingsInvalid) as caught:
+        unet_config({**PLAIN, key: value}, "config.json")
+    assert key in caught.value.detail
+    assert caught.value.facts["field"].startswith(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("_class_name", {"_class_name": "ScoreSdeVeScheduler"}),
+        ("trained_betas", {"trained_betas": [0.1, 0.2]}),
+        ("beta_schedule", {"beta_schedule": "sigmoid"}),
+        ("prediction_type", {"prediction_type": "flow"}),
+        ("rescale_betas_zero_snr", {"rescale_betas_zero_snr": True, "beta_schedule": "squaredcos_cap_v2"}),
+        ("beta_end", {"beta_end": "large"}),
+    ],
+)
+def test_schedules_that_are_not_known_are_refused_by_their_key(key, changes):
+    """Of the scheduler."""
+    with pytest.raises(SettingsInvalid) as caught:
+        read_schedule({**SCHEDULER, **changes}, "scheduler_config.json")
+    assert caught.value.facts["field"] == key
+
+
+def test_the_librarys_defaults_are_ours():
+    """A config.json that is silent is read as the library reads it."""
+    config = unet_config(PLAIN, "config.json")
+    assert config.block_out_channels == (224, 448, 672, 896)
+    assert (config.attention_head_dim, config.norm_eps, config.flip_sin_to_cos) == (8, 1e-5, True)
+
+
+def test_folders_that_are_not_whole_say_what_is_missing(folder, pipelines):
+    """Weights of another network, no scheduler, no weights, no config."""
+    place, _ = folder(pipelines.TINY)
+    weights = place / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state.pop("conv_in.bias")
+    save_file(state, weights)
+    with pytest.raises(BundleInvalid, match=r"conv_in\.bias"):
+        import_diffusers(place, domain="cats")
+    weights.write_bytes(b"broken")
+    with pytest.raises(BundleInvalid, match="safetensors"):
+        import_diffusers(place, domain="cats")
+    weights.unlink()
+    with pytest.raises(FileMissing, match="diffusion_pytorch_model"):
+        import_diffusers(place, domain="cats")
+    (place / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(FileMissing, match="scheduler_config"):
+        import_diffusers(place, domain="cats")
+    (place / "unet" / "config.json").write_text("{")
+    with pytest.raises(BundleInvalid, match="JSON"):
+        import_diffusers(place, domain="cats")
+    (place / "unet" / "config.json").unlink()
+    with pytest.raises(FileMissing, match=r"config\.json"):
+        import_diffusers(place, domain="cats")
