@@ -50,11 +50,11 @@ class DiffusersUNet(nn.Module):
             skips += [width] * (count + bool(change))
         self.mid_block = Middle(config, emb_channels, channels) if config.mid_block else None
         self.up_blocks = nn.ModuleList()
-        for level, (kind, width) in enumerate(zip(config.up_block_types, widths[::-1], strict=True)):
+        for level, (way_up, width) in enumerate(zip(config.up_block_types, widths[::-1], strict=True)):
             before = [channels] + [width] * count
             entering = [own + skips.pop() for own in before]
             change = "" if level + 1 == len(widths) else "up"
-            self.up_blocks.append(Level(config, emb_channels, kind, entering, width, change))
+            self.up_blocks.append(Level(config, emb_channels, way_up, entering, width, change))
             channels = width
         self.conv_norm_out = Norm(config.norm_num_groups, channels, config.norm_eps)
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
@@ -282,7 +282,7 @@ class Residual(nn.Module):
         h = self.conv2(self.dropout(functional.silu(h)))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
-        return (x + h) / self.scale
+        return cast("Tensor", (x + h) / self.scale)
 
 
 class SelfAttention(nn.Module):
@@ -316,7 +316,7 @@ class SelfAttention(nn.Module):
         )
         seen = functional.scaled_dot_product_attention(query, key, value)
         out = self.to_out[0](seen.transpose(1, 2).flatten(2))
-        return (x + out.transpose(1, 2).reshape(count, channels, height, width)) / self.scale
+        return cast("Tensor", (x + out.transpose(1, 2).reshape(count, channels, height, width)) / self.scale)
 
 
 class Halved(nn.Module):

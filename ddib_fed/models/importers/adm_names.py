@@ -112,8 +112,8 @@ def _places(config: DiffusersUNetConfig) -> Iterator[tuple[str, str, str, int]]:
     size = config.layers_per_block + 1
     for level, kind in enumerate(config.down_block_types):
         yield f"down_blocks.{level}", kind, "input_blocks", 1 + level * size
-    for level, kind in enumerate(config.up_block_types):
-        yield f"up_blocks.{level}", kind, "output_blocks", level * size
+    for level, way_up in enumerate(config.up_block_types):
+        yield f"up_blocks.{level}", way_up, "output_blocks", level * size
 
 
 def _residuals(config: DiffusersUNetConfig) -> Iterator[tuple[str, str]]:

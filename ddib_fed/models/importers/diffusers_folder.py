@@ -211,7 +211,8 @@ def largest_difference(folder: Path, imported: Imported, *, pictures: int = 2, s
             "the comparison needs the diffusers library", hint="pip install 'ddib-fed[diffusers]'"
         ) from error
     inside = folder / "unet" if (folder / "unet").is_dir() else folder
-    theirs = UNet2DModel.from_pretrained(str(inside), local_files_only=True).float().eval()
+    read: Any = UNet2DModel  # the library has no annotations
+    theirs = read.from_pretrained(str(inside), local_files_only=True).float().eval()
     manifest = imported.manifest
     ours = network_with(manifest.network, imported.state).eval()
     generator = torch.Generator().manual_seed(seed)

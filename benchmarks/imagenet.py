@@ -1,0 +1,228 @@
+"""The public code's ImageNet translation, end to end, on networks of the published size with random weights.
+
+    python -m benchmarks.imagenet [--out DIR] [--dtype float32] [--small]
+
+Each command runs in a process of its own; what it took is written into docs/imagenet.md (not with --small). The
+published weights are not needed: a checkpoint of the same names, shapes and precision costs the same to import and
+to compute with. What comes out is noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddib_fed.data.images import encode_png
+from ddib_fed.models.bundle import MANIFEST_FILE
+from ddib_fed.models.manifest import ClassifierConfig, UNetConfig
+from ddib_fed.models.networks import build_network
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "imagenet.md"
+BEGIN, END = "<!-- imagenet: written by benchmarks/imagenet.py -->", "<!-- end of imagenet -->"
+# The public README's MODEL_FLAGS for the class-conditional model of 256 x 256 pixels.
+FLAGS = (
+    "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --image_size 256 --learn_sigma True "
+    "--noise_schedule linear --num_channels 256 --num_head_channels 64 --num_res_blocks 2 --resblock_updown True "
+    "--use_fp16 True --use_scale_shift_norm True"
+)
+SMALL_FLAGS = (
+    "--attention_resolutions 16 --class_cond True --diffusion_steps 1000 --image_size 32 --learn_sigma True "
+    "--noise_schedule linear --num_channels 32 --num_head_channels 16 --num_res_blocks 1 --resblock_updown True "
+    "--channel_mult 1,2 --use_fp16 True --use_scale_shift_norm True"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which networks, and their flags."""
+
+    flags: str
+    network: UNetConfig
+    classifier: ClassifierConfig
+
+
+LARGE = Plan(
+    FLAGS,
+    UNetConfig(
+        image_size=256,
+        model_channels=256,
+        out_channels=6,
+        num_res_blocks=2,
+        attention_resolutions=(8, 16, 32),
+        channel_mult=(1, 1, 2, 2, 4, 4),
+        num_classes=1000,
+        num_head_channels=64,
+        use_scale_shift_norm=True,
+        resblock_updown=True,
+    ),
+    ClassifierConfig(
+        image_size=256,
+        model_channels=128,
+        out_channels=1000,
+        num_res_blocks=2,
+        attention_resolutions=(8, 16, 32),
+        channel_mult=(1, 1, 2, 2, 4, 4),
+        num_head_channels=64,
+        use_scale_shift_norm=True,
+        resblock_updown=True,
+        pool="attention",
+    ),
+)
+SMALL = Plan(
+    SMALL_FLAGS,
+    UNetConfig(
+        image_size=32,
+        model_channels=32,
+        out_channels=6,
+        num_res_blocks=1,
+        attention_resolutions=(2,),
+        channel_mult=(1, 2),
+        num_classes=1000,
+        num_head_channels=16,
+        use_scale_shift_norm=True,
+        resblock_updown=True,
+    ),
+    ClassifierConfig(
+        image_size=32,
+        model_channels=64,
+        out_channels=1000,
+        num_res_blocks=1,
+        attention_resolutions=(2,),
+        channel_mult=(1, 2),
+        num_head_channels=64,
+        use_scale_shift_norm=True,
+        resblock_updown=True,
+        pool="attention",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one command took."""
+
+    command: str
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def checkpoint(config: UNetConfig | ClassifierConfig, path: Path, seed: int) -> None:
+    """Random weights as the public code saves them: a state dict of float32."""
+    torch.manual_seed(seed)
+    network = build_network(config)
+    for parameter in network.parameters():
+        if not parameter.any():
+            # Branches that begin as nothing would make a network that answers 0.
+            torch.nn.init.normal_(parameter, std=0.01)
+    torch.save(network.state_dict(), path)
+
+
+def pictures(folder: Path, count: int = 2) -> None:
+    """Pictures of class 260, larger than the network's, in a folder of the class's number."""
+    (folder / "260").mkdir(parents=True)
+    place = np.linspace(0, 3, 375)[:, None] + np.linspace(0, 5, 500)[None]
+    for index in range(count):
+        waves = [np.sin(place * (channel + 1) + index) for channel in range(3)]
+        pixels = np.stack(waves, axis=-1) * 100 + 128
+        (folder / "260" / f"{index}.png").write_bytes(encode_png(pixels.astype(np.uint8)))
+
+
+def measured(arguments: Sequence[str], flags: str = "") -> Step:
+    """Run `ddib` and say what it took; its output is shown. `flags` are named, not repeated."""
+    ddib = str(Path(sys.executable).with_name("ddib"))
+    started = time.monotonic()
+    process = subprocess.Popen([ddib, *arguments])
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"ddib {arguments[0]} ended with {process.returncode}")
+    shown = " ".join('"$MODEL_FLAGS"' if word == flags else word for word in arguments)
+    seconds = time.monotonic() - started
+    return Step(f"ddib {shown}", seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+
+
+def run(plan: Plan, folder: Path, *, dtype: str, steps: int = 3) -> list[Step]:
+    """Checkpoints, two imports, one translation of class 260 to 261, in `folder`, which is not there yet."""
+    folder.mkdir(parents=True)
+    os.chdir(folder)
+    took = []
+    for config, name, extra in (
+        (plan.network, "diffusion", []),
+        (plan.classifier, "classifier", ["--classifier"]),
+    ):
+        file = Path(f"{name}.pt")
+        checkpoint(config, file, seed=len(name))
+        took.append(
+            measured(["model", "import", str(file), "--out", name, *extra, "--flags", plan.flags], plan.flags)
+        )
+        file.unlink()
+    pictures(Path("val"))
+    guided = ["--classifier", "classifier", "--classifier-scale", "1.0"]
+    solved = ["--steps", str(steps), "--dtype", dtype, "--batch", "1"]
+    both = ["--source", "diffusion", "--target", "diffusion"]
+    took.append(
+        measured(
+            ["bridge", "translate", "val", *both, "--pairs", "260:261", *guided, *solved, "--out", "imagenet"]
+        )
+    )
+    return took
+
+
+def written(steps: Sequence[Step], files: Sequence[str], parameters: Sequence[int], dtype: str) -> str:
+    """The part of docs/imagenet.md that this script writes."""
+    rows = [
+        f"| `{step.command}` | {step.peak_bytes / 2**30:.1f} GiB | {step.cpu_seconds:.0f} s | {step.seconds:.0f} s |"
+        for step in steps
+    ]
+    names = ", ".join(f"`{name}`" for name in files)
+    opening = (
+        f"{parameters[0]:,} parameters, and {parameters[1]:,} of the classifier; two pictures, three evaluations a "
+        f"leg, {dtype} networks, on one thread of a CPU that others were using (so the last column says little):"
+    )
+    header = "| command | peak memory | CPU time | time |\n|---|---|---|---|"
+    return "\n".join([opening, "", header, *rows, "", f"Written: {names}."])
+
+
+def main() -> int:
+    """Run it, and bring the document up to date."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("ddib-imagenet"), help="a folder that is not there yet"
+    )
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--small", action="store_true", help="tiny networks of 32 x 32 pixels")
+    asked = parser.parse_args()
+    folder = asked.out.resolve()
+    steps = run(SMALL if asked.small else LARGE, folder, dtype=asked.dtype)
+    manifests = [
+        json.loads((folder / name / MANIFEST_FILE).read_text()) for name in ("diffusion", "classifier")
+    ]
+    parameters = [manifest["parameters"] for manifest in manifests]
+    files = sorted(path.name for path in (folder / "imagenet").glob("*.PNG"))
+    report = json.loads((folder / "imagenet" / "report.json").read_text())
+    if report["count"] != 2:
+        return 1
+    text = written(steps, files, parameters, asked.dtype)
+    print(text)
+    if not asked.small:
+        before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
