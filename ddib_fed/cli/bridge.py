@@ -9,8 +9,9 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.bars import bar, lines
-from ddib_fed.cli.model import MODEL_HELP, THREADS, open_model, refuse_overwriting
+from ddib_fed.cli.model import MODEL_HELP, open_model, refuse_overwriting
 from ddib_fed.cli.picture_options import BATCH, DEPTH, DEVICE, DTYPE, SOFTEN, TRANSLATING, with_options
+from ddib_fed.cli.training import THREADS
 from ddib_fed.errors import UsageError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ddib_fed.data.imagenet import source_name, validation_pictures
 from ddib_fed.data.images import ImageLimits, read_image
-from ddib_fed.data.scans import describe, scan
+from ddib_fed.data.scans import Entry, describe, scan
 from ddib_fed.errors import AlreadyExists, DdibError, FileMissing, SettingsInvalid, UsageError
 from ddib_fed.evaluation.bridging import check_legs
 from ddib_fed.evaluation.picture_recipe import Recipe, Task, batches, check_names, names
@@ -89,14 +89,19 @@ def folder_tasks(
         skip_bad=skip_bad,
         progress=lambda done, total: show(done, total, "looking at files"),
     )
+    return Found(folder, entry_tasks(folder, found.entries[:limit], classes=classes), found.bad)
+
+
+def entry_tasks(
+    folder: Path, entries: Sequence[Entry], *, classes: tuple[int | None, int | None] = (None, None)
+) -> tuple[Task, ...]:
+    """Tasks for some pictures of a scanned folder, each of one class before and after."""
     root = folder if folder.is_dir() else folder.parent
-    entries = found.entries[:limit]
     shown = [entry.path.relative_to(root).as_posix() for entry in entries]
-    tasks = tuple(
+    return tuple(
         Task(entry.path, each, name, entry.digest, *classes)
         for entry, each, name in zip(entries, shown, names(shown), strict=True)
     )
-    return Found(folder, tasks, found.bad)
 
 
 def class_tasks(

@@ -11,9 +11,10 @@ from click.testing import CliRunner
 from ddib_fed.cli.bridge import bridge
 from ddib_fed.cli.model import model
 from ddib_fed.cli.pictures import parse_class, parse_pairs
+from ddib_fed.cli.trying import try_
 from ddib_fed.data.images import encode_png
 from ddib_fed.errors import AlreadyExists, ImageUnreadable, SettingsInvalid, UsageError
-from ddib_fed.models.bundle import save_bundle
+from ddib_fed.models.bundle import load_bundle, save_bundle
 from tests.evaluation.tiny_models import tiny, tiny_classifier
 
 FEW = ("--steps", "3")
@@ -145,3 +146,34 @@ def test_an_unconditional_model_has_its_classifiers_classes():
     assert parse_class("2", tiny().manifest, tiny_classifier(3).manifest) == 2
     with pytest.raises(UsageError):
         parse_class("0", tiny().manifest)
+
+
+def test_trying_two_folders_ends_with_a_page(tmp_path):
+    """All options reach the rehearsal."""
+    rng = np.random.default_rng(0)
+    for name in ("left", "right"):
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            pixels = rng.integers(0, 256, (9, 8, 1), np.uint8)
+            (tmp_path / name / f"{number}.png").write_bytes(encode_png(pixels))
+    options = (
+        "--steps",
+        "1",
+        "--batch",
+        "2",
+        "--size",
+        "8",
+        "--fit",
+        "pad",
+        "--pictures",
+        "2",
+        "--evaluations",
+        "3",
+    )
+    where = (tmp_path / "left", tmp_path / "right", "--device", "cpu", "--out", tmp_path / "out")
+    said = call(try_, *where, *options)
+    assert (tmp_path / "out" / "index.html").exists()
+    assert "index.html" in said.stdout
+    assert load_bundle(tmp_path / "out" / "a").manifest.picture.fit == "pad"
+    with pytest.raises(UsageError):
+        call(try_, *where, *options, "--time", "5m")

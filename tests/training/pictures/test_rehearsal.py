@@ -1,0 +1,104 @@
+"""Two folders become two models, translations both ways and one page; what was stopped goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ddib_fed.data.images import encode_png
+from ddib_fed.errors import StateConflict, UsageError
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.pictures.rehearsal import Rehearsal, rehearse, sides_of
+from tests.training.pictures.examples import blobs
+
+CONFIG = PictureTrainConfig(
+    size=8,
+    network={"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "patch": 1},
+    batch=8,
+    steps=6,
+    warmup=2,
+    checkpoint_every=3,
+    samples=2,
+    soften_sigma=0.02,
+    held_out=0.3,
+)
+
+
+class StoppedError(Exception):
+    """What stands for a kill."""
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Grey spots, bright on dark and dark on bright; one picture is in both folders."""
+    for folder, seed, flipped in (("bright", 1, False), ("dark", 2, True)):
+        (tmp_path / folder).mkdir()
+        for number, picture in enumerate(blobs(24, seed, channels=1)):
+            pixels = np.ascontiguousarray(picture.transpose(1, 2, 0))
+            path = tmp_path / folder / f"{number:02d}.png"
+            path.write_bytes(encode_png(255 - pixels if flipped else pixels))
+    (tmp_path / "dark" / "stray.png").write_bytes((tmp_path / "bright" / "00.png").read_bytes())
+    return tmp_path
+
+
+def wanted(two):
+    return Rehearsal(two / "bright", two / "dark", two / "out", CONFIG, pictures=5, evaluations=3)
+
+
+def stop_at(part, step):
+    """What stops a rehearsal at a step of one of its parts."""
+
+    def on_progress(what, done, total, remark):
+        if what.startswith(part) and done >= step:
+            raise StoppedError
+
+    return on_progress
+
+
+def test_a_rehearsal_ends_with_a_page_two_models_and_results_both_ways(two):
+    """Another one is not mixed into its folder; told to start again, it removes what is there."""
+    said = []
+    page = rehearse(wanted(two), say=said.append)
+    text = page.read_text(encoding="utf-8")
+    for part in ("bright to dark", "dark to bright", "What to try next", "1 pictures are in both folders"):
+        assert part in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert load_bundle(two / "out" / "a").manifest.domain == "bright"
+    assert load_bundle(two / "out" / "b").manifest.soften_sigma == 0.02
+    assert (two / "out" / "b-to-a" / "sheet.png").exists()
+    assert any("24 pictures, 0 left out" in line for line in said)
+
+    other = replace(wanted(two), config=CONFIG.model_copy(update={"seed": 1}))
+    with pytest.raises(StateConflict):
+        rehearse(other)
+    with pytest.raises(StoppedError):
+        rehearse(other, force=True, on_progress=stop_at("training bright", 1))
+    assert not (two / "out" / "a" / "manifest.json").exists()
+
+
+def test_what_was_stopped_goes_on_and_what_is_finished_is_left(two):
+    """Killed in the second training, and once more while translating, it does only what is missing."""
+
+    for part in ("training dark", "translating dark"):
+        with pytest.raises(StoppedError):
+            rehearse(wanted(two), on_progress=stop_at(part, 2))
+    assert not (two / "out" / "index.html").exists()
+    parts = set()
+    rehearse(wanted(two), on_progress=lambda what, *rest: parts.add(what))
+    assert parts & {"training bright", "training dark", "translating bright to dark"} == set()
+    assert "translating dark to bright" in parts
+    first = (two / "out" / "index.html").read_text()
+    rehearse(wanted(two))
+    assert (two / "out" / "index.html").read_text() == first
+
+
+def test_one_folder_may_hold_both_sides_and_what_is_tested(tmp_path):
+    with pytest.raises(UsageError):
+        sides_of(tmp_path, None)
+    for name in ("trainA", "trainB", "testB"):
+        (tmp_path / name).mkdir()
+    assert sides_of(tmp_path, None) == (tmp_path / "trainA", tmp_path / "trainB", None, tmp_path / "testB")
+    assert sides_of(tmp_path, tmp_path / "other") == (tmp_path, tmp_path / "other", None, None)
