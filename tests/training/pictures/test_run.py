@@ -2,7 +2,6 @@
 
 import csv
 
-import numpy as np
 import pytest
 import torch
 
@@ -119,4 +118,4 @@ def test_half_precision_halves_the_file(tiny, spots, tmp_path):
         train_pictures(config.model_copy(update={"dtype": dtype}), tmp_path / dtype, source=spots)
     sizes = [(tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("float16", "float32")]
     assert sizes[0] < 0.6 * sizes[1]
-    assert np.isfinite(next(iter(load_bundle(tmp_path / "float16").state.values()))).all()
+    assert all(torch.isfinite(value).all() for value in load_bundle(tmp_path / "float16").state.values())
