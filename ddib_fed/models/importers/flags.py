@@ -170,7 +170,10 @@ def parse_flags(line: str, *, classifier: bool = False) -> Flags:
     given: dict[str, Value] = {}
     ignored: dict[str, str] = {}
     for key, text in _pairs(line):
-        if key in wanted:
+        if key in wanted and not text:
+            # As --channel_mult "": the default.
+            given.pop(key, None)
+        elif key in wanted:
             # As on a command line, the last one counts.
             given.pop(key, None)
             given[key] = _value(key, text, wanted[key])

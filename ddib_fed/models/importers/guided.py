@@ -282,8 +282,10 @@ class _Reading:
             return given, "--flags"
         factors = self.shapes.attention(self.layout)
         named = self.flags.given.get(f"{self.prefix}attention_resolutions")
-        if isinstance(named, tuple) and factors and len(named) == len(factors):
-            return int(max(named)) * min(factors), "shapes and attention_resolutions"
+        if isinstance(named, tuple) and len(named) == len(factors):
+            sizes = {int(at) * factor for at, factor in zip(sorted(named)[::-1], factors, strict=True)}
+            if len(sizes) == 1:
+                return sizes.pop(), "shapes and attention_resolutions"
         multipliers = self.shapes.channel_mult(self.layout)
         for size, usual in CHANNEL_MULT.items():
             if multipliers == usual:

@@ -18,8 +18,16 @@ LINE = "--attention_resolutions 32,16,8 --class_cond True --image_size 256 --cha
         f'"{LINE}"',
         "--attention_resolutions=32,16,8 --class_cond=yes --image_size=256 --channel_mult=0.5,1",
         f"--image_size 64 {LINE}",
+        f"{LINE} --num_res_blocks ''",
     ],
-    ids=["plain", "as the README has it", "quoted", "equals signs", "the last one counts"],
+    ids=[
+        "plain",
+        "as the README has it",
+        "quoted",
+        "equals signs",
+        "the last one counts",
+        "empty is default",
+    ],
 )
 def test_a_line_is_read_however_it_was_copied(line):
     """Values have their kinds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 
 import pytest
@@ -87,9 +88,15 @@ def public_unet(line):
     return golden._unet(values, conditional=values.pop("class_cond"))
 
 
+@functools.cache
+def shapes_of(config):
+    """Big networks are looked at more than once."""
+    return network_shapes(config)
+
+
 def random_state(config, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    shapes = network_shapes(config)
+    shapes = shapes_of(config)
     return {key: 0.1 * torch.randn(value.shape, generator=generator) for key, value in shapes.items()}
 
 
@@ -102,7 +109,7 @@ def saved(tmp_path, content, name="model.pt"):
 def test_the_published_models_are_what_the_public_constructor_makes_of_the_readmes_flags(line):
     """Shapes alone (no memory), up to 552 million parameters."""
     config = public_unet(line)
-    found = settle(network_shapes(config), parse_flags(line), classifier=False, source="it")
+    found = settle(shapes_of(config), parse_flags(line), classifier=False, source="it")
     assert found.network == config
     values = flag_values(line)
     assert (found.schedule.name, found.schedule.steps) == (values["noise_schedule"], 1000)
@@ -122,17 +129,32 @@ def test_the_published_classifiers_are_what_the_public_defaults_make(settings, l
     config = golden._classifier({**defaults, **settings})
     for flags in (line, ""):
         told = parse_flags(flags, classifier=True)
-        assert settle(network_shapes(config), told, classifier=True, source="it").network == config
+        assert settle(shapes_of(config), told, classifier=True, source="it").network == config
 
 
 @pytest.mark.parametrize("line", README.values(), ids=README)
 def test_without_flags_all_but_heads_and_order_are_still_found(line):
     """The size is that of the public multipliers."""
     config = public_unet(line)
-    found = settle(network_shapes(config), parse_flags(""), classifier=False, source="it").network
+    found = settle(shapes_of(config), parse_flags(""), classifier=False, source="it").network
     untold = {"num_heads": 1, "num_head_channels": -1, "use_new_attention_order": False, "dropout": 0.0}
     assert found.model_copy(update=untold) == config.model_copy(update=untold)
     assert (found.num_heads, found.num_head_channels) == (4, -1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "size", "basis"),
+    [
+        ("--attention_resolutions 32", 64, "shapes and attention_resolutions"),
+        ("--attention_resolutions 32,16", 64, "public default"),
+        ("--image_size 48", 48, "--flags"),
+    ],
+)
+def test_the_size_follows_from_what_attends_where_it_is_not_said(flags, size, basis):
+    """Attention at half the size, at a resolution that a flag names."""
+    found = settle(shapes_of(SMALL), parse_flags(flags), classifier=False, source="it")
+    assert found.network.image_size == size
+    assert {fact.key: fact.basis for fact in found.facts}["image_size"] == basis
 
 
 VARIANTS = {
@@ -156,7 +178,7 @@ def test_any_architecture_is_inferred_from_its_shapes(changes):
     """Size and heads are told."""
     config = SMALL.model_copy(update=changes)
     flags = parse_flags(f"--image_size 16 --num_head_channels {config.num_head_channels}")
-    found = settle(network_shapes(config), flags, classifier=False, source="it").network
+    found = settle(shapes_of(config), flags, classifier=False, source="it").network
     told = {"channel_mult", "num_heads"}
     assert found.model_dump(exclude=told) == config.model_dump(exclude=told)
     assert found.widths == config.widths
@@ -168,7 +190,7 @@ def test_any_classifier_is_inferred_from_its_shapes(pool, updown):
     """Each way to pool, residual blocks that resample or not."""
     config = HALF.model_copy(update={"pool": pool, "resblock_updown": updown})
     flags = parse_flags("--image_size 16", classifier=True)
-    assert settle(network_shapes(config), flags, classifier=True, source="it").network == config
+    assert settle(shapes_of(config), flags, classifier=True, source="it").network == config
 
 
 def test_what_a_classifiers_shapes_leave_open_is_asked_for():
@@ -176,7 +198,7 @@ def test_what_a_classifiers_shapes_leave_open_is_asked_for():
     config = HALF.model_copy(
         update={"attention_resolutions": (), "channel_mult": (1.0, 1.0, 1.0), "pool": "adaptive"}
     )
-    shapes = network_shapes(config)
+    shapes = shapes_of(config)
     for depth in (1, 2):
         flags = parse_flags(f"--image_size 16 --classifier_depth {depth}", classifier=True)
         assert settle(shapes, flags, classifier=True, source="it").network.num_res_blocks == depth
@@ -316,3 +338,26 @@ def test_files_of_the_older_form_are_read_too(tmp_path):
     """Before zip archives."""
     torch.save({"a": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert torch.equal(read_checkpoint(tmp_path / "old.pt").state["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize("name", ["unet_plain", "unet_adm_class_guided"])
+def test_checkpoints_that_the_public_code_wrote_answer_as_it_did(name, tmp_path):
+    """Golden files, imported with their own configuration as a line of flags."""
+    file = golden.read_golden(golden.Path(__file__).parents[2] / "data" / f"{name}.safetensors")
+    own = {key: value for key, value in file.config.items() if key != "classifier" and value != ""}
+    line = " ".join(f"--{key} {value}" for key, value in own.items())
+    bundle = import_guided(saved(tmp_path, dict(file.state)), flags=line, domain="golden").bundle
+    x, t = file.io["x"], file.io["t"].float()
+    told = {"y": file.io["y_source"]} if own["class_cond"] else {}
+    with torch.no_grad():
+        found = bundle.network()(x, t.expand(len(x)), **told)
+    wanted = next(file.io[key] for key in golden.NETWORK_OUTPUTS if key in file.io)
+    assert (found[:, : wanted.shape[1]] - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    if file.classifier:
+        line = " ".join(f"--{key} {value}" for key, value in file.config["classifier"].items())
+        path = saved(tmp_path, dict(file.classifier), "classifier.pt")
+        noisy = import_guided(path, flags=line, classifier=True, domain="golden").bundle
+        with torch.no_grad():
+            logits = noisy.network()(x, t.expand(len(x)))
+        wanted = file.io["classifier_logits"]
+        assert (logits - wanted).abs().max() <= 1e-4 * wanted.abs().max()
