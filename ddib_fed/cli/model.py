@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
 
 MODEL_METAVAR = "MODEL"
-MODEL_HELP = "A domain's name or the paper's index (0 to 5) for the model that ships, or a bundle's folder."
+MODEL_HELP = "A domain's name, or the paper's index (0 to 5), for a model that ships; or a bundle's folder."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -152,13 +152,13 @@ def open_model(which: str) -> Bundle:
     """
     from ddib_fed.data.synthetic import domain_name
     from ddib_fed.errors import DomainNotFound
-    from ddib_fed.models.bundle import load_bundle, pretrained
+    from ddib_fed.models.bundle import load_bundle, pretrained, pretrained_domains
 
     try:
         domain = domain_name(which)
     except DomainNotFound:
-        return load_bundle(Path(which))
-    return pretrained(domain)
+        domain = which
+    return pretrained(domain) if domain in pretrained_domains() else load_bundle(Path(which))
 
 
 def refuse_overwriting(out: Path, *, force: bool) -> None:

@@ -9,12 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from ddib_fed.cli.bridge import bridge
-from ddib_fed.cli.model import model
+from ddib_fed.cli.model import model, open_model
 from ddib_fed.cli.pictures import parse_class, parse_pairs
 from ddib_fed.cli.trying import try_
 from ddib_fed.data.images import encode_png
 from ddib_fed.errors import AlreadyExists, ImageUnreadable, SettingsInvalid, UsageError
-from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.bundle import load_bundle, pretrained_domains, save_bundle
 from tests.evaluation.tiny_models import tiny, tiny_classifier
 
 FEW = ("--steps", "3")
@@ -177,3 +177,9 @@ def test_trying_two_folders_ends_with_a_page(tmp_path):
     assert load_bundle(tmp_path / "out" / "a").manifest.picture.fit == "pad"
     with pytest.raises(UsageError):
         call(try_, *where, *options, "--time", "5m")
+
+
+@pytest.mark.parametrize("name", pretrained_domains())
+def test_every_model_that_ships_goes_by_its_name(name):
+    """Of points and of pictures."""
+    assert open_model(name).manifest.domain == name
