@@ -17,6 +17,8 @@ from ddib_fed.evaluation.report import write_bytes
 from ddib_fed.evaluation.report_tables import TITLES, tables
 
 Found = dict[str, Any]
+# Title, colour, style and value of each curve.
+Lines = tuple[tuple[str, str, str, Callable[[Found], float]], ...]
 # What was asked for, and what was hoped for: PSNR dB and SSIM.
 GOALS = {"satellite-relief": (21.5, 0.45), "brain": (22.0, 0.70)}
 ROUND_TRIP_DB = 38.0, 45.0
@@ -247,7 +249,7 @@ def _latents_page(out: Path, pair: str) -> str:
 
 
 def _cost(rows: list[Found]) -> str:
-    return f"Measured in {sum(row['cpu_seconds'] for row in rows) / 60:.1f} minutes of CPU on one thread."
+    return f"Measured in {sum(row['cpu_seconds'] for row in rows):.0f} s of CPU on one thread."
 
 
 def _picture(pair: str, name: str, text: str) -> str:
@@ -267,34 +269,30 @@ def _cell(value: Any) -> str:
 
 
 def _draw(curves: dict[str, list[Found]], path: Path) -> None:
-    """Paired error, cycle error, and what of the picture is in the latent, over depth; a panel a pair."""
-    lines: tuple[tuple[str, str, str, Callable[[Found], float]], ...] = (
+    """Errors above, what of the picture is kept and revealed beneath, over depth; a column a pair."""
+    above: Lines = (
         ("MSE to the truth", "#d33f6a", "o-", lambda row: row["paired"]["mse"]),
-        ("MSE of the round trip, x 100", "#4a6fe3", "s-", lambda row: 100 * row["cycle_mse"]["mean"]),
-        ("correlation of latent and picture", "#11a579", "^--", lambda row: row["latent_and_picture"]),
-        ("partner among the 5 nearest", "#8c8c94", "v--", lambda row: row["retrieval"]["found"]),
+        ("MSE of the round trip", "#4a6fe3", "s-", lambda row: row["cycle_mse"]["mean"]),
     )
-    figure = Figure(figsize=(4.6 * len(curves), 3.6), dpi=DPI, facecolor="white", layout="constrained")
-    for axis, (pair, rows) in zip(
-        figure.subplots(1, len(curves), squeeze=False, sharey=True)[0], curves.items(), strict=True
-    ):
-        for title, colour, style, value in lines:
-            axis.plot(
-                [row["depth"] for row in rows],
-                [value(row) for row in rows],
-                style,
-                color=colour,
-                ms=4,
-                lw=1.3,
-                label=title,
-            )
-        axis.set_title(" → ".join(PAIRS[pair]), fontsize=10, color=INK)
-        axis.set_xlabel("depth", fontsize=9, color=INK)
-        axis.set_ylim(bottom=0)
-        axis.grid(color=FRAME, linewidth=0.5)
-        axis.tick_params(colors=INK, labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=7)
+    beneath: Lines = (
+        ("correlation of latent and picture", "#11a579", "^--", lambda row: row["latent_and_picture"]),
+        ("true partner among the 5 nearest", "#8c8c94", "v--", lambda row: row["retrieval"]["found"]),
+    )
+    figure = Figure(figsize=(4.6 * len(curves), 5.4), dpi=DPI, facecolor="white", layout="constrained")
+    axes = figure.subplots(2, len(curves), squeeze=False, sharex=True, sharey="row")
+    for column, (pair, rows) in enumerate(curves.items()):
+        for axis, lines in zip(axes[:, column], (above, beneath), strict=True):
+            for title, colour, style, value in lines:
+                x, y = [row["depth"] for row in rows], [value(row) for row in rows]
+                axis.plot(x, y, style, color=colour, ms=4, lw=1.3, label=title)
+            axis.grid(color=FRAME, linewidth=0.5)
+            axis.tick_params(colors=INK, labelsize=8)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.legend(frameon=False, fontsize=8)
+        axes[0, column].set_yscale("log")
+        axes[0, column].set_title(" → ".join(PAIRS[pair]), fontsize=10, color=INK)
+        axes[1, column].set_ylim(0, 1.05)
+        axes[1, column].set_xlabel("depth", fontsize=9, color=INK)
     save(figure, path)
 
 
