@@ -28,7 +28,7 @@ NETWORK = {
     "norm_groups": 8,
     "global_mean": True,
 }
-STEPS = {"satellite": 3_500, "relief": 3_500, "brain-t1": 4_000, "brain-t2": 4_000}
+STEPS = {"satellite": 3_500, "relief": 3_500, "brain-t1": 2_000, "brain-t2": 2_000}
 BATCH = {"satellite": 32, "relief": 32, "brain-t1": 16, "brain-t2": 16}
 # The level to which pictures are softened before they are encoded; docs/latents.md has the table that it is from.
 SOFTEN_SIGMA = {"satellite": 0.02, "relief": 0.02, "brain-t1": 0.02, "brain-t2": 0.02}

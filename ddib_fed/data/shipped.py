@@ -57,6 +57,8 @@ STRETCH = 0.1
 """Of the logarithm of the scale."""
 SHIFT = 0.12
 """Of half the field."""
+KNOTS, BEND = 5, 4.0
+"""Places along a side where the plane is pulled, and the standard deviation of the pull in mm."""
 
 # Spin echo: repetition and echo time in ms; proton density, T1 and T2 in ms of grey matter, white matter and fluid.
 REPETITION, ECHO = 5000.0, 100.0
@@ -344,7 +346,7 @@ def _cut_head(domain: ShippedDomain) -> Callable[[str], Bytes]:
         planes = [head[FIELD[0], number, FIELD[1]].T[::-1] for number in slab_slices(domain.side, part)]
         if part == "train":
             generator = np.random.default_rng(WARP_SEED)
-            planes = [warped(plane, generator.uniform(-1, 1, 5)) for plane in planes for _ in range(WARPS)]
+            planes = [warped(plane, generator) for plane in planes for _ in range(WARPS)]
         small = [
             np.asarray(
                 Image.fromarray(np.ascontiguousarray(plane)).resize((SLICE, SLICE), Image.Resampling.BOX)
@@ -358,24 +360,29 @@ def _cut_head(domain: ShippedDomain) -> Callable[[str], Bytes]:
     return cut
 
 
-def warped(plane: Floats, u: NDArray[np.float64]) -> Floats:
-    """A plane turned, stretched and shifted about its middle, so that one head stands for many.
+def warped(plane: Floats, generator: np.random.Generator) -> Floats:
+    """A plane turned, stretched, shifted and bent, so that one head stands for many.
 
     Args:
         plane: (H, W) float32.
-        u: Five numbers in [-1, 1]: of `TURN`, `STRETCH` along both axes, `STRETCH` of their ratio, `SHIFT` right, down.
+        generator: Draws the turn (`TURN`), the stretch of both axes and of their ratio (`STRETCH`), the shift
+            (`SHIFT`), and a displacement at `KNOTS` x `KNOTS` places (`BEND`), cubic between them.
 
     Returns:
         (H, W), black where nothing was.
     """
-    height, width = plane.shape
-    angle, scale, ratio = np.radians(TURN) * u[0], np.exp(STRETCH * u[1]), np.exp(STRETCH / 2 * u[2])
-    # From a place in the result to the place in the plane, as PIL wants it.
-    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale
-    matrix[:, 0] *= ratio
-    middle = np.array([width, height]) / 2
-    offset = middle - matrix @ (middle + SHIFT * u[3:5] * middle)
-    numbers = (*matrix[0], offset[0], *matrix[1], offset[1])
-    picture = Image.fromarray(np.ascontiguousarray(plane))
-    moved = picture.transform((width, height), Image.Transform.AFFINE, numbers, Image.Resampling.BILINEAR)
-    return np.asarray(moved)
+    from scipy import ndimage
+
+    angle, scale, ratio, down, right = generator.uniform(-1, 1, 5)
+    turn = np.radians(TURN) * angle
+    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * np.exp(STRETCH * scale)
+    matrix[:, 0] *= np.exp(STRETCH / 2 * ratio)
+    middle = np.array(plane.shape) / 2
+    places = np.stack(np.meshgrid(*map(np.arange, plane.shape), indexing="ij")).reshape(2, -1)
+    origin = middle + SHIFT * middle * np.array([down, right])
+    sources = (matrix @ (places - origin[:, None]) + middle[:, None]).reshape(2, *plane.shape)
+    knots = generator.normal(0, BEND, (2, KNOTS, KNOTS))
+    factors = [length / KNOTS for length in plane.shape]
+    bends = np.stack([ndimage.zoom(part, factors, order=3, mode="nearest", grid_mode=True) for part in knots])
+    moved: Floats = ndimage.map_coordinates(plane, sources + bends, order=1, mode="constant")
+    return moved
