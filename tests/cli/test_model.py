@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from ddib_fed.cli.model import model
-from ddib_fed.cli.training import SHIPPED, seconds
+from ddib_fed.cli.training import seconds
 from ddib_fed.errors import AlreadyExists, ModelNotFound, UsageError
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.synthetic import SyntheticModel
