@@ -57,7 +57,8 @@ def demo(out: Path, keep: bool, points: int) -> None:
     started and translate over mutual TLS; what happened at each hop is printed. Writes DIR/translation.png,
     DIR/pictures.png and DIR/report.json. Ends non-zero when a figure is out of bounds.
 
-    The pictures need the packages of the extra `data`; without them there are the points alone.
+    The pictures need the packages of the extra `data` and models of both domains; without them there are the points
+    alone, and the report says what is missing.
     """
     demonstrate(out, keep=keep, points=points)
 
@@ -142,7 +143,7 @@ def _parts(points: int, models: Mapping[str, Path]) -> tuple[Part, Part]:
             demo_pictures.PERSON,
             demo_pictures.translate_pictures,
             "{out}/pictures/in/*.png",
-            demo_pictures.missing(),
+            demo_pictures.missing(models),
         ),
     )
 

@@ -25,6 +25,7 @@ from ddib_fed.evaluation.baselines import HistogramMatch, cross_fitted_colour_ma
 from ddib_fed.evaluation.latents import WHITE_RATIO, noise_statistics, whiteness
 from ddib_fed.evaluation.pictures import Spread, mse, spread, to_psnr
 from ddib_fed.evaluation.sheets import Stage, save_sheet
+from ddib_fed.models.bundle import pretrained_domains
 from ddib_fed.node.views import Part, Settings
 
 PAIR = ("satellite", "relief")
@@ -35,6 +36,7 @@ COUNT = 16
 STEPS = 32
 FOLDER = "pictures"
 SHEET = "pictures.png"
+TRAIN = f"python benchmarks/pretrained_pictures.py --domain {' '.join(PAIR)}"
 EXTRA = "pip install 'ddib-fed[data]'"
 RANDOM_DRAWS = 20
 """Of as many pictures as there are; a single draw says little."""
@@ -51,13 +53,21 @@ def sites(models: Mapping[str, Path]) -> tuple[Site, Site]:
     return source, target
 
 
-def missing() -> Outcome | None:
-    """What stands in the report instead of pictures when their package is not installed; None when it is."""
+def missing(models: Mapping[str, Path]) -> Outcome | None:
+    """What stands in the report instead of pictures; None when there are pictures and models.
+
+    Args:
+        models: Bundles by domain that stand in for those that ship.
+    """
     absent = sorted({shipped_domain(name).package for name in PAIR if not available(name)})
-    if not absent:
-        return None
-    why = f"the test pictures come inside {', '.join(absent)}, which is not installed"
-    return Outcome("pictures", "", {"skipped": why, "extra": "data", "command": EXTRA})
+    if absent:
+        why = f"the test pictures come inside {', '.join(absent)}, which is not installed"
+        return Outcome("pictures", "", {"skipped": why, "extra": "data", "command": EXTRA})
+    untrained = [name for name in PAIR if name not in models and name not in pretrained_domains()]
+    if untrained:
+        why = f"no model of {' or '.join(untrained)} ships with this release"
+        return Outcome("pictures", "", {"skipped": why, "command": TRAIN})
+    return None
 
 
 @dataclass(frozen=True, slots=True)

