@@ -76,7 +76,15 @@ COMMANDS: Mapping[str, Lazy] = {
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Translate": ("translate", "domains", "job", "doctor", "demo"),
     "Run a node": ("init", "pki", "peer", "status", "reload", "drain", "audit"),
-    "Work with models, without nodes": ("try", "model", "classifier", "recipe", "bridge", "colours", "evaluate"),
+    "Work with models, without nodes": (
+        "try",
+        "model",
+        "classifier",
+        "recipe",
+        "bridge",
+        "colours",
+        "evaluate",
+    ),
 }
 
 
