@@ -230,7 +230,8 @@ def draw(album: Album, figures: Figures, path: Path) -> None:
         Stage("ground truth", chosen.truth),
         Stage("and back", album.returned),
     )
-    notes = dict.fromkeys(shipped_domain(name).note for name in (figures.source, figures.target))
+    said = (shipped_domain(name).note.split("; ") for name in (figures.source, figures.target))
+    notes = dict.fromkeys(note for part in said for note in part)  # what both domains say is written once
     save_sheet(
         path,
         stages,
