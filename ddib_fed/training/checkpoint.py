@@ -113,17 +113,27 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return read_checkpoint(found[-1]) if found else None
 
 
+def latest_identity(folder: Path) -> str | None:
+    """What the run in `folder` depends on, by its newest checkpoint, whose tensors are not read; None without one.
+
+    Raises:
+        BundleInvalid: The checkpoint's description is damaged.
+    """
+    found = _checkpoints(folder)
+    return _read_info(found[-1]).identity if found else None
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """One checkpoint, verified.
 
     Raises:
         BundleInvalid: It is damaged or of a format that this release does not know.
     """
-    hint = f"remove {path} to go on from the checkpoint before it"
+    hint = _hint(path)
+    info = _read_info(path)
     try:
-        info = CheckpointInfo.model_validate_json((path / "state.json").read_bytes())
         content = (path / "state.safetensors").read_bytes()
-    except (OSError, ValidationError) as error:
+    except OSError as error:
         raise BundleInvalid(f"the checkpoint {path} cannot be read: {error}", hint=hint) from error
     if info.format_version != FORMAT_VERSION:
         raise BundleInvalid(
@@ -135,6 +145,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(info, load(content))
     except SafetensorError as error:
         raise BundleInvalid(f"the checkpoint {path} is no safetensors file: {error}", hint=hint) from error
+
+
+def _read_info(path: Path) -> CheckpointInfo:
+    try:
+        return CheckpointInfo.model_validate_json((path / "state.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise BundleInvalid(f"the checkpoint {path} cannot be read: {error}", hint=_hint(path)) from error
+
+
+def _hint(path: Path) -> str:
+    return f"remove {path} to go on from the checkpoint before it"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from ddib_fed.evaluation.threads import torch_threads
 from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE, Bundle, load_bundle, make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest, MlpConfig, Normalisation, Training
 from ddib_fed.training import record
-from ddib_fed.training.checkpoint import CheckpointInfo, latest_checkpoint, write_checkpoint
+from ddib_fed.training.checkpoint import CheckpointInfo, latest_checkpoint, latest_identity, write_checkpoint
 from ddib_fed.training.loop import OnProgress, Progress, Trainer, learning_rate, settle
 from ddib_fed.training.presets import STEPS, TrainConfig
 from ddib_fed.training.sources import Source, open_source
@@ -111,7 +111,16 @@ class _Run:
         return self.cpu_before + time.process_time() - self.cpu_started
 
     def finished(self) -> bool:
-        return (self.out / MANIFEST_FILE).exists()
+        """Whether the bundle is there.
+
+        Raises:
+            StateConflict: It is, and was trained on something else.
+        """
+        if not (self.out / MANIFEST_FILE).exists():
+            return False
+        if latest_identity(self.folder) not in (None, self.identity):
+            raise _other_run(self.out)
+        return True
 
     def trainer(self) -> Trainer:
         """A trainer at the newest checkpoint, or at step 0."""

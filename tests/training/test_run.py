@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.errors import AlreadyExists, SettingsInvalid
+from ddib_fed.errors import AlreadyExists, SettingsInvalid, StateConflict
 from ddib_fed.evaluation import metrics
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record
@@ -44,6 +44,19 @@ def test_a_finished_model_is_kept_unless_told_otherwise(tiny, tmp_path):
     assert train(tiny, tmp_path, resume=True).digest == first.digest
     again = train(tiny.model_copy(update={"seed": 5}), tmp_path, force=True)
     assert again.manifest.weights_sha256 != first.manifest.weights_sha256
+
+
+def test_a_finished_model_of_other_points_is_not_what_resuming_gives(tiny, tmp_path):
+    """The settings are the same, the file at the path is not."""
+    points = np.random.default_rng(1).normal(size=(500, 2)).astype(np.float32)
+    np.save(tmp_path / "points.npy", points)
+    config = tiny.model_copy(update={"domain": None, "data": tmp_path / "points.npy"})
+    first = train(config, tmp_path / "out")
+    np.save(tmp_path / "points.npy", points + points**3)
+    with pytest.raises(StateConflict, match="other points"):
+        train(config, tmp_path / "out", resume=True)
+    np.save(tmp_path / "points.npy", points)
+    assert train(config, tmp_path / "out", resume=True).digest == first.digest
 
 
 def test_an_unfinished_run_is_kept_unless_told_otherwise(tiny, tmp_path):

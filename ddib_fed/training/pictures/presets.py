@@ -95,7 +95,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ema=0.9995,
             steps=50_000,
             checkpoint_every=500,
-            purpose="a night of a few cores, or an hour of a GPU",
+            purpose="a GPU, or a shorter run by --time",
         ),
         "adm-128": Preset(
             size=128,

@@ -1,6 +1,7 @@
 """A run ends with a bundle and its records, overwrites nothing, and can be stopped and gone on with."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +92,8 @@ def test_what_is_there_is_kept_unless_told_otherwise(tiny, spots, tmp_path):
     with pytest.raises(AlreadyExists, match="finished"):
         train_pictures(config, tmp_path, source=spots)
     assert train_pictures(config, tmp_path, source=spots, resume=True).digest == first.digest
+    with pytest.raises(StateConflict, match="other pictures"):
+        train_pictures(config, tmp_path, source=replace(spots, digest="pictures:others"), resume=True)
     again = train_pictures(config.model_copy(update={"seed": 1}), tmp_path, source=spots, force=True)
     assert again.manifest.weights_sha256 != first.manifest.weights_sha256
 
