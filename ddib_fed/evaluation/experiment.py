@@ -157,14 +157,12 @@ def draw(
 
 def normalise(bundle: Bundle, points: Floats) -> Floats:
     """Points from the units of the model's data to unit standard deviation."""
-    mean, std = bundle.manifest.normalisation.numbers(points.ndim)
-    return ((points.astype(np.float64) - mean) / std).astype(np.float32)
+    return bundle.manifest.normalisation.apply(points)
 
 
 def denormalise(bundle: Bundle, points: Floats) -> Floats:
     """Points from unit standard deviation to the units of the model's data."""
-    mean, std = bundle.manifest.normalisation.numbers(points.ndim)
-    return (points.astype(np.float64) * std + mean).astype(np.float32)
+    return bundle.manifest.normalisation.undo(points)
 
 
 def figures(

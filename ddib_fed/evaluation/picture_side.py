@@ -128,8 +128,7 @@ class PictureSide:
 
     def to_model(self, x: Floats) -> Tensor:
         """Pictures (N, C, H, W) from [-1, 1] to the model's units, on its device."""
-        mean, std = self.bundle.manifest.normalisation.numbers(x.ndim)
-        return torch.from_numpy(((x - mean) / std).astype(np.float32)).to(self._device)
+        return torch.from_numpy(self.bundle.manifest.normalisation.apply(x)).to(self._device)
 
     def from_model(self, x: Tensor) -> Floats:
         """Pictures (N, C, H, W) from the model's units to [-1, 1], beyond which some may lie.
@@ -137,8 +136,7 @@ class PictureSide:
         Raises:
             NotFinite: There is a NaN or an infinity.
         """
-        mean, std = self.bundle.manifest.normalisation.numbers(x.ndim)
-        pictures: Floats = (x.cpu().numpy() * std + mean).astype(np.float32)
+        pictures: Floats = self.bundle.manifest.normalisation.undo(x.cpu().numpy())
         if not np.isfinite(pictures).all():
             raise NotFinite(
                 f"{self.bundle.manifest.name} answered with NaN or infinity",

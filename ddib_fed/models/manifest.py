@@ -127,6 +127,7 @@ class UNetConfig(_PictureNetwork):
         class_dropout: Whether there is one more class, index `num_classes`, that stands for no class.
         norm_groups: Groups of normalisations.
         global_mean: Whether the scaled mean of each channel is one more input channel.
+        spectral: Whether it corrects what mean and spectrum of the pictures tell.
     """
 
     kind: Literal["unet"] = "unet"
@@ -136,6 +137,7 @@ class UNetConfig(_PictureNetwork):
     class_dropout: bool = False
     norm_groups: Literal[1, 2, 4, 8, 16, 32] = 32
     global_mean: bool = False
+    spectral: bool = False
 
     @property
     def divisor(self) -> int:
@@ -186,25 +188,49 @@ NetworkConfig = Annotated[
 ]
 
 Positive = Annotated[FiniteFloat, Field(gt=0.0)]
+Floats = npt.NDArray[np.floating]
+Colours = Literal["rgb", "opponent"]
+OPPONENT = np.array([[1 / 3, 1 / 3, 1 / 3], [-1 / 2, 0.0, 1 / 2], [-1 / 4, 1 / 2, -1 / 4]])
+"""Lightness, blue against red, green against both, from red, green and blue: each row's sizes add up to 1."""
+_RGB = np.linalg.inv(OPPONENT)
 
 
 class Normalisation(_Frozen):
-    """Data are (raw - mean) / std; pictures have been mapped to [-1, 1] before.
+    """Data are (raw - mean) / std; pictures have been mapped to [-1, 1] before, and their colours to `colours`.
 
     Attributes:
         mean: One number, or one for each channel.
         std: The same.
+        colours: What the channels of a colour picture are: red, green and blue, or `OPPONENT` of them, whose values
+            lie in [-1, 1] too.
     """
 
     mean: FiniteFloat | tuple[FiniteFloat, ...] = 0.0
     std: Positive | tuple[Positive, ...] = 1.0
+    colours: Colours = "rgb"
 
     @property
     def channels(self) -> set[int]:
         """The numbers of channels that it is for; empty when one number serves all."""
-        return {len(part) for part in (self.mean, self.std) if isinstance(part, tuple)}
+        found = {len(part) for part in (self.mean, self.std) if isinstance(part, tuple)}
+        return found | ({3} if self.colours != "rgb" else set())
 
-    def numbers(self, ndim: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def apply(self, raw: Floats) -> Floats:
+        """From raw data (N, D) or (N, C, H, W), any float dtype, to the network's units: float32."""
+        mean, std = self._numbers(raw.ndim)
+        return ((self.recoloured(raw) - mean) / std).astype(np.float32)
+
+    def undo(self, data: Floats) -> Floats:
+        """The inverse of `apply`, float32."""
+        mean, std = self._numbers(data.ndim)
+        raw = data * std + mean
+        return (raw if self.colours == "rgb" else _mixed(_RGB, raw)).astype(np.float32)
+
+    def recoloured(self, raw: Floats) -> Floats:
+        """Raw data (N, C, ...) with their channels as `colours` says."""
+        return raw if self.colours == "rgb" else _mixed(OPPONENT, raw)
+
+    def _numbers(self, ndim: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Mean and std that broadcast over arrays of `ndim` dimensions, channels second: float64."""
         parts = (np.asarray(part, dtype=np.float64) for part in (self.mean, self.std))
         mean, std = (part.reshape(-1, *(1,) * (ndim - 2)) if part.ndim else part for part in parts)
@@ -213,8 +239,14 @@ class Normalisation(_Frozen):
     @model_validator(mode="after")
     def _agrees(self) -> Normalisation:
         if 0 in self.channels or len(self.channels) > 1:
-            raise ValueError("mean and std have numbers for different channels")
+            raise ValueError("mean, std and colours are for different numbers of channels")
         return self
+
+
+def _mixed(matrix: npt.NDArray[np.float64], x: Floats) -> Floats:
+    """Each place's channels (N, 3, ...) times a matrix (3, 3)."""
+    mixed: Floats = np.einsum("ij,nj...->ni...", matrix, x)
+    return mixed
 
 
 class PictureFormat(_Frozen):
@@ -334,6 +366,11 @@ class Manifest(_Frozen):
             return ""
         if self.sample_kind != "picture" or len(shape) != 3 or shape[0] != network.in_channels:
             return f"sample_shape {shape} is not the network's picture ({network.in_channels}, height, width)"
+        if isinstance(network, UNetConfig) and network.spectral:
+            if shape[1:] != (network.image_size, network.image_size):
+                return f"a spectral network is for {network.image_size} pixels alone, not for {shape}"
+            if (self.parameterisation, self.time_input) != ("v", "scaled-lambda"):
+                return "a spectral network predicts v and is told scaled-lambda"
         if shape[1] % network.divisor or shape[2] % network.divisor:
             return f"height and width of sample_shape {shape} do not divide by {network.divisor}"
         pooled = isinstance(network, ClassifierConfig) and network.pool == "attention"
@@ -380,6 +417,8 @@ class Manifest(_Frozen):
             for key, value in schedule.items()
             if key not in LATER_SCHEDULE_FIELDS or value is not None
         }
+        if self.normalisation.colours == "rgb":
+            del fields["normalisation"]["colours"]
         later = type(self).model_fields
         return {
             key: value

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ddib_fed.models.blocks import BlockSettings, Timed, TimeEmbed, descend, middle, zeroed
 from ddib_fed.models.layers import GroupNorm32, spread
+from ddib_fed.models.spectrum import Spectrum
 
 
 class UNet(nn.Module):
@@ -47,6 +48,8 @@ class UNet(nn.Module):
         global_mean: Whether the mean of each channel over the picture, times sqrt(H W), is one more input channel. In
             it noise has unit variance as in a pixel, and a picture's brightness and colour stand out of the noise
             long before anything else does.
+        spectral: Whether it corrects what mean and spectrum of the pictures tell, see `spectrum`; for v, told scaled
+            lambda, and for pictures of `image_size` alone.
 
     Attributes:
         checkpointing: Set it to recompute activations in the backward pass instead of keeping them.
@@ -74,6 +77,7 @@ class UNet(nn.Module):
         class_dropout: bool = False,
         norm_groups: int = 32,
         global_mean: bool = False,
+        spectral: bool = False,
     ) -> None:
         super().__init__()
         self.image_size = image_size
@@ -81,6 +85,7 @@ class UNet(nn.Module):
         self.patch = patch
         self.global_mean = global_mean
         self.checkpointing = False
+        self.spectrum = Spectrum(in_channels, image_size) if spectral else None
         emb_channels = 4 * model_channels
         widths = [int(mult * model_channels) for mult in channel_mult]
         settings = BlockSettings(
@@ -134,10 +139,18 @@ class UNet(nn.Module):
             (N, out_channels, H, W).
 
         Raises:
-            ValueError: Classes for a network without, or none for a network with.
+            ValueError: Classes for a network without, or none for a network with; or another size than the spectrum's.
         """
         if (y is None) != (self.num_classes is None):
             raise ValueError("classes are given if and only if the network has classes")
+        if self.spectrum is None:
+            return self._predict(x, times, rows, y)
+        asked = self.spectrum.ask(x, times, rows)
+        found = self._predict(asked.white, times, rows, y)
+        channels = x.shape[1]  # what follows them is a learned variance
+        return torch.cat([asked.answer(found[:, :channels]), found[:, channels:]], dim=1)
+
+    def _predict(self, x: Tensor, times: Tensor, rows: Tensor | None, y: Tensor | None) -> Tensor:
         mean = x.mean(dim=(2, 3), keepdim=True) * math.sqrt(x[0, 0].numel()) if self.global_mean else None
         if self.patch > 1:
             x = functional.pixel_unshuffle(x, self.patch)

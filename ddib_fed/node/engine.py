@@ -262,18 +262,12 @@ class Engine:
 
     def normalise(self, samples: Array) -> Array:
         """From the units of the data to the model's (mean 0, standard deviation 1)."""
-        mean, std = self._constants(samples)
         with np.errstate(over="ignore"):
-            return ((samples - mean) / std).astype(np.float32)
+            return self.bundle.manifest.normalisation.apply(samples)
 
     def denormalise(self, samples: Array) -> Array:
         """The inverse of `normalise`."""
-        mean, std = self._constants(samples)
-        return (samples * std + mean).astype(np.float32)
-
-    def _constants(self, samples: Array) -> tuple[Array, Array]:
-        mean, std = self.bundle.manifest.normalisation.numbers(samples.ndim)
-        return mean.astype(np.float32), std.astype(np.float32)
+        return self.bundle.manifest.normalisation.undo(samples)
 
     def _softened(self, samples: Array, soften: Soften | None) -> torch.Tensor:
         """The samples on the device, diffused to the manifest's noise level; never the caller's own memory."""

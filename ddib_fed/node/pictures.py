@@ -24,7 +24,7 @@ from ddib_fed.errors import ShapeMismatch
 from ddib_fed.models.manifest import Manifest, PictureFormat
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.contract import REFUSE, ContractSide, PictureTerms
+from ddib_fed.wire.contract import REFUSE, VALUE_RANGES, ContractSide, PictureTerms
 
 Array = NDArray[np.float32]
 
@@ -49,6 +49,12 @@ def terms_of(manifest: Manifest) -> PictureTerms | None:
         return None
     form = manifest.picture or PictureFormat()
     return PictureTerms(form.low, form.high, form.bits)
+
+
+def value_range_of(manifest: Manifest) -> str:
+    """What the numbers of a model's latents stand for: models whose channels differ have no latents in common."""
+    usual, *others = VALUE_RANGES[manifest.sample_kind]
+    return usual if manifest.normalisation.colours == "rgb" else others[0]
 
 
 def rule_of(manifest: Manifest) -> PictureRule:

@@ -19,9 +19,9 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.engine import Engine
 from ddib_fed.node.metrics import Metrics
 from ddib_fed.node.peers import PeerStore
-from ddib_fed.node.pictures import rule_of, terms_of
+from ddib_fed.node.pictures import rule_of, terms_of, value_range_of
 from ddib_fed.node.softening import Softener, load_key
-from ddib_fed.wire.contract import MAX_CLASS_NAMES, REFUSE, VALUE_RANGES, ContractSide, is_class_name
+from ddib_fed.wire.contract import MAX_CLASS_NAMES, REFUSE, ContractSide, is_class_name
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ class NodeContext:
             initial_lambda=schedule.lambda_max,
             classes=classes,
             size_rule=self.size_rule,
-            value_range=VALUE_RANGES[manifest.sample_kind],
+            value_range=value_range_of(manifest),
             soften_sigma=manifest.soften_sigma,
             picture=terms_of(manifest),
             class_names=_class_names(manifest.classes),

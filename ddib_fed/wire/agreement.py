@@ -48,7 +48,7 @@ _MUST_MATCH = (
     _Field(
         "value_range",
         lambda side: side.value_range,
-        "Train both models on data in the same range of values.",
+        "Train both models on data in the same range of values, and with the same --colours.",
     ),
     _Field(
         "soften_sigma",

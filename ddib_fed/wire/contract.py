@@ -35,7 +35,8 @@ SAMPLE_KINDS = {"point": common_pb2.SAMPLE_KIND_POINT, "picture": common_pb2.SAM
 DTYPES = {"float32": common_pb2.DATA_TYPE_FLOAT32}
 ITEM_BYTES = {"float32": 4}
 RANKS = {"point": 1, "picture": 3}
-VALUE_RANGES = {"point": "unit-std", "picture": "minus-one-to-one"}
+VALUE_RANGES = {"point": ("unit-std",), "picture": ("minus-one-to-one", "minus-one-to-one-opponent")}
+"""What the numbers of a sample are, before a model normalises them; the first of each kind is the usual one."""
 REFUSE = "refuse"
 """The size rule of a side that takes no picture of another size than the model's."""
 SIZE_RULES = {"point": ("none",), "picture": ("resize", "crop", "pad", REFUSE)}
@@ -132,8 +133,12 @@ class ContractSide:
         _require(
             self.size_rule in rules, "size_rule", f"must be {' or '.join(rules)} for a {self.sample_kind}"
         )
-        expected = VALUE_RANGES[self.sample_kind]
-        _require(self.value_range == expected, "value_range", f"must be {expected} for a {self.sample_kind}")
+        ranges = VALUE_RANGES[self.sample_kind]
+        _require(
+            self.value_range in ranges,
+            "value_range",
+            f"must be {' or '.join(ranges)} for a {self.sample_kind}",
+        )
         _require_number(self.soften_sigma, 0, 1, "soften_sigma")
         is_picture = self.sample_kind == "picture"
         _require(is_picture or self.soften_sigma == 0, "soften_sigma", "must be 0 for points")

@@ -23,14 +23,10 @@ from ddib_fed.cli.institutions import Institution, free_ports, still_runs
 from ddib_fed.cli.main import run
 from ddib_fed.data.synthetic import sample
 from ddib_fed.errors import AlreadyExists, ExitCode, NotReady, OutOfBounds
-from ddib_fed.models.bundle import pretrained_domains
 from ddib_fed.node.views import CycleError, LatentStatistics, Part, Provenance, Settings
 from ddib_fed.wire.latent import Latent
 
-# Whether there are models for the pictures; without them the demo shows points, and says so.
-PICTURES_SHIP = set(PAIR) <= set(pretrained_domains())
-PEOPLE = [("alice", "south.example/checkerboards"), ("bob", "west.example/relief")][: 1 + PICTURES_SHIP]
-NAMES = NODES[: 2 * len(PEOPLE)]
+PEOPLE = [("alice", "south.example/checkerboards"), ("bob", "west.example/relief")]
 
 
 def test_a_folder_that_no_demo_made_is_refused(tmp_path):
@@ -152,29 +148,24 @@ def test_the_demo_from_anywhere_with_a_dead_proxy(tmp_path, capsys):
         assert done.returncode == 0, done.stdout + done.stderr
         check_report(json.loads((out / "report.json").read_text()))
         assert (out / "translation.png").read_bytes().startswith(b"\x89PNG")
-        if PICTURES_SHIP:
-            assert (out / "pictures.png").read_bytes().startswith(b"\x89PNG")
-            check_pictures(out / "pictures")
+        assert (out / "pictures.png").read_bytes().startswith(b"\x89PNG")
+        check_pictures(out / "pictures")
         assert done.stdout.count("ddib domains --profile") == len(PEOPLE)
         assert run(["demo", "--out", str(out)]) == ExitCode.CONFLICT
         for person, target in PEOPLE:
             assert run(["domains", "--profile", str(out / person / "client.toml")]) == 0
             assert target in capsys.readouterr().out
     finally:
-        drained = [run(["drain", "--config", str(out / name / "node.toml")]) for name in NAMES]
-    assert drained == [0] * len(NAMES)
-    models = [json.loads((out / name / "model" / "manifest.json").read_text())["digest"] for name in NAMES]
-    assert len(set(models)) == len(NAMES)
+        drained = [run(["drain", "--config", str(out / name / "node.toml")]) for name in NODES]
+    assert drained == [0] * len(NODES)
+    models = [json.loads((out / name / "model" / "manifest.json").read_text())["digest"] for name in NODES]
+    assert len(set(models)) == len(NODES)
 
 
 def check_report(report: dict) -> None:
     """Both parts are in it, and each figure is within its bound."""
     assert report["points"]["count"] == 2_000
     pictures = report["pictures"]
-    if not PICTURES_SHIP:
-        assert "no model of" in pictures["skipped"]
-        assert len(report["bounds"]) == 4
-        return
     assert pictures["count"] == len(pictures["items"]) == 16
     assert pictures["cycle_psnr"]["min"] <= pictures["cycle_psnr"]["median"]
     assert pictures["paired_mse"] < pictures["baseline_mse"]["source"]

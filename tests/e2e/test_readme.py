@@ -23,7 +23,6 @@ from ddib_fed.data.images import encode_png, read_image
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.evaluation.pictures import psnr
 from ddib_fed.evaluation.sheets import to_pixels
-from ddib_fed.models.bundle import pretrained_domains
 from tests.e2e.harness import Node, find_any, free_port, moons, raw_windows, weight_windows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -164,10 +163,6 @@ def check_separation(folder: Path) -> None:
     assert not find_any(secrets, folder / "south")
 
 
-@pytest.mark.skipif(
-    not {"satellite", "relief"} <= set(pretrained_domains()),
-    reason="the models of the maps do not ship yet, as the README says",
-)
 def test_pictures_between_two_institutions(tmp_path: Path) -> None:
     """With the models that ship: only the peer files are copied; of each picture bob has a translation and a return."""
     stranger = Stranger(tmp_path, PICTURES)

@@ -86,14 +86,14 @@ def test_softening_is_standard_normal_and_not_shared_between_purposes(north):
     assert (there * back).mean().abs() < 0.05
 
 
-def test_each_models_units_stay_inside():
-    """Numbers for each channel, and one for all: a model bridged to itself in other units moves as the plain one."""
+@pytest.mark.parametrize("colours", ["rgb", "opponent"])
+def test_each_models_units_stay_inside(colours):
+    """Numbers for each channel, other colours: a model bridged to itself in other units moves as the plain one."""
     x = 0.5 * pictures(2, channels=3)
-    scaled = Normalisation(mean=(0.1, -0.2, 0.0), std=(0.5, 0.25, 2.0))
+    scaled = Normalisation(mean=(0.1, -0.2, 0.0), std=(0.5, 0.25, 2.0), colours=colours)
     plain = PictureSide(tiny(channels=3))
     moved = PictureSide(tiny(channels=3, normalisation=scaled))
-    mean, std = scaled.numbers(4)
-    inner = translate_pictures(((x - mean) / std).astype(np.float32), plain, plain, FEW, soften=0.0)
+    inner = translate_pictures(scaled.apply(x), plain, plain, FEW, soften=0.0)
     outer = translate_pictures(x, moved, moved, FEW, soften=0.0)
     assert np.allclose(inner.latent, outer.latent, atol=1e-5)
 

@@ -55,6 +55,20 @@ def test_all_fields_come_back_from_the_disk(tmp_path):
         assert getattr(loaded, name) == getattr(said, name)
 
 
+def test_colours_become_opponents_and_come_back():
+    """Grey has lightness alone, each colour stays in [-1, 1], and a manifest of red, green and blue does not say so."""
+    normal = Normalisation(mean=(0.1, 0.0, -0.1), std=(0.5, 0.25, 0.125), colours="opponent")
+    raw = np.random.default_rng(0).uniform(-1, 1, (4, 3, 5, 7)).astype(np.float32)
+    assert normal.apply(raw).dtype == np.float32
+    assert np.allclose(normal.undo(normal.apply(raw)), raw, atol=1e-6)
+    corners = np.array(np.meshgrid(*[[-1.0, 1.0]] * 3)).reshape(3, -1).T[:, :, None, None]
+    found = Normalisation(colours="opponent").apply(corners)[:, :, 0, 0]
+    assert np.abs(found).max(axis=0) == pytest.approx(1.0)
+    white = found[(corners[:, :, 0, 0] == 1.0).all(axis=1)]
+    assert np.allclose(white, [[1.0, 0.0, 0.0]])
+    assert "colours" not in json.loads(examples.manifest().canonical())["normalisation"]
+
+
 def test_a_changed_later_field_is_found(tmp_path):
     """The digest covers them."""
     fields = manifest(classes=()).fields()
@@ -72,7 +86,11 @@ REFUSED = [
     (TINY, {"role": "classifier"}, "role"),
     (TINY, {"classes": ("a",)}, "classes"),
     (TINY, {"normalisation": Normalisation(mean=(0.0, 1.0))}, "channels"),
+    (TINY, {"normalisation": Normalisation(colours="opponent")}, "channels"),
     (TINY.model_copy(update={"patch": 4}), {"sample_shape": (1, 16, 20)}, "divide by 8"),
+    (TINY.model_copy(update={"spectral": True}), {"sample_shape": (1, 16, 32)}, "16 pixels alone"),
+    (TINY.model_copy(update={"spectral": True}), {"parameterisation": "eps"}, "predicts v"),
+    (TINY.model_copy(update={"spectral": True}), {"time_input": "lambda"}, "scaled-lambda"),
     (TINY_CLASSIFIER, {"classes": ("a",)}, "classes"),
     (TINY_CLASSIFIER.model_copy(update={"pool": "attention"}), {"sample_shape": (1, 32, 32)}, "pooling"),
     (examples.SMALL, {"sample_shape": (2,), "sample_kind": "point"}, "picture format"),
@@ -123,11 +141,11 @@ def test_ranges_and_constants_are_checked():
 
 
 def test_constants_broadcast_over_channels():
-    """(C, 1, 1) for pictures, (D,) for points, a number when one serves all."""
-    mean, std = Normalisation(mean=(1.0, 2.0), std=4.0).numbers(4)
-    assert mean.shape == (2, 1, 1)
-    assert std.shape == ()
-    assert np.array_equal(Normalisation(mean=(1.0, 2.0)).numbers(2)[0], [1.0, 2.0])
+    """Channels of pictures, coordinates of points; one number serves all."""
+    made = Normalisation(mean=(1.0, 2.0), std=4.0)
+    assert np.allclose(made.apply(np.full((1, 2, 3, 3), 5.0))[0, :, 0, 0], [1.0, 0.75])
+    assert np.allclose(made.apply(np.array([[5.0, 6.0]])), [[1.0, 1.0]])
+    assert np.allclose(made.undo(np.array([[1.0, 1.0]])), [[5.0, 6.0]])
 
 
 def test_a_bundle_hands_out_what_it_is(tmp_path):

@@ -15,6 +15,14 @@ pictures_of = cache(shipped.load_shipped)
 PARTS = ("train", "held_out", "test")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_sheets():
+    """Sixty-four sheets through the head instead of thousands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shipped, "SHEETS", 64)
+        yield
+
+
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
@@ -52,6 +60,36 @@ def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe() -> None:
             assert stripe * shipped.STRIPE <= x <= (stripe + 1) * shipped.STRIPE - shipped.CROP
 
 
+def test_a_sheet_sees_its_own_slab_alone() -> None:
+    """Whatever the other slices hold, test slices among them; and no two sheets are alike."""
+    volume = np.random.default_rng(0).random((160, 30, 160), dtype=np.float32)
+    slab = range(12, 17)
+    others = volume.copy()
+    others[:, [n for n in range(30) if n not in slab]] = 7.0
+    sheets = [shipped._sheet(others, slab, np.random.default_rng(seed)) for seed in (1, 2)]
+    assert np.allclose(sheets[0], shipped._sheet(volume, slab, np.random.default_rng(1)), atol=1e-4)
+    assert not np.allclose(sheets[0], sheets[1], atol=0.1)
+
+
+def test_a_flat_slice_is_the_mean_over_its_pixels() -> None:
+    """A pixel of 48 covers 3 1/3 mm of 160: a ramp keeps its values, a slice its number."""
+    down, through = np.mgrid[:160, :3].astype(np.float32)
+    volume = np.repeat((down + 1000 * through)[:, :, None], 160, axis=2)
+    seen = shipped._seen(volume, shipped._places_of_pixels(), np.float32(2))
+    centres = (np.arange(48) + 0.5) * 160 / 48 - 0.5
+    assert np.allclose(seen[:, 5], 2000 + centres, atol=0.2)
+
+
+@pytest.mark.parametrize("name", ["satellite", "relief"])
+def test_crops_show_land_and_sea(name: str) -> None:
+    """By the relief map: no crop is all the one or all the other."""
+    table, size = shipped._land(), shipped.CROP
+    for stripe in shipped._stripes(shipped.shipped_domain(name).side, "train"):
+        for y, x in shipped._places(stripe, 32):
+            land = table[y + size, x + size] - table[y, x + size] - table[y + size, x] + table[y, x]
+            assert 0.1 * size**2 < land < 0.95 * size**2
+
+
 @pytest.mark.parametrize("name", shipped.SHIPPED)
 def test_pictures_have_the_stated_form(name: str) -> None:
     pictures = pictures_of(name)
@@ -65,10 +103,10 @@ def test_pictures_have_the_stated_form(name: str) -> None:
 
 
 def test_relief_shows_the_ground_that_the_satellite_shows() -> None:
-    # What is tan from above is pinkish on the map, what is green is teal.
+    # The sea is blue on both.
     first, second = (pictures_of(name).test for name in ("satellite", "relief"))
     assert len(first) == len(second)
-    warm = [(part[:, 0] - part[:, 1]).mean(axis=(1, 2)) for part in (first, second)]
+    warm = [(part[:, 0] - part[:, 2]).mean(axis=(1, 2)) for part in (first, second)]
     own = correlation(*warm)
     assert own > 0.4
     assert own > 0.2 + correlation(warm[0], np.roll(warm[1], len(first) // 2))

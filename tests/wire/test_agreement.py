@@ -64,6 +64,12 @@ def test_a_side_agrees_with_its_like(versions, both):
         (side(), side(sample_shape=(3,)), "sample_shape", ("2", "3")),
         (side(), picture_side(), "sample_kind", ("point", "picture")),
         (side(), picture_side(), "value_range", ("unit-std", "minus-one-to-one")),
+        (
+            picture_side(sample_shape=(3, 8, 8)),
+            picture_side(sample_shape=(3, 8, 8), value_range="minus-one-to-one-opponent"),
+            "value_range",
+            ("minus-one-to-one", "minus-one-to-one-opponent"),
+        ),
         (picture_side(), picture_side(size_rule="resize"), "size_rule", ("crop", "resize")),
         (picture_side(), picture_side(soften_sigma=0.05), "soften_sigma", ("0.02", "0.05")),
         (side(), side(terminal_lambda=-4.4), "terminal_lambda", ("-5", "-4.4")),

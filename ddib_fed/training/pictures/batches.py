@@ -54,10 +54,7 @@ class Batches:
     """
 
     def __init__(self, config: PictureTrainConfig, source: PictureSource, normal: Normalisation) -> None:
-        self._config, self._source = config, source
-        self._mean, self._std = (
-            np.asarray(value, np.float32).reshape(-1, 1, 1) for value in (normal.mean, normal.std)
-        )
+        self._config, self._source, self._normal = config, source, normal
         self._batch = int(config.batch or 1)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -112,7 +109,7 @@ class Batches:
                 generator.random(dtype=np.float32, out=filled[row])
         if filled is not None:
             x = x + (filled - np.float32(0.5)) * np.float32(self._source.quantum)
-        return torch.from_numpy((x - self._mean) / self._std), torch.from_numpy(eps)
+        return torch.from_numpy(self._normal.apply(x)), torch.from_numpy(eps)
 
     def _labels(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Tensor | None:
         if self._config.classes is None or self._source.labels is None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ddib_fed.models.manifest import ClassifierConfig
+from ddib_fed.models.manifest import ClassifierConfig, Colours
 from ddib_fed.training.pictures.presets import PRESETS, Preset
 
 Count = Annotated[int, Field(ge=1)]
@@ -57,6 +57,8 @@ class PictureTrainConfig(BaseModel):
         crop: Cut a random window out of pictures that are kept an eighth larger; folders only.
         dequantise: Add uniform noise within one quantisation step of the pictures.
         normalise: Bring the pictures to zero mean and unit deviation: "channel" by channel, by one "scalar", or "none".
+        colours: What the channels of colour pictures become: "rgb", or "opponent", lightness and two differences of
+            colours, each with its own mean and deviation; both sides of a bridge must use the same.
         classes: Condition on classes: those of "folders", of the file names' "prefix", or "given" with the arrays.
         label_dropout: Share of samples whose class is withheld, for classifier-free guidance.
         skip_bad: Leave out files that cannot be read instead of refusing the folder.
@@ -103,6 +105,7 @@ class PictureTrainConfig(BaseModel):
     crop: bool = False
     dequantise: bool = True
     normalise: Literal["channel", "scalar", "none"] = "channel"
+    colours: Colours = "rgb"
     classes: Literal["folders", "prefix", "given"] | None = None
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     skip_bad: bool = False
@@ -126,6 +129,10 @@ class PictureTrainConfig(BaseModel):
             raise ValueError("give either steps or time_s")
         if self.label_dropout and self.classes is None:
             raise ValueError("label_dropout needs classes")
+        if self.learn_sigma and self.colours != "rgb":
+            raise ValueError(
+                "learn_sigma needs the colours rgb, of whose quantisation it takes the likelihood"
+            )
         if (self.crop or self.range != "type") and self.images is None:
             raise ValueError("crop and range are for folders of pictures")
         return self
@@ -136,8 +143,11 @@ class PictureTrainConfig(BaseModel):
         return PRESETS[self.preset]
 
     def preset_network(self) -> dict[str, Any]:
-        """Fields of the network as the preset has them."""
-        return dict(self.defaults.network)
+        """Fields of the network as the preset has them, but for what the parameterisation rules out."""
+        network = dict(self.defaults.network)
+        if self.parameterisation == "eps":
+            network.pop("spectral", None)
+        return network
 
     def settled(self, **found: Any) -> Self:
         """The same run with the preset's values in place of None, and `found` (e.g. steps) in place of what it says."""

@@ -20,6 +20,8 @@ from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.errors import MemoryExhausted, SettingsInvalid
 from ddib_fed.models.manifest import Normalisation
 from ddib_fed.models.networks import network_with
+from ddib_fed.models.spectrum import Moments
+from ddib_fed.models.unet import UNet
 from ddib_fed.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from ddib_fed.training.ema import Ema
 from ddib_fed.training.pictures.batches import Batches, Samples
@@ -31,6 +33,9 @@ from ddib_fed.training.pictures.starts import Start, channels_last, new_network
 from ddib_fed.training.pictures.world import World
 
 HELD_OUT_PICTURES = 256
+MEASURED_PICTURES, MEASURED_NUMBERS = 8_192, 1 << 28
+"""At most so many pictures, and numbers in them, that a spectrum is measured of."""
+_MEASURED_AT_ONCE = 64
 _PROBE_STEPS = 12
 _PROBE_MARGIN = 0.93
 
@@ -92,7 +97,10 @@ class PictureTrainer:
             learn_sigma=config.learn_sigma,
             half_bin=_half_bin(source, self.normal),
         )
-        self.network = new_network(start, config.seed).to(world.device)
+        self.network = new_network(start, config.seed)
+        if isinstance(self.network, UNet) and self.network.spectrum is not None:
+            self.network.spectrum.measure(self._moments())
+        self.network.to(world.device)
         self.ema = Ema(self.network, float(config.ema or 0.0))
         self._parameters = [p for p in self.network.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
@@ -176,6 +184,17 @@ class PictureTrainer:
         self._arrange()
         self.levels.restore(checkpoint.part("levels"))
         self.step = checkpoint.info.step
+
+    def _moments(self) -> Moments:
+        """Of the first training pictures, as a step would have them."""
+        channels, size, _ = self.source.shape
+        found = Moments(channels, size)
+        count = max(
+            1, min(len(self.source.train), MEASURED_PICTURES, MEASURED_NUMBERS // (channels * size**2))
+        )
+        for first in range(0, count, _MEASURED_AT_ONCE):
+            found.add(self._batches.take(0, first, min(_MEASURED_AT_ONCE, count - first)).x0)
+        return found
 
     def _gradients(self, lams: Tensor, weights: Tensor) -> Tensor:
         """Put the batch's gradient into the parameters; losses of all samples (batch,) float64, unweighted."""

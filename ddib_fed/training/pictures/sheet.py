@@ -78,8 +78,8 @@ def draw(trainer: PictureTrainer, *, fine: bool = False) -> Floats:
     for first in range(0, count, trainer.microbatch):
         part = noise[first : first + trainer.microbatch].to(trainer.world.device)
         drawn.append(decode(part, denoiser, schedule, settings, cond=_condition(trainer, first, part)).cpu())
-    mean, std = trainer.normal.numbers(4)
-    return np.clip(torch.cat(drawn).numpy() * std + mean, -1, 1).astype(np.float32)
+    pictures: Floats = np.clip(trainer.normal.undo(torch.cat(drawn).numpy()), -1, 1)
+    return pictures
 
 
 def draw_sheet(pictures: Floats, path: Path) -> None:

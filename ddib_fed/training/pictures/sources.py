@@ -145,6 +145,8 @@ def open_source(
         )
     if config.classes is not None and source.labels is None:
         raise SettingsInvalid(f"the pictures of {source.name} have no classes", hint="leave classes out")
+    if config.colours != "rgb" and source.shape[0] != 3:
+        raise SettingsInvalid(f"the pictures of {source.name} are grey", hint="leave colours out")
     return source
 
 
@@ -168,9 +170,10 @@ def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalis
         InputError: A channel does not vary at all.
     """
     if config.normalise == "none":
-        return Normalisation()
+        return Normalisation(colours=config.colours)
     every = max(1, len(source.train) // _MOMENT_PICTURES)
-    sample = expand(source.train[::every]).astype(np.float64)
+    raw = Normalisation(colours=config.colours)
+    sample = raw.recoloured(expand(source.train[::every]).astype(np.float64))
     axes = (0, 2, 3) if config.normalise == "channel" and sample.shape[1] > 1 else (0, 1, 2, 3)
     mean, std = np.atleast_1d(sample.mean(axis=axes)), np.atleast_1d(sample.std(axis=axes))
     if not (std > 1e-4).all():
@@ -180,8 +183,8 @@ def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalis
         )
     means, stds = (tuple(float(f"{value:.5g}") for value in part) for part in (mean, std))
     if len(means) == 1:
-        return Normalisation(mean=means[0], std=stds[0])
-    return Normalisation(mean=means, std=stds)
+        return raw.model_copy(update={"mean": means[0], "std": stds[0]})
+    return raw.model_copy(update={"mean": means, "std": stds})
 
 
 def _nothing(_: str) -> None:

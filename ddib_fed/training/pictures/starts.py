@@ -1,8 +1,9 @@
 """The network of a run and its first weights: fresh ones from the seed, or those of a bundle, made to fit.
 
 A bundle of another number of channels is used as if its pictures were given grey in all three channels (first
-convolution: the sum over channels; last: the mean), or the other way round (a third each; repeated). Classes that
-differ in number, and a variance that is learned from now on, start fresh. The rule: everything else must fit.
+convolution: the sum over channels; last: the mean), or the other way round (a third each; repeated); with a spectrum
+that is so only nearly, since the run measures its own. Classes that differ in number, and a variance that is learned
+from now on, start fresh. The rule: everything else must fit.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from ddib_fed.training.pictures.sources import PictureSource
 
 Config = TypeVar("Config", UNetConfig, ClassifierConfig)
 
+_MEASURED = "spectrum."
+"""Begins the names of what each run measures of its own pictures."""
 _FIRST, _LAST, _LABELS = "input_blocks.0.0.weight", "out.2.", "label_emb.weight"
 
 
@@ -118,7 +121,7 @@ def fitted(
     found: dict[str, Tensor] = {}
     for name, want in fresh.items():
         have = old.get(name)
-        if name == _LABELS and (have is None or have.shape != want.shape):
+        if name.startswith((_MEASURED, _LABELS)) and (have is None or have.shape != want.shape):
             found[name] = want
         elif have is not None and have.shape == want.shape:
             found[name] = have

@@ -9,11 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ddib_fed.data.folders import expand
 from ddib_fed.errors import SettingsInvalid
+from ddib_fed.models.spectrum import cosines
 from ddib_fed.training.pictures import sheet
 from ddib_fed.training.pictures.loop import PictureTrainer
+from ddib_fed.training.pictures.sources import open_source
 from ddib_fed.training.pictures.starts import open_start
 from ddib_fed.training.pictures.world import World
+from tests.training.pictures.examples import spots_source
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -31,6 +35,29 @@ def test_microbatches_change_nothing_but_rounding(tiny, spots):
         found.append((losses, torch.cat([p.detach().flatten() for p in one.network.parameters()])))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert float((found[0][1] - found[1][1]).norm() / found[0][1].norm()) < 1e-5
+
+
+@pytest.mark.parametrize("colours", ["rgb", "opponent"])
+def test_the_spectrum_is_that_of_the_pictures_as_the_network_gets_them(tiny, spots, colours):
+    """Measured before the first step, of normalised pictures; the averages, and so the bundle, have it too."""
+    one = trainer(tiny.model_copy(update={"colours": colours, "flip": False, "dequantise": False}), spots)
+    x = one.normal.apply(expand(spots.train).astype(np.float64))
+    found = cosines(torch.from_numpy(x).double())
+    spectrum = one.network.spectrum
+    assert torch.allclose(spectrum.mean.double(), torch.from_numpy(x).double().mean(0), atol=2e-3)
+    assert torch.allclose(
+        spectrum.log_variance.double().exp(), found.var(0, correction=0), rtol=1e-2, atol=1e-4
+    )
+    one.advance()
+    assert torch.equal(one.averaged().spectrum.log_variance, spectrum.log_variance)
+
+
+def test_networks_of_eps_and_grey_pictures_have_no_use_for_either(tiny, spots):
+    """A spectrum is for v, opponent colours for colours."""
+    eps = tiny.model_copy(update={"parameterisation": "eps"})
+    assert trainer(eps, spots).network.spectrum is None
+    with pytest.raises(SettingsInvalid, match="grey"):
+        open_source(tiny.model_copy(update={"colours": "opponent"}), spots_source(channels=1))
 
 
 SHORT_OF_MEMORY = """

@@ -23,6 +23,7 @@ def begun(tmp_path_factory):
         "num_res_blocks": 1,
         "patch": 2,
         "global_mean": True,
+        "spectral": False,
     }
     config = PictureTrainConfig(
         network=network, batch=8, steps=3, warmup=0, samples=1, dtype="float32", ema=0.0

@@ -1,0 +1,141 @@
+"""Turns a network of pictures into a correction of what their mean and their spectrum alone tell.
+
+If pictures were Gaussian, x_0 ~ N(m, U D U^T) with U the orthonormal cosine transform (DCT-II) and D diagonal, then of
+x = alpha x_0 + sigma eps, r = U^T (x - alpha m) and S = alpha^2 D + sigma^2 the best answer would be (Wiener, 1949)
+
+    E[v | x] = U [alpha sigma (1 - D) / S r] - sigma m,    Var[v | x] = U [D / S] U^T.
+
+The network is asked about U [r / sqrt(S)], which is white at every noise level, and what it answers, F, is taken in
+units of what is left to know: v = E[v | x] + U sqrt(D / S) U^T F. So it begins where a linear model ends, and its
+latents are nearly white from the first step: what Karras et al. (arXiv 2206.00364, section 5) do for one variance of
+all data, done for each frequency.
+
+The rule: the spectrum is measured once, before the first step, and rounded as a bundle will store it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from ddib_fed.diffusion.denoiser import LAMBDA_SCALE
+
+LEAST_VARIANCE = 1e-8
+
+
+class Spectrum(nn.Module):
+    """Mean and spectrum of pictures in the network's units; before `measure`, those of white noise.
+
+    Args:
+        channels: Of a picture.
+        size: Height and width.
+
+    Attributes:
+        mean: m, (C, H, W).
+        log_variance: log D, (C, H, W), by frequency down and across.
+    """
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.log_variance: Tensor
+        self.register_buffer("mean", torch.zeros(channels, size, size))
+        self.register_buffer("log_variance", torch.zeros(channels, size, size))
+
+    def measure(self, moments: Moments) -> None:
+        """Take over what was measured, rounded to float16."""
+        mean, variance = moments.result()
+        self.mean.copy_(mean.half())
+        self.log_variance.copy_(variance.clamp_min(LEAST_VARIANCE).log().half())
+
+    def ask(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Asked:
+        """What the network is asked about x (N, C, H, W) at times (K,) of scaled lambda, rows as in `layers.spread`.
+
+        Raises:
+            ValueError: x has another size than the spectrum.
+        """
+        if x.shape[1:] != self.mean.shape:
+            raise ValueError(f"pictures {tuple(x.shape[1:])} for a spectrum of {tuple(self.mean.shape)}")
+        lam = times.double() / LAMBDA_SCALE
+        alpha, sigma = (torch.sigmoid(sign * 2 * lam).sqrt().float()[:, None, None, None] for sign in (1, -1))
+        if rows is not None:
+            alpha, sigma = alpha[rows], sigma[rows]
+        mean, variance = self.mean.float(), self.log_variance.float().exp()
+        spread = alpha.square() * variance + sigma.square()
+        found = cosines(x.float() - alpha * mean)
+        return Asked(
+            white=pictures(found * spread.rsqrt()).to(x.dtype),
+            expected=pictures(alpha * sigma * (1.0 - variance) / spread * found) - sigma * mean,
+            left=(variance / spread).sqrt(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question, and what is known before it is answered.
+
+    Attributes:
+        white: x in units of its spectrum (N, C, H, W).
+        expected: E[v | x] if pictures were Gaussian, the same shape, float32.
+        left: Deviation of v from that by frequency, float32; broadcasts over them.
+    """
+
+    white: Tensor
+    expected: Tensor
+    left: Tensor
+
+    def answer(self, found: Tensor) -> Tensor:
+        """What the network's answer (N, C, H, W) comes to, v."""
+        return (self.expected + pictures(self.left * cosines(found.float()))).to(found.dtype)
+
+
+class Moments:
+    """Sums over pictures, from which mean and spectrum follow; float64.
+
+    Args:
+        channels: Of a picture.
+        size: Height and width.
+    """
+
+    def __init__(self, channels: int, size: int) -> None:
+        self._count = 0
+        self._sum = torch.zeros(channels, size, size, dtype=torch.float64)
+        self._squares = torch.zeros_like(self._sum)
+
+    def add(self, x0: Tensor) -> None:
+        """Take in clean pictures (N, C, H, W), in the network's units."""
+        found = cosines(x0.double())
+        self._count += len(found)
+        self._sum += found.sum(0)
+        self._squares += found.square().sum(0)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Mean, and variance by frequency, each (C, H, W) float64."""
+        mean = self._sum / self._count
+        return pictures(mean), self._squares / self._count - mean.square()
+
+
+def cosines(x: Tensor) -> Tensor:
+    """U^T x: the orthonormal DCT-II over the last two dimensions (..., H, W)."""
+    rows, columns = (_basis(side, x.dtype, x.device) for side in x.shape[-2:])
+    return rows.T @ x @ columns
+
+
+def pictures(found: Tensor) -> Tensor:
+    """U found, the inverse of `cosines`."""
+    rows, columns = (_basis(side, found.dtype, found.device) for side in found.shape[-2:])
+    return rows @ found @ columns.T
+
+
+@lru_cache(maxsize=16)
+def _basis(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Columns are the orthonormal cosines of a side."""
+    with torch.inference_mode(mode=False):
+        places = torch.arange(side, dtype=torch.float64)
+        basis = torch.cos(math.pi / side * (places[:, None] + 0.5) * places) * math.sqrt(2.0 / side)
+        basis[:, 0] /= math.sqrt(2.0)
+        return basis.to(device, dtype)
