@@ -2,7 +2,7 @@
 
     python benchmarks/colours.py [--work DIR] [--only rgb|lab]      goes on where it was stopped
 
-About twelve minutes of one core. Models and full pictures stay in DIR; docs/colours/ gets a report a pair and space,
+About twenty minutes of one core. Models and full pictures stay in DIR; docs/colours/ gets a report a pair and space,
 and the sheet.
 """
 

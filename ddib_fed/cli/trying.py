@@ -58,6 +58,13 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 )
 @click.option("--flip", is_flag=True, help="Mirror half of the pictures, left to right, while training.")
 @click.option(
+    "--colours",
+    type=click.Choice(["rgb", "opponent"]),
+    default="rgb",
+    show_default=True,
+    help="What the networks' channels are; opponent where light and dark are exchanged between A and B, hues are not.",
+)
+@click.option(
     "--soften",
     type=click.FloatRange(0, 1),
     default=0.02,
