@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import grpc
 
@@ -29,6 +30,7 @@ from ddib_fed.node.events import EventHub
 from ddib_fed.node.interceptors import caller
 from ddib_fed.node.job_records import PENDING_ITEMS
 from ddib_fed.node.jobs import ItemState, Job, JobLimits, JobSpec, JobState, JobStore, SolverChoice
+from ddib_fed.node.policy import check_depth
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings import solver_settings
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
@@ -219,6 +221,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             )
         if version < PICTURES and (header.source_class or header.target_class):
             raise UnknownFields(f"protocol {version} knows no classes", facts={"field": "target_class"})
+        if version < PICTURES and header.solver.depth:
+            raise UnknownFields(f"protocol {version} knows no depth", facts={"field": "solver.depth"})
         if not 1 <= header.items <= limits.max_items_per_job:
             raise MessageInvalid(
                 f"a job of {header.items} items",
@@ -237,6 +241,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 f"{settings.evaluations} evaluations",
                 facts={"evaluations": settings.evaluations, "limit": limits.max_evaluations},
             )
+        check_depth(settings, self._node.config.policy)
         self._node.engine.plan(settings)
         self._node.engine.check_label(class_index(self._node.side(), header.source_class))
         if len(header.target_class) > MAX_CLASS_NAME:
@@ -246,7 +251,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             owner=caller_uri(),
             target_institution=header.target_institution,
             target_domain=header.target_domain,
-            solver=SolverChoice(settings.solver, settings.order, settings.evaluations, settings.grid),
+            solver=SolverChoice(**asdict(settings)),
             cycle=header.cycle,
             keep_latent=header.keep_latent,
             deadline_s=float(header.deadline_s),

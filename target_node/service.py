@@ -24,7 +24,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.node.batching import Control
 from ddib_fed.node.interceptors import caller
-from ddib_fed.node.policy import Quota
+from ddib_fed.node.policy import Quota, check_depth
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings import solver_settings
 from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
@@ -188,6 +188,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 f"{header.solver.evaluations} evaluations",
                 facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
             )
+        check_depth(solver_settings(header.solver), self._node.config.policy)
         if header.round_trip and not self._node.config.policy.round_trip:
             raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
 

@@ -90,6 +90,13 @@ GRID = click.option(
     show_default=True,
     help="Where the steps are placed; integer:T takes them from the linear schedule of T steps.",
 )
+DEPTH = click.option(
+    "--depth",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Fraction of the way to noise; less keeps more structure, and reveals more: both nodes must allow it.",
+)
 CYCLE = click.option(
     "--cycle",
     is_flag=True,

@@ -37,6 +37,7 @@ from ddib_fed.node.views import JobState, JobView, Part, Provenance, Settings, S
 @options.SOLVER
 @options.ORDER
 @options.GRID
+@options.DEPTH
 @options.KEEP_LATENT
 @options.DEADLINE
 @options.FORCE
@@ -55,6 +56,7 @@ def translate(
     solver: str,
     order: int,
     grid: str,
+    depth: float,
     keep_latent: bool,
     deadline: float | None,
     force: bool,
@@ -69,7 +71,7 @@ def translate(
     source node of this institution does the encoding; only latents go to the other one, and file names and what
     else a file says of itself go nowhere.
     """
-    settings = Settings(solver, order, steps, grid)
+    settings = Settings(solver, order, steps, grid, depth)
     asked = Order(target, settings, cycle, keep_latent, deadline, source_class, target_class)
     profile = Profile.load(profile_path)
     check_names(files, out, force=force)

@@ -116,7 +116,6 @@ def encode(
     on_step: OnStep | None = None,
     soften_sigma: float = 0.0,
     noise: Tensor | None = None,
-    depth: float = 1.0,
 ) -> Tensor:
     """The latent of x.
 
@@ -129,7 +128,6 @@ def encode(
         on_step: Called with (done, evaluations).
         soften_sigma: Noise level reached by forward diffusion before the ODE; 0 for none.
         noise: Standard normal, shape of x, for softening.
-        depth: Fraction of the schedule's angle to go, in (0, 1].
 
     Returns:
         Shape and dtype of x.
@@ -137,7 +135,7 @@ def encode(
     Raises:
         SettingsInvalid: Settings that do not exist, do not divide or do not fit.
     """
-    steps = plan(settings, schedule, soften_sigma=soften_sigma, depth=depth)
+    steps = plan(settings, schedule, soften_sigma=soften_sigma)
     solver = steps.encoder(soften(x, soften_sigma, noise), cond)
     return integrate(solver, denoiser, on_step=on_step, evaluations=steps.evaluations)
 
@@ -150,10 +148,9 @@ def decode(
     *,
     cond: Condition = None,
     on_step: OnStep | None = None,
-    depth: float = 1.0,
 ) -> Tensor:
     """Find the sample whose latent, of that depth, is z (N, *sample_shape); arguments and errors as in `encode`."""
-    steps = plan(settings, schedule, depth=depth)
+    steps = plan(settings, schedule)
     return integrate(steps.decoder(z, cond), denoiser, on_step=on_step, evaluations=steps.evaluations)
 
 
@@ -164,7 +161,6 @@ def translate(
     settings: SolverSettings = DEFAULT_SETTINGS,
     *,
     noise: Tensor | None = None,
-    depth: float = 1.0,
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Give (latent, translation) of x (N, *sample_shape), each of its shape.
@@ -175,15 +171,14 @@ def translate(
         target: Where to; its condition applies.
         settings: How each leg is integrated.
         noise: Standard normal, shape of x, where the source softens.
-        depth: Fraction of the schedules' angles to go, in (0, 1].
         on_step: Called with (evaluations done, evaluations in all) over both legs.
 
     Raises:
         SettingsInvalid: As `encode`.
     """
     tell = _over_legs(on_step, 2)
-    latent = _encode(x, source, settings, noise, depth, tell(0))
-    return latent, _decode(latent, target, settings, depth, tell(1))
+    latent = _encode(x, source, settings, noise, tell(0))
+    return latent, _decode(latent, target, settings, tell(1))
 
 
 def cycle(
@@ -194,7 +189,6 @@ def cycle(
     *,
     noise: Tensor | None = None,
     noise_again: Tensor | None = None,
-    depth: float = 1.0,
     on_step: OnStep | None = None,
 ) -> Cycle:
     """Translate x (N, *sample_shape) and translate it back; as in `translate`, over four legs.
@@ -206,22 +200,21 @@ def cycle(
         settings: As in `translate`.
         noise: For the source's softening.
         noise_again: For the target's softening on the way back; independent of `noise`.
-        depth: As in `translate`.
         on_step: As in `translate`.
 
     Raises:
         SettingsInvalid: As `encode`.
     """
     tell = _over_legs(on_step, 4)
-    latent = _encode(x, source, settings, noise, depth, tell(0))
-    translated = _decode(latent, target, settings, depth, tell(1))
-    latent_again = _encode(translated, target, settings, noise_again, depth, tell(2))
-    returned = _decode(latent_again, source, settings, depth, tell(3))
+    latent = _encode(x, source, settings, noise, tell(0))
+    translated = _decode(latent, target, settings, tell(1))
+    latent_again = _encode(translated, target, settings, noise_again, tell(2))
+    returned = _decode(latent_again, source, settings, tell(3))
     return Cycle(latent, translated, latent_again, returned)
 
 
 def _encode(
-    x: Tensor, side: Side, settings: SolverSettings, noise: Tensor | None, depth: float, tell: OnStep | None
+    x: Tensor, side: Side, settings: SolverSettings, noise: Tensor | None, tell: OnStep | None
 ) -> Tensor:
     return encode(
         x,
@@ -232,12 +225,11 @@ def _encode(
         on_step=tell,
         soften_sigma=side.soften_sigma,
         noise=noise,
-        depth=depth,
     )
 
 
-def _decode(z: Tensor, side: Side, settings: SolverSettings, depth: float, tell: OnStep | None) -> Tensor:
-    return decode(z, side.denoiser, side.schedule, settings, cond=side.cond, on_step=tell, depth=depth)
+def _decode(z: Tensor, side: Side, settings: SolverSettings, tell: OnStep | None) -> Tensor:
+    return decode(z, side.denoiser, side.schedule, settings, cond=side.cond, on_step=tell)
 
 
 def _over_legs(on_step: OnStep | None, legs: int) -> Callable[[int], OnStep | None]:

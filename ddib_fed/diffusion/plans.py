@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from torch import Tensor
@@ -79,12 +79,15 @@ class SolverSettings:
         order: One of the solver's orders; 0 for its default.
         evaluations: Network evaluations of one leg, 1 to 10,000.
         grid: A name in `GRIDS`, "integer:T", or "ddib" (with ddim) for the public code's levels.
+        depth: Fraction of the schedule's angle phi, from its data end to its noise end, at which encoding stops
+            and decoding starts; 1 for the whole way. A latent of less depth still holds some of the picture.
     """
 
     solver: str = "unipc"
     order: int = 0
     evaluations: int = 48
     grid: str = "default"
+    depth: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +130,7 @@ class Plan:
         return simple[self.settings.solver](x, grid, cond=cond)
 
 
-def plan(
-    settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 0.0, depth: float = 1.0
-) -> Plan:
+def plan(settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 0.0) -> Plan:
     """Check `settings` and lay them on `schedule`.
 
     Args:
@@ -137,8 +138,6 @@ def plan(
         schedule: The model's.
         soften_sigma: Noise level sigma / alpha at which encoding takes over from forward diffusion; 0 for
             none.
-        depth: Fraction of the schedule's angle phi, from its data end to its noise end, at which encoding stops
-            and decoding starts; 1 for the whole way. A latent of less depth still holds some of the picture.
 
     Raises:
         SettingsInvalid: Unknown names, an order out of range, evaluations out of range or not divisible by
@@ -149,7 +148,7 @@ def plan(
     if not 0.0 <= soften_sigma <= 1.0:
         raise SettingsInvalid(f"soften_sigma {soften_sigma} is outside [0, 1]")
     spec = SOLVERS[settings.solver]
-    end = None if depth == 1.0 else lambda_at(schedule, depth)
+    end = None if settings.depth == 1.0 else lambda_at(schedule, settings.depth)
     if settings.grid == COMPAT_GRID:
         if soften_sigma > 0.0 or end is not None:
             raise SettingsInvalid(
@@ -200,7 +199,7 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
         check_grid(settings.grid, _intervals(settings.evaluations, spec))
     if settings.grid == COMPAT_GRID and settings.solver != "ddim":
         raise SettingsInvalid("the public code's levels are for ddim alone", hint="use solver ddim with them")
-    return SolverSettings(settings.solver, order, settings.evaluations, settings.grid)
+    return replace(settings, order=order)
 
 
 def _intervals(evaluations: int, spec: SolverSpec) -> int:

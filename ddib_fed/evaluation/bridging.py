@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -66,7 +66,7 @@ def translate_pictures(
     settings: SolverSettings = DEFAULT_SETTINGS,
     *,
     soften: float | None = None,
-    depth: float = 1.0,
+    depth: float | None = None,
     seed: int = 0,
     cycle: bool = False,
     batch: int = BATCH,
@@ -80,7 +80,8 @@ def translate_pictures(
         target: Where to.
         settings: How each leg is integrated.
         soften: Noise level to which pictures are diffused before encoding, on both sides; None for each model's own.
-        depth: Fraction of the schedules' angles to go, in (0, 1]; below 1 the latent keeps some of the picture.
+        depth: Fraction of the schedules' angles to go, in (0, 1]; below 1 the latent keeps some of the picture; None
+            for the settings' own.
         seed: Of the softening's noise.
         cycle: Whether to come back.
         batch: Pictures that are integrated together.
@@ -92,7 +93,8 @@ def translate_pictures(
         SettingsInvalid: Settings that do not exist or do not fit.
     """
     _check_pictures(x, source, target)
-    sigmas = check_legs(source, target, settings, soften=soften, depth=depth)
+    settings = _to_depth(settings, depth)
+    sigmas = check_legs(source, target, settings, soften=soften)
     tell = _Counter(settings.evaluations * (4 if cycle else 2) * -(-len(x) // batch), on_progress)
     parts: list[tuple[Floats, ...]] = []
     for rows in _slices(len(x), batch):
@@ -104,16 +106,13 @@ def translate_pictures(
             end,
             settings,
             noise=source.noise(digests, "soften"),
-            depth=depth,
             on_step=tell,
         )
         part = [latent.cpu().numpy(), clipped(target.from_model(there))]
         if cycle:
             start, end = target.encoding(rows, len(x), sigmas[1]), source.decoding(rows, len(x))
             noise = target.noise(digests, "soften again")
-            again, back = bridge.translate(
-                there, start, end, settings, noise=noise, depth=depth, on_step=tell
-            )
+            again, back = bridge.translate(there, start, end, settings, noise=noise, on_step=tell)
             part += [again.cpu().numpy(), clipped(source.from_model(back))]
         parts.append(tuple(part))
     return Translated(*(np.concatenate(stage) for stage in zip(*parts, strict=True)))
@@ -125,7 +124,7 @@ def check_legs(
     settings: SolverSettings,
     *,
     soften: float | None = None,
-    depth: float = 1.0,
+    depth: float | None = None,
 ) -> tuple[float, float]:
     """Check settings for both sides without computing anything; gives what each softens by.
 
@@ -139,9 +138,10 @@ def check_legs(
             f"pictures cannot cross: {names[0]}, {names[1]}",
             hint="both models must be of one size and number of channels",
         )
+    settings = _to_depth(settings, depth)
     sigmas = [s.bundle.manifest.soften_sigma if soften is None else soften for s in (source, target)]
     for side, sigma in zip((source, target), sigmas, strict=True):
-        plan(settings, side.bundle.schedule, soften_sigma=sigma, depth=depth)
+        plan(settings, side.bundle.schedule, soften_sigma=sigma)
     return sigmas[0], sigmas[1]
 
 
@@ -158,7 +158,7 @@ def uncertainty(
     *,
     times: int,
     soften: float | None = None,
-    depth: float = 1.0,
+    depth: float | None = None,
     seed: int = 0,
     batch: int = BATCH,
     on_progress: OnProgress | None = None,
@@ -233,7 +233,7 @@ def sample_pictures(
     for rows in _slices(count, batch):
         numbers = range(first + rows.start, first + rows.stop)
         latent = side.noise([f"{seed} {number}".encode() for number in numbers], "sample")
-        parts.append(clipped(_decode(latent, side, rows, count, settings, 1.0, tell)))
+        parts.append(clipped(_decode(latent, side, rows, count, settings, tell)))
     return np.concatenate(parts)
 
 
@@ -246,7 +246,7 @@ def interpolate_pictures(
     *,
     way: Way = "slerp",
     soften: float | None = None,
-    depth: float = 1.0,
+    depth: float | None = None,
     seed: int = 0,
     batch: int = BATCH,
     on_progress: OnProgress | None = None,
@@ -273,6 +273,7 @@ def interpolate_pictures(
         ShapeMismatch, NotFinite, SettingsInvalid: As `translate_pictures`, and for weights outside [0, 1].
     """
     _check_pictures(pair, source, target)
+    settings = _to_depth(settings, depth)
     tell = _Counter(settings.evaluations * (1 + -(-len(weights) // batch)), on_progress)
     both = slice(0, 2)
     level = source.bundle.manifest.soften_sigma if soften is None else soften
@@ -286,11 +287,10 @@ def interpolate_pictures(
         on_step=tell,
         soften_sigma=level,
         noise=source.noise([_digest(picture, seed) for picture in pair], "soften"),
-        depth=depth,
     )
     between = interpolate(latents[0], latents[1], weights, way=way)
     parts = [
-        clipped(_decode(between[rows], target, rows, len(weights), settings, depth, tell))
+        clipped(_decode(between[rows], target, rows, len(weights), settings, tell))
         for rows in _slices(len(weights), batch)
     ]
     return np.concatenate(parts)
@@ -302,12 +302,15 @@ def _decode(
     rows: slice,
     count: int,
     settings: SolverSettings,
-    depth: float,
     tell: OnProgress,
 ) -> Floats:
     end = side.decoding(rows, count)
-    x = bridge.decode(latent, end.denoiser, end.schedule, settings, cond=end.cond, on_step=tell, depth=depth)
+    x = bridge.decode(latent, end.denoiser, end.schedule, settings, cond=end.cond, on_step=tell)
     return side.from_model(x)
+
+
+def _to_depth(settings: SolverSettings, depth: float | None) -> SolverSettings:
+    return settings if depth is None else replace(settings, depth=depth)
 
 
 class _Counter:

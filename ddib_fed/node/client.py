@@ -170,12 +170,14 @@ class Client:
         """
         items = payloads(files)
         institution, domain = split_target(target)
+        chosen = settings or Settings()
+        newer = source_class or target_class or chosen.depth != 1.0
         header = pb.JobHeader(
-            version=versions_to_pb([PICTURES if source_class or target_class else OLDEST])[0],
+            version=versions_to_pb([PICTURES if newer else OLDEST])[0],
             request_id=request_id or str(uuid.uuid4()),
             target_institution=institution,
             target_domain=domain,
-            solver=settings_message(settings or Settings()),
+            solver=settings_message(chosen),
             cycle=cycle,
             keep_latent=keep_latent,
             items=len(items),

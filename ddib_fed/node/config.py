@@ -134,6 +134,8 @@ class PolicySection(Section):
     round_trip: bool = True
     size_rule: Literal["model", "refuse"] = "model"
     samples_per_day: Annotated[int, Field(ge=0)] = 0
+    # The least depth of a latent, in (0, 1]: 1 for noise alone. Less keeps structure, and some of the picture.
+    least_depth: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class IdentitySection(Section):
@@ -301,6 +303,7 @@ seed = 0
 
 [policy]
 # round_trip = true             # target: encode the output again for a peer that asks for a cycle check
+# least_depth = 1.0             # of a latent, in (0, 1]: less keeps structure, and some of the picture
 # size_rule = "model"           # pictures of other sizes: fitted as the model's manifest says, or "refuse"
 # samples_per_day = 0           # target: quota for each peer, 0 for none
 

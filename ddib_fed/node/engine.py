@@ -196,7 +196,7 @@ class Engine:
         label: int | None = None,
         soften: Soften | None = None,
     ) -> Encoded:
-        """Samples to a latent that passed the Gaussian check.
+        """Samples to a latent that passed the Gaussian check, unless less than the whole way was asked for.
 
         Args:
             samples: (N, *sample_shape) float32, in the units of the model's data unless `normalised`.
@@ -222,7 +222,7 @@ class Engine:
         started = time.perf_counter()
         x = self._softened(samples, soften)
         z = self._drive(chosen.encoder(x, condition), chosen.evaluations, control, on_step)
-        statistics = gaussianity.examine(z)
+        statistics = _examined(z, settings)
         latent = Latent.from_array(z.cpu().numpy())
         return Encoded(latent, statistics, time.perf_counter() - started)
 
@@ -252,7 +252,7 @@ class Engine:
         """
         self.check_samples(latent.data)
         z = torch.from_numpy(latent.data.copy()).to(self.device)
-        gaussianity.examine(z)
+        _examined(z, settings)
         condition = self._condition(label, len(z))
         chosen = self.plan(settings)
         started = time.perf_counter()
@@ -325,6 +325,11 @@ class Engine:
     def _evaluate_once(self, query: Any) -> None:
         with torch.no_grad():
             self._denoiser(query.x, query.level, query.cond)
+
+
+def _examined(z: torch.Tensor, settings: SolverSettings) -> gaussianity.LatentStatistics:
+    """Statistics of a latent, which must be those of noise if it is one of the whole way; of less depth none is."""
+    return gaussianity.examine(z) if settings.depth == 1.0 else gaussianity.measure(z)
 
 
 def _median_seconds(call: Callable[[], None], threads: int, repeats: int = 5) -> float:

@@ -94,6 +94,7 @@ class SolverChoice:
     order: int = 0
     evaluations: int = 48
     grid: str = "default"
+    depth: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,15 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ddib_fed.errors import PeerUnknown, PolicyDenied, QuotaSpent
+from ddib_fed.node.config import PolicySection
 from ddib_fed.node.identity import Identity
 from ddib_fed.node.peers import Snapshot
+
+if TYPE_CHECKING:
+    from ddib_fed.diffusion.plans import SolverSettings
 
 TRANSLATION: Final = "ddib_fed.v1.TranslationService"
 DECODING: Final = "ddib_fed.v1.DecodingService"
@@ -68,6 +72,24 @@ class Policy:
                 hint="ddib peer list; if it was moved, ddib peer add --replace FILE",
             )
         raise PolicyDenied(f"{identity} may not call {full_method}")
+
+
+def check_depth(settings: SolverSettings, policy: PolicySection) -> None:
+    """Return when latents of the settings' depth are allowed here.
+
+    Raises:
+        PolicyDenied: They would keep more of the picture than `policy.least_depth` says.
+    """
+    if settings.depth < policy.least_depth:
+        raise PolicyDenied(
+            f"a depth of {settings.depth:g} where at least {policy.least_depth:g} is allowed",
+            hint="leave --depth out, or let the operators of both nodes lower policy.least_depth",
+            facts={
+                "policy": "least_depth",
+                "depth": f"{settings.depth:g}",
+                "least": f"{policy.least_depth:g}",
+            },
+        )
 
 
 class Quota:

@@ -9,7 +9,7 @@ from ddib_fed.v1 import common_pb2
 
 
 class SettingsLike(Protocol):
-    """Whatever carries the four settings: a message, a row, a dataclass."""
+    """Whatever carries the settings: a message, a row, a dataclass."""
 
     @property
     def solver(self) -> str:
@@ -27,6 +27,10 @@ class SettingsLike(Protocol):
     def grid(self) -> str:
         """Name of the grid."""
 
+    @property
+    def depth(self) -> float:
+        """Fraction of the way, 0 for the whole."""
+
 
 def solver_settings(like: SettingsLike) -> SolverSettings:
     """Settings for the engine; an empty name or a zero is the default's."""
@@ -36,11 +40,17 @@ def solver_settings(like: SettingsLike) -> SolverSettings:
         order=like.order or default.order,
         evaluations=like.evaluations or default.evaluations,
         grid=like.grid or default.grid,
+        depth=like.depth or default.depth,
     )
 
 
 def settings_message(settings: SettingsLike) -> common_pb2.SolverSettings:
     """Settings for the wire."""
     return common_pb2.SolverSettings(
-        solver=settings.solver, order=settings.order, evaluations=settings.evaluations, grid=settings.grid
+        solver=settings.solver,
+        order=settings.order,
+        evaluations=settings.evaluations,
+        grid=settings.grid,
+        # The whole way is not said, so that peers of before understand.
+        depth=0.0 if settings.depth == 1.0 else settings.depth,
     )

@@ -93,12 +93,15 @@ class Settings:
         order: 1 to 4 where the solver has orders, 0 for its default.
         evaluations: Network evaluations of one leg, 1 to 10,000.
         grid: ``default``, ``uniform-lambda``, ``karras``, ``integer`` or ``integer:T``.
+        depth: Fraction of the way to noise that is gone, in (0, 1]; below 1 the latent keeps some of the picture, and
+            both nodes' policies must allow it.
     """
 
     solver: str = "unipc"
     order: int = 0
     evaluations: int = 48
     grid: str = "default"
+    depth: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,13 +327,17 @@ class Result:
 
 def settings_view(pb: common_pb2.SolverSettings) -> Settings:
     """Solver settings."""
-    return Settings(pb.solver, pb.order, pb.evaluations, pb.grid)
+    return Settings(pb.solver, pb.order, pb.evaluations, pb.grid, pb.depth or 1.0)
 
 
 def settings_message(settings: Settings) -> common_pb2.SolverSettings:
     """Solver settings, to send."""
     return common_pb2.SolverSettings(
-        solver=settings.solver, order=settings.order, evaluations=settings.evaluations, grid=settings.grid
+        solver=settings.solver,
+        order=settings.order,
+        evaluations=settings.evaluations,
+        grid=settings.grid,
+        depth=0.0 if settings.depth == 1.0 else settings.depth,
     )
 
 

@@ -91,16 +91,18 @@ class PictureTerms(_message.Message):
     def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ..., bits: _Optional[int] = ...) -> None: ...
 
 class SolverSettings(_message.Message):
-    __slots__ = ("solver", "order", "evaluations", "grid")
+    __slots__ = ("solver", "order", "evaluations", "grid", "depth")
     SOLVER_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     GRID_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
     solver: str
     order: int
     evaluations: int
     grid: str
-    def __init__(self, solver: _Optional[str] = ..., order: _Optional[int] = ..., evaluations: _Optional[int] = ..., grid: _Optional[str] = ...) -> None: ...
+    depth: float
+    def __init__(self, solver: _Optional[str] = ..., order: _Optional[int] = ..., evaluations: _Optional[int] = ..., grid: _Optional[str] = ..., depth: _Optional[float] = ...) -> None: ...
 
 class LatentStatistics(_message.Message):
     __slots__ = ("mean", "std", "kurtosis", "correlation", "count")

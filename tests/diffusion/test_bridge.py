@@ -140,10 +140,10 @@ def test_refuses_softening_without_its_noise(sigma, noise):
 def test_a_partly_deep_latent_is_exact_and_decodes_back():
     """Encoding ends at the depth's level, and decoding starts there."""
     x = gaussian_samples(50, START)
-    deep = plan(SolverSettings(), SCHEDULE, depth=0.4).encode_grid.levels[-1]
-    z = encode(x, gaussian_denoiser(), SCHEDULE, depth=0.4)
+    deep = plan(SolverSettings(depth=0.4), SCHEDULE).encode_grid.levels[-1]
+    z = encode(x, gaussian_denoiser(), SCHEDULE, SolverSettings(depth=0.4))
     assert torch.allclose(z, gaussian_map(x, START, deep), atol=1e-4)
-    assert torch.allclose(decode(z, gaussian_denoiser(), SCHEDULE, depth=0.4), x, atol=1e-4)
+    assert torch.allclose(decode(z, gaussian_denoiser(), SCHEDULE, SolverSettings(depth=0.4)), x, atol=1e-4)
 
 
 def test_a_cycle_softens_each_side_with_its_own_level_and_noise():
@@ -152,12 +152,21 @@ def test_a_cycle_softens_each_side_with_its_own_level_and_noise():
     first, second = (torch.full_like(x, value) for value in (1.0, -2.0))
     source = Side(gaussian_denoiser(), SCHEDULE, soften_sigma=0.05)
     target = Side(gaussian_denoiser("eps"), SCHEDULE, soften_sigma=0.02)
-    found = cycle(x, source, target, noise=first, noise_again=second, depth=0.7)
+    found = cycle(x, source, target, SolverSettings(depth=0.7), noise=first, noise_again=second)
     model = gaussian_denoiser()
-    assert torch.equal(found.latent, encode(x, model, SCHEDULE, soften_sigma=0.05, noise=first, depth=0.7))
-    again = encode(found.translated, target.denoiser, SCHEDULE, soften_sigma=0.02, noise=second, depth=0.7)
+    assert torch.equal(
+        found.latent, encode(x, model, SCHEDULE, SolverSettings(depth=0.7), soften_sigma=0.05, noise=first)
+    )
+    again = encode(
+        found.translated,
+        target.denoiser,
+        SCHEDULE,
+        SolverSettings(depth=0.7),
+        soften_sigma=0.02,
+        noise=second,
+    )
     assert torch.equal(found.latent_again, again)
-    assert torch.equal(found.returned, decode(again, model, SCHEDULE, depth=0.7))
+    assert torch.equal(found.returned, decode(again, model, SCHEDULE, SolverSettings(depth=0.7)))
 
 
 class Told(torch.nn.Module):

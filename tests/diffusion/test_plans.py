@@ -107,7 +107,7 @@ def test_names_of_any_length_do_not_travel_whole():
 def test_depth_is_a_fraction_of_the_schedules_angle(depth, soften_sigma):
     """Encoding ends there and decoding starts there, softened or not; the other ends stay where they were."""
     whole = plan(SolverSettings(), SCHEDULE, soften_sigma=soften_sigma)
-    steps = plan(SolverSettings(), SCHEDULE, soften_sigma=soften_sigma, depth=depth)
+    steps = plan(SolverSettings(depth=depth), SCHEDULE, soften_sigma=soften_sigma)
     data, noise = whole.decode_grid.phis[-1], whole.decode_grid.phis[0]
     assert steps.encode_grid.phis[-1] == pytest.approx(data + depth * (noise - data))
     assert steps.decode_grid.levels[0] == steps.encode_grid.levels[-1]
@@ -120,7 +120,7 @@ def test_depth_is_a_fraction_of_the_schedules_angle(depth, soften_sigma):
 def test_depth_is_the_fraction_on_a_discrete_schedule_too():
     """Between its integer steps the levels are interpolated."""
     schedule = discrete_schedule("linear", 1000)
-    whole, half = plan(SolverSettings(), schedule), plan(SolverSettings(), schedule, depth=0.5)
+    whole, half = plan(SolverSettings(), schedule), plan(SolverSettings(depth=0.5), schedule)
     data, noise = whole.encode_grid.phis[0], whole.encode_grid.phis[-1]
     assert half.encode_grid.phis[-1] == pytest.approx((data + noise) / 2)
     assert 0 < half.encode_grid.levels[-1].t < 999
@@ -130,20 +130,19 @@ def test_depth_is_the_fraction_on_a_discrete_schedule_too():
 def test_refuses_a_depth_out_of_range(depth):
     """Nothing and more than everything are no depths."""
     with pytest.raises(SettingsInvalid):
-        plan(SolverSettings(), SCHEDULE, depth=depth)
+        plan(SolverSettings(depth=depth), SCHEDULE)
 
 
 @pytest.mark.parametrize(
-    ("grid", "given"),
-    [("integer", {"depth": 0.5}), ("ddib", {"depth": 0.5}), ("ddib", {"soften_sigma": 0.02})],
+    ("grid", "depth", "soften_sigma"), [("integer", 0.5, 0.0), ("ddib", 0.5, 0.0), ("ddib", 1.0, 0.02)]
 )
-def test_refuses_depth_and_softening_where_the_grid_has_none(grid, given):
+def test_refuses_depth_and_softening_where_the_grid_has_none(grid, depth, soften_sigma):
     """The public code's levels begin at its data and end at its noise; integer steps cannot stop between."""
     with pytest.raises(SettingsInvalid):
-        plan(SolverSettings("ddim", 1, 48, grid), SCHEDULE, **given)
+        plan(SolverSettings("ddim", 1, 48, grid, depth), SCHEDULE, soften_sigma=soften_sigma)
 
 
 def test_refuses_softening_beyond_the_depth():
     """Then nothing is left to encode."""
     with pytest.raises(SettingsInvalid):
-        plan(SolverSettings(), SCHEDULE, soften_sigma=0.5, depth=0.2)
+        plan(SolverSettings(depth=0.2), SCHEDULE, soften_sigma=0.5)

@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image
 from safetensors.numpy import load_file
 
+from ddib_fed.cli.main import run
 from ddib_fed.data.images import Picture, decode_image, to_array
 from ddib_fed.errors import (
     ImageTooLarge,
@@ -75,6 +76,8 @@ def studio() -> Iterator[Studio]:
             pair.south.folder / "model", "relief", seed=2, classes=("coast", "ridge"), form=CT
         )
         pair.north.edit("# max_pixels = 89000000 ", "max_pixels = 5000 ")
+        for node, least in ((pair.north, 0.2), (pair.south, 0.5)):
+            node.edit("# least_depth = 1.0 ", f"least_depth = {least} ")
         tap = pair.tapped()
         (folder / "in").mkdir()
         made = Studio(pair, tap, write_files(folder / "in"), folder / "out")
@@ -165,6 +168,23 @@ def test_another_class_is_another_translation(studio: Studio) -> None:
         with pytest.raises(JobFailed) as failed:
             client.translate([picture], TARGET, QUICK)
         assert "SETTINGS_INVALID" in failed.value.detail
+
+
+def test_less_depth_keeps_the_picture_in_the_latent_where_both_nodes_allow_it(
+    studio: Studio, tmp_path: Path, capsys
+) -> None:
+    """0.5 is recorded and is half a picture; 0.3 is too little for the target alone, and it says so."""
+    studio.translate("--depth", 0.5, "--keep-latent", out=tmp_path / "half")
+    name = studio.files.paths[0].stem
+    assert json.loads((tmp_path / "half" / f"{name}.json").read_text())["solver"]["depth"] == 0.5
+    assert studio.record(name)["solver"]["depth"] == 1.0
+    latents = [np.load(folder / f"{name}.latent.npy").ravel() for folder in (tmp_path / "half", studio.out)]
+    assert not np.allclose(*latents, atol=0.1)
+    words = [*studio.files.paths, "--to", TARGET, "--class", "ridge", "--out", tmp_path / "less"]
+    command = ["translate", *map(str, words), "--depth", "0.3", "--profile", str(studio.pair.profile)]
+    assert run(command) != 0
+    said = capsys.readouterr().err
+    assert "POLICY_DENIED" in said or "least_depth" in said, said
 
 
 def test_domains_shows_classes(studio: Studio) -> None:

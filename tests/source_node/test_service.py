@@ -21,6 +21,7 @@ from ddib_fed.errors import (
     NotReady,
     PeerNotFound,
     PointsUnreadable,
+    PolicyDenied,
     QueueFull,
     SettingsInvalid,
     TooManyStreams,
@@ -147,6 +148,14 @@ def test_a_job_goes_from_submission_to_acknowledged(served) -> None:
         ({"deadline_s": 86_401}, MessageInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=101)}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(solver="magic")}, SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(depth=0.6)}, PolicyDenied),
+        (
+            {
+                "solver": common_pb2.SolverSettings(depth=0.6),
+                "version": common_pb2.ProtocolVersion(major=1),
+            },
+            UnknownFields,
+        ),
         ({"source_class": "cat"}, SettingsInvalid),
         ({"target_class": "cat"}, SettingsInvalid),
         ({"target_class": "c" * 65}, MessageInvalid),

@@ -124,12 +124,14 @@ def test_a_peer_can_push_out_only_its_own_contracts(target, north, institutions)
         ({"request_id": "x" * 65}, MessageInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=101)}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(solver="magic")}, SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(depth=1.5)}, SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, depth=0.4)}, PolicyDenied),
         ({"round_trip": True}, PolicyDenied),
     ],
 )
 def test_a_header_beyond_the_limits_is_refused(open_target, north, changes, error) -> None:
     """Before any latent is read."""
-    target = open_target(max_items_per_job=4, max_evaluations=100, round_trip="false")
+    target = open_target(max_items_per_job=4, max_evaluations=100, round_trip="false", least_depth=0.5)
     with pytest.raises(error):
         target.decode(north, header(target.negotiate(north), **changes))
 
@@ -147,6 +149,16 @@ def test_a_latent_that_is_no_noise_is_refused_by_its_number(target, north) -> No
             asking(lambda calls, timeout: came.extend(calls), call)
     assert refused.value.facts["item"] == "8"
     assert set(results(came)) == {3}
+
+
+def test_a_latent_of_less_depth_is_no_noise_and_is_decoded_where_that_is_allowed(open_target, north) -> None:
+    """The same numbers as a latent of the whole way are refused."""
+    target = open_target(least_depth=0.5)
+    contract, bad = target.negotiate(north), np.full((300, 2), 30, np.float32)
+    with pytest.raises(LatentNotGaussian):
+        target.decode(north, header(contract), *sent(contract, bad))
+    half = header(contract, solver=common_pb2.SolverSettings(evaluations=8, depth=0.5))
+    assert results(target.decode(north, half, *sent(contract, bad)))[0].shape == (300, 2)
 
 
 def test_a_latent_with_nan_is_refused_by_its_number(target, north) -> None:
