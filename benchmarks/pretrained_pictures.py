@@ -22,7 +22,7 @@ from ddib_fed.training.pictures.run import train_pictures
 
 NETWORK = {"dropout": 0.1}
 """What differs from the preset tiny-32."""
-STEPS = {"satellite": 7_000, "relief": 7_000, "brain-t1": 5_000, "brain-t2": 5_000}
+STEPS = {"satellite": 7_000, "relief": 7_000, "brain-t1": 4_000, "brain-t2": 4_000}
 BATCH = {"satellite": 32, "relief": 32, "brain-t1": 16, "brain-t2": 16}
 KEPT = (1_000, 2_000, 4_000)
 """Steps whose checkpoints stay, for benchmarks/training_curve.py."""

@@ -60,14 +60,19 @@ class _Spoken:
     def __init__(self, what: str) -> None:
         self._what = what
         self._said = 0
-        self._started = time.monotonic()
+        self._begun: tuple[int, float] | None = None
 
     def __call__(self, done: int, total: int, remark: str) -> None:
+        if self._begun is None:  # what was done before counts for nothing: a run may go on
+            self._begun = done, time.monotonic()
+        first, since = self._begun
         tenth = done * _LINES // total
         if tenth > self._said:
             self._said = tenth
-            left = (time.monotonic() - self._started) / done * (total - done)
-            rest = f"{remark}  {timedelta(seconds=round(left))} left" if done < total else remark
+            rest = remark
+            if first < done < total:
+                left = (time.monotonic() - since) / (done - first) * (total - done)
+                rest = f"{remark}  {timedelta(seconds=round(left))} left"
             click.echo(f"{self._what} {done}/{total}  {rest.strip()}".rstrip(), err=True)
 
 

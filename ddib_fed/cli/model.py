@@ -125,7 +125,8 @@ def show(*, which: str, output_format: str) -> None:
         print_json({"digest": bundle.digest, **manifest})
         return
     training = manifest.pop("training")
-    flat = {key: _text(value) for key, value in manifest.items() if value not in (None, "")}
+    flat = {key: _text(value) for key, value in manifest.items() if value not in (None, "", [])}
+    flat["sample_shape"] = " x ".join(map(str, manifest["sample_shape"]))
     lines(
         {
             "digest": bundle.digest,
@@ -137,10 +138,11 @@ def show(*, which: str, output_format: str) -> None:
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items() if item is not None)
+        said = {key: item for key, item in value.items() if item not in (None, "", [])}
+        return ", ".join(f"{key} {_text(item)}" for key, item in said.items())
     if isinstance(value, list):
-        return " x ".join(map(str, value))
-    return str(value)
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def open_model(which: str) -> Bundle:

@@ -278,7 +278,9 @@ def _summary(report: dict[str, Any], out: Path) -> dict[str, str]:
         text["doubtful"] = f"{kept['doubtful']} pictures, framed in the sheet"
     if "cycle_psnr" in report:
         cycled = report["cycle_psnr"]
-        text["cycle"] = f"PSNR {cycled['median']:.1f} dB (median), {cycled['min']:.1f} dB (least)"
+        text["cycle"] = (
+            f"PSNR {cycled['median']:.1f} dB (median), {cycled['min']:.1f} dB (least), at the models' size"
+        )
     if "uncertainty" in report:
         text["uncertainty"] = f"{report['uncertainty']['median']:.4f} (median of the maps' means, in [-1, 1])"
     text["cost"] = f"{report['seconds']:.1f} s"

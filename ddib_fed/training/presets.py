@@ -77,7 +77,7 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
         if (self.domain is None) == (self.data is None):
-            raise ValueError("give either domain or data")
+            raise ValueError("give one of: --domain, --data (points), --images (a folder of pictures)")
         if self.steps is not None and self.time_s is not None:
             raise ValueError("give either steps or time_s")
         if self.batch % self.levels:

@@ -40,7 +40,7 @@ class PictureTrainConfig(BaseModel):
         batch: Pictures a step, over all processes.
         microbatch: Pictures that go through the network at once; halved when memory runs out.
         learning_rate: Its peak, after `warmup` steps; then a half cosine to zero.
-        warmup: Steps over which the rate grows.
+        warmup: Steps over which the rate grows; at most a fifth of all.
         weight_decay: Of AdamW.
         ema: Decay of the averaged weights a step.
         clip: Largest norm of the gradient.
@@ -220,5 +220,5 @@ class ClassifierTrainConfig(PictureTrainConfig):
 
 def learning_rate(config: PictureTrainConfig, step: int, steps: int) -> float:
     """The rate of step `step` (from 0) of a settled run: linear warm-up, then half a cosine down to zero at `steps`."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup or 0))
+    warm = min(1.0, (step + 1) / max(1.0, min(config.warmup or 0, steps / 5)))
     return float(config.learning_rate or 0.0) * warm * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -168,6 +168,8 @@ class _Run:
         trainer.restore(checkpoint)
         trainer.microbatch = int(checkpoint.info.config.get("microbatch") or trainer.microbatch)
         self.cpu_before = checkpoint.info.cpu_seconds
+        if self.say is not None:
+            self.say(f"going on after step {trainer.step} of {trainer.steps}")
         return trainer
 
     def follow(self, trainer: PictureTrainer, on_progress: OnProgress | None) -> None:
