@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from ddib_fed.data.shipped import SHIPPED, ShippedPictures, load_shipped
+from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.evaluation import features, retrieval
 from ddib_fed.evaluation.bridging import (
@@ -203,7 +204,19 @@ def _quality(pair: Pair, rows: np.ndarray) -> dict[str, Any]:
         "parameters": [bundle.manifest.parameters for bundle in pair.bundles],
         "training": [bundle.manifest.training.model_dump() for bundle in pair.bundles],
         "latent": white(found.latent),
+        "latent_of_each": _of_each(found.latent),
         "translating_cpu_seconds": round(spent, 1),
+    }
+
+
+def _of_each(latent: np.ndarray) -> dict[str, dict[str, float]]:
+    """Spread over the pictures of what the check of a latent looks at (`diffusion.gaussianity`)."""
+    each = [measure(torch.from_numpy(one[None])) for one in latent]
+    names = ("mean", "std", "kurtosis", "correlation")
+    columns = {name: np.array([getattr(one, name) for one in each]) for name in names}
+    return {
+        name: {"min": float(c.min()), "median": float(np.median(c)), "max": float(c.max())}
+        for name, c in columns.items()
     }
 
 

@@ -20,11 +20,9 @@ from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.loop import Progress
 from ddib_fed.training.pictures.run import train_pictures
 
-NETWORK = {"dropout": 0.1}
-"""What differs from the preset tiny-32."""
-STEPS = {"satellite": 7_000, "relief": 7_000, "brain-t1": 4_000, "brain-t2": 4_000}
+STEPS = {"satellite": 3_000, "relief": 3_000, "brain-t1": 2_500, "brain-t2": 2_500}
 BATCH = {"satellite": 32, "relief": 32, "brain-t1": 16, "brain-t2": 16}
-KEPT = (1_000, 2_000, 4_000)
+KEPT = (500, 1_000, 2_000)
 """Steps whose checkpoints stay, for benchmarks/training_curve.py."""
 # The level to which pictures are softened before they are encoded; docs/latents.md has the table that it is from.
 SOFTEN_SIGMA = {"satellite": 0.02, "relief": 0.02, "brain-t1": 0.02, "brain-t2": 0.02}
@@ -38,7 +36,6 @@ def config(domain: str) -> PictureTrainConfig:
         domain=domain,
         name=domain,
         preset="tiny-32",
-        network=NETWORK,
         steps=STEPS[domain],
         batch=BATCH[domain],
         microbatch=BATCH[domain],

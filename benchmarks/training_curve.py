@@ -48,7 +48,11 @@ def main() -> None:
         finished = [load_bundle(run) for run in runs]
         rows = [
             _measured(domains, [_at(*each) for each in zip(finished, ways, strict=True)], given)
-            for ways in ([own[step] for own in kept] for step in sorted(kept[0].keys() & kept[1].keys()))
+            for ways in (
+                [own[step] for own in kept]
+                for step in sorted(kept[0].keys() & kept[1].keys())
+                if step < finished[0].manifest.training.steps
+            )
         ]
         rows.append(_measured(domains, finished, given))
         curves[pair] = rows

@@ -190,9 +190,8 @@ NetworkConfig = Annotated[
 Positive = Annotated[FiniteFloat, Field(gt=0.0)]
 Floats = npt.NDArray[np.floating]
 Colours = Literal["rgb", "opponent"]
-OPPONENT = np.array([[1 / 3, 1 / 3, 1 / 3], [-1 / 2, 0.0, 1 / 2], [-1 / 4, 1 / 2, -1 / 4]])
-"""Lightness, blue against red, green against both, from red, green and blue: each row's sizes add up to 1."""
-_RGB = np.linalg.inv(OPPONENT)
+BLACK = 0.02
+"""Added to red, green and blue in [0, 1], so that black has a hue, which is grey."""
 
 
 class Normalisation(_Frozen):
@@ -201,8 +200,7 @@ class Normalisation(_Frozen):
     Attributes:
         mean: One number, or one for each channel.
         std: The same.
-        colours: What the channels of a colour picture are: red, green and blue, or `OPPONENT` of them, whose values
-            lie in [-1, 1] too.
+        colours: What the channels of a colour picture are: red, green and blue, or what `opponent` makes of them.
     """
 
     mean: FiniteFloat | tuple[FiniteFloat, ...] = 0.0
@@ -224,11 +222,11 @@ class Normalisation(_Frozen):
         """The inverse of `apply`, float32."""
         mean, std = self._numbers(data.ndim)
         raw = data * std + mean
-        return (raw if self.colours == "rgb" else _mixed(_RGB, raw)).astype(np.float32)
+        return (raw if self.colours == "rgb" else from_opponent(raw)).astype(np.float32)
 
     def recoloured(self, raw: Floats) -> Floats:
         """Raw data (N, C, ...) with their channels as `colours` says."""
-        return raw if self.colours == "rgb" else _mixed(OPPONENT, raw)
+        return raw if self.colours == "rgb" else opponent(raw)
 
     def _numbers(self, ndim: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Mean and std that broadcast over arrays of `ndim` dimensions, channels second: float64."""
@@ -243,10 +241,25 @@ class Normalisation(_Frozen):
         return self
 
 
-def _mixed(matrix: npt.NDArray[np.float64], x: Floats) -> Floats:
-    """Each place's channels (N, 3, ...) times a matrix (3, 3)."""
-    mixed: Floats = np.einsum("ij,nj...->ni...", matrix, x)
-    return mixed
+def opponent(rgb: Floats) -> Floats:
+    """Lightness and two opponent chromaticities of pictures (N, 3, ...) in [-1, 1].
+
+    With R, G, B in [0, 1], `BLACK` added to each, and T = R + G + B: sqrt(T / 3), (B - R) / T, (2 G - R - B) / (2 T).
+    A hue is the same however dark it is. Values below -1 count as -1.
+    """
+    red, green, blue = (np.maximum(rgb[:, i], -1.0) / 2 + (0.5 + BLACK) for i in range(3))
+    total = red + green + blue
+    return np.stack(
+        [np.sqrt(total / 3), (blue - red) / total, (2 * green - red - blue) / (2 * total)], axis=1
+    )
+
+
+def from_opponent(found: Floats) -> Floats:
+    """The inverse of `opponent`; lightness below 0 counts as 0."""
+    total = 3 * np.maximum(found[:, 0], 0.0) ** 2
+    green = total * (1 + 2 * found[:, 2]) / 3
+    both, difference = total - green, total * found[:, 1]
+    return np.stack([(both - difference) / 2, green, (both + difference) / 2], axis=1) * 2 - (1 + 2 * BLACK)
 
 
 class PictureFormat(_Frozen):

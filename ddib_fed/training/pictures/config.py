@@ -57,8 +57,8 @@ class PictureTrainConfig(BaseModel):
         crop: Cut a random window out of pictures that are kept an eighth larger; folders only.
         dequantise: Add uniform noise within one quantisation step of the pictures.
         normalise: Bring the pictures to zero mean and unit deviation: "channel" by channel, by one "scalar", or "none".
-        colours: What the channels of colour pictures become: "rgb", or "opponent", lightness and two differences of
-            colours, each with its own mean and deviation; both sides of a bridge must use the same.
+        colours: What the channels of colour pictures become: "rgb", or "opponent", lightness and two chromaticities,
+            each with its own mean and deviation; both sides of a bridge must use the same.
         classes: Condition on classes: those of "folders", of the file names' "prefix", or "given" with the arrays.
         label_dropout: Share of samples whose class is withheld, for classifier-free guidance.
         skip_bad: Leave out files that cannot be read instead of refusing the folder.
