@@ -156,10 +156,12 @@ class ItemSpec:
 def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
     """What decides whether the same request id has the same content: all but owner and request id.
 
-    Classes count only where there are any: a job that an older release accepted keeps its digest.
+    Classes and depth count only where they are anything: a job that an older release accepted keeps its digest.
     """
     left_out = {"owner", "request_id"} | {k for k in ("source_class", "target_class") if not getattr(spec, k)}
     settings = {k: v for k, v in asdict(spec).items() if k not in left_out}
+    if spec.solver.depth == 1.0:
+        del settings["solver"]["depth"]
     files = [[item.media_type, item.sha256.hex()] for item in items]
     return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).digest()
 

@@ -49,7 +49,9 @@ def test_writes_results_and_provenance(translate, scan, tmp_path, capsys):
     np.testing.assert_array_equal(np.load(out / "scan.npy"), points(100) * 2)
     record = json.loads((out / "scan.json").read_text())
     assert record["input"] == "scan.npy"
-    assert record["solver"] == {"solver": "ddim", "order": 0, "evaluations": 24, "grid": "default"}
+    assert record["solver"] == {
+        "solver": "ddim", "order": 0, "evaluations": 24, "grid": "default", "depth": 1.0
+    }  # fmt: skip
     assert record["contract_sha256"] == (b"c" * 32).hex()
     assert record["cycle"] == {"median": 1e-4, "mean": 2e-4, "p99": 3e-3, "max": 0.5}
     assert len(record["files"]["translation"]["sha256"]) == 64

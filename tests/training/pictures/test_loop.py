@@ -69,7 +69,7 @@ from ddib_fed.training.pictures.starts import open_start
 from ddib_fed.training.pictures.world import World
 from tests.training.pictures.examples import spots_source
 torch.set_num_threads(1)
-network = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
+network = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "spectral": False}
 config = PictureTrainConfig(network=network, batch=1024, microbatch=1024, steps=5).settled()
 source = spots_source()
 one = PictureTrainer(config, source, open_start(config, source), World(0, 1, torch.device("cpu")))

@@ -109,10 +109,17 @@ def test_a_run_that_fits_a_time_settles_its_steps_once(tiny, spots, tmp_path):
 
 
 def test_a_short_run_learns(tiny, spots, tmp_path):
+    """From knowing nothing; and from a Gaussian model of the pictures, which is ahead to begin with, from there."""
     config = tiny.model_copy(update={"steps": 120, "checkpoint_every": 60, "learning_rate": 3e-3, "ema": 0.9})
-    train_pictures(config, tmp_path, source=spots)
-    rows = list(csv.DictReader((tmp_path / "run" / "progress.csv").read_text().splitlines()))
-    assert float(rows[-1]["held_out"]) < 0.75 < float(rows[0]["loss"])
+    found = {}
+    for spectral in (False, True):
+        network = {**config.network, "spectral": spectral}
+        out = tmp_path / str(spectral)
+        train_pictures(config.model_copy(update={"network": network}), out, source=spots)
+        rows = list(csv.DictReader((out / "run" / "progress.csv").read_text().splitlines()))
+        found[spectral] = float(rows[0]["loss"]), float(rows[-1]["held_out"])
+    assert found[False][1] < 0.75 < found[False][0]
+    assert found[True][1] < 0.95 * found[True][0] < found[False][0]
 
 
 def test_half_precision_halves_the_file(tiny, spots, tmp_path):

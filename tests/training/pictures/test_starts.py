@@ -59,7 +59,8 @@ def test_grey_pictures_get_what_the_rgb_network_says_of_them_in_all_channels(ask
 
 
 def test_rgb_pictures_get_the_grey_networks_answer_for_their_mean(asked, spots, tiny, tmp_path):
-    train_pictures(tiny.model_copy(update={"steps": 2, "ema": 0.0}), tmp_path, source=spots_source(1))
+    plain = tiny.model_copy(update={"steps": 2, "ema": 0.0, "network": {**tiny.network, "spectral": False}})
+    train_pictures(plain, tmp_path, source=spots_source(1))
     config = tiny.model_copy(update={"network": {}, "init": tmp_path})
     grey, rgb = (network_from(config, spots_source(channels)) for channels in (1, 3))
     times, x = torch.tensor([0.5]), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
