@@ -41,11 +41,12 @@ EXTRA = "pip install 'ddib-fed[data]'"
 RANDOM_DRAWS = 20
 """Of as many pictures as there are; a single draw says little."""
 # Floors that notice what broke: what a working pair of nodes reaches with the models that ship.
-# They are not the goals (38 dB, 1.3 x noise), which these models miss: docs/pictures.md holds them to those.
-CYCLE_MEDIAN = 30.0
-CYCLE_MIN = 20.0
+# They are not the goals (38 dB, 1.3 x noise): docs/pictures.md holds the models to those. What softening by 0.1 covers
+# cannot come back, so that round trips end near 26 dB; docs/latents.md has the table that it was chosen from.
+CYCLE_MEDIAN = 22.0
+CYCLE_MIN = 14.0
 """dB, as is the median."""
-MOST_CORRELATION = 2.0
+MOST_CORRELATION = 1.5
 """In multiples of true noise's."""
 
 
