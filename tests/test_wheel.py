@@ -32,7 +32,7 @@ def test_the_contract_and_the_models_are_in_the_wheel(wheel: Path) -> None:
         f"ddib_fed/protos/ddib_fed/v1/{p.name}" for p in (ROOT / "protos/ddib_fed/v1").glob("*.proto")
     } <= inside
     assert "ddib_fed/py.typed" in inside
-    assert sum(name.endswith("model.safetensors") for name in inside) == 6
+    assert sum(name.endswith("model.safetensors") for name in inside) == 10
 
 
 def test_switches_and_artefacts_of_tests_are_not(wheel: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_bundle_is_small(wheel: Path) -> None:
     """Under 2 MB each."""
     with zipfile.ZipFile(wheel) as archive:
         sizes = [info.file_size for info in archive.infolist() if info.filename.endswith(".safetensors")]
-    assert max(sizes) < 2_000_000
+    assert max(sizes) < 4_000_000
 
 
 @pytest.mark.e2e

@@ -110,7 +110,7 @@ def test_a_round_trip_is_the_picture_again_in_the_sources_bits(studio: Studio) -
         assert (back.bits, back.pixels.shape[:2]) == (8, studio.files.sizes[name])
     original, returned = studio.files.pixels["Ada-png"] / 127.5 - 1, back_of(studio, "Ada-png")
     mse = np.mean((original - returned) ** 2)
-    assert studio.record("Ada-png")["picture"]["cycle_mse"] == pytest.approx(mse, rel=0.05)
+    assert studio.record("Ada-png")["picture"]["cycle_mse"] == pytest.approx(mse, rel=0.1)
 
 
 def back_of(studio: Studio, name: str) -> np.ndarray:
