@@ -5,10 +5,14 @@ x = alpha x_0 + sigma eps, r = U^T (x - alpha m) and S = alpha^2 D + sigma^2 the
 
     E[v | x] = U [alpha sigma (1 - D) / S r] - sigma m,    Var[v | x] = U [D / S] U^T.
 
-The network is asked about U [r / sqrt(S)], which is white at every noise level, and what it answers, F, is taken in
-units of what is left to know: v = E[v | x] + U sqrt(D / S) U^T F. So it begins where a linear model ends, and its
-latents are nearly white from the first step: what Karras et al. (arXiv 2206.00364, section 5) do for one variance of
-all data, done for each frequency.
+The network sees U [r / sqrt(S)], which is white at every noise level, so that fine structure is not lost beside coarse,
+and E[x_0 | x] - m, in which coarse structure is not lost in noise. What it answers, F, is taken in units of what is left
+to know where that is little: v = E[v | x] + U min(1, sqrt(D / S)) U^T F. So it begins where a linear model ends, and
+its latents are nearly white from the first step: what Karras et al. (arXiv 2206.00364, section 5) do for one variance
+of all data, done for each frequency.
+
+Without the 1, high noise and large D make sqrt(D / S) some 20, and the errors there, which nothing can
+mend, come back as gradients 400 times those of anything that can be learned.
 
 The rule: the spectrum is measured once, before the first step, and rounded as a bundle will store it.
 """
@@ -69,8 +73,9 @@ class Spectrum(nn.Module):
         found = cosines(x.float() - alpha * mean)
         return Asked(
             white=pictures(found * spread.rsqrt()).to(x.dtype),
+            seen=pictures(alpha * variance / spread * found).to(x.dtype),
             expected=pictures(alpha * sigma * (1.0 - variance) / spread * found) - sigma * mean,
-            left=(variance / spread).sqrt(),
+            left=(variance / spread).sqrt().clamp_max(1.0),
         )
 
 
@@ -80,11 +85,13 @@ class Asked:
 
     Attributes:
         white: x in units of its spectrum (N, C, H, W).
+        seen: E[x_0 | x] - m if pictures were Gaussian, the same shape.
         expected: E[v | x] if pictures were Gaussian, the same shape, float32.
-        left: Deviation of v from that by frequency, float32; broadcasts over them.
+        left: Deviation of v from that by frequency, at most 1, float32; broadcasts over them.
     """
 
     white: Tensor
+    seen: Tensor
     expected: Tensor
     left: Tensor
 

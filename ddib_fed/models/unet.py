@@ -101,7 +101,7 @@ class UNet(nn.Module):
         self.time_embed = TimeEmbed(model_channels)
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes + class_dropout, emb_channels)
-        entering = in_channels * (patch**2 + global_mean)
+        entering = in_channels * (patch**2 * (1 + spectral) + global_mean)
         way = descend(settings, entering, widths, num_res_blocks, attention_resolutions, num_heads)
         self.input_blocks = way.blocks
         self.middle_block = middle(settings, widths[-1], num_heads)
@@ -146,12 +146,17 @@ class UNet(nn.Module):
         if self.spectrum is None:
             return self._predict(x, times, rows, y)
         asked = self.spectrum.ask(x, times, rows)
-        found = self._predict(asked.white, times, rows, y)
+        found = self._predict(asked.white, times, rows, y, asked.seen)
         channels = x.shape[1]  # what follows them is a learned variance
         return torch.cat([asked.answer(found[:, :channels]), found[:, channels:]], dim=1)
 
-    def _predict(self, x: Tensor, times: Tensor, rows: Tensor | None, y: Tensor | None) -> Tensor:
+    def _predict(
+        self, x: Tensor, times: Tensor, rows: Tensor | None, y: Tensor | None, beside: Tensor | None = None
+    ) -> Tensor:
+        """What the layers say of x (N, in_channels, H, W), and of a second look at it, of the same shape."""
         mean = x.mean(dim=(2, 3), keepdim=True) * math.sqrt(x[0, 0].numel()) if self.global_mean else None
+        if beside is not None:
+            x = torch.cat([x, beside], dim=1)
         if self.patch > 1:
             x = functional.pixel_unshuffle(x, self.patch)
         if mean is not None:

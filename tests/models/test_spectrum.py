@@ -54,8 +54,10 @@ def test_mean_and_variances_are_measured_in_pieces():
 
 @pytest.mark.parametrize("lam", [4.0, 1.0, -0.5, -3.0])
 def test_the_question_is_white_and_what_is_left_has_the_stated_size(lam):
-    """At every noise level: x is white by frequency, v - E[v | x] has variance D / S and nothing of x in it."""
-    spectrum, _, _ = measured()
+    """At every noise level: x is white by frequency, v - E[v | x] has variance D / S and nothing of x in it.
+
+    Answers are taken in units of sqrt(D / S) where that is below 1; and the best linear estimate of x_0 is seen."""
+    spectrum, mean, variance = measured()
     x0, _, _ = gaussian(20_000, seed=1)
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
     alpha, sigma = (torch.sigmoid(torch.tensor(sign * 2 * lam)).sqrt() for sign in (1, -1))
@@ -63,9 +65,14 @@ def test_the_question_is_white_and_what_is_left_has_the_stated_size(lam):
     asked = spectrum.ask(x, torch.tensor([LAMBDA_SCALE * lam]))
     white = cosines(asked.white)
     assert torch.allclose(white.var(0), torch.ones(1, SIZE, SIZE), atol=0.08)
-    left = cosines(alpha * eps - sigma * x0 - asked.expected) / asked.left
+    scale = (variance / (alpha.double() ** 2 * variance + sigma.double() ** 2)).sqrt().float()
+    assert torch.allclose(asked.left, scale.clamp(max=1.0), rtol=0.05)
+    left = cosines(alpha * eps - sigma * x0 - asked.expected) / scale
     assert torch.allclose(left.var(0), torch.ones(1, SIZE, SIZE), atol=0.08)
     assert float((white * left).mean(0).abs().max()) < 0.04
+    missed = cosines(x0 - mean.float() - asked.seen)
+    assert torch.allclose(missed.var(0), (sigma * scale).square().expand(1, SIZE, SIZE), rtol=0.1)
+    assert float((cosines(asked.seen) * missed).mean(0).abs().max()) < 0.04 * float(variance.max())
 
 
 def test_a_network_that_answers_nothing_encodes_gaussian_pictures_to_noise():
@@ -114,7 +121,7 @@ def test_a_learned_variance_passes_by():
     x = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
         asked = network.spectrum.ask(x, torch.zeros(1))
-        inner = network._predict(asked.white, torch.zeros(1), None, None)
+        inner = network._predict(asked.white, torch.zeros(1), None, None, asked.seen)
         outer = network(x, torch.zeros(1))
     assert torch.equal(outer[:, 1], inner[:, 1])
     assert torch.allclose(outer[:, :1], asked.answer(inner[:, :1]))

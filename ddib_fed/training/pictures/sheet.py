@@ -40,7 +40,9 @@ NEAR = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Nearness:
-    """How far pictures are from the nearest training picture, as root mean square in [-1, 1], medians.
+    """How far pictures are from the nearest training picture, in units of how far they are from the mean one; medians.
+
+    So a blurred sample, which is near to everything, does not pass for a copy.
 
     Attributes:
         samples: Of what the model draws.
@@ -107,7 +109,8 @@ def nearness(trainer: PictureTrainer, drawn: Floats, most: int = 20_000) -> Near
     if trainer.config.flip:
         train = np.concatenate([train, _small(own[..., ::-1])])
     held_out = _small(_middle(trainer.source.held_out[:256], drawn.shape[2:]))
-    return Nearness(_nearest(_small(drawn), train), _nearest(held_out, train))
+    mean = train.mean(0)
+    return Nearness(*(_nearest(some - mean, train - mean) for some in (_small(drawn), held_out)))
 
 
 def _condition(trainer: PictureTrainer, first: int, part: Tensor) -> dict[str, Tensor] | None:
@@ -135,5 +138,7 @@ def _small(pixels: NDArray[Any]) -> Floats:
 
 
 def _nearest(some: Floats, others: Floats) -> float:
-    squares = (some**2).sum(1)[:, None] + (others**2).sum(1)[None] - 2 * some @ others.T
-    return float(np.median(np.sqrt(np.clip(squares.min(1), 0, None) / some.shape[1])))
+    """The median distance of rows to the nearest of others, over their distance to zero."""
+    norms = (some**2).sum(1)
+    squares = norms[:, None] + (others**2).sum(1)[None] - 2 * some @ others.T
+    return float(np.median(np.sqrt(np.clip(squares.min(1), 0, None) / np.maximum(norms, 1e-6))))

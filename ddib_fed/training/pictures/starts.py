@@ -95,7 +95,7 @@ def new_network(start: Start, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         network = build_network(start.network)
     if start.bundle is not None:
-        network.load_state_dict(fitted(start.bundle.state, network.state_dict(), means=_has_means(start)))
+        network.load_state_dict(fitted(start.bundle.state, network.state_dict(), start.network))
     return channels_last(network).train()
 
 
@@ -106,14 +106,14 @@ def channels_last(network: nn.Module) -> nn.Module:
 
 
 def fitted(
-    old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], *, means: bool = False
+    old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], network: Config
 ) -> dict[str, Tensor]:
     """The weights `old`, changed in shape to those of `fresh` where the module's docstring says how.
 
     Args:
         old: A state dict.
         fresh: The state dict of a fresh network.
-        means: Whether the last inputs of the network are its channels' means (`global_mean`).
+        network: Whose state dict `fresh` is.
 
     Raises:
         BundleInvalid: A tensor is missing, or has a shape that cannot be made to fit.
@@ -126,7 +126,7 @@ def fitted(
         elif have is not None and have.shape == want.shape:
             found[name] = have
         elif have is not None and name == _FIRST:
-            found[name] = _first(have, want, means=means)
+            found[name] = _first(have, want, network)
         elif have is not None and name.startswith(_LAST):
             found[name] = _last(have, want)
         else:
@@ -160,10 +160,6 @@ def _classifier_start(config: ClassifierTrainConfig, source: PictureSource) -> S
                 hint="train on the same pictures",
             )
     return Start(network, made.schedule, "v", made.time_input, normal=made.normalisation)
-
-
-def _has_means(start: Start) -> bool:
-    return isinstance(start.network, UNetConfig) and start.network.global_mean
 
 
 def _demanded(config: PictureTrainConfig, source: PictureSource) -> dict[str, Any]:
@@ -226,15 +222,18 @@ def _grouped(weight: Tensor, channels: int, axis: int) -> Tensor:
     return weight.reshape(shape)
 
 
-def _first(have: Tensor, want: Tensor, *, means: bool) -> Tensor:
-    """The patches' pixels come first, then the means, each grouped by channel."""
+def _first(have: Tensor, want: Tensor, network: Config) -> Tensor:
+    """The patches' pixels come first, twice with a spectrum, then the means; each part is grouped by channel."""
     channels = {3 * want.shape[1]: 3, want.shape[1] / 3: 1}.get(have.shape[1])
     if channels is None:
         raise _misfit(_FIRST, have, want)
-    tail = channels if means else 0
-    parts = have.split_with_sizes([have.shape[1] - tail, tail], dim=1)
+    pixels, means = 1, 0
+    if isinstance(network, UNetConfig):
+        pixels, means = 1 + network.spectral, channels * network.global_mean
+    each = (have.shape[1] - means) // pixels
+    parts = have.split_with_sizes([each] * pixels + [means] * (means > 0), dim=1)
     if channels == 3:
-        return torch.cat([_grouped(part, 3, 1).sum(1) for part in parts if part.numel()], dim=1)
+        return torch.cat([_grouped(part, 3, 1).sum(1) for part in parts], dim=1)
     return torch.cat([part / 3 for part in parts for _ in range(3)], dim=1)
 
 

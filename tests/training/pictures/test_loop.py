@@ -14,7 +14,7 @@ from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.spectrum import cosines
 from ddib_fed.training.pictures import sheet
 from ddib_fed.training.pictures.loop import PictureTrainer
-from ddib_fed.training.pictures.sources import open_source
+from ddib_fed.training.pictures.sources import array_source, open_source
 from ddib_fed.training.pictures.starts import open_start
 from ddib_fed.training.pictures.world import World
 from tests.training.pictures.examples import spots_source
@@ -119,3 +119,13 @@ def test_copies_of_training_pictures_are_noticed_and_new_pictures_are_not(tiny, 
     assert "overfitting" in sheet.nearness(one, copies).warning
     assert "overfitting" in sheet.nearness(one, np.ascontiguousarray(copies[..., ::-1])).warning
     assert not sheet.nearness(one, fresh).warning
+
+
+def test_faint_pictures_are_no_copies(tiny):
+    """What a network draws at first is near to the mean, and so to every picture."""
+    generator = np.random.default_rng(0)
+    shapes = generator.uniform(-1, 1, (40, 1, 8, 8))
+    weights = generator.normal(0, 0.05, (480, 40)) * generator.uniform(0.1, 1, (480, 1))
+    made = np.tensordot(weights, shapes, 1).astype(np.float32)
+    one = trainer(tiny, array_source("shapes", made[:400], made[400:]))
+    assert not sheet.nearness(one, made[400:] * np.float32(0.2)).warning

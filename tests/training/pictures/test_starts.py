@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import save_bundle
-from ddib_fed.models.manifest import Manifest, MlpConfig
+from ddib_fed.models.manifest import Manifest, MlpConfig, UNetConfig
 from ddib_fed.models.mlp import ResidualMLP
+from ddib_fed.models.networks import build_network
 from ddib_fed.training.pictures.run import train_pictures
-from ddib_fed.training.pictures.starts import new_network, open_start
+from ddib_fed.training.pictures.starts import fitted, new_network, open_start
 from tests.training.pictures.examples import spots_source
 
 
@@ -67,6 +69,21 @@ def test_rgb_pictures_get_the_grey_networks_answer_for_their_mean(asked, spots, 
     with torch.no_grad():
         expected = grey(x.mean(1, keepdim=True), times).expand(2, 3, 8, 8)
         assert torch.allclose(rgb(x, times), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_the_first_layer_takes_grey_as_it_took_three_equal_channels(spectral):
+    """Every part of what enters: patches of pixels, once or twice, then means."""
+    fields = {"image_size": 8, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "patch": 2}
+    configs = [
+        UNetConfig(in_channels=c, out_channels=c, global_mean=True, spectral=spectral, **fields) for c in (3, 1)
+    ]
+    rgb, grey = (build_network(config).input_blocks[0][0] for config in configs)
+    name = "input_blocks.0.0.weight"
+    weight = fitted({name: rgb.weight.detach()}, {name: grey.weight.detach()}, configs[1])[name]
+    parts = [torch.randn(2, size, 4, 4) for size in [4] * (1 + spectral) + [1]]
+    expected = functional.conv2d(torch.cat([p for part in parts for p in [part] * 3], dim=1), rgb.weight)
+    assert torch.allclose(functional.conv2d(torch.cat(parts, dim=1), weight), expected, atol=1e-5)
 
 
 def test_a_variance_and_classes_that_are_new_start_fresh(asked, spots):
