@@ -51,6 +51,8 @@ class Daemon:
         self._started = time.monotonic()
         # No Event: a handler may interrupt its own thread anywhere, also inside an Event's lock.
         self._signals: list[int] = []
+        self._jobs_lock = threading.Lock()
+        self._last_jobs: dict[str, int] | None = None
         self._loading = False
         self._drain_asked = threading.Event()
         paths = config.paths
@@ -175,7 +177,7 @@ class Daemon:
 
     def request_drain(self) -> int:
         """Finish and exit, as SIGTERM does; how many jobs run now."""
-        running = sum(role.jobs().get("running", 0) for role in self.roles)
+        running = self._jobs().get("running", 0)
         self._drain_asked.set()
         return running
 
@@ -200,11 +202,22 @@ class Daemon:
             role.close()
         self.server.stop(0.0 if self._stop_now else 1.0)
         self._renewal.stop()
+        self._keep_last_jobs()
         for role in self.roles:
             role.release()
         if self.node.loaded:
             self.node.running_engine.close()
         log.info("stopped")
+
+    def _keep_last_jobs(self) -> None:
+        """The operator is answered to the end, but a role cannot count what it has let go of."""
+        last: dict[str, int] = {}
+        try:
+            last = self._jobs()
+        except Exception:
+            log.exception("the jobs could not be counted")
+        with self._jobs_lock:
+            self._last_jobs = last
 
     def _peers_changed(self) -> int:
         """End the calls of removed peers, theirs and ours; how many of theirs there were."""
@@ -254,10 +267,19 @@ class Daemon:
                 address=peer.address,
                 fingerprint=" ".join(peer.fingerprints),
             )
-        for role in self.roles:
-            for name, count in role.jobs().items():
-                answer.jobs[name] += count
+        answer.jobs.update(self._jobs())
         return answer
+
+    def _jobs(self) -> dict[str, int]:
+        """Work of all roles by state; of the moment before they let go of the disk, once they have."""
+        with self._jobs_lock:
+            if self._last_jobs is not None:
+                return self._last_jobs
+            found: dict[str, int] = {}
+            for role in self.roles:
+                for name, count in role.jobs().items():
+                    found[name] = found.get(name, 0) + count
+            return found
 
     def _certificate_expires(self) -> float:
         """Unix seconds; 0 while the files cannot be read, which `state` tells."""

@@ -166,6 +166,24 @@ def test_status_is_answered_when_the_certificate_cannot_be_read(config) -> None:
     assert running.end() == 0
 
 
+def test_status_is_answered_until_the_socket_is_gone(tmp_path, monkeypatch) -> None:
+    """Also after a source has closed its database: with the jobs as they were last."""
+    config = ready(tmp_path / "north", "north.example", "source")
+    client, seen = AdminClient(config), []
+    stop_admin = daemon.stop_admin
+
+    def stop(server, path) -> None:
+        seen.append(client.status())
+        stop_admin(server, path)
+
+    monkeypatch.setattr(daemon, "stop_admin", stop)
+    running = Running(config).serving()
+    before = client.status()
+    assert running.end() == 0
+    assert dict(seen[0].jobs) == dict(before.jobs)
+    assert "queued" in before.jobs
+
+
 def test_check_finds_what_is_wrong_and_changes_nothing(config, tmp_path) -> None:
     """One line for each thing; "ok" begins those that are in order."""
     before = sorted(path for path in config.folder.rglob("*"))
