@@ -102,7 +102,11 @@ def test_pictures_come_back_at_their_own_size_and_as_deep_as_the_target(studio: 
 
 
 def test_a_round_trip_is_the_picture_again_in_the_sources_bits(studio: Studio) -> None:
-    """And its PSNR is recorded; what is written differs from the original by no more than that."""
+    """And its PSNR is recorded; what is written differs from the original by that and the rounding to 8 bits.
+
+    Rounding adds noise of variance q^2 / 12 for a quantisation step q; that it is not quite orthogonal to an error of as
+    many pixels moves the mean square by about 2 sqrt(MSE q^2 / 12 / pixels), here by 2 % at one deviation.
+    """
     for name in ("Ada-png", "Ada-jpeg"):
         picture = studio.record(name)["picture"]
         assert picture["cycle_psnr"] > 35
@@ -110,7 +114,9 @@ def test_a_round_trip_is_the_picture_again_in_the_sources_bits(studio: Studio) -
         assert (back.bits, back.pixels.shape[:2]) == (8, studio.files.sizes[name])
     original, returned = studio.files.pixels["Ada-png"] / 127.5 - 1, back_of(studio, "Ada-png")
     mse = np.mean((original - returned) ** 2)
-    assert studio.record("Ada-png")["picture"]["cycle_mse"] == pytest.approx(mse, rel=0.1)
+    recorded, rounding = studio.record("Ada-png")["picture"]["cycle_mse"], (2 / 255) ** 2 / 12
+    scatter = 2 * np.sqrt(recorded * rounding / original.size)
+    assert mse == pytest.approx(recorded + rounding, abs=4 * scatter)
 
 
 def back_of(studio: Studio, name: str) -> np.ndarray:
