@@ -5,11 +5,11 @@ x = alpha x_0 + sigma eps, r = U^T (x - alpha m) and S = alpha^2 D + sigma^2 the
 
     E[v | x] = U [alpha sigma (1 - D) / S r] - sigma m,    Var[v | x] = U [D / S] U^T.
 
-The network sees U [r / sqrt(S)], which is white at every noise level, so that fine structure is not lost beside coarse,
-and E[x_0 | x] - m, in which coarse structure is not lost in noise. What it answers, F, is taken in units of what is left
-to know where that is little: v = E[v | x] + U min(1, sqrt(D / S)) U^T F. So it begins where a linear model ends, and
-its latents are nearly white from the first step: what Karras et al. (arXiv 2206.00364, section 5) do for one variance
-of all data, done for each frequency.
+The network sees U [r / sqrt(S)], which is white at every noise level, so that fine structure is not lost beside
+coarse, and E[x_0 | x] - m, in which coarse structure is not lost in noise. What it answers, F, is taken in units of
+what is left to know where that is little: v = E[v | x] + U min(1, sqrt(D / S)) U^T F. So it begins where a linear model
+ends, and its latents are nearly white from the first step: what Karras et al. (arXiv 2206.00364, section 5) do for one
+variance of all data, done for each frequency.
 
 Without the 1, high noise and large D make sqrt(D / S) some 20, and the errors there, which nothing can
 mend, come back as gradients 400 times those of anything that can be learned.

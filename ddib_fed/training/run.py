@@ -1,41 +1,30 @@
 """A training run as a folder: started, resumed, finished; `train` is what the commands and the nodes call.
 
-    out/manifest.json, out/model.safetensors      the finished bundle; the manifest is moved in last
-    out/run/run.json                              the run, its number of steps settled
-    out/run/checkpoint-00000250/                  see `checkpoint`
-    out/run/progress.csv, loss.png, samples.png   see `record`
-
-The rule: nothing that is there is overwritten unless the caller said which of the two is meant, go on or start again.
+out/run/progress.csv, loss.png, samples.png   see `record`; everything else as `folder` has it
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
-from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
-from ddib_fed.evaluation.report import sync_folder, write_bytes
 from ddib_fed.evaluation.threads import torch_threads
-from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE, Bundle, load_bundle, make_bundle, save_bundle
+from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
 from ddib_fed.models.manifest import Manifest, MlpConfig, Normalisation, Training
 from ddib_fed.training import record
-from ddib_fed.training.checkpoint import CheckpointInfo, latest_checkpoint, latest_identity, write_checkpoint
+from ddib_fed.training.checkpoint import CheckpointInfo, latest_checkpoint, write_checkpoint
+from ddib_fed.training.folder import DTYPES, RunFolder, run_identity
 from ddib_fed.training.loop import OnProgress, Progress, Trainer, learning_rate, settle
 from ddib_fed.training.presets import STEPS, TrainConfig
 from ddib_fed.training.sources import Source, open_source
 
-RUN_FOLDER = "run"
 LOG_EVERY = 10
 HELD_OUT_EVERY = 100
-_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 def train(
@@ -70,7 +59,7 @@ def train(
     source = open_source(config)
     with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         run = _open_run(config, out, source, resume=resume, force=force)
-        if run.finished():
+        if run.place.finished(run.identity):
             return load_bundle(out)
         trainer = run.trainer()
         run.follow(trainer, on_progress)
@@ -84,7 +73,7 @@ class _Run:
     Attributes:
         config: Its number of steps settled.
         source: Its points.
-        out: The bundle's folder.
+        place: Its folder.
         cpu_before: CPU seconds that earlier processes spent on it.
         started: When this process began it, monotonic.
         cpu_started: CPU seconds of this process when it began it.
@@ -92,51 +81,34 @@ class _Run:
 
     config: TrainConfig
     source: Source
-    out: Path
+    place: RunFolder
     cpu_before: float = 0.0
     started: float = field(default_factory=time.monotonic)
     cpu_started: float = field(default_factory=time.process_time)
 
     @property
-    def folder(self) -> Path:
-        return self.out / RUN_FOLDER
-
-    @property
     def identity(self) -> str:
         """What the weights depend on."""
-        return hashlib.sha256(f"{self.config.identity()} {self.source.digest}".encode()).hexdigest()
+        return run_identity(self.config.identity(), self.source.digest)
 
     @property
     def cpu_seconds(self) -> float:
         return self.cpu_before + time.process_time() - self.cpu_started
 
-    def finished(self) -> bool:
-        """Whether the bundle is there.
-
-        Raises:
-            StateConflict: It is, and was trained on something else.
-        """
-        if not (self.out / MANIFEST_FILE).exists():
-            return False
-        if latest_identity(self.folder) not in (None, self.identity):
-            raise _other_run(self.out)
-        return True
-
     def trainer(self) -> Trainer:
         """A trainer at the newest checkpoint, or at step 0."""
         trainer = Trainer(self.config, self.source)
-        checkpoint = latest_checkpoint(self.folder)
+        checkpoint = latest_checkpoint(self.place.run)
         if checkpoint is None:
             return trainer
-        if checkpoint.info.identity != self.identity:
-            raise _other_run(self.out)
+        self.place.require_own(checkpoint, self.identity)
         trainer.restore(checkpoint)
         self.cpu_before = checkpoint.info.cpu_seconds
         return trainer
 
     def follow(self, trainer: Trainer, on_progress: OnProgress | None) -> None:
         """Take the steps that remain, with lines in progress.csv, checkpoints and reports."""
-        log = record.ProgressFile(self.folder / "progress.csv", trainer.step)
+        log = record.ProgressFile(self.place.run / "progress.csv", trainer.step)
         first, losses, smooth = trainer.step, [], 0.0
         while trainer.step < trainer.steps:
             loss = trainer.advance()
@@ -158,26 +130,21 @@ class _Run:
             identity=self.identity,
             cpu_seconds=self.cpu_seconds,
         )
-        write_checkpoint(self.folder, info, trainer.tensors())
+        write_checkpoint(self.place.run, info, trainer.tensors())
 
     def finish(self, trainer: Trainer) -> Bundle:
         """Measure, draw, and move the bundle into its place."""
-        dtype = _DTYPES[self.config.dtype]
+        dtype = DTYPES[self.config.dtype]
         state = {name: value.to(dtype) for name, value in trainer.ema.state_dict().items()}
         spent = self.cpu_seconds
         draft = make_bundle(self._manifest({}), state)
         drawn = record.sample(draft.side(), self.source.dim, self.config.samples)
         figures = record.figures(self.config, self.source, drawn)
         figures |= {"held_out_loss": round(trainer.held_out_loss(), 6), "cpu_seconds": round(spent, 1)}
-        record.draw_samples(self.config, self.source, drawn, self.folder / "samples.png")
-        record.draw_loss(record.read_progress(self.folder / "progress.csv"), self.folder / "loss.png")
-        staged = self.folder / "bundle"
-        save_bundle(staged, self._manifest(figures), state, overwrite=True)
-        for name in (WEIGHTS_FILE, MANIFEST_FILE):
-            (staged / name).replace(self.out / name)
-            sync_folder(self.out)
-        shutil.rmtree(staged)
-        return load_bundle(self.out)
+        record.draw_samples(self.config, self.source, drawn, self.place.run / "samples.png")
+        record.draw_loss(record.read_progress(self.place.run / "progress.csv"), self.place.run / "loss.png")
+        self.place.put(self._manifest(figures), state)
+        return load_bundle(self.place.out)
 
     def _row(self, trainer: Trainer, loss: float) -> record.Row:
         due = trainer.step % HELD_OUT_EVERY == 0 or trainer.step == trainer.steps
@@ -210,47 +177,14 @@ class _Run:
 def _open_run(config: TrainConfig, out: Path, source: Source, *, resume: bool, force: bool) -> _Run:
     """The run in `out`, new or found, with its number of steps settled and run.json written."""
     schedule_from_config(ScheduleConfig(name=config.schedule))
-    folder = out / RUN_FOLDER
-    if force:
-        for name in (MANIFEST_FILE, WEIGHTS_FILE):
-            (out / name).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-    stored = _stored(folder / "run.json")
-    if resume and stored is not None:
-        return _Run(_same_run(config, stored, out), source, out)
-    if (out / MANIFEST_FILE).exists():
-        raise AlreadyExists(
-            f"{out} holds a finished model", hint="choose another folder, or --force to replace it"
-        )
+    place = RunFolder(out, "points")
+    stored = place.found(TrainConfig, resume=resume, force=force)
     if stored is not None:
-        raise AlreadyExists(
-            f"{out} holds an unfinished run", hint="--resume to go on with it, --force to start again"
-        )
+        # A time, or no length at all, means the length that was settled.
+        asked = config.with_steps(config.steps or stored.steps or STEPS)
+        if asked.identity() != stored.identity():
+            raise place.other_run()
+        return _Run(stored, source, place)
     settled = settle(config, source, STEPS)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / "run.json", settled.model_dump_json(indent=2).encode())
-    return _Run(settled, source, out)
-
-
-def _stored(path: Path) -> TrainConfig | None:
-    if not path.exists():
-        return None
-    try:
-        return TrainConfig.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise BundleInvalid(f"{path} cannot be read: {error}", hint="--force starts the run again") from error
-
-
-def _same_run(asked: TrainConfig, stored: TrainConfig, out: Path) -> TrainConfig:
-    """The stored run, if it is what was asked: a time, or no length at all, means the length that was settled."""
-    steps = asked.steps if asked.steps is not None else stored.steps
-    if asked.with_steps(steps or STEPS).identity() != stored.identity():
-        raise _other_run(out)
-    return stored
-
-
-def _other_run(out: Path) -> StateConflict:
-    return StateConflict(
-        f"the run in {out} was started with other settings or other points",
-        hint=f"the settings are in {out / RUN_FOLDER / 'run.json'}; --force starts again",
-    )
+    place.begin(settled)
+    return _Run(settled, source, place)

@@ -32,9 +32,10 @@ from ddib_fed.evaluation.pictures import picture_rule
 from ddib_fed.evaluation.rehearsal_page import SideFound, WayFound, write_rehearsal
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.training import record
+from ddib_fed.training.folder import RUN_FOLDER
 from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.folder import name_of
-from ddib_fed.training.pictures.run import RUN_FOLDER, train_pictures
+from ddib_fed.training.pictures.run import train_pictures
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
 TRAINING_SHARE = 0.9

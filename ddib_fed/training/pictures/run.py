@@ -1,18 +1,12 @@
 """A run on pictures as a folder: started, resumed, finished; `train_pictures` is what commands and nodes call.
 
-    out/manifest.json, out/model.safetensors      the finished bundle; the manifest is moved in last
-    out/run/run.json                              the run, settled
-    out/run/checkpoint-00000500/                  see `training.checkpoint`
-    out/run/progress.csv, loss.png, samples.png   as it goes
+    out/run/progress.csv, loss.png, samples.png   as it goes; everything else as `training.folder` has it
 
-The rule: as in `training.run`, nothing that is there is overwritten unless the caller said which of the two is meant,
-go on or start again. Of several processes the leader alone touches the folder.
+The rule: of several processes the leader alone touches the folder.
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,22 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
-from ddib_fed.evaluation.report import sync_folder, write_bytes
 from ddib_fed.evaluation.threads import torch_threads
-from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE, Bundle, load_bundle, save_bundle
+from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.training import record
-from ddib_fed.training.checkpoint import (
-    Checkpoint,
-    CheckpointInfo,
-    latest_checkpoint,
-    latest_identity,
-    write_checkpoint,
-)
+from ddib_fed.training.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
+from ddib_fed.training.folder import DTYPES, RunFolder, run_identity
 from ddib_fed.training.pictures import sheet
 from ddib_fed.training.pictures.config import ClassifierTrainConfig, PictureTrainConfig
 from ddib_fed.training.pictures.loop import OnProgress, PictureTrainer, measure, settle
@@ -44,12 +30,10 @@ from ddib_fed.training.pictures.sources import PictureSource, open_source
 from ddib_fed.training.pictures.starts import Start, open_start
 from ddib_fed.training.pictures.world import World, open_world
 
-RUN_FOLDER = "run"
 SETTLE_S, LOOK_S = 20.0, 3.0
 """Seconds in which the cost of a step is measured: to fit a time, and only to tell it."""
 Say = Callable[[str], None]
 OnScan = Callable[[int, int], None]
-_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 def train_pictures(
@@ -101,7 +85,7 @@ def train_pictures(
         if isinstance(config, ClassifierTrainConfig) and config.generator is not None:
             config = config.model_copy(update={"generator_digest": load_bundle(config.generator).digest})
         run = _open_run(config, out, pictures, start, world, say, resume=resume, force=force)
-        if not world.decide(run.finished):
+        if not world.decide(lambda: run.place.finished(run.identity)):
             trainer = run.trainer()
             run.follow(trainer, on_progress)
             world.decide(lambda: run.finish(trainer))
@@ -116,7 +100,7 @@ class _Run:
         config: Settled.
         source: Its pictures.
         start: Its network.
-        out: The bundle's folder.
+        place: Its folder.
         world: The processes that share it.
         say: Told what is to be said.
         cpu_before: CPU seconds that earlier processes spent on it.
@@ -126,45 +110,28 @@ class _Run:
     config: PictureTrainConfig
     source: PictureSource
     start: Start
-    out: Path
+    place: RunFolder
     world: World
     say: Say | None = None
     cpu_before: float = 0.0
     cpu_started: float = field(default_factory=time.process_time)
 
     @property
-    def folder(self) -> Path:
-        return self.out / RUN_FOLDER
-
-    @property
     def identity(self) -> str:
         """What the weights depend on."""
-        return hashlib.sha256(f"{self.config.identity()} {self.source.digest}".encode()).hexdigest()
+        return run_identity(self.config.identity(), self.source.digest)
 
     @property
     def cpu_seconds(self) -> float:
         return self.cpu_before + time.process_time() - self.cpu_started
 
-    def finished(self) -> bool:
-        """Whether the bundle is there.
-
-        Raises:
-            StateConflict: It is, and was trained on something else.
-        """
-        if not (self.out / MANIFEST_FILE).exists():
-            return False
-        if latest_identity(self.folder) not in (None, self.identity):
-            raise _other_run(self.out)
-        return True
-
     def trainer(self) -> PictureTrainer:
         """A trainer at the newest checkpoint, or at step 0."""
         trainer = PictureTrainer(self.config, self.source, self.start, self.world)
-        checkpoint = _shared_checkpoint(self.folder, self.world)
+        checkpoint = _shared_checkpoint(self.place.run, self.world)
         if checkpoint is None:
             return trainer
-        if checkpoint.info.identity != self.identity:
-            raise _other_run(self.out)
+        self.place.require_own(checkpoint, self.identity)
         trainer.restore(checkpoint)
         trainer.microbatch = int(checkpoint.info.config.get("microbatch") or trainer.microbatch)
         self.cpu_before = checkpoint.info.cpu_seconds
@@ -174,7 +141,7 @@ class _Run:
 
     def follow(self, trainer: PictureTrainer, on_progress: OnProgress | None) -> None:
         """Take the steps that remain, with lines in progress.csv, checkpoints, sheets and reports."""
-        log = Log(self.folder, trainer, lambda: self.cpu_seconds) if self.world.leads else None
+        log = Log(self.place.run, trainer, lambda: self.cpu_seconds) if self.world.leads else None
         while trainer.step < trainer.steps:
             loss = trainer.advance()
             if log is None:
@@ -208,11 +175,11 @@ class _Run:
             identity=self.identity,
             cpu_seconds=self.cpu_seconds,
         )
-        write_checkpoint(self.folder, info, trainer.tensors())
+        write_checkpoint(self.place.run, info, trainer.tensors())
 
     def finish(self, trainer: PictureTrainer) -> None:
         """Measure, draw, and move the bundle into its place."""
-        dtype = _DTYPES[self.config.dtype]
+        dtype = DTYPES[self.config.dtype]
         state = {name: value.to("cpu", dtype) for name, value in trainer.ema.state_dict().items()}
         spent = self.cpu_seconds
         figures = {
@@ -222,17 +189,12 @@ class _Run:
         }
         if not self.start.classifies:
             drawn = sheet.draw(trainer, fine=True)
-            sheet.draw_sheet(drawn, self.folder / "samples.png")
+            sheet.draw_sheet(drawn, self.place.run / "samples.png")
             near = sheet.nearness(trainer, drawn)
             figures["nearest_training_picture"] = round(near.samples, 5)
             figures["nearest_training_picture_held_out"] = round(near.held_out, 5)
-        record.draw_loss(record.read_progress(self.folder / "progress.csv"), self.folder / "loss.png")
-        staged = self.folder / "bundle"
-        save_bundle(staged, self._manifest(trainer, figures), state, overwrite=True)
-        for name in (WEIGHTS_FILE, MANIFEST_FILE):
-            (staged / name).replace(self.out / name)
-            sync_folder(self.out)
-        shutil.rmtree(staged)
+        record.draw_loss(record.read_progress(self.place.run / "progress.csv"), self.place.run / "loss.png")
+        self.place.put(self._manifest(trainer, figures), state)
 
     def _manifest(self, trainer: PictureTrainer, figures: dict[str, float]) -> Manifest:
         config, source, start = self.config, self.source, self.start
@@ -271,9 +233,14 @@ def _open_run(
     force: bool,
 ) -> _Run:
     """The run in `out`, new or found, settled and with run.json written."""
-    stored = world.decide(lambda: _found(config, out, resume=resume, force=force))
+    place = RunFolder(out, "pictures")
+    stored = world.decide(lambda: place.found(type(config), resume=resume, force=force))
     if stored is not None:
-        return _Run(stored, source, start, out, world, say)
+        # A time, or no length at all, means the length that was settled.
+        asked = config.settled(steps=config.steps or stored.steps)
+        if asked.identity() != stored.settled().identity():
+            raise place.other_run()
+        return _Run(stored, source, start, place, world, say)
     cost = None
     if world.decide(lambda: config.time_s is not None or say is not None):
         within = SETTLE_S if config.time_s is not None else LOOK_S
@@ -283,55 +250,10 @@ def _open_run(
 
     def write() -> PictureTrainConfig:
         settled = settle(config, cost)
-        (out / RUN_FOLDER).mkdir(parents=True, exist_ok=True)
-        write_bytes(out / RUN_FOLDER / "run.json", settled.model_dump_json(indent=2).encode())
+        place.begin(settled)
         return settled
 
-    return _Run(world.decide(write), source, start, out, world, say)
-
-
-def _found(config: PictureTrainConfig, out: Path, *, resume: bool, force: bool) -> PictureTrainConfig | None:
-    """The stored run to go on with, or None when there is none (any more)."""
-    folder = out / RUN_FOLDER
-    if force:
-        for name in (MANIFEST_FILE, WEIGHTS_FILE):
-            (out / name).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-    stored = _stored(folder / "run.json", type(config))
-    if resume and stored is not None:
-        return _same_run(config, stored, out)
-    if (out / MANIFEST_FILE).exists():
-        raise AlreadyExists(
-            f"{out} holds a finished model", hint="choose another folder, or --force to replace it"
-        )
-    if stored is not None:
-        raise AlreadyExists(
-            f"{out} holds an unfinished run", hint="--resume to go on with it, --force to start again"
-        )
-    return None
-
-
-def _stored(path: Path, kind: type[PictureTrainConfig]) -> PictureTrainConfig | None:
-    if not path.exists():
-        return None
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise BundleInvalid(f"{path} cannot be read: {error}", hint="--force starts the run again") from error
-
-
-def _same_run(asked: PictureTrainConfig, stored: PictureTrainConfig, out: Path) -> PictureTrainConfig:
-    """The stored run, if it is what was asked: a time, or no length at all, means the length that was settled."""
-    if asked.settled(steps=asked.steps or stored.steps).identity() != stored.settled().identity():
-        raise _other_run(out)
-    return stored
-
-
-def _other_run(out: Path) -> StateConflict:
-    return StateConflict(
-        f"the run in {out} was started with other settings or other pictures",
-        hint=f"the settings are in {out / RUN_FOLDER / 'run.json'}; --force starts again",
-    )
+    return _Run(world.decide(write), source, start, place, world, say)
 
 
 def _shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:

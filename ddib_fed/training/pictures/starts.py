@@ -106,7 +106,7 @@ def channels_last(network: nn.Module) -> nn.Module:
 
 
 def fitted(
-    old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], network: Config
+    old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], network: UNetConfig | ClassifierConfig
 ) -> dict[str, Tensor]:
     """The weights `old`, changed in shape to those of `fresh` where the module's docstring says how.
 
@@ -222,7 +222,7 @@ def _grouped(weight: Tensor, channels: int, axis: int) -> Tensor:
     return weight.reshape(shape)
 
 
-def _first(have: Tensor, want: Tensor, network: Config) -> Tensor:
+def _first(have: Tensor, want: Tensor, network: UNetConfig | ClassifierConfig) -> Tensor:
     """The patches' pixels come first, twice with a spectrum, then the means; each part is grouped by channel."""
     channels = {3 * want.shape[1]: 3, want.shape[1] / 3: 1}.get(have.shape[1])
     if channels is None:

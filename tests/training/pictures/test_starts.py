@@ -76,7 +76,8 @@ def test_the_first_layer_takes_grey_as_it_took_three_equal_channels(spectral):
     """Every part of what enters: patches of pixels, once or twice, then means."""
     fields = {"image_size": 8, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "patch": 2}
     configs = [
-        UNetConfig(in_channels=c, out_channels=c, global_mean=True, spectral=spectral, **fields) for c in (3, 1)
+        UNetConfig(in_channels=c, out_channels=c, global_mean=True, spectral=spectral, **fields)
+        for c in (3, 1)
     ]
     rgb, grey = (build_network(config).input_blocks[0][0] for config in configs)
     name = "input_blocks.0.0.weight"

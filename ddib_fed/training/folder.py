@@ -1,0 +1,137 @@
+"""The folder of a training run, whatever is trained: what is there, what may be replaced, how the bundle gets there.
+
+    out/manifest.json, out/model.safetensors      the finished bundle; the manifest is moved in last
+    out/run/run.json                              the run, settled
+    out/run/checkpoint-00000250/                  see `checkpoint`
+
+The rule: nothing that is there is overwritten unless the caller said which of the two is meant, go on or start again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor
+
+from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
+from ddib_fed.evaluation.report import sync_folder, write_bytes
+from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE, save_bundle
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.training.checkpoint import Checkpoint, latest_identity
+
+RUN_FOLDER = "run"
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def run_identity(config: str, data: str) -> str:
+    """What the weights of a run depend on, from the digests of its settings and its data."""
+    return hashlib.sha256(f"{config} {data}".encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run's place on the disk.
+
+    Attributes:
+        out: The bundle's folder.
+        data: What is learned from, "points" or "pictures", for messages.
+    """
+
+    out: Path
+    data: str
+
+    @property
+    def run(self) -> Path:
+        """Where everything but the bundle is."""
+        return self.out / RUN_FOLDER
+
+    def found(self, kind: type[Config], *, resume: bool, force: bool) -> Config | None:
+        """The stored run to go on with, or None when there is none, or none any more.
+
+        Args:
+            kind: Of the stored settings.
+            resume: Go on with what is there.
+            force: Start again, whatever is there: it is removed.
+
+        Raises:
+            AlreadyExists: There is a bundle or an unfinished run, and neither resume nor force.
+            BundleInvalid: The stored settings cannot be read.
+        """
+        if force:
+            for name in (MANIFEST_FILE, WEIGHTS_FILE):
+                (self.out / name).unlink(missing_ok=True)
+            shutil.rmtree(self.run, ignore_errors=True)
+        stored = self._stored(kind)
+        if resume and stored is not None:
+            return stored
+        if (self.out / MANIFEST_FILE).exists():
+            raise AlreadyExists(
+                f"{self.out} holds a finished model", hint="choose another folder, or --force to replace it"
+            )
+        if stored is not None:
+            raise AlreadyExists(
+                f"{self.out} holds an unfinished run",
+                hint="--resume to go on with it, --force to start again",
+            )
+        return None
+
+    def begin(self, settled: BaseModel) -> None:
+        """Write the settings of a new run."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.run / "run.json", settled.model_dump_json(indent=2).encode())
+
+    def finished(self, identity: str) -> bool:
+        """Whether the bundle is there.
+
+        Raises:
+            StateConflict: It is, and was trained on something else.
+        """
+        if not (self.out / MANIFEST_FILE).exists():
+            return False
+        if latest_identity(self.run) not in (None, identity):
+            raise self.other_run()
+        return True
+
+    def require_own(self, checkpoint: Checkpoint, identity: str) -> None:
+        """Refuse a checkpoint of another run.
+
+        Raises:
+            StateConflict: It is one.
+        """
+        if checkpoint.info.identity != identity:
+            raise self.other_run()
+
+    def put(self, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
+        """Move the finished bundle in."""
+        staged = self.run / "bundle"
+        save_bundle(staged, manifest, state, overwrite=True)
+        for name in (WEIGHTS_FILE, MANIFEST_FILE):
+            (staged / name).replace(self.out / name)
+            sync_folder(self.out)
+        shutil.rmtree(staged)
+
+    def other_run(self) -> StateConflict:
+        """What is said when the run here is not the one that was asked for."""
+        return StateConflict(
+            f"the run in {self.out} was started with other settings or other {self.data}",
+            hint=f"the settings are in {self.run / 'run.json'}; --force starts again",
+        )
+
+    def _stored(self, kind: type[Config]) -> Config | None:
+        path = self.run / "run.json"
+        if not path.exists():
+            return None
+        try:
+            return kind.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise BundleInvalid(
+                f"{path} cannot be read: {error}", hint="--force starts the run again"
+            ) from error
