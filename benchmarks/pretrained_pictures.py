@@ -2,9 +2,9 @@
 
     python benchmarks/pretrained_pictures.py [--domain satellite ...] [--out ddib_fed/models/pretrained] [--resume]
 
-What is learned from, and what is kept apart for testing, is decided in ddib_fed/data/shipped.py. The weights are the
-moving averages, stored as float16. What ships is manifest.json and model.safetensors of each folder; train elsewhere
-(--out build/pretrained) and copy the two.
+What is learned from, and what is kept apart for testing, is decided in ddib_fed/data/maps.py and heads.py. The weights
+are the moving averages, stored as float16. What ships is manifest.json and model.safetensors of each folder; train
+elsewhere (--out build/pretrained) and copy the two.
 """
 
 from __future__ import annotations
