@@ -22,7 +22,7 @@ from ddib_fed.diffusion.guidance import ClassifierFree, ClassifierGuided, Clippe
 from ddib_fed.errors import NotFinite, SettingsInvalid, ShapeMismatch
 from ddib_fed.evaluation.sharding import parse_devices
 from ddib_fed.models.bundle import Bundle, check_guide
-from ddib_fed.models.manifest import Normalisation
+from ddib_fed.models.normalisation import Normalisation
 
 Floats = NDArray[np.float32]
 Labels = int | Sequence[int] | None

@@ -15,7 +15,8 @@ import torch
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.evaluation.threads import torch_threads
 from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
-from ddib_fed.models.manifest import Manifest, MlpConfig, Normalisation, Training
+from ddib_fed.models.manifest import Manifest, MlpConfig, Training
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.training import record
 from ddib_fed.training.checkpoint import CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.folder import DTYPES, RunFolder, run_identity

@@ -18,7 +18,7 @@ from ddib_fed.evaluation.bridging import (
     translate_pictures,
     uncertainty,
 )
-from ddib_fed.models.manifest import Normalisation
+from ddib_fed.models.normalisation import Normalisation
 from tests.evaluation.tiny_models import pictures, tiny
 
 FEW = SolverSettings("unipc", 3, 6)

@@ -9,7 +9,7 @@ from ddib_fed.data.synthetic import sample
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.evaluation import experiment
 from ddib_fed.models.bundle import make_bundle, pretrained
-from ddib_fed.models.manifest import Normalisation
+from ddib_fed.models.normalisation import Normalisation
 
 FEW = SolverSettings("unipc", 3, 16)
 

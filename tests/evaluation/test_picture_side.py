@@ -9,7 +9,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 from ddib_fed.evaluation.bridging import Guidance, PictureSide, sample_pictures, translate_pictures
 from ddib_fed.models.bundle import pretrained
-from ddib_fed.models.manifest import Normalisation
+from ddib_fed.models.normalisation import Normalisation
 from tests.evaluation.tiny_models import pictures, tiny, tiny_classifier
 
 FEW = SolverSettings("unipc", 3, 6)

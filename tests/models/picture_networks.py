@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ddib_fed.models.classifier import NoisyClassifier
-from ddib_fed.models.manifest import ClassifierConfig, Manifest, Normalisation, PictureFormat, UNetConfig
+from ddib_fed.models.manifest import ClassifierConfig, Manifest, PictureFormat, UNetConfig
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.models.unet import UNet
 
 TINY = UNetConfig(

@@ -17,8 +17,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ddib_fed.models.bundle import make_bundle, save_bundle
-from ddib_fed.models.manifest import Manifest, Normalisation, PictureFormat, UNetConfig
+from ddib_fed.models.manifest import Manifest, PictureFormat, UNetConfig
 from ddib_fed.models.networks import build_network
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.engine import Engine
 
 SIZE = 16

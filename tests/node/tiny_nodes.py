@@ -12,8 +12,9 @@ import torch
 
 from ddib_fed.data.points import to_npy
 from ddib_fed.models.bundle import Bundle, make_bundle, save_bundle
-from ddib_fed.models.manifest import Manifest, MlpConfig, Normalisation
+from ddib_fed.models.manifest import Manifest, MlpConfig
 from ddib_fed.models.mlp import ResidualMLP
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.audit import AuditLog
 from ddib_fed.node.config import NodeConfig, render_node_toml
 from ddib_fed.node.engine import Engine

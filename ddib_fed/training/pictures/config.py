@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ddib_fed.models.manifest import ClassifierConfig, Colours
+from ddib_fed.models.manifest import ClassifierConfig
+from ddib_fed.models.normalisation import Colours
 from ddib_fed.training.pictures.presets import PRESETS, Preset
 
 Count = Annotated[int, Field(ge=1)]

@@ -16,7 +16,8 @@ from ddib_fed.data.folders import expand
 from ddib_fed.data.scans import Progress
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.errors import InputError, NotFinite, SettingsInvalid, ShapeMismatch
-from ddib_fed.models.manifest import DataNote, Normalisation, PictureFormat
+from ddib_fed.models.manifest import DataNote, PictureFormat
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.training.pictures.config import PictureTrainConfig
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]

@@ -1,0 +1,88 @@
+"""Turns pictures in [-1, 1] and points into a network's units and back: their colours, then mean and deviation.
+
+The rule: `undo` is the inverse of `apply` for everything that a picture can be.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+Positive = Annotated[FiniteFloat, Field(gt=0.0)]
+Floats = npt.NDArray[np.floating]
+Colours = Literal["rgb", "opponent"]
+BLACK = 0.02
+"""Added to red, green and blue in [0, 1], so that black has a hue, which is grey."""
+
+
+class Normalisation(BaseModel):
+    """Data are (raw - mean) / std; pictures have been mapped to [-1, 1] before, and their colours to `colours`.
+
+    Attributes:
+        mean: One number, or one for each channel.
+        std: The same.
+        colours: What the channels of a colour picture are: red, green and blue, or what `opponent` makes of them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: FiniteFloat | tuple[FiniteFloat, ...] = 0.0
+    std: Positive | tuple[Positive, ...] = 1.0
+    colours: Colours = "rgb"
+
+    @property
+    def channels(self) -> set[int]:
+        """The numbers of channels that it is for; empty when one number serves all."""
+        found = {len(part) for part in (self.mean, self.std) if isinstance(part, tuple)}
+        return found | ({3} if self.colours != "rgb" else set())
+
+    def apply(self, raw: Floats) -> Floats:
+        """From raw data (N, D) or (N, C, H, W), any float dtype, to the network's units: float32."""
+        mean, std = self._numbers(raw.ndim)
+        return ((self.recoloured(raw) - mean) / std).astype(np.float32)
+
+    def undo(self, data: Floats) -> Floats:
+        """The inverse of `apply`, float32."""
+        mean, std = self._numbers(data.ndim)
+        raw = data * std + mean
+        return (raw if self.colours == "rgb" else from_opponent(raw)).astype(np.float32)
+
+    def recoloured(self, raw: Floats) -> Floats:
+        """Raw data (N, C, ...) with their channels as `colours` says."""
+        return raw if self.colours == "rgb" else opponent(raw)
+
+    def _numbers(self, ndim: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Mean and std that broadcast over arrays of `ndim` dimensions, channels second: float64."""
+        parts = (np.asarray(part, dtype=np.float64) for part in (self.mean, self.std))
+        mean, std = (part.reshape(-1, *(1,) * (ndim - 2)) if part.ndim else part for part in parts)
+        return mean, std
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Normalisation:
+        if 0 in self.channels or len(self.channels) > 1:
+            raise ValueError("mean, std and colours are for different numbers of channels")
+        return self
+
+
+def opponent(rgb: Floats) -> Floats:
+    """Lightness and two opponent chromaticities of pictures (N, 3, ...) in [-1, 1].
+
+    With R, G, B in [0, 1], `BLACK` added to each, and T = R + G + B: sqrt(T / 3), (B - R) / T, (2 G - R - B) / (2 T).
+    A hue is the same however dark it is. Values below -1 count as -1.
+    """
+    red, green, blue = (np.maximum(rgb[:, i], -1.0) / 2 + (0.5 + BLACK) for i in range(3))
+    total = red + green + blue
+    return np.stack(
+        [np.sqrt(total / 3), (blue - red) / total, (2 * green - red - blue) / (2 * total)], axis=1
+    )
+
+
+def from_opponent(found: Floats) -> Floats:
+    """The inverse of `opponent`; lightness below 0 counts as 0."""
+    total = 3 * np.maximum(found[:, 0], 0.0) ** 2
+    green = total * (1 + 2 * found[:, 2]) / 3
+    both, difference = total - green, total * found[:, 1]
+    return np.stack([(both - difference) / 2, green, (both + difference) / 2], axis=1) * 2 - (1 + 2 * BLACK)
