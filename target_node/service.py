@@ -120,7 +120,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             _latents(request_iterator, contract, header.items),
             control,
             self._charge(header.request_id, contract),
-            self._node.softener if contract.target.sample_kind == "picture" else None,
         )
         with self._counted():
             for event in decoding.run():

@@ -18,9 +18,8 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError
 from ddib_fed.node.batching import Control
-from ddib_fed.node.engine import Array, Decoded, Engine
+from ddib_fed.node.engine import Decoded, Engine
 from ddib_fed.node.pictures import rule_of, write_translation
-from ddib_fed.node.softening import Softener
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, Latent, approve
@@ -72,7 +71,6 @@ class DecodeStream:
         latents: The items that arrive, (number, latent); it may block and raise.
         control: Cancelled when the call ends.
         on_item: Called before an item is decoded (quota); may raise.
-        softener: Makes the noise of round trips, for a model of pictures.
     """
 
     def __init__(
@@ -82,10 +80,8 @@ class DecodeStream:
         latents: Iterator[tuple[int, Latent]],
         control: Control,
         on_item: Callable[[int, Latent], None],
-        softener: Softener | None = None,
     ) -> None:
         self._engine = engine
-        self._softener = softener
         self._settings = settings
         self._latents = latents
         self._control = control
@@ -169,15 +165,10 @@ class DecodeStream:
             self._settings.solver,
             control=self._control,
             on_step=self._progress(number, "encode"),
-            normalised=True,
+            decoded=True,
             label=self._settings.label,
-            soften=self._noise,
         )
         return approve(encoded.latent, contract, encoded.statistics, item=number)
-
-    def _noise(self, samples: Array) -> Array:
-        assert self._softener is not None  # asked only for a model of pictures
-        return self._softener.for_return(samples.shape, self._settings.contract.source.institution)
 
     def _progress(self, number: int, stage: str) -> Callable[[int, int], None]:
         last = 0.0

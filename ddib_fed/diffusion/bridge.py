@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -188,18 +188,18 @@ def cycle(
     settings: SolverSettings = DEFAULT_SETTINGS,
     *,
     noise: Tensor | None = None,
-    noise_again: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Cycle:
     """Translate x (N, *sample_shape) and translate it back; as in `translate`, over four legs.
 
+    The translation lies where the target's ODE has put it, so on the way back nothing is softened.
+
     Args:
         x: As in `translate`.
         source: As in `translate`.
-        target: As in `translate`; on the way back its softening applies too.
+        target: As in `translate`; its softening does not apply.
         settings: As in `translate`.
         noise: For the source's softening.
-        noise_again: For the target's softening on the way back; independent of `noise`.
         on_step: As in `translate`.
 
     Raises:
@@ -208,7 +208,7 @@ def cycle(
     tell = _over_legs(on_step, 4)
     latent = _encode(x, source, settings, noise, tell(0))
     translated = _decode(latent, target, settings, tell(1))
-    latent_again = _encode(translated, target, settings, noise_again, tell(2))
+    latent_again = _encode(translated, replace(target, soften_sigma=0.0), settings, None, tell(2))
     returned = _decode(latent_again, source, settings, tell(3))
     return Cycle(latent, translated, latent_again, returned)
 

@@ -79,7 +79,8 @@ def translate_pictures(
         source: Where from.
         target: Where to.
         settings: How each leg is integrated.
-        soften: Noise level to which pictures are diffused before encoding, on both sides; None for each model's own.
+        soften: Noise level to which pictures are diffused before encoding; None for the source model's own. What was
+            decoded is not softened on its way back.
         depth: Fraction of the schedules' angles to go, in (0, 1]; below 1 the latent keeps some of the picture; None
             for the settings' own.
         seed: Of the softening's noise.
@@ -94,12 +95,12 @@ def translate_pictures(
     """
     _check_pictures(x, source, target)
     settings = _to_depth(settings, depth)
-    sigmas = check_legs(source, target, settings, soften=soften)
+    sigma = check_legs(source, target, settings, soften=soften)
     tell = _Counter(settings.evaluations * (4 if cycle else 2) * -(-len(x) // batch), on_progress)
     parts: list[tuple[Floats, ...]] = []
     for rows in _slices(len(x), batch):
         digests = [_digest(picture, seed) for picture in x[rows]]
-        start, end = source.encoding(rows, len(x), sigmas[0]), target.decoding(rows, len(x))
+        start, end = source.encoding(rows, len(x), sigma), target.decoding(rows, len(x))
         latent, there = bridge.translate(
             source.to_model(x[rows]),
             start,
@@ -110,9 +111,8 @@ def translate_pictures(
         )
         part = [latent.cpu().numpy(), clipped(target.from_model(there))]
         if cycle:
-            start, end = target.encoding(rows, len(x), sigmas[1]), source.decoding(rows, len(x))
-            noise = target.noise(digests, "soften again")
-            again, back = bridge.translate(there, start, end, settings, noise=noise, on_step=tell)
+            start, end = target.encoding(rows, len(x)), source.decoding(rows, len(x))
+            again, back = bridge.translate(there, start, end, settings, on_step=tell)
             part += [again.cpu().numpy(), clipped(source.from_model(back))]
         parts.append(tuple(part))
     return Translated(*(np.concatenate(stage) for stage in zip(*parts, strict=True)))
@@ -125,8 +125,8 @@ def check_legs(
     *,
     soften: float | None = None,
     depth: float | None = None,
-) -> tuple[float, float]:
-    """Check settings for both sides without computing anything; gives what each softens by.
+) -> float:
+    """Check settings for both sides without computing anything; gives what the source softens by.
 
     Raises:
         SettingsInvalid: Settings that do not exist or do not fit.
@@ -139,10 +139,10 @@ def check_legs(
             hint="both models must be of one size and number of channels",
         )
     settings = _to_depth(settings, depth)
-    sigmas = [s.bundle.manifest.soften_sigma if soften is None else soften for s in (source, target)]
-    for side, sigma in zip((source, target), sigmas, strict=True):
-        plan(settings, side.bundle.schedule, soften_sigma=sigma)
-    return sigmas[0], sigmas[1]
+    sigma = source.bundle.manifest.soften_sigma if soften is None else soften
+    plan(settings, source.bundle.schedule, soften_sigma=sigma)
+    plan(settings, target.bundle.schedule)
+    return sigma
 
 
 def clipped(x: Floats) -> Floats:
@@ -184,7 +184,7 @@ def uncertainty(
         SettingsInvalid: No softening, or fewer than two.
         ShapeMismatch, NotFinite: As `translate_pictures`.
     """
-    level = check_legs(source, target, settings, soften=soften, depth=depth)[0]
+    level = check_legs(source, target, settings, soften=soften, depth=depth)
     if times < 2 or level == 0.0:
         raise SettingsInvalid(
             "uncertainty is the spread over at least 2 softenings, and without softening there is none",

@@ -210,8 +210,8 @@ def run(
     for task in {(task.source_class, task.target_class): task for task in found.tasks}.values():
         sides[0].of_class(task.source_class)
         sides[1].of_class(task.target_class)
-    sigmas = check_legs(*sides, recipe.settings, soften=recipe.soften, depth=recipe.depth)
-    if recipe.uncertainty and sigmas[0] == 0.0:
+    sigma = check_legs(*sides, recipe.settings, soften=recipe.soften, depth=recipe.depth)
+    if recipe.uncertainty and sigma == 0.0:
         raise SettingsInvalid("without softening there is no uncertainty to measure", hint="--soften 0.02")
     models = model_digests(*sides)
     settled = Settled(recipe, sides[0].bundle.manifest, sides[1].bundle.manifest, tuple(models), batch)

@@ -192,20 +192,20 @@ class Engine:
         *,
         control: Control | None = None,
         on_step: OnStep | None = None,
-        normalised: bool = False,
+        decoded: bool = False,
         label: int | None = None,
         soften: Soften | None = None,
     ) -> Encoded:
         """Samples to a latent that passed the Gaussian check, unless less than the whole way was asked for.
 
         Args:
-            samples: (N, *sample_shape) float32, in the units of the model's data unless `normalised`.
+            samples: (N, *sample_shape) float32, in the units of the model's data unless `decoded`.
             settings: Solver and grid.
             control: Cancelling and deadline.
             on_step: Called with (evaluations done, evaluations).
-            normalised: The samples are in the model's own units already.
+            decoded: The samples are what this model's ODE ended with: in its own units, and not to be softened.
             label: Their class, where the model has classes.
-            soften: Makes the noise that softens them, where the model's manifest says that they are.
+            soften: Makes the noise that softens all others, where the model's manifest says that they are.
 
         Raises:
             ShapeMismatch, NotFinite: The samples cannot be used.
@@ -214,13 +214,14 @@ class Engine:
             Cancelled, DeadlineExceeded: As `control` says.
         """
         self.check_samples(samples)
-        if not normalised:
+        if not decoded:
             samples = self.normalise(samples)
             self.check_samples(samples)  # what is finite may overflow in the model's units
         condition = self._condition(label, len(samples))
-        chosen = self.plan(settings)
+        sigma = 0.0 if decoded else self.bundle.manifest.soften_sigma
+        chosen = plan(settings, self.bundle.schedule, soften_sigma=sigma)
         started = time.perf_counter()
-        x = self._softened(samples, soften)
+        x = self._softened(samples, sigma, soften)
         z = self._drive(chosen.encoder(x, condition), chosen.evaluations, control, on_step)
         statistics = _examined(z, settings)
         latent = Latent.from_array(z.cpu().numpy())
@@ -269,10 +270,9 @@ class Engine:
         """The inverse of `normalise`."""
         return self.bundle.manifest.normalisation.undo(samples)
 
-    def _softened(self, samples: Array, soften: Soften | None) -> torch.Tensor:
-        """The samples on the device, diffused to the manifest's noise level; never the caller's own memory."""
+    def _softened(self, samples: Array, sigma: float, soften: Soften | None) -> torch.Tensor:
+        """The samples on the device, diffused to the noise level sigma; never the caller's own memory."""
         x = torch.from_numpy(samples).to(self.device, copy=True)
-        sigma = self.bundle.manifest.soften_sigma
         if sigma == 0.0:
             return x
         noise = None if soften is None else torch.from_numpy(soften(samples)).to(self.device)

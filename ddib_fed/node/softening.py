@@ -71,15 +71,6 @@ class Softener:
         digest = hashlib.sha256(np.ascontiguousarray(picture, dtype="<f4").data).digest()
         return self._noise(picture.shape, b"picture", digest, peer.encode())
 
-    def for_return(self, shape: Sequence[int], peer: str) -> NDArray[np.float32]:
-        """The noise of what a peer had decoded here and gets back as a latent; of this shape.
-
-        The peer has that picture already, so its latent hides nothing from it, and one noise serves all pictures: a
-        decoded picture differs in its last bits with what it was computed beside, and a digest of it would make
-        another noise, and visibly another round trip, of the same request.
-        """
-        return self._noise(shape, b"return", b"", peer.encode())
-
     def _noise(self, shape: Sequence[int], *what: bytes) -> NDArray[np.float32]:
         parts = (b"ddib-fed softening 1", *what, self._model)
         message = b"".join(len(part).to_bytes(8, "big") + part for part in parts)

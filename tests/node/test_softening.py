@@ -44,13 +44,6 @@ def test_another_key_model_picture_or_peer_gives_unrelated_noise(softener, key, 
     assert np.abs(ours - theirs).max() > 1
 
 
-def test_what_goes_back_is_softened_by_the_peer_and_not_by_the_picture(softener):
-    """Its last bits differ with what it was computed beside."""
-    first = softener.for_return((1, 3, 8, 8), "north.example")
-    np.testing.assert_array_equal(first, softener.for_return((1, 3, 8, 8), "north.example"))
-    assert not np.array_equal(first, softener.for_return((1, 3, 8, 8), "west.example"))
-
-
 def test_the_noise_is_standard_normal():
     """Mean, deviation, kurtosis, and the share beyond two deviations, of half a million numbers."""
     n = standard_normal(b"seed", (500_001,)).astype(np.float64)
