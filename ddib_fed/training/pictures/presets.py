@@ -49,22 +49,26 @@ _ADM = {
     "attention_resolutions": (32, 16, 8),
 }
 
+_SMALL = {
+    "num_head_channels": 32,
+    "use_scale_shift_norm": True,
+    "resblock_updown": False,
+    "patch": 2,
+    "norm_groups": 8,
+    "global_mean": True,
+    "spectral": True,
+}
+
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "tiny-32": Preset(
             size=32,
             network={
+                **_SMALL,
                 "model_channels": 32,
                 "channel_mult": (1, 2, 3),
                 "num_res_blocks": 1,
                 "attention_resolutions": (2, 4),
-                "num_head_channels": 32,
-                "use_scale_shift_norm": True,
-                "resblock_updown": False,
-                "patch": 2,
-                "norm_groups": 8,
-                "global_mean": True,
-                "spectral": True,
             },
             batch=64,
             microbatch=64,
@@ -78,17 +82,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "small-64": Preset(
             size=64,
             network={
+                **_SMALL,
                 "model_channels": 96,
                 "channel_mult": (1, 2, 2),
                 "num_res_blocks": 2,
                 "attention_resolutions": (4,),
-                "num_head_channels": 32,
-                "use_scale_shift_norm": True,
-                "resblock_updown": False,
-                "patch": 2,
-                "norm_groups": 8,
-                "global_mean": True,
-                "spectral": True,
             },
             batch=64,
             microbatch=32,
