@@ -20,7 +20,9 @@ from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.loop import Progress
 from ddib_fed.training.pictures.run import train_pictures
 
-STEPS = {"satellite": 8_000, "relief": 8_000, "brain-t1": 7_000, "brain-t2": 7_000}
+STEPS = {"satellite": 8_000, "relief": 8_000, "brain-t1": 2_500, "brain-t2": 2_500}
+# The heads stop early: on the other side's slabs, which are no test, the loss of brain-t1 no longer fell after 2,000
+# to 4,000 steps, while the deviation of their latents rose from 1.00 to 1.08: one head is learned by heart.
 BATCH = {"satellite": 32, "relief": 32, "brain-t1": 16, "brain-t2": 16}
 KEPT = (500, 1_000, 2_000, 4_000)
 """Steps whose checkpoints stay, for benchmarks/training_curve.py."""

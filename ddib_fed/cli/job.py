@@ -47,6 +47,7 @@ def job() -> None:
 @options.SOLVER
 @options.ORDER
 @options.GRID
+@options.DEPTH
 @options.KEEP_LATENT
 @options.DEADLINE
 @options.FORMAT
@@ -62,6 +63,7 @@ def submit(
     solver: str,
     order: int,
     grid: str,
+    depth: float,
     keep_latent: bool,
     deadline: float | None,
     output_format: str,
@@ -69,7 +71,7 @@ def submit(
 ) -> None:
     """Give FILES to the source node as a job and return at once."""
     items = payloads(files)
-    settings = Settings(solver, order, steps, grid)
+    settings = Settings(solver, order, steps, grid, depth)
     asked = Order(target, settings, cycle, keep_latent, deadline, source_class, target_class)
     with open_client(profile_path) as client:
         submitted, _ = submit_order(client, files, items, asked, out)

@@ -12,7 +12,7 @@ from ddib_fed.cli.bars import bar, lines
 from ddib_fed.cli.importing import import_
 from ddib_fed.cli.picture_options import SAMPLING, with_options
 from ddib_fed.cli.training import THREADS, train
-from ddib_fed.errors import AlreadyExists
+from ddib_fed.errors import AlreadyExists, UsageError
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
@@ -151,16 +151,36 @@ def open_model(which: str) -> Bundle:
     Raises:
         ModelNotFound: There is neither.
         BundleInvalid: The bundle fails its checks.
+        UsageError: There are both.
+    """
+    from ddib_fed.models.bundle import load_bundle, pretrained
+
+    domain = shipped_name(which)
+    return load_bundle(Path(which)) if domain is None else pretrained(domain)
+
+
+def shipped_name(which: str) -> str | None:
+    """The domain of the shipped model that `which` names; None when it is to be a folder.
+
+    Raises:
+        UsageError: A bundle lies in a folder of that name.
     """
     from ddib_fed.data.synthetic import domain_name
     from ddib_fed.errors import DomainNotFound
-    from ddib_fed.models.bundle import load_bundle, pretrained, pretrained_domains
+    from ddib_fed.models.bundle import MANIFEST_FILE, pretrained_domains
 
     try:
         domain = domain_name(which)
     except DomainNotFound:
         domain = which
-    return pretrained(domain) if domain in pretrained_domains() else load_bundle(Path(which))
+    if domain not in pretrained_domains():
+        return None
+    if (Path(which) / MANIFEST_FILE).is_file():
+        raise UsageError(
+            f"{which} is a model that ships, and a bundle in a folder here",
+            hint=f"./{which} is the folder; to have the one that ships, call the folder otherwise",
+        )
+    return domain
 
 
 def refuse_overwriting(out: Path, *, force: bool) -> None:

@@ -168,7 +168,12 @@ def picture_fields(
     settings: Mapping[str, Any], given: Sequence[str], names: frozenset[str]
 ) -> dict[str, Any]:
     """Those of the options that were given, as fields of a config."""
-    fields = {_RENAMED.get(name, name): settings[name] for name in given if name in names and settings[name]}
+    fields = {
+        _RENAMED.get(name, name): settings[name]
+        for name in given
+        # Flags that are off and options given not once say nothing; a number 0 does.
+        if name in names and settings[name] is not False and settings[name] not in (None, ())
+    }
     fields |= {name: settings[name] for name in given if name in _SHARED}
     fields.pop("recipe_path", None)
     if fields.pop("no_dequantise", False):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli.bars import bar, lines
-from ddib_fed.cli.model import open_model
+from ddib_fed.cli.model import open_model, shipped_name
 from ddib_fed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,11 +27,14 @@ def manifest_of(which: str) -> Manifest:
     Raises:
         ModelNotFound: There is none.
         BundleInvalid: It fails its checks.
+        UsageError: A shipped model and a folder have that name.
     """
     from ddib_fed.models.bundle import MANIFEST_FILE, parse_manifest
 
     path = Path(which) / MANIFEST_FILE
-    return parse_manifest(path.read_bytes(), which) if path.is_file() else open_model(which).manifest
+    if shipped_name(which) is None and path.is_file():
+        return parse_manifest(path.read_bytes(), which)
+    return open_model(which).manifest
 
 
 def translate(
@@ -267,6 +270,15 @@ def _summary(report: dict[str, Any], out: Path) -> dict[str, str]:
     text = {"pictures": f"{report['count']}" + (f" ({before} were there)" if before else "")}
     if report["bad"]:
         text["left out"] = f"{len(report['bad'])} that cannot be used"
+    if (span := report["range"])["clipped"]:
+        text["clipped"] = (
+            f"{span['clipped']} pictures, by up to {100 * span['most_outside']:.0f} % of their values: the source's "
+            f"model takes {span['low']:g} to {span['high']:g}"
+        )
+    if span["narrow"]:
+        text["dark or flat"] = (
+            f"{span['narrow']} pictures use hardly any of {span['low']:g} to {span['high']:g}: is this their range?"
+        )
     latent = report["latent"]
     text["latent"] = (
         f"mean {latent['mean']:+.3f}, std {latent['std']:.3f}, kurtosis {latent['kurtosis']:+.3f}"

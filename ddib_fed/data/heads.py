@@ -34,11 +34,11 @@ SHEETS = 5_000
 SHEET_SEED = 1_521
 TURN = 8.0
 """Degrees."""
-STRETCH = 0.15
+STRETCH = 0.2
 """Of the logarithm of the scale."""
 SHIFT = 0.12
 """Of half the field."""
-KNOTS, BEND = 5, 3.0
+KNOTS, BEND = 5, 4.0
 """Places along a side where a sheet is pulled within its plane, and the standard deviation of the pull in mm."""
 CURVE = 0.7
 """Standard deviation of the pull out of the plane at the same places, in half thicknesses of the slab; kept in it."""

@@ -50,6 +50,8 @@ def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pi
     limits.check_size(height, width)
     for chunk in chunks:
         inside = content[chunk.start + 8 : chunk.end - 4]
+        if chunk.name == b"IHDR" and chunk is not chunks[0]:
+            raise ImageUnreadable("the PNG has two headers")  # of which a decoder would believe the last
         if chunk.name == b"acTL":
             raise too_many_frames("the animated PNG")
         if chunk.name == b"eXIf":

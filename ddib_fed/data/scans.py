@@ -176,6 +176,20 @@ def describe(picture: Picture) -> tuple[str, Looks]:
     return digest.hexdigest(), Looks(height, width, channels, pixels.dtype.name, picture.format, low, high)
 
 
+def require_outside(out: Path, pictures: Path) -> None:
+    """Return when what is written to `out` would not become pictures of the folder `pictures`.
+
+    Raises:
+        UsageError: It would.
+    """
+    root = pictures.resolve()
+    if pictures.is_dir() and (out.resolve() == root or root in out.resolve().parents):
+        raise UsageError(
+            f"{out} lies among the pictures of {pictures}: results would become sources",
+            hint="choose a folder beside it",
+        )
+
+
 def _files(root: Path) -> Iterator[Path]:
     """Files below a folder in the order of their paths; neither hidden ones nor those of hidden folders."""
     if root.is_file():

@@ -18,6 +18,9 @@ from typing import Any, Literal
 from ddib_fed.diffusion.plans import SolverSettings, check_settings
 from ddib_fed.errors import UsageError
 
+RUN_FILE, REPORT_FILE, SHEET_FILE = "run.json", "report.json", "sheet.png"
+"""A run's own files, beside its results."""
+RESERVED = frozenset({RUN_FILE, REPORT_FILE, SHEET_FILE})
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -135,14 +138,19 @@ def batches(tasks: Iterable[Task], size: int) -> Iterator[tuple[Task, ...]]:
 
 
 def check_names(tasks: Sequence[Task], recipe: Recipe) -> None:
-    """Return when no two results would be written under one name.
+    """Return when no two results would be written under one name, and none under that of one of the run's own files.
 
     Raises:
-        UsageError: Two would; the detail names both pictures.
+        UsageError: One would; the detail names the pictures.
     """
     owner: dict[str, Task] = {}
     for task in tasks:
         for kind, name in task.files(recipe).items():
+            if name.casefold() in RESERVED:
+                raise UsageError(
+                    f"a result of {task.shown} would be called {name}, as a file of the run itself is",
+                    hint=f"rename {task.shown}",
+                )
             # Case is folded: some file systems do not tell A.png from a.png.
             other = owner.setdefault(name.casefold(), task)
             if other is not task and not (kind == "source" and other.path == task.path):

@@ -5,7 +5,7 @@ The rule: everything here is read from the records and the files; a run that was
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 
 from ddib_fed.data.images import ImageLimits
+from ddib_fed.data.surveys import MAX_CLIPPED
 from ddib_fed.errors import FileMissing, InputError, StateConflict
-from ddib_fed.evaluation.picture_recipe import Recipe, Task
-from ddib_fed.evaluation.picture_results import SHEET_FILE, write_sheet
+from ddib_fed.evaluation.picture_recipe import REPORT_FILE, SHEET_FILE, Recipe, Task
+from ddib_fed.evaluation.picture_results import write_sheet
 from ddib_fed.evaluation.picture_worker import read_record
-from ddib_fed.evaluation.pictures import spread
+from ddib_fed.evaluation.pictures import picture_rule, spread
 from ddib_fed.evaluation.report import write_json
 from ddib_fed.evaluation.structure import QUANTILE, Structure, Thresholds, doubtful
 from ddib_fed.models.manifest import Manifest
 
 SHEET_PICTURES = 24
+NARROW = 1 / 64
+"""Pictures that use less of the model's range were probably made for another, as 8 bits where it has 16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ def finish(
         "seconds": round(seconds, 3),
         "latent": _latents(records),
         "structure": _structure(records, thresholds),
+        "range": _ranges(records, settled.source),
         "pictures": [path.relative_to(out).as_posix() for path in paths],
     }
     if recipe.cycle:
@@ -108,7 +112,7 @@ def finish(
     models = settled.source, settled.target
     write_sheet(tasks[:SHEET_PICTURES], records[:SHEET_PICTURES], out, models, limits)
     report["sheet"] = SHEET_FILE
-    write_json(out / "report.json", report)
+    write_json(out / REPORT_FILE, report)
     return report
 
 
@@ -192,3 +196,16 @@ def _kept(records: Sequence[dict[str, Any]], key: str) -> Structure:
         np.array([record[key]["edge_correlation"] for record in records]),
         np.array([record[key]["mutual_information"] for record in records]),
     )
+
+
+def _ranges(records: Sequence[Mapping[str, Any]], model: Manifest) -> dict[str, Any]:
+    """How many pictures do not lie in the model's range, and how many use next to nothing of it."""
+    rule = picture_rule(model)
+    outside = [record["range"]["outside"] for record in records]
+    return {
+        "low": rule.low,
+        "high": rule.high,
+        "clipped": sum(share > MAX_CLIPPED for share in outside),
+        "most_outside": max(outside),
+        "narrow": sum(record["range"]["used"] < NARROW for record in records),
+    }

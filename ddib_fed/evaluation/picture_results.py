@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 
 from ddib_fed.data.images import ImageLimits, PictureRule, read_image, to_array
-from ddib_fed.evaluation.picture_recipe import Task
+from ddib_fed.evaluation.picture_recipe import SHEET_FILE, Task
 from ddib_fed.evaluation.pictures import Pictures, picture_rule
 from ddib_fed.evaluation.sheets import Stage, save_sheet
 from ddib_fed.models.manifest import Manifest
-
-SHEET_FILE = "sheet.png"
 
 
 def stages(

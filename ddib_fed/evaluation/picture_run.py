@@ -21,10 +21,18 @@ from typing import Any
 
 from ddib_fed.data.imagenet import source_name, validation_pictures
 from ddib_fed.data.images import ImageLimits, read_image
-from ddib_fed.data.scans import Entry, describe, scan
-from ddib_fed.errors import AlreadyExists, DdibError, FileMissing, SettingsInvalid, UsageError
+from ddib_fed.data.scans import Entry, describe, require_outside, scan
+from ddib_fed.errors import AlreadyExists, DdibError, FileMissing, SettingsInvalid
 from ddib_fed.evaluation.bridging import check_legs
-from ddib_fed.evaluation.picture_recipe import Recipe, Task, batches, check_names, names
+from ddib_fed.evaluation.picture_recipe import (
+    REPORT_FILE,
+    RUN_FILE,
+    Recipe,
+    Task,
+    batches,
+    check_names,
+    names,
+)
 from ddib_fed.evaluation.picture_report import Settled, finish
 from ddib_fed.evaluation.picture_worker import (
     Opener,
@@ -38,7 +46,6 @@ from ddib_fed.evaluation.report import write_json
 from ddib_fed.evaluation.sharding import spread
 from ddib_fed.evaluation.structure import Thresholds
 
-RUN_FILE, REPORT_FILE = "run.json", "report.json"
 # Told (done, in all, remark).
 OnProgress = Callable[[int, int, str], None]
 
@@ -203,7 +210,7 @@ def run(
         ShapeMismatch, SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used, or not so.
         DdibError: What `Translator` and `spread` raise.
     """
-    _check_places(found, out)
+    require_outside(out, found.folder)
     check_names(found.tasks, recipe)
     first = (found.tasks[0].source_class, found.tasks[0].target_class)
     sides = open_sides(recipe, opener, "cpu", first)
@@ -270,15 +277,6 @@ def _by_class(folder: Path, class_names: Sequence[str], labels: Path | None) -> 
     for picture in validation_pictures(folder, labels):
         by_class.setdefault(picture.number, []).append(picture.path)
     return by_class
-
-
-def _check_places(found: Found, out: Path) -> None:
-    root = found.folder.resolve()
-    if found.folder.is_dir() and (out.resolve() == root or root in out.resolve().parents):
-        raise UsageError(
-            f"{out} lies among the pictures of {found.folder}: results would become sources",
-            hint="choose a folder beside it",
-        )
 
 
 def _claim(out: Path, settled: Settled, *, force: bool) -> None:

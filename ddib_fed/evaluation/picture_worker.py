@@ -20,6 +20,7 @@ import torch
 from ddib_fed.data.images import (
     Geometry,
     ImageLimits,
+    Picture,
     PictureRule,
     encode_png,
     from_array,
@@ -89,7 +90,9 @@ class Translator:
             MemoryExhausted: The GPU's memory does not suffice.
             NotFinite: A model answers with NaN or infinity.
         """
-        loaded = [to_array(read_image(task.path, self._limits), self._rules[0]) for task in batch]
+        read = [read_image(task.path, self._limits) for task in batch]
+        loaded = [to_array(picture, self._rules[0]) for picture in read]
+        ranges = [range_use(picture, self._rules[0]) for picture in read]
         x = np.stack([array for array, _ in loaded])
         try:
             with torch_threads(self._threads):
@@ -99,7 +102,7 @@ class Translator:
                 f"the GPU's memory does not suffice for {len(batch)} pictures at once",
                 hint=f"--batch {max(1, len(batch) // 2)}, or --dtype bfloat16",
             ) from error
-        self._write(batch, x, found, deviation, [geometry for _, geometry in loaded])
+        self._write(batch, x, found, deviation, [geometry for _, geometry in loaded], ranges)
         return len(batch)
 
     def _compute(self, x: Floats, first: Task, on_tick: OnTick) -> tuple[Translated, Floats | None]:
@@ -124,6 +127,7 @@ class Translator:
         found: Translated,
         deviation: Floats | None,
         sizes: Sequence[Geometry],
+        ranges: Sequence[dict[str, float]],
     ) -> None:
         kept = structure(x, found.translated)
         errors = mse(found.back, x) if found.back is not None else None
@@ -133,6 +137,7 @@ class Translator:
             record = self._record(task, written, size)
             record["cycle_mse"] = None if errors is None else float(errors[row])
             record["cycle_psnr"] = None if errors is None else float(to_psnr(errors)[row])
+            record["range"] = ranges[row]
             record["structure"] = kept.records()[row]
             record["chance"] = None if neighbours is None else _figures(neighbours, row)
             record["latent"] = asdict(measure(torch.from_numpy(found.latent[row : row + 1])))
@@ -178,7 +183,7 @@ class Translator:
         return written
 
     def _record(self, task: Task, written: dict[str, str], size: Geometry) -> dict[str, Any]:
-        names, (_, rule) = task.files(self._recipe), self._rules
+        names, (own, rule) = task.files(self._recipe), self._rules
         slope, intercept = rule.output_scale
         models = self.source.bundle, self.target.bundle
         return {
@@ -191,6 +196,7 @@ class Translator:
             if task.source_class is None and task.target_class is None
             else {"source": task.source_class, "target": task.target_class},
             "output_scale": {"slope": slope, "intercept": intercept},
+            "back_scale": dict(zip(("slope", "intercept"), own.output_scale, strict=True)),
             "settings": self._recipe.described(),
             "models": {
                 side: {"name": model.manifest.name, "domain": model.manifest.domain, "digest": model.digest}
@@ -199,6 +205,16 @@ class Translator:
             "request": task.request(self._recipe, model_digests(self.source, self.target)),
             "files": written,
         }
+
+
+def range_use(picture: Picture, rule: PictureRule) -> dict[str, float]:
+    """How a picture's values lie in the range of a rule: the share `outside`, and the part of it that is `used`."""
+    values = picture.pixels.astype(np.float32)
+    inside = np.clip([values.min(), values.max()], rule.low, rule.high)
+    return {
+        "outside": round(float(np.mean((values < rule.low) | (values > rule.high))), 4),
+        "used": round(float(inside[1] - inside[0]) / (rule.high - rule.low), 4),
+    }
 
 
 def open_sides(

@@ -107,7 +107,8 @@ def advice(
     found.append(
         f"Both models can be used as they are: ddib bridge translate --source {sides[0].bundle} --target "
         f"{sides[1].bundle} FOLDER --out DIR --thresholds {ways[0].folder / 'report.json'} marks pictures whose "
-        "structure is less than that of nineteen in twenty here; a node serves one by paths.bundle in its node.toml."
+        "structure is less than that of nineteen in twenty here; a node serves one by `bundle` under [model] in its "
+        "node.toml."
     )
     return found
 

@@ -85,6 +85,8 @@ def spread(
         InternalError: A worker process was killed.
         DdibError: What a worker raised; work that has begun is finished, the rest is left.
     """
+    if not pieces:
+        return
     if len(devices) == 1 or len(pieces) == 1:
         worker = start(devices[0])
         for piece in pieces:

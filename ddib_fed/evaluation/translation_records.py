@@ -35,6 +35,7 @@ class Record:
         latent_kurtosis: Of the latent's numbers.
         latent_correlation: Of two pixels of a patch.
         output_scale: Slope and intercept: raw = slope * number in the file + intercept.
+        back_scale: The same for the source that came back; None where the record does not say.
     """
 
     translated: Path
@@ -51,6 +52,7 @@ class Record:
     latent_kurtosis: float | None = None
     latent_correlation: float | None = None
     output_scale: tuple[float, float] = (1.0, 0.0)
+    back_scale: tuple[float, float] | None = None
 
 
 def read(path: Path, folder: Path) -> Record | None:
@@ -87,6 +89,7 @@ def _of_a_bridge(raw: Mapping[str, Any], folder: Path) -> Record | None:
         mutual_information=_number(structure, "mutual_information"),
         doubtful=_mark(structure),
         output_scale=_scale(scale),
+        back_scale=_scale(back_scale) if (back_scale := _part(raw, "back_scale")) else None,
         **_latent(latent),
     )
 

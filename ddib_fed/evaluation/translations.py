@@ -55,13 +55,13 @@ class Scale:
     span: tuple[float, float] | None = None
 
     def stack(
-        self, paths: Sequence[Path], records: Sequence[Record], tell: Callable[[Path, bool], None]
+        self, paths: Sequence[Path], scales: Sequence[tuple[float, float]], tell: Callable[[Path, bool], None]
     ) -> Pictures:
         """The pictures in files, (N, C, H, W) in [-1, 1], with the channels of the first.
 
         Args:
             paths: At least one file.
-            records: Of each file, where the numbers in it may not be raw values; or nothing.
+            scales: Slope and intercept of each file, where the numbers in it may not be raw values; or nothing.
             tell: Told of each file, and whether it had this size.
 
         Raises:
@@ -71,7 +71,7 @@ class Scale:
         arrays: list[NDArray[np.float32]] = []
         for number, path in enumerate(paths):
             picture = read_picture(path)
-            low, high = self._numbers(picture, path, records[number].output_scale if records else (1.0, 0.0))
+            low, high = self._numbers(picture, path, scales[number] if scales else (1.0, 0.0))
             channels = arrays[0].shape[0] if arrays else picture.pixels.shape[2]
             rule = PictureRule(channels, self.height, self.width, "resize", low, high, 8)
             arrays.append(to_array(picture, rule)[0])
@@ -187,11 +187,20 @@ def read_translations(
         "truth": [] if truth is None else _beside(items, truth),
         "back": _recorded(items, "back", notes),
     }
-    tell = _Reading(sum(map(len, paths.values())), on_read)
     # Translations, and what came back, are files of numbers; sources and truths are raw.
     records = [item.record for item in items]
+    scales = {"translated": [record.output_scale for record in records]}
+    backs = [record.back_scale for record in records if record.back_scale is not None]
+    if len(backs) == len(records):
+        scales["back"] = backs
+    elif span is not None and paths["back"]:
+        paths["back"] = []
+        notes.append(
+            "back: the records do not say what its numbers mean, so its error is that of the records"
+        )
+    tell = _Reading(sum(map(len, paths.values())), on_read)
     stacks = {
-        kind: scale.stack(chosen, records if kind == "translated" else (), tell) if chosen else None
+        kind: scale.stack(chosen, scales.get(kind, ()), tell) if chosen else None
         for kind, chosen in paths.items()
     }
     translated = stacks["translated"]
@@ -276,7 +285,12 @@ def _recorded(items: Sequence[Item], kind: str, notes: list[str]) -> list[Path]:
 def _latents(items: Sequence[Item], notes: list[str]) -> NDArray[np.float32] | None:
     paths = _recorded(items, "latent", notes)
     latents = [np.load(path, allow_pickle=False) for path in paths]
+    # A node's latent has its one picture as a dimension of its own.
+    latents = [latent[0] if latent.ndim == 4 and len(latent) == 1 else latent for latent in latents]
+    if not latents:
+        return None
     if len({latent.shape for latent in latents}) != 1 or latents[0].ndim != 3:
+        notes.append("latents: they have several shapes, so they were left out")
         return None
     return np.stack(latents).astype(np.float32)
 

@@ -97,3 +97,14 @@ def test_a_checkpoint_of_the_public_code_becomes_a_bundle(ddib, tmp_path):
     ddib("import", "--synthetic", tmp_path / "ema.pt", "--out", tmp_path / "m", "--domain", "moons")
     made = load_bundle(tmp_path / "m").manifest
     assert (made.network.kind, made.parameterisation, made.schedule.steps) == ("synthetic", "eps", 4000)
+
+
+def test_a_name_that_is_a_folder_too_is_refused(ddib, tmp_path, monkeypatch):
+    """It would be open which of the two translates."""
+    np.save(tmp_path / "cells.npy", np.random.default_rng(0).normal(size=(300, 2)))
+    monkeypatch.chdir(tmp_path)
+    ddib("train", "--data", "cells.npy", "--out", "moons", *SMALL)
+    with pytest.raises(UsageError, match="folder") as caught:
+        ddib("show", "moons")
+    assert "./moons" in caught.value.hint
+    assert "cells" in ddib("show", "./moons").output

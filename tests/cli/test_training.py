@@ -89,6 +89,7 @@ def test_two_parties_train_by_one_recipe_from_one_start(ddib, folder, tmp_path):
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["start"] == load_bundle(tmp_path / "start").digest
     assert content["agreed"]["seed"] == 7
+    assert content["agreed"]["channels"] == 3
     assert str(tmp_path) not in (tmp_path / "r.json").read_text()
     ddib(model, *begin, "--out", tmp_path / "b", "--recipe", tmp_path / "r.json")
     weights = [load_bundle(tmp_path / name).manifest.weights_sha256 for name in "ab"]
@@ -189,3 +190,19 @@ def test_a_classifier_for_another_size_is_refused(ddib, folder, tmp_path):
             "--out",
             tmp_path / "c",
         )
+
+
+def test_a_zero_is_an_answer(ddib, folder, tmp_path):
+    """Unlike an option that was not given."""
+    ddib(model, "train", "--images", folder, "--out", tmp_path / "a", *SMALL, "--soften-sigma", 0.02)
+    ddib(recipe, "export", tmp_path / "a", "--out", tmp_path / "r.json")
+    by = ("train", "--images", folder, "--recipe", tmp_path / "r.json", "--out", tmp_path / "b")
+    with pytest.raises(UsageError, match="soften_sigma"):
+        ddib(model, *by, "--soften-sigma", 0)
+    ddib(model, "train", "--images", folder, "--out", tmp_path / "c", *SMALL, "--ema", 0)
+    assert json.loads((tmp_path / "c" / "run" / "run.json").read_text())["ema"] == 0
+
+
+def test_a_model_among_its_pictures_is_refused_at_once(ddib, folder):
+    with pytest.raises(UsageError, match="lies among"):
+        ddib(model, "train", "--images", folder, "--out", folder / "m", *SMALL)

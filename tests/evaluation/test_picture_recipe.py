@@ -93,3 +93,10 @@ def test_one_picture_may_go_to_several_classes():
     tasks = [task("260_1", 260, 261), task("260_1", 260, 262)]
     tasks[1] = replace(tasks[1], path=tasks[0].path)
     check_names(tasks, replace(RECIPE, public_names=True))
+
+
+@pytest.mark.parametrize("name", ["run", "Report", "sheet"])
+def test_a_result_is_not_called_as_a_file_of_the_run(name):
+    with pytest.raises(UsageError, match="of the run itself"):
+        check_names([task("a"), task(name)], RECIPE)
+    check_names([task("sub/" + name)], RECIPE)

@@ -235,3 +235,17 @@ def test_classes_by_name_and_a_number_of_pictures_of_each(classes):
     assert [task.name for task in found.tasks] == ["0_1", "0_2"]
     with pytest.raises(FileMissing, match="class 2"):
         class_tasks(classes, [(2, 0)], class_names=("cat", "dog", "owl"))
+
+
+def test_pictures_of_another_range_are_counted(folder, tmp_path):
+    """Of 16 bits where the model takes 8, and the other way round."""
+    bright = drawn(8, 8, 0).astype(np.uint16) * 15
+    (folder / "bright.png").write_bytes(encode_png(bright))
+    report = run(RECIPE, folder_tasks(folder), tmp_path / "out", opener=opened)
+    assert (report["range"]["clipped"], report["range"]["narrow"]) == (1, 1)
+    assert report["range"]["most_outside"] > 0.9
+    record = json.loads((tmp_path / "out" / "a.json").read_text())
+    assert record["range"]["outside"] == 0
+    assert 0.5 < record["range"]["used"] <= 1
+    deep = run(replace(RECIPE, source="deep"), folder_tasks(folder), tmp_path / "deep", opener=opened)
+    assert (deep["range"]["clipped"], deep["range"]["narrow"]) == (0, 0)

@@ -80,3 +80,8 @@ def test_what_goes_wrong_in_a_worker_is_told_with_its_hint(fault, error, said):
     with pytest.raises(error) as caught:
         list(spread([1, 2], ["cpu", "cpu"], start, lambda count: None))
     assert said in caught.value.hint
+
+
+def test_nothing_left_needs_nobody():
+    """What goes on with a finished run, on several devices."""
+    assert list(spread([], ["cpu", "cpu"], doubler, lambda count: None)) == []

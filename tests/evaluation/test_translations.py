@@ -169,3 +169,29 @@ def test_an_empty_folder_and_a_missing_one_are_named(tmp_path):
         find_items(tmp_path)
     with pytest.raises(FileMissing, match="no such folder"):
         find_items(tmp_path / "nowhere")
+
+
+def test_what_came_back_has_the_sources_numbers(tmp_path):
+    """As its record says; where none does, the error of the record stands."""
+    x, scale = blocks(1), {"slope": 2000 / 255, "intercept": -1000.0}
+    write(tmp_path / "t", np.concatenate([x, x]), names=["ct", "ct_back"])
+    record(tmp_path / "t", "ct", output_scale=scale, back="ct_back.png", back_scale=scale)
+    found = read_translations(tmp_path / "t", span=(-1000, 1000))
+    assert found.back == pytest.approx(x, abs=0.01)
+    record(tmp_path / "t", "ct", output_scale=scale, back="ct_back.png")
+    found = read_translations(tmp_path / "t", span=(-1000, 1000))
+    assert found.back is None
+    assert "back" in found.notes[0]
+
+
+def test_latents_of_a_node_are_read_as_those_of_a_bridge(tmp_path):
+    """There, a picture is a dimension of its own; latents of several shapes are left out, and that is said."""
+    write(tmp_path, blocks(2))
+    for name, z in zip(("p00", "p01"), blocks(2, size=8), strict=True):
+        np.save(tmp_path / f"{name}_latent.npy", z[None])
+        record(tmp_path, name, files={f"{name}.png": "d", f"{name}_latent.npy": "d"})
+    assert (read_translations(tmp_path).latents == blocks(2, size=8)).all()
+    np.save(tmp_path / "p01_latent.npy", blocks(1, size=16))
+    found = read_translations(tmp_path)
+    assert found.latents is None
+    assert "several shapes" in found.notes[0]

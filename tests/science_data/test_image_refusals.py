@@ -15,6 +15,7 @@ from PIL import Image
 from ddib_fed.data.images import ImageLimits, decode_image, encode_png
 from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable
 from tests.science_data.picture_examples import (
+    chunk,
     forged_png,
     lzw,
     noise,
@@ -255,3 +256,12 @@ def test_a_missing_header_and_a_wrong_key_are_named():
         decode_image(good[:8] + good[33:])
     with pytest.raises(ImageUnreadable, match="wrong length"):
         decode_image(with_chunk(png_of(noise(3, 3, 3, "uint16")), b"tRNS", bytes(8)))
+
+
+def test_a_second_header_is_refused():
+    """A decoder would believe it, although the limit was held against the first."""
+    content = forged_png(4, 4)
+    second = chunk(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 0, 0, 0, 0))
+    end = 8 + 25
+    with pytest.raises(ImageUnreadable, match="two headers"):
+        decode_image(content[:end] + second + content[end:])

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from ddib_fed.data import folders
-from ddib_fed.data.scans import Entry, Folder
+from ddib_fed.data.scans import Entry, Folder, require_outside
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ExtraMissing, UsageError
 from ddib_fed.evaluation.judgement import Domain, Figures, judge
 from ddib_fed.evaluation.latents import whiteness
-from ddib_fed.evaluation.picture_recipe import Recipe
-from ddib_fed.evaluation.picture_results import SHEET_FILE, stages
+from ddib_fed.evaluation.picture_recipe import SHEET_FILE, Recipe
+from ddib_fed.evaluation.picture_results import stages
 from ddib_fed.evaluation.picture_run import Found, entry_tasks, run
 from ddib_fed.evaluation.picture_worker import read_record
 from ddib_fed.evaluation.pictures import picture_rule
@@ -111,6 +111,9 @@ def rehearse(
         SettingsInvalid: Settings that cannot be.
     """
     tell, show = say or _silent, on_progress or _unseen
+    for folder in (wanted.a, wanted.b, wanted.test_a, wanted.test_b):
+        if folder is not None:
+            require_outside(wanted.out, folder)
     a = _look("a", wanted.a, wanted.test_a, wanted, show)
     b = _look("b", wanted.b, wanted.test_b, wanted, show)
     shared = [f"{mine} and {theirs}" for mine, theirs in folders.shared(a.folder.entries, b.folder.entries)]
@@ -122,8 +125,8 @@ def rehearse(
     config = wanted.config.model_copy(update={"channels": wanted.config.channels or _channels(a, b)})
     models = [_train(side, (a, b), config, wanted, show, tell, force=force) for side in (a, b)]
     ways = (
-        _translate(a, b, (models[0], models[1]), config, wanted, show, force=force),
-        _translate(b, a, (models[1], models[0]), config, wanted, show, force=force),
+        _translate(a, b, (models[0], models[1]), config, wanted, show),
+        _translate(b, a, (models[1], models[0]), config, wanted, show),
     )
     found = [_found(side, model, wanted.out) for side, model in zip((a, b), models, strict=True)]
     write_rehearsal(wanted.out / PAGE, (found[0], found[1]), ways, shared)
@@ -188,8 +191,6 @@ def _translate(
     config: PictureTrainConfig,
     wanted: Rehearsal,
     show: OnProgress,
-    *,
-    force: bool,
 ) -> WayFound:
     """Held-out pictures of a side there and back, and what can be said of them."""
     out = wanted.out / f"{source.letter}-to-{target.letter}"
@@ -211,7 +212,7 @@ def _translate(
         opener=open_folder,
         devices=("cuda:0",) if on_gpu else ("cpu",),
         threads=config.threads,
-        force=force,
+        force=True,  # the folder is the rehearsal's own; what is finished for these settings is not done again
         on_progress=functools.partial(show, f"translating {title}"),
     )
     report, notes = _judge(found, out, recipe, models, target)

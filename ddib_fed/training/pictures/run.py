@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ddib_fed.data.scans import require_outside
 from ddib_fed.evaluation.threads import torch_threads
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
@@ -32,6 +33,8 @@ from ddib_fed.training.pictures.world import World, open_world
 
 SETTLE_S, LOOK_S = 20.0, 3.0
 """Seconds in which the cost of a step is measured: to fit a time, and only to tell it."""
+CHANGEABLE = ("name", "soften_sigma", "dtype")
+"""Settings that no weight depends on: of a run that goes on or is finished, they become what is asked for now."""
 Say = Callable[[str], None]
 OnScan = Callable[[int, int], None]
 
@@ -78,14 +81,19 @@ def train_pictures(
     """
     with torch_threads(config.threads), torch.random.fork_rng(), open_world(config.device) as world:
         say = say if say is not None and world.leads else None
+        if config.images is not None:
+            require_outside(out, config.images)
         pictures = open_source(config, source, say=say, progress=on_scan if world.leads else None)
+        if config.images is not None:
+            # What most pictures have becomes a setting, so that a recipe of this run carries it.
+            config = config.model_copy(update={"channels": pictures.shape[0]})
         start = open_start(config, pictures)
         if start.bundle is not None:
             config = config.model_copy(update={"init_digest": start.bundle.digest})
         if isinstance(config, ClassifierTrainConfig) and config.generator is not None:
             config = config.model_copy(update={"generator_digest": load_bundle(config.generator).digest})
         run = _open_run(config, out, pictures, start, world, say, resume=resume, force=force)
-        if not world.decide(lambda: run.place.finished(run.identity)):
+        if not world.decide(run.finished):
             trainer = run.trainer()
             run.follow(trainer, on_progress)
             world.decide(lambda: run.finish(trainer))
@@ -103,6 +111,7 @@ class _Run:
         place: Its folder.
         world: The processes that share it.
         say: Told what is to be said.
+        changed: Whether something that no weight depends on is another than when the run began.
         cpu_before: CPU seconds that earlier processes spent on it.
         cpu_started: CPU seconds of this process when it began it.
     """
@@ -113,6 +122,7 @@ class _Run:
     place: RunFolder
     world: World
     say: Say | None = None
+    changed: bool = False
     cpu_before: float = 0.0
     cpu_started: float = field(default_factory=time.process_time)
 
@@ -122,8 +132,32 @@ class _Run:
         return run_identity(self.config.identity(), self.source.digest)
 
     @property
+    def name(self) -> str:
+        """Of the bundle's domain."""
+        return self.config.name or self.config.domain or self.source.name
+
+    @property
     def cpu_seconds(self) -> float:
         return self.cpu_before + time.process_time() - self.cpu_started
+
+    def finished(self) -> bool:
+        """Whether the bundle is there and says what this run says of it.
+
+        Raises:
+            StateConflict: It is there, and was trained on something else.
+        """
+        if not self.place.finished(self.identity):
+            return False
+        made = load_bundle(self.place.out).manifest
+        same = (made.name, made.soften_sigma) == (self.name, self.config.soften_sigma)
+        if same and not self.changed:
+            return True
+        checkpoint = latest_checkpoint(self.place.run)
+        if checkpoint is None or checkpoint.info.step != self.config.steps:
+            return True
+        if self.say is not None:
+            self.say("the weights are there; their bundle is written again with what was changed")
+        return False
 
     def trainer(self) -> PictureTrainer:
         """A trainer at the newest checkpoint, or at step 0."""
@@ -198,10 +232,9 @@ class _Run:
 
     def _manifest(self, trainer: PictureTrainer, figures: dict[str, float]) -> Manifest:
         config, source, start = self.config, self.source, self.start
-        name = config.name or config.domain or source.name
         return Manifest(
-            name=name,
-            domain=name,
+            name=self.name,
+            domain=self.name,
             role="classifier" if start.classifies else "generator",
             sample_kind="picture",
             sample_shape=source.shape,
@@ -236,11 +269,18 @@ def _open_run(
     place = RunFolder(out, "pictures")
     stored = world.decide(lambda: place.found(type(config), resume=resume, force=force))
     if stored is not None:
-        # A time, or no length at all, means the length that was settled.
+        # A time, or no length at all, means the length that was settled; what no weight depends on may change.
         asked = config.settled(steps=config.steps or stored.steps)
         if asked.identity() != stored.settled().identity():
             raise place.other_run()
-        return _Run(stored, source, start, place, world, say)
+        if say is not None and config.time_s is not None:
+            say(f"this run has {stored.steps} steps since it began; --force starts again with another time")
+        own = {name: getattr(asked, name) for name in CHANGEABLE}
+        changed = any(getattr(stored, name) != value for name, value in own.items())
+        if changed:
+            stored = stored.model_copy(update=own)
+            world.decide(lambda: place.begin(stored))
+        return _Run(stored, source, start, place, world, say, changed)
     cost = None
     if world.decide(lambda: config.time_s is not None or say is not None):
         within = SETTLE_S if config.time_s is not None else LOOK_S

@@ -102,3 +102,20 @@ def test_one_folder_may_hold_both_sides_and_what_is_tested(tmp_path):
         (tmp_path / name).mkdir()
     assert sides_of(tmp_path, None) == (tmp_path / "trainA", tmp_path / "trainB", None, tmp_path / "testB")
     assert sides_of(tmp_path, tmp_path / "other") == (tmp_path, tmp_path / "other", None, None)
+
+
+def test_other_solver_settings_keep_the_models(two):
+    """The page says: try more evaluations."""
+    rehearse(wanted(two))
+    weights = (two / "out" / "a" / "model.safetensors").read_bytes()
+    parts = set()
+    more = replace(wanted(two), evaluations=4)
+    rehearse(more, on_progress=lambda what, *rest: parts.add(what))
+    assert (two / "out" / "a" / "model.safetensors").read_bytes() == weights
+    assert parts >= {"translating bright to dark", "translating dark to bright"}
+    assert not any(part.startswith("training") for part in parts)
+
+
+def test_a_rehearsal_among_its_pictures_is_refused_at_once(two):
+    with pytest.raises(UsageError, match="lies among"):
+        rehearse(replace(wanted(two), out=two / "dark" / "try"))

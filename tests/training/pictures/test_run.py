@@ -129,3 +129,21 @@ def test_half_precision_halves_the_file(tiny, spots, tmp_path):
     sizes = [(tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("float16", "float32")]
     assert sizes[0] < 0.6 * sizes[1]
     assert all(torch.isfinite(value).all() for value in load_bundle(tmp_path / "float16").state.values())
+
+
+def test_what_no_weight_depends_on_may_change_without_training(tiny, spots, tmp_path):
+    """The name and the softening of a finished run, and of one that goes on."""
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        train_pictures(tiny, tmp_path, stop_at(7), source=spots)
+    softer = tiny.model_copy(update={"soften_sigma": 0.05})
+    first = train_pictures(softer, tmp_path, source=spots, resume=True)
+    assert first.manifest.soften_sigma == 0.05
+    steps: list[int] = []
+    named = softer.model_copy(update={"name": "dots", "soften_sigma": 0.0})
+    again = train_pictures(named, tmp_path, steps.append, source=spots, resume=True, say=said.append)
+    assert (again.manifest.name, again.manifest.soften_sigma) == ("dots", 0.0)
+    assert again.manifest.weights_sha256 == first.manifest.weights_sha256
+    assert steps == []
+    assert any("written again" in text for text in said)
+    assert train_pictures(named, tmp_path, source=spots, resume=True).digest == again.digest
