@@ -27,7 +27,7 @@ BATCH = {"satellite": 32, "relief": 32, "brain-t1": 16, "brain-t2": 16}
 KEPT = (500, 1_000, 2_000, 4_000)
 """Steps whose checkpoints stay, for benchmarks/training_curve.py."""
 # The level to which pictures are softened before they are encoded; docs/latents.md has the table that it is from.
-SOFTEN_SIGMA = {"satellite": 0.05, "relief": 0.05, "brain-t1": 0.02, "brain-t2": 0.02}
+SOFTEN_SIGMA = {"satellite": 0.05, "relief": 0.05, "brain-t1": 0.1, "brain-t2": 0.1}
 # Light and dark are exchanged between sea and land of the two maps, hues are not; decision 0058.
 COLOURS = {"satellite": "opponent", "relief": "opponent"}
 

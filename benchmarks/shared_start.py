@@ -1,11 +1,11 @@
 """Whether a shared public start helps structure: the maps at 16 pixels, from weights in common or each from the seed.
 
-    python benchmarks/shared_start.py [--work build/shared-start] [--steps 1000]      twelve minutes of a core
+    python benchmarks/shared_start.py [--work build/shared-start] [--steps 1000]      a quarter of an hour of a core
 
 A public model learns both kinds of map, mixed, on ground held out of both domains. Each side then goes on
 from it (`--init`) on ground of its own for as many steps; beside it each side learns from the seed alone for as many
-steps as both together. Writes docs/benchmarks/pictures/shared-start.json and the table between the markers of
-docs/pictures.md.
+steps, and for as many as both together. Writes docs/benchmarks/pictures/shared-start.json and the table between the
+markers of docs/pictures.md.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def main() -> None:
     own = {name: (halved(part.train), halved(part.held_out)[:HELD_OUT]) for name, part in maps.items()}
     rows = []
     for title, folder, steps, init in (
+        ("from the seed", "short", given.steps, None),
         ("from the seed", "seed", 2 * given.steps, None),
         ("shared", "shared", given.steps, given.work / "public"),
     ):

@@ -33,20 +33,17 @@ PAIR = ("satellite", "relief")
 INSTITUTIONS = ("east.example", "west.example")
 PERSON = "bob"
 COUNT = 16
-STEPS = 32
+STEPS = 48
 FOLDER = "pictures"
 SHEET = "pictures.png"
 TRAIN = f"python benchmarks/pretrained_pictures.py --domain {' '.join(PAIR)}"
 EXTRA = "pip install 'ddib-fed[data]'"
 RANDOM_DRAWS = 20
 """Of as many pictures as there are; a single draw says little."""
-# Floors that notice what broke: what a working pair of nodes reaches with the models that ship.
-# They are not the goals (38 dB, 1.3 x noise): docs/pictures.md holds the models to those. What softening by 0.1 covers
-# cannot come back, so that round trips end near 26 dB; docs/latents.md has the table that it was chosen from.
-CYCLE_MEDIAN = 22.0
-CYCLE_MIN = 14.0
+CYCLE_MEDIAN = 38.0
+CYCLE_MIN = 30.0
 """dB, as is the median."""
-MOST_CORRELATION = 1.5
+MOST_CORRELATION = 1.3
 """In multiples of true noise's."""
 
 

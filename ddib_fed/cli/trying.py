@@ -67,7 +67,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--soften",
     type=click.FloatRange(0, 1),
-    default=0.02,
+    default=0.05,
     show_default=True,
     metavar="SIGMA",
     help="Noise level to which pictures are diffused before encoding.",

@@ -188,7 +188,7 @@ def uncertainty(
     if times < 2 or level == 0.0:
         raise SettingsInvalid(
             "uncertainty is the spread over at least 2 softenings, and without softening there is none",
-            hint="soften by 0.02, for example",
+            hint="soften by 0.05, for example",
         )
     total, squares = np.zeros(x.shape), np.zeros(x.shape)
     whole = settings.evaluations * 2 * -(-len(x) // batch) * times

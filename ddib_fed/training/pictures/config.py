@@ -17,6 +17,8 @@ from ddib_fed.models.manifest import ClassifierConfig
 from ddib_fed.models.normalisation import Colours
 from ddib_fed.training.pictures.presets import PRESETS, Preset
 
+SOFTEN_SIGMA = 0.05
+"""From docs/latents.md: the least noise that makes the maps' latents white by its measure."""
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -113,7 +115,7 @@ class PictureTrainConfig(BaseModel):
     held_out: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
     init: Path | None = None
     init_digest: str = ""
-    soften_sigma: Share = 0.0
+    soften_sigma: Share = SOFTEN_SIGMA
     dtype: Literal["float32", "float16"] = "float16"
     checkpoint_every: Count | None = None
     samples: Count = 16

@@ -40,8 +40,6 @@ from ddib_fed.training.pictures.run import train_pictures
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
 TRAINING_SHARE = 0.9
 DOMAIN_PICTURES = 1000
-# Measured in docs/latents.md: whitens latents, and costs the round trip least.
-SOFTEN = 0.02
 PAGE = "index.html"
 OnProgress = Callable[[str, int, int, str], None]
 """Told (what is being done, done, in all, remark)."""
