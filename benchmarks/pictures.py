@@ -280,7 +280,8 @@ def depth(pair: Pair) -> None:
 
 def _deep(pair: Pair, rows: np.ndarray, fraction: float) -> dict[str, Any]:
     found, figures = _translated(pair, rows, depth=fraction)
-    return {"depth": fraction, "latent_and_picture": likeness(found.latent, pair.test(rows)[0]), **figures}
+    own = pair.sides[0].to_model(pair.test(rows)[0]).cpu().numpy()  # with other colours, latents have those
+    return {"depth": fraction, "latent_and_picture": likeness(found.latent, own), **figures}
 
 
 def _depth_sheet(pair: Pair, rows: np.ndarray) -> dict[str, Any]:
@@ -320,7 +321,7 @@ def white(latent: np.ndarray) -> dict[str, Any]:
 
 
 def likeness(latent: np.ndarray, x: np.ndarray) -> float:
-    """Mean correlation of a latent's numbers with its picture's, over the pictures that are not flat."""
+    """Mean correlation of a latent's numbers with its picture's in the model's units, over those that are not flat."""
     found = []
     for z, picture in zip(latent, x, strict=True):
         if picture.std() > 0:

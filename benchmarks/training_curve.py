@@ -129,7 +129,7 @@ def _draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
             )
         axis.set_title(title, fontsize=9, color=INK)
         axis.set_xlabel("CPU minutes a model", fontsize=8, color=INK)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * max(row[key] for rows in curves.values() for row in rows))
         axis.grid(color=FRAME, linewidth=0.5)
         axis.tick_params(colors=INK, labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
