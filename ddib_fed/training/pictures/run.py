@@ -35,6 +35,8 @@ SETTLE_S, LOOK_S = 20.0, 3.0
 """Seconds in which the cost of a step is measured: to fit a time, and only to tell it."""
 CHANGEABLE = ("name", "soften_sigma", "dtype")
 """Settings that no weight depends on: of a run that goes on or is finished, they become what is asked for now."""
+UNSAVED_S, WRITING_SHARE = 60.0, 50.0
+"""Seconds of training that a kill may cost at most, and that in multiples of what writing a checkpoint takes."""
 Say = Callable[[str], None]
 OnScan = Callable[[int, int], None]
 
@@ -176,14 +178,17 @@ class _Run:
     def follow(self, trainer: PictureTrainer, on_progress: OnProgress | None) -> None:
         """Take the steps that remain, with lines in progress.csv, checkpoints, sheets and reports."""
         log = Log(self.place.run, trainer, lambda: self.cpu_seconds) if self.world.leads else None
+        pause = _Pause()
         while trainer.step < trainer.steps:
             loss = trainer.advance()
             if log is None:
                 continue
             due = trainer.step % int(self.config.checkpoint_every or 1) == 0 or trainer.step == trainer.steps
             log.add(trainer, loss, validate=due)
+            if due or pause.over():
+                with pause:
+                    self.checkpoint(trainer)
             if due:
-                self.checkpoint(trainer)
                 log.draw(trainer)
             self.tell(trainer)
             if on_progress is not None:
@@ -252,6 +257,25 @@ class _Run:
             ),
             created=datetime.now(UTC).date().isoformat(),
         )
+
+
+class _Pause:
+    """Between two checkpoints, where the steps between them take long: so much, and a multiple of what one takes."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + UNSAVED_S
+        self._began = 0.0
+
+    def over(self) -> bool:
+        """Whether too much would be lost."""
+        return time.monotonic() > self._next
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        now = time.monotonic()
+        self._next = now + max(UNSAVED_S, WRITING_SHARE * (now - self._began))
 
 
 def _open_run(

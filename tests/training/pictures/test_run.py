@@ -10,6 +10,7 @@ from ddib_fed.errors import AlreadyExists, StateConflict
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record
 from ddib_fed.training.checkpoint import latest_checkpoint
+from ddib_fed.training.pictures import run
 from ddib_fed.training.pictures.run import train_pictures
 
 
@@ -147,3 +148,17 @@ def test_what_no_weight_depends_on_may_change_without_training(tiny, spots, tmp_
     assert steps == []
     assert any("written again" in text for text in said)
     assert train_pictures(named, tmp_path, source=spots, resume=True).digest == again.digest
+
+
+def test_slow_steps_are_kept_between_the_checkpoints(tiny, spots, tmp_path, monkeypatch):
+    """A kill costs no more than the pause, here none; what the steps come to is the same."""
+    whole = train_pictures(tiny, tmp_path / "whole", source=spots)
+    monkeypatch.setattr(run, "UNSAVED_S", 0.0)
+    monkeypatch.setattr(run, "WRITING_SHARE", 0.0)
+    kept: list[int] = []
+    out = tmp_path / "often"
+    often = train_pictures(
+        tiny, out, lambda _: kept.append(latest_checkpoint(out / "run").info.step), source=spots
+    )
+    assert kept == list(range(1, 13))
+    assert often.manifest.weights_sha256 == whole.manifest.weights_sha256
