@@ -27,6 +27,8 @@ CELL = 96
 """Pixels that the longer side of a small picture is at least brought to."""
 MOST_SCALE = 4
 GAP, MARGIN, LINE = 4, 12, 18
+LEAST_WIDTH = 480
+"""Of a sheet with a caption."""
 FONT = 13
 INK, FAINT, DOUBT, PAPER = (60, 60, 70), (130, 130, 140), (200, 30, 60), (255, 255, 255)
 SPREAD = 3.0
@@ -61,7 +63,7 @@ def contact_sheet(
         names: Above each picture; as many as pictures, or none.
         doubtful: Which pictures get a red frame and name; as many as pictures, or none.
         across: Pictures to a band.
-        caption: Beneath the sheet; where the data come from belongs here.
+        caption: Beneath the sheet, in as many lines as it takes; where the data come from belongs here.
 
     Raises:
         ShapeMismatch: Stages, names and marks do not have the same number, or pictures not one size.
@@ -75,8 +77,9 @@ def contact_sheet(
     head = LINE if len(names) else 0
     band = head + len(stages) * cell[0] + MARGIN
     bands = -(-count // across)
-    wide = max(left + min(count, across) * cell[1] + MARGIN, 2 * MARGIN + _text_width(caption))
-    sheet = Image.new("RGB", (wide, MARGIN + bands * band + (LINE if caption else 0)), PAPER)
+    wide = max(left + min(count, across) * cell[1] + MARGIN, LEAST_WIDTH if caption else 0)
+    text = _lines(caption, wide - 2 * MARGIN)
+    sheet = Image.new("RGB", (wide, MARGIN + bands * band + len(text) * LINE), PAPER)
     draw = ImageDraw.Draw(sheet)
     for number in range(count):
         top, x = MARGIN + number // across * band, left + number % across * cell[1]
@@ -91,8 +94,8 @@ def contact_sheet(
         if ink == DOUBT:
             foot = top + head + len(stages) * cell[0] - GAP
             draw.rectangle((x - 2, top + head - 2, x + width * scale + 1, foot + 1), outline=DOUBT, width=2)
-    if caption:
-        _write(draw, (MARGIN, MARGIN + bands * band), caption, FAINT)
+    for line, words in enumerate(text):
+        _write(draw, (MARGIN, MARGIN + bands * band + line * LINE), words, FAINT)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -151,6 +154,17 @@ def _text_width(text: str) -> int:
     from PIL import ImageFont
 
     return int(ImageFont.load_default(FONT).getlength(text)) + 1
+
+
+def _lines(text: str, room: int) -> list[str]:
+    """A text broken between its words into lines of so many pixels; a longer word has a line of its own."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and _text_width(f"{lines[-1]} {word}") <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def _cut(text: str, room: int) -> str:

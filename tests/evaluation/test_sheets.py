@@ -76,6 +76,15 @@ def test_grey_and_colour_share_a_sheet_and_long_names_are_cut():
     assert opened(png).shape[1] > 400
 
 
+def test_a_long_caption_takes_more_lines_and_not_more_width():
+    stages = [Stage("a", pictures(8))]
+    plain, short, long, word = (
+        opened(contact_sheet(stages, caption=text)).shape for text in ("", "x", "where from " * 60, "w" * 300)
+    )
+    assert plain[1] <= short[1] == long[1] == word[1]
+    assert long[0] > short[0] + 18 > plain[0] + 18
+
+
 def test_levels_are_rounded_and_cut():
     x = np.array([-2.0, -1.0, 0.0, 1.0, 3.0], np.float32).reshape(5, 1, 1, 1)
     assert to_pixels(x).ravel().tolist() == [0, 0, 128, 255, 255]
