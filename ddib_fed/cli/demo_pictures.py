@@ -22,7 +22,7 @@ from ddib_fed.cli.output import number, print_table, size
 from ddib_fed.cli.translate import Order
 from ddib_fed.data.shipped import ShippedPictures, available, load_shipped, shipped_domain
 from ddib_fed.evaluation.baselines import HistogramMatch, cross_fitted_colour_map, random_pictures, unchanged
-from ddib_fed.evaluation.latents import noise_statistics, whiteness
+from ddib_fed.evaluation.latents import WHITE_RATIO, noise_statistics, whiteness
 from ddib_fed.evaluation.pictures import Spread, mse, spread, to_psnr
 from ddib_fed.evaluation.sheets import Stage, save_sheet
 from ddib_fed.models.bundle import pretrained_domains
@@ -43,8 +43,6 @@ RANDOM_DRAWS = 20
 CYCLE_MEDIAN = 38.0
 CYCLE_MIN = 30.0
 """dB, as is the median."""
-MOST_CORRELATION = 1.3
-"""In multiples of true noise's."""
 
 
 def sites(models: Mapping[str, Path]) -> tuple[Site, Site]:
@@ -166,7 +164,7 @@ class Figures:
             Bound.at_most(
                 "pictures.latent.patch_correlation",
                 self.latent.patch_correlation,
-                MOST_CORRELATION * self.latent.patch_correlation_noise,
+                WHITE_RATIO * self.latent.patch_correlation_noise,
             ),
         )
 

@@ -201,11 +201,13 @@ def _kept(records: Sequence[dict[str, Any]], key: str) -> Structure:
 def _ranges(records: Sequence[Mapping[str, Any]], model: Manifest) -> dict[str, Any]:
     """How many pictures do not lie in the model's range, and how many use next to nothing of it."""
     rule = picture_rule(model)
-    outside = [record["range"]["outside"] for record in records]
+    found = [
+        record["range"] for record in records if "range" in record
+    ]  # results of an older release have none
     return {
         "low": rule.low,
         "high": rule.high,
-        "clipped": sum(share > MAX_CLIPPED for share in outside),
-        "most_outside": max(outside),
-        "narrow": sum(record["range"]["used"] < NARROW for record in records),
+        "clipped": sum(each["outside"] > MAX_CLIPPED for each in found),
+        "most_outside": max((each["outside"] for each in found), default=0.0),
+        "narrow": sum(each["used"] < NARROW for each in found),
     }

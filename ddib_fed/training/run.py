@@ -1,6 +1,8 @@
 """A training run as a folder: started, resumed, finished; `train` is what the commands and the nodes call.
 
-out/run/progress.csv, loss.png, samples.png   see `record`; everything else as `folder` has it
+    out/run/progress.csv, loss.png, samples.png   see `record`; everything else as `folder` has it
+
+The rule: a run that was stopped and gone on with is the run that was not.
 """
 
 from __future__ import annotations

@@ -12,10 +12,12 @@ from ddib_fed.cli.classifier import classifier
 from ddib_fed.cli.model import model
 from ddib_fed.cli.picture_training import NAMES, PICTURES, PRESETS
 from ddib_fed.cli.recipe import recipe
+from ddib_fed.cli.trying import try_
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.errors import ImageUnreadable, InputError, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training.pictures import presets
+from ddib_fed.training.pictures.config import SOFTEN_SIGMA
 from tests.training.pictures.examples import blobs
 
 SMALL = (
@@ -206,3 +208,10 @@ def test_a_zero_is_an_answer(ddib, folder, tmp_path):
 def test_a_model_among_its_pictures_is_refused_at_once(ddib, folder):
     with pytest.raises(UsageError, match="lies among"):
         ddib(model, "train", "--images", folder, "--out", folder / "m", *SMALL)
+
+
+def test_the_softening_that_the_help_names_is_the_default():
+    """The commands do not import what has it."""
+    found = {parameter.name: parameter for parameter in try_.params + training.train.params}
+    assert found["soften"].default == SOFTEN_SIGMA
+    assert f"{SOFTEN_SIGMA:g} without it" in found["soften_sigma"].help
