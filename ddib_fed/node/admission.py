@@ -129,8 +129,8 @@ def presented_certificate(auth: AuthContext) -> bytes:
     if list(auth.get("transport_security_type", ())) != [b"ssl"]:
         raise Unauthenticated("the call did not come over TLS")
     versions = list(auth.get("ssl_tls_version", ()))
-    if versions and versions != [_TLS_VERSION]:
-        raise Unauthenticated("the call came over a TLS version before 1.3")
+    if versions != [_TLS_VERSION]:
+        raise Unauthenticated("the call did not come over TLS 1.3")
     certificates = list(auth.get("x509_pem_cert", ()))
     if len(certificates) != 1:
         raise Unauthenticated("the call came without a client certificate")

@@ -70,14 +70,16 @@ def parse_peer(data: bytes, what: str) -> Peer:
         InputError: It is not a peer file, or its parts do not fit together.
     """
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=_once)
+    except InputError as exc:
+        raise InputError(f"{what} is no peer file: {exc.detail}") from exc
     except (ValueError, RecursionError) as exc:
         raise InputError(
             f"{what} is no peer file: it is not JSON", hint="ddib peer export writes one"
         ) from exc
     if not isinstance(content, dict) or set(content) != _FIELDS:
         raise InputError(f"{what} is no peer file: it must have exactly {', '.join(sorted(_FIELDS))}")
-    if content["format_version"] != FORMAT_VERSION:
+    if type(content["format_version"]) is not int or content["format_version"] != FORMAT_VERSION:
         raise InputError(
             f"{what} has format version {content['format_version']!r}, this release reads {FORMAT_VERSION}"
         )
@@ -90,6 +92,14 @@ def parse_peer(data: bytes, what: str) -> Peer:
     return Peer(
         texts[0], identity, _address(texts[2], what), _roots(content["roots"], identity.institution, what)
     )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose reader sees the first of two values where a parser takes the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InputError("a field stands twice in it")
+    return found
 
 
 def _address(text: str, what: str) -> str:

@@ -147,7 +147,7 @@ class PeerStore:
 
         Args:
             peer: From its file.
-            fingerprints: Those that the other side read out.
+            fingerprints: Those that the other side read out; each is compared, also when the peer is known.
             replace: Whether an entry that is there may be replaced, e.g. for a new root or address; roots
                 that are pinned already need no fingerprint again.
 
@@ -155,23 +155,16 @@ class PeerStore:
             Where it was written.
 
         Raises:
-            PolicyDenied: A root's fingerprint is not among `fingerprints`, or the peer is this institution.
+            PolicyDenied: A new root's fingerprint is not among `fingerprints`, one of these is of no root of
+                the peer, or the peer is this institution.
             AlreadyExists: Another entry for the institution exists, and `replace` is false.
         """
         if peer.institution == self._institution:
             raise PolicyDenied(f"{peer.institution} is this node's own institution, it is no peer")
         known = self.snapshot().peers.get(peer.institution)
-        pinned = known.roots if known else ()
+        _compare(peer, fingerprints, pinned=known.roots if known else ())
         if known == peer:
             return self._path(peer.institution)
-        for root in peer.roots:
-            if root not in pinned and not any(
-                same_fingerprint(fingerprint(root), text) for text in fingerprints
-            ):
-                raise PolicyDenied(
-                    f"the root of {peer.institution} is {fingerprint(root)}, which was not confirmed",
-                    hint="compare it with what `ddib peer export` printed there; if it differs, stop",
-                )
         private_folder(self._folder)
         try:
             write_private(self._path(peer.institution), peer.to_bytes(), overwrite=replace)
@@ -271,3 +264,24 @@ class PeerStore:
         if peer.institution != path.stem or peer.institution == self._institution:
             raise InputError(f"{path} names {peer.institution}: it does not belong here")
         return peer
+
+
+def _compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certificate, ...]) -> None:
+    """Compare what was read out with the file, before anything else of the file is looked at.
+
+    Raises:
+        PolicyDenied: A fingerprint is of no root in the file, or a root that is not pinned has none.
+    """
+    hint = "compare it with what `ddib peer export` printed there; if it differs, stop"
+    for text in fingerprints:
+        if not any(same_fingerprint(own, text) for own in peer.fingerprints):
+            raise PolicyDenied(
+                f"the root of {peer.institution} was not confirmed: {text} was read out, "
+                f"its file has {peer.fingerprint}",
+                hint=hint,
+            )
+    for root in peer.roots:
+        if root not in pinned and not any(same_fingerprint(fingerprint(root), text) for text in fingerprints):
+            raise PolicyDenied(
+                f"the root of {peer.institution} is {fingerprint(root)}, which was not confirmed", hint=hint
+            )

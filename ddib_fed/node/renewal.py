@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ddib_fed.errors import ConfigError, DdibError, InputError, MessageInvalid, Unauthenticated
 from ddib_fed.node.certificates import (
     MAX_REQUEST_BYTES,
+    Authority,
     certificate_pem,
     check_request,
     fingerprint,
@@ -116,14 +117,29 @@ def _install(
         raise MessageInvalid(exc.detail) from exc
     if len(roots) > MAX_ROOTS or certificate.public_key() != key.public_key():
         raise MessageInvalid("the issuer's answer has too many roots, or is for another key")
-    known = parse_certificates(current.roots_pem, "roots.pem")
-    if not set(known) & set(roots):
-        raise Unauthenticated("the issuer's answer has none of the roots that are trusted here")
-    identity = check_installable(certificate, roots, now)
-    if identity != current.identity:
-        raise Unauthenticated(f"the issuer's answer is for {identity}, not {current.identity}")
+    _check_successor(current, certificate, roots, now, "the issuer's answer")
     write_identity(folder, certificate=certificate, key=key, roots=roots)
     return load_identity(folder)
+
+
+def _check_successor(
+    current: Credentials,
+    certificate: x509.Certificate,
+    roots: tuple[x509.Certificate, ...],
+    now: datetime,
+    what: str,
+) -> None:
+    """A certificate may take the place of the current one: for the same identity, from a root that is trusted.
+
+    Raises:
+        Unauthenticated: It may not.
+    """
+    known = parse_certificates(current.roots_pem, "roots.pem")
+    if not set(known) & set(roots):
+        raise Unauthenticated(f"{what} has none of the roots that are trusted here")
+    identity = check_installable(certificate, roots, now)
+    if identity != current.identity:
+        raise Unauthenticated(f"{what} is for {identity}, not {current.identity}")
 
 
 def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
@@ -164,7 +180,7 @@ def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credential
     """
     folder, moment = config.paths.pki, now or utc_now()
     if has_authority(folder):
-        return issue_to_folder(load_authority(folder), folder, "node", config.node.name, now=moment)
+        return issue_to_folder(_own_authority(config), folder, "node", config.node.name, now=moment)
     if config.identity.renew_command is not None:
         return _run_command(config.identity.renew_command, folder, moment)
     if config.identity.issuer is None:
@@ -182,8 +198,25 @@ def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credential
     )
 
 
+def _own_authority(config: NodeConfig) -> Authority:
+    """The root in the node's folder.
+
+    Raises:
+        ConfigError: It is another institution's than node.toml says.
+    """
+    folder = config.paths.pki
+    authority = load_authority(folder)
+    if authority.institution != config.node.institution:
+        raise ConfigError(
+            f"the root in {folder} is of {authority.institution}, node.toml says {config.node.institution}",
+            hint="ddib pki show",
+        )
+    return authority
+
+
 def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> Credentials:
     """Run the operator's command, which must leave a new leaf.pem, leaf.key and roots.pem in the folder."""
+    current = load_identity(folder)
     environment = {**os.environ, "DDIB_PKI_FOLDER": str(folder)}
     try:
         done = subprocess.run(
@@ -197,6 +230,12 @@ def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> Crede
     renewed = load_identity(folder)
     if is_due(renewed, now):
         raise ConfigError(f"identity.renew_command {command[0]!r} left no new certificate in {folder}")
+    certificate = parse_certificates(renewed.cert_chain_pem, "leaf.pem")[0]
+    roots = parse_certificates(renewed.roots_pem, "roots.pem")
+    try:
+        _check_successor(current, certificate, roots, now, f"what it left in {folder}")
+    except Unauthenticated as exc:
+        raise ConfigError(f"identity.renew_command {command[0]!r}: {exc.detail}") from exc
     return renewed
 
 
@@ -209,9 +248,11 @@ def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str 
     Raises:
         Unauthenticated: It has expired and cannot be renewed.
         FileMissing: There is no certificate, and no root here to make one.
-        ConfigError: The certificate is not this node's.
+        ConfigError: The certificate, or the root here, is of somebody else.
     """
     moment, folder = now or utc_now(), config.paths.pki
+    if has_authority(folder):  # it signs for others too, also while the node's own certificate is good
+        _own_authority(config)
     if has_authority(folder) and not (folder / "leaf.pem").exists():
         renew_node(config, now=moment)
         return "made the node's first certificate"

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddib_fed.errors import AlreadyExists, StateConflict
+from ddib_fed.errors import AlreadyExists, InputError, StateConflict
 from ddib_fed.node.certificates import certificate_pem, new_authority, parse_certificates
-from ddib_fed.node.pki import Authority, load_authority, write_key
+from ddib_fed.node.pki import Authority, load_authority, load_keys, write_key
 from ddib_fed.node.private_files import read_small, write_private
 
 _NEXT_KEY, _NEXT_CERTIFICATE = "ca-next.key", "ca-next.pem"
@@ -44,10 +44,12 @@ def switch(folder: Path) -> Authority:
 
     Raises:
         StateConflict: No roll-over was started.
+        InputError: The next root and its key cannot be read, or do not belong together.
     """
     key, certificate = folder / _NEXT_KEY, folder / _NEXT_CERTIFICATE
     if not certificate.exists():
         raise StateConflict(f"no roll-over was started in {folder}", hint="ddib pki init --roll-over start")
+    _check_next(folder, key if key.exists() else folder / "ca.key", certificate)
     if key.exists():
         old = load_authority(folder).certificate.serial_number
         for name in ("ca.key", "ca.pem"):
@@ -57,6 +59,18 @@ def switch(folder: Path) -> Authority:
         folder / "ca.pem"
     )  # a crash before this line leaves the certificate for the next attempt
     return load_authority(folder)
+
+
+def _check_next(folder: Path, key: Path, certificate: Path) -> None:
+    """Before a file is moved: the key is the next root's, and that root is trusted already."""
+    successor = parse_certificates(read_small(certificate), str(certificate))[0]
+    if load_keys(read_small(key), key)[0].public_key() != successor.public_key():
+        raise InputError(f"{key} is not the key of {certificate}", hint="put both back from a backup")
+    if successor not in parse_certificates(read_small(folder / "roots.pem"), "roots.pem"):
+        raise StateConflict(
+            f"the root in {certificate} is not among those trusted in {folder / 'roots.pem'}",
+            hint=f"move {certificate} away, then ddib pki init --roll-over start",
+        )
 
 
 def finish(folder: Path) -> Authority:

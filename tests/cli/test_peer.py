@@ -163,13 +163,25 @@ def test_a_root_without_name_constraints_is_accepted_only_when_asked(north: Path
 
 
 def test_a_peer_that_moved_is_replaced(north: Path, south: Path) -> None:
-    """Its root is known: no telephone call for a new address."""
-    run("add", "north.peer", "--fingerprint", exported(north, "north.peer"), "--config", south)
+    """Only when asked; the fingerprint is that of the root, which stays."""
+    fingerprint = exported(north, "north.peer")
+    run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
     Path("north.peer").write_text(Path("north.peer").read_text().replace("127.0.0.1:7443", "moved.example:1"))
     with pytest.raises(AlreadyExists):
-        run("add", "north.peer", "--fingerprint", "SHA256:00", "--config", south)
-    run("add", "north.peer", "--fingerprint", "SHA256:00", "--replace", "--config", south)
+        run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
+    run("add", "north.peer", "--fingerprint", fingerprint, "--replace", "--config", south)
     assert listed(south)[0]["address"] == "moved.example:1"
+
+
+@pytest.mark.parametrize("options", [(), ("--replace",)])
+def test_a_known_peer_is_compared_again(north: Path, south: Path, options: tuple[str, ...]) -> None:
+    """A fingerprint that is given is compared, whatever is known: it is what the other operator has just read out."""
+    fingerprint = exported(north, "north.peer")
+    run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
+    with pytest.raises(PolicyDenied, match="SHA256:00") as refused:
+        run("add", "north.peer", "--fingerprint", "SHA256:00", "--config", south, *options)
+    assert fingerprint in refused.value.detail
+    run("add", "north.peer", "--fingerprint", fingerprint, "--config", south, *options)
 
 
 def test_a_removed_peer_is_gone(north: Path, south: Path) -> None:

@@ -235,7 +235,8 @@ def test_a_change_that_is_not_the_peers_leaves_its_stream_alone(
         {"transport_security_type": [b"local"]},
         {"transport_security_type": [b"ssl"]},
         {"transport_security_type": [b"ssl"], "ssl_tls_version": [b"TLSv1.2"], "x509_pem_cert": [b"x"]},
-        {"transport_security_type": [b"ssl"], "x509_pem_cert": [b"x", b"y"]},
+        {"transport_security_type": [b"ssl"], "x509_pem_cert": [b"x"]},
+        {"transport_security_type": [b"ssl"], "ssl_tls_version": [b"TLSv1.3"], "x509_pem_cert": [b"x", b"y"]},
     ],
 )
 def test_a_call_without_one_certificate_over_tls_13_is_refused(context: dict[str, list[bytes]]) -> None:

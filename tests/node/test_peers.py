@@ -45,6 +45,7 @@ def test_a_peer_file_says_the_same_when_read(south: Institution) -> None:
         {"format_version": 2},
         {"format_version": None},
         {"extra": 1},
+        {"format_version": True},
         {"institution": "SOUTH.example"},
         {"institution": "west.example"},
         {"institution": 7},
@@ -76,6 +77,13 @@ def test_what_is_no_json_object_is_refused(data: bytes) -> None:
     """Whatever somebody sends by mail."""
     with pytest.raises(InputError):
         parse_peer(data, "x")
+
+
+def test_a_field_that_stands_twice_is_refused(south: Institution) -> None:
+    """Whoever reads the file sees the first, JSON takes the last."""
+    text = south.peer().to_bytes().decode().replace("{", '{"address": "south.example:1",', 1)
+    with pytest.raises(InputError, match="twice"):
+        parse_peer(text.encode(), "south.peer")
 
 
 def test_roots_must_be_able_to_vouch_for_the_institution(north: Institution, south: Institution) -> None:
@@ -134,6 +142,19 @@ def test_an_entry_is_replaced_only_when_asked(north: Institution, south: Institu
         north.admit(south, "elsewhere:1")
     north.store.add(south.peer("elsewhere:1"), fingerprints=[], replace=True)
     assert north.store.get("south.example").address == "elsewhere:1"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:7443", "elsewhere:1"])
+@pytest.mark.parametrize("also", [False, True])
+def test_a_fingerprint_that_is_given_is_compared_also_when_the_peer_is_known(
+    north: Institution, south: Institution, address: str, also: bool
+) -> None:
+    """Something else was read out: neither a pinned root nor a right fingerprint beside it makes up for it."""
+    north.admit(south)
+    right = [pki.fingerprint(south.root)] if also else []
+    with pytest.raises(PolicyDenied, match="SHA256:00"):
+        north.store.add(south.peer(address), fingerprints=[*right, "SHA256:00"], replace=True)
+    assert north.store.get("south.example").address == "127.0.0.1:7443"
 
 
 def test_a_new_root_needs_its_fingerprint(north: Institution, south: Institution, tmp_path: Path) -> None:

@@ -137,6 +137,21 @@ def test_an_issuer_without_a_leaf_makes_one(issuer: NodeConfig) -> None:
     assert pki.load_identity(issuer.paths.pki).identity.name == "node-1"
 
 
+def test_a_root_of_another_institution_is_noticed_before_it_issues(tmp_path: Path) -> None:
+    """A state folder that was copied: no certificate is made that names another institution than node.toml."""
+    config = configured(tmp_path / "copy")
+    pki.create_institution(config.paths.pki, "south.example")
+    for call in (recover_at_start, renew_node):
+        with pytest.raises(ConfigError, match=r"south\.example"):
+            call(config)
+    assert not (config.paths.pki / "leaf.pem").exists()
+    south = pki.load_authority(config.paths.pki)
+    enrolled_as = pki.new_authority("north.example")
+    pki.issue_to_folder(enrolled_as, config.paths.pki, "node", "node-1")
+    with pytest.raises(ConfigError, match=south.institution):
+        recover_at_start(config)
+
+
 def test_a_certificate_of_another_node_is_noticed_at_start(issuer: NodeConfig, tmp_path: Path) -> None:
     """A folder that was copied."""
     config = configured(tmp_path / "copy", "node-7")
@@ -193,6 +208,31 @@ def test_a_command_can_renew(issuer: NodeConfig, tmp_path: Path) -> None:
     )
     config = second_node(issuer, tmp_path, script(tmp_path, body), age=17 * HOUR)
     assert renew_node(config).not_after > datetime.now(UTC) + 23 * HOUR
+
+
+@pytest.mark.parametrize(
+    ("issue", "says"),
+    [
+        ("issue_to_folder(authority, folder, 'node', 'node-1')", "node-1"),
+        ("issue_to_folder(authority, folder, 'client', 'node-2')", "client"),
+        ("init_node_identity(folder, 'north.example', 'node-2')", "none of the roots"),
+    ],
+    ids=["another-node", "a-client", "another-root"],
+)
+def test_what_a_command_left_is_checked_like_an_issuers_answer(
+    issuer: NodeConfig, tmp_path: Path, issue: str, says: str
+) -> None:
+    """Whom it names, and that a root which was trusted before is among its roots."""
+    body = (
+        "import os, pathlib\nfrom ddib_fed.node import pki\n"
+        "folder = pathlib.Path(os.environ['DDIB_PKI_FOLDER'])\n"
+        f"authority = pki.load_authority(pathlib.Path({str(issuer.paths.pki)!r}))\n"
+        "[path.unlink() for path in folder.glob('roots.pem')]\n"
+        f"pki.{issue}\n"
+    )
+    config = second_node(issuer, tmp_path, script(tmp_path, body), age=17 * HOUR)
+    with pytest.raises(ConfigError, match=says):
+        renew_node(config)
 
 
 @pytest.mark.parametrize(

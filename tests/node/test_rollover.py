@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.errors import AlreadyExists, StateConflict
+from ddib_fed.errors import AlreadyExists, InputError, StateConflict
 from ddib_fed.node import pki, rollover
 from ddib_fed.node.enrolment import install, make_request, read_request, sign_request
 from ddib_fed.node.identity import Identity
@@ -79,6 +79,24 @@ def test_a_crash_in_the_middle_of_the_switch_is_mended_by_another(north: Institu
     new = rollover.start(north.pki)
     (north.pki / "ca-next.key").replace(north.pki / "ca.key")
     assert rollover.switch(north.pki).certificate == new.certificate
+
+
+def test_a_switch_whose_key_is_lost_leaves_the_old_root_in_place(north: Institution) -> None:
+    """Keys and certificates are compared before a file is moved, not after."""
+    rollover.start(north.pki)
+    (north.pki / "ca-next.key").unlink()
+    with pytest.raises(InputError, match="key"):
+        rollover.switch(north.pki)
+    assert pki.load_authority(north.pki).certificate == north.root
+
+
+def test_a_switch_to_a_root_that_is_not_trusted_yet_is_refused(north: Institution) -> None:
+    """Whoever wrote ca-next.pem, it is not what `start` published in roots.pem."""
+    rollover.start(north.pki)
+    (north.pki / "roots.pem").write_bytes((north.pki / "ca.pem").read_bytes())
+    with pytest.raises(StateConflict, match="roots"):
+        rollover.switch(north.pki)
+    assert pki.load_authority(north.pki).certificate == north.root
 
 
 def test_another_node_learns_the_new_root_with_its_next_certificate(
