@@ -40,7 +40,8 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "init": Lazy("ddib_fed.cli.init:init", "Write a node's configuration or a client's profile."),
     "pki": Lazy(
-        "ddib_fed.cli.pki:pki", "Make the institution's CA; request, issue, install and show certificates."
+        "ddib_fed.cli.pki:pki",
+        "Make the institution's CA; request, issue, install, show and withdraw certificates.",
     ),
     "peer": Lazy("ddib_fed.cli.peer:peer", "Export this node's peer file; add, list, test and remove peers."),
     "status": Lazy("ddib_fed.cli.status:status", "Say how the node on this machine is doing."),

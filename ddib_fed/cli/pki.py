@@ -10,6 +10,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.output import print_json
+from ddib_fed.cli.withdrawing import reinstate, withdraw, withdrawn
 from ddib_fed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ def _place(config_path: Path, folder: Path | None) -> tuple[Path, Identity | Non
 
 @click.group()
 def pki() -> None:
-    """Make the institution's CA; request, issue, install and show certificates."""
+    """Make the institution's CA; request, issue, install, show and withdraw certificates."""
+
+
+for _command in (withdraw, reinstate, withdrawn):
+    pki.add_command(_command)
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki init --config node.toml")
@@ -149,9 +154,11 @@ def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> N
     from ddib_fed.node.certificates import parse_certificates
     from ddib_fed.node.enrolment import read_request, sign_request
     from ddib_fed.node.private_files import read_small
+    from ddib_fed.node.withdrawn import refuse_withdrawn
 
     authority = keys.load_authority(folder)
     asked = read_request(read_small(request_file))
+    refuse_withdrawn(folder, asked.identity)
     if not yes:
         click.confirm(f"sign for {asked.identity}? Whoever holds this request's key will be it", abort=True)
     roots = parse_certificates(read_small(folder / "roots.pem"), "roots.pem")

@@ -60,6 +60,7 @@ class Daemon:
         if report := recover_at_start(config):
             log.info("%s", report)
         self.peers = PeerStore(paths.peers, own_institution=config.node.institution, pki_folder=paths.pki)
+        self.peers.check_withdrawn()
         self.node = NodeContext(config, self.peers, AuditLog(paths.audit), Metrics())
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self.limiter = StreamLimiter(config.limits.max_streams, config.limits.max_streams_per_identity)
@@ -70,7 +71,8 @@ class Daemon:
                 role.close()
                 role.release()
             raise
-        self._renewal = RenewalThread(config, on_tick=self._peers_changed)
+        self._renewal = RenewalThread(config, on_tick=self._look)
+        self._said: str | None = None
 
     def _server(self) -> NodeServer:
         config = self.config
@@ -219,6 +221,20 @@ class Daemon:
         with self._jobs_lock:
             self._last_jobs = last
 
+    def _look(self) -> None:
+        """What is looked at every few seconds: who may call, and what is wrong with the files that say so."""
+        self._peers_changed()
+        problem = self._credentials.problem
+        try:
+            self.peers.keep_withdrawn()
+        except OSError as error:
+            problem = problem or f"whom the node refuses cannot be noted: {error}"
+        if problem and problem != self._said:
+            log.error("degraded: %s", problem)
+        elif self._said and not problem:
+            log.info("no longer degraded: %s", self._said)
+        self._said = problem
+
     def _peers_changed(self) -> int:
         """End the calls of removed peers, theirs and ours; how many of theirs there were."""
         for role in self.roles:
@@ -240,6 +256,7 @@ class Daemon:
         ended = self._peers_changed()
         if ended:
             changes.append(f"ended {ended} calls of peers that are no longer admitted")
+        self._look()
         self.node.audit.write("reload", changes=changes)
         return [*changes, f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}"]
 

@@ -1,14 +1,16 @@
 """Keeps who has been admitted: one small file for each peer, read again when it changes.
 
-The rule: what is not in a file that can be read is not admitted. A snapshot is immutable, so that whoever
-holds one can tell by identity whether anything has changed since.
+The rule: what is not in a file that can be read is not admitted, and whoever was withdrawn stays so until a list
+that can be read says otherwise. A snapshot is immutable, so that whoever holds one can tell by identity whether
+anything has changed since.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,10 +28,10 @@ from ddib_fed.errors import (
 from ddib_fed.node.certificates import certificate_pem, fingerprint, parse_certificates, same_fingerprint
 from ddib_fed.node.identity import Identity, Pins, check_institution
 from ddib_fed.node.peer_file import Peer, parse_peer
-from ddib_fed.node.private_files import private_folder, read_small, write_private
+from ddib_fed.node.private_files import private_folder, read_small, sync_folder, write_private
+from ddib_fed.node.withdrawn import WITHDRAWN, Withdrawn, judge, keep_last, last_withdrawn, remedy
 
 MAX_PEERS: Final = 256
-WITHDRAWN: Final = "withdrawn.txt"
 # A file changed less than this long ago may change again within the resolution of its time stamp.
 _RACY_NS: Final = 2_000_000_000
 
@@ -75,11 +77,21 @@ class PeerStore:
     Args:
         folder: Where ``<institution>.json`` lie; it need not exist yet.
         own_institution: The own institution.
-        pki_folder: Where its roots.pem lies, and `withdrawn.txt`, when there is one: an identity a line.
+        pki_folder: Where its roots.pem lies, and the list of withdrawn identities when there is one.
+        clock_ns: Unix time in nanoseconds, as time stamps of files have it.
     """
 
-    def __init__(self, folder: Path, *, own_institution: str, pki_folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        own_institution: str,
+        pki_folder: Path,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
         self._folder = folder
+        self._pki_folder = pki_folder
+        self._clock_ns = clock_ns
         self._roots_file = pki_folder / "roots.pem"
         self._withdrawn_file = pki_folder / WITHDRAWN
         self._institution = own_institution
@@ -89,6 +101,9 @@ class PeerStore:
         self._contents: Mapping[Path, bytes | str] = {}
         self._snapshot: Snapshot | None = None
         self._problems: tuple[str, ...] = ()
+        self._withdrawn_problem: str | None = None
+        # Names that a list which was written a moment ago lacks: it may be half written.
+        self._held: frozenset[Identity] = frozenset()
 
     @property
     def problem(self) -> str | None:
@@ -107,13 +122,40 @@ class PeerStore:
             if self._snapshot is not None and signature == self._signature and not self._racy:
                 return self._snapshot
             contents = self._read()
-            if self._snapshot is None or contents != self._contents:
+            rested = bool(self._held) and not self._changes_still(self._withdrawn_file)
+            if self._snapshot is None or contents != self._contents or rested:
                 self._snapshot = self._build(contents)
                 self._contents = contents
             self._signature = signature
             newest = max((entry[-1] for entry in signature), default=0)
-            self._racy = abs(time.time_ns() - newest) < _RACY_NS
+            self._racy = bool(self._held) or abs(self._clock_ns() - newest) < _RACY_NS
             return self._snapshot
+
+    def _changes_still(self, path: Path) -> bool:
+        """Whether a file changed so short a time ago that somebody may be in the middle of writing it."""
+        try:
+            return abs(self._clock_ns() - path.stat().st_ctime_ns) < _RACY_NS
+        except OSError:
+            return True
+
+    def check_withdrawn(self) -> int:
+        """How many identities are withdrawn, by a list that can be read.
+
+        Raises:
+            InputError: It cannot be read, or is gone: a node that starts on it might let in whom it refused.
+        """
+        withdrawn = self.snapshot().withdrawn
+        if self._withdrawn_problem is not None:
+            raise InputError(self._withdrawn_problem, hint=remedy(self._pki_folder))
+        return len(withdrawn)
+
+    def keep_withdrawn(self) -> None:
+        """Note who is withdrawn now, so that a list that vanishes while the node is down is missed at its start.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        keep_last(self._pki_folder, self.snapshot().withdrawn)
 
     def get(self, institution: str) -> Peer:
         """One admitted peer.
@@ -134,12 +176,16 @@ class PeerStore:
         """Read everything again, whatever the time stamps say; what changed since the last look, a line each."""
         with self._lock:
             before = dict(self._snapshot.peers) if self._snapshot else {}
+            refused = self._snapshot.withdrawn if self._snapshot else frozenset()
             self._signature = None
-        after = self.snapshot().peers
+        snapshot = self.snapshot()
+        after = snapshot.peers
         changed = dict.fromkeys(before.keys() - after.keys(), "removed")
         changed |= dict.fromkeys(after.keys() - before.keys(), "added")
         changed |= {name: "changed" for name in after.keys() & before.keys() if after[name] != before[name]}
         lines = [f"{what} peer {name}" for name, what in sorted(changed.items())]
+        lines += [f"withdrew {identity}" for identity in sorted(snapshot.withdrawn - refused)]
+        lines += [f"reinstated {identity}" for identity in sorted(refused - snapshot.withdrawn)]
         return [*lines, *(f"not read: {problem}" for problem in self._problems)]
 
     def add(self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False) -> Path:
@@ -185,12 +231,14 @@ class PeerStore:
             self._path(check_institution(institution)).unlink()
         except FileNotFoundError as exc:
             raise PeerNotFound(f"{institution} is not a peer of this node", hint="ddib peer list") from exc
+        sync_folder(self._folder)  # or a power failure brings the peer back
 
     def _path(self, institution: str) -> Path:
         return self._folder / f"{institution}.json"
 
     def _files(self) -> _Paths:
-        own = [self._roots_file, *([self._withdrawn_file] if self._withdrawn_file.exists() else [])]
+        # A link that leads nowhere is there, and cannot be read.
+        own = [self._roots_file, *([self._withdrawn_file] if os.path.lexists(self._withdrawn_file) else [])]
         return [*own, *sorted(self._folder.glob("[a-z0-9]*.json"))[:MAX_PEERS]]
 
     def _look(self) -> _Signature:
@@ -224,27 +272,26 @@ class PeerStore:
                 peers[path.stem] = self._parse(path, content)
             except InputError as exc:
                 problems.append(exc.detail)
-        withdrawn = self._withdrawn(contents.get(self._withdrawn_file, b""), problems)
+        withdrawn = self._withdrawn(contents.get(self._withdrawn_file), problems)
         self._problems = tuple(problems)
         pins = {name: peer.roots for name, peer in peers.items()} | {self._institution: own_roots}
         return Snapshot(
             self._institution, own_roots, MappingProxyType(peers), MappingProxyType(pins), withdrawn
         )
 
-    def _withdrawn(self, content: bytes | str, problems: _Lines) -> frozenset[Identity]:
-        """The identities in withdrawn.txt; those of the last snapshot stay when it has become unreadable."""
-        before = self._snapshot.withdrawn if self._snapshot else frozenset()
-        if isinstance(content, str):
-            problems.append(content)
-            return before
-        found: set[Identity] = set()
-        for line in content.decode(errors="replace").splitlines():
-            text = line.partition("#")[0].strip()
-            try:
-                found |= {Identity.parse(text)} if text else set()
-            except InputError:
-                problems.append(f"{self._withdrawn_file}: {text!r} is no identity")
-        return frozenset(found)
+    def _withdrawn(self, content: bytes | str | None, problems: _Lines) -> frozenset[Identity]:
+        """Whom the list withdraws; and whom it did before, when it cannot be read or may be half written."""
+        last = None if self._snapshot else last_withdrawn(self._pki_folder)
+        before = self._snapshot.withdrawn if self._snapshot else (last or Withdrawn()).identities
+        found = judge(content, before, self._withdrawn_file)
+        problem = found.problem or (last.problem if last and content is None else None)
+        self._withdrawn_problem, self._held = problem, frozenset()
+        if problem:
+            problems.append(problem)
+            return before | found.identities
+        if self._snapshot and self._changes_still(self._withdrawn_file):
+            self._held = before - found.identities
+        return found.identities | self._held
 
     def _own_roots(self, content: bytes | str, problems: _Lines) -> tuple[x509.Certificate, ...]:
         """The own roots; those of the last snapshot, and a problem, when the file has become unreadable."""

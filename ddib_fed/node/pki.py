@@ -40,6 +40,7 @@ from ddib_fed.node.identity import (
     verify_peer_certificate,
 )
 from ddib_fed.node.private_files import private_folder, read_small, write_private
+from ddib_fed.node.withdrawn import refuse_withdrawn
 
 __all__ = [
     "Authority",
@@ -258,10 +259,12 @@ def issue_client(
     Raises:
         FileMissing: `issuer_folder` does not issue.
         AlreadyExists: `client_folder` holds an identity already.
+        PolicyDenied: The client is withdrawn where the issuer lies.
     """
     if (client_folder / "leaf.key").exists():
         raise AlreadyExists(f"{client_folder} holds an identity already", hint="choose another folder")
     authority = load_authority(issuer_folder)
+    refuse_withdrawn(issuer_folder, Identity(authority.institution, "client", name))
     credentials = issue_to_folder(authority, client_folder, "client", name, now=now)
     roots = read_small(issuer_folder / "roots.pem")
     write_private(client_folder / "roots.pem", roots, overwrite=True)

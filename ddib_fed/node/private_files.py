@@ -46,7 +46,7 @@ def write_private(path: Path, data: bytes, *, overwrite: bool) -> None:
         _place(Path(temporary), path, overwrite=overwrite)
     finally:
         Path(temporary).unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _place(temporary: Path, path: Path, *, overwrite: bool) -> None:
@@ -62,7 +62,8 @@ def _place(temporary: Path, path: Path, *, overwrite: bool) -> None:
         ) from exc
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make names that came into a folder, or went from it, durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from ddib_fed.errors import ConfigError, DdibError
+from ddib_fed.errors import ConfigError, DdibError, InputError
 from ddib_fed.node import daemon
 from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.daemon import Daemon
@@ -164,6 +164,26 @@ def test_status_is_answered_when_the_certificate_cannot_be_read(config) -> None:
     assert status.state.startswith("degraded: certificates")
     assert status.certificate_expires == 0
     assert running.end() == 0
+
+
+def test_a_list_of_withdrawn_identities_that_cannot_be_read_is_loud(config, caplog) -> None:
+    """It stops a start; while the node runs it is in the state, on /readyz by that, and once in the log."""
+    path = config.paths.pki / "withdrawn.txt"
+    path.write_text("alice\n")
+    with pytest.raises(InputError, match=r"withdrawn\.txt, line 1"):
+        Daemon(config)
+    path.write_text("spiffe://south.example/client/alice\n")
+    running = Running(config).serving()
+    path.write_bytes(path.read_bytes().decode().encode("utf-16"))
+    client = AdminClient(config)
+    assert any("UTF-16" in line for line in client.reload())
+    client.reload()
+    assert client.status().state.startswith("degraded: ")
+    assert "withdrawn.txt" in client.status().state
+    assert running.end() == 0
+    said = [record for record in caplog.records if "UTF-16" in record.message]
+    assert [record.levelname for record in said] == ["ERROR"]
+    assert "client/alice" in (config.paths.pki / "withdrawn.last").read_text()
 
 
 def test_status_is_answered_until_the_socket_is_gone(tmp_path, monkeypatch) -> None:

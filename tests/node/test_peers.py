@@ -253,18 +253,6 @@ def test_without_own_roots_there_is_no_store(tmp_path: Path) -> None:
     assert "ddib pki init" in failed.value.hint
 
 
-def test_withdrawn_identities_are_read_with_the_rest(north: Institution) -> None:
-    """One a line, with comments; a line that is none is a problem, the others hold."""
-    store = north.store
-    assert not store.snapshot().withdrawn
-    alice = Identity("north.example", "client", "alice")
-    (north.pki / "withdrawn.txt").write_text(f"# lost laptops\n{alice}  # in March\n\nbob\n")
-    assert store.snapshot().withdrawn == {alice}
-    assert "'bob'" in (store.problem or "")
-    (north.pki / "withdrawn.txt").unlink()
-    assert not store.snapshot().withdrawn
-
-
 def test_reload_says_what_changed(north: Institution, south: Institution) -> None:
     """For the operator's terminal."""
     store = north.store
@@ -275,6 +263,10 @@ def test_reload_says_what_changed(north: Institution, south: Institution) -> Non
     assert store.reload() == ["changed peer south.example"]
     north.store.remove("south.example")
     assert store.reload() == ["removed peer south.example"]
+    (north.pki / "withdrawn.txt").write_text("spiffe://north.example/client/alice\nbob\n")
+    withdrew, not_read = store.reload()
+    assert withdrew == "withdrew spiffe://north.example/client/alice"
+    assert not_read.startswith("not read: ")
 
 
 def test_threads_see_one_snapshot(north: Institution, south: Institution) -> None:
