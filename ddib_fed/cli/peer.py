@@ -214,6 +214,10 @@ def _explained(error: DdibError, config: NodeConfig) -> DdibError:
             f"TLS knows our root, but that node has not admitted {config.node.name}: "
             "ddib peer export here, ddib peer add there"
         )
+    elif isinstance(error, PeerUnreachable):  # whose hint is this command
+        error.hint = (
+            "the handshake went well and the call did not: the same command again, then that node's log"
+        )
     return error
 
 

@@ -147,7 +147,10 @@ class AdminClient:
             return method(request, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
             if status_of(error) is not grpc.StatusCode.UNAVAILABLE:
-                raise from_rpc_error(error, f"node {self._name}") from error
+                failure = from_rpc_error(error, f"node {self._name}")
+                if isinstance(failure, PeerUnreachable):
+                    failure.hint = "it runs, but did not answer: the same command again, then its log"
+                raise failure from error
             raise PeerUnreachable(
                 f"no node answers on {self._socket}",
                 hop=f"node {self._name}",

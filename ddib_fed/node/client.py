@@ -22,12 +22,12 @@ from ddib_fed.errors import (
     Cancelled,
     ChunkCorrupt,
     DdibError,
-    DeadlineExceeded,
     JobFailed,
     JobNotFound,
     PeerUnreachable,
 )
 from ddib_fed.node.connection import PATIENCE_S, Connection, OnWait, Patience
+from ddib_fed.node.errors_wire import status_of
 from ddib_fed.node.payload import Payload, payloads, send_job, split_target
 from ddib_fed.node.profile import Profile
 from ddib_fed.node.results import Collector
@@ -207,7 +207,8 @@ class Client:
                     if event.state.ended:
                         return
             except grpc.RpcError as error:
-                if not self._own_deadline(error):
+                # Only this client's limit for one call of a stream has passed: not a failure, but the next call.
+                if status_of(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     self._connection.give_way(patience, error)
                 continue
             if self.get(job_id).state.ended:
@@ -226,10 +227,6 @@ class Client:
                     yield event_view(message)
         finally:
             call.cancel()  # type: ignore[no-untyped-call]
-
-    def _own_deadline(self, error: grpc.RpcError) -> bool:
-        """Whether only this client's limit for one call of a stream has passed."""
-        return isinstance(self._connection.failure(error), DeadlineExceeded)
 
     def _ended_early(self, patience: Patience, what: str) -> None:
         """A stream ended in order but too soon, as when a node closes its connections: wait, then again."""

@@ -1,6 +1,6 @@
 """Keeps a client's one channel to its source node, and its patience while the node is away.
 
-The rule: only what can succeed later is tried again (UNAVAILABLE), for a stated time since the last progress; the
+The rule: only what can succeed later is tried again (UnavailableError), for a stated time since the last progress; the
 channel is made anew for each try, so that a renewed certificate is used.
 """
 
@@ -149,6 +149,8 @@ class Connection:
 
     def failure(self, error: grpc.RpcError) -> DdibError:
         """What a failed call means, with the hop; an answer with a reason shows that the node is there."""
+        if self.aborted:
+            return Cancelled("the connection was ended", hop=self.hop)
         failure = from_rpc_error(error, self.hop)
         if failure.incident:
             self._reached = True

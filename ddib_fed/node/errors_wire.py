@@ -1,11 +1,13 @@
 """Turns errors into the detail that may cross the wire, and what crossed it back into errors.
 
 The rule: of an error only its reason, its fixed sentence, its facts and its differences cross; what was written for
-the person at this machine stays here. What a peer sends back is short and printable, or is cut.
+the person at this machine stays here. What a peer sends back is short and printable, or is cut. A node of ours gives
+each error it ends a call with its detail: a status without one comes from gRPC or from something on the way.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -14,14 +16,11 @@ from google.protobuf.message import DecodeError
 
 from ddib_fed.errors import (
     AlreadyExists,
-    Cancelled,
-    ChunkCorrupt,
     DdibError,
-    DeadlineExceeded,
     Difference,
-    ExhaustedError,
     InputError,
     InternalError,
+    MessageInvalid,
     NotFoundError,
     PeerUnreachable,
     RefusedError,
@@ -39,19 +38,55 @@ MAX_TEXT: Final = 200
 MAX_INCIDENT: Final = 32
 MAX_RETRY_AFTER_MS: Final = 24 * 3600 * 1000
 
+# What a status without our detail means. PeerUnreachable, the one class of these that is tried again, is what the
+# transport itself ends calls with; the others say the same whenever they are asked.
 _BY_STATUS: Final[Mapping[grpc.StatusCode, type[DdibError]]] = {
+    grpc.StatusCode.UNAVAILABLE: PeerUnreachable,  # no connection, or it was lost; HTTP 429, 502, 503, 504
+    grpc.StatusCode.UNKNOWN: PeerUnreachable,  # "Stream removed": what came was damaged; any other HTTP status
+    grpc.StatusCode.INTERNAL: PeerUnreachable,  # the stream was reset, or broke HTTP/2; HTTP 400
+    grpc.StatusCode.CANCELLED: PeerUnreachable,  # a server that stops; who cancels a call here knows it already
+    grpc.StatusCode.DEADLINE_EXCEEDED: PeerUnreachable,  # our own limit for the call, without an answer
+    grpc.StatusCode.RESOURCE_EXHAUSTED: PeerUnreachable,  # flow control, or ENHANCE_YOUR_CALM; see _BY_TEXT
+    grpc.StatusCode.DATA_LOSS: PeerUnreachable,
+    grpc.StatusCode.ABORTED: PeerUnreachable,
+    grpc.StatusCode.UNIMPLEMENTED: NotFoundError,  # a node without this service; HTTP 404
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,  # HTTP 401
+    grpc.StatusCode.PERMISSION_DENIED: RefusedError,  # HTTP 403
     grpc.StatusCode.INVALID_ARGUMENT: InputError,
     grpc.StatusCode.OUT_OF_RANGE: InputError,
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-    grpc.StatusCode.PERMISSION_DENIED: RefusedError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
     grpc.StatusCode.FAILED_PRECONDITION: StateConflict,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: ExhaustedError,
-    grpc.StatusCode.DATA_LOSS: ChunkCorrupt,
-    grpc.StatusCode.CANCELLED: Cancelled,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.OK: InternalError,
 }
+# Statuses that the transport shares with what can never succeed: gRPC's own words tell them apart. They are only
+# compared, never repeated.
+_BY_TEXT: Final[tuple[tuple[grpc.StatusCode, str, type[DdibError], str], ...]] = (
+    (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        r"message larger than max|metadata size exceeds",
+        MessageInvalid,
+        "a message between us and {hop} is over gRPC's limit, 4 MiB for a message",
+    ),
+    (
+        grpc.StatusCode.INTERNAL,
+        r"^Exception deserializing response!",
+        MessageInvalid,
+        "{hop} answered with what is no message of this protocol",
+    ),
+    (
+        grpc.StatusCode.INTERNAL,
+        r"^Exception serializing request!",
+        InternalError,
+        "the message for {hop} could not be made; the log says why",
+    ),
+    (
+        grpc.StatusCode.UNKNOWN,
+        r"^Exception iterating requests!",
+        InternalError,
+        "the messages for {hop} could not be made; the log says why",
+    ),
+)
 
 
 def to_detail(error: DdibError, institution: str, incident: str) -> pb.ErrorDetail:
@@ -132,22 +167,41 @@ def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
     for key, value in _trailing(error):
         if key == DETAIL_KEY and isinstance(value, bytes) and (found := from_detail(value, hop)) is not None:
             return found
-    code = status_of(error)
-    if code is grpc.StatusCode.UNAVAILABLE:
-        name = hop.rpartition(" ")[2]
-        return PeerUnreachable(
-            f"{hop or 'the peer'} does not answer, or refuses the connection",
-            hop=hop,
-            hint=f"ddib peer test {name}" if hop.startswith("target") else "ddib doctor",
-        )
+    code, who = status_of(error), hop or "the peer"
     kind = _BY_STATUS.get(code, InternalError) if code is not None else InternalError
+    for status, pattern, without_hope, says in _BY_TEXT:
+        if code is status and re.search(pattern, _text_of(error)):
+            return without_hope(says.format(hop=who), hop=hop)
+    if kind is PeerUnreachable:
+        return _unreachable(code, who, hop)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return kind(f"{who} does not offer this call: it has another role, or is of another release", hop=hop)
     return kind(f"{kind.sentence} ({code.name if code else 'no status'})", hop=hop)
+
+
+def _unreachable(code: grpc.StatusCode | None, who: str, hop: str) -> PeerUnreachable:
+    """An error that is tried again, in words that tell its status apart."""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        detail = f"{who} does not answer, or refuses the connection"
+    elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        detail = f"{who} did not answer in time"
+    else:
+        detail = f"the connection to {who} broke off ({code.name if code else 'no status'})"
+    name = hop.rpartition(" ")[2]
+    hint = f"ddib peer test {name}" if hop.startswith("target") else "ddib doctor"
+    return PeerUnreachable(detail, hop=hop, hint=hint)
 
 
 def status_of(error: grpc.RpcError) -> grpc.StatusCode | None:
     """The status that a call ended with; none when it never began."""
     call = _as_call(error)
     return call.code() if call is not None else None
+
+
+def _text_of(error: grpc.RpcError) -> str:
+    """What gRPC, or the peer, says beside the status: to be compared, never to be shown."""
+    call = _as_call(error)
+    return (call.details() or "") if call is not None else ""
 
 
 def _trailing(error: grpc.RpcError) -> list[tuple[str, str | bytes]]:

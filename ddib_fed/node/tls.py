@@ -145,7 +145,7 @@ def channel(
         server_name: DNS name that the server's certificate must carry.
         pki_folder: Of the caller.
         roots_pem: Whom the server's certificate must come from; the own institution's roots when none.
-        options: Further gRPC options; these come last and so win.
+        options: Further gRPC options, which win over those of every channel.
 
     Raises:
         FileMissing: The folder has no certificate.
@@ -163,7 +163,8 @@ def _open_channel(
 ) -> grpc.Channel:
     credentials = grpc.ssl_channel_credentials(roots_pem or own.roots_pem, own.key_pem, own.cert_chain_pem)
     names = (("grpc.ssl_target_name_override", server_name), ("grpc.default_authority", server_name))
-    return grpc.secure_channel(address, credentials, options=(*CHANNEL_OPTIONS, *names, *options))
+    # Of two options of one name gRPC takes the first.
+    return grpc.secure_channel(address, credentials, options=(*options, *names, *CHANNEL_OPTIONS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,10 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.peer_file import parse_peer
 from ddib_fed.node.pki import init_node_identity
 from tests.cli.test_pki import write_config
+from tests.node.flipping import BitFlipper
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
 
@@ -210,10 +212,16 @@ def listening(tmp_path: Path):
     node.close()
 
 
-def add_west(config: Path, node: Listening) -> None:
+def add_west(config: Path, node: Listening, address: str = "") -> None:
     file = Path("west.peer")
-    file.write_bytes(node.south.peer(node.address).to_bytes())
+    file.write_bytes(node.south.peer(address or node.address).to_bytes())
     run("add", file, "--fingerprint", node.south.peer().fingerprint, "--config", config)
+
+
+def _admit_north(config: Path, node: Listening) -> None:
+    exported(config, "north.peer")
+    entry = parse_peer(Path("north.peer").read_bytes(), "north.peer")
+    node.south.store.add(entry, fingerprints=entry.fingerprints)
 
 
 def test_test_says_that_the_peer_does_not_know_us(north: Path, listening: Listening) -> None:
@@ -227,11 +235,7 @@ def test_test_says_that_the_peer_does_not_know_us(north: Path, listening: Listen
 def test_test_shows_what_the_peer_decodes(north: Path, listening: Listening) -> None:
     """Handshake and DescribeDomain."""
     add_west(north, listening)
-    exported(north, "north.peer")
-    from ddib_fed.node.peer_file import parse_peer
-
-    entry = parse_peer(Path("north.peer").read_bytes(), "north.peer")
-    listening.south.store.add(entry, fingerprints=entry.fingerprints)
+    _admit_north(north, listening)
     said = run("test", "west.example", "--config", north)
     assert "TLSv1.3" in said
     assert "decoding" in said
@@ -239,6 +243,19 @@ def test_test_shows_what_the_peer_decodes(north: Path, listening: Listening) -> 
     assert told["institution"] == "west.example"
     assert "TLSv1.3" in told["connection"]
     assert repr(told["decoding"]["domain"]) in said
+
+
+def test_a_call_that_breaks_after_the_handshake_is_no_internal_error(
+    north: Path, listening: Listening
+) -> None:
+    """A flipped bit in the answer: the peer is unreachable, and the hint does not lead in a circle."""
+    with BitFlipper(listening.port) as wire:
+        add_west(north, listening, wire.address)
+        _admit_north(north, listening)
+        listening.echo.on_describe = lambda: wire.arm("to_client")
+        with pytest.raises(PeerUnreachable, match="broke off") as error:
+            run("test", "west.example", "--config", north)
+    assert "same command again" in error.value.hint
 
 
 def test_testing_whom_nobody_added_is_an_error(north: Path) -> None:

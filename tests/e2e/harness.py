@@ -25,6 +25,7 @@ from ddib_fed.node.client import Client
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.profile import Profile
 from tests.e2e.relay import Tap
+from tests.node.flipping import BitFlipper
 
 START_S = 120.0
 
@@ -175,11 +176,21 @@ class Pair:
     def tapped(self) -> Tap:
         """From now on north reaches south through a relay that keeps every decrypted byte; north must not run yet."""
         tap = Tap(self.south.port, self.south.config.paths.pki, self.north.config.paths.pki)
+        self._dial(tap.port)
+        return tap
+
+    def flipping(self) -> BitFlipper:
+        """From now on north reaches south over a wire that can turn bits over; north must not run yet."""
+        wire = BitFlipper(self.south.port)
+        self._dial(wire.port)
+        return wire
+
+    def _dial(self, port: int) -> None:
+        """Let north reach south at another port."""
         peer_file = next(self.north.config.paths.peers.glob("*south.example*"))
         text = peer_file.read_text()
         assert str(self.south.port) in text
-        peer_file.write_text(text.replace(str(self.south.port), str(tap.port)))
-        return tap
+        peer_file.write_text(text.replace(str(self.south.port), str(port)))
 
     def start(self) -> Pair:
         self.south.start(wait=False)

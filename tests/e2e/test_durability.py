@@ -60,6 +60,19 @@ def test_a_killed_node_goes_on_after_its_restart(fresh_pair: Pair, victim: str, 
         check_finished_once(pair, client, job.job_id, len(ITEMS))
 
 
+def test_a_flipped_bit_between_the_nodes_costs_a_try_and_no_job(fresh_pair: Pair) -> None:
+    """TLS ends the connection in the middle of the answers (UNKNOWN, "Stream removed"): finished, each item once."""
+    with fresh_pair.flipping() as wire:
+        pair = fresh_pair.start()
+        with pair.client() as client:
+            job = client.submit(ITEMS, TARGET, Settings(evaluations=96))
+            first_progress(client, job.job_id, "decode")
+            wire.arm("to_client")
+            check_finished_once(pair, client, job.job_id, len(ITEMS))
+        assert wire.flipped == 1
+        assert "waits" in pair.north.log()
+
+
 def test_a_latent_once_made_is_sent_again_as_it_is(fresh_pair: Pair) -> None:
     """With the target down, the source encodes and waits; killed and restarted, it sends the same latent."""
     pair = fresh_pair

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,9 +25,11 @@ class Echo(decoding_pb2_grpc.DecodingServiceServicer):
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
+        self.on_describe: Callable[[], object] = lambda: None
         self.ended = threading.Event()
 
     def DescribeDomain(self, request, context):
+        self.on_describe()
         if self.failure is not None:
             raise self.failure
         return pb.DescribeDomainResponse(side=pb.ContractSide(institution=str(caller())))

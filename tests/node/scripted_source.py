@@ -126,6 +126,8 @@ class ScriptedSource(rpc.TranslationServiceServicer):
             return open_file(file, max_bytes=1 << 24, accepted=[common_pb2.MEDIA_TYPE_NPY])
 
         inputs = [whole.data for whole in assemble(request_iterator, {"item": opener})]
+        if len(inputs) != header.items:  # the caller went away in the middle, as the real node notices too
+            context.abort(grpc.StatusCode.CANCELLED, "")
         job_id = f"job-{header.request_id[:8]}"
         repeated = job_id in self.jobs
         self.jobs.setdefault(job_id, StoredJob(header, inputs))

@@ -30,6 +30,7 @@ from ddib_fed.node.pki import issue_to_folder, load_authority
 from ddib_fed.node.profile import Profile
 from ddib_fed.node.views import JobState, Part, Settings
 from ddib_fed.v1 import translation_pb2 as pb
+from tests.node.flipping import BitFlipper
 from tests.node.scripted_source import TARGET, SourceNodeDouble, npy, points
 
 
@@ -156,6 +157,42 @@ def test_watching_outlives_a_restart_of_the_node(north):
         north.stop()
         rest = list(events)
     assert [event.sequence for event in (first, *rest)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("method", "direction"),
+    [
+        ("SubmitJob", "to_client"),
+        ("WatchJob", "to_client"),
+        ("GetJob", "to_client"),
+        ("FetchResults", "to_client"),
+        ("AcknowledgeItems", "to_client"),
+        ("SubmitJob", "to_server"),
+    ],
+)
+def test_a_flipped_bit_on_the_way_costs_a_try_and_no_job(north, method, direction):
+    """TLS ends the connection, for which gRPC says UNKNOWN or UNAVAILABLE: submitted once, fetched whole."""
+    with BitFlipper(north.port) as wire:
+
+        def flip_once(called):
+            if called == method and not wire.flipped:
+                wire.arm(direction)
+
+        north.script.on_call = flip_once
+        profile = Profile.load(north.profile_path).model_copy(update={"source_address": wire.address})
+        with Client(profile, patience_s=10) as client:
+            results = client.translate([npy(points())] * 2, TARGET)
+    assert [result.item for result in results] == [0, 1]
+    assert (len(north.service.jobs), wire.flipped) == (1, 1)
+
+
+def test_ending_the_connection_is_no_lost_connection(alice, north):
+    """gRPC ends the running call with CANCELLED, as a node that stops does: without patience, too, it is Cancelled."""
+    job = alice.submit([npy(points())], TARGET)
+    with Client(alice.profile, patience_s=0) as hasty:
+        north.script.on_call = lambda method: hasty.abort()
+        with pytest.raises(Cancelled):
+            hasty.get(job.job_id)
 
 
 def test_watching_a_job_from_after_its_end_ends(alice):

@@ -17,8 +17,13 @@ LOCAL = "/home/alice/secret.npy"
 class Failed(grpc.RpcError, grpc.Call):
     """A failed call as a stub raises it."""
 
-    def __init__(self, code: grpc.StatusCode, trailing: tuple[tuple[str, bytes], ...] = ()) -> None:
-        self._code, self._trailing = code, trailing
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        trailing: tuple[tuple[str, bytes], ...] = (),
+        text: str = "text of the peer",
+    ) -> None:
+        self._code, self._trailing, self._text = code, trailing, text
 
     def code(self) -> grpc.StatusCode:
         return self._code
@@ -27,7 +32,7 @@ class Failed(grpc.RpcError, grpc.Call):
         return self._trailing
 
     def details(self) -> str:
-        return "text of the peer"
+        return self._text
 
     def initial_metadata(self):
         return ()
@@ -121,16 +126,67 @@ def test_a_known_reasons_sentence_is_ours() -> None:
 def test_a_detail_that_cannot_be_used_is_ignored(data: bytes) -> None:
     """The status decides then."""
     found = from_rpc_error(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((DETAIL_KEY, data),)), HOP)
-    assert type(found) is errors.ExhaustedError
+    assert type(found) is PeerUnreachable
+
+
+MEANINGS = {
+    "UNAVAILABLE": PeerUnreachable,
+    "UNKNOWN": PeerUnreachable,
+    "INTERNAL": PeerUnreachable,
+    "CANCELLED": PeerUnreachable,
+    "DEADLINE_EXCEEDED": PeerUnreachable,
+    "RESOURCE_EXHAUSTED": PeerUnreachable,
+    "DATA_LOSS": PeerUnreachable,
+    "ABORTED": PeerUnreachable,
+    "UNIMPLEMENTED": errors.NotFoundError,
+    "UNAUTHENTICATED": errors.Unauthenticated,
+    "PERMISSION_DENIED": errors.RefusedError,
+    "INVALID_ARGUMENT": errors.InputError,
+    "OUT_OF_RANGE": errors.InputError,
+    "NOT_FOUND": errors.NotFoundError,
+    "ALREADY_EXISTS": errors.AlreadyExists,
+    "FAILED_PRECONDITION": errors.StateConflict,
+    "OK": InternalError,
+}
 
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode), ids=lambda c: c.name)
-def test_each_status_without_detail_has_its_error(code: grpc.StatusCode) -> None:
-    """A proxy's or an old node's answer; its text is not repeated."""
+def test_each_status_without_detail_has_its_meaning(code: grpc.StatusCode) -> None:
+    """What the transport ends calls with is tried again, the rest is final; the text is not repeated."""
     found = from_rpc_error(Failed(code), HOP)
-    unmapped = {"OK", "UNKNOWN", "ABORTED", "UNIMPLEMENTED", "OUT_OF_RANGE", "UNAVAILABLE"}
-    assert found.status == code.name or code.name in unmapped
-    assert "text of the peer" not in found.detail
+    assert type(found) is MEANINGS[code.name]
+    assert "text of the peer" not in found.detail + found.hint
+    assert found.hop == HOP
+
+
+@pytest.mark.parametrize("kind", [InternalError, errors.ExhaustedError, errors.Cancelled])
+def test_a_status_with_a_detail_of_ours_is_what_the_detail_says(kind: type[DdibError]) -> None:
+    """A node that answers was reached: its internal error is not tried again as a lost connection is."""
+    assert type(carried(kind("x"))) is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        ("RESOURCE_EXHAUSTED", "CLIENT: Received message larger than max (9 vs. 4)", errors.MessageInvalid),
+        ("RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (9 vs. 4)", errors.MessageInvalid),
+        ("RESOURCE_EXHAUSTED", "CLIENT: Sent message larger than max (9 vs. 4)", errors.MessageInvalid),
+        ("RESOURCE_EXHAUSTED", "received metadata size exceeds hard limit", errors.MessageInvalid),
+        ("RESOURCE_EXHAUSTED", "Received RST_STREAM with error code 11", PeerUnreachable),
+        ("INTERNAL", "Exception deserializing response!", errors.MessageInvalid),
+        ("INTERNAL", "Exception serializing request!", InternalError),
+        ("INTERNAL", "Received RST_STREAM with error code 2", PeerUnreachable),
+        ("UNKNOWN", "Exception iterating requests!", InternalError),
+        ("UNKNOWN", "Stream removed", PeerUnreachable),
+    ],
+)
+def test_what_cannot_succeed_is_told_from_what_the_transport_broke(
+    status: str, text: str, kind: type[DdibError]
+) -> None:
+    """Where both have one status, by gRPC's own words for it."""
+    found = from_rpc_error(Failed(grpc.StatusCode[status], text=text), HOP)
+    assert type(found) is kind
+    assert text not in found.detail
 
 
 @pytest.mark.parametrize(

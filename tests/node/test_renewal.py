@@ -12,7 +12,7 @@ import grpc
 import pytest
 from cryptography import x509
 
-from ddib_fed.errors import ConfigError, MessageInvalid, PolicyDenied, Unauthenticated
+from ddib_fed.errors import ConfigError, MessageInvalid, PeerUnreachable, PolicyDenied, Unauthenticated
 from ddib_fed.node import pki, tls
 from ddib_fed.node.config import NodeConfig, render_node_toml
 from ddib_fed.node.enrolment import install, make_request, read_request, sign_request
@@ -34,6 +34,7 @@ from ddib_fed.node.renewal import (
 )
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
+from tests.node.flipping import BitFlipper
 
 NOW = datetime.now(UTC)
 HOUR = timedelta(hours=1)
@@ -67,14 +68,20 @@ class Server:
     """The issuer's IdentityService on loopback."""
 
     def __init__(self, config: NodeConfig) -> None:
+        self.on_renewal = lambda: None
         peers = PeerStore(config.paths.peers, own_institution="north.example", pki_folder=config.paths.pki)
         policy = Policy(institution="north.example", roles=("source",), issuer=True)
         interceptors = (ErrorInterceptor("north.example"), AuthInterceptor(peers, policy))
         self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
-        identity_pb2_grpc.add_IdentityServiceServicer_to_server(IdentityServicer(config), self.grpc)
+        servicer = IdentityServicer(config, clock=self._clock)
+        identity_pb2_grpc.add_IdentityServiceServicer_to_server(servicer, self.grpc)
         self.credentials = tls.server_credentials(config.paths.pki, peers)
         self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)
         self.grpc.start()
+
+    def _clock(self) -> datetime:
+        self.on_renewal()
+        return datetime.now(UTC)
 
     @property
     def address(self) -> str:
@@ -395,8 +402,6 @@ def test_a_thread_starts_and_stops(issuer: NodeConfig) -> None:
 
 def test_renewing_through_a_node_that_is_away_says_so(issuer: NodeConfig, server: Server) -> None:
     """The old certificate stays."""
-    from ddib_fed.errors import PeerUnreachable
-
     server.grpc.stop(None).wait()
     before = pki.load_identity(issuer.paths.pki)
     with pytest.raises(PeerUnreachable):
@@ -404,3 +409,16 @@ def test_renewing_through_a_node_that_is_away_says_so(issuer: NodeConfig, server
             issuer.paths.pki, address=server.address, server_name="node-1.north.example", hop="issuer x"
         )
     assert pki.load_identity(issuer.paths.pki) == before
+
+
+def test_a_flipped_bit_in_a_renewal_is_an_issuer_out_of_reach(issuer: NodeConfig, server: Server) -> None:
+    """TLS notices it and gRPC says UNKNOWN: the old certificate stays, and asking again renews."""
+    before = pki.load_identity(issuer.paths.pki)
+    with BitFlipper(server.port) as wire:
+        way = {"address": wire.address, "server_name": "node-1.north.example", "hop": "issuer x"}
+        server.on_renewal = lambda: wire.arm("to_client")
+        with pytest.raises(PeerUnreachable):
+            renew_through(issuer.paths.pki, **way)
+        assert (pki.load_identity(issuer.paths.pki), wire.flipped) == (before, 1)
+        server.on_renewal = lambda: None
+        assert renew_through(issuer.paths.pki, **way).key_pem != before.key_pem

@@ -1,0 +1,64 @@
+"""One bit of the TLS stream turned over between two nodes costs a try and never a job."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import decoding_pb2 as pb
+from tests.node.flipping import BitFlipper
+from tests.node.tiny_nodes import npy
+from tests.source_node.scripted_target import honest
+
+
+@pytest.fixture
+def wire(institutions, target):
+    """Between north and south, whose node is the scripted target."""
+    north, south = institutions
+    with BitFlipper(target.port) as made:
+        north.store.remove(south.name)
+        north.admit(south, made.address)
+        yield made
+
+
+@pytest.mark.parametrize("direction", ["to_client", "to_server"])
+def test_a_flipped_bit_in_a_stream_is_tried_again(source, target, wire, direction) -> None:
+    """From target to source gRPC says UNKNOWN, "Stream removed", and the other way UNAVAILABLE: both are retried."""
+
+    def flipped(target, header, items, context):
+        item, latent = next(items)
+        wire.arm(direction)
+        yield from target.answer(header, item, latent)
+        yield from honest(target, header, items, context)
+
+    target.decodes = [flipped]
+    job = source.start().ended(source.submit(*[npy(seed=n) for n in range(3)]))
+    assert (str(job.state), source.states(job)) == ("FINISHED", ["DECODED"] * 3), job.error
+    assert (len(target.seen), wire.flipped) == (2, 1)
+
+
+def test_a_flipped_bit_in_a_negotiation_is_tried_again(source, target, wire) -> None:
+    """A unary call is ended by it with the same status as a stream."""
+    negotiations: list[int] = []
+
+    def arm_once() -> None:
+        negotiations.append(1)
+        if len(negotiations) == 1:
+            wire.arm("to_client")
+
+    target.negotiation = arm_once
+    job = source.start().ended(source.submit())
+    assert (str(job.state), wire.flipped) == ("FINISHED", 1), job.error
+    assert len(negotiations) > 1
+
+
+def test_a_message_over_the_limit_is_not_asked_for_again(source, target) -> None:
+    """RESOURCE_EXHAUSTED of gRPC's own limit would come each time: the job fails at its first try, and says so."""
+
+    def oversized(target, header, items, context):
+        next(items)
+        yield pb.DecodeResponse(chunk=common_pb2.Chunk(data=bytes(5 << 20)))
+
+    target.decodes = [oversized, oversized, oversized]
+    job = source.start().ended(source.submit())
+    assert (str(job.state), job.error["reason"], len(target.seen)) == ("FAILED", "MESSAGE_INVALID", 1)
