@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +34,14 @@ _OPTIONS = (
         type=click.IntRange(1),
         default=10_000,
         show_default=True,
-        help="Points to draw, without --input.",
+        help="Points to draw, where there is no --input.",
     ),
     click.option(
         "--seed",
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Of the points drawn, or of what softens pictures.",
+        help="Of the points drawn, or of the noise that softens pictures.",
     ),
     click.option(
         "--reference",
@@ -164,11 +165,9 @@ def _run(
     settings = _settings(steps=steps, solver=solver, grid=grid, order=order, compat=compat)
     of_points = {name: given.pop(name) for name in ("points", "count", "reference")}
     if pictures.manifest_of(source).sample_kind == "picture":
-        if of_points["points"] is not None or of_points["reference"] is not None:
-            raise UsageError(
-                f"{source} is a model of pictures; --input and --reference are for points",
-                hint="name a FOLDER",
-            )
+        options.refuse_idle(
+            of_points, f"is for points, and {source} is a model of pictures", hint="name a FOLDER of pictures"
+        )
         compatible = compat is not None
         pictures.translate(folder, source, target, out, settings, cycle=cycle, compat=compatible, **given)
         return
@@ -176,7 +175,11 @@ def _run(
         raise UsageError(
             f"{source} is a model of points, {folder} is for pictures", hint="give --input FILE.npy"
         )
-    plain = {name: given[name] for name in ("seed", "force", "threads")}
+    plain = {name: given.pop(name) for name in ("seed", "force", "threads")}
+    settings = replace(settings, depth=given.pop("depth"))
+    options.refuse_idle(given, f"is for pictures, and {source} is a model of points", hint="leave it out")
+    if of_points["points"] is not None:
+        options.refuse_idle(("count", "seed"), "is for points that are drawn", hint="leave it or --input out")
     _run_points(source, target, out, settings, cycle=cycle, **of_points, **plain)
 
 

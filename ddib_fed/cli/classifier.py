@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ddib_fed.cli import training
+from ddib_fed.cli import options, training
 from ddib_fed.cli.picture_options import with_options
 from ddib_fed.cli.picture_training import LEARNING, NAMES, checked, picture_fields
 
@@ -78,6 +78,9 @@ def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **sett
 
     Classes come from sub-folders, or with --classes prefix from file names. All else is as in `ddib model train`.
     """
+    options.refuse_both_ways(resume=resume, force=force)
+    if settings["generator"] is not None:
+        options.refuse_idle(("colours",), "is as the model of --for has it", hint="leave it out")
     given = [name for name in settings if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
     config = _config(settings, given, training.command_line())
     done = training.train_on_pictures(config, out, resume=resume, force=force)

@@ -85,6 +85,7 @@ def colours(
     from ddib_fed.diffusion.plans import SolverSettings
     from ddib_fed.training.colours import ColourSettings, transfer
 
+    options.refuse_both_ways(resume=resume, force=force)
     refuse_overwriting(out, force=force or resume)
     photos = open_photograph(content), open_photograph(reference)
     settings = ColourSettings(

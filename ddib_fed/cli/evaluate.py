@@ -105,12 +105,22 @@ def evaluate(
 
     if html is not None and html.exists() and not force:
         raise AlreadyExists(f"{html} exists", hint="choose another file, or --force")
+    if domain is None:
+        options.refuse_idle(
+            ("source_domain",), "is matched with pictures of the target domain", hint="add --domain FOLDER"
+        )
     folders = Folders(folder, source, truth, domain, source_domain, size, span)
     with bar("reading") as show:
         report, found = evaluate_folder(
             folders,
             thresholds=None if thresholds is None else read_thresholds(thresholds),
             on_read=lambda done, total: show(done, total, ""),
+        )
+    if report["structure"] is None or report["structure"]["from"] != "files":
+        options.refuse_idle(
+            ("thresholds", "source_domain"),
+            "compares translations with their sources, which are not there",
+            hint="add --source FOLDER",
         )
     if html is not None:
         write_report_page(html, f"Translations in {folder.name}", report, found)

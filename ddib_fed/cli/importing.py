@@ -119,13 +119,15 @@ def _read(given: dict[str, Any]) -> Imported | Bundle:
         "diffusers": ("flags", "classifier"),
         "synthetic": ("flags", "classifier", "check"),
     }
-    others = (*strange[kind], *(_OF_PICTURES if kind == "synthetic" else _OF_POINTS))
-    wrong = [key for key in others if given[key]]
-    if wrong:
-        what = "CHECKPOINT.pt" if kind == "checkpoint" else f"--{kind}"
-        in_flags = kind == "checkpoint" and wrong[0] in _OF_POINTS
-        hint = "put it into --flags" if in_flags else "leave it out"
-        raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with {what}", hint=hint)
+    what = "CHECKPOINT.pt" if kind == "checkpoint" else f"--{kind}"
+    for keys, hint in (
+        (strange[kind], "leave it out"),
+        (
+            _OF_PICTURES if kind == "synthetic" else _OF_POINTS,
+            "put it into --flags" if kind == "checkpoint" else "leave it out",
+        ),
+    ):
+        options.refuse_idle(keys, f"does not go with {what}", hint=hint)
     names = {"domain": given["domain"], "name": given["name"]}
     if kind == "synthetic":
         from ddib_fed.models.importers.synthetic import import_synthetic

@@ -186,6 +186,10 @@ def fetch(
     """
     with open_client(profile_path) as client, going_on(client, job_id, out):
         view = client.get(job_id)
+        if not view.cycle:
+            options.refuse_idle(
+                ("doubtful_below",), "is a bound on round trips, and the job has none", hint="leave it out"
+            )
         names = JobFile.load(out, view.request_id)
         inputs = names.inputs if names else ()
         delivered = list(deliver(client, view, out, inputs, force=force, doubtful_below=doubtful_below))

@@ -88,6 +88,9 @@ def sample(
     if bundle.manifest.sample_kind == "picture":
         pictures.sample(bundle, out, count or 64, seed, settings, threads=threads, **of_pictures)
         return
+    options.refuse_idle(
+        of_pictures, f"is for pictures, and {which} is a model of points", hint="leave it out"
+    )
     with bar("sampling") as show:
         report = experiment.draw(
             bundle,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from ddib_fed.errors import UsageError
 
 SOLVERS = ("unipc", "ddim", "rk4", "alf")
 GRIDS = ("default", "uniform-lambda", "karras", "integer")
@@ -22,6 +26,37 @@ class GridName(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
+def refuse_idle(names: Collection[str], why: str, *, hint: str) -> None:
+    """Refuse the first option of the running command that was given and would have no effect.
+
+    An option that is left at its default says nothing and passes; so does everything outside a command.
+
+    Args:
+        names: Parameters, as the command's function calls them.
+        why: What follows the option's name in the message, such as "weighs --classifier, which is not given".
+        hint: The next step.
+
+    Raises:
+        UsageError: One of them is on the command line.
+    """
+    context = click.get_current_context(silent=True)
+    for param in () if context is None else context.command.params:
+        named = param.name in names
+        if named and context is not None and context.get_parameter_source(str(param.name)) is _GIVEN:
+            raise UsageError(f"{param.opts[0]} {why}", hint=hint)
+
+
+def refuse_both_ways(*, resume: bool, force: bool) -> None:
+    """Refuse --resume together with --force: the one keeps what the other removes.
+
+    Raises:
+        UsageError: Both are given.
+    """
+    if resume and force:
+        raise UsageError("--resume goes on with a run, --force starts it again", hint="leave one out")
+
+
+_GIVEN = ParameterSource.COMMANDLINE
 PROFILE = click.option(
     "--profile",
     "profile_path",

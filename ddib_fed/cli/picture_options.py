@@ -16,8 +16,8 @@ DEPTH = click.option(
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
-    help="Pictures: stop encoding, and start decoding, at this fraction of the schedule's angle. Less than 1 keeps "
-    "more structure, and the latent then holds some of the picture.",
+    help="Stop encoding, and start decoding, at this fraction of the schedule's angle. Less than 1 keeps more "
+    "structure, and the latent then holds some of the picture.",
 )
 SOFTEN = click.option(
     "--soften",
@@ -56,15 +56,14 @@ GUIDING = (
     click.option(
         "--classifier-scale",
         type=float,
-        default=1.0,
-        show_default=True,
-        help="Pictures: weight of --classifier.",
+        metavar="SCALE",
+        help="Pictures: weight of --classifier, without which it is refused.  [default: 1]",
     ),
     click.option(
         "--guidance",
         type=float,
         metavar="SCALE",
-        help="Pictures: classifier-free guidance, for models trained with dropped labels; 1 is none.",
+        help="Pictures: classifier-free guidance towards a class, for models trained with dropped labels; 1 is none.",
     ),
 )
 TRANSLATING = (
@@ -91,7 +90,8 @@ TRANSLATING = (
         type=click.Choice(["decode", "both"]),
         default="decode",
         show_default=True,
-        help="Pictures: guide decoding alone, as the public code, or encoding too, so that a cycle closes.",
+        help="Pictures: guide decoding alone, as the public code, or encoding too, so that a cycle closes; with "
+        "--classifier or --guidance.",
     ),
     click.option(
         "--limit", type=click.IntRange(1), metavar="N", help="Pictures: only the first N (of each class)."

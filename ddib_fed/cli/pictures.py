@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddib_fed.cli import options
 from ddib_fed.cli.bars import bar, lines
 from ddib_fed.cli.model import open_model, shipped_name
 from ddib_fed.errors import UsageError
@@ -62,6 +63,7 @@ def translate(
             f"{source} is a model of pictures: name their folder",
             hint="ddib bridge translate ... FOLDER --out DIR",
         )
+    _refuse_unguided(given["classifier"], given["guidance"])
     recipe = Recipe(
         source,
         target,
@@ -80,6 +82,7 @@ def translate(
         keep_latents=given["keep_latents"],
         public_names=given["pairs"] is not None,
     )
+    _refuse_seed(source, recipe.soften)
     devices = parse_devices(given["devices"])
     thresholds = read_thresholds(given["thresholds"]) if given["thresholds"] is not None else None
     found = _found(folder, recipe, given)
@@ -115,6 +118,7 @@ def sample(
     from ddib_fed.evaluation.picture_draws import draw
     from ddib_fed.evaluation.picture_side import open_side
 
+    _refuse_unguided(given["classifier"], given["guidance"])
     classifier = open_model(given["classifier"]) if given["classifier"] is not None else None
     guidance = Guidance(given["guidance"], classifier, given["classifier_scale"])
     label = _class(given["class_"], bundle.manifest, guidance)
@@ -149,6 +153,7 @@ def interpolate(
     from ddib_fed.evaluation.picture_draws import between
     from ddib_fed.evaluation.picture_side import open_side
 
+    _refuse_seed(source, given["soften"])
     models = open_model(source), open_model(target)
     classes = (
         given["source_class"],
@@ -176,6 +181,32 @@ def interpolate(
             on_progress=lambda done, total: show(done, total, ""),
         )
     lines({"pictures": str(given["frames"]), "sheet": str(out / "sheet.png"), "written": str(out)})
+
+
+def _refuse_unguided(classifier: str | None, guidance: float | None) -> None:
+    """What a guidance is told needs the guidance: without it pictures would come out unguided, in silence."""
+    if classifier is None:
+        options.refuse_idle(
+            ("classifier_scale",),
+            "weighs --classifier, which is not given",
+            hint="add --classifier MODEL, or leave --classifier-scale out",
+        )
+    if classifier is None and guidance is None:
+        options.refuse_idle(
+            ("guide",),
+            "says what is guided, and nothing guides",
+            hint="add --classifier MODEL or --guidance SCALE, or leave --guide out",
+        )
+
+
+def _refuse_seed(source: str, soften: float | None) -> None:
+    """A seed is of the softening's noise: without softening nothing follows from it."""
+    if soften == 0.0 or (soften is None and manifest_of(source).soften_sigma == 0.0):
+        options.refuse_idle(
+            ("seed",),
+            "is of the noise that softens pictures, and there is none",
+            hint="--soften 0.05, or leave it out",
+        )
 
 
 def _found(folder: Path, recipe: Recipe, given: dict[str, Any]) -> Found:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ddib_fed.cli import options
 from ddib_fed.cli.bars import bar
 from ddib_fed.cli.picture_options import with_options
 from ddib_fed.cli.picture_training import NAMES, PICTURES, picture_config
@@ -32,6 +33,8 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 POINTS_ONLY = frozenset({"data", "width", "blocks"})
 """Options that a run on pictures has no use for."""
+FOLDERS_ONLY = frozenset({"channels", "fit", "skip_bad", "held_out"})
+"""Options that pictures which packages carry have no use for; `PictureTrainConfig` refuses the others."""
 SHIPPED = ("satellite", "relief", "brain-t1", "brain-t2")
 """As `ddib_fed.data.shipped.SHIPPED`; a test holds the two together."""
 THREADS = click.option(
@@ -133,11 +136,17 @@ def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **sett
     """
     given = [name for name in settings if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
     pictures = settings["images"] is not None or settings["domain"] in SHIPPED
-    unfit = sorted(set(given) & (POINTS_ONLY if pictures else NAMES))
-    if unfit:
-        kind, other = ("pictures", "points") if pictures else ("points", "pictures")
-        flag = "--" + unfit[0].removesuffix("_").removesuffix("_path").replace("_", "-")
-        raise UsageError(f"{flag} is for {other}, and this run is on {kind}", hint="ddib model train --help")
+    kind, other = ("pictures", "points") if pictures else ("points", "pictures")
+    options.refuse_idle(
+        POINTS_ONLY if pictures else NAMES,
+        f"is for {other}, and this run is on {kind}",
+        hint="ddib model train --help",
+    )
+    if pictures and settings["images"] is None:
+        options.refuse_idle(
+            FOLDERS_ONLY, f"is for a folder of pictures, not for {settings['domain']}", hint="leave it out"
+        )
+    options.refuse_both_ways(resume=resume, force=force)
     command = command_line()
     if pictures:
         done = train_on_pictures(picture_config(settings, given, command), out, resume=resume, force=force)

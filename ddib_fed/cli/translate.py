@@ -73,6 +73,12 @@ def translate(
     """
     settings = Settings(solver, order, steps, grid, depth)
     asked = Order(target, settings, cycle, keep_latent, deadline, source_class, target_class)
+    if not cycle:
+        options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
+    if detach:
+        options.refuse_idle(
+            ("doubtful_below",), "is for results that are fetched", hint="give it to `ddib job fetch`"
+        )
     profile = Profile.load(profile_path)
     check_names(files, out, force=force)
     items = payloads(files)

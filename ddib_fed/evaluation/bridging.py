@@ -18,7 +18,14 @@ from ddib_fed.diffusion.bridge import DEFAULT_SETTINGS
 from ddib_fed.diffusion.interpolation import Way, interpolate
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.errors import NotFinite, SettingsInvalid, ShapeMismatch
-from ddib_fed.evaluation.picture_side import UNGUIDED, Floats, Guidance, Labels, PictureSide
+from ddib_fed.evaluation.picture_side import (
+    UNGUIDED,
+    Floats,
+    Guidance,
+    Labels,
+    PictureSide,
+    require_class,
+)
 
 __all__ = [
     "BATCH",
@@ -129,7 +136,7 @@ def check_legs(
     """Check settings for both sides without computing anything; gives what the source softens by.
 
     Raises:
-        SettingsInvalid: Settings that do not exist or do not fit.
+        SettingsInvalid: Settings that do not exist or do not fit, or guidance without a class.
         ShapeMismatch: The models are of different sizes or numbers of channels.
     """
     if source.shape != target.shape:
@@ -138,6 +145,7 @@ def check_legs(
             f"pictures cannot cross: {names[0]}, {names[1]}",
             hint="both models must be of one size and number of channels",
         )
+    require_class(target)
     settings = _to_depth(settings, depth)
     sigma = source.bundle.manifest.soften_sigma if soften is None else soften
     plan(settings, source.bundle.schedule, soften_sigma=sigma)
@@ -225,9 +233,10 @@ def sample_pictures(
     """Draw pictures from a model: those numbered `first` to `first + count - 1` of a seed, (count, C, H, W) in [-1, 1].
 
     Raises:
-        SettingsInvalid: Settings that do not exist or do not fit the model's schedule.
+        SettingsInvalid: Settings that do not exist or do not fit the model's schedule, or guidance without a class.
         NotFinite: The model answers with NaN or infinity.
     """
+    require_class(side)
     tell = _Counter(settings.evaluations * -(-count // batch), on_progress)
     parts = []
     for rows in _slices(count, batch):
@@ -273,6 +282,7 @@ def interpolate_pictures(
         ShapeMismatch, NotFinite, SettingsInvalid: As `translate_pictures`, and for weights outside [0, 1].
     """
     _check_pictures(pair, source, target)
+    require_class(target)
     settings = _to_depth(settings, depth)
     tell = _Counter(settings.evaluations * (1 + -(-len(weights) // batch)), on_progress)
     both = slice(0, 2)

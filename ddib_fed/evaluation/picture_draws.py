@@ -76,9 +76,7 @@ def draw(
         "settings": asdict(check_settings(settings)),
         "guidance": {
             "scale": side.guidance.scale,
-            "classifier_scale": side.guidance.classifier_scale
-            if side.guidance.classifier is not None
-            else None,
+            "classifier_scale": side.guidance.weight,
         },
         "output_scale": dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
         "pictures": names,

@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from ddib_fed.diffusion.guidance import check_guidance
 from ddib_fed.diffusion.plans import SolverSettings, check_settings
 from ddib_fed.errors import UsageError
 
@@ -37,7 +38,7 @@ class Recipe:
         seed: Of the softening.
         cycle: Whether to come back.
         classifier: The classifier that guides, as `source`; None for none.
-        classifier_scale: Its weight.
+        classifier_scale: Its weight; None for 1, and where there is no classifier.
         guidance: Scale of classifier-free guidance; None for none.
         guide_encoding: Whether encoding is guided too.
         clip: Whether decoding clips predictions to [-1, 1], as the public code does.
@@ -46,6 +47,9 @@ class Recipe:
         keep_latents: Whether latents are written.
         public_names: Whether the source is written as the model sees it and results keep the model's size, under the
             public code's names.
+
+    Raises:
+        SettingsInvalid: A part of the guidance that has no effect without another one that is missing.
     """
 
     source: str
@@ -56,7 +60,7 @@ class Recipe:
     seed: int = 0
     cycle: bool = False
     classifier: str | None = None
-    classifier_scale: float = 1.0
+    classifier_scale: float | None = None
     guidance: float | None = None
     guide_encoding: bool = False
     clip: bool = False
@@ -64,6 +68,12 @@ class Recipe:
     uncertainty: int = 0
     keep_latents: bool = False
     public_names: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would be without effect."""
+        check_guidance(
+            self.guidance, self.classifier is not None, self.classifier_scale, encoding=self.guide_encoding
+        )
 
     @property
     def legs(self) -> int:
@@ -80,6 +90,8 @@ class Recipe:
         for place in ("source", "target", "classifier"):
             del fields[place]
         del fields["settings"]
+        # Written out, as every release did: a request of an older run is still the same request.
+        fields["classifier_scale"] = 1.0 if self.classifier_scale is None else self.classifier_scale
         return asdict(check_settings(self.settings)) | fields
 
 

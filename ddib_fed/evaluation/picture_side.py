@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddib_fed.diffusion.bridge import Side
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
-from ddib_fed.diffusion.guidance import ClassifierFree, ClassifierGuided, Clipped
+from ddib_fed.diffusion.guidance import ClassifierFree, ClassifierGuided, Clipped, check_guidance
 from ddib_fed.errors import NotFinite, SettingsInvalid, ShapeMismatch
 from ddib_fed.evaluation.sharding import parse_devices
 from ddib_fed.models.bundle import Bundle, check_guide
@@ -36,21 +36,48 @@ class Guidance:
     Attributes:
         scale: Of classifier-free guidance; None for none. 1 follows the conditional model itself.
         classifier: A bundle whose role is "classifier", for classifier guidance.
-        classifier_scale: Its weight.
+        classifier_scale: Its weight; None for 1, and where there is no classifier.
         encoding: Whether encoding is guided too. Then a cycle closes, but latents are no longer noise; the public
             code guides decoding alone.
         clip: Whether decoding holds predictions of the picture within [-1, 1], as the public code does; the map is
             then no longer invertible. For models whose units are [-1, 1] alone.
+
+    Raises:
+        SettingsInvalid: A part that has no effect without another one that is missing, or both kinds at once.
     """
 
     scale: float | None = None
     classifier: Bundle | None = None
-    classifier_scale: float = 1.0
+    classifier_scale: float | None = None
     encoding: bool = False
     clip: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what would be without effect."""
+        check_guidance(self.scale, self.classifier is not None, self.classifier_scale, encoding=self.encoding)
+
+    @property
+    def weight(self) -> float | None:
+        """Of the classifier; None without one."""
+        if self.classifier is None:
+            return None
+        return 1.0 if self.classifier_scale is None else self.classifier_scale
+
 
 UNGUIDED = Guidance()
+
+
+def require_class(side: PictureSide) -> None:
+    """Return when a side that decodes is told the class that its classifier-free guidance is to press for.
+
+    Raises:
+        SettingsInvalid: It is guided and told none: every prediction would be that of no class.
+    """
+    if side.guidance.scale is not None and side.label is None:
+        raise SettingsInvalid(
+            f"guidance {side.guidance.scale:g} presses for a class, and {side.bundle.manifest.name} is told none",
+            hint="--target-class CLASS (to draw: --class CLASS), or leave --guidance out",
+        )
 
 
 class PictureSide:
@@ -195,8 +222,6 @@ def _classes(bundle: Bundle, guidance: Guidance) -> int | None:
 
 def _check_guidance(bundle: Bundle, guidance: Guidance) -> None:
     name = bundle.manifest.name
-    if guidance.scale is not None and guidance.classifier is not None:
-        raise SettingsInvalid("guidance is by a classifier or free of one, not both", hint="choose one")
     if guidance.scale is not None and bundle.manifest.null_class is None:
         raise SettingsInvalid(
             f"{name} has no class for none, which classifier-free guidance needs",
@@ -231,7 +256,7 @@ class _Made:
             return ClassifierFree(inner, guidance.scale, null_class)
         if guidance.classifier is not None:
             classifier = guidance.classifier.classifier(self._dtype, self._device)
-            return ClassifierGuided(inner, classifier, guidance.classifier_scale)
+            return ClassifierGuided(inner, classifier, guidance.weight or 0.0)
         return inner
 
 

@@ -34,7 +34,7 @@ def test_batches_never_mix_classes_and_keep_the_order():
         replace(RECIPE, seed=1),
         replace(RECIPE, cycle=True),
         replace(RECIPE, guidance=2.0),
-        replace(RECIPE, guide_encoding=True),
+        replace(RECIPE, guidance=2.0, guide_encoding=True),
         replace(RECIPE, clip=True),
         replace(RECIPE, dtype="bfloat16"),
         replace(RECIPE, uncertainty=4),

@@ -8,6 +8,7 @@ import pytest
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 from ddib_fed.evaluation.bridging import Guidance, PictureSide, sample_pictures, translate_pictures
+from ddib_fed.evaluation.picture_recipe import Recipe
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.normalisation import Normalisation
 from tests.evaluation.tiny_models import pictures, tiny, tiny_classifier
@@ -50,10 +51,29 @@ def test_class_to_class_within_one_model(classy):
 
 
 def test_no_class_is_the_null_class_where_there_is_one(dropped):
-    """Classifier-free guidance towards it changes nothing."""
+    """A guidance of 0 towards any class follows it too; a guidance without a class would change nothing."""
     plain = sample_pictures(PictureSide(dropped), 2, 0, FEW)
-    guided = sample_pictures(PictureSide(dropped, guidance=Guidance(scale=4.0)), 2, 0, FEW)
-    assert np.allclose(plain, guided, atol=1e-4)
+    unpressed = sample_pictures(PictureSide(dropped, label=1, guidance=Guidance(scale=0.0)), 2, 0, FEW)
+    assert np.allclose(plain, unpressed, atol=1e-4)
+    guided = PictureSide(dropped, guidance=Guidance(scale=4.0))
+    with pytest.raises(SettingsInvalid, match="is told none"):
+        sample_pictures(guided, 2, 0, FEW)
+    with pytest.raises(SettingsInvalid, match="is told none"):
+        translate_pictures(pictures(2), PictureSide(dropped), guided, FEW)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"classifier_scale": 3.0}, {"encoding": True}, {"scale": float("nan")}, {"scale": float("inf")}],
+)
+def test_guidance_that_acts_on_nothing_cannot_be_made(parts):
+    """Neither for one side nor for a recipe; a weight that is not given is 1 in requests, as in older runs."""
+    with pytest.raises(SettingsInvalid):
+        Guidance(**parts)
+    named = {"scale": "guidance", "encoding": "guide_encoding"}
+    with pytest.raises(SettingsInvalid):
+        Recipe("a", "b", FEW, **{named.get(key, key): value for key, value in parts.items()})
+    assert Recipe("a", "b", FEW).described()["classifier_scale"] == 1.0
 
 
 def test_guidance_of_one_is_the_conditional_model_and_more_goes_beyond(dropped):

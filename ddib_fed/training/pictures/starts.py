@@ -143,6 +143,7 @@ def _classifier_start(config: ClassifierTrainConfig, source: PictureSource) -> S
     """Fresh weights, for the levels and the units of the model to be guided."""
     channels, height, _ = source.shape
     demanded = {"image_size": height, "in_channels": channels, "out_channels": len(source.classes)}
+    _refuse_overridden(config, demanded)
     network = _validated(ClassifierConfig, {**config.preset_network(), **config.network, **demanded})
     if config.generator is None:
         return Start(network, ScheduleConfig(name=config.schedule or "cosine"), "v", "scaled-lambda")
@@ -167,13 +168,25 @@ def _demanded(config: PictureTrainConfig, source: PictureSource) -> dict[str, An
     """Fields that follow from pictures and run."""
     channels, height, _ = source.shape
     classes = len(source.classes) if config.classes is not None else None
-    return {
+    demanded = {
         "image_size": height,
         "in_channels": channels,
         "out_channels": channels * (2 if config.learn_sigma else 1),
         "num_classes": classes,
         "class_dropout": config.label_dropout > 0,
     }
+    _refuse_overridden(config, demanded)
+    return demanded
+
+
+def _refuse_overridden(config: PictureTrainConfig, demanded: Mapping[str, Any]) -> None:
+    """A field of the network that follows from pictures and run may not be asked to be another."""
+    for key, value in demanded.items():
+        if config.network.get(key, value) != value:
+            raise SettingsInvalid(
+                f"{key} is asked to be {config.network[key]}, and follows from the pictures and the run: {value}",
+                hint=f"leave {key} out of the network's fields",
+            )
 
 
 def _network(fields: Mapping[str, Any]) -> UNetConfig:
