@@ -54,6 +54,7 @@ _OF_PICTURES = ("fit", "soften_sigma")
     default="imported",
     show_default=True,
     metavar="NAME",
+    callback=options.domain_name,
     help="What the bundle calls its domain.",
 )
 @click.option(

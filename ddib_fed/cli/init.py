@@ -53,7 +53,8 @@ def init() -> None:
 @click.option(
     "--address",
     metavar="HOST:PORT",
-    help="What clients and peers dial; without it localhost and the port of --listen.",
+    help="What clients and peers dial; without it what --listen says, and localhost where that is this machine alone. "
+    "Needed where --listen is 0.0.0.0 or [::].",
 )
 @click.option(
     "--no-ca",
@@ -85,11 +86,39 @@ def node(
         domain=domain,
         name=name,
         listen=listen,
-        address=address or f"localhost:{listen.rpartition(':')[2]}",
+        address=_address(listen, address, f"{name}.{institution}"),
         with_ca=not no_ca,
     )
     click.echo(f"{out / NODE_FILE} is written; keys and certificates are in {config.paths.pki}")
     _next(_node_steps(out / NODE_FILE, config, with_ca=not no_ca))
+
+
+def _address(listen: str, address: str | None, example: str) -> str:
+    """What clients and peers dial.
+
+    Raises:
+        UsageError: It was not given, and --listen does not tell it.
+        InputError: Nobody could dial it.
+    """
+    from ddib_fed.node.config import is_every_address, is_loopback, split_address
+
+    try:
+        host, port = split_address(listen)
+        if address is None and is_every_address(host):
+            raise UsageError(
+                f"--listen {listen} is every address of this machine, and does not say what peers dial",
+                hint=f"--address HOST:{port}, with a name or address that they reach, e.g. {example}:{port}",
+            )
+        dialled = address or (f"localhost:{port}" if is_loopback(host) else listen)
+        host, port = split_address(dialled)
+    except ValueError as error:
+        raise InputError(str(error), hint=HELP) from error
+    if is_every_address(host) or not port:
+        raise InputError(
+            f"{dialled} is nothing that clients and peers could dial",
+            hint=f"--address with a name and a port that they reach, e.g. {example}:7443",
+        )
+    return dialled
 
 
 def make_node(
@@ -124,11 +153,10 @@ def make_node(
         raise InputError(_first_line(error), hint=HELP) from error
     _require_free(out / "state" / "pki" / "ca.key")
     out.mkdir(parents=True, exist_ok=True)
+    if with_ca:  # before the configuration: whatever goes wrong, the same command can be given again
+        pki.init_node_identity(out / "state" / "pki", institution, name)
     _write_new(path, text)
-    config = NodeConfig.load(path)
-    if with_ca:
-        pki.init_node_identity(config.paths.pki, institution, name)
-    return config
+    return NodeConfig.load(path)
 
 
 def _node_steps(path: Path, config: NodeConfig, *, with_ca: bool) -> list[tuple[str, str]]:

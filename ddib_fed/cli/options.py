@@ -12,6 +12,9 @@ from click.core import ParameterSource
 
 from ddib_fed.errors import UsageError
 
+from ddib_fed.errors import InputError
+from ddib_fed.names import check_domain
+
 SOLVERS = ("unipc", "ddim", "rk4", "alf")
 GRIDS = ("default", "uniform-lambda", "karras", "integer")
 
@@ -64,6 +67,21 @@ PROFILE = click.option(
     metavar="FILE",
     help="The client's profile; without it $DDIB_PROFILE, ./client.toml or ~/.config/ddib/client.toml.",
 )
+
+
+def domain_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A domain's name as typed.
+
+    Raises:
+        InputError: It is none that a contract could carry.
+    """
+    del ctx
+    try:
+        return check_domain(value)
+    except ValueError as error:
+        raise InputError(f"--{param.name}: {error}") from error
+
+
 CONFIG = click.option(
     "--config",
     "config_path",

@@ -47,7 +47,7 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
     It holds no secret: the root's certificate, this node's name and its address.
     """
     from ddib_fed.node.identity import Identity
-    from ddib_fed.node.peer_file import Peer
+    from ddib_fed.node.peer_file import Peer, parse_peer
 
     config, store = _open(config_path)
     institution = config.node.institution
@@ -57,6 +57,7 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
         config.node.address,
         store.snapshot().own_roots,
     )
+    parse_peer(own.to_bytes(), f"what {config_path} says of this node")  # as the other side will
     path = out if out is not None else Path(f"{institution}.peer")
     try:
         with path.open("wb" if force else "xb") as file:
@@ -70,6 +71,8 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
     click.echo(f"wrote {path}: {own.identity} at {own.address}")
     for text in own.fingerprints:
         click.echo(f"fingerprint  {text}")
+    if config.not_dialled:
+        click.echo(f"warning: {config.not_dialled}; correct {config_path} and export again", err=True)
     click.echo(
         "send the file; read the fingerprint out to the other operator by another way, e.g. by telephone"
     )

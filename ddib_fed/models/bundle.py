@@ -32,6 +32,7 @@ from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.networks import network_shapes, network_with
+from ddib_fed.names import DOMAIN_RULE, is_domain
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -135,7 +136,7 @@ def make_bundle(manifest: Manifest, state: Mapping[str, Tensor], *, source: str 
         source: Name of where it comes from, for errors.
 
     Raises:
-        BundleInvalid: The state does not fit the network, or holds NaN or infinity.
+        BundleInvalid: The state does not fit the network, or holds NaN or infinity; the domain's name is too long.
     """
     tensors = _plain(state)
     _check_state(manifest, tensors, source)
@@ -159,7 +160,7 @@ def save_bundle(
 
     Raises:
         AlreadyExists: The folder is there and `overwrite` is not set.
-        BundleInvalid: The state does not fit the network, or holds NaN or infinity.
+        BundleInvalid: The state does not fit the network, or holds NaN or infinity; the domain's name is too long.
     """
     if path.exists() and not overwrite:
         raise AlreadyExists(f"{path} exists", hint="choose another folder, or overwrite it")
@@ -304,6 +305,8 @@ def state_problem(key: str, expected: Mapping[str, Tensor], state: Mapping[str, 
 
 
 def _signed(manifest: Manifest, state: Mapping[str, Tensor], weights_sha256: str) -> Manifest:
+    if not is_domain(manifest.domain):  # an older bundle may have a longer name, a new one may not
+        raise BundleInvalid(f"{manifest.domain!a} is no name of a domain: {DOMAIN_RULE}")
     parameters = sum(tensor.numel() for tensor in state.values())
     return manifest.model_copy(update={"weights_sha256": weights_sha256, "parameters": parameters})
 

@@ -11,12 +11,13 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.models.diffusers_config import DiffusersUNetConfig
 from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.names import OLDER_MAX_DOMAIN, check_domain, is_domain
 
 # Fields of `Manifest` that the first release did not have.
 LATER_FIELDS = frozenset({"role", "picture", "classes", "data"})
@@ -267,7 +268,7 @@ class Manifest(_Frozen):
 
     format_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=100)
-    domain: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    domain: str
     sample_kind: Literal["point", "picture"] = "point"
     sample_shape: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=1, max_length=4)
     network: NetworkConfig
@@ -286,6 +287,11 @@ class Manifest(_Frozen):
     picture: PictureFormat | None = None
     classes: tuple[Annotated[str, Field(max_length=200)], ...] = Field(default=(), max_length=100_000)
     data: DataNote | None = None
+
+    @field_validator("domain")
+    @classmethod
+    def _domain(cls, value: str) -> str:
+        return value if is_domain(value, longest=OLDER_MAX_DOMAIN) else check_domain(value)
 
     @model_validator(mode="after")
     def _fits(self) -> Manifest:

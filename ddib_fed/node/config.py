@@ -6,7 +6,7 @@ The listening address and the name to be called by are two settings: behind a fi
 from __future__ import annotations
 
 import hashlib
-import re
+import ipaddress
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
+from ddib_fed.names import check_domain, is_institution, is_label
 from ddib_fed.node.toml import load_toml
 
 Role = Literal["source", "target"]
 Format = Literal["PNG", "JPEG", "TIFF", "NPY"]
 # sun_path holds 108 bytes on Linux and 104 on macOS, with the closing zero.
 MAX_SOCKET_PATH = 100
-_DNS = re.compile(r"^(?=.{1,200}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-_LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 
 
 class Section(BaseModel):
@@ -42,6 +41,22 @@ def split_address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine itself reaches a host of this name."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_every_address(host: str) -> bool:
+    """Whether it stands for all addresses of the machine: a server binds it, and nobody can dial it."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 class NodeSection(Section):
     """Who the node is and where it listens."""
 
@@ -55,14 +70,14 @@ class NodeSection(Section):
     @field_validator("institution")
     @classmethod
     def _institution(cls, value: str) -> str:
-        if not _DNS.match(value):
+        if not is_institution(value):
             raise ValueError("an institution is a DNS name in lower case, e.g. north.example")
         return value
 
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
-        if not _LABEL.match(value):
+        if not is_label(value):
             raise ValueError("a node's name is one DNS label in lower case, e.g. node-1")
         return value
 
@@ -74,10 +89,22 @@ class NodeSection(Section):
 
 
 class ModelSection(Section):
-    """The one model that the node hosts."""
+    """The one model that the node hosts.
+
+    Attributes:
+        bundle: Its folder.
+        domain: What peers call it.
+        bundle_domain: What the bundle itself calls its domain, where that is another name; none for `domain`.
+    """
 
     bundle: str = "model"
     domain: str
+    bundle_domain: str | None = None
+
+    @field_validator("domain")
+    @classmethod
+    def _domain(cls, value: str) -> str:
+        return check_domain(value)
 
 
 class TrainSection(Section):
@@ -239,6 +266,17 @@ class NodeConfig(Section):
         return self._folder
 
     @property
+    def not_dialled(self) -> str | None:
+        """Why other machines cannot dial `node.address` although the node listens for them; none when they can."""
+        (listens, _), (dialled, port) = split_address(self.node.listen), split_address(self.node.address)
+        if is_every_address(dialled) or not port:
+            return f"node.address = {self.node.address!a} is nothing that clients and peers could dial"
+        if is_loopback(dialled) and not is_loopback(listens):
+            said = f"node.address = {self.node.address!a}, node.listen = {self.node.listen!a}"
+            return f"{said}: others cannot dial that address"
+        return None
+
+    @property
     def paths(self) -> NodePaths:
         """Where the node keeps things."""
         state = self._folder / self.node.state
@@ -270,6 +308,7 @@ state = "state"                 # keys, peers, jobs, audit; keep it private and 
 [model]
 domain = "{domain}"             # the domain's name, as peers see it
 bundle = "model"                # manifest.json and model.safetensors; written by `{command} train`
+# bundle_domain = "imported"    # what the bundle calls its domain, where that is another name on purpose
 
 [train]
 domain = "{train_domain}"       # a built-in 2-D domain, or instead: data = "points.npy", shape (N, D)
@@ -335,6 +374,7 @@ def render_node_toml(
         ValueError: A value cannot be used (pydantic's error, which is one).
     """
     NodeSection(institution=institution, name=name, roles=roles, listen=listen, address=address)
+    ModelSection(domain=domain)
     command = command_of(roles)
     return _TEMPLATE.format(
         command=command,

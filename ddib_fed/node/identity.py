@@ -22,20 +22,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from ddib_fed.errors import InputError, PeerUnknown, Unauthenticated
+from ddib_fed.names import LABEL, MAX_DNS_NAME, is_institution, is_label
 
 Kind = Literal["node", "client"]
 Pins = Mapping[str, tuple[x509.Certificate, ...]]
 
 MAX_CERTIFICATE_BYTES = 16 << 10
-# RFC 1035: 253 characters for a whole name, 63 for a label.
-MAX_DNS_NAME = 253
 MIN_RSA_BITS = 2048
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_INSTITUTION = re.compile(rf"(?:{_LABEL}\.)+{_LABEL}")
-_NAME = re.compile(_LABEL)
-_URI = re.compile(
-    rf"spiffe://(?P<institution>(?:{_LABEL}\.)+{_LABEL})/(?P<kind>node|client)/(?P<name>{_LABEL})"
-)
+_URI = re.compile(rf"spiffe://(?P<institution>(?:{LABEL}\.)+{LABEL})/(?P<kind>node|client)/(?P<name>{LABEL})")
 _KNOWN_CRITICAL = frozenset(
     {
         ExtensionOID.BASIC_CONSTRAINTS,
@@ -52,8 +46,7 @@ def check_institution(institution: str) -> str:
     Raises:
         InputError: It is not.
     """
-    labels_ok = _INSTITUTION.fullmatch(institution) and not institution.rsplit(".", 1)[1].isdigit()
-    if not labels_ok or len(institution) > MAX_DNS_NAME:
+    if not is_institution(institution):
         raise InputError(f"{institution!r} is no DNS name in lower case such as north.example")
     return institution
 
@@ -79,7 +72,7 @@ class Identity:
         check_institution(self.institution)
         if self.kind not in {"node", "client"}:
             raise InputError(f"{self.kind!r} is neither node nor client")
-        if not _NAME.fullmatch(self.name):
+        if not is_label(self.name):
             raise InputError(f"{self.name!r} is no DNS label in lower case such as node-1")
         if len(self.dns_name) > MAX_DNS_NAME:
             raise InputError(f"{self.dns_name} is longer than {MAX_DNS_NAME} characters")

@@ -10,7 +10,9 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from ddib_fed.names import check_domain, domain_from
 
 SCHEDULE = "cosine"
 STEPS = 2_000
@@ -53,7 +55,7 @@ class TrainConfig(BaseModel):
 
     domain: str | None = None
     data: Path | None = None
-    name: str | None = None
+    name: Annotated[str, AfterValidator(check_domain)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     steps: Count | None = None
     time_s: Positive | None = None
@@ -91,7 +93,7 @@ class TrainConfig(BaseModel):
         """What the bundle calls its domain."""
         if self.name is not None:
             return self.name
-        return self.domain if self.domain is not None else Path(str(self.data)).stem
+        return self.domain if self.domain is not None else domain_from(Path(str(self.data)).stem) or "points"
 
     def with_steps(self, steps: int) -> TrainConfig:
         """The same run with its number of steps settled."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ddib_fed.errors import MessageInvalid
+from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.canonical import Value, canonical_json
 from ddib_fed.wire.version import OLDEST, PICTURES, Version, version_from_pb
@@ -45,9 +45,6 @@ MAX_CLASS_NAMES = 10_000
 MAX_CLASS_NAME = 64
 LARGEST_VALUE = 1e9
 """No raw value of a picture's file is beyond it."""
-
-_DNS_NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}\Z")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
 def _require(ok: bool, field: str, detail: str) -> None:
@@ -120,8 +117,8 @@ class ContractSide:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(bool(_DNS_NAME.match(self.institution)), "institution", "must be a DNS name in lower case")
-        _require(bool(_NAME.match(self.domain)), "domain", "must be 1 to 64 of A-Z a-z 0-9 . _ -")
+        _require(is_institution(self.institution), "institution", "must be a DNS name in lower case")
+        _require(is_domain(self.domain), "domain", f"must be {DOMAIN_RULE}")
         _require(self.sample_kind in SAMPLE_KINDS, "sample_kind", "must be point or picture")
         self._check_shape()
         _require(self.dtype in DTYPES, "dtype", "must be float32")

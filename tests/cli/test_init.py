@@ -124,3 +124,57 @@ def test_a_target_node_has_no_clients(init_node, tmp_path):
     init_node(role="target")
     words = ["--node-config", str(tmp_path / "north" / "node.toml"), "--name", "alice"]
     assert run(["init", "client", *words, "--out", str(tmp_path / "alice")]) == ExitCode.BAD_INPUT
+
+
+@pytest.mark.parametrize("domain", ["My Domain", "-x", "", "d" * 65, "moons\n", "müller", 'a"b', "a/b"])
+def test_a_domain_that_every_peer_would_refuse_is_refused_here(tmp_path, capsys, domain):
+    """Before, `init node` wrote it, and each contract failed at the other side."""
+    words = ["--institution", "north.example", "--role", "source", "--domain", domain]
+    assert run(["init", "node", *words, "--out", str(tmp_path / "north")]) == ExitCode.BAD_INPUT
+    assert "1 to 64 of A-Z a-z 0-9 . _ -" in capsys.readouterr().err
+    assert not (tmp_path / "north").exists()
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:7443", "[::]:7443"])
+def test_a_node_for_other_machines_says_what_they_dial(init_node, tmp_path, capsys, listen):
+    """Before, the peer file said localhost: the peer would have dialled itself."""
+    assert init_node("--listen", listen) == ExitCode.USAGE
+    assert "--address HOST:7443" in capsys.readouterr().err
+    assert not (tmp_path / "north").exists()
+    assert init_node("--listen", listen, "--address", "north.example:7443") == 0
+    assert NodeConfig.load(tmp_path / "north" / "node.toml").node.address == "north.example:7443"
+
+
+def test_one_address_of_this_machine_is_what_peers_dial(init_node, tmp_path):
+    """Without --address, where --listen tells it."""
+    assert init_node("--listen", "192.0.2.7:7443") == 0
+    assert NodeConfig.load(tmp_path / "north" / "node.toml").node.address == "192.0.2.7:7443"
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:7443", "[::]:7443", "north.example:0"])
+def test_an_address_that_nobody_can_dial_is_refused(init_node, tmp_path, capsys, address):
+    """Every peer would refuse the file, or dial itself."""
+    assert init_node("--listen", "0.0.0.0:7443", "--address", address) == ExitCode.BAD_INPUT
+    assert address in capsys.readouterr().err
+    assert not (tmp_path / "north").exists()
+
+
+def test_an_export_warns_of_an_address_that_only_this_machine_dials(init_node, tmp_path, capsys):
+    """Of a configuration that was written before, or by hand; port 0 is refused, as the other side would."""
+    init_node("--listen", "0.0.0.0:7443", "--address", "localhost:7443")
+    config = tmp_path / "north" / "node.toml"
+    words = ["peer", "export", "--config", str(config), "--force", "--out", str(tmp_path / "north.peer")]
+    assert run(words) == 0
+    assert "warning: node.address = 'localhost:7443'" in capsys.readouterr().err
+    config.write_text(config.read_text().replace("localhost:7443", "localhost:0"))
+    assert run(words) == ExitCode.BAD_INPUT
+
+
+def test_a_start_that_fails_half_way_can_be_given_again(init_node, tmp_path):
+    """The configuration is written last: an --out that cannot be written leaves none."""
+    (tmp_path / "north").mkdir()
+    (tmp_path / "north" / "state").write_text("a file")
+    assert init_node() == ExitCode.BAD_INPUT
+    assert not (tmp_path / "north" / "node.toml").exists()
+    (tmp_path / "north" / "state").unlink()
+    assert init_node() == 0

@@ -11,10 +11,11 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ddib_fed.models.manifest import ClassifierConfig
 from ddib_fed.models.normalisation import Colours
+from ddib_fed.names import check_domain
 from ddib_fed.training.pictures.presets import PRESETS, Preset
 
 SOFTEN_SIGMA = 0.05
@@ -80,7 +81,7 @@ class PictureTrainConfig(BaseModel):
 
     domain: str | None = None
     images: Path | None = None
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: Annotated[str, AfterValidator(check_domain)] | None = None
     preset: str = "tiny-32"
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     channels: Literal[1, 3] | None = None

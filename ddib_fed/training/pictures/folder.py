@@ -14,6 +14,7 @@ from ddib_fed.data.images import PictureRule
 from ddib_fed.data.scans import Progress
 from ddib_fed.errors import InputError, MemoryExhausted
 from ddib_fed.models.manifest import DataNote, PictureFormat
+from ddib_fed.names import domain_from
 from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.sources import PictureSource, array_source
 
@@ -85,8 +86,7 @@ def name_of(root: Path) -> str:
     """The folder's name as a domain's: letters, digits, dots, dashes; of trainA the name of the folder around it."""
     path = root.resolve()
     name = f"{path.parent.name}-{path.name[-1].lower()}" if path.name in {"trainA", "trainB"} else path.name
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).lstrip("._-")
-    return kept[:100] or "pictures"
+    return domain_from(name) or "pictures"
 
 
 def _refuse_too_many(count: int, rule: PictureRule) -> None:

@@ -1,0 +1,57 @@
+"""The grammars of names that institutions read of each other: one for each name, wherever it is written or read.
+
+A name that this side accepts and the other refuses is found by the other side's operator, so nothing has a grammar of
+its own: configuration, bundles, the wire, certificates and the command line all ask here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+MAX_DOMAIN: Final = 64
+OLDER_MAX_DOMAIN: Final = 100
+"""Of bundles that were made before there was one grammar; they are read, and served under a shorter name."""
+DOMAIN_RULE: Final = f"1 to {MAX_DOMAIN} of A-Z a-z 0-9 . _ -, a letter or digit first"
+# RFC 1035: 253 characters for a whole name, 63 for a label.
+MAX_DNS_NAME: Final = 253
+LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_LABEL: Final = re.compile(LABEL)
+_INSTITUTION: Final = re.compile(rf"(?:{LABEL}\.)+{LABEL}")
+_DOMAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def is_label(text: str) -> bool:
+    """Whether it is one DNS label in lower case: the name of a node or a client."""
+    return _LABEL.fullmatch(text) is not None
+
+
+def is_institution(text: str) -> bool:
+    """Whether it is a DNS name in lower case: two labels or more, the last of two characters or more and no number."""
+    last = text.rpartition(".")[2]
+    named = _INSTITUTION.fullmatch(text) is not None and not last.isdigit()
+    return named and len(last) >= 2 and len(text) <= MAX_DNS_NAME
+
+
+def is_domain(text: str, *, longest: int = MAX_DOMAIN) -> bool:
+    """Whether it is a domain's name, as contracts carry it."""
+    return _DOMAIN.fullmatch(text) is not None and len(text) <= longest
+
+
+def check_domain(text: str) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: It is none; the text has one that is.
+    """
+    if not is_domain(text):
+        raise ValueError(
+            f"{text!a} is no name of a domain: {DOMAIN_RULE}, e.g. {domain_from(text) or 'brain-t1'}"
+        )
+    return text
+
+
+def domain_from(text: str) -> str:
+    """A domain's name made of any text, e.g. a file's name; empty when nothing of it can be kept."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)
+    return kept.lstrip("._-")[:MAX_DOMAIN]

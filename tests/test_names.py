@@ -1,0 +1,72 @@
+"""One grammar for each name: what one part of the package accepts, no other part refuses."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from ddib_fed.errors import BundleInvalid, InputError, MessageInvalid
+from ddib_fed.models.bundle import make_bundle
+from ddib_fed.names import domain_from, is_domain, is_institution
+from ddib_fed.node.config import ModelSection, NodeSection
+from ddib_fed.node.identity import check_institution
+from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.presets import TrainConfig
+from tests.node.tiny_nodes import manifest, state
+from tests.wire.examples import side
+
+DOMAINS = ["moons", "T1.w_2-x", "9", "d" * 64, "d" * 65, "", "-x", ".x", "a b", "a\n", "é", "a/b", "x" * 101]
+INSTITUTIONS = ["north.example", "a.bc", "a.b", "1.2.3.4", "x-.example", "North.example", "north", "a." * 130 + "bc",
+                "north.123", "north.exam_ple", "north.-ab", "north.example."]  # fmt: skip
+
+
+def accepts(make, *refusals) -> bool:
+    try:
+        make()
+    except refusals:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_a_domain_is_accepted_everywhere_or_nowhere(name: str) -> None:
+    """Configuration, contract, bundle and training; before, only contract and bundle looked, each in its own way."""
+    found = {
+        "grammar": is_domain(name),
+        "config": accepts(lambda: ModelSection(domain=name), ValidationError),
+        "contract": accepts(lambda: side(domain=name), MessageInvalid),
+        "bundle": accepts(
+            lambda: make_bundle(manifest(domain=name), state()), ValidationError, BundleInvalid
+        ),
+        "points": accepts(lambda: TrainConfig(data="x.npy", name=name), ValidationError),
+        "pictures": accepts(lambda: PictureTrainConfig(images="x", name=name), ValidationError),
+    }
+    assert len(set(found.values())) == 1, found
+
+
+@pytest.mark.parametrize("name", INSTITUTIONS)
+def test_an_institution_is_accepted_everywhere_or_nowhere(name: str) -> None:
+    """Before, a.b could make a node and certificates, and each contract refused it."""
+    found = {
+        "grammar": is_institution(name),
+        "config": accepts(
+            lambda: NodeSection(institution=name, listen="localhost:1", address="localhost:1"),
+            ValidationError,
+        ),
+        "certificates": accepts(lambda: check_institution(name), InputError),
+        "contract": accepts(lambda: side(institution=name), MessageInvalid),
+    }
+    assert len(set(found.values())) == 1, found
+
+
+def test_a_bundle_of_before_with_a_long_domain_is_read() -> None:
+    """It was allowed 100 characters; a new bundle may have 64."""
+    assert manifest(domain="d" * 100).domain == "d" * 100
+
+
+def test_a_file_of_any_name_names_a_domain() -> None:
+    """Before, training on `my points.npy` ended after its last step in a ValidationError, and the model was lost."""
+    assert TrainConfig(data="my points.npy").label == "my-points"
+    assert TrainConfig(data="é.npy").label == "points"
+    for text in ("my points", "..hidden", "x" * 300, "a/b\n"):
+        assert is_domain(domain_from(text))
