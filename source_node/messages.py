@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ddib_fed.errors import Difference, error_class
+from ddib_fed.node.errors_wire import MAX_TEXT, to_detail
 from ddib_fed.node.events import Event
 from ddib_fed.node.jobs import Item, Job, Part
 from ddib_fed.node.settings import settings_message
 from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.wire.field_limits import LAST_MOMENT
 
 PARTS = {
     Part.TRANSLATION: translation_pb2.RESULT_PART_TRANSLATION,
@@ -26,18 +29,17 @@ NAMES = ("source_institution", "source_domain", "target_institution", "target_do
 
 
 def error_message(record: Mapping[str, Any] | None) -> common_pb2.ErrorDetail | None:
-    """A kept error for the wire."""
+    """A kept error for the wire, cut as every error that crosses is."""
     if not record:
         return None
-    return common_pb2.ErrorDetail(
-        reason=record["reason"],
-        sentence=record["sentence"],
-        incident=record.get("incident", ""),
+    kept = error_class(record["reason"])(
+        record["sentence"],
         facts=record.get("facts", {}),
-        differences=[
-            common_pb2.FieldDifference(**difference) for difference in record.get("differences", ())
-        ],
+        differences=tuple(Difference(**difference) for difference in record.get("differences", ())),
     )
+    detail = to_detail(kept, "", record.get("incident", ""))
+    detail.reason, detail.sentence = record["reason"], record["sentence"][:MAX_TEXT]
+    return detail
 
 
 def event_message(event: Event) -> translation_pb2.WatchJobResponse:
@@ -69,7 +71,7 @@ def job_message(job: Job, *, items: bool = True) -> translation_pb2.Job:
         keep_latent=spec.keep_latent,
         created=job.created,
         finished=job.finished,
-        expires=job.expires,
+        expires=min(job.expires, LAST_MOMENT),  # `result_days` has no upper limit
         items=[item_message(item) for item in job.items] if items else (),
         error=error_message(job.error),
         source_class=spec.source_class,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -35,9 +35,9 @@ from ddib_fed.node.settings import settings_message
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import confirm
 from ddib_fed.wire.chunks import Announced, Assembler, Whole, open_file
-from ddib_fed.wire.contract import Contract, ContractSide
+from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.latent import ApprovedLatent, LatentOpener
-from ddib_fed.wire.version import OLDEST, SPOKEN, version_difference, versions_to_pb
+from ddib_fed.wire.version import OLDEST, SPOKEN, version_difference, versions_from_pb, versions_to_pb
 
 UNARY_TIMEOUT_S = 10.0
 # Longer than a few of the signs of life that a target sends (`target_node.stream.SIGN_OF_LIFE_S`).
@@ -248,6 +248,16 @@ class DecodeCall:
         return Decoded(header.item, file, seconds, sent, latent)
 
 
+@contextmanager
+def _named(hop: str) -> Iterator[None]:
+    """What is found wrong with an answer names who gave it."""
+    try:
+        yield
+    except (InputError, ContractMismatch, ChunkCorrupt) as error:
+        error.hop = hop
+        raise
+
+
 def _failure(error: grpc.RpcError, hop: str, control: Control | None = None) -> DdibError:
     """What a failed call means for the job: only its own control cancels it or lets its time run out.
 
@@ -297,6 +307,7 @@ class Remote:
         """What the peer decodes to.
 
         Raises:
+            MessageInvalid: It says what the protocol does not allow.
             DdibError: As the peer says, or PeerUnreachable.
         """
         request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())
@@ -306,7 +317,10 @@ class Remote:
             raise _failure(error, self.hop) from error
         except ValueError as error:
             raise self._closed() from error
-        side = ContractSide.from_pb(answer.side)
+        with _named(self.hop):
+            versions_from_pb(answer.versions)
+            ContractLimits.from_pb(answer.limits)
+            side = ContractSide.from_pb(answer.side)
         if side.institution != self.institution:
             raise MessageInvalid(
                 f"the node of {self.institution} calls itself {side.institution}", hop=self.hop
@@ -319,6 +333,7 @@ class Remote:
         Raises:
             ContractMismatch: Each differing field, both values, and what to do.
             DomainNotFound: The peer serves another domain.
+            MessageInvalid: The answer holds what the protocol does not allow.
             DdibError: As the peer says, or PeerUnreachable.
         """
         request = decoding_pb2.NegotiateContractRequest(versions=versions_to_pb(), source=own.to_pb())
@@ -335,11 +350,8 @@ class Remote:
             raise _too_old(_failure(error, self.hop, control), own, self.hop) from error
         except ValueError as error:
             raise self._closed() from error
-        try:
+        with _named(self.hop):
             contract = confirm(answer, source=own, target_institution=self.institution)
-        except ContractMismatch as error:
-            error.hop = self.hop
-            raise
         if contract.target.domain != domain:
             raise DomainNotFound(
                 f"{self.institution} serves {contract.target.domain}, not {domain}",

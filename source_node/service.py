@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
@@ -169,6 +169,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         """See translation.proto."""
         job = self._store.get(request.job_id, caller_uri())
         ready = {item.index: item for item in job.items if item.state == ItemState.DECODED}
+        _require_once(request.items)
         wanted = list(request.items) or sorted(ready)
         for index in wanted:
             if index not in ready:
@@ -183,6 +184,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> translation_pb2.AcknowledgeItemsResponse:
         """See translation.proto."""
         pairs = [(item.item, item.sha256) for item in request.items]
+        _require_once([index for index, _ in pairs])
         remaining = self._store.acknowledge(request.job_id, caller_uri(), pairs)
         self._node.audit.write(
             "items_delivered", job=request.job_id, items=[str(index) for index, _ in pairs]
@@ -350,6 +352,12 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
 def caller_uri() -> str:
     """Whose jobs these are."""
     return str(caller())
+
+
+def _require_once(items: Sequence[int]) -> None:
+    """Raise when an item is named twice: one small request would have its results sent any number of times."""
+    if len(set(items)) < len(items):
+        raise MessageInvalid("an item is named twice", facts={"field": "items"})
 
 
 def _job_header(requests: Iterator[translation_pb2.SubmitJobRequest]) -> translation_pb2.JobHeader:

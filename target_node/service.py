@@ -21,6 +21,7 @@ from ddib_fed.errors import (
     NotReady,
     PolicyDenied,
     SettingsInvalid,
+    UnknownFields,
 )
 from ddib_fed.node.batching import Control
 from ddib_fed.node.interceptors import caller
@@ -32,7 +33,7 @@ from ddib_fed.wire.agreement import agree
 from ddib_fed.wire.chunks import Assembler, Whole, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.latent import Latent, LatentOpener
-from ddib_fed.wire.version import SPOKEN, versions_from_pb, versions_to_pb
+from ddib_fed.wire.version import PICTURES, SPOKEN, versions_from_pb, versions_to_pb
 from target_node.stream import DecodeStream, StreamSettings, Translated
 
 # Contracts remembered of one peer: it needs one at a time, and an old one lives on for calls that are on their way.
@@ -182,6 +183,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             raise MessageInvalid(
                 "a request id of 1 to 64 characters is needed", facts={"field": "request_id"}
             )
+        if contract.version < PICTURES and (header.HasField("target_class") or header.solver.depth):
+            raise UnknownFields(f"protocol {contract.version} knows neither classes nor depth")
         if header.solver.evaluations > limits.max_evaluations:
             raise SettingsInvalid(
                 f"{header.solver.evaluations} evaluations",

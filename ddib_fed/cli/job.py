@@ -236,5 +236,8 @@ def delete(job_id: str, output_format: str, profile_path: Path | None) -> None:
 
 
 def when(unix_s: float) -> str:
-    """A time for people, in the machine's own zone; `-` when there is none."""
-    return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M") if unix_s else "-"
+    """A time for people, in the machine's own zone; `-` when there is none, or none that a calendar has."""
+    try:
+        return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M") if unix_s else "-"
+    except (OverflowError, OSError, ValueError):  # the last hours of the year 9999, east of Greenwich
+        return "-"

@@ -140,10 +140,18 @@ def submit(
             return send(), inputs
     except DdibError as error:
         if not client.aborted:
+            _name_file(error, paths)
             raise
         raise Cancelled(
             "interrupted while submitting: the node may or may not have the job", hint="ddib job list"
         ) from error
+
+
+def _name_file(error: DdibError, paths: Sequence[Path]) -> None:
+    """The node knows an item by its number alone: say which file that is."""
+    number = error.facts.get("item", "")
+    if number.isascii() and number.isdecimal() and int(number) < len(paths):
+        error.facts["file"] = str(paths[int(number)])
 
 
 def receive(

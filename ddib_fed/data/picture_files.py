@@ -71,9 +71,16 @@ def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pi
 
 
 def jpeg_pixels(content: bytes, limits: ImageLimits) -> Pixels:
-    """(H, W, C) uint8 pixels of a JPEG, upright; CMYK becomes RGB."""
+    """(H, W, C) uint8 pixels of a JPEG, upright; CMYK becomes RGB.
+
+    Raises:
+        ImageTooLarge: More pixels than the limit, or several frames, as stereo cameras write (MPO).
+    """
     image = open_pillow(content, "JPEG")
     limits.check_size(image.height, image.width)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise too_many_frames("the JPEG (MPO)", frames)
     orientation = image.getexif().get(ORIENTATION, 1)
     return upright(pillow_pixels(image, "white"), orientation)
 

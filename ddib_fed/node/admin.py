@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import grpc
 
 from ddib_fed.errors import ConfigError, PeerUnreachable
+from ddib_fed.node.answers import CheckedChannel
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.errors_wire import from_rpc_error, status_of
 from ddib_fed.v1 import admin_pb2 as pb
@@ -136,11 +137,12 @@ class AdminClient:
             return int(self._call(rpc.AdminServiceStub(channel).Drain, pb.DrainRequest()).running_jobs)
 
     def _channel(self) -> grpc.Channel:
-        return grpc.secure_channel(
+        opened = grpc.secure_channel(
             f"unix:{self._socket}",
             grpc.local_channel_credentials(grpc.LocalConnectionType.UDS),
             options=(("grpc.enable_http_proxy", 0),),
         )
+        return CheckedChannel(opened, f"node {self._name}", own=True)
 
     def _call(self, method: Callable[..., R], request: object) -> R:
         try:

@@ -11,17 +11,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from typing import Any, Final, Protocol
 
 from cryptography import x509
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.unknown_fields import UnknownFieldSet
+from google.protobuf.message import DecodeError
 
-from ddib_fed.errors import MessageInvalid, PeerUnknown, Unauthenticated, UnknownFields
+from ddib_fed.errors import MessageInvalid, PeerUnknown, Unauthenticated
 from ddib_fed.node.identity import Identity, verify_peer_certificate
 from ddib_fed.node.peers import PeerStore, Snapshot
+from ddib_fed.wire import fields
 
 MAX_CACHED: Final = 256
 _TLS_VERSION: Final = b"TLSv1.3"
@@ -143,10 +141,11 @@ def parse_message(data: bytes, deserialiser: Callable[[bytes], Any] | None, *, s
     Args:
         data: Serialised message.
         deserialiser: Of the servicer; none leaves the bytes as they are.
-        strict: Whether unknown fields are refused.
+        strict: Whether unknown fields, and values outside their limits, are refused.
 
     Raises:
-        MessageInvalid: It cannot be parsed.
+        MessageInvalid: It cannot be parsed, or a value is outside its limits.
+        SettingsInvalid: A solver's setting is outside its limits.
         UnknownFields: It has fields that are not in our version of the message, at any depth.
     """
     if deserialiser is None:
@@ -155,37 +154,6 @@ def parse_message(data: bytes, deserialiser: Callable[[bytes], Any] | None, *, s
         message = deserialiser(data)
     except (DecodeError, ValueError) as exc:
         raise MessageInvalid("a message cannot be parsed") from exc
-    if strict and isinstance(message, Message) and has_unknown_fields(message):
-        raise UnknownFields(f"a {message.DESCRIPTOR.name} has unknown fields")
+    if strict:
+        fields.check(message)
     return message
-
-
-def has_unknown_fields(message: Message) -> bool:
-    """Whether the message, or one inside it, has a field that its descriptor does not name.
-
-    Reads no field that is not a message itself: reading `bytes` would copy them.
-    """
-    if len(UnknownFieldSet(message)) > 0:
-        return True
-    return any(
-        has_unknown_fields(inner)
-        for field in _nested(message.DESCRIPTOR)
-        for inner in _values(message, field)
-    )
-
-
-@cache
-def _nested(descriptor: Descriptor) -> tuple[FieldDescriptor, ...]:
-    return tuple(field for field in descriptor.fields if field.message_type is not None)
-
-
-def _values(message: Message, field: FieldDescriptor) -> Sequence[Message]:
-    """The messages in a field: one, several, or a map's values when they are messages."""
-    inner = field.message_type
-    if inner is not None and inner.GetOptions().map_entry:
-        if inner.fields_by_name["value"].message_type is None:
-            return ()
-        return list(getattr(message, field.name).values())
-    if field.is_repeated:
-        return list(getattr(message, field.name))
-    return (getattr(message, field.name),) if message.HasField(field.name) else ()

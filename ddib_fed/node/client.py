@@ -24,6 +24,7 @@ from ddib_fed.errors import (
     DdibError,
     JobFailed,
     JobNotFound,
+    MessageInvalid,
     PeerUnreachable,
 )
 from ddib_fed.node.connection import PATIENCE_S, Connection, OnWait, Patience
@@ -239,10 +240,14 @@ class Client:
 
         Raises:
             JobNotFound: This client has no such job.
+            MessageInvalid: The node answers with what the protocol does not allow.
             DdibError: The node refuses or cannot be reached.
         """
         request = pb.GetJobRequest(job_id=job_id)
-        return job_view(self._connection.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job)
+        job = job_view(self._connection.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job)
+        if job.job_id != job_id:
+            raise MessageInvalid("the node answered with another job than was asked for", hop=self.hop)
+        return job
 
     def list(self, limit: int = 100) -> tuple[JobView, ...]:
         """This client's jobs, newest first, without their items.

@@ -123,6 +123,8 @@ class Connection:
                     self.profile.source_address,
                     server_name=self.profile.source_identity,
                     pki_folder=self.profile.pki_folder,
+                    hop=self.hop,
+                    own=True,
                 )
             return self._channel
 

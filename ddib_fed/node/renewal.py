@@ -94,7 +94,7 @@ def renew_through(
     current, key = load_identity(folder), new_key()
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     message = pb.RenewRequest(certificate_request=request.public_bytes(serialization.Encoding.DER))
-    with channel(address, server_name=server_name, pki_folder=folder) as opened:
+    with channel(address, server_name=server_name, pki_folder=folder, hop=hop, own=True) as opened:
         try:
             answer = identity_pb2_grpc.IdentityServiceStub(opened).Renew(message, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:

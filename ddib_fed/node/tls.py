@@ -21,6 +21,7 @@ from typing import Final
 import grpc
 
 from ddib_fed.errors import ConfigError, PeerUnreachable
+from ddib_fed.node.answers import CheckedChannel
 from ddib_fed.node.certificates import certificate_pem
 from ddib_fed.node.peer_file import Peer
 from ddib_fed.node.peers import PeerStore
@@ -135,15 +136,19 @@ def channel(
     *,
     server_name: str,
     pki_folder: Path,
+    hop: str = "",
+    own: bool = False,
     roots_pem: bytes | None = None,
     options: Sequence[tuple[str, int | str]] = (),
 ) -> grpc.Channel:
-    """A channel to one server, with the own certificate as it is now.
+    """A channel to one server, with the own certificate as it is now; its answers are checked.
 
     Args:
         address: ``host:port`` to dial, without any proxy.
         server_name: DNS name that the server's certificate must carry.
         pki_folder: Of the caller.
+        hop: What the server is called in errors; its name when none is given.
+        own: Whether the server is of the caller's own institution: then fields of a newer release are passed over.
         roots_pem: Whom the server's certificate must come from; the own institution's roots when none.
         options: Further gRPC options, which win over those of every channel.
 
@@ -151,7 +156,8 @@ def channel(
         FileMissing: The folder has no certificate.
         InputError: Its files cannot be used.
     """
-    return _open_channel(address, server_name, load_identity(pki_folder), roots_pem, options)
+    opened = _open_channel(address, server_name, load_identity(pki_folder), roots_pem, options)
+    return CheckedChannel(opened, hop or server_name, own=own)
 
 
 def _open_channel(
@@ -212,7 +218,8 @@ class PeerChannels:
                 return found.channel
             if found is not None:
                 self._retired.append((self._clock(), found))
-            made = _open_channel(peer.address, peer.identity.dns_name, own, certificate_pem(*peer.roots))
+            bare = _open_channel(peer.address, peer.identity.dns_name, own, certificate_pem(*peer.roots))
+            made = CheckedChannel(bare, f"target {institution}", own=False)
             self._open[institution] = _Open(peer, own.cert_chain_pem, made)
             return made
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.errors import ExitCode, InternalError
+from ddib_fed.errors import ExitCode, ImageTooLarge, InternalError
 from tests.node.scripted_source import TARGET, SourceNodeDouble, npy, points
 
 
@@ -159,6 +159,15 @@ def test_a_refused_job_leaves_nothing_behind(translate, scan, north, tmp_path):
     north.script.refuse["SubmitJob"] = InternalError()
     assert translate(scan) == ExitCode.INTERNAL
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_refused_item_is_called_by_its_files_name(translate, scan, north, tmp_path, capsys):
+    """The node knows it by its number; names stay here, and so this side says which file it was."""
+    other = tmp_path / "other.npy"
+    other.write_bytes(npy(points(3)))
+    north.script.refuse["SubmitJob"] = ImageTooLarge(facts={"item": 1})
+    assert translate(scan, other) == ExitCode.BAD_INPUT
+    assert f"file {other}" in capsys.readouterr().err
 
 
 def test_failed_items_do_not_hold_back_the_others(translate, scan, north, tmp_path, capsys):

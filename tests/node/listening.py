@@ -17,6 +17,7 @@ from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor, Stream
 from ddib_fed.node.policy import Policy
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
+from ddib_fed.wire.version import versions_to_pb
 from tests.node.institutions import Institution
 
 
@@ -32,7 +33,8 @@ class Echo(decoding_pb2_grpc.DecodingServiceServicer):
         self.on_describe()
         if self.failure is not None:
             raise self.failure
-        return pb.DescribeDomainResponse(side=pb.ContractSide(institution=str(caller())))
+        side = pb.ContractSide(institution=str(caller()))
+        return pb.DescribeDomainResponse(versions=versions_to_pb(), side=side, limits=pb.ContractLimits())
 
     def NegotiateContract(self, request, context):
         context.set_trailing_metadata((("kept", "yes"),))

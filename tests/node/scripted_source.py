@@ -57,6 +57,8 @@ class Script:
     break_fetch_after: list[int] = field(default_factory=list)
     # Changes what FetchResults sends.
     tamper: Callable[[list[pb.FetchResultsResponse]], list[pb.FetchResultsResponse]] = list
+    # Changes what GetJob answers.
+    forge: Callable[[pb.GetJobResponse], object] = lambda answer: None
     on_call: Callable[[str], None] = lambda method: None
     on_acknowledge: Callable[[pb.AcknowledgeItemsRequest], None] = lambda request: None
     fail_items: set[int] = field(default_factory=set)
@@ -160,7 +162,9 @@ class ScriptedSource(rpc.TranslationServiceServicer):
 
     def GetJob(self, request: Any, context: grpc.ServicerContext) -> pb.GetJobResponse:
         self._begin("GetJob", request, context)
-        return pb.GetJobResponse(job=self._view(request.job_id, self._job(request.job_id, context)))
+        answer = pb.GetJobResponse(job=self._view(request.job_id, self._job(request.job_id, context)))
+        self.script.forge(answer)
+        return answer
 
     def ListJobs(self, request: Any, context: grpc.ServicerContext) -> pb.ListJobsResponse:
         self._begin("ListJobs", request, context)
@@ -218,6 +222,8 @@ class ScriptedSource(rpc.TranslationServiceServicer):
         made = pb.Provenance(job_id=job_id, source_institution=NORTH, source_domain="moons",
                              target_institution=SOUTH, target_domain="checkerboards", contract_sha256=b"c" * 32,
                              input_sha256=hashlib.sha256(data).digest(), latent_sha256=b"l" * 32,
+                             source_model_sha256=b"s" * 32, target_model_sha256=b"t" * 32,
+                             latent=common_pb2.LatentStatistics(std=1.0, count=len(data) // 4),
                              solver=job.header.solver, wire_bytes=2 * len(data), samples=len(data) // 8,
                              seconds={"encode": 1.0, "remote": 2.0})  # fmt: skip
         if job.header.cycle:

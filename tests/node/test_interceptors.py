@@ -25,15 +25,17 @@ from ddib_fed.errors import (
     UnknownFields,
 )
 from ddib_fed.node import pki
-from ddib_fed.node.admission import has_unknown_fields, presented_certificate
+from ddib_fed.node.admission import presented_certificate
 from ddib_fed.node.errors_wire import DETAIL_KEY, from_rpc_error
 from ddib_fed.node.interceptors import MAX_WAITING, caller
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.wire.fields import has_unknown_fields
+from ddib_fed.wire.version import versions_to_pb
 from tests.node.institutions import Institution
 from tests.node.listening import Listening, Requests
 
-ASK = pb.DescribeDomainRequest()
+ASK = pb.DescribeDomainRequest(versions=versions_to_pb())
 DESCRIBE = "/ddib_fed.v1.DecodingService/DescribeDomain"
 HOP = "target south.example"
 
@@ -391,7 +393,9 @@ def test_an_error_of_another_node_keeps_its_incident_and_its_place(
 def test_abort_still_works(node: Listening, north: Institution) -> None:
     """A servicer may end a call in gRPC's own way, with its metadata."""
     with node.stub(north) as stub, pytest.raises(grpc.RpcError) as error:
-        stub.NegotiateContract(pb.NegotiateContractRequest(), timeout=5)
+        stub.NegotiateContract(
+            pb.NegotiateContractRequest(versions=versions_to_pb(), source=pb.ContractSide()), timeout=5
+        )
     assert (error.value.code(), error.value.details()) == (grpc.StatusCode.NOT_FOUND, "said by abort")
     assert dict(error.value.trailing_metadata()) == {"kept": "yes"}
     node.outcomes.wait_for(1)
@@ -509,8 +513,8 @@ def test_unary_calls_whose_message_does_not_come_are_capped(node: Listening, nor
         refused = ended.get(timeout=10)
         assert type(from_rpc_error(refused.exception(), HOP)) is TooManyStreams
         for requests in silent:
-            requests.send(b"")
+            requests.send(ASK.SerializeToString())
             requests.close()
         for call in calls:
             assert call is refused or call.result(timeout=10)
-        channel.unary_unary(DESCRIBE)(b"", timeout=5)
+        channel.unary_unary(DESCRIBE)(ASK.SerializeToString(), timeout=5)

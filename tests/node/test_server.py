@@ -16,6 +16,7 @@ from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import RESERVED_THREADS, NodeServer
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
+from ddib_fed.wire.version import versions_to_pb
 from tests.node.listening import Requests
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import wait_until
@@ -28,7 +29,9 @@ class Servicer(decoding_pb2_grpc.DecodingServiceServicer):
     """Describes at once; a stream lasts as long as its caller wants."""
 
     def DescribeDomain(self, request, context):
-        return pb.DescribeDomainResponse()
+        return pb.DescribeDomainResponse(
+            versions=versions_to_pb(), side=pb.ContractSide(), limits=pb.ContractLimits()
+        )
 
     def Decode(self, request_iterator, context):
         for _ in request_iterator:
@@ -102,7 +105,7 @@ def test_unary_calls_and_health_are_answered_while_all_streams_are_taken(served)
         next(served.stub.Decode(iter([pb.DecodeRequest()]), timeout=10))
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     for _ in range(2 * RESERVED_THREADS):
-        served.stub.DescribeDomain(pb.DescribeDomainRequest(), timeout=10)
+        served.stub.DescribeDomain(pb.DescribeDomainRequest(versions=versions_to_pb()), timeout=10)
         assert served.health() == "NOT_SERVING"
     for requests, call in open_streams:
         requests.close()
@@ -135,7 +138,7 @@ def test_a_server_that_stops_lets_running_calls_end(served) -> None:
 
 def refused(served) -> bool:
     try:
-        served.stub.DescribeDomain(pb.DescribeDomainRequest(), timeout=10)
+        served.stub.DescribeDomain(pb.DescribeDomainRequest(versions=versions_to_pb()), timeout=10)
     except grpc.RpcError as error:
         return error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     return False

@@ -18,10 +18,11 @@ from ddib_fed.node import pki, tls
 from ddib_fed.node.certificates import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
+from ddib_fed.wire.version import versions_to_pb
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
 
-ASK = pb.DescribeDomainRequest()
+ASK = pb.DescribeDomainRequest(versions=versions_to_pb())
 
 
 @pytest.fixture

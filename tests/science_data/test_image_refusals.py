@@ -103,6 +103,26 @@ def test_random_bytes_behind_a_right_beginning_are_unreadable(magic, tail):
         decode_image(magic + tail)
 
 
+def _frames(format_name: str, **options) -> bytes:
+    """Two pictures in one file, by Pillow."""
+    file = io.BytesIO()
+    first, second = (Image.fromarray(noise(16, 16, 3, seed=seed)) for seed in (1, 2))
+    first.save(file, format_name, save_all=True, append_images=[second], **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format_name", ["MPO", "TIFF", "PNG", "GIF", "WEBP"])
+def test_a_file_of_two_pictures_is_refused(format_name):
+    """A JPEG of two frames (MPO: stereo cameras, telephones) is one too; of it the first alone was taken."""
+    content = _frames(format_name)
+    wanted = ImageUnreadable if format_name in {"GIF", "WEBP"} else ImageTooLarge
+    with pytest.raises(wanted) as caught:
+        decode_image(content)
+    if wanted is ImageTooLarge:
+        assert caught.value.facts["limit_frames"] == "1"
+        assert caught.value.hint
+
+
 def test_a_damaged_part_of_a_png_is_noticed():
     """Its sum tells, also where the pixels would still unpack."""
     content = bytearray(encode_png(noise(4, 4, 3)))

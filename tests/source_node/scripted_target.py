@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import torch
+from google.protobuf.message import Message
 
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
@@ -44,6 +45,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
     Attributes:
         decodes: What the next Decode calls do, in this order; then it is honest.
         negotiation: Called before each negotiation; may raise or block.
+        forge: Called with each answer of `DescribeDomain` and `NegotiateContract` before it is sent; may change it.
         limits: What its contracts allow.
         seen: For each Decode call, the digests of the latents that came, by item.
         release: Lets go of calls that `hang`.
@@ -53,6 +55,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.south = south
         self.decodes: list[Behaviour] = []
         self.negotiation: Callable[[], object] = lambda: None
+        self.forge: Callable[[Message], object] = lambda answer: None
         self.limits = LIMITS
         self.domain = "checkerboards"
         self.seen: list[dict[int, bytes]] = []
@@ -76,15 +79,19 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
 
     def DescribeDomain(self, request, context):
         self.negotiation()
-        answer = side(self.south.name, self.domain).to_pb()
-        return pb.DescribeDomainResponse(versions=versions_to_pb(), side=answer, limits=self.limits.to_pb())
+        own = side(self.south.name, self.domain).to_pb()
+        answer = pb.DescribeDomainResponse(versions=versions_to_pb(), side=own, limits=self.limits.to_pb())
+        self.forge(answer)
+        return answer
 
     def NegotiateContract(self, request, context):
         self.negotiation()
         source = ContractSide.from_pb(request.source)
         own = side(self.south.name, self.domain)
         self.contract = agree(versions_from_pb(request.versions), SPOKEN, source, own, self.limits)
-        return pb.NegotiateContractResponse(contract=self.contract.to_pb(), sha256=self.contract.digest)
+        answer = pb.NegotiateContractResponse(contract=self.contract.to_pb(), sha256=self.contract.digest)
+        self.forge(answer)
+        return answer
 
     def Decode(self, request_iterator, context):
         header = next(request_iterator).header

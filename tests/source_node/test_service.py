@@ -147,11 +147,14 @@ def test_a_job_goes_from_submission_to_acknowledged(served) -> None:
         ({"target_domain": "x" * 65}, MessageInvalid),
         ({"deadline_s": 86_401}, MessageInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=101)}, SettingsInvalid),
-        ({"solver": common_pb2.SolverSettings(solver="magic")}, SettingsInvalid),
-        ({"solver": common_pb2.SolverSettings(depth=0.6)}, PolicyDenied),
+        ({"solver": common_pb2.SolverSettings(evaluations=0)}, SettingsInvalid),
+        ({"solver": None}, SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, depth=float("nan"))}, SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, solver="magic")}, SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, depth=0.6)}, PolicyDenied),
         (
             {
-                "solver": common_pb2.SolverSettings(depth=0.6),
+                "solver": common_pb2.SolverSettings(evaluations=8, depth=0.6),
                 "version": common_pb2.ProtocolVersion(major=1),
             },
             UnknownFields,
@@ -280,6 +283,17 @@ def test_results_that_are_not_there_are_not_found(served) -> None:
     served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
     with pytest.raises(ItemNotFound):
         served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id, items=[5]))
+
+
+def test_an_item_is_asked_for_once_in_a_call(served) -> None:
+    """A few bytes for each name would have its file sent again, and be a line of the audit log."""
+    job_id = served.submit(npy())
+    served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
+    with pytest.raises(MessageInvalid):
+        served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id, items=[0, 0]))
+    twice = [pb.Acknowledgement(item=0, sha256=bytes(32))] * 2
+    with pytest.raises(MessageInvalid):
+        served.ask("AcknowledgeItems", pb.AcknowledgeItemsRequest(job_id=job_id, items=twice))
 
 
 def test_a_node_that_loads_or_drains_takes_no_job(tmp_path, institutions, target) -> None:

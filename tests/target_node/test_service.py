@@ -21,12 +21,14 @@ from ddib_fed.errors import (
     PolicyDenied,
     QuotaSpent,
     SettingsInvalid,
+    UnknownFields,
 )
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.chunks import assemble, stream
+from ddib_fed.wire.contract import Contract
 from ddib_fed.wire.latent import Latent, approve
-from ddib_fed.wire.version import versions_to_pb
+from ddib_fed.wire.version import Version, versions_to_pb
 from target_node.service import MAX_CONTRACTS
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
@@ -123,8 +125,10 @@ def test_a_peer_can_push_out_only_its_own_contracts(target, north, institutions)
         ({"request_id": ""}, MessageInvalid),
         ({"request_id": "x" * 65}, MessageInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=101)}, SettingsInvalid),
-        ({"solver": common_pb2.SolverSettings(solver="magic")}, SettingsInvalid),
-        ({"solver": common_pb2.SolverSettings(depth=1.5)}, SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, solver="magic")}, SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=0)}, SettingsInvalid),
+        ({"solver": None}, SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, depth=1.5)}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=8, depth=0.4)}, PolicyDenied),
         ({"round_trip": True}, PolicyDenied),
     ],
@@ -134,6 +138,36 @@ def test_a_header_beyond_the_limits_is_refused(open_target, north, changes, erro
     target = open_target(max_items_per_job=4, max_evaluations=100, round_trip="false", least_depth=0.5)
     with pytest.raises(error):
         target.decode(north, header(target.negotiate(north), **changes))
+
+
+@pytest.mark.parametrize("count", [0, 20])
+def test_a_caller_lists_one_to_sixteen_versions(target, north, count) -> None:
+    """When it asks for the description too, where they decided nothing and were not looked at."""
+    versions = versions_to_pb()[:1] * count
+    with target.called_by(north) as stub:
+        for ask, request in (
+            (stub.DescribeDomain, pb.DescribeDomainRequest(versions=versions)),
+            (
+                stub.NegotiateContract,
+                pb.NegotiateContractRequest(versions=versions, source=side(north.name).to_pb()),
+            ),
+        ):
+            with pytest.raises(MessageInvalid) as refused:
+                asking(ask, request)
+            assert refused.value.facts["field"] == "versions"
+
+
+def test_under_a_contract_of_1_0_what_1_1_added_is_not_known(target, north) -> None:
+    """A class, and a depth."""
+    oldest = [Version(1, 0)]
+    request = pb.NegotiateContractRequest(versions=versions_to_pb(oldest), source=side(north.name).to_pb())
+    with target.called_by(north) as stub:
+        contract = Contract.from_pb(asking(stub.NegotiateContract, request).contract)
+    assert contract.version == oldest[0]
+    deep = common_pb2.SolverSettings(evaluations=8, depth=1.0)
+    for changes in ({"target_class": 0}, {"solver": deep}):
+        with pytest.raises(UnknownFields):
+            target.decode(north, header(contract, **changes))
 
 
 def test_a_latent_that_is_no_noise_is_refused_by_its_number(target, north) -> None:

@@ -1,0 +1,386 @@
+"""The limits of every field of every message, in one table.
+
+The rule: a field stands here with its limit, or with the name of what checks it; a test fails for one that does not.
+The comments in the protos and docs/protocol.md state the same limits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from ddib_fed.errors import DdibError, MessageInvalid, SettingsInvalid
+from ddib_fed.wire.contract import DIGEST_BYTES, MAX_CLASS_NAME, MAX_CLASS_NAMES, MAX_CLASSES, MAX_SIDE_LENGTH
+from ddib_fed.wire.version import MAX_VERSIONS
+
+LAST_MOMENT: Final = 253_402_300_799.0
+"""The end of the year 9999 in Unix seconds: no calendar goes further."""
+LONGEST_S: Final = 1e10
+"""No duration is longer: 300 years."""
+LARGEST: Final = 1e12
+"""No figure of an ODE, an error or a statistic is beyond it."""
+MOST_BYTES: Final = 1 << 50
+MOST_ITEMS: Final = 1_000_000
+MAX_EVALUATIONS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number from `low` to `high`; NaN is outside."""
+
+    low: float
+    high: float
+    error: type[DdibError] = MessageInvalid
+
+    def problem(self, value: Any) -> str:
+        """What is wrong with a value; empty for nothing."""
+        return "" if self.low <= value <= self.high else f"must be from {self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text of at most `longest` characters; where there is a pattern, the whole of it."""
+
+    longest: int
+    pattern: str = ""
+    error: type[DdibError] = MessageInvalid
+
+    def problem(self, value: str) -> str:
+        """What is wrong with a value; empty for nothing."""
+        if len(value) > self.longest:
+            return f"must be at most {self.longest} characters"
+        return "" if not self.pattern or re.fullmatch(self.pattern, value) else f"must be {self.pattern}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """Bytes of `least` to `most` in number."""
+
+    least: int
+    most: int
+    error: type[DdibError] = MessageInvalid
+
+    def problem(self, value: bytes) -> str:
+        """What is wrong with a value; empty for nothing."""
+        return "" if self.least <= len(value) <= self.most else f"must be {self.least} to {self.most} bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An enum that is set; a number of a later release is for the reader to take or to refuse."""
+
+    error: type[DdibError] = MessageInvalid
+
+    def problem(self, value: int) -> str:
+        """What is wrong with a value; empty for nothing."""
+        return "" if value else "must be set"
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """A message inside a message, whose own fields are checked too."""
+
+    required: bool = False
+    error: type[DdibError] = MessageInvalid
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """From `least` to `most` values, each within `each`; of a map the values."""
+
+    each: Number | Text | Inner
+    most: int
+    least: int = 0
+    error: type[DdibError] = MessageInvalid
+
+
+@dataclass(frozen=True, slots=True)
+class Anything:
+    """Every value of the type is allowed, or `by` checks it."""
+
+    by: str = ""
+
+
+Checked = Number | Text | Bytes | Choice | Inner | Many
+Limit = Checked | Anything
+
+_DIGEST = Bytes(DIGEST_BYTES, DIGEST_BYTES)
+_TIME = Number(0, LAST_MOMENT)
+_SECONDS = Number(0, LONGEST_S)
+_FIGURE = Number(-LARGEST, LARGEST)
+_ERROR = Number(0, LARGEST)
+_COUNT = Number(0, MOST_ITEMS)
+_SIZE = Number(0, MOST_BYTES)
+_INSTITUTION = Text(253)
+_NAME = Text(64)
+_CLASS = Text(MAX_CLASS_NAME)
+_JOB_ID = Text(64)
+_SHAPE = Many(Number(1, MAX_SIDE_LENGTH), 5)
+_CLASSES = Number(0, MAX_CLASSES)
+_CLASS_NAMES = Many(_CLASS, MAX_CLASS_NAMES)
+_VERSIONS = Many(Inner(), MAX_VERSIONS, least=1)
+_ANY = Anything()
+_JOINER = Anything("wire.chunks.Joiner")
+_OPENED = Anything("wire.chunks.open_file")
+_TENSOR = Anything("wire.latent.open_tensor")
+_SIDE = Anything("wire.contract.ContractSide")
+_LIMITS = Anything("wire.contract.ContractLimits")
+_TERMS = Anything("wire.contract.PictureTerms")
+_TARGET = Anything("target_node.service")
+_SOURCE = Anything("source_node.service")
+_STORE = Anything("node.jobs.JobStore")
+_REMOTE = Anything("source_node.remote.DecodeCall")
+_COLLECTOR = Anything("node.results.Collector")
+
+
+def _setting(low: float, high: float) -> Number:
+    return Number(low, high, SettingsInvalid)
+
+
+_COMMON: Final[Mapping[str, Mapping[str, Limit]]] = {
+    "ProtocolVersion": {"major": Anything("wire.version"), "minor": Anything("wire.version")},
+    "Chunk": {"index": _JOINER, "data": _JOINER},  # not read here: it would be copied
+    "Trailer": {"chunks": _JOINER},
+    "TensorHeader": dict.fromkeys(("dtype", "shape", "size_bytes", "sha256"), _TENSOR),
+    "FileHeader": dict.fromkeys(("media_type", "size_bytes", "sha256"), _OPENED),
+    "PictureTerms": dict.fromkeys(("low", "high", "bits"), _TERMS),
+    "SolverSettings": {
+        "solver": Text(32, error=SettingsInvalid),
+        "order": _setting(0, 4),
+        "evaluations": _setting(1, MAX_EVALUATIONS),
+        "grid": Text(64, error=SettingsInvalid),
+        "depth": _setting(0, 1),
+    },
+    "LatentStatistics": {
+        **dict.fromkeys(("mean", "kurtosis", "correlation"), _FIGURE),
+        "std": _ERROR,
+        "count": _SIZE,
+    },
+    "ErrorDetail": {
+        "reason": _NAME,
+        "sentence": Text(200),
+        "incident": Text(32),
+        "retry_after_ms": _ANY,  # capped where it is used
+        "facts": Many(Text(200), 16),
+        "differences": Many(Inner(), 16),
+        "institution": _INSTITUTION,
+    },
+    "FieldDifference": dict.fromkeys(("field", "source", "target", "remedy"), Text(200)),
+}
+_DECODING: Final[Mapping[str, Mapping[str, Limit]]] = {
+    "DescribeDomainRequest": {"versions": _VERSIONS},
+    "DescribeDomainResponse": {
+        "versions": _VERSIONS,
+        "side": Inner(required=True),
+        "limits": Inner(required=True),
+    },
+    "ContractSide": {
+        **dict.fromkeys(
+            (
+                "institution",
+                "domain",
+                "sample_kind",
+                "sample_shape",
+                "dtype",
+                "model_sha256",
+                "terminal_lambda",
+                "initial_lambda",
+                "classes",
+                "size_rule",
+                "value_range",
+                "soften_sigma",
+                "class_names",
+            ),
+            _SIDE,
+        ),
+        "picture": Inner(),
+    },
+    "ContractLimits": dict.fromkeys(
+        ("max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations"), _LIMITS
+    ),
+    "Contract": dict.fromkeys(("version", "source", "target", "limits"), Inner(required=True)),
+    "NegotiateContractRequest": {"versions": _VERSIONS, "source": Inner(required=True)},
+    "NegotiateContractResponse": {
+        "contract": Inner(required=True),
+        "sha256": Anything("wire.agreement.confirm"),
+    },
+    "DecodeRequest": dict.fromkeys(("header", "latent", "chunk", "trailer"), Inner()),
+    "DecodeHeader": {
+        "contract_sha256": _TARGET,
+        "request_id": _TARGET,
+        "solver": Inner(required=True, error=SettingsInvalid),
+        "round_trip": _ANY,
+        "items": _TARGET,
+        "target_class": _TARGET,
+    },
+    "LatentHeader": {
+        "item": Anything("wire.latent.LatentOpener"),
+        "tensor": Inner(),
+        "contract_sha256": Anything("wire.latent.LatentOpener"),
+    },
+    "DecodeResponse": dict.fromkeys(("progress", "result", "latent", "chunk", "trailer"), Inner()),
+    "DecodeProgress": dict.fromkeys(("item", "stage", "step", "steps"), _REMOTE),
+    "DecodedHeader": {"item": _REMOTE, "file": Inner(), "seconds": _REMOTE},
+}
+_TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
+    "ListDomainsRequest": {},
+    "ListDomainsResponse": {
+        "institution": _INSTITUTION,
+        "domain": _NAME,
+        "sample_kind": Choice(),
+        "sample_shape": _SHAPE,
+        "domains": Many(Inner(), 10_000),
+        "classes": _CLASSES,
+        "class_names": _CLASS_NAMES,
+    },
+    "Domain": {
+        "institution": _INSTITUTION,
+        "domain": _NAME,
+        "sample_kind": _ANY,  # not set where the peer could not be asked
+        "sample_shape": _SHAPE,
+        "status": _NAME,
+        "latency_ms": Number(0, LONGEST_S),
+        "classes": _CLASSES,
+        "class_names": _CLASS_NAMES,
+        "size_rule": _NAME,
+    },
+    "SubmitJobRequest": dict.fromkeys(("header", "item", "chunk", "trailer"), Inner()),
+    "JobHeader": {
+        "version": Inner(required=True),
+        "request_id": Anything("node.job_records.JobSpec"),
+        "target_institution": _INSTITUTION,
+        "target_domain": _SOURCE,
+        "solver": Inner(required=True, error=SettingsInvalid),
+        "cycle": _ANY,
+        "keep_latent": _ANY,
+        "items": _SOURCE,
+        "deadline_s": _SOURCE,
+        "source_class": _CLASS,
+        "target_class": _CLASS,
+    },
+    "SubmitJobResponse": {"job_id": _JOB_ID, "state": Choice(), "repeated_request": _ANY},
+    "WatchJobRequest": {"job_id": _STORE, "after_sequence": _ANY},
+    "WatchJobResponse": {
+        "sequence": _ANY,
+        "state": Choice(),
+        "item": _COUNT,
+        "stage": Text(32),
+        "step": _COUNT,
+        "steps": _COUNT,
+        "reason": _NAME,
+        "items_done": _COUNT,
+        "items": _COUNT,
+    },
+    "GetJobRequest": {"job_id": _STORE},
+    "GetJobResponse": {"job": Inner(required=True)},
+    "Job": {
+        "job_id": _JOB_ID,
+        "request_id": _NAME,
+        "state": Choice(),
+        "target_institution": _INSTITUTION,
+        "target_domain": _NAME,
+        "solver": Inner(required=True),
+        "cycle": _ANY,
+        "keep_latent": _ANY,
+        **dict.fromkeys(("created", "finished", "expires"), _TIME),
+        "items": Many(Inner(), MOST_ITEMS),
+        "error": Inner(),
+        "source_class": _CLASS,
+        "target_class": _CLASS,
+    },
+    "Item": {"index": _COUNT, "state": Choice(), "size_bytes": _SIZE, "sha256": _DIGEST, "error": Inner()},
+    "ListJobsRequest": {"limit": _SOURCE},
+    "ListJobsResponse": {"jobs": Many(Inner(), 1_000)},
+    "CancelJobRequest": {"job_id": _STORE},
+    "CancelJobResponse": {"state": Choice()},
+    "FetchResultsRequest": {"job_id": _STORE, "items": _SOURCE},
+    "FetchResultsResponse": dict.fromkeys(("result", "chunk", "trailer"), Inner()),
+    "ResultHeader": {"item": _COLLECTOR, "part": _COLLECTOR, "file": Inner(), "provenance": Inner()},
+    "Provenance": {
+        "job_id": _COLLECTOR,
+        **dict.fromkeys(("source_institution", "target_institution"), _INSTITUTION),
+        **dict.fromkeys(("source_domain", "target_domain"), _NAME),
+        **dict.fromkeys(
+            (
+                "contract_sha256",
+                "source_model_sha256",
+                "target_model_sha256",
+                "input_sha256",
+                "latent_sha256",
+            ),
+            _DIGEST,
+        ),
+        "solver": Inner(required=True),
+        "soften_sigma": Number(0, 1),
+        "latent": Inner(required=True),
+        "wire_bytes": _SIZE,
+        "seconds": Many(_SECONDS, 16),
+        "cycle": Inner(),
+        "samples": _SIZE,
+        "picture": Inner(),
+        "source_class": _CLASS,
+        "target_class": _CLASS,
+    },
+    "PictureFigures": {
+        **dict.fromkeys(("height", "width"), Number(1, 1 << 30)),
+        "size_rule": _NAME,
+        "terms": Inner(required=True),
+        "cycle_mse": _ERROR,
+        **dict.fromkeys(
+            ("cycle_psnr", "edge_correlation", "mutual_information", "slope", "intercept"), _FIGURE
+        ),
+    },
+    "CycleError": dict.fromkeys(("median", "mean", "p99", "max"), _ERROR),
+    "AcknowledgeItemsRequest": {"job_id": _STORE, "items": Many(Inner(), MOST_ITEMS)},
+    "Acknowledgement": {"item": _STORE, "sha256": _DIGEST},
+    "AcknowledgeItemsResponse": {"remaining": _COUNT},
+    "DeleteJobRequest": {"job_id": _STORE},
+    "DeleteJobResponse": {},
+}
+_IDENTITY: Final[Mapping[str, Mapping[str, Limit]]] = {
+    "RenewRequest": {"certificate_request": Bytes(1, 8 << 10)},
+    "RenewResponse": {"certificate": Text(64 << 10), "roots": Text(64 << 10)},
+}
+_ADMIN: Final[Mapping[str, Mapping[str, Limit]]] = {
+    "StatusRequest": {},
+    "StatusResponse": {
+        "institution": _INSTITUTION,
+        "name": _NAME,
+        "roles": Many(_NAME, 8),
+        "version": _NAME,
+        "state": Text(4_000),
+        "listen": Text(300),
+        "address": Text(300),
+        "model": Inner(),
+        "peers": Many(Inner(), 10_000),
+        "jobs": Many(_SIZE, 64),
+        "uptime_s": _SECONDS,
+        "certificate_expires": _TIME,
+        "active_streams": _COUNT,
+    },
+    "ModelStatus": {
+        "domain": _NAME,
+        "kind": _NAME,
+        "sample_shape": _SHAPE,
+        "sha256": _NAME,
+        "parameters": _SIZE,
+        "device": _NAME,
+    },
+    "PeerStatus": {
+        "institution": _INSTITUTION,
+        "identity": Text(1_000),
+        "address": Text(300),
+        "fingerprint": Text(128),
+    },
+    "ReloadRequest": {},
+    "ReloadResponse": {"changes": Many(Text(4_000), 20_000)},
+    "DrainRequest": {},
+    "DrainResponse": {"running_jobs": _COUNT},
+}
+FIELDS: Final[Mapping[str, Mapping[str, Limit]]] = MappingProxyType(
+    {**_COMMON, **_DECODING, **_TRANSLATION, **_IDENTITY, **_ADMIN}
+)
+"""The limit of each field, by the names of the message and the field; docs/protocol.md and the protos state them."""

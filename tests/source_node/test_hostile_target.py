@@ -1,0 +1,113 @@
+"""A target over real mTLS whose answers hold what the protocol does not know or does not allow."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddib_fed.data.points import to_npy
+from ddib_fed.errors import DdibError, MessageInvalid, UnknownFields
+from ddib_fed.node import tls
+from ddib_fed.node.batching import Control
+from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.wire.latent import Latent
+from ddib_fed.wire.version import versions_to_pb
+from source_node.remote import Remotes
+from tests.node.tiny_nodes import gaussian
+from tests.source_node.scripted_target import instead, side
+from tests.source_node.test_remote import Call
+
+OWN = side("north.example", "moons")
+# Field 127, three bytes: no message of the protocol has it.
+STRANGE = b"\xfa\x07\x03pix"
+FILE = to_npy(gaussian(40))
+
+
+@pytest.fixture
+def remotes(institutions, target):
+    north, _ = institutions
+    made = Remotes(tls.PeerChannels(north.pki, north.store), max_file_bytes=1 << 20, silence_s=5.0)
+    yield made
+    made.close()
+
+
+def reach(message, path: str):
+    """The message inside another at a path such as ``contract.target`` or ``versions.0``."""
+    for name in filter(None, path.split(".")):
+        message = message[int(name)] if name.isdigit() else getattr(message, name)
+    return message
+
+
+def refused(call) -> DdibError:
+    with pytest.raises(DdibError) as caught:
+        call()
+    assert caught.value.hop == "target south.example"
+    return caught.value
+
+
+@pytest.mark.parametrize("path", ["", "versions.0", "side", "limits"])
+def test_a_description_with_a_field_that_nobody_knows_is_refused(remotes, target, path) -> None:
+    """At any depth: what is not understood could be anything."""
+    target.forge = lambda answer: reach(answer, path).MergeFromString(STRANGE)
+    assert isinstance(refused(remotes.get("south.example").describe), UnknownFields)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "contract", "contract.version", "contract.source", "contract.target", "contract.limits"]
+)
+def test_a_contract_with_a_field_that_nobody_knows_is_refused(remotes, target, path) -> None:
+    """The digest does not cover such a field, so nothing else would notice it."""
+    target.forge = lambda answer: reach(answer, path).MergeFromString(STRANGE)
+    remote = remotes.get("south.example")
+    error = refused(lambda: remote.negotiate(OWN, "checkerboards", Control()))
+    assert isinstance(error, UnknownFields)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "result", "result.file", "chunk", "trailer", "latent", "latent.tensor", "progress"]
+)
+def test_a_decoded_item_with_a_field_that_nobody_knows_is_refused(remotes, target, path) -> None:
+    """In every message of the stream, and in every message inside it."""
+    top = path.split(".")[0]
+
+    def strange(target, item, latent):
+        messages = [
+            pb.DecodeResponse(progress=pb.DecodeProgress()),
+            *target.result(item, FILE),
+            *target.latent(item, Latent.from_array(gaussian(40))),
+        ]
+        for message in messages:
+            if top in {"", message.WhichOneof("message")}:
+                reach(message, path).MergeFromString(STRANGE)
+            yield message
+
+    target.decodes = [instead(1, strange)]
+    assert isinstance(refused(Call(remotes, round_trip=True).run), UnknownFields)
+
+
+@pytest.mark.parametrize("count", [0, 20])
+def test_a_description_lists_one_to_sixteen_versions(remotes, target, count) -> None:
+    """As in a request."""
+
+    def forge(answer) -> None:
+        del answer.versions[:]
+        answer.versions.extend(versions_to_pb()[:1] * count)
+
+    target.forge = forge
+    error = refused(remotes.get("south.example").describe)
+    assert isinstance(error, MessageInvalid)
+    assert error.facts["field"] == "versions"
+
+
+@pytest.mark.parametrize("field", ["max_items_per_stream", "max_latent_bytes", "max_evaluations"])
+def test_a_description_states_limits_that_can_be(remotes, target, field) -> None:
+    """The same check as that of a contract's."""
+    target.forge = lambda answer: answer.limits.ClearField(field)
+    assert refused(remotes.get("south.example").describe).facts["field"] == field
+
+
+def test_a_field_out_of_range_is_refused_with_the_hop(remotes, target) -> None:
+    """In a contract too, where only differences named the peer."""
+    target.forge = lambda answer: setattr(reach(answer, "contract.target"), "terminal_lambda", float("nan"))
+    remote = remotes.get("south.example")
+    error = refused(lambda: remote.negotiate(OWN, "checkerboards", Control()))
+    assert error.facts["field"] == "terminal_lambda"
