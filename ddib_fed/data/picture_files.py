@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddib_fed.data.libtiff import silence_libtiff
 from ddib_fed.data.picture import ImageLimits, Pixels, flatten, settle, too_many_frames, upright
 from ddib_fed.data.points import read_header
 from ddib_fed.errors import ImageUnreadable, PointsUnreadable
@@ -120,6 +121,8 @@ def open_pillow(content: bytes, format_name: str) -> Any:
     """The picture, opened and not decoded, as this format only: no other decoder of Pillow's is reachable."""
     from PIL import Image
 
+    if format_name == "TIFF":
+        silence_libtiff()
     return Image.open(io.BytesIO(content), formats=[format_name])
 
 

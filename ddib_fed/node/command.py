@@ -13,6 +13,9 @@ import click
 
 from ddib_fed.errors import ConfigError, DdibError
 from ddib_fed.node.config import NodeConfig, Role
+from ddib_fed.node.logs import route, silence_grpc
+
+log = logging.getLogger(__name__)
 
 CONFIG = click.option(
     "--config",
@@ -44,7 +47,7 @@ def set_up_logging(config: NodeConfig) -> None:
     handler = logging.StreamHandler()
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(_JsonFormatter() if config.log.format == "json" else text)
-    logging.basicConfig(level=config.log.level.upper(), handlers=[handler], force=True)
+    route(handler, config.log.level)
 
 
 def node_command(role: Role | None) -> click.Group:
@@ -74,13 +77,19 @@ def node_command(role: Role | None) -> click.Group:
     )
     def serve(path: Path, roles: tuple[Role, ...]) -> None:
         """Serve until SIGTERM, which drains and exits 0; a second one stops at once."""
-        from ddib_fed.node import daemon
-
         config = _load(path, role)
         if roles:
             config = config.with_roles(roles)
         set_up_logging(config)
-        sys.exit(daemon.serve(config))
+        silence_grpc()
+        from ddib_fed.node import daemon  # imports grpc
+
+        try:
+            sys.exit(daemon.serve(config))
+        except DdibError as error:
+            if config.log.format == "text":
+                raise
+            sys.exit(_logged(error, f"{config.command} check --config {path}"))
 
     @group.command()
     @CONFIG
@@ -97,6 +106,12 @@ def node_command(role: Role | None) -> click.Group:
             )
 
     return group
+
+
+def _logged(error: DdibError, otherwise: str) -> int:
+    """Say in the log, on one line, why the node ends; the exit code."""
+    log.error("%s  [%s]; try: %s", error.detail, error.reason, error.hint or otherwise)
+    return int(error.exit_code)
 
 
 def _help(role: Role | None) -> str:
