@@ -10,6 +10,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.output import print_json
 from ddib_fed.errors import ChunkCorrupt, FileMissing
+from ddib_fed.terminal import say
 
 
 @click.group()
@@ -42,10 +43,10 @@ def verify(config_path: Path, head: str | None, output_format: str) -> None:
     if output_format == "json":
         print_json({"path": path, "ok": found.ok, **dataclasses.asdict(found)})
     else:
-        click.echo(f"lines  {found.lines}")
-        click.echo(f"head   {found.head}")
+        say(f"lines  {found.lines}")
+        say(f"head   {found.head}")
         if found.torn_bytes:
-            click.echo(f"torn   {found.torn_bytes} bytes of a write that a crash interrupted")
+            say(f"torn   {found.torn_bytes} bytes of a write that a crash interrupted")
     if not found.ok:
         where = "" if found.broken_line is None else f", line {found.broken_line}"
         raise ChunkCorrupt(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
-import click
+from ddib_fed.terminal import say
 
 Show = Callable[[int, int, str], None]
 _LINES = 10
@@ -34,18 +34,17 @@ def _drawn(what: str) -> Iterator[Show]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
-        TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    from ddib_fed.cli.output import console
+    from ddib_fed.terminal import column, console
 
     columns = (
-        TextColumn("{task.description}"),
+        column("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[remark]}"),
+        column("{task.fields[remark]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -73,11 +72,11 @@ class _Spoken:
             if first < done < total:
                 left = (time.monotonic() - since) / (done - first) * (total - done)
                 rest = f"{remark}  {timedelta(seconds=round(left))} left"
-            click.echo(f"{self._what} {done}/{total}  {rest.strip()}".rstrip(), err=True)
+            say(f"{self._what} {done}/{total}  {rest.strip()}".rstrip(), err=True)
 
 
 def lines(pairs: Mapping[str, str]) -> None:
     """Names and values below one another on stdout."""
     width = max(map(len, pairs))
     for name, value in pairs.items():
-        click.echo(f"{name:<{width}}  {value}")
+        say(f"{name:<{width}}  {value}")

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from ddib_fed.cli import options, training
 from ddib_fed.cli.picture_options import with_options
 from ddib_fed.cli.picture_training import LEARNING, NAMES, checked, picture_fields
+from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.training.pictures.config import ClassifierTrainConfig
@@ -85,7 +86,7 @@ def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **sett
     config = _config(settings, given, training.command_line())
     done = training.train_on_pictures(config, out, resume=resume, force=force)
     if done is not None:
-        click.echo(f"{out}: {training.summary(done)}")
+        say(f"{out}: {training.summary(done)}")
 
 
 def _config(settings: dict[str, Any], given: list[str], command: str) -> ClassifierTrainConfig:

@@ -13,6 +13,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.bars import Show, bar, lines
 from ddib_fed.cli.model import refuse_overwriting
 from ddib_fed.cli.training import THREADS
+from ddib_fed.terminal import say
 
 
 @click.command()
@@ -100,8 +101,8 @@ def colours(
         lines(_summary(direction))
     for photo in photos:
         if photo.credit:
-            click.echo(f"credit: {photo.credit}; colours changed")
-    click.echo(f"written: {out}")
+            say(f"credit: {photo.credit}; colours changed")
+    say(f"written: {out}")
 
 
 class _Bars:

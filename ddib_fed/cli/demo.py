@@ -18,6 +18,7 @@ import click
 from ddib_fed.cli.demo_nodes import Pair, Site
 from ddib_fed.cli.main import NODE_EXTRA
 from ddib_fed.errors import AlreadyExists, OutOfBounds, StateConflict
+from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.cli.demo_report import Outcome
@@ -86,9 +87,9 @@ def demonstrate(out: Path, *, keep: bool, points: int, models: Mapping[str, Path
     kept: list[tuple[Pair, str]] = []
     with sigterm_as_ctrl_c(), contextlib.ExitStack() as nodes:
         for part in _parts(points, models):
-            click.echo(click.style(f"\n{part.heading}\n", bold=True))
+            say("", part.heading, "", style="bold")
             if part.skipped is not None:
-                click.echo(f"left out: {part.skipped.figures['skipped']}; {part.skipped.figures['command']}")
+                say(f"left out: {part.skipped.figures['skipped']}; {part.skipped.figures['command']}")
                 outcomes.append(part.skipped)
                 continue
             pair = Pair.of(out, *part.sites, part.person)
@@ -207,7 +208,7 @@ def show_outcome(outcome: Outcome) -> None:
 
     print_bounds(outcome)
     for path in outcome.files:
-        click.echo(path)
+        say(str(path))
 
 
 def finish(report: Path, outcomes: Sequence[Outcome], seconds: float) -> None:
@@ -219,7 +220,7 @@ def finish(report: Path, outcomes: Sequence[Outcome], seconds: float) -> None:
     from ddib_fed.cli.demo_report import write_report
 
     write_report(report, outcomes, seconds)
-    click.echo(report)
+    say(str(report))
     wrong = [bound.name for outcome in outcomes for bound in outcome.bounds if not bound.ok]
     if wrong:
         raise OutOfBounds(f"out of bounds: {', '.join(wrong)}", hint=f"see {report}")

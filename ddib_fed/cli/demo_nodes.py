@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from ddib_fed.cli.output import console
 from ddib_fed.errors import Cancelled
+from ddib_fed.terminal import console, say
 
 if TYPE_CHECKING:
     from ddib_fed.cli.delivery import Delivered
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 def show(command: str) -> None:
     """A command, as one would type it."""
-    click.echo(click.style(f"$ {command}", dim=True))
+    say(f"$ {command}", style="dim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,19 +154,19 @@ class Pair:
         """Addresses, and commands to try on the files that are written as `shown`."""
         for institution in self.institutions:
             pid = institution.process.pid if institution.process is not None else "-"
-            click.echo(
+            say(
                 f"{institution.name} ({institution.role} node) listens on 127.0.0.1:{institution.port}, pid {pid}"
             )
         profile, again = f"--profile {self.profile}", f"again-{self.source.domain}"
         stop = "; ".join(
             f"ddib drain --config {institution.config_path}" for institution in self.institutions
         )
-        click.echo("try:")
-        click.echo(f"  ddib domains {profile}")
-        click.echo(f"  ddib translate {shown} --to {self.to} --out {again} --steps 24 --cycle {profile}")
-        click.echo(f"  ddib job list {profile}")
-        click.echo(f"  ddib status --config {self.source.config_path}")
-        click.echo(f"  {stop}   # stop both")
+        say("try:")
+        say(f"  ddib domains {profile}")
+        say(f"  ddib translate {shown} --to {self.to} --out {again} --steps 24 --cycle {profile}")
+        say(f"  ddib job list {profile}")
+        say(f"  ddib status --config {self.source.config_path}")
+        say(f"  {stop}   # stop both")
 
 
 def _command(shown: str, order: Order, out: Path, profile: Path) -> str:

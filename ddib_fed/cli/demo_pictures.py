@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 
@@ -27,6 +26,7 @@ from ddib_fed.evaluation.pictures import Spread, mse, spread, to_psnr
 from ddib_fed.evaluation.sheets import Stage, save_sheet
 from ddib_fed.models.bundle import pretrained_domains
 from ddib_fed.node.views import Part, Settings
+from ddib_fed.terminal import say
 
 PAIR = ("satellite", "relief")
 """Source and target domain; ("brain-t1", "brain-t2") is the other pair that ships."""
@@ -271,7 +271,7 @@ def _say(source: str, target: str, sigma: float) -> None:
         f"{target} saw latents, which look like noise, and what it made of them: never a picture of {source}'s.",
         f"Neither saw the other's model or training data. Before encoding, {source} mixed noise of {number(sigma)}",
         "times the data's spread into each picture, by a secret of its own, so that flat regions become noise too.",
-        "But a latent is an invertible encoding for whoever holds, or can train, a model like the sender's.\n",
+        "But a latent is an invertible encoding for whoever holds, or can train, a model like the sender's.",
+        "",
     )
-    for line in lines:
-        click.echo(line)
+    say(*lines)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +26,7 @@ from ddib_fed.evaluation.metrics import (
 )
 from ddib_fed.evaluation.plots import translation
 from ddib_fed.node.views import Part, Provenance, Settings
+from ddib_fed.terminal import say
 
 PAIR = ("moons", "checkerboards")
 """Source and target domain."""
@@ -148,9 +148,5 @@ def print_hops(clouds: Clouds, provenance: Provenance, person: str) -> None:
         [f"{source} > {person}", "translation, return, latent", size(3 * file), "", source],
     ]
     print_table("What happened at each hop", ["hop", "what", ">bytes", ">seconds", "seen by"], rows)
-    click.echo(
-        f"Neither node saw the other's model or training data, and {target} never saw the points. But a"
-    )
-    click.echo(
-        "latent is an invertible encoding for whoever holds, or can train, a model like the sender's.\n"
-    )
+    say(f"Neither node saw the other's model or training data, and {target} never saw the points. But a")
+    say("latent is an invertible encoding for whoever holds, or can train, a model like the sender's.", "")

@@ -14,6 +14,7 @@ from ddib_fed.errors import DdibError, PeerUnreachable, Unauthenticated
 from ddib_fed.node.diagnosis import diagnose
 from ddib_fed.node.pki import load_identity
 from ddib_fed.node.profile import Profile
+from ddib_fed.terminal import say
 
 Step = tuple[str, Callable[[], str]]
 
@@ -48,9 +49,9 @@ def doctor(output_format: str, profile_path: Path | None) -> None:
 def _show(finding: dict[str, object]) -> None:
     """One line; what is wrong with a step that fails is said once, as the command's error."""
     if finding["ok"]:
-        click.echo(f"ok    {finding['step']:<12} {finding['finding']}")
+        say(f"ok    {finding['step']:<12} {finding['finding']}")
     else:
-        click.echo(f"FAIL  {finding['step']}")
+        say(f"FAIL  {finding['step']}")
 
 
 def _steps(profile_path: Path | None) -> Iterator[Step]:

@@ -11,6 +11,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.output import print_json, print_table
 from ddib_fed.cli.session import open_client
 from ddib_fed.node.views import Domain
+from ddib_fed.terminal import say
 
 MAX_LISTED = 12
 
@@ -25,9 +26,9 @@ def domains(output_format: str, profile_path: Path | None) -> None:
     if output_format == "json":
         print_json(found)
         return
-    click.echo(f"from {found.institution}/{found.domain} ({kind(found.sample_kind, found.sample_shape)}) to:")
+    say(f"from {found.institution}/{found.domain} ({kind(found.sample_kind, found.sample_shape)}) to:")
     if not found.targets:
-        click.echo("nowhere yet: the node's operator admits peers with `ddib peer add`")
+        say("nowhere yet: the node's operator admits peers with `ddib peer add`")
         return
     rows = [_row(domain) for domain in found.targets]
     columns = ["!--to", "!samples", "classes", "status", ">ms"]

@@ -10,6 +10,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.bars import bar
 from ddib_fed.errors import AlreadyExists
+from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.evaluation.judgement import Figures
@@ -135,15 +136,15 @@ def _print(report: Figures, output_format: str) -> None:
         print_json(report)
         return
     shape = " x ".join(map(str, report["shape"]))
-    click.echo(f"{report['count']} pictures, {shape}")
+    say(f"{report['count']} pictures, {shape}")
     for note in report["notes"]:
-        click.echo(note)
+        say(note)
     for table in tables(report):
-        click.echo()
+        say()
         columns = [table.columns[0], *(f">{column}" for column in table.columns[1:])]
         rows = [
             [cell if isinstance(cell, str) else "-" if cell is None else number(cell) for cell in row]
             for row in table.rows
         ]
         print_table(table.title, columns, rows)
-        click.echo(table.note)
+        say(table.note)

@@ -10,6 +10,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.bars import lines
 from ddib_fed.errors import AlreadyExists, BundleInvalid, UsageError
+from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
@@ -156,7 +157,7 @@ def _read(given: dict[str, Any]) -> Imported | Bundle:
 
 def _compare(relative: float) -> None:
     """Say how far outputs are from the library's; what is not the same is no import."""
-    click.echo(f"outputs differ from the library's by {relative:.1e} of their largest value", err=True)
+    say(f"outputs differ from the library's by {relative:.1e} of their largest value", err=True)
     if not relative <= _TOLERANCE:
         raise BundleInvalid(
             f"outputs differ from the library's by more than {_TOLERANCE:g}",
@@ -189,7 +190,7 @@ def _say(found: Imported | Bundle, saved: Bundle, out: Path, output_format: str)
         width = max(len(fact.value) for fact in imported.facts)
         lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in imported.facts})
         for key, reason in imported.ignored.items():
-            click.echo(f"--{key} is not used: {reason}")
+            say(f"--{key} is not used: {reason}")
         for remark in imported.remarks:
-            click.echo(remark)
-    click.echo(f"{out}: {manifest.parameters:,} parameters, digest {saved.digest[:16]}")
+            say(remark)
+    say(f"{out}: {manifest.parameters:,} parameters, digest {saved.digest[:16]}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
+from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig, Role
@@ -89,7 +90,7 @@ def node(
         address=_address(listen, address, f"{name}.{institution}"),
         with_ca=not no_ca,
     )
-    click.echo(f"{out / NODE_FILE} is written; keys and certificates are in {config.paths.pki}")
+    say(f"{out / NODE_FILE} is written; keys and certificates are in {config.paths.pki}")
     _next(_node_steps(out / NODE_FILE, config, with_ca=not no_ca))
 
 
@@ -100,17 +101,17 @@ def _address(listen: str, address: str | None, example: str) -> str:
         UsageError: It was not given, and --listen does not tell it.
         InputError: Nobody could dial it.
     """
-    from ddib_fed.node.config import is_every_address, is_loopback, split_address
+    from ddib_fed.node.addresses import is_every_address, is_loopback, split_address
 
     try:
-        host, port = split_address(listen)
+        host, port = split_address(listen, bound=True)
         if address is None and is_every_address(host):
             raise UsageError(
                 f"--listen {listen} is every address of this machine, and does not say what peers dial",
                 hint=f"--address HOST:{port}, with a name or address that they reach, e.g. {example}:{port}",
             )
         dialled = address or (f"localhost:{port}" if is_loopback(host) else listen)
-        host, port = split_address(dialled)
+        host, port = split_address(dialled, bound=True)
     except ValueError as error:
         raise InputError(str(error), hint=HELP) from error
     if is_every_address(host) or not port:
@@ -220,7 +221,7 @@ def client(
     """
     source = _source_node(node_config, institution, node_name, address)
     path = make_client(source, out, name=name)
-    click.echo(f"{path} is written; the key is in {out / 'pki'}")
+    say(f"{path} is written; the key is in {out / 'pki'}")
     steps = [
         (f"ddib doctor --profile {path}", "check the way to the node"),
         (f"ddib domains --profile {path}", "see what can be translated to"),
@@ -329,6 +330,6 @@ def _first_line(error: ValueError) -> str:
 def _next(steps: Sequence[tuple[str, str]]) -> None:
     """Print the next commands."""
     width = max(len(command) for command, _ in steps)
-    click.echo("next:")
+    say("next:")
     for command, why in steps:
-        click.echo(f"  {command.ljust(width)}   # {why}")
+        say(f"  {command.ljust(width)}   # {why}")

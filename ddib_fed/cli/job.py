@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ddib_fed.errors import StateConflict
 from ddib_fed.node.client import require_finished
 from ddib_fed.node.payload import payloads
 from ddib_fed.node.views import ItemState, JobView, Settings
+from ddib_fed.terminal import say
 
 
 @click.group()
@@ -92,7 +94,7 @@ def list_(limit: int, output_format: str, profile_path: Path | None) -> None:
         print_json(list(jobs))
         return
     if not jobs:
-        click.echo("no jobs", err=True)
+        say("no jobs", err=True)
         return
     rows = [[j.job_id, j.state.lower(), j.target, when(j.created)] for j in jobs]
     print_table("", ["!job", "state", "to", "!created"], rows)
@@ -114,18 +116,16 @@ def show(job_id: str, output_format: str, profile_path: Path | None) -> None:
 
 def _show(view: JobView) -> None:
     settings = view.settings
-    click.echo(f"job      {view.job_id}  {view.state.lower()}")
+    say(f"job      {view.job_id}  {view.state.lower()}")
     whose = f", class {view.target_class}" if view.target_class else ""
-    click.echo(f"to       {view.target}{whose}")
-    click.echo(
+    say(f"to       {view.target}{whose}")
+    say(
         f"solver   {settings.solver}, order {settings.order or 'default'}, {settings.evaluations} evaluations, "
         f"grid {settings.grid}{', cycle' if view.cycle else ''}{', latent kept' if view.keep_latent else ''}"
     )
-    click.echo(
-        f"created  {when(view.created)}   finished {when(view.finished)}   expires {when(view.expires)}"
-    )
+    say(f"created  {when(view.created)}   finished {when(view.finished)}   expires {when(view.expires)}")
     if view.failure is not None:
-        click.echo(f"failed   {view.failure.sentence} ({view.failure.reason}) at {view.failure.institution}")
+        say(f"failed   {view.failure.sentence} ({view.failure.reason}) at {view.failure.institution}")
     rows = [
         [
             str(i.index),
@@ -156,11 +156,11 @@ def watch(job_id: str, after: int, output_format: str, profile_path: Path | None
     ):
         for event in client.watch(job_id, after):
             if as_json:
-                click.echo(json.dumps(plain(event)))
+                say(json.dumps(plain(event)))
             progress.event(event)
         view = client.get(job_id)
     if not as_json:
-        click.echo(f"job {job_id} is {view.state.lower()}")
+        say(f"job {job_id} is {view.state.lower()}")
     require_finished(view, client.hop)
 
 
@@ -201,7 +201,7 @@ def fetch(
     if not view.state.ended:
         raise StateConflict(
             f"job {job_id} is {view.state.lower()}: {len(open_items)} items are not ready yet",
-            hint=f"ddib job watch {job_id}, then fetch again",
+            hint=f"ddib job watch {shlex.quote(job_id)}, then fetch again",
             hop=client.hop,
         )
     require_finished(view, client.hop)
@@ -218,7 +218,7 @@ def cancel(job_id: str, output_format: str, profile_path: Path | None) -> None:
     if output_format == "json":
         print_json({"job_id": job_id, "state": state})
     else:
-        click.echo(f"job {job_id} is {state.lower()}")
+        say(f"job {job_id} is {state.lower()}")
 
 
 @job.command()
@@ -232,7 +232,7 @@ def delete(job_id: str, output_format: str, profile_path: Path | None) -> None:
     if output_format == "json":
         print_json({"job_id": job_id, "deleted": True})
     else:
-        click.echo(f"job {job_id} is gone")
+        say(f"job {job_id} is gone")
 
 
 def when(unix_s: float) -> str:

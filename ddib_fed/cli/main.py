@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -18,6 +19,7 @@ import click
 
 from ddib_fed import __version__
 from ddib_fed.errors import DdibError, ExitCode
+from ddib_fed.terminal import escape, relay, say
 
 
 class Lazy(NamedTuple):
@@ -146,15 +148,16 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code; what failed is written to stderr."""
     # gRPC's C core otherwise writes of connections that come and go to stderr, between our own lines.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    _escape_warnings()
     try:
         result = cli.main(
             args=list(args) if args is not None else None, prog_name="ddib", standalone_mode=False
         )
     except click.ClickException as error:
-        error.show()
+        relay(error.show)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        say("interrupted", err=True)
         return ExitCode.CANCELLED
     except BrokenPipeError:
         # The reader of a pipe (head, less) has left; a second complaint at interpreter exit helps nobody.
@@ -165,25 +168,36 @@ def run(args: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else ExitCode.OK
 
 
+def _escape_warnings() -> None:
+    """What a library logs of its own accord, e.g. of a file, is printed by logging's handler of last resort."""
+
+    class Escaped(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return escape(super().format(record))
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Escaped())
+
+
 def _explain(error: Exception) -> int:
     """Write an error to stderr and return its exit code."""
     if debugging():
-        traceback.print_exception(error)
+        say(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"), err=True)
     if isinstance(error, DdibError):
         from ddib_fed.cli.output import show_error
 
         show_error(error)
         return error.exit_code
     if missing := missing_extra(error):
-        click.echo(f"error: this command needs {missing}, which is not installed", err=True)
-        click.echo("  try:  pip install 'ddib-fed[node]'", err=True)
+        say(f"error: this command needs {missing}, which is not installed", err=True)
+        say("  try:  pip install 'ddib-fed[node]'", err=True)
         return ExitCode.USAGE
     if isinstance(error, OSError) and error.filename is not None:
-        click.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        say(f"error: {error.filename}: {error.strerror}", err=True)
         return ExitCode.BAD_INPUT
-    click.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
+    say(f"error: unexpected {type(error).__name__}: {error}", err=True)
     if not debugging():
-        click.echo("  try:  the same command with DDIB_DEBUG=1 in front shows where it happened", err=True)
+        say("  try:  the same command with DDIB_DEBUG=1 in front shows where it happened", err=True)
     return ExitCode.INTERNAL
 
 

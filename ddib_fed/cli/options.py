@@ -10,9 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ddib_fed.errors import UsageError
-
-from ddib_fed.errors import InputError
+from ddib_fed.errors import InputError, UsageError
 from ddib_fed.names import check_domain
 
 SOLVERS = ("unipc", "ddim", "rk4", "alf")

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ddib_fed.errors import DdibError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-# Without a terminal nothing is folded: whoever reads a pipe wants one row on one line.
-PIPE_WIDTH = 240
+from ddib_fed.terminal import console, escape, say, say_labelled
 
 # What to try next when the error itself does not know; by reason, and the class's own parents after it.
 NEXT_STEPS: Mapping[str, str] = {
@@ -68,14 +62,14 @@ def next_step(error: DdibError) -> str:
 
 def show_error(error: DdibError) -> None:
     """Write what failed, at which hop, and what to try next, to stderr."""
-    click.echo(f"error: {error.detail}  [{error.reason}]", err=True)
+    say_labelled("error: ", f"{error.detail}  [{error.reason}]")
     if error.hop:
-        click.echo(f"  at:   {error.hop}", err=True)
+        say_labelled("  at:   ", error.hop)
     facts = ", ".join(f"{key} {value}" for key, value in error.facts.items())
     if facts:
-        click.echo(f"  more: {facts}", err=True)
+        say_labelled("  more: ", facts)
     if error.incident:
-        click.echo(f"  incident: {error.incident}", err=True)
+        say_labelled("  incident: ", error.incident)
     if error.differences:
         _show_differences(error)
     step = next_step(error)
@@ -86,7 +80,7 @@ def show_error(error: DdibError) -> None:
             else f"again after {error.retry_after_s:.0f} s"
         )
     if step:
-        click.echo(f"  try:  {step}", err=True)
+        say_labelled("  try:  ", step)
 
 
 def _show_differences(error: DdibError) -> None:
@@ -96,15 +90,12 @@ def _show_differences(error: DdibError) -> None:
     widths = [max(len(row[column]) for row in table) for column in range(3)]
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        click.echo("    " + "  ".join([*cells, row[3]]), err=True)
+        say("    " + "  ".join([*cells, row[3]]), err=True)
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A rich console without markup: file names may hold brackets."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, highlight=False, markup=False, width=None if stream.isatty() else PIPE_WIDTH)
+def confirm(question: str) -> bool:
+    """Ask on the terminal; only a plain yes is one."""
+    return bool(click.confirm(escape(question), default=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -132,7 +123,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(plain(value), indent=2, sort_keys=False))
+    say(*json.dumps(plain(value), indent=2, sort_keys=False).split("\n"))
 
 
 def plain(value: object) -> Any:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.output import print_json, print_table
+from ddib_fed.cli.output import confirm, print_json, print_table
 from ddib_fed.errors import AlreadyExists, DdibError, InputError, PeerUnreachable, PolicyDenied, UsageError
+from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
@@ -68,14 +69,12 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
-    click.echo(f"wrote {path}: {own.identity} at {own.address}")
+    say(f"wrote {path}: {own.identity} at {own.address}")
     for text in own.fingerprints:
-        click.echo(f"fingerprint  {text}")
+        say(f"fingerprint  {text}")
     if config.not_dialled:
-        click.echo(f"warning: {config.not_dialled}; correct {config_path} and export again", err=True)
-    click.echo(
-        "send the file; read the fingerprint out to the other operator by another way, e.g. by telephone"
-    )
+        say(f"warning: {config.not_dialled}; correct {config_path} and export again", err=True)
+    say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
 
 
 @peer.command(epilog="\b\nExample:\n  ddib peer add south.peer --fingerprint SHA256:12:34:...")
@@ -107,8 +106,8 @@ def add(
         )
     confirmed = fingerprints or _ask(other)
     store.add(other, fingerprints=confirmed, replace=replace)
-    click.echo(f"admitted {other.identity} at {other.address}")
-    click.echo(f"next: ddib peer test {other.institution}")
+    say(f"admitted {other.identity} at {other.address}")
+    say(f"next: ddib peer test {other.institution}")
 
 
 def _ask(other: Peer) -> tuple[str, ...]:
@@ -118,10 +117,9 @@ def _ask(other: Peer) -> tuple[str, ...]:
             "a peer is added with the fingerprint that the other operator read out",
             hint="--fingerprint SHA256:...; only a terminal is asked",
         )
-    click.echo(f"{other.identity} at {other.address}")
-    for text in other.fingerprints:
-        click.echo(f"fingerprint  {text}")
-    if not click.confirm("Is this what the other operator reads out from `ddib peer export`?", default=False):
+    say(f"node         {other.identity}", f"address      {other.address}", "fingerprint:")
+    say(*other.fingerprints)  # last and alone: nothing that the file says comes after it
+    if not confirm("Is this what the other operator reads out from `ddib peer export`?"):
         raise PolicyDenied("the fingerprint was not confirmed; nothing was added")
     return other.fingerprints
 
@@ -149,9 +147,9 @@ def list_(config_path: Path, output_format: str) -> None:
         rows = [[entry.institution, entry.address, entry.identity.uri, entry.fingerprint] for entry in peers]
         print_table("", ["peer", "address", "identity", "root"], rows)
     else:
-        click.echo("no peers yet: ddib peer add FILE")
+        say("no peers yet: ddib peer add FILE")
     if store.problem:
-        click.echo(f"not admitted: {store.problem}", err=True)
+        say(f"not admitted: {store.problem}", err=True)
 
 
 @peer.command()
@@ -182,11 +180,11 @@ def test(config_path: Path, output_format: str, institution: str) -> None:
             decoding = {"domain": side.domain[:100], "sample_shape": list(side.sample_shape)[:5]}
         print_json({"institution": institution, "connection": finding.text, "decoding": decoding})
         return
-    click.echo(f"connection   {finding.text}")
+    say(f"connection   {finding.text}")
     what = "none: it is a source node only"
     if side is not None:
         what = f"{side.domain[:100]!a}, samples of shape {list(side.sample_shape)[:5]}"
-    click.echo(f"decoding     {what}")
+    say(f"decoding     {what}")
 
 
 def _describe(config: NodeConfig, store: PeerStore, institution: str) -> decoding_pb2.ContractSide | None:
@@ -231,4 +229,4 @@ def remove(config_path: Path, institution: str) -> None:
     """Refuse a peer from its next call on; its running calls end too."""
     _config, store = _open(config_path)
     store.remove(institution)
-    click.echo(f"removed {institution}; it is refused from now on, without a restart")
+    say(f"removed {institution}; it is refused from now on, without a restart")

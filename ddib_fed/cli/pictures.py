@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from ddib_fed.cli import options
 from ddib_fed.cli.bars import bar, lines
 from ddib_fed.cli.model import open_model, shipped_name
 from ddib_fed.errors import UsageError
+from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.diffusion.plans import SolverSettings
@@ -289,11 +288,11 @@ def _class(text: str | None, manifest: Manifest, guidance: Any = None) -> int | 
 def _name_bad(found: Found) -> None:
     if not found.bad:
         return
-    click.echo(f"{len(found.bad)} pictures cannot be used and are left out:", err=True)
+    say(f"{len(found.bad)} pictures cannot be used and are left out:", err=True)
     for path, reason in found.bad[:MOST_NAMED]:
-        click.echo(f"  {path}: {reason}", err=True)
+        say(f"  {path}: {reason}", err=True)
     if len(found.bad) > MOST_NAMED:
-        click.echo(f"  and {len(found.bad) - MOST_NAMED} more, all in report.json", err=True)
+        say(f"  and {len(found.bad) - MOST_NAMED} more, all in report.json", err=True)
 
 
 def _summary(report: dict[str, Any], out: Path) -> dict[str, str]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.output import print_json
+from ddib_fed.cli.output import confirm, print_json
 from ddib_fed.cli.withdrawing import reinstate, withdraw, withdrawn
 from ddib_fed.errors import UsageError
+from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
@@ -71,9 +72,7 @@ def init(config_path: Path, roll_over: str | None) -> None:
     config = _config(config_path)
     if roll_over is None:
         authority = keys.init_node_identity(config.paths.pki, config.node.institution, config.node.name)
-        click.echo(
-            f"made the root of {authority.institution} and this node's certificate in {config.paths.pki}"
-        )
+        say(f"made the root of {authority.institution} and this node's certificate in {config.paths.pki}")
     else:
         steps: dict[str, Callable[[Path], keys.Authority]] = {
             "start": rollover.start,
@@ -81,8 +80,8 @@ def init(config_path: Path, roll_over: str | None) -> None:
             "finish": rollover.finish,
         }
         authority = steps[roll_over](config.paths.pki)
-        click.echo(_ROLL_OVER_NEXT[roll_over])
-    click.echo(f"fingerprint  {keys.fingerprint(authority.certificate)}")
+        say(_ROLL_OVER_NEXT[roll_over])
+    say(f"fingerprint  {keys.fingerprint(authority.certificate)}")
 
 
 _ROLL_OVER_NEXT = {
@@ -112,9 +111,10 @@ def request(config_path: Path, folder: Path | None, identity: str | None, out: P
         raise UsageError("--folder does not say whose certificate it is: give --identity URI as well")
     path = out if out is not None else Path(f"{wanted.name}.csr")
     _write_new(path, make_request(place, wanted))
-    click.echo(f"wrote {path}, a request for {wanted}")
-    click.echo(
-        f"next, at the issuer:  ddib pki issue {path}\nthen here:            ddib pki install {wanted.name}.pem"
+    say(f"wrote {path}, a request for {wanted}")
+    say(
+        f"next, at the issuer:  ddib pki issue {path}",
+        f"then here:            ddib pki install {wanted.name}.pem",
     )
 
 
@@ -142,9 +142,7 @@ def issue(
     if client_name is not None:
         where = out if out is not None else Path(client_name)
         made = keys.issue_client(folder, where, client_name)
-        click.echo(
-            f"made key and certificate of {made.identity} in {where}, good until {_when(made.not_after)}"
-        )
+        say(f"made key and certificate of {made.identity} in {where}, good until {_when(made.not_after)}")
     elif request_file is not None:
         _sign(folder, request_file, out, yes=yes)
 
@@ -159,14 +157,12 @@ def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> N
     authority = keys.load_authority(folder)
     asked = read_request(read_small(request_file))
     refuse_withdrawn(folder, asked.identity)
-    if not yes:
-        click.confirm(f"sign for {asked.identity}? Whoever holds this request's key will be it", abort=True)
+    if not yes and not confirm(f"sign for {asked.identity}? Whoever holds this request's key will be it"):
+        raise click.Abort
     roots = parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
     path = out if out is not None else Path(f"{asked.identity.name}.pem")
     _write_new(path, sign_request(authority, asked, roots))
-    click.echo(
-        f"wrote {path}, the certificate of {asked.identity}; take it back and: ddib pki install {path}"
-    )
+    say(f"wrote {path}, the certificate of {asked.identity}; take it back and: ddib pki install {path}")
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki install node-2.pem --config node.toml")
@@ -180,7 +176,7 @@ def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
 
     place, owner = _place(config_path, folder)
     identity = enrolment.install(place, read_small(certificate), expected=owner)
-    click.echo(f"installed the certificate of {identity} in {place}")
+    say(f"installed the certificate of {identity} in {place}")
 
 
 @pki.command()
@@ -194,13 +190,13 @@ def show(config_path: Path, folder: Path | None, output_format: str) -> None:
     if output_format == "json":
         print_json(shown)
         return
-    click.echo(f"identity     {shown['identity']}")
-    click.echo(f"role         {shown['role']}")
-    click.echo(f"DNS name     {shown['dns_name']}")
-    click.echo(f"valid until  {shown['valid_until']}{'  EXPIRED' if shown['expired'] else ''}")
+    say(f"identity     {shown['identity']}")
+    say(f"role         {shown['role']}")
+    say(f"DNS name     {shown['dns_name']}")
+    say(f"valid until  {shown['valid_until']}{'  EXPIRED' if shown['expired'] else ''}")
     for root in shown["roots"]:
-        click.echo(f"root         {root['fingerprint']}  until {root['valid_until']}")
-    click.echo(f"issues       {'yes: the root key is in this folder' if shown['issuer'] else 'no'}")
+        say(f"root         {root['fingerprint']}  until {root['valid_until']}")
+    say(f"issues       {'yes: the root key is in this folder' if shown['issuer'] else 'no'}")
 
 
 def _describe(folder: Path) -> dict[str, Any]:

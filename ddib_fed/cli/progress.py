@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 
-from ddib_fed.cli.output import console
 from ddib_fed.errors import DdibError
 from ddib_fed.node.views import Event
+from ddib_fed.terminal import column, console
 
 STAGES = {
     "encode": "encoding",
@@ -37,7 +37,7 @@ class JobProgress:
         self._show = show and sys.stderr.isatty()
         self._console = console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description:<32}"),
+            column("{task.description:<32}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

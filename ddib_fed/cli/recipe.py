@@ -8,6 +8,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.bars import lines
+from ddib_fed.terminal import say
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,7 +67,7 @@ def use(*, file: Path, init: Path | None, output_format: str) -> None:
     start = f" --init {init or 'BUNDLE'}" if found.start else ""
     lines({name: str(value) for name, value in found.agreed.items()})
     _show(found.start, found.digest(), file)
-    click.echo(f"train by it:  ddib model train --images FOLDER --recipe {file}{start} --out DIR")
+    say(f"train by it:  ddib model train --images FOLDER --recipe {file}{start} --out DIR")
 
 
 def _show(start: str, digest: str, file: Path) -> None:

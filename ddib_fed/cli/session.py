@@ -8,6 +8,7 @@ other call does. A second Ctrl-C interrupts at once.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -74,11 +75,12 @@ def going_on(client: Client, job_id: str, out: Path | None = None) -> Iterator[N
     except DdibError as error:
         if not client.aborted:
             raise
-        more = f" --profile {client.profile.path}"
+        # The id is the node's word, and these lines are there to be pasted.
+        job, more = shlex.quote(job_id), f" --profile {shlex.quote(str(client.profile.path))}"
         raise Cancelled(
             f"interrupted; job {job_id} goes on at the source node",
-            hint=f"ddib job watch {job_id}{more}\n"
-            f"        ddib job fetch {job_id} --out {out or 'DIR'}{more}\n"
-            f"        ddib job cancel {job_id}{more}   (to stop it)",
+            hint=f"ddib job watch {job}{more}\n"
+            f"ddib job fetch {job} --out {shlex.quote(str(out or 'DIR'))}{more}\n"
+            f"ddib job cancel {job}{more}   (to stop it)",
             hop=client.hop,
         ) from error

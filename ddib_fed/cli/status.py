@@ -9,6 +9,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.output import print_json
+from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.admin import AdminClient
@@ -44,25 +45,23 @@ def status(config_path: Path, output_format: str) -> None:
 def _show(answer: admin_pb2.StatusResponse) -> None:
     from ddib_fed.cli.job import when
 
-    click.echo(f"node         {answer.name}.{answer.institution}  {answer.state}")
-    click.echo(
-        f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s"
-    )
-    click.echo(f"listens on   {answer.listen}, called {answer.address}; {answer.active_streams} streams open")
-    click.echo(f"certificate  until {when(answer.certificate_expires)}")
+    say(f"node         {answer.name}.{answer.institution}  {answer.state}")
+    say(f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s")
+    say(f"listens on   {answer.listen}, called {answer.address}; {answer.active_streams} streams open")
+    say(f"certificate  until {when(answer.certificate_expires)}")
     if answer.HasField("model"):
         model = answer.model
         shape = "x".join(map(str, model.sample_shape))
-        click.echo(
+        say(
             f"model        {model.domain}: {model.kind} {shape}, {model.parameters:,} parameters, {model.device}, "
             f"{model.sha256[:12]}"
         )
     jobs = ", ".join(f"{count} {state}" for state, count in sorted(answer.jobs.items()) if count) or "none"
-    click.echo(f"jobs         {jobs}")
+    say(f"jobs         {jobs}")
     for peer in answer.peers:
-        click.echo(f"peer         {peer.institution}: {peer.identity} at {peer.address}")
+        say(f"peer         {peer.institution}: {peer.identity} at {peer.address}")
     if not answer.peers:
-        click.echo("peers        none: ddib peer add")
+        say("peers        none: ddib peer add")
 
 
 @click.command()
@@ -73,7 +72,7 @@ def reload(config_path: Path) -> None:
     Calls of peers that were removed end. The model, the jobs and the rest of node.toml stay.
     """
     for change in _client(config_path).reload():
-        click.echo(change)
+        say(change)
 
 
 @click.command()
@@ -81,4 +80,4 @@ def reload(config_path: Path) -> None:
 def drain(config_path: Path) -> None:
     """Make the node take no more work, finish what runs, and exit."""
     running = _client(config_path).drain()
-    click.echo(f"draining; {running} jobs run still")
+    say(f"draining; {running} jobs run still")

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from ddib_fed.cli.bars import bar
 from ddib_fed.cli.picture_options import with_options
 from ddib_fed.cli.picture_training import NAMES, PICTURES, picture_config
 from ddib_fed.errors import UsageError
+from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
@@ -153,7 +155,7 @@ def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **sett
     else:
         done = _points(_point_config(settings, command), out, resume=resume, force=force)
     if done is not None:
-        click.echo(f"{out}: {summary(done)}")
+        say(f"{out}: {summary(done)}")
 
 
 def command_line() -> str:
@@ -195,7 +197,7 @@ def train_on_pictures(config: PictureTrainConfig, out: Path, *, resume: bool, fo
             on_progress,
             resume=resume,
             force=force,
-            say=lambda text: click.echo(text, err=True),
+            say=partial(say, err=True),
             on_scan=lambda count, total: look(count, total, "pictures"),
         )
     return done if os.environ.get("RANK", "0") == "0" else None
@@ -214,11 +216,11 @@ def _stopping() -> Iterator[Callable[[int], None]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        click.echo("stopping after this step; once more stops at once", err=True)
+        say("stopping after this step; once more stops at once", err=True)
 
     def stop(step: int) -> None:
         if asked:
-            click.echo(f"stopped after step {step}; the same command with --resume goes on", err=True)
+            say(f"stopped after step {step}; the same command with --resume goes on", err=True)
             raise KeyboardInterrupt
 
     alone = "RANK" not in os.environ and threading.current_thread() is threading.main_thread()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ddib_fed.node.client import Client, require_finished
 from ddib_fed.node.payload import Payload, payloads, split_target
 from ddib_fed.node.profile import Profile
 from ddib_fed.node.views import JobState, JobView, Part, Provenance, Settings, Submitted
+from ddib_fed.terminal import say
 
 
 @click.command(
@@ -179,10 +181,10 @@ def print_submitted(job: Submitted, target: str, out: Path | None, output_format
     if output_format == "json":
         print_json({"job_id": job.job_id, "request_id": job.request_id, "state": job.state, "target": target})
         return
-    where = f" --out {out}" if out is not None else " --out DIR"
-    click.echo(f"job {job.job_id} is {job.state.lower()} (to {target})")
-    click.echo(f"  watch: ddib job watch {job.job_id}")
-    click.echo(f"  fetch: ddib job fetch {job.job_id}{where}")
+    pasted, where = shlex.quote(job.job_id), shlex.quote(str(out)) if out is not None else "DIR"
+    say(f"job {job.job_id} is {job.state.lower()} (to {target})")
+    say(f"  watch: ddib job watch {pasted}")
+    say(f"  fetch: ddib job fetch {pasted} --out {where}")
 
 
 def report(
@@ -202,7 +204,7 @@ def report(
         return
     if not delivered:
         if job.state is JobState.FINISHED:
-            click.echo(f"job {job.job_id}: nothing left to fetch", err=True)
+            say(f"job {job.job_id}: nothing left to fetch", err=True)
         return
     pictures = any(item.provenance.picture for item in delivered)
     if pictures:
@@ -210,12 +212,10 @@ def report(
     else:
         columns, rows = _point_table(delivered, cycle=job.cycle)
     print_table("", columns, rows)
-    click.echo(f"{len(delivered)} of {len(job.items)} items of job {job.job_id} are in {out}")
+    say(f"{len(delivered)} of {len(job.items)} items of job {job.job_id} are in {out}")
     if doubtful := [item.file for item in delivered if item.doubtful]:
         said = ", ".join(doubtful[:5]) + (", ..." if len(doubtful) > 5 else "")
-        click.echo(
-            f"{len(doubtful)} doubtful: the round trip is below {doubtful_below:g} dB ({said})", err=True
-        )
+        say(f"{len(doubtful)} doubtful: the round trip is below {doubtful_below:g} dB ({said})", err=True)
 
 
 def _as_json(item: Delivered) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ddib_fed.cli.bars import Show, bar, lines
 from ddib_fed.cli.picture_training import PRESETS
 from ddib_fed.cli.training import THREADS, duration
 from ddib_fed.errors import UsageError
+from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.training.pictures.config import PictureTrainConfig
@@ -126,9 +128,7 @@ def try_(
     config = _config(steps=steps, **settings)
     wanted = Rehearsal(first, second, out, config, time_s, test_a, test_b, pictures, evaluations)
     with _bars() as on_progress:
-        page = rehearse(
-            wanted, force=force, say=lambda text: click.echo(text, err=True), on_progress=on_progress
-        )
+        page = rehearse(wanted, force=force, say=partial(say, err=True), on_progress=on_progress)
     lines(
         {
             "models": f"{out / 'a'}, {out / 'b'}",

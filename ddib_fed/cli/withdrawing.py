@@ -12,6 +12,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.output import print_json, print_table
+from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
@@ -73,7 +74,7 @@ def withdrawn(config_path: Path, output_format: str) -> None:
         rows = [[entry.identity.uri, ascii(entry.comment)[1:-1]] for entry in entries]
         print_table("", ["withdrawn", "comment"], rows)
     else:
-        click.echo("nobody is withdrawn on this node: ddib pki withdraw IDENTITY")
+        say("nobody is withdrawn on this node: ddib pki withdraw IDENTITY")
 
 
 def _of_institution(config: NodeConfig, text: str) -> Identity:
@@ -124,16 +125,16 @@ def _report(
         )
         return
     already = "" if changed else " already"
-    click.echo(f"{identity} is {'withdrawn' if withdrawn else 'not withdrawn'}{already}, in {file}")
+    say(f"{identity} is {'withdrawn' if withdrawn else 'not withdrawn'}{already}, in {file}")
     if not running:
-        click.echo("no node runs on this state now; it obeys the list from its start")
+        say("no node runs on this state now; it obeys the list from its start")
     elif withdrawn:
-        click.echo("the running node refuses it from now on, renewals too; its open calls are ended")
+        say("the running node refuses it from now on, renewals too; its open calls are ended")
     else:
-        click.echo("the running node lets it in again within 2 seconds")
-    click.echo(f"do the same on each other node of {identity.institution}: each has a list of its own")
+        say("the running node lets it in again within 2 seconds")
+    say(f"do the same on each other node of {identity.institution}: each has a list of its own")
     if withdrawn and identity.kind == "node":
-        click.echo(f"and tell the peers that admitted it: ddib peer remove {identity.institution}, there")
+        say(f"and tell the peers that admitted it: ddib peer remove {identity.institution}, there")
 
 
 def _obeyed(config: NodeConfig) -> bool:

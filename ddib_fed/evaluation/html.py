@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ddib_fed.evaluation.report import write_bytes
+from ddib_fed.terminal import escape
 
 
 class Html(str):
@@ -43,8 +44,8 @@ def page(title: str, parts: Sequence[Html]) -> str:
         '<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{html.escape(_POLICY)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{html.escape(title)}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><h1>{_text(title)}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
 
 
@@ -55,22 +56,22 @@ def write_page(path: Path, title: str, parts: Sequence[Html]) -> None:
 
 def heading(text: str) -> Html:
     """A heading of a section."""
-    return Html(f"<h2>{html.escape(text)}</h2>")
+    return Html(f"<h2>{_text(text)}</h2>")
 
 
 def paragraph(text: str) -> Html:
     """Running text; a line break ends a paragraph."""
-    return Html("".join(f"<p>{html.escape(line)}</p>" for line in text.splitlines() if line.strip()))
+    return Html("".join(f"<p>{_text(line)}</p>" for line in text.split("\n") if line.strip()))
 
 
 def doubt(text: str) -> Html:
     """A word that warns."""
-    return Html(f'<span class="doubt">{html.escape(text)}</span>')
+    return Html(f'<span class="doubt">{_text(text)}</span>')
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Html:
     """A table; numbers have three significant digits, None is a dash, `Html` stays as it is and text is escaped."""
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
     return Html(f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>")
 
@@ -90,14 +91,17 @@ def picture(png: bytes, *, text: str, width: int | None = None) -> Html:
     """
     size = f' width="{width:d}"' if width is not None else ""
     data = base64.b64encode(png).decode("ascii")
-    return Html(f'<img src="data:image/png;base64,{data}" alt="{html.escape(text)}"{size}>')
+    return Html(f'<img src="data:image/png;base64,{data}" alt="{_text(text)}"{size}>')
 
 
 def figure(png: bytes, caption: str) -> Html:
     """A large picture with its caption."""
-    return Html(
-        f"<figure>{picture(png, text=caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
+    return Html(f"<figure>{picture(png, text=caption)}<figcaption>{_text(caption)}</figcaption></figure>")
+
+
+def _text(text: str) -> str:
+    """Plain text as the page shows it: no markup, and no character that would turn, hide or break it."""
+    return html.escape(escape(text))
 
 
 def _cell(cell: Cell) -> str:
@@ -105,4 +109,4 @@ def _cell(cell: Cell) -> str:
         return "–"
     if isinstance(cell, float):
         return f"{cell:.3g}" if abs(cell) < 1000 else f"{cell:,.0f}"
-    return cell if isinstance(cell, Html) else html.escape(str(cell))
+    return cell if isinstance(cell, Html) else _text(str(cell))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation.report import write_bytes
+from ddib_fed.terminal import escape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +72,16 @@ def draw_rows(rows: Sequence[Sequence[Panel]], path: Path, *, caption: str = "")
         for axis in line[len(row) :]:
             axis.set_axis_off()
     if caption:
-        figure.text(0.5, 0.09 / height, caption, ha="center", va="bottom", fontsize=8, color=INK)
+        figure.text(
+            0.5,
+            0.09 / height,
+            escape(caption),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=INK,
+            parse_math=False,
+        )
     save(figure, path)
 
 
@@ -184,7 +194,7 @@ def _draw(axis: Axes, panel: Panel) -> None:
             vmax=max(1, len(points) - 1),
         )
     axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xticks=[], yticks=[])
-    axis.set_title(panel.title, fontsize=10, color=INK, pad=4)
+    axis.set_title(escape(panel.title), fontsize=10, color=INK, pad=4, parse_math=False)
     for spine in axis.spines.values():
         spine.set(color=FRAME, linewidth=0.8)
 

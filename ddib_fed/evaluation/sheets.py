@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation.pictures import Pictures, to_channels
 from ddib_fed.evaluation.report import write_bytes
+from ddib_fed.terminal import escape
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -147,13 +148,13 @@ def _enlarged(picture: NDArray[np.float32], scale: int) -> NDArray[np.uint8]:
 def _write(draw: ImageDraw, place: tuple[int, int], text: str, ink: tuple[int, int, int]) -> None:
     from PIL import ImageFont
 
-    draw.text(place, text, fill=ink, font=ImageFont.load_default(FONT))
+    draw.text(place, escape(text), fill=ink, font=ImageFont.load_default(FONT))
 
 
 def _text_width(text: str) -> int:
     from PIL import ImageFont
 
-    return int(ImageFont.load_default(FONT).getlength(text)) + 1
+    return int(ImageFont.load_default(FONT).getlength(escape(text))) + 1
 
 
 def _lines(text: str, room: int) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,9 @@ import click
 
 from ddib_fed.errors import ConfigError, DdibError
 from ddib_fed.node.config import NodeConfig, Role
+from ddib_fed.node.log_format import JsonFormatter, TextFormatter
 from ddib_fed.node.logs import route, silence_grpc
+from ddib_fed.terminal import relay, say, say_labelled
 
 log = logging.getLogger(__name__)
 
@@ -27,26 +27,10 @@ CONFIG = click.option(
 )
 
 
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line, for log collectors."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, object] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
-
-
 def set_up_logging(config: NodeConfig) -> None:
     """Log to stderr as the configuration says."""
     handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    handler.setFormatter(_JsonFormatter() if config.log.format == "json" else text)
+    handler.setFormatter(JsonFormatter() if config.log.format == "json" else TextFormatter())
     route(handler, config.log.level)
 
 
@@ -99,7 +83,7 @@ def node_command(role: Role | None) -> click.Group:
 
         findings = daemon.check(_load(path, role))
         for what, finding in findings:
-            click.echo(f"{what:10} {finding}")
+            say(f"{what:10} {finding}")
         if any(not finding.startswith("ok") for _, finding in findings):
             raise ConfigError(
                 "the node cannot serve yet", hint="mend the lines above that do not begin with ok"
@@ -147,12 +131,12 @@ def run(group: Callable[..., object]) -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        error.show()
+        relay(error.show)
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
     except DdibError as error:
-        click.echo(f"error: {error.detail}  [{error.reason}]", err=True)
+        say_labelled("error: ", f"{error.detail}  [{error.reason}]")
         if error.hint:
-            click.echo(f"  try:  {error.hint}", err=True)
+            say_labelled("  try:  ", error.hint)
         sys.exit(int(error.exit_code))

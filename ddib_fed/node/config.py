@@ -6,15 +6,23 @@ The listening address and the name to be called by are two settings: behind a fi
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ddib_fed.names import check_domain, is_institution, is_label
+from ddib_fed.node.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.node.toml import load_toml
 
 Role = Literal["source", "target"]
@@ -27,34 +35,6 @@ class Section(BaseModel):
     """A table of the file: frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """Host and port of `host:port` or `[v6]:port`.
-
-    Raises:
-        ValueError: It has no port, or one outside 0 to 65535.
-    """
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{text!r} is not host:port, e.g. 127.0.0.1:7443")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine itself reaches a host of this name."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def is_every_address(host: str) -> bool:
-    """Whether it stands for all addresses of the machine: a server binds it, and nobody can dial it."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
 
 
 class NodeSection(Section):
@@ -83,8 +63,8 @@ class NodeSection(Section):
 
     @field_validator("listen", "address")
     @classmethod
-    def _address(cls, value: str) -> str:
-        split_address(value)
+    def _address(cls, value: str, info: ValidationInfo) -> str:
+        split_address(value, bound=info.field_name == "listen")
         return value
 
 
@@ -171,6 +151,16 @@ class IdentitySection(Section):
     issuer: str | None = None
     renew_command: tuple[str, ...] | None = None
 
+    @field_validator("issuer")
+    @classmethod
+    def _issuer(cls, value: str | None) -> str | None:
+        if value is not None:
+            name, at, address = value.partition("@")
+            if not at or not is_label(name):
+                raise ValueError("an issuer is NODE@HOST:PORT, e.g. node-1@issuer.north.example:7443")
+            split_address(address)
+        return value
+
 
 class HttpSection(Section):
     """Plain HTTP for probes and metrics; loopback only."""
@@ -180,7 +170,7 @@ class HttpSection(Section):
     @field_validator("listen")
     @classmethod
     def _loopback(cls, value: str | None) -> str | None:
-        if value is not None and split_address(value)[0] not in {"127.0.0.1", "::1", "localhost"}:
+        if value is not None and split_address(value, bound=True)[0] not in {"127.0.0.1", "::1", "localhost"}:
             raise ValueError("http.listen is unencrypted and therefore only for 127.0.0.1, ::1 or localhost")
         return value
 
@@ -268,8 +258,11 @@ class NodeConfig(Section):
     @property
     def not_dialled(self) -> str | None:
         """Why other machines cannot dial `node.address` although the node listens for them; none when they can."""
-        (listens, _), (dialled, port) = split_address(self.node.listen), split_address(self.node.address)
-        if is_every_address(dialled) or not port:
+        (listens, _), (dialled, _) = (
+            split_address(self.node.listen, bound=True),
+            split_address(self.node.address),
+        )
+        if is_every_address(dialled):
             return f"node.address = {self.node.address!a} is nothing that clients and peers could dial"
         if is_loopback(dialled) and not is_loopback(listens):
             said = f"node.address = {self.node.address!a}, node.listen = {self.node.listen!a}"

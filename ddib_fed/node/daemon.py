@@ -17,9 +17,10 @@ from types import FrameType
 from ddib_fed import __version__
 from ddib_fed.errors import DdibError
 from ddib_fed.node import pki, tls
+from ddib_fed.node.addresses import split_address
 from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
 from ddib_fed.node.audit import AuditLog
-from ddib_fed.node.config import NodeConfig, split_address
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.engine import Engine
 from ddib_fed.node.http import ProbeServer
 from ddib_fed.node.identity import Identity
@@ -128,7 +129,7 @@ class Daemon:
 
     def _serve(self) -> None:
         self.server.start()
-        probe_own_port(self.server.port, split_address(self.config.node.listen)[0])
+        probe_own_port(self.server.port, split_address(self.config.node.listen, bound=True)[0])
         self._load()
         while not self.stopping:
             self._drain_asked.wait(POLL_S)
@@ -384,7 +385,7 @@ def _check_model(config: NodeConfig) -> str:
 def _check_port(config: NodeConfig) -> str:
     import socket
 
-    host, port = split_address(config.node.listen)
+    host, port = split_address(config.node.listen, bound=True)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

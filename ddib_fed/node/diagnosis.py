@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ddib_fed.errors import DdibError, InputError
-from ddib_fed.node.config import split_address
+from ddib_fed.node.addresses import split_address
 from ddib_fed.node.pki import Credentials, load_identity
 
 TIMEOUT_S: Final = 5.0

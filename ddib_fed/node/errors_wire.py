@@ -28,6 +28,7 @@ from ddib_fed.errors import (
     Unauthenticated,
     error_class,
 )
+from ddib_fed.terminal import escape
 from ddib_fed.v1 import common_pb2 as pb
 
 DETAIL_KEY: Final = "ddib-error-bin"
@@ -216,4 +217,4 @@ def _as_call(error: Any) -> grpc.Call | None:
 
 def _clean(text: str) -> str:
     """Text that is short and cannot steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
+    return escape(text[:MAX_TEXT])[:MAX_TEXT]

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ddib_fed.errors import ConfigError
-from ddib_fed.node.config import split_address
+from ddib_fed.node.addresses import split_address
 from ddib_fed.node.metrics import Metrics
 
 # How long closing takes at most.
@@ -35,7 +35,7 @@ class ProbeServer:
 
     def __init__(self, listen: str, state: Callable[[], str], metrics: Metrics) -> None:
         try:
-            self._server = _server_class(listen)(split_address(listen), _handler(state, metrics))
+            self._server = _server_class(listen)(split_address(listen, bound=True), _handler(state, metrics))
         except OSError as error:
             raise ConfigError(
                 f"http.listen = {listen!r} cannot be bound: {error.strerror}", hint="choose another port"
@@ -61,7 +61,7 @@ class ProbeServer:
 
 def _server_class(listen: str) -> type[ThreadingHTTPServer]:
     class Server(ThreadingHTTPServer):
-        address_family = socket.AF_INET6 if ":" in split_address(listen)[0] else socket.AF_INET
+        address_family = socket.AF_INET6 if ":" in split_address(listen, bound=True)[0] else socket.AF_INET
 
     return Server
 

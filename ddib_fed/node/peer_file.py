@@ -12,8 +12,8 @@ from typing import Any, Final
 from cryptography import x509
 
 from ddib_fed.errors import InputError, Unauthenticated
+from ddib_fed.node.addresses import split_address
 from ddib_fed.node.certificates import certificate_pem, fingerprint, parse_certificates
-from ddib_fed.node.config import split_address
 from ddib_fed.node.identity import Identity, check_institution, check_root
 
 FORMAT_VERSION: Final = 1
@@ -104,11 +104,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _address(text: str, what: str) -> str:
     try:
-        _host, port = split_address(text)
+        host, _port = split_address(text)
     except ValueError as exc:
         raise InputError(f"{what}: {exc}") from exc
-    if port == 0 or not text.isascii() or any(c.isspace() or c in "/@?#%" for c in text):
-        raise InputError(f"{what}: {text!r} is not host:port")
+    if "%" in host:
+        raise InputError(f"{what}: {text!r} names an interface of one machine, which another has not")
     return text
 
 

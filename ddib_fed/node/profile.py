@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, PrivateAttr, field_validator
 
 from ddib_fed.errors import ConfigError, FileMissing
-from ddib_fed.node.config import split_address
+from ddib_fed.node.addresses import split_address
 from ddib_fed.node.toml import load_toml
 
 FILE_NAME = "client.toml"

@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ddib_fed.errors import ConfigError
 from ddib_fed.node import tls
-from ddib_fed.node.config import split_address
+from ddib_fed.node.addresses import split_address
 
 # Threads beyond the streams' cap: unary calls, Health, and what is refused at once.
 RESERVED_THREADS = 8
@@ -63,7 +63,7 @@ class NodeServer:
         self._services: list[str] = [""]
         self.set_serving(serving=False)  # grpc_health begins with SERVING
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
-        host, port = split_address(listen)
+        host, port = split_address(listen, bound=True)
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             bound = self.grpc.add_secure_port(where, credentials)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.terminal import column, console, say
 from ddib_fed.training.loop import Progress as Step
 from ddib_fed.training.presets import TrainConfig
 from ddib_fed.training.run import train
@@ -36,15 +36,12 @@ def train_node(config: NodeConfig, *, force: bool = False) -> None:
         command=f"{config.command} train --config node.toml",
     )
     columns = (
-        TextColumn("[bold]{task.description}"),
+        column("{task.description}"),
         BarColumn(),
-        TextColumn(
-            "step {task.completed}/{task.total}  loss {task.fields[loss]}  {task.fields[rate]} steps/s"
-        ),
+        column("step {task.completed}/{task.total}  loss {task.fields[loss]}  {task.fields[rate]} steps/s"),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console(stderr=True)) as bar:
         task = bar.add_task(f"training {config.model.domain}", total=None, loss="-", rate="-")
 
         def show(step: Step) -> None:
@@ -57,8 +54,9 @@ def train_node(config: NodeConfig, *, force: bool = False) -> None:
             )
 
         bundle = train(settings, config.paths.bundle, show, resume=not force, force=force)
-    console.print(
+    say(
         f"model of {config.model.domain}: {bundle.manifest.parameters:,} parameters, digest {bundle.digest[:12]}, "
-        f"in {config.paths.bundle}"
+        f"in {config.paths.bundle}",
+        "next: serve it, with the same command and --config, and `serve` for `train`",
+        err=True,
     )
-    console.print("next: serve it, with the same command and --config, and `serve` for `train`")

@@ -85,4 +85,13 @@ def test_a_page_is_a_file_of_utf8(tmp_path):
 def test_a_name_that_is_no_text_does_not_stop_the_page(tmp_path):
     """File names may hold bytes that are no UTF-8, which Python keeps as lone surrogates."""
     write_page(tmp_path / "p.html", "t", [paragraph("bad \udcff name")])
-    assert b"bad ? name" in (tmp_path / "p.html").read_bytes()
+    assert rb"bad \udcff name" in (tmp_path / "p.html").read_bytes()
+
+
+def test_no_name_turns_or_hides_the_text_beside_it():
+    """An override of direction shows evilgnp.exe as evilexe.png, in a browser as in a terminal."""
+    name = "evil\u202egnp.exe\x1b\u200b"
+    parts = [heading(name), paragraph(name), doubt(name), table([name], [[name]]), figure(PNG, name)]
+    document = page(name, parts)
+    assert all(character.isprintable() or character == "\n" for character in document)
+    assert document.count(r"evil\u202egnp.exe\x1b\u200b") == 9

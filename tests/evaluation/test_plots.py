@@ -39,6 +39,14 @@ def test_one_cloud_can_be_drawn_alone(draw, cloud, tmp_path):
     assert size_of(tmp_path / "cloud.png")[0] > 100
 
 
+@pytest.mark.parametrize("title", ["$\\frac$", "a$b$c", "x\u202ey\x1b\n"])
+def test_a_title_is_text_and_no_formula(title, cloud, tmp_path):
+    """A bundle's name may hold anything; matplotlib would set dollars as mathematics, or raise."""
+    plots.draw_rows([[plots.Panel(title, cloud)]], tmp_path / "cloud.png", caption=title)
+    plots.draw_rows([[plots.Panel("-", cloud)]], tmp_path / "one.png", caption="-")
+    assert size_of(tmp_path / "cloud.png") == size_of(tmp_path / "one.png")
+
+
 def test_the_same_cloud_gives_the_same_picture(cloud, tmp_path):
     for name in ("a.png", "b.png"):
         plots.scatter(cloud, tmp_path / name)

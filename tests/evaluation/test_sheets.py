@@ -85,6 +85,15 @@ def test_a_long_caption_takes_more_lines_and_not_more_width():
     assert long[0] > short[0] + 18 > plain[0] + 18
 
 
+def test_names_and_captions_are_one_line_each():
+    """A line break in a file's name would be written over the picture below it."""
+    blank = flat(1, 1)
+    kept = [contact_sheet([Stage(t, blank)], names=[t], caption=t) for t in ("a\\nb\\u202e", "a\nb\u202e")]
+    escaped, steering = (opened(png) for png in kept)
+    assert steering.shape[1] == escaped.shape[1]
+    assert np.array_equal(steering[:60], escaped[:60])
+
+
 def test_levels_are_rounded_and_cut():
     x = np.array([-2.0, -1.0, 0.0, 1.0, 3.0], np.float32).reshape(5, 1, 1, 1)
     assert to_pixels(x).ravel().tolist() == [0, 0, 128, 255, 255]

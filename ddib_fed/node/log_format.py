@@ -1,0 +1,51 @@
+"""Turns log records into lines that hold what was logged and nothing that it could do to whoever reads them.
+
+The rule: one record is one line, and what follows it (a traceback) is indented: no text of a peer can begin a line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+from ddib_fed.terminal import escape
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people, and below it the traceback, if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The line itself."""
+        return escape(super().formatMessage(record))
+
+    def formatException(self, ei: logging._SysExcInfoType) -> str:  # noqa: N802 - logging's name
+        """The traceback."""
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's name
+        """The stack that a caller asked for."""
+        return _indented(super().formatStack(stack_info))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, for log collectors; exact, since JSON has escapes of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object."""
+        entry: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {escape(line)}" for line in text.split("\n"))

@@ -1,0 +1,110 @@
+"""Turns text from anywhere into lines that a terminal, a log or a page shows as they are.
+
+The rule: what a file, a peer or a node says steers nothing. Whatever is printed goes through `say` or `console`, and
+there a text makes one line, whatever it holds.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Task, TextColumn
+    from rich.text import Text
+
+# Without a terminal nothing is folded: whoever reads a pipe wants one row on one line.
+PIPE_WIDTH = 240
+
+Style = Literal["plain", "bold", "dim"]
+_STYLES: dict[Style, tuple[str, str]] = {
+    "plain": ("", ""),
+    "bold": ("\x1b[1m", "\x1b[0m"),
+    "dim": ("\x1b[2m", "\x1b[0m"),
+}
+
+
+def escape(text: str) -> str:
+    r"""The text with each character that does not print as itself as a backslash escape, e.g. ``\x1b`` or ``\u202e``.
+
+    These are Unicode's categories Other and Separator but for the space: control characters with line breaks and tabs,
+    DEL, directions and widths of none, separators of lines and paragraphs, surrogates (of file names that are no
+    UTF-8), private and unassigned ones. A backslash stays, so that what was escaped once is not escaped again.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def say(*lines: str, err: bool = False, style: Style = "plain") -> None:
+    """Write a line for each text, escaped, to stdout or stderr; without a text an empty line.
+
+    Args:
+        lines: One text a line.
+        err: To stderr.
+        style: On a terminal only.
+    """
+    stream = sys.stderr if err else sys.stdout
+    before, after = _STYLES[style] if stream.isatty() else _STYLES["plain"]
+    encoding = stream.encoding or "utf-8"
+    for line in lines or ("",):
+        # A terminal of another encoding shows an escape where it has no letter.
+        fits = escape(line).encode(encoding, "backslashreplace").decode(encoding)
+        stream.write(f"{before}{fits}{after}\n")
+    stream.flush()
+
+
+def say_labelled(label: str, text: str) -> None:
+    """Write a text of several lines to stderr; no further line of it can pass for one of ours, with a label."""
+    first, *rest = text.split("\n")
+    say(label + first, *(" " * 8 + line.strip() for line in rest), err=True)
+
+
+def relay(write: Callable[[IO[str]], object]) -> None:
+    """Write to stderr what another library writes to a file, e.g. click's complaint about what was typed."""
+    written = io.StringIO()
+    write(written)
+    say(*written.getvalue().rstrip("\n").split("\n"), err=True)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console that shows text as it is: without markup, links or emoji codes, and escaped."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPE_WIDTH
+    made: Console = _console_class()(file=stream, highlight=False, markup=False, emoji=False, width=width)
+    return made
+
+
+def column(text_format: str) -> TextColumn:
+    """Text in a rich progress bar, e.g. ``{task.description}``; what is put in is escaped, without markup."""
+    made: TextColumn = _column_class()(text_format, markup=False)
+    return made
+
+
+@cache
+def _console_class() -> Any:
+    """The class, made when it is needed: rich takes a while to import."""
+    from rich.console import Console
+
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            """Every str that is printed, in a table too, comes through here."""
+            return super().render_str(escape(text), **options)
+
+    return Plain
+
+
+@cache
+def _column_class() -> Any:
+    from rich.progress import TextColumn
+    from rich.text import Text
+
+    class Plain(TextColumn):
+        def render(self, task: Task) -> Text:
+            return Text(escape(self.text_format.format(task=task)), justify=self.justify)
+
+    return Plain

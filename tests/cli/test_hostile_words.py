@@ -1,0 +1,163 @@
+"""What a peer file, a peer or a node says is shown, and does nothing else."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ddib_fed.cli.job import _show
+from ddib_fed.cli.main import run as run_ddib
+from ddib_fed.cli.peer import _ask
+from ddib_fed.errors import PolicyDenied
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.log_format import JsonFormatter, TextFormatter
+from ddib_fed.node.peer_file import Peer
+from ddib_fed.node.pki import init_node_identity
+from ddib_fed.node.views import Failure, ItemState, ItemView, JobState, JobView, Settings
+from tests.cli.test_pki import write_config
+from tests.node.institutions import Institution
+from tests.node.test_peers import changed
+
+GENUINE = "SHA256:" + ":".join(["ab"] * 32)
+# Shows the genuine fingerprint, then begins an OSC sequence, which swallows the lines that follow it.
+HIDING = f"south.example:7442\nfingerprint  {GENUINE}\n\x1b]0;"
+
+
+def north_node(folder: Path) -> Path:
+    config = write_config(folder, institution="north.example")
+    init_node_identity(NodeConfig.load(config).paths.pki, "north.example", "node-1")
+    return config
+
+
+def on_a_terminal(arguments: list[object], answer: bytes) -> tuple[int, bytes]:
+    """A command at a pseudo terminal: its exit code, and every byte that the terminal gets."""
+    ours, theirs = pty.openpty()
+    os.write(ours, answer)
+    code = "from ddib_fed.cli.main import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 4096):
+            shown += part
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(ours)
+    return process.wait(), shown
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x9d", "\u202e"], ids=ascii)
+def test_a_peer_file_with_a_sequence_in_its_address_is_refused_in_plain_words(
+    tmp_path: Path, character: str
+) -> None:
+    """The attack of a swapped file, at a terminal, with a `y`: nobody is admitted, and no byte of it comes through."""
+    config, attacker = north_node(tmp_path / "north"), Institution("south.example", tmp_path / "attacker")
+    file = tmp_path / "south.peer"
+    file.write_bytes(
+        changed(attacker.peer(), address=f"south.example:7442{character}E{GENUINE}{character}]0;:7442")
+    )
+    code, shown = on_a_terminal(["peer", "add", file, "--config", config], b"y\n")
+    assert code == 3
+    assert b"is not host:port" in shown
+    assert b"\x1b" not in shown
+    assert character.encode() not in shown
+    assert not list(NodeConfig.load(config).paths.peers.glob("*"))
+
+
+def test_the_fingerprint_comes_last_and_alone(tmp_path: Path) -> None:
+    """At a terminal, right before the question, on a line of its own."""
+    config, south = north_node(tmp_path / "north"), Institution("south.example", tmp_path / "south")
+    file = tmp_path / "south.peer"
+    file.write_bytes(south.peer("south.example:7442").to_bytes())
+    code, shown = on_a_terminal(["peer", "add", file, "--config", config], b"n\n")
+    lines = shown.decode().replace("\r\n", "\n").split("\n")
+    question = next(number for number, line in enumerate(lines) if line.startswith("Is this what"))
+    assert lines[question - 1] == south.peer().fingerprint
+    assert code == 5
+
+
+def test_no_value_before_the_fingerprint_can_hide_or_imitate_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should the grammar of addresses let one through: it is escaped on its line, the real fingerprint follows."""
+    attacker = Institution("south.example", tmp_path / "attacker")
+
+    @click.command()
+    def terminal() -> None:
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        _ask(Peer("south.example", attacker.identity, HIDING, (attacker.root,)))
+
+    result = CliRunner().invoke(terminal, input="n\n")
+    lines = result.output.split("\n")
+    assert isinstance(result.exception, PolicyDenied)
+    assert lines.index(attacker.peer().fingerprint) == 3
+    assert not any(line.startswith(("fingerprint  ", GENUINE)) for line in lines)
+    assert "\x1b" not in result.output
+
+
+EVIL = "x\n2030-01-01 INFO    ddib_fed.node.daemon: stopped \x1b]0;\x07\u202e"
+
+
+def evil_job() -> JobView:
+    failure = Failure(EVIL, EVIL, EVIL, EVIL)
+    item = ItemView(0, ItemState.FAILED, 1, b"", failure)
+    settings = Settings(EVIL, 0, 1, EVIL)
+    return JobView(
+        EVIL, EVIL, JobState.FAILED, EVIL, settings, False, False, 0.0, 0.0, 0.0, (item,), failure, EVIL, EVIL
+    )
+
+
+def test_a_job_that_a_node_describes_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Id, target, solver, classes, failures: each line is one of ours."""
+    _show(evil_job())
+    out = capsys.readouterr().out
+    assert out.count(r"x\n2030") >= 5
+    assert all(line.isprintable() and not line.startswith("2030") for line in out.split("\n"))
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;x\x07.png", "a\nerror: b", "[/].png"], ids=ascii)
+def test_what_was_typed_is_shown_escaped_in_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """A shell puts the names of files there; click writes some of these errors, and Python the last."""
+    monkeypatch.setenv("DDIB_DEBUG", "1")
+    for arguments in ([name], ["translate", name], ["peer", "add", name], ["colours", name, name]):
+        assert run_ddib(arguments) != 0
+        shown = capsys.readouterr()
+        assert "\x1b" not in shown.out + shown.err
+        assert not any(line.startswith("error: b") for line in shown.err.split("\n"))
+
+
+def record(message: str, *arguments: object, error: Exception | None = None) -> logging.LogRecord:
+    information = None if error is None else (type(error), error, None)
+    return logging.LogRecord("ddib_fed.node", logging.INFO, "x.py", 1, message, arguments, information)
+
+
+def test_no_text_of_a_peer_begins_a_line_of_a_log() -> None:
+    """A job's id with a line break; and an exception's text, below its line."""
+    lines = TextFormatter().format(record("job %s fails", EVIL, error=ValueError(EVIL))).split("\n")
+    assert lines[0].endswith(
+        r"job x\n2030-01-01 INFO    ddib_fed.node.daemon: stopped \x1b]0;\x07\u202e fails"
+    )
+    assert lines[1:]
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_log_in_json_has_one_line_a_record_and_is_exact() -> None:
+    """The escapes are JSON's, so that a collector gets what was said."""
+    text = JsonFormatter().format(record("job %s fails", EVIL, error=ValueError(EVIL)))
+    assert text.isascii()
+    assert text.isprintable()
+    assert json.loads(text)["message"] == f"job {EVIL} fails"
