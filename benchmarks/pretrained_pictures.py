@@ -1,6 +1,7 @@
 """Trains the picture bundles that ship with the package, each on one core within an hour of CPU.
 
     python benchmarks/pretrained_pictures.py [--domain satellite ...] [--out ddib_fed/models/pretrained] [--resume]
+    python benchmarks/pretrained_pictures.py --thresholds     measure the thresholds of structure again, train nothing
 
 What is learned from, and what is kept apart for testing, is decided in ddib_fed/data/maps.py and heads.py. The weights
 are the moving averages, stored as float16. What ships is manifest.json and model.safetensors of each folder; train
@@ -16,9 +17,12 @@ import time
 from pathlib import Path
 
 from ddib_fed.data.shipped import SHIPPED
+from ddib_fed.models.bundle import amend_bundle
 from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.loop import Progress
 from ddib_fed.training.pictures.run import train_pictures
+from ddib_fed.training.pictures.sheet import thresholds
+from ddib_fed.training.pictures.sources import shipped_source
 
 STEPS = {"satellite": 8_000, "relief": 8_000, "brain-t1": 2_500, "brain-t2": 2_500}
 # The heads stop early: on the other side's slabs, which are no test, the loss of brain-t1 no longer fell after 2,000
@@ -57,8 +61,15 @@ def main() -> int:
     parser.add_argument("--domain", nargs="+", default=list(SHIPPED), choices=list(SHIPPED))
     parser.add_argument("--out", type=Path, default=Path("ddib_fed/models/pretrained"))
     parser.add_argument("--resume", action="store_true", help="go on with runs that were cut off")
+    parser.add_argument(
+        "--thresholds", action="store_true", help="only put thresholds of structure into bundles"
+    )
     asked = parser.parse_args()
     for domain in asked.domain:
+        if asked.thresholds:
+            found = amend_bundle(asked.out / domain, structure=thresholds(shipped_source(domain)))
+            print(f"{domain}: {found.manifest.structure}")
+            continue
         started = time.process_time()
         out = asked.out / domain
         train_pictures(

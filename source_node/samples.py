@@ -19,7 +19,7 @@ from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeM
 from ddib_fed.evaluation.metrics import cycle_error
 from ddib_fed.evaluation.pictures import mse as picture_mse
 from ddib_fed.evaluation.pictures import psnr
-from ddib_fed.evaluation.structure import structure
+from ddib_fed.evaluation.structure import doubtful, structure
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.engine import Decoded, Engine
 from ddib_fed.node.pictures import (
@@ -149,6 +149,7 @@ class PictureSamples:
 
     def __init__(self, engine: Engine, limits: LimitsSection) -> None:
         self._rule = rule_of(engine.bundle.manifest)
+        self._thresholds = engine.bundle.manifest.structure
         self._limits = limits_of(limits)
 
     @property
@@ -184,6 +185,12 @@ class PictureSamples:
             "edge_correlation": float(kept.edge_correlation[0]),
             "mutual_information": float(kept.mutual_information[0]),
         }
+        if (least := self._thresholds) is not None:
+            figures |= {
+                "least_edge_correlation": least.edge_correlation,
+                "least_mutual_information": least.mutual_information,
+                "structure_doubtful": bool(doubtful(kept, least)[0]),
+            }
         return Translation(home, {"picture": figures})
 
     def returned(self, samples: Array, given: Given) -> bytes:

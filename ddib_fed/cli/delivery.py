@@ -91,14 +91,19 @@ class JobFile:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """One result on the disk; `doubtful` when its round trip is worse than asked, None when it has none."""
+    """One result on the disk, with the figures that make it doubtful (`doubts_of`)."""
 
     item: int
     file: str
     files: dict[Part, Path]
     record: Path
     provenance: Provenance
-    doubtful: bool | None = None
+    doubts: tuple[str, ...] | None = None
+
+    @property
+    def doubtful(self) -> bool | None:
+        """Whether it is doubtful; None where nothing was held against a bound."""
+        return None if self.doubts is None else bool(self.doubts)
 
 
 def check_names(paths: Sequence[Path], out: Path, *, force: bool) -> None:
@@ -147,7 +152,8 @@ def deliver(
 ) -> Iterator[Delivered]:
     """Fetch what is ready, write it, and acknowledge each item once it is on the disk.
 
-    Pictures whose round trip has a PSNR below `doubtful_below` dB are marked in their records.
+    Pictures whose round trip has a PSNR below `doubtful_below` dB, or whose structure is below the thresholds of the
+    source's model, are marked in their records.
 
     Raises:
         ChunkCorrupt: A result is not of what was sent.
@@ -159,8 +165,8 @@ def deliver(
         known = inputs[result.item] if result.item < len(inputs) else None
         if known is not None and result.provenance.input_sha256.hex() != known.sha256:
             raise ChunkCorrupt(f"item {result.item} is not a translation of {known.file}")
-        doubtful = is_doubtful(result.provenance, doubtful_below)
-        delivered = write_result(out, result, known or _numbered(result), force=force, doubtful=doubtful)
+        doubts = doubts_of(result.provenance, doubtful_below)
+        delivered = write_result(out, result, known or _numbered(result), force=force, doubts=doubts)
         client.acknowledge(job.job_id, [(result.item, result.translation.sha256)])
         yield delivered
 
@@ -170,16 +176,24 @@ def _numbered(result: Result) -> Input:
     return Input(name, name, result.provenance.input_sha256.hex())
 
 
-def is_doubtful(provenance: Provenance, below: float) -> bool | None:
-    """Whether the round trip of a picture is worse than `below` dB; None without one."""
+def doubts_of(provenance: Provenance, below: float) -> tuple[str, ...] | None:
+    """Which figures make a translated picture doubtful; None where none was held against a bound.
+
+    The round trip is held against `below`, in dB; structure against the thresholds of the source's model.
+    """
     picture = provenance.picture
-    if picture is None or picture.cycle_psnr is None:
+    if picture is None or (picture.cycle_psnr is None and picture.structure_doubtful is None):
         return None
-    return not picture.cycle_psnr >= below
+    found = []
+    if picture.cycle_psnr is not None and not picture.cycle_psnr >= below:
+        found.append("cycle_psnr")
+    if picture.structure_doubtful:
+        found.append("structure")
+    return tuple(found)
 
 
 def write_result(
-    out: Path, result: Result, given: Input, *, force: bool, doubtful: bool | None = None
+    out: Path, result: Result, given: Input, *, force: bool, doubts: tuple[str, ...] | None = None
 ) -> Delivered:
     """Write the files of a result, and its provenance last.
 
@@ -199,12 +213,12 @@ def write_result(
         },
         **plain(result.provenance),
     }
-    if doubtful is not None:
-        contents["doubtful"] = doubtful
+    if doubts is not None:
+        contents |= {"doubtful": bool(doubts), "doubts": doubts}
     text = json.dumps(plain(contents), indent=2) + "\n"
     write_durably(record, text.encode(), force=force, mode=0o666)
     sync_folder(out)
-    return Delivered(result.item, given.file, files, record, result.provenance, doubtful)
+    return Delivered(result.item, given.file, files, record, result.provenance, doubts)
 
 
 def write_durably(path: Path, data: bytes, *, force: bool, mode: int) -> None:

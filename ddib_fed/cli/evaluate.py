@@ -59,7 +59,8 @@ class Span(click.ParamType[tuple[float, float]]):
     "--thresholds",
     type=_FILE,
     metavar="REPORT",
-    help="The report.json of a translation of held-out pictures: what has less structure than those is doubtful.",
+    help="The report.json of a translation of held-out pictures, or a model's folder: what has less structure is "
+    "doubtful. Without it the marks in the records count.",
 )
 @click.option(
     "--size",

@@ -139,6 +139,40 @@ def show(*, which: str, output_format: str) -> None:
     )
 
 
+@model.command()
+@click.argument("folder", metavar="MODEL", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Pictures of the model's domain, at least eight.",
+)
+@click.option("--skip-bad", is_flag=True, help="Name pictures that cannot be read, and go on.")
+@options.FORMAT
+def thresholds(*, folder: Path, images: Path, skip_bad: bool, output_format: str) -> None:
+    """Measure how much structure unrelated pictures share, and put it into a model's bundle.
+
+    Translations whose edges or values agree with those of their source no better than that are marked as doubtful.
+    Training does this by itself; this command is for models that were imported, or trained before it did. MODEL is the
+    bundle's folder. Its weights stay the same; its digest changes.
+    """
+    from ddib_fed.cli.output import print_json
+    from ddib_fed.evaluation.thresholds import put_thresholds
+
+    with bar("looking at files") as show:
+        found = put_thresholds(
+            folder, images, skip_bad=skip_bad, progress=lambda done, total: show(done, total, "")
+        )
+    measured = found.manifest.structure
+    assert measured is not None
+    said = {"digest": found.digest, **measured.model_dump()}
+    if output_format == "json":
+        print_json(said)
+        return
+    lines({key: _text(value) for key, value in said.items()})
+
+
 def _text(value: object) -> str:
     if isinstance(value, dict):
         said = {key: item for key, item in value.items() if item not in (None, "", [])}

@@ -110,7 +110,8 @@ TRANSLATING = (
         "--thresholds",
         type=click.Path(path_type=Path),
         metavar="REPORT",
-        help="Pictures: report.json of a run over held-out pictures, beneath whose structure a picture is doubtful.",
+        help="Pictures: report.json of a run over held-out pictures, or a model's folder; a picture with less "
+        "structure is doubtful. Without it the source model's own thresholds count.",
     ),
     BATCH,
     DTYPE,

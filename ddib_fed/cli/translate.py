@@ -213,9 +213,19 @@ def report(
         columns, rows = _point_table(delivered, cycle=job.cycle)
     print_table("", columns, rows)
     say(f"{len(delivered)} of {len(job.items)} items of job {job.job_id} are in {out}")
-    if doubtful := [item.file for item in delivered if item.doubtful]:
-        said = ", ".join(doubtful[:5]) + (", ..." if len(doubtful) > 5 else "")
-        say(f"{len(doubtful)} doubtful: the round trip is below {doubtful_below:g} dB ({said})", err=True)
+    _say_doubtful(delivered, doubtful_below)
+
+
+def _say_doubtful(delivered: Sequence[Delivered], below: float) -> None:
+    """Name the doubtful results of each kind, on stderr."""
+    reasons = {
+        "cycle_psnr": f"the round trip is below {below:g} dB",
+        "structure": "edges or values agree with those of the source no better than those of unrelated pictures",
+    }
+    for kind, reason in reasons.items():
+        if found := [item.file for item in delivered if kind in (item.doubts or ())]:
+            names = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+            say(f"{len(found)} of {len(delivered)} doubtful: {reason} ({names})", err=True)
 
 
 def _as_json(item: Delivered) -> dict[str, object]:
@@ -229,6 +239,7 @@ def _as_json(item: Delivered) -> dict[str, object]:
         "cycle": provenance.cycle,
         "picture": provenance.picture,
         "doubtful": item.doubtful,
+        "doubts": item.doubts,
         "seconds": sum(provenance.seconds.values()),
     }
 
@@ -256,7 +267,15 @@ def _point_table(delivered: Sequence[Delivered], *, cycle: bool) -> tuple[list[s
 
 
 def _picture_table(delivered: Sequence[Delivered], *, cycle: bool) -> tuple[list[str], list[list[str]]]:
-    columns = ["file", ">pixels", ">edges", *([">cycle dB", ""] if cycle else []), ">seconds"]
+    marked = any(item.doubts is not None for item in delivered)
+    columns = [
+        "file",
+        ">pixels",
+        ">edges",
+        *([">cycle dB"] if cycle else []),
+        *([""] if marked else []),
+        ">seconds",
+    ]
     rows = []
     for item in delivered:
         picture = item.provenance.picture
@@ -265,7 +284,9 @@ def _picture_table(delivered: Sequence[Delivered], *, cycle: bool) -> tuple[list
             row = [item.file, f"{picture.width}x{picture.height}", _optional(picture.edge_correlation)]
         if cycle:
             psnr = picture.cycle_psnr if picture is not None else None
-            row += ["-" if psnr is None else f"{psnr:.1f}", "doubtful" if item.doubtful else ""]
+            row.append("-" if psnr is None else f"{psnr:.1f}")
+        if marked:
+            row.append("doubtful" if item.doubtful else "")
         rows.append([*row, _seconds(item.provenance)])
     return columns, rows
 

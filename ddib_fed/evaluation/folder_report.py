@@ -129,7 +129,7 @@ def _fill_structure(report: Figures, rows: list[Figures], records: Sequence[Reco
             "doubtful": None,
             "from": FROM_RECORDS,
         }
-    if report["structure"]["doubtful"] is None and None not in marks:
+    if report["structure"]["doubtful"] is None and any(mark is not None for mark in marks):
         report["structure"]["doubtful"] = sum(map(bool, marks))
         for row, mark in zip(rows, marks, strict=True):
             row["doubtful"] = mark

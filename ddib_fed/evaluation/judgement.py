@@ -7,7 +7,7 @@ compared with (baselines, chance, the distance between real pictures).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ddib_fed.evaluation import baselines, features, pictures, retrieval
@@ -144,7 +144,7 @@ def _structure(
             "edge_correlation": chance.chance_edge_correlation,
             "mutual_information": chance.chance_mutual_information,
         },
-        "thresholds": None if thresholds is None else asdict(thresholds),
+        "thresholds": None if thresholds is None else thresholds.model_dump(),
         "doubtful": None,
     }
     if thresholds is not None:

@@ -6,11 +6,12 @@ The rule: everything here is read from the records and the files; a run that was
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from ddib_fed.data.images import ImageLimits
 from ddib_fed.data.surveys import MAX_CLIPPED
@@ -19,8 +20,10 @@ from ddib_fed.evaluation.picture_recipe import REPORT_FILE, SHEET_FILE, Recipe, 
 from ddib_fed.evaluation.picture_results import write_sheet
 from ddib_fed.evaluation.picture_worker import read_record
 from ddib_fed.evaluation.pictures import picture_rule, spread
+from ddib_fed.evaluation.ranking import worst_first
 from ddib_fed.evaluation.report import write_json
 from ddib_fed.evaluation.structure import QUANTILE, Structure, Thresholds, doubtful
+from ddib_fed.models.bundle import MANIFEST_FILE, parse_manifest
 from ddib_fed.models.manifest import Manifest
 
 SHEET_PICTURES = 24
@@ -68,7 +71,7 @@ def finish(
     out: Path,
     *,
     limits: ImageLimits | None = None,
-    thresholds: Thresholds | None,
+    thresholds: Thresholds | None = None,
     seconds: float,
     computed: int,
 ) -> dict[str, Any]:
@@ -91,6 +94,7 @@ def finish(
     recipe = settled.recipe
     paths = [out / task.files(recipe)["record"] for task in tasks]
     records = [_there(path) for path in paths]
+    thresholds = thresholds or settled.source.structure
     if thresholds is not None:
         mark(paths, records, thresholds)
     report = {
@@ -110,10 +114,15 @@ def finish(
     if recipe.uncertainty:
         report["uncertainty"] = dict(spread(np.array([record["uncertainty"]["mean"] for record in records])))
     models = settled.source, settled.target
-    write_sheet(tasks[:SHEET_PICTURES], records[:SHEET_PICTURES], out, models, limits)
+    shown = worst_first([_row(record) for record in records])[:SHEET_PICTURES]
+    write_sheet([tasks[i] for i in shown], [records[i] for i in shown], out, models, limits, total=len(tasks))
     report["sheet"] = SHEET_FILE
     write_json(out / REPORT_FILE, report)
     return report
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"cycle_psnr": record["cycle_psnr"], **record["structure"]}
 
 
 def mark(paths: Sequence[Path], records: Sequence[dict[str, Any]], thresholds: Thresholds) -> None:
@@ -125,22 +134,31 @@ def mark(paths: Sequence[Path], records: Sequence[dict[str, Any]], thresholds: T
             write_json(path, record)
 
 
-def read_thresholds(report: Path) -> Thresholds:
-    """The thresholds that a run over held-out pictures put into its report.json.
+def read_thresholds(path: Path) -> Thresholds:
+    """The thresholds of a run over held-out pictures (its folder or report.json), or of a model (its folder).
 
     Raises:
         FileMissing: There is no such report.
+        BundleInvalid: It is a model that fails its checks.
         InputError: It has no thresholds.
     """
-    path = report / "report.json" if report.is_dir() else report
-    if not path.exists():
-        raise FileMissing(f"no report of a run over held-out pictures: {path}")
-    found = ((read_record(path) or {}).get("structure") or {}).get("calibrated")
+    if (path / MANIFEST_FILE).is_file():
+        found = parse_manifest((path / MANIFEST_FILE).read_bytes(), str(path)).structure
+        if found is None:
+            raise InputError(
+                f"the model {path} has no thresholds of structure",
+                hint=f"ddib model thresholds {path} --images FOLDER",
+            )
+        return found
+    report = path / REPORT_FILE if path.is_dir() else path
+    if not report.exists():
+        raise FileMissing(f"no report of a run over held-out pictures: {report}")
+    calibrated = ((read_record(report) or {}).get("structure") or {}).get("calibrated")
     try:
-        return Thresholds(**(found or {}))
-    except TypeError as error:
+        return Thresholds.model_validate(calibrated)
+    except ValidationError as error:
         raise InputError(
-            f"{path} has no thresholds",
+            f"{report} has no thresholds",
             hint="translate at least two held-out pictures and name that run's report.json",
         ) from error
 
@@ -185,8 +203,8 @@ def _structure(records: Sequence[dict[str, Any]], thresholds: Thresholds | None)
     return {
         "edge_correlation": dict(spread(kept.edge_correlation)),
         "mutual_information": dict(spread(kept.mutual_information)),
-        "calibrated": asdict(calibrated) if calibrated is not None else None,
-        "thresholds": asdict(thresholds) if thresholds is not None else None,
+        "calibrated": calibrated.model_dump() if calibrated is not None else None,
+        "thresholds": thresholds.model_dump() if thresholds is not None else None,
         "doubtful": int(doubtful(kept, thresholds).sum()) if thresholds is not None else None,
     }
 

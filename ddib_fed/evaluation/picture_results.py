@@ -59,9 +59,17 @@ def write_sheet(
     out: Path,
     models: tuple[Manifest, Manifest],
     limits: ImageLimits | None = None,
+    *,
+    total: int,
 ) -> None:
-    """Draw the contact sheet of a run; doubtful pictures are framed. Arguments and errors as in `stages`."""
-    caption = f"{models[0].domain} to {models[1].domain}"
+    """Draw the contact sheet of a run of `total` pictures; doubtful pictures are framed.
+
+    Other arguments and errors as in `stages`.
+    """
+    shown = f"{len(tasks)} of {total} pictures" if len(tasks) < total else f"{total} pictures"
+    caption = f"{models[0].domain} to {models[1].domain}, {shown}" + (
+        ", the worst first" if total > 1 else ""
+    )
     notes = [model.data.note or model.data.source for model in models if model.data is not None]
     save_sheet(
         out / SHEET_FILE,

@@ -197,7 +197,7 @@ def run(
         batch: Pictures that are computed together; part of what is asked for.
         threads: Of torch, in each worker on the CPU.
         limits: Of each file.
-        thresholds: What structure must reach not to be doubtful; None marks none.
+        thresholds: What structure must reach not to be doubtful; None means those of the source's bundle, if any.
         force: Overwrite results of another run.
         on_progress: Told of network evaluations, of all devices together.
 

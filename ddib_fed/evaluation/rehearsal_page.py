@@ -106,9 +106,9 @@ def advice(
         found.append("Nothing stands out. More training time is what usually helps next.")
     found.append(
         f"Both models can be used as they are: ddib bridge translate --source {sides[0].bundle} --target "
-        f"{sides[1].bundle} FOLDER --out DIR --thresholds {ways[0].folder / 'report.json'} marks pictures whose "
-        "structure is less than that of nineteen in twenty here; a node serves one by `bundle` under [model] in its "
-        "node.toml."
+        f"{sides[1].bundle} FOLDER --out DIR marks pictures that keep no more structure than unrelated ones share; "
+        f"--thresholds {ways[0].folder / 'report.json'} marks those that keep less than nineteen in twenty here. A "
+        "node serves a model by `bundle` under [model] in its node.toml."
     )
     return found
 

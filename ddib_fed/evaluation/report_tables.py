@@ -11,6 +11,7 @@ from typing import Any
 
 from ddib_fed.evaluation.features import NAME
 from ddib_fed.evaluation.judgement import Figures
+from ddib_fed.evaluation.ranking import worst_first
 
 Cell = str | float | None
 
@@ -50,12 +51,9 @@ def tables(report: Figures) -> list[Table]:
 
 
 def per_picture(report: Figures) -> list[Figures]:
-    """The rows of all pictures, the worst first: by cycle, else by PSNR, else by edge correlation."""
+    """The rows of all pictures, the worst first (`ranking`)."""
     rows: Sequence[Figures] = report["pictures"]
-    for key in ("cycle_psnr", "psnr", "edge_correlation"):
-        if rows and key in rows[0]:
-            return sorted(rows, key=lambda row: float(row[key]))
-    return list(rows)
+    return [rows[index] for index in worst_first(rows)]
 
 
 def _quality(report: Figures) -> Table | None:
@@ -87,10 +85,17 @@ def _round_trip(report: Figures) -> Table | None:
             )
         ]
         if kept["doubtful"] is not None:
-            notes.append(f"Doubtful: {kept['doubtful']} of {report['count']}.")
+            notes.append(f"Doubtful: {kept['doubtful']} of {report['count']}.{_least(kept['thresholds'])}")
     notes.append("A good round trip does not show that structure was kept.")
     columns = ("", "median", "mean", "worst", "by chance")
     return Table("Round trip and structure", columns, tuple(rows), " ".join(notes)) if rows else None
+
+
+def _least(thresholds: Figures | None) -> str:
+    if thresholds is None:
+        return ""
+    edges, shared = thresholds["edge_correlation"], thresholds["mutual_information"]
+    return f" Edge correlation below {edges:.2f} or mutual information below {shared:.2f} bits is doubtful."
 
 
 def _spread(spread: Figures) -> tuple[Cell, ...]:

@@ -171,14 +171,31 @@ def save_bundle(
     try:
         weights = _write_weights(staging / WEIGHTS_FILE, tensors)
         bundle = _bundle(_signed(manifest, tensors, weights), tensors)
-        text = json.dumps({"digest": bundle.digest, **bundle.manifest.fields()}, indent=2) + "\n"
-        _write_durably(staging / MANIFEST_FILE, text.encode())
+        _write_durably(staging / MANIFEST_FILE, _manifest_text(bundle.manifest))
         staging.chmod(0o755)
         _sync_folder(staging)
         _move_into_place(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return bundle
+
+
+def amend_bundle(path: Path, **fields: Any) -> Bundle:
+    """Change fields of the manifest of the bundle in folder `path`, and not its weights; its digest changes with them.
+
+    Raises:
+        ModelNotFound: There is no bundle.
+        BundleInvalid: It fails its checks.
+        ValidationError: The fields do not make a manifest.
+    """
+    bundle = load_bundle(path)
+    manifest = Manifest.model_validate({**dict(bundle.manifest), **fields})
+    amended = path / f".{MANIFEST_FILE}.new"
+    _write_durably(amended, _manifest_text(manifest))
+    shutil.copymode(path / MANIFEST_FILE, amended)
+    amended.replace(path / MANIFEST_FILE)
+    _sync_folder(path)
+    return Bundle(manifest, bundle.state, manifest.digest())
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -302,6 +319,10 @@ def state_problem(key: str, expected: Mapping[str, Tensor], state: Mapping[str, 
     if not torch.isfinite(state[key]).all():
         return "it holds NaN or infinity"
     return ""
+
+
+def _manifest_text(manifest: Manifest) -> bytes:
+    return (json.dumps({"digest": manifest.digest(), **manifest.fields()}, indent=2) + "\n").encode()
 
 
 def _signed(manifest: Manifest, state: Mapping[str, Tensor], weights_sha256: str) -> Manifest:

@@ -20,7 +20,7 @@ from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.names import OLDER_MAX_DOMAIN, check_domain, is_domain
 
 # Fields of `Manifest` that the first release did not have.
-LATER_FIELDS = frozenset({"role", "picture", "classes", "data"})
+LATER_FIELDS = frozenset({"role", "picture", "classes", "data", "structure"})
 LATER_SCHEDULE_FIELDS = frozenset({"beta_start", "beta_end"})
 
 
@@ -224,6 +224,29 @@ class DataNote(_Frozen):
     note: str = Field(default="", max_length=4000)
 
 
+class StructureThresholds(_Frozen):
+    """What structure a translation must keep of its source; with less it is doubtful.
+
+    Attributes:
+        edge_correlation: Least correlation of the edges of picture and translation.
+        mutual_information: Least mutual information of their values, in bits.
+        chance_edge_correlation: Mean over pairs that do not belong together.
+        chance_mutual_information: Mean over pairs that do not belong together, in bits.
+        quantile: Of edge correlations, from which `edge_correlation` is.
+        count: Pairs of pictures that it was taken over.
+        basis: "translations": the low quantile of both figures over translations of held-out pictures. "chance": what
+            pictures of the domain reach that do not belong together; of mutual information the median.
+    """
+
+    edge_correlation: float = Field(ge=-1.0, le=1.0)
+    mutual_information: float = Field(ge=0.0, le=64.0)
+    chance_edge_correlation: float = Field(ge=-1.0, le=1.0)
+    chance_mutual_information: float = Field(ge=0.0, le=64.0)
+    quantile: float = Field(ge=0.0, le=1.0)
+    count: int = Field(ge=1)
+    basis: Literal["translations", "chance"] = "translations"
+
+
 class Training(_Frozen):
     """How the weights came to be.
 
@@ -264,6 +287,7 @@ class Manifest(_Frozen):
         picture: How files become pictures of this model; None for points.
         classes: Names of the classes, by index; empty when there are none, or when they have no names.
         data: What is known about the training data.
+        structure: What a translation of a picture of this domain must keep; None where it was not measured.
     """
 
     format_version: Literal[1] = 1
@@ -287,6 +311,7 @@ class Manifest(_Frozen):
     picture: PictureFormat | None = None
     classes: tuple[Annotated[str, Field(max_length=200)], ...] = Field(default=(), max_length=100_000)
     data: DataNote | None = None
+    structure: StructureThresholds | None = None
 
     @field_validator("domain")
     @classmethod
@@ -335,6 +360,8 @@ class Manifest(_Frozen):
         """What does not fit between normalisation, picture format and shape, or nothing."""
         if self.picture is not None and self.sample_kind != "picture":
             return "points have no picture format"
+        if self.structure is not None and self.sample_kind != "picture":
+            return "points have no structure thresholds"
         if self.normalisation.channels - {self.sample_shape[0]}:
             return f"the normalisation has another number of channels than {self.sample_shape[0]}"
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from ddib_fed.errors import DdibError, Difference, error_class
 from ddib_fed.v1 import common_pb2, translation_pb2
@@ -260,6 +261,9 @@ class PictureFigures:
         cycle_psnr: The same in dB.
         edge_correlation: Of the edges of picture and translation.
         mutual_information: Of their values, in bits.
+        least_edge_correlation: Below it the source's model calls a translation doubtful; None when it does not say.
+        least_mutual_information: The same, in bits.
+        structure_doubtful: Whether one of the two figures is below; None when the model does not say.
     """
 
     height: int
@@ -274,6 +278,9 @@ class PictureFigures:
     cycle_psnr: float | None
     edge_correlation: float | None
     mutual_information: float | None
+    least_edge_correlation: float | None = None
+    least_mutual_information: float | None = None
+    structure_doubtful: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,6 +446,18 @@ def provenance_view(pb: translation_pb2.Provenance) -> Provenance:
     )
 
 
+# Absent where they were not measured.
+_MEASURED: Final = (
+    "cycle_mse",
+    "cycle_psnr",
+    "edge_correlation",
+    "mutual_information",
+    "least_edge_correlation",
+    "least_mutual_information",
+    "structure_doubtful",
+)
+
+
 def _figures(pb: translation_pb2.PictureFigures) -> PictureFigures:
     return PictureFigures(
         height=pb.height,
@@ -449,8 +468,5 @@ def _figures(pb: translation_pb2.PictureFigures) -> PictureFigures:
         bits=pb.terms.bits,
         slope=pb.slope,
         intercept=pb.intercept,
-        cycle_mse=pb.cycle_mse if pb.HasField("cycle_mse") else None,
-        cycle_psnr=pb.cycle_psnr if pb.HasField("cycle_psnr") else None,
-        edge_correlation=pb.edge_correlation if pb.HasField("edge_correlation") else None,
-        mutual_information=pb.mutual_information if pb.HasField("mutual_information") else None,
+        **{name: getattr(pb, name) if pb.HasField(name) else None for name in _MEASURED},
     )

@@ -332,6 +332,9 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         **dict.fromkeys(
             ("cycle_psnr", "edge_correlation", "mutual_information", "slope", "intercept"), _FIGURE
         ),
+        "least_edge_correlation": Number(-1, 1),
+        "least_mutual_information": Number(0, 64),
+        "structure_doubtful": _ANY,
     },
     "CycleError": dict.fromkeys(("median", "mean", "p99", "max"), _ERROR),
     "AcknowledgeItemsRequest": {"job_id": _STORE, "items": Many(Inner(), MOST_ITEMS)},

@@ -64,7 +64,16 @@ class Studio:
             files[Part.TRANSLATION].write_bytes(encode_png(pixels[0][i]))
             files[Part.RETURNED].write_bytes(encode_png(pixels[1][i]))
             said = provenance(0.1 + i / 100)
-            delivered.append(Delivered(i, path.name, files, path.with_suffix(".json"), said, i in doubtful))
+            delivered.append(
+                Delivered(
+                    i,
+                    path.name,
+                    files,
+                    path.with_suffix(".json"),
+                    said,
+                    ("cycle_psnr",) if i in doubtful else (),
+                )
+            )
         return Album.load(self.chosen, self.sent, delivered)
 
 

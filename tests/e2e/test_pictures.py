@@ -23,7 +23,7 @@ from ddib_fed.errors import (
     SettingsInvalid,
 )
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.models.manifest import PictureFormat, StructureThresholds
 from ddib_fed.node.pictures import rule_of
 from ddib_fed.node.softening import Softener, load_key
 from ddib_fed.node.views import Settings
@@ -46,6 +46,10 @@ pytestmark = pytest.mark.e2e
 TARGET = "south.example/relief"
 QUICK = Settings(evaluations=12)
 CT = PictureFormat(low=-1000.0, high=2000.0, bits=16)
+LEAST = StructureThresholds(
+    edge_correlation=0.25, mutual_information=0.5, chance_edge_correlation=0.0, chance_mutual_information=0.4,
+    quantile=0.95, count=100, basis="chance",
+)  # fmt: skip
 
 
 @dataclass
@@ -71,7 +75,7 @@ def studio() -> Iterator[Studio]:
     with tempfile.TemporaryDirectory(prefix="ddib-pictures-") as name:
         folder = Path(name)
         pair = Pair.create(folder, "relief", domain="scans", pretrained=False)
-        save_pictures_model(pair.north.folder / "model", "scans", seed=1)
+        save_pictures_model(pair.north.folder / "model", "scans", seed=1, structure=LEAST)
         save_pictures_model(
             pair.south.folder / "model", "relief", seed=2, classes=("coast", "ridge"), form=CT
         )
@@ -133,6 +137,8 @@ def test_the_record_says_what_was_done(studio: Studio) -> None:
     assert picture["slope"] == pytest.approx(3000 / 65535)
     assert (record["soften_sigma"], record["target_class"]) == (0.02, "ridge")
     assert picture["edge_correlation"] > 0.5
+    assert (picture["least_edge_correlation"], picture["least_mutual_information"]) == (0.25, 0.5)
+    assert (picture["structure_doubtful"], record["doubtful"], record["doubts"]) == (False, False, [])
     assert picture["mutual_information"] > 0.5
     assert record["doubtful"] is False
     assert record["samples"] == 1

@@ -23,10 +23,20 @@ from ddib_fed.evaluation.picture_recipe import Recipe
 from ddib_fed.evaluation.picture_report import read_thresholds
 from ddib_fed.evaluation.picture_run import class_tasks, folder_tasks, run
 from ddib_fed.evaluation.structure import Thresholds
+from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.manifest import PictureFormat
 from tests.evaluation.tiny_models import tiny
 
 FEW = SolverSettings("unipc", 3, 3)
+STRICT = Thresholds(
+    edge_correlation=1.0,
+    mutual_information=64.0,
+    chance_edge_correlation=0.1,
+    chance_mutual_information=0.2,
+    quantile=0.95,
+    count=9,
+    basis="chance",
+)
 RECIPE = Recipe("north", "south", FEW, cycle=True)
 
 
@@ -38,6 +48,8 @@ def opened(name):
     """Models by name; a function of a module, so that worker processes can call it."""
     if name == "deep":
         return tiny("deep", seed=2, soften_sigma=0.02, picture=PictureFormat(low=0, high=4000, bits=16))
+    if name == "strict":
+        return tiny("strict", seed=4, soften_sigma=0.02, structure=STRICT)
     if name == "classy":
         return tiny("classy", seed=3, num_classes=3)
     return tiny(name, seed=len(name), soften_sigma=0.02, picture=PictureFormat(fit="pad"))
@@ -154,7 +166,14 @@ def test_held_out_pictures_calibrate_what_is_doubtful(folder, tmp_path):
     assert found.count == 5
     go(folder, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "a.json").read_text())["structure"]["doubtful"] is None
-    high = Thresholds(2.0, 0.0, 0.0, 0.0, 0.05, 5)
+    high = Thresholds(
+        edge_correlation=1.0,
+        mutual_information=0.0,
+        chance_edge_correlation=0.0,
+        chance_mutual_information=0.0,
+        quantile=0.05,
+        count=5,
+    )
     report = go(folder, tmp_path / "out", thresholds=high)
     assert report["structure"]["doubtful"] == 5
     assert report["computed_now"] == 0
@@ -249,3 +268,26 @@ def test_pictures_of_another_range_are_counted(folder, tmp_path):
     assert 0.5 < record["range"]["used"] <= 1
     deep = run(replace(RECIPE, source="deep"), folder_tasks(folder), tmp_path / "deep", opener=opened)
     assert (deep["range"]["clipped"], deep["range"]["narrow"]) == (0, 0)
+
+
+def test_the_source_models_own_thresholds_mark_by_default(folder, tmp_path):
+    """No option is needed: what its bundle says is applied, stands in the report, and gives way to --thresholds."""
+    report = go(folder, tmp_path / "out", replace(RECIPE, source="strict"))
+    assert report["structure"]["doubtful"] == 5
+    assert report["structure"]["thresholds"]["basis"] == "chance"
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["structure"]["doubtful"] is True
+    lenient = STRICT.model_copy(update={"edge_correlation": -1.0, "mutual_information": 0.0})
+    report = go(folder, tmp_path / "out", replace(RECIPE, source="strict"), thresholds=lenient)
+    assert report["structure"]["doubtful"] == 0
+
+
+def test_thresholds_can_be_those_of_a_model(tmp_path):
+    """A bundle's folder stands for its thresholds; one that has none says which command measures them."""
+    bundle = opened("strict")
+    save_bundle(tmp_path / "strict", bundle.manifest, bundle.state)
+    assert read_thresholds(tmp_path / "strict") == STRICT
+    bundle = opened("north")
+    save_bundle(tmp_path / "north", bundle.manifest, bundle.state)
+    with pytest.raises(InputError, match="no thresholds") as caught:
+        read_thresholds(tmp_path / "north")
+    assert caught.value.hint == f"ddib model thresholds {tmp_path / 'north'} --images FOLDER"

@@ -11,6 +11,7 @@ from ddib_fed.models.manifest import (
     Manifest,
     Normalisation,
     PictureFormat,
+    StructureThresholds,
     UNetConfig,
 )
 from ddib_fed.models.networks import build_network
@@ -29,6 +30,7 @@ def tiny(
     soften_sigma: float = 0.0,
     normalisation: Normalisation = PLAIN,
     picture: PictureFormat | None = EIGHT_BITS,
+    structure: StructureThresholds | None = None,
     **network,
 ) -> Bundle:
     """A generator of (channels, size, size) pictures; further arguments are the network's."""
@@ -51,6 +53,7 @@ def tiny(
         soften_sigma=soften_sigma,
         normalisation=normalisation,
         picture=picture,
+        structure=structure,
     )
     return make_bundle(manifest, state(config, seed))
 

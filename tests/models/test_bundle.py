@@ -9,11 +9,19 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound
 from ddib_fed.models import bundle as bundles
-from ddib_fed.models.bundle import load_bundle, make_bundle, pretrained, pretrained_domains, save_bundle
+from ddib_fed.models.bundle import (
+    amend_bundle,
+    load_bundle,
+    make_bundle,
+    pretrained,
+    pretrained_domains,
+    save_bundle,
+)
 from ddib_fed.models.manifest import Manifest, SyntheticConfig
 from tests.models.examples import SMALL, manifest, state
 
@@ -232,3 +240,23 @@ def test_refuses_domains_that_do_not_ship(domain):
     with pytest.raises(ModelNotFound) as caught:
         pretrained(domain)
     assert "moons" in caught.value.hint
+
+
+def test_an_amended_bundle_keeps_its_weights_and_verifies(saved):
+    """The manifest says something else under another digest; the file of weights is the same to the byte."""
+    before, weights = load_bundle(saved), (saved / bundles.WEIGHTS_FILE).read_bytes()
+    amended = amend_bundle(saved, soften_sigma=0.25)
+    assert load_bundle(saved).digest == amended.digest != before.digest
+    assert load_bundle(saved).manifest.soften_sigma == 0.25
+    assert (saved / bundles.WEIGHTS_FILE).read_bytes() == weights
+    assert {path.name for path in saved.iterdir()} == {bundles.MANIFEST_FILE, bundles.WEIGHTS_FILE}
+    with pytest.raises(ValidationError):
+        amend_bundle(saved, soften_sigma=2.0)
+    assert load_bundle(saved).digest == amended.digest
+
+
+def test_shipped_models_of_pictures_say_what_is_doubtful():
+    for domain in ("satellite", "relief", "brain-t1", "brain-t2"):
+        found = pretrained(domain).manifest.structure
+        assert found.basis == "chance"
+        assert found.chance_edge_correlation < found.edge_correlation < 0.5

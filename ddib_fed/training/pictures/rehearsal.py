@@ -230,7 +230,11 @@ def _judge(
     stacks = {s.title: s.pictures for s in stages(found.tasks, records, out, _manifests(models))}
     rule = picture_rule(models[1].manifest)
     domain = Domain(folders.load(target.train[:DOMAIN_PICTURES], rule))
-    given: dict[str, Any] = {"source": stacks["source"], "back": stacks["back"]}
+    given: dict[str, Any] = {
+        "source": stacks["source"],
+        "back": stacks["back"],
+        "thresholds": models[0].manifest.structure,
+    }
     notes = []
     try:
         report = judge(stacks["translated"], domain=domain, **given)

@@ -252,6 +252,7 @@ class _Run:
             picture=source.picture,
             classes=source.classes if config.classes is not None else (),
             data=source.note,
+            structure=None if start.classifies else sheet.thresholds(source),
             training=Training(
                 command=config.command, seed=config.seed, steps=config.steps or 0, figures=figures
             ),

@@ -1,4 +1,4 @@
-"""What a run on pictures leaves for people: samples.png and the distances of samples to training pictures.
+"""What a run on pictures leaves for people: samples.png, distances to training pictures, thresholds of structure.
 
 The rule: nothing here has a say in the weights.
 """
@@ -23,7 +23,9 @@ from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.evaluation.report import write_bytes
+from ddib_fed.evaluation.structure import Thresholds, calibrate_by_chance
 from ddib_fed.training.pictures.loop import PictureTrainer
+from ddib_fed.training.pictures.sources import PictureSource
 
 Floats = NDArray[np.float32]
 
@@ -111,6 +113,12 @@ def nearness(trainer: PictureTrainer, drawn: Floats, most: int = 20_000) -> Near
     held_out = _small(_middle(trainer.source.held_out[:256], drawn.shape[2:]))
     mean = train.mean(0)
     return Nearness(*(_nearest(some - mean, train - mean) for some in (_small(drawn), held_out)))
+
+
+def thresholds(source: PictureSource) -> Thresholds:
+    """What a translation must keep of a picture, from pairs of held-out and training pictures at the network's size."""
+    size = source.shape[1:]
+    return calibrate_by_chance(_middle(source.held_out, size), _middle(source.train, size))
 
 
 def _condition(trainer: PictureTrainer, first: int, part: Tensor) -> dict[str, Tensor] | None:

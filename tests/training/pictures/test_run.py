@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ddib_fed.errors import AlreadyExists, StateConflict
+from ddib_fed.evaluation.structure import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record
 from ddib_fed.training.checkpoint import latest_checkpoint
@@ -44,6 +45,8 @@ def test_the_manifest_says_how_the_model_was_made(tiny, spots, tmp_path):
     assert (made.picture.low, made.picture.high, made.picture.bits) == (0, 255, 8)
     wanted = {"held_out_loss", "cpu_seconds", "nearest_training_picture", "nearest_training_picture_held_out"}
     assert made.training.figures.keys() >= wanted
+    assert made.structure == calibrate_by_chance(spots.held_out, spots.train)
+    assert made.structure.basis == "chance"
 
 
 def test_stopped_between_checkpoints_and_gone_on_with_is_the_run_that_was_not(tiny, spots, tmp_path):

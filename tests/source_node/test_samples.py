@@ -1,0 +1,59 @@
+"""What the source node records of a translated picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddib_fed.data.images import encode_png
+from ddib_fed.data.shipped import load_shipped
+from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.node.config import LimitsSection
+from ddib_fed.node.engine import Engine
+from ddib_fed.node.pictures import terms_of, value_range_of
+from ddib_fed.wire.contract import ContractSide
+from source_node.samples import PictureSamples
+from tests.node.picture_examples import pictures_engine
+
+
+def side_of(manifest) -> ContractSide:
+    """A peer's half of a contract, as far as its pictures go."""
+    return ContractSide(
+        institution="south.example", domain=manifest.domain, sample_kind="picture", sample_shape=manifest.sample_shape,
+        model_sha256=b"m" * 32, terminal_lambda=-5.0, initial_lambda=5.0, size_rule="resize",
+        value_range=value_range_of(manifest), picture=terms_of(manifest),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def samples():
+    engine = Engine(pretrained("satellite"), device="cpu", threads=1)
+    yield PictureSamples(engine, LimitsSection())
+    engine.close()
+
+
+def figures(samples, source, translated):
+    """The record of one picture (C, H, W) in [-1, 1] and its translation."""
+    given = samples.read(encode_png(to_pixels(source[None])[0]), "resize")
+    side = side_of(pretrained("relief").manifest)
+    return samples.translation(encode_png(to_pixels(translated[None])[0]), side, given).figures["picture"]
+
+
+def test_a_coast_that_became_another_sea_is_doubtful(samples):
+    """By the thresholds in the source's bundle, which stand beside the figures; the true relief is not doubtful."""
+    source, truth = load_shipped("satellite").test, load_shipped("relief").test
+    kept, lost = figures(samples, source[8], truth[8]), figures(samples, source[8], truth[120])
+    assert (kept["structure_doubtful"], lost["structure_doubtful"]) == (False, True)
+    assert lost["edge_correlation"] < lost["least_edge_correlation"] < kept["edge_correlation"]
+    assert figures(samples, source[8], np.full_like(truth[8], -0.2))["structure_doubtful"]
+
+
+def test_a_model_without_thresholds_marks_nothing():
+    """As bundles of older releases."""
+    engine = pictures_engine()
+    samples = PictureSamples(engine, LimitsSection())
+    picture = encode_png(np.arange(256, dtype=np.uint8).reshape(16, 16, 1))
+    found = samples.translation(picture, side_of(engine.bundle.manifest), samples.read(picture, "resize"))
+    engine.close()
+    assert "structure_doubtful" not in found.figures["picture"]
