@@ -77,7 +77,8 @@ def classifier() -> None:
 def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **settings: Any) -> None:
     """Train a classifier of noisy pictures on a folder with classes, and write its bundle.
 
-    Classes come from sub-folders, or with --classes prefix from file names. All else is as in `ddib model train`.
+    Classes come from sub-folders, or with --classes prefix from file names. All else is as in `ddib model train`:
+    several processes of torchrun share the work here, too.
     """
     options.refuse_both_ways(resume=resume, force=force)
     if settings["generator"] is not None:

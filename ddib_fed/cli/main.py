@@ -91,6 +91,10 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+SHARED = frozenset({("model", "train"), ("classifier", "train")})
+"""What several processes of torchrun may start: training checks by itself what it can share."""
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports one only when it is called."""
 
@@ -116,6 +120,10 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, with a suggestion for a misspelt one."""
         name = args[0]
+        if name in COMMANDS and tuple(args[:2]) not in SHARED:
+            from ddib_fed.evaluation.processes import require_alone
+
+            require_alone(f"ddib {name}")
         if name not in COMMANDS and not name.startswith("-"):
             close = difflib.get_close_matches(name, COMMANDS, n=1)
             meant = f" Did you mean {close[0]!r}?" if close else " `ddib --help` lists the commands."

@@ -133,8 +133,9 @@ def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **settings: Any) -> None:
     """Train a model and write its bundle, with progress.csv, loss curve, samples and checkpoints in DIR/run.
 
-    A run that was killed and is resumed ends bit for bit as one that was not. On several GPUs or processes:
-    torchrun --nproc-per-node 4 --no-python ddib model train ...
+    A run that was killed and is resumed ends bit for bit as one that was not. Training on pictures shares its work
+    among processes or GPUs: torchrun --nproc-per-node 4 --no-python ddib model train --images FOLDER ... Training on
+    points runs in one process, and refuses several.
     """
     given = [name for name in settings if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
     pictures = settings["images"] is not None or settings["domain"] in SHIPPED

@@ -42,6 +42,7 @@ from ddib_fed.evaluation.picture_worker import (
     open_sides,
     read_record,
 )
+from ddib_fed.evaluation.processes import require_alone
 from ddib_fed.evaluation.report import write_json
 from ddib_fed.evaluation.sharding import spread
 from ddib_fed.evaluation.structure import Thresholds
@@ -206,10 +207,12 @@ def run(
 
     Raises:
         AlreadyExists: The folder has results of another run, and `force` is not given.
-        UsageError: Results would lie among the pictures, or two under one name.
+        UsageError: Results would lie among the pictures, or two under one name; or several processes were started:
+            `devices` share the work instead.
         ShapeMismatch, SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used, or not so.
         DdibError: What `Translator` and `spread` raise.
     """
+    require_alone("a translation of pictures")
     require_outside(out, found.folder)
     check_names(found.tasks, recipe)
     first = (found.tasks[0].source_class, found.tasks[0].target_class)

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ddib_fed.errors import ConfigError, DdibError
+from ddib_fed.evaluation.processes import require_alone
 from ddib_fed.node.config import NodeConfig, Role
 from ddib_fed.node.log_format import JsonFormatter, TextFormatter
 from ddib_fed.node.logs import route, silence_grpc
@@ -40,7 +41,7 @@ def node_command(role: Role | None) -> click.Group:
     @click.group(help=_help(role), context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(package_name="ddib-fed")
     def group() -> None:
-        pass
+        require_alone("a node")
 
     @group.command()
     @CONFIG

@@ -24,6 +24,7 @@ from ddib_fed.diffusion.plans import SolverSettings, check_settings
 from ddib_fed.errors import UsageError
 from ddib_fed.evaluation import colours
 from ddib_fed.evaluation.colours import Palette
+from ddib_fed.evaluation.processes import require_alone
 from ddib_fed.evaluation.report import write_bytes, write_json
 from ddib_fed.training.presets import TrainConfig
 from ddib_fed.training.run import train
@@ -95,13 +96,14 @@ def transfer(
         The report.
 
     Raises:
-        UsageError: Both photographs have the same name.
+        UsageError: Both photographs have the same name, or several processes were started.
         AlreadyExists: `out` holds a model, and neither resume nor force.
         StateConflict: The model of these pixels in `out` was trained with other settings.
         BundleInvalid: A model or checkpoint in `out` is damaged.
         ExtraMissing: POT is not installed, and it is to be compared with.
         SettingsInvalid: The solver's settings do not exist or do not fit.
     """
+    require_alone("exchanging colours")
     if content.name == reference.name:
         raise UsageError(f"both pictures are called {content.name}", hint="rename one of them")
     check_settings(settings.solver)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
+from ddib_fed.evaluation.processes import require_alone
 from ddib_fed.evaluation.threads import torch_threads
 from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
 from ddib_fed.models.manifest import Manifest, MlpConfig, Training
@@ -58,7 +59,9 @@ def train(
         DomainNotFound: There is no such domain.
         SettingsInvalid: The loss is no longer finite, or there is no such schedule.
         InputError: The points cannot be used (see `sources.points_source`).
+        UsageError: Several processes were started, and each would train the whole run.
     """
+    require_alone("training on points")
     source = open_source(config)
     with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         run = _open_run(config, out, source, resume=resume, force=force)

@@ -29,6 +29,7 @@ from ddib_fed.evaluation.picture_results import stages
 from ddib_fed.evaluation.picture_run import Found, entry_tasks, run
 from ddib_fed.evaluation.picture_worker import read_record
 from ddib_fed.evaluation.pictures import picture_rule
+from ddib_fed.evaluation.processes import require_alone
 from ddib_fed.evaluation.rehearsal_page import SideFound, WayFound, write_rehearsal
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.training import record
@@ -108,6 +109,7 @@ def rehearse(
         StateConflict, AlreadyExists: The folder holds a rehearsal of other settings.
         SettingsInvalid: Settings that cannot be.
     """
+    require_alone("a rehearsal")
     tell, show = say or _silent, on_progress or _unseen
     for folder in (wanted.a, wanted.b, wanted.test_a, wanted.test_b):
         if folder is not None:

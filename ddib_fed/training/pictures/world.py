@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from ddib_fed.errors import DdibError, SettingsInvalid
+from ddib_fed.evaluation.processes import require_torchrun, started_together
 
 T = TypeVar("T")
 
@@ -95,8 +96,10 @@ def open_world(device: str) -> Iterator[World]:
 
     Raises:
         SettingsInvalid: CUDA is asked for and there is none.
+        UsageError: Processes were started that do not know of each other.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    require_torchrun("training on pictures")
+    size, rank = started_together()[0], int(os.environ.get("RANK", "0"))
     place = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size == 1:
         yield World(0, 1, place)

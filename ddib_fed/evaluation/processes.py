@@ -1,0 +1,59 @@
+"""Whether this process is one of several that were started together, from the environment.
+
+The rule: what does not share its work among processes refuses several of them before it writes anything. Otherwise
+each would do all of it, and all would write the same files.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ddib_fed.errors import UsageError
+
+TORCHRUN = "WORLD_SIZE"
+STARTERS = {TORCHRUN: "torchrun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
+"""Where each starter says how many processes there are; torchrun's word counts where there are several."""
+
+
+def started_together() -> tuple[int, str]:
+    """How many processes were started together, and by what; 1 and nothing for one alone."""
+    for variable, starter in STARTERS.items():
+        text = os.environ.get(variable, "")
+        if text.isdecimal():
+            return (int(text), starter) if int(text) > 1 else (1, "")
+    return 1, ""
+
+
+def require_alone(what: str) -> None:
+    """Return in a process that is alone.
+
+    Args:
+        what: What is about to run, for the message.
+
+    Raises:
+        UsageError: There are several processes.
+    """
+    count, starter = started_together()
+    if count > 1:
+        raise UsageError(
+            f"{what} runs in one process, and {starter} started {count}",
+            hint=f"the same command without {starter}; `ddib model train --images` and `ddib classifier train` share "
+            "their work among processes, `ddib bridge --devices` among devices",
+        )
+
+
+def require_torchrun(what: str) -> None:
+    """Return in a process that is alone, or one of several that torchrun started and that know of each other.
+
+    Args:
+        what: What is about to run, for the message.
+
+    Raises:
+        UsageError: Another starter made several processes: each would take itself for alone.
+    """
+    count, starter = started_together()
+    if count > 1 and starter != STARTERS[TORCHRUN]:
+        raise UsageError(
+            f"{what} shares its work among processes of torchrun alone, and {starter} started {count}",
+            hint=f"torchrun --nproc-per-node {count} --no-python ddib model train --images FOLDER --out DIR",
+        )

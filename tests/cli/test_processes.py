@@ -1,0 +1,99 @@
+"""What is not made for several processes refuses them before it writes anything; training on pictures is shared."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddib_fed.cli.init import make_node
+from ddib_fed.cli.main import run
+from ddib_fed.errors import UsageError
+from ddib_fed.evaluation.processes import require_alone
+from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.training.colours import ColourSettings, transfer
+from ddib_fed.training.presets import TrainConfig
+from ddib_fed.training.run import train
+from tests.evaluation.picture_folders import blocks, write
+from tests.evaluation.tiny_models import tiny
+
+pytestmark = pytest.mark.timeout(600)  # processes that start torch, on a machine that may be busy
+
+ROOT = Path(__file__).parents[2]
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+SMALL = ("--size", "8", "--network", "model_channels=32", "--network", "channel_mult=1",
+         "--network", "num_res_blocks=1", "--batch", "8", "--steps", "2")  # fmt: skip
+
+
+def torchrun(*words):
+    """Start two processes; what both said."""
+    return subprocess.run(
+        [*LAUNCHER, *words], capture_output=True, text=True, cwd=ROOT, check=False, timeout=500
+    )
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Pictures, points, a model and a node."""
+    write(tmp_path / "in", blocks(12))
+    np.save(tmp_path / "points.npy", np.random.default_rng(0).normal(size=(300, 2)))
+    made = tiny()
+    save_bundle(tmp_path / "model", made.manifest, made.state)
+    make_node(tmp_path / "north", institution="north.example", roles=("source",), domain="moons", name="node-1",
+              listen="127.0.0.1:0", address="localhost:7441")  # fmt: skip
+    return tmp_path
+
+
+def test_what_is_not_shared_is_refused_under_torchrun_and_nothing_is_written(place):
+    """Two real processes each try every kind of command; before, they raced, or each did everything."""
+    out, few = ["--out", str(place / "out")], ["--steps", "2", "--batch", "64"]
+    folder, model = str(place / "in"), str(place / "model")
+    lines = [
+        ["model", "train", "--domain", "moons", *few, *out],
+        ["model", "train", "--data", str(place / "points.npy"), *few, *out],
+        ["model", "sample", "moons", "--n", "5", *out],
+        ["colours", f"{folder}/p00.png", f"{folder}/p01.png", "--train-steps", "2", *out],
+        ["try", folder, folder, "--steps", "1", *out],
+        ["bridge", "translate", folder, "--source", model, "--target", model, "--steps", "3", *out],
+        ["bridge", "cycle", "--source", "moons", "--target", "moons", "--n", "5", *out],
+        ["evaluate", folder, "--html", str(place / "out")],
+        ["node", "train", "--config", str(place / "north" / "node.toml")],
+    ]
+    done = torchrun("-m", "tests.cli.torchrun_lines", json.dumps(lines))
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[2] * len(lines)] * 2, done.stderr
+    assert not (place / "out").exists()
+    assert not (place / "north" / "state" / "model").exists()
+    assert done.stderr.count("torchrun started 2") == 2 * len(lines)
+
+
+def test_training_on_pictures_is_shared(place):
+    """The documented way, `--no-python` and the command itself: one bundle, said once."""
+    script = Path(sys.executable).with_name("ddib")
+    words = ("model", "train", "--images", place / "in", "--out", place / "m", *SMALL)
+    done = torchrun("--no-python", *map(str, (script, *words)))
+    assert done.returncode == 0, done.stderr
+    assert load_bundle(place / "m").manifest.training.figures["processes"] == 2
+    assert done.stdout.count("parameters") == 1
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_functions_refuse_too_whoever_started_the_processes(tmp_path, monkeypatch, variable):
+    """A script of one's own under torchrun, or `mpiexec -n 8` as the public code's README starts its training."""
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(UsageError, match="one process"):
+        train(TrainConfig(domain="moons", steps=1), tmp_path / "out")
+    with pytest.raises(UsageError, match="one process"):
+        transfer(None, None, ColourSettings(), tmp_path / "out")
+    monkeypatch.setenv(variable, "1")
+    require_alone("this")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mpi_does_not_train_the_same_pictures_twice(place, monkeypatch, capsys):
+    """Only torchrun tells processes of each other; a process of MPI would take itself for alone."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert run(["model", "train", "--images", str(place / "in"), "--out", str(place / "out"), *SMALL]) == 2
+    assert "torchrun" in capsys.readouterr().err
+    assert not (place / "out").exists()
