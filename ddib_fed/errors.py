@@ -9,7 +9,7 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     │   ├── ConfigError            (local only)          node.toml, client.toml
     │   ├── ExtraMissing           (local only)          an optional package is not installed
     │   ├── ImageUnreadable, ImageTooLarge, PointsUnreadable, PointsTooMany, NotFinite
-    │   ├── ShapeMismatch
+    │   ├── ShapeMismatch, PictureMisfit, KindMismatch
     │   ├── SettingsInvalid, MessageInvalid, UnknownFields
     │   └── BundleInvalid          (mostly local)        a model on disk that fails its checks
     ├── ContractMismatch           FAILED_PRECONDITION   carries the differing fields, both values, what to do
@@ -190,6 +190,20 @@ class ShapeMismatch(InputError):
 
     reason = "SHAPE_MISMATCH"
     sentence = "the shape is not the one the model takes"
+
+
+class PictureMisfit(InputError):
+    """A picture whose type, values or channels are not those that the model takes; see `data.units`."""
+
+    reason = "PICTURE_MISFIT"
+    sentence = "the picture's type, values or channels are not those that the model takes"
+
+
+class KindMismatch(InputError):
+    """Points for a model of pictures, or a picture for a model of points."""
+
+    reason = "KIND_MISMATCH"
+    sentence = "the file holds another kind of sample than the model takes: points and pictures differ"
 
 
 class SettingsInvalid(InputError):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.images import Geometry
+from ddib_fed.data.kinds import picture_for_points, refuse_picture
 from ddib_fed.data.points import parse_npy, to_npy
 from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
 from ddib_fed.evaluation.metrics import cycle_error
@@ -43,13 +44,17 @@ class Given:
 
     Attributes:
         samples: (N, *sample_shape) float32, in the units of the data; pictures in [-1, 1].
+        original: The same before values outside the model's range were clipped: what results are compared with.
         size_rule: How a picture was brought to the model's size, as the contract says; "none" for points.
         geometry: The size that a picture had; None for points.
+        clipped: How many of a picture's values lie outside the model's range.
     """
 
     samples: Array
+    original: Array
     size_rule: str = "none"
     geometry: Geometry | None = None
+    clipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +117,18 @@ class PointSamples:
 
     def refusal(self, media_type: int) -> DdibError:
         """See `Samples`."""
+        formats = {int(media): name for media, name in MEDIA_FORMATS.items()}
+        if media_type in formats:
+            return picture_for_points(formats[media_type], self._dim)
         return PointsUnreadable(
             f"media type {media_type} for a model of points", facts={"takes": ".npy files of points"}
         )
 
     def read(self, content: bytes, size_rule: str) -> Given:  # noqa: ARG002 - points have no size
         """See `Samples`."""
-        return Given(self._parse(content))
+        refuse_picture(content, self._dim)
+        points = self._parse(content)
+        return Given(points, points)
 
     def translation(self, file: bytes, side: ContractSide, given: Given) -> Translation:  # noqa: ARG002
         """See `Samples`."""
@@ -165,15 +175,17 @@ class PictureSamples:
 
     def read(self, content: bytes, size_rule: str) -> Given:
         """See `Samples`."""
-        samples, geometry = read_picture(content, self._rule, self._limits, size_rule=size_rule)
-        return Given(samples, size_rule, geometry)
+        fitted = read_picture(content, self._rule, self._limits, size_rule=size_rule)
+        return Given(
+            fitted.samples[None], fitted.original[None], size_rule, fitted.geometry, fitted.use.clipped
+        )
 
     def translation(self, file: bytes, side: ContractSide, given: Given) -> Translation:
         """See `Samples`."""
         assert given.geometry is not None
         assert side.picture is not None  # a contract of pictures has it
         home, translated = bring_home(file, side, given.size_rule, given.geometry)
-        kept = structure(given.samples, translated)
+        kept = structure(given.original, translated)
         slope, intercept = output_scale(side)
         figures = {
             "height": given.geometry.height,
@@ -184,6 +196,7 @@ class PictureSamples:
             "intercept": intercept,
             "edge_correlation": float(kept.edge_correlation[0]),
             "mutual_information": float(kept.mutual_information[0]),
+            "clipped": given.clipped,
         }
         if (least := self._thresholds) is not None:
             figures |= {
@@ -199,12 +212,12 @@ class PictureSamples:
         return write_own(samples, self._rule, given.geometry)
 
     def cycle(self, engine: Engine, given: Given, back: Decoded) -> Mapping[str, Any]:  # noqa: ARG002
-        """See `Samples`; of the picture as it is written, within [-1, 1]."""
+        """See `Samples`; of the picture as it is written, within [-1, 1], with the one that was given."""
         written = back.samples.clip(-1.0, 1.0)
         return {
             "picture": {
-                "cycle_mse": float(picture_mse(written, given.samples)[0]),
-                "cycle_psnr": float(psnr(written, given.samples)[0]),
+                "cycle_mse": float(picture_mse(written, given.original)[0]),
+                "cycle_psnr": float(psnr(written, given.original)[0]),
             }
         }
 

@@ -19,8 +19,10 @@ from ddib_fed.errors import (
     DomainNotFound,
     InputError,
     ItemNotFound,
+    KindMismatch,
     MessageInvalid,
     PeerNotFound,
+    PictureMisfit,
     SettingsInvalid,
     TooManyStreams,
     UnknownFields,
@@ -294,9 +296,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             if seen > max_items:
                 raise MessageInvalid("more items than announced", facts={"announced": max_items})
             if header.media_type not in samples.accepted:
-                error = samples.refusal(header.media_type)
-                error.facts["item"] = str(seen - 1)
-                raise error
+                raise self._of_item(seen - 1, samples.refusal(header.media_type))
             return open_file(header, max_bytes=limits.max_item_bytes, accepted=samples.accepted)
 
         return opener
@@ -308,8 +308,16 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             given = samples_of(engine, self._node.config.limits).read(whole.data, self._node.size_rule)
             engine.check_samples(given.samples)
         except InputError as error:
-            error.facts["item"] = str(number)
+            self._of_item(number, error)
             raise
+
+    def _of_item(self, number: int, error: DdibError) -> DdibError:
+        """The error, with which item it is about and, where the two do not fit, for what model."""
+        error.facts["item"] = str(number)
+        if isinstance(error, PictureMisfit | KindMismatch):
+            side = self._node.side()
+            error.facts["model"] = f"{side.institution}/{side.domain}"
+        return error
 
     # What a client gets
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ddib_fed.errors import DdibError
+from ddib_fed.errors import DdibError, KindMismatch, PictureMisfit
 from ddib_fed.terminal import console, escape, say, say_labelled
 
 # What to try next when the error itself does not know; by reason, and the class's own parents after it.
@@ -22,6 +22,8 @@ NEXT_STEPS: Mapping[str, str] = {
     "SETTINGS_INVALID": "ddib translate --help lists solvers, orders and grids",
     "MESSAGE_INVALID": "ddib --version on both machines: client and node may be of different releases",
     "SHAPE_MISMATCH": "ddib domains shows the shape that this node takes",
+    "PICTURE_MISFIT": "convert the picture to the units of the model, or use a model of its units",
+    "KIND_MISMATCH": "ddib domains shows what each node takes",
     "POINTS_TOO_MANY": "split the file into several and translate them in one call",
     "BUNDLE_INVALID": "ddib model show DIR names the check that fails",
     "CONTRACT_MISMATCH": "send the table to both operators; ddib domains lists what can be reached now",
@@ -65,7 +67,8 @@ def show_error(error: DdibError) -> None:
     say_labelled("error: ", f"{error.detail}  [{error.reason}]")
     if error.hop:
         say_labelled("  at:   ", error.hop)
-    facts = ", ".join(f"{key} {value}" for key, value in error.facts.items())
+    said = isinstance(error, PictureMisfit | KindMismatch)  # its facts are in its sentence and its hint
+    facts = "" if said else ", ".join(f"{key} {value}" for key, value in error.facts.items())
     if facts:
         say_labelled("  more: ", facts)
     if error.incident:

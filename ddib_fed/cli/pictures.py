@@ -210,6 +210,7 @@ def _refuse_seed(source: str, soften: float | None) -> None:
 
 def _found(folder: Path, recipe: Recipe, given: dict[str, Any]) -> Found:
     from ddib_fed.evaluation.picture_run import class_tasks, folder_tasks
+    from ddib_fed.evaluation.pictures import picture_rule
 
     manifests = manifest_of(recipe.source), manifest_of(recipe.target)
     guide = manifest_of(recipe.classifier) if recipe.classifier is not None else None
@@ -217,6 +218,7 @@ def _found(folder: Path, recipe: Recipe, given: dict[str, Any]) -> Found:
         shared: dict[str, Any] = {
             "limit": given["limit"],
             "skip_bad": given["skip_bad"],
+            "rule": picture_rule(manifests[0]),
             "on_progress": lambda done, total, remark: show(done, total, ""),  # noqa: ARG005 - the bar says it
         }
         if given["pairs"] is not None:
@@ -302,8 +304,8 @@ def _summary(report: dict[str, Any], out: Path) -> dict[str, str]:
         text["left out"] = f"{len(report['bad'])} that cannot be used"
     if (span := report["range"])["clipped"]:
         text["clipped"] = (
-            f"{span['clipped']} pictures, by up to {100 * span['most_outside']:.0f} % of their values: the source's "
-            f"model takes {span['low']:g} to {span['high']:g}"
+            f"{span['clipped']} pictures, by up to {100 * span['most_outside']:.2g} % of their values: the source's "
+            f"model takes {span['low']:g} to {span['high']:g}; the figures compare with the pictures as given"
         )
     if span["narrow"]:
         text["dark or flat"] = (

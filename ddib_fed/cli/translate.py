@@ -142,18 +142,10 @@ def submit(
             return send(), inputs
     except DdibError as error:
         if not client.aborted:
-            _name_file(error, paths)
             raise
         raise Cancelled(
             "interrupted while submitting: the node may or may not have the job", hint="ddib job list"
         ) from error
-
-
-def _name_file(error: DdibError, paths: Sequence[Path]) -> None:
-    """The node knows an item by its number alone: say which file that is."""
-    number = error.facts.get("item", "")
-    if number.isascii() and number.isdecimal() and int(number) < len(paths):
-        error.facts["file"] = str(paths[int(number)])
 
 
 def receive(
@@ -214,6 +206,12 @@ def report(
     print_table("", columns, rows)
     say(f"{len(delivered)} of {len(job.items)} items of job {job.job_id} are in {out}")
     _say_doubtful(delivered, doubtful_below)
+    if clipped := [item.file for item in delivered if (p := item.provenance.picture) and p.clipped]:
+        say(
+            f"{len(clipped)} clipped: values outside of the source model's range; the figures compare with the "
+            f"pictures as given ({_some(clipped)})",
+            err=True,
+        )
 
 
 def _say_doubtful(delivered: Sequence[Delivered], below: float) -> None:
@@ -224,8 +222,12 @@ def _say_doubtful(delivered: Sequence[Delivered], below: float) -> None:
     }
     for kind, reason in reasons.items():
         if found := [item.file for item in delivered if kind in (item.doubts or ())]:
-            names = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-            say(f"{len(found)} of {len(delivered)} doubtful: {reason} ({names})", err=True)
+            say(f"{len(found)} of {len(delivered)} doubtful: {reason} ({_some(found)})", err=True)
+
+
+def _some(files: Sequence[str]) -> str:
+    """The first names of many."""
+    return ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
 
 
 def _as_json(item: Delivered) -> dict[str, object]:

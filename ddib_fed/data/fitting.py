@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.picture import Picture, Pixels
+from ddib_fed.data.units import Use, check_channels, check_numbers
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 
 Array = NDArray[np.float32]
@@ -36,7 +37,7 @@ class PictureRule:
         fit: ``resize`` squeezes the whole picture, whatever its sides; ``crop`` scales until the picture covers the
             array and takes the middle; ``pad`` shrinks only what is too large and surrounds it by the value `low`.
         low: The raw value that becomes -1.
-        high: The raw value that becomes 1; what lies outside is clipped.
+        high: The raw value that becomes 1; what lies outside is clipped, see `data.units`.
         bits: 8 or 16, of the pictures that come out.
     """
 
@@ -85,6 +86,24 @@ class Geometry:
     width: int
 
 
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A picture as a model takes it.
+
+    Attributes:
+        samples: (C, H, W) float32 in [-1, 1].
+        original: (C, H, W) float32, the same without clipping: what results are compared with. `samples` itself where
+            nothing was clipped.
+        geometry: The size that it had.
+        use: How its values lie in the model's range.
+    """
+
+    samples: Array
+    original: Array
+    geometry: Geometry
+    use: Use
+
+
 class _Plan(NamedTuple):
     """Halved, then scaled to (height, width); its window at (top, left) meets the array at (to_top, to_left)."""
 
@@ -99,8 +118,38 @@ class _Plan(NamedTuple):
     columns: int
 
 
+def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Use:
+    """How the values of a picture lie in the range of a model whose units they are; arguments as of `fit_picture`.
+
+    Raises:
+        PictureMisfit: Its type, its values or its channels are not the model's.
+    """
+    use = check_numbers(picture, rule.low, rule.high, windows=windows)
+    if not grey:
+        check_channels(picture, rule.channels, low=rule.low, high=rule.high)
+    return use
+
+
+def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
+    """A picture as a model takes it, once it is known to be in the model's units.
+
+    Args:
+        picture: Any picture.
+        rule: The model's.
+        windows: As for `check_numbers`.
+        grey: Whether colours may be dropped: for training, where the channels are chosen for a whole folder.
+
+    Raises:
+        PictureMisfit: Its type, its values or its channels are not the model's.
+    """
+    use = check_fit(picture, rule, windows=windows, grey=grey)
+    samples, geometry = to_array(picture, rule)
+    original = _array(picture, rule, clip=False) if use.clipped else samples
+    return Fitted(samples, original, geometry, use)
+
+
 def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
-    """The model's array of a picture.
+    """The model's array of a picture, whatever its units: what a person gives goes through `fit_picture`.
 
     Pictures of unsigned 8 bits are resized as such, with Pillow's rounding, which is what public models were trained
     on; all others in float32. RGB becomes grey by the luma of ITU-R BT.601, grey becomes RGB by repetition.
@@ -112,22 +161,28 @@ def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
     Returns:
         (C, H, W) float32 in [-1, 1], and the size to give to `from_array`.
     """
+    return _array(picture, rule, clip=True), Geometry(*picture.pixels.shape[:2])
+
+
+def _array(picture: Picture, rule: PictureRule, *, clip: bool) -> Array:
+    """(C, H, W) float32; without clipping, values outside the range lie beyond [-1, 1]."""
     pixels = _channels(picture.pixels, rule.channels)
-    geometry = Geometry(*pixels.shape[:2])
+    plan = _plan(rule, Geometry(*pixels.shape[:2]))
     if pixels.dtype != np.uint8:
-        pixels = _unit(pixels, rule)
-    plan = _plan(rule, geometry)
+        pixels = _unit(pixels, rule, clip=clip)
     scaled = pixels
     for _ in range(plan.halvings):
         scaled = _resize(scaled, scaled.shape[0] // 2, scaled.shape[1] // 2, box=True)
     scaled = _resize(scaled, plan.height, plan.width)
     if scaled.dtype == np.uint8:
-        scaled = _unit(scaled, rule)
+        scaled = _unit(scaled, rule, clip=clip)
     out = np.full((rule.height, rule.width, rule.channels), -1.0, dtype=np.float32)
     out[plan.to_top : plan.to_top + plan.rows, plan.to_left : plan.to_left + plan.columns] = scaled[
         plan.top : plan.top + plan.rows, plan.left : plan.left + plan.columns
     ]
-    return np.ascontiguousarray(out.clip(-1.0, 1.0).transpose(2, 0, 1)), geometry
+    if clip:  # resizing overshoots
+        out = out.clip(-1.0, 1.0)
+    return np.ascontiguousarray(out.transpose(2, 0, 1))
 
 
 def to_raw(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Array:
@@ -206,11 +261,11 @@ def _halvings(h: int, w: int, height: int, width: int) -> int:
     return count
 
 
-def _unit(pixels: Pixels, rule: PictureRule) -> Array:
-    """Raw values to [-1, 1], clipped."""
+def _unit(pixels: Pixels, rule: PictureRule, *, clip: bool) -> Array:
+    """Raw values to [-1, 1], perhaps clipped."""
     scaled = (pixels.astype(np.float32) - np.float32(rule.low)) * np.float32(2 / (rule.high - rule.low))
-    unit: Array = np.clip(scaled - np.float32(1), -1.0, 1.0, dtype=np.float32)
-    return unit
+    unit: Array = np.subtract(scaled, np.float32(1), dtype=np.float32)
+    return np.clip(unit, -1.0, 1.0) if clip else unit
 
 
 def _channels(pixels: Pixels, channels: int) -> Pixels:

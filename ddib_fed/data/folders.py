@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.images import ImageLimits, PictureRule, read_image, to_array
+from ddib_fed.data.images import ImageLimits, PictureRule, read_fitted
 from ddib_fed.data.scans import Classes, Entry, Folder, Looks, Progress, Sides, describe, scan, two_sides
-from ddib_fed.data.surveys import Range, Survey, choose_range, survey
+from ddib_fed.data.surveys import Range, Survey, choose_range, range_check, survey
 from ddib_fed.errors import SettingsInvalid
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "expand",
     "folder_digest",
     "load",
+    "range_check",
     "scan",
     "shared",
     "split",
@@ -98,7 +99,7 @@ def load(
     compact: bool = False,
     progress: Progress | None = None,
 ) -> NDArray[Any]:
-    """The model's arrays of all entries.
+    """The arrays of all entries for a model whose range and channels were chosen for this folder.
 
     Args:
         entries: From `scan`.
@@ -112,11 +113,12 @@ def load(
 
     Raises:
         FileMissing, ImageUnreadable, ImageTooLarge: A file was changed since it was scanned.
+        PictureMisfit: A picture is not in the rule's units.
     """
     kind = np.dtype(np.float32) if not compact else np.dtype(np.uint8 if rule.bits == 8 else np.uint16)
     out = np.empty((len(entries), rule.channels, rule.height, rule.width), dtype=kind)
     for i, entry in enumerate(entries):
-        x, _ = to_array(read_image(entry.path, limits), rule)
+        x = read_fitted(entry.path, rule, limits, windows=True, grey=True).samples
         out[i] = np.rint((x + 1) * np.float32(rule.top / 2)) if compact else x
         if progress:
             progress(i + 1, len(entries))

@@ -12,25 +12,41 @@ from typing import Literal
 
 import numpy as np
 
-from ddib_fed.data.fitting import Fit, Geometry, PictureRule, from_array, to_array, to_raw
+from ddib_fed.data.fitting import (
+    Fit,
+    Fitted,
+    Geometry,
+    PictureRule,
+    check_fit,
+    fit_picture,
+    from_array,
+    to_array,
+    to_raw,
+)
+from ddib_fed.data.kinds import refuse_points
 from ddib_fed.data.picture import FORMATS, ImageLimits, Picture, Pixels, faults_as_unreadable
 from ddib_fed.data.picture_files import PNG_MAGIC, jpeg_pixels, npy_pixels, png_pixels
 from ddib_fed.data.points import MAGIC as NPY_MAGIC
 from ddib_fed.data.tiff_files import tiff_pixels
-from ddib_fed.errors import FileMissing, ImageUnreadable, ShapeMismatch
+from ddib_fed.data.units import name_misfit
+from ddib_fed.errors import FileMissing, ImageUnreadable, PictureMisfit, ShapeMismatch
 
 __all__ = [
     "FORMATS",
     "Fit",
+    "Fitted",
     "Geometry",
     "ImageLimits",
     "Picture",
     "PictureRule",
     "Pixels",
+    "check_fit",
     "decode_image",
     "encode_png",
+    "fit_picture",
     "from_array",
     "image_format",
+    "read_fitted",
     "read_image",
     "to_array",
     "to_raw",
@@ -84,12 +100,14 @@ def decode_image(
         ImageUnreadable: None of the accepted formats, damaged, cut short, not finite, or stored in a way that
             would lose numbers here.
         ImageTooLarge: More bytes, pixels or frames than the limits.
+        KindMismatch: A .npy of points.
     """
     limits = limits or ImageLimits()
     limits.check_bytes(len(content))
     kind = image_format(content)
     if kind is None or kind not in limits.formats:
         raise _unaccepted(content, kind, limits)
+    refuse_points(content)
     bits = 8
     with faults_as_unreadable(kind):
         if kind == "PNG":
@@ -112,8 +130,30 @@ def read_image(
         FileMissing: No such file.
         ImageUnreadable: As `decode_image`, or the file cannot be opened.
         ImageTooLarge: As `decode_image`; a file over the limit is not read.
+        KindMismatch: As `decode_image`.
     """
     return decode_image(read_content(path, limits or ImageLimits()), limits, background=background)
+
+
+def read_fitted(
+    path: Path,
+    rule: PictureRule,
+    limits: ImageLimits | None = None,
+    *,
+    windows: bool = False,
+    grey: bool = False,
+) -> Fitted:
+    """The picture in a file as a model takes it; arguments as `read_image` and `fit_picture`.
+
+    Raises:
+        FileMissing, ImageUnreadable, ImageTooLarge, KindMismatch: As `read_image`.
+        PictureMisfit: As `fit_picture`, with the file's name.
+    """
+    picture = read_image(path, limits)
+    try:
+        return fit_picture(picture, rule, windows=windows, grey=grey)
+    except PictureMisfit as error:
+        raise name_misfit(error, str(path)) from error
 
 
 def read_content(path: Path, limits: ImageLimits) -> bytes:

@@ -22,10 +22,12 @@ from ddib_fed.data.images import (
     image_format,
     read_content,
 )
-from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, UsageError
+from ddib_fed.data.units import name_misfit
+from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, PictureMisfit, UsageError
 
 Classes = Literal["folders", "prefix"] | None
 Progress = Callable[[int, int], None]
+Check = Callable[[Picture], object]
 
 SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".npy"})
 # Pictures of formats that are not read here: left out in silence they would be missed much later.
@@ -117,6 +119,7 @@ def scan(
     classes: Classes = None,
     limits: ImageLimits | None = None,
     skip_bad: bool = False,
+    check: Check | None = None,
     progress: Progress | None = None,
 ) -> Folder:
     """Every picture below a folder, decoded once.
@@ -129,11 +132,13 @@ def scan(
         classes: ``folders``: the first folder below the root. ``prefix``: the name up to its first underscore.
         limits: Of each file.
         skip_bad: Leave damaged files out and list them, instead of refusing the folder.
+        check: Raises for a picture that cannot be used, which then counts as damaged.
         progress: Called with (files looked at, files in all).
 
     Raises:
         FileMissing: No such folder, or no picture in it.
         ImageUnreadable: There are bad files and `skip_bad` is false; the first ones are named.
+        PictureMisfit: The same, and all of them are what `check` raised so for.
         UsageError: The folder holds `trainA` and `trainB`: two domains, of which one has to be named.
     """
     limits = limits or ImageLimits()
@@ -146,13 +151,13 @@ def scan(
         )
     paths = list(_files(root))
     entries: list[Entry] = []
-    bad: list[tuple[Path, str]] = []
+    bad: list[tuple[Path, DdibError]] = []
     ignored = 0
     for done, path in enumerate(paths, start=1):
         try:
-            entry = _entry(path, root, classes, limits)
+            entry = _entry(path, root, classes, limits, check)
         except DdibError as error:
-            bad.append((path, error.detail))
+            bad.append((path, error))
         else:
             entries += [entry] if entry else []
             ignored += entry is None
@@ -161,9 +166,11 @@ def scan(
     if bad and not skip_bad:
         raise _bad_files(root, bad, len(entries))
     if not entries:
-        raise FileMissing(f"no picture below {root} ({len(bad)} bad files, {ignored} of other kinds)")
+        first = f"; {bad[0][0]}: {bad[0][1].detail}" if bad else ""
+        raise FileMissing(f"no picture below {root} ({len(bad)} bad files, {ignored} of other kinds){first}")
     names = _sorted_names({e.label for e in entries if e.label is not None})
-    return Folder(root, tuple(entries), names, tuple(bad), ignored)
+    reasons = tuple((path, error.detail) for path, error in bad)
+    return Folder(root, tuple(entries), names, reasons, ignored)
 
 
 def describe(picture: Picture) -> tuple[str, Looks]:
@@ -202,12 +209,16 @@ def _files(root: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda p: p.relative_to(root).as_posix())
 
 
-def _entry(path: Path, root: Path, classes: Classes, limits: ImageLimits) -> Entry | None:
+def _entry(
+    path: Path, root: Path, classes: Classes, limits: ImageLimits, check: Check | None
+) -> Entry | None:
     """The entry of a file; None for a file that is no picture and does not claim to be one."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES | OTHER_SUFFIXES and not _begins_like_one(path):
         return None
     picture = decode_image(read_content(path, limits), limits)
+    if check is not None:
+        check(picture)
     digest, looks = describe(picture)
     return Entry(path, _label(path, root, classes), digest, looks)
 
@@ -241,12 +252,22 @@ def _sorted_names(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _bad_files(root: Path, bad: list[tuple[Path, str]], good: int) -> ImageUnreadable:
-    listed = [f"  {path}: {reason}" for path, reason in bad[:MAX_LISTED]]
+def _bad_files(root: Path, bad: list[tuple[Path, DdibError]], good: int) -> DdibError:
+    """The error that names bad files; of one file alone, and of pictures of other units, with what would fit."""
+    path, first = bad[0]
+    if isinstance(first, PictureMisfit):
+        first = name_misfit(first, str(path))
+    if root.is_file():
+        return first
+    listed = [f"  {path}: {error.detail}" for path, error in bad[:MAX_LISTED]]
     more = [f"  and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
-    head = f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:"
+    detail = "\n".join(
+        [f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:", *listed, *more]
+    )
+    if all(isinstance(error, PictureMisfit) for _, error in bad):
+        return PictureMisfit(
+            detail, hint=f"{first.hint}; or leave them out with --skip-bad", facts=first.facts
+        )
     return ImageUnreadable(
-        "\n".join([head, *listed, *more]),
-        hint="mend or remove them, or leave them out with --skip-bad",
-        facts={"bad": len(bad)},
+        detail, hint="repair or remove them, or leave them out with --skip-bad", facts={"bad": len(bad)}
     )

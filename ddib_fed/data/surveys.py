@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.images import ImageLimits, read_image
-from ddib_fed.data.scans import Entry, Folder
+from ddib_fed.data.scans import Check, Entry, Folder
+from ddib_fed.data.units import TYPE_RANGES, check_numbers
 from ddib_fed.errors import SettingsInvalid
 
 SAMPLE_PICTURES = 200
 SAMPLE_PIXELS = 20_000
 MIN_USED = 0.5
 MAX_CLIPPED = 0.05
-TYPE_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": (-32768.0, 32767.0)}
 
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _VALUES = re.compile(rf"({_NUMBER}):({_NUMBER})")
@@ -153,6 +153,14 @@ def choose_range(folder: Folder, spec: str = "type", limits: ImageLimits | None 
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         raise SettingsInvalid(f"the range {spec} is {low:g} to {high:g}, which is empty")
     return Range(low, high, tuple(_warnings(values, low, high)))
+
+
+def range_check(spec: str) -> Check | None:
+    """What refuses pictures that are not in the units of a range `LOW:HIGH`; None for one that follows from them."""
+    found = _VALUES.fullmatch(spec.strip())
+    if found is None or not float(found[1]) < float(found[2]):
+        return None
+    return lambda picture: check_numbers(picture, float(found[1]), float(found[2]), windows=True)
 
 
 def _limits(folder: Folder, spec: str, values: NDArray[np.float32]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.bridge import DEFAULT_SETTINGS
 from ddib_fed.diffusion.interpolation import Way, interpolate
 from ddib_fed.diffusion.plans import SolverSettings, plan
-from ddib_fed.errors import NotFinite, SettingsInvalid, ShapeMismatch
+from ddib_fed.errors import NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.evaluation.picture_side import (
     UNGUIDED,
     Floats,
@@ -47,6 +47,8 @@ __all__ = [
 # Told (network evaluations done, in all), over all legs and batches.
 OnProgress = Callable[[int, int], None]
 BATCH = 16
+FARTHEST = 3.0
+"""A number beyond it lies a whole range outside of [-1, 1]: the pictures are of another scale, as 0 to 255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ def translate_pictures(
 
     Raises:
         ShapeMismatch: The pictures are not those of the models.
+        PictureMisfit: They are of another scale than [-1, 1].
         NotFinite: There is a NaN or an infinity in them, or in what a model answers.
         SettingsInvalid: Settings that do not exist or do not fit.
     """
@@ -356,3 +359,10 @@ def _check_pictures(x: Floats, source: PictureSide, target: PictureSide) -> None
             )
     if not np.isfinite(x).all():
         raise NotFinite("there are pictures with NaN or infinity")
+    low, high = float(x.min()), float(x.max())
+    if max(-low, high) > FARTHEST:
+        raise PictureMisfit(
+            f"pictures from {low:g} to {high:g} are not in [-1, 1]",
+            hint="ddib_fed.data.images.read_fitted brings a file into [-1, 1]",
+            facts={"holds": f"{low:g} to {high:g}", "takes": "-1 to 1"},
+        )

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ddib_fed.evaluation import baselines, features, pictures, retrieval
 from ddib_fed.evaluation.features import Features
 from ddib_fed.evaluation.pictures import Pictures
@@ -48,8 +50,8 @@ def judge(
 
     Args:
         translated: The translations.
-        source: Their sources.
-        truth: What they should be.
+        source: Their sources as they were given: beyond [-1, 1] where values lie outside the model's range.
+        truth: What they should be; likewise.
         back: The sources that came back.
         domain: Of the target: for the feature distance, and for baselines that need no pairs.
         thresholds: What structure must reach not to be doubtful.
@@ -70,7 +72,9 @@ def judge(
     report["cycle"] = None if source is None or back is None else _cycle(back, source, rows)
     report["structure"] = None if source is None else _structure(source, translated, thresholds, rows)
     report["pictures"] = rows
-    others = _others(translated, source, truth, domain, tell)
+    # What stands in for a translation is one that a file could hold; what is compared with is as it was given.
+    within = None if source is None else np.clip(source, -1.0, 1.0)
+    others = _others(translated, within, truth, domain, tell)
     report["baselines"] = None if truth is None else {name: _means(x, truth) for name, x in others.items()}
     report["retrieval"] = report["features"] = None
     if len(translated) < FEWEST:
@@ -174,7 +178,7 @@ def _features(
     real = features.features(domain.target)
     rows = _judged(translated, others)
     if truth is not None:
-        rows["truth"] = truth
+        rows["truth"] = np.clip(truth, -1.0, 1.0)
     made: dict[str, Features] = {}
     for name, stack in rows.items():
         tell(f"features: {name}")

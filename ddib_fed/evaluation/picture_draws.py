@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ddib_fed.data.images import ImageLimits, encode_png, from_array, read_image, to_array
+from ddib_fed.data.images import ImageLimits, encode_png, from_array, read_fitted
 from ddib_fed.diffusion.interpolation import Way
 from ddib_fed.diffusion.plans import SolverSettings, check_settings
 from ddib_fed.errors import SettingsInvalid
@@ -125,6 +125,7 @@ def between(
 
     Raises:
         FileMissing, ImageUnreadable, ImageTooLarge: A picture cannot be read.
+        PictureMisfit: It is not in the source model's units.
         SettingsInvalid: Fewer than two frames, or as `interpolate_pictures`.
         ShapeMismatch, NotFinite: As `interpolate_pictures`.
     """
@@ -132,11 +133,11 @@ def between(
         raise SettingsInvalid(f"{frames} frames; the two ends are two already", hint="use 9, for example")
     own = picture_rule(source.bundle.manifest)
     theirs = replace(picture_rule(target.bundle.manifest), fit=own.fit)
-    (first, size), (second, _) = (to_array(read_image(path, limits), own) for path in files)
+    first, second = (read_fitted(path, own, limits) for path in files)
     weights = [number / (frames - 1) for number in range(frames)]
     with torch_threads(threads):
         found = interpolate_pictures(
-            np.stack([first, second]),
+            np.stack([first.samples, second.samples]),
             source,
             target,
             weights,
@@ -151,7 +152,7 @@ def between(
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"frame_{number:0{len(str(frames - 1))}d}.png" for number in range(frames)]
     for name, frame in zip(names, found, strict=True):
-        write_bytes(folder / name, encode_png(from_array(frame, theirs, size)))
+        write_bytes(folder / name, encode_png(from_array(frame, theirs, first.geometry)))
     titles = [f"{weight:.2f}" for weight in weights]
     save_sheet(
         folder / "sheet.png",

@@ -14,7 +14,6 @@ import numpy as np
 from pydantic import ValidationError
 
 from ddib_fed.data.images import ImageLimits
-from ddib_fed.data.surveys import MAX_CLIPPED
 from ddib_fed.errors import FileMissing, InputError, StateConflict
 from ddib_fed.evaluation.picture_recipe import REPORT_FILE, SHEET_FILE, Recipe, Task
 from ddib_fed.evaluation.picture_results import write_sheet
@@ -225,7 +224,7 @@ def _ranges(records: Sequence[Mapping[str, Any]], model: Manifest) -> dict[str, 
     return {
         "low": rule.low,
         "high": rule.high,
-        "clipped": sum(each["outside"] > MAX_CLIPPED for each in found),
+        "clipped": sum(each.get("clipped", each["outside"]) > 0 for each in found),
         "most_outside": max((each["outside"] for each in found), default=0.0),
         "narrow": sum(each["used"] < NARROW for each in found),
     }

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from ddib_fed.data.imagenet import source_name, validation_pictures
-from ddib_fed.data.images import ImageLimits, read_image
+from ddib_fed.data.images import ImageLimits, PictureRule, check_fit, read_image
 from ddib_fed.data.scans import Entry, describe, require_outside, scan
-from ddib_fed.errors import AlreadyExists, DdibError, FileMissing, SettingsInvalid
+from ddib_fed.data.units import name_misfit
+from ddib_fed.errors import AlreadyExists, DdibError, FileMissing, PictureMisfit, SettingsInvalid
 from ddib_fed.evaluation.bridging import check_legs
 from ddib_fed.evaluation.picture_recipe import (
     REPORT_FILE,
@@ -73,6 +74,7 @@ def folder_tasks(
     limit: int | None = None,
     limits: ImageLimits | None = None,
     skip_bad: bool = False,
+    rule: PictureRule | None = None,
     on_progress: OnProgress | None = None,
 ) -> Found:
     """Every picture below a folder, or one picture, each of it of one class.
@@ -83,11 +85,12 @@ def folder_tasks(
         limit: Only so many, in the order of their paths.
         limits: Of each file.
         skip_bad: List pictures that cannot be used and go on.
+        rule: The source model's: pictures that do not fit it cannot be used.
         on_progress: Told of files looked at.
 
     Raises:
         FileMissing: There is no such folder, or no picture in it.
-        ImageUnreadable: There are bad pictures and `skip_bad` is false.
+        ImageUnreadable, PictureMisfit: There are bad pictures and `skip_bad` is false.
         UsageError: The folder holds two domains.
     """
     show = on_progress or _silent
@@ -95,6 +98,7 @@ def folder_tasks(
         folder,
         limits=limits,
         skip_bad=skip_bad,
+        check=None if rule is None else lambda picture: check_fit(picture, rule),
         progress=lambda done, total: show(done, total, "looking at files"),
     )
     return Found(folder, entry_tasks(folder, found.entries[:limit], classes=classes), found.bad)
@@ -121,6 +125,7 @@ def class_tasks(
     limit: int | None = None,
     limits: ImageLimits | None = None,
     skip_bad: bool = False,
+    rule: PictureRule | None = None,
     on_progress: OnProgress | None = None,
 ) -> Found:
     """The pictures of some classes, each to go to another class, under the public code's names.
@@ -134,11 +139,12 @@ def class_tasks(
         limit: Only so many of each class, in the order of their names.
         limits: Of each file.
         skip_bad: List pictures that cannot be used and go on; their numbers are left out.
+        rule: As in `folder_tasks`.
         on_progress: Told of files looked at.
 
     Raises:
         FileMissing: No such folder, no picture of a class, or no kit where one is needed.
-        ImageUnreadable, ImageTooLarge: A picture is bad and `skip_bad` is false.
+        ImageUnreadable, ImageTooLarge, PictureMisfit: A picture is bad and `skip_bad` is false.
         InputError, ExtraMissing: As `validation_pictures`.
     """
     by_class = _by_class(folder, class_names, labels)
@@ -150,9 +156,14 @@ def class_tasks(
     wanted = [path for paths in chosen.values() for path in paths]
     for done, path in enumerate(wanted, start=1):
         try:
-            digests[path] = describe(read_image(path, limits))[0]
+            picture = read_image(path, limits)
+            if rule is not None:
+                check_fit(picture, rule)
+            digests[path] = describe(picture)[0]
         except DdibError as error:
             if not skip_bad:
+                if isinstance(error, PictureMisfit):
+                    raise name_misfit(error, str(path)) from error
                 error.hint = error.hint or "leave bad pictures out with --skip-bad"
                 raise
             bad.append((path, error.detail))

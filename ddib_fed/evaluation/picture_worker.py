@@ -18,15 +18,15 @@ import numpy as np
 import torch
 
 from ddib_fed.data.images import (
+    Fitted,
     Geometry,
     ImageLimits,
-    Picture,
     PictureRule,
     encode_png,
     from_array,
-    read_image,
-    to_array,
+    read_fitted,
 )
+from ddib_fed.data.units import Use
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.errors import MemoryExhausted
 from ddib_fed.evaluation.bridging import (
@@ -87,13 +87,12 @@ class Translator:
 
         Raises:
             FileMissing, ImageUnreadable, ImageTooLarge: A file was changed since it was looked at.
+            PictureMisfit: A picture is not in the model's units.
             MemoryExhausted: The GPU's memory does not suffice.
             NotFinite: A model answers with NaN or infinity.
         """
-        read = [read_image(task.path, self._limits) for task in batch]
-        loaded = [to_array(picture, self._rules[0]) for picture in read]
-        ranges = [range_use(picture, self._rules[0]) for picture in read]
-        x = np.stack([array for array, _ in loaded])
+        given = [read_fitted(task.path, self._rules[0], self._limits) for task in batch]
+        x = np.stack([each.samples for each in given])
         try:
             with torch_threads(self._threads):
                 found, deviation = self._compute(x, batch[0], on_tick)
@@ -102,7 +101,7 @@ class Translator:
                 f"the GPU's memory does not suffice for {len(batch)} pictures at once",
                 hint=f"--batch {max(1, len(batch) // 2)}, or --dtype bfloat16",
             ) from error
-        self._write(batch, x, found, deviation, [geometry for _, geometry in loaded], ranges)
+        self._write(batch, given, found, deviation)
         return len(batch)
 
     def _compute(self, x: Floats, first: Task, on_tick: OnTick) -> tuple[Translated, Floats | None]:
@@ -123,21 +122,20 @@ class Translator:
     def _write(
         self,
         batch: Sequence[Task],
-        x: Floats,
+        given: Sequence[Fitted],
         found: Translated,
         deviation: Floats | None,
-        sizes: Sequence[Geometry],
-        ranges: Sequence[dict[str, float]],
     ) -> None:
+        x = np.stack([each.original for each in given])
         kept = structure(x, found.translated)
         errors = mse(found.back, x) if found.back is not None else None
         neighbours = structure(x, np.roll(found.translated, 1, axis=0)) if len(x) > 1 else None
-        for row, (task, size) in enumerate(zip(batch, sizes, strict=True)):
-            written = self._files(task, row, x, found, deviation, size)
-            record = self._record(task, written, size)
+        for row, (task, fitted) in enumerate(zip(batch, given, strict=True)):
+            written = self._files(task, row, fitted, found, deviation)
+            record = self._record(task, written, fitted.geometry)
             record["cycle_mse"] = None if errors is None else float(errors[row])
             record["cycle_psnr"] = None if errors is None else float(to_psnr(errors)[row])
-            record["range"] = ranges[row]
+            record["range"] = _range(fitted.use)
             record["structure"] = kept.records()[row]
             record["chance"] = None if neighbours is None else _figures(neighbours, row)
             record["latent"] = asdict(measure(torch.from_numpy(found.latent[row : row + 1])))
@@ -155,19 +153,18 @@ class Translator:
         self,
         task: Task,
         row: int,
-        x: Floats,
+        given: Fitted,
         found: Translated,
         deviation: Floats | None,
-        geometry: Geometry,
     ) -> dict[str, str]:
         """Write the files of one picture; their digests by name."""
-        size = None if self._recipe.public_names else geometry
+        size = None if self._recipe.public_names else given.geometry
         source, target = self._rules
         # The fit that was done to the source is what is undone, whatever the target does to its own pictures.
         target = replace(target, fit=source.fit)
         contents = {"translated": encode_png(from_array(found.translated[row], target, size))}
         if self._recipe.public_names:
-            contents["source"] = encode_png(from_array(x[row], source))
+            contents["source"] = encode_png(from_array(given.samples, source))
         if found.back is not None:
             contents["back"] = encode_png(from_array(found.back[row], source, size))
         if deviation is not None:
@@ -207,14 +204,9 @@ class Translator:
         }
 
 
-def range_use(picture: Picture, rule: PictureRule) -> dict[str, float]:
-    """How a picture's values lie in the range of a rule: the share `outside`, and the part of it that is `used`."""
-    values = picture.pixels.astype(np.float32)
-    inside = np.clip([values.min(), values.max()], rule.low, rule.high)
-    return {
-        "outside": round(float(np.mean((values < rule.low) | (values > rule.high))), 4),
-        "used": round(float(inside[1] - inside[0]) / (rule.high - rule.low), 4),
-    }
+def _range(use: Use) -> dict[str, float]:
+    """How many values were clipped, as a number and as a share, and the part of the range that is used."""
+    return {"clipped": use.clipped, "outside": round(use.outside, 4), "used": round(use.used, 4)}
 
 
 def open_sides(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ddib_fed.data import folders
+from ddib_fed.data.images import check_fit
 from ddib_fed.data.scans import Progress
 from ddib_fed.errors import InputError, SettingsInvalid
 from ddib_fed.evaluation.pictures import picture_rule
@@ -33,7 +34,7 @@ def put_thresholds(
     Raises:
         ModelNotFound, BundleInvalid: There is no usable bundle.
         SettingsInvalid: It is no model that generates pictures.
-        FileMissing, ImageUnreadable: The pictures cannot be used.
+        FileMissing, ImageUnreadable, PictureMisfit: The pictures cannot be used.
         InputError: There are too few.
     """
     manifest = load_bundle(model).manifest
@@ -41,13 +42,19 @@ def put_thresholds(
         raise SettingsInvalid(
             f"{model} is no model that generates pictures: it has no thresholds of structure"
         )
-    entries = folders.scan(images, skip_bad=skip_bad, progress=progress).entries
+    rule = picture_rule(manifest)
+    entries = folders.scan(
+        images,
+        skip_bad=skip_bad,
+        check=lambda picture: check_fit(picture, rule, windows=True),
+        progress=progress,
+    ).entries
     if len(entries) < FEWEST:
         raise InputError(
             f"{images} has {len(entries)} pictures; at least {FEWEST} are needed",
             hint="add pictures of the domain",
         )
     entries = entries[:: -(-len(entries) // MOST)]
-    pictures = folders.load(entries, picture_rule(manifest))
+    pictures = folders.load(entries, rule)
     found = calibrate_by_chance(pictures[::2], pictures[1::2], pairs=CHANCE_PAIRS)
     return amend_bundle(model, structure=found)

@@ -17,14 +17,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.images import Picture, PictureRule, read_image, to_array
+from ddib_fed.data.images import Picture, PictureRule, fit_picture, read_image, to_array
 from ddib_fed.data.scans import SUFFIXES
-from ddib_fed.errors import FileMissing, InputError, UsageError
+from ddib_fed.data.units import name_misfit
+from ddib_fed.errors import FileMissing, InputError, PictureMisfit, UsageError
 from ddib_fed.evaluation.pictures import Pictures, to_channels
 from ddib_fed.evaluation.translation_records import Record, read
 
 OnRead = Callable[[int, int], None]
 SHEETS = frozenset({"sheet.png"})
+_RAW = (1.0, 0.0)
+"""Slope and intercept of a file whose numbers are raw values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,9 @@ class Scale:
     def stack(
         self, paths: Sequence[Path], scales: Sequence[tuple[float, float]], tell: Callable[[Path, bool], None]
     ) -> Pictures:
-        """The pictures in files, (N, C, H, W) in [-1, 1], with the channels of the first.
+        """The pictures in files, (N, C, H, W) in [-1, 1]; raw values outside of the span lie beyond.
+
+        They are in colour as soon as one of them is: grey is repeated, and no colours are dropped.
 
         Args:
             paths: At least one file.
@@ -66,17 +71,19 @@ class Scale:
 
         Raises:
             FileMissing, ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
+            PictureMisfit: A file holds raw values that are not in the units of the span.
             UsageError: A file's type has no range of its own, and none was given.
         """
         arrays: list[NDArray[np.float32]] = []
         for number, path in enumerate(paths):
             picture = read_picture(path)
-            low, high = self._numbers(picture, path, scales[number] if scales else (1.0, 0.0))
-            channels = arrays[0].shape[0] if arrays else picture.pixels.shape[2]
-            rule = PictureRule(channels, self.height, self.width, "resize", low, high, 8)
-            arrays.append(to_array(picture, rule)[0])
+            scale = scales[number] if scales else _RAW
+            low, high = self._numbers(picture, path, scale)
+            rule = PictureRule(picture.pixels.shape[2], self.height, self.width, "resize", low, high, 8)
+            arrays.append(_original(picture, path, rule) if scale == _RAW else to_array(picture, rule)[0])
             tell(path, picture.pixels.shape[:2] == (self.height, self.width))
-        return np.stack(arrays)
+        channels = max(len(array) for array in arrays)
+        return np.concatenate([to_channels(array[None], channels) for array in arrays])
 
     def _numbers(
         self, picture: Picture, path: Path, output_scale: tuple[float, float]
@@ -175,6 +182,7 @@ def read_translations(
     Raises:
         FileMissing: A folder is not there or empty, or lacks a picture of a folder that was named.
         ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
+        PictureMisfit: A file is not in the units of `span`.
         UsageError: A file's type has no range of its own, and none was given.
     """
     items = find_items(folder)
@@ -227,6 +235,7 @@ def read_domain(folder: Path, scale: Scale, *, most: int, on_read: OnRead | None
     Raises:
         FileMissing: There is no such folder, or no picture in it.
         ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
+        PictureMisfit: A file is not in the units of `span`.
         UsageError: A file's type has no range of its own, and none was given.
     """
     paths = list(by_name(folder).values())
@@ -245,6 +254,17 @@ def read_picture(path: Path) -> Picture:
             error.detail = f"{path}: {error.detail}"
             error.args = (error.detail,)
         raise
+
+
+def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.float32]:
+    """Raw values as they were given, once they are known to be in the rule's units."""
+    try:
+        return fit_picture(picture, rule).original
+    except PictureMisfit as error:
+        error.facts["model"] = f"--range {rule.low:g}:{rule.high:g}"
+        found = name_misfit(error, str(path))
+        found.hint = f"--range {error.facts['fits']}, or bring the file to the units of the others"
+        raise found from error
 
 
 class _Reading:

@@ -29,7 +29,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.node.connection import PATIENCE_S, Connection, OnWait, Patience
 from ddib_fed.node.errors_wire import status_of
-from ddib_fed.node.payload import Payload, payloads, send_job, split_target
+from ddib_fed.node.payload import Payload, name_item, payloads, send_job, split_target
 from ddib_fed.node.profile import Profile
 from ddib_fed.node.results import Collector
 from ddib_fed.node.views import (
@@ -166,7 +166,8 @@ class Client:
             target_class: Name or index of the class that they become, where the target has classes.
 
         Raises:
-            InputError: An item or the target cannot be used.
+            PictureMisfit, KindMismatch: An item is not in the units, or not of the kind, of the node's model.
+            InputError: An item or the target cannot be used; an item is named.
             DdibError: The node refuses or cannot be reached.
         """
         items = payloads(files)
@@ -186,7 +187,11 @@ class Client:
             source_class=source_class,
             target_class=target_class,
         )
-        answer = self._connection.call(lambda stub: send_job(stub, header, items))
+        try:
+            answer = self._connection.call(lambda stub: send_job(stub, header, items))
+        except DdibError as error:
+            name_item(error, items)
+            raise
         return Submitted(
             answer.job_id, header.request_id, job_state(answer.state), repeated=answer.repeated_request
         )

@@ -12,7 +12,18 @@ from pathlib import Path
 
 import grpc
 
-from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, InputError, PointsUnreadable, UsageError
+from ddib_fed.data.kinds import explain_kind
+from ddib_fed.data.units import explain
+from ddib_fed.errors import (
+    DdibError,
+    FileMissing,
+    ImageUnreadable,
+    InputError,
+    KindMismatch,
+    PictureMisfit,
+    PointsUnreadable,
+    UsageError,
+)
 from ddib_fed.node.views import MEDIA_TYPES, Media
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
@@ -136,6 +147,23 @@ def _checked(media: Media, origin: Path | bytes, data: bytes) -> Payload:
         unreadable = PointsUnreadable if media is Media.NPY else ImageUnreadable
         raise unreadable(f"{name} {what}", hop="client", hint=_HOW[media])
     return Payload(media, len(data), hashlib.sha256(data).digest(), origin)
+
+
+def name_item(error: DdibError, items: Sequence[Payload]) -> None:
+    """Say which file an error is about, where the node said which item, and what does not fit in it."""
+    number = error.facts.get("item", "")
+    if not (number.isascii() and number.isdecimal() and len(number) < 10 and int(number) < len(items)):
+        return
+    origin = items[int(number)].origin
+    name = f"item {number}" if isinstance(origin, bytes) else str(origin)
+    told = ("", "")
+    if isinstance(error, PictureMisfit):
+        told = explain(error.facts, name)
+    elif isinstance(error, KindMismatch):
+        told = explain_kind(error.facts, name)
+    error.detail = told[0] or f"{name}: {error.detail}"
+    error.hint = told[1] or error.hint
+    error.args = (error.detail,)
 
 
 class Requests:

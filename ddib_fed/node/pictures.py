@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.images import (
+    Fitted,
     Geometry,
     ImageLimits,
     PictureRule,
     decode_image,
     encode_png,
+    fit_picture,
     from_array,
     to_array,
 )
@@ -64,10 +66,8 @@ def rule_of(manifest: Manifest) -> PictureRule:
     return PictureRule(channels, height, width, form.fit, form.low, form.high, form.bits)
 
 
-def read_picture(
-    content: bytes, rule: PictureRule, limits: ImageLimits, *, size_rule: str
-) -> tuple[Array, Geometry]:
-    """A client's file as the model takes it, (1, C, H, W) float32 in [-1, 1], and the size that it had.
+def read_picture(content: bytes, rule: PictureRule, limits: ImageLimits, *, size_rule: str) -> Fitted:
+    """A client's file as the model takes it.
 
     Args:
         content: The file.
@@ -76,10 +76,13 @@ def read_picture(
         size_rule: The contract's; "refuse" takes no picture of another size than the model's.
 
     Raises:
+        KindMismatch: It is a .npy of points.
         ImageUnreadable, ImageTooLarge: It is no picture that is accepted here.
+        PictureMisfit: It is not in the model's units.
         ShapeMismatch: It has another size, and that is refused.
     """
-    array, geometry = to_array(decode_image(content, limits), rule)
+    fitted = fit_picture(decode_image(content, limits), rule)
+    geometry = fitted.geometry
     if size_rule == REFUSE and (geometry.height, geometry.width) != (rule.height, rule.width):
         said, wanted = f"{geometry.height}x{geometry.width}", f"{rule.height}x{rule.width}"
         raise ShapeMismatch(
@@ -87,7 +90,7 @@ def read_picture(
             hint="bring it to that size, or let both operators set policy.size_rule to model",
             facts={"size": said, "expected": wanted, "size_rule": REFUSE},
         )
-    return array[None], geometry
+    return fitted
 
 
 def write_translation(samples: Array, rule: PictureRule) -> bytes:

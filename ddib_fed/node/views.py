@@ -264,6 +264,7 @@ class PictureFigures:
         least_edge_correlation: Below it the source's model calls a translation doubtful; None when it does not say.
         least_mutual_information: The same, in bits.
         structure_doubtful: Whether one of the two figures is below; None when the model does not say.
+        clipped: Values of the picture that lie outside the range of the source's model.
     """
 
     height: int
@@ -281,6 +282,7 @@ class PictureFigures:
     least_edge_correlation: float | None = None
     least_mutual_information: float | None = None
     structure_doubtful: bool | None = None
+    clipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,4 +471,5 @@ def _figures(pb: translation_pb2.PictureFigures) -> PictureFigures:
         slope=pb.slope,
         intercept=pb.intercept,
         **{name: getattr(pb, name) if pb.HasField(name) else None for name in _MEASURED},
+        clipped=pb.clipped,
     )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data import synthetic
+from ddib_fed.data.kinds import refuse_picture
 from ddib_fed.data.points import parse_npy
 from ddib_fed.errors import FileMissing, InputError
 from ddib_fed.training.presets import TrainConfig
@@ -57,6 +58,7 @@ def open_source(config: TrainConfig) -> Source:
     Raises:
         DomainNotFound: There is no such domain.
         FileMissing: There is no such file.
+        KindMismatch: The file holds a picture.
         PointsUnreadable: The file is no array of numbers.
         ShapeMismatch: The array is not (N, D).
         NotFinite: There is a NaN or an infinity.
@@ -116,6 +118,7 @@ def read_points(path: Path) -> Floats:
     except OSError as error:
         raise FileMissing(f"cannot read {path}: {error.strerror}", hint="check the path") from error
     try:
+        refuse_picture(content)
         return parse_npy(content, max_bytes=MAX_BYTES, max_points=MAX_POINTS)
     except InputError as error:
         error.detail = f"{path}: {error.detail}"

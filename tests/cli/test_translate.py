@@ -167,7 +167,7 @@ def test_a_refused_item_is_called_by_its_files_name(translate, scan, north, tmp_
     other.write_bytes(npy(points(3)))
     north.script.refuse["SubmitJob"] = ImageTooLarge(facts={"item": 1})
     assert translate(scan, other) == ExitCode.BAD_INPUT
-    assert f"file {other}" in capsys.readouterr().err
+    assert f"error: {other}: " in capsys.readouterr().err
 
 
 def test_failed_items_do_not_hold_back_the_others(translate, scan, north, tmp_path, capsys):

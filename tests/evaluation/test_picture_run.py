@@ -16,12 +16,14 @@ from ddib_fed.errors import (
     FileMissing,
     ImageUnreadable,
     InputError,
+    PictureMisfit,
     SettingsInvalid,
     UsageError,
 )
 from ddib_fed.evaluation.picture_recipe import Recipe
 from ddib_fed.evaluation.picture_report import read_thresholds
 from ddib_fed.evaluation.picture_run import class_tasks, folder_tasks, run
+from ddib_fed.evaluation.pictures import picture_rule
 from ddib_fed.evaluation.structure import Thresholds
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.manifest import PictureFormat
@@ -256,18 +258,37 @@ def test_classes_by_name_and_a_number_of_pictures_of_each(classes):
         class_tasks(classes, [(2, 0)], class_names=("cat", "dog", "owl"))
 
 
-def test_pictures_of_another_range_are_counted(folder, tmp_path):
-    """Of 16 bits where the model takes 8, and the other way round."""
-    bright = drawn(8, 8, 0).astype(np.uint16) * 15
+def test_pictures_of_another_scale_are_refused_before_any_is_translated(folder, tmp_path):
+    """By name, with the range that would fit; left out with `skip_bad`; also where only the run itself looks."""
+    rule = picture_rule(opened("north").manifest)
+    (folder / "deep.png").write_bytes(encode_png(drawn(8, 8, 0).astype(np.uint16) * 257))
+    with pytest.raises(PictureMisfit, match=r"(?s)1 of 6 .*deep\.png: .*uint16.*0 to 255") as caught:
+        folder_tasks(folder, rule=rule)
+    assert "--range 0:65535" in caught.value.hint
+    assert "--skip-bad" in caught.value.hint
+    assert len(folder_tasks(folder, rule=rule, skip_bad=True).tasks) == 5
+    with pytest.raises(PictureMisfit, match=r"deep\.png holds"):
+        folder_tasks(folder / "deep.png", rule=rule)
+    with pytest.raises(PictureMisfit, match=r"deep\.png holds"):
+        go(folder, tmp_path / "out")
+
+
+def test_figures_compare_with_the_picture_as_given(folder, tmp_path):
+    """A few values outside of the range are clipped for the model, counted, and count against the round trip."""
+    bright = drawn(8, 8, 0).astype(np.uint16)
+    bright[:2] = 262
     (folder / "bright.png").write_bytes(encode_png(bright))
-    report = run(RECIPE, folder_tasks(folder), tmp_path / "out", opener=opened)
-    assert (report["range"]["clipped"], report["range"]["narrow"]) == (1, 1)
-    assert report["range"]["most_outside"] > 0.9
-    record = json.loads((tmp_path / "out" / "a.json").read_text())
-    assert record["range"]["outside"] == 0
-    assert 0.5 < record["range"]["used"] <= 1
-    deep = run(replace(RECIPE, source="deep"), folder_tasks(folder), tmp_path / "deep", opener=opened)
-    assert (deep["range"]["clipped"], deep["range"]["narrow"]) == (0, 0)
+    (folder / "whole.png").write_bytes(encode_png(bright.clip(0, 255).astype(np.uint8)))
+    report = go(folder, tmp_path / "out", batch=8)
+    records = [json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("bright", "whole")]
+    assert [record["range"]["clipped"] for record in records] == [16, 0]
+    assert (report["range"]["clipped"], report["range"]["most_outside"]) == (1, 0.25)
+    back = read_image(tmp_path / "out" / "bright_back.png").pixels / 127.5 - 1
+    whole = read_image(tmp_path / "out" / "whole_back.png").pixels / 127.5 - 1
+    assert np.array_equal(back, whole)
+    mse = np.mean((back - (bright / 127.5 - 1)) ** 2)
+    assert records[0]["cycle_mse"] == pytest.approx(mse, rel=0.02)
+    assert records[0]["cycle_mse"] > records[1]["cycle_mse"]
 
 
 def test_the_source_models_own_thresholds_mark_by_default(folder, tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ddib_fed.errors import FileMissing, ImageUnreadable, UsageError
+from ddib_fed.errors import FileMissing, ImageUnreadable, PictureMisfit, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.evaluation.translation_records import read
 from ddib_fed.evaluation.translations import find_items, read_domain, read_translations
@@ -147,6 +147,33 @@ def test_a_type_without_a_range_needs_one(tmp_path):
     with pytest.raises(UsageError) as caught:
         read_translations(tmp_path)
     assert "--range" in caught.value.hint
+
+
+def test_a_range_of_other_units_is_refused_by_name(tmp_path):
+    """Sources of [0, 1] and of 16 bits are none of 0 to 255."""
+    write(tmp_path / "t", blocks(1), names=["x"])
+    for number, pixels in enumerate((np.eye(16, dtype=np.float32), np.eye(16).astype(np.uint16) * 65535)):
+        folder = tmp_path / f"source{number}"
+        folder.mkdir()
+        np.save(folder / "x.npy", pixels)
+        with pytest.raises(PictureMisfit, match=r"x\.npy holds"):
+            read_translations(tmp_path / "t", source=folder, span=(0, 255))
+
+
+def test_sources_are_read_as_they_were_given(tmp_path):
+    """What lies outside of the range stays outside of [-1, 1], and one picture in colour makes the stack so."""
+    write(tmp_path / "t", blocks(2), names=["a", "b"])
+    for name in "ab":
+        record(tmp_path / "t", name, files={}, output_scale={"slope": 3000 / 255, "intercept": -1000.0})
+    (tmp_path / "s").mkdir()
+    metal = np.full((16, 16), 100, np.int16)
+    metal[0, 0] = 3500
+    np.save(tmp_path / "s" / "a.npy", metal)
+    np.save(tmp_path / "s" / "b.npy", np.stack([metal, metal // 2, metal], axis=2))
+    found = read_translations(tmp_path / "t", source=tmp_path / "s", span=(-1000, 2000))
+    assert found.source.shape == (2, 3, 16, 16)
+    assert found.source.max() == pytest.approx(2)
+    assert np.ptp(found.source[0], axis=0).max() == 0 < np.ptp(found.source[1], axis=0).max()
 
 
 def test_a_domain_is_thinned_evenly(tmp_path):

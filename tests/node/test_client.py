@@ -20,6 +20,7 @@ from ddib_fed.errors import (
     JobNotFound,
     MessageInvalid,
     PeerUnreachable,
+    PictureMisfit,
     PointsUnreadable,
     QueueFull,
     UsageError,
@@ -69,6 +70,25 @@ def test_submits_every_item_whole(alice, north, tmp_path):
     assert (stored.header.solver.solver, stored.header.solver.evaluations) == ("ddim", 24)
     assert stored.header.cycle
     assert b"patient" not in stored.header.SerializeToString()
+
+
+@pytest.mark.parametrize("number", ["0", "7", "x", ""])
+def test_an_item_that_is_refused_is_called_by_its_file(alice, north, tmp_path, number):
+    """The node knows a number; the message has the file, what it holds, what is taken, and what would fit."""
+    path = tmp_path / "deep.npy"
+    np.save(path, points())
+    facts = {"item": number, "model": "north.example/scans", "problem": "scale", "range": "0:255"}
+    facts |= {"holds": "grey uint16 from 0 to 65535", "takes": "0 to 255", "fits": "0:65535"}
+    north.script.refuse["SubmitJob"] = PictureMisfit(facts=facts)
+    with pytest.raises(PictureMisfit) as caught:
+        alice.submit([path], TARGET)
+    if number != "0":
+        assert caught.value.detail == PictureMisfit.sentence
+        return
+    said = f"{path} holds grey uint16 from 0 to 65535; north.example/scans takes 0 to 255"
+    assert caught.value.detail.startswith(said)
+    assert "--range 0:65535" in caught.value.hint
+    assert caught.value.facts["item"] == "0"
 
 
 @pytest.mark.parametrize("fault", ["away", "lose_answer"])

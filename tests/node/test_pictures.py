@@ -126,8 +126,8 @@ def test_refusing_other_sizes_names_both():
     with pytest.raises(ShapeMismatch) as caught:
         read_picture(png_bytes(noise(20, 16)), rule, limits, size_rule="refuse")
     assert (caught.value.facts["size"], caught.value.facts["expected"]) == ("20x16", "16x16")
-    array, geometry = read_picture(png_bytes(noise()), rule, limits, size_rule="refuse")
-    assert (array.shape, geometry) == ((1, 1, SIZE, SIZE), Geometry(SIZE, SIZE))
+    fitted = read_picture(png_bytes(noise()), rule, limits, size_rule="refuse")
+    assert (fitted.samples.shape, fitted.geometry) == ((1, SIZE, SIZE), Geometry(SIZE, SIZE))
 
 
 def test_the_limits_are_node_tomls():

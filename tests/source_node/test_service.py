@@ -16,6 +16,7 @@ from ddib_fed.errors import (
     DomainNotFound,
     Draining,
     ItemNotFound,
+    KindMismatch,
     MessageInvalid,
     NotFinite,
     NotReady,
@@ -109,10 +110,11 @@ def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> N
     """Before its bytes are read, and with what is taken here instead."""
     png = b"\x89PNG\r\n\x1a\n" + bytes(100)
     picture = list(stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_PNG, png), png))
-    with pytest.raises(PointsUnreadable) as caught:
+    with pytest.raises(KindMismatch) as caught:
         served.ask("SubmitJob", iter([job_header(2), *messages([npy()]), *picture]))
     assert caught.value.facts["item"] == "1"
     assert "points" in caught.value.facts["takes"]
+    assert caught.value.facts["model"] == "north.example/moons"
 
 
 @pytest.fixture

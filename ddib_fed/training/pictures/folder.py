@@ -37,6 +37,7 @@ def folder_source(
     Raises:
         FileMissing: There is no such folder, or no picture in it.
         ImageUnreadable: There are bad files, and `skip_bad` is not set.
+        PictureMisfit: The same, and they are not in the units of the range.
         InputError: There are too few pictures, or all are the same.
         MemoryExhausted: They do not fit into memory.
         SettingsInvalid: The range cannot be.
@@ -44,7 +45,13 @@ def folder_source(
     """
     root = Path(str(config.images))
     classes = config.classes if config.classes in {"folders", "prefix"} else None
-    folder = folders.scan(root, classes=classes, skip_bad=config.skip_bad, progress=progress)
+    folder = folders.scan(
+        root,
+        classes=classes,
+        skip_bad=config.skip_bad,
+        check=folders.range_check(config.range),
+        progress=progress,
+    )
     facts = folders.survey(folder)
     chosen = folders.choose_range(folder, config.range)
     for line in (*facts.lines(), *(f"{path}: {reason}" for path, reason in folder.bad), *chosen.warnings):
@@ -63,6 +70,8 @@ def folder_source(
         high=chosen.high,
         bits=8 if set(facts.dtypes) == {"uint8"} else 16,
     )
+    for line in _conversions(facts, rule.channels):
+        say(line)
     train, held_out = folders.split(folder.entries, config.held_out)
     if not held_out or not train:
         raise InputError(f"the pictures below {root} are all the same", hint="add pictures")
@@ -80,6 +89,16 @@ def folder_source(
         size=size if config.crop else None,
         quantum=2.0 / (rule.high - rule.low) if whole_numbers else 0.0,
     )
+
+
+def _conversions(facts: folders.Survey, channels: int) -> list[str]:
+    """What is done to pictures of another number of channels."""
+    others = sum(count for number, count in facts.channels.items() if number != channels)
+    if not others:
+        return []
+    if channels == 1:
+        return [f"{others} RGB pictures are made grey, their colours are dropped; --channels 3 keeps them"]
+    return [f"{others} grey pictures become RGB of three equal channels"]
 
 
 def name_of(root: Path) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from ddib_fed.data import folders
+from ddib_fed.data.images import read_fitted
 from ddib_fed.data.scans import Entry, Folder, require_outside
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import ExtraMissing, UsageError
+from ddib_fed.errors import ExtraMissing, PictureMisfit, UsageError
 from ddib_fed.evaluation.judgement import Domain, Figures, judge
 from ddib_fed.evaluation.latents import whiteness
 from ddib_fed.evaluation.picture_recipe import SHEET_FILE, Recipe
@@ -105,7 +106,7 @@ def rehearse(
         The page.
 
     Raises:
-        FileMissing, ImageUnreadable, InputError, UsageError: The folders cannot be used.
+        FileMissing, ImageUnreadable, PictureMisfit, InputError, UsageError: The folders cannot be used.
         StateConflict, AlreadyExists: The folder holds a rehearsal of other settings.
         SettingsInvalid: Settings that cannot be.
     """
@@ -125,8 +126,8 @@ def rehearse(
     config = wanted.config.model_copy(update={"channels": wanted.config.channels or _channels(a, b)})
     models = [_train(side, (a, b), config, wanted, show, tell, force=force) for side in (a, b)]
     ways = (
-        _translate(a, b, (models[0], models[1]), config, wanted, show),
-        _translate(b, a, (models[1], models[0]), config, wanted, show),
+        _translate(_fitting(a, models[0], tell), b, (models[0], models[1]), config, wanted, show),
+        _translate(_fitting(b, models[1], tell), a, (models[1], models[0]), config, wanted, show),
     )
     found = [_found(side, model, wanted.out) for side, model in zip((a, b), models, strict=True)]
     write_rehearsal(wanted.out / PAGE, (found[0], found[1]), ways, shared)
@@ -134,15 +135,18 @@ def rehearse(
 
 
 def _look(letter: str, path: Path, test: Path | None, wanted: Rehearsal, show: OnProgress) -> _Side:
-    skip = wanted.config.skip_bad
+    skip, check = wanted.config.skip_bad, folders.range_check(wanted.config.range)
     folder = folders.scan(
-        path, skip_bad=skip, progress=lambda done, total: show("looking", done, total, str(path))
+        path,
+        skip_bad=skip,
+        check=check,
+        progress=lambda done, total: show("looking", done, total, str(path)),
     )
     train, held_out = folders.split(folder.entries, wanted.config.held_out)
     lines = folders.survey(folder).lines()
     lines += [f"{bad}: {reason}" for bad, reason in folder.bad]
     if test is not None:
-        held_out = folders.scan(test, skip_bad=skip).entries
+        held_out = folders.scan(test, skip_bad=skip, check=check).entries
     held_out = tuple(sorted(held_out, key=lambda entry: entry.digest))[: wanted.pictures]
     return _Side(letter, folder, tuple(lines), train, test or path, held_out, name_of(path))
 
@@ -182,6 +186,27 @@ def _train(
         force=force,
         say=lambda text: say(f"{side.name}: {text}"),
     )
+
+
+def _fitting(side: _Side, model: Bundle, say: Callable[[str], None]) -> _Side:
+    """The side without those held-out pictures that its model does not take, which are named.
+
+    Raises:
+        PictureMisfit: It takes none.
+    """
+    rule, kept = picture_rule(model.manifest), []
+    error: PictureMisfit | None = None
+    for entry in side.held_out:
+        try:
+            read_fitted(entry.path, rule)
+        except PictureMisfit as misfit:
+            error = misfit
+            say(f"{side.name}: not translated: {misfit.detail}")
+        else:
+            kept.append(entry)
+    if error is not None and not kept:
+        raise error
+    return replace(side, held_out=tuple(kept))
 
 
 def _translate(
@@ -232,8 +257,9 @@ def _judge(
     stacks = {s.title: s.pictures for s in stages(found.tasks, records, out, _manifests(models))}
     rule = picture_rule(models[1].manifest)
     domain = Domain(folders.load(target.train[:DOMAIN_PICTURES], rule))
+    own = picture_rule(models[0].manifest)
     given: dict[str, Any] = {
-        "source": stacks["source"],
+        "source": np.stack([read_fitted(task.path, own).original for task in found.tasks]),
         "back": stacks["back"],
         "thresholds": models[0].manifest.structure,
     }

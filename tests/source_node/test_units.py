@@ -1,0 +1,97 @@
+"""What a client's file is to the source node: the model's samples, and the picture as it was given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddib_fed.errors import KindMismatch, PictureMisfit
+from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.node.config import LimitsSection
+from ddib_fed.node.engine import Decoded
+from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.contract import PictureTerms
+from source_node.samples import samples_of
+from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes
+from tests.node.scripted_source import npy
+from tests.node.tiny_nodes import tiny_engine
+from tests.wire.examples import picture_side
+
+CT = PictureFormat(low=-1000.0, high=2000.0, bits=16)
+
+
+@pytest.fixture(scope="module")
+def scanner():
+    """A model of Hounsfield units."""
+    made = pictures_engine("scans", form=CT)
+    yield made
+    made.close()
+
+
+def scan(metal: float = 0.0) -> np.ndarray:
+    """(16, 16) int16 Hounsfield units, with four pixels of `metal` instead where there is some."""
+    values = (noise() * 1500 + 500).astype(np.int16)
+    if metal:
+        values[4:6, 4:6] = metal
+    return values
+
+
+def test_a_round_trip_is_measured_against_the_picture_as_given(scanner) -> None:
+    """Metal of 3071 is clipped to 2000 for the model: what comes back perfectly else has that error, not none."""
+    samples = samples_of(scanner, LimitsSection())
+    given = samples.read(npy(scan(metal=3071)), "resize")
+    assert given.clipped == 4
+    assert given.samples.max() == 1
+    perfect = Decoded(given.samples, given.samples, 0.0)
+    figures = samples.cycle(scanner, given, perfect)["picture"]
+    assert figures["cycle_mse"] == pytest.approx(4 / SIZE**2 * (2 * 1071 / 3000) ** 2, rel=1e-4)
+    assert figures["cycle_psnr"] < 30
+    whole = samples.read(npy(scan()), "resize")
+    assert whole.original is not None
+    assert (whole.clipped, samples.cycle(scanner, whole, Decoded(whole.samples, whole.samples, 0.0))) == (
+        0,
+        {"picture": {"cycle_mse": 0.0, "cycle_psnr": 120.0}},
+    )
+
+
+def test_structure_is_measured_against_the_picture_as_given(scanner) -> None:
+    """And the number of clipped values is recorded beside it."""
+    samples = samples_of(scanner, LimitsSection())
+    side = picture_side(sample_shape=(1, SIZE, SIZE), picture=PictureTerms(0.0, 255.0, 8), size_rule="resize")
+    answer = png_bytes(noise())
+    found = [
+        samples.translation(answer, side, samples.read(npy(scan(metal)), "resize")).figures["picture"]
+        for metal in (0, 2000, 3071)
+    ]
+    assert [each["clipped"] for each in found] == [0, 0, 4]
+    edges = [each["edge_correlation"] for each in found]
+    assert edges[0] > 0.95
+    assert edges[2] < edges[1] - 0.01
+
+
+@pytest.mark.parametrize(
+    "array",
+    [(noise() * 127.5 + 127.5).astype(np.uint8), noise().astype(np.float32), (noise() + 1).astype(np.uint16)],
+    ids=["8 bits", "floats of [-1, 1]", "no negatives"],
+)
+def test_other_units_are_refused(scanner, array) -> None:
+    """With the problem, what is held and what is taken as facts, for the client's message."""
+    with pytest.raises(PictureMisfit) as caught:
+        samples_of(scanner, LimitsSection()).read(npy(array), "resize")
+    assert caught.value.facts["takes"] == "-1000 to 2000"
+    assert array.dtype.name in caught.value.facts["holds"]
+
+
+def test_points_are_no_picture_and_pictures_no_points(scanner) -> None:
+    """By their shapes, and by their formats before their bytes are read."""
+    pictures = samples_of(scanner, LimitsSection())
+    with pytest.raises(KindMismatch, match="points, 40 x 2"):
+        pictures.read(npy(np.zeros((40, 2), np.float32)), "resize")
+    engine = tiny_engine()
+    points = samples_of(engine, LimitsSection())
+    for array in (np.zeros((8, 8, 3), np.uint8), np.zeros((3, 8, 8)), np.zeros((8, 8), np.uint16)):
+        with pytest.raises(KindMismatch, match=r"a picture, .* takes points"):
+            points.read(npy(array), "none")
+    assert isinstance(points.refusal(common_pb2.MEDIA_TYPE_TIFF), KindMismatch)
+    assert points.read(npy(np.zeros((40, 2), np.uint8)), "none").samples.shape == (40, 2)
+    engine.close()

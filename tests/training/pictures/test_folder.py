@@ -1,0 +1,70 @@
+"""A folder becomes pictures to train on only in units that the range is of."""
+
+import numpy as np
+import pytest
+
+from ddib_fed.data.images import encode_png
+from ddib_fed.errors import PictureMisfit
+from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.pictures.folder import folder_source
+
+DTYPES = {"uint8": 1.0, "uint16": 257.0, "float32": 1 / 255}
+
+
+def fill(root, dtype, count=16, channels=1):
+    """Pictures of 32 x 32 of all that 8 bits hold, brought to a type; as .npy."""
+    root.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        pixels = rng.integers(0, 256, (32, 32, channels)) * DTYPES[dtype]
+        np.save(root / f"{dtype}-{number:02}.npy", pixels.astype(dtype))
+    return root
+
+
+def source(root, **settings):
+    """What would be trained on, and what was said of it."""
+    said = []
+    return folder_source(PictureTrainConfig(images=root, **settings), say=said.append), said
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_a_range_of_8_bits_is_refused_for_other_types(tmp_path, dtype):
+    """Named before anything is trained, with the range that would fit, and left out with skip_bad."""
+    root = fill(tmp_path / "in", dtype, count=3)
+    with pytest.raises(PictureMisfit) as caught:
+        source(root, range="0:255")
+    assert f"{dtype}-00.npy" in caught.value.detail
+    assert f"--range {'0:65535' if dtype == 'uint16' else '0:1'}" in caught.value.hint
+    fill(root, "uint8")
+    found, said = source(root, range="0:255", skip_bad=True)
+    assert len(found.train) + len(found.held_out) == 16
+    assert sum(dtype in line and "takes 0 to 255" in line for line in said) == 3
+
+
+def test_types_that_share_no_range_are_refused_for_percentiles_too(tmp_path):
+    """A range of 16 bits that follows from the folder is none of its 8-bit pictures'."""
+    fill(fill(tmp_path / "in", "uint16"), "uint8", count=4)
+    with pytest.raises(PictureMisfit, match=r"uint8-\d\d\.npy holds grey uint8"):
+        source(tmp_path / "in", range="p1:p99")
+
+
+def test_a_window_is_chosen_for_a_whole_folder(tmp_path):
+    """Slices of air alone lie outside a window of tissue; that is said, and no reason to refuse them."""
+    rng = np.random.default_rng(0)
+    for number in range(16):
+        air = np.full((32, 32), -1000) + rng.integers(-9, 9, (32, 32))
+        body = rng.integers(-100, 200, (32, 32))
+        np.save(tmp_path / f"{number}.npy", (air if number % 4 == 0 else body).astype(np.int16))
+    found, said = source(tmp_path, range="-160:240")
+    assert len(found.train) + len(found.held_out) == 16
+    assert any("will be clipped" in line for line in said)
+
+
+def test_colours_that_are_dropped_are_said(tmp_path):
+    """Training may make colour grey when it is told to; it says how many pictures that is."""
+    fill(fill(tmp_path / "in", "uint8"), "uint8", count=4, channels=3)
+    (tmp_path / "in" / "grey.png").write_bytes(
+        encode_png(np.arange(1024, dtype=np.uint16).reshape(32, 32, 1) % 256)
+    )
+    _, said = source(tmp_path / "in", channels=1, range="0:255")
+    assert any(line.startswith("4 RGB pictures are made grey") for line in said)
