@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import shutil
 import signal
 import socket
 import subprocess
@@ -85,10 +84,12 @@ class Institution:
             show, "init", "node", "--institution", self.name, "--role", self.role, "--domain", self.domain,
             "--listen", f"127.0.0.1:{self.port}", "--address", f"localhost:{self.port}", "--out", self.folder,
         )  # fmt: skip
+        from ddib_fed.models.folders import copy_folder
+
         shipped = resources.files("ddib_fed.models") / "pretrained" / self.domain
         with contextlib.ExitStack() as opened:
             model = self.bundle or opened.enter_context(resources.as_file(shipped))
-            shutil.copytree(model, self.folder / "model", copy_function=shutil.copyfile)
+            copy_folder(model, self.folder / "model")
 
     def export(self, show: Show, folder: Path) -> tuple[Path, str]:
         """Its peer file, and the fingerprint that is read out over the telephone."""

@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: to a temporary name beside it, synced, then renamed over it."""
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file atomically: to a temporary name beside it, synced, then renamed over it.
+
+    Args:
+        path: Where.
+        content: The whole of it.
+        private: Mode 0600, whatever the umask and the file before it, for weights and what they are made from.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        with temporary.open("xb") as stream:
+        with os.fdopen(os.open(temporary, flags, 0o600 if private else 0o666), "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

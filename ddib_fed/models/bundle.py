@@ -30,6 +30,7 @@ from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
+from ddib_fed.models.folders import move_into_place, sync_folder, write_file
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.networks import network_shapes, network_with
 from ddib_fed.names import DOMAIN_RULE, is_domain
@@ -171,10 +172,9 @@ def save_bundle(
     try:
         weights = _write_weights(staging / WEIGHTS_FILE, tensors)
         bundle = _bundle(_signed(manifest, tensors, weights), tensors)
-        _write_durably(staging / MANIFEST_FILE, _manifest_text(bundle.manifest))
-        staging.chmod(0o755)
-        _sync_folder(staging)
-        _move_into_place(staging, path)
+        write_file(staging / MANIFEST_FILE, _manifest_text(bundle.manifest))
+        sync_folder(staging)
+        move_into_place(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return bundle
@@ -191,10 +191,10 @@ def amend_bundle(path: Path, **fields: Any) -> Bundle:
     bundle = load_bundle(path)
     manifest = Manifest.model_validate({**dict(bundle.manifest), **fields})
     amended = path / f".{MANIFEST_FILE}.new"
-    _write_durably(amended, _manifest_text(manifest))
+    write_file(amended, _manifest_text(manifest))
     shutil.copymode(path / MANIFEST_FILE, amended)
     amended.replace(path / MANIFEST_FILE)
-    _sync_folder(path)
+    sync_folder(path)
     return Bundle(manifest, bundle.state, manifest.digest())
 
 
@@ -372,38 +372,11 @@ def _read(folder: Path | Traversable, name: str, max_bytes: int, source: str) ->
 def _write_weights(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write a safetensors file, straight from the tensors: its SHA-256, hex."""
     safetensors.torch.save_file(tensors, path)
-    path.chmod(0o644)
+    path.chmod(0o600)
     with path.open("r+b") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     return digest
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _move_into_place(staging: Path, path: Path) -> None:
-    """Rename the finished folder; a bundle in its place is moved aside first and removed last."""
-    if path.exists():
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-        path.rename(aside / path.name)
-        staging.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        staging.rename(path)
-    _sync_folder(path.parent)
 
 
 def _invalid(source: str, file: str, name: str, problem: str) -> BundleInvalid:

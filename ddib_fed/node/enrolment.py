@@ -27,7 +27,7 @@ from ddib_fed.node.certificates import (
 )
 from ddib_fed.node.identity import Identity
 from ddib_fed.node.pki import MAX_ROOTS, check_installable, load_keys, write_identity, write_key
-from ddib_fed.node.private_files import private_folder, read_small
+from ddib_fed.node.private_files import private_folder, read_private, read_small
 
 PENDING_KEY: Final = "request.key"
 
@@ -55,7 +55,7 @@ def make_request(folder: Path, identity: Identity) -> bytes:
     path = folder / PENDING_KEY
     if not path.exists():
         write_key(path, new_key())
-    key = load_keys(read_small(path), path)[0]
+    key = load_keys(read_private(path), path)[0]
     names = [x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.dns_name)]
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, identity.name)])
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
@@ -127,7 +127,7 @@ def install(
         raise InputError(f"the certificate is for {identity}, here {expected} is needed")
     for name in (PENDING_KEY, "leaf.key"):
         path = folder / name
-        keys = load_keys(read_small(path), path) if path.exists() else []
+        keys = load_keys(read_private(path), path) if path.exists() else []
         for key in keys:
             if key.public_key() == leaf.public_key():
                 write_identity(folder, certificate=leaf, key=key, roots=roots)

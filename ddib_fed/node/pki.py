@@ -39,7 +39,7 @@ from ddib_fed.node.identity import (
     check_institution,
     verify_peer_certificate,
 )
-from ddib_fed.node.private_files import private_folder, read_small, write_private
+from ddib_fed.node.private_files import private_folder, read_private, read_small, write_private
 from ddib_fed.node.withdrawn import refuse_withdrawn
 
 __all__ = [
@@ -113,7 +113,7 @@ def load_authority(folder: Path) -> Authority:
         InputError: Root and key cannot be read, or do not belong together.
     """
     hint = "certificates are issued where ca.key lies: run this on that node"
-    key = load_keys(read_small(folder / "ca.key", hint=hint), folder / "ca.key")[0]
+    key = load_keys(read_private(folder / "ca.key", hint=hint), folder / "ca.key")[0]
     certificate = parse_certificates(read_small(folder / "ca.pem", hint=hint), f"{folder / 'ca.pem'}")[0]
     if certificate.public_key() != key.public_key():
         raise InputError(f"{folder / 'ca.key'} is not the key of ca.pem beside it")
@@ -144,7 +144,7 @@ def write_identity(
         raise InputError(f"the key is not that of the certificate for {folder}")
     private_folder(folder)
     key_file, new = folder / "leaf.key", _key_pem(key)
-    old = key_file.read_bytes() if key_file.exists() else b""
+    old = read_private(key_file) if key_file.exists() else b""
     write_private(folder / "roots.pem", certificate_pem(*roots), overwrite=True)
     write_private(key_file, new + old, overwrite=True)
     write_private(folder / "leaf.pem", certificate_pem(certificate), overwrite=True)
@@ -159,7 +159,7 @@ def load_identity(folder: Path) -> Credentials:
         InputError: They cannot be read, or key and certificate do not belong together.
     """
     for _attempt in range(3):  # the files may be exchanged between two reads
-        key_pem = read_small(folder / "leaf.key", hint=_INIT_HINT)
+        key_pem = read_private(folder / "leaf.key", hint=_INIT_HINT)
         leaf_pem = read_small(folder / "leaf.pem", hint=_INIT_HINT)
         roots_pem = read_small(folder / "roots.pem", hint=_INIT_HINT)
         certificate = parse_certificates(leaf_pem, f"{folder / 'leaf.pem'}")[0]

@@ -1,15 +1,19 @@
-"""Writes files that only their owner may read, each as a whole or not at all.
+"""Writes files that only their owner may read, each as a whole or not at all, and reads keys only where that holds.
 
-The rule: a reader sees the old bytes or the new ones, never a part; and nothing is overwritten unless asked.
+The rule: a reader sees the old bytes or the new ones, never a part; nothing is overwritten unless asked; and a key that
+others can read, or exchange, is not used, as with ssh.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
+import stat
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
-from ddib_fed.errors import AlreadyExists, FileMissing, InputError
+from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError
 
 # A PEM chain, a peer file or a request is a few KiB.
 MAX_SMALL_FILE_BYTES = 64 << 10
@@ -78,8 +82,75 @@ def read_small(path: Path, *, hint: str = "") -> bytes:
         FileMissing: There is no such file.
         InputError: It is larger, or cannot be read.
     """
+    return _read(path, hint, private=False)
+
+
+def read_private(path: Path, *, hint: str = "") -> bytes:
+    """The whole of a file that holds a secret, when nobody but its owner can read it or put another in its place.
+
+    What counts is the file that is read, also where `path` is a link to it: it belongs to this user or to root, its
+    group and others have no rights to it, and they cannot write to the folder of either.
+
+    Raises:
+        FileMissing: There is no such file.
+        InputError: It is larger than `MAX_SMALL_FILE_BYTES`, or cannot be read.
+        ConfigError: Others could have read or written it; the hint is the command that closes it.
+    """
+    for folder in dict.fromkeys((path.parent, path.resolve().parent)):
+        if folder.is_dir():
+            refuse_open_folder(folder)
+    return _read(path, hint, private=True)
+
+
+def refuse_open_folder(folder: Path) -> None:
+    """Return when nobody but its owner, this user or root, can put files into a folder.
+
+    Raises:
+        ConfigError: Others can; the hint is the command that closes it.
+        FileMissing: There is no such folder.
+    """
+    try:
+        found = folder.stat()
+    except OSError as exc:
+        raise FileMissing(f"there is no {folder}") from exc
+    _check_owner(folder, found)
+    if not found.st_mode & 0o022:
+        return
+    if found.st_mode & stat.S_ISVTX:  # /tmp: others need it as it is
+        raise ConfigError(
+            f"{folder} is a folder that everybody shares, and keys lie in it",
+            hint="move them to one of your own",
+        )
+    raise ConfigError(
+        f"{folder} can be written to by others than its owner (mode {stat.S_IMODE(found.st_mode):04o}), who could put "
+        "other keys there",
+        hint=f"chmod 700 {shlex.quote(str(folder))}",
+    )
+
+
+def _check_private(file: BinaryIO, path: Path) -> None:
+    found = os.fstat(file.fileno())
+    _check_owner(path, found)
+    if found.st_mode & 0o077:
+        raise ConfigError(
+            f"{path} can be read by others than its owner (mode {stat.S_IMODE(found.st_mode):04o})",
+            hint=f"chmod 600 {shlex.quote(str(path))}",
+        )
+
+
+def _check_owner(path: Path, found: os.stat_result) -> None:
+    if found.st_uid not in {os.geteuid(), 0}:
+        raise ConfigError(
+            f"{path} belongs to the user {found.st_uid}, and this process runs as {os.geteuid()}",
+            hint=f"run this as that user, or: chown {os.geteuid()} {shlex.quote(str(path))}",
+        )
+
+
+def _read(path: Path, hint: str, *, private: bool) -> bytes:
     try:
         with path.open("rb") as file:
+            if private:
+                _check_private(file, path)
             data = file.read(MAX_SMALL_FILE_BYTES + 1)
     except FileNotFoundError as exc:
         raise FileMissing(f"there is no {path}", hint=hint) from exc

@@ -14,7 +14,7 @@ from pathlib import Path
 from ddib_fed.errors import AlreadyExists, InputError, StateConflict
 from ddib_fed.node.certificates import certificate_pem, new_authority, parse_certificates
 from ddib_fed.node.pki import Authority, load_authority, load_keys, write_key
-from ddib_fed.node.private_files import read_small, write_private
+from ddib_fed.node.private_files import read_private, read_small, write_private
 
 _NEXT_KEY, _NEXT_CERTIFICATE = "ca-next.key", "ca-next.pem"
 
@@ -52,8 +52,8 @@ def switch(folder: Path) -> Authority:
     _check_next(folder, key if key.exists() else folder / "ca.key", certificate)
     if key.exists():
         old = load_authority(folder).certificate.serial_number
-        for name in ("ca.key", "ca.pem"):
-            write_private(folder / f"old-{old:x}-{name}", read_small(folder / name), overwrite=True)
+        write_private(folder / f"old-{old:x}-ca.key", read_private(folder / "ca.key"), overwrite=True)
+        write_private(folder / f"old-{old:x}-ca.pem", read_small(folder / "ca.pem"), overwrite=True)
         key.replace(folder / "ca.key")
     certificate.replace(
         folder / "ca.pem"
@@ -64,7 +64,7 @@ def switch(folder: Path) -> Authority:
 def _check_next(folder: Path, key: Path, certificate: Path) -> None:
     """Before a file is moved: the key is the next root's, and that root is trusted already."""
     successor = parse_certificates(read_small(certificate), str(certificate))[0]
-    if load_keys(read_small(key), key)[0].public_key() != successor.public_key():
+    if load_keys(read_private(key), key)[0].public_key() != successor.public_key():
         raise InputError(f"{key} is not the key of {certificate}", hint="put both back from a backup")
     if successor not in parse_certificates(read_small(folder / "roots.pem"), "roots.pem"):
         raise StateConflict(

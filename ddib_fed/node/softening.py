@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.errors import ConfigError
-from ddib_fed.node.private_files import write_private
+from ddib_fed.errors import ConfigError, FileMissing
+from ddib_fed.node.private_files import read_private, write_private
 
 KEY_BYTES = 32
 
@@ -31,8 +31,8 @@ def load_key(path: Path) -> bytes:
         ConfigError: The file is no key, or others may read it.
     """
     try:
-        key = path.read_bytes()
-    except FileNotFoundError:
+        key = read_private(path)
+    except FileMissing:
         key = secrets.token_bytes(KEY_BYTES)
         write_private(path, key, overwrite=False)
         return key
@@ -41,8 +41,6 @@ def load_key(path: Path) -> bytes:
             f"{path} has {len(key)} bytes, a softening key has {KEY_BYTES}",
             hint="put it back from the backup; without one remove it: pictures get other latents than before",
         )
-    if path.stat().st_mode & 0o077:
-        raise ConfigError(f"{path} can be read by others than its owner", hint=f"chmod 600 {path}")
     return key
 
 

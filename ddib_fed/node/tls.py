@@ -97,7 +97,8 @@ class ServerCredentials:
         except Exception as error:  # gRPC would swallow it and trust on silently
             if self._problem is None:
                 log.exception("certificates cannot be read; the last good ones stay in use")
-            self._problem = f"certificates: {error}"
+            hint = getattr(error, "hint", "")
+            self._problem = f"certificates: {error}; {hint}" if hint else f"certificates: {error}"
             return None
         expired = found[0].not_after.timestamp() <= time.time()
         self._problem = (

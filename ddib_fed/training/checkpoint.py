@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ddib_fed.errors import BundleInvalid
 from ddib_fed.evaluation.report import sync_folder, write_bytes
+from ddib_fed.models.folders import model_folder
 
 FORMAT_VERSION = 1
 KEPT = 2
@@ -91,11 +92,12 @@ def write_checkpoint(folder: Path, info: CheckpointInfo, tensors: dict[str, Tens
     scratch = folder / f".{final.name}"
     for old in (scratch, final):
         shutil.rmtree(old, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    model_folder(folder)
+    scratch.mkdir(mode=0o700)
     content = save({name: value.contiguous() for name, value in tensors.items()})
     signed = info.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
-    write_bytes(scratch / "state.safetensors", content)
-    write_bytes(scratch / "state.json", signed.model_dump_json(indent=2).encode())
+    write_bytes(scratch / "state.safetensors", content, private=True)
+    write_bytes(scratch / "state.json", signed.model_dump_json(indent=2).encode(), private=True)
     sync_folder(scratch)
     scratch.rename(final)
     sync_folder(folder)

@@ -26,6 +26,7 @@ from ddib_fed.evaluation import colours
 from ddib_fed.evaluation.colours import Palette
 from ddib_fed.evaluation.processes import require_alone
 from ddib_fed.evaluation.report import write_bytes, write_json
+from ddib_fed.models.folders import model_folder
 from ddib_fed.training.presets import TrainConfig
 from ddib_fed.training.run import train
 
@@ -137,9 +138,10 @@ def palette(
     content = to_npy(dequantised(photo, settings.space, count, _POINTS_SEED).astype(np.float32))
     label = f"{photo.name[:60]}-{settings.space}-{hashlib.sha256(content).hexdigest()[:8]}"
     folder = out / "models" / label
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    model_folder(folder.parent)
     points = folder.with_name(f"{label}.npy")
-    write_bytes(points, content)
+    write_bytes(points, content, private=True)
     config = TrainConfig(
         data=points,
         name=f"colours-{label}",

@@ -23,6 +23,7 @@ from torch import Tensor
 from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
 from ddib_fed.evaluation.report import sync_folder, write_bytes
 from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE, save_bundle
+from ddib_fed.models.folders import model_folder
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.training.checkpoint import Checkpoint, latest_identity
 
@@ -85,8 +86,9 @@ class RunFolder:
 
     def begin(self, settled: BaseModel) -> None:
         """Write the settings of a new run."""
-        self.run.mkdir(parents=True, exist_ok=True)
-        write_bytes(self.run / "run.json", settled.model_dump_json(indent=2).encode())
+        model_folder(self.out)
+        model_folder(self.run)
+        write_bytes(self.run / "run.json", settled.model_dump_json(indent=2).encode(), private=True)
 
     def finished(self, identity: str) -> bool:
         """Whether the bundle is there.
@@ -111,6 +113,7 @@ class RunFolder:
 
     def put(self, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
         """Move the finished bundle in."""
+        model_folder(self.out)
         staged = self.run / "bundle"
         save_bundle(staged, manifest, state, overwrite=True)
         for name in (WEIGHTS_FILE, MANIFEST_FILE):

@@ -57,7 +57,7 @@ class ProgressFile:
         self.path = path
         kept = [row for row in read_progress(path) if row.step <= step] if path.exists() else []
         lines = [_line(FIELDS), *(_line(_cells(row)) for row in kept)]
-        write_bytes(path, "".join(lines).encode())
+        write_bytes(path, "".join(lines).encode(), private=True)
 
     def add(self, row: Row) -> None:
         """Append one line."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 
 import pytest
@@ -22,6 +23,7 @@ from ddib_fed.models.bundle import (
     pretrained_domains,
     save_bundle,
 )
+from ddib_fed.models.folders import copy_folder
 from ddib_fed.models.manifest import Manifest, SyntheticConfig
 from tests.models.examples import SMALL, manifest, state
 
@@ -30,6 +32,13 @@ from tests.models.examples import SMALL, manifest, state
 def saved(tmp_path):
     save_bundle(tmp_path / "model", manifest(), state())
     return tmp_path / "model"
+
+
+def modes(folder):
+    """Of a folder and all that is in it, by name."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_mode & 0o777 for path in [folder, *folder.rglob("*")]
+    }
 
 
 def rewrite(folder, change, *, sign=True):
@@ -63,6 +72,32 @@ def test_round_trip(network, tmp_path):
     assert all(torch.equal(read.state[key], value) for key, value in state(network).items())
     side = read.side(torch.float64)
     assert side.denoiser(torch.zeros(3, 2, dtype=torch.float64), side.schedule.level(0.0)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("mask", [0, 0o022, 0o077])
+def test_weights_are_their_owners_alone(mask, tmp_path):
+    """Folder 0700, files 0600, whatever the umask, and whatever a bundle that is replaced was; parents are as usual."""
+    path = tmp_path / "models" / "model"
+    before = os.umask(mask)
+    try:
+        save_bundle(path, manifest(), state())
+        path.chmod(0o755)
+        (path / "model.safetensors").chmod(0o644)
+        save_bundle(path, manifest(), state(), overwrite=True)
+        copy_folder(path, tmp_path / "copy")
+    finally:
+        os.umask(before)
+    for folder in (path, tmp_path / "copy"):
+        assert modes(folder) == {".": 0o700, "manifest.json": 0o600, "model.safetensors": 0o600}
+    assert path.parent.stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+def test_a_bundle_that_everybody_can_read_is_read(saved):
+    """As those that ship with the package are; only keys are refused."""
+    saved.chmod(0o755)
+    for file in saved.iterdir():
+        file.chmod(0o644)
+    assert load_bundle(saved).digest
 
 
 def test_half_precision_on_disk_is_single_in_memory(tmp_path):
@@ -101,7 +136,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     def fail(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundles, "_write_durably", fail)
+    monkeypatch.setattr(bundles, "write_file", fail)
     with pytest.raises(OSError, match="No space"):
         save_bundle(tmp_path / "model", manifest(), state())
     assert list(tmp_path.iterdir()) == []
@@ -114,7 +149,7 @@ def test_a_failed_save_keeps_what_was_there(saved, monkeypatch):
     def fail(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundles, "_write_durably", fail)
+    monkeypatch.setattr(bundles, "write_file", fail)
     with pytest.raises(OSError, match="No space"):
         save_bundle(saved, manifest(), state(seed=1), overwrite=True)
     assert load_bundle(saved).digest == before

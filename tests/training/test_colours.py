@@ -1,6 +1,7 @@
 """Two photographs exchange colours: models of their own, pictures at full size, figures that hold."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,13 @@ def cloud(seed, mean, spread, size=(24, 36)):
     rng = np.random.default_rng(seed)
     values = np.array(mean) + rng.normal(size=(*size, 3)) * np.array(spread)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def umask():
+    """The process's; there is no way to read it but to set it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 PIXELS = {"warm": cloud(1, (190, 120, 70), (20, 14, 10)), "cold": cloud(2, (60, 110, 160), (10, 14, 22))}
@@ -44,6 +52,16 @@ def test_the_picture_has_its_own_size_and_the_colours_of_the_other(made):
     want = PIXELS["cold"].reshape(-1, 3)
     assert np.abs(got.reshape(-1, 3).mean(axis=0) - want.mean(axis=0)).max() < 6
     assert np.abs(got.reshape(-1, 3).std(axis=0) - want.std(axis=0)).max() < 6
+
+
+def test_the_models_of_the_colours_are_private_and_the_pictures_are_not(made):
+    """A model of a photograph's colours is a model; the pictures are what was asked for."""
+    out, _ = made
+    assert (out / "models").stat().st_mode & 0o777 == 0o700
+    weights = list((out / "models").rglob("*.safetensors"))
+    assert weights
+    assert {path.stat().st_mode & 0o777 for path in weights} == {0o600}
+    assert (out / "warm-to-cold.png").stat().st_mode & 0o777 == 0o666 & ~umask()
 
 
 def test_between_gaussians_it_is_near_the_linear_map(made):

@@ -1,5 +1,6 @@
 """A run killed with -9 and resumed ends bit for bit as the run that was not killed."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -45,6 +46,28 @@ def test_killed_twice_and_resumed_is_the_run_that_was_not_killed(tiny, through, 
     last = [latest_checkpoint(folder / "run").tensors for folder in (out, through)]
     assert last[0].keys() == last[1].keys()
     assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+
+
+def test_the_folders_of_a_run_are_their_owners_alone(tiny, tmp_path):
+    """At every moment, also of a run that an older release began: folders 0700; weights, settings and figures 0600."""
+    out, seen = tmp_path / "model", []
+    (out / "run").mkdir(mode=0o755, parents=True)
+    before = os.umask(0o022)
+    try:
+        train(
+            tiny,
+            out,
+            lambda progress: seen.append({p: p.stat().st_mode & 0o777 for p in [out, *out.rglob("*")]}),
+        )
+    finally:
+        os.umask(before)
+    seen.append({p: p.stat().st_mode & 0o777 for p in [out, *out.rglob("*")]})
+    kept = {path: mode for modes in seen for path, mode in modes.items()}
+    assert {mode for path, mode in kept.items() if path.suffix == ""} == {0o700}
+    assert {mode for path, mode in kept.items() if path.suffix in {".safetensors", ".json", ".csv"}} == {
+        0o600
+    }
+    assert len([path for path in kept if path.name == "state.safetensors"]) >= 2
 
 
 def test_where_a_run_was_interrupted_does_not_show_in_its_progress_file(tiny, through, tmp_path):
