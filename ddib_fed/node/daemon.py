@@ -74,6 +74,7 @@ class Daemon:
             raise
         self._renewal = RenewalThread(config, on_tick=self._look)
         self._said: str | None = None
+        self._said_lock = threading.Lock()
 
     def _server(self) -> NodeServer:
         config = self.config
@@ -230,11 +231,12 @@ class Daemon:
             self.peers.keep_withdrawn()
         except OSError as error:
             problem = problem or f"whom the node refuses cannot be noted: {error}"
-        if problem and problem != self._said:
+        with self._said_lock:  # the renewal's thread looks, and so does the operator's reload
+            before, self._said = self._said, problem
+        if problem and problem != before:
             log.error("degraded: %s", problem)
-        elif self._said and not problem:
-            log.info("no longer degraded: %s", self._said)
-        self._said = problem
+        elif before and not problem:
+            log.info("no longer degraded: %s", before)
 
     def _peers_changed(self) -> int:
         """End the calls of removed peers, theirs and ours; how many of theirs there were."""
