@@ -40,6 +40,11 @@ _OF_PICTURES = ("fit", "soften_sigma")
     help="Instead: the folder of a diffusers pipeline with a UNet2DModel.",
 )
 @click.option(
+    "--variant",
+    metavar="NAME",
+    help="With --diffusers: which of its weights, such as fp16.  [default: the full ones, or the only ones]",
+)
+@click.option(
     "--check",
     is_flag=True,
     help="With --diffusers: compare outputs with the library's first (pip install 'ddib-fed[diffusers]').",
@@ -96,7 +101,7 @@ def import_(*, out: Path, force: bool, output_format: str, **given: Any) -> None
     setting is listed with what it rests on; a flag that contradicts the shapes is refused.
 
     With --diffusers, a folder as `save_pretrained` writes it (unet/, scheduler/): what cannot be computed exactly is
-    refused by its key.
+    refused by its key, and so is a pipeline with more than a network of pixels: an autoencoder, a text encoder, a LoRA.
     """
     from ddib_fed.models.bundle import save_bundle
 
@@ -117,9 +122,9 @@ def _read(given: dict[str, Any]) -> Imported | Bundle:
         )
     kind = named[0]
     strange = {
-        "checkpoint": ("check",),
+        "checkpoint": ("check", "variant"),
         "diffusers": ("flags", "classifier"),
-        "synthetic": ("flags", "classifier", "check"),
+        "synthetic": ("flags", "classifier", "check", "variant"),
     }
     what = "CHECKPOINT.pt" if kind == "checkpoint" else f"--{kind}"
     for keys, hint in (
@@ -140,9 +145,10 @@ def _read(given: dict[str, Any]) -> Imported | Bundle:
     if kind == "diffusers":
         from ddib_fed.models.importers.diffusers_folder import import_diffusers, largest_difference
 
-        found = import_diffusers(given["diffusers"], **names, **told)
+        folder, variant = given["diffusers"], given["variant"]
+        found = import_diffusers(folder, variant=variant, **names, **told)
         if given["check"]:
-            _compare(largest_difference(given["diffusers"], found))
+            _compare(largest_difference(folder, found, variant=variant))
         return found
     from ddib_fed.models.importers.guided import import_guided
 
@@ -165,11 +171,25 @@ def _compare(relative: float) -> None:
         )
 
 
+def _of_synthetic(saved: Bundle) -> tuple[str, ...]:
+    """What was taken on trust of a network for points, when none of its options was given."""
+    context = click.get_current_context(silent=True)
+    told = [] if context is None else [key for key in _OF_POINTS if context.params.get(key)]
+    if told:
+        return ()
+    schedule = saved.manifest.schedule
+    trust = "without --noise-schedule and --diffusion-steps these are the public defaults, which no tensor confirms"
+    return (f"{trust}: {schedule.name}, {schedule.steps} steps",)
+
+
 def _say(found: Imported | Bundle, saved: Bundle, out: Path, output_format: str) -> None:
     from ddib_fed.cli.output import print_json
     from ddib_fed.models.importers.report import Imported
 
     manifest = saved.manifest
+    warnings = found.warnings if isinstance(found, Imported) else _of_synthetic(saved)
+    for warning in warnings:
+        say(f"warning: {warning}", err=True)
     imported = found if isinstance(found, Imported) else None
     if output_format == "json":
         print_json(
@@ -183,6 +203,7 @@ def _say(found: Imported | Bundle, saved: Bundle, out: Path, output_format: str)
                 ],
                 "ignored": dict(imported.ignored) if imported else {},
                 "remarks": list(imported.remarks) if imported else [],
+                "warnings": list(warnings),
             }
         )
         return
@@ -190,7 +211,7 @@ def _say(found: Imported | Bundle, saved: Bundle, out: Path, output_format: str)
         width = max(len(fact.value) for fact in imported.facts)
         lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in imported.facts})
         for key, reason in imported.ignored.items():
-            say(f"--{key} is not used: {reason}")
+            say(f"{key if imported.of_files else f'--{key}'} is not used: {reason}")
         for remark in imported.remarks:
             say(remark)
     say(f"{out}: {manifest.parameters:,} parameters, digest {saved.digest[:16]}")

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from ddib_fed.cli.model import model
-from ddib_fed.errors import AlreadyExists, SettingsInvalid, UsageError
+from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle
 from tests.models.importers.test_guided import FLAGS, HALF, SMALL, random_state
 
@@ -124,3 +124,35 @@ def test_a_diffusers_folder_becomes_a_bundle_that_was_compared_with_the_library(
     scheduler.write_text(json.dumps({"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}))
     with pytest.raises(SettingsInvalid, match="beta_schedule"):
         ddib("import", "--diffusers", tmp_path / "p", "--out", tmp_path / "n")
+
+
+def test_public_defaults_alone_are_a_warning_everywhere(ddib, checkpoint, tmp_path):
+    """On the terminal, in JSON and in the manifest's record; with --flags there is none."""
+    said = ddib("import", checkpoint, "--out", tmp_path / "m")
+    assert "warning: without --flags" in said.stderr
+    assert "num_heads" in said.stderr
+    warned = json.loads(ddib("import", checkpoint, "--out", tmp_path / "j", "--format", "json").stdout)[
+        "warnings"
+    ]
+    assert "noise_schedule" in warned[0]
+    assert warned[0] in load_bundle(tmp_path / "m").manifest.data.note
+    told = ddib("import", checkpoint, "--out", tmp_path / "f", "--flags", FLAGS, "--format", "json")
+    assert json.loads(told.stdout)["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("tensor", "named"),
+    [
+        ("blocks.0.adaLN_modulation.1.weight", "DiT or SiT"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "Stable Diffusion"),
+        ("down_blocks.0.resnets.0.conv1.weight", "--diffusers"),
+        ("double_blocks.0.img_attn.qkv.weight", "Flux"),
+    ],
+)
+def test_files_of_other_models_are_named(ddib, tmp_path, tensor, named):
+    """By one tensor that only they have."""
+    torch.save({tensor: torch.zeros(4, 4), "x_embedder.proj.bias": torch.zeros(4)}, tmp_path / "x.pt")
+    with pytest.raises(BundleInvalid) as caught:
+        ddib("import", tmp_path / "x.pt", "--out", tmp_path / "m")
+    assert named in f"{caught.value.detail} {caught.value.hint}"
+    assert not (tmp_path / "m").exists()

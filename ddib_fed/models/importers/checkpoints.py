@@ -107,6 +107,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return _checkpoint(path, found, under)
 
 
+def read_tensors(path: Path) -> Checkpoint:
+    """The tensors of a .safetensors file, or of a pickle under any other name.
+
+    Raises:
+        FileMissing: There is no such file.
+        BundleInvalid: It cannot be read, or holds no state dict.
+    """
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+
+
 def read_safetensors(path: Path) -> Checkpoint:
     """The tensors of a .safetensors file.
 

@@ -19,7 +19,7 @@ from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import state_problem
-from ddib_fed.models.importers.checkpoints import Checkpoint, read_checkpoint
+from ddib_fed.models.importers.checkpoints import Checkpoint, read_tensors
 from ddib_fed.models.importers.flags import (
     CHANNEL_MULT,
     CLASSIFIER_HEAD_CHANNELS,
@@ -29,7 +29,7 @@ from ddib_fed.models.importers.flags import (
     parse_flags,
     written,
 )
-from ddib_fed.models.importers.report import Fact, Imported
+from ddib_fed.models.importers.report import Fact, Imported, import_note
 from ddib_fed.models.importers.shapes import Layout, Shapes, look, refused
 from ddib_fed.models.manifest import (
     ClassifierConfig,
@@ -58,7 +58,7 @@ def import_guided(
     """Manifest and weights of a public UNet, or of a noisy classifier.
 
     Args:
-        path: The .pt file.
+        path: The .pt file, or one of safetensors.
         flags: The flags that it was trained with, as in the public README; those that are not there have the public
             defaults, where shapes do not tell.
         classifier: Whether it is a classifier.
@@ -73,9 +73,9 @@ def import_guided(
         SettingsInvalid: Flags that are unknown or contradict the shapes; the detail names the first.
     """
     told = parse_flags(flags, classifier=classifier)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_tensors(path)
     settled = settle(checkpoint.state, told, classifier=classifier, source=str(path))
-    network = settled.network
+    network, warnings = settled.network, _warnings(settled.facts, told)
     expected = network_shapes(network)
     for key in (*expected, *(key for key in checkpoint.state if key not in expected)):
         problem = state_problem(key, expected, checkpoint.state)
@@ -94,10 +94,19 @@ def import_guided(
         value_range=(-1.0, 1.0),
         soften_sigma=soften_sigma,
         picture=PictureFormat(fit=fit, low=0.0, high=255.0, bits=8),
-        data=DataNote(note="imported weights: the file does not say what they were trained on"),
+        data=DataNote(note=import_note("the file", warnings)),
         training=_training(checkpoint, told),
     )
-    return Imported(manifest, checkpoint.state, settled.facts, told.ignored, checkpoint.remarks)
+    return Imported(manifest, checkpoint.state, settled.facts, told.ignored, checkpoint.remarks, warnings)
+
+
+def _warnings(facts: tuple[Fact, ...], flags: Flags) -> tuple[str, ...]:
+    """That settings which no shape tells are the public defaults alone, when no flags were given."""
+    taken = [f"{fact.key} {fact.value}" for fact in facts if fact.basis.startswith("public default")]
+    if flags.line or not taken:
+        return ()
+    trust = f"without --flags these settings are the public defaults, which no tensor confirms: {', '.join(taken)}"
+    return (f"{trust}; where the model was trained with others, its results are wrong without an error",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,17 @@ class Fact:
     basis: str
 
 
+def import_note(where: str, warnings: tuple[str, ...] = ()) -> str:
+    """The note of a manifest on imported weights.
+
+    Args:
+        where: What they were read from, "the file" or "the folder".
+        warnings: As in `Imported`.
+    """
+    said = f"imported weights: {where} does not say what they were trained on"
+    return "; ".join((said, *warnings))[:4000]
+
+
 @dataclass(frozen=True, slots=True)
 class Imported:
     """A model read from other code's files, not yet a bundle.
@@ -36,6 +47,7 @@ class Imported:
         facts: Every setting, with what it rests on.
         ignored: What was said and does not matter here, with the reason.
         remarks: What a person should know about the weights.
+        warnings: What was taken on trust, a sentence each; it stands in the manifest's note, too.
     """
 
     manifest: Manifest
@@ -43,6 +55,12 @@ class Imported:
     facts: tuple[Fact, ...]
     ignored: Mapping[str, str]
     remarks: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def of_files(self) -> bool:
+        """Whether `ignored` has keys of files, not flags of a command line."""
+        return any(fact.basis == "scheduler_config.json" for fact in self.facts)
 
     @property
     def bundle(self) -> Bundle:

@@ -6,6 +6,7 @@ The rule: only shapes and names are looked at, and what they leave open is said,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -102,6 +103,33 @@ class Shapes:
         return self.down[1 + level * (layout.num_res_blocks + 1)]
 
 
+_PIXELS = "UNets of pixels are read: guided-diffusion's, or with --diffusers a UNet2DModel"
+_FAMILIES = (
+    (
+        re.compile(r"adaLN_modulation"),
+        "a diffusion transformer (DiT or SiT), which works on latents",
+        _PIXELS,
+    ),
+    (
+        re.compile(r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model)\."),
+        "a checkpoint of latent diffusion (Stable Diffusion or the like)",
+        _PIXELS,
+    ),
+    (
+        re.compile(r"^(?:single_)?transformer_blocks\."),
+        "a transformer of the diffusers library (DiT, PixArt, Flux), which works on latents",
+        _PIXELS,
+    ),
+    (re.compile(r"^double_blocks\."), "a transformer for flows of latents (Flux)", _PIXELS),
+    (re.compile(r"\.lora_|^lora_"), "an adapter (LoRA), which needs the model that it changes", _PIXELS),
+    (
+        re.compile(r"^(?:down_blocks|mid_block|up_blocks)\."),
+        "a network of the diffusers library",
+        "ddib model import --diffusers DIR, with the folder that holds config.json and the scheduler",
+    ),
+)
+
+
 def multiplier(width: int, channels: int) -> float:
     """The number m with int(m * channels) = width, as constructors round."""
     found = width / channels
@@ -124,6 +152,7 @@ def look(state: Mapping[str, Tensor], source: str) -> Shapes:
             hint="import it with --synthetic",
             facts={"field": ENTER},
         )
+    _refuse_other_families(state, source)
     for key, ndim in ((ENTER, 4), (TIME, 2)):
         if key not in state or state[key].ndim != ndim:
             raise refused(source, key, "the tensor is missing or has another number of dimensions")
@@ -236,6 +265,16 @@ def _length(state: Mapping[str, Tensor], key: str, source: str) -> int:
     if key not in state or state[key].ndim < 2:
         raise refused(source, key, "the tensor is missing or has another number of dimensions")
     return len(state[key])
+
+
+def _refuse_other_families(state: Mapping[str, Tensor], source: str) -> None:
+    """Name a model of another kind by a tensor that only such a model has."""
+    for pattern, kind, hint in _FAMILIES:
+        key = next((key for key in state if pattern.search(key)), None)
+        if key is not None:
+            raise BundleInvalid(
+                f"{source}: by {key[:100]} it is {kind}", hint=hint, facts={"field": key[:100]}
+            )
 
 
 def refused(source: str, key: str, problem: str) -> BundleInvalid:

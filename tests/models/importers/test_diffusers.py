@@ -14,9 +14,9 @@ from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.importers.diffusers_folder import (
     import_diffusers,
     largest_difference,
-    read_schedule,
     unet_config,
 )
+from ddib_fed.models.importers.scheduler_config import read_schedule
 
 SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
 PLAIN = {"_class_name": "UNet2DModel", "sample_size": 32}

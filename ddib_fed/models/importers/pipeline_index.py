@@ -1,0 +1,180 @@
+"""A diffusers pipeline's folder to its components: what belongs to the model beside its network.
+
+The rule: a pipeline of pixels is a `UNet2DModel` and a scheduler. Whatever else takes part in making a picture (an
+autoencoder, a text encoder, a LoRA) is refused by its name: the network alone would compute something else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+
+INDEX = "model_index.json"
+NETWORK, SCHEDULER = "unet", "scheduler"
+PIXELS = "UNet2DModel"
+SUPPORTED = f"a pipeline of pixels is read: {PIXELS} and a scheduler, as of DDPMPipeline and DDIMPipeline"
+MAX_JSON_BYTES = 16 << 20
+_ADAPTER = re.compile(
+    r"(?:.*lora.*|adapter_model.*)\.(?:safetensors|bin|pt|pth)|adapter_config\.json", re.IGNORECASE
+)
+_AUTOENCODERS = re.compile(r"VQ|Autoencoder|VAE", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What a folder says about a pipeline.
+
+    Attributes:
+        labels: Names of the network's classes by their numbers (`id2label`); empty without.
+        remarks: What a person should know about the folder, a sentence each.
+        warnings: What could not be checked, a sentence each.
+    """
+
+    labels: Mapping[int, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def read_pipeline(folder: Path) -> Pipeline:
+    """What belongs to the network of a folder, when all of it can be imported.
+
+    Args:
+        folder: Of a pipeline, or of one network alone.
+
+    Raises:
+        BundleInvalid: model_index.json is damaged.
+        SettingsInvalid: The pipeline has a component beyond a `UNet2DModel` and a scheduler, or a LoRA lies beside it;
+            the detail names them.
+    """
+    index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    components = {**dict(_lying(folder)), **dict(_listed(index))}
+    _refuse_adapters(folder)
+    averaged = {name for name, kind in components.items() if kind == PIXELS and name != NETWORK}
+    others = {
+        name: kind
+        for name, kind in components.items()
+        if name not in averaged and name != SCHEDULER and (name, kind) != (NETWORK, PIXELS)
+    }
+    if others:
+        raise _no_pixels(folder, index, components, others)
+    if averaged & dict(_listed(index)).keys():
+        raise _no_pixels(folder, index, components, dict.fromkeys(sorted(averaged), PIXELS))
+    remarks = tuple(f"{name}/ beside {NETWORK}/ is not read" for name in sorted(averaged))
+    if index:
+        return Pipeline(_labels(index, folder), remarks)
+    unchecked = (
+        f"there is no {INDEX}: whether the network belongs to a pipeline with an autoencoder, whose latents are no "
+        "pictures, could not be checked"
+    )
+    return Pipeline(remarks=remarks, warnings=(unchecked,))
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileMissing: There is no such file.
+        BundleInvalid: It is too large, not JSON, or not an object.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise FileMissing(
+            f"there is no file {path}", hint="name the folder of the pipeline, with unet/ in it"
+        ) from error
+    if len(content) > MAX_JSON_BYTES:
+        raise BundleInvalid(f"{path}: it is larger than {MAX_JSON_BYTES:,} bytes", hint="copy it again")
+    try:
+        read = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BundleInvalid(f"{path}: it is not JSON", hint="copy it again") from error
+    if not isinstance(read, dict):
+        raise BundleInvalid(f"{path}: it is not a JSON object", hint="copy it again")
+    return read
+
+
+def whole_pipeline(folder: Path) -> Path | None:
+    """The pipeline that a component's folder lies in; None when it is a pipeline itself, or alone."""
+    above = folder.resolve().parent
+    return above if not (folder / INDEX).is_file() and (above / INDEX).is_file() else None
+
+
+def _listed(index: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and class of each component that model_index.json lists; absent ones are [null, null]."""
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list) or len(value) != 2 or value[1] is None:
+            continue
+        yield name, str(value[1])
+
+
+def _lying(folder: Path) -> Iterator[tuple[str, str]]:
+    """Name and class of each component that lies in a sub-folder with a config.json."""
+    for path in sorted(folder.glob("*/config.json")):
+        said = read_json(path)
+        kind = said.get("_class_name")
+        if kind is None and isinstance(said.get("architectures"), list):
+            kind = ", ".join(map(str, said["architectures"]))
+        if kind:
+            yield path.parent.name, str(kind)
+
+
+def _refuse_adapters(folder: Path) -> None:
+    places = (folder, folder / NETWORK)
+    found = [path for place in places if place.is_dir() for path in sorted(place.iterdir())]
+    for path in found:
+        if _ADAPTER.fullmatch(path.name):
+            raise SettingsInvalid(
+                f"{path} is an adapter (LoRA): it changes what the network computes, and is not read",
+                hint="merge it with the library (load_lora_weights, fuse_lora, save_pretrained), or move the file away",
+                facts={"field": path.name[:100]},
+            )
+
+
+def _no_pixels(
+    folder: Path, index: Mapping[str, Any], components: Mapping[str, str], others: Mapping[str, str]
+) -> SettingsInvalid:
+    """The error for another kind of pipeline, with what it is."""
+    kind = index.get("_class_name")
+    named = f"{folder}: " + (f"{_word(kind)} is " if kind else "it is ") + _family(components)
+    parts = ", ".join(f"{name} ({_word(cls)})" for name, cls in others.items())
+    return SettingsInvalid(
+        f"{named}: {parts} {'belongs' if len(others) == 1 else 'belong'} to it and cannot be imported",
+        hint=SUPPORTED,
+        facts={"field": next(iter(others))[:100]},
+    )
+
+
+def _family(components: Mapping[str, str]) -> str:
+    """What kind of pipeline has these components."""
+    if "transformer" in components:
+        return "a diffusion transformer"
+    if any(_AUTOENCODERS.search(kind) for kind in components.values()):
+        return "a latent-diffusion pipeline"
+    if any(name.startswith(("text_encoder", "tokenizer", "prior")) for name in components):
+        return "a pipeline that is told a text"
+    return "a pipeline with more than a network of pixels"
+
+
+def _labels(index: Mapping[str, Any], folder: Path) -> dict[int, str]:
+    """`id2label`, by number.
+
+    Raises:
+        BundleInvalid: It is no table of numbers and names.
+    """
+    said = index.get("id2label") or {}
+    try:
+        return {int(number): str(name)[:200] for number, name in said.items()}
+    except (AttributeError, ValueError) as error:
+        raise BundleInvalid(f"{folder / INDEX}: id2label is no table of numbers and names") from error
+
+
+def _word(value: object) -> str:
+    """A class as the file has it; one with code of its own is a list of file and class."""
+    return str(value[-1] if isinstance(value, list) and value else value)[:80]

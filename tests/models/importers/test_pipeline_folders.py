@@ -1,0 +1,254 @@
+"""What lies in a pipeline's folder beside the network is read, refused or named; every layout of weights is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+from ddib_fed.models.importers.diffusers_folder import import_diffusers, largest_difference
+
+pytest.importorskip("diffusers")
+
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    LDMPipeline,
+    VQModel,
+)
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+from tests.models.importers import pipelines
+
+NAME = "diffusion_pytorch_model"
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """Writes a pipeline of pixels as the library does; further arguments are `save_pretrained`'s."""
+
+    def write(**how):
+        made = pipelines.unet(how.pop("settings", pipelines.TINY))
+        DDPMPipeline(made, how.pop("scheduler", DDPMScheduler())).save_pretrained(tmp_path / "p", **how)
+        return tmp_path / "p"
+
+    return write
+
+
+def read(folder, **how):
+    return import_diffusers(folder, domain="cats", **how)
+
+
+def index(folder, **changes):
+    """Change entries of model_index.json."""
+    path = folder / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_latent_diffusion_pipeline_is_not_imported_as_a_pixel_model(tmp_path):
+    """UNet2DModel and VQModel: what CompVis/ldm-celebahq-256 is. The autoencoder is named."""
+    vqvae = VQModel(block_out_channels=(32,), norm_num_groups=32)
+    LDMPipeline(vqvae, pipelines.unet(pipelines.TINY), DDIMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(SettingsInvalid, match=r"LDMPipeline.*latent.*vqvae \(VQModel\)") as caught:
+        read(tmp_path)
+    assert "UNet2DModel" in caught.value.hint
+    (tmp_path / "model_index.json").unlink()
+    with pytest.raises(SettingsInvalid, match=r"vqvae \(VQModel\)"):
+        read(tmp_path)
+
+
+def test_a_diffusion_transformer_is_named(tmp_path):
+    """DiT as the library writes it; its folder has no unet/ at all."""
+    network = DiTTransformer2DModel(num_attention_heads=1, attention_head_dim=8, in_channels=4, num_layers=1,
+                                    sample_size=4, num_embeds_ada_norm=10)  # fmt: skip
+    vae = AutoencoderKL(block_out_channels=(32,), norm_num_groups=32)
+    DiTPipeline(network, vae, DDIMScheduler(), id2label={0: "cat"}).save_pretrained(tmp_path)
+    with pytest.raises(SettingsInvalid, match=r"DiTPipeline.*transformer \(DiTTransformer2DModel\)"):
+        read(tmp_path)
+    with pytest.raises(SettingsInvalid, match="DiTTransformer2DModel"):
+        read(tmp_path / "transformer")
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "said"),
+    [
+        ("StableDiffusionPipeline", {"vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}, "text_encoder"),
+        ("StableDiffusionXLPipeline", {"text_encoder_2": "CLIPTextModelWithProjection"}, "text_encoder_2"),
+        ("FluxPipeline", {"transformer": "FluxTransformer2DModel", "unet": None}, "FluxTransformer2DModel"),
+        ("PixArtAlphaPipeline", {"transformer": "PixArtTransformer2DModel", "unet": None}, "PixArtTransformer2DModel"),
+        ("StableDiffusionPipeline", {"unet": "UNet2DConditionModel"}, "UNet2DConditionModel"),
+        ("IFPipeline", {"safety_checker": "IFSafetyChecker"}, "safety_checker"),
+    ],
+)  # fmt: skip
+def test_pipelines_that_are_no_pixel_models_say_what_they_are(pipeline, kind, parts, said):
+    """As their model_index.json reads on the hub."""
+    folder = pipeline()
+    entries = {name: ["diffusers", cls] if cls else [None, None] for name, cls in parts.items()}
+    index(folder, _class_name=kind, **entries)
+    with pytest.raises(SettingsInvalid, match=kind) as caught:
+        read(folder)
+    assert said in caught.value.detail
+
+
+def test_optional_components_that_are_absent_and_plain_values_do_not_matter(pipeline):
+    folder = pipeline()
+    index(folder, safety_checker=[None, None], requires_safety_checker=False)
+    assert read(folder).manifest.network.kind == "unet"
+
+
+@pytest.mark.parametrize(
+    "place", ["pytorch_lora_weights.safetensors", "unet/pytorch_lora_weights.bin", "adapter_model.safetensors",
+              "My-LoRA.safetensors", "unet/adapter_config.json"],
+)  # fmt: skip
+def test_a_lora_beside_a_pipeline_is_refused_by_its_name(pipeline, place):
+    """It was ignored, and the pictures were those of the model without it."""
+    folder = pipeline()
+    (folder / place).write_bytes(b"")
+    with pytest.raises(SettingsInvalid, match=place.split("/")[-1]):
+        read(folder)
+
+
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("shard", ["10GB", "100KB"], ids=["whole", "sharded"])
+def test_every_layout_of_weights_is_read(pipeline, safe, variant, shard):
+    """As `save_pretrained` writes them; a variant that is alone is read without being asked for, and named."""
+    folder = pipeline(safe_serialization=safe, variant=variant, max_shard_size=shard)
+    found = read(folder)
+    assert largest_difference(folder, found) <= 1e-4
+    assert any("fp16" in remark for remark in found.remarks) == (variant is not None)
+
+
+def test_full_weights_come_before_a_variant_that_can_be_asked_for(pipeline):
+    """Both lie on the hub side by side; the other one is named."""
+    folder = pipeline()
+    halves = {
+        key: value.half() * 2 for key, value in load_file(folder / "unet" / f"{NAME}.safetensors").items()
+    }
+    save_file(halves, folder / "unet" / f"{NAME}.fp16.safetensors")
+    full, half = read(folder), read(folder, variant="fp16")
+    assert any("fp16.safetensors" in remark and "--variant fp16" in remark for remark in full.remarks)
+    assert any("float16" in remark for remark in half.remarks)
+    assert torch.equal(full.state["out.2.bias"].half() * 2, half.state["out.2.bias"].half())
+    assert largest_difference(folder, half, variant="fp16") <= 1e-4
+    with pytest.raises(FileMissing, match=r"bf16.*fp16") as caught:
+        read(folder, variant="bf16")
+    assert "--variant fp16" in caught.value.hint
+    with pytest.raises(SettingsInvalid):
+        read(folder, variant="../x")
+
+
+def sharded(pipeline):
+    """A sharded pipeline's unet/, its index, and the name of its first shard."""
+    inside = pipeline(max_shard_size="100KB") / "unet"
+    path = inside / f"{NAME}.safetensors.index.json"
+    return inside, path, json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".hidden.safetensors",
+                                  "x.bin", 7])  # fmt: skip
+def test_an_index_names_plain_files_of_its_own_folder(pipeline, name):
+    """Nothing else on the disk is opened."""
+    inside, path, said = sharded(pipeline)
+    said["weight_map"]["conv_in.bias"] = name
+    path.write_text(json.dumps(said))
+    with pytest.raises(BundleInvalid, match=r"conv_in\.bias"):
+        read(inside.parent)
+
+
+def test_shards_that_are_missing_doubled_or_incomplete_are_named(pipeline):
+    """A tensor that is in two, in none, in a shard that the index does not know, and an index that is none."""
+    inside, path, said = sharded(pipeline)
+    home = said["weight_map"]["conv_in.bias"]
+    other = next(name for name in said["weight_map"].values() if name != home)
+    tensors = {name: load_file(inside / name) for name in (home, other)}
+    save_file({**tensors[other], "conv_in.bias": tensors[home]["conv_in.bias"]}, inside / other)
+    with pytest.raises(BundleInvalid, match=rf"{other}.*conv_in\.bias"):
+        read(inside.parent)
+    save_file(tensors[other], inside / other)
+    save_file({k: v for k, v in tensors[home].items() if k != "conv_in.bias"}, inside / home)
+    with pytest.raises(BundleInvalid, match=rf"{home}.*conv_in\.bias"):
+        read(inside.parent)
+    save_file(tensors[home], inside / home)
+    shutil.copy(inside / home, inside / f"{NAME}-00099-of-00099.safetensors")
+    with pytest.raises(BundleInvalid, match="00099-of-00099"):
+        read(inside.parent)
+    (inside / f"{NAME}-00099-of-00099.safetensors").unlink()
+    (inside / home).unlink()
+    with pytest.raises(FileMissing, match=home):
+        read(inside.parent)
+    path.write_text(json.dumps({"weight_map": []}))
+    with pytest.raises(BundleInvalid, match="weight_map"):
+        read(inside.parent)
+
+
+def test_two_sets_of_weights_are_not_chosen_between(pipeline):
+    inside, _, _ = sharded(pipeline)
+    shutil.copy(next(inside.glob("*-00001-*")), inside / f"{NAME}.safetensors")
+    with pytest.raises(BundleInvalid, match="two sets"):
+        read(inside.parent)
+
+
+def test_a_folder_without_an_index_says_what_it_could_not_check(pipeline, tmp_path):
+    """A UNet of latents looks like one of pixels; the record keeps that nobody checked."""
+    folder = pipeline()
+    assert not read(folder).warnings
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in (*folder.glob("unet/*"), *folder.glob("scheduler/*")):
+        shutil.copy(path, flat)
+    found = read(flat)
+    assert "model_index.json" in found.warnings[0]
+    assert "model_index.json" in found.manifest.data.note
+    with pytest.raises(FileMissing) as caught:
+        read(folder / "unet")
+    assert str(folder) in caught.value.hint
+
+
+def test_averaged_weights_and_names_of_classes_beside_it(pipeline):
+    """unet_ema/ is named; id2label becomes the manifest's classes where it fits, and is refused where it does not."""
+    folder = pipeline(settings={**pipelines.TINY, "num_class_embeds": 2})
+    shutil.copytree(folder / "unet", folder / "unet_ema")
+    index(folder, id2label={"1": "dog", "0": "cat"})
+    found = read(folder)
+    assert found.manifest.classes == ("cat", "dog")
+    assert any("unet_ema" in remark for remark in found.remarks)
+    index(folder, id2label={"0": "cat", "1": "dog", "2": "owl"})
+    with pytest.raises(SettingsInvalid, match="id2label"):
+        read(folder)
+
+
+def test_settings_of_sampling_are_listed_as_not_used(pipeline):
+    """They do not change what the network computes; who relied on them reads it."""
+    scheduler = DDIMScheduler(thresholding=True, timestep_spacing="trailing", steps_offset=1)
+    ignored = read(pipeline(scheduler=scheduler)).ignored
+    assert {"clip_sample", "thresholding", "timestep_spacing", "steps_offset"} <= ignored.keys()
+    assert "clip" in ignored["clip_sample"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("use_flow_sigmas", True), ("timestep_type", "continuous"), ("num_train_timesteps", 1000.5),
+     ("rescale_betas_zero_snr", "yes")],
+)  # fmt: skip
+def test_settings_that_change_the_process_are_refused(pipeline, key, value):
+    """They were passed over."""
+    folder = pipeline()
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(SettingsInvalid, match=key):
+        read(folder)
+
+
+def test_networks_that_are_no_pictures_are_refused_by_their_channels(pipeline):
+    """Four channels are latents', as in Stable Diffusion."""
+    settings = {**pipelines.TINY, "in_channels": 4, "out_channels": 4}
+    with pytest.raises(SettingsInvalid, match=r"in_channels.*latent"):
+        read(pipeline(settings=settings))
