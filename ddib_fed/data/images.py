@@ -23,13 +23,13 @@ from ddib_fed.data.fitting import (
     to_array,
     to_raw,
 )
-from ddib_fed.data.kinds import refuse_points
+from ddib_fed.data.kinds import name_file, refuse_points
 from ddib_fed.data.picture import FORMATS, ImageLimits, Picture, Pixels, faults_as_unreadable
 from ddib_fed.data.picture_files import PNG_MAGIC, jpeg_pixels, npy_pixels, png_pixels
 from ddib_fed.data.points import MAGIC as NPY_MAGIC
 from ddib_fed.data.tiff_files import tiff_pixels
 from ddib_fed.data.units import name_misfit
-from ddib_fed.errors import FileMissing, ImageUnreadable, PictureMisfit, ShapeMismatch
+from ddib_fed.errors import FileMissing, ImageUnreadable, KindMismatch, PictureMisfit, ShapeMismatch
 
 __all__ = [
     "FORMATS",
@@ -132,7 +132,11 @@ def read_image(
         ImageTooLarge: As `decode_image`; a file over the limit is not read.
         KindMismatch: As `decode_image`.
     """
-    return decode_image(read_content(path, limits or ImageLimits()), limits, background=background)
+    content = read_content(path, limits or ImageLimits())
+    try:
+        return decode_image(content, limits, background=background)
+    except KindMismatch as error:
+        raise name_file(error, str(path)) from error
 
 
 def read_fitted(

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from ddib_fed.data.points import MAGIC, Header, read_header
-from ddib_fed.errors import KindMismatch, PointsUnreadable
+from ddib_fed.data.units import name_misfit
+from ddib_fed.errors import DdibError, KindMismatch, PictureMisfit, PointsUnreadable
 
 MANY_ROWS: Final = 16
 FEW_COLUMNS: Final = 4
@@ -68,6 +69,18 @@ def explain_kind(facts: Mapping[str, str], name: str = "the file") -> tuple[str,
     if facts["takes"] == "pictures":
         return detail, "send it to a node of points; a .npy of a picture is (H, W) or (H, W, C)"
     return detail, "send it to a node of pictures; a .npy of points is (N, D)"
+
+
+def name_file(error: DdibError, name: str) -> DdibError:
+    """The same error, about a file of this name; what its facts explain is told anew."""
+    if isinstance(error, PictureMisfit):
+        return name_misfit(error, name)
+    if isinstance(error, KindMismatch) and (told := explain_kind(error.facts, name))[0]:
+        return KindMismatch(told[0], hint=told[1], facts=error.facts)
+    if name not in error.detail:
+        error.detail = f"{name}: {error.detail}"
+        error.args = (error.detail,)
+    return error
 
 
 def _mismatch(holds: str, takes: str) -> KindMismatch:

@@ -22,7 +22,7 @@ from ddib_fed.data.images import (
     image_format,
     read_content,
 )
-from ddib_fed.data.units import name_misfit
+from ddib_fed.data.kinds import name_file
 from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, PictureMisfit, UsageError
 
 Classes = Literal["folders", "prefix"] | None
@@ -255,8 +255,7 @@ def _sorted_names(names: set[str]) -> tuple[str, ...]:
 def _bad_files(root: Path, bad: list[tuple[Path, DdibError]], good: int) -> DdibError:
     """The error that names bad files; of one file alone, and of pictures of other units, with what would fit."""
     path, first = bad[0]
-    if isinstance(first, PictureMisfit):
-        first = name_misfit(first, str(path))
+    first = name_file(first, str(path))
     if root.is_file():
         return first
     listed = [f"  {path}: {error.detail}" for path, error in bad[:MAX_LISTED]]

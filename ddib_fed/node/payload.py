@@ -12,15 +12,12 @@ from pathlib import Path
 
 import grpc
 
-from ddib_fed.data.kinds import explain_kind
-from ddib_fed.data.units import explain
+from ddib_fed.data.kinds import name_file
 from ddib_fed.errors import (
     DdibError,
     FileMissing,
     ImageUnreadable,
     InputError,
-    KindMismatch,
-    PictureMisfit,
     PointsUnreadable,
     UsageError,
 )
@@ -156,13 +153,8 @@ def name_item(error: DdibError, items: Sequence[Payload]) -> None:
         return
     origin = items[int(number)].origin
     name = f"item {number}" if isinstance(origin, bytes) else str(origin)
-    told = ("", "")
-    if isinstance(error, PictureMisfit):
-        told = explain(error.facts, name)
-    elif isinstance(error, KindMismatch):
-        told = explain_kind(error.facts, name)
-    error.detail = told[0] or f"{name}: {error.detail}"
-    error.hint = told[1] or error.hint
+    found = name_file(error, name)
+    error.detail, error.hint = found.detail, found.hint
     error.args = (error.detail,)
 
 

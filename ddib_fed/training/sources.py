@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data import synthetic
-from ddib_fed.data.kinds import refuse_picture
+from ddib_fed.data.kinds import name_file, refuse_picture
 from ddib_fed.data.points import parse_npy
 from ddib_fed.errors import FileMissing, InputError
 from ddib_fed.training.presets import TrainConfig
@@ -121,8 +121,7 @@ def read_points(path: Path) -> Floats:
         refuse_picture(content)
         return parse_npy(content, max_bytes=MAX_BYTES, max_points=MAX_POINTS)
     except InputError as error:
-        error.detail = f"{path}: {error.detail}"
-        raise
+        raise name_file(error, str(path)) from error
 
 
 def _check(raw: NDArray[np.floating], path: Path) -> None:

@@ -335,6 +335,7 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         "least_edge_correlation": Number(-1, 1),
         "least_mutual_information": Number(0, 64),
         "structure_doubtful": _ANY,
+        "clipped": Number(0, 1 << 40),
     },
     "CycleError": dict.fromkeys(("median", "mean", "p99", "max"), _ERROR),
     "AcknowledgeItemsRequest": {"job_id": _STORE, "items": Many(Inner(), MOST_ITEMS)},

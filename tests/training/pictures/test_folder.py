@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.images import encode_png
-from ddib_fed.errors import PictureMisfit
+from ddib_fed.errors import ImageUnreadable, KindMismatch, PictureMisfit
 from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.folder import folder_source
 
@@ -68,3 +68,13 @@ def test_colours_that_are_dropped_are_said(tmp_path):
     )
     _, said = source(tmp_path / "in", channels=1, range="0:255")
     assert any(line.startswith("4 RGB pictures are made grey") for line in said)
+
+
+def test_a_folder_of_points_is_no_folder_of_pictures(tmp_path):
+    """A file alone is named with what it holds; in a folder it is one of the bad files."""
+    np.save(tmp_path / "points.npy", np.zeros((50, 2)))
+    with pytest.raises(KindMismatch, match=r"points\.npy holds points, 50 x 2"):
+        source(tmp_path / "points.npy")
+    fill(tmp_path, "uint8")
+    with pytest.raises(ImageUnreadable, match=r"(?s)1 of 17 .*points\.npy: .*holds points"):
+        source(tmp_path)
