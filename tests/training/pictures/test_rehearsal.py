@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -119,3 +120,19 @@ def test_other_solver_settings_keep_the_models(two):
 def test_a_rehearsal_among_its_pictures_is_refused_at_once(two):
     with pytest.raises(UsageError, match="lies among"):
         rehearse(replace(wanted(two), out=two / "dark" / "try"))
+
+
+def test_held_out_pictures_in_colour_are_left_out_for_grey_models(two):
+    """They are named, and the others are translated."""
+    held = two / "held"
+    held.mkdir()
+    for number, picture in enumerate(blobs(2, 3, channels=1)):
+        (held / f"{number}.png").write_bytes(encode_png(np.ascontiguousarray(picture.transpose(1, 2, 0))))
+    colours = np.ascontiguousarray(blobs(1, 4, channels=3)[0].transpose(1, 2, 0))
+    colours[..., 0] //= 3
+    (held / "colours.png").write_bytes(encode_png(colours))
+    said = []
+    rehearse(replace(wanted(two), test_a=held), say=said.append)
+    assert [line for line in said if "not translated" in line and "colours.png holds RGB uint8" in line]
+    report = json.loads((two / "out" / "a-to-b" / "report.json").read_text())
+    assert report["count"] == 2
