@@ -189,3 +189,18 @@ def test_translate_refuses_a_bound_that_marks_nothing(tmp_path, capsys, words, n
     finally:
         north.stop()
     assert named in capsys.readouterr().err
+
+
+def test_fetching_takes_no_bound_for_a_job_without_a_round_trip(tmp_path, capsys):
+    """Nothing is fetched, and nothing acknowledged away."""
+    north = SourceNodeDouble(tmp_path)
+    try:
+        (tmp_path / "scan.npy").write_bytes(npy(points(10)))
+        profile, out = ("--profile", str(north.profile_path)), ("--out", str(tmp_path / "out"))
+        assert run(["job", "submit", str(tmp_path / "scan.npy"), "--to", TARGET, *profile]) == 0
+        job = capsys.readouterr().out.split()[1]
+        assert run(["job", "fetch", job, *profile, *out, "--doubtful-below", "20"]) == 2
+        assert not north.script.seen("FetchResults")
+    finally:
+        north.stop()
+    assert "--doubtful-below" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from ddib_fed.cli.model import model
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, UsageError
@@ -156,3 +157,17 @@ def test_files_of_other_models_are_named(ddib, tmp_path, tensor, named):
         ddib("import", tmp_path / "x.pt", "--out", tmp_path / "m")
     assert named in f"{caught.value.detail} {caught.value.hint}"
     assert not (tmp_path / "m").exists()
+
+
+def test_a_tensor_under_two_names_is_refused(ddib, checkpoint, tmp_path):
+    """With and without the prefix of a wrapper: one of the two won before, in silence."""
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({**state, "module.out.2.bias": state["out.2.bias"] + 1.0}, tmp_path / "twice.pt")
+    with pytest.raises(BundleInvalid, match=r"out\.2\.bias.*two"):
+        ddib("import", tmp_path / "twice.pt", "--out", tmp_path / "m")
+
+
+def test_a_checkpoint_may_be_safetensors(ddib, checkpoint, tmp_path):
+    save_file(torch.load(checkpoint, weights_only=True), tmp_path / "ema.safetensors")
+    ddib("import", tmp_path / "ema.safetensors", "--out", tmp_path / "m", "--flags", FLAGS)
+    assert load_bundle(tmp_path / "m").manifest.network == SMALL

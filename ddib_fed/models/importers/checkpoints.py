@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,31 @@ def read_safetensors(path: Path) -> Checkpoint:
 
 def _checkpoint(path: Path, found: Mapping[str, Tensor], under: str) -> Checkpoint:
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in found.values()})
-    state = {_plain(key): tensor.float() for key, tensor in found.items()}
+    state = {key: tensor.float() for key, tensor in renamed(found, _plain, path).items()}
     return Checkpoint(path, state, under, tuple(dtypes))
+
+
+def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Path) -> dict[str, Tensor]:
+    """Tensors under other names.
+
+    Args:
+        found: Under the names of a file.
+        rename: Gives the other name.
+        path: Of the file, for errors.
+
+    Raises:
+        BundleInvalid: Two tensors would have one name.
+    """
+    state: dict[str, Tensor] = {}
+    for key, tensor in found.items():
+        if rename(key) in state:
+            raise BundleInvalid(
+                f"{path}: {rename(key)[:100]}: two tensors are this one, under two names",
+                hint="save the state dict of the model alone",
+                facts={"field": key[:100]},
+            )
+        state[rename(key)] = tensor
+    return state
 
 
 def _unwrap(loaded: Any) -> tuple[dict[str, Tensor] | None, str]:

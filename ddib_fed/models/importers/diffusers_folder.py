@@ -19,6 +19,7 @@ from ddib_fed.errors import BundleInvalid, ExtraMissing, FileMissing, SettingsIn
 from ddib_fed.models.bundle import state_problem
 from ddib_fed.models.diffusers_config import DiffusersUNetConfig
 from ddib_fed.models.importers.adm_names import adm_config, adm_state
+from ddib_fed.models.importers.checkpoints import renamed
 from ddib_fed.models.importers.pipeline_index import (
     INDEX,
     NETWORK,
@@ -89,8 +90,8 @@ def import_diffusers(
     weights, remarks = find_weights(inside, variant)
     checkpoint = read_weights(weights)
     state = {
-        _new_name(key): tensor.flatten(2).squeeze(-1) if _is_old_attention(key, tensor) else tensor
-        for key, tensor in checkpoint.state.items()
+        key: tensor.flatten(2).squeeze(-1) if _is_old_attention(key, tensor) else tensor
+        for key, tensor in renamed(checkpoint.state, _new_name, checkpoint.path).items()
     }
     _check(config, state, checkpoint.path)
     ours = adm_config(config)

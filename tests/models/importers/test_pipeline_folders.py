@@ -252,3 +252,13 @@ def test_networks_that_are_no_pictures_are_refused_by_their_channels(pipeline):
     settings = {**pipelines.TINY, "in_channels": 4, "out_channels": 4}
     with pytest.raises(SettingsInvalid, match=r"in_channels.*latent"):
         read(pipeline(settings=settings))
+
+
+def test_a_tensor_under_its_old_and_its_new_name_is_refused(pipeline):
+    """Older weights call the layers of attention otherwise; both at once are of no one model."""
+    path = pipeline() / "unet" / f"{NAME}.safetensors"
+    tensors = load_file(path)
+    old = {key.replace("to_q", "query"): value + 1.0 for key, value in tensors.items() if "to_q" in key}
+    save_file({**tensors, **old}, path)
+    with pytest.raises(BundleInvalid, match=r"to_q.*two"):
+        read(path.parent.parent)
