@@ -28,11 +28,14 @@ from ddib_fed.errors import (
     UnknownFields,
 )
 from ddib_fed.node import tls
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.events import EventHub
 from ddib_fed.node.interceptors import caller
+from ddib_fed.node.job_database import rehearse
 from ddib_fed.node.job_records import PENDING_ITEMS
 from ddib_fed.node.jobs import ItemState, Job, JobLimits, JobSpec, JobState, JobStore, SolverChoice
 from ddib_fed.node.policy import check_depth
+from ddib_fed.node.private_files import check_private_folder
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings import solver_settings
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
@@ -449,6 +452,11 @@ class _SourceRole:
     """Entry point of `ddib_fed.roles`."""
 
     name = "source"
+
+    def check(self, config: NodeConfig) -> str:
+        """See `Role`."""
+        check_private_folder(config.paths.spool)
+        return f"{rehearse(config.paths.jobs)} jobs"
 
     def open(self, node: NodeContext) -> SourceService:
         """See `Role`."""

@@ -24,6 +24,7 @@ from ddib_fed.errors import (
     UnknownFields,
 )
 from ddib_fed.node.batching import Control
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.interceptors import caller
 from ddib_fed.node.policy import Quota, check_depth
 from ddib_fed.node.role import NodeContext
@@ -317,6 +318,11 @@ class _TargetRole:
     """Entry point of `ddib_fed.roles`."""
 
     name = "target"
+
+    def check(self, config: NodeConfig) -> str:
+        """See `Role`."""
+        del config
+        return "keeps nothing"
 
     def open(self, node: NodeContext) -> TargetService:
         """See `Role`."""

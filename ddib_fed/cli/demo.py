@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli.demo_nodes import Pair, Site
-from ddib_fed.cli.main import NODE_EXTRA
 from ddib_fed.errors import AlreadyExists, OutOfBounds, StateConflict
 from ddib_fed.terminal import say
+from ddib_fed.unexpected import NODE_EXTRA
 
 if TYPE_CHECKING:
     from ddib_fed.cli.demo_report import Outcome

@@ -11,15 +11,15 @@ import importlib
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 import click
 
 from ddib_fed import __version__
-from ddib_fed.errors import DdibError, ExitCode
+from ddib_fed.errors import ExitCode
 from ddib_fed.terminal import escape, relay, say
+from ddib_fed.unexpected import explained
 
 
 class Lazy(NamedTuple):
@@ -187,42 +187,13 @@ def _escape_warnings() -> None:
         logging.lastResort.setFormatter(Escaped())
 
 
-def _explain(error: Exception) -> int:
+def _explain(raised: Exception) -> int:
     """Write an error to stderr and return its exit code."""
-    if debugging():
-        say(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"), err=True)
-    if isinstance(error, DdibError):
-        from ddib_fed.cli.output import show_error
+    from ddib_fed.cli.output import show_error
 
-        show_error(error)
-        return error.exit_code
-    if missing := missing_extra(error):
-        say(f"error: this command needs {missing}, which is not installed", err=True)
-        say("  try:  pip install 'ddib-fed[node]'", err=True)
-        return ExitCode.USAGE
-    if isinstance(error, OSError) and error.filename is not None:
-        say(f"error: {error.filename}: {error.strerror}", err=True)
-        return ExitCode.BAD_INPUT
-    say(f"error: unexpected {type(error).__name__}: {error}", err=True)
-    if not debugging():
-        say("  try:  the same command with DDIB_DEBUG=1 in front shows where it happened", err=True)
-    return ExitCode.INTERNAL
-
-
-NODE_EXTRA = frozenset({"torch", "safetensors", "matplotlib", "PIL", "prometheus_client", "grpc_health"})
-
-
-def missing_extra(error: Exception) -> str | None:
-    """Which package of the [node] extra an ImportError is about, if any."""
-    if not isinstance(error, ImportError) or error.name is None:
-        return None
-    package = error.name.partition(".")[0]
-    return package if package in NODE_EXTRA else None
-
-
-def debugging() -> bool:
-    """Whether tracebacks are wanted."""
-    return os.environ.get("DDIB_DEBUG", "") not in {"", "0"}
+    error = explained(raised)
+    show_error(error)
+    return error.exit_code
 
 
 def main() -> NoReturn:

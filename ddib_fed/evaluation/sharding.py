@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from ddib_fed.errors import InternalError, SettingsInvalid
+from ddib_fed.models.devices import device_problem
 
 MAX_WORKERS = 256
 POLL_S = 0.2
@@ -144,13 +145,9 @@ def _do(piece: Any) -> Any:
 
 
 def _check_there(device: str) -> None:
-    kind, _, index = device.partition(":")
-    there = {"cpu": True, "mps": torch.backends.mps.is_available()}.get(kind)
-    if there is None:
-        there = int(index) < torch.cuda.device_count()
-    if not there:
+    if problem := device_problem(device):
         raise SettingsInvalid(
-            f"there is no device {device} here",
-            hint=f"torch sees {torch.cuda.device_count()} GPUs; --devices cpu works everywhere",
+            f"there is no device {device} here: {problem}",
+            hint="--devices cpu works everywhere",
             facts={"device": device},
         )

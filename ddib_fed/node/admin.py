@@ -13,8 +13,9 @@ import grpc
 
 from ddib_fed.errors import ConfigError, PeerUnreachable
 from ddib_fed.node.answers import CheckedChannel
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
 from ddib_fed.node.errors_wire import from_rpc_error, status_of
+from ddib_fed.node.private_files import check_private_folder
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import admin_pb2_grpc as rpc
 
@@ -54,21 +55,20 @@ def serve_admin(
     """Start the operator's service on `socket`, which only this user can open.
 
     Raises:
-        ConfigError: A node answers there already, or others may write to the folder.
+        ConfigError: See `check_socket`; or it cannot be bound.
     """
+    check_socket(socket)
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _require_own(socket.parent)
-    if _answers(socket):
-        raise ConfigError(
-            f"another node is running on {socket.parent}",
-            hint="ddib status, or give this node a state folder of its own",
-        )
     socket.unlink(missing_ok=True)
     server = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="admin"), interceptors=interceptors)
     rpc.add_AdminServiceServicer_to_server(servicer, server)
     before = os.umask(0o177)
     try:
         server.add_secure_port(f"unix:{socket}", grpc.local_server_credentials(grpc.LocalConnectionType.UDS))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the operator's socket {socket} cannot be bound", hint="a shorter [node] state path"
+        ) from error
     finally:
         os.umask(before)
     server.start()
@@ -81,13 +81,25 @@ def stop_admin(server: grpc.Server, socket: Path) -> None:
     socket.unlink(missing_ok=True)
 
 
-def _require_own(folder: Path) -> None:
-    """A folder under /tmp may be somebody else's, who could then answer in the node's place."""
-    found = folder.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & 0o002:
+def check_socket(socket: Path) -> None:
+    """Whether the operator's service could be started on `socket`.
+
+    Raises:
+        ConfigError: Its path is too long, something else lies there, a node answers there already, or others may write
+            to the folder: under /tmp it may be somebody else's, who could then answer in the node's place.
+    """
+    if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
         raise ConfigError(
-            f"{folder} is not this user's alone, the operator's socket cannot lie there",
-            hint=f"chown and chmod 700 {folder}, or a shorter [node] state path",
+            f"the operator's socket {socket} has a path of more than {MAX_SOCKET_PATH} bytes",
+            hint="a shorter [node] state path, or a shorter TMPDIR",
+        )
+    check_private_folder(socket.parent)
+    if socket.exists() and not socket.is_socket():
+        raise ConfigError(f"{socket} is no socket", hint=f"move {socket} away")
+    if _answers(socket):
+        raise ConfigError(
+            f"another node is running on {socket.parent}",
+            hint="ddib status, or give this node a state folder of its own",
         )
 
 
@@ -107,7 +119,7 @@ class AdminClient:
     def __init__(self, config: NodeConfig) -> None:
         self._socket = config.paths.admin_socket
         self._name = f"{config.node.name}.{config.node.institution}"
-        self._serve = f"{config.command} serve --config {config.folder / 'node.toml'}"
+        self._serve = f"{config.command} serve --config {config.path}"
 
     def status(self) -> pb.StatusResponse:
         """The node's state.

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ddib_fed.node.private_files import check_private_file
+
 FIRST = "0" * 64
 """What the first line gives as the digest of the line before it."""
 
@@ -67,9 +69,13 @@ class AuditLog:
     Args:
         path: The file; made, of mode 0600, when it is not there.
         clock: Now, in UTC.
+
+    Raises:
+        ConfigError: It is no file, or cannot be read and written.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.check(path)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = path
         self._clock = clock
@@ -77,6 +83,15 @@ class AuditLog:
         self._size = -1
         self._next = 0
         self._head = FIRST
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Whether a log could be written there; makes nothing.
+
+        Raises:
+            ConfigError: It is no file, or cannot be read and written.
+        """
+        check_private_file(path)
 
     def write(self, act: str, **values: Value) -> None:
         """Add a line; on the disk when this returns.

@@ -6,15 +6,20 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ddib_fed.errors import ConfigError, DdibError
+from ddib_fed.errors import ConfigError, DdibError, ExitCode
 from ddib_fed.evaluation.processes import require_alone
 from ddib_fed.node.config import NodeConfig, Role
 from ddib_fed.node.log_format import JsonFormatter, TextFormatter
 from ddib_fed.node.logs import route, silence_grpc
 from ddib_fed.terminal import relay, say, say_labelled
+from ddib_fed.unexpected import explained
+
+if TYPE_CHECKING:
+    from ddib_fed.node.startup import Finding
 
 log = logging.getLogger(__name__)
 
@@ -71,26 +76,42 @@ def node_command(role: Role | None) -> click.Group:
 
         try:
             sys.exit(daemon.serve(config))
-        except DdibError as error:
+        except Exception as raised:
+            error = explained(raised)
             if config.log.format == "text":
-                raise
+                raise error from raised
             sys.exit(_logged(error, f"{config.command} check --config {path}"))
 
     @group.command()
     @CONFIG
     def check(path: Path) -> None:
-        """Say whether the node could serve: identity, peers, model, port; changes nothing."""
-        from ddib_fed.node import daemon
+        """Say whether the node could serve: each step of a start is tried, and nothing is changed."""
+        silence_grpc()
+        from ddib_fed.node import startup  # imports grpc
 
-        findings = daemon.check(_load(path, role))
-        for what, finding in findings:
-            say(f"{what:10} {finding}")
-        if any(not finding.startswith("ok") for _, finding in findings):
+        findings = startup.check(_load(path, role))
+        for finding in findings:
+            _show(finding)
+        wrong = [finding.step for finding in findings if not finding.ok]
+        if wrong:
             raise ConfigError(
-                "the node cannot serve yet", hint="mend the lines above that do not begin with ok"
+                f"the node cannot serve yet: {', '.join(wrong)}",
+                hint="correct the lines that do not begin with ok",
             )
 
     return group
+
+
+def _show(finding: Finding) -> None:
+    """One step of a start: ok and what there is, or what is wrong and what to do."""
+    if finding.problem is None:
+        say(f"{finding.step:10} ok {finding.found.text}")
+        for warning in finding.found.warnings:
+            say(f"{'':10} warning: {warning}")
+        return
+    say(f"{finding.step:10} {finding.problem.detail}  [{finding.problem.reason}]")
+    if finding.problem.hint:
+        say(f"{'':10} try: {finding.problem.hint}")
 
 
 def _logged(error: DdibError, otherwise: str) -> int:
@@ -134,10 +155,12 @@ def run(group: Callable[..., object]) -> None:
     except click.ClickException as error:
         relay(error.show)
         sys.exit(error.exit_code)
-    except click.Abort:
-        sys.exit(130)
-    except DdibError as error:
-        say_labelled("error: ", f"{error.detail}  [{error.reason}]")
-        if error.hint:
-            say_labelled("  try:  ", error.hint)
-        sys.exit(int(error.exit_code))
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted", err=True)
+        sys.exit(ExitCode.CANCELLED)
+    except Exception as raised:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
+        failure = explained(raised)
+        say_labelled("error: ", f"{failure.detail}  [{failure.reason}]")
+        if failure.hint:
+            say_labelled("  try:  ", failure.hint)
+        sys.exit(int(failure.exit_code))

@@ -149,7 +149,7 @@ class IdentitySection(Section):
     """How the node's certificate is renewed when the CA's key is not on this machine."""
 
     issuer: str | None = None
-    renew_command: tuple[str, ...] | None = None
+    renew_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     @field_validator("issuer")
     @classmethod
@@ -224,6 +224,7 @@ class NodeConfig(Section):
     http: HttpSection = HttpSection()
     log: LogSection = LogSection()
     _folder: Path = PrivateAttr(default=Path())
+    _name: str = PrivateAttr(default="node.toml")
 
     @classmethod
     def load(cls, path: Path) -> NodeConfig:
@@ -236,14 +237,20 @@ class NodeConfig(Section):
         config = load_toml(
             path, cls, hint="ddib init node --institution north.example --role source --domain moons"
         )
-        config._folder = path.resolve().parent  # noqa: SLF001 - its own private attribute
+        place = path.resolve()
+        config._folder, config._name = place.parent, place.name  # noqa: SLF001 - its own private attributes
         return config
 
     def with_roles(self, roles: tuple[Role, ...]) -> NodeConfig:
         """The same node with only these roles."""
         copy = self.model_copy(update={"node": self.node.model_copy(update={"roles": roles})})
-        copy._folder = self._folder  # noqa: SLF001 - its own private attribute
+        copy._folder, copy._name = self._folder, self._name  # noqa: SLF001 - its own private attributes
         return copy
+
+    @property
+    def path(self) -> Path:
+        """The file itself."""
+        return self._folder / self._name
 
     @property
     def command(self) -> str:

@@ -10,20 +10,18 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from types import FrameType
 
 from ddib_fed import __version__
 from ddib_fed.errors import DdibError
-from ddib_fed.node import pki, tls
+from ddib_fed.node import pki, startup, tls
 from ddib_fed.node.addresses import split_address
 from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
 from ddib_fed.node.audit import AuditLog
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.engine import Engine
 from ddib_fed.node.http import ProbeServer
-from ddib_fed.node.identity import Identity
 from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
 from ddib_fed.node.metrics import Metrics
 from ddib_fed.node.peers import PeerStore
@@ -57,11 +55,12 @@ class Daemon:
         self._loading = False
         self._drain_asked = threading.Event()
         paths = config.paths
+        for warning in startup.begin(config):
+            log.warning("%s", warning)
         paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         if report := recover_at_start(config):
             log.info("%s", report)
         self.peers = PeerStore(paths.peers, own_institution=config.node.institution, pki_folder=paths.pki)
-        self.peers.check_withdrawn()
         self.node = NodeContext(config, self.peers, AuditLog(paths.audit), Metrics())
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self.limiter = StreamLimiter(config.limits.max_streams, config.limits.max_streams_per_identity)
@@ -331,68 +330,3 @@ def serve(config: NodeConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, daemon.on_signal)
     return daemon.run()
-
-
-def check(config: NodeConfig) -> list[tuple[str, str]]:
-    """What is in order and what is not, as (what, "ok ..." or the problem); changes nothing."""
-    probes: tuple[tuple[str, Callable[[NodeConfig], str]], ...] = (
-        ("identity", _check_identity),
-        ("peers", _check_peers),
-        ("model", _check_model),
-        ("listen", _check_port),
-        ("roles", _check_roles),
-    )
-    findings: list[tuple[str, str]] = []
-    for what, probe in probes:
-        try:
-            findings.append((what, probe(config)))
-        except DdibError as error:
-            findings.append((what, f"{error.detail}; {error.hint}" if error.hint else error.detail))
-        except OSError as error:
-            findings.append((what, f"{error.filename or what}: {error.strerror or error}"))
-    return findings
-
-
-def _check_roles(config: NodeConfig) -> str:
-    return "ok " + ", ".join(role.name for role in find_roles(config.node.roles))
-
-
-def _check_identity(config: NodeConfig) -> str:
-    credentials = pki.load_identity(config.paths.pki)
-    expected = Identity(config.node.institution, "node", config.node.name)
-    if credentials.identity != expected:
-        return f"the certificate names {credentials.identity}, the configuration {expected}"
-    return f"ok {expected}, valid until {credentials.not_after:%Y-%m-%d %H:%M} UTC"
-
-
-def _check_peers(config: NodeConfig) -> str:
-    peers = PeerStore(
-        config.paths.peers, own_institution=config.node.institution, pki_folder=config.paths.pki
-    ).list()
-    return "ok " + (
-        ", ".join(f"{p.institution} at {p.address}" for p in peers) or "none admitted yet: ddib peer add"
-    )
-
-
-def _check_model(config: NodeConfig) -> str:
-    from ddib_fed.models.bundle import load_bundle
-
-    bundle = load_bundle(config.paths.bundle)
-    terminal = bundle.schedule.lambda_min
-    if terminal > -4.5:
-        return f"its schedule ends at lambda {terminal:.2f}; a contract needs -4.5 or less"
-    return f"ok {bundle.manifest.sample_kind} {tuple(bundle.manifest.sample_shape)}, {bundle.digest[:12]}"
-
-
-def _check_port(config: NodeConfig) -> str:
-    import socket
-
-    host, port = split_address(config.node.listen, bound=True)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return f"{config.node.listen} cannot be bound now: {error.strerror}"
-    return f"ok {config.node.listen}"

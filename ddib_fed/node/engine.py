@@ -23,10 +23,20 @@ from ddib_fed.diffusion.bridge import soften as soften_by
 from ddib_fed.diffusion.denoiser import Condition
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
-from ddib_fed.errors import BundleInvalid, NotFinite, NotReady, SettingsInvalid, ShapeMismatch
-from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.errors import (
+    BundleInvalid,
+    ConfigError,
+    MemoryExhausted,
+    NotFinite,
+    NotReady,
+    SettingsInvalid,
+    ShapeMismatch,
+)
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.devices import device_problem
 from ddib_fed.node.batching import Batcher, Control, OnStep
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.hosted import load_hosted
 from ddib_fed.wire.latent import Latent
 
 Array = NDArray[np.float32]
@@ -114,18 +124,33 @@ class Engine:
 
         Raises:
             ModelNotFound: There is no bundle at the configured place.
-            BundleInvalid: It fails its checks.
+            BundleInvalid: It fails its checks, or no contract could be made with it.
+            ConfigError: It is of another domain than node.toml says, or cannot run on the device in the dtype.
+            MemoryExhausted: There is not enough memory for it.
         """
         section = config.engine
-        return cls(
-            load_bundle(config.paths.bundle),
-            device=section.device,
-            threads=section.threads,
-            dtype=section.dtype,
-            merge_rows=section.merge_rows,
-            merge_pixels=section.merge_pixels,
-            max_trajectories=section.max_trajectories,
-        )
+        bundle = load_hosted(config)
+        try:
+            return cls(
+                bundle,
+                device=section.device,
+                threads=section.threads,
+                dtype=section.dtype,
+                merge_rows=section.merge_rows,
+                merge_pixels=section.merge_pixels,
+                max_trajectories=section.max_trajectories,
+            )
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise MemoryExhausted(
+                f"the model {config.paths.bundle} does not fit into the memory of {section.device}",
+                hint="a smaller engine.merge_rows or merge_pixels, or another engine.device",
+            ) from error
+        except RuntimeError as error:  # torch's word for an operation that a device or dtype lacks
+            raise ConfigError(
+                f"the model {config.paths.bundle} cannot run on engine.device = {section.device!a} in "
+                f"engine.dtype = {section.dtype!a}: {str(error).partition(chr(10))[0]}",
+                hint='engine.dtype = "float32", or another engine.device',
+            ) from error
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -345,6 +370,16 @@ def _median_seconds(call: Callable[[], None], threads: int, repeats: int = 5) ->
 
 
 def _device(name: str) -> torch.device:
+    """The device of a name in node.toml.
+
+    Raises:
+        ConfigError: There is none of that name here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if problem := device_problem(name):
+        raise ConfigError(
+            f"engine.device = {name!a} cannot be used: {problem}",
+            hint='engine.device = "auto" takes a GPU where there is one, "cpu" works everywhere',
+        )
     return torch.device(name)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.errors import ConfigError, QueueFull
+from ddib_fed.errors import ConfigError, DdibError, ExhaustedError, QueueFull
+from ddib_fed.node.private_files import check_private_file
 
 # Each entry brings the schema one version further; entries are never changed once released.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -66,19 +69,56 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 
 
+def rehearse(path: Path) -> int:
+    """Open a copy of the database as a start would, so that nothing here is changed.
+
+    Returns:
+        How many jobs it holds.
+
+    Raises:
+        ConfigError: A start would fail on it.
+    """
+    check_private_file(path)
+    try:
+        guard = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        guard = -1
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be used: {error.strerror}") from error
+    try:
+        if guard >= 0:
+            _take(guard, path, fcntl.LOCK_SH)  # beside another check, and for a moment only
+        with tempfile.TemporaryDirectory(prefix="ddib-check-") as folder:
+            for suffix in ("", "-wal"):
+                if path.with_name(path.name + suffix).exists():
+                    shutil.copyfile(path.with_name(path.name + suffix), Path(folder) / (path.name + suffix))
+            copy = JobDatabase(Path(folder) / path.name, called=path)
+            try:
+                return int(copy.read("SELECT count(*) FROM jobs")[0][0])
+            finally:
+                copy.close()
+    finally:
+        if guard >= 0:
+            os.close(guard)
+
+
 class JobDatabase:
     """One connection, one lock: writers wait for one another, and nobody sees half a transaction.
 
     Args:
         path: The database; made, with its folder, when it is not there.
+        called: What to call it in an error, when it is the copy of another.
 
     Raises:
         ConfigError: Another process has it, it is damaged, or a newer release made it.
+        ExhaustedError: The disk is full.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, called: Path | None = None) -> None:
+        check_private_file(path)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = path
+        self._called = called or path
         self._lock = threading.RLock()
         self._guard = _lock_file(path)
         try:
@@ -103,7 +143,7 @@ class JobDatabase:
             self._migrate(connection)
         except sqlite3.DatabaseError as error:
             connection.close()
-            raise self._damaged(str(error)) from error
+            raise self._unusable(error) from error
         except BaseException:
             connection.close()
             raise
@@ -114,9 +154,21 @@ class JobDatabase:
         if answer != "ok":
             raise self._damaged(answer)
 
+    def _unusable(self, error: sqlite3.DatabaseError) -> DdibError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            return ExhaustedError(
+                f"the disk of the job database {self._called} is full", hint=f"df -h {self._called.parent}"
+            )
+        if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            return ConfigError(
+                f"another program holds the job database {self._called}", hint=f"fuser -v {self._called}"
+            )
+        return self._damaged(str(error))
+
     def _damaged(self, detail: str) -> ConfigError:
         return ConfigError(
-            f"the job database {self._path} cannot be used: {detail}",
+            f"the job database {self._called} cannot be used: {detail}",
             hint="restore it from a backup, or move it away: its jobs are then lost",
         )
 
@@ -124,7 +176,7 @@ class JobDatabase:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):
             raise ConfigError(
-                f"{self._path} has schema {version}, of a newer release; this one knows {len(MIGRATIONS)}",
+                f"{self._called} has schema {version}, of a newer release; this one knows {len(MIGRATIONS)}",
                 hint="upgrade ddib-fed, or set another [node] state folder",
             )
         for number in range(version, len(MIGRATIONS)):
@@ -178,13 +230,22 @@ class JobDatabase:
 
 def _lock_file(path: Path) -> int:
     """A lock that goes when the process goes, however it goes."""
-    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    name = path.with_name(path.name + ".lock")
+    check_private_file(name)
+    descriptor = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        _take(descriptor, path)
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _take(descriptor: int, path: Path, kind: int = fcntl.LOCK_EX) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         raise ConfigError(
             f"another node is running on {path.parent}",
             hint="ddib status, or give this node a state folder of its own",
         ) from error
-    return descriptor

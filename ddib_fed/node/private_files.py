@@ -7,6 +7,7 @@ others can read, or exchange, is not used, as with ssh.
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import stat
 import tempfile
@@ -28,6 +29,59 @@ def private_folder(folder: Path) -> Path:
     if folder.stat().st_mode & 0o077:
         folder.chmod(0o700)
     return folder
+
+
+def check_private_folder(folder: Path) -> None:
+    """A folder is this user's alone to write in, or can be made.
+
+    Raises:
+        ConfigError: It is no folder, belongs to somebody else, or others may write there: whoever can, decides whom
+            the node trusts.
+    """
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    try:
+        found = there.stat()
+    except OSError as exc:
+        raise ConfigError(f"{there} cannot be used: {exc.strerror}") from exc
+    if not stat.S_ISDIR(found.st_mode):
+        raise ConfigError(f"{there} is no folder", hint=f"move {there} away")
+    if there == folder:
+        refuse_open_folder(folder)
+    if not _allows(there, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{there} cannot be written by {_user(os.geteuid())}",
+            hint=f"chown {_user(os.geteuid())} {there}, or mount it read-write",
+        )
+
+
+def check_private_file(path: Path) -> None:
+    """A file can be read and written by this user, or is not there.
+
+    Raises:
+        ConfigError: It is something else, or cannot.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be used: {exc.strerror}") from exc
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{path} is no file", hint=f"move {path} away")
+    if not _allows(path, os.R_OK | os.W_OK):
+        user = _user(os.geteuid())
+        raise ConfigError(f"{path} cannot be read and written by {user}", hint=f"chown {user} {path}")
+
+
+def _allows(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def write_private(path: Path, data: bytes, *, overwrite: bool) -> None:

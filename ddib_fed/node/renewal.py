@@ -24,7 +24,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ddib_fed.errors import ConfigError, DdibError, InputError, MessageInvalid, Unauthenticated
 from ddib_fed.node.certificates import (
     MAX_REQUEST_BYTES,
-    Authority,
     certificate_pem,
     check_request,
     fingerprint,
@@ -47,6 +46,7 @@ from ddib_fed.node.pki import (
     write_identity,
 )
 from ddib_fed.node.profile import Profile
+from ddib_fed.node.standing import not_accepted, own_authority, own_credentials
 from ddib_fed.node.tls import channel
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
@@ -180,7 +180,7 @@ def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credential
     """
     folder, moment = config.paths.pki, now or utc_now()
     if has_authority(folder):
-        return issue_to_folder(_own_authority(config), folder, "node", config.node.name, now=moment)
+        return issue_to_folder(own_authority(config), folder, "node", config.node.name, now=moment)
     if config.identity.renew_command is not None:
         return _run_command(config.identity.renew_command, folder, moment)
     if config.identity.issuer is None:
@@ -194,22 +194,6 @@ def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credential
     return renew_through(
         folder, address=address, server_name=issuer.dns_name, hop=f"issuer {issuer}", now=moment
     )
-
-
-def _own_authority(config: NodeConfig) -> Authority:
-    """The root in the node's folder.
-
-    Raises:
-        ConfigError: It is another institution's than node.toml says.
-    """
-    folder = config.paths.pki
-    authority = load_authority(folder)
-    if authority.institution != config.node.institution:
-        raise ConfigError(
-            f"the root in {folder} is of {authority.institution}, node.toml says {config.node.institution}",
-            hint="ddib pki show",
-        )
-    return authority
 
 
 def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> Credentials:
@@ -250,27 +234,21 @@ def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str 
     """
     moment, folder = now or utc_now(), config.paths.pki
     if has_authority(folder):  # it signs for others too, also while the node's own certificate is good
-        _own_authority(config)
+        own_authority(config)
     if has_authority(folder) and not (folder / "leaf.pem").exists():
         renew_node(config, now=moment)
         return "made the node's first certificate"
-    credentials = load_identity(folder)
-    expected = Identity(config.node.institution, "node", config.node.name)
-    if credentials.identity != expected:
-        raise ConfigError(
-            f"the certificate in {folder} names {credentials.identity}, node.toml says {expected}",
-            hint="ddib pki show",
-        )
-    if not is_due(credentials, moment):
+    credentials = own_credentials(config)
+    problem = not_accepted(credentials, moment)
+    if problem is None and not is_due(credentials, moment):
         return None
     try:
         renewed = renew_node(config, now=moment)
     except DdibError as error:
-        if moment < credentials.not_after:
+        if problem is None:
             return f"the certificate could not be renewed: {error.detail}"
         raise Unauthenticated(
-            f"the node's certificate expired at {credentials.not_after:%Y-%m-%d %H:%M} UTC "
-            f"and could not be renewed: {error.detail}",
+            f"{problem}, and could not be renewed: {error.detail}",
             hint=error.hint or "ddib pki request, have it signed by the issuer, then ddib pki install",
         ) from error
     return f"renewed the certificate, good until {renewed.not_after:%Y-%m-%d %H:%M} UTC"

@@ -170,8 +170,19 @@ class Role(Protocol):
 
     name: str
 
+    def check(self, config: NodeConfig) -> str:
+        """What `open` would find, in a few words; changes nothing.
+
+        Raises:
+            DdibError: `open` would fail.
+        """
+
     def open(self, node: NodeContext) -> RoleService:
-        """The role in this node, not started yet."""
+        """The role in this node, not started yet.
+
+        Raises:
+            DdibError: What it keeps on the disk cannot be used.
+        """
 
 
 def find_roles(names: Iterable[str]) -> list[Role]:

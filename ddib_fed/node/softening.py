@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
+import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,16 @@ def load_key(path: Path) -> bytes:
             hint="put it back from the backup; without one remove it: pictures get other latents than before",
         )
     return key
+
+
+def check_key(path: Path) -> None:
+    """Whether the key can be used, or made; makes none.
+
+    Raises:
+        ConfigError: The file is no key, or others may read it.
+    """
+    if os.path.lexists(path):
+        load_key(path)
 
 
 class Softener:

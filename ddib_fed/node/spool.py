@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ddib_fed.errors import ItemNotFound, QueueFull
+from ddib_fed.node.private_files import check_private_folder
 
 _JOB = re.compile(r"[0-9a-f]{32}\Z")
 _PART = re.compile(r"[a-z_]{1,32}\Z")
@@ -29,9 +30,13 @@ class Spool:
 
     Args:
         folder: Where; made when it is not there.
+
+    Raises:
+        ConfigError: It is no folder, or not this user's alone.
     """
 
     def __init__(self, folder: Path) -> None:
+        check_private_folder(folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
         self._folder = folder

@@ -28,14 +28,23 @@ def load_toml(path: Path, model: type[M], *, hint: str) -> M:
         FileMissing: There is no such file.
         ConfigError: It is no TOML, or a key is unknown, missing or has a value that cannot be used.
     """
-    if not path.is_file():
-        raise FileMissing(f"there is no {path}", hint=hint)
-    if path.stat().st_size > MAX_CONFIG_BYTES:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError as error:
+        raise FileMissing(f"there is no {path}", hint=hint) from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint=f"ls -ld {path}") from error
+    if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} is over {MAX_CONFIG_BYTES} bytes: it is no configuration")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}", hint="mend that line") from error
+        values = tomllib.loads(data.decode("utf-8-sig"))  # some editors put a BOM first
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error.reason}", hint="save it as UTF-8 text") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{path} is not valid TOML: {error}", hint=f"correct that line of {path}"
+        ) from error
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -11,9 +11,10 @@ import pytest
 
 from ddib_fed import errors
 from ddib_fed.cli import main as entry
-from ddib_fed.cli.main import COMMANDS, SECTIONS, missing_extra, run
+from ddib_fed.cli.main import COMMANDS, SECTIONS, run
 from ddib_fed.cli.output import NEXT_STEPS, next_step
 from ddib_fed.errors import ContractMismatch, DdibError, Difference, ExitCode, PeerUnreachable, all_errors
+from ddib_fed.unexpected import missing_extra
 
 HELP_S = 0.3
 
@@ -43,7 +44,7 @@ def test_help_loads_nothing_heavy():
         "assert not heavy, heavy;"
         "ours = sorted(m for m in sys.modules if m.startswith('ddib_fed'));"
         "assert ours == ['ddib_fed', 'ddib_fed.cli', 'ddib_fed.cli.main', 'ddib_fed.errors', "
-        "'ddib_fed.terminal'], ours"
+        "'ddib_fed.terminal', 'ddib_fed.unexpected'], ours"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 

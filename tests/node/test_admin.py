@@ -90,7 +90,7 @@ def test_a_folder_that_others_may_write_is_refused(config) -> None:
     folder = config.paths.admin_socket.parent
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    with pytest.raises(ConfigError, match="not this user's alone"):
+    with pytest.raises(ConfigError, match="written to by others"):
         Node().serve(config)
 
 

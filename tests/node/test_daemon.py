@@ -202,36 +202,3 @@ def test_status_is_answered_until_the_socket_is_gone(tmp_path, monkeypatch) -> N
     assert running.end() == 0
     assert dict(seen[0].jobs) == dict(before.jobs)
     assert "queued" in before.jobs
-
-
-def test_check_finds_what_is_wrong_and_changes_nothing(config, tmp_path) -> None:
-    """One line for each thing; "ok" begins those that are in order."""
-    before = sorted(path for path in config.folder.rglob("*"))
-    findings = dict(daemon.check(config))
-    assert all(finding.startswith("ok") for finding in findings.values()), findings
-    assert sorted(path for path in config.folder.rglob("*")) == before
-    (config.paths.bundle / "model.safetensors").write_bytes(b"no weights")
-    (config.paths.pki / "roots.pem").unlink()
-    findings = dict(daemon.check(config))
-    assert not any(findings[what].startswith("ok") for what in ("identity", "peers", "model"))
-    assert findings["listen"].startswith("ok")
-
-
-def test_check_says_when_the_certificate_is_another_nodes(config) -> None:
-    """Both names are in the finding."""
-    other = config.model_copy(update={"node": config.node.model_copy(update={"name": "node-2"})})
-    other._folder = config.folder
-    finding = dict(daemon.check(other))["identity"]
-    assert "node-1" in finding
-    assert "node-2" in finding
-
-
-def test_check_says_when_the_port_is_taken(config) -> None:
-    """Or when a host cannot be bound at all."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        section = config.node.model_copy(update={"listen": f"127.0.0.1:{taken.getsockname()[1]}"})
-        other = config.model_copy(update={"node": section})
-        other._folder = config.folder
-        assert "cannot be bound" in dict(daemon.check(other))["listen"]

@@ -1,0 +1,99 @@
+"""Turns a node's folder of certificates into whether others would accept it now, and who could renew it.
+
+The rule: nothing is changed; `renewal` acts on what is found here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+
+from ddib_fed.errors import ConfigError, Unauthenticated
+from ddib_fed.node.certificates import parse_certificates
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.identity import Identity, verify_peer_certificate
+from ddib_fed.node.pki import Authority, Credentials, has_authority, load_authority, load_identity
+
+
+def own_authority(config: NodeConfig) -> Authority:
+    """The root in the node's folder.
+
+    Raises:
+        ConfigError: It is another institution's than node.toml says.
+    """
+    folder = config.paths.pki
+    authority = load_authority(folder)
+    if authority.institution != config.node.institution:
+        raise ConfigError(
+            f"the root in {folder} is of {authority.institution}, node.toml says {config.node.institution}",
+            hint="ddib pki show",
+        )
+    return authority
+
+
+def own_credentials(config: NodeConfig) -> Credentials:
+    """The node's certificate and key; they may have expired.
+
+    Raises:
+        FileMissing: There are none.
+        InputError: They cannot be read, or do not belong together.
+        ConfigError: They are of somebody else than node.toml says.
+    """
+    credentials = load_identity(config.paths.pki)
+    expected = Identity(config.node.institution, "node", config.node.name)
+    if credentials.identity != expected:
+        raise ConfigError(
+            f"the certificate in {config.paths.pki} names {credentials.identity}, node.toml says {expected}",
+            hint="ddib pki show",
+        )
+    return credentials
+
+
+def not_accepted(credentials: Credentials, now: datetime) -> str | None:
+    """Why nobody would accept the certificate now: expired, not valid yet, of another root; none when they would."""
+    roots = parse_certificates(credentials.roots_pem, "roots.pem")
+    try:
+        verify_peer_certificate(
+            credentials.cert_chain_pem, pins={credentials.identity.institution: roots}, now=now
+        )
+    except Unauthenticated as error:
+        return error.detail
+    return None
+
+
+def look_at_identity(config: NodeConfig, *, now: datetime | None = None) -> list[str]:
+    """What a start would find of the node's certificate: a line, and a warning where somebody should do something.
+
+    Raises:
+        FileMissing: There is no certificate, and no root here to make one.
+        InputError: A file cannot be read, or two do not belong together.
+        ConfigError: The certificate or the root is of somebody else, or the way to renew it cannot be gone.
+        Unauthenticated: Nobody would accept it, and a start cannot renew it.
+    """
+    moment, folder = now or datetime.now(UTC), config.paths.pki
+    issues, command = has_authority(folder), config.identity.renew_command
+    if issues:
+        own_authority(config)
+    elif command is not None and shutil.which(command[0]) is None:
+        raise ConfigError(
+            f"identity.renew_command: there is no program {command[0]!a}",
+            hint=f"ls -l {command[0]}; or correct identity.renew_command in {config.path}",
+        )
+    if issues and not (folder / "leaf.pem").exists():
+        return [f"{config.node.name} of {config.node.institution}, whose certificate is made at the start"]
+    credentials = own_credentials(config)
+    text = f"{credentials.identity}, until {credentials.not_after:%Y-%m-%d %H:%M} UTC"
+    problem = not_accepted(credentials, moment)
+    if problem is None:
+        renewable = issues or command is not None or config.identity.issuer is not None
+        return (
+            [text]
+            if renewable
+            else [text, "nothing renews it: set identity.issuer or identity.renew_command"]
+        )
+    if issues or command is not None:
+        return [str(credentials.identity), f"{problem}; it is renewed at the start"]
+    raise Unauthenticated(
+        f"{problem}, and a start cannot renew it",
+        hint="compare the clock (date -u); else ddib pki request, have it signed by the issuer, then ddib pki install",
+    )

@@ -1,0 +1,194 @@
+"""Names what a node needs before it serves, in the order of a start: `check` tries all, `serve` stops at the first.
+
+The rule: one list. A step changes nothing; what a start then does for real (open the jobs, load the model) goes through
+the code that the step rehearsed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
+from ddib_fed.node.addresses import split_address
+from ddib_fed.node.admin import check_socket
+from ddib_fed.node.audit import AuditLog
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.engine import Engine
+from ddib_fed.node.peers import PeerStore
+from ddib_fed.node.ports import check_bindable
+from ddib_fed.node.private_files import check_private_folder
+from ddib_fed.node.role import find_roles
+from ddib_fed.node.softening import check_key
+from ddib_fed.node.standing import look_at_identity
+from ddib_fed.unexpected import as_config_error, explained
+
+# What a start itself writes: databases, an audit line, a socket.
+MIN_FREE_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a step found to be in order.
+
+    Attributes:
+        text: What there is.
+        warnings: What a start survives, and somebody should know.
+    """
+
+    text: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that a start needs.
+
+    Attributes:
+        name: For the operator.
+        look: Says what there is, or raises.
+        for_real: Whether a start does the same for real later on, so that `begin` leaves it out.
+    """
+
+    name: str
+    look: Callable[[NodeConfig], Found]
+    for_real: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What `check` says of one step.
+
+    Attributes:
+        step: Its name.
+        problem: Why a start would end here; none when it would not.
+        found: What is in order, when it is.
+    """
+
+    step: str
+    problem: DdibError | None = None
+    found: Found = Found("")
+
+    @property
+    def ok(self) -> bool:
+        """Whether a start would get past it."""
+        return self.problem is None
+
+
+def check(config: NodeConfig) -> list[Finding]:
+    """Every step of a start, whatever the others found; changes nothing."""
+    findings = []
+    for step in STEPS:
+        try:
+            findings.append(Finding(step.name, found=_take(step, config)))
+        except Exception as error:  # noqa: BLE001 - a step that breaks must not hide what the others find
+            findings.append(Finding(step.name, problem=explained(error)))
+    return findings
+
+
+def begin(config: NodeConfig) -> tuple[str, ...]:
+    """What a start looks at before it does anything; the warnings, for the log.
+
+    Raises:
+        DdibError: The first thing that it would fail on.
+    """
+    found = [_take(step, config) for step in STEPS if not step.for_real]
+    return tuple(warning for each in found for warning in each.warnings)
+
+
+def _take(step: Step, config: NodeConfig) -> Found:
+    try:
+        return step.look(config)
+    except OSError as error:
+        raise as_config_error(error, step.name) from error
+
+
+def _state(config: NodeConfig) -> Found:
+    paths = config.paths
+    for folder in (paths.state, paths.pki, paths.peers):
+        check_private_folder(folder)
+    there = next(place for place in (paths.state, *paths.state.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < MIN_FREE_BYTES:
+        raise ExhaustedError(
+            f"the disk of {paths.state} has {free >> 10} KiB left; a start needs {MIN_FREE_BYTES >> 20} MiB",
+            hint=f"df -h {there}",
+        )
+    open_to_others = [
+        place for place in (config.folder, config.path) if place.exists() and place.stat().st_mode & 0o002
+    ]
+    warnings = (f"everybody may write {place}: chmod o-w {place}" for place in open_to_others)
+    return Found(str(paths.state), tuple(warnings))
+
+
+def _identity(config: NodeConfig) -> Found:
+    text, *warnings = look_at_identity(config)
+    return Found(text, tuple(warnings))
+
+
+def _peers(config: NodeConfig) -> Found:
+    store = PeerStore(
+        config.paths.peers, own_institution=config.node.institution, pki_folder=config.paths.pki
+    )
+    store.check_withdrawn()
+    peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in store.list())
+    problem = (f"not admitted: {store.problem}",) if store.problem else ()
+    return Found(peers or "none admitted yet: ddib peer add", problem)
+
+
+def _audit(config: NodeConfig) -> Found:
+    AuditLog.check(config.paths.audit)
+    return Found(str(config.paths.audit))
+
+
+def _roles(config: NodeConfig) -> Found:
+    return Found(", ".join(f"{role.name} ({role.check(config)})" for role in find_roles(config.node.roles)))
+
+
+def _listen(config: NodeConfig) -> Found:
+    check_bindable(config.node.listen, "node.listen")
+    return Found(config.node.listen, (config.not_dialled,) if config.not_dialled else ())
+
+
+def _operator(config: NodeConfig) -> Found:
+    check_socket(config.paths.admin_socket)
+    return Found(str(config.paths.admin_socket))
+
+
+def _http(config: NodeConfig) -> Found:
+    if config.http.listen is None:
+        return Found("off")
+    check_bindable(config.http.listen, "http.listen")
+    port = split_address(config.http.listen, bound=True)[1]
+    if port and port == split_address(config.node.listen, bound=True)[1]:
+        raise ConfigError(
+            f"http.listen and node.listen are both port {port}", hint="choose another port for http.listen"
+        )
+    return Found(config.http.listen)
+
+
+def _model(config: NodeConfig) -> Found:
+    engine = Engine.from_config(config)
+    engine.close()
+    manifest = engine.bundle.manifest
+    if manifest.sample_kind == "picture":
+        check_key(config.paths.softening_key)
+    shape = "x".join(map(str, manifest.sample_shape))
+    return Found(
+        f"{config.model.domain}: {manifest.sample_kind} {shape}, {engine.bundle.digest[:12]}, {engine.device}"
+    )
+
+
+STEPS: Final = (
+    Step("state", _state),
+    Step("identity", _identity),
+    Step("peers", _peers),
+    Step("audit", _audit),
+    Step("listen", _listen),
+    Step("operator", _operator),
+    Step("http", _http),
+    Step("roles", _roles, for_real=True),
+    Step("model", _model, for_real=True),
+)
