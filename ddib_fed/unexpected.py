@@ -5,6 +5,7 @@ The rule: nobody who runs a command sees a traceback, unless DDIB_DEBUG asks for
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 
@@ -39,11 +40,21 @@ def explained(error: Exception) -> DdibError:
         )
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
-        return InputError(f"{where}{error.strerror}")
+        return InputError(f"{where}{error.strerror}", hint=_look(error))
     hint = "" if debugging() else "the same command with DDIB_DEBUG=1 in front shows where it happened"
     return InternalError(f"unexpected {type(error).__name__}: {error}", hint=hint)
 
 
+def _look(error: OSError) -> str:
+    """What shows why the operating system refused."""
+    if error.filename is None:
+        return "the same command with DDIB_DEBUG=1 in front shows where it happened"
+    place = str(error.filename)
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"df -h {place}"
+    return f"namei -l {place} shows each folder of the path and who may write there"
+
+
 def as_config_error(error: OSError, what: str) -> ConfigError:
     """An error of the operating system about one of a node's files or ports."""
-    return ConfigError(f"{error.filename or what}: {error.strerror or error}")
+    return ConfigError(f"{error.filename or what}: {error.strerror or error}", hint=_look(error))

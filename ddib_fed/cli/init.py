@@ -142,6 +142,7 @@ def make_node(
     from ddib_fed.node import pki
     from ddib_fed.node.config import NodeConfig, render_node_toml
     from ddib_fed.node.identity import Identity
+    from ddib_fed.node.private_files import check_private_folder
 
     Identity(institution, "node", name)
     path = out / NODE_FILE
@@ -153,6 +154,7 @@ def make_node(
     except ValueError as error:
         raise InputError(_first_line(error), hint=HELP) from error
     _require_free(out / "state" / "pki" / "ca.key")
+    check_private_folder(out / "state")
     out.mkdir(parents=True, exist_ok=True)
     if with_ca:  # before the configuration: whatever goes wrong, the same command can be given again
         pki.init_node_identity(out / "state" / "pki", institution, name)

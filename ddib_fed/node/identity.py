@@ -47,7 +47,10 @@ def check_institution(institution: str) -> str:
         InputError: It is not.
     """
     if not is_institution(institution):
-        raise InputError(f"{institution!r} is no DNS name in lower case such as north.example")
+        raise InputError(
+            f"{institution!r} is no DNS name in lower case such as north.example",
+            hint="two labels or more of a-z 0-9 -, the last of two characters or more and no number",
+        )
     return institution
 
 
@@ -73,7 +76,10 @@ class Identity:
         if self.kind not in {"node", "client"}:
             raise InputError(f"{self.kind!r} is neither node nor client")
         if not is_label(self.name):
-            raise InputError(f"{self.name!r} is no DNS label in lower case such as node-1")
+            raise InputError(
+                f"{self.name!r} is no DNS label in lower case such as node-1",
+                hint="1 to 63 of a-z 0-9 -, neither first nor last a dash",
+            )
         if len(self.dns_name) > MAX_DNS_NAME:
             raise InputError(f"{self.dns_name} is longer than {MAX_DNS_NAME} characters")
 

@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 MAX_ROOTS: Final = 2
+_KEY_HINT = "put the file back from the backup of the state folder"
 _INIT_HINT = "ddib pki init, or ddib pki request where another node of the institution issues"
 
 
@@ -116,7 +117,7 @@ def load_authority(folder: Path) -> Authority:
     key = load_keys(read_private(folder / "ca.key", hint=hint), folder / "ca.key")[0]
     certificate = parse_certificates(read_small(folder / "ca.pem", hint=hint), f"{folder / 'ca.pem'}")[0]
     if certificate.public_key() != key.public_key():
-        raise InputError(f"{folder / 'ca.key'} is not the key of ca.pem beside it")
+        raise InputError(f"{folder / 'ca.key'} is not the key of ca.pem beside it", hint=_KEY_HINT)
     return Authority(root_institution(certificate), certificate, key)
 
 
@@ -207,12 +208,12 @@ def load_keys(pem: bytes, path: Path) -> list[ec.EllipticCurvePrivateKey]:
         try:
             key = serialization.load_pem_private_key(block + end, password=None)
         except (ValueError, TypeError) as exc:
-            raise InputError(f"{path} holds a key that cannot be read") from exc
+            raise InputError(f"{path} holds a key that cannot be read", hint=_KEY_HINT) from exc
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise InputError(f"{path} holds a key that is not of an elliptic curve")
+            raise InputError(f"{path} holds a key that is not of an elliptic curve", hint=_KEY_HINT)
         keys.append(key)
     if not keys:
-        raise InputError(f"{path} holds no private key in PEM (PKCS #8)")
+        raise InputError(f"{path} holds no private key in PEM (PKCS #8)", hint=_KEY_HINT)
     return keys
 
 

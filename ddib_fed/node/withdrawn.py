@@ -124,7 +124,7 @@ def judge(content: bytes | str | None, before: frozenset[Identity], path: Path) 
         return Withdrawn(problem=content)
     if before and (content is None or not content.removeprefix(_BOM).strip()):
         how = "is gone" if content is None else "is empty"
-        return Withdrawn(problem=f"{path} {how}, and it withdrew {len(before)} identities")
+        return Withdrawn(problem=f"{path} {how}, and whom it withdrew stays refused ({len(before)} in all)")
     return parse_withdrawn(content or b"", str(path))
 
 
@@ -132,7 +132,9 @@ def remedy(folder: Path) -> str:
     """What to do about a list that cannot be read."""
     kept = folder / LAST_WITHDRAWN
     if kept.exists() and not os.path.lexists(folder / WITHDRAWN):
-        return f"put it back: cp {kept} {folder / WITHDRAWN}; ddib pki reinstate then lets somebody in again"
+        return (
+            f"restore it: cp {kept} {folder / WITHDRAWN}; whom to let in again: ddib pki reinstate IDENTITY"
+        )
     return f"correct {folder / WITHDRAWN}: UTF-8 text, one identity a line, # begins a comment"
 
 

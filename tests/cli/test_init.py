@@ -170,6 +170,24 @@ def test_an_export_warns_of_an_address_that_only_this_machine_dials(init_node, t
     assert run(words) == ExitCode.BAD_INPUT
 
 
+def test_a_state_folder_that_others_may_write_is_refused(init_node, tmp_path, capsys):
+    """Whoever may write there could put a root of their own before ours."""
+    (tmp_path / "north" / "state").mkdir(parents=True)
+    (tmp_path / "north" / "state").chmod(0o777)
+    assert init_node() == ExitCode.BAD_INPUT
+    assert f"chmod 700 {tmp_path / 'north' / 'state'}" in capsys.readouterr().err
+    assert not (tmp_path / "north" / "node.toml").exists()
+
+
+def test_an_out_that_cannot_be_written_is_named_with_what_shows_why(init_node, tmp_path, capsys):
+    """One line with the path, and a command; before, the hint for an error of the system was about pictures."""
+    (tmp_path / "file").write_text("x")
+    assert init_node(out="file/north") == ExitCode.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "file" in said
+    assert "ddib domains" not in said
+
+
 def test_a_start_that_fails_half_way_can_be_given_again(init_node, tmp_path):
     """The configuration is written last: an --out that cannot be written leaves none."""
     (tmp_path / "north").mkdir()

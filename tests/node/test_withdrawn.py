@@ -144,7 +144,7 @@ def test_a_list_that_went_while_the_node_was_down_is_missed(
     path.write_text(f"{ALICE}\n")
     store.keep_withdrawn()
     path.unlink()
-    with pytest.raises(InputError, match="withdrew 1 identities") as failed:
+    with pytest.raises(InputError, match="1 in all") as failed:
         north.store.check_withdrawn()
     assert north.store.snapshot().withdrawn == {ALICE}
     assert f"cp {north.pki / LAST_WITHDRAWN} {path}" in failed.value.hint
