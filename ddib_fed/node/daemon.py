@@ -225,17 +225,18 @@ class Daemon:
     def _look(self) -> None:
         """What is looked at every few seconds: who may call, and what is wrong with the files that say so."""
         self._peers_changed()
-        problem = self._credentials.problem
-        try:
-            self.peers.keep_withdrawn()
-        except OSError as error:
-            problem = problem or f"whom the node refuses cannot be noted: {error}"
-        with self._said_lock:  # the renewal's thread looks, and so does the operator's reload
-            before, self._said = self._said, problem
-        if problem and problem != before:
-            log.error("degraded: %s", problem)
-        elif before and not problem:
-            log.info("no longer degraded: %s", before)
+        # The renewal's thread looks, and so does the operator's reload: who looked first must not speak last.
+        with self._said_lock:
+            problem = self._credentials.problem
+            try:
+                self.peers.keep_withdrawn()
+            except OSError as error:
+                problem = problem or f"whom the node refuses cannot be noted: {error}"
+            if problem and problem != self._said:
+                log.error("degraded: %s", problem)
+            elif self._said and not problem:
+                log.info("no longer degraded: %s", self._said)
+            self._said = problem
 
     def _peers_changed(self) -> int:
         """End the calls of removed peers, theirs and ours; how many of theirs there were."""
