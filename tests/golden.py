@@ -3,7 +3,7 @@
     python -m tests.golden FILE...
 
 prints, for each output, the largest difference relative to the output's largest value, and ends 1 when one is above
-its tolerance (2 for a file that this release cannot rebuild). The form of the files is in tests/data/README.md.
+its tolerance (2 for a file that this release cannot rebuild). The forms of the files are in tests/data/README.md.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ddib_fed.diffusion.solvers import ddim
 from ddib_fed.models.manifest import ClassifierConfig, UNetConfig
 from ddib_fed.models.networks import build_network
 from ddib_fed.models.synthetic import SyntheticModel
+from tests import golden_float64
 
 TOLERANCE = 1e-4
 # Clipping and guidance make the loop ill-conditioned: moving x by 2e-7 moves its end by 1e-3.
@@ -256,6 +257,43 @@ def _step(denoiser: Denoiser, x: Tensor, intervals: Sequence[Sequence[Level]], c
     return (torch.cos(h) * x + torch.sin(h) * v).float()
 
 
+def compare_file(path: Path) -> list[Difference]:
+    """Each output of a file of either form against ours; UnsupportedError when it cannot be rebuilt."""
+    try:
+        described = golden_float64.described(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UnsupportedError(f"it cannot be read as a golden file: {error}") from error
+    return compare(read_golden(path)) if described is None else _compare_float64(path, described)
+
+
+def _compare_float64(path: Path, described: Mapping[str, Any]) -> list[Difference]:
+    """A file of float64 outputs of several cases, whose weights and inputs are in another file beside it."""
+    try:
+        golden, found = read_golden(path.with_name(described["weights"])), golden_float64.outputs(path)
+        configs = _guided_configs(golden.config) if "classifier" in golden.config else None
+        ours = {
+            f"{case}.{output}": value
+            for case, settings in described["cases"].items()
+            for output, value in golden_float64.compute(
+                golden, configs, settings, found.get(f"{case}.noise")
+            ).items()
+        }
+        theirs = {name: value for name, value in found.items() if not name.endswith(".noise")}
+        return [
+            Difference(name, golden_float64.largest(ours[name], value), golden_float64.FLOAT64_TOLERANCE)
+            for name, value in theirs.items()
+        ]
+    except (IndexError, KeyError, RuntimeError, ValueError) as error:
+        raise UnsupportedError(f"its cases and tensors do not fit: {error}") from error
+
+
+def _guided_configs(config: Mapping[str, Any]) -> tuple[UNetConfig, ClassifierConfig]:
+    """Of the UNet and the classifier that guides it."""
+    settings = _settings(config)
+    guide = _classifier(settings.pop("classifier"))
+    return _unet(settings, conditional=settings.pop("class_cond", False)), guide
+
+
 def compare(golden: Golden) -> list[Difference]:
     """Each output of the file against ours; UnsupportedError when the network cannot be rebuilt."""
     rebuild: Callable[[Golden], dict[str, Tensor]] = (
@@ -295,7 +333,7 @@ def main(paths: Sequence[str]) -> int:
     code = 0
     for path in paths:
         try:
-            differences = compare(read_golden(Path(path)))
+            differences = compare_file(Path(path))
         except UnsupportedError as error:
             print(f"{path}: {error}", file=sys.stderr)
             code = code or 2
@@ -303,7 +341,7 @@ def main(paths: Sequence[str]) -> int:
         print(path)
         for found in differences:
             verdict = "ok" if found.ok else "ABOVE"
-            print(f"  {found.output:<18} {found.relative:9.2e}  tolerance {found.tolerance:.0e}  {verdict}")
+            print(f"  {found.output:<28} {found.relative:9.2e}  tolerance {found.tolerance:.0e}  {verdict}")
         if not differences or not all(found.ok for found in differences):
             code = 1
     return code

@@ -17,7 +17,7 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import Schedule
-from ddib_fed.diffusion.solvers import Solver
+from ddib_fed.diffusion.solvers import Draw, Solver
 from ddib_fed.errors import SettingsInvalid
 
 # Told (evaluations done, evaluations in all) after each evaluation.
@@ -133,7 +133,7 @@ def encode(
         Shape and dtype of x.
 
     Raises:
-        SettingsInvalid: Settings that do not exist, do not divide or do not fit.
+        SettingsInvalid: Settings that do not exist, do not divide, do not fit, or draw noise.
     """
     steps = plan(settings, schedule, soften_sigma=soften_sigma)
     solver = steps.encoder(soften(x, soften_sigma, noise), cond)
@@ -148,10 +148,15 @@ def decode(
     *,
     cond: Condition = None,
     on_step: OnStep | None = None,
+    draw: Draw | None = None,
 ) -> Tensor:
-    """Find the sample whose latent, of that depth, is z (N, *sample_shape); arguments and errors as in `encode`."""
+    """Find the sample whose latent, of that depth, is z (N, *sample_shape); arguments and errors as in `encode`.
+
+    With `eta` above 0, or as DDPM, one of its samples: `draw` gives the noise of each step, and must be there.
+    """
     steps = plan(settings, schedule)
-    return integrate(steps.decoder(z, cond), denoiser, on_step=on_step, evaluations=steps.evaluations)
+    solver = steps.decoder(z, cond, draw)
+    return integrate(solver, denoiser, on_step=on_step, evaluations=steps.evaluations)
 
 
 def translate(
@@ -162,8 +167,11 @@ def translate(
     *,
     noise: Tensor | None = None,
     on_step: OnStep | None = None,
+    draw: Draw | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Give (latent, translation) of x (N, *sample_shape), each of its shape.
+
+    Settings that draw noise do so in decoding alone, as in the public code.
 
     Args:
         x: Data, normalised as the source model's training data.
@@ -172,13 +180,14 @@ def translate(
         settings: How each leg is integrated.
         noise: Standard normal, shape of x, where the source softens.
         on_step: Called with (evaluations done, evaluations in all) over both legs.
+        draw: As in `decode`.
 
     Raises:
-        SettingsInvalid: As `encode`.
+        SettingsInvalid: As `decode`.
     """
     tell = _over_legs(on_step, 2)
     latent = _encode(x, source, settings, noise, tell(0))
-    return latent, _decode(latent, target, settings, tell(1))
+    return latent, _decode(latent, target, settings, tell(1), draw)
 
 
 def cycle(
@@ -189,6 +198,7 @@ def cycle(
     *,
     noise: Tensor | None = None,
     on_step: OnStep | None = None,
+    draws: tuple[Draw | None, Draw | None] = (None, None),
 ) -> Cycle:
     """Translate x (N, *sample_shape) and translate it back; as in `translate`, over four legs.
 
@@ -201,15 +211,16 @@ def cycle(
         settings: As in `translate`.
         noise: For the source's softening.
         on_step: As in `translate`.
+        draws: As in `decode`, of the way there and of the way back.
 
     Raises:
-        SettingsInvalid: As `encode`.
+        SettingsInvalid: As `decode`.
     """
     tell = _over_legs(on_step, 4)
     latent = _encode(x, source, settings, noise, tell(0))
-    translated = _decode(latent, target, settings, tell(1))
+    translated = _decode(latent, target, settings, tell(1), draws[0])
     latent_again = _encode(translated, replace(target, soften_sigma=0.0), settings, None, tell(2))
-    returned = _decode(latent_again, source, settings, tell(3))
+    returned = _decode(latent_again, source, settings, tell(3), draws[1])
     return Cycle(latent, translated, latent_again, returned)
 
 
@@ -220,7 +231,7 @@ def _encode(
         x,
         side.denoiser,
         side.schedule,
-        settings,
+        settings.of_the_ode(),
         cond=side.cond,
         on_step=tell,
         soften_sigma=side.soften_sigma,
@@ -228,8 +239,10 @@ def _encode(
     )
 
 
-def _decode(z: Tensor, side: Side, settings: SolverSettings, tell: OnStep | None) -> Tensor:
-    return decode(z, side.denoiser, side.schedule, settings, cond=side.cond, on_step=tell)
+def _decode(
+    z: Tensor, side: Side, settings: SolverSettings, tell: OnStep | None, draw: Draw | None
+) -> Tensor:
+    return decode(z, side.denoiser, side.schedule, settings, cond=side.cond, on_step=tell, draw=draw)
 
 
 def _over_legs(on_step: OnStep | None, legs: int) -> Callable[[int], OnStep | None]:

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.denoiser import Condition
-from ddib_fed.diffusion.grids import Grid, check_grid, ddib_compat_grids, make_grid
-from ddib_fed.diffusion.schedule import DiscreteSchedule, Schedule, discrete_schedule
-from ddib_fed.diffusion.solvers import Solver
+from ddib_fed.diffusion.grids import Grid, check_grid, make_grid
+from ddib_fed.diffusion.public_levels import PublicLevels, public_grids
+from ddib_fed.diffusion.schedule import Schedule
+from ddib_fed.diffusion.solvers import Draw, Solver
 from ddib_fed.errors import SettingsInvalid
 
 MAX_EVALUATIONS = 10_000
 # The public code's levels at both ends, for `ddim` alone.
 COMPAT_GRID = "ddib"
+OWN_LEVELS = PublicLevels()
+# Fields of `SolverSettings` that the first release did not have.
+LATER_FIELDS = frozenset({"levels", "eta", "ancestral"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,8 @@ SOLVERS: Mapping[str, SolverSpec] = MappingProxyType(
 class SolverSettings:
     """How one leg is integrated; both nodes use the same.
 
+    The wire carries the first five; the others are for one process alone, where both models are.
+
     Attributes:
         solver: A name in `SOLVERS`.
         order: One of the solver's orders; 0 for its default.
@@ -81,6 +88,9 @@ class SolverSettings:
         grid: A name in `GRIDS`, "integer:T", or "ddib" (with ddim) for the public code's levels.
         depth: Fraction of the schedule's angle phi, from its data end to its noise end, at which encoding stops
             and decoding starts; 1 for the whole way. A latent of less depth still holds some of the picture.
+        levels: With the grid "ddib": which of whose levels.
+        eta: Share of fresh noise in each step of decoding, in [0, 1] (with ddim); 0 follows the ODE. Encoding has none.
+        ancestral: With the grid "ddib": decode as DDPM with the larger variance, the public code's p_sample.
     """
 
     solver: str = "unipc"
@@ -88,6 +98,33 @@ class SolverSettings:
     evaluations: int = 48
     grid: str = "default"
     depth: float = 1.0
+    levels: PublicLevels = OWN_LEVELS
+    eta: float = 0.0
+    ancestral: bool = False
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether decoding draws noise."""
+        return self.eta > 0.0 or self.ancestral
+
+    def of_the_ode(self) -> SolverSettings:
+        """The same without noise: what encoding takes, as in the public code."""
+        return replace(self, eta=0.0, ancestral=False)
+
+    def described(self) -> dict[str, Any]:
+        """The checked settings as JSON values; what the first release did not have is left out at its default.
+
+        Raises:
+            SettingsInvalid: As `check_settings`.
+        """
+        checked = check_settings(self)
+        values = asdict(checked)
+        default = {field.name: field.default for field in fields(checked) if field.name in LATER_FIELDS}
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in default or getattr(checked, name) != default[name]
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +149,39 @@ class Plan:
         return self.settings.evaluations
 
     def encoder(self, x: Tensor, cond: Condition = None) -> Solver:
-        """The generator that takes x (N, *sample_shape) at the data end to its latent."""
+        """The generator that takes x (N, *sample_shape) at the data end to its latent.
+
+        Raises:
+            SettingsInvalid: Settings that draw noise: the way to a latent is one that can be gone back.
+        """
+        if self.settings.stochastic:
+            raise SettingsInvalid(
+                "encoding follows the ODE; with eta above 0, or as DDPM, it would draw noise that nothing takes back",
+                hint="encode with eta 0; decoding alone may draw noise",
+            )
         return self._start(x, self.encode_grid, cond)
 
-    def decoder(self, z: Tensor, cond: Condition = None) -> Solver:
-        """The generator that takes a latent z (N, *sample_shape) to the data end."""
-        return self._start(z, self.decode_grid, cond)
+    def decoder(self, z: Tensor, cond: Condition = None, draw: Draw | None = None) -> Solver:
+        """The generator that takes a latent z (N, *sample_shape) to the data end.
+
+        Args:
+            z: The latent.
+            cond: Handed through to the network.
+            draw: Gives the noise of each step where the settings draw some.
+
+        Raises:
+            SettingsInvalid: The settings draw noise, and `draw` is None.
+        """
+        if not self.settings.stochastic:
+            return self._start(z, self.decode_grid, cond)
+        if draw is None:
+            raise SettingsInvalid(
+                "decoding with eta above 0, or as DDPM, draws noise, and there is none here",
+                hint="use eta 0, or `ddib bridge translate` in one process",
+            )
+        eta = 1.0 if self.settings.ancestral else self.settings.eta
+        large = self.settings.ancestral
+        return solvers.stochastic_ddim(z, self.decode_grid, eta=eta, draw=draw, large=large, cond=cond)
 
     def _start(self, x: Tensor, grid: Grid, cond: Condition) -> Solver:
         if self.settings.solver == "unipc":
@@ -155,7 +219,7 @@ def plan(settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 
                 "the public code's levels know neither softening nor depth",
                 hint="soften by 0 and use depth 1 with them",
             )
-        return Plan(settings, spec, *_compat(schedule, settings.evaluations))
+        return Plan(settings, spec, *public_grids(schedule, settings.levels, settings.evaluations))
     n = _intervals(settings.evaluations, spec)
     grid = make_grid(schedule, settings.grid, n, lambda_min=end)
     if soften_sigma == 0.0:
@@ -199,7 +263,27 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
         check_grid(settings.grid, _intervals(settings.evaluations, spec))
     if settings.grid == COMPAT_GRID and settings.solver != "ddim":
         raise SettingsInvalid("the public code's levels are for ddim alone", hint="use solver ddim with them")
+    _check_later(settings)
     return replace(settings, order=order)
+
+
+def _check_later(settings: SolverSettings) -> None:
+    """Return when what the first release did not have fits the rest."""
+    if not 0.0 <= settings.eta <= 1.0:
+        raise SettingsInvalid(f"eta {settings.eta} is outside [0, 1]", hint="0 is DDIM, 1 is DDPM")
+    if settings.stochastic and settings.solver != "ddim":
+        raise SettingsInvalid(
+            f"{settings.solver} follows the ODE; noise at each step is of ddim alone", hint="use solver ddim"
+        )
+    if settings.grid == COMPAT_GRID:
+        if settings.ancestral and settings.eta > 0.0:
+            raise SettingsInvalid("DDPM has a variance of its own, and no eta", hint="give one of the two")
+        return
+    if settings.levels != OWN_LEVELS or settings.ancestral:
+        raise SettingsInvalid(
+            "noise schedule, diffusion steps, respacing and DDPM are of the public code's levels",
+            hint=f"use the grid {COMPAT_GRID} with them",
+        )
 
 
 def _intervals(evaluations: int, spec: SolverSpec) -> int:
@@ -220,9 +304,3 @@ def _check_evaluations(evaluations: int, spec: SolverSpec) -> None:
             hint=f"use {evaluations - evaluations % spec.evaluations_per_step} evaluations",
             facts={"evaluations": evaluations, "divisor": spec.evaluations_per_step},
         )
-
-
-def _compat(schedule: Schedule, evaluations: int) -> tuple[Grid, Grid]:
-    if isinstance(schedule, DiscreteSchedule):
-        return ddib_compat_grids(schedule, [evaluations])
-    return ddib_compat_grids(discrete_schedule("linear", evaluations), told=schedule)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import lru_cache
 from itertools import pairwise
 
@@ -20,7 +20,10 @@ from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, Query
 from ddib_fed.diffusion.grids import Grid
+from ddib_fed.diffusion.schedule import Level
 
+# Standard normal noise of the shape of x for a step, by the step's number from 0.
+Draw = Callable[[int], Tensor]
 Solver = Generator[Query, Tensor, Tensor]
 # One step's weights of an integral: of v at the nodes, newest first.
 Weights = tuple[float, ...]
@@ -44,6 +47,46 @@ def ddim(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
         v = yield Query(x, level, cond)
         x.mul_(math.cos(h)).add_(v, alpha=math.sin(h))
     return x
+
+
+def stochastic_ddim(
+    x: Tensor, grid: Grid, *, eta: float, draw: Draw, large: bool = False, cond: Condition = None
+) -> Solver:
+    """DDIM with eta > 0 (Song et al., arXiv 2010.02502, (12) and (16)), from noise to data; eta 1 is DDPM.
+
+    From level t to the less noisy s: alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z with z ~ N(0, I) and
+    c = eta (sigma_s / sigma_t) sqrt(1 - alpha_t^2 / alpha_s^2). Where sigma_s is 0 there is no noise.
+
+    Args:
+        x: Start (N, *sample_shape).
+        grid: Levels to walk, sigma falling; one evaluation an interval.
+        eta: Above 0, at most 1.
+        draw: Gives z; it is moved to the device and dtype of x.
+        large: Scale z by sqrt(beta) = sqrt(1 - alpha_t^2 / alpha_s^2) instead of c, but where sigma_s is 0: Ho et
+            al.'s larger variance (arXiv 2006.11239, section 3.2), the public code's default for DDPM.
+        cond: Handed through to the network.
+
+    Returns:
+        x at the last level.
+    """
+    x = x.clone()
+    for index, (here, following) in enumerate(pairwise(grid.levels)):
+        v = yield Query(x, here, cond)
+        rest, noise = _split(here, following, eta, large=large)
+        weight_x = following.alpha * here.alpha + rest * here.sigma
+        weight_v = rest * here.alpha - following.alpha * here.sigma
+        x.mul_(weight_x).add_(v, alpha=weight_v)
+        if noise > 0.0:
+            x.add_(draw(index).to(x), alpha=noise)
+    return x
+
+
+def _split(here: Level, following: Level, eta: float, *, large: bool) -> tuple[float, float]:
+    """How much of the predicted eps and how much fresh noise the next level has."""
+    beta = max(0.0, 1.0 - (here.alpha / following.alpha) ** 2)
+    fresh = eta * following.sigma / here.sigma * math.sqrt(beta)
+    rest = math.sqrt(max(0.0, following.sigma**2 - fresh**2))
+    return rest, math.sqrt(beta) if large and following.sigma > 0.0 else fresh
 
 
 def rk4(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:

@@ -101,8 +101,9 @@ class DiffusersUNet(nn.Module):
         """Sines and cosines of times (K,): (K, first width), in the dtype of the weights."""
         config, dim = self.config, self.config.block_out_channels[0]
         half = dim // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=times.device)
-        angle = times.float()[:, None] * torch.exp(
+        wide = torch.promote_types(times.dtype, torch.float32)
+        exponent = torch.arange(half, dtype=wide, device=times.device)
+        angle = times.to(wide)[:, None] * torch.exp(
             exponent * (-math.log(MAX_PERIOD) / (half - config.freq_shift))
         )
         parts = [torch.sin(angle), torch.cos(angle)]

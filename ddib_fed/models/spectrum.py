@@ -64,13 +64,16 @@ class Spectrum(nn.Module):
         """
         if x.shape[1:] != self.mean.shape:
             raise ValueError(f"pictures {tuple(x.shape[1:])} for a spectrum of {tuple(self.mean.shape)}")
+        wide = torch.promote_types(x.dtype, torch.float32)
         lam = times.double() / LAMBDA_SCALE
-        alpha, sigma = (torch.sigmoid(sign * 2 * lam).sqrt().float()[:, None, None, None] for sign in (1, -1))
+        alpha, sigma = (
+            torch.sigmoid(sign * 2 * lam).sqrt().to(wide)[:, None, None, None] for sign in (1, -1)
+        )
         if rows is not None:
             alpha, sigma = alpha[rows], sigma[rows]
-        mean, variance = self.mean.float(), self.log_variance.float().exp()
+        mean, variance = self.mean.to(wide), self.log_variance.to(wide).exp()
         spread = alpha.square() * variance + sigma.square()
-        found = cosines(x.float() - alpha * mean)
+        found = cosines(x.to(wide) - alpha * mean)
         return Asked(
             white=pictures(found * spread.rsqrt()).to(x.dtype),
             seen=pictures(alpha * variance / spread * found).to(x.dtype),
@@ -86,8 +89,8 @@ class Asked:
     Attributes:
         white: x in units of its spectrum (N, C, H, W).
         seen: E[x_0 | x] - m if pictures were Gaussian, the same shape.
-        expected: E[v | x] if pictures were Gaussian, the same shape, float32.
-        left: Deviation of v from that by frequency, at most 1, float32; broadcasts over them.
+        expected: E[v | x] if pictures were Gaussian, the same shape, float32 at least.
+        left: Deviation of v from that by frequency, at most 1, of that dtype; broadcasts over them.
     """
 
     white: Tensor
@@ -97,7 +100,7 @@ class Asked:
 
     def answer(self, found: Tensor) -> Tensor:
         """What the network's answer (N, C, H, W) comes to, v."""
-        return (self.expected + pictures(self.left * cosines(found.float()))).to(found.dtype)
+        return (self.expected + pictures(self.left * cosines(found.to(self.expected.dtype)))).to(found.dtype)
 
 
 class Moments:
