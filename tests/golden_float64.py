@@ -24,9 +24,12 @@ from ddib_fed.diffusion.public_levels import PublicLevels
 from ddib_fed.diffusion.schedule import DiscreteSchedule, discrete_schedule
 from ddib_fed.models.networks import build_network
 from ddib_fed.models.synthetic import SyntheticModel
+from ddib_fed.training.losses import make_step_batch
 
 # Measured: at most 3e-12 (clipped and guided by a classifier), 1e-14 as a rule.
 FLOAT64_TOLERANCE = 1e-10
+# Whose gradient is compared in cases of training: the last that the gradient reaches.
+GRADIENT = "input_blocks.0.0.weight"
 
 
 def _case(name: str, steps: int, respacing: str, **more: Any) -> dict[str, Any]:
@@ -45,8 +48,10 @@ POINTS: Mapping[str, dict[str, Any]] = {
     "cosine-eta-1": _case("cosine", 1000, "ddim25", eta=1.0),
     "linear-ddpm": _case("linear", 1000, "ddim50", ancestral=True),
     "linear-ddpm-clip": _case("linear", 1000, "25", ancestral=True, clip=True),
+    "training-linear": _case("linear", 4000, "", training=True),
+    "training-cosine": _case("cosine", 1000, "", training=True),
 }
-"""Translations of points, by name."""
+"""Translations of points, and steps of training on them, by name."""
 PICTURES: Mapping[str, dict[str, Any]] = {
     "guided-clip": _case("linear", 1000, "8", rows=2, classifier_scale=1.0, clip=True),
     "guided-unclipped": _case("cosine", 1000, "ddim10", rows=1, classifier_scale=2.5, clip=False),
@@ -77,6 +82,9 @@ def compute(
     golden: Any, configs: Any, settings: Mapping[str, Any], noise: Tensor | None
 ) -> dict[str, Tensor]:
     """Our outputs of one case; `configs` are those of UNet and classifier, for pictures."""
+    if settings.get("training"):
+        assert noise is not None
+        return training(golden, settings, noise)
     if "classifier" in golden.config:
         return pictures(golden, configs, settings, noise)
     return points(golden, settings, noise)
@@ -122,6 +130,23 @@ def points(golden: Any, settings: Mapping[str, Any], noise: Tensor | None) -> di
         "latent_again": found.latent_again,
         "returned": found.returned,
     }
+
+
+def training_steps(count: int, settings: Mapping[str, Any]) -> Tensor:
+    """The step of each of `count` points, from the first to the last."""
+    return torch.arange(count) * (settings["diffusion_steps"] - 1) // (count - 1)
+
+
+def training(golden: Any, settings: Mapping[str, Any], noise: Tensor) -> dict[str, Tensor]:
+    """Our loss of each point in a case of training, and the gradient of their mean."""
+    network = SyntheticModel(2, 2, golden.config["num_channels"], golden.config["num_res_blocks"]).double()
+    network.load_state_dict(golden.state)
+    x = golden.io["x"].double()
+    u = (training_steps(len(x), settings).double() + 0.5) / settings["diffusion_steps"]
+    batch = make_step_batch(x, noise, u, steps_of(settings)[1])
+    loss = (network(batch.x, batch.times, batch.rows) - batch.target).square().mean(1)
+    gradient = torch.autograd.grad(loss.mean(), network.get_parameter(GRADIENT))[0]
+    return {"loss": loss.detach(), "gradient": gradient}
 
 
 def pictures(

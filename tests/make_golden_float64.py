@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.golden import CHANNEL_MULT, Golden, read_golden
-from tests.golden_float64 import PICTURES, POINTS, halved
+from tests.golden_float64 import GRADIENT, PICTURES, POINTS, halved, training_steps
 
 DATA = Path(__file__).parent / "data"
 
@@ -93,6 +93,11 @@ def points(golden: Golden) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, settings in POINTS.items():
         diffusion, noise = diffusion_of(settings, learn_sigma=False), []
+        if settings.get("training"):
+            found |= {
+                f"{name}.{key}": value for key, value in training(diffusion, source, x, settings).items()
+            }
+            continue
         clip = {"clip_denoised": settings.get("clip", False)}
         with float64(noise):
             latent = diffusion.ddim_reverse_sample_loop(source, x, clip_denoised=False)
@@ -110,6 +115,15 @@ def points(golden: Golden) -> dict[str, Tensor]:
         elif not settings.get("clip"):
             found |= {f"{name}.latent_again": again, f"{name}.returned": back}
     return found
+
+
+def training(diffusion: Any, network: Any, x: Tensor, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the public script for training computes in one step, without dropout."""
+    noise: list[Tensor] = []
+    with float64(noise):
+        loss = diffusion.training_losses(network, x, training_steps(len(x), settings))["loss"]
+    (gradient,) = torch.autograd.grad(loss.mean(), network.get_parameter(GRADIENT))
+    return {"loss": loss.detach(), "gradient": gradient, "noise": noise[0]}
 
 
 def pictures(golden: Golden) -> dict[str, Tensor]:

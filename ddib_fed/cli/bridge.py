@@ -12,6 +12,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.bars import bar, lines
 from ddib_fed.cli.model import MODEL_HELP, open_model, refuse_overwriting
 from ddib_fed.cli.picture_options import BATCH, DEPTH, DEVICE, DTYPE, SOFTEN, TRANSLATING, with_options
+from ddib_fed.cli.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.cli.training import THREADS
 from ddib_fed.errors import UsageError
 
@@ -41,7 +42,7 @@ _OPTIONS = (
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Of the points drawn, or of the noise that softens pictures.",
+        help="Of the points drawn, of the noise that softens pictures, and of the noise that --eta draws.",
     ),
     click.option(
         "--reference",
@@ -53,11 +54,7 @@ _OPTIONS = (
     options.SOLVER,
     options.GRID,
     options.ORDER,
-    click.option(
-        "--compat",
-        type=click.Choice(["ddib"]),
-        help="Follow the public code's levels at both ends; with --solver ddim, and its grid.",
-    ),
+    *PUBLIC_CODE,
     *TRANSLATING,
     THREADS,
     options.OUT_RESULTS,
@@ -139,9 +136,10 @@ def interpolate(
 ) -> None:
     """Decode the latents between those of two pictures: frame_0.png and on, sheet.png and report.json."""
     from ddib_fed.cli import pictures
+    from ddib_fed.diffusion.plans import SolverSettings
 
     refuse_overwriting(out, force=force)
-    settings = _settings(steps=steps, solver=solver, grid=grid, order=order, compat=None)
+    settings = SolverSettings(solver, order, steps, grid)
     pictures.interpolate(first, second, source, target or source, out, settings, **given)
 
 
@@ -152,34 +150,31 @@ def _run(
     source: str,
     target: str,
     out: Path,
-    steps: int,
-    solver: str,
-    grid: str,
-    order: int,
-    compat: str | None,
     **given: Any,
 ) -> None:
     """Hand the options to what translates points, or to what translates pictures."""
     from ddib_fed.cli import pictures
 
-    settings = _settings(steps=steps, solver=solver, grid=grid, order=order, compat=compat)
+    manifests = pictures.manifest_of(source), pictures.manifest_of(target)
+    settings = take_settings(given, manifests)
     of_points = {name: given.pop(name) for name in ("points", "count", "reference")}
-    if pictures.manifest_of(source).sample_kind == "picture":
+    if manifests[0].sample_kind == "picture":
         options.refuse_idle(
             of_points, f"is for points, and {source} is a model of pictures", hint="name a FOLDER of pictures"
         )
-        compatible = compat is not None
-        pictures.translate(folder, source, target, out, settings, cycle=cycle, compat=compatible, **given)
+        pictures.translate(folder, source, target, out, settings, cycle=cycle, **given)
         return
     if folder is not None:
         raise UsageError(
             f"{source} is a model of points, {folder} is for pictures", hint="give --input FILE.npy"
         )
-    plain = {name: given.pop(name) for name in ("seed", "force", "threads")}
+    plain = {name: given.pop(name) for name in ("seed", "force", "threads", "clip")}
+    given.pop("compat")
     settings = replace(settings, depth=given.pop("depth"))
     options.refuse_idle(given, f"is for pictures, and {source} is a model of points", hint="leave it out")
     if of_points["points"] is not None:
-        options.refuse_idle(("count", "seed"), "is for points that are drawn", hint="leave it or --input out")
+        idle = ("count",) if settings.stochastic else ("count", "seed")
+        options.refuse_idle(idle, "is for points that are drawn", hint="leave it or --input out")
     _run_points(source, target, out, settings, cycle=cycle, **of_points, **plain)
 
 
@@ -196,6 +191,7 @@ def _run_points(
     reference: Path | None,
     force: bool,
     threads: int,
+    clip: bool | None,
 ) -> None:
     from ddib_fed.evaluation import experiment
 
@@ -209,25 +205,16 @@ def _run_points(
             given,
             settings,
             cycle=cycle,
+            seed=seed,
+            clip=bool(clip),
             on_step=lambda done, total: show(done, total, ""),
             threads=threads,
         )
     report = experiment.figures(*models, stages, settings, reference=held)
-    report["seed"] = seed if points is None else None
+    report["seed"] = seed if points is None or settings.stochastic else None
+    report["clip"] = bool(clip)
     experiment.write(out, *models, stages, report)
     lines(_summary(report, out))
-
-
-def _settings(*, steps: int, solver: str, grid: str, order: int, compat: str | None) -> SolverSettings:
-    from ddib_fed.diffusion.plans import SolverSettings
-
-    if compat is not None:
-        if solver != "ddim" or grid != "default":
-            raise UsageError(
-                "--compat ddib needs --solver ddim, and brings its own grid", hint="add --solver ddim"
-            )
-        grid = compat
-    return SolverSettings(solver, order, steps, grid)
 
 
 def _points(bundle: Bundle, path: Path | None, count: int, seed: int) -> Array:

@@ -11,6 +11,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.bars import bar, lines
 from ddib_fed.cli.importing import import_
 from ddib_fed.cli.picture_options import SAMPLING, with_options
+from ddib_fed.cli.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.cli.training import THREADS, train
 from ddib_fed.errors import AlreadyExists, UsageError
 
@@ -54,6 +55,7 @@ def presets(*, output_format: str) -> None:
 @options.SOLVER
 @options.GRID
 @options.ORDER
+@with_options(PUBLIC_CODE)
 @with_options(SAMPLING)
 @THREADS
 @options.FORCE
@@ -63,13 +65,9 @@ def sample(
     out: Path,
     count: int | None,
     seed: int,
-    steps: int,
-    solver: str,
-    grid: str,
-    order: int,
     force: bool,
     threads: int,
-    **of_pictures: Any,
+    **given: Any,
 ) -> None:
     """Draw points or pictures from a model.
 
@@ -79,18 +77,17 @@ def sample(
     MODEL is a domain's name or index for the model that ships, or a bundle's folder.
     """
     from ddib_fed.cli import pictures
-    from ddib_fed.diffusion.plans import SolverSettings
     from ddib_fed.evaluation import experiment
 
     refuse_overwriting(out, force=force)
-    settings = SolverSettings(solver, order, steps, grid)
     bundle = open_model(which)
+    settings = take_settings(given, [bundle.manifest])
     if bundle.manifest.sample_kind == "picture":
-        pictures.sample(bundle, out, count or 64, seed, settings, threads=threads, **of_pictures)
+        pictures.sample(bundle, out, count or 64, seed, settings, threads=threads, **given)
         return
-    options.refuse_idle(
-        of_pictures, f"is for pictures, and {which} is a model of points", hint="leave it out"
-    )
+    clip = bool(given.pop("clip"))
+    given.pop("compat")
+    options.refuse_idle(given, f"is for pictures, and {which} is a model of points", hint="leave it out")
     with bar("sampling") as show:
         report = experiment.draw(
             bundle,
@@ -98,6 +95,7 @@ def sample(
             seed,
             settings,
             out,
+            clip=clip,
             on_step=lambda done, total: show(done, total, ""),
             threads=threads,
         )
@@ -110,6 +108,40 @@ def _distance(cloud: dict[str, float]) -> str:
 
 
 model.add_command(import_)
+
+
+@model.command()
+@click.argument("which", metavar=MODEL_METAVAR)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.pt",
+    help="The checkpoint; the public scripts look for models/synthetic/log2D0/model000000.pt and the like.",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def export(*, which: str, out: Path, force: bool) -> None:
+    """Write a model of the public DDIB code's 2-D network as that code's checkpoint, and print its flags.
+
+    `ddib model import --synthetic` reads it back.
+    """
+    from ddib_fed.evaluation.report import write_bytes
+    from ddib_fed.models.exporting import public_checkpoint
+
+    if out.exists() and not force:
+        raise AlreadyExists(f"{out} exists", hint="choose another file, or --force")
+    bundle = open_model(which)
+    content, flags = public_checkpoint(bundle)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, content)
+    lines({"checkpoint": str(out), "flags": flags, "units": _units(bundle)})
+
+
+def _units(bundle: Bundle) -> str:
+    norm = bundle.manifest.normalisation
+    if (norm.mean, norm.std) == (0.0, 1.0):
+        return "those of the data"
+    return f"(data - {norm.mean}) / {norm.std}: the public code does not scale"
 
 
 @model.command()

@@ -33,7 +33,8 @@ LEARNING = (
         "--network",
         multiple=True,
         metavar="FIELD=VALUE",
-        help="Pictures: another value of a field of the network, e.g. model_channels=48 or channel_mult=1,2,3.",
+        help="Pictures: another value of a field of the network, e.g. model_channels=48 or channel_mult=1,2,3. Points: "
+        "public, for the public DDIB code's network and objective, and with it num_channels, num_res_blocks, dropout.",
     ),
     click.option(
         "--fit",
@@ -78,9 +79,7 @@ LEARNING = (
         type=click.IntRange(1),
         help="Pictures: how many at once; halved by itself when memory runs out.",
     ),
-    click.option(
-        "--ema", type=click.FloatRange(0, 1, max_open=True), help="Pictures: decay of the averaged weights."
-    ),
+    click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Decay of the averaged weights."),
     click.option(
         "--checkpoint-every",
         type=click.IntRange(1),
@@ -181,7 +180,7 @@ def picture_fields(
     if "channels" in fields:
         fields["channels"] = int(fields["channels"])
     if "network" in fields:
-        fields["network"] = dict(_field(text) for text in fields["network"])
+        fields["network"] = dict(field_value(text) for text in fields["network"])
     return fields
 
 
@@ -204,7 +203,7 @@ def checked(kind: type[Config], fields: Mapping[str, Any], hint: str) -> Config:
         ) from error
 
 
-def _field(text: str) -> tuple[str, Any]:
+def field_value(text: str) -> tuple[str, Any]:
     """A name and a value from model_channels=48, channel_mult=1,2,3 or use_scale_shift_norm=true."""
     name, mark, value = text.partition("=")
     if not mark or not name:

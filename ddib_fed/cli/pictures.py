@@ -48,7 +48,8 @@ def translate(
     seed: int,
     threads: int,
     force: bool,
-    compat: bool,
+    compat: str | None,
+    clip: bool | None,
     **given: Any,
 ) -> None:
     """Translate a folder of pictures, or one picture: `ddib bridge translate` and `ddib bridge cycle`."""
@@ -67,7 +68,7 @@ def translate(
         source,
         target,
         settings,
-        soften=0.0 if compat and given["soften"] is None else given["soften"],
+        soften=0.0 if compat is not None and given["soften"] is None else given["soften"],
         depth=given["depth"],
         seed=seed,
         cycle=cycle,
@@ -75,13 +76,14 @@ def translate(
         classifier_scale=given["classifier_scale"],
         guidance=given["guidance"],
         guide_encoding=given["guide"] == "both",
-        clip=compat,
+        clip=compat is not None if clip is None else clip,
         dtype=given["dtype"],
         uncertainty=given["uncertainty"] or 0,
         keep_latents=given["keep_latents"],
         public_names=given["pairs"] is not None,
     )
-    _refuse_seed(source, recipe.soften)
+    if not settings.stochastic:
+        _refuse_seed(source, recipe.soften)
     devices = parse_devices(given["devices"])
     thresholds = read_thresholds(given["thresholds"]) if given["thresholds"] is not None else None
     found = _found(folder, recipe, given)
@@ -110,6 +112,8 @@ def sample(
     settings: SolverSettings,
     *,
     threads: int,
+    compat: str | None,
+    clip: bool | None,
     **given: Any,
 ) -> None:
     """Draw pictures from a model: `ddib model sample`."""
@@ -119,7 +123,8 @@ def sample(
 
     _refuse_unguided(given["classifier"], given["guidance"])
     classifier = open_model(given["classifier"]) if given["classifier"] is not None else None
-    guidance = Guidance(given["guidance"], classifier, given["classifier_scale"])
+    held = compat is not None if clip is None else clip
+    guidance = Guidance(given["guidance"], classifier, given["classifier_scale"], clip=held)
     label = _class(given["class_"], bundle.manifest, guidance)
     side = open_side(bundle, given["device"], given["dtype"], label=label, guidance=guidance)
     with bar("sampling") as show:
@@ -203,7 +208,7 @@ def _refuse_seed(source: str, soften: float | None) -> None:
     if soften == 0.0 or (soften is None and manifest_of(source).soften_sigma == 0.0):
         options.refuse_idle(
             ("seed",),
-            "is of the noise that softens pictures, and there is none",
+            "is of the noise that softens pictures, or that --eta draws, and there is none",
             hint="--soften 0.05, or leave it out",
         )
 

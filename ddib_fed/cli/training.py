@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,10 +33,13 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
-POINTS_ONLY = frozenset({"data", "width", "blocks"})
+POINTS_ONLY = frozenset({"data", "width", "blocks", "noise_schedule", "diffusion_steps"})
 """Options that a run on pictures has no use for."""
 FOLDERS_ONLY = frozenset({"channels", "fit", "skip_bad", "held_out"})
 """Options that pictures which packages carry have no use for; `PictureTrainConfig` refuses the others."""
+FOR_BOTH = frozenset({"network", "ema"})
+"""Options of `picture_training.NAMES` that a run on points takes too."""
+_OF_POINTS = {"noise_schedule": "schedule"}
 SHIPPED = ("satellite", "relief", "brain-t1", "brain-t2")
 """As `ddib_fed.data.shipped.SHIPPED`; a test holds the two together."""
 THREADS = click.option(
@@ -113,6 +116,18 @@ def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.option(
     "--blocks", type=click.IntRange(1, 64), default=4, show_default=True, help="Points: residual blocks."
 )
+@click.option(
+    "--noise-schedule",
+    type=click.Choice(["linear", "cosine"]),
+    help="Points: what they are noised by: cosine without it, linear for --network public.",
+)
+@click.option(
+    "--diffusion-steps",
+    type=click.IntRange(2, 10_000),
+    metavar="T",
+    help="Points: integer steps of the schedule, as the public code makes them; without it continuous time, or "
+    "4000 for --network public.",
+)
 @THREADS
 @click.option(
     "--precision",
@@ -141,7 +156,7 @@ def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **sett
     pictures = settings["images"] is not None or settings["domain"] in SHIPPED
     kind, other = ("pictures", "points") if pictures else ("points", "pictures")
     options.refuse_idle(
-        POINTS_ONLY if pictures else NAMES,
+        POINTS_ONLY if pictures else NAMES - FOR_BOTH,
         f"is for {other}, and this run is on {kind}",
         hint="ddib model train --help",
     )
@@ -154,7 +169,7 @@ def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **sett
     if pictures:
         done = train_on_pictures(picture_config(settings, given, command), out, resume=resume, force=force)
     else:
-        done = _points(_point_config(settings, command), out, resume=resume, force=force)
+        done = _points(_point_config(settings, given, command), out, resume=resume, force=force)
     if done is not None:
         say(f"{out}: {summary(done)}")
 
@@ -235,25 +250,63 @@ def _stopping() -> Iterator[Callable[[int], None]]:
             signal.signal(number, handler)
 
 
-def _point_config(settings: dict[str, Any], command: str) -> TrainConfig:
+def _point_config(settings: dict[str, Any], given: Sequence[str], command: str) -> TrainConfig:
     """The options as a run on points; what contradicts itself is a usage error."""
     from pydantic import ValidationError
 
     from ddib_fed.data.synthetic import domain_name
-    from ddib_fed.training.presets import TrainConfig
+    from ddib_fed.training.presets import PUBLIC, TrainConfig
 
-    fields = {name: value for name, value in settings.items() if name not in NAMES and value is not None}
+    own = NAMES - FOR_BOTH
+    fields = {
+        _OF_POINTS.get(name, name): value
+        for name, value in settings.items()
+        if name not in own and value is not None and name != "network"
+    }
     if settings["domain"] is not None:
         fields["domain"] = domain_name(settings["domain"])
+    network = _point_network(settings["network"], given)
+    if network is not None:
+        fields = {**PUBLIC, **fields, **network}
     batch = fields.setdefault("batch", 2048)
-    parts = {"levels": _divisor(batch, 256), "reference": _divisor(batch, 1024)}
+    fields["levels"] = _divisor(batch, fields["diffusion_steps"] if network is not None else 256)
+    fields.setdefault("reference", _divisor(batch, 1024))
     try:
-        return TrainConfig(**fields, **parts, command=command)
+        return TrainConfig(**fields, command=command)
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
         raise UsageError(
-            f"the options contradict each other: {message}", hint="ddib model train --help"
+            f"the options contradict each other: {where + ': ' if where else ''}{message}",
+            hint="ddib model train --help",
         ) from error
+
+
+def _point_network(asked: Sequence[str], given: Sequence[str]) -> dict[str, Any] | None:
+    """Fields of the public network, where --network asks for it; None for our own."""
+    from ddib_fed.cli.picture_training import field_value
+
+    if not asked:
+        return None
+    if "public" not in asked:
+        raise UsageError(
+            f"--network {asked[0]} is for pictures, or goes with --network public, and this run is on points",
+            hint="--network public; --width and --blocks are for the network without it",
+        )
+    wrong = sorted({"width", "blocks"} & set(given))
+    if wrong:
+        raise UsageError(
+            f"--{wrong[0]} is not for the public network",
+            hint="--network num_channels=256 --network num_res_blocks=3",
+        )
+    fields = dict(field_value(text) for text in asked if text != "public")
+    strange = sorted(fields.keys() - {"num_channels", "num_res_blocks", "dropout"})
+    if strange:
+        raise UsageError(
+            f"the public network has no field {strange[0]!r}", hint="num_channels, num_res_blocks and dropout"
+        )
+    return fields
 
 
 def _divisor(batch: int, most: int) -> int:

@@ -107,6 +107,11 @@ class SolverSettings:
         """Whether decoding draws noise."""
         return self.eta > 0.0 or self.ancestral
 
+    @property
+    def in_one_process(self) -> bool:
+        """Whether there is something in them that the wire does not carry."""
+        return self.stochastic or self.levels != OWN_LEVELS
+
     def of_the_ode(self) -> SolverSettings:
         """The same without noise: what encoding takes, as in the public code."""
         return replace(self, eta=0.0, ancestral=False)
@@ -273,7 +278,7 @@ def _check_later(settings: SolverSettings) -> None:
         raise SettingsInvalid(f"eta {settings.eta} is outside [0, 1]", hint="0 is DDIM, 1 is DDPM")
     if settings.stochastic and settings.solver != "ddim":
         raise SettingsInvalid(
-            f"{settings.solver} follows the ODE; noise at each step is of ddim alone", hint="use solver ddim"
+            f"{settings.solver} follows the ODE; noise at each step is of ddim alone", hint="--solver ddim"
         )
     if settings.grid == COMPAT_GRID:
         if settings.ancestral and settings.eta > 0.0:

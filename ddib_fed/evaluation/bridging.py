@@ -17,6 +17,7 @@ from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.bridge import DEFAULT_SETTINGS
 from ddib_fed.diffusion.interpolation import Way, interpolate
 from ddib_fed.diffusion.plans import SolverSettings, plan
+from ddib_fed.diffusion.solvers import Draw
 from ddib_fed.errors import NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.evaluation.picture_side import (
     UNGUIDED,
@@ -26,6 +27,7 @@ from ddib_fed.evaluation.picture_side import (
     PictureSide,
     require_class,
 )
+from ddib_fed.evaluation.step_noise import check_ancestral
 
 __all__ = [
     "BATCH",
@@ -92,7 +94,7 @@ def translate_pictures(
             decoded is not softened on its way back.
         depth: Fraction of the schedules' angles to go, in (0, 1]; below 1 the latent keeps some of the picture; None
             for the settings' own.
-        seed: Of the softening's noise.
+        seed: Of the softening's noise, and of the noise that decoding draws where the settings say so.
         cycle: Whether to come back.
         batch: Pictures that are integrated together.
         on_progress: Told (evaluations done, in all); what it raises ends the work.
@@ -118,11 +120,13 @@ def translate_pictures(
             settings,
             noise=source.noise(digests, "soften"),
             on_step=tell,
+            draw=target.draw(digests, "there"),
         )
         part = [latent.cpu().numpy(), clipped(target.from_model(there))]
         if cycle:
             start, end = target.encoding(rows, len(x)), source.decoding(rows, len(x))
-            again, back = bridge.translate(there, start, end, settings, on_step=tell)
+            draw = source.draw(digests, "back")
+            again, back = bridge.translate(there, start, end, settings, on_step=tell, draw=draw)
             part += [again.cpu().numpy(), clipped(source.from_model(back))]
         parts.append(tuple(part))
     return Translated(*(np.concatenate(stage) for stage in zip(*parts, strict=True)))
@@ -150,6 +154,8 @@ def check_legs(
         )
     require_class(target)
     settings = _to_depth(settings, depth)
+    for side in (source, target):
+        check_ancestral(settings, side.bundle.manifest, guided=side.guidance.classifier is not None)
     sigma = source.bundle.manifest.soften_sigma if soften is None else soften
     plan(settings, source.bundle.schedule, soften_sigma=sigma)
     plan(settings, target.bundle.schedule)
@@ -240,12 +246,14 @@ def sample_pictures(
         NotFinite: The model answers with NaN or infinity.
     """
     require_class(side)
+    check_ancestral(settings, side.bundle.manifest, guided=side.guidance.classifier is not None)
     tell = _Counter(settings.evaluations * -(-count // batch), on_progress)
     parts = []
     for rows in _slices(count, batch):
         numbers = range(first + rows.start, first + rows.stop)
-        latent = side.noise([f"{seed} {number}".encode() for number in numbers], "sample")
-        parts.append(clipped(_decode(latent, side, rows, count, settings, tell)))
+        names = [f"{seed} {number}".encode() for number in numbers]
+        latent, draw = side.noise(names, "sample"), side.draw(names, "sample")
+        parts.append(clipped(_decode(latent, side, rows, count, settings, tell, draw)))
     return np.concatenate(parts)
 
 
@@ -316,9 +324,10 @@ def _decode(
     count: int,
     settings: SolverSettings,
     tell: OnProgress,
+    draw: Draw | None = None,
 ) -> Floats:
     end = side.decoding(rows, count)
-    x = bridge.decode(latent, end.denoiser, end.schedule, settings, cond=end.cond, on_step=tell)
+    x = bridge.decode(latent, end.denoiser, end.schedule, settings, cond=end.cond, on_step=tell, draw=draw)
     return side.from_model(x)
 
 

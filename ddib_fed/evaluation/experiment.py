@@ -7,8 +7,8 @@ distances are taken there. What is written for people to read on is in the units
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import DOMAINS
 from ddib_fed.diffusion.bridge import Side, decode, encode
 from ddib_fed.diffusion.gaussianity import measure
+from ddib_fed.diffusion.guidance import Clipped
 from ddib_fed.diffusion.plans import SolverSettings, check_settings
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import metrics, plots
 from ddib_fed.evaluation.report import write_bytes, write_json
+from ddib_fed.evaluation.step_noise import check_ancestral, point_draw
 from ddib_fed.evaluation.threads import torch_threads
 from ddib_fed.models.bundle import Bundle
 
@@ -71,6 +73,8 @@ def run(
     settings: SolverSettings,
     *,
     cycle: bool,
+    seed: int = 0,
+    clip: bool = False,
     on_step: OnStep | None = None,
     threads: int = 1,
 ) -> Stages:
@@ -82,6 +86,9 @@ def run(
         points: (N, D) in the units of the source's data.
         settings: How each leg is integrated.
         cycle: Whether to come back.
+        seed: Of the noise that decoding draws where the settings say so.
+        clip: Hold predictions of the data within [-1, 1], in the models' units, while decoding: the public code's
+            clip_denoised, which its scripts for 2-D data leave off.
         on_step: Told (network evaluations done, in all), over all legs and batches.
         threads: Of torch.
 
@@ -95,13 +102,18 @@ def run(
             f"points are {points.shape[1:]}, {source.manifest.name} takes {source.manifest.sample_shape}, "
             f"{target.manifest.name} takes {target.manifest.sample_shape}"
         )
+    for model in (source, target):
+        check_ancestral(settings, model.manifest)
     wall, cpu = time.monotonic(), time.process_time()
     x = normalise(source, points)
     sides = source.side(), target.side()
-    legs = 4 if cycle else 2
-    counter = _Counter(settings.evaluations * legs * -(-len(x) // BATCH), on_step)
+    legs = _legs_of(*sides, settings, clip=clip)[: 4 if cycle else 2]
+    counter = _Counter(settings.evaluations * len(legs) * -(-len(x) // BATCH), on_step)
     with torch_threads(threads):
-        parts = [_legs(torch.from_numpy(part), *sides, settings, legs, counter) for part in _batches(x)]
+        parts = [
+            _walk(torch.from_numpy(part), legs, counter, seed=seed, first=number * BATCH)
+            for number, part in enumerate(_batches(x))
+        ]
     clouds = [torch.cat(stage).numpy() for stage in zip(*parts, strict=True)]
     spent = (time.monotonic() - wall, time.process_time() - cpu)
     back = clouds[2:] if cycle else [None, None]
@@ -115,12 +127,13 @@ def draw(
     settings: SolverSettings,
     folder: Path,
     *,
+    clip: bool = False,
     on_step: OnStep | None = None,
     threads: int = 1,
 ) -> dict[str, Any]:
     """Decode `count` points from noise and write samples.npy, latent.npy, samples.png and report.json.
 
-    The noise is ordered by angle, so that colour shows from where each point came.
+    The noise is ordered by angle, so that colour shows from where each point came. `clip` is as in `run`.
 
     Returns:
         The report.
@@ -128,22 +141,26 @@ def draw(
     Raises:
         SettingsInvalid: Settings that do not exist or do not fit the model's schedule.
     """
+    check_ancestral(settings, bundle.manifest)
     dim = bundle.manifest.sample_shape[0]
     noise = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
     if dim > 1:
         noise = noise[torch.argsort(torch.atan2(noise[:, 1], noise[:, 0]))]
     wall, cpu = time.monotonic(), time.process_time()
     counter = _Counter(settings.evaluations * -(-count // BATCH), on_step)
-    side = bundle.side()
-    latents = [torch.from_numpy(part) for part in _batches(noise.numpy())]
+    decoding = _decoding(bundle.side(), settings, clip=clip)
     with torch_threads(threads):
-        parts = [decode(part, side.denoiser, side.schedule, settings, on_step=counter) for part in latents]
+        parts = [
+            _walk(torch.from_numpy(part), [decoding], counter, seed=seed, first=number * BATCH)[0]
+            for number, part in enumerate(_batches(noise.numpy()))
+        ]
     cloud = torch.cat(parts).numpy()
     report = {
         "model": _model(bundle),
         "points": count,
         "seed": seed,
-        "settings": asdict(check_settings(settings)),
+        "settings": settings.described(),
+        "clip": clip,
         "seconds": {"wall": round(time.monotonic() - wall, 3), "cpu": round(time.process_time() - cpu, 3)},
         "target_cloud": _distances(bundle, cloud, None),
     }
@@ -189,7 +206,7 @@ def figures(
         "source": _model(source),
         "target": _model(target),
         "points": len(stages.source),
-        "settings": asdict(checked),
+        "settings": settings.described(),
         "evaluations": {
             "per_leg": checked.evaluations,
             "legs": legs,
@@ -248,14 +265,42 @@ def _batches(x: Floats) -> Iterator[Floats]:
         yield x[start : start + BATCH]
 
 
-def _legs(
-    x: Tensor, source: Side, target: Side, settings: SolverSettings, legs: int, counter: _Counter
-) -> list[Tensor]:
-    """The first `legs` of: encode at the source, decode at the target, encode at the target, decode at the source."""
-    plan = ((encode, source), (decode, target), (encode, target), (decode, source))
+@dataclass(frozen=True, slots=True)
+class _Leg:
+    """One way through one model.
+
+    Attributes:
+        side: The model.
+        settings: How.
+        number: Which of the run's decodings it is, from 0; None for an encoding.
+    """
+
+    side: Side
+    settings: SolverSettings
+    number: int | None
+
+
+def _legs_of(source: Side, target: Side, settings: SolverSettings, *, clip: bool) -> list[_Leg]:
+    """There and back: encode at the source, decode at the target, encode at the target, decode at the source."""
+    ode = settings.of_the_ode()
+    there, back = _decoding(target, settings, clip=clip), _decoding(source, settings, clip=clip)
+    return [_Leg(source, ode, None), there, _Leg(target, ode, None), replace(back, number=1)]
+
+
+def _decoding(side: Side, settings: SolverSettings, *, clip: bool) -> _Leg:
+    return _Leg(replace(side, denoiser=Clipped(side.denoiser)) if clip else side, settings, 0)
+
+
+def _walk(x: Tensor, legs: Sequence[_Leg], counter: _Counter, *, seed: int, first: int) -> list[Tensor]:
+    """What points `first` and on, x (N, D), are after each of the legs."""
     results: list[Tensor] = []
-    for leg, side in plan[:legs]:
-        x = leg(x, side.denoiser, side.schedule, settings, on_step=counter)
+    for leg in legs:
+        side = leg.side
+        if leg.number is None:
+            x = encode(x, side.denoiser, side.schedule, leg.settings, on_step=counter)
+        else:
+            draw = point_draw(seed, leg.number, first, x.shape)
+            x = decode(x, side.denoiser, side.schedule, leg.settings, on_step=counter, draw=draw)
         results.append(x)
     return results
 

@@ -5,7 +5,7 @@ The rule: what a folder holds is listed in its report.json, which is written las
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ddib_fed.data.images import ImageLimits, encode_png, from_array, read_fitted
 from ddib_fed.diffusion.interpolation import Way
-from ddib_fed.diffusion.plans import SolverSettings, check_settings
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation.bridging import (
     BATCH,
@@ -73,10 +73,11 @@ def draw(
         "class": side.label,
         "count": count,
         "seed": seed,
-        "settings": asdict(check_settings(settings)),
+        "settings": settings.described(),
         "guidance": {
             "scale": side.guidance.scale,
             "classifier_scale": side.guidance.weight,
+            "clip": side.guidance.clip,
         },
         "output_scale": dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
         "pictures": names,
@@ -170,7 +171,7 @@ def between(
         "soften": soften,
         "depth": depth,
         "seed": seed,
-        "settings": asdict(check_settings(settings)),
+        "settings": settings.described(),
         "pictures": names,
     }
     write_json(folder / "report.json", report)

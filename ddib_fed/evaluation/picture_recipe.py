@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddib_fed.diffusion.guidance import check_guidance
-from ddib_fed.diffusion.plans import SolverSettings, check_settings
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import UsageError
 
 RUN_FILE, REPORT_FILE, SHEET_FILE = "run.json", "report.json", "sheet.png"
@@ -35,7 +35,7 @@ class Recipe:
         settings: How each leg is integrated.
         soften: Noise level before encoding; None for each model's own.
         depth: Fraction of the schedules' angles.
-        seed: Of the softening.
+        seed: Of the softening, and of the noise that decoding draws where the settings say so.
         cycle: Whether to come back.
         classifier: The classifier that guides, as `source`; None for none.
         classifier_scale: Its weight; None for 1, and where there is no classifier.
@@ -92,7 +92,7 @@ class Recipe:
         del fields["settings"]
         # Written out, as every release did: a request of an older run is still the same request.
         fields["classifier_scale"] = 1.0 if self.classifier_scale is None else self.classifier_scale
-        return asdict(check_settings(self.settings)) | fields
+        return self.settings.described() | fields
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ddib_fed.diffusion.bridge import Side
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.guidance import ClassifierFree, ClassifierGuided, Clipped, check_guidance
+from ddib_fed.diffusion.solvers import Draw
 from ddib_fed.errors import NotFinite, SettingsInvalid, ShapeMismatch
 from ddib_fed.evaluation.sharding import parse_devices
 from ddib_fed.models.bundle import Bundle, check_guide
@@ -180,6 +181,10 @@ class PictureSide:
             rows.append(torch.randn(self.shape, generator=generator))
         return torch.stack(rows).to(self._device)
 
+    def draw(self, digests: Sequence[bytes], purpose: str) -> Draw:
+        """The noise of each step of decoding these pictures: as `noise`, and the step's number."""
+        return lambda step: self.noise(digests, f"{purpose} step {step}")
+
     def _check_label(self, label: Labels) -> None:
         manifest, classes = self.bundle.manifest, self._classes
         if label is None:
@@ -230,7 +235,7 @@ def _check_guidance(bundle: Bundle, guidance: Guidance) -> None:
     if guidance.clip and bundle.manifest.normalisation != Normalisation():
         raise SettingsInvalid(
             f"predictions of {name} cannot be clipped: its units are not those of [-1, 1]",
-            hint="the public code's levels are for models of that code",
+            hint="--no-clip leaves them as they are",
         )
 
 

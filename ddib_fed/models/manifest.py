@@ -374,6 +374,14 @@ class Manifest(_Frozen):
         return self.network.out_channels if isinstance(self.network, ClassifierConfig) else None
 
     @property
+    def learns_variance(self) -> bool:
+        """Whether the network answers a variance beside its prediction."""
+        network = self.network
+        if isinstance(network, MlpConfig | ClassifierConfig):
+            return False
+        return network.out_channels != network.in_channels
+
+    @property
     def null_class(self) -> int | None:
         """The index that stands for no class (classifier-free guidance); None when there is none."""
         guided = isinstance(self.network, UNetConfig) and self.network.class_dropout

@@ -74,7 +74,10 @@ class SyntheticModel(nn.Module):
         )
         self.middle_block = blocks(2, ch)
         self.output_blocks = nn.ModuleList([blocks(num_res_blocks, 2 * ch)])
-        self.out = nn.Sequential(GroupNorm32(2 * ch), nn.SiLU(), nn.Linear(2 * ch, out_channels))
+        leave = nn.Linear(2 * ch, out_channels)
+        self.out = nn.Sequential(GroupNorm32(2 * ch), nn.SiLU(), leave)
+        nn.init.zeros_(leave.weight)
+        nn.init.zeros_(leave.bias)
 
     def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
         """The prediction at x (N, in_channels): times (1,) or (N,), or (K,) with rows (N,) pointing into them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import SettingsInvalid
 from ddib_fed.v1 import common_pb2
 
 
@@ -45,7 +46,16 @@ def solver_settings(like: SettingsLike) -> SolverSettings:
 
 
 def settings_message(settings: SettingsLike) -> common_pb2.SolverSettings:
-    """Settings for the wire."""
+    """Settings for the wire.
+
+    Raises:
+        SettingsInvalid: There is something in them that the wire does not carry, and that would be dropped.
+    """
+    if isinstance(settings, SolverSettings) and settings.in_one_process:
+        raise SettingsInvalid(
+            "noise in decoding, and the public code's schedules and respacings, do not travel between nodes",
+            hint="leave them out, or use `ddib bridge translate` in one process",
+        )
     return common_pb2.SolverSettings(
         solver=settings.solver,
         order=settings.order,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.data.synthetic import normals, uniforms
-from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
+from ddib_fed.diffusion.schedule import DiscreteSchedule, schedule_from_config
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.manifest import MlpConfig
+from ddib_fed.models.manifest import MlpConfig, SyntheticConfig
 from ddib_fed.models.networks import build_network
 from ddib_fed.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from ddib_fed.training.ema import Ema
-from ddib_fed.training.losses import Batch, LambdaSampler, make_batch
+from ddib_fed.training.losses import Batch, LambdaSampler, make_batch, make_step_batch
 from ddib_fed.training.presets import TrainConfig
 from ddib_fed.training.sources import DATA_COLUMNS, Source
 
@@ -69,14 +70,14 @@ class Trainer:
         self.config = config
         self.source = source
         self.step = 0
-        schedule = schedule_from_config(ScheduleConfig(name=config.schedule))
-        self._lambdas = LambdaSampler(schedule)
+        self._schedule = schedule_from_config(config.schedule_config)
+        self._lambdas = LambdaSampler(self._schedule)
         self.network = new_network(config, source.dim)
         self.ema = Ema(self.network, config.ema)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=config.learning_rate,
-            betas=(0.9, 0.99),
+            betas=(0.9, config.beta2),
             weight_decay=0.0,
             fused=True,
         )
@@ -102,7 +103,8 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
+        if config.clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
         self._optimizer.step()
         self.ema.update(self.network, self.step)
         self.step += 1
@@ -116,7 +118,7 @@ class Trainer:
 
     def held_out_loss(self) -> float:
         """The loss of the averaged weights on points that are never trained on, always the same ones."""
-        averaged = build_network(_network_config(self.config, self.source.dim))
+        averaged = build_network(network_config(self.config, self.source.dim)).eval()
         averaged.load_state_dict(self.ema.state_dict())
         batch = self._held_out
         with torch.no_grad():
@@ -146,22 +148,29 @@ class Trainer:
     def _batch(self, u: np.ndarray) -> Batch:
         """Questions and answers from uniforms (B, columns); the levels are stratified over the batch."""
         count = self.config.levels
-        lams = self._lambdas(torch.from_numpy((np.arange(count) + u[:count, -1]) / count))
         x0 = torch.from_numpy(self.source.take(u[:, :DATA_COLUMNS]))
-        return make_batch(x0, _noise(u, self.source.dim), lams, reference=self.config.reference)
+        return self._questions(x0, u, count, self.config.reference)
 
     def _held_out_batch(self) -> Batch:
         """As `_batch`, on held-out points, with plain targets where there are too few for a posterior."""
         count = len(self.source.held_out)
         u = uniforms(_HELD_OUT_SEED, self.config.seed, count, self._columns)
         levels = min(self.config.levels, count)
-        lams = self._lambdas(torch.from_numpy((np.arange(levels) + u[:levels, -1]) / levels))
         reference = self.config.reference if count % max(1, self.config.reference) == 0 else 0
-        x0 = torch.from_numpy(self.source.held_out)
-        return make_batch(x0, _noise(u, self.source.dim), lams, reference=reference)
+        return self._questions(torch.from_numpy(self.source.held_out), u, levels, reference)
+
+    def _questions(self, x0: Tensor, u: np.ndarray, levels: int, reference: int) -> Batch:
+        """What is asked of noisy x0, and the answers, from uniforms (B, columns)."""
+        spread = torch.from_numpy((np.arange(levels) + u[:levels, -1]) / levels)
+        noise = _noise(u, self.source.dim)
+        if self.config.network == "public":
+            assert isinstance(self._schedule, DiscreteSchedule)
+            return make_step_batch(x0, noise, spread, self._schedule)
+        return make_batch(x0, noise, self._lambdas(spread), reference=reference)
 
     def _loss(self, batch: Batch) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        mixed = torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16")
+        with mixed, _dropping(self.config, self.step):
             answer = self.network(batch.x, batch.times, batch.rows)
         return torch.mean((answer.float() - batch.target) ** 2)
 
@@ -170,12 +179,14 @@ def new_network(config: TrainConfig, dim: int) -> nn.Module:
     """The network of a run with its first weights, a function of the seed; torch's own generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return build_network(_network_config(config, dim)).train()
+        return build_network(network_config(config, dim)).train()
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0): linear warm-up, then half a cosine down to zero at `steps`."""
+    """The rate of step `step` (from 0): linear warm-up, then constant or half a cosine down to zero at `steps`."""
     warm = min(1.0, (step + 1) / max(1, config.warmup))
+    if config.decay == "none":
+        return config.learning_rate * warm
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
@@ -193,8 +204,30 @@ def settle(config: TrainConfig, source: Source, default: int) -> TrainConfig:
     return config.with_steps(max(1, int(config.time_s * _PROBE_MARGIN * rate)))
 
 
-def _network_config(config: TrainConfig, dim: int) -> MlpConfig:
-    return MlpConfig(dim=dim, width=config.width, blocks=config.blocks)
+def network_config(config: TrainConfig, dim: int) -> MlpConfig | SyntheticConfig:
+    """The network of a run on points (N, dim)."""
+    if config.network == "mlp":
+        return MlpConfig(dim=dim, width=config.width, blocks=config.blocks)
+    return SyntheticConfig(
+        in_channels=dim,
+        out_channels=dim,
+        num_channels=config.num_channels,
+        num_res_blocks=config.num_res_blocks,
+        dropout=config.dropout,
+    )
+
+
+@contextmanager
+def _dropping(config: TrainConfig, step: int) -> Iterator[None]:
+    """Make what dropout draws a function of the seed and the step; torch's own generator is left as it was."""
+    if config.dropout == 0.0:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(
+            int(np.random.SeedSequence([config.seed, step]).generate_state(1, np.uint64)[0] >> 1)
+        )
+        yield
 
 
 def _noise(u: np.ndarray, dim: int) -> Tensor:

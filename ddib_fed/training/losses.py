@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.diffusion.grids import make_grid
-from ddib_fed.diffusion.schedule import Schedule
+from ddib_fed.diffusion.schedule import DiscreteSchedule, Schedule
 
 _TABLE = 4096
 
@@ -29,9 +29,9 @@ class Batch:
 
     Attributes:
         x: Noisy points (B, D).
-        times: Distinct lambdas (K,).
+        times: What the network is told: distinct lambdas, or steps, (K,).
         rows: Which of `times` each point has, (B,) int64.
-        target: v, (B, D).
+        target: v, or the noise, (B, D).
     """
 
     x: Tensor
@@ -80,6 +80,25 @@ def make_batch(x0: Tensor, eps: Tensor, lams: Tensor, *, reference: int) -> Batc
     else:
         target = alpha * eps - sigma * x0
     return Batch(x, lams.float(), rows, target)
+
+
+def make_step_batch(x0: Tensor, eps: Tensor, u: Tensor, schedule: DiscreteSchedule) -> Batch:
+    """The public code's objective: noisy points at integer steps, and the noise as the target.
+
+    Its steps are uniform and independent. Here those of a batch are uniform and spread evenly, which leaves the
+    expectation of the loss as it is and takes some of its variance.
+
+    Args:
+        x0: Clean points (B, D); the batch has their dtype.
+        eps: Standard normal noise (B, D).
+        u: Uniforms (K,) in [0, 1), spread evenly; K divides B.
+        schedule: Its steps, and what the network is told of them.
+    """
+    rows = torch.arange(len(x0)) % len(u)
+    steps = (u.double() * schedule.steps).long().clamp_max(schedule.steps - 1)
+    table = torch.tensor(schedule.at_steps(steps.tolist()), dtype=torch.float64)
+    alpha, sigma, times = table.to(x0.dtype).unbind(1)
+    return Batch(alpha[rows, None] * x0 + sigma[rows, None] * eps, times, rows, eps)
 
 
 def posterior_mean(x: Tensor, alpha: Tensor, sigma: Tensor, x0: Tensor, reference: int) -> Tensor:

@@ -7,16 +7,41 @@ version of torch. Paths, times and the machine's speed only decide which config 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.names import check_domain, domain_from
 
 SCHEDULE = "cosine"
 STEPS = 2_000
 """Steps of a run that is told neither steps nor time: about 100 s of one core for a 2-D domain."""
+
+PUBLIC: Mapping[str, Any] = MappingProxyType(
+    {
+        "network": "public",
+        "schedule": "linear",
+        "diffusion_steps": 4000,
+        "batch": 20_000,
+        "reference": 0,
+        "learning_rate": 1e-4,
+        "decay": "none",
+        "warmup": 0,
+        "beta2": 0.999,
+        "clip": None,
+        "ema": 0.9999,
+        "dropout": 0.2,
+    }
+)
+"""What the public code's README trains its 2-D models with, and that code's defaults where it says nothing."""
+# Fields of `TrainConfig` that the first release did not have.
+LATER_FIELDS = frozenset(
+    {"network", "diffusion_steps", "num_channels", "num_res_blocks", "dropout", "decay", "beta2"}
+)
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -36,10 +61,10 @@ class TrainConfig(BaseModel):
         levels: Distinct noise levels in one batch; must divide it.
         reference: How many points of the batch the posterior of the target runs over (decision 0030); 0 takes
             each point's own clean point alone, which is plain denoising.
-        learning_rate: Its peak, after `warmup` steps; then a half cosine to zero.
+        learning_rate: Its peak, after `warmup` steps; then as `decay` says.
         warmup: Steps over which the rate grows.
         ema: Decay of the averaged weights a step.
-        clip: Largest norm of the gradient.
+        clip: Largest norm of the gradient; None for any.
         precision: Of the network's matrix products while training. bfloat16 pays only where the CPU has it.
         threads: Threads of torch; part of the result's identity.
         width: Hidden units of the network.
@@ -49,6 +74,14 @@ class TrainConfig(BaseModel):
         samples: Points drawn from the finished model, for its figures and picture.
         dtype: How the finished bundle stores its weights.
         command: The command to be recorded in the manifest.
+        network: "mlp" predicts v at any noise level; "public" is the public code's 2-D network, which predicts the
+            noise at one of `diffusion_steps` integer steps.
+        diffusion_steps: Integer steps of the schedule, made as the public code makes them; None for continuous time.
+        num_channels: Hidden units of the public network.
+        num_res_blocks: Residual blocks of the public network, on the way in and on the way out.
+        dropout: Of the public network while it is trained.
+        decay: What becomes of the learning rate after `warmup`.
+        beta2: Decay of AdamW's second moments.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,7 +98,7 @@ class TrainConfig(BaseModel):
     learning_rate: Positive = 2e-3
     warmup: Annotated[int, Field(ge=0)] = 100
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    clip: Positive = 1.0
+    clip: Positive | None = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: Count = 1
     width: Count = 160
@@ -75,6 +108,14 @@ class TrainConfig(BaseModel):
     samples: Count = 10_000
     dtype: Literal["float32", "float16"] = "float32"
     command: str = ""
+
+    network: Literal["mlp", "public"] = "mlp"
+    diffusion_steps: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    num_channels: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = 256
+    num_res_blocks: Annotated[int, Field(ge=1, le=64)] = 3
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    decay: Literal["cosine", "none"] = "cosine"
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
@@ -86,7 +127,16 @@ class TrainConfig(BaseModel):
             raise ValueError(f"levels ({self.levels}) must divide batch ({self.batch})")
         if self.reference and self.batch % self.reference:
             raise ValueError(f"reference ({self.reference}) must divide batch ({self.batch})")
+        if self.network == "public" and (self.diffusion_steps is None or self.reference):
+            raise ValueError(
+                "the public network learns the noise of each point at one of its diffusion steps"
+            )
         return self
+
+    @property
+    def schedule_config(self) -> ScheduleConfig:
+        """The noise schedule, as the bundle names it."""
+        return ScheduleConfig(name=self.schedule, steps=self.diffusion_steps)
 
     @property
     def label(self) -> str:
@@ -102,4 +152,8 @@ class TrainConfig(BaseModel):
     def identity(self) -> str:
         """Digest of what the weights depend on; two runs with the same one can continue each other."""
         free = {"data", "name", "command", "checkpoint_every", "samples", "dtype", "time_s"}
+        # Left out at their defaults, so that runs of the first release can be gone on with.
+        free |= {
+            name for name in LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default
+        }
         return hashlib.sha256(self.model_dump_json(exclude=free).encode()).hexdigest()

@@ -14,16 +14,17 @@ from pathlib import Path
 
 import torch
 
-from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
+from ddib_fed.diffusion.schedule import schedule_from_config
+from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation.processes import require_alone
 from ddib_fed.evaluation.threads import torch_threads
 from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
-from ddib_fed.models.manifest import Manifest, MlpConfig, Training
+from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.training import record
 from ddib_fed.training.checkpoint import CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.folder import DTYPES, RunFolder, run_identity
-from ddib_fed.training.loop import OnProgress, Progress, Trainer, learning_rate, settle
+from ddib_fed.training.loop import OnProgress, Progress, Trainer, learning_rate, network_config, settle
 from ddib_fed.training.presets import STEPS, TrainConfig
 from ddib_fed.training.sources import Source, open_source
 
@@ -57,7 +58,8 @@ def train(
         StateConflict: The run in `out` is another one than `config`.
         BundleInvalid: A checkpoint is damaged.
         DomainNotFound: There is no such domain.
-        SettingsInvalid: The loss is no longer finite, or there is no such schedule.
+        SettingsInvalid: The loss is no longer finite, there is no such schedule, or the public network is told no
+            length.
         InputError: The points cannot be used (see `sources.points_source`).
         UsageError: Several processes were started, and each would train the whole run.
     """
@@ -172,8 +174,10 @@ class _Run:
             name=config.label,
             domain=config.label,
             sample_shape=(source.dim,),
-            network=MlpConfig(dim=source.dim, width=config.width, blocks=config.blocks),
-            schedule=ScheduleConfig(name=config.schedule),
+            network=network_config(config, source.dim),
+            parameterisation="v" if config.network == "mlp" else "eps",
+            time_input="lambda" if config.network == "mlp" else "timestep",
+            schedule=config.schedule_config,
             normalisation=Normalisation(mean=source.mean, std=source.std),
             training=training,
             created=datetime.now(UTC).date().isoformat(),
@@ -182,7 +186,7 @@ class _Run:
 
 def _open_run(config: TrainConfig, out: Path, source: Source, *, resume: bool, force: bool) -> _Run:
     """The run in `out`, new or found, with its number of steps settled and run.json written."""
-    schedule_from_config(ScheduleConfig(name=config.schedule))
+    schedule_from_config(config.schedule_config)
     place = RunFolder(out, "points")
     stored = place.found(TrainConfig, resume=resume, force=force)
     if stored is not None:
@@ -191,6 +195,11 @@ def _open_run(config: TrainConfig, out: Path, source: Source, *, resume: bool, f
         if asked.identity() != stored.identity():
             raise place.other_run()
         return _Run(stored, source, place)
+    if config.network == "public" and config.steps is None and config.time_s is None:
+        raise SettingsInvalid(
+            "the public code trains its network until it is stopped: there is no usual number of steps",
+            hint="say --steps 100000, or --time 2h",
+        )
     settled = settle(config, source, STEPS)
     place.begin(settled)
     return _Run(settled, source, place)

@@ -1,0 +1,123 @@
+"""The public code's options of sampling, and what they come to. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from ddib_fed.errors import UsageError
+
+if TYPE_CHECKING:
+    from ddib_fed.diffusion.plans import SolverSettings
+    from ddib_fed.diffusion.public_levels import PublicLevels
+    from ddib_fed.models.manifest import Manifest
+
+PUBLIC_CODE = (
+    click.option(
+        "--compat",
+        type=click.Choice(["ddib"]),
+        help="Follow the public code's levels at both ends; with --solver ddim, and its grid.",
+    ),
+    click.option(
+        "--diffusion-steps",
+        type=click.IntRange(2, 10_000),
+        metavar="T",
+        help="With --compat ddib: steps of the noise schedule, 4000 in the paper's 2-D experiments; all are taken, "
+        "unless --steps or --timestep-respacing take fewer. A model trained on such steps has its own.",
+    ),
+    click.option(
+        "--noise-schedule",
+        type=click.Choice(["linear", "cosine"]),
+        help="With --compat ddib: of the --diffusion-steps; the model's own without it, or linear.",
+    ),
+    click.option(
+        "--timestep-respacing",
+        metavar="COUNTS",
+        help="With --compat ddib: which of the --diffusion-steps are taken: ddim50 for 50 at one stride, 250 for as "
+        "many spread evenly, or 10,20,30 for as many in each third.",
+    ),
+    click.option(
+        "--eta",
+        type=click.FloatRange(0, 1),
+        default=0.0,
+        show_default=True,
+        help="With --solver ddim: share of fresh noise in each step of decoding. Encoding has none, as in the public "
+        "code.",
+    ),
+    click.option(
+        "--ddpm",
+        is_flag=True,
+        help="With --compat ddib: decode by ancestral sampling with the larger variance, the public code's p_sample.",
+    ),
+    click.option(
+        "--clip/--no-clip",
+        default=None,
+        help="Hold predictions of the data within [-1, 1], in the model's units, while decoding: the public code's "
+        "clip_denoised. Without either, only pictures with --compat ddib are clipped.",
+    ),
+)
+_OF_LEVELS = ("noise_schedule", "diffusion_steps", "timestep_respacing", "ddpm")
+
+
+def take_settings(given: dict[str, Any], manifests: Sequence[Manifest]) -> SolverSettings:
+    """Take the options of the integration out of `given`; what contradicts itself is a usage error.
+
+    Args:
+        given: The command's options by name; `compat` and `clip` stay.
+        manifests: Of the models that are gone through.
+
+    Raises:
+        UsageError: Options that do not go together.
+        SettingsInvalid: A respacing that does not exist, or of steps that are not known.
+    """
+    from ddib_fed.diffusion.plans import COMPAT_GRID, SolverSettings
+    from ddib_fed.diffusion.public_levels import PublicLevels
+
+    steps, solver, grid, order = (given.pop(name) for name in ("steps", "solver", "grid", "order"))
+    named = {name: given.pop(name) for name in _OF_LEVELS}
+    eta = given.pop("eta")
+    if given["compat"] is None:
+        _refuse_levels(named)
+        return SolverSettings(solver, order, steps, grid, eta=eta)
+    if solver != "ddim" or grid != "default":
+        raise UsageError(
+            "--compat ddib needs --solver ddim, and brings its own grid", hint="add --solver ddim"
+        )
+    levels = PublicLevels(
+        named["noise_schedule"] or "", named["diffusion_steps"] or 0, named["timestep_respacing"] or ""
+    )
+    evaluations = _evaluations(levels, steps, manifests)
+    return SolverSettings(
+        solver, order, evaluations, COMPAT_GRID, levels=levels, eta=eta, ancestral=named["ddpm"]
+    )
+
+
+def _refuse_levels(named: dict[str, Any]) -> None:
+    wrong = [name for name, value in named.items() if value not in (None, False)]
+    if wrong:
+        raise UsageError(
+            f"--{wrong[0].replace('_', '-')} is about the public code's levels",
+            hint="add --compat ddib --solver ddim",
+        )
+
+
+def _evaluations(levels: PublicLevels, steps: int, manifests: Sequence[Manifest]) -> int:
+    """Evaluations of a leg: --steps where it is given, else what the respacing keeps, else all diffusion steps."""
+    from ddib_fed.diffusion.schedule import schedule_from_config
+
+    source = click.get_current_context().get_parameter_source("steps")
+    if source not in (ParameterSource.DEFAULT, None):
+        return steps
+    if levels.respacing:
+        kept = {levels.kept(schedule_from_config(manifest.schedule)) for manifest in manifests}
+        if len(kept) > 1:
+            counts = " and ".join(map(str, sorted(kept)))
+            raise UsageError(
+                f"--timestep-respacing {levels.respacing} keeps {counts} of the two models' diffusion steps",
+                hint="both must take as many: write for example ddim50",
+            )
+        return kept.pop()
+    return levels.diffusion_steps or steps
