@@ -15,11 +15,17 @@ from ddib_fed.errors import ConfigError, PeerUnreachable
 from ddib_fed.node.answers import CheckedChannel
 from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
 from ddib_fed.node.errors_wire import from_rpc_error, status_of
+from ddib_fed.node.inbound import HANDSHAKE_TIMEOUT_S
 from ddib_fed.node.private_files import check_private_folder
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import admin_pb2_grpc as rpc
 
 CALL_TIMEOUT_S = 10.0
+# Connections that say nothing hold few of the node's open files, and not for long.
+OPTIONS = (
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
+    ("grpc.max_allowed_incoming_connections", 32),
+)
 R = TypeVar("R")
 
 
@@ -60,7 +66,8 @@ def serve_admin(
     check_socket(socket)
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket.unlink(missing_ok=True)
-    server = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="admin"), interceptors=interceptors)
+    pool = ThreadPoolExecutor(2, thread_name_prefix="admin")
+    server = grpc.server(pool, interceptors=interceptors, options=OPTIONS)
     rpc.add_AdminServiceServicer_to_server(servicer, server)
     before = os.umask(0o177)
     try:

@@ -22,6 +22,7 @@ from ddib_fed.node.audit import AuditLog
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.engine import Engine
 from ddib_fed.node.http import ProbeServer
+from ddib_fed.node.inbound import InboundGuard, file_limit, most_connections, raise_file_limit
 from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
 from ddib_fed.node.metrics import Metrics
 from ddib_fed.node.peers import PeerStore
@@ -81,7 +82,10 @@ class Daemon:
         institution = config.node.institution
         issuer = pki.has_authority(config.paths.pki)
         policy = Policy(institution=institution, roles=config.node.roles, issuer=issuer)
-        self._auth = AuthInterceptor(self.peers, policy, audit=self.node.audit)
+        self._guard = InboundGuard(most_connections(file_limit()))
+        self._auth = AuthInterceptor(
+            self.peers, policy, audit=self.node.audit, on_admitted=self._guard.admitted
+        )
         server = NodeServer(
             config.node.listen,
             self._credentials.grpc,
@@ -129,6 +133,7 @@ class Daemon:
 
     def _serve(self) -> None:
         self.server.start()
+        self._guard.start(self.server.port)
         probe_own_port(self.server.port, split_address(self.config.node.listen, bound=True)[0])
         self._load()
         while not self.stopping:
@@ -204,6 +209,7 @@ class Daemon:
         for role in self.roles:
             role.close()
         self.server.stop(0.0 if self._stop_now else 1.0)
+        self._guard.stop()
         self._renewal.stop()
         self._keep_last_jobs()
         for role in self.roles:
@@ -327,6 +333,7 @@ def serve(config: NodeConfig) -> int:
     Raises:
         DdibError: The node cannot be started.
     """
+    raise_file_limit()
     daemon = Daemon(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, daemon.on_signal)

@@ -5,9 +5,13 @@ It shows counts and states only; the configuration refuses any other address.
 
 from __future__ import annotations
 
+import logging
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -15,10 +19,14 @@ from ddib_fed.errors import ConfigError
 from ddib_fed.node.addresses import split_address
 from ddib_fed.node.metrics import Metrics
 
+log = logging.getLogger(__name__)
+
 # How long closing takes at most.
 POLL_S = 0.05
-# A connection that says nothing for so long is closed: each holds a thread.
-IDLE_S = 10.0
+# Each connection holds a thread and an open file: how long one lasts at most, and how many there are at once. Beyond
+# that the oldest is ended, so that connections that say nothing, or little, keep no probe out.
+LONGEST_S = 5.0
+MOST_CONNECTIONS = 16
 
 
 class ProbeServer:
@@ -60,15 +68,57 @@ class ProbeServer:
 
 
 def _server_class(listen: str) -> type[ThreadingHTTPServer]:
-    class Server(ThreadingHTTPServer):
+    class Server(_Bounded):
         address_family = socket.AF_INET6 if ":" in split_address(listen, bound=True)[0] else socket.AF_INET
 
     return Server
 
 
+class _Bounded(ThreadingHTTPServer):
+    """Keeps a few connections for a few seconds, and its errors out of stderr."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._open: dict[Any, float] = {}
+        self._lock = threading.Lock()
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin one, at the cost of the oldest when there are too many."""
+        with self._lock:
+            self._open[request] = time.monotonic()
+            excess = list(self._open)[:-MOST_CONNECTIONS]
+        _end(excess)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """End one in order."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Between two connections: end those that have lasted too long."""
+        limit = time.monotonic() - LONGEST_S
+        with self._lock:
+            old = [request for request, since in self._open.items() if since < limit]
+        _end(old)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
+        """A connection that broke is no news; the default writes a traceback to stderr, past the log."""
+        if not isinstance(sys.exception(), OSError):
+            log.error("a probe could not be answered", exc_info=sys.exc_info())
+
+
+def _end(requests: list[Any]) -> None:
+    """Let the threads of these connections come to their end."""
+    for request in requests:
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
+
+
 def _handler(state: Callable[[], str], metrics: Metrics) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        timeout = IDLE_S
+        timeout = LONGEST_S
 
         def do_GET(self) -> None:
             if self.path == "/healthz":

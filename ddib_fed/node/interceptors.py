@@ -181,6 +181,7 @@ class AuthInterceptor(Interceptor):
         policy: Who may call what.
         audit: Where refusals are recorded.
         clock: Now, with a time zone.
+        on_admitted: Told gRPC's word for the connection of each call that was authorised.
     """
 
     def __init__(
@@ -190,7 +191,9 @@ class AuthInterceptor(Interceptor):
         *,
         audit: Audit | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        on_admitted: Callable[[str], object] | None = None,
     ) -> None:
+        self._on_admitted = on_admitted
         self._verifier = Verifier(peers, clock)
         self._policy = policy
         self._refusals = Refusals(audit)
@@ -246,10 +249,13 @@ class AuthInterceptor(Interceptor):
     def _admit(self, context: grpc.ServicerContext, method: str) -> Admission:
         try:
             pem = presented_certificate(cast("AuthContext", context.auth_context()))
-            return Admission(pem, method, self._verifier, self._policy)
+            admission = Admission(pem, method, self._verifier, self._policy)
         except RefusedError as error:
             self._refusals.record(context, method, error)
             raise
+        if self._on_admitted is not None:
+            self._on_admitted(context.peer())
+        return admission
 
     def _only_message(self, admission: Admission, raw: Iterator[bytes]) -> bytes:
         """The one message of a call that is no stream; it may never come, so few may wait for it."""

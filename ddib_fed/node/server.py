@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ddib_fed.errors import ConfigError
-from ddib_fed.node import tls
+from ddib_fed.node import inbound, tls
 from ddib_fed.node.addresses import split_address
 
 # Threads beyond the streams' cap: unary calls, Health, and what is refused at once.
@@ -58,7 +58,8 @@ class NodeServer:
         max_streams: int,
     ) -> None:
         self._pool = ThreadPoolExecutor(max_streams + RESERVED_THREADS, thread_name_prefix="rpc")
-        self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=OPTIONS)
+        bounds = inbound.options(inbound.file_limit())
+        self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=(*OPTIONS, *bounds))
         self.health = health.HealthServicer()
         self._services: list[str] = [""]
         self.set_serving(serving=False)  # grpc_health begins with SERVING

@@ -37,6 +37,9 @@ PROBE_TIMEOUT_S: Final = 5.0
 # A channel whose certificate was replaced is closed after the longest stream that may still use it.
 RETIRED_CHANNEL_S: Final = 25 * 3600.0
 _HANDSHAKE_RECORD: Final = 22
+_IDENTITY_FILES: Final = ("leaf.key", "leaf.pem", "roots.pem")
+# Time stamps are coarse: a file that changed within this time may change again without its stamp.
+_RACY_NS: Final = 2_000_000_000
 
 CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.enable_http_proxy", 0),
@@ -54,20 +57,27 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 
 
 class ServerCredentials:
-    """A server's credentials, read from the files at each handshake.
+    """A server's credentials, as the files are at each handshake.
+
+    gRPC asks for them as soon as somebody connects, who may be anybody: a file is read again only when it changed.
 
     Args:
         pki_folder: Of the node.
         peers: Whose roots a caller's certificate may come from.
+        clock_ns: Unix time in nanoseconds, as time stamps of files have it.
 
     Raises:
         FileMissing: The node has no certificate yet.
         InputError: Its files cannot be used.
     """
 
-    def __init__(self, pki_folder: Path, peers: PeerStore) -> None:
+    def __init__(
+        self, pki_folder: Path, peers: PeerStore, *, clock_ns: Callable[[], int] = time.time_ns
+    ) -> None:
         self._pki_folder = pki_folder
         self._peers = peers
+        self._clock_ns = clock_ns
+        self._seen: tuple[tuple[tuple[int, int, int, int], ...], Credentials] | None = None
         self._lock = threading.Lock()
         self._problem: str | None = None
         self._current = self._read()
@@ -88,7 +98,20 @@ class ServerCredentials:
         return self._problem or self._peers.problem
 
     def _read(self) -> tuple[Credentials, bytes]:
-        return load_identity(self._pki_folder), self._peers.snapshot().roots_pem
+        return self._identity(), self._peers.snapshot().roots_pem
+
+    def _identity(self) -> Credentials:
+        """The node's own; what was read before where no file changed since, nor a moment before."""
+        try:
+            found = [(self._pki_folder / name).stat() for name in _IDENTITY_FILES]
+        except OSError:
+            return load_identity(self._pki_folder)  # which says what is missing
+        signature = tuple((f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in found)
+        rested = self._clock_ns() - max(f.st_ctime_ns for f in found) > _RACY_NS
+        if self._seen is not None and self._seen[0] == signature and rested:
+            return self._seen[1]
+        self._seen = (signature, load_identity(self._pki_folder))
+        return self._seen[1]
 
     def _look(self) -> tuple[Credentials, bytes] | None:
         """What the files hold now; none, and a problem, when they cannot be used."""

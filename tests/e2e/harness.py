@@ -63,6 +63,7 @@ class Node:
     port: int
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    open_files: int | None = None
 
     @classmethod
     def create(
@@ -96,6 +97,8 @@ class Node:
         """Start the daemon; with `wait`, until it serves."""
         log = (self.folder / "log.txt").open("ab")
         command = [sys.executable, "-m", f"{self.role}_node", "serve", "--config", str(self.config_path)]
+        if self.open_files is not None:
+            command = ["sh", "-c", f'ulimit -n {self.open_files}; exec "$@"', "sh", *command]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", **self.environment}
         self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         log.close()

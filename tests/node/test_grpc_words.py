@@ -10,13 +10,15 @@ import pytest
 from ddib_fed.errors import DdibError, InternalError, MessageInvalid, NotFoundError, PeerUnreachable
 from ddib_fed.node.errors_wire import from_rpc_error
 from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.wire.version import versions_to_pb
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
 
 HOP = "target south.example"
 DESCRIBE = "/ddib_fed.v1.DecodingService/DescribeDomain"
 DECODE = "/ddib_fed.v1.DecodingService/Decode"
-FIVE_MIB = pb.DescribeDomainRequest(versions=[{"major": 1}]).SerializeToString() + b"\x0a\x00" * (5 << 19)
+ASK = pb.DescribeDomainRequest(versions=versions_to_pb()).SerializeToString()
+FIVE_MIB = ASK + b"\x0a\x00" * (5 << 19)
 
 
 @pytest.fixture
@@ -56,15 +58,13 @@ def test_a_message_over_our_limit_or_the_peers_is_final(node, north) -> None:
 
 def test_an_answer_over_the_limit_is_final(node, north) -> None:
     """The caller's gRPC refuses it by its size."""
-    request = pb.DescribeDomainRequest(versions=[{"major": 1}]).SerializeToString()
-    found = failure(node, north, DESCRIBE, request, options=(("grpc.max_receive_message_length", 10),))
+    found = failure(node, north, DESCRIBE, ASK, options=(("grpc.max_receive_message_length", 10),))
     assert type(found) is MessageInvalid
 
 
 def test_an_answer_that_is_no_message_is_final(node, north) -> None:
     """It is INTERNAL, as a stream that was reset."""
-    request = pb.DescribeDomainRequest().SerializeToString()
-    assert type(failure(node, north, DESCRIBE, request, response_deserializer=refuse)) is MessageInvalid
+    assert type(failure(node, north, DESCRIBE, ASK, response_deserializer=refuse)) is MessageInvalid
 
 
 def test_messages_that_cannot_be_made_here_are_our_bug(node, north) -> None:

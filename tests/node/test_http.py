@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import struct
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from urllib.error import HTTPError
@@ -10,7 +13,7 @@ from urllib.error import HTTPError
 import pytest
 
 from ddib_fed.errors import ConfigError
-from ddib_fed.node.http import ProbeServer
+from ddib_fed.node.http import LONGEST_S, MOST_CONNECTIONS, ProbeServer
 from ddib_fed.node.metrics import Metrics
 
 
@@ -81,9 +84,60 @@ def test_the_loopback_of_ipv6_can_be_bound() -> None:
 
 def test_a_connection_that_says_nothing_is_closed(monkeypatch) -> None:
     """It would hold a thread for as long as it likes."""
-    monkeypatch.setattr("ddib_fed.node.http.IDLE_S", 0.05)
+    monkeypatch.setattr("ddib_fed.node.http.LONGEST_S", 0.05)
     server = ProbeServer("127.0.0.1:0", lambda: "serving", Metrics())
     host, _, port = server.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=10) as silent:
         assert silent.recv(1) == b""
     server.close()
+
+
+def connected(server: ProbeServer, said: bytes = b"") -> socket.socket:
+    host, _, port = server.address.rpartition(":")
+    made = socket.create_connection((host, int(port)), timeout=10)
+    made.sendall(said)
+    return made
+
+
+def test_connections_that_say_nothing_keep_no_probe_out(probes: tuple[ProbeServer, State, Metrics]) -> None:
+    """The oldest make room: there are never more than a few, and a probe is answered at once."""
+    server, _, _ = probes
+    before = threading.active_count()
+    silent = [connected(server, b"GET /heal") for _ in range(100)]
+    started = time.monotonic()
+    assert get(server, "/healthz") == (200, "ok\n")
+    assert time.monotonic() - started < LONGEST_S
+    assert [end.recv(1) for end in silent[: 100 - MOST_CONNECTIONS]] == [b""] * (100 - MOST_CONNECTIONS)
+    assert threading.active_count() - before <= MOST_CONNECTIONS + 1
+    for end in silent:
+        end.close()
+
+
+def test_a_connection_that_says_little_ends(probes: tuple[ProbeServer, State, Metrics], monkeypatch) -> None:
+    """A byte now and then does not keep it: its whole time is bounded, not the time between two bytes."""
+    monkeypatch.setattr("ddib_fed.node.http.LONGEST_S", 0.3)
+    with connected(probes[0]) as slow:
+        slow.settimeout(0.02)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                slow.sendall(b"G")
+                if slow.recv(1) == b"":
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+    pytest.fail("it was kept")
+
+
+def test_a_connection_that_breaks_writes_nothing_past_the_log(
+    probes: tuple[ProbeServer, State, Metrics], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The standard library's server would print a traceback for each."""
+    server, _, _ = probes
+    broken = connected(server, b"GET /metrics HTTP/1.0\r\n")
+    broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    broken.close()
+    assert get(server, "/healthz") == (200, "ok\n")
+    assert capfd.readouterr().err == ""

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -220,6 +221,26 @@ def test_an_expired_certificate_is_a_problem(node: Listening, south: Institution
     past = datetime.now(UTC) - timedelta(days=2)
     pki.issue_to_folder(south.authority, south.pki, "node", "node-1", now=past)
     assert "expired" in (node.credentials.problem or "")
+
+
+def test_a_stranger_who_connects_costs_no_reading_of_keys(
+    south: Institution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC asks at each connection: the files are read again when one changed, or did so a moment ago."""
+    hours = 0
+    made = tls.ServerCredentials(
+        south.pki, south.store, clock_ns=lambda: time.time_ns() + hours * 3600 * 10**9
+    )
+    read: list[object] = []
+    real = tls.load_identity
+    monkeypatch.setattr(tls, "load_identity", lambda folder: read.append(folder) or real(folder))
+    made._fetch()
+    assert len(read) == 1, "just written: it may be half of the change"
+    hours = 1
+    assert [made._fetch() for _ in range(10)] == [None] * 10
+    assert len(read) == 1
+    pki.issue_to_folder(south.authority, south.pki, "node", "node-1")
+    assert made._fetch() is not None
 
 
 class Clock:

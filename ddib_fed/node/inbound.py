@@ -1,0 +1,255 @@
+"""Bounds what connections that say nothing can hold of a node: open files, and the places of one address.
+
+gRPC accepts whatever connects, and each connection is an open file of the process until its handshake is done or
+given up. The rule: connections have at most half of the files, one that proves nothing ends after a few seconds, and of
+those that have not made an authorised call yet one address has a few, the youngest.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import os
+import resource
+import socket
+import stat
+import threading
+import time
+from collections import Counter, defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+log = logging.getLogger(__name__)
+
+# TLS and the first frame of HTTP/2 take two round trips; gRPC's default is two minutes.
+HANDSHAKE_TIMEOUT_S: Final = 5
+# What the limit is raised to where that is allowed, and below which a start warns.
+WANTED_FILES: Final = 65_536
+FEW_FILES: Final = 1_024
+MOST_CONNECTIONS: Final = 4_096
+# Without an authorised call yet: a peer or client needs one for the moment before its first call.
+UNPROVEN_PER_ADDRESS: Final = 32
+# A connection is given this long for its first call, unless there are so many that the cap on all of them is near.
+PATIENCE_S: Final = 1.0
+NEAR_THE_CAP: Final = 0.75
+LOOK_EVERY_S: Final = 0.2
+SAY_EVERY_S: Final = 60.0
+_OPEN_FILES: Final = (Path("/proc/self/fd"), Path("/dev/fd"))
+
+Peer = tuple[str, int]
+
+
+def raise_file_limit() -> int:
+    """Raise this process's limit on open files as far as its hard limit allows; what it is then.
+
+    A limit that stays low is said loudly: each connection, peer and job needs files.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = file_limit()
+    if limit <= FEW_FILES:
+        log.warning("%s", few_files(limit))
+    return limit
+
+
+def file_limit() -> int:
+    """How many files this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return WANTED_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def few_files(limit: int) -> str:
+    """What a low limit means, and what to do."""
+    return (
+        f"only {limit} files may be open at once, {most_connections(limit)} of them connections: "
+        f"raise the hard limit, e.g. LimitNOFILE={WANTED_FILES} in the systemd unit"
+    )
+
+
+def most_connections(limit: int) -> int:
+    """How many connections the node's port may hold of a limit on open files."""
+    return min(MOST_CONNECTIONS, limit // 2)
+
+
+def options(limit: int) -> tuple[tuple[str, int], ...]:
+    """What gRPC itself is told: it closes at once what comes beyond the cap, and what does not finish its handshake."""
+    return (
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
+        ("grpc.max_allowed_incoming_connections", most_connections(limit)),
+    )
+
+
+def peer_of(text: str) -> Peer | None:
+    """Address and port from gRPC's word for a caller, ``ipv4:127.0.0.1:4000``; none for a Unix socket."""
+    family, _, rest = unquote(text).partition(":")
+    host, _, port = rest.rpartition(":")
+    if family not in {"ipv4", "ipv6"} or not port.isdigit():
+        return None
+    return _host(host.strip("[]")), int(port)
+
+
+def _host(text: str) -> str:
+    """An address in one form: IPv4 within IPv6 as IPv4, without a zone."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
+def _neighbourhood(host: str) -> str:
+    """Whose connections are counted together: an IPv4 address, or the network of 2^64 that an IPv6 host has."""
+    address = ipaddress.ip_address(host)
+    return host if address.version == 4 else str(ipaddress.ip_network((host, 64), strict=False))
+
+
+@dataclass(slots=True)
+class _Connection:
+    """One that the port accepted."""
+
+    peer: Peer
+    since: float
+
+
+class InboundGuard:
+    """Ends the oldest connections without an authorised call of any address that has too many of them.
+
+    gRPC has no hook where it accepts. The process's own open files say who is connected to the port; a connection is
+    ended by a shutdown on a duplicate of its file, which gRPC sees as an end from the other side. Where a system does
+    not show a process its open files, only gRPC's own bounds hold.
+
+    Args:
+        most: Connections that gRPC takes in all.
+        per_address: Connections without an authorised call that one address may have.
+    """
+
+    def __init__(self, most: int, *, per_address: int = UNPROVEN_PER_ADDRESS) -> None:
+        self._port = 0
+        self._most = most
+        self._per_address = per_address
+        self._folder = next((folder for folder in _OPEN_FILES if folder.is_dir()), None)
+        self._lock = threading.Lock()
+        self._proven: set[Peer] = set()
+        self._known: dict[int, _Connection | None] = {}
+        self._said = -SAY_EVERY_S
+        self._unsaid: Counter[str] = Counter()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="inbound", daemon=True)
+
+    def start(self, port: int) -> None:
+        """Begin to look at the connections of the port that the node listens on."""
+        self._port = port
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for it when it was started."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def admitted(self, caller: str) -> None:
+        """A call of this caller, in gRPC's words, was authorised: its connection is not a stranger's any more."""
+        peer = peer_of(caller)
+        if peer is not None:
+            with self._lock:
+                self._proven.add(peer)
+
+    def _run(self) -> None:
+        while not self._stop.wait(LOOK_EVERY_S):
+            try:
+                self.look()
+            except Exception:  # the guard must outlive any failure
+                log.exception("the node's connections could not be counted")
+
+    def look(self) -> int:
+        """Look once; how many connections were ended."""
+        with self._lock:
+            before = set(self._proven)
+        files = self._refresh()
+        strangers = self._strangers(before)
+        crowded = sum(map(len, strangers.values())) > NEAR_THE_CAP * self._most
+        young = time.monotonic() - (0.0 if crowded else PATIENCE_S)
+        ended: Counter[str] = Counter()
+        for where, there in strangers.items():
+            for since, inode in sorted(there)[: -self._per_address]:
+                if since <= young:
+                    ended[where] += _end(files[inode], inode)
+        self._say(ended)
+        return ended.total()
+
+    def _strangers(self, proven_before: set[Peer]) -> dict[str, list[tuple[float, int]]]:
+        """Age and inode of each connection without an authorised call, by where it comes from.
+
+        Of those that were proven before the look, the ones that are gone are forgotten; others may have come since.
+        """
+        found: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
+        present = {inode: entry for inode, entry in self._known.items() if entry is not None}
+        with self._lock:
+            self._proven -= proven_before - {entry.peer for entry in present.values()}
+            for inode, entry in present.items():
+                if entry.peer not in self._proven:
+                    found[_neighbourhood(entry.peer[0])].append((entry.since, inode))
+        return found
+
+    def _refresh(self) -> dict[int, int]:
+        """File descriptors by inode, of sockets; what is new among them is asked whose it is."""
+        files: dict[int, int] = {}
+        for name in os.listdir(self._folder) if self._folder is not None else ():  # noqa: PTH208 - five times a second
+            with suppress(OSError):  # closed since
+                found = os.fstat(int(name))
+                if stat.S_ISSOCK(found.st_mode):
+                    files[found.st_ino] = int(name)
+        now = time.monotonic()
+        self._known = {
+            inode: self._known[inode] if inode in self._known else self._inspect(fd, inode, now)
+            for inode, fd in files.items()
+        }
+        return files
+
+    def _inspect(self, fd: int, inode: int, now: float) -> _Connection | None:
+        """A connection to the port, or none."""
+        with suppress(OSError, ValueError), _duplicate(fd, inode) as end:
+            if end.family in {socket.AF_INET, socket.AF_INET6} and end.getsockname()[1] == self._port:
+                host, port = end.getpeername()[:2]
+                return _Connection((_host(host), port), now)
+        return None
+
+    def _say(self, ended: Counter[str]) -> None:
+        """Say it once a minute: a flood must not fill the log."""
+        self._unsaid += ended
+        if self._unsaid and time.monotonic() - self._said >= SAY_EVERY_S:
+            most = ", ".join(f"{count} from {where}" for where, count in self._unsaid.most_common(3))
+            log.warning(
+                "ended %d connections that made no call (%s): one address may have %d of them",
+                self._unsaid.total(),
+                most,
+                self._per_address,
+            )
+            self._said = time.monotonic()
+            self._unsaid.clear()
+
+
+def _duplicate(fd: int, inode: int) -> socket.socket:
+    """A second descriptor of the same open socket, so that `fd` may be closed and given anew meanwhile.
+
+    Raises:
+        OSError: It was closed, or is another file by now.
+    """
+    duplicate = socket.socket(fileno=os.dup(fd))
+    if os.fstat(duplicate.fileno()).st_ino == inode:
+        return duplicate
+    duplicate.close()
+    raise OSError(errno.EBADF, "another file by now")
+
+
+def _end(fd: int, inode: int) -> bool:
+    """Shut a connection down; whether it was still there."""
+    with suppress(OSError), _duplicate(fd, inode) as end:
+        end.shutdown(socket.SHUT_RDWR)
+        return True
+    return False
