@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 
 import grpc
 
@@ -258,7 +257,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             owner=caller_uri(),
             target_institution=header.target_institution,
             target_domain=header.target_domain,
-            solver=SolverChoice(**asdict(settings)),
+            solver=SolverChoice(
+                settings.solver, settings.order, settings.evaluations, settings.grid, settings.depth
+            ),
             cycle=header.cycle,
             keep_latent=header.keep_latent,
             deadline_s=float(header.deadline_s),
