@@ -43,34 +43,33 @@ _OPEN_FILES: Final = (Path("/proc/self/fd"), Path("/dev/fd"))
 Peer = tuple[str, int]
 
 
-def raise_file_limit() -> int:
-    """Raise this process's limit on open files as far as its hard limit allows; what it is then.
-
-    A limit that stays low is said loudly: each connection, peer and job needs files.
-    """
+def attainable_files() -> int:
+    """How many files this process may have open once its limit is raised as far as its hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # some systems allow less than they say
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    limit = file_limit()
-    if limit <= FEW_FILES:
-        log.warning("%s", few_files(limit))
-    return limit
+    return wanted if soft == resource.RLIM_INFINITY else max(soft, wanted)
+
+
+def raise_file_limit() -> int:
+    """Raise this process's limit on open files as far as that goes; what it is then."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # some systems allow less than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (attainable_files(), hard))
+    return file_limit()
 
 
 def file_limit() -> int:
-    """How many files this process may have open."""
+    """How many files this process may have open now."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return WANTED_FILES if soft == resource.RLIM_INFINITY else soft
 
 
-def few_files(limit: int) -> str:
-    """What a low limit means, and what to do."""
-    return (
-        f"only {limit} files may be open at once, {most_connections(limit)} of them connections: "
-        f"raise the hard limit, e.g. LimitNOFILE={WANTED_FILES} in the systemd unit"
-    )
+def few_files(limit: int) -> tuple[str, ...]:
+    """What a low limit means, and what to do; nothing for one that is not."""
+    if limit > FEW_FILES:
+        return ()
+    what = f"only {limit} files may be open at once, {most_connections(limit)} of them connections"
+    return (f"{what}: raise the hard limit, e.g. LimitNOFILE={WANTED_FILES} in the systemd unit",)
 
 
 def most_connections(limit: int) -> int:

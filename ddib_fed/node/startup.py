@@ -17,6 +17,7 @@ from ddib_fed.node.admin import check_socket
 from ddib_fed.node.audit import AuditLog
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.engine import Engine
+from ddib_fed.node.inbound import attainable_files, few_files, most_connections
 from ddib_fed.node.peers import PeerStore
 from ddib_fed.node.ports import check_bindable
 from ddib_fed.node.private_files import check_private_folder
@@ -123,6 +124,11 @@ def _state(config: NodeConfig) -> Found:
     return Found(str(paths.state), tuple(warnings))
 
 
+def _files(config: NodeConfig) -> Found:  # noqa: ARG001 - a step's signature
+    limit = attainable_files()
+    return Found(f"{limit} may be open, {most_connections(limit)} of them connections", few_files(limit))
+
+
 def _identity(config: NodeConfig) -> Found:
     text, *warnings = look_at_identity(config)
     return Found(text, tuple(warnings))
@@ -189,6 +195,7 @@ STEPS: Final = (
     Step("listen", _listen),
     Step("operator", _operator),
     Step("http", _http),
+    Step("files", _files),
     Step("roles", _roles, for_real=True),
     Step("model", _model, for_real=True),
 )

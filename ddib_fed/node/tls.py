@@ -102,8 +102,10 @@ class ServerCredentials:
 
     def _identity(self) -> Credentials:
         """The node's own; what was read before where no file changed since, nor a moment before."""
+        files = [self._pki_folder / name for name in _IDENTITY_FILES]
         try:
-            found = [(self._pki_folder / name).stat() for name in _IDENTITY_FILES]
+            # Who may write to the folders counts too.
+            found = [path.stat() for path in (self._pki_folder, files[0].resolve().parent, *files)]
         except OSError:
             return load_identity(self._pki_folder)  # which says what is missing
         signature = tuple((f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in found)

@@ -19,6 +19,7 @@ from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.version import versions_to_pb
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
+from tests.node.tiny_nodes import make_config
 from tests.source_node.conftest import wait_until
 
 ASK = pb.DescribeDomainRequest(versions=versions_to_pb())
@@ -151,12 +152,20 @@ def test_connections_beyond_half_of_the_files_are_closed_at_once() -> None:
 
 
 @pytest.mark.parametrize(("hard", "warns"), [(512, True), (2_048, False)])
-def test_the_file_limit_is_raised_as_far_as_it_goes(hard: int, warns: bool) -> None:
-    """And said loudly where that is not far; the process of a test is left alone."""
+def test_the_file_limit_is_raised_as_far_as_it_goes(hard: int, warns: bool, tmp_path) -> None:
+    """And `check` and a start warn where that is not far; the process of the tests is left alone."""
+    make_config(tmp_path, "north.example", "source")
     code = (
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (128, {hard}))\n"
-        "from ddib_fed.node.inbound import raise_file_limit; print(raise_file_limit())"
+        "from pathlib import Path\n"
+        "from ddib_fed.node import config, inbound, startup\n"
+        "found = startup.check(config.NodeConfig.load(Path('node.toml')))\n"
+        "print(*next(finding.found.warnings for finding in found if finding.step == 'files'))\n"
+        "print(inbound.raise_file_limit())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) == hard
-    assert ("LimitNOFILE=65536" in done.stderr) is warns
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    warning, _, limit = done.stdout.rpartition("\n")[0].rpartition("\n")
+    assert int(limit) == hard
+    assert ("LimitNOFILE=65536" in warning) is warns
