@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from ddib_fed.errors import DdibError, PeerUnknown, PeerUnreachable, PolicyDenied
-from ddib_fed.node import pki, tls
+from ddib_fed.node import pki, startup, tls
 from ddib_fed.node.errors_wire import from_rpc_error
 from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.version import versions_to_pb
@@ -156,13 +156,13 @@ def test_contracts_that_differ_are_refused_field_by_field(tmp_path: Path) -> Non
     pair = Pair.create(tmp_path)
     try:
         cloud = np.random.default_rng(0).normal(size=(600, 3)).astype(np.float32)
-        np.save(tmp_path / "cloud.npy", cloud)
+        np.save(tmp_path / "checkerboards.npy", cloud)
         shutil.rmtree(pair.south.folder / "model")
         ddib(
             "model",
             "train",
             "--data",
-            tmp_path / "cloud.npy",
+            tmp_path / "checkerboards.npy",
             "--steps",
             20,
             "--out",
@@ -184,11 +184,10 @@ def test_contracts_that_differ_are_refused_field_by_field(tmp_path: Path) -> Non
 
 def test_a_second_node_on_the_port_is_named(pair: Pair, tmp_path: Path) -> None:
     """`check` says that the port is taken, before anybody wonders."""
-    from ddib_fed.node.daemon import check
-
     other = Node.create(tmp_path / "other", "target", "other.example", "moons")
     other.edit(f"127.0.0.1:{other.port}", f"127.0.0.1:{pair.south.port}")
-    assert "cannot be bound" in dict(check(other.config))["listen"]
+    problems = {finding.step: finding.problem for finding in startup.check(other.config)}
+    assert "cannot be bound" in str(problems["listen"])
     other.edit(f"127.0.0.1:{pair.south.port}", f"127.0.0.1:{free_port()}")
-    assert all(finding.startswith("ok") for _, finding in check(other.config))
+    assert all(finding.ok for finding in startup.check(other.config))
     wait_until(lambda: pair.south.state() == "serving", seconds=5, what="south serving")
