@@ -162,13 +162,19 @@ class Engine:
         """Network calls made and samples evaluated in them."""
         return {"calls": self._batcher.calls, "rows": self._batcher.rows}
 
-    def plan(self, settings: SolverSettings) -> Plan:
-        """The grids and solver for the settings.
+    def plan(self, settings: SolverSettings, soften_sigma: float | None = None) -> Plan:
+        """The grids and solver for the settings, softened by the model's own sigma, or by another.
 
         Raises:
-            SettingsInvalid: A name is unknown or a number out of range.
+            SettingsInvalid: A name is unknown, a number out of range, or there is something that nodes do not agree on.
         """
-        return plan(settings, self.bundle.schedule, soften_sigma=self.bundle.manifest.soften_sigma)
+        if settings.in_one_process:
+            raise SettingsInvalid(
+                "a node draws no noise in decoding, and follows no schedule or respacing but its own",
+                hint="leave them out, or use `ddib bridge translate` in one process",
+            )
+        sigma = self.bundle.manifest.soften_sigma if soften_sigma is None else soften_sigma
+        return plan(settings, self.bundle.schedule, soften_sigma=sigma)
 
     def check_label(self, label: int | None) -> None:
         """Raise unless the model can be told this class, or none.
@@ -244,7 +250,7 @@ class Engine:
             self.check_samples(samples)  # what is finite may overflow in the model's units
         condition = self._condition(label, len(samples))
         sigma = 0.0 if decoded else self.bundle.manifest.soften_sigma
-        chosen = plan(settings, self.bundle.schedule, soften_sigma=sigma)
+        chosen = self.plan(settings, sigma)
         started = time.perf_counter()
         x = self._softened(samples, sigma, soften)
         z = self._drive(chosen.encoder(x, condition), chosen.evaluations, control, on_step)

@@ -40,15 +40,15 @@ def test_the_wire_has_the_five_fields_that_it_had():
     assert solver_settings(settings_message(settings)) == settings
 
 
-@pytest.mark.parametrize("settings", IN_ONE_PROCESS[:2], ids=str)
-def test_an_engine_neither_encodes_nor_decodes_with_noise(settings):
-    """It has none to give: whoever asks it is told so."""
+@pytest.mark.parametrize("settings", IN_ONE_PROCESS, ids=str)
+def test_an_engine_takes_nothing_that_the_two_nodes_do_not_agree_on(settings):
+    """Whoever asks it is told so, both ways, before anything is computed."""
     engine = tiny_engine()
     points = gaussian(50)
     try:
-        with pytest.raises(SettingsInvalid):
+        with pytest.raises(SettingsInvalid, match="a node draws no noise"):
             engine.encode(points, settings)
-        with pytest.raises(SettingsInvalid):
+        with pytest.raises(SettingsInvalid, match="a node draws no noise"):
             engine.decode(Latent(points.astype(np.float32), bytes(32)), settings)
     finally:
         engine.close()
