@@ -8,7 +8,7 @@ from typing import Any
 from ddib_fed.errors import Difference, error_class
 from ddib_fed.node.errors_wire import MAX_TEXT, to_detail
 from ddib_fed.node.events import Event
-from ddib_fed.node.jobs import Item, Job, Part
+from ddib_fed.node.jobs import Item, Job, Part, PartRecord
 from ddib_fed.node.settings import settings_message
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.field_limits import LAST_MOMENT
@@ -87,6 +87,15 @@ def item_message(item: Item) -> translation_pb2.Item:
         size_bytes=item.size_bytes,
         sha256=item.sha256,
         error=error_message(item.error),
+    )
+
+
+def file_message(record: PartRecord) -> common_pb2.FileHeader:
+    """The header of a file in the spool."""
+    return common_pb2.FileHeader(
+        media_type=common_pb2.MediaType.Name(record.media_type),
+        size_bytes=record.size_bytes,
+        sha256=record.sha256,
     )
 
 

@@ -237,7 +237,11 @@ class Pipeline:
         return encoded.latent, encoded.statistics, record
 
     def _input(self, item: Item, size_rule: str) -> Given:
-        return self._samples.read(self._store.read_input(self._job.job_id, item.index), size_rule)
+        def load() -> bytes:
+            return self._store.read_input(self._job.job_id, item.index)
+
+        with self._node.decoding.file(item.size_bytes, load, self._samples.memory) as content:
+            return self._samples.read(content, size_rule)
 
     def _record(self, item: Item, encoded: Encoded, contract: Contract) -> dict[str, Any]:
         """What will be written beside the result; grows as the item goes on."""
@@ -279,7 +283,11 @@ class Pipeline:
     def _keep(self, answer: Decoded, sent: _Sent, given: Given, contract: Contract) -> None:
         """Store a translation, and close the cycle where one was asked for."""
         job_id, record = self._job.job_id, sent.record
-        translation = self._samples.translation(answer.file, contract.target, given)
+        with self._node.decoding.work(self._samples.output_memory(given)):
+            translation = self._samples.translation(answer.file, contract.target, given)
+            self._store.put_part(
+                job_id, answer.item, Part.TRANSLATION, translation.file, self._samples.media_type
+            )
         add_figures(record, translation.figures)
         record["seconds"]["remote"] = answer.seconds
         crossed = answer.sent_bytes + len(answer.file)
@@ -288,9 +296,6 @@ class Pipeline:
             latent = Latent.from_bytes(answer.round_trip, contract.sample_shape)
             self._close_cycle(sent, given, latent, self._label(contract))
         record["wire_bytes"] = crossed
-        self._store.put_part(
-            job_id, answer.item, Part.TRANSLATION, translation.file, self._samples.media_type
-        )
         self._store.advance(job_id, answer.item, ItemState.DECODED, record)
         self._node.metrics.items.labels("decode", "ok").inc()
         self._publish_end(answer.item, "done")
@@ -301,8 +306,9 @@ class Pipeline:
         decoded = self._engine.decode(
             latent, self._settings, control=self._control, on_step=self._step(index, "return"), label=label
         )
-        file = self._samples.returned(decoded.samples, given)
-        self._store.put_part(self._job.job_id, index, Part.RETURNED, file, self._samples.media_type)
+        with self._node.decoding.work(self._samples.output_memory(given)):
+            file = self._samples.returned(decoded.samples, given)
+            self._store.put_part(self._job.job_id, index, Part.RETURNED, file, self._samples.media_type)
         sent.record["seconds"]["return"] = decoded.seconds
         self._observe("return", decoded.seconds, len(decoded.samples))
         add_figures(sent.record, self._samples.cycle(self._engine, given, decoded))

@@ -6,6 +6,8 @@ pixels) stays here: it is undone on what comes back, and nothing of it crosses.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,9 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddib_fed.data.fitting import output_bytes
 from ddib_fed.data.images import Geometry
 from ddib_fed.data.kinds import picture_for_points, refuse_picture
-from ddib_fed.data.points import parse_npy, to_npy
+from ddib_fed.data.picture_memory import FIXED, memory_of
+from ddib_fed.data.points import parse_npy, read_header, to_npy
 from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
 from ddib_fed.evaluation.metrics import cycle_error
 from ddib_fed.evaluation.pictures import mse as picture_mse
@@ -91,6 +95,16 @@ class Samples(Protocol):
             InputError: It cannot be used; a subclass says why.
         """
 
+    def memory(self, content: bytes) -> int:
+        """Bytes that reading it takes at most, beside it, by its header; 0 for what `read` will refuse.
+
+        Raises:
+            InputError: The header says that it cannot be used.
+        """
+
+    def output_memory(self, given: Given) -> int:
+        """Bytes that writing a file of this size takes at most."""
+
     def translation(self, file: bytes, side: ContractSide, given: Given) -> Translation:
         """What the peer answered, as the client gets it; `side` is the peer's half of the contract.
 
@@ -129,6 +143,18 @@ class PointSamples:
         refuse_picture(content, self._dim)
         points = self._parse(content)
         return Given(points, points)
+
+    def memory(self, content: bytes) -> int:
+        """See `Samples`: the numbers once as stored, once as float32, and what is compared."""
+        try:
+            numbers = math.prod(read_header(content)[0].shape)
+        except PointsUnreadable:
+            return 0
+        return 13 * min(numbers, len(content))
+
+    def output_memory(self, given: Given) -> int:
+        """See `Samples`."""
+        return 3 * given.samples.nbytes
 
     def translation(self, file: bytes, side: ContractSide, given: Given) -> Translation:  # noqa: ARG002
         """See `Samples`."""
@@ -179,6 +205,16 @@ class PictureSamples:
         return Given(
             fitted.samples[None], fitted.original[None], size_rule, fitted.geometry, fitted.use.clipped
         )
+
+    def memory(self, content: bytes) -> int:
+        """See `Samples`."""
+        return memory_of(content, self._limits, self._rule)
+
+    def output_memory(self, given: Given) -> int:
+        """See `Samples`; of whichever of the two sides writes more."""
+        assert given.geometry is not None
+        deep = dataclasses.replace(self._rule, bits=16)
+        return FIXED + max(output_bytes(given.geometry, rule) for rule in (self._rule, deep))
 
     def translation(self, file: bytes, side: ContractSide, given: Given) -> Translation:
         """See `Samples`."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 
@@ -32,13 +33,24 @@ from ddib_fed.node.events import EventHub
 from ddib_fed.node.interceptors import caller
 from ddib_fed.node.job_database import rehearse
 from ddib_fed.node.job_records import PENDING_ITEMS
-from ddib_fed.node.jobs import ItemState, Job, JobLimits, JobSpec, JobState, JobStore, SolverChoice
+from ddib_fed.node.jobs import (
+    ItemSpec,
+    ItemState,
+    Job,
+    JobLimits,
+    JobSpec,
+    JobState,
+    JobStore,
+    SolverChoice,
+    Staging,
+)
+from ddib_fed.node.pace import Pace, paced
 from ddib_fed.node.policy import check_depth
 from ddib_fed.node.private_files import check_private_folder
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings import solver_settings
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
-from ddib_fed.wire.chunks import Announced, Whole, assemble, file_header, open_file, stream
+from ddib_fed.wire.chunks import Announced, assemble, open_file, stream_file
 from ddib_fed.wire.contract import MAX_CLASS_NAME, SAMPLE_KINDS
 from ddib_fed.wire.version import PICTURES, SPOKEN, version_from_pb
 from source_node import messages
@@ -104,11 +116,13 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         header = _job_header(request_iterator)
         spec = self._spec(header)
         self._check_target(spec)
-        with self._store.stage(spec) as staging:
+        pace = Pace(self._node.config.limits.stall_s, always=True)
+        with self._store.stage(spec) as staging, paced(request_iterator, pace) as requests:
             received = 0
-            for whole in assemble(request_iterator, {"item": self._opener(header.items)}):
-                self._check_item(received, whole)
-                staging.add(whole.header.media_type, whole.data)
+            for whole in assemble(requests, {"item": self._opener(header.items, staging, pace)}):
+                pace.end()
+                item = staging.keep(whole.header.media_type, whole.header.sha256)
+                self._check_item(staging, item)
                 received += 1
             if received != header.items:
                 raise MessageInvalid(
@@ -289,7 +303,10 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             )
         class_index(side, spec.target_class)
 
-    def _opener(self, max_items: int) -> Callable[[common_pb2.FileHeader], Announced]:
+    def _opener(
+        self, max_items: int, staging: Staging, pace: Pace
+    ) -> Callable[[common_pb2.FileHeader], Announced]:
+        """Checks the header of each item; its bytes go to the disk as they come."""
         seen = 0
         limits = self._node.config.limits
         samples = samples_of(self._node.engine, limits)
@@ -301,18 +318,24 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 raise MessageInvalid("more items than announced", facts={"announced": max_items})
             if header.media_type not in samples.accepted:
                 raise self._of_item(seen - 1, samples.refusal(header.media_type))
-            return open_file(header, max_bytes=limits.max_item_bytes, accepted=samples.accepted)
+            announced = open_file(header, max_bytes=limits.max_item_bytes, accepted=samples.accepted)
+            pace.begin(header.size_bytes)
+            return replace(announced, sink=staging.receive(header.size_bytes))
 
         return opener
 
-    def _check_item(self, number: int, whole: Whole) -> None:
+    def _check_item(self, staging: Staging, item: ItemSpec) -> None:
         """Everything that encoding would refuse, before the job is accepted."""
         engine = self._node.engine
+        samples = samples_of(engine, self._node.config.limits)
         try:
-            given = samples_of(engine, self._node.config.limits).read(whole.data, self._node.size_rule)
+            with self._node.decoding.file(
+                item.size_bytes, lambda: staging.read(item.index), samples.memory
+            ) as content:
+                given = samples.read(content, self._node.size_rule)
             engine.check_samples(given.samples)
         except InputError as error:
-            self._of_item(number, error)
+            self._of_item(item.index, error)
             raise
 
     def _of_item(self, number: int, error: DdibError) -> DdibError:
@@ -350,15 +373,16 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         for part, number in messages.PARTS.items():
             if part not in kept:
                 continue
-            data = self._store.read_part(job.job_id, index, part)
+            record = kept[part]
             header = translation_pb2.ResultHeader(
                 item=index,
                 part=number,
-                file=file_header(kept[part].media_type, data),
+                file=messages.file_message(record),
                 provenance=provenance,
             )
             provenance = None
-            yield from stream(translation_pb2.FetchResultsResponse, "result", header, data)
+            with self._store.open_part(job.job_id, index, part) as file:
+                yield from stream_file(translation_pb2.FetchResultsResponse, "result", header, file)
 
 
 def caller_uri() -> str:
@@ -392,6 +416,7 @@ class SourceService:
             JobLimits(
                 max_open_jobs=limits.max_open_jobs,
                 max_spool_bytes=limits.max_spool_bytes,
+                max_staged_bytes=limits.max_staged_bytes,
                 retention_s=limits.result_days * 86_400,
                 default_deadline_s=limits.job_deadline_s,
             ),

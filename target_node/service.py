@@ -26,12 +26,13 @@ from ddib_fed.errors import (
 from ddib_fed.node.batching import Control
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.interceptors import caller
+from ddib_fed.node.pace import Pace, paced
 from ddib_fed.node.policy import Quota, check_depth
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.settings import solver_settings
 from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import agree
-from ddib_fed.wire.chunks import Assembler, Whole, file_header, stream
+from ddib_fed.wire.chunks import Announced, Assembler, Whole, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.latent import Latent, LatentOpener
 from ddib_fed.wire.version import PICTURES, SPOKEN, versions_from_pb, versions_to_pb
@@ -119,7 +120,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         decoding = DecodeStream(
             engine,
             settings,
-            _latents(request_iterator, contract, header.items),
+            _latents(request_iterator, contract, header.items, self._node.config.limits.stall_s),
             control,
             self._charge(header.request_id, contract),
         )
@@ -253,14 +254,26 @@ def _header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb2.Deco
 
 
 def _latents(
-    requests: Iterator[decoding_pb2.DecodeRequest], contract: Contract, max_items: int
+    requests: Iterator[decoding_pb2.DecodeRequest], contract: Contract, max_items: int, stall_s: float
 ) -> Iterator[tuple[int, Latent]]:
-    """The latents of a stream, each checked against the contract before its bytes are read."""
-    assembler = Assembler({"latent": LatentOpener(contract, max_items=max_items)})
-    for message in requests:
-        whole = assembler.feed(message)
-        if whole is not None:
-            yield whole.header.item, _latent(whole, contract)
+    """The latents of a stream, each checked against the contract before its bytes are read.
+
+    Between two of them the source may be at work for long; inside one it may not stall.
+    """
+    check, pace = LatentOpener(contract, max_items=max_items), Pace(stall_s, always=False)
+
+    def opener(header: decoding_pb2.LatentHeader) -> Announced:
+        announced = check(header)
+        pace.begin(announced.size_bytes)
+        return announced
+
+    assembler = Assembler({"latent": opener})
+    with paced(requests, pace) as messages:
+        for message in messages:
+            whole = assembler.feed(message)
+            if whole is not None:
+                pace.end()
+                yield whole.header.item, _latent(whole, contract)
     assembler.end()
 
 

@@ -1,5 +1,7 @@
 """Turns a picture of any size into a model's array in [-1, 1], and such an array back into a picture of that size.
 
+A picture is never copied whole: its planes are converted band by band, one after the other.
+
 The rule: whatever is done on the way in (crop, pad, resize, range) is a function of the rule and the original's
 height and width alone, so that it can be undone at the other end from these few numbers.
 
@@ -9,19 +11,24 @@ box filter while the picture is at least twice the wanted size, then resize bicu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.picture import Picture, Pixels
+from ddib_fed.data.resampling import BAND, ReadRows, resize, resize_bytes, rows_of, to_pillow
 from ddib_fed.data.units import Use, check_channels, check_numbers
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 
 Array = NDArray[np.float32]
 Fit = Literal["pad", "crop", "resize"]
 
+BYTES_A_BAND = 32
+"""What a band takes for each of its numbers while it is converted: a few copies of four or eight bytes."""
 MIN_LEVELS = 16
 """A range narrower than this many whole numbers is stretched over the type on output instead of being rounded."""
 
@@ -166,23 +173,18 @@ def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
 
 def _array(picture: Picture, rule: PictureRule, *, clip: bool) -> Array:
     """(C, H, W) float32; without clipping, values outside the range lie beyond [-1, 1]."""
-    pixels = _channels(picture.pixels, rule.channels)
-    plan = _plan(rule, Geometry(*pixels.shape[:2]))
-    if pixels.dtype != np.uint8:
-        pixels = _unit(pixels, rule, clip=clip)
-    scaled = pixels
-    for _ in range(plan.halvings):
-        scaled = _resize(scaled, scaled.shape[0] // 2, scaled.shape[1] // 2, box=True)
-    scaled = _resize(scaled, plan.height, plan.width)
-    if scaled.dtype == np.uint8:
-        scaled = _unit(scaled, rule, clip=clip)
-    out = np.full((rule.height, rule.width, rule.channels), -1.0, dtype=np.float32)
-    out[plan.to_top : plan.to_top + plan.rows, plan.to_left : plan.to_left + plan.columns] = scaled[
-        plan.top : plan.top + plan.rows, plan.left : plan.left + plan.columns
-    ]
-    if clip:  # resizing overshoots
-        out = out.clip(-1.0, 1.0)
-    return np.ascontiguousarray(out.transpose(2, 0, 1))
+    geometry = Geometry(*picture.pixels.shape[:2])
+    plan = _plan(rule, geometry)
+    out = np.full((rule.channels, rule.height, rule.width), -1.0, dtype=np.float32)
+    for channel, read in enumerate(_planes(picture.pixels, rule, clip=clip)):
+        scaled = _fit(read, geometry, plan)
+        if scaled.dtype == np.uint8:
+            scaled = _unit(scaled, rule, clip=clip)
+        window = scaled[plan.top : plan.top + plan.rows, plan.left : plan.left + plan.columns]
+        # Grey becomes RGB by repetition.
+        where = slice(None) if picture.pixels.shape[2] == 1 else channel
+        out[where, plan.to_top : plan.to_top + plan.rows, plan.to_left : plan.to_left + plan.columns] = window
+    return out.clip(-1.0, 1.0) if clip else out  # resizing overshoots
 
 
 def to_raw(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Array:
@@ -199,20 +201,12 @@ def to_raw(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Arr
     Raises:
         ShapeMismatch: `x` is not the rule's (C, H, W).
     """
-    wanted = (rule.channels, rule.height, rule.width)
-    if x.shape != wanted:
-        raise ShapeMismatch(
-            f"the array is {x.shape}, not {wanted}", facts={"shape": str(x.shape), "expected": str(wanted)}
-        )
-    pixels = np.asarray(x, dtype=np.float32).clip(-1.0, 1.0).transpose(1, 2, 0)
-    if geometry is not None:
-        plan = _plan(rule, geometry)
-        pixels = pixels[plan.to_top : plan.to_top + plan.rows, plan.to_left : plan.to_left + plan.columns]
-        height = max(1, round(plan.rows * geometry.height / plan.height))
-        width = max(1, round(plan.columns * geometry.width / plan.width))
-        pixels = _resize(np.ascontiguousarray(pixels), height, width).clip(-1.0, 1.0)
-    raw = (pixels + np.float32(1)) * np.float32((rule.high - rule.low) / 2) + np.float32(rule.low)
-    return np.ascontiguousarray(raw, dtype=np.float32)
+    _check_shape(x, rule)
+    height, width = _size_of(rule, geometry)
+    raw = np.empty((height, width, rule.channels), dtype=np.float32)
+    for channel, start, stop, band in _raw_bands(x, rule, geometry):
+        raw[start:stop, :, channel] = band
+    return raw
 
 
 def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Pixels:
@@ -229,10 +223,33 @@ def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) ->
     Raises:
         ShapeMismatch: `x` is not the rule's (C, H, W).
     """
+    _check_shape(x, rule)
     slope, intercept = rule.output_scale
-    numbers = np.rint((to_raw(x, rule, geometry) - np.float32(intercept)) / np.float32(slope))
-    pixels: Pixels = numbers.clip(0, rule.top).astype(np.uint8 if rule.bits == 8 else np.uint16)
+    kind = np.uint8 if rule.bits == 8 else np.uint16
+    pixels: Pixels = np.empty((*_size_of(rule, geometry), rule.channels), dtype=kind)
+    for channel, start, stop, raw in _raw_bands(x, rule, geometry):
+        numbers = np.rint((raw - np.float32(intercept)) / np.float32(slope))
+        pixels[start:stop, :, channel] = numbers.clip(0, rule.top).astype(kind)
     return pixels
+
+
+def input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
+    """What `to_array` takes beside the picture, at most, in bytes; `itemsize` is that of the picture's numbers."""
+    plan, size = _plan(rule, geometry), (geometry.height, geometry.width)
+    first = (size[0] // 2, size[1] // 2) if plan.halvings else (plan.height, plan.width)
+    return resize_bytes(size, first, 1 if itemsize == 1 else 4) + BYTES_A_BAND * max(BAND, geometry.width)
+
+
+def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
+    """What a PNG of a picture of this size takes while it is made from a model's array, at most, in bytes.
+
+    First the numbers and a plane of floats, then the numbers, Pillow's copy of them, and a file that is no smaller.
+    """
+    plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
+    numbers = height * width * rule.channels * rule.bits // 8
+    plane = resize_bytes((plan.rows, plan.columns), (height, width), 4)
+    copied = height * width * (4 if rule.channels == 3 else 1) if rule.bits == 8 else 0
+    return numbers + max(plane, copied + numbers) + BYTES_A_BAND * max(BAND, width)
 
 
 def _plan(rule: PictureRule, geometry: Geometry) -> _Plan:
@@ -261,6 +278,54 @@ def _halvings(h: int, w: int, height: int, width: int) -> int:
     return count
 
 
+def _check_shape(x: Array, rule: PictureRule) -> None:
+    wanted = (rule.channels, rule.height, rule.width)
+    if x.shape != wanted:
+        raise ShapeMismatch(
+            f"the array is {x.shape}, not {wanted}", facts={"shape": str(x.shape), "expected": str(wanted)}
+        )
+
+
+def _size_of(rule: PictureRule, geometry: Geometry | None) -> tuple[int, int]:
+    """(H, W) of what is made of a model's array: the original's, or for ``crop`` the part that was taken."""
+    if geometry is None:
+        return rule.height, rule.width
+    plan = _plan(rule, geometry)
+    return (
+        max(1, round(plan.rows * geometry.height / plan.height)),
+        max(1, round(plan.columns * geometry.width / plan.width)),
+    )
+
+
+def _raw_bands(
+    x: Array, rule: PictureRule, geometry: Geometry | None
+) -> Iterator[tuple[int, int, int, Array]]:
+    """(channel, start, stop, raw values of these rows) of a model's array with the fit undone."""
+    scale, low = np.float32((rule.high - rule.low) / 2), np.float32(rule.low)
+    model = np.asarray(x, dtype=np.float32).clip(-1.0, 1.0)
+    if geometry is not None:
+        plan = _plan(rule, geometry)
+        rows = slice(plan.to_top, plan.to_top + plan.rows)
+        model = model[:, rows, plan.to_left : plan.to_left + plan.columns]
+    for channel, plane in enumerate(model):
+        scaled = resize(to_pillow(_rows(plane), *plane.shape), *_size_of(rule, geometry))
+        for start, stop, band in rows_of(scaled):
+            yield channel, start, stop, (band.clip(-1.0, 1.0) + np.float32(1)) * scale + low
+
+
+def _fit(read: ReadRows, geometry: Geometry, plan: _Plan) -> Pixels:
+    """A plane halved, then scaled, as planned."""
+    image = to_pillow(read, geometry.height, geometry.width)
+    for _ in range(plan.halvings):
+        image = resize(image, image.height // 2, image.width // 2, box=True)
+    scaled: Pixels = np.asarray(resize(image, plan.height, plan.width))
+    return scaled
+
+
+def _rows(plane: Pixels) -> ReadRows:
+    return lambda start, stop: plane[start:stop]
+
+
 def _unit(pixels: Pixels, rule: PictureRule, *, clip: bool) -> Array:
     """Raw values to [-1, 1], perhaps clipped."""
     scaled = (pixels.astype(np.float32) - np.float32(rule.low)) * np.float32(2 / (rule.high - rule.low))
@@ -268,34 +333,30 @@ def _unit(pixels: Pixels, rule: PictureRule, *, clip: bool) -> Array:
     return np.clip(unit, -1.0, 1.0) if clip else unit
 
 
-def _channels(pixels: Pixels, channels: int) -> Pixels:
-    """Grey from RGB by luma (0.299 R + 0.587 G + 0.114 B), RGB from grey by repetition."""
-    if pixels.shape[2] == channels:
-        return pixels
-    if channels == 3:
-        return np.repeat(pixels, 3, axis=2)
+def _planes(pixels: Pixels, rule: PictureRule, *, clip: bool) -> Iterator[ReadRows]:
+    """Each plane as rows made on demand: uint8 as they are, all others in [-1, 1]; one where they would be equal."""
+    if pixels.shape[2] == 3 and rule.channels == 1:
+        yield lambda start, stop: _in_range(_grey(pixels[start:stop]), rule, clip=clip)
+        return
+    for channel in range(pixels.shape[2]):
+        yield partial(_channel_rows, pixels, channel, rule, clip)
+
+
+def _channel_rows(
+    pixels: Pixels, channel: int, rule: PictureRule, clip: bool, start: int, stop: int
+) -> Pixels:
+    return _in_range(pixels[start:stop, :, channel], rule, clip=clip)
+
+
+def _in_range(plane: Pixels, rule: PictureRule, *, clip: bool) -> Pixels:
+    return plane if plane.dtype == np.uint8 else _unit(plane, rule, clip=clip)
+
+
+def _grey(pixels: Pixels) -> Pixels:
+    """(H, W) from RGB (H, W, 3) by luma: 0.299 R + 0.587 G + 0.114 B."""
     if pixels.dtype == np.uint8:
         from PIL import Image
 
-        return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
-    luma = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    return (pixels.astype(np.float32) @ luma)[:, :, None]
-
-
-def _resize(pixels: Pixels, height: int, width: int, *, box: bool = False) -> Pixels:
-    """(height, width, C) by Pillow, in the type given: uint8, or float32 channel by channel."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    from PIL import Image
-
-    kind = Image.Resampling.BOX if box else Image.Resampling.BICUBIC
-
-    def one(plane: Any) -> Any:
-        return np.asarray(Image.fromarray(plane).resize((width, height), resample=kind))
-
-    if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
-        whole: Pixels = one(np.ascontiguousarray(pixels))
-        return whole
-    planes = [one(np.ascontiguousarray(pixels[..., c])) for c in range(pixels.shape[2])]
-    stacked: Pixels = np.stack(planes, axis=2)
-    return stacked
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
+    grey: Array = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    return grey

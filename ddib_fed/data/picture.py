@@ -119,14 +119,23 @@ def settle(pixels: Pixels) -> Pixels:
         kind = np.dtype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         pixels = np.ascontiguousarray(pixels, dtype=kind)
-    if kind.kind == "f" and not np.isfinite(pixels).all():
-        count = int(pixels.size - np.isfinite(pixels).sum())
+    count = _not_finite(pixels) if kind.kind == "f" else 0
+    if count:
         raise ImageUnreadable(
             f"{count} of {pixels.size} values are NaN or infinite",
             hint="replace them first, e.g. by numpy.nan_to_num",
             facts={"count": count},
         )
     return pixels if pixels.flags.writeable else pixels.copy()
+
+
+def _not_finite(pixels: Pixels) -> int:
+    """How many numbers are NaN or infinite, counted by bands."""
+    step = max(1, (1 << 20) // pixels.shape[1])
+    return sum(
+        int(np.count_nonzero(~np.isfinite(pixels[start : start + step])))
+        for start in range(0, len(pixels), step)
+    )
 
 
 def flatten(pixels: Pixels, background: str) -> Pixels:
@@ -143,7 +152,7 @@ def flatten(pixels: Pixels, background: str) -> Pixels:
     behind = top if background == "white" else 0
     out = np.empty((*pixels.shape[:2], pixels.shape[2] - 1), dtype=pixels.dtype)
     rows = max(
-        1, (1 << 20) // pixels.shape[1]
+        1, (1 << 17) // pixels.shape[1]
     )  # the wide numbers of a large picture would be eight times its size
     for start in range(0, len(pixels), rows):
         wide = pixels[start : start + rows].astype(np.uint64)

@@ -16,7 +16,8 @@ import numpy as np
 
 from ddib_fed.data.libtiff import silence_libtiff
 from ddib_fed.data.picture import ImageLimits, Pixels, flatten, settle, too_many_frames, upright
-from ddib_fed.data.points import read_header
+from ddib_fed.data.points import Header, read_header
+from ddib_fed.data.resampling import bands, rows_of
 from ddib_fed.errors import ImageUnreadable, PointsUnreadable
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -43,32 +44,43 @@ def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pi
         ImageUnreadable: Broken, or cut short.
         ImageTooLarge: More pixels than the limit, or animated.
     """
-    kept, orientation, key = [PNG_MAGIC], 1, b""
-    chunks = list(_chunks(content))
-    if chunks[0].name != b"IHDR" or chunks[0].end - chunks[0].start != 25:
-        raise ImageUnreadable("the PNG does not begin with its header")
-    width, height, depth, colour = struct.unpack_from(">IIBB", content, chunks[0].start + 8)
+    kept: list[bytes | memoryview] = [PNG_MAGIC]
+    orientation, key, view = 1, b"", memoryview(content)
+    width, height, depth, colour = png_header(content)
     limits.check_size(height, width)
+    chunks = list(_chunks(content))
     for chunk in chunks:
-        inside = content[chunk.start + 8 : chunk.end - 4]
         if chunk.name == b"IHDR" and chunk is not chunks[0]:
             raise ImageUnreadable("the PNG has two headers")  # of which a decoder would believe the last
         if chunk.name == b"acTL":
             raise too_many_frames("the animated PNG")
         if chunk.name == b"eXIf":
-            orientation = exif_orientation(inside)
+            orientation = exif_orientation(content[chunk.start + 8 : chunk.end - 4])
         if chunk.name == b"tRNS" and colour in {_GREY, _RGB}:
             # One colour that counts as transparent: ours to compare, since Pillow mistakes it below 8 bits.
-            key = inside
+            key = content[chunk.start + 8 : chunk.end - 4]
         elif chunk.name in _KEPT:
-            kept.append(content[chunk.start : chunk.end])
+            kept.append(view[chunk.start : chunk.end])
     plain = b"".join(kept)
     pixels = _png16(plain, colour) if depth == 16 else pillow_pixels(open_pillow(plain, "PNG"), background)
     if key:
-        pixels = _keyed(pixels, key, depth)
+        _hide(pixels, key, depth, background)
     if pixels.shape[2] in {2, 4}:
         pixels = flatten(pixels, background)
     return upright(pixels, orientation), 16 if depth == 16 else 8
+
+
+def png_header(content: bytes) -> tuple[int, int, int, int]:
+    """(width, height, depth, colour type) of a PNG.
+
+    Raises:
+        ImageUnreadable: It does not begin with its header.
+    """
+    start = len(PNG_MAGIC)
+    if content[start : start + 8] != b"\0\0\0\x0dIHDR" or len(content) < start + 25:
+        raise ImageUnreadable("the PNG does not begin with its header")
+    width, height, depth, colour = struct.unpack_from(">IIBB", content, start + 8)
+    return width, height, depth, colour
 
 
 def jpeg_pixels(content: bytes, limits: ImageLimits) -> Pixels:
@@ -95,6 +107,33 @@ def npy_pixels(content: bytes, limits: ImageLimits) -> tuple[Pixels, int]:
         ImageUnreadable: No such array, or its size is not what its header says, or a value is not finite.
         ImageTooLarge: More pixels than the limit.
     """
+    header, start, planes_first = _npy_header(content)
+    shape = header.shape
+    limits.check_size(*(shape[1:] if planes_first else shape[:2]))
+    # Python's whole numbers: the product of forged lengths would wrap round in numpy's.
+    size = shape[0] * shape[1] * (shape[2] if len(shape) == 3 else 1) * header.dtype.itemsize
+    if size != len(content) - start:
+        raise ImageUnreadable(f"the .npy claims {size} bytes of numbers, there are {len(content) - start}")
+    raw = np.frombuffer(content, dtype=header.dtype, offset=start)
+    array = raw.reshape(shape, order="F" if header.fortran_order else "C")
+    bits = 8 * min(header.dtype.itemsize, 4)
+    return settle(np.moveaxis(array, 0, 2) if planes_first else array), bits
+
+
+def npy_shape(content: bytes) -> tuple[int, int, int, int]:
+    """(height, width, samples, bytes of a number) of the picture in a .npy, from its header.
+
+    Raises:
+        ImageUnreadable: It is none.
+    """
+    header, _, planes_first = _npy_header(content)
+    shape = header.shape if len(header.shape) == 3 else (*header.shape, 1)
+    samples, height, width = shape if planes_first else (shape[2], shape[0], shape[1])
+    return height, width, samples, header.dtype.itemsize
+
+
+def _npy_header(content: bytes) -> tuple[Header, int, bool]:
+    """The header, where the numbers start, and whether the planes come first."""
     try:
         header, start = read_header(content)
     except PointsUnreadable as error:
@@ -106,15 +145,7 @@ def npy_pixels(content: bytes, limits: ImageLimits) -> tuple[Pixels, int]:
             f"a .npy of shape {str(shape)[:80]} is not one picture",
             hint="save (H, W), (H, W, 1) or (H, W, 3), one picture a file",
         )
-    limits.check_size(*(shape[1:] if planes_first else shape[:2]))
-    # Python's whole numbers: the product of forged lengths would wrap round in numpy's.
-    size = shape[0] * shape[1] * (shape[2] if len(shape) == 3 else 1) * header.dtype.itemsize
-    if size != len(content) - start:
-        raise ImageUnreadable(f"the .npy claims {size} bytes of numbers, there are {len(content) - start}")
-    raw = np.frombuffer(content, dtype=header.dtype, offset=start)
-    array = raw.reshape(shape, order="F" if header.fortran_order else "C")
-    bits = 8 * min(header.dtype.itemsize, 4)
-    return settle(np.moveaxis(array, 0, 2) if planes_first else array), bits
+    return header, start, planes_first
 
 
 def open_pillow(content: bytes, format_name: str) -> Any:
@@ -139,10 +170,24 @@ def pillow_pixels(image: Any, background: str) -> Pixels:
         image = image.convert("L")
     elif image.mode not in {"L", "LA", "RGB", "RGBA", "I", "F"} and not image.mode.startswith("I;16"):
         image = image.convert("RGB")
-    pixels = np.asarray(image)
-    if image.mode in {"LA", "RGBA"}:
-        return flatten(pixels, background)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return pixels_of(image, background if image.mode in {"LA", "RGBA"} else None)
+
+
+def pixels_of(image: Any, background: str | None = None) -> Pixels:
+    """(H, W, C) of one of Pillow's pictures, read by bands: numpy's own way takes three times the result.
+
+    Args:
+        image: It, decoded or not yet.
+        background: What is seen through its transparency, where it has some.
+    """
+    pixels: Pixels | None = None
+    for start, stop, rows in rows_of(image):
+        band = np.atleast_3d(rows) if background is None else flatten(rows, background)
+        if pixels is None:
+            pixels = np.empty((image.height, *band.shape[1:]), dtype=band.dtype)
+        pixels[start:stop] = band
+    assert pixels is not None
+    return pixels
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -170,13 +215,18 @@ def sixteen_bits(content: bytes, format_name: str, mode: str, *, byte_order: str
         mode: ``RGB`` or ``RGBA``.
         byte_order: ``big`` or ``little``: in which the decoder delivers.
     """
-    halves = []
+    pixels: Pixels | None = None
     for order in ("B", "L"):
         image = open_pillow(content, format_name)
         image.tile = [_retold(tile, f"{mode};16{order}") for tile in image.tile]
-        halves.append(np.asarray(image).astype(np.uint16))
-    high, low = halves if byte_order == "big" else reversed(halves)
-    return high << 8 | low
+        if pixels is None:
+            pixels = np.zeros((image.height, image.width, len(mode)), dtype=np.uint16)
+        # Pillow keeps the first byte as stored with "B" and the second with "L".
+        shift = 8 if (order == "B") == (byte_order == "big") else 0
+        for start, stop, band in rows_of(image):
+            pixels[start:stop] |= band.astype(np.uint16) << shift
+    assert pixels is not None
+    return pixels
 
 
 def _retold(tile: Any, raw_mode: str) -> Any:
@@ -196,22 +246,25 @@ def _png16(content: bytes, colour: int) -> Pixels:
         return sixteen_bits(content, "PNG", "RGB" if colour == _RGB else "RGBA", byte_order="big")
     image = open_pillow(content, "PNG")
     if colour == _GREY:
-        return np.asarray(image).astype(np.uint16)[:, :, None]
+        return pixels_of(image).astype(np.uint16, copy=False)
     # Grey and alpha of 16 bits lie as four bytes a pixel, which is what 8-bit RGBA looks like.
     image.tile = [_retold(tile, "RGBA") for tile in image.tile]
-    four = np.asarray(image).astype(np.uint16)
-    pixels: Pixels = four[..., 0::2] << 8 | four[..., 1::2]
+    pixels: Pixels = np.empty((image.height, image.width, 2), dtype=np.uint16)
+    for start, stop, band in rows_of(image):
+        four = band.astype(np.uint16)
+        pixels[start:stop] = four[..., 0::2] << 8 | four[..., 1::2]
     return pixels
 
 
-def _keyed(pixels: Pixels, key: bytes, depth: int) -> Pixels:
-    """With an alpha channel that is 0 where the pixel has the colour `key`, as the file states it in `depth` bits."""
+def _hide(pixels: Pixels, key: bytes, depth: int, background: str) -> None:
+    """Put the background where a pixel has the colour `key`, which the file states in `depth` bits; in place."""
     if len(key) != 2 * pixels.shape[2]:
         raise ImageUnreadable("the PNG's transparent colour has the wrong length")
     top = np.iinfo(pixels.dtype).max
     colour = np.frombuffer(key, dtype=">u2").astype(np.uint32) * top // (2**depth - 1)
-    hidden = (pixels == colour).all(axis=2, keepdims=True)
-    return np.concatenate([pixels, np.where(hidden, 0, top).astype(pixels.dtype)], axis=2)
+    for start, stop in bands(*pixels.shape[:2]):
+        band = pixels[start:stop]
+        band[(band == colour).all(axis=2)] = top if background == "white" else 0
 
 
 def _chunks(content: bytes) -> Iterator[_Chunk]:

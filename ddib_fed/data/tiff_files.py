@@ -15,11 +15,16 @@ import numpy as np
 
 from ddib_fed.data.picture import ImageLimits, Pixels, flatten, settle, too_many_frames, upright
 from ddib_fed.data.picture_files import ORIENTATION, open_pillow, pillow_pixels, sixteen_bits
-from ddib_fed.errors import ImageUnreadable
+from ddib_fed.errors import ImageTooLarge, ImageUnreadable
 
 _NONE, _ADOBE_DEFLATE, _DEFLATE = 1, 8, 32946
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 MAX_SAMPLES = 4
+MOST_PADDING = 4
+"""Tiles at the edges may reach beyond the picture: together, and each, to this many times its size."""
+SMALL_SEGMENT = 1 << 22
+"""Bytes of a tile that are let pass whatever the picture's size."""
+INFLATED_PIECE = 1 << 20
 
 
 def tiff_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pixels, int]:
@@ -40,6 +45,7 @@ def tiff_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[P
         page: Any = file.pages[0]
         limits.check_size(page.imagelength, page.imagewidth)
         _check_one(file, page)
+        check_segments(page)
         if page.dtype is None or page.samplesperpixel > MAX_SAMPLES:
             raise _refused(page)
         if page.dtype != np.uint8 and _plain(page) and _readable(page, content):
@@ -48,6 +54,20 @@ def tiff_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[P
             pixels = _from_pillow(content, page, background)
         bits = 8 * min(page.dtype.itemsize, 4)
     return settle(_opaque(pixels, background)), bits
+
+
+def first_page(content: bytes) -> Any:
+    """The first page of a TIFF, its tags read and nothing else; its tiles no larger than they may be.
+
+    Raises:
+        ImageTooLarge: A tile is much larger than the picture.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page: Any = file.pages[0]
+        check_segments(page)
+        return page
 
 
 def _plain(page: Any) -> bool:
@@ -85,13 +105,49 @@ def _readable(page: Any, content: bytes) -> bool:
         return True
     if page.compression not in {_ADOBE_DEFLATE, _DEFLATE} or page.predictor not in {1, 2}:
         return False
-    # Bounded: zlib alone would follow a few bytes to gigabytes. Tiles at the edges may be larger than the picture.
-    left = 4 * page.nbytes + (1 << 22)
+    # Bounded: zlib alone would follow a few bytes to gigabytes.
+    left = page.nbytes * MOST_PADDING + SMALL_SEGMENT
     for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
-        left -= len(zlib.decompressobj().decompress(content[start : start + size], left + 1))
+        left -= _inflated(memoryview(content)[start : start + size], left)
         if left < 0:
             raise ImageUnreadable("the TIFF unpacks to more than its picture")
     return True
+
+
+def _inflated(packed: memoryview, most: int) -> int:
+    """How many bytes these inflate to, as far as `most` and a piece more; none of them is kept."""
+    inflater, rest, found = zlib.decompressobj(), bytes(packed), 0
+    while found <= most and not inflater.eof:
+        piece = inflater.decompress(rest, INFLATED_PIECE)
+        rest, found = inflater.unconsumed_tail, found + len(piece)
+        if not piece and not rest:
+            break
+    return found
+
+
+def segment_bytes(page: Any) -> int:
+    """Bytes of one decoded strip or tile, and of the row of them that a decoder may hold."""
+    height = (
+        page.tilelength if page.is_tiled else min(page.rowsperstrip or page.imagelength, page.imagelength)
+    )
+    width = page.tilewidth if page.is_tiled else page.imagewidth
+    return int(height) * int(width) * int(page.samplesperpixel) * max(1, int(page.bitspersample) // 8)
+
+
+def check_segments(page: Any) -> None:
+    """Raise when a tile is much larger than the picture that it is of: decoders make room for the whole tile.
+
+    Raises:
+        ImageTooLarge: It is.
+    """
+    picture = page.imagelength * page.imagewidth * page.samplesperpixel * max(1, page.bitspersample // 8)
+    size = segment_bytes(page)
+    if size > MOST_PADDING * picture + SMALL_SEGMENT:
+        raise ImageTooLarge(
+            f"the TIFF's tiles have {size} bytes, the whole picture {picture}",
+            hint="write it in strips, or in tiles no larger than the picture",
+            facts={"tile_bytes": size, "picture_bytes": picture},
+        )
 
 
 def _from_tifffile(page: Any) -> Pixels:

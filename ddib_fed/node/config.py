@@ -116,6 +116,9 @@ class LimitsSection(Section):
     max_evaluations: Annotated[int, Field(ge=1, le=10_000)] = 10_000
     max_open_jobs: Annotated[int, Field(ge=1)] = 64
     max_spool_bytes: Annotated[int, Field(ge=1)] = 4 << 30
+    max_staged_bytes: Annotated[int, Field(ge=1)] = 2 << 30
+    decode_memory_mib: Annotated[int, Field(ge=64, le=1 << 20)] = 1_280
+    stall_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     result_days: Annotated[float, Field(gt=0)] = 7.0
     job_deadline_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
     max_streams: Annotated[int, Field(ge=1, le=256)] = 24
@@ -325,6 +328,9 @@ seed = 0
 # max_evaluations = 10000       # network evaluations of one leg
 # max_open_jobs = 64            # source: unfinished jobs; more are refused with a time to try again
 # max_spool_bytes = 4294967296  # source: files of jobs
+# max_staged_bytes = 2147483648 # source: of one client, files that are being received at once
+# decode_memory_mib = 1280      # source: what decoding and writing pictures may take at once, in all
+# stall_s = 60.0                # an upload whose next piece does not come within this is ended
 # job_deadline_s = 86400.0      # source: a job is given up after this
 # result_days = 7.0             # source: results that nobody fetches are removed after this
 # max_streams = 24

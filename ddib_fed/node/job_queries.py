@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from io import BufferedReader
 from typing import Any
 
 from ddib_fed.errors import ChunkCorrupt, ItemNotFound, JobNotFound, StateConflict
@@ -83,6 +84,25 @@ class JobQueries:
                 f"{part} of item {item} of job {job_id} has changed on disk", facts={"item": item}
             )
         return data
+
+    def open_part(self, job_id: str, item: int, part: Part | str) -> BufferedReader:
+        """As `read_part`, but a file open at its start, once its bytes were compared with their digest.
+
+        Raises:
+            ItemNotFound: The spool has no such file (any more).
+            ChunkCorrupt: The disk gave back other bytes.
+        """
+        record = self.parts(job_id, item).get(Part(part))
+        if record is None:
+            raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item})
+        file = self._spool.open(job_id, item, Part(part))
+        if hashlib.file_digest(file, "sha256").digest() != record.sha256:
+            file.close()
+            raise ChunkCorrupt(
+                f"{part} of item {item} of job {job_id} has changed on disk", facts={"item": item}
+            )
+        file.seek(0)
+        return file
 
     def _row(self, job_id: str, owner: str | None = None) -> Any:
         rows = self._db.read("SELECT * FROM jobs WHERE job_id = ?", (job_id,))

@@ -217,6 +217,7 @@ class JobLimits:
     Attributes:
         max_open_jobs: Jobs that are queued, running or being received.
         max_spool_bytes: Bytes of the spool beyond which no further item is received.
+        max_staged_bytes: Bytes of one client's jobs that are being received at once.
         retention_s: How long an ended job waits to be fetched.
         default_deadline_s: Deadline of a job that names none.
         retry_after_s: What a client is told to wait when the queue is full.
@@ -224,6 +225,7 @@ class JobLimits:
 
     max_open_jobs: int = 64
     max_spool_bytes: int = 4 << 30
+    max_staged_bytes: int = 2 << 30
     retention_s: float = 7 * 86_400.0
     default_deadline_s: float = 86_400.0
     retry_after_s: float = 30.0

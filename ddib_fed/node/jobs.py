@@ -10,6 +10,7 @@ import hashlib
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ class JobStore(JobQueries):
         self._spool = Spool(spool)
         self._staging_lock = threading.Lock()
         self._staging = 0
+        self._staged_bytes: Counter[str] = Counter()
         rows = self._db.read("SELECT job_id, item, part FROM parts")
         self.swept_files = self._spool.sweep({(row["job_id"], row["item"], row["part"]) for row in rows})
         self._cancelled = {
@@ -121,7 +123,17 @@ class JobStore(JobQueries):
             clock=self._clock,
             spec=spec,
             reserve=self._reserve,
+            share=self._share,
         )
+
+    def _share(self, owner: str, change: int) -> int:
+        """Count bytes of a client's jobs that are being received; how many there are now."""
+        with self._staging_lock:
+            self._staged_bytes[owner] += change
+            now = self._staged_bytes[owner]
+            if now <= 0:
+                del self._staged_bytes[owner]
+            return now
 
     def _reserve(self, change: int) -> None:
         """Count a job that is being received, or no longer is.

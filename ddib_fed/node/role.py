@@ -16,6 +16,7 @@ import grpc
 from ddib_fed.errors import ConfigError, Draining, NotReady
 from ddib_fed.node.audit import AuditLog
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.decoding_memory import DecodingMemory
 from ddib_fed.node.engine import Engine
 from ddib_fed.node.metrics import Metrics
 from ddib_fed.node.peers import PeerStore
@@ -32,9 +33,13 @@ class NodeContext:
     peers: PeerStore
     audit: AuditLog
     metrics: Metrics
+    decoding: DecodingMemory = field(init=False)
     _engine: Engine | None = None
     _softener: Softener | None = None
     _draining: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
 
     @property
     def engine(self) -> Engine:

@@ -12,7 +12,8 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from io import BufferedReader
 from pathlib import Path
 
 from ddib_fed.errors import ItemNotFound, QueueFull
@@ -54,15 +55,18 @@ class Spool:
         self._staging(job_id).mkdir(mode=0o700)
         return job_id
 
-    def stage(self, job_id: str, item: int, part: str, data: bytes) -> None:
-        """Write a file of a job that is being received; durable, but not the job's until `adopt`.
+    def stage(self, job_id: str, item: int, part: str) -> StagedFile:
+        """A new file of a job that is being received, to be written as its bytes come; not the job's until `adopt`.
 
         Raises:
             QueueFull: The disk is full.
         """
         with _disk_full_as_queue_full():
-            _write(self._staging(job_id) / f"{item}.{part}", data)
-        self._count(len(data))
+            return StagedFile(self._staging(job_id) / f"{item}.{_checked(_PART, part)}", self._count)
+
+    def read_staged(self, job_id: str, item: int, part: str) -> bytes:
+        """What a staged file holds."""
+        return (self._staging(job_id) / f"{item:d}.{_checked(_PART, part)}").read_bytes()
 
     def adopt(self, job_id: str) -> None:
         """All that was staged becomes the job's, at once."""
@@ -102,6 +106,17 @@ class Spool:
         """
         try:
             return self._path(job_id, item, part).read_bytes()
+        except FileNotFoundError as error:
+            raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item}) from error
+
+    def open(self, job_id: str, item: int, part: str) -> BufferedReader:
+        """A file, for reading.
+
+        Raises:
+            ItemNotFound: There is none.
+        """
+        try:
+            return self._path(job_id, item, part).open("rb")
         except FileNotFoundError as error:
             raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item}) from error
 
@@ -159,6 +174,44 @@ class Spool:
     def _count(self, size: int) -> None:
         with self._lock:
             self._used_bytes += size
+
+
+class StagedFile:
+    """A file of mode 0600 that grows; what is written counts in the spool at once."""
+
+    def __init__(self, path: Path, count: Callable[[int], None]) -> None:
+        self.path = path
+        self.size_bytes = 0
+        self._count = count
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._file = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        """Append.
+
+        Raises:
+            QueueFull: The disk is full.
+        """
+        left = memoryview(data)
+        with _disk_full_as_queue_full():
+            while left:
+                left = left[self._file.write(left) or 0 :]
+        self.size_bytes += len(data)
+        self._count(len(data))
+
+    def finish(self) -> None:
+        """It is whole: on the disk when this returns.
+
+        Raises:
+            QueueFull: The disk is full.
+        """
+        with _disk_full_as_queue_full():
+            os.fsync(self._file.fileno())
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it; whoever staged it removes it."""
+        self._file.close()
 
 
 class _disk_full_as_queue_full:  # noqa: N801 - reads as the statement it is

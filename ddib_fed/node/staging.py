@@ -16,7 +16,29 @@ from ddib_fed.errors import MessageInvalid, QueueFull, RequestIdConflict
 from ddib_fed.node.job_database import JobDatabase
 from ddib_fed.node.job_records import ItemSpec, Job, JobLimits, JobSpec, Part, content_digest
 from ddib_fed.node.job_rows import insert_job, job_from_row
-from ddib_fed.node.spool import Spool
+from ddib_fed.node.spool import Spool, StagedFile
+
+
+class Incoming:
+    """The item that is coming, a `Sink`: on the disk and nowhere else.
+
+    Args:
+        staged: Its file.
+        before: Told how many bytes are about to be written; may raise QueueFull.
+    """
+
+    def __init__(self, staged: StagedFile, before: Callable[[int], None]) -> None:
+        self.staged = staged
+        self._before = before
+
+    def write(self, data: bytes) -> None:
+        """Append.
+
+        Raises:
+            QueueFull: The spool, the client's share of it, or the disk is full.
+        """
+        self._before(len(data))
+        self.staged.write(data)
 
 
 class Staging:
@@ -34,6 +56,7 @@ class Staging:
         clock: Callable[[], float],
         spec: JobSpec,
         reserve: Callable[[int], None],
+        share: Callable[[str, int], int],
     ) -> None:
         self._db = db
         self._spool = spool
@@ -41,6 +64,9 @@ class Staging:
         self._clock = clock
         self._spec = spec
         self._reserve = reserve
+        self._share = share
+        self._staged = 0
+        self._incoming: Incoming | None = None
         self._reserved = False
         self._job_id = ""
         self._items: list[ItemSpec] = []
@@ -64,25 +90,76 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close()
         self._spool.abandon(self._job_id)
+        self._share(self._spec.owner, -self._staged)
         self._release()
 
-    def add(self, media_type: int, data: bytes) -> ItemSpec:
-        """Keep the next item.
+    def receive(self, size_bytes: int) -> Incoming:
+        """A file on the disk for the next item; `keep` it once it is whole.
+
+        Args:
+            size_bytes: How long it will be, as announced.
 
         Raises:
-            QueueFull: The spool, or its disk, is full.
+            QueueFull: The spool, this client's share of what is being received, or the disk is full.
         """
-        if self._spool.used_bytes + len(data) > self._limits.max_spool_bytes:
-            raise QueueFull(
-                "the spool is full",
-                facts={"limit_bytes": self._limits.max_spool_bytes},
-                retry_after_s=self._limits.retry_after_s,
-            )
-        item = ItemSpec(len(self._items), media_type, len(data), hashlib.sha256(data).digest())
-        self._spool.stage(self._job_id, item.index, Part.INPUT, data)
+        self._require_room(size_bytes)
+        self._close()
+        staged = self._spool.stage(self._job_id, len(self._items), Part.INPUT)
+        self._incoming = Incoming(staged, self._before)
+        return self._incoming
+
+    def keep(self, media_type: int, sha256: bytes) -> ItemSpec:
+        """What was received last is the next item, whole and of this digest.
+
+        Raises:
+            QueueFull: The disk is full.
+        """
+        assert self._incoming is not None
+        staged = self._incoming.staged
+        staged.finish()
+        self._incoming = None
+        item = ItemSpec(len(self._items), media_type, staged.size_bytes, sha256)
         self._items.append(item)
         return item
+
+    def read(self, item: int) -> bytes:
+        """An item that was kept."""
+        return self._spool.read_staged(self._job_id, item, Part.INPUT)
+
+    def add(self, media_type: int, data: bytes) -> ItemSpec:
+        """Keep an item that is in memory.
+
+        Raises:
+            QueueFull: As `receive`.
+        """
+        self.receive(len(data)).write(data)
+        return self.keep(media_type, hashlib.sha256(data).digest())
+
+    def _before(self, size_bytes: int) -> None:
+        """Count bytes that are about to be written.
+
+        Raises:
+            QueueFull: They would be too many.
+        """
+        self._require_room(size_bytes)
+        self._staged += size_bytes
+        self._share(self._spec.owner, size_bytes)
+
+    def _require_room(self, size_bytes: int) -> None:
+        limits = self._limits
+        for what, taken, limit in (
+            ("the spool is full", self._spool.used_bytes, limits.max_spool_bytes),
+            ("this client sends too much at once", self._share(self._spec.owner, 0), limits.max_staged_bytes),
+        ):
+            if taken + size_bytes > limit:
+                raise QueueFull(what, facts={"limit_bytes": limit}, retry_after_s=limits.retry_after_s)
+
+    def _close(self) -> None:
+        if self._incoming is not None:
+            self._incoming.staged.close()
+            self._incoming = None
 
     def commit(self) -> tuple[Job, bool]:
         """Accept the job; the job, and whether this request had been accepted before.

@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -71,6 +71,13 @@ def stream(
     yield message(trailer=common_pb2.Trailer(chunks=count))
 
 
+class Sink(Protocol):
+    """Takes bytes as they come, e.g. a file."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take the next."""
+
+
 @dataclass(frozen=True, slots=True)
 class Announced:
     """What a header that was found good says of the bytes after it.
@@ -80,12 +87,14 @@ class Announced:
         sha256: Their digest, 32 bytes.
         max_bytes: The receiver's limit.
         too_large: The error for a size over the limit.
+        sink: Where they go as they come; without one they are gathered in memory.
     """
 
     size_bytes: int
     sha256: bytes
     max_bytes: int
     too_large: type[DdibError] = PointsTooMany
+    sink: Sink | None = None
 
     def __post_init__(self) -> None:
         if len(self.sha256) != DIGEST_BYTES:
@@ -100,6 +109,8 @@ class Announced:
 class Joiner:
     """Joins the chunks of one announced thing; memory grows with what has come, not with what was announced.
 
+    Where there is a sink it does not grow at all.
+
     After it has raised, or has returned the bytes, it takes nothing more.
 
     Args:
@@ -109,6 +120,7 @@ class Joiner:
     def __init__(self, announced: Announced) -> None:
         self._announced = announced
         self._buffer = io.BytesIO()
+        self._received = 0
         self._digest = hashlib.sha256()
         self._next_index = 0
         self._open = True
@@ -116,7 +128,7 @@ class Joiner:
     @property
     def received_bytes(self) -> int:
         """How many bytes have come."""
-        return self._buffer.tell()
+        return self._received
 
     def feed(self, index: int, data: bytes) -> None:
         """Take the next chunk.
@@ -126,7 +138,7 @@ class Joiner:
             MessageInvalid: A chunk that is empty, too large, or too small and not the last; or none is due.
         """
         self._take()
-        received = self._buffer.tell() + len(data)
+        received = self._received + len(data)
         if index != self._next_index:
             raise self._corrupt("chunk", expected=self._next_index, received=index)
         if not 1 <= len(data) <= MAX_CHUNK:
@@ -135,13 +147,14 @@ class Joiner:
             raise self._corrupt("bytes", expected=self._announced.size_bytes, received=received)
         if received < self._announced.size_bytes and len(data) < MIN_CHUNK:
             raise self._invalid(f"a chunk of {len(data)} bytes that is not the last", len(data))
-        self._buffer.write(data)
+        (self._announced.sink or self._buffer).write(data)
+        self._received = received
         self._digest.update(data)
         self._next_index += 1
         self._open = True
 
     def finish(self, chunks: int) -> bytes:
-        """The bytes, once the trailer has come.
+        """The bytes, once the trailer has come; none of what went to a sink.
 
         Args:
             chunks: How many chunks the trailer says were sent.
@@ -153,8 +166,8 @@ class Joiner:
         self._take()
         if chunks != self._next_index:
             raise self._corrupt("chunks", expected=chunks, received=self._next_index)
-        if self._buffer.tell() != self._announced.size_bytes:
-            raise self._corrupt("bytes", expected=self._announced.size_bytes, received=self._buffer.tell())
+        if self._received != self._announced.size_bytes:
+            raise self._corrupt("bytes", expected=self._announced.size_bytes, received=self._received)
         if self._digest.digest() != self._announced.sha256:
             raise self._corrupt(
                 "sha256", expected=self._announced.sha256.hex(), received=self._digest.hexdigest()
@@ -189,7 +202,7 @@ class Whole:
     Attributes:
         kind: The oneof field that its header came in.
         header: The header.
-        data: Its bytes, of the announced size and digest.
+        data: Its bytes, of the announced size and digest; empty when they went to a sink.
     """
 
     kind: str
@@ -290,6 +303,23 @@ def assemble(messages: Iterable[Message], openers: Mapping[str, Opener]) -> Iter
         if whole is not None:
             yield whole
     assembler.end()
+
+
+def stream_file(message: Callable[..., M], kind: str, header: Message, file: BinaryIO) -> Iterator[M]:
+    """As `stream`, from a file that is read chunk by chunk.
+
+    Args:
+        message: The stream's message class.
+        kind: The oneof field that the header goes into.
+        header: The header, with the size and digest of what the file holds.
+        file: Open for reading, at its start.
+    """
+    yield message(**{kind: header})
+    count = 0
+    while data := file.read(CHUNK):
+        yield message(chunk=common_pb2.Chunk(index=count, data=data))
+        count += 1
+    yield message(trailer=common_pb2.Trailer(chunks=count))
 
 
 def file_header(media_type: int, data: bytes) -> common_pb2.FileHeader:

@@ -23,9 +23,16 @@ def spool(folder):
 def job(spool):
     """A job that was received with one input."""
     job_id = spool.new_job_id()
-    spool.stage(job_id, 0, "input", b"points")
+    stage(spool, job_id, b"points")
     spool.adopt(job_id)
     return job_id
+
+
+def stage(spool, job_id: str, data: bytes) -> None:
+    """Its first input, as it comes."""
+    file = spool.stage(job_id, 0, "input")
+    file.write(data)
+    file.finish()
 
 
 def names(folder) -> set[str]:
@@ -43,7 +50,7 @@ def test_files_and_folders_are_private(spool, job, folder):
     old = os.umask(0)
     try:
         other = spool.new_job_id()
-        spool.stage(other, 0, "input", b"x")
+        stage(spool, other, b"x")
         spool.adopt(other)
         spool.put(other, 0, "encoded", b"x")
     finally:
@@ -56,7 +63,7 @@ def test_files_and_folders_are_private(spool, job, folder):
 def test_what_was_abandoned_leaves_nothing(spool, folder):
     """Neither files nor bytes counted."""
     job_id = spool.new_job_id()
-    spool.stage(job_id, 0, "input", b"points")
+    stage(spool, job_id, b"points")
     spool.abandon(job_id)
     assert (list(folder.iterdir()), spool.used_bytes) == ([], 0)
 
@@ -90,7 +97,7 @@ def test_a_missing_file_is_a_missing_item(spool, job):
 def test_the_sweep_removes_what_no_row_names(spool, job, folder):
     """Staged leftovers, torn writes, parts and jobs without a row; nothing else."""
     left = spool.new_job_id()
-    spool.stage(left, 0, "input", b"x")
+    stage(spool, left, b"x")
     spool.put(job, 0, "encoded", b"x")
     (folder / job / ".0.translation-abcd").write_bytes(b"torn")
     (folder / ("0" * 32)).mkdir()

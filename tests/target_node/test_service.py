@@ -13,6 +13,7 @@ from ddib_fed.diffusion import gaussianity
 from ddib_fed.errors import (
     ChunkCorrupt,
     ContractUnknown,
+    DeadlineExceeded,
     Draining,
     LatentNotGaussian,
     MessageInvalid,
@@ -168,6 +169,29 @@ def test_under_a_contract_of_1_0_what_1_1_added_is_not_known(target, north) -> N
     for changes in ({"target_class": 0}, {"solver": deep}):
         with pytest.raises(UnknownFields):
             target.decode(north, header(contract, **changes))
+
+
+def test_a_latent_that_stalls_half_way_is_given_up_and_a_pause_between_two_is_not(open_target, north) -> None:
+    """Inside an item nothing justifies silence; between two the source may encode for as long as it likes."""
+    target, go = open_target(stall_s=0.3), threading.Event()
+    contract = target.negotiate(north)
+    first, second = sent(contract, gaussian(300), 0), sent(contract, gaussian(300), 1)
+
+    def paused():
+        yield from (header(contract), *first)
+        threading.Event().wait(0.9)
+        yield from second
+
+    def stalled():
+        yield from (header(contract), *first, second[0])
+        go.wait(20)
+
+    with target.called_by(north) as stub:
+        came = asking(lambda requests, timeout: list(stub.Decode(requests, timeout=timeout)), paused())
+        assert set(results(came)) == {0, 1}
+        with pytest.raises(DeadlineExceeded):
+            asking(lambda requests, timeout: list(stub.Decode(requests, timeout=timeout)), stalled())
+    go.set()
 
 
 def test_a_latent_that_is_no_noise_is_refused_by_its_number(target, north) -> None:

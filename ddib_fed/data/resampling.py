@@ -1,0 +1,72 @@
+"""Resizes one plane of numbers by Pillow's filters without whole copies of it on the way in and out.
+
+The rule: Pillow resizes the plane whole, since the order of its two passes is its own affair and decides roundings;
+what it is filled from and read into goes by bands of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Plane = NDArray[Any]
+"""(H, W), uint8 or float32."""
+ReadRows = Callable[[int, int], Plane]
+"""Rows `start` to `stop` of a plane, (stop - start, W)."""
+
+BAND = 1 << 20
+"""Numbers in a band, as far as one row is not more already."""
+
+
+def bands(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of bands of rows."""
+    step = max(1, BAND // max(1, width))
+    return ((start, min(start + step, height)) for start in range(0, height, step))
+
+
+def to_pillow(read: ReadRows, height: int, width: int) -> Any:
+    """A plane as Pillow's: mode ``L`` of uint8, ``F`` of float32.
+
+    Args:
+        read: Its rows, made as they are asked for.
+        height: H.
+        width: W.
+    """
+    from PIL import Image
+
+    image = None
+    for start, stop in bands(height, width):
+        band = Image.fromarray(np.ascontiguousarray(read(start, stop)))
+        if image is None:
+            image = band if stop == height else Image.new(band.mode, (width, height))
+        if image is not band:
+            image.paste(band, (0, start))
+    return image
+
+
+def rows_of(image: Any) -> Iterator[tuple[int, int, Plane]]:
+    """(start, stop, these rows) of one of Pillow's pictures, each (rows, W) or (rows, W, C)."""
+    for start, stop in bands(image.height, image.width):
+        whole = (start, stop) == (0, image.height)
+        yield start, stop, np.asarray(image if whole else image.crop((0, start, image.width, stop)))
+
+
+def resize(image: Any, height: int, width: int, *, box: bool = False) -> Any:
+    """One of Pillow's pictures at another size: by its box filter, or else its bicubic one."""
+    from PIL import Image
+
+    kind = Image.Resampling.BOX if box else Image.Resampling.BICUBIC
+    return image if image.size == (width, height) else image.resize((width, height), resample=kind)
+
+
+def resize_bytes(size: tuple[int, int], wanted: tuple[int, int], itemsize: int) -> int:
+    """What a plane of (H, W) and its resizing take at most, in bytes: itself, what lies between two passes, the result.
+
+    `itemsize` is that of its numbers, 1 or 4.
+    """
+    (height, width), (to_height, to_width) = size, wanted
+    between = max(height * to_width, width * to_height)
+    return itemsize * (height * width + between + to_height * to_width)
