@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ddib_fed.errors import InputError, PolicyDenied
-from ddib_fed.node.identity import Identity, Kind, check_institution, check_public_key
+from ddib_fed.node.identity import Identity, Kind, check_institution, check_public_key, read_certificates
 
 ROOT_LIFETIME: Final = timedelta(days=3650)
 LIFETIMES: Final[dict[Kind, timedelta]] = {"node": timedelta(hours=24), "client": timedelta(days=30)}
@@ -74,9 +74,9 @@ def parse_certificates(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
         InputError: There is none, or one cannot be parsed.
     """
     try:
-        return tuple(x509.load_pem_x509_certificates(pem))
+        return read_certificates(pem)
     except ValueError as exc:
-        raise InputError(f"{what} holds no certificate in PEM") from exc
+        raise InputError(f"{what} holds no certificate in PEM that can be read") from exc
 
 
 def new_authority(institution: str, *, now: datetime | None = None) -> Authority:

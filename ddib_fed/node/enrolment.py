@@ -25,7 +25,7 @@ from ddib_fed.node.certificates import (
     new_key,
     parse_certificates,
 )
-from ddib_fed.node.identity import Identity
+from ddib_fed.node.identity import UNREADABLE, Identity
 from ddib_fed.node.pki import MAX_ROOTS, check_installable, load_keys, write_identity, write_key
 from ddib_fed.node.private_files import private_folder, read_private, read_small
 
@@ -76,12 +76,13 @@ def read_request(pem: bytes) -> Request:
     try:
         request = x509.load_pem_x509_csr(pem)
         names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as exc:
+        key = check_request(request)
+    except (*UNREADABLE, x509.ExtensionNotFound) as exc:
         raise InputError("this is no certificate request of ddib pki request") from exc
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
         raise InputError("the request must ask for one identity")
-    return Request(Identity.parse(uris[0]), check_request(request))
+    return Request(Identity.parse(uris[0]), key)
 
 
 def sign_request(

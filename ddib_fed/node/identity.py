@@ -30,6 +30,15 @@ Pins = Mapping[str, tuple[x509.Certificate, ...]]
 MAX_CERTIFICATE_BYTES = 16 << 10
 MIN_RSA_BITS = 2048
 _URI = re.compile(rf"spiffe://(?P<institution>(?:{LABEL}\.)+{LABEL})/(?P<kind>node|client)/(?P<name>{LABEL})")
+# What cryptography raises for what it cannot read, at loading or when a part is asked for; not all are ValueErrors.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 _KNOWN_CRITICAL = frozenset(
     {
         ExtensionOID.BASIC_CONSTRAINTS,
@@ -143,12 +152,37 @@ def _parse(pem: bytes) -> x509.Certificate:
     if len(pem) > MAX_CERTIFICATE_BYTES:
         raise Unauthenticated(f"the certificate is larger than {MAX_CERTIFICATE_BYTES} bytes")
     try:
-        certificates = x509.load_pem_x509_certificates(pem)
+        certificates = read_certificates(pem)
     except ValueError as exc:
         raise Unauthenticated("the certificate cannot be parsed") from exc
     if len(certificates) != 1:
         raise Unauthenticated(f"one certificate is expected, {len(certificates)} came")
     return certificates[0]
+
+
+def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """The certificates in a PEM text, at least one, each read to its end.
+
+    cryptography parses most parts when they are asked for: one that is damaged would be found, by an error of any kind,
+    wherever it is used first.
+
+    Raises:
+        ValueError: There is none, or a part of one cannot be read.
+    """
+    try:
+        found = tuple(x509.load_pem_x509_certificates(pem))
+        for each in found:
+            each.public_key()
+            _ = (
+                each.subject,
+                each.issuer,
+                each.extensions,
+                each.not_valid_before_utc,
+                each.not_valid_after_utc,
+            )
+    except UNREADABLE as exc:
+        raise ValueError(str(exc)) from exc
+    return found
 
 
 def certified_identity(certificate: x509.Certificate) -> Identity:

@@ -18,6 +18,8 @@ from ddib_fed.node.identity import Identity, check_institution, check_root
 
 FORMAT_VERSION: Final = 1
 MAX_ROOTS: Final = 2
+_HINT: Final = "ddib peer export writes one, on the other side"
+_SHOWN: Final = 40
 _FIELDS: Final = frozenset({"format_version", "institution", "identity", "address", "roots"})
 
 
@@ -74,24 +76,24 @@ def parse_peer(data: bytes, what: str) -> Peer:
     except InputError as exc:
         raise InputError(f"{what} is no peer file: {exc.detail}") from exc
     except (ValueError, RecursionError) as exc:
-        raise InputError(
-            f"{what} is no peer file: it is not JSON", hint="ddib peer export writes one"
-        ) from exc
+        raise InputError(f"{what} is no peer file: it is not JSON", hint=_HINT) from exc
     if not isinstance(content, dict) or set(content) != _FIELDS:
         raise InputError(f"{what} is no peer file: it must have exactly {', '.join(sorted(_FIELDS))}")
     if type(content["format_version"]) is not int or content["format_version"] != FORMAT_VERSION:
         raise InputError(
-            f"{what} has format version {content['format_version']!r}, this release reads {FORMAT_VERSION}"
+            f"{what} has format version {str(content['format_version'])[:_SHOWN]!a}, "
+            f"this release reads {FORMAT_VERSION}"
         )
     texts = (content["institution"], content["identity"], content["address"])
     if not all(isinstance(text, str) and len(text) <= 512 for text in texts):
         raise InputError(f"{what}: institution, identity and address are short texts")
-    identity = Identity.parse(texts[1])
-    if identity.kind != "node" or identity.institution != check_institution(texts[0]):
-        raise InputError(f"{what}: {identity} is not a node of {texts[0]}")
-    return Peer(
-        texts[0], identity, _address(texts[2], what), _roots(content["roots"], identity.institution, what)
-    )
+    try:
+        identity, institution = Identity.parse(texts[1]), check_institution(texts[0])
+    except InputError as exc:
+        raise InputError(f"{what}: {exc.detail}", hint=_HINT) from exc
+    if identity.kind != "node" or identity.institution != institution:
+        raise InputError(f"{what}: {identity} is not a node of {institution}", hint=_HINT)
+    return Peer(institution, identity, _address(texts[2], what), _roots(content["roots"], institution, what))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,7 +119,8 @@ def _roots(blocks: Any, institution: str, what: str) -> tuple[x509.Certificate, 
         raise InputError(f"{what}: roots is a list of 1 to {MAX_ROOTS} certificates in PEM")
     roots: list[x509.Certificate] = []
     for block in blocks:
-        found = parse_certificates(block.encode() if isinstance(block, str) else b"", what)
+        # An escape of JSON may stand for half a character, which no encoding has; PEM is ASCII.
+        found = parse_certificates(block.encode("ascii", "replace") if isinstance(block, str) else b"", what)
         if len(found) != 1:
             raise InputError(f"{what}: one certificate is expected in each entry of roots")
         try:

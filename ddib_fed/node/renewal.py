@@ -33,7 +33,7 @@ from ddib_fed.node.certificates import (
 )
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.errors_wire import from_rpc_error
-from ddib_fed.node.identity import Identity
+from ddib_fed.node.identity import UNREADABLE, Identity
 from ddib_fed.node.interceptors import caller
 from ddib_fed.node.pki import (
     MAX_ROOTS,
@@ -334,7 +334,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             )
         try:
             key = check_request(x509.load_der_x509_csr(data))
-        except (ValueError, TypeError, Unauthenticated) as exc:
+        except (*UNREADABLE, Unauthenticated) as exc:
             raise MessageInvalid("the certificate request cannot be used") from exc
         identity, authority = caller(), load_authority(self._folder)
         certificate = issue_leaf(authority, identity.kind, identity.name, public_key=key, now=self._clock())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import timedelta
 from pathlib import Path
 
@@ -116,3 +117,21 @@ def test_a_root_that_is_not_trusted_here_is_not_installed(north: Institution, tm
     install(tmp_path / "two", signed(north, tmp_path / "two"))
     with pytest.raises(PolicyDenied, match="none of those trusted"):
         install(tmp_path / "two", signed(impostor, tmp_path / "two"))
+
+
+@pytest.mark.parametrize(
+    ("of", "by"),
+    [
+        (b"\x02\x01\x00\x30", b"\x02\x01\x0a\x30"),
+        (bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d03017f")),
+    ],
+    ids=["version", "curve"],
+)
+def test_a_request_that_is_damaged_is_no_unexpected_error(tmp_path: Path, of: bytes, by: bytes) -> None:
+    """It comes from another machine by mail; an unknown version or curve is no ValueError."""
+    request = x509.load_pem_x509_csr(make_request(tmp_path, NODE_2)).public_bytes(serialization.Encoding.DER)
+    assert request.count(of) == 1
+    body = base64.encodebytes(request.replace(of, by)).decode()
+    pem = f"-----BEGIN CERTIFICATE REQUEST-----\n{body}-----END CERTIFICATE REQUEST-----\n"
+    with pytest.raises(InputError, match="no certificate request"):
+        read_request(pem.encode())

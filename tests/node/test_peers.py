@@ -6,8 +6,11 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from ssl import DER_cert_to_PEM_cert
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from ddib_fed.errors import AlreadyExists, InputError, PeerNotFound, PolicyDenied
 from ddib_fed.node import pki
@@ -61,13 +64,18 @@ def test_a_peer_file_says_the_same_when_read(south: Institution) -> None:
         {"roots": "x"},
         {"roots": [1]},
         {"roots": ["no certificate"]},
+        {"roots": ["\ud800"]},
+        {"institution": "\ud800"},
+        {"identity": "\x1b[2J"},
+        {"format_version": "x" * 5_000},
     ],
     ids=str,
 )
 def test_a_peer_file_of_another_form_is_refused(south: Institution, fields: dict[str, object]) -> None:
-    """Exactly the five fields, each checked."""
-    with pytest.raises(InputError):
+    """Exactly the five fields, each checked; the error names the file and is short."""
+    with pytest.raises(InputError, match=r"^south\.peer") as refused:
         parse_peer(changed(south.peer(), **fields), "south.peer")
+    assert len(refused.value.detail) < 1_000
 
 
 @pytest.mark.parametrize(
@@ -209,6 +217,35 @@ def test_a_change_within_the_resolution_of_time_stamps_is_seen(
     path.write_bytes(south.peer("127.0.0.1:7444").to_bytes())
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert store.get("south.example").address == "127.0.0.1:7444"
+
+
+def damaged(pem: str, *, of: bytes, by: bytes) -> str:
+    """A certificate some of whose bytes are others."""
+    der = x509.load_pem_x509_certificate(pem.encode()).public_bytes(Encoding.DER)
+    assert der.count(of) == 1
+    return DER_cert_to_PEM_cert(der.replace(of, by))
+
+
+VERSION_3, VERSION_11 = b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x0a"
+# A permitted subtree of a URI, and of an X.400 address, which cryptography does not read.
+URI_TREE, X400_TREE = b"\x86\rsouth.example", b"\xa3\rsouth.example"
+
+
+@pytest.mark.parametrize(
+    ("of", "by"), [(VERSION_3, VERSION_11), (URI_TREE, X400_TREE)], ids=["version", "name"]
+)
+def test_a_root_that_is_damaged_anywhere_admits_nobody_and_stops_nobody_else(
+    north: Institution, south: Institution, of: bytes, by: bytes
+) -> None:
+    """The other peers' calls go on: what cryptography raises for such a certificate is no ValueError."""
+    west = Institution("west.example", north.folder.parent / "west")
+    north.admit(south)
+    north.admit(west)
+    store, path = north.store, north.folder / "peers" / "south.example.json"
+    content = json.loads(path.read_bytes())
+    path.write_text(json.dumps(content | {"roots": [damaged(content["roots"][0], of=of, by=by)]}))
+    assert [peer.institution for peer in store.list()] == ["west.example"]
+    assert "south.example.json" in (store.problem or "")
 
 
 @pytest.mark.parametrize("broken", [b"", b"{}", b"\xff\xfe"])
