@@ -98,7 +98,9 @@ def add(
     from ddib_fed.node.private_files import read_small
 
     _config, store = _open(config_path)
-    other = parse_peer(read_small(file, hint="ddib peer export writes it, on the other side"), str(file))
+    other = parse_peer(
+        read_small(file, hint="ddib peer export writes it, on the other side", pipe=True), str(file)
+    )
     if not unconstrained_root and not all(has_name_constraints(root) for root in other.roots):
         raise PolicyDenied(
             f"the root of {other.institution} has no name constraints",
@@ -119,7 +121,8 @@ def _ask(other: Peer) -> tuple[str, ...]:
         )
     say(f"node         {other.identity}", f"address      {other.address}", "fingerprint:")
     say(*other.fingerprints)  # last and alone: nothing that the file says comes after it
-    if not confirm("Is this what the other operator reads out from `ddib peer export`?"):
+    which = "Is this" if len(other.roots) == 1 else f"Are all {len(other.roots)} of these"
+    if not confirm(f"{which} what the other operator reads out from `ddib peer export`?"):
         raise PolicyDenied("the fingerprint was not confirmed; nothing was added")
     return other.fingerprints
 

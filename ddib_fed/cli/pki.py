@@ -155,7 +155,7 @@ def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> N
     from ddib_fed.node.withdrawn import refuse_withdrawn
 
     authority = keys.load_authority(folder)
-    asked = read_request(read_small(request_file))
+    asked = read_request(read_small(request_file, pipe=True))
     refuse_withdrawn(folder, asked.identity)
     if not yes and not confirm(f"sign for {asked.identity}? Whoever holds this request's key will be it"):
         raise click.Abort
@@ -175,7 +175,7 @@ def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
     from ddib_fed.node.private_files import read_small
 
     place, owner = _place(config_path, folder)
-    identity = enrolment.install(place, read_small(certificate), expected=owner)
+    identity = enrolment.install(place, read_small(certificate, pipe=True), expected=owner)
     say(f"installed the certificate of {identity} in {place}")
 
 

@@ -71,7 +71,7 @@ def withdrawn(config_path: Path, output_format: str) -> None:
     if output_format == "json":
         print_json([{"identity": entry.identity.uri, "comment": entry.comment} for entry in entries])
     elif entries:
-        rows = [[entry.identity.uri, ascii(entry.comment)[1:-1]] for entry in entries]
+        rows = [[entry.identity.uri, entry.comment] for entry in entries]
         print_table("", ["withdrawn", "comment"], rows)
     else:
         say("nobody is withdrawn on this node: ddib pki withdraw IDENTITY")
@@ -124,8 +124,11 @@ def _report(
             }
         )
         return
-    already = "" if changed else " already"
-    say(f"{identity} is {'withdrawn' if withdrawn else 'not withdrawn'}{already}, in {file}")
+    if not changed and not withdrawn:
+        say(f"{identity} was not withdrawn, in {file}: nothing is changed")
+        return
+    done = "withdrawn" if withdrawn else "reinstated"
+    say(f"{identity} is {done} in {file}" if changed else f"{identity} was {done} already, in {file}")
     if not running:
         say("no node runs on this state now; it obeys the list from its start")
     elif withdrawn:

@@ -129,14 +129,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_small(path: Path, *, hint: str = "") -> bytes:
+def read_small(path: Path, *, hint: str = "", pipe: bool = False) -> bytes:
     """The whole of a file of at most `MAX_SMALL_FILE_BYTES`.
+
+    Args:
+        path: The file.
+        hint: For the error when it cannot be read.
+        pipe: Whether it may be a pipe, e.g. a person's /dev/stdin; a node must not wait for who never writes.
 
     Raises:
         FileMissing: There is no such file.
-        InputError: It is larger, or cannot be read.
+        InputError: It is larger, no regular file, or cannot be read.
     """
-    return _read(path, hint, private=False)
+    return _read(path, hint, pipe=pipe)
 
 
 def read_private(path: Path, *, hint: str = "") -> bytes:
@@ -200,16 +205,23 @@ def _check_owner(path: Path, found: os.stat_result) -> None:
         )
 
 
-def _read(path: Path, hint: str, *, private: bool) -> bytes:
+def _read(path: Path, hint: str, *, private: bool = False, pipe: bool = False) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=None if pipe else _open_without_waiting) as file:
+            if not pipe and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"{path} is no regular file", hint=hint or f"move {path} away")
             if private:
                 _check_private(file, path)
             data = file.read(MAX_SMALL_FILE_BYTES + 1)
     except FileNotFoundError as exc:
-        raise FileMissing(f"there is no {path}", hint=hint) from exc
+        what = f"{path} is a link that leads nowhere" if path.is_symlink() else f"there is no {path}"
+        raise FileMissing(what, hint=hint) from exc
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror}", hint=hint) from exc
     if len(data) > MAX_SMALL_FILE_BYTES:
         raise InputError(f"{path} is larger than {MAX_SMALL_FILE_BYTES} bytes", hint=hint)
     return data
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)

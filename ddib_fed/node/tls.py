@@ -20,7 +20,7 @@ from typing import Final
 
 import grpc
 
-from ddib_fed.errors import ConfigError, PeerUnreachable
+from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
 from ddib_fed.node.answers import CheckedChannel
 from ddib_fed.node.certificates import certificate_pem
 from ddib_fed.node.peer_file import Peer
@@ -210,7 +210,8 @@ class PeerChannels:
     """One channel for each peer; made anew when the own certificate or the peer's entry changes.
 
     A channel that was replaced stays open for the streams on it; that of a removed peer is closed at once, which
-    ends them.
+    ends them. Own files that can no longer be used do not end what the node does: it calls as it answers, with the last
+    good ones, and `ServerCredentials.problem` says so.
 
     Args:
         pki_folder: Of the node.
@@ -227,18 +228,21 @@ class PeerChannels:
         self._lock = threading.Lock()
         self._open: dict[str, _Open] = {}
         self._retired: list[tuple[float, _Open]] = []
+        self._own: Credentials | None = None
+        with suppress(DdibError):  # whoever calls a peer without any is told then
+            self._own = load_identity(pki_folder)
 
     def get(self, institution: str) -> grpc.Channel:
         """The channel to a peer, for the next call; do not keep it.
 
         Raises:
             PeerNotFound: It is not admitted.
-            InputError: The own certificate cannot be used.
+            InputError: The own certificate cannot be used, and never could.
         """
         with self._lock:
             self._close_stale()
             peer = self._peers.get(institution)
-            own = load_identity(self._pki_folder)
+            own = self._read_own()
             found = self._open.get(institution)
             if found is not None and (found.peer, found.leaf) == (peer, own.cert_chain_pem):
                 return found.channel
@@ -248,6 +252,15 @@ class PeerChannels:
             made = CheckedChannel(bare, f"target {institution}", own=False)
             self._open[institution] = _Open(peer, own.cert_chain_pem, made)
             return made
+
+    def _read_own(self) -> Credentials:
+        """The own certificate and key as they are now, or the last good ones."""
+        try:
+            self._own = load_identity(self._pki_folder)
+        except DdibError:
+            if self._own is None:
+                raise
+        return self._own
 
     def refresh(self) -> None:
         """Close the channels of peers that were removed; `get` does so too."""

@@ -18,6 +18,7 @@ from ddib_fed.cli.job import _show
 from ddib_fed.cli.main import run as run_ddib
 from ddib_fed.cli.peer import _ask
 from ddib_fed.errors import PolicyDenied
+from ddib_fed.node.certificates import certificate_pem
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.log_format import JsonFormatter, TextFormatter
 from ddib_fed.node.peer_file import Peer
@@ -84,6 +85,17 @@ def test_the_fingerprint_comes_last_and_alone(tmp_path: Path) -> None:
     lines = shown.decode().replace("\r\n", "\n").split("\n")
     question = next(number for number, line in enumerate(lines) if line.startswith("Is this what"))
     assert lines[question - 1] == south.peer().fingerprint
+    assert code == 5
+
+
+def test_a_root_slipped_in_beside_the_genuine_one_is_counted(tmp_path: Path) -> None:
+    """Two roots are a roll-over, or an attacker's beside the real one: the question is about all of them, by number."""
+    config, south = north_node(tmp_path / "north"), Institution("south.example", tmp_path / "south")
+    attacker, file = Institution("south.example", tmp_path / "attacker"), tmp_path / "south.peer"
+    both = [certificate_pem(root).decode() for root in (south.root, attacker.root)]
+    file.write_bytes(changed(south.peer(), roots=both))
+    code, shown = on_a_terminal(["peer", "add", file, "--config", config], b"n\n")
+    assert b"Are all 2 of these what the other operator reads out" in shown
     assert code == 5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,19 @@ def test_two_commands_a_side_admit_each_other(north: Path, south: Path) -> None:
         "address": "127.0.0.1:7443",
         "fingerprints": [fingerprint],
     }
+
+
+def test_a_peer_file_may_come_through_a_pipe(north: Path, south: Path) -> None:
+    """`ddib peer add <(curl ...)` works, although a node's own files may be no pipe."""
+    fingerprint = exported(north, "north.peer")
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, Path("north.peer").read_bytes())
+        os.close(writer)
+        run("add", f"/dev/fd/{reader}", "--fingerprint", fingerprint, "--config", south)
+    finally:
+        os.close(reader)
+    assert [entry["institution"] for entry in listed(south)] == ["north.example"]
 
 
 def test_an_exported_file_holds_no_secret_and_is_not_overwritten(north: Path) -> None:

@@ -47,6 +47,10 @@ def test_withdrawing_says_from_when_the_node_obeys(north, node, capsys):
     assert {str(identity) for identity in node.snapshot().withdrawn} == {ALICE}
     assert run(["pki", "reinstate", ALICE, "--config", str(north)]) == 0
     assert "within 2 seconds" in capsys.readouterr().out
+    assert run(["pki", "reinstate", ALICE, "--config", str(north)]) == 0
+    shown = capsys.readouterr().out
+    assert "was not withdrawn" in shown
+    assert "within 2 seconds" not in shown
 
 
 def test_without_a_node_the_list_waits_for_its_start(north, capsys):
@@ -65,12 +69,14 @@ def test_who_is_withdrawn_is_listed_with_the_comment(north, capsys):
     """For people and for scripts; an empty list names the command."""
     assert run(["pki", "withdrawn", "--config", str(north)]) == 0
     assert "ddib pki withdraw IDENTITY" in capsys.readouterr().out
-    run(["pki", "withdraw", ALICE, "--comment", "laptop lost", "--config", str(north)])
+    run(["pki", "withdraw", ALICE, "--comment", "Gerät verloren", "--config", str(north)])
     capsys.readouterr()
     assert run(["pki", "withdrawn", "--config", str(north), "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [{"identity": ALICE, "comment": "laptop lost"}]
+    assert json.loads(capsys.readouterr().out) == [{"identity": ALICE, "comment": "Gerät verloren"}]
     assert run(["pki", "withdrawn", "--config", str(north)]) == 0
-    assert ALICE in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert ALICE in shown
+    assert "Gerät verloren" in shown
 
 
 @pytest.mark.parametrize(

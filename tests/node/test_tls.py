@@ -289,6 +289,23 @@ def test_a_new_certificate_makes_a_new_channel(channels: tls.PeerChannels, north
     assert works(second)
 
 
+@pytest.mark.parametrize("spoilt", ["open", "torn", "gone"])
+def test_a_key_that_cannot_be_used_any_more_ends_no_calls(
+    channels: tls.PeerChannels, north: Institution, node: Listening, spoilt: str
+) -> None:
+    """A job that was accepted must not fail by a chmod: calls go on with the last good key, also to a new address."""
+    key = north.pki / "leaf.key"
+    if spoilt == "open":
+        key.chmod(0o644)
+    elif spoilt == "torn":
+        key.write_bytes(b"")
+    else:
+        key.unlink()
+    assert works(channels.get("south.example"))
+    north.store.add(node.south.peer(f"localhost:{node.port}"), fingerprints=[], replace=True)
+    assert works(channels.get("south.example"))
+
+
 def test_a_new_address_makes_a_new_channel(
     channels: tls.PeerChannels, north: Institution, node: Listening
 ) -> None:

@@ -120,9 +120,9 @@ def test_a_line_that_is_sound_counts_beside_one_that_is_not(north: Institution, 
     assert "line 2: 'bob'" in (store.problem or "")
 
 
-@pytest.mark.parametrize("how", ["removed", "link", "folder"])
+@pytest.mark.parametrize("how", ["removed", "link", "folder", "pipe"])
 def test_a_list_that_is_gone_reinstates_nobody(north: Institution, store: PeerStore, how: str) -> None:
-    """Removed, replaced by a link that leads nowhere or by a folder: whom it withdrew stays out."""
+    """Removed, replaced by a link that leads nowhere, a folder or a pipe that nobody writes: who was out stays out."""
     path = north.pki / "withdrawn.txt"
     path.write_text(f"{ALICE}\n")
     assert store.snapshot().withdrawn == {ALICE}
@@ -131,6 +131,8 @@ def test_a_list_that_is_gone_reinstates_nobody(north: Institution, store: PeerSt
         path.symlink_to(north.pki / "nowhere")
     elif how == "folder":
         path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)
     assert store.snapshot().withdrawn == {ALICE}
     assert "withdrawn.txt" in (store.problem or "")
 
