@@ -296,8 +296,7 @@ class PeerStore:
     def _own_roots(self, content: bytes | str, problems: _Lines) -> tuple[x509.Certificate, ...]:
         """The own roots; those of the last snapshot, and a problem, when the file has become unreadable."""
         try:
-            pem = content if isinstance(content, bytes) else b""
-            return parse_certificates(pem, content if isinstance(content, str) else str(self._roots_file))
+            return _roots_in(content, self._roots_file)
         except InputError as exc:
             if self._snapshot is None:
                 raise InputError(exc.detail, hint="ddib pki init, or ddib pki install") from exc
@@ -311,6 +310,13 @@ class PeerStore:
         if peer.institution != path.stem or peer.institution == self._institution:
             raise InputError(f"{path} names {peer.institution}: it does not belong here")
         return peer
+
+
+def _roots_in(content: bytes | str, path: Path) -> tuple[x509.Certificate, ...]:
+    """The certificates of a file, whose content as text is why there is none."""
+    if isinstance(content, str):
+        raise InputError(content)
+    return parse_certificates(content, str(path))
 
 
 def _compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certificate, ...]) -> None:
