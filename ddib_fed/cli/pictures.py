@@ -188,7 +188,7 @@ def interpolate(
 
 
 def _refuse_unguided(classifier: str | None, guidance: float | None) -> None:
-    """What a guidance is told needs the guidance: without it pictures would come out unguided, in silence."""
+    """Options of guidance need guidance: without it pictures would come out unguided, in silence."""
     if classifier is None:
         options.refuse_idle(
             ("classifier_scale",),
@@ -198,7 +198,7 @@ def _refuse_unguided(classifier: str | None, guidance: float | None) -> None:
     if classifier is None and guidance is None:
         options.refuse_idle(
             ("guide",),
-            "says what is guided, and nothing guides",
+            "needs guidance, and neither --classifier nor --guidance is given",
             hint="add --classifier MODEL or --guidance SCALE, or leave --guide out",
         )
 
@@ -208,7 +208,7 @@ def _refuse_seed(source: str, soften: float | None) -> None:
     if soften == 0.0 or (soften is None and manifest_of(source).soften_sigma == 0.0):
         options.refuse_idle(
             ("seed",),
-            "is of the noise that softens pictures, or that --eta draws, and there is none",
+            "sets the noise of softening and of --eta, and this run has neither",
             hint="--soften 0.05, or leave it out",
         )
 

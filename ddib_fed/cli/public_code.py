@@ -105,7 +105,10 @@ def _refuse_levels(named: dict[str, Any]) -> None:
 
 
 def _evaluations(levels: PublicLevels, steps: int, manifests: Sequence[Manifest]) -> int:
-    """Evaluations of a leg: --steps where it is given, else what the respacing keeps, else all diffusion steps."""
+    """Evaluations of a leg: --steps where given, else what the respacing keeps, else all of --diffusion-steps.
+
+    Without any of them 48, or as many as the models' own steps where those are fewer.
+    """
     from ddib_fed.diffusion.schedule import schedule_from_config
 
     source = click.get_current_context().get_parameter_source("steps")
@@ -120,4 +123,5 @@ def _evaluations(levels: PublicLevels, steps: int, manifests: Sequence[Manifest]
                 hint="both must take as many: write for example ddim50",
             )
         return kept.pop()
-    return levels.diffusion_steps or steps
+    own = [manifest.schedule.steps for manifest in manifests if manifest.schedule.steps]
+    return levels.diffusion_steps or min([steps, *own])

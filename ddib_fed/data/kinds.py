@@ -67,12 +67,12 @@ def explain_kind(facts: Mapping[str, str], name: str = "the file") -> tuple[str,
         return "", ""
     detail = f"{name} holds {facts['holds']}; {facts.get('model', 'the model')} takes {facts['takes']}"
     if facts["takes"] == "pictures":
-        return detail, "send it to a node of points; a .npy of a picture is (H, W) or (H, W, C)"
-    return detail, "send it to a node of pictures; a .npy of points is (N, D)"
+        return detail, "points are for a model of points; a .npy of a picture is (H, W) or (H, W, C)"
+    return detail, "pictures are for a model of pictures; a .npy of points is (N, D)"
 
 
 def name_file(error: DdibError, name: str) -> DdibError:
-    """The same error, about a file of this name; what its facts explain is told anew."""
+    """The same error, about a file of this name; what its facts explain is written again with the name."""
     if isinstance(error, PictureMisfit):
         return name_misfit(error, name)
     if isinstance(error, KindMismatch) and (told := explain_kind(error.facts, name))[0]:

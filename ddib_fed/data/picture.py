@@ -124,7 +124,7 @@ def settle(pixels: Pixels) -> Pixels:
         raise ImageUnreadable(
             f"{count} of {pixels.size} values are NaN or infinite",
             hint="replace them first, e.g. by numpy.nan_to_num",
-            facts={"count": count},
+            facts={"not_finite": count},
         )
     return pixels if pixels.flags.writeable else pixels.copy()
 

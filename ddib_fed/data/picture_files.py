@@ -137,7 +137,7 @@ def _npy_header(content: bytes) -> tuple[Header, int, bool]:
     try:
         header, start = read_header(content)
     except PointsUnreadable as error:
-        raise ImageUnreadable(f"the .npy cannot be read: {error.detail}") from error
+        raise ImageUnreadable(f"the .npy cannot be read: {error.detail}", facts=error.facts) from error
     shape = header.shape
     planes_first = len(shape) == 3 and shape[2] not in {1, 3} and shape[0] in {1, 3}
     if len(shape) != 2 and not (len(shape) == 3 and (planes_first or shape[2] in {1, 3})):

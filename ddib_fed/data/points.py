@@ -108,7 +108,7 @@ def _parse_header(text: bytes) -> Header:
         raise _unreadable("its header does not have descr, fortran_order and shape")
     descr, order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
     if not isinstance(descr, str) or not _DESCR.match(descr):
-        raise _unreadable("it holds no real numbers of 1 to 8 bytes")
+        raise _unreadable("it holds no real numbers of 1 to 8 bytes", dtype=str(descr)[:40])
     if not isinstance(order, bool) or not isinstance(shape, tuple):
         raise _unreadable("its fortran_order or shape has the wrong type")
     if not all(type(n) is int and n >= 0 for n in shape):
@@ -133,11 +133,13 @@ def _finite(raw: NDArray[Any]) -> Array:
         points = np.ascontiguousarray(raw, dtype=np.float32)
     wrong = int(points.size - np.isfinite(points).sum())
     if wrong:
-        raise NotFinite(f"{wrong} of {points.size} values are not finite float32", facts={"count": wrong})
+        raise NotFinite(
+            f"{wrong} of {points.size} values are not finite float32", facts={"not_finite": wrong}
+        )
     return points if points.flags.writeable else points.copy()
 
 
-def _unreadable(why: str) -> PointsUnreadable:
+def _unreadable(why: str, **facts: str) -> PointsUnreadable:
     return PointsUnreadable(
-        why, hint="numpy.save(file, points) with points of shape (N, D) writes such a file"
+        why, hint="numpy.save(file, points) with points of shape (N, D) writes such a file", facts=facts
     )

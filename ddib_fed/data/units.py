@@ -12,6 +12,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Final, Literal
 
 import numpy as np
@@ -31,8 +32,11 @@ FEW: Final = 0.01
 """Part of a picture's values: what so few do decides nothing, as a bright pixel of a detector."""
 BYTE_WIDTH: Final = 128.0
 """A range within 0 to 255 that is at least so wide is one of 8 bits, whatever percentiles it was cut at."""
-UNIT_WIDTH: Final = 16.0
-"""Floats from -1 to 1 are no raw values of a range that is at least so wide."""
+UNIT_WIDTH: Final = 64.0
+"""Floats from -1 to 1 are no raw values of a range that is at least so wide; of one to 20 or 50, as of uptake or rain,
+a faint picture has no others."""
+_TOPS: Final = (4095, 16383, 65535)
+"""The largest numbers of 12, 14 and 16 bits, all of which lie in files of 16."""
 # Beyond a range: (widths of it that count as far, part of the values that may lie outside, widths that one value may).
 # A whole scale has nothing outside but what a filter overshoots by and a bright pixel; a window of a longer scale has,
 # and Hounsfield units, which go below zero, lie many widths outside a window of the brain.
@@ -152,7 +156,7 @@ _WHY: Final[Mapping[str, str]] = {
     "type": "its type cannot hold these values",
     "scale": "its values are of another scale",
     "unit": "its values are of another scale",
-    "window": "nearly all would be clipped",
+    "window": "too many of its values lie outside of that",
     "colour": "its colours would be lost",
 }
 _HOW: Final[Mapping[str, str]] = {
@@ -192,11 +196,7 @@ def _allowance(
 def _misfit(picture: Picture, problem: Problem, low: float, high: float, use: Use) -> PictureMisfit:
     pixels = picture.pixels
     mode = "RGB" if pixels.shape[2] == 3 else "grey"
-    least, most = TYPE_RANGES.get(pixels.dtype.name, (use.low, use.high))
-    if problem == "unit":
-        least, most = (0.0, 1.0) if use.low >= 0 else (-1.0, 1.0)
-    elif problem == "window":
-        least, most = use.low, use.high
+    least, most = _own_range(pixels.dtype, problem, use)
     facts = {
         "problem": problem,
         "holds": f"{mode} {pixels.dtype.name} from {use.low:g} to {use.high:g}",
@@ -208,32 +208,61 @@ def _misfit(picture: Picture, problem: Problem, low: float, high: float, use: Us
     return PictureMisfit(detail, hint=hint, facts=facts)
 
 
+def _own_range(dtype: np.dtype[np.generic], problem: Problem, use: Use) -> tuple[float, float]:
+    """The range that a model for such pictures has: as far as one picture tells."""
+    if problem == "unit":
+        return (0.0, 1.0) if use.low >= 0 else (-1.0, 1.0)
+    if problem != "window" and dtype == np.uint8:
+        return TYPE_RANGES["uint8"]
+    if problem != "window" and dtype == np.uint16:
+        return 0.0, float(next(top for top in _TOPS if use.high <= top))
+    if use.low < use.high:
+        return use.low, use.high
+    return min(use.low, 0.0), max(use.high, 1.0)
+
+
 def _command(problem: str, name: str, facts: Mapping[str, str]) -> str:
     """A command that can be pasted, where one line does it."""
-    stem, mark, suffix = name.rpartition(".")
-    if not mark:
-        return ""
-    made = f"{stem}-fitted.{suffix}"
+    path = PurePath(name)
     low, _, high = facts.get("range", "").partition(":")
-    if not (
-        _NUMBER.fullmatch(low) and _NUMBER.fullmatch(high)
-    ):  # what came over the wire is not pasted blindly
+    least, _, most = facts.get("fits", "").partition(":")
+    # What came over the wire is not pasted blindly.
+    if not path.suffix or not all(_NUMBER.fullmatch(text) for text in (low, high, least, most)):
         return ""
-    if suffix == "npy" and problem in {"unit", "window"}:
-        loaded = f"np.load({json.dumps(name)})"
-        if problem == "window":
-            new = f"{loaded}.clip({low}, {high})"
-        else:
-            share = loaded if facts.get("fits", "").startswith("0") else f"({loaded} + 1) / 2"
-            new = f"{share} * ({high} - {low}) + {low}".replace("- -", "+ ").replace("+ -", "- ")
-        code = f"import numpy as np; np.save({json.dumps(made)}, {new})"
-        return f" (python3 -c {shlex.quote(code)})"
-    given, made = shlex.quote(name), shlex.quote(made)
-    if problem == "colour" and suffix != "npy":
-        return f" (magick {given} -colorspace Gray {made})"
-    if problem == "scale" and suffix != "npy" and facts.get("range") == "0:255":
-        return f" (magick {given} -depth 8 {made})"
+    made = path.with_stem(f"{path.stem}-fitted")
+    to_bytes = problem == "scale" and (low, high) == ("0", "255") and " uint16 " in facts.get("holds", "")
+    if path.suffix.lower() in {".npy", ".tif", ".tiff"} and problem in {"unit", "window"}:
+        return _numpy(path, made.with_suffix(".npy"), _formula(problem, (low, high), (least, most)))
+    if path.suffix.lower() == ".npy":
+        return _numpy(path, made, f"(x * (255 / {most})).round().astype('uint8')") if to_bytes else ""
+    if problem == "colour":
+        return _magick(path, "-colorspace Gray", made)
+    if to_bytes:
+        # ImageMagick takes 16 bits for the whole scale, also where only 12 of them are used.
+        share = "" if most == "65535" else f"-level 0,{100 * float(most) / 65535:.6g}% "
+        return _magick(path, f"{share}-depth 8", made)
     return ""
+
+
+def _formula(problem: str, taken: tuple[str, str], own: tuple[str, str]) -> str:
+    """What brings x from [0, 1] or [-1, 1] to a range, or into it."""
+    low, high = taken
+    if problem == "window":
+        return f"x.clip({low}, {high})"
+    width = float(high) - float(low)
+    scaled = f"x * {width:.9g}" if own[0] == "0" else f"(x + 1) * {width / 2:.9g}"
+    return scaled if float(low) == 0 else f"{scaled} {'-' if float(low) < 0 else '+'} {abs(float(low)):.9g}"
+
+
+def _numpy(path: PurePath, made: PurePath, new: str) -> str:
+    given, out = (json.dumps(str(each), ensure_ascii=False) for each in (path, made))
+    load, package = ("np.load", "") if path.suffix.lower() == ".npy" else ("tifffile.imread", ", tifffile")
+    code = f"import numpy as np{package}; x = {load}({given}); np.save({out}, {new})"
+    return f" (python3 -c {shlex.quote(code)})"
+
+
+def _magick(path: PurePath, what: str, made: PurePath) -> str:
+    return f" (magick {shlex.quote(str(path))} {what} {shlex.quote(str(made))})"
 
 
 def _blocks(pixels: Pixels) -> Iterator[Pixels]:

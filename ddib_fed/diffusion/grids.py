@@ -224,7 +224,9 @@ def space_timesteps(steps: int, sections: list[int] | str) -> list[int]:
     for index, count in enumerate(sections):
         length = size + (index < extra)
         if not 1 <= count <= length:
-            raise SettingsInvalid(f"cannot keep {count} steps of a section of {length}")
+            raise SettingsInvalid(
+                f"cannot keep {count} steps of a section of {length}", hint=f"keep 1 to {length} of it"
+            )
         stride = (length - 1) / (count - 1) if count > 1 else 1.0
         # Added up, not multiplied: the public code's rounding.
         position = 0.0
@@ -240,12 +242,19 @@ def _strided(steps: int, text: str) -> list[int]:
     for stride in range(1, steps):
         if len(range(0, steps, stride)) == wanted:
             return list(range(0, steps, stride))
-    raise SettingsInvalid(f"no constant stride leaves exactly {wanted} of {steps} steps")
+    possible = {len(range(0, steps, stride)) for stride in range(1, max(2, steps))}
+    near = min(possible, key=lambda count: (abs(count - wanted), count))
+    raise SettingsInvalid(
+        f"no constant stride leaves exactly {wanted} of {steps} steps",
+        hint=f"ddim{near} is the nearest that one leaves",
+    )
 
 
 def _count(text: str, whole: str) -> int:
     if not text.strip().isdecimal():
-        raise SettingsInvalid(f"respacing {whole!r} is not of the form '100', '10,20' or 'ddim100'")
+        raise SettingsInvalid(
+            f"respacing {whole!r} is not of the form '100', '10,20' or 'ddim100'", hint="ddim50, for example"
+        )
     return int(text)
 
 

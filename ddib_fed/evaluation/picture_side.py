@@ -69,14 +69,14 @@ UNGUIDED = Guidance()
 
 
 def require_class(side: PictureSide) -> None:
-    """Return when a side that decodes is told the class that its classifier-free guidance is to press for.
+    """Return when a side that decodes has the class that its classifier-free guidance steers towards.
 
     Raises:
-        SettingsInvalid: It is guided and told none: every prediction would be that of no class.
+        SettingsInvalid: It is guided and has none: every prediction would be the unconditional one.
     """
     if side.guidance.scale is not None and side.label is None:
         raise SettingsInvalid(
-            f"guidance {side.guidance.scale:g} presses for a class, and {side.bundle.manifest.name} is told none",
+            f"guidance {side.guidance.scale:g} needs a class, and none is given for {side.bundle.manifest.name}",
             hint="--target-class CLASS (to draw: --class CLASS), or leave --guidance out",
         )
 

@@ -40,7 +40,8 @@ def put_thresholds(
     manifest = load_bundle(model).manifest
     if manifest.sample_kind != "picture" or manifest.role != "generator":
         raise SettingsInvalid(
-            f"{model} is no model that generates pictures: it has no thresholds of structure"
+            f"{model} is no model that generates pictures: it has no thresholds of structure",
+            hint="name the folder of a model of pictures; `ddib model show MODEL` says what one is",
         )
     rule = picture_rule(manifest)
     entries = folders.scan(

@@ -32,8 +32,9 @@ def public_checkpoint(bundle: Bundle) -> tuple[bytes, str]:
     named = schedule.steps is not None and schedule.name in NAMED and schedule.ends is None
     if not named or manifest.time_input != "timestep" or manifest.parameterisation == "v":
         raise SettingsInvalid(
-            f"{manifest.name} predicts {manifest.parameterisation} and is told {manifest.time_input}; the network "
-            "of the public code predicts eps or x0 at integer steps of a linear or cosine schedule"
+            f"{manifest.name} predicts {manifest.parameterisation} and takes the time as {manifest.time_input}; the "
+            "network of the public code predicts eps or x0 at integer steps of a linear or cosine schedule",
+            hint="train one: ddib model train --domain moons --network public --steps 100000 --out DIR",
         )
     flags = {
         "num_channels": network.num_channels,

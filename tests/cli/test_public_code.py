@@ -137,6 +137,16 @@ def test_what_contradicts_the_model_or_itself_is_refused(ddib, there, tmp_path, 
     assert not (tmp_path / "t").exists()
 
 
+def test_a_model_of_fewer_steps_than_the_default_takes_all_of_them(ddib, tmp_path):
+    """48 evaluations are the default, not a demand; a stride that does not exist names the nearest that does."""
+    few = public_bundle(tmp_path / "few", steps=40)
+    ddib(model, "sample", few, *PUBLIC, "--n", 4, "--out", tmp_path / "s")
+    assert json.loads((tmp_path / "s" / "report.json").read_text())["settings"]["evaluations"] == 40
+    with pytest.raises(SettingsInvalid) as caught:
+        ddib(model, "sample", few, *PUBLIC, "--timestep-respacing", "ddim50", "--out", tmp_path / "t")
+    assert "ddim40" in caught.value.hint
+
+
 def test_two_models_of_other_steps_are_translated_where_both_keep_as_many(ddib, there, tmp_path):
     """ddim50 of 1,000 and of 4,000; sections of both sizes cannot be all steps."""
     other = public_bundle(tmp_path / "other", name="cosine", steps=400)

@@ -56,9 +56,9 @@ def test_no_class_is_the_null_class_where_there_is_one(dropped):
     unpressed = sample_pictures(PictureSide(dropped, label=1, guidance=Guidance(scale=0.0)), 2, 0, FEW)
     assert np.allclose(plain, unpressed, atol=1e-4)
     guided = PictureSide(dropped, guidance=Guidance(scale=4.0))
-    with pytest.raises(SettingsInvalid, match="is told none"):
+    with pytest.raises(SettingsInvalid, match="none is given"):
         sample_pictures(guided, 2, 0, FEW)
-    with pytest.raises(SettingsInvalid, match="is told none"):
+    with pytest.raises(SettingsInvalid, match="none is given"):
         translate_pictures(pictures(2), PictureSide(dropped), guided, FEW)
 
 

@@ -257,7 +257,7 @@ def test_numbers_that_are_not_finite_are_refused_and_counted(value):
     for content in (npy_of(array), tiff_of(array)):
         with pytest.raises(ImageUnreadable) as caught:
             decode_image(content)
-        assert caught.value.facts == {"count": "2"}
+        assert caught.value.facts == {"not_finite": "2"}
 
 
 def test_a_tiff_that_would_lose_bits_says_what_to_convert_it_to():

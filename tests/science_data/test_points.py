@@ -174,7 +174,7 @@ def test_what_is_not_finite_in_float32_is_refused(value):
     """Also a double that is too large for it; the error counts."""
     with pytest.raises(NotFinite) as caught:
         parse(saved(np.array([[0.0, value], [value, 1.0]])))
-    assert caught.value.facts == {"count": "2"}
+    assert caught.value.facts == {"not_finite": "2"}
 
 
 @given(st.binary(max_size=300))

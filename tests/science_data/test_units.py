@@ -4,13 +4,14 @@ import subprocess
 
 import numpy as np
 import pytest
+import tifffile
 
 from ddib_fed.data.images import Picture, PictureRule, fit_picture
 from ddib_fed.data.units import check_numbers, explain
 from ddib_fed.errors import PictureMisfit
 
-BYTES, WORDS, CT, BRAIN, TWELVE, UNIT = (
-    (0.0, 255.0), (0.0, 65535.0), (-1000.0, 2000.0), (0.0, 80.0), (0.0, 4095.0), (0.0, 1.0),
+BYTES, WORDS, CT, BRAIN, TWELVE, UNIT, UPTAKE = (
+    (0.0, 255.0), (0.0, 65535.0), (-1000.0, 2000.0), (0.0, 80.0), (0.0, 4095.0), (0.0, 1.0), (0.0, 20.0),
 )  # fmt: skip
 
 
@@ -54,6 +55,7 @@ FITS = {
     "a window of the brain": (slice_of_a_body(), BRAIN),
     "an empty slice": (np.zeros((32, 32), np.float32), CT),
     "floats of [0, 1]": (photo("float32") / 255, UNIT),
+    "faint uptake": (photo("float32") / 300, UPTAKE),
     "black": (np.zeros((32, 32), np.uint8), BYTES),
 }
 MISFITS = {
@@ -62,15 +64,18 @@ MISFITS = {
     "16 bits for a window of 8": (photo("uint16") * 257, (3.0, 251.0), "scale", "0:65535"),
     "8 bits for 16": (photo(), WORDS, "type", "0:255"),
     "8 bits for Hounsfield": (photo(), CT, "type", "0:255"),
-    "stored numbers for Hounsfield": (photo("uint16") * 8, CT, "type", "0:65535"),
-    "signed for 16 bits": (photo("int16"), WORDS, "type", "-32768:32767"),
+    "stored numbers for Hounsfield": (photo("uint16") * 8, CT, "type", "0:4095"),
+    "signed for 16 bits": (photo("int16"), WORDS, "type", "0:255"),
     "16 bits for 12": (photo("uint16") * 257, TWELVE, "window", "0:65535"),
     "floats of [0, 1] for 8 bits": (photo("float32") / 255, BYTES, "unit", "0:1"),
     "floats of [-1, 1] for Hounsfield": (photo("float32") / 128 - 1, CT, "unit", "-1:1"),
     "8 bits for [0, 1]": (photo(), UNIT, "scale", "0:255"),
     "floats of 255 for [0, 1]": (photo("float32"), UNIT, "scale", None),
     "negatives for 8 bits": (slice_of_a_body("float32"), BYTES, "scale", None),
-    "Hounsfield for 8 bits": (slice_of_a_body(), BYTES, "scale", "-32768:32767"),
+    "Hounsfield for 8 bits": (slice_of_a_body(), BYTES, "scale", "-3024:3071"),
+    "12 bits for 8": (photo("uint16") * 16, BYTES, "scale", "0:4095"),
+    "14 bits for 8": (photo("uint16") * 64, BYTES, "scale", "0:16383"),
+    "one value far above 8 bits": (np.full((8, 8), 1000.0, np.float32), BYTES, "scale", "0:1000"),
 }
 
 
@@ -132,20 +137,48 @@ def test_colours_are_not_dropped_and_grey_becomes_rgb():
     assert np.ptp(fit_picture(picture(photo()), colour).samples, axis=0).max() == 0
 
 
-@pytest.mark.parametrize("pixels", [photo("float32") / 255, photo("float32") / 128 - 1], ids=["0:1", "-1:1"])
-def test_the_hints_command_makes_it_fit(tmp_path, pixels):
-    """For a .npy it can be pasted as it is, whatever the file is called."""
-    name = "Ada's scan.npy"
-    np.save(tmp_path / name, pixels)
+PASTED = {
+    "0:1": (photo("float32") / 255, "npy"),
+    "-1:1": (photo("float32") / 128 - 1, "npy"),
+    "0:1 of TIFF": (photo("float32") / 255, "tif"),
+    "12 bits": (photo("uint16") * 16, "npy"),
+}
+
+
+@pytest.mark.parametrize(("pixels", "suffix"), PASTED.values(), ids=list(PASTED))
+def test_the_hints_command_makes_it_fit(tmp_path, pixels, suffix):
+    """For a .npy, and a TIFF of floats, it can be pasted as it is, whatever the file is called."""
+    name = f"Ada's scän 🧠.{suffix}"
+    np.save(tmp_path / name, pixels) if suffix == "npy" else tifffile.imwrite(tmp_path / name, pixels)
     with pytest.raises(PictureMisfit) as caught:
         check_numbers(picture(pixels), *BYTES)
     detail, hint = explain(caught.value.facts, name)
-    assert detail.startswith(f"{name} holds grey float32 from ")
+    assert detail.startswith(f"{name} holds grey {pixels.dtype} from ")
     command = hint[hint.index("(python3 -c ") + 1 : hint.rindex("), or")]
     subprocess.run(command, shell=True, check=True, cwd=tmp_path, timeout=60)
-    fitted = np.load(tmp_path / "Ada's scan-fitted.npy")
+    fitted = np.load(tmp_path / "Ada's scän 🧠-fitted.npy")
     assert check_numbers(picture(fitted), *BYTES).clipped == 0
-    np.testing.assert_allclose(np.corrcoef(fitted.ravel(), pixels.ravel())[0, 1], 1)
+    assert fitted.max() >= 250
+    np.testing.assert_allclose(np.corrcoef(fitted.ravel(), pixels.ravel())[0, 1], 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "span", "command"),
+    [
+        (photo("uint16") * 257, BYTES, "magick scan.png -depth 8 scan-fitted.png"),
+        (photo("uint16") * 16, BYTES, "magick scan.png -level 0,6.24857% -depth 8 scan-fitted.png"),
+        (photo("int16") * 16, BYTES, ""),
+        (photo("uint16") * 257, TWELVE, ""),
+    ],
+    ids=["16 bits", "12 bits", "signed", "for 12 bits"],
+)
+def test_a_command_for_a_png_does_not_make_it_black(pixels, span, command):
+    """ImageMagick takes all 16 bits for the scale, so 12 of them are stretched; what it cannot do is not shown."""
+    with pytest.raises(PictureMisfit) as caught:
+        check_numbers(picture(pixels), *span)
+    _, hint = explain(caught.value.facts, "scan.png")
+    assert ("magick" in hint) == bool(command)
+    assert command in hint
 
 
 def test_facts_that_say_nothing_are_no_explanation():

@@ -21,7 +21,7 @@ PIXELS = "UNet2DModel"
 SUPPORTED = f"a pipeline of pixels is read: {PIXELS} and a scheduler, as of DDPMPipeline and DDIMPipeline"
 MAX_JSON_BYTES = 16 << 20
 _ADAPTER = re.compile(
-    r"(?:.*lora.*|adapter_model.*)\.(?:safetensors|bin|pt|pth)|adapter_config\.json", re.IGNORECASE
+    r"(?:.*(?<![fp])lora.*|adapter_model.*)\.(?:safetensors|bin|pt|pth)|adapter_config\.json", re.IGNORECASE
 )
 _AUTOENCODERS = re.compile(r"VQ|Autoencoder|VAE", re.IGNORECASE)
 
@@ -158,7 +158,7 @@ def _family(components: Mapping[str, str]) -> str:
     if any(_AUTOENCODERS.search(kind) for kind in components.values()):
         return "a latent-diffusion pipeline"
     if any(name.startswith(("text_encoder", "tokenizer", "prior")) for name in components):
-        return "a pipeline that is told a text"
+        return "a pipeline with a text encoder"
     return "a pipeline with more than a network of pixels"
 
 

@@ -115,6 +115,13 @@ def test_a_lora_beside_a_pipeline_is_refused_by_its_name(pipeline, place):
         read(folder)
 
 
+def test_a_file_called_flora_is_no_adapter(pipeline):
+    """Only what is called LoRA is: names of data hold the same letters."""
+    folder = pipeline()
+    (folder / "flora.safetensors").write_bytes(b"")
+    assert read(folder).state
+
+
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("shard", ["10GB", "100KB"], ids=["whole", "sharded"])
