@@ -264,9 +264,8 @@ def _bad_files(root: Path, bad: list[tuple[Path, DdibError]], good: int) -> Ddib
         [f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:", *listed, *more]
     )
     if all(isinstance(error, PictureMisfit) for _, error in bad):
-        return PictureMisfit(
-            detail, hint=f"{first.hint}; or leave them out with --skip-bad", facts=first.facts
-        )
+        others = "; or leave them out with --skip-bad" if good else ""
+        return PictureMisfit(detail, hint=f"{first.hint}{others}", facts=first.facts)
     return ImageUnreadable(
         detail, hint="repair or remove them, or leave them out with --skip-bad", facts={"bad": len(bad)}
     )

@@ -34,4 +34,5 @@ def worst_first(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _ranks(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    values = np.where(np.isnan(values), -np.inf, values)  # what could not be measured is no good figure
     return np.searchsorted(np.sort(values), values)

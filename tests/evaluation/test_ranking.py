@@ -23,6 +23,11 @@ def test_a_figure_that_some_pictures_lack_does_not_count():
     assert worst_first(rows) == [2, 1, 0]
 
 
+def test_a_figure_that_is_no_number_is_the_worst():
+    """A round trip through a model that diverged; sorted as a number it would be the best."""
+    assert worst_first([row(40.0, 0.4), row(float("nan"), 0.5), row(38.0, 0.6)])[0] == 1
+
+
 def test_without_figures_the_order_stays():
     assert worst_first([{}, {}, {}]) == [0, 1, 2]
     assert worst_first([]) == []
