@@ -43,14 +43,20 @@ def refuse_picture(content: bytes, dim: int | None = None) -> None:
         dim: D, where it is known.
 
     Raises:
-        KindMismatch: It is (H, W, C) or (C, H, W), or (H, W) of a picture's whole numbers.
+        KindMismatch: It is (H, W, C) or (C, H, W), or (H, W) of a picture's whole numbers; a table of many more rows
+            than columns is points.
     """
     header = _header(content)
     if header is None:
         return
     shape = header.shape
     planes = len(shape) == 3 and (shape[2] in {1, 3, 4} or shape[0] in {1, 3})
-    plane = len(shape) == 2 and header.dtype.kind == "u" and shape[1] > FEW_COLUMNS and shape[1] != dim
+    plane = (
+        len(shape) == 2
+        and header.dtype.kind == "u"
+        and FEW_COLUMNS < shape[1] != dim
+        and shape[0] < MANY_ROWS * shape[1]
+    )
     if planes or plane:
         size = " x ".join(map(str, shape))[:60]
         raise _mismatch(f"a picture, {size}", f"points (N, {dim or 'D'})")
@@ -67,8 +73,8 @@ def explain_kind(facts: Mapping[str, str], name: str = "the file") -> tuple[str,
         return "", ""
     detail = f"{name} holds {facts['holds']}; {facts.get('model', 'the model')} takes {facts['takes']}"
     if facts["takes"] == "pictures":
-        return detail, "points are for a model of points; a .npy of a picture is (H, W) or (H, W, C)"
-    return detail, "pictures are for a model of pictures; a .npy of points is (N, D)"
+        return detail, "`ddib domains` lists who takes points; a picture of this shape is saved as (H, W, 1)"
+    return detail, "`ddib domains` lists who takes pictures; a .npy of points is (N, D)"
 
 
 def name_file(error: DdibError, name: str) -> DdibError:
