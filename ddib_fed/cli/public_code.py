@@ -31,7 +31,7 @@ PUBLIC_CODE = (
     click.option(
         "--noise-schedule",
         type=click.Choice(["linear", "cosine"]),
-        help="With --compat ddib: of the --diffusion-steps; the model's own without it, or linear.",
+        help="With --compat ddib: noise schedule of the --diffusion-steps; without it the model's own, or linear.",
     ),
     click.option(
         "--timestep-respacing",

@@ -119,7 +119,7 @@ def duration(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.option(
     "--noise-schedule",
     type=click.Choice(["linear", "cosine"]),
-    help="Points: what they are noised by: cosine without it, linear for --network public.",
+    help="Points: noise schedule; without it cosine, or linear for --network public.",
 )
 @click.option(
     "--diffusion-steps",
