@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.message import Message
 
 from ddib_fed.errors import InputError, UnknownFields
+from ddib_fed.node.stuck_calls import StuckCalls
 from ddib_fed.wire import fields
 
 
@@ -49,15 +50,18 @@ class _Check:
 class _Call:
     """A call in flight, or its future; everything but the answers is the call's own."""
 
-    def __init__(self, call: Any, check: _Check) -> None:
+    def __init__(self, call: Any, check: _Check, stuck: StuckCalls) -> None:
         self._call = call
         self._check = check
+        self._stuck = stuck
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
-        return self._check(next(self._call))
+        with self._stuck.reading(self._call):
+            answer = next(self._call)
+        return self._check(answer)
 
     def result(self, timeout: float | None = None) -> Any:
         """The one answer."""
@@ -77,18 +81,19 @@ grpc.Call.register(_Call)  # type: ignore[attr-defined]  # the stubs do not know
 class _Method:
     """A method of a stub."""
 
-    def __init__(self, method: Any, check: _Check, *, streams: bool) -> None:
+    def __init__(self, method: Any, check: _Check, stuck: StuckCalls, *, streams: bool) -> None:
         self._method = method
         self._check = check
+        self._stuck = stuck
         self._streams = streams
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         answer = self._method(*args, **kwargs)
-        return _Call(answer, self._check) if self._streams else self._check(answer)
+        return _Call(answer, self._check, self._stuck) if self._streams else self._check(answer)
 
     def future(self, *args: Any, **kwargs: Any) -> _Call:
         """The answer, later."""
-        return _Call(self._method.future(*args, **kwargs), self._check)
+        return _Call(self._method.future(*args, **kwargs), self._check, self._stuck)
 
 
 class CheckedChannel(grpc.Channel):
@@ -103,22 +108,28 @@ class CheckedChannel(grpc.Channel):
     def __init__(self, channel: grpc.Channel, hop: str, *, own: bool) -> None:
         self._channel = channel
         self._check = _Check(hop, own=own)
+        self._stuck = StuckCalls(channel.close)
+
+    @property
+    def broken(self) -> bool:
+        """Whether it was closed because a call of it was stuck; another channel is needed."""
+        return self._stuck.found
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
-        return _Method(self._channel.unary_unary(*args, **kwargs), self._check, streams=False)
+        return _Method(self._channel.unary_unary(*args, **kwargs), self._check, self._stuck, streams=False)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
-        return _Method(self._channel.stream_unary(*args, **kwargs), self._check, streams=False)
+        return _Method(self._channel.stream_unary(*args, **kwargs), self._check, self._stuck, streams=False)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
-        return _Method(self._channel.unary_stream(*args, **kwargs), self._check, streams=True)
+        return _Method(self._channel.unary_stream(*args, **kwargs), self._check, self._stuck, streams=True)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
-        return _Method(self._channel.stream_stream(*args, **kwargs), self._check, streams=True)
+        return _Method(self._channel.stream_stream(*args, **kwargs), self._check, self._stuck, streams=True)
 
     def subscribe(self, *args: Any, **kwargs: Any) -> None:
         """See grpc.Channel."""

@@ -203,7 +203,7 @@ def _open_channel(
 class _Open:
     peer: Peer
     leaf: bytes
-    channel: grpc.Channel
+    channel: CheckedChannel
 
 
 class PeerChannels:
@@ -244,6 +244,8 @@ class PeerChannels:
             peer = self._peers.get(institution)
             own = self._read_own()
             found = self._open.get(institution)
+            if found is not None and found.channel.broken:
+                found = None
             if found is not None and (found.peer, found.leaf) == (peer, own.cert_chain_pem):
                 return found.channel
             if found is not None:
