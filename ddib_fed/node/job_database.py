@@ -78,13 +78,13 @@ def rehearse(path: Path) -> int:
     Raises:
         ConfigError: A start would fail on it.
     """
-    check_private_file(path)
+    lock = path.with_name(path.name + ".lock")
+    for file in (path, lock):
+        check_private_file(file)
     try:
-        guard = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CLOEXEC)
+        guard = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         guard = -1
-    except OSError as error:
-        raise ConfigError(f"{error.filename} cannot be used: {error.strerror}") from error
     try:
         if guard >= 0:
             _take(guard, path, fcntl.LOCK_SH)  # beside another check, and for a moment only

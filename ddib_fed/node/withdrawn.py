@@ -24,7 +24,8 @@ from ddib_fed.node.identity import Identity
 from ddib_fed.node.private_files import MAX_SMALL_FILE_BYTES, private_folder, read_small, write_private
 
 WITHDRAWN: Final = "withdrawn.txt"
-# Whom the node refused when it last ran: a list that vanishes while the node is down is missed by it.
+# Whom the list withdrew when the node last read it, or a command wrote it: a list that vanishes while the node is down
+# is missed by this.
 LAST_WITHDRAWN: Final = "withdrawn.last"
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
@@ -148,13 +149,13 @@ def _content(path: Path) -> bytes | str | None:
 
 
 def last_withdrawn(folder: Path) -> Withdrawn:
-    """Whom the node refused when it last ran, as `keep_last` wrote it."""
+    """Who was withdrawn when `keep_last` last wrote it."""
     path = folder / LAST_WITHDRAWN
     return judge(_content(path), frozenset(), path)
 
 
 def keep_last(folder: Path, identities: frozenset[Identity]) -> None:
-    """Note whom the node refuses now; writes nothing when that is noted already.
+    """Note who is withdrawn now; writes nothing when that is noted already.
 
     Raises:
         OSError: It cannot be written.
@@ -170,7 +171,7 @@ def load_withdrawn(folder: Path) -> Withdrawn:
     """The list of a node's folder of certificates.
 
     Raises:
-        InputError: It cannot be read, or is gone although the node refused somebody when it last ran.
+        InputError: It cannot be read, or is gone although it withdrew somebody.
     """
     path = folder / WITHDRAWN
     content = _content(path)
@@ -266,3 +267,4 @@ def _write(folder: Path, text: str, meant: frozenset[Identity]) -> None:
             found.problem or f"{path} would not name whom it should", hint="give a comment of one line"
         )
     write_private(path, data, overwrite=True)
+    keep_last(folder, meant)

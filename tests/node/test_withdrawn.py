@@ -156,6 +156,18 @@ def test_a_list_that_went_while_the_node_was_down_is_missed(
     assert north.store.check_withdrawn() == 0
 
 
+def test_a_list_that_went_before_the_node_ever_read_it_is_missed(north: Institution) -> None:
+    """Withdrawn by the command while the node is down, then lost: the next start is refused, until it is reinstated."""
+    withdraw(north.pki, ALICE)
+    (north.pki / "withdrawn.txt").unlink()
+    with pytest.raises(InputError, match="is gone"):
+        north.store.check_withdrawn()
+    (north.pki / "withdrawn.txt").write_text(f"{ALICE}\n")
+    reinstate(north.pki, ALICE)
+    (north.pki / "withdrawn.txt").unlink()
+    assert north.store.check_withdrawn() == 0
+
+
 def test_a_name_goes_from_a_list_only_when_the_list_has_rested(
     north: Institution, store: PeerStore, clock: Clock
 ) -> None:
