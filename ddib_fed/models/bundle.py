@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -363,7 +364,10 @@ def _read(folder: Path | Traversable, name: str, max_bytes: int, source: str) ->
             f"there is no model bundle in {source}", hint="train one: ddib model train"
         ) from error
     except OSError as error:
-        raise _invalid(source, name, "", f"it cannot be read: {error.strerror}") from error
+        look = (
+            f"namei -l {shlex.quote(str(folder / name))} shows each folder of the path and who may read there"
+        )
+        raise _invalid(source, name, "", f"it cannot be read: {error.strerror}", hint=look) from error
     if len(data) > max_bytes:
         raise _invalid(source, name, "", f"it is larger than {max_bytes} bytes")
     return data
@@ -379,7 +383,7 @@ def _write_weights(path: Path, tensors: dict[str, Tensor]) -> str:
     return digest
 
 
-def _invalid(source: str, file: str, name: str, problem: str) -> BundleInvalid:
+def _invalid(source: str, file: str, name: str, problem: str, *, hint: str = REMAKE) -> BundleInvalid:
     where = f"{source}: {file}" + (f", {name}" if name else "")
     facts: dict[str, Any] = {"file": file, "field": name[:100]} if name else {"file": file}
-    return BundleInvalid(f"{where}: {problem}", hint=REMAKE, facts=facts)
+    return BundleInvalid(f"{where}: {problem}", hint=hint, facts=facts)

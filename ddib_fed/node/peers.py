@@ -7,6 +7,7 @@ anything has changed since.
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import threading
 import time
@@ -32,6 +33,7 @@ from ddib_fed.node.private_files import private_folder, read_small, sync_folder,
 from ddib_fed.node.withdrawn import WITHDRAWN, Withdrawn, judge, keep_last, last_withdrawn, remedy
 
 MAX_PEERS: Final = 256
+_PEER_FILES: Final = "[a-z0-9]*.json"
 # A file changed less than this long ago may change again within the resolution of its time stamp.
 _RACY_NS: Final = 2_000_000_000
 
@@ -239,7 +241,13 @@ class PeerStore:
     def _files(self) -> _Paths:
         # A link that leads nowhere is there, and cannot be read.
         own = [self._roots_file, *([self._withdrawn_file] if os.path.lexists(self._withdrawn_file) else [])]
-        return [*own, *sorted(self._folder.glob("[a-z0-9]*.json"))[:MAX_PEERS]]
+        try:
+            names = sorted(fnmatch.filter(os.listdir(self._folder), _PEER_FILES))  # noqa: PTH208 - glob hides errors
+        except FileNotFoundError:
+            names = []
+        except OSError:
+            return [*own, self._folder]  # which cannot be read either, and that is a problem
+        return [*own, *(self._folder / name for name in names[:MAX_PEERS])]
 
     def _look(self) -> _Signature:
         signature = []

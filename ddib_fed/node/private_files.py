@@ -49,8 +49,7 @@ def check_private_folder(folder: Path) -> None:
         refuse_open_folder(folder)
     if not _allows(there, os.R_OK | os.W_OK | os.X_OK):
         raise ConfigError(
-            f"{there} cannot be written by {_user(os.geteuid())}",
-            hint=f"chown {_user(os.geteuid())} {there}, or mount it read-write",
+            f"{there} cannot be read and written by {_user(os.geteuid())}", hint=_opened(there, found, 0o700)
         )
 
 
@@ -69,8 +68,18 @@ def check_private_file(path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise ConfigError(f"{path} is no file", hint=f"move {path} away")
     if not _allows(path, os.R_OK | os.W_OK):
-        user = _user(os.geteuid())
-        raise ConfigError(f"{path} cannot be read and written by {user}", hint=f"chown {user} {path}")
+        raise ConfigError(
+            f"{path} cannot be read and written by {_user(os.geteuid())}", hint=_opened(path, found, 0o600)
+        )
+
+
+def _opened(path: Path, found: os.stat_result, mode: int) -> str:
+    """The command that lets this user read and write something."""
+    if found.st_uid != os.geteuid():
+        return f"chown {_user(os.geteuid())} {shlex.quote(str(path))}"
+    if found.st_mode & mode != mode:
+        return f"chmod {mode:o} {shlex.quote(str(path))}"
+    return f"findmnt -T {shlex.quote(str(path))} shows whether it is mounted read-only"
 
 
 def _allows(path: Path, mode: int) -> bool:
@@ -217,7 +226,8 @@ def _read(path: Path, hint: str, *, private: bool = False, pipe: bool = False) -
         what = f"{path} is a link that leads nowhere" if path.is_symlink() else f"there is no {path}"
         raise FileMissing(what, hint=hint) from exc
     except OSError as exc:
-        raise InputError(f"{path} cannot be read: {exc.strerror}", hint=hint) from exc
+        look = f"namei -l {shlex.quote(str(path))} shows each folder of the path and who may read there"
+        raise InputError(f"{path} cannot be read: {exc.strerror}", hint=look) from exc
     if len(data) > MAX_SMALL_FILE_BYTES:
         raise InputError(f"{path} is larger than {MAX_SMALL_FILE_BYTES} bytes", hint=hint)
     return data

@@ -230,6 +230,16 @@ def test_refuses_damage_by_file_and_field(saved, damage, named):
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
+def test_a_file_that_cannot_be_read_is_no_damage(saved, name):
+    """Weights are their owner's alone: a service of another user is told to look at the modes, not to train again."""
+    (saved / name).unlink()
+    (saved / name).mkdir()  # root may read every file
+    with pytest.raises(BundleInvalid, match="cannot be read") as failed:
+        load_bundle(saved)
+    assert failed.value.hint.startswith(f"namei -l {saved / name} ")
+
+
 def test_one_flipped_bit_is_found(saved):
     """A single bit of the weights breaks the digest."""
     data = bytearray((saved / "model.safetensors").read_bytes())

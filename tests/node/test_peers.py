@@ -261,6 +261,18 @@ def test_a_file_that_cannot_be_read_admits_nobody_and_is_a_problem(
     assert "south.example.json" in (store.problem or "")
 
 
+def test_a_folder_of_peers_that_cannot_be_listed_is_a_problem(north: Institution, south: Institution) -> None:
+    """Nobody is admitted, as when it is empty; but the node must not call that healthy."""
+    north.admit(south)
+    store, folder = north.store, north.folder / "peers"
+    assert len(store.list()) == 1
+    folder.rename(north.folder / "elsewhere")
+    assert (store.list(), store.problem) == ((), None)
+    folder.write_bytes(b"")  # as a mode that forbids it does, also for root
+    assert not store.list()
+    assert str(folder) in (store.problem or "")
+
+
 def test_a_file_under_another_name_admits_nobody(north: Institution, south: Institution) -> None:
     """Nor one that names the own institution, whose roots are not given by peers."""
     folder = north.folder / "peers"

@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.errors import AlreadyExists, FileMissing, InputError
-from ddib_fed.node.private_files import MAX_SMALL_FILE_BYTES, private_folder, read_small, write_private
+from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError
+from ddib_fed.node import private_files
+from ddib_fed.node.private_files import (
+    MAX_SMALL_FILE_BYTES,
+    check_private_file,
+    check_private_folder,
+    private_folder,
+    read_small,
+    write_private,
+)
 
 
 def test_new_folders_are_private_down_the_path(tmp_path: Path) -> None:
@@ -51,3 +59,23 @@ def test_reading_names_what_is_wrong(tmp_path: Path) -> None:
     for name in ("", "large"):
         with pytest.raises(InputError):
             read_small(tmp_path / name)
+
+
+@pytest.mark.parametrize(("mode", "command"), [(0o000, "chmod"), (0o500, "chmod"), (0o700, "findmnt -T")])
+def test_what_its_own_user_cannot_write_is_named_with_the_command_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, command: str
+) -> None:
+    """A chown to the owner that it has changes nothing: its mode forbids it, or the disk is mounted read-only."""
+    monkeypatch.setattr(
+        private_files, "_allows", lambda _path, _mode: False
+    )  # the tests may run as root, who may all
+    folder, file = tmp_path / "state", tmp_path / "log"
+    folder.mkdir()
+    file.touch()
+    folder.chmod(mode)
+    file.chmod(mode & 0o600)
+    for check, place, closed in ((check_private_folder, folder, "700"), (check_private_file, file, "600")):
+        with pytest.raises(ConfigError, match="cannot be read and written") as refused:
+            check(place)
+        words = f"{command} {closed} {place}" if command == "chmod" else f"{command} {place}"
+        assert refused.value.hint.startswith(words)
