@@ -73,7 +73,8 @@ class Span(click.ParamType[tuple[float, float]]):
     "span",
     type=Span(),
     metavar="LOW:HIGH",
-    help="Raw values that are black and white; without it those of the files' type.",
+    help="Raw values that are black and white; without it the models' where the records say them, else those of the "
+    "files' type.",
 )
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a page too."

@@ -95,7 +95,7 @@ def _domain(folders: Folders, found: Translations) -> Domain | None:
     own = folders.source_domain
     return Domain(
         read_domain(folders.domain, found.scale, most=DOMAIN_PICTURES),
-        None if own is None else read_domain(own, found.scale, most=DOMAIN_PICTURES),
+        None if own is None else read_domain(own, found.source_scale, most=DOMAIN_PICTURES),
     )
 
 

@@ -194,6 +194,7 @@ class Translator:
             else {"source": task.source_class, "target": task.target_class},
             "output_scale": {"slope": slope, "intercept": intercept},
             "back_scale": dict(zip(("slope", "intercept"), own.output_scale, strict=True)),
+            "ranges": {"source": [own.low, own.high], "target": [rule.low, rule.high]},
             "settings": self._recipe.described(),
             "models": {
                 side: {"name": model.manifest.name, "domain": model.manifest.domain, "digest": model.digest}

@@ -36,6 +36,8 @@ class Record:
         latent_correlation: Of two pixels of a patch.
         output_scale: Slope and intercept: raw = slope * number in the file + intercept.
         back_scale: The same for the source that came back; None where the record does not say.
+        source_range: Raw values that are -1 and 1 to the source's model; None where the record does not say.
+        target_range: The same of the target's model.
     """
 
     translated: Path
@@ -53,6 +55,8 @@ class Record:
     latent_correlation: float | None = None
     output_scale: tuple[float, float] = (1.0, 0.0)
     back_scale: tuple[float, float] | None = None
+    source_range: tuple[float, float] | None = None
+    target_range: tuple[float, float] | None = None
 
 
 def read(path: Path, folder: Path) -> Record | None:
@@ -90,6 +94,8 @@ def _of_a_bridge(raw: Mapping[str, Any], folder: Path) -> Record | None:
         doubtful=_mark(structure),
         output_scale=_scale(scale),
         back_scale=_scale(back_scale) if (back_scale := _part(raw, "back_scale")) else None,
+        source_range=_range(_part(raw, "ranges").get("source")),
+        target_range=_range(_part(raw, "ranges").get("target")),
         **_latent(latent),
     )
 
@@ -110,6 +116,7 @@ def _of_the_nodes(raw: Mapping[str, Any], folder: Path) -> Record | None:
         mutual_information=_number(picture, "mutual_information"),
         doubtful=_mark(raw),
         output_scale=_scale(picture),
+        target_range=_range([picture.get("low"), picture.get("high")]),
         **_latent(_part(raw, "latent")),
     )
 
@@ -120,6 +127,13 @@ def _latent(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scale(part: Mapping[str, Any]) -> tuple[float, float]:
     return _number(part, "slope") or 1.0, _number(part, "intercept") or 0.0
+
+
+def _range(said: object) -> tuple[float, float] | None:
+    if not isinstance(said, list) or len(said) != 2:
+        return None
+    low, high = (_number({"end": end}, "end") for end in said)
+    return (low, high) if low is not None and high is not None and low < high else None
 
 
 def _mark(part: Mapping[str, Any]) -> bool | None:

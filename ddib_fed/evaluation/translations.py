@@ -11,7 +11,7 @@ order. Pictures of other sizes than the first are brought to its size, and count
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ddib_fed.data.images import Picture, PictureRule, fit_picture, read_image, to_array
 from ddib_fed.data.scans import SUFFIXES
-from ddib_fed.data.units import name_misfit
+from ddib_fed.data.units import OWN_RANGES, name_misfit
 from ddib_fed.errors import FileMissing, InputError, PictureMisfit, UsageError
 from ddib_fed.evaluation.pictures import Pictures, to_channels
 from ddib_fed.evaluation.translation_records import Record, read
@@ -112,7 +112,8 @@ class Translations:
         truth: None where they are not known.
         back: None where they are not there.
         latents: As kept, (N, C', H', W') of any size; None where they were not kept.
-        scale: What they were brought to.
+        scale: What pictures of the target's domain are brought to.
+        source_scale: What those of the source's domain are brought to.
         notes: What was left out, and why.
     """
 
@@ -124,6 +125,7 @@ class Translations:
     back: Pictures | None = field(repr=False)
     latents: NDArray[np.float32] | None = field(repr=False)
     scale: Scale
+    source_scale: Scale
     notes: tuple[str, ...]
 
 
@@ -176,7 +178,8 @@ def read_translations(
         source: Folder of the sources; without it those that the records name, if they lie beside.
         truth: Folder of the pictures that the translations should be.
         size: Height and width that all are brought to; None for those of the first translation.
-        span: Raw values that become -1 and 1; None for those of each file's type.
+        span: Raw values that become -1 and 1; None for the models' ranges where all records say them, else those of
+            each file's type.
         on_read: Told (files read, in all).
 
     Raises:
@@ -197,18 +200,27 @@ def read_translations(
     }
     # Translations, and what came back, are files of numbers; sources and truths are raw.
     records = [item.record for item in items]
+    own, theirs = (
+        replace(scale, span=span or _agreed([getattr(record, side) for record in records]))
+        for side in ("source_range", "target_range")
+    )
+    # A range that is a type's whole one needs not be the type of truths: 8 bits may stand for the same picture.
+    others = replace(theirs, span=span) if theirs.span in OWN_RANGES else theirs
+    places = {"translated": theirs, "source": own, "truth": others, "back": own}
     scales = {"translated": [record.output_scale for record in records]}
     backs = [record.back_scale for record in records if record.back_scale is not None]
     if len(backs) == len(records):
         scales["back"] = backs
-    elif span is not None and paths["back"]:
+        if source is None:  # a copy that was written beside has the same numbers
+            scales["source"] = backs
+    elif own.span is not None and paths["back"]:
         paths["back"] = []
         notes.append(
             "back: the records do not say what its numbers mean, so its error is that of the records"
         )
     tell = _Reading(sum(map(len, paths.values())), on_read)
     stacks = {
-        kind: scale.stack(chosen, scales.get(kind, ()), tell) if chosen else None
+        kind: places[kind].stack(chosen, scales.get(kind, ()), tell) if chosen else None
         for kind, chosen in paths.items()
     }
     translated = stacks["translated"]
@@ -224,9 +236,15 @@ def read_translations(
         truth=_with_channels(stacks["truth"], translated.shape[1]),
         back=_with_channels(stacks["back"], 0 if stacks["source"] is None else stacks["source"].shape[1]),
         latents=_latents(items, notes),
-        scale=scale,
+        scale=others,
+        source_scale=own,
         notes=tuple(notes),
     )
+
+
+def _agreed(ranges: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    """The range that all records say; None where they differ or one says none."""
+    return ranges[0] if len(set(ranges)) == 1 else None
 
 
 def read_domain(folder: Path, scale: Scale, *, most: int, on_read: OnRead | None = None) -> Pictures:

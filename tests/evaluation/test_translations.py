@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ddib_fed.data.images import encode_png
 from ddib_fed.errors import FileMissing, ImageUnreadable, PictureMisfit, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.evaluation.translation_records import read
@@ -140,6 +141,38 @@ def test_raw_values_meet_numbers_that_were_stretched_over_a_file(tmp_path):
     found = read_translations(tmp_path / "t", truth=tmp_path / "truth", span=(-1000, 1000))
     assert found.translated == pytest.approx(x, abs=0.01)
     assert found.truth == pytest.approx(x, abs=0.01)
+
+
+@pytest.mark.parametrize(("span", "kind"), [((0, 4095), np.uint16), ((-1000, 3000), np.int16)], ids=str)
+def test_ranges_in_the_records_are_those_of_the_pictures(tmp_path, span, kind):
+    """12 bits in files of 16, and signed raw values: by the files' types, figures would be of other pictures."""
+    x, (low, high) = blocks(1), span
+    raw = np.rint((x[0, 0] + 1) / 2 * (high - low) + low)
+    (tmp_path / "t").mkdir()
+    for name in ("ct", "ct_back"):
+        (tmp_path / "t" / f"{name}.png").write_bytes(encode_png((raw - low).astype(np.uint16)[..., None]))
+    scale = {"slope": 1.0, "intercept": float(low)}
+    ranges = {"source": span, "target": span}
+    record(tmp_path / "t", "ct", output_scale=scale, back="ct_back.png", back_scale=scale, ranges=ranges)
+    (tmp_path / "source").mkdir()
+    np.save(tmp_path / "source" / "ct.npy", raw.astype(kind))
+    found = read_translations(tmp_path / "t", source=tmp_path / "source", truth=tmp_path / "source")
+    for stack in (found.translated, found.source, found.truth, found.back):
+        assert stack == pytest.approx(x, abs=0.001)
+    domain = read_domain(tmp_path / "source", found.scale, most=1)
+    assert domain == pytest.approx(x, abs=0.001)
+
+
+def test_truths_of_8_bits_stand_beside_translations_of_16(tmp_path):
+    """A range that is all of a type is not asked of files of another type; a source is what the model took."""
+    x = blocks(1)
+    (tmp_path / "t").mkdir()
+    sixteen = np.rint((x[0, 0] + 1) / 2 * 65535).astype(np.uint16)
+    (tmp_path / "t" / "p00.png").write_bytes(encode_png(sixteen[..., None]))
+    record(tmp_path / "t", "p00", ranges={"source": [0, 65535], "target": [0, 65535]})
+    found = read_translations(tmp_path / "t", truth=write(tmp_path / "truth", x))
+    assert found.truth == pytest.approx(x, abs=0.01)
+    assert found.translated == pytest.approx(x, abs=0.001)
 
 
 def test_a_type_without_a_range_needs_one(tmp_path):
