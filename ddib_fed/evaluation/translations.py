@@ -213,7 +213,7 @@ def read_translations(
         scales["back"] = backs
         if source is None:  # a copy that was written beside has the same numbers
             scales["source"] = backs
-    elif own.span is not None and paths["back"]:
+    elif paths["back"] and (own.span is not None or theirs.span not in {None, *OWN_RANGES}):
         paths["back"] = []
         notes.append(
             "back: the records do not say what its numbers mean, so its error is that of the records"

@@ -163,6 +163,25 @@ def test_ranges_in_the_records_are_those_of_the_pictures(tmp_path, span, kind):
     assert domain == pytest.approx(x, abs=0.001)
 
 
+def test_a_node_that_says_a_range_of_12_bits_leaves_the_round_trip_to_its_record(tmp_path):
+    """Its record has the target's range and not the source's: by the files' types the error would be far too small."""
+    write(tmp_path, blocks(2), names=["ct", "ct.returned"])
+    figures = {
+        "low": 0,
+        "high": 4095,
+        "slope": 4095 / 255,
+        "intercept": 0.0,
+        "cycle_psnr": 13.6,
+        "cycle_mse": 0.17,
+    }
+    files = {"translation": {"file": "ct.png"}, "returned": {"file": "ct.returned.png"}}
+    (tmp_path / "ct.json").write_text(json.dumps({"files": files, "picture": figures}))
+    found = read_translations(tmp_path)
+    assert found.back is None
+    assert found.records[0].cycle_psnr == 13.6
+    assert "its error is that of the records" in found.notes[0]
+
+
 def test_truths_of_8_bits_stand_beside_translations_of_16(tmp_path):
     """A range that is all of a type is not asked of files of another type; a source is what the model took."""
     x = blocks(1)
