@@ -18,6 +18,7 @@ from ddib_fed.terminal import console, escape, say, say_labelled
 NEXT_STEPS: Mapping[str, str] = {
     "INTERNAL": "give the incident's id to the node's operator, whose log has the rest",
     "INPUT_INVALID": "compare the input with what `ddib domains` lists for this node",
+    "CONFIG_INVALID": "tell the node's operator: its log, and its `check --config node.toml`, name the setting",
     "USAGE": "the command's --help",
     "SETTINGS_INVALID": "ddib translate --help lists solvers, orders and grids",
     "MESSAGE_INVALID": "ddib --version on both machines: client and node may be of different releases",

@@ -136,6 +136,8 @@ def remedy(folder: Path) -> str:
         return (
             f"restore it: cp {kept} {folder / WITHDRAWN}; whom to let in again: ddib pki reinstate IDENTITY"
         )
+    if not os.path.isfile(folder / WITHDRAWN) or not os.access(folder / WITHDRAWN, os.R_OK):  # noqa: PTH113 - never raises
+        return f"namei -l {folder / WITHDRAWN} shows what lies there, and who may read it"
     return f"correct {folder / WITHDRAWN}: UTF-8 text, one identity a line, # begins a comment"
 
 

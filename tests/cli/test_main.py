@@ -120,6 +120,11 @@ def test_an_errors_own_hint_comes_first():
     assert next_step(errors.JobNotFound(hint="do this")) == "do this"
 
 
+def test_a_nodes_own_trouble_is_not_put_on_the_input():
+    """Nothing that a client sends corrects the configuration of a node."""
+    assert "operator" in next_step(errors.ConfigError("at the node"))
+
+
 def test_an_unforeseen_error_says_how_to_see_where(failing, capsys, monkeypatch):
     """One line, no traceback, exit 1; with DDIB_DEBUG=1 the traceback too."""
     failing(ZeroDivisionError("by zero"))

@@ -135,6 +135,10 @@ def test_a_list_that_is_gone_reinstates_nobody(north: Institution, store: PeerSt
         os.mkfifo(path)
     assert store.snapshot().withdrawn == {ALICE}
     assert "withdrawn.txt" in (store.problem or "")
+    if how != "removed":
+        with pytest.raises(InputError) as refused:
+            load_withdrawn(north.pki)
+        assert refused.value.hint.startswith(f"namei -l {path} ")
 
 
 def test_a_list_that_went_while_the_node_was_down_is_missed(
