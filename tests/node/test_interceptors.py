@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import SimpleQueue
@@ -245,6 +246,14 @@ def test_a_call_without_one_certificate_over_tls_13_is_refused(context: dict[str
     """Should the transport ever let it through."""
     with pytest.raises(Unauthenticated):
         presented_certificate(context)
+
+
+def test_the_oldest_grpc_that_may_be_installed_tells_the_version_of_tls() -> None:
+    """1.84 does not: a node with it refused every call, for want of that word."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    needs = [*project["dependencies"], *project["optional-dependencies"]["node"]]
+    floors = dict(need.split(">=") for need in needs if need.startswith("grpcio"))
+    assert {tuple(map(int, floor.split("."))) >= (1, 85) for floor in floors.values()} == {True}
 
 
 def test_health_answers_every_verified_identity(node: Listening, north: Institution, tmp_path: Path) -> None:
