@@ -19,6 +19,7 @@ from ddib_fed.node.inbound import HANDSHAKE_TIMEOUT_S
 from ddib_fed.node.private_files import check_private_folder
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import admin_pb2_grpc as rpc
+from ddib_fed.wire.field_limits import LONGEST_LINE
 
 CALL_TIMEOUT_S = 10.0
 # Connections that say nothing hold few of the node's open files, and not for long.
@@ -44,15 +45,22 @@ class AdminServicer(rpc.AdminServiceServicer):
 
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:
         """See admin.proto."""
-        return self._status()
+        answer = self._status()
+        answer.state = _line(answer.state)
+        return answer
 
     def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:
         """See admin.proto."""
-        return pb.ReloadResponse(changes=self._reload())
+        return pb.ReloadResponse(changes=map(_line, self._reload()))
 
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainResponse:
         """See admin.proto."""
         return pb.DrainResponse(running_jobs=self._drain())
+
+
+def _line(text: str) -> str:
+    """What one line holds of a text, e.g. of the problems of many peers: the operator is answered whatever they are."""
+    return text if len(text) <= LONGEST_LINE else text[: LONGEST_LINE - 4] + " ..."
 
 
 def serve_admin(

@@ -25,6 +25,8 @@ LARGEST: Final = 1e12
 MOST_BYTES: Final = 1 << 50
 MOST_ITEMS: Final = 1_000_000
 MAX_EVALUATIONS: Final = 10_000
+LONGEST_LINE: Final = 4_000
+"""What a node tells its operator on one line; it cuts what is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +357,7 @@ _ADMIN: Final[Mapping[str, Mapping[str, Limit]]] = {
         "name": _NAME,
         "roles": Many(_NAME, 8),
         "version": _NAME,
-        "state": Text(4_000),
+        "state": Text(LONGEST_LINE),
         "listen": Text(300),
         "address": Text(300),
         "model": Inner(),
@@ -377,10 +379,10 @@ _ADMIN: Final[Mapping[str, Mapping[str, Limit]]] = {
         "institution": _INSTITUTION,
         "identity": Text(1_000),
         "address": Text(300),
-        "fingerprint": Text(128),
+        "fingerprint": Text(256),  # of two roots during a roll-over
     },
     "ReloadRequest": {},
-    "ReloadResponse": {"changes": Many(Text(4_000), 20_000)},
+    "ReloadResponse": {"changes": Many(Text(LONGEST_LINE), 20_000)},
     "DrainRequest": {},
     "DrainResponse": {"running_jobs": _COUNT},
 }

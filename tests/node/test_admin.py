@@ -11,6 +11,7 @@ import pytest
 from ddib_fed.errors import ConfigError, InputError, PeerUnreachable
 from ddib_fed.node.admin import AdminClient, AdminServicer, serve_admin, stop_admin
 from ddib_fed.node.interceptors import ErrorInterceptor
+from ddib_fed.node.peer_file import MAX_ROOTS
 from ddib_fed.v1 import admin_pb2 as pb
 from tests.node.tiny_nodes import make_config
 
@@ -25,14 +26,16 @@ class Node:
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
+        self.answer = pb.StatusResponse(state="serving")
+        self.changes = ["added peer south.example"]
 
     def status(self) -> pb.StatusResponse:
-        return pb.StatusResponse(state="serving")
+        return self.answer
 
     def reload(self) -> list[str]:
         if self.failure is not None:
             raise self.failure
-        return ["added peer south.example"]
+        return self.changes
 
     def serve(self, config):
         servicer = AdminServicer(self.status, self.reload, lambda: 3)
@@ -63,6 +66,21 @@ def test_the_client_gets_what_the_node_says(node, config) -> None:
     assert client.status().state == "serving"
     assert client.reload() == ["added peer south.example"]
     assert client.drain() == 3
+
+
+def test_the_operator_is_answered_however_much_is_wrong(node, config) -> None:
+    """Peers by the hundred whose files are damaged: their problems are cut to a line, which the client takes."""
+    problem = "degraded: " + "; ".join(f"state/peers/p{n}.example.json is no peer file" for n in range(256))
+    node.answer.state, node.changes = problem, [problem]
+    assert AdminClient(config).status().state == problem[:3_996] + " ..."
+    assert AdminClient(config).reload() == [problem[:3_996] + " ..."]
+
+
+def test_a_peer_in_a_roll_over_has_two_fingerprints(node, config) -> None:
+    """Both are shown; the longest that there can be."""
+    both = " ".join(["SHA256:" + ":".join(["ab"] * 32)] * MAX_ROOTS)
+    node.answer.peers.add(institution="south.example", fingerprint=both)
+    assert AdminClient(config).status().peers[0].fingerprint == both
 
 
 def test_a_second_node_is_refused_and_the_first_keeps_its_socket(node, config) -> None:
