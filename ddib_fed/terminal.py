@@ -1,7 +1,7 @@
-"""Turns text from anywhere into lines that a terminal, a log or a page shows as they are.
+"""Escapes text from files, peers and nodes, and prints it: the only way to the terminal.
 
-The rule: what a file, a peer or a node says steers nothing. Whatever is printed goes through `say` or `console`, and
-there a text makes one line, whatever it holds.
+The rule: everything is printed through `say` or `console`, which escape control characters, so that a text makes one
+line and cannot control the terminal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Turns an exception that is none of ours into a message for a person and an exit code, at the edge of a process.
+"""Maps unexpected exceptions to a message and an exit code at the edge of a process.
 
 The rule: nobody who runs a command sees a traceback, unless DDIB_DEBUG asks for one.
 """

@@ -1,4 +1,4 @@
-"""Turns a folder of pictures into the structure thresholds of a model that has none yet."""
+"""Measures the structure thresholds of a model on a folder of pictures and stores them in its bundle."""
 
 from __future__ import annotations
 

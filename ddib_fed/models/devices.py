@@ -1,4 +1,4 @@
-"""Turns the name of a device into whether a network could run there, on this machine and with this torch."""
+"""Checks whether a network can run on a named device, on this machine and with this version of torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns a bundle of the public code's 2-D network into that code's checkpoint, with the flags that go with it.
+"""Exports a bundle of the public code's 2-D network as a checkpoint of that code, with its flags.
 
 The rule: what the public code would compute otherwise than we do is refused.
 """

@@ -1,4 +1,4 @@
-"""Turns `host:port` into its two parts, strictly: the one grammar of node.toml, client.toml, peer files and options.
+"""Parses `host:port`: one strict grammar for node.toml, client.toml, peer files and options.
 
     ADDRESS = HOST ":" PORT
     HOST    = IPv4 | "[" IPv6 "]" | DNS name, e.g. localhost, node-1.north.example, source_node

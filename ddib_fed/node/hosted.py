@@ -1,4 +1,4 @@
-"""Turns node.toml into the bundle that the node hosts, or into why it must not serve what lies there."""
+"""Opens the bundle that node.toml names, and refuses one that the node must not serve."""
 
 from __future__ import annotations
 

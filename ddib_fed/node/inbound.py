@@ -1,4 +1,4 @@
-"""Bounds what connections that say nothing can hold of a node: open files, and the places of one address.
+"""Limits connections that have not made an authorised call: handshake time, number in all, number per address.
 
 gRPC accepts whatever connects, and each connection is an open file of the process until its handshake is done or
 given up. The rule: connections have at most half of the files, one that proves nothing ends after a few seconds, and of

@@ -1,4 +1,4 @@
-"""Turns log records into lines that hold what was logged and nothing that it could do to whoever reads them.
+"""Formats log records as text or JSON, one escaped line each.
 
 The rule: one record is one line, and what follows it (a traceback) is indented: no text of a peer can begin a line.
 """

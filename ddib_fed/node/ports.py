@@ -1,4 +1,4 @@
-"""Turns an address to listen on into an error that says why it cannot be bound, or into nothing.
+"""Checks that an address can be bound, and explains why when it cannot.
 
 The rule: what is bound here is let go of at once; gRPC and http.server only say that it failed.
 """

@@ -1,4 +1,4 @@
-"""Turns a node's folder of certificates into whether others would accept it now, and who could renew it.
+"""Checks whether others would accept a node's certificate now, and who could renew it.
 
 The rule: nothing is changed; `renewal` acts on what is found here.
 """

@@ -1,4 +1,4 @@
-"""Turns withdrawn.txt into the identities that a node refuses although their certificates are good, and edits it.
+"""Reads and edits withdrawn.txt: identities that a node refuses although their certificates are valid.
 
     # a comment
     spiffe://north.example/client/alice   # a comment on why

@@ -1,4 +1,4 @@
-"""The files of a component's weights in any layout of diffusers to one checkpoint: whole or sharded, full or variant.
+"""Reads a component's weights in every layout of diffusers: one file or shards, full precision or a variant.
 
     diffusion_pytorch_model[.VARIANT].safetensors                   or .bin
     diffusion_pytorch_model.safetensors.index[.VARIANT].json        names shards, ...[.VARIANT]-00001-of-00002...
