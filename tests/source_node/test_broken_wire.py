@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from tests.node.flipping import BitFlipper
 from tests.node.tiny_nodes import npy
-from tests.source_node.scripted_target import honest
 
 
 @pytest.fixture
@@ -26,10 +27,13 @@ def test_a_flipped_bit_in_a_stream_is_tried_again(source, target, wire, directio
     """From target to source gRPC says UNKNOWN, "Stream removed", and the other way UNAVAILABLE: both are retried."""
 
     def flipped(target, header, items, context):
-        item, latent = next(items)
+        ended = threading.Event()
+        context.add_callback(ended.set)
+        item, _latent = next(items)
         wire.arm(direction)
-        yield from target.answer(header, item, latent)
-        yield from honest(target, header, items, context)
+        while not wire.flipped:  # the client's window updates are what passes to the server
+            yield pb.DecodeResponse(progress=pb.DecodeProgress(item=item, stage="decode", step=1, steps=2))
+        ended.wait(10)
 
     target.decodes = [flipped]
     job = source.start().ended(source.submit(*[npy(seed=n) for n in range(3)]))
