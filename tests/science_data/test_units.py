@@ -1,6 +1,9 @@
 """What is in a model's units is taken, what is of another scale is refused, and what would fit is named."""
 
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,7 +158,10 @@ def test_the_hints_command_makes_it_fit(tmp_path, pixels, suffix):
     detail, hint = explain(caught.value.facts, name)
     assert detail.startswith(f"{name} holds grey {pixels.dtype} from ")
     command = hint[hint.index("(python3 -c ") + 1 : hint.rindex("), or")]
-    subprocess.run(command, shell=True, check=True, cwd=tmp_path, timeout=60)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where ddib is installed
+    subprocess.run(
+        command, shell=True, check=True, cwd=tmp_path, timeout=60, env={**os.environ, "PATH": path}
+    )
     fitted = np.load(tmp_path / "Ada's scän 🧠-fitted.npy")
     assert check_numbers(picture(fitted), *BYTES).clipped == 0
     assert fitted.max() >= 250
