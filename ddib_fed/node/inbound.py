@@ -78,7 +78,7 @@ def most_connections(limit: int) -> int:
 
 
 def options(limit: int) -> tuple[tuple[str, int], ...]:
-    """What gRPC itself is told: it closes at once what comes beyond the cap, and what does not finish its handshake."""
+    """Server options for gRPC: a cap on all connections, and a timeout for handshakes."""
     return (
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
         ("grpc.max_allowed_incoming_connections", most_connections(limit)),

@@ -64,6 +64,12 @@ class JobQueries:
         rows = self._db.read("SELECT * FROM parts WHERE job_id = ? AND item = ?", (job_id, item))
         return {record.part: record for record in map(part_from_row, rows)}
 
+    def _part(self, job_id: str, item: int, part: Part | str) -> PartRecord:
+        record = self.parts(job_id, item).get(Part(part))
+        if record is None:
+            raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item})
+        return record
+
     def read_input(self, job_id: str, item: int) -> bytes:
         """The file that the client sent; as `read_part`."""
         return self.read_part(job_id, item, Part.INPUT)
@@ -75,14 +81,10 @@ class JobQueries:
             ItemNotFound: The spool has no such file (any more).
             ChunkCorrupt: The disk gave back other bytes.
         """
-        record = self.parts(job_id, item).get(Part(part))
-        if record is None:
-            raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item})
+        record = self._part(job_id, item, part)
         data = self._spool.get(job_id, item, Part(part))
         if hashlib.sha256(data).digest() != record.sha256:
-            raise ChunkCorrupt(
-                f"{part} of item {item} of job {job_id} has changed on disk", facts={"item": item}
-            )
+            raise _changed(job_id, item, part)
         return data
 
     def open_part(self, job_id: str, item: int, part: Part | str) -> BufferedReader:
@@ -92,15 +94,11 @@ class JobQueries:
             ItemNotFound: The spool has no such file (any more).
             ChunkCorrupt: The disk gave back other bytes.
         """
-        record = self.parts(job_id, item).get(Part(part))
-        if record is None:
-            raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item})
+        record = self._part(job_id, item, part)
         file = self._spool.open(job_id, item, Part(part))
         if hashlib.file_digest(file, "sha256").digest() != record.sha256:
             file.close()
-            raise ChunkCorrupt(
-                f"{part} of item {item} of job {job_id} has changed on disk", facts={"item": item}
-            )
+            raise _changed(job_id, item, part)
         file.seek(0)
         return file
 
@@ -120,3 +118,7 @@ class JobQueries:
         if not rows:
             raise ItemNotFound(f"job {job_id} has no item {item}", facts={"item": item})
         return item_from_row(rows[0])
+
+
+def _changed(job_id: str, item: int, part: Part | str) -> ChunkCorrupt:
+    return ChunkCorrupt(f"{part} of item {item} of job {job_id} has changed on disk", facts={"item": item})

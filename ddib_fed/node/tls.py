@@ -229,7 +229,7 @@ class PeerChannels:
         self._open: dict[str, _Open] = {}
         self._retired: list[tuple[float, _Open]] = []
         self._own: Credentials | None = None
-        with suppress(DdibError):  # whoever calls a peer without any is told then
+        with suppress(DdibError):  # a call to a peer reports it
             self._own = load_identity(pki_folder)
 
     def get(self, institution: str) -> grpc.Channel:

@@ -29,7 +29,7 @@ class Batch:
 
     Attributes:
         x: Noisy points (B, D).
-        times: What the network is told: distinct lambdas, or steps, (K,).
+        times: Time inputs of the network: distinct lambdas, or steps, (K,).
         rows: Which of `times` each point has, (B,) int64.
         target: v, or the noise, (B, D).
     """
@@ -92,7 +92,7 @@ def make_step_batch(x0: Tensor, eps: Tensor, u: Tensor, schedule: DiscreteSchedu
         x0: Clean points (B, D); the batch has their dtype.
         eps: Standard normal noise (B, D).
         u: Uniforms (K,) in [0, 1), spread evenly; K divides B.
-        schedule: Its steps, and what the network is told of them.
+        schedule: Its steps and their time inputs.
     """
     rows = torch.arange(len(x0)) % len(u)
     steps = (u.double() * schedule.steps).long().clamp_max(schedule.steps - 1)
