@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from ddib_fed.data.colours import PACKAGED, SPACES, open_photograph
-from ddib_fed.evaluation.report import write_bytes, write_json
-from ddib_fed.training.colours import ColourSettings, transfer
+from ddib_fed.json_files import write_bytes, write_json
+from ddib_fed.paper.colour_cloud import PACKAGED, SPACES, open_photograph
+from ddib_fed.paper.colour_training import ColourSettings, transfer
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "colours"

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddib_fed.data.images import encode_png
 from ddib_fed.models.bundle import MANIFEST_FILE
-from ddib_fed.models.manifest import ClassifierConfig, UNetConfig
-from ddib_fed.models.networks import build_network
+from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
+from ddib_fed.networks.registry import build_network
+from ddib_fed.samples.images import encode_png
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "imagenet.md"
 BEGIN, END = "<!-- imagenet: written by benchmarks/imagenet.py -->", "<!-- end of imagenet -->"

@@ -27,23 +27,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.data.shipped import SHIPPED, ShippedPictures, load_shipped
-from ddib_fed.diffusion.gaussianity import measure
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.evaluation import features, retrieval
-from ddib_fed.evaluation.bridging import (
+from ddib_fed.bridge.bridging import (
     PictureSide,
     Translated,
     sample_pictures,
     translate_pictures,
 )
-from ddib_fed.evaluation.judgement import Domain, judge
-from ddib_fed.evaluation.latents import whiteness
-from ddib_fed.evaluation.pictures import compare, mse, psnr, spread
-from ddib_fed.evaluation.report import write_json
-from ddib_fed.evaluation.sheets import Stage, latent_pictures, save_sheet
-from ddib_fed.evaluation.structure import Thresholds, calibrate, structure
+from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, load_shipped
+from ddib_fed.diffusion.gaussianity import measure
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.json_files import write_json
+from ddib_fed.metrics import features, retrieval
+from ddib_fed.metrics.judgement import Domain, judge
+from ddib_fed.metrics.latents import whiteness
+from ddib_fed.metrics.pictures import compare, mse, psnr, spread
+from ddib_fed.metrics.structure import Thresholds, calibrate, structure
 from ddib_fed.models.bundle import Bundle, load_bundle, pretrained
+from ddib_fed.reports.sheets import Stage, latent_pictures, save_sheet
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

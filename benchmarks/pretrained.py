@@ -12,7 +12,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from ddib_fed.data.synthetic import DOMAINS, domain_name
+from ddib_fed.datasets.synthetic import DOMAINS, domain_name
 from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.training.presets import TrainConfig
 from ddib_fed.training.run import Progress, train

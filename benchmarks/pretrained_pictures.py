@@ -3,9 +3,9 @@
     python benchmarks/pretrained_pictures.py [--domain satellite ...] [--out ddib_fed/models/pretrained] [--resume]
     python benchmarks/pretrained_pictures.py --thresholds     measure the thresholds of structure again, train nothing
 
-What is learned from, and what is kept apart for testing, is decided in ddib_fed/data/maps.py and heads.py. The weights
-are the moving averages, stored as float16. What ships is manifest.json and model.safetensors of each folder; train
-elsewhere (--out build/pretrained) and copy the two.
+What is learned from, and what is kept apart for testing, is decided in ddib_fed/datasets/maps.py and heads.py. The
+weights are the moving averages, stored as float16. What ships is manifest.json and model.safetensors of each
+folder; train elsewhere (--out build/pretrained) and copy the two.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from ddib_fed.data.shipped import SHIPPED
+from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.models.bundle import amend_bundle
 from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.loop import Progress

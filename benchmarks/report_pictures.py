@@ -10,11 +10,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from pictures import DEPTHS, DOCS, PAIRS, SIGMAS
 
-from ddib_fed.data.shipped import SHIPPED
-from ddib_fed.evaluation.latents import WHITE_RATIO
-from ddib_fed.evaluation.plots import DPI, FRAME, INK, save
-from ddib_fed.evaluation.report import write_bytes
-from ddib_fed.evaluation.report_tables import TITLES, tables
+from ddib_fed.datasets.shipped import SHIPPED
+from ddib_fed.json_files import write_bytes
+from ddib_fed.metrics.latents import WHITE_RATIO
+from ddib_fed.reports.plots import DPI, FRAME, INK, save
+from ddib_fed.reports.tables import TITLES, tables
 
 Found = dict[str, Any]
 # Title, colour, style and value of each curve.

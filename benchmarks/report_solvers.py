@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 from solvers import OUT, PAIRS, ROOT, SETTINGS
 
-from ddib_fed.evaluation.plots import DPI, FRAME, INK, save
-from ddib_fed.evaluation.report import write_bytes
+from ddib_fed.json_files import write_bytes
+from ddib_fed.reports.plots import DPI, FRAME, INK, save
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "benchmarks" / "solvers.png"

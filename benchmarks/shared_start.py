@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from pictures import DOCS, white
 from report_pictures import between, markdown
 
-from ddib_fed.data.shipped import load_shipped
+from ddib_fed.bridge.bridging import PictureSide, translate_pictures
+from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.evaluation import retrieval
-from ddib_fed.evaluation.bridging import PictureSide, translate_pictures
-from ddib_fed.evaluation.pictures import compare
-from ddib_fed.evaluation.report import write_bytes, write_json
+from ddib_fed.json_files import write_bytes, write_json
+from ddib_fed.metrics import retrieval
+from ddib_fed.metrics.pictures import compare
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.run import train_pictures

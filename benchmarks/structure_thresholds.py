@@ -13,10 +13,10 @@ import sys
 
 import numpy as np
 
-from ddib_fed.data.shipped import load_shipped
+from ddib_fed.bridge.bridging import PictureSide, translate_pictures
+from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.evaluation.bridging import PictureSide, translate_pictures
-from ddib_fed.evaluation.structure import doubtful, structure
+from ddib_fed.metrics.structure import doubtful, structure
 from ddib_fed.models.bundle import pretrained
 
 SHIFTS = (20, 50, 80, 110)

@@ -21,14 +21,14 @@ from matplotlib.figure import Figure
 from pictures import DOCS, PAIRS, white
 from report_pictures import COLUMNS_OF_CURVE, between, markdown
 
-from ddib_fed.data.shipped import load_shipped
+from ddib_fed.bridge.bridging import PictureSide, translate_pictures
+from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.evaluation import retrieval
-from ddib_fed.evaluation.bridging import PictureSide, translate_pictures
-from ddib_fed.evaluation.pictures import compare, psnr
-from ddib_fed.evaluation.plots import DPI, FRAME, INK, save
-from ddib_fed.evaluation.report import write_bytes, write_json
+from ddib_fed.json_files import write_bytes, write_json
+from ddib_fed.metrics import retrieval
+from ddib_fed.metrics.pictures import compare, psnr
 from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
+from ddib_fed.reports.plots import DPI, FRAME, INK, save
 from ddib_fed.training.checkpoint import read_checkpoint
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddib_fed.errors import Difference, error_class
-from ddib_fed.node.errors_wire import MAX_TEXT, to_detail
-from ddib_fed.node.events import Event
-from ddib_fed.node.jobs import Item, Job, Part, PartRecord
-from ddib_fed.node.settings import settings_message
+from ddib_fed.rpc.error_details import MAX_TEXT, to_detail
+from ddib_fed.rpc.settings import settings_message
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.field_limits import LAST_MOMENT
+from source_node.jobs.events import Event
+from source_node.jobs.store import Item, Job, Part, PartRecord
 
 PARTS = {
     Part.TRANSLATION: translation_pb2.RESULT_PART_TRANSLATION,

@@ -16,7 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from ddib_fed.data.points import to_npy
+from ddib_fed.bridge.batcher import Control
+from ddib_fed.bridge.engine import Array, Encoded
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.errors import (
     ChunkCorrupt,
@@ -26,16 +27,16 @@ from ddib_fed.errors import (
     LatentNotGaussian,
     MessageInvalid,
 )
-from ddib_fed.node.batching import Control
-from ddib_fed.node.engine import Array, Encoded
-from ddib_fed.node.events import EventHub
-from ddib_fed.node.job_records import PENDING_ITEMS, ItemState, JobState, Part
-from ddib_fed.node.jobs import Item, Job, JobStore
+from ddib_fed.latent import Latent
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.settings import solver_settings
+from ddib_fed.rpc.settings import solver_settings
+from ddib_fed.samples.points import to_npy
 from ddib_fed.wire.contract import Contract
-from ddib_fed.wire.latent import ApprovedLatent, Latent, approve
+from ddib_fed.wire.latent import ApprovedLatent, approve
 from source_node.classes import class_index
+from source_node.jobs.events import EventHub
+from source_node.jobs.records import PENDING_ITEMS, ItemState, JobState, Part, error_record
+from source_node.jobs.store import Item, Job, JobStore
 from source_node.remote import DecodeCall, Decoded, Progress, Remotes
 from source_node.samples import Given, add_figures, samples_of
 
@@ -316,8 +317,6 @@ class Pipeline:
     # Telling
 
     def _fail_item(self, index: int, error: DdibError) -> None:
-        from source_node.runner import error_record
-
         self._store.fail_item(self._job.job_id, index, error_record(error))
         self._node.metrics.items.labels("encode", "failed").inc()
         self._publish_end(index, "failed", reason=error.reason)

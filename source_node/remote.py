@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 
 import grpc
 
+from ddib_fed.bridge.batcher import Control
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import (
     Cancelled,
@@ -28,10 +29,9 @@ from ddib_fed.errors import (
     PeerUnreachable,
     UnknownFields,
 )
-from ddib_fed.node import tls
-from ddib_fed.node.batching import Control
-from ddib_fed.node.errors_wire import from_rpc_error
-from ddib_fed.node.settings import settings_message
+from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.settings import settings_message
+from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import confirm
 from ddib_fed.wire.chunks import Announced, Assembler, Whole, open_file

@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import suppress
 
+from ddib_fed.bridge.batcher import Control
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -26,11 +27,10 @@ from ddib_fed.errors import (
     StateConflict,
     UnavailableError,
 )
-from ddib_fed.node.batching import Control
-from ddib_fed.node.events import EventHub
-from ddib_fed.node.job_records import PENDING_ITEMS, ErrorRecord, ItemState, JobState
-from ddib_fed.node.jobs import Job, JobStore
 from ddib_fed.node.role import NodeContext
+from source_node.jobs.events import EventHub
+from source_node.jobs.records import PENDING_ITEMS, ItemState, JobState, error_record
+from source_node.jobs.store import Job, JobStore
 from source_node.pipeline import Pipeline
 from source_node.remote import Remotes
 
@@ -40,20 +40,6 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 # How often the queue is looked at when nobody wakes the workers.
 LOOK_EVERY_S = 0.5
-
-
-def error_record(error: DdibError) -> ErrorRecord:
-    """What is kept of an error: nothing that came from an exception's text."""
-    return {
-        "reason": error.reason,
-        "sentence": error.sentence,
-        "incident": error.incident,
-        "facts": dict(error.facts),
-        "differences": [
-            {"field": d.field, "source": d.source, "target": d.target, "remedy": d.remedy}
-            for d in error.differences
-        ],
-    }
 
 
 def deadline_of(job: Job) -> float:

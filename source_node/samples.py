@@ -15,18 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.fitting import output_bytes
-from ddib_fed.data.images import Geometry
-from ddib_fed.data.kinds import picture_for_points, refuse_picture
-from ddib_fed.data.picture_memory import FIXED, memory_of
-from ddib_fed.data.points import parse_npy, read_header, to_npy
+from ddib_fed.bridge.engine import Decoded, Engine
 from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
-from ddib_fed.evaluation.metrics import cycle_error
-from ddib_fed.evaluation.pictures import mse as picture_mse
-from ddib_fed.evaluation.pictures import psnr
-from ddib_fed.evaluation.structure import doubtful, structure
+from ddib_fed.metrics.pictures import mse as picture_mse
+from ddib_fed.metrics.pictures import psnr
+from ddib_fed.metrics.points import cycle_error
+from ddib_fed.metrics.structure import doubtful, structure
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.engine import Decoded, Engine
 from ddib_fed.node.pictures import (
     MEDIA_FORMATS,
     bring_home,
@@ -36,6 +31,11 @@ from ddib_fed.node.pictures import (
     rule_of,
     write_own,
 )
+from ddib_fed.samples.fitting import output_bytes
+from ddib_fed.samples.images import Geometry
+from ddib_fed.samples.kinds import picture_for_points, refuse_picture
+from ddib_fed.samples.picture_memory import FIXED, memory_of
+from ddib_fed.samples.points import parse_npy, read_header, to_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contract import ContractSide
 

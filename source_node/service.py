@@ -27,13 +27,24 @@ from ddib_fed.errors import (
     TooManyStreams,
     UnknownFields,
 )
-from ddib_fed.node import tls
+from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.events import EventHub
-from ddib_fed.node.interceptors import caller
-from ddib_fed.node.job_database import rehearse
-from ddib_fed.node.job_records import PENDING_ITEMS
-from ddib_fed.node.jobs import (
+from ddib_fed.node.policy import check_depth
+from ddib_fed.node.role import NodeContext
+from ddib_fed.rpc.settings import solver_settings
+from ddib_fed.server.interceptors import caller
+from ddib_fed.server.pace import Pace, paced
+from ddib_fed.trust import tls
+from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
+from ddib_fed.wire.chunks import Announced, assemble, open_file, stream_file
+from ddib_fed.wire.contract import MAX_CLASS_NAME, SAMPLE_KINDS
+from ddib_fed.wire.version import PICTURES, SPOKEN, version_from_pb
+from source_node import messages
+from source_node.classes import class_index
+from source_node.jobs.database import rehearse
+from source_node.jobs.events import EventHub
+from source_node.jobs.records import PENDING_ITEMS
+from source_node.jobs.store import (
     ItemSpec,
     ItemState,
     Job,
@@ -44,17 +55,6 @@ from ddib_fed.node.jobs import (
     SolverChoice,
     Staging,
 )
-from ddib_fed.node.pace import Pace, paced
-from ddib_fed.node.policy import check_depth
-from ddib_fed.node.private_files import check_private_folder
-from ddib_fed.node.role import NodeContext
-from ddib_fed.node.settings import solver_settings
-from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
-from ddib_fed.wire.chunks import Announced, assemble, open_file, stream_file
-from ddib_fed.wire.contract import MAX_CLASS_NAME, SAMPLE_KINDS
-from ddib_fed.wire.version import PICTURES, SPOKEN, version_from_pb
-from source_node import messages
-from source_node.classes import class_index
 from source_node.remote import Remotes
 from source_node.runner import JobRunner
 from source_node.samples import samples_of

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 
+from ddib_fed.bridge.batcher import Control
 from ddib_fed.errors import (
     ContractUnknown,
     InputError,
@@ -23,18 +24,18 @@ from ddib_fed.errors import (
     SettingsInvalid,
     UnknownFields,
 )
-from ddib_fed.node.batching import Control
+from ddib_fed.latent import Latent
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.interceptors import caller
-from ddib_fed.node.pace import Pace, paced
 from ddib_fed.node.policy import Quota, check_depth
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.settings import solver_settings
+from ddib_fed.rpc.settings import solver_settings
+from ddib_fed.server.interceptors import caller
+from ddib_fed.server.pace import Pace, paced
 from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import agree
 from ddib_fed.wire.chunks import Announced, Assembler, Whole, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
-from ddib_fed.wire.latent import Latent, LatentOpener
+from ddib_fed.wire.latent import LatentOpener
 from ddib_fed.wire.version import PICTURES, SPOKEN, versions_from_pb, versions_to_pb
 from target_node.stream import DecodeStream, StreamSettings, Translated
 

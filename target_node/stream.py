@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ddib_fed.data.points import to_npy
+from ddib_fed.bridge.batcher import Control
+from ddib_fed.bridge.engine import Decoded, Engine
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError
-from ddib_fed.node.batching import Control
-from ddib_fed.node.engine import Decoded, Engine
+from ddib_fed.latent import Latent
 from ddib_fed.node.pictures import rule_of, write_translation
+from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.contract import Contract
-from ddib_fed.wire.latent import ApprovedLatent, Latent, approve
+from ddib_fed.wire.latent import ApprovedLatent, approve
 
 # Items of one call that are decoded, or wait for it, at once: enough for small ones to share network calls.
 IN_FLIGHT = 4

@@ -25,9 +25,9 @@ from ddib_fed.diffusion.grids import Grid, ddib_compat_grids
 from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
 from ddib_fed.diffusion.schedule import Level, discrete_schedule
 from ddib_fed.diffusion.solvers import ddim
-from ddib_fed.models.manifest import ClassifierConfig, UNetConfig
-from ddib_fed.models.networks import build_network
-from ddib_fed.models.synthetic import SyntheticModel
+from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
+from ddib_fed.networks.registry import build_network
+from ddib_fed.networks.vector_unet import SyntheticModel
 from tests import golden_float64
 
 TOLERANCE = 1e-4

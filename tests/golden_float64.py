@@ -22,8 +22,8 @@ from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.public_levels import PublicLevels
 from ddib_fed.diffusion.schedule import DiscreteSchedule, discrete_schedule
-from ddib_fed.models.networks import build_network
-from ddib_fed.models.synthetic import SyntheticModel
+from ddib_fed.networks.registry import build_network
+from ddib_fed.networks.vector_unet import SyntheticModel
 from ddib_fed.training.losses import make_step_batch
 
 # Measured: at most 3e-12 (clipped and guided by a classifier), 1e-14 as a rule.

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ddib_fed.diffusion.grids import space_timesteps
-from ddib_fed.models.synthetic import SyntheticModel
+from ddib_fed.networks.vector_unet import SyntheticModel
 from tests import golden
 
 FILE = Path(__file__).parent / "data" / "synthetic_linear.safetensors"

@@ -113,5 +113,5 @@ def test_nothing_is_printed_past_it() -> None:
     ]
     assert found == [
         "ddib_fed/cli/output.py: return bool(click.confirm(escape(question), default=False))",
-        "ddib_fed/node/client.py: print(result.provenance.cycle)",  # an example in a docstring
+        "ddib_fed/client/client.py: print(result.provenance.cycle)",  # an example in a docstring
     ]

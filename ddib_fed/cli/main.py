@@ -30,48 +30,55 @@ class Lazy(NamedTuple):
 
 
 COMMANDS: Mapping[str, Lazy] = {
-    "demo": Lazy("ddib_fed.cli.demo:demo", "Two institutions on this machine translate there and back."),
-    "translate": Lazy("ddib_fed.cli.translate:translate", "Translate files to another institution's domain."),
+    "demo": Lazy(
+        "ddib_fed.cli.demo.command:demo", "Two institutions on this machine translate there and back."
+    ),
+    "translate": Lazy(
+        "ddib_fed.cli.client.translate:translate", "Translate files to another institution's domain."
+    ),
     "domains": Lazy(
-        "ddib_fed.cli.domains:domains",
+        "ddib_fed.cli.client.domains:domains",
         "List the domains that can be translated to, and whether each is ready.",
     ),
-    "job": Lazy("ddib_fed.cli.job:job", "Submit, watch, fetch, cancel and delete jobs."),
+    "job": Lazy("ddib_fed.cli.client.job:job", "Submit, watch, fetch, cancel and delete jobs."),
     "doctor": Lazy(
-        "ddib_fed.cli.doctor:doctor", "Check the client's profile and the way to its source node."
+        "ddib_fed.cli.client.doctor:doctor", "Check the client's profile and the way to its source node."
     ),
-    "init": Lazy("ddib_fed.cli.init:init", "Write a node's configuration or a client's profile."),
+    "init": Lazy("ddib_fed.cli.node.init:init", "Write a node's configuration or a client's profile."),
     "pki": Lazy(
-        "ddib_fed.cli.pki:pki",
+        "ddib_fed.cli.node.pki:pki",
         "Make the institution's CA; request, issue, install, show and withdraw certificates.",
     ),
-    "peer": Lazy("ddib_fed.cli.peer:peer", "Export this node's peer file; add, list, test and remove peers."),
-    "status": Lazy("ddib_fed.cli.status:status", "Say how the node on this machine is doing."),
-    "reload": Lazy("ddib_fed.cli.status:reload", "Make the node read its peers and certificates again."),
-    "drain": Lazy(
-        "ddib_fed.cli.status:drain", "Make the node take no more work, finish what runs, and exit."
+    "peer": Lazy(
+        "ddib_fed.cli.node.peer:peer", "Export this node's peer file; add, list, test and remove peers."
     ),
-    "audit": Lazy("ddib_fed.cli.audit:audit", "Verify the chain of the node's audit log."),
+    "status": Lazy("ddib_fed.cli.node.status:status", "Say how the node on this machine is doing."),
+    "reload": Lazy("ddib_fed.cli.node.status:reload", "Make the node read its peers and certificates again."),
+    "drain": Lazy(
+        "ddib_fed.cli.node.status:drain", "Make the node take no more work, finish what runs, and exit."
+    ),
+    "audit": Lazy("ddib_fed.cli.node.audit:audit", "Verify the chain of the node's audit log."),
     "try": Lazy(
-        "ddib_fed.cli.trying:try_",
+        "ddib_fed.cli.models.trying:try_",
         "Train on two folders of pictures, translate what was held out both ways, and write one page.",
     ),
-    "model": Lazy("ddib_fed.cli.model:model", "Train, sample, show and import models."),
+    "model": Lazy("ddib_fed.cli.models.model:model", "Train, sample, show and import models."),
     "classifier": Lazy(
-        "ddib_fed.cli.classifier:classifier", "Train classifiers of noisy pictures, for guidance."
+        "ddib_fed.cli.models.classifier:classifier", "Train classifiers of noisy pictures, for guidance."
     ),
     "recipe": Lazy(
-        "ddib_fed.cli.recipe:recipe", "Agree with another institution on everything of a training but data."
+        "ddib_fed.cli.models.recipe:recipe",
+        "Agree with another institution on everything of a training but data.",
     ),
     "colours": Lazy(
-        "ddib_fed.cli.colours:colours",
+        "ddib_fed.cli.models.colours:colours",
         "Give one photograph the colours of another, beside optimal transport.",
     ),
     "bridge": Lazy(
-        "ddib_fed.cli.bridge:bridge", "Translate between two models in one process, without nodes."
+        "ddib_fed.cli.models.bridge:bridge", "Translate between two models in one process, without nodes."
     ),
     "evaluate": Lazy(
-        "ddib_fed.cli.evaluate:evaluate",
+        "ddib_fed.cli.models.evaluate:evaluate",
         "Measure a folder of translated pictures against what is known of them.",
     ),
 }
@@ -121,7 +128,7 @@ class LazyGroup(click.Group):
         """Find the command, with a suggestion for a misspelt one."""
         name = args[0]
         if name in COMMANDS and tuple(args[:2]) not in SHARED:
-            from ddib_fed.evaluation.processes import require_alone
+            from ddib_fed.processes import require_alone
 
             require_alone(f"ddib {name}")
         if name not in COMMANDS and not name.startswith("-"):

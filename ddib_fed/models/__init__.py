@@ -1,1 +1,1 @@
-"""Networks, and models on disk."""
+"""Models on disk: bundles, manifests, normalisation, importers."""

@@ -33,8 +33,8 @@ from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
 from ddib_fed.models.folders import move_into_place, sync_folder, write_file
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.networks import network_shapes, network_with
 from ddib_fed.names import DOMAIN_RULE, is_domain
+from ddib_fed.networks.registry import network_shapes, network_with
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -11,7 +11,7 @@ import torch
 
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.models.manifest import SyntheticConfig
+from ddib_fed.networks.configs import SyntheticConfig
 
 NAMED = ("linear", "cosine")
 

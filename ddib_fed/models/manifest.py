@@ -15,9 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator,
 
 from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
-from ddib_fed.models.diffusers_config import DiffusersUNetConfig
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.names import OLDER_MAX_DOMAIN, check_domain, is_domain
+from ddib_fed.networks.configs import (
+    ClassifierConfig,
+    MlpConfig,
+    NetworkConfig,
+    SyntheticConfig,
+    UNetConfig,
+)
+from ddib_fed.networks.diffusers_config import DiffusersUNetConfig
 
 # Fields of `Manifest` that the first release did not have.
 LATER_FIELDS = frozenset({"role", "picture", "classes", "data", "structure"})
@@ -26,166 +33,6 @@ LATER_SCHEDULE_FIELDS = frozenset({"beta_start", "beta_end"})
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MlpConfig(_Frozen):
-    """Arguments of `ResidualMLP`."""
-
-    kind: Literal["mlp"] = "mlp"
-    dim: int = Field(default=2, ge=1, le=4096)
-    width: int = Field(default=160, ge=1, le=4096)
-    blocks: int = Field(default=4, ge=1, le=64)
-    embedding: int = Field(default=128, ge=1, le=4096)
-    features: int = Field(default=64, ge=2, le=1024, multiple_of=2)
-
-
-class SyntheticConfig(_Frozen):
-    """Arguments of `SyntheticModel`, the public code's network for points."""
-
-    kind: Literal["synthetic"] = "synthetic"
-    in_channels: int = Field(default=2, ge=1, le=4096)
-    out_channels: int = Field(default=2, ge=1, le=8192)
-    num_channels: int = Field(default=256, ge=32, le=4096, multiple_of=32)
-    num_res_blocks: int = Field(default=3, ge=1, le=64)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-
-
-class _PictureNetwork(_Frozen):
-    """What the UNet and the classifier share: arguments of the public constructors, under their names."""
-
-    image_size: int = Field(ge=1, le=4096)
-    in_channels: int = Field(default=3, ge=1, le=64)
-    model_channels: int = Field(ge=8, le=2048)
-    out_channels: int = Field(ge=1, le=100_000)
-    num_res_blocks: int = Field(ge=1, le=16)
-    attention_resolutions: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(), max_length=16)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    channel_mult: tuple[Annotated[float, Field(gt=0.0, le=64.0)], ...] = Field(
-        default=(1.0, 2.0, 4.0, 8.0), min_length=1, max_length=10
-    )
-    conv_resample: bool = True
-    num_heads: int = Field(default=1, ge=1, le=1024)
-    num_head_channels: int = Field(default=-1, ge=-1, le=4096)
-    use_scale_shift_norm: bool = False
-    resblock_updown: bool = False
-    use_new_attention_order: bool = False
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of each level, from the finest."""
-        return tuple(int(mult * self.model_channels) for mult in self.channel_mult)
-
-    @property
-    def divisor(self) -> int:
-        """What height and width must divide by."""
-        return int(2 ** (len(self.channel_mult) - 1))
-
-    @model_validator(mode="after")
-    def _divides(self) -> _PictureNetwork:
-        if any(width < 32 or width % 32 for width in self.widths):
-            raise ValueError(f"each level needs a multiple of 32 channels; these have {self.widths}")
-        if self.num_head_channels == 0:
-            raise ValueError("num_head_channels is -1 for none, or at least 1")
-        part = self.num_heads if self.num_head_channels == -1 else self.num_head_channels
-        self._check_heads({*self.attention_widths, self.widths[-1]}, part)
-        return self
-
-    @property
-    def attention_widths(self) -> set[int]:
-        """Channels of the levels with attention."""
-        return {w for level, w in enumerate(self.widths) if 2**level in self.attention_resolutions}
-
-    @staticmethod
-    def _check_heads(widths: set[int], part: int) -> None:
-        for width in sorted(widths):
-            if width % part:
-                raise ValueError(f"attention on {width} channels does not divide by {part}")
-
-
-class UNetConfig(_PictureNetwork):
-    """Arguments of `UNet`, under the public code's names.
-
-    Attributes:
-        kind: Tells it from other networks.
-        image_size: Size that it was made for; another is possible, the network is convolutional.
-        in_channels: Of a picture.
-        model_channels: Channels that `channel_mult` multiplies.
-        out_channels: `in_channels`, or twice as many with a learned variance.
-        num_res_blocks: Residual blocks of a level.
-        attention_resolutions: Downsampling factors (1, 2, 4, ...) at which there is attention.
-        dropout: Probability, in training.
-        channel_mult: Of each level, from the finest.
-        conv_resample: Whether resampling has a convolution.
-        num_classes: Classes that it is conditioned on; None for none.
-        num_heads: Of attention, where `num_head_channels` is -1.
-        num_head_channels: Channels of a head, or -1.
-        num_heads_upsample: Heads on the way up; -1 for `num_heads`.
-        use_scale_shift_norm: Whether the time scales and shifts after a normalisation, instead of being added.
-        resblock_updown: Whether residual blocks resample.
-        use_new_attention_order: Whether query, key and value are split before the heads.
-        patch: Side of the squares of pixels that become channels on the way in and pixels again on the way out.
-        class_dropout: Whether there is one more class, index `num_classes`, that stands for no class.
-        norm_groups: Groups of normalisations.
-        global_mean: Whether the scaled mean of each channel is one more input channel.
-        spectral: Whether it corrects what mean and spectrum of the pictures tell.
-    """
-
-    kind: Literal["unet"] = "unet"
-    num_classes: int | None = Field(default=None, ge=1, le=100_000)
-    num_heads_upsample: int = Field(default=-1, ge=-1, le=1024)
-    patch: int = Field(default=1, ge=1, le=16)
-    class_dropout: bool = False
-    norm_groups: Literal[1, 2, 4, 8, 16, 32] = 32
-    global_mean: bool = False
-    spectral: bool = False
-
-    @property
-    def divisor(self) -> int:
-        """What height and width must divide by."""
-        return self.patch * super().divisor
-
-    @model_validator(mode="after")
-    def _is_a_unet(self) -> UNetConfig:
-        if self.out_channels not in (self.in_channels, 2 * self.in_channels):
-            raise ValueError(
-                f"out_channels {self.out_channels} is neither in_channels {self.in_channels} nor twice that"
-            )
-        if self.image_size % self.patch:
-            raise ValueError(f"patch {self.patch} does not divide image_size {self.image_size}")
-        if self.class_dropout and self.num_classes is None:
-            raise ValueError("class_dropout needs num_classes")
-        if self.num_heads_upsample == 0:
-            raise ValueError("num_heads_upsample is -1 for num_heads, or at least 1")
-        if self.num_head_channels == -1 and self.num_heads_upsample > 0:
-            self._check_heads(self.attention_widths, self.num_heads_upsample)
-        return self
-
-
-class ClassifierConfig(_PictureNetwork):
-    """Arguments of `NoisyClassifier`, under the public code's names; as in `UNetConfig`, but for these.
-
-    Attributes:
-        kind: Tells it from other networks.
-        out_channels: Number of classes.
-        pool: How the last features become logits.
-    """
-
-    kind: Literal["classifier"] = "classifier"
-    pool: Literal["adaptive", "attention", "spatial", "spatial_v2"] = "adaptive"
-
-    @model_validator(mode="after")
-    def _is_a_classifier(self) -> ClassifierConfig:
-        if self.pool == "attention" and self.num_head_channels == -1:
-            raise ValueError("pool attention needs num_head_channels")
-        if self.pool == "attention" and self.image_size % self.divisor:
-            raise ValueError(f"pool attention needs an image_size that divides by {self.divisor}")
-        return self
-
-
-NetworkConfig = Annotated[
-    MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig,
-    Field(discriminator="kind"),
-]
 
 
 class PictureFormat(_Frozen):

@@ -5,7 +5,7 @@ credentials: a suite that neither side can use leaves none for TLS 1.2, while th
 affected. It stands here because importing any module of this package runs this line first.
 
 grpc's C core writes to stderr past Python's logging, at INFO each time that a handshake fails: it is off unless the
-environment asks for it, and off in a node whatever the environment says (`ddib_fed.node.logs`).
+environment asks for it, and off in a node whatever the environment says (`ddib_fed.server.logs`).
 """
 
 import os

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import grpc
 
 from ddib_fed.errors import ConfigError, PeerUnreachable
-from ddib_fed.node.answers import CheckedChannel
+from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
-from ddib_fed.node.errors_wire import from_rpc_error, status_of
-from ddib_fed.node.inbound import HANDSHAKE_TIMEOUT_S
-from ddib_fed.node.private_files import check_private_folder
+from ddib_fed.rpc.answers import CheckedChannel
+from ddib_fed.rpc.error_details import from_rpc_error, status_of
+from ddib_fed.server.inbound import HANDSHAKE_TIMEOUT_S
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import admin_pb2_grpc as rpc
 from ddib_fed.wire.field_limits import LONGEST_LINE

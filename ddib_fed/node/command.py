@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.errors import ConfigError, DdibError, ExitCode
-from ddib_fed.evaluation.processes import require_alone
 from ddib_fed.node.config import NodeConfig, Role
-from ddib_fed.node.log_format import JsonFormatter, TextFormatter
-from ddib_fed.node.logs import route, silence_grpc
+from ddib_fed.processes import require_alone
+from ddib_fed.server.log_format import JsonFormatter, TextFormatter
+from ddib_fed.server.logs import route, silence_grpc
 from ddib_fed.terminal import relay, say, say_labelled
 from ddib_fed.unexpected import explained
 

@@ -22,8 +22,8 @@ from pydantic import (
 )
 
 from ddib_fed.names import check_domain, is_institution, is_label
-from ddib_fed.node.addresses import is_every_address, is_loopback, split_address
-from ddib_fed.node.toml import load_toml
+from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
+from ddib_fed.toml_files import load_toml
 
 Role = Literal["source", "target"]
 Format = Literal["PNG", "JPEG", "TIFF", "NPY"]

@@ -15,21 +15,23 @@ from types import FrameType
 
 from ddib_fed import __version__
 from ddib_fed.errors import DdibError
-from ddib_fed.node import pki, startup, tls
-from ddib_fed.node.addresses import split_address
+from ddib_fed.node import startup
 from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
-from ddib_fed.node.audit import AuditLog
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.engine import Engine
-from ddib_fed.node.http import ProbeServer
-from ddib_fed.node.inbound import InboundGuard, file_limit, most_connections, raise_file_limit
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
-from ddib_fed.node.metrics import Metrics
-from ddib_fed.node.peers import PeerStore
+from ddib_fed.node.hosted import open_engine
+from ddib_fed.node.issuer import IdentityServicer
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.renewal import IdentityServicer, RenewalThread, recover_at_start
+from ddib_fed.node.renewal import RenewalThread, recover_at_start
 from ddib_fed.node.role import NodeContext, RoleService, find_roles
-from ddib_fed.node.server import NodeServer, probe_own_port
+from ddib_fed.rpc.addresses import split_address
+from ddib_fed.server.http import ProbeServer
+from ddib_fed.server.inbound import InboundGuard, file_limit, most_connections, raise_file_limit
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
+from ddib_fed.server.metrics import Metrics
+from ddib_fed.server.server import NodeServer, probe_own_port
+from ddib_fed.trust import pki, tls
+from ddib_fed.trust.audit import AuditLog
+from ddib_fed.trust.peers import PeerStore
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 
@@ -144,7 +146,7 @@ class Daemon:
         started = time.perf_counter()
         self._loading = True
         try:
-            engine = Engine.from_config(self.config)
+            engine = open_engine(self.config)
         finally:
             self._loading = False
         if self.stopping:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ddib_fed.errors import BundleInvalid, ConfigError
+import torch
+
+from ddib_fed.bridge.engine import Engine
+from ddib_fed.errors import BundleInvalid, ConfigError, MemoryExhausted
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.wire.contract import HIGHEST_TERMINAL_LAMBDA
@@ -33,3 +36,37 @@ def load_hosted(config: NodeConfig) -> Bundle:
             hint="train it with a schedule that ends in noise, e.g. the default one",
         )
     return bundle
+
+
+def open_engine(config: NodeConfig) -> Engine:
+    """Load and warm up the model of a node.
+
+    Raises:
+        ModelNotFound: There is no bundle at the configured place.
+        BundleInvalid: It fails its checks, or no contract could be made with it.
+        ConfigError: It is of another domain than node.toml says, or cannot run on the device in the dtype.
+        MemoryExhausted: There is not enough memory for it.
+    """
+    section = config.engine
+    bundle = load_hosted(config)
+    try:
+        return Engine(
+            bundle,
+            device=section.device,
+            threads=section.threads,
+            dtype=section.dtype,
+            merge_rows=section.merge_rows,
+            merge_pixels=section.merge_pixels,
+            max_trajectories=section.max_trajectories,
+        )
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise MemoryExhausted(
+            f"the model {config.paths.bundle} does not fit into the memory of {section.device}",
+            hint="a smaller engine.merge_rows or merge_pixels, or another engine.device",
+        ) from error
+    except RuntimeError as error:  # torch's word for an operation that a device or dtype lacks
+        raise ConfigError(
+            f"the model {config.paths.bundle} cannot run on engine.device = {section.device!a} in "
+            f"engine.dtype = {section.dtype!a}: {str(error).partition(chr(10))[0]}",
+            hint='engine.dtype = "float32", or another engine.device',
+        ) from error

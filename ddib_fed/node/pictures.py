@@ -11,7 +11,10 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.images import (
+from ddib_fed.errors import ShapeMismatch
+from ddib_fed.models.manifest import Manifest, PictureFormat
+from ddib_fed.node.config import LimitsSection
+from ddib_fed.samples.images import (
     Fitted,
     Geometry,
     ImageLimits,
@@ -22,9 +25,6 @@ from ddib_fed.data.images import (
     from_array,
     to_array,
 )
-from ddib_fed.errors import ShapeMismatch
-from ddib_fed.models.manifest import Manifest, PictureFormat
-from ddib_fed.node.config import LimitsSection
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contract import REFUSE, VALUE_RANGES, ContractSide, PictureTerms
 

@@ -12,163 +12,31 @@ import random
 import subprocess
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import grpc
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from ddib_fed.errors import ConfigError, DdibError, InputError, MessageInvalid, Unauthenticated
-from ddib_fed.node.certificates import (
-    MAX_REQUEST_BYTES,
-    certificate_pem,
-    check_request,
-    fingerprint,
-    issue_leaf,
-    new_key,
+from ddib_fed.errors import ConfigError, DdibError, Unauthenticated
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.standing import not_accepted, own_authority, own_credentials
+from ddib_fed.trust.certificates import (
     parse_certificates,
 )
-from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.errors_wire import from_rpc_error
-from ddib_fed.node.identity import UNREADABLE, Identity
-from ddib_fed.node.interceptors import caller
-from ddib_fed.node.pki import (
-    MAX_ROOTS,
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.pki import (
     Credentials,
-    check_installable,
     has_authority,
     issue_to_folder,
-    load_authority,
     load_identity,
-    write_identity,
 )
-from ddib_fed.node.profile import Profile
-from ddib_fed.node.standing import not_accepted, own_authority, own_credentials
-from ddib_fed.node.tls import channel
-from ddib_fed.v1 import identity_pb2 as pb
-from ddib_fed.v1 import identity_pb2_grpc
+from ddib_fed.trust.renewal import Clock, check_successor, is_due, renew_through, utc_now
 
 log = logging.getLogger(__name__)
 
-Clock = Callable[[], datetime]
-
-RENEW_AT: Final = 2 / 3
 # Nodes that were started together do not all ask in the same minute: up to this share of the life earlier.
 JITTER: Final = 0.05
 CHECK_INTERVAL_S: Final = 10.0
-CALL_TIMEOUT_S: Final = 20.0
 COMMAND_TIMEOUT_S: Final = 300.0
-
-
-def utc_now() -> datetime:
-    """Now, in UTC."""
-    return datetime.now(UTC)
-
-
-def is_due(credentials: Credentials, now: datetime, *, jitter: float = 0.0) -> bool:
-    """Whether two thirds of the certificate's life are over; `jitter` is the share of it to be earlier by."""
-    life = credentials.not_after - credentials.not_before
-    return now >= credentials.not_before + life * (RENEW_AT - jitter)
-
-
-def renew_through(
-    folder: Path, *, address: str, server_name: str, hop: str, now: datetime | None = None
-) -> Credentials:
-    """Ask the institution's issuer for a new certificate with a new key, and put both in place.
-
-    Args:
-        folder: Holds the still valid certificate.
-        address: ``host:port`` of the issuer.
-        server_name: DNS name that its certificate must carry.
-        hop: What to call it in an error.
-        now: The time to check the answer at.
-
-    Raises:
-        Unauthenticated: What came back is not a certificate for this identity.
-        MessageInvalid: What came back cannot be read.
-        DdibError: As the issuer says, or PeerUnreachable.
-    """
-    current, key = load_identity(folder), new_key()
-    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-    message = pb.RenewRequest(certificate_request=request.public_bytes(serialization.Encoding.DER))
-    with channel(address, server_name=server_name, pki_folder=folder, hop=hop, own=True) as opened:
-        try:
-            answer = identity_pb2_grpc.IdentityServiceStub(opened).Renew(message, timeout=CALL_TIMEOUT_S)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, hop) from error
-    return _install(folder, current, key, answer, now or utc_now())
-
-
-def _install(
-    folder: Path,
-    current: Credentials,
-    key: ec.EllipticCurvePrivateKey,
-    answer: pb.RenewResponse,
-    now: datetime,
-) -> Credentials:
-    """Check what the issuer sent before it replaces what works."""
-    try:
-        certificate = parse_certificates(answer.certificate.encode(), "the issuer's answer")[0]
-        roots = parse_certificates(answer.roots.encode(), "the issuer's answer")
-    except InputError as exc:
-        raise MessageInvalid(exc.detail) from exc
-    if len(roots) > MAX_ROOTS or certificate.public_key() != key.public_key():
-        raise MessageInvalid("the issuer's answer has too many roots, or is for another key")
-    _check_successor(current, certificate, roots, now, "the issuer's answer")
-    write_identity(folder, certificate=certificate, key=key, roots=roots)
-    return load_identity(folder)
-
-
-def _check_successor(
-    current: Credentials,
-    certificate: x509.Certificate,
-    roots: tuple[x509.Certificate, ...],
-    now: datetime,
-    what: str,
-) -> None:
-    """A certificate may take the place of the current one: for the same identity, from a root that is trusted.
-
-    Raises:
-        Unauthenticated: It may not.
-    """
-    known = parse_certificates(current.roots_pem, "roots.pem")
-    if not set(known) & set(roots):
-        raise Unauthenticated(f"{what} has none of the roots that are trusted here")
-    identity = check_installable(certificate, roots, now)
-    if identity != current.identity:
-        raise Unauthenticated(f"{what} is for {identity}, not {current.identity}")
-
-
-def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
-    """Renew a client's certificate through its source node when two thirds of its life are over.
-
-    Returns:
-        Whether it was renewed.
-
-    Raises:
-        Unauthenticated: It has expired already; only the issuer can help now.
-        DdibError: As the node says, or PeerUnreachable.
-    """
-    moment = now or utc_now()
-    credentials = load_identity(profile.pki_folder)
-    if not is_due(credentials, moment):
-        return False
-    if moment >= credentials.not_after:
-        raise Unauthenticated(
-            f"the certificate of {credentials.identity} expired at {credentials.not_after:%Y-%m-%d %H:%M} UTC",
-            hint=f"on the issuing node: ddib pki issue --client {credentials.identity.name}",
-        )
-    renew_through(
-        profile.pki_folder,
-        address=profile.source_address,
-        server_name=profile.source_identity,
-        hop=f"source {profile.institution}",
-        now=moment,
-    )
-    return True
 
 
 def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credentials:
@@ -215,7 +83,7 @@ def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> Crede
     certificate = parse_certificates(renewed.cert_chain_pem, "leaf.pem")[0]
     roots = parse_certificates(renewed.roots_pem, "roots.pem")
     try:
-        _check_successor(current, certificate, roots, now, f"what it left in {folder}")
+        check_successor(current, certificate, roots, now, f"what it left in {folder}")
     except Unauthenticated as exc:
         raise ConfigError(f"identity.renew_command {command[0]!r}: {exc.detail}") from exc
     return renewed
@@ -311,33 +179,3 @@ class RenewalThread:
                     "the certificate could not be renewed; trying again every %.0f s", self._interval_s
                 )
             self.problem = f"renewal: {error}"
-
-
-class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
-    """Renews the certificates of the institution's own nodes and clients.
-
-    Args:
-        config: Of the node, whose folder holds ca.key.
-        clock: Now, with a time zone.
-    """
-
-    def __init__(self, config: NodeConfig, *, clock: Clock = utc_now) -> None:
-        self._folder = config.paths.pki
-        self._clock = clock
-
-    def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:  # noqa: N802, ARG002 - gRPC's
-        """See identity.proto."""
-        data = request.certificate_request
-        if not 0 < len(data) <= MAX_REQUEST_BYTES:
-            raise MessageInvalid(
-                "a certificate request has 1 to 8192 bytes", facts={"max_bytes": MAX_REQUEST_BYTES}
-            )
-        try:
-            key = check_request(x509.load_der_x509_csr(data))
-        except (*UNREADABLE, Unauthenticated) as exc:
-            raise MessageInvalid("the certificate request cannot be used") from exc
-        identity, authority = caller(), load_authority(self._folder)
-        certificate = issue_leaf(authority, identity.kind, identity.name, public_key=key, now=self._clock())
-        log.info("renewed %s: %s", identity, fingerprint(certificate))
-        roots = load_identity(self._folder).roots_pem
-        return pb.RenewResponse(certificate=certificate_pem(certificate).decode(), roots=roots.decode())

@@ -13,15 +13,15 @@ from typing import Protocol
 
 import grpc
 
+from ddib_fed.bridge.engine import Engine
+from ddib_fed.bridge.softening import Softener, load_key
 from ddib_fed.errors import ConfigError, Draining, NotReady
-from ddib_fed.node.audit import AuditLog
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.decoding_memory import DecodingMemory
-from ddib_fed.node.engine import Engine
-from ddib_fed.node.metrics import Metrics
-from ddib_fed.node.peers import PeerStore
 from ddib_fed.node.pictures import rule_of, terms_of, value_range_of
-from ddib_fed.node.softening import Softener, load_key
+from ddib_fed.server.metrics import Metrics
+from ddib_fed.trust.audit import AuditLog
+from ddib_fed.trust.peers import PeerStore
 from ddib_fed.wire.contract import MAX_CLASS_NAMES, REFUSE, ContractSide, is_class_name
 
 

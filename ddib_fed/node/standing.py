@@ -9,10 +9,10 @@ import shutil
 from datetime import UTC, datetime
 
 from ddib_fed.errors import ConfigError, Unauthenticated
-from ddib_fed.node.certificates import parse_certificates
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.identity import Identity, verify_peer_certificate
-from ddib_fed.node.pki import Authority, Credentials, has_authority, load_authority, load_identity
+from ddib_fed.trust.certificates import parse_certificates
+from ddib_fed.trust.identity import Identity, verify_peer_certificate
+from ddib_fed.trust.pki import Authority, Credentials, has_authority, load_authority, load_identity
 
 
 def own_authority(config: NodeConfig) -> Authority:

@@ -11,19 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from ddib_fed.bridge.softening import check_key
 from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
-from ddib_fed.node.addresses import split_address
+from ddib_fed.files import check_private_folder
 from ddib_fed.node.admin import check_socket
-from ddib_fed.node.audit import AuditLog
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.engine import Engine
-from ddib_fed.node.inbound import attainable_files, few_files, most_connections
-from ddib_fed.node.peers import PeerStore
-from ddib_fed.node.ports import check_bindable
-from ddib_fed.node.private_files import check_private_folder
+from ddib_fed.node.hosted import open_engine
 from ddib_fed.node.role import find_roles
-from ddib_fed.node.softening import check_key
 from ddib_fed.node.standing import look_at_identity
+from ddib_fed.rpc.addresses import split_address
+from ddib_fed.server.inbound import attainable_files, few_files, most_connections
+from ddib_fed.server.ports import check_bindable
+from ddib_fed.trust.audit import AuditLog
+from ddib_fed.trust.peers import PeerStore
 from ddib_fed.unexpected import as_config_error, explained
 
 # What a start itself writes: databases, an audit line, a socket.
@@ -176,7 +176,7 @@ def _http(config: NodeConfig) -> Found:
 
 
 def _model(config: NodeConfig) -> Found:
-    engine = Engine.from_config(config)
+    engine = open_engine(config)
     engine.close()
     manifest = engine.bundle.manifest
     if manifest.sample_kind == "picture":

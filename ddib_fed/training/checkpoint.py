@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ddib_fed.errors import BundleInvalid
-from ddib_fed.evaluation.report import sync_folder, write_bytes
+from ddib_fed.json_files import sync_folder, write_bytes
 from ddib_fed.models.folders import model_folder
 
 FORMAT_VERSION = 1

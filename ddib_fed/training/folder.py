@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
-from ddib_fed.evaluation.report import sync_folder, write_bytes
+from ddib_fed.json_files import sync_folder, write_bytes
 from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE, save_bundle
 from ddib_fed.models.folders import model_folder
 from ddib_fed.models.manifest import Manifest

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.data.synthetic import normals, uniforms
+from ddib_fed.datasets.synthetic import normals, uniforms
 from ddib_fed.diffusion.schedule import DiscreteSchedule, schedule_from_config
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.manifest import MlpConfig, SyntheticConfig
-from ddib_fed.models.networks import build_network
+from ddib_fed.networks.configs import MlpConfig, SyntheticConfig
+from ddib_fed.networks.registry import build_network
 from ddib_fed.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from ddib_fed.training.ema import Ema
 from ddib_fed.training.losses import Batch, LambdaSampler, make_batch, make_step_batch

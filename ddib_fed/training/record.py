@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from ddib_fed.diffusion.bridge import Side, decode
-from ddib_fed.evaluation import metrics, plots
-from ddib_fed.evaluation.report import write_bytes
+from ddib_fed.json_files import write_bytes
+from ddib_fed.metrics import points as metrics
+from ddib_fed.reports import plots
 from ddib_fed.training.presets import TrainConfig
 from ddib_fed.training.sources import Source
 

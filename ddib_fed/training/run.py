@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
+from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.evaluation.processes import require_alone
-from ddib_fed.evaluation.threads import torch_threads
 from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.processes import require_alone
 from ddib_fed.training import record
 from ddib_fed.training.checkpoint import CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.folder import DTYPES, RunFolder, run_identity

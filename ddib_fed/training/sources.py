@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data import synthetic
-from ddib_fed.data.kinds import name_file, refuse_picture
-from ddib_fed.data.points import parse_npy
+from ddib_fed.datasets import synthetic
 from ddib_fed.errors import FileMissing, InputError
+from ddib_fed.samples.kinds import name_file, refuse_picture
+from ddib_fed.samples.points import parse_npy
 from ddib_fed.training.presets import TrainConfig
 
 Floats = NDArray[np.float32]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -23,10 +22,10 @@ from ddib_fed.errors import (
     ImageTooLarge,
     LatentNotGaussian,
     MessageInvalid,
-    NotFinite,
     PointsTooMany,
     ShapeMismatch,
 )
+from ddib_fed.latent import Latent, require_finite, shape_text
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.chunks import CHUNK, Announced, stream
 from ddib_fed.wire.contract import ITEM_BYTES, Contract
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     Array = NDArray[np.float32]
 
 M = TypeVar("M", bound=Message)
-
-WIRE_DTYPE = np.dtype("<f4")
 
 SAME_FIGURE = 1e-3
 """How far two measurements of one latent may be apart: sums in another order or on another device."""
@@ -71,63 +68,6 @@ class Statistics(Protocol):
     def count(self) -> int:
         """How many numbers were measured."""
         ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Latent:
-    """Latents of one item.
-
-    Attributes:
-        data: (N, *sample_shape), float32, C-contiguous.
-        sha256: Digest of its bytes on the wire, 32 bytes.
-    """
-
-    data: Array
-    sha256: bytes
-
-    @classmethod
-    def from_array(cls, array: Array) -> Latent:
-        """The latent of an array; float32 arrays in C order are not copied.
-
-        Raises:
-            ShapeMismatch: Not an array of at least one sample with at least one axis.
-        """
-        data = np.ascontiguousarray(array, dtype=np.float32)
-        if array.ndim < 2 or data.size == 0:
-            raise ShapeMismatch(f"a latent of shape {array.shape}", facts={"shape": _shape(array.shape)})
-        return cls(data, hashlib.sha256(_wire_view(data)).digest())
-
-    @classmethod
-    def from_bytes(cls, data: bytes, sample_shape: Sequence[int]) -> Latent:
-        """The latent in little-endian row-major float32 bytes; not copied, and read-only, on usual machines.
-
-        Args:
-            data: The bytes of N samples.
-            sample_shape: Shape of one sample.
-
-        Raises:
-            ShapeMismatch: The bytes are no whole number of samples, at least one.
-            NotFinite: A value is NaN or infinite.
-        """
-        samples, rest = divmod(len(data), math.prod(sample_shape) * WIRE_DTYPE.itemsize)
-        if samples == 0 or rest:
-            raise ShapeMismatch(
-                f"{len(data)} bytes are no float32 samples of shape {_shape(sample_shape)}",
-                facts={"sample_shape": _shape(sample_shape), "bytes": len(data)},
-            )
-        array = np.frombuffer(data, dtype=WIRE_DTYPE).reshape(samples, *sample_shape)
-        array = array.astype(np.float32, copy=False)
-        _require_finite(array)
-        return cls(array, hashlib.sha256(data).digest())
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on the wire."""
-        return self.data.nbytes
-
-    def to_bytes(self) -> bytes:
-        """Little-endian row-major float32 bytes."""
-        return bytes(_wire_view(self.data))
 
 
 _GUARD = object()
@@ -213,7 +153,7 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item:
     """
     _require_shape(latent.data.shape, contract)
     _require_within_limits(latent.data.shape[0], latent.data.nbytes, contract)
-    _require_finite(latent.data)
+    require_finite(latent.data)
     payload = latent.to_bytes()
     if hashlib.sha256(payload).digest() != latent.sha256:
         raise ChunkCorrupt("the latent has changed since it was encoded", facts={"what": "latent"})
@@ -275,8 +215,8 @@ def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announce
     _require_shape(shape, contract)
     if header.size_bytes != math.prod(shape) * ITEM_BYTES[contract.target.dtype]:
         raise ShapeMismatch(
-            f"{header.size_bytes} bytes were announced for shape {_shape(shape)}",
-            facts={"shape": _shape(shape), "bytes": header.size_bytes},
+            f"{header.size_bytes} bytes were announced for shape {shape_text(shape)}",
+            facts={"shape": shape_text(shape), "bytes": header.size_bytes},
         )
     _require_within_limits(shape[0], header.size_bytes, contract)
     return Announced(header.size_bytes, header.sha256, contract.limits.max_latent_bytes, _too_large(contract))
@@ -286,8 +226,8 @@ def _require_shape(shape: Sequence[int], contract: Contract) -> None:
     expected = contract.sample_shape
     if len(shape) != len(expected) + 1 or tuple(shape[1:]) != expected or shape[0] < 1:
         raise ShapeMismatch(
-            f"a latent of shape {_shape(shape)} where (N, {_shape(expected)}) was agreed",
-            facts={"shape": _shape(shape), "sample_shape": _shape(expected)},
+            f"a latent of shape {shape_text(shape)} where (N, {shape_text(expected)}) was agreed",
+            facts={"shape": shape_text(shape), "sample_shape": shape_text(expected)},
         )
 
 
@@ -303,12 +243,6 @@ def _require_within_limits(samples: int, size_bytes: int, contract: Contract) ->
                 "limit_bytes": limits.max_latent_bytes,
             },
         )
-
-
-def _require_finite(array: Array) -> None:
-    if not np.isfinite(array).all():
-        count = int(array.size - np.isfinite(array).sum())
-        raise NotFinite(f"{count} of {array.size} values are NaN or infinite", facts={"count": count})
 
 
 def _require_own(statistics: Statistics, array: Array) -> None:
@@ -333,12 +267,3 @@ def _other_contract(ours: bytes, theirs: bytes) -> ContractMismatch:
         "the latent is under another contract",
         differences=(Difference("contract_sha256", theirs.hex()[:64], ours.hex(), remedy),),
     )
-
-
-def _wire_view(data: Array) -> memoryview:
-    """The bytes on the wire, without a copy where memory has their order already."""
-    return data.astype(WIRE_DTYPE, copy=False).data.cast("B")
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))[:100]

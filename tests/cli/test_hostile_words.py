@@ -14,19 +14,19 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.cli.job import _show
+from ddib_fed.cli.client.job import _show
 from ddib_fed.cli.main import run as run_ddib
-from ddib_fed.cli.peer import _ask
+from ddib_fed.cli.node.peer import _ask
+from ddib_fed.client.views import Failure, ItemState, ItemView, JobState, JobView, Settings
 from ddib_fed.errors import PolicyDenied
-from ddib_fed.node.certificates import certificate_pem
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.log_format import JsonFormatter, TextFormatter
-from ddib_fed.node.peer_file import Peer
-from ddib_fed.node.pki import init_node_identity
-from ddib_fed.node.views import Failure, ItemState, ItemView, JobState, JobView, Settings
-from tests.cli.test_pki import write_config
+from ddib_fed.server.log_format import JsonFormatter, TextFormatter
+from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust.peer_file import Peer
+from ddib_fed.trust.pki import init_node_identity
+from tests.cli.node.test_pki import write_config
 from tests.node.institutions import Institution
-from tests.node.test_peers import changed
+from tests.trust.test_peers import changed
 
 GENUINE = "SHA256:" + ":".join(["ab"] * 32)
 # Shows the genuine fingerprint, then begins an OSC sequence, which swallows the lines that follow it.

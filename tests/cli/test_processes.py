@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
+from ddib_fed.cli.node.init import make_node
 from ddib_fed.errors import UsageError
-from ddib_fed.evaluation.processes import require_alone
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.training.colours import ColourSettings, transfer
+from ddib_fed.paper.colour_training import ColourSettings, transfer
+from ddib_fed.processes import require_alone
 from ddib_fed.training.presets import TrainConfig
 from ddib_fed.training.run import train
-from tests.evaluation.picture_folders import blocks, write
-from tests.evaluation.tiny_models import tiny
+from tests.runs.picture_folders import blocks, write
+from tests.runs.tiny_models import tiny
 
 pytestmark = pytest.mark.timeout(600)  # processes that start torch, on a machine that may be busy
 

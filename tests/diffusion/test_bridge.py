@@ -12,7 +12,7 @@ from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import SCHEDULES, LinearSchedule, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.mlp import ResidualMLP
+from ddib_fed.networks.mlp import ResidualMLP
 from tests.diffusion.gaussian_data import gaussian_denoiser, gaussian_map, gaussian_samples
 
 SCHEDULE = LinearSchedule()

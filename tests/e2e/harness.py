@@ -19,11 +19,11 @@ import numpy as np
 from click.testing import CliRunner
 
 from ddib_fed.cli.main import cli
+from ddib_fed.client.client import Client
+from ddib_fed.client.profile import Profile
 from ddib_fed.errors import UnavailableError
 from ddib_fed.node.admin import AdminClient
-from ddib_fed.node.client import Client
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.profile import Profile
 from tests.e2e.relay import Tap
 from tests.node.flipping import BitFlipper
 
@@ -234,6 +234,6 @@ def find_any(needles: list[bytes], folder: Path) -> list[Path]:
 
 def moons(count: int, seed: int = 1) -> np.ndarray:
     """Points of the source domain."""
-    from ddib_fed.data.synthetic import sample
+    from ddib_fed.datasets.synthetic import sample
 
     return sample("moons", count, seed)

@@ -11,8 +11,9 @@ import grpc
 import pytest
 
 from ddib_fed.errors import DdibError, PeerUnknown, PeerUnreachable, PolicyDenied
-from ddib_fed.node import pki, startup, tls
-from ddib_fed.node.errors_wire import from_rpc_error
+from ddib_fed.node import startup
+from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.trust import pki, tls
 from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.version import versions_to_pb
 from tests.e2e.harness import Node, Pair, admit, ddib, free_port, moons, wait_until
@@ -103,7 +104,7 @@ def test_an_admitted_peer_cannot_mint_anothers_name(fresh_pair: Pair, tmp_path: 
     ddib("peer", "add", peer_file, "--config", pair.south.config_path, "--fingerprint", fingerprint)
     pair.south.start()
     assert describe(pair, west.config.paths.pki).side.domain == "checkerboards"
-    from ddib_fed.node.certificates import Authority
+    from ddib_fed.trust.certificates import Authority
 
     authority = pki.load_authority(west.config.paths.pki)
     forger = Authority("north.example", authority.certificate, authority.key)

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.data.images import encode_png, read_image
-from ddib_fed.data.shipped import load_shipped
-from ddib_fed.evaluation.pictures import psnr
-from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.metrics.pictures import psnr
+from ddib_fed.reports.sheets import to_pixels
+from ddib_fed.samples.images import encode_png, read_image
 from tests.e2e.harness import Node, find_any, free_port, moons, raw_windows, weight_windows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]

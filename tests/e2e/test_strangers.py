@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ddib_fed.node import tls
+from ddib_fed.trust import tls
 from tests.e2e.harness import Node, ddib, wait_until
 
 pytestmark = pytest.mark.e2e

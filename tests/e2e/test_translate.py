@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddib_fed.client.views import Settings
 from ddib_fed.errors import (
     DdibError,
     DomainNotFound,
@@ -22,8 +23,7 @@ from ddib_fed.errors import (
     SettingsInvalid,
     ShapeMismatch,
 )
-from ddib_fed.evaluation.metrics import distances_to_domain
-from ddib_fed.node.views import Settings
+from ddib_fed.metrics.points import distances_to_domain
 from tests.e2e.harness import Pair, ddib, moons
 
 pytestmark = pytest.mark.e2e

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ddib_fed.models.manifest import Manifest, MlpConfig, SyntheticConfig
-from ddib_fed.models.networks import build_network
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.networks.configs import MlpConfig, SyntheticConfig
+from ddib_fed.networks.registry import build_network
 
 SMALL = MlpConfig(width=16, blocks=1, embedding=8, features=4)
 

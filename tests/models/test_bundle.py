@@ -24,7 +24,8 @@ from ddib_fed.models.bundle import (
     save_bundle,
 )
 from ddib_fed.models.folders import copy_folder
-from ddib_fed.models.manifest import Manifest, SyntheticConfig
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.networks.configs import SyntheticConfig
 from tests.models.examples import SMALL, manifest, state
 
 

@@ -17,16 +17,10 @@ from ddib_fed.models.bundle import (
     pretrained_domains,
     save_bundle,
 )
-from ddib_fed.models.manifest import (
-    LATER_FIELDS,
-    DataNote,
-    Manifest,
-    Normalisation,
-    PictureFormat,
-    UNetConfig,
-)
+from ddib_fed.models.manifest import LATER_FIELDS, DataNote, Manifest, Normalisation, PictureFormat
+from ddib_fed.networks.configs import UNetConfig
 from tests.models import examples
-from tests.models.picture_networks import TINY, TINY_CLASSIFIER, classifier, manifest, unet
+from tests.networks.picture_networks import TINY, TINY_CLASSIFIER, classifier, manifest, unet
 
 
 def test_models_of_the_first_release_keep_their_digests():

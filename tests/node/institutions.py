@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 
-from ddib_fed.node import pki
-from ddib_fed.node.certificates import certificate_pem, new_key
-from ddib_fed.node.identity import Identity
-from ddib_fed.node.peer_file import Peer
-from ddib_fed.node.peers import PeerStore
+from ddib_fed.trust import pki
+from ddib_fed.trust.certificates import certificate_pem, new_key
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.peer_file import Peer
+from ddib_fed.trust.peers import PeerStore
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

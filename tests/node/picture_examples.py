@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ddib_fed.bridge.engine import Engine
 from ddib_fed.models.bundle import make_bundle, save_bundle
-from ddib_fed.models.manifest import Manifest, PictureFormat, UNetConfig
-from ddib_fed.models.networks import build_network
+from ddib_fed.models.manifest import Manifest, PictureFormat
 from ddib_fed.models.normalisation import Normalisation
-from ddib_fed.node.engine import Engine
+from ddib_fed.networks.configs import UNetConfig
+from ddib_fed.networks.registry import build_network
 
 SIZE = 16
 SECRET = "Lovelace-1815"

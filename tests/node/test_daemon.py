@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
+from ddib_fed.bridge.engine import Engine
 from ddib_fed.errors import ConfigError, DdibError, InputError
 from ddib_fed.node import daemon
 from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.daemon import Daemon
-from ddib_fed.node.engine import Engine
 from tests.node.tiny_nodes import make_config, make_institution, save_model
 from tests.source_node.conftest import wait_until
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddib_fed.data.images import Geometry, ImageLimits, decode_image, encode_png
+from ddib_fed.bridge.softening import Softener
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.manifest import PictureFormat
@@ -24,7 +24,7 @@ from ddib_fed.node.pictures import (
     write_own,
     write_translation,
 )
-from ddib_fed.node.softening import Softener
+from ddib_fed.samples.images import Geometry, ImageLimits, decode_image, encode_png
 from ddib_fed.wire.contract import PictureTerms
 from tests.node.institutions import Institution
 from tests.node.picture_examples import (

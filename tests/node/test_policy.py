@@ -7,11 +7,11 @@ from types import MappingProxyType
 import pytest
 
 from ddib_fed.errors import PeerUnknown, PolicyDenied, QuotaSpent, RefusedError
-from ddib_fed.node.certificates import new_authority
-from ddib_fed.node.identity import Identity
-from ddib_fed.node.peer_file import Peer
-from ddib_fed.node.peers import Snapshot
 from ddib_fed.node.policy import DAY_S, MAX_REPEATS, Policy, Quota
+from ddib_fed.trust.certificates import new_authority
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.peer_file import Peer
+from ddib_fed.trust.peers import Snapshot
 
 NORTH = new_authority("north.example").certificate
 SOUTH = new_authority("south.example").certificate

@@ -12,26 +12,20 @@ import grpc
 import pytest
 from cryptography import x509
 
+from ddib_fed.client.profile import Profile, render_client_toml
+from ddib_fed.client.renewal import renew_client
 from ddib_fed.errors import ConfigError, MessageInvalid, PeerUnreachable, PolicyDenied, Unauthenticated
-from ddib_fed.node import pki, tls
 from ddib_fed.node.config import NodeConfig, render_node_toml
-from ddib_fed.node.enrolment import install, make_request, read_request, sign_request
-from ddib_fed.node.errors_wire import from_rpc_error
-from ddib_fed.node.identity import Identity
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor
-from ddib_fed.node.peers import PeerStore
+from ddib_fed.node.issuer import IdentityServicer
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.profile import Profile, render_client_toml
-from ddib_fed.node.renewal import (
-    JITTER,
-    IdentityServicer,
-    RenewalThread,
-    is_due,
-    recover_at_start,
-    renew_client,
-    renew_node,
-    renew_through,
-)
+from ddib_fed.node.renewal import JITTER, RenewalThread, recover_at_start, renew_node
+from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
+from ddib_fed.trust import pki, tls
+from ddib_fed.trust.enrolment import install, make_request, read_request, sign_request
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.peers import PeerStore
+from ddib_fed.trust.renewal import is_due, renew_through
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 from tests.node.flipping import BitFlipper
@@ -342,7 +336,7 @@ def test_a_roll_over_reaches_a_client_with_its_renewal(
     issuer: NodeConfig, server: Server, tmp_path: Path
 ) -> None:
     """Both roots come along, and the one that was trusted vouches for the other."""
-    from ddib_fed.node import rollover
+    from ddib_fed.trust import rollover
 
     profile = client(issuer, server, tmp_path / "alice", age=timedelta(days=21))
     rollover.start(issuer.paths.pki)
@@ -352,8 +346,8 @@ def test_a_roll_over_reaches_a_client_with_its_renewal(
 
 def test_an_answer_for_another_root_is_not_installed(issuer: NodeConfig, tmp_path: Path) -> None:
     """An issuer that shows a good certificate and answers with strange roots changes nothing here."""
-    from ddib_fed.node.certificates import certificate_pem, issue_leaf, new_authority, new_key
-    from ddib_fed.node.renewal import _install
+    from ddib_fed.trust.certificates import certificate_pem, issue_leaf, new_authority, new_key
+    from ddib_fed.trust.renewal import _install
 
     folder, key = issuer.paths.pki, new_key()
     stranger = new_authority("north.example")

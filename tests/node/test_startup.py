@@ -16,13 +16,15 @@ import pytest
 
 from ddib_fed.errors import ConfigError, ExhaustedError
 from ddib_fed.models.bundle import save_bundle
-from ddib_fed.models.manifest import ClassifierConfig, Manifest, PictureFormat
-from ddib_fed.models.networks import network_shapes
-from ddib_fed.node import pki, startup
-from ddib_fed.node.certificates import issue_leaf, new_key
+from ddib_fed.models.manifest import Manifest, PictureFormat
+from ddib_fed.networks.configs import ClassifierConfig
+from ddib_fed.networks.registry import network_shapes
+from ddib_fed.node import startup
 from ddib_fed.node.command import node_command, run
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.daemon import Daemon
+from ddib_fed.trust import pki
+from ddib_fed.trust.certificates import issue_leaf, new_key
 from tests.node.test_daemon import ready
 
 

@@ -10,16 +10,17 @@ import re
 import numpy as np
 import torch
 
-from ddib_fed.data.points import to_npy
+from ddib_fed.bridge.engine import Engine
 from ddib_fed.models.bundle import Bundle, make_bundle, save_bundle
-from ddib_fed.models.manifest import Manifest, MlpConfig
-from ddib_fed.models.mlp import ResidualMLP
+from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.normalisation import Normalisation
-from ddib_fed.node.audit import AuditLog
+from ddib_fed.networks.configs import MlpConfig
+from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.node.config import NodeConfig, render_node_toml
-from ddib_fed.node.engine import Engine
-from ddib_fed.node.metrics import Metrics
 from ddib_fed.node.role import NodeContext
+from ddib_fed.samples.points import to_npy
+from ddib_fed.server.metrics import Metrics
+from ddib_fed.trust.audit import AuditLog
 from tests.node.institutions import Institution
 
 NETWORK = MlpConfig(width=16, blocks=1, embedding=16, features=8)

@@ -13,16 +13,17 @@ import grpc
 import torch
 from google.protobuf.message import Message
 
-from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
-from ddib_fed.node import tls
-from ddib_fed.node.interceptors import ErrorInterceptor
+from ddib_fed.latent import Latent
+from ddib_fed.samples.points import to_npy
+from ddib_fed.server.interceptors import ErrorInterceptor
+from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.agreement import agree
 from ddib_fed.wire.chunks import assemble, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
-from ddib_fed.wire.latent import Latent, LatentOpener, approve
+from ddib_fed.wire.latent import LatentOpener, approve
 from ddib_fed.wire.version import SPOKEN, versions_from_pb, versions_to_pb
 from tests.node.institutions import Institution
 

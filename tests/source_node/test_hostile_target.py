@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.data.points import to_npy
+from ddib_fed.bridge.batcher import Control
 from ddib_fed.errors import DdibError, MessageInvalid, UnknownFields
-from ddib_fed.node import tls
-from ddib_fed.node.batching import Control
+from ddib_fed.latent import Latent
+from ddib_fed.samples.points import to_npy
+from ddib_fed.trust import tls
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.latent import Latent
 from ddib_fed.wire.version import versions_to_pb
 from source_node.remote import Remotes
 from tests.node.tiny_nodes import gaussian

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.data.points import to_npy
 from ddib_fed.errors import LatentNotGaussian, PointsTooMany
-from ddib_fed.node.job_records import ItemState, Part
+from ddib_fed.latent import Latent
+from ddib_fed.samples.points import to_npy
 from ddib_fed.wire.contract import ContractLimits
-from ddib_fed.wire.latent import Latent
+from source_node.jobs.records import ItemState, Part
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.conftest import Source, wait_until
 from tests.source_node.scripted_target import fail, hang, instead, refuse

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.data.points import to_npy
+from ddib_fed.bridge.batcher import Control
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import (
@@ -28,12 +28,13 @@ from ddib_fed.errors import (
     QuotaSpent,
     UnknownFields,
 )
-from ddib_fed.node import tls
-from ddib_fed.node.batching import Control
+from ddib_fed.latent import Latent
+from ddib_fed.samples.points import to_npy
+from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.contract import ContractSide
-from ddib_fed.wire.latent import Latent, approve
+from ddib_fed.wire.latent import approve
 from source_node.remote import Decoded, Progress, Remotes
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until

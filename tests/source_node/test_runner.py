@@ -6,11 +6,11 @@ import grpc
 import pytest
 
 from ddib_fed.errors import NotReady, PolicyDenied, QueueFull, QuotaSpent
-from ddib_fed.node.job_records import JobState
+from source_node.jobs.records import JobState
 from source_node.runner import JobRunner
-from tests.node.job_examples import ALICE
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until
+from tests.source_node.jobs.job_examples import ALICE
 from tests.source_node.scripted_target import fail, hang, instead
 
 

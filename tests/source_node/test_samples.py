@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.data.images import encode_png
-from ddib_fed.data.shipped import load_shipped
-from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.bridge.engine import Engine
+from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.engine import Engine
 from ddib_fed.node.pictures import terms_of, value_range_of
+from ddib_fed.reports.sheets import to_pixels
+from ddib_fed.samples.images import encode_png
 from ddib_fed.wire.contract import ContractSide
 from source_node.samples import PictureSamples
 from tests.node.picture_examples import pictures_engine

@@ -11,7 +11,6 @@ import grpc
 import numpy as np
 import pytest
 
-from ddib_fed.data.points import to_npy
 from ddib_fed.errors import (
     DomainNotFound,
     Draining,
@@ -28,11 +27,12 @@ from ddib_fed.errors import (
     TooManyStreams,
     UnknownFields,
 )
-from ddib_fed.node import pki, tls
-from ddib_fed.node.errors_wire import from_rpc_error
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.server import NodeServer
+from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.samples.points import to_npy
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
+from ddib_fed.server.server import NodeServer
+from ddib_fed.trust import pki, tls
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1 import translation_pb2_grpc as rpc
@@ -275,7 +275,7 @@ def test_the_janitor_outlives_a_full_disk(tmp_path, institutions, target, engine
         tries.append(1)
         raise QueueFull("full")
 
-    monkeypatch.setattr("ddib_fed.node.jobs.JobStore.expire", expire)
+    monkeypatch.setattr("source_node.jobs.store.JobStore.expire", expire)
     served = Served(tmp_path, institutions[0], engine)
     wait_until(lambda: len(tries) > 2)
     served.close()

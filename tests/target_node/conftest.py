@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from ddib_fed.node import tls
-from ddib_fed.node.certificates import certificate_pem
-from ddib_fed.node.errors_wire import from_rpc_error
-from ddib_fed.node.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.server import NodeServer
+from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
+from ddib_fed.server.server import NodeServer
+from ddib_fed.trust import tls
+from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.wire.contract import Contract, ContractSide

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.data.images import decode_image
+from ddib_fed.bridge.batcher import Control
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.node.batching import Control
+from ddib_fed.samples.images import decode_image
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contract import Contract, ContractLimits, PictureTerms
-from ddib_fed.wire.latent import Latent
 from ddib_fed.wire.version import SPOKEN
 from target_node.service import DecodingServicer
 from target_node.stream import DecodeStream, StreamSettings, Translated

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.data.points import parse_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.errors import (
     ChunkCorrupt,
@@ -24,11 +23,13 @@ from ddib_fed.errors import (
     SettingsInvalid,
     UnknownFields,
 )
+from ddib_fed.latent import Latent
+from ddib_fed.samples.points import parse_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.chunks import assemble, stream
 from ddib_fed.wire.contract import Contract
-from ddib_fed.wire.latent import Latent, approve
+from ddib_fed.wire.latent import approve
 from ddib_fed.wire.version import Version, versions_to_pb
 from target_node.service import MAX_CONTRACTS
 from tests.node.tiny_nodes import gaussian

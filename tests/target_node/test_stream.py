@@ -7,13 +7,13 @@ import threading
 import numpy as np
 import pytest
 
-from ddib_fed.data.points import parse_npy
+from ddib_fed.bridge.batcher import Control
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import Cancelled, ChunkCorrupt, LatentNotGaussian, QuotaSpent
-from ddib_fed.node.batching import Control
+from ddib_fed.latent import Latent
+from ddib_fed.samples.points import parse_npy
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.contract import Contract, ContractLimits
-from ddib_fed.wire.latent import Latent
 from ddib_fed.wire.version import SPOKEN
 from target_node import stream
 from target_node.stream import IN_FLIGHT, MAX_PROGRESS, DecodeStream, StreamSettings, Translated

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.data import synthetic
+from ddib_fed.datasets import synthetic
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.training.losses import LambdaSampler, make_batch, posterior_mean
 

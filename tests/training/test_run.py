@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddib_fed.errors import AlreadyExists, SettingsInvalid, StateConflict
-from ddib_fed.evaluation import metrics
+from ddib_fed.metrics import points as metrics
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record
 from ddib_fed.training.loop import Trainer, learning_rate, new_network

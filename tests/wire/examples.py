@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from ddib_fed.latent import Latent
 from ddib_fed.wire.agreement import agree
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide, PictureTerms
-from ddib_fed.wire.latent import Latent
 from ddib_fed.wire.version import SPOKEN
 
 LIMITS = ContractLimits(

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ddib_fed.errors import BundleInvalid, ExtraMissing, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import state_problem
-from ddib_fed.models.diffusers_config import DiffusersUNetConfig
 from ddib_fed.models.importers.adm_names import adm_config, adm_state
 from ddib_fed.models.importers.checkpoints import renamed
 from ddib_fed.models.importers.pipeline_index import (
@@ -32,7 +31,8 @@ from ddib_fed.models.importers.report import Fact, Imported, import_note
 from ddib_fed.models.importers.scheduler_config import read_schedule, refused_key, unused
 from ddib_fed.models.importers.weight_files import find_weights, read_weights
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
-from ddib_fed.models.networks import network_shapes, network_with
+from ddib_fed.networks.diffusers_config import DiffusersUNetConfig
+from ddib_fed.networks.registry import network_shapes, network_with
 
 # Keys of unet/config.json under their own names; the rest is refused unless it is one of `ONLY` with this value.
 SAME = frozenset(DiffusersUNetConfig.model_fields) - {"kind", "image_size", "mid_block"}

@@ -31,15 +31,9 @@ from ddib_fed.models.importers.flags import (
 )
 from ddib_fed.models.importers.report import Fact, Imported, import_note
 from ddib_fed.models.importers.shapes import Layout, Shapes, look, refused
-from ddib_fed.models.manifest import (
-    ClassifierConfig,
-    DataNote,
-    Manifest,
-    PictureFormat,
-    Training,
-    UNetConfig,
-)
-from ddib_fed.models.networks import network_shapes
+from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
+from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
+from ddib_fed.networks.registry import network_shapes
 
 SHAPES = "shapes"
 MADE_FOR = {3: "colour", 1: "grey"}

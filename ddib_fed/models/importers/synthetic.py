@@ -15,9 +15,10 @@ from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid
 from ddib_fed.models.bundle import Bundle, make_bundle, state_problem
 from ddib_fed.models.importers.checkpoints import read_checkpoint
-from ddib_fed.models.manifest import Manifest, SyntheticConfig, Training
-from ddib_fed.models.networks import build_network
+from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.networks.configs import SyntheticConfig
+from ddib_fed.networks.registry import build_network
 
 ENTER = "input_blocks.0.0.weight"
 LEAVE = "out.2.weight"

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.data.augment import random_crop, random_flip
-from ddib_fed.data.folders import expand
-from ddib_fed.data.synthetic import uniforms
+from ddib_fed.datasets.synthetic import uniforms
 from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.samples.folders import expand
+from ddib_fed.training.pictures.augment import random_crop, random_flip
 from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.sources import PictureSource
 

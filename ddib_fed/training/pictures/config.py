@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ddib_fed.models.manifest import ClassifierConfig
 from ddib_fed.models.normalisation import Colours
 from ddib_fed.names import check_domain
+from ddib_fed.networks.configs import ClassifierConfig
 from ddib_fed.training.pictures.presets import PRESETS, Preset
 
 SOFTEN_SIGMA = 0.05
@@ -31,7 +31,7 @@ class PictureTrainConfig(BaseModel):
     A setting that is None takes the preset's value; `settled` fills them all in.
 
     Attributes:
-        domain: A domain of `ddib_fed.data.shipped`; or None.
+        domain: A domain of `ddib_fed.datasets.shipped`; or None.
         images: A folder of pictures; or None. With neither, `train_pictures` is given the pictures themselves.
         name: What the bundle calls its domain; without it the domain's, the folder's or the source's name.
         preset: One of `presets.PRESETS`: network and everything that depends on its size.

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ddib_fed.models.manifest import UNetConfig
-from ddib_fed.models.networks import network_shapes
+from ddib_fed.networks.configs import UNetConfig
+from ddib_fed.networks.registry import network_shapes
 from ddib_fed.training.pictures.presets import PRESETS
 
 BYTES_A_PARAMETER = 20

@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ddib_fed.data import folders
-from ddib_fed.data.images import PictureRule
-from ddib_fed.data.scans import Progress
 from ddib_fed.errors import InputError, MemoryExhausted
 from ddib_fed.models.manifest import DataNote, PictureFormat
 from ddib_fed.names import domain_from
+from ddib_fed.samples import folders
+from ddib_fed.samples.images import PictureRule
+from ddib_fed.samples.scans import Progress
 from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.sources import PictureSource, array_source
 

@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.errors import MemoryExhausted, SettingsInvalid
-from ddib_fed.models.networks import network_with
 from ddib_fed.models.normalisation import Normalisation
-from ddib_fed.models.spectrum import Moments
-from ddib_fed.models.unet import UNet
+from ddib_fed.networks.registry import network_with
+from ddib_fed.networks.spectrum import Moments
+from ddib_fed.networks.unet import UNet
 from ddib_fed.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from ddib_fed.training.ema import Ema
 from ddib_fed.training.pictures.batches import Batches, Samples

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, FileMissing, InputError, UsageError
-from ddib_fed.evaluation.report import write_bytes
+from ddib_fed.json_files import write_bytes
 from ddib_fed.training.pictures.config import PictureTrainConfig
 
 OWN = frozenset(

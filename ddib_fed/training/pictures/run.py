@@ -16,18 +16,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddib_fed.data.scans import require_outside
-from ddib_fed.evaluation.threads import torch_threads
+from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
+from ddib_fed.samples.scans import require_outside
 from ddib_fed.training import record
 from ddib_fed.training.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.folder import DTYPES, RunFolder, run_identity
 from ddib_fed.training.pictures import sheet
 from ddib_fed.training.pictures.config import ClassifierTrainConfig, PictureTrainConfig
 from ddib_fed.training.pictures.loop import OnProgress, PictureTrainer, measure, settle
+from ddib_fed.training.pictures.opening import open_source
 from ddib_fed.training.pictures.progress import Log
-from ddib_fed.training.pictures.sources import PictureSource, open_source
+from ddib_fed.training.pictures.sources import PictureSource
 from ddib_fed.training.pictures.starts import Start, open_start
 from ddib_fed.training.pictures.world import World, open_world
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ddib_fed.data.folders import expand
 from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import schedule_from_config
-from ddib_fed.evaluation.report import write_bytes
-from ddib_fed.evaluation.structure import Thresholds, calibrate_by_chance
+from ddib_fed.json_files import write_bytes
+from ddib_fed.metrics.structure import Thresholds, calibrate_by_chance
+from ddib_fed.samples.folders import expand
 from ddib_fed.training.pictures.loop import PictureTrainer
 from ddib_fed.training.pictures.sources import PictureSource
 

@@ -6,18 +6,17 @@ The rule: held-out pictures are never trained on, and neither decide the normali
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.folders import expand
-from ddib_fed.data.scans import Progress
-from ddib_fed.data.shipped import load_shipped
-from ddib_fed.errors import InputError, NotFinite, SettingsInvalid, ShapeMismatch
+from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.errors import InputError, NotFinite, ShapeMismatch
 from ddib_fed.models.manifest import DataNote, PictureFormat
 from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.samples.folders import expand
 from ddib_fed.training.pictures.config import PictureTrainConfig
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
@@ -110,47 +109,6 @@ def array_source(
     )
 
 
-def open_source(
-    config: PictureTrainConfig,
-    source: PictureSource | None = None,
-    *,
-    say: Callable[[str], None] | None = None,
-    progress: Progress | None = None,
-) -> PictureSource:
-    """The pictures that `config` names, or those given, checked against it.
-
-    Args:
-        config: The run.
-        source: Pictures in memory, when the config names none.
-        say: Told what a folder is like and what is odd about it, a sentence each.
-        progress: Called with (pictures looked at, in all) of a folder.
-
-    Raises:
-        DomainNotFound: There is no such domain.
-        ExtraMissing: The package that carries the domain's pictures is not installed.
-        InputError: The pictures cannot be used.
-        SettingsInvalid: The config names pictures and others were given, or none at all.
-    """
-    named = config.domain is not None or config.images is not None
-    if named == (source is not None):
-        raise SettingsInvalid(
-            "give either a domain or a folder in the settings, or the pictures themselves",
-            hint="one of the three",
-        )
-    if source is None:
-        source = _named(config, say or _nothing, progress)
-    if config.size is not None and source.shape[1:] != (config.size, config.size):
-        raise SettingsInvalid(
-            f"the pictures of {source.name} are {source.shape[2]} x {source.shape[1]}, not {config.size}",
-            hint="leave size out: it follows from the pictures",
-        )
-    if config.classes is not None and source.labels is None:
-        raise SettingsInvalid(f"the pictures of {source.name} have no classes", hint="leave classes out")
-    if config.colours != "rgb" and source.shape[0] != 3:
-        raise SettingsInvalid(f"the pictures of {source.name} are grey", hint="leave colours out")
-    return source
-
-
 def shipped_source(name: str) -> PictureSource:
     """The pictures of a shipped domain.
 
@@ -186,20 +144,6 @@ def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalis
     if len(means) == 1:
         return raw.model_copy(update={"mean": means[0], "std": stds[0]})
     return raw.model_copy(update={"mean": means, "std": stds})
-
-
-def _nothing(_: str) -> None:
-    """Say nothing."""
-
-
-def _named(
-    config: PictureTrainConfig, say: Callable[[str], None], progress: Progress | None
-) -> PictureSource:
-    if config.domain is not None:
-        return shipped_source(config.domain)
-    from ddib_fed.training.pictures.folder import folder_source
-
-    return folder_source(config, say=say, progress=progress)
 
 
 def _check_pixels(name: str, part: str, pixels: Pixels, shape: tuple[int, ...]) -> None:

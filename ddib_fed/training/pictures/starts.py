@@ -20,9 +20,9 @@ from ddib_fed.diffusion.denoiser import TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, load_bundle
-from ddib_fed.models.manifest import ClassifierConfig, UNetConfig
-from ddib_fed.models.networks import build_network
 from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
+from ddib_fed.networks.registry import build_network
 from ddib_fed.training.pictures.config import ClassifierTrainConfig, PictureTrainConfig
 from ddib_fed.training.pictures.sources import PictureSource
 

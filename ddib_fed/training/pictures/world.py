@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from ddib_fed.errors import DdibError, SettingsInvalid
-from ddib_fed.evaluation.processes import require_torchrun, started_together
+from ddib_fed.processes import require_torchrun, started_together
 
 T = TypeVar("T")
 

@@ -6,7 +6,8 @@ import torch
 
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.training.pictures.batches import Batches
-from ddib_fed.training.pictures.sources import array_source, normalisation, open_source
+from ddib_fed.training.pictures.opening import open_source
+from ddib_fed.training.pictures.sources import array_source, normalisation
 from tests.training.pictures.examples import blobs
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ddib_fed.data.images import encode_png
 from ddib_fed.errors import ImageUnreadable, KindMismatch, PictureMisfit
+from ddib_fed.samples.images import encode_png
 from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.folder import folder_source
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ddib_fed.data.folders import expand
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.spectrum import cosines
+from ddib_fed.networks.spectrum import cosines
+from ddib_fed.samples.folders import expand
 from ddib_fed.training.pictures import sheet
 from ddib_fed.training.pictures.loop import PictureTrainer
-from ddib_fed.training.pictures.sources import array_source, open_source
+from ddib_fed.training.pictures.opening import open_source
+from ddib_fed.training.pictures.sources import array_source
 from ddib_fed.training.pictures.starts import open_start
 from ddib_fed.training.pictures.world import World
 from tests.training.pictures.examples import spots_source

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.data.images import encode_png
 from ddib_fed.errors import StateConflict, UsageError
 from ddib_fed.models.bundle import load_bundle
+from ddib_fed.runs.rehearsal import Rehearsal, rehearse, sides_of
+from ddib_fed.samples.images import encode_png
 from ddib_fed.training.pictures.config import PictureTrainConfig
-from ddib_fed.training.pictures.rehearsal import Rehearsal, rehearse, sides_of
 from tests.training.pictures.examples import blobs
 
 CONFIG = PictureTrainConfig(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddib_fed.errors import AlreadyExists, StateConflict
-from ddib_fed.evaluation.structure import calibrate_by_chance
+from ddib_fed.metrics.structure import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record
 from ddib_fed.training.checkpoint import latest_checkpoint

@@ -6,9 +6,10 @@ from torch.nn import functional
 
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import save_bundle
-from ddib_fed.models.manifest import Manifest, MlpConfig, UNetConfig
-from ddib_fed.models.mlp import ResidualMLP
-from ddib_fed.models.networks import build_network
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.networks.configs import MlpConfig, UNetConfig
+from ddib_fed.networks.mlp import ResidualMLP
+from ddib_fed.networks.registry import build_network
 from ddib_fed.training.pictures.run import train_pictures
 from ddib_fed.training.pictures.starts import fitted, new_network, open_start
 from tests.training.pictures.examples import spots_source

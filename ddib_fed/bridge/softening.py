@@ -1,0 +1,104 @@
+"""Turns the node's secret and what is encoded into the noise that softens it: repeatable here, unknown elsewhere.
+
+    seed = HMAC-SHA256(secret; purpose, what, peer, model),   n = Box-Muller of the numbers of SHAKE-256(seed)
+
+The rule: neither the secret, nor a seed, nor the noise leaves the node. The numbers come from SHAKE-256 and not from a
+library's generator, so that the same request gives the same noise under every version of every library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.errors import ConfigError, FileMissing
+from ddib_fed.files import read_private, write_private
+
+KEY_BYTES = 32
+
+
+def load_key(path: Path) -> bytes:
+    """The node's softening key; made, of mode 0600, when there is none.
+
+    Raises:
+        ConfigError: The file is no key, or others may read it.
+    """
+    try:
+        key = read_private(path)
+    except FileMissing:
+        key = secrets.token_bytes(KEY_BYTES)
+        write_private(path, key, overwrite=False)
+        return key
+    if len(key) != KEY_BYTES:
+        raise ConfigError(
+            f"{path} has {len(key)} bytes, a softening key has {KEY_BYTES}",
+            hint="put it back from the backup; without one remove it: pictures get other latents than before",
+        )
+    return key
+
+
+def check_key(path: Path) -> None:
+    """Whether the key can be used, or made; makes none.
+
+    Raises:
+        ConfigError: The file is no key, or others may read it.
+    """
+    if os.path.lexists(path):
+        load_key(path)
+
+
+class Softener:
+    """Makes the noise of one node and one model.
+
+    Args:
+        key: The node's secret, 32 bytes.
+        model: Digest of the model's manifest, hex.
+    """
+
+    def __init__(self, key: bytes, model: str) -> None:
+        self._key = key
+        self._model = bytes.fromhex(model)
+
+    def for_picture(self, picture: NDArray[np.float32], peer: str) -> NDArray[np.float32]:
+        """The noise of a picture that is sent to a peer; of the picture's shape, standard normal, float32.
+
+        What counts is the picture as the model sees it: the same pixels in another file have the same noise, so that
+        two latents of one picture never differ by their noise alone.
+
+        Args:
+            picture: (1, C, H, W) in the model's units, before softening.
+            peer: The institution that the latent goes to.
+        """
+        digest = hashlib.sha256(np.ascontiguousarray(picture, dtype="<f4").data).digest()
+        return self._noise(picture.shape, b"picture", digest, peer.encode())
+
+    def _noise(self, shape: Sequence[int], *what: bytes) -> NDArray[np.float32]:
+        parts = (b"ddib-fed softening 1", *what, self._model)
+        message = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+        return standard_normal(hmac.digest(self._key, message, "sha256"), shape)
+
+
+def standard_normal(seed: bytes, shape: Sequence[int]) -> NDArray[np.float32]:
+    """Standard normal numbers that follow from a seed (Box and Muller, 1958).
+
+    Args:
+        seed: Any bytes.
+        shape: Of the result, float32.
+    """
+    count = math.prod(shape)
+    pairs = -(-count // 2)
+    raw = np.frombuffer(hashlib.shake_256(seed).digest(16 * pairs), dtype="<u8")
+    # 53 bits make a float64 in (0, 1]: the logarithm of 0 never comes up.
+    uniform = ((raw >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
+    radius = np.sqrt(-2.0 * np.log(uniform[:pairs]))
+    angle = 2.0 * np.pi * uniform[pairs:]
+    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+    return normal.reshape(tuple(shape)).astype(np.float32)

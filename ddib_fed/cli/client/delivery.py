@@ -1,0 +1,280 @@
+"""Turns fetched results into files beside their provenance, and keeps the names that never leave this machine.
+
+The rule: a result is acknowledged only when its files and their folder are on the disk; a result that is there is
+not overwritten unless asked, and an input never.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ddib_fed.cli.output import plain
+from ddib_fed.client.client import Client
+from ddib_fed.client.views import JobView, Media, Part, Provenance, Result
+from ddib_fed.errors import (
+    AlreadyExists,
+    Cancelled,
+    ChunkCorrupt,
+    ConfigError,
+    DeadlineExceeded,
+    UnavailableError,
+    UsageError,
+)
+
+STATE_PREFIX = ".ddib-job-"
+DOUBTFUL_BELOW = 30.0
+"""dB of PSNR: a round trip that is worse says that the way there is not to be relied on."""
+_INFIX = {Part.TRANSLATION: "", Part.RETURNED: ".returned", Part.LATENT: ".latent"}
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What one item is called here.
+
+    Attributes:
+        name: The file's name without its suffix; results are named after it.
+        file: The file's own name, for the table.
+        sha256: Digest of what was sent, hex; provenance must name the same.
+    """
+
+    name: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobFile:
+    """The hidden file `DIR/.ddib-job-REQUEST_ID.json`, from before a job is submitted until all of it is here."""
+
+    request_id: str
+    target: str
+    inputs: tuple[Input, ...]
+
+    def path(self, out: Path) -> Path:
+        """Where it lies."""
+        return out / f"{STATE_PREFIX}{self.request_id}.json"
+
+    def save(self, out: Path) -> None:
+        """Write it, durably."""
+        text = json.dumps({"format": 1, **asdict(self)}, indent=1)
+        write_durably(self.path(out), text.encode(), force=True, mode=0o600)
+
+    def remove(self, out: Path) -> None:
+        """All results are here and acknowledged."""
+        self.path(out).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, out: Path, request_id: str) -> JobFile | None:
+        """The file of a job, if it was submitted to `out`.
+
+        Raises:
+            ConfigError: There is one that cannot be read.
+        """
+        path = out / f"{STATE_PREFIX}{request_id}.json"
+        if not path.exists():
+            return None
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            inputs = tuple(Input(**item) for item in values["inputs"])
+            return cls(values["request_id"], values["target"], inputs)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} cannot be read", hint=f"remove {path}; items get numbers") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """One result on the disk, with the figures that make it doubtful (`doubts_of`)."""
+
+    item: int
+    file: str
+    files: dict[Part, Path]
+    record: Path
+    provenance: Provenance
+    doubts: tuple[str, ...] | None = None
+
+    @property
+    def doubtful(self) -> bool | None:
+        """Whether it is doubtful; None where nothing was held against a bound."""
+        return None if self.doubts is None else bool(self.doubts)
+
+
+def check_names(paths: Sequence[Path], out: Path, *, force: bool) -> None:
+    """See that every result will have a name of its own, and that nothing is lost by writing it.
+
+    Raises:
+        UsageError: Two inputs would have results of one name, or a result would replace an input.
+        AlreadyExists: A result is there already and `force` is not set.
+    """
+    owner: dict[str, Path] = {}
+    for path in paths:
+        for name in _names(path.stem):
+            first = owner.setdefault(name, path)
+            if first is not path:
+                raise UsageError(
+                    f"{first} and {path} would both be written to {out / name}", hint="rename one of them"
+                )
+            _check_free(out / name, paths, force=force)
+
+
+def _names(stem: str) -> Iterator[str]:
+    """Every file name that the result of an input could have."""
+    yield f"{stem}.json"
+    for infix in _INFIX.values():
+        for media in Media:
+            yield f"{stem}{infix}{media}"
+
+
+def _check_free(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
+    if not path.exists():
+        return
+    if any(path.samefile(given) for given in inputs if given.exists()):
+        raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
+    if not force:
+        raise AlreadyExists(f"{path} is there already", hint="another --out folder, or --force")
+
+
+def deliver(
+    client: Client,
+    job: JobView,
+    out: Path,
+    inputs: Sequence[Input],
+    *,
+    force: bool,
+    doubtful_below: float = DOUBTFUL_BELOW,
+) -> Iterator[Delivered]:
+    """Fetch what is ready, write it, and acknowledge each item once it is on the disk.
+
+    Pictures whose round trip has a PSNR below `doubtful_below` dB, or whose structure is below the thresholds of the
+    source's model, are marked in their records.
+
+    Raises:
+        ChunkCorrupt: A result is not of what was sent.
+        AlreadyExists: A result is there already with other content, and `force` is not set.
+        DdibError: The node refuses or cannot be reached.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for result in client.fetch(job.job_id):
+        known = inputs[result.item] if result.item < len(inputs) else None
+        if known is not None and result.provenance.input_sha256.hex() != known.sha256:
+            raise ChunkCorrupt(f"item {result.item} is not a translation of {known.file}")
+        doubts = doubts_of(result.provenance, doubtful_below)
+        delivered = write_result(out, result, known or _numbered(result), force=force, doubts=doubts)
+        client.acknowledge(job.job_id, [(result.item, result.translation.sha256)])
+        yield delivered
+
+
+def _numbered(result: Result) -> Input:
+    name = f"item-{result.item:04}"
+    return Input(name, name, result.provenance.input_sha256.hex())
+
+
+def doubts_of(provenance: Provenance, below: float) -> tuple[str, ...] | None:
+    """Which figures make a translated picture doubtful; None where none was held against a bound.
+
+    The round trip is held against `below`, in dB; structure against the thresholds of the source's model.
+    """
+    picture = provenance.picture
+    if picture is None or (picture.cycle_psnr is None and picture.structure_doubtful is None):
+        return None
+    found = []
+    if picture.cycle_psnr is not None and not picture.cycle_psnr >= below:
+        found.append("cycle_psnr")
+    if picture.structure_doubtful:
+        found.append("structure")
+    return tuple(found)
+
+
+def write_result(
+    out: Path, result: Result, given: Input, *, force: bool, doubts: tuple[str, ...] | None = None
+) -> Delivered:
+    """Write the files of a result, and its provenance last.
+
+    Raises:
+        AlreadyExists: A file is there with other content, and `force` is not set.
+    """
+    files = {part: out / f"{given.name}{_INFIX[part]}{file.media}" for part, file in result.files.items()}
+    for part, path in files.items():
+        mode = 0o600 if part is Part.LATENT else 0o666
+        write_durably(path, result.files[part].data, force=force, mode=mode)
+    record = out / f"{given.name}.json"
+    contents = {
+        "input": given.file,
+        "files": {
+            part.value: {"file": path.name, "sha256": result.files[part].sha256}
+            for part, path in files.items()
+        },
+        **plain(result.provenance),
+    }
+    if doubts is not None:
+        contents |= {"doubtful": bool(doubts), "doubts": doubts}
+    text = json.dumps(plain(contents), indent=2) + "\n"
+    write_durably(record, text.encode(), force=force, mode=0o666)
+    sync_folder(out)
+    return Delivered(result.item, given.file, files, record, result.provenance, doubts)
+
+
+def write_durably(path: Path, data: bytes, *, force: bool, mode: int) -> None:
+    """Write a file as a whole and flush it to the disk; the same content again is no overwriting.
+
+    Raises:
+        AlreadyExists: It is there with other content, and `force` is not set.
+    """
+    if path.exists() and not force:
+        if _digest(path) == hashlib.sha256(data).digest():
+            return
+        raise AlreadyExists(f"{path} is there already, with other content", hint="another --out, or --force")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode & ~_umask())
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _umask() -> int:
+    """The process's umask; there is no way to read it but to set it."""
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
+
+
+@contextlib.contextmanager
+def named(out: Path, job_file: JobFile) -> Iterator[None]:
+    """Keep the names on the disk; a job that could not even be submitted leaves nothing behind."""
+    out.mkdir(parents=True, exist_ok=True)
+    job_file.save(out)
+    sync_folder(out)
+    try:
+        yield
+    except (UnavailableError, DeadlineExceeded, Cancelled):
+        raise  # the node may have taken the job although its answer did not come
+    except Exception:
+        job_file.remove(out)
+        raise

@@ -1,0 +1,54 @@
+"""`ddib domains`: what the source node can translate to, and whether each target is ready now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.client.session import open_client
+from ddib_fed.cli.output import print_json, print_table
+from ddib_fed.client.views import Domain
+from ddib_fed.terminal import say
+
+MAX_LISTED = 12
+
+
+@click.command()
+@options.FORMAT
+@options.PROFILE
+def domains(output_format: str, profile_path: Path | None) -> None:
+    """List the domains that can be translated to, and whether each is ready."""
+    with open_client(profile_path) as client:
+        found = client.domains()
+    if output_format == "json":
+        print_json(found)
+        return
+    say(f"from {found.institution}/{found.domain} ({kind(found.sample_kind, found.sample_shape)}) to:")
+    if not found.targets:
+        say("nowhere yet: the node's operator admits peers with `ddib peer add`")
+        return
+    rows = [_row(domain) for domain in found.targets]
+    columns = ["!--to", "!samples", "classes", "status", ">ms"]
+    if not any(domain.classes for domain in found.targets):
+        columns.remove("classes")
+        rows = [[*row[:2], *row[3:]] for row in rows]
+    print_table("", columns, rows)
+
+
+def _row(domain: Domain) -> list[str]:
+    what = kind(domain.sample_kind, domain.sample_shape) if domain.sample_shape else "-"
+    target = domain.target if domain.domain else f"{domain.institution}/?"
+    return [target, what, classes(domain.classes, domain.class_names), domain.status, str(domain.latency_ms)]
+
+
+def classes(count: int, names: Sequence[str]) -> str:
+    """What --class takes: the names when they are few, otherwise their number."""
+    return ", ".join(names) if 0 < len(names) <= MAX_LISTED else f"0 to {count - 1}" if count else "-"
+
+
+def kind(sample_kind: str, shape: tuple[int, ...]) -> str:
+    """What one sample is, e.g. `point 2`."""
+    return f"{sample_kind} {'x'.join(map(str, shape))}"

@@ -1,0 +1,243 @@
+"""`ddib job ...`: the single steps of a translation, for jobs that outlive the terminal they came from."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.client.delivery import JobFile, deliver
+from ddib_fed.cli.client.progress import JobProgress
+from ddib_fed.cli.client.session import going_on, open_client
+from ddib_fed.cli.client.translate import Order, print_submitted, report
+from ddib_fed.cli.client.translate import submit as submit_order
+from ddib_fed.cli.output import plain, print_json, print_table, size
+from ddib_fed.client.client import require_finished
+from ddib_fed.client.payload import payloads
+from ddib_fed.client.views import ItemState, JobView, Settings
+from ddib_fed.errors import StateConflict
+from ddib_fed.terminal import say
+
+
+@click.group()
+def job() -> None:
+    """Submit, watch, fetch, cancel and delete jobs.
+
+    A job lives at the source node: it goes on when this machine is switched off, and its results wait there until
+    they are fetched or expire.
+    """
+
+
+@job.command(epilog="\b\nExample:\n  ddib job submit points.npy --to south.example/checkerboards --out out")
+@options.FILES
+@options.TARGET
+@click.option(
+    "--out",
+    "out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where the results will be fetched to; keeps the files' names there.",
+)
+@options.CLASS
+@options.SOURCE_CLASS
+@options.CYCLE
+@options.STEPS
+@options.SOLVER
+@options.ORDER
+@options.GRID
+@options.DEPTH
+@options.KEEP_LATENT
+@options.DEADLINE
+@options.FORMAT
+@options.PROFILE
+def submit(
+    files: tuple[Path, ...],
+    target: str,
+    out: Path | None,
+    target_class: str,
+    source_class: str,
+    cycle: bool,
+    steps: int,
+    solver: str,
+    order: int,
+    grid: str,
+    depth: float,
+    keep_latent: bool,
+    deadline: float | None,
+    output_format: str,
+    profile_path: Path | None,
+) -> None:
+    """Give FILES to the source node as a job and return at once."""
+    items = payloads(files)
+    settings = Settings(solver, order, steps, grid, depth)
+    asked = Order(target, settings, cycle, keep_latent, deadline, source_class, target_class)
+    with open_client(profile_path) as client:
+        submitted, _ = submit_order(client, files, items, asked, out)
+    print_submitted(submitted, target, out, output_format)
+
+
+@job.command("list")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most this many."
+)
+@options.FORMAT
+@options.PROFILE
+def list_(limit: int, output_format: str, profile_path: Path | None) -> None:
+    """List this client's jobs, newest first."""
+    with open_client(profile_path) as client:
+        jobs = client.list(limit)
+    if output_format == "json":
+        print_json(list(jobs))
+        return
+    if not jobs:
+        say("no jobs", err=True)
+        return
+    rows = [[j.job_id, j.state.lower(), j.target, when(j.created)] for j in jobs]
+    print_table("", ["!job", "state", "to", "!created"], rows)
+
+
+@job.command()
+@options.JOB_ID
+@options.FORMAT
+@options.PROFILE
+def show(job_id: str, output_format: str, profile_path: Path | None) -> None:
+    """Show a job, its items, and why it failed if it did."""
+    with open_client(profile_path) as client:
+        view = client.get(job_id)
+    if output_format == "json":
+        print_json(view)
+        return
+    _show(view)
+
+
+def _show(view: JobView) -> None:
+    settings = view.settings
+    say(f"job      {view.job_id}  {view.state.lower()}")
+    whose = f", class {view.target_class}" if view.target_class else ""
+    say(f"to       {view.target}{whose}")
+    say(
+        f"solver   {settings.solver}, order {settings.order or 'default'}, {settings.evaluations} evaluations, "
+        f"grid {settings.grid}{', cycle' if view.cycle else ''}{', latent kept' if view.keep_latent else ''}"
+    )
+    say(f"created  {when(view.created)}   finished {when(view.finished)}   expires {when(view.expires)}")
+    if view.failure is not None:
+        say(f"failed   {view.failure.sentence} ({view.failure.reason}) at {view.failure.institution}")
+    rows = [
+        [
+            str(i.index),
+            i.state.lower(),
+            size(i.size_bytes),
+            f"{i.failure.sentence} ({i.failure.reason})" if i.failure else "",
+        ]
+        for i in view.items
+    ]
+    print_table("", [">item", "state", ">size", "failure"], rows)
+
+
+@job.command()
+@options.JOB_ID
+@click.option("--after", type=click.IntRange(0), default=0, help="Only events after this sequence number.")
+@options.FORMAT
+@options.PROFILE
+def watch(job_id: str, after: int, output_format: str, profile_path: Path | None) -> None:
+    """Watch a job until it has ended; ends non-zero when the job failed.
+
+    With --format json each event is one line.
+    """
+    as_json = output_format == "json"
+    with (
+        JobProgress(show=not as_json) as progress,
+        open_client(profile_path, on_wait=progress.wait) as client,
+        going_on(client, job_id),
+    ):
+        for event in client.watch(job_id, after):
+            if as_json:
+                say(json.dumps(plain(event)))
+            progress.event(event)
+        view = client.get(job_id)
+    if not as_json:
+        say(f"job {job_id} is {view.state.lower()}")
+    require_finished(view, client.hop)
+
+
+@job.command()
+@options.JOB_ID
+@options.OUT_RESULTS
+@options.FORCE
+@options.DOUBTFUL
+@options.FORMAT
+@options.PROFILE
+def fetch(
+    job_id: str,
+    out: Path,
+    force: bool,
+    doubtful_below: float,
+    output_format: str,
+    profile_path: Path | None,
+) -> None:
+    """Fetch the results of a job that are ready.
+
+    They are written, then acknowledged, and so removed at the node. Names come from the folder that the job was
+    submitted for; elsewhere items are called item-0000 and so on.
+    """
+    with open_client(profile_path) as client, going_on(client, job_id, out):
+        view = client.get(job_id)
+        if not view.cycle:
+            options.refuse_idle(
+                ("doubtful_below",), "is a bound on round trips, and the job has none", hint="leave it out"
+            )
+        names = JobFile.load(out, view.request_id)
+        inputs = names.inputs if names else ()
+        delivered = list(deliver(client, view, out, inputs, force=force, doubtful_below=doubtful_below))
+        view = client.get(job_id)
+    report(view, delivered, out, output_format, doubtful_below=doubtful_below)
+    open_items = [i for i in view.items if i.state not in {ItemState.DELIVERED, ItemState.FAILED}]
+    if names is not None and view.state.ended and not open_items:
+        names.remove(out)
+    if not view.state.ended:
+        raise StateConflict(
+            f"job {job_id} is {view.state.lower()}: {len(open_items)} items are not ready yet",
+            hint=f"ddib job watch {shlex.quote(job_id)}, then fetch again",
+            hop=client.hop,
+        )
+    require_finished(view, client.hop)
+
+
+@job.command()
+@options.JOB_ID
+@options.FORMAT
+@options.PROFILE
+def cancel(job_id: str, output_format: str, profile_path: Path | None) -> None:
+    """Stop a job at its next step. What is translated already can still be fetched."""
+    with open_client(profile_path) as client:
+        state = client.cancel(job_id)
+    if output_format == "json":
+        print_json({"job_id": job_id, "state": state})
+    else:
+        say(f"job {job_id} is {state.lower()}")
+
+
+@job.command()
+@options.JOB_ID
+@options.FORMAT
+@options.PROFILE
+def delete(job_id: str, output_format: str, profile_path: Path | None) -> None:
+    """Remove a job that has ended, and all that the node keeps of it."""
+    with open_client(profile_path) as client:
+        client.delete(job_id)
+    if output_format == "json":
+        print_json({"job_id": job_id, "deleted": True})
+    else:
+        say(f"job {job_id} is gone")
+
+
+def when(unix_s: float) -> str:
+    """A time for people, in the machine's own zone; `-` when there is none, or none that a calendar has."""
+    try:
+        return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M") if unix_s else "-"
+    except (OverflowError, OSError, ValueError):  # the last hours of the year 9999, east of Greenwich
+        return "-"

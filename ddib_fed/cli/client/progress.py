@@ -1,0 +1,87 @@
+"""Turns a job's events into a progress bar on stderr; without a terminal it stays silent but for waiting."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
+
+from ddib_fed.client.views import Event
+from ddib_fed.errors import DdibError
+from ddib_fed.terminal import column, console
+
+STAGES = {
+    "encode": "encoding",
+    "send": "sending",
+    "decode": "decoding at the target",
+    "return": "returning",
+    "done": "done",
+    "failed": "failed",
+    "wait": "waiting for the target",
+}
+
+
+class JobProgress:
+    """Two bars: items of the job, and steps of the item that moved last. A context manager.
+
+    Args:
+        names: What to call the items, by number; an item beyond them is called by its number.
+        show: Whether to draw at all.
+    """
+
+    def __init__(self, names: Sequence[str] = (), *, show: bool = True) -> None:
+        self._names = names
+        self._show = show and sys.stderr.isatty()
+        self._console = console(stderr=True)
+        self._progress = Progress(
+            column("{task.description:<32}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._show,
+            transient=True,
+        )
+        self._items: TaskID | None = None
+        self._steps: TaskID | None = None
+        self._waits = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        self._items = self._progress.add_task("items", total=len(self._names) or None)
+        self._steps = self._progress.add_task("waiting for the node", total=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def event(self, event: Event) -> None:
+        """Show an event."""
+        self._waits = 0
+        if self._items is None or self._steps is None:
+            return
+        self._progress.update(self._items, completed=event.items_done, total=event.items or None)
+        if event.stage:
+            name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
+            what = STAGES.get(event.stage, event.stage)
+            self._progress.update(
+                self._steps,
+                description=f"{name}: {what}"[:60],
+                completed=event.step,
+                total=event.steps or None,
+            )
+
+    def wait(self, error: DdibError, delay_s: float) -> None:
+        """Say that the node is away; once a second try was needed, and only once each time."""
+        self._waits += 1
+        if self._waits == 2:
+            self._console.print(f"{error.hop or 'the node'}: {error.detail}; trying again")
+        if self._steps is not None:
+            self._progress.update(
+                self._steps, description=f"node is away, again in {delay_s:.0f} s", total=None
+            )

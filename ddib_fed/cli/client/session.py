@@ -1,0 +1,86 @@
+"""Opens a client whose calls Ctrl-C ends in order, and says what became of the work.
+
+The rule: an interruption never surfaces inside gRPC, which holds locks there and can hang for good when an exception
+appears between taking and releasing one. The signal only ends the connection; the call that runs then fails as any
+other call does. A second Ctrl-C interrupts at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from ddib_fed.client.client import Client
+from ddib_fed.client.connection import PATIENCE_S, OnWait
+from ddib_fed.client.profile import Profile
+from ddib_fed.errors import Cancelled, DdibError
+
+
+@contextlib.contextmanager
+def open_client(
+    profile: Profile | Path | None, *, on_wait: OnWait | None = None, patience_s: float = PATIENCE_S
+) -> Iterator[Client]:
+    """A client for one command.
+
+    Args:
+        profile: It, or its file, or none for the usual places.
+        on_wait: Told when a call waits for the node.
+        patience_s: How long a node that was reached may be away.
+
+    Raises:
+        Cancelled: Ctrl-C was pressed.
+    """
+    found = profile if isinstance(profile, Profile) else Profile.load(profile)
+    with Client(found, patience_s=patience_s, on_wait=on_wait) as client, _interruptible(client):
+        yield client
+
+
+@contextlib.contextmanager
+def _interruptible(client: Client) -> Iterator[None]:
+    """While this lasts the first Ctrl-C ends the client's calls."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
+        signal.signal(number, before)
+        threading.Thread(target=client.abort, daemon=True).start()
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    except DdibError as error:
+        if client.aborted and not error.hint:
+            raise Cancelled("interrupted", hop=client.hop, hint="ddib job list") from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def going_on(client: Client, job_id: str, out: Path | None = None) -> Iterator[None]:
+    """An interruption stops only this command: say so, and how to go on with the job.
+
+    Raises:
+        Cancelled: Ctrl-C was pressed.
+    """
+    try:
+        yield
+    except DdibError as error:
+        if not client.aborted:
+            raise
+        # The id is the node's word, and these lines are there to be pasted.
+        job, more = shlex.quote(job_id), f" --profile {shlex.quote(str(client.profile.path))}"
+        raise Cancelled(
+            f"interrupted; job {job_id} goes on at the source node",
+            hint=f"ddib job watch {job}{more}\n"
+            f"ddib job fetch {job} --out {shlex.quote(str(out or 'DIR'))}{more}\n"
+            f"ddib job cancel {job}{more}   (to stop it)",
+            hop=client.hop,
+        ) from error

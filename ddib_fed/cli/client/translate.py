@@ -1,0 +1,309 @@
+"""`ddib translate`: files in, results with provenance out; the names of the files never leave this machine."""
+
+from __future__ import annotations
+
+import shlex
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.client.delivery import (
+    DOUBTFUL_BELOW,
+    Delivered,
+    Input,
+    JobFile,
+    check_names,
+    deliver,
+    named,
+)
+from ddib_fed.cli.client.progress import JobProgress
+from ddib_fed.cli.client.session import going_on, open_client
+from ddib_fed.cli.output import number, print_json, print_table
+from ddib_fed.client.client import Client, require_finished
+from ddib_fed.client.payload import Payload, payloads, split_target
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.views import JobState, JobView, Part, Provenance, Settings, Submitted
+from ddib_fed.errors import Cancelled, DdibError
+from ddib_fed.terminal import say
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  ddib translate scans/*.png --to south.example/relief --out out --cycle\n"
+    "  ddib translate points.npy --to south.example/checkerboards --out out"
+)
+@options.FILES
+@options.TARGET
+@options.OUT_RESULTS
+@options.CLASS
+@options.SOURCE_CLASS
+@options.CYCLE
+@options.DOUBTFUL
+@options.STEPS
+@options.SOLVER
+@options.ORDER
+@options.GRID
+@options.DEPTH
+@options.KEEP_LATENT
+@options.DEADLINE
+@options.FORCE
+@click.option("--detach", is_flag=True, help="Only submit; print the job and how to watch and fetch it.")
+@options.FORMAT
+@options.PROFILE
+def translate(
+    files: tuple[Path, ...],
+    target: str,
+    out: Path,
+    target_class: str,
+    source_class: str,
+    cycle: bool,
+    doubtful_below: float,
+    steps: int,
+    solver: str,
+    order: int,
+    grid: str,
+    depth: float,
+    keep_latent: bool,
+    deadline: float | None,
+    force: bool,
+    detach: bool,
+    output_format: str,
+    profile_path: Path | None,
+) -> None:
+    """Translate files to another institution's domain.
+
+    A picture (PNG, JPEG, TIFF, .npy) becomes DIR/NAME.png at its own size, points DIR/NAME.npy; DIR/NAME.json beside it
+    says how it came about. With --cycle there is DIR/NAME.returned.png too, with --keep-latent DIR/NAME.latent.npy. The
+    source node of this institution does the encoding; only latents go to the other one, and file names and what
+    else a file says of itself go nowhere.
+    """
+    settings = Settings(solver, order, steps, grid, depth)
+    asked = Order(target, settings, cycle, keep_latent, deadline, source_class, target_class)
+    if not cycle:
+        options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
+    if detach:
+        options.refuse_idle(
+            ("doubtful_below",), "is for results that are fetched", hint="give it to `ddib job fetch`"
+        )
+    profile = Profile.load(profile_path)
+    check_names(files, out, force=force)
+    items = payloads(files)
+    with (
+        JobProgress([path.name for path in files]) as progress,
+        open_client(profile, on_wait=progress.wait) as client,
+    ):
+        submitted, inputs = submit(client, files, items, asked, out)
+        if not detach:
+            job, delivered = receive(
+                client, submitted, inputs, progress, out, force=force, doubtful_below=doubtful_below
+            )
+    if detach:
+        print_submitted(submitted, target, out, output_format)
+        return
+    report(job, delivered, out, output_format, doubtful_below=doubtful_below)
+    require_finished(job, f"source {profile.institution}")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked for, apart from the files."""
+
+    target: str
+    settings: Settings
+    cycle: bool
+    keep_latent: bool
+    deadline_s: float | None
+    source_class: str = ""
+    target_class: str = ""
+
+
+def submit(
+    client: Client, paths: Sequence[Path], items: Sequence[Payload], order: Order, out: Path | None
+) -> tuple[Submitted, tuple[Input, ...]]:
+    """Give the job to the node; what the items are called is on this disk before."""
+    split_target(order.target)
+    request_id = str(uuid.uuid4())
+    pairs = zip(paths, items, strict=True)
+    inputs = tuple(Input(path.stem, path.name, item.sha256.hex()) for path, item in pairs)
+
+    def send() -> Submitted:
+        return client.submit(
+            items,
+            order.target,
+            order.settings,
+            cycle=order.cycle,
+            keep_latent=order.keep_latent,
+            request_id=request_id,
+            deadline_s=order.deadline_s,
+            source_class=order.source_class,
+            target_class=order.target_class,
+        )
+
+    try:
+        if out is None:
+            return send(), inputs
+        with named(out, JobFile(request_id, order.target, inputs)):
+            return send(), inputs
+    except DdibError as error:
+        if not client.aborted:
+            raise
+        raise Cancelled(
+            "interrupted while submitting: the node may or may not have the job", hint="ddib job list"
+        ) from error
+
+
+def receive(
+    client: Client,
+    submitted: Submitted,
+    inputs: tuple[Input, ...],
+    progress: JobProgress,
+    out: Path,
+    *,
+    force: bool,
+    doubtful_below: float = DOUBTFUL_BELOW,
+) -> tuple[JobView, list[Delivered]]:
+    """Watch a job to its end and write what it made, also when a part of it failed."""
+    with going_on(client, submitted.job_id, out):
+        for event in client.watch(submitted.job_id):
+            progress.event(event)
+        job = client.get(submitted.job_id)
+        delivered = list(deliver(client, job, out, inputs, force=force, doubtful_below=doubtful_below))
+    JobFile(job.request_id, job.target, inputs).remove(out)
+    return job, delivered
+
+
+def print_submitted(job: Submitted, target: str, out: Path | None, output_format: str) -> None:
+    """The job, and how to go on with it."""
+    if output_format == "json":
+        print_json({"job_id": job.job_id, "request_id": job.request_id, "state": job.state, "target": target})
+        return
+    pasted, where = shlex.quote(job.job_id), shlex.quote(str(out)) if out is not None else "DIR"
+    say(f"job {job.job_id} is {job.state.lower()} (to {target})")
+    say(f"  watch: ddib job watch {pasted}")
+    say(f"  fetch: ddib job fetch {pasted} --out {where}")
+
+
+def report(
+    job: JobView,
+    delivered: Sequence[Delivered],
+    out: Path,
+    output_format: str,
+    *,
+    doubtful_below: float = DOUBTFUL_BELOW,
+) -> None:
+    """What was written: a table, or one JSON document."""
+    if output_format == "json":
+        items = [_as_json(item) for item in delivered]
+        print_json(
+            {"job_id": job.job_id, "state": job.state, "target": job.target, "out": out, "items": items}
+        )
+        return
+    if not delivered:
+        if job.state is JobState.FINISHED:
+            say(f"job {job.job_id}: nothing left to fetch", err=True)
+        return
+    pictures = any(item.provenance.picture for item in delivered)
+    if pictures:
+        columns, rows = _picture_table(delivered, cycle=job.cycle)
+    else:
+        columns, rows = _point_table(delivered, cycle=job.cycle)
+    print_table("", columns, rows)
+    say(f"{len(delivered)} of {len(job.items)} items of job {job.job_id} are in {out}")
+    _say_doubtful(delivered, doubtful_below)
+    if clipped := [item.file for item in delivered if (p := item.provenance.picture) and p.clipped]:
+        say(
+            f"{len(clipped)} clipped: values outside of the source model's range; the figures compare with the "
+            f"pictures as given ({_some(clipped)})",
+            err=True,
+        )
+
+
+def _say_doubtful(delivered: Sequence[Delivered], below: float) -> None:
+    """Name the doubtful results of each kind, on stderr."""
+    reasons = {
+        "cycle_psnr": f"the round trip is below {below:g} dB",
+        "structure": "edges or values agree with those of the source no better than those of unrelated pictures",
+    }
+    for kind, reason in reasons.items():
+        if found := [item.file for item in delivered if kind in (item.doubts or ())]:
+            say(f"{len(found)} of {len(delivered)} doubtful: {reason} ({_some(found)})", err=True)
+
+
+def _some(files: Sequence[str]) -> str:
+    """The first names of many."""
+    return ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
+
+
+def _as_json(item: Delivered) -> dict[str, object]:
+    provenance = item.provenance
+    return {
+        "item": item.item,
+        "file": item.file,
+        **{part.value: item.files.get(part) for part in Part},
+        "provenance": item.record,
+        "samples": provenance.samples,
+        "cycle": provenance.cycle,
+        "picture": provenance.picture,
+        "doubtful": item.doubtful,
+        "doubts": item.doubts,
+        "seconds": sum(provenance.seconds.values()),
+    }
+
+
+def _point_table(delivered: Sequence[Delivered], *, cycle: bool) -> tuple[list[str], list[list[str]]]:
+    columns = [
+        "file",
+        ">samples",
+        *([">cycle median", ">cycle p99", ">cycle max"] if cycle else []),
+        ">seconds",
+    ]
+    rows = []
+    for item in delivered:
+        error = item.provenance.cycle
+        figures = [number(error.median), number(error.p99), number(error.max)] if error else ["-"] * 3
+        rows.append(
+            [
+                item.file,
+                f"{item.provenance.samples:,}",
+                *(figures if cycle else []),
+                _seconds(item.provenance),
+            ]
+        )
+    return columns, rows
+
+
+def _picture_table(delivered: Sequence[Delivered], *, cycle: bool) -> tuple[list[str], list[list[str]]]:
+    marked = any(item.doubts is not None for item in delivered)
+    columns = [
+        "file",
+        ">pixels",
+        ">edges",
+        *([">cycle dB"] if cycle else []),
+        *([""] if marked else []),
+        ">seconds",
+    ]
+    rows = []
+    for item in delivered:
+        picture = item.provenance.picture
+        row = [item.file, "-", "-"]
+        if picture is not None:
+            row = [item.file, f"{picture.width}x{picture.height}", _optional(picture.edge_correlation)]
+        if cycle:
+            psnr = picture.cycle_psnr if picture is not None else None
+            row.append("-" if psnr is None else f"{psnr:.1f}")
+        if marked:
+            row.append("doubtful" if item.doubtful else "")
+        rows.append([*row, _seconds(item.provenance)])
+    return columns, rows
+
+
+def _optional(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _seconds(provenance: Provenance) -> str:
+    return f"{sum(provenance.seconds.values()):.1f}"

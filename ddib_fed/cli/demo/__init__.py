@@ -1,0 +1,1 @@
+"""`ddib demo`: institutions on this machine."""

@@ -1,0 +1,227 @@
+"""`ddib demo`: institutions in a folder, real nodes, and points and then pictures there and back through the client."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, MappingProxyType
+from typing import TYPE_CHECKING
+
+import click
+
+from ddib_fed.cli.demo.nodes import Pair, Site
+from ddib_fed.errors import AlreadyExists, OutOfBounds, StateConflict
+from ddib_fed.terminal import say
+from ddib_fed.unexpected import NODE_EXTRA
+
+if TYPE_CHECKING:
+    from ddib_fed.cli.demo.report import Outcome
+
+MARKER = ".ddib-demo"
+NODES = ("north", "south", "east", "west")
+MADE_HERE = (*NODES, *(f"{name}.example.peer" for name in NODES), "alice", "bob", "translated", "points.npy",
+             "translation.png", "pictures", "pictures.png", "report.json")  # fmt: skip
+REPORT = "report.json"
+SHIPPED: Mapping[str, Path] = MappingProxyType({})
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("ddib-demo"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for everything; one that an earlier demo made is made anew.",
+)
+@click.option(
+    "--keep", is_flag=True, help="Leave the nodes running; print their addresses and what to try next."
+)
+@click.option(
+    "--points",
+    type=click.IntRange(1_000, 100_000),
+    default=10_000,
+    show_default=True,
+    help="How many points.",
+)
+def demo(out: Path, keep: bool, points: int) -> None:
+    """Two institutions on this machine translate there and back.
+
+    First points: north.example has moons, south.example checkerboards. Then pictures: east.example has satellite
+    pictures, west.example relief maps. Each pair is set up by the same commands that the README shows; two nodes are
+    started and translate over mutual TLS; what happened at each hop is printed. Writes DIR/translation.png,
+    DIR/pictures.png and DIR/report.json. Ends non-zero when a figure is out of bounds.
+
+    The pictures need the packages of the extra `data` and models of both domains; without them there are the points
+    alone, and the report says what is missing.
+    """
+    demonstrate(out, keep=keep, points=points)
+
+
+def demonstrate(out: Path, *, keep: bool, points: int, models: Mapping[str, Path] = SHIPPED) -> None:
+    """What `ddib demo` does.
+
+    Args:
+        out: Folder for everything.
+        keep: Leave the nodes running.
+        points: How many.
+        models: Bundles by domain, instead of those that ship.
+
+    Raises:
+        ModuleNotFoundError: A package of the [node] extra is missing.
+        AlreadyExists: There is something in the folder that no demo made.
+        StateConflict: The nodes of an earlier demo still run.
+        OutOfBounds: A figure is not within its bound.
+        DdibError: A node could not start, or a translation failed.
+    """
+    require_node_extra()
+    started = time.perf_counter()
+    prepare(out)
+    outcomes: list[Outcome] = []
+    kept: list[tuple[Pair, str]] = []
+    with sigterm_as_ctrl_c(), contextlib.ExitStack() as nodes:
+        for part in _parts(points, models):
+            say("", part.heading, "", style="bold")
+            if part.skipped is not None:
+                say(f"left out: {part.skipped.figures['skipped']}; {part.skipped.figures['command']}")
+                outcomes.append(part.skipped)
+                continue
+            pair = Pair.of(out, *part.sites, part.person)
+            nodes.enter_context(pair.running(keep=keep))
+            outcomes.append(part.translate(pair))
+            show_outcome(outcomes[-1])
+            kept.append((pair, part.shown.format(out=out)))
+            if not keep:
+                nodes.close()
+        finish(out / REPORT, outcomes, time.perf_counter() - started)
+        if keep:
+            for pair, shown in kept:
+                pair.say_how_to_go_on(shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One half of the demo.
+
+    Attributes:
+        heading: Over its commands.
+        sites: The two institutions.
+        person: Who has something translated.
+        translate: What is done while both nodes serve.
+        shown: Files to try again, as one would type them, `{out}` being the demo's folder.
+        skipped: What stands in the report instead, when the part cannot be done here.
+    """
+
+    heading: str
+    sites: tuple[Site, Site]
+    person: str
+    translate: Callable[[Pair], Outcome]
+    shown: str
+    skipped: Outcome | None = None
+
+
+def _parts(points: int, models: Mapping[str, Path]) -> tuple[Part, Part]:
+    from ddib_fed.cli.demo import pictures as demo_pictures
+    from ddib_fed.cli.demo import points as demo_points
+
+    first, second = demo_points.sites(models), demo_pictures.sites(models)
+    return (
+        Part(
+            f"Points: {_way(*first)}",
+            first,
+            demo_points.PERSON,
+            lambda pair: demo_points.translate_points(pair, points),
+            "{out}/points.npy",
+        ),
+        Part(
+            f"Pictures: {_way(*second)}",
+            second,
+            demo_pictures.PERSON,
+            demo_pictures.translate_pictures,
+            "{out}/pictures/in/*.png",
+            demo_pictures.missing(models),
+        ),
+    )
+
+
+def _way(source: Site, target: Site) -> str:
+    return f"{source.domain} of {source.name} become {target.domain} of {target.name}, and return"
+
+
+def require_node_extra() -> None:
+    """The demo runs nodes: say at once when they are not installed.
+
+    Raises:
+        ModuleNotFoundError: A package of the [node] extra is missing.
+    """
+    for package in sorted(NODE_EXTRA):
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(package, name=package)
+
+
+def prepare(out: Path) -> None:
+    """An empty folder of ours.
+
+    Raises:
+        AlreadyExists: There is something that no demo made.
+        StateConflict: The nodes of an earlier demo still run.
+    """
+    from ddib_fed.cli.demo.institutions import still_runs
+
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise AlreadyExists(f"{out} is not empty and was not made by a demo", hint="ddib demo --out ANOTHER")
+    for name in NODES:
+        if still_runs(config := out / name / "node.toml"):
+            raise StateConflict(
+                f"a node of an earlier demo still runs in {out / name}", hint=f"ddib drain --config {config}"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    for name in MADE_HERE:
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    (out / MARKER).write_text("made by `ddib demo`, which empties this folder when it runs again\n")
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C, so that the nodes are stopped."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """The bounds of one part, and the files that it wrote."""
+    from ddib_fed.cli.demo.report import print_bounds
+
+    print_bounds(outcome)
+    for path in outcome.files:
+        say(str(path))
+
+
+def finish(report: Path, outcomes: Sequence[Outcome], seconds: float) -> None:
+    """Write the report and judge.
+
+    Raises:
+        OutOfBounds: A figure is not within its bound; the report is there all the same.
+    """
+    from ddib_fed.cli.demo.report import write_report
+
+    write_report(report, outcomes, seconds)
+    say(str(report))
+    wrong = [bound.name for outcome in outcomes for bound in outcome.bounds if not bound.ok]
+    if wrong:
+        raise OutOfBounds(f"out of bounds: {', '.join(wrong)}", hint=f"see {report}")

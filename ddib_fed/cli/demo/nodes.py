@@ -1,0 +1,182 @@
+"""Turns two institutions that do not exist yet into two nodes that admit one another, and files into translations.
+
+The rule: everything is done by the commands and the client that users have, and each command is shown as one would
+type it. Nodes that were started are stopped, whatever happens, unless they are to be kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddib_fed.errors import Cancelled
+from ddib_fed.terminal import console, say
+
+if TYPE_CHECKING:
+    from ddib_fed.cli.client.delivery import Delivered
+    from ddib_fed.cli.client.translate import Order
+    from ddib_fed.cli.demo.institutions import Institution
+
+
+def show(command: str) -> None:
+    """A command, as one would type it."""
+    say(f"$ {command}", style="dim")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where one of two institutions is to be.
+
+    Attributes:
+        name: A DNS name.
+        domain: What its model is of.
+        bundle: Its model; None for the one that ships with the package.
+    """
+
+    name: str
+    domain: str
+    bundle: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two institutions in one folder, and a person of the first.
+
+    Attributes:
+        out: The folder.
+        source: Whose pictures or points are translated.
+        target: To whose domain.
+        person: Who has them translated.
+    """
+
+    out: Path
+    source: Institution
+    target: Institution
+    person: str
+
+    @classmethod
+    def of(cls, out: Path, source: Site, target: Site, person: str) -> Pair:
+        """Two institutions that are not set up yet, on free ports; their folders are called by their first labels."""
+        from ddib_fed.cli.demo.institutions import Institution, free_ports
+
+        first, second = (
+            Institution(site.name, role, site.domain, out / site.name.partition(".")[0], port, site.bundle)
+            for site, role, port in zip((source, target), ("source", "target"), free_ports(2), strict=True)
+        )
+        return cls(out, first, second, person)
+
+    @property
+    def institutions(self) -> tuple[Institution, Institution]:
+        """Both."""
+        return self.source, self.target
+
+    @property
+    def profile(self) -> Path:
+        """The person's."""
+        return self.out / self.person / "client.toml"
+
+    @property
+    def to(self) -> str:
+        """The target, as `--to` takes it."""
+        return f"{self.target.name}/{self.target.domain}"
+
+    @contextlib.contextmanager
+    def running(self, *, keep: bool) -> Iterator[None]:
+        """Both nodes set up, admitted by one another, and serving; stopped in the end unless they are kept."""
+        try:
+            self._set_up()
+            with console(stderr=True).status("the nodes load and warm up their models"):
+                for institution in self.institutions:
+                    institution.wait_ready()
+            yield
+        except Cancelled as error:
+            keep = False
+            raise Cancelled("interrupted; the demo's nodes are stopped", hint="ddib demo") from error
+        except BaseException:
+            keep = False
+            raise
+        finally:
+            if not keep:
+                for institution in self.institutions:
+                    institution.stop()
+
+    def _set_up(self) -> None:
+        from ddib_fed.cli.demo.institutions import run_command
+
+        for institution in self.institutions:
+            institution.set_up(show)
+        source_file, source_print = self.source.export(show, self.out)
+        target_file, target_print = self.target.export(show, self.out)
+        self.source.admit(show, target_file, target_print)
+        self.target.admit(show, source_file, source_print)
+        for institution in self.institutions:
+            institution.start(show)
+        run_command(
+            show, "init", "client", "--node-config", self.source.config_path, "--name", self.person,
+            "--out", self.out / self.person,
+        )  # fmt: skip
+
+    def translate(self, files: Sequence[Path], order: Order, out: Path, *, shown: str) -> list[Delivered]:
+        """What `ddib translate --cycle --keep-latent` does, through the client.
+
+        Args:
+            files: What is translated.
+            order: How.
+            out: Folder of the results.
+            shown: The files, as one would type them.
+
+        Returns:
+            One result a file, in their order.
+
+        Raises:
+            DdibError: The job failed, or a node is gone.
+        """
+        from ddib_fed.cli.client.progress import JobProgress
+        from ddib_fed.cli.client.session import open_client
+        from ddib_fed.cli.client.translate import receive, submit
+        from ddib_fed.client.client import require_finished
+        from ddib_fed.client.payload import payloads
+        from ddib_fed.client.profile import Profile
+
+        show(_command(shown, order, out, self.profile))
+        profile = Profile.load(self.profile)
+        names = [path.name for path in files]
+        with JobProgress(names) as progress, open_client(profile, on_wait=progress.wait) as client:
+            submitted, inputs = submit(client, files, payloads(files), order, out)
+            job, delivered = receive(client, submitted, inputs, progress, out, force=False)
+        require_finished(job, f"source {profile.institution}")
+        return sorted(delivered, key=lambda result: result.item)
+
+    def say_how_to_go_on(self, shown: str) -> None:
+        """Addresses, and commands to try on the files that are written as `shown`."""
+        for institution in self.institutions:
+            pid = institution.process.pid if institution.process is not None else "-"
+            say(
+                f"{institution.name} ({institution.role} node) listens on 127.0.0.1:{institution.port}, pid {pid}"
+            )
+        profile, again = f"--profile {self.profile}", f"again-{self.source.domain}"
+        stop = "; ".join(
+            f"ddib drain --config {institution.config_path}" for institution in self.institutions
+        )
+        say("try:")
+        say(f"  ddib domains {profile}")
+        say(f"  ddib translate {shown} --to {self.to} --out {again} --steps 24 --cycle {profile}")
+        say(f"  ddib job list {profile}")
+        say(f"  ddib status --config {self.source.config_path}")
+        say(f"  {stop}   # stop both")
+
+
+def _command(shown: str, order: Order, out: Path, profile: Path) -> str:
+    """The order as one would type it; what is as by default is left out."""
+    from ddib_fed.client.views import Settings
+
+    words = ["ddib translate", shown, "--to", order.target]
+    if order.settings.evaluations != Settings().evaluations:
+        words += ["--steps", str(order.settings.evaluations)]
+    words += ["--out", str(out)]
+    words += ["--cycle"] if order.cycle else []
+    words += ["--keep-latent"] if order.keep_latent else []
+    return " ".join([*words, "--profile", str(profile)])

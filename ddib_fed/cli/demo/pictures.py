@@ -1,0 +1,277 @@
+"""Turns 16 test pictures into their translations and their returns, through two nodes, and judges them.
+
+The pictures show ground that neither model was trained on. The rule: figures come from the files that the client
+wrote, in [-1, 1], and beside them stand those of translations that need no network and those of true noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddib_fed.cli.client.translate import Order
+from ddib_fed.cli.demo.album import Album, Chosen
+from ddib_fed.cli.demo.nodes import Pair, Site
+from ddib_fed.cli.demo.report import Bound, Outcome
+from ddib_fed.cli.output import number, print_table, size
+from ddib_fed.client.views import Part, Settings
+from ddib_fed.datasets.shipped import ShippedPictures, available, load_shipped, shipped_domain
+from ddib_fed.metrics.baselines import HistogramMatch, cross_fitted_colour_map, random_pictures, unchanged
+from ddib_fed.metrics.latents import WHITE_RATIO, noise_statistics, whiteness
+from ddib_fed.metrics.pictures import Spread, mse, spread, to_psnr
+from ddib_fed.models.bundle import pretrained_domains
+from ddib_fed.reports.sheets import Stage, save_sheet
+from ddib_fed.terminal import say
+
+PAIR = ("satellite", "relief")
+"""Source and target domain; ("brain-t1", "brain-t2") is the other pair that ships."""
+INSTITUTIONS = ("east.example", "west.example")
+PERSON = "bob"
+COUNT = 16
+STEPS = 48
+FOLDER = "pictures"
+SHEET = "pictures.png"
+TRAIN = f"python benchmarks/pretrained_pictures.py --domain {' '.join(PAIR)}"
+EXTRA = "pip install 'ddib-fed[data]'"
+RANDOM_DRAWS = 20
+"""Of as many pictures as there are; a single draw says little."""
+CYCLE_MEDIAN = 38.0
+CYCLE_MIN = 30.0
+"""dB, as is the median."""
+
+
+def sites(models: Mapping[str, Path]) -> tuple[Site, Site]:
+    """The two institutions, with models of `models`, by domain, instead of those that ship."""
+    source, target = (
+        Site(name, domain, models.get(domain)) for name, domain in zip(INSTITUTIONS, PAIR, strict=True)
+    )
+    return source, target
+
+
+def missing(models: Mapping[str, Path]) -> Outcome | None:
+    """What stands in the report instead of pictures; None when there are pictures and models.
+
+    Args:
+        models: Bundles by domain that stand in for those that ship.
+    """
+    absent = sorted({shipped_domain(name).package for name in PAIR if not available(name)})
+    if absent:
+        why = f"the test pictures come inside {', '.join(absent)}, which is not installed"
+        return Outcome("pictures", "", {"skipped": why, "extra": "data", "command": EXTRA})
+    untrained = [name for name in PAIR if name not in models and name not in pretrained_domains()]
+    if untrained:
+        why = f"no model of {' or '.join(untrained)} ships with this release"
+        return Outcome("pictures", "", {"skipped": why, "command": TRAIN})
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Baselines:
+    """MSE to the truth, in [-1, 1], of translations that need no network.
+
+    Attributes:
+        source: The source unchanged.
+        histogram: Values matched to the target domain's, unpaired.
+        random: Pictures of the target's training part, whatever was asked.
+        colour_map: A quadratic map of colours, fitted on true pairs that no party of a bridge has.
+    """
+
+    source: float
+    histogram: float
+    random: float
+    colour_map: float
+
+    @classmethod
+    def measure(cls, chosen: Chosen, source: ShippedPictures, target: ShippedPictures) -> Baselines:
+        """Of the pictures that were chosen."""
+        truth = chosen.truth
+        count, channels = len(truth), truth.shape[1]
+        drawn = [random_pictures(target.train, count, seed=seed) for seed in range(RANDOM_DRAWS)]
+        mapped = cross_fitted_colour_map(source.test, target.test)[list(chosen.rows)]
+        matched = HistogramMatch.fit(source.train, target.train)(chosen.source)
+        return cls(
+            source=float(mse(unchanged(chosen.source, channels), truth).mean()),
+            histogram=float(mse(matched, truth).mean()),
+            random=float(np.mean([mse(pictures, truth).mean() for pictures in drawn])),
+            colour_map=float(mse(mapped, truth).mean()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Whiteness:
+    """How white the latents that crossed are.
+
+    Attributes:
+        mean: Of all numbers.
+        std: The same.
+        patch_correlation: Mean |correlation| of two pixels in 8 x 8 patches of all latents together.
+        patch_correlation_noise: Of as much true noise, by the same estimate.
+        per_picture: The same statistic as the source node took it of each latent before it left, the mean; of so few
+            patches that true noise has `per_picture_noise`.
+        per_picture_noise: Of true noise of one latent's size.
+    """
+
+    mean: float
+    std: float
+    patch_correlation: float
+    patch_correlation_noise: float
+    per_picture: float
+    per_picture_noise: float
+
+    @classmethod
+    def measure(cls, album: Album) -> Whiteness:
+        """Of the latents that the source node sent."""
+        measured = whiteness(torch.from_numpy(album.latent))
+        one = (1, *album.latent.shape[1:])
+        return cls(
+            mean=measured.latent.mean,
+            std=measured.latent.std,
+            patch_correlation=measured.latent.correlation,
+            patch_correlation_noise=measured.noise.correlation,
+            per_picture=float(np.mean([r.provenance.latent.correlation for r in album.delivered])),
+            per_picture_noise=noise_statistics(one).correlation,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is measured of pictures; the report's object."""
+
+    count: int
+    steps: int
+    source: str
+    target: str
+    soften_sigma: float
+    cycle_psnr: Spread
+    paired_mse: float
+    baseline_mse: Baselines
+    latent: Whiteness
+    doubtful: int
+    wire_bytes: int
+    items: tuple[Mapping[str, Any], ...]
+
+    def bounds(self) -> tuple[Bound, ...]:
+        """What they are held to: a return, a translation better than chance, latents near noise."""
+        return (
+            Bound.at_least("pictures.cycle_psnr.median", self.cycle_psnr["median"], CYCLE_MEDIAN),
+            Bound.at_least("pictures.cycle_psnr.min", self.cycle_psnr["min"], CYCLE_MIN),
+            Bound.at_most("pictures.paired_mse", self.paired_mse, self.baseline_mse.random),
+            Bound.at_most(
+                "pictures.latent.patch_correlation",
+                self.latent.patch_correlation,
+                WHITE_RATIO * self.latent.patch_correlation_noise,
+            ),
+        )
+
+
+def translate_pictures(pair: Pair) -> Outcome:
+    """Take test pictures there and back through both nodes, and measure and draw what came."""
+    source, target = load_shipped(pair.source.domain), load_shipped(pair.target.domain)
+    chosen = Chosen.evenly(source, target, COUNT)
+    paths = chosen.write(pair.out / FOLDER / "in")
+    order = Order(pair.to, Settings(evaluations=STEPS), cycle=True, keep_latent=True, deadline_s=None)
+    delivered = pair.translate(
+        paths, order, pair.out / FOLDER / "translated", shown=f"{pair.out / FOLDER / 'in'}/*.png"
+    )
+    album = Album.load(chosen, paths, delivered)
+    print_hops(album, pair.person)
+    figures = measure(album, Baselines.measure(chosen, source, target))
+    draw(album, figures, pair.out / SHEET)
+    return outcome(figures, pair.out / SHEET)
+
+
+def outcome(figures: Figures, sheet: Path) -> Outcome:
+    """The figures as a part of the report."""
+    title = f"{figures.count} pictures, {figures.steps} evaluations a leg"
+    return Outcome("pictures", title, asdict(figures), figures.bounds(), (sheet,))
+
+
+def measure(album: Album, baseline: Baselines) -> Figures:
+    """Compare what came with what was sent, and with the truth."""
+    chosen, provenance = album.chosen, album.delivered[0].provenance
+    cycle = to_psnr(mse(album.returned, chosen.source))
+    paired = mse(album.translated, chosen.truth)
+    items = tuple(
+        {
+            "file": result.file,
+            "cycle_psnr": float(back),
+            "paired_mse": float(error),
+            "doubtful": bool(result.doubtful),
+        }
+        for result, back, error in zip(album.delivered, cycle, paired, strict=True)
+    )
+    return Figures(
+        count=len(items),
+        steps=provenance.solver.evaluations,
+        source=provenance.source_domain,
+        target=provenance.target_domain,
+        soften_sigma=provenance.soften_sigma,
+        cycle_psnr=spread(cycle),
+        paired_mse=float(paired.mean()),
+        baseline_mse=baseline,
+        latent=Whiteness.measure(album),
+        doubtful=sum(bool(item["doubtful"]) for item in items),
+        wire_bytes=sum(result.provenance.wire_bytes for result in album.delivered),
+        items=items,
+    )
+
+
+def draw(album: Album, figures: Figures, path: Path) -> None:
+    """Source, translation, truth and return beneath one another, a column a picture."""
+    chosen = album.chosen
+    stages = (
+        Stage(f"source: {figures.source}", chosen.source),
+        Stage(f"translated: {figures.target}", album.translated),
+        Stage("ground truth", chosen.truth),
+        Stage("and back", album.returned),
+    )
+    said = (shipped_domain(name).note.split("; ") for name in (figures.source, figures.target))
+    notes = dict.fromkeys(note for part in said for note in part)  # what both domains say is written once
+    save_sheet(
+        path,
+        stages,
+        names=[f"{row}" for row in chosen.rows],
+        doubtful=[bool(result.doubtful) for result in album.delivered],
+        caption="; ".join(notes),
+    )
+
+
+def print_hops(album: Album, person: str) -> None:
+    """What happened at each hop, and who could see it; an institution goes by the first label of its name."""
+    provenances = [result.provenance for result in album.delivered]
+    first = provenances[0]
+    source, target = (name.partition(".")[0] for name in (first.source_institution, first.target_institution))
+    seconds = {stage: f"{sum(p.seconds.get(stage, 0.0) for p in provenances):.1f}" for stage in first.seconds}
+    sent, latent = sum(path.stat().st_size for path in album.sent), album.latent.nbytes
+    back = sum(p.wire_bytes for p in provenances) - latent
+    fetched = sum(result.files[part].stat().st_size for result in album.delivered for part in Part)
+    steps, count = first.solver.evaluations, len(provenances)
+    rows = [
+        [f"{person} > {source}", f"{count} PNGs, under numbers", size(sent), "", source],
+        [source, f"soften, encode: {steps} evaluations", "", seconds.get("encode", ""), source],
+        [f"{source} > {target}", "the latents", size(latent), "", "both"],
+        [target, f"decode, encode: 2 x {steps}", "", seconds.get("remote", ""), target],
+        [f"{target} > {source}", "translations and their latents", size(back), "", "both"],
+        [source, f"decode: {steps}, compare", "", seconds.get("return", ""), source],
+        [f"{source} > {person}", "translations, returns, latents", size(fetched), "", source],
+    ]
+    print_table("What happened at each hop", ["hop", "what", ">bytes", ">seconds", "seen by"], rows)
+    _say(source, target, first.soften_sigma)
+
+
+def _say(source: str, target: str, sigma: float) -> None:
+    """The table in plain words."""
+    lines = (
+        "Seconds are those of all pictures together; while one is decoded the next is being encoded.",
+        f"{target} saw latents, which look like noise, and what it made of them: never a picture of {source}'s.",
+        f"Neither saw the other's model or training data. Before encoding, {source} mixed noise of {number(sigma)}",
+        "times the data's spread into each picture, by a secret of its own, so that flat regions become noise too.",
+        "But a latent is an invertible encoding for whoever holds, or can train, a model like the sender's.",
+        "",
+    )
+    say(*lines)

@@ -1,0 +1,71 @@
+"""Turns what the demo measured into report.json, and into tables of bounds that were kept or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ddib_fed.cli.client.delivery import write_durably
+from ddib_fed.cli.output import number, print_table
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A figure, and the most or the least that it may be."""
+
+    name: str
+    value: float
+    bound: float
+    ok: bool
+    sense: Literal["at most", "at least"] = "at most"
+
+    @classmethod
+    def at_most(cls, name: str, value: float, bound: float) -> Bound:
+        """Whether `value` is not above it; a figure that is no number is out of bounds."""
+        return cls(name, value, bound, bool(value <= bound))
+
+    @classmethod
+    def at_least(cls, name: str, value: float, bound: float) -> Bound:
+        """Whether `value` is not below it; a figure that is no number is out of bounds."""
+        return cls(name, value, bound, bool(value >= bound), "at least")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One part of the demo.
+
+    Attributes:
+        name: Its key in the report.
+        title: Over its table of bounds.
+        figures: Its object in the report, as JSON values.
+        bounds: Figures that are held to something.
+        files: What was written, to be shown.
+    """
+
+    name: str
+    title: str
+    figures: Mapping[str, Any]
+    bounds: tuple[Bound, ...] = ()
+    files: tuple[Path, ...] = ()
+
+
+def write_report(path: Path, outcomes: Sequence[Outcome], seconds: float) -> None:
+    """The figures and bounds of all parts as JSON."""
+    report = {
+        "seconds": round(seconds, 3),
+        **{outcome.name: outcome.figures for outcome in outcomes},
+        "bounds": [asdict(bound) for outcome in outcomes for bound in outcome.bounds],
+    }
+    write_durably(path, (json.dumps(report, indent=2) + "\n").encode(), force=True, mode=0o666)
+
+
+def print_bounds(outcome: Outcome) -> None:
+    """Each figure of a part beside its bound."""
+    rows = [
+        [b.name, number(b.value), f"{b.sense} {number(b.bound)}", "ok" if b.ok else "OUT OF BOUNDS"]
+        for b in outcome.bounds
+    ]
+    print_table(outcome.title, ["figure", ">value", ">bound", ""], rows)

@@ -1,0 +1,1 @@
+"""Commands that need no node: models, translations in one process, evaluation."""

@@ -1,0 +1,266 @@
+"""`ddib bridge`: the paper's experiments in one process, without nodes. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.bars import bar, lines
+from ddib_fed.cli.models.model import MODEL_HELP
+from ddib_fed.cli.models.opening import open_model, refuse_overwriting
+from ddib_fed.cli.models.picture_options import BATCH, DEPTH, DEVICE, DTYPE, SOFTEN, TRANSLATING, with_options
+from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
+from ddib_fed.cli.models.training import THREADS
+from ddib_fed.errors import UsageError
+
+if TYPE_CHECKING:
+    from ddib_fed.diffusion.plans import SolverSettings
+    from ddib_fed.models.bundle import Bundle
+    from ddib_fed.samples.points import Array
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_SOURCE = click.option("--source", required=True, metavar="MODEL", help=f"Where from. {MODEL_HELP}")
+
+_OPTIONS = (
+    click.argument("folder", required=False, type=click.Path(path_type=Path), metavar="[FOLDER]"),
+    _SOURCE,
+    click.option("--target", required=True, metavar="MODEL", help=f"Where to. {MODEL_HELP}"),
+    click.option("--input", "points", type=_FILE, metavar="FILE", help="Points (N, D) to translate, .npy."),
+    click.option(
+        "--n",
+        "count",
+        type=click.IntRange(1),
+        default=10_000,
+        show_default=True,
+        help="Points to draw, where there is no --input.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Of the points drawn, of the noise that softens pictures, and of the noise that --eta draws.",
+    ),
+    click.option(
+        "--reference",
+        type=_FILE,
+        metavar="FILE",
+        help="Points of the target's data to measure against, .npy.",
+    ),
+    options.STEPS,
+    options.SOLVER,
+    options.GRID,
+    options.ORDER,
+    *PUBLIC_CODE,
+    *TRANSLATING,
+    THREADS,
+    options.OUT_RESULTS,
+    options.FORCE,
+)
+_shared = with_options(_OPTIONS)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def bridge() -> None:
+    """Translate between two models in one process, without nodes."""
+
+
+@bridge.command()
+@_shared
+def translate(**given: Any) -> None:
+    """Translate points, or a folder of pictures, from one domain to another.
+
+    Points: writes each stage (source, latent, target) as .npy, scatter and heat map, translation.png and report.json.
+
+    Pictures: writes each at its own size under its own name as PNG, a record beside it (NAME.json), sheet.png and
+    report.json. What was killed goes on with the same command.
+    """
+    _run(cycle=False, **given)
+
+
+@bridge.command()
+@_shared
+def cycle(**given: Any) -> None:
+    """Translate points, or a folder of pictures, there and back.
+
+    Points: writes each stage (source, latent, target, latent again, source again) as .npy, scatter and heat map,
+    cycle.png and report.json with the cycle error.
+
+    Pictures: as `ddib bridge translate`, with each picture as it came back (NAME_back.png) and its cycle error.
+    """
+    _run(cycle=True, **given)
+
+
+@bridge.command()
+@click.argument("first", type=_FILE)
+@click.argument("second", type=_FILE)
+@_SOURCE
+@click.option("--target", metavar="MODEL", help="What decodes; without it the source. As --source.")
+@click.option(
+    "--frames", type=click.IntRange(2), default=9, show_default=True, help="Pictures, the two ends included."
+)
+@click.option(
+    "--way",
+    type=click.Choice(["slerp", "lerp"]),
+    default="slerp",
+    show_default=True,
+    help="On the sphere, or on the straight line.",
+)
+@click.option("--source-class", metavar="CLASS", help="Class of the two pictures, by number or name.")
+@click.option("--target-class", metavar="CLASS", help="Class of what is decoded.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the softening.")
+@with_options((DEPTH, SOFTEN, BATCH, DTYPE, DEVICE))
+@options.STEPS
+@options.SOLVER
+@options.GRID
+@options.ORDER
+@THREADS
+@options.OUT_RESULTS
+@options.FORCE
+def interpolate(
+    *,
+    first: Path,
+    second: Path,
+    source: str,
+    target: str | None,
+    out: Path,
+    force: bool,
+    steps: int,
+    solver: str,
+    grid: str,
+    order: int,
+    **given: Any,
+) -> None:
+    """Decode the latents between those of two pictures: frame_0.png and on, sheet.png and report.json."""
+    from ddib_fed.cli.models import pictures
+    from ddib_fed.diffusion.plans import SolverSettings
+
+    refuse_overwriting(out, force=force)
+    settings = SolverSettings(solver, order, steps, grid)
+    pictures.interpolate(first, second, source, target or source, out, settings, **given)
+
+
+def _run(
+    *,
+    cycle: bool,
+    folder: Path | None,
+    source: str,
+    target: str,
+    out: Path,
+    **given: Any,
+) -> None:
+    """Hand the options to what translates points, or to what translates pictures."""
+    from ddib_fed.cli.models import pictures
+
+    manifests = pictures.manifest_of(source), pictures.manifest_of(target)
+    settings = take_settings(given, manifests)
+    of_points = {name: given.pop(name) for name in ("points", "count", "reference")}
+    if manifests[0].sample_kind == "picture":
+        options.refuse_idle(
+            of_points, f"is for points, and {source} is a model of pictures", hint="name a FOLDER of pictures"
+        )
+        pictures.translate(folder, source, target, out, settings, cycle=cycle, **given)
+        return
+    if folder is not None:
+        raise UsageError(
+            f"{source} is a model of points, {folder} is for pictures", hint="give --input FILE.npy"
+        )
+    plain = {name: given.pop(name) for name in ("seed", "force", "threads", "clip")}
+    given.pop("compat")
+    settings = replace(settings, depth=given.pop("depth"))
+    options.refuse_idle(given, f"is for pictures, and {source} is a model of points", hint="leave it out")
+    if of_points["points"] is not None:
+        idle = ("count",) if settings.stochastic else ("count", "seed")
+        options.refuse_idle(idle, "is for points that are drawn", hint="leave it or --input out")
+    _run_points(source, target, out, settings, cycle=cycle, **of_points, **plain)
+
+
+def _run_points(
+    source: str,
+    target: str,
+    out: Path,
+    settings: SolverSettings,
+    *,
+    cycle: bool,
+    points: Path | None,
+    count: int,
+    seed: int,
+    reference: Path | None,
+    force: bool,
+    threads: int,
+    clip: bool | None,
+) -> None:
+    from ddib_fed.runs import experiment
+
+    refuse_overwriting(out, force=force)
+    models = open_model(source), open_model(target)
+    given = _points(models[0], points, count, seed)
+    held = read_points(reference) if reference is not None else None
+    with bar("translating") as show:
+        stages = experiment.run(
+            *models,
+            given,
+            settings,
+            cycle=cycle,
+            seed=seed,
+            clip=bool(clip),
+            on_step=lambda done, total: show(done, total, ""),
+            threads=threads,
+        )
+    report = experiment.figures(*models, stages, settings, reference=held)
+    report["seed"] = seed if points is None or settings.stochastic else None
+    report["clip"] = bool(clip)
+    experiment.write(out, *models, stages, report)
+    lines(_summary(report, out))
+
+
+def _points(bundle: Bundle, path: Path | None, count: int, seed: int) -> Array:
+    """The points of a file, or points drawn from the source's synthetic domain, in the units of its data."""
+    from ddib_fed.datasets.synthetic import DOMAINS, sample
+
+    if path is not None:
+        return read_points(path)
+    domain = bundle.manifest.domain
+    if domain not in DOMAINS:
+        raise UsageError(
+            f"the source {domain} is no synthetic domain: there is nothing to draw",
+            hint="give --input FILE.npy",
+        )
+    return sample(domain, count, seed)
+
+
+def read_points(path: Path) -> Array:
+    """The points (N, D) of a .npy file.
+
+    Raises:
+        FileMissing: There is no such file.
+        PointsUnreadable: The file is no array of numbers.
+        ShapeMismatch: The array is not (N, D).
+        NotFinite: There is a NaN or an infinity.
+    """
+    from ddib_fed.training.sources import read_points as read
+
+    return read(path)
+
+
+def _summary(report: dict[str, Any], out: Path) -> dict[str, str]:
+    latent, cloud, cycled = report["latent"], report["target_cloud"], report.get("cycle")
+    text = {
+        "latent": f"mean {latent['mean']:+.3f}, std {latent['std']:.3f}, kurtosis {latent['kurtosis']:+.3f}"
+    }
+    if cloud is not None:
+        text["target"] = f"sliced-W2 {cloud['sliced_w2']:.4f} (floor {cloud['sliced_w2_floor']:.4f})"
+        text["target"] += f", energy distance {cloud['energy']:.5f} (floor {cloud['energy_floor']:.5f})"
+    if cycled is not None:
+        text["cycle error"] = ", ".join(
+            f"{name} {cycled[name]:.2e}" for name in ("median", "mean", "p99", "max")
+        )
+    spent = report["seconds"]
+    text["cost"] = (
+        f"{report['evaluations']['per_point']} evaluations, {spent['wall']:.1f} s ({spent['cpu']:.1f} s CPU)"
+    )
+    return text | {"written": str(out)}

@@ -1,0 +1,152 @@
+"""`ddib evaluate`: how good translations are. Heavy imports wait until the command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.bars import bar
+from ddib_fed.errors import AlreadyExists
+from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.metrics.judgement import Figures
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(path_type=Path)
+
+
+class Span(click.ParamType[tuple[float, float]]):
+    """Two numbers, LOW:HIGH."""
+
+    name = "range"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float]:
+        """See click.ParamType."""
+        try:
+            low, high = (float(part) for part in str(value).split(":"))
+        except ValueError:
+            self.fail(f"{value!r} is not LOW:HIGH, such as -1000:2000", param, ctx)
+        if not low < high < float("inf") or low == float("-inf"):
+            self.fail(f"{value!r} is empty", param, ctx)
+        return low, high
+
+
+@click.command()
+@click.argument("folder", type=_FOLDER)
+@click.option(
+    "--truth", type=_FOLDER, metavar="FOLDER", help="What the translations should be, by the same names."
+)
+@click.option("--source", type=_FOLDER, metavar="FOLDER", help="What was translated, by the same names.")
+@click.option(
+    "--domain",
+    type=_FOLDER,
+    metavar="FOLDER",
+    help="Other pictures of the target domain: for the feature distance and for histogram matching.",
+)
+@click.option(
+    "--source-domain",
+    type=_FOLDER,
+    metavar="FOLDER",
+    help="Other pictures of the source domain, for histogram matching; without it the sources themselves.",
+)
+@click.option(
+    "--thresholds",
+    type=_FILE,
+    metavar="REPORT",
+    help="The report.json of a translation of held-out pictures, or a model's folder: what has less structure is "
+    "doubtful. Without it the marks in the records count.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(7, 4096),
+    metavar="PIXELS",
+    help="Height and width that all pictures are brought to; without it those of the first translation.",
+)
+@click.option(
+    "--range",
+    "span",
+    type=Span(),
+    metavar="LOW:HIGH",
+    help="Raw values that are black and white; without it the models' where the records say them, else those of the "
+    "files' type.",
+)
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a page too."
+)
+@options.FORMAT
+@options.FORCE
+def evaluate(
+    folder: Path,
+    truth: Path | None,
+    source: Path | None,
+    domain: Path | None,
+    source_domain: Path | None,
+    thresholds: Path | None,
+    size: int | None,
+    span: tuple[float, float] | None,
+    html: Path | None,
+    output_format: str,
+    force: bool,
+) -> None:
+    """Measure a folder of translated pictures against what is known of them.
+
+    The folder is one that `ddib bridge translate`, `ddib bridge cycle` or `ddib translate` wrote, or any folder of
+    pictures. Everything else is optional; what cannot be measured without it is left out. Pictures belong together
+    by their path below their folder, whatever the suffix.
+
+    The page of --html holds the pictures, the worst first, and needs nothing else to be shown.
+    """
+    from ddib_fed.reports.folder_page import write_report_page
+    from ddib_fed.reports.folder_report import Folders, evaluate_folder
+    from ddib_fed.runs.picture_report import read_thresholds
+
+    if html is not None and html.exists() and not force:
+        raise AlreadyExists(f"{html} exists", hint="choose another file, or --force")
+    if domain is None:
+        options.refuse_idle(
+            ("source_domain",), "is matched with pictures of the target domain", hint="add --domain FOLDER"
+        )
+    folders = Folders(folder, source, truth, domain, source_domain, size, span)
+    with bar("reading") as show:
+        report, found = evaluate_folder(
+            folders,
+            thresholds=None if thresholds is None else read_thresholds(thresholds),
+            on_read=lambda done, total: show(done, total, ""),
+        )
+    if report["structure"] is None or report["structure"]["from"] != "files":
+        options.refuse_idle(
+            ("thresholds", "source_domain"),
+            "compares translations with their sources, which are not there",
+            hint="add --source FOLDER",
+        )
+    if html is not None:
+        write_report_page(html, f"Translations in {folder.name}", report, found)
+    _print(report, output_format)
+
+
+def _print(report: Figures, output_format: str) -> None:
+    from ddib_fed.cli.output import number, print_json, print_table
+    from ddib_fed.reports.tables import tables
+
+    if output_format == "json":
+        print_json(report)
+        return
+    shape = " x ".join(map(str, report["shape"]))
+    say(f"{report['count']} pictures, {shape}")
+    for note in report["notes"]:
+        say(note)
+    for table in tables(report):
+        say()
+        columns = [table.columns[0], *(f">{column}" for column in table.columns[1:])]
+        rows = [
+            [cell if isinstance(cell, str) else "-" if cell is None else number(cell) for cell in row]
+            for row in table.rows
+        ]
+        print_table(table.title, columns, rows)
+        say(table.note)

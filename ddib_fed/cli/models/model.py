@@ -1,0 +1,215 @@
+"""`ddib model`: train, sample, import and show models. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.bars import bar, lines
+from ddib_fed.cli.models.importing import import_
+from ddib_fed.cli.models.opening import open_model, refuse_overwriting
+from ddib_fed.cli.models.picture_options import SAMPLING, with_options
+from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
+from ddib_fed.cli.models.training import THREADS, train
+from ddib_fed.errors import AlreadyExists
+
+if TYPE_CHECKING:
+    from ddib_fed.models.bundle import Bundle
+
+MODEL_METAVAR = "MODEL"
+MODEL_HELP = "A domain's name, or the paper's index (0 to 5), for a model that ships; or a bundle's folder."
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def model() -> None:
+    """Train, sample, show and import models."""
+
+
+model.add_command(train)
+
+
+@model.command()
+@options.FORMAT
+def presets(*, output_format: str) -> None:
+    """List the networks for pictures, with their size, parameters and what training needs at least."""
+    from ddib_fed.cli.output import print_json
+    from ddib_fed.training.pictures.cost import preset_costs
+
+    rows = preset_costs()
+    if output_format == "json":
+        print_json({row.name: row.figures() for row in rows})
+        return
+    lines({row.name: str(row) for row in rows})
+
+
+@model.command()
+@click.argument("which", metavar=MODEL_METAVAR)
+@options.OUT_RESULTS
+@click.option(
+    "--n", "count", type=click.IntRange(1), help="How many to draw; without it 10,000 points or 64 pictures."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+@options.STEPS
+@options.SOLVER
+@options.GRID
+@options.ORDER
+@with_options(PUBLIC_CODE)
+@with_options(SAMPLING)
+@THREADS
+@options.FORCE
+def sample(
+    *,
+    which: str,
+    out: Path,
+    count: int | None,
+    seed: int,
+    force: bool,
+    threads: int,
+    **given: Any,
+) -> None:
+    """Draw points or pictures from a model.
+
+    Points: samples.npy, latent.npy, samples.png and report.json. Pictures: sample_0.png and on, sheet.png and
+    report.json.
+
+    MODEL is a domain's name or index for the model that ships, or a bundle's folder.
+    """
+    from ddib_fed.cli.models import pictures
+    from ddib_fed.runs import experiment
+
+    refuse_overwriting(out, force=force)
+    bundle = open_model(which)
+    settings = take_settings(given, [bundle.manifest])
+    if bundle.manifest.sample_kind == "picture":
+        pictures.sample(bundle, out, count or 64, seed, settings, threads=threads, **given)
+        return
+    clip = bool(given.pop("clip"))
+    given.pop("compat")
+    options.refuse_idle(given, f"is for pictures, and {which} is a model of points", hint="leave it out")
+    with bar("sampling") as show:
+        report = experiment.draw(
+            bundle,
+            count or 10_000,
+            seed,
+            settings,
+            out,
+            clip=clip,
+            on_step=lambda done, total: show(done, total, ""),
+            threads=threads,
+        )
+    cloud = report["target_cloud"]
+    lines({"points": str(out / "samples.npy"), **({"sliced-W2": _distance(cloud)} if cloud else {})})
+
+
+def _distance(cloud: dict[str, float]) -> str:
+    return f"{cloud['sliced_w2']:.4f} (floor {cloud['sliced_w2_floor']:.4f})"
+
+
+model.add_command(import_)
+
+
+@model.command()
+@click.argument("which", metavar=MODEL_METAVAR)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.pt",
+    help="The checkpoint; the public scripts look for models/synthetic/log2D0/model000000.pt and the like.",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def export(*, which: str, out: Path, force: bool) -> None:
+    """Write a model of the public DDIB code's 2-D network as that code's checkpoint, and print its flags.
+
+    `ddib model import --synthetic` reads it back.
+    """
+    from ddib_fed.json_files import write_bytes
+    from ddib_fed.models.exporting import public_checkpoint
+
+    if out.exists() and not force:
+        raise AlreadyExists(f"{out} exists", hint="choose another file, or --force")
+    bundle = open_model(which)
+    content, flags = public_checkpoint(bundle)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, content)
+    lines({"checkpoint": str(out), "flags": flags, "units": _units(bundle)})
+
+
+def _units(bundle: Bundle) -> str:
+    norm = bundle.manifest.normalisation
+    if (norm.mean, norm.std) == (0.0, 1.0):
+        return "those of the data"
+    return f"(data - {norm.mean}) / {norm.std}: the public code does not scale"
+
+
+@model.command()
+@click.argument("which", metavar=MODEL_METAVAR)
+@options.FORMAT
+def show(*, which: str, output_format: str) -> None:
+    """Verify a model and print what its manifest says.
+
+    MODEL is a domain's name or index for the model that ships, or a bundle's folder.
+    """
+    from ddib_fed.cli.output import print_json
+
+    bundle = open_model(which)
+    manifest = bundle.manifest.model_dump(mode="json")
+    if output_format == "json":
+        print_json({"digest": bundle.digest, **manifest})
+        return
+    training = manifest.pop("training")
+    flat = {key: _text(value) for key, value in manifest.items() if value not in (None, "", [])}
+    flat["sample_shape"] = " x ".join(map(str, manifest["sample_shape"]))
+    lines(
+        {
+            "digest": bundle.digest,
+            **flat,
+            **{f"training {key}": _text(value) for key, value in training.items()},
+        }
+    )
+
+
+@model.command()
+@click.argument("folder", metavar="MODEL", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Pictures of the model's domain, at least eight.",
+)
+@click.option("--skip-bad", is_flag=True, help="Name pictures that cannot be read, and go on.")
+@options.FORMAT
+def thresholds(*, folder: Path, images: Path, skip_bad: bool, output_format: str) -> None:
+    """Measure how much structure unrelated pictures share, and put it into a model's bundle.
+
+    Translations whose edges or values agree with those of their source no better than that are marked as doubtful.
+    Training does this by itself; this command is for models that were imported, or trained before it did. MODEL is the
+    bundle's folder. Its weights stay the same; its digest changes.
+    """
+    from ddib_fed.cli.output import print_json
+    from ddib_fed.metrics.thresholds import put_thresholds
+
+    with bar("looking at files") as show:
+        found = put_thresholds(
+            folder, images, skip_bad=skip_bad, progress=lambda done, total: show(done, total, "")
+        )
+    measured = found.manifest.structure
+    assert measured is not None
+    said = {"digest": found.digest, **measured.model_dump()}
+    if output_format == "json":
+        print_json(said)
+        return
+    lines({key: _text(value) for key, value in said.items()})
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        said = {key: item for key, item in value.items() if item not in (None, "", [])}
+        return ", ".join(f"{key} {_text(item)}" for key, item in said.items())
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,336 @@
+"""What `ddib bridge` and `ddib model sample` do with models of pictures; thin over `evaluation.picture_run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddib_fed.cli import options
+from ddib_fed.cli.bars import bar, lines
+from ddib_fed.cli.models.opening import open_model, shipped_name
+from ddib_fed.errors import UsageError
+from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.diffusion.plans import SolverSettings
+    from ddib_fed.models.bundle import Bundle
+    from ddib_fed.models.manifest import Manifest
+    from ddib_fed.runs.picture_recipe import Recipe
+    from ddib_fed.runs.picture_run import Found
+
+MOST_NAMED = 20
+
+
+def manifest_of(which: str) -> Manifest:
+    """The manifest of a model given by name or folder, without reading the weights of a folder.
+
+    Raises:
+        ModelNotFound: There is none.
+        BundleInvalid: It fails its checks.
+        UsageError: A shipped model and a folder have that name.
+    """
+    from ddib_fed.models.bundle import MANIFEST_FILE, parse_manifest
+
+    path = Path(which) / MANIFEST_FILE
+    if shipped_name(which) is None and path.is_file():
+        return parse_manifest(path.read_bytes(), which)
+    return open_model(which).manifest
+
+
+def translate(
+    folder: Path | None,
+    source: str,
+    target: str,
+    out: Path,
+    settings: SolverSettings,
+    *,
+    cycle: bool,
+    seed: int,
+    threads: int,
+    force: bool,
+    compat: str | None,
+    clip: bool | None,
+    **given: Any,
+) -> None:
+    """Translate a folder of pictures, or one picture: `ddib bridge translate` and `ddib bridge cycle`."""
+    from ddib_fed.bridge.sharding import parse_devices
+    from ddib_fed.runs.picture_recipe import Recipe
+    from ddib_fed.runs.picture_report import read_thresholds
+    from ddib_fed.runs.picture_run import run
+
+    if folder is None:
+        raise UsageError(
+            f"{source} is a model of pictures: name their folder",
+            hint="ddib bridge translate ... FOLDER --out DIR",
+        )
+    _refuse_unguided(given["classifier"], given["guidance"])
+    recipe = Recipe(
+        source,
+        target,
+        settings,
+        soften=0.0 if compat is not None and given["soften"] is None else given["soften"],
+        depth=given["depth"],
+        seed=seed,
+        cycle=cycle,
+        classifier=given["classifier"],
+        classifier_scale=given["classifier_scale"],
+        guidance=given["guidance"],
+        guide_encoding=given["guide"] == "both",
+        clip=compat is not None if clip is None else clip,
+        dtype=given["dtype"],
+        uncertainty=given["uncertainty"] or 0,
+        keep_latents=given["keep_latents"],
+        public_names=given["pairs"] is not None,
+    )
+    if not settings.stochastic:
+        _refuse_seed(source, recipe.soften)
+    devices = parse_devices(given["devices"])
+    thresholds = read_thresholds(given["thresholds"]) if given["thresholds"] is not None else None
+    found = _found(folder, recipe, given)
+    _name_bad(found)
+    with bar("translating") as show:
+        report = run(
+            recipe,
+            found,
+            out,
+            opener=open_model,
+            devices=devices,
+            batch=given["batch"],
+            threads=threads,
+            thresholds=thresholds,
+            force=force,
+            on_progress=show,
+        )
+    lines(_summary(report, out))
+
+
+def sample(
+    bundle: Bundle,
+    out: Path,
+    count: int,
+    seed: int,
+    settings: SolverSettings,
+    *,
+    threads: int,
+    compat: str | None,
+    clip: bool | None,
+    **given: Any,
+) -> None:
+    """Draw pictures from a model: `ddib model sample`."""
+    from ddib_fed.bridge.bridging import Guidance
+    from ddib_fed.bridge.picture_side import open_side
+    from ddib_fed.runs.picture_draws import draw
+
+    _refuse_unguided(given["classifier"], given["guidance"])
+    classifier = open_model(given["classifier"]) if given["classifier"] is not None else None
+    held = compat is not None if clip is None else clip
+    guidance = Guidance(given["guidance"], classifier, given["classifier_scale"], clip=held)
+    label = _class(given["class_"], bundle.manifest, guidance)
+    side = open_side(bundle, given["device"], given["dtype"], label=label, guidance=guidance)
+    with bar("sampling") as show:
+        report = draw(
+            side,
+            count,
+            seed,
+            settings,
+            out,
+            batch=given["batch"],
+            threads=threads,
+            on_progress=lambda done, total: show(done, total, ""),
+        )
+    lines({"pictures": str(report["count"]), "sheet": str(out / "sheet.png"), "written": str(out)})
+
+
+def interpolate(
+    first: Path,
+    second: Path,
+    source: str,
+    target: str,
+    out: Path,
+    settings: SolverSettings,
+    *,
+    threads: int,
+    seed: int,
+    **given: Any,
+) -> None:
+    """Pictures along the latents between two pictures: `ddib bridge interpolate`."""
+    from ddib_fed.bridge.picture_side import open_side
+    from ddib_fed.runs.picture_draws import between
+
+    _refuse_seed(source, given["soften"])
+    models = open_model(source), open_model(target)
+    classes = (
+        given["source_class"],
+        given["target_class"] or (given["source_class"] if source == target else None),
+    )
+    labels = [_class(text, model.manifest) for text, model in zip(classes, models, strict=True)]
+    sides = [
+        open_side(model, given["device"], given["dtype"], label=label)
+        for model, label in zip(models, labels, strict=True)
+    ]
+    with bar("interpolating") as show:
+        between(
+            (first, second),
+            sides[0],
+            sides[1],
+            settings,
+            out,
+            frames=given["frames"],
+            way=given["way"],
+            soften=given["soften"],
+            depth=given["depth"],
+            seed=seed,
+            batch=given["batch"],
+            threads=threads,
+            on_progress=lambda done, total: show(done, total, ""),
+        )
+    lines({"pictures": str(given["frames"]), "sheet": str(out / "sheet.png"), "written": str(out)})
+
+
+def _refuse_unguided(classifier: str | None, guidance: float | None) -> None:
+    """Options of guidance need guidance: without it pictures would come out unguided, in silence."""
+    if classifier is None:
+        options.refuse_idle(
+            ("classifier_scale",),
+            "weighs --classifier, which is not given",
+            hint="add --classifier MODEL, or leave --classifier-scale out",
+        )
+    if classifier is None and guidance is None:
+        options.refuse_idle(
+            ("guide",),
+            "needs guidance, and neither --classifier nor --guidance is given",
+            hint="add --classifier MODEL or --guidance SCALE, or leave --guide out",
+        )
+
+
+def _refuse_seed(source: str, soften: float | None) -> None:
+    """A seed is of the softening's noise: without softening nothing follows from it."""
+    if soften == 0.0 or (soften is None and manifest_of(source).soften_sigma == 0.0):
+        options.refuse_idle(
+            ("seed",),
+            "sets the noise of softening and of --eta, and this run has neither",
+            hint="leave --seed out; --soften 0.05, or --eta 0.5 with --solver ddim, draws noise",
+        )
+
+
+def _found(folder: Path, recipe: Recipe, given: dict[str, Any]) -> Found:
+    from ddib_fed.metrics.pictures import picture_rule
+    from ddib_fed.runs.picture_run import class_tasks, folder_tasks
+
+    manifests = manifest_of(recipe.source), manifest_of(recipe.target)
+    guide = manifest_of(recipe.classifier) if recipe.classifier is not None else None
+    with bar("looking at files") as show:
+        shared: dict[str, Any] = {
+            "limit": given["limit"],
+            "skip_bad": given["skip_bad"],
+            "rule": picture_rule(manifests[0]),
+            "on_progress": lambda done, total, remark: show(done, total, ""),  # noqa: ARG005 - the bar says it
+        }
+        if given["pairs"] is not None:
+            if given["source_class"] is not None or given["target_class"] is not None:
+                raise UsageError(
+                    "--pairs says the classes already", hint="leave --source-class and --target-class out"
+                )
+            pairs = parse_pairs(given["pairs"], manifests, guide)
+            names = manifests[0].classes
+            return class_tasks(folder, pairs, class_names=names, labels=given["labels"], **shared)
+        if given["labels"] is not None:
+            raise UsageError(
+                "--labels tells classes apart, which --pairs alone needs", hint="add --pairs 260:261"
+            )
+        classes = (
+            parse_class(given["source_class"], manifests[0], guide),
+            parse_class(given["target_class"], manifests[1], guide),
+        )
+        return folder_tasks(folder, classes=classes, **shared)
+
+
+def parse_pairs(
+    text: str, manifests: tuple[Manifest, Manifest], guide: Manifest | None = None
+) -> tuple[tuple[int, int], ...]:
+    """The pairs of `--pairs`, by numbers or by the models' class names.
+
+    Raises:
+        UsageError: A class that is not there, or no pair.
+        SettingsInvalid: A pair that is there twice.
+    """
+    from ddib_fed.datasets.imagenet import class_pairs
+
+    numbers = []
+    for part in text.split(","):
+        before, mark, after = part.partition(":")
+        if not mark:
+            raise UsageError(f"{part!r} is no pair of classes", hint="write 260:261, or cat:dog")
+        numbers.append(
+            f"{parse_class(before, manifests[0], guide)}:{parse_class(after, manifests[1], guide)}"
+        )
+    return class_pairs(",".join(numbers), 1_000_000_000)
+
+
+def parse_class(text: str | None, manifest: Manifest, guide: Manifest | None = None) -> int | None:
+    """The number of a class that is given by name or number; None for none.
+
+    Raises:
+        UsageError: The model, and what guides it, have no such class.
+    """
+    if text is None:
+        return None
+    owner = manifest if manifest.num_classes is not None or guide is None else guide
+    count = owner.num_classes
+    if count is None:
+        raise UsageError(f"{manifest.name} has no classes", hint="leave the class out")
+    if text.strip() in owner.classes:
+        return owner.classes.index(text.strip())
+    if not text.strip().isdecimal() or int(text) >= count:
+        known = ", ".join(owner.classes[:8]) or f"0 to {count - 1}"
+        raise UsageError(f"{owner.name} has no class {text.strip()[:40]!r}", hint=f"its classes: {known}")
+    return int(text)
+
+
+def _class(text: str | None, manifest: Manifest, guidance: Any = None) -> int | None:
+    classifier = getattr(guidance, "classifier", None)
+    return parse_class(text, manifest, classifier.manifest if classifier is not None else None)
+
+
+def _name_bad(found: Found) -> None:
+    if not found.bad:
+        return
+    say(f"{len(found.bad)} pictures cannot be used and are left out:", err=True)
+    for path, reason in found.bad[:MOST_NAMED]:
+        say(f"  {path}: {reason}", err=True)
+    if len(found.bad) > MOST_NAMED:
+        say(f"  and {len(found.bad) - MOST_NAMED} more, all in report.json", err=True)
+
+
+def _summary(report: dict[str, Any], out: Path) -> dict[str, str]:
+    before = report["count"] - report["computed_now"]
+    text = {"pictures": f"{report['count']}" + (f" ({before} were there)" if before else "")}
+    if report["bad"]:
+        text["left out"] = f"{len(report['bad'])} that cannot be used"
+    if (span := report["range"])["clipped"]:
+        text["clipped"] = (
+            f"{span['clipped']} pictures, by up to {100 * span['most_outside']:.2g} % of their values: the source's "
+            f"model takes {span['low']:g} to {span['high']:g}; the figures compare with the pictures as given"
+        )
+    if span["narrow"]:
+        text["dark or flat"] = (
+            f"{span['narrow']} pictures use hardly any of {span['low']:g} to {span['high']:g}: is this their range?"
+        )
+    latent = report["latent"]
+    text["latent"] = (
+        f"mean {latent['mean']:+.3f}, std {latent['std']:.3f}, kurtosis {latent['kurtosis']:+.3f}"
+    )
+    kept = report["structure"]
+    text["structure"] = f"edge correlation {kept['edge_correlation']['median']:.2f}, "
+    text["structure"] += f"mutual information {kept['mutual_information']['median']:.2f} bits (medians)"
+    if kept["doubtful"] is not None:
+        text["doubtful"] = f"{kept['doubtful']} pictures, framed in the sheet"
+    if "cycle_psnr" in report:
+        cycled = report["cycle_psnr"]
+        text["cycle"] = (
+            f"PSNR {cycled['median']:.1f} dB (median), {cycled['min']:.1f} dB (least), at the models' size"
+        )
+    if "uncertainty" in report:
+        text["uncertainty"] = f"{report['uncertainty']['median']:.4f} (median of the maps' means, in [-1, 1])"
+    text["cost"] = f"{report['seconds']:.1f} s"
+    return text | {"sheet": str(out / report["sheet"]), "written": str(out)}

@@ -1,0 +1,54 @@
+"""`ddib audit verify`: whether the node's audit log hangs together, and the digest to note elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.output import print_json
+from ddib_fed.errors import ChunkCorrupt, FileMissing
+from ddib_fed.terminal import say
+
+
+@click.group()
+def audit() -> None:
+    """Verify the chain of the node's audit log."""
+
+
+@audit.command(epilog="\b\nExample:\n  ddib audit verify --config node.toml --head 3f5a...")
+@options.CONFIG
+@click.option(
+    "--head",
+    metavar="DIGEST",
+    help="A head that was noted earlier: the log must still have the line that it is the digest of.",
+)
+@options.FORMAT
+def verify(config_path: Path, head: str | None, output_format: str) -> None:
+    """Read the whole log, follow its chain, and print its head.
+
+    A chain shows lines that were changed, dropped or put in between. It cannot show that the end was cut off, or that
+    the file was written anew: note the head elsewhere, and give it with --head the next time.
+    """
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust import audit as log
+
+    path = NodeConfig.load(config_path).paths.audit
+    try:
+        found = log.verify(path, noted=head)
+    except FileNotFoundError as error:
+        raise FileMissing(f"there is no {path}", hint="a node writes it when it serves") from error
+    if output_format == "json":
+        print_json({"path": path, "ok": found.ok, **dataclasses.asdict(found)})
+    else:
+        say(f"lines  {found.lines}")
+        say(f"head   {found.head}")
+        if found.torn_bytes:
+            say(f"torn   {found.torn_bytes} bytes of a write that a crash interrupted")
+    if not found.ok:
+        where = "" if found.broken_line is None else f", line {found.broken_line}"
+        raise ChunkCorrupt(
+            f"{path}{where}: {found.problem}", hint="keep the file as it is, and ask who could write to it"
+        )

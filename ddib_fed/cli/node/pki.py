@@ -1,0 +1,237 @@
+"""`ddib pki`: the institution's root, and the certificates of its nodes and clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.node.withdrawing import reinstate, withdraw, withdrawn
+from ddib_fed.cli.output import confirm, print_json
+from ddib_fed.errors import UsageError
+from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust.identity import Identity
+
+FOLDER = click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder of certificates, instead of the node's; for clients.",
+)
+OUT = click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="What to write."
+)
+
+
+def _config(path: Path) -> NodeConfig:
+    from ddib_fed.node.config import NodeConfig
+
+    return NodeConfig.load(path)
+
+
+def _place(config_path: Path, folder: Path | None) -> tuple[Path, Identity | None]:
+    """The folder of certificates, and whom it belongs to when a node.toml says so."""
+    from ddib_fed.trust.identity import Identity
+
+    if folder is not None:
+        return folder, None
+    config = _config(config_path)
+    return config.paths.pki, Identity(config.node.institution, "node", config.node.name)
+
+
+@click.group()
+def pki() -> None:
+    """Make the institution's CA; request, issue, install, show and withdraw certificates."""
+
+
+for _command in (withdraw, reinstate, withdrawn):
+    pki.add_command(_command)
+
+
+@pki.command(epilog="\b\nExample:\n  ddib pki init --config node.toml")
+@options.CONFIG
+@click.option(
+    "--roll-over",
+    type=click.Choice(["start", "switch", "finish"]),
+    help="Replace the root: trust a new one too, then issue from it, then trust it alone.",
+)
+def init(config_path: Path, roll_over: str | None) -> None:
+    """Make the institution's root on this node, and the node's certificate from it.
+
+    The key of the root lies in the node's state folder: who has it can be anybody of this institution.
+    """
+    from ddib_fed.trust import pki as keys
+    from ddib_fed.trust import rollover
+
+    config = _config(config_path)
+    if roll_over is None:
+        authority = keys.init_node_identity(config.paths.pki, config.node.institution, config.node.name)
+        say(f"made the root of {authority.institution} and this node's certificate in {config.paths.pki}")
+    else:
+        steps: dict[str, Callable[[Path], keys.Authority]] = {
+            "start": rollover.start,
+            "switch": rollover.switch,
+            "finish": rollover.finish,
+        }
+        authority = steps[roll_over](config.paths.pki)
+        say(_ROLL_OVER_NEXT[roll_over])
+    say(f"fingerprint  {keys.fingerprint(authority.certificate)}")
+
+
+_ROLL_OVER_NEXT = {
+    "start": "both roots are trusted here now. Next: ddib peer export, have every peer add it with --replace; "
+    "when all have, ddib pki init --roll-over switch",
+    "switch": "certificates come from the new root now. Next: when the last old one was renewed (clients: 30 days), "
+    "ddib pki init --roll-over finish",
+    "finish": "the new root alone is trusted now. Next: ddib peer export again, for the peers to forget the old one",
+}
+
+
+@pki.command(epilog="\b\nExample:\n  ddib pki request --config node.toml --out node-2.csr")
+@options.CONFIG
+@FOLDER
+@click.option(
+    "--identity", metavar="URI", help="With --folder: whom to ask for, spiffe://INSTITUTION/client/NAME."
+)
+@OUT
+def request(config_path: Path, folder: Path | None, identity: str | None, out: Path | None) -> None:
+    """Write a certificate request for the institution's issuer; its key stays here."""
+    from ddib_fed.trust.enrolment import make_request
+    from ddib_fed.trust.identity import Identity
+
+    place, owner = _place(config_path, folder)
+    wanted = Identity.parse(identity) if identity is not None else owner
+    if wanted is None:
+        raise UsageError("--folder does not say whose certificate it is: give --identity URI as well")
+    path = out if out is not None else Path(f"{wanted.name}.csr")
+    _write_new(path, make_request(place, wanted))
+    say(f"wrote {path}, a request for {wanted}")
+    say(
+        f"next, at the issuer:  ddib pki issue {path}",
+        f"then here:            ddib pki install {wanted.name}.pem",
+    )
+
+
+@pki.command(
+    epilog="\b\nExamples:\n  ddib pki issue node-2.csr\n  ddib pki issue --client alice --out alice/pki"
+)
+@options.CONFIG
+@click.argument("request_file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--client", "client_name", metavar="NAME", help="Make key and certificate of a client here, in --out."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="PATH", help="File, or with --client folder, to write."
+)
+@click.option("--yes", is_flag=True, help="Do not ask whether the request is from whom it names.")
+def issue(
+    config_path: Path, request_file: Path | None, client_name: str | None, out: Path | None, yes: bool
+) -> None:
+    """Sign a request, or make a client's certificate; on the node that holds the root's key."""
+    from ddib_fed.trust import pki as keys
+
+    if (request_file is None) == (client_name is None):
+        raise UsageError("give either a request file or --client NAME")
+    folder = _config(config_path).paths.pki
+    if client_name is not None:
+        where = out if out is not None else Path(client_name)
+        made = keys.issue_client(folder, where, client_name)
+        say(f"made key and certificate of {made.identity} in {where}, good until {_when(made.not_after)}")
+    elif request_file is not None:
+        _sign(folder, request_file, out, yes=yes)
+
+
+def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> None:
+    from ddib_fed.files import read_small
+    from ddib_fed.trust import pki as keys
+    from ddib_fed.trust.certificates import parse_certificates
+    from ddib_fed.trust.enrolment import read_request, sign_request
+    from ddib_fed.trust.withdrawn import refuse_withdrawn
+
+    authority = keys.load_authority(folder)
+    asked = read_request(read_small(request_file, pipe=True))
+    refuse_withdrawn(folder, asked.identity)
+    if not yes and not confirm(f"sign for {asked.identity}? Whoever holds this request's key will be it"):
+        raise click.Abort
+    roots = parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
+    path = out if out is not None else Path(f"{asked.identity.name}.pem")
+    _write_new(path, sign_request(authority, asked, roots))
+    say(f"wrote {path}, the certificate of {asked.identity}; take it back and: ddib pki install {path}")
+
+
+@pki.command(epilog="\b\nExample:\n  ddib pki install node-2.pem --config node.toml")
+@options.CONFIG
+@FOLDER
+@click.argument("certificate", type=click.Path(dir_okay=False, path_type=Path))
+def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
+    """Put a signed certificate in place, after checking that it fits the key, the name and the root."""
+    from ddib_fed.files import read_small
+    from ddib_fed.trust import enrolment
+
+    place, owner = _place(config_path, folder)
+    identity = enrolment.install(place, read_small(certificate, pipe=True), expected=owner)
+    say(f"installed the certificate of {identity} in {place}")
+
+
+@pki.command()
+@options.CONFIG
+@FOLDER
+@options.FORMAT
+def show(config_path: Path, folder: Path | None, output_format: str) -> None:
+    """Show whose certificate this is, until when, and whom it trusts of its own institution."""
+    place, _owner = _place(config_path, folder)
+    shown = _describe(place)
+    if output_format == "json":
+        print_json(shown)
+        return
+    say(f"identity     {shown['identity']}")
+    say(f"role         {shown['role']}")
+    say(f"DNS name     {shown['dns_name']}")
+    say(f"valid until  {shown['valid_until']}{'  EXPIRED' if shown['expired'] else ''}")
+    for root in shown["roots"]:
+        say(f"root         {root['fingerprint']}  until {root['valid_until']}")
+    say(f"issues       {'yes: the root key is in this folder' if shown['issuer'] else 'no'}")
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    from datetime import UTC, datetime
+
+    from ddib_fed.trust import pki as keys
+    from ddib_fed.trust.certificates import parse_certificates
+
+    own = keys.load_identity(folder)
+    roots = parse_certificates(own.roots_pem, "roots.pem")
+    return {
+        "identity": own.identity.uri,
+        "role": own.identity.kind,
+        "dns_name": own.identity.dns_name,
+        "valid_until": _when(own.not_after),
+        "expired": own.not_after <= datetime.now(UTC),
+        "roots": [
+            {"fingerprint": keys.fingerprint(root), "valid_until": _when(root.not_valid_after_utc)}
+            for root in roots
+        ],
+        "issuer": keys.has_authority(folder),
+    }
+
+
+def _when(moment: Any) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    from ddib_fed.errors import AlreadyExists, InputError
+
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError as error:
+        raise AlreadyExists(f"{path} exists and is not overwritten", hint="choose another --out") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error

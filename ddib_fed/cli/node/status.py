@@ -1,0 +1,83 @@
+"""`ddib status`, `ddib reload`, `ddib drain`: the operator's commands, through the node's Unix socket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.output import print_json
+from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.node.admin import AdminClient
+    from ddib_fed.v1 import admin_pb2
+
+
+def _client(config_path: Path) -> AdminClient:
+    from ddib_fed.node.admin import AdminClient
+    from ddib_fed.node.config import NodeConfig
+
+    return AdminClient(NodeConfig.load(config_path))
+
+
+@click.command()
+@options.CONFIG
+@options.FORMAT
+def status(config_path: Path, output_format: str) -> None:
+    """Say how the node on this machine is doing.
+
+    State, model, peers, jobs, and until when the certificate is good.
+    """
+    answer = _client(config_path).status()
+    if output_format == "json":
+        from google.protobuf.json_format import MessageToDict
+
+        print_json(
+            MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        )
+        return
+    _show(answer)
+
+
+def _show(answer: admin_pb2.StatusResponse) -> None:
+    from ddib_fed.cli.client.job import when
+
+    say(f"node         {answer.name}.{answer.institution}  {answer.state}")
+    say(f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s")
+    say(f"listens on   {answer.listen}, called {answer.address}; {answer.active_streams} streams open")
+    say(f"certificate  until {when(answer.certificate_expires)}")
+    if answer.HasField("model"):
+        model = answer.model
+        shape = "x".join(map(str, model.sample_shape))
+        say(
+            f"model        {model.domain}: {model.kind} {shape}, {model.parameters:,} parameters, {model.device}, "
+            f"{model.sha256[:12]}"
+        )
+    jobs = ", ".join(f"{count} {state}" for state, count in sorted(answer.jobs.items()) if count) or "none"
+    say(f"jobs         {jobs}")
+    for peer in answer.peers:
+        say(f"peer         {peer.institution}: {peer.identity} at {peer.address}")
+    if not answer.peers:
+        say("peers        none: ddib peer add")
+
+
+@click.command()
+@options.CONFIG
+def reload(config_path: Path) -> None:
+    """Make the node read its peers and certificates again.
+
+    Calls of peers that were removed end. The model, the jobs and the rest of node.toml stay.
+    """
+    for change in _client(config_path).reload():
+        say(change)
+
+
+@click.command()
+@options.CONFIG
+def drain(config_path: Path) -> None:
+    """Make the node take no more work, finish what runs, and exit."""
+    running = _client(config_path).drain()
+    say(f"draining; {running} jobs run still")

@@ -1,0 +1,163 @@
+"""`ddib pki withdraw|reinstate|withdrawn`: whom this node refuses although the certificate is good.
+
+The rule: a command that returns without an error says from when the node obeys.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.output import print_json, print_table
+from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust.identity import Identity
+
+IDENTITY = click.argument("identity", metavar="IDENTITY")
+
+
+@click.command(
+    epilog="\b\nExample:\n  ddib pki withdraw spiffe://north.example/client/alice --comment 'laptop lost'"
+)
+@options.CONFIG
+@options.FORMAT
+@click.option("--comment", default="", metavar="TEXT", help="Why, for the list; without it the date.")
+@IDENTITY
+def withdraw(config_path: Path, output_format: str, comment: str, identity: str) -> None:
+    """Refuse a client or node of this institution although its certificate is good, e.g. because its key was lost.
+
+    The node refuses it on its next call, renewals too, and issues it no certificate. Each node of the institution has a
+    list of its own: do it on each.
+    """
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust import withdrawn as lists
+
+    config = NodeConfig.load(config_path)
+    named = _of_institution(config, identity)
+    changed = lists.withdraw(config.paths.pki, named, comment=comment)
+    _report(config, named, output_format, changed=changed, withdrawn=True)
+
+
+@click.command(epilog="\b\nExample:\n  ddib pki reinstate spiffe://north.example/client/alice")
+@options.CONFIG
+@options.FORMAT
+@IDENTITY
+def reinstate(config_path: Path, output_format: str, identity: str) -> None:
+    """Let an identity in again that was withdrawn on this node; its line in the list becomes a comment."""
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust import withdrawn as lists
+
+    config = NodeConfig.load(config_path)
+    named = _of_institution(config, identity)
+    changed = lists.reinstate(config.paths.pki, named)
+    _report(config, named, output_format, changed=changed, withdrawn=False)
+
+
+@click.command()
+@options.CONFIG
+@options.FORMAT
+def withdrawn(config_path: Path, output_format: str) -> None:
+    """List the identities that are withdrawn on this node."""
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust import withdrawn as lists
+
+    folder = NodeConfig.load(config_path).paths.pki
+    entries = lists.load_withdrawn(folder).entries
+    if output_format == "json":
+        print_json([{"identity": entry.identity.uri, "comment": entry.comment} for entry in entries])
+    elif entries:
+        rows = [[entry.identity.uri, entry.comment] for entry in entries]
+        print_table("", ["withdrawn", "comment"], rows)
+    else:
+        say("nobody is withdrawn on this node: ddib pki withdraw IDENTITY")
+
+
+def _of_institution(config: NodeConfig, text: str) -> Identity:
+    """The identity, when it is one that this node's list can refuse.
+
+    Raises:
+        InputError: It is no identity.
+        PolicyDenied: It is another institution's.
+    """
+    from ddib_fed.errors import InputError, PolicyDenied
+    from ddib_fed.trust.identity import Identity
+
+    institution = config.node.institution
+    try:
+        named = Identity.parse(text)
+    except InputError as error:
+        raise InputError(
+            f"{text!a} is no identity: {error.detail}",
+            hint=f"e.g. spiffe://{institution}/client/alice; `ddib pki show` prints a certificate's own",
+        ) from error
+    if named.institution != institution:
+        raise PolicyDenied(
+            f"{named} is not of {institution}, and a node withdraws identities of its own institution",
+            hint=f"to refuse another institution's node: ddib peer remove {named.institution}",
+        )
+    return named
+
+
+def _report(
+    config: NodeConfig, identity: Identity, output_format: str, *, changed: bool, withdrawn: bool
+) -> None:
+    """Say what was done, from when the node obeys it, and where else it is to be done."""
+    from ddib_fed.trust.withdrawn import WITHDRAWN
+
+    file = config.paths.pki / WITHDRAWN
+    running = _obeyed(config)
+    if output_format == "json":
+        obeyed = ("now" if withdrawn else "in 2 seconds") if running else "at start"
+        print_json(
+            {
+                "identity": identity.uri,
+                "withdrawn": withdrawn,
+                "changed": changed,
+                "file": str(file),
+                "node_running": running,
+                "obeyed": obeyed,
+            }
+        )
+        return
+    if not changed and not withdrawn:
+        say(f"{identity} was not withdrawn, in {file}: nothing is changed")
+        return
+    done = "withdrawn" if withdrawn else "reinstated"
+    say(f"{identity} is {done} in {file}" if changed else f"{identity} was {done} already, in {file}")
+    if not running:
+        say("no node runs on this state now; it obeys the list from its start")
+    elif withdrawn:
+        say("the running node refuses it from now on, renewals too; its open calls are ended")
+    else:
+        say("the running node lets it in again within 2 seconds")
+    say(f"do the same on each other node of {identity.institution}: each has a list of its own")
+    if withdrawn and identity.kind == "node":
+        say(f"and tell the peers that admitted it: ddib peer remove {identity.institution}, there")
+
+
+def _obeyed(config: NodeConfig) -> bool:
+    """Make the node on this state read the list now; whether one runs.
+
+    Raises:
+        InputError: It runs and cannot read the list.
+    """
+    from ddib_fed.errors import InputError, UnavailableError
+    from ddib_fed.node.admin import AdminClient
+    from ddib_fed.trust.withdrawn import WITHDRAWN
+
+    try:
+        lines = AdminClient(config).reload()
+    except UnavailableError:
+        return False
+    refused = [line for line in lines if line.startswith("not read:") and WITHDRAWN in line]
+    if refused:
+        raise InputError(
+            f"the list is written, and the running node does not obey it: {refused[0]}",
+            hint="run this as the node's own user, and let the file belong to that user",
+        )
+    return True

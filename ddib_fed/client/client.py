@@ -1,0 +1,421 @@
+"""The typed client: submits files to the institution's own source node, watches jobs, fetches verified results.
+
+    with Client.from_profile() as client:
+        for result in client.translate([Path("points.npy")], "south.example/checkerboards", cycle=True):
+            print(result.provenance.cycle)
+
+Importable without torch. Every method raises `ddib_fed.errors.DdibError` with the hop at which it failed, and
+nothing of gRPC.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import grpc
+
+from ddib_fed.client.connection import PATIENCE_S, Connection, OnWait, Patience
+from ddib_fed.client.payload import Payload, name_item, payloads, send_job, split_target
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.results import Collector
+from ddib_fed.client.views import (
+    Domains,
+    Event,
+    ItemState,
+    JobState,
+    JobView,
+    Part,
+    Result,
+    Settings,
+    Submitted,
+    domains_view,
+    event_view,
+    job_state,
+    job_view,
+    settings_message,
+)
+from ddib_fed.errors import (
+    Cancelled,
+    ChunkCorrupt,
+    DdibError,
+    JobFailed,
+    JobNotFound,
+    MessageInvalid,
+    PeerUnreachable,
+)
+from ddib_fed.rpc.error_details import status_of
+from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
+from ddib_fed.wire.version import OLDEST, PICTURES, versions_to_pb
+
+log = logging.getLogger(__name__)
+
+CALL_S = 30.0
+WATCH_CALL_S = 300.0
+FETCH_CALL_S = 3600.0
+
+Origin = Path | bytes | Payload
+
+
+class Client:
+    """A connection to the source node of the client's own institution; a context manager, for one thread.
+
+    Args:
+        profile: Who the client is and where its node is.
+        patience_s: How long a node that was reached may be away before a call gives up; submitting, watching
+            and fetching go on where they were once it is back.
+        on_wait: Told of the failure and the seconds until the next try whenever a call waits for the node.
+    """
+
+    def __init__(
+        self, profile: Profile, *, patience_s: float = PATIENCE_S, on_wait: OnWait | None = None
+    ) -> None:
+        self._connection = Connection(profile, patience_s=patience_s, on_wait=on_wait)
+
+    @classmethod
+    def from_profile(cls, path: Path | None = None, *, on_wait: OnWait | None = None) -> Self:
+        """A client for the profile at `path`, or the first of the usual places.
+
+        Raises:
+            FileMissing: There is no profile.
+            ConfigError: It cannot be used.
+        """
+        return cls(Profile.load(path), on_wait=on_wait)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                self._renew()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    @property
+    def hop(self) -> str:
+        """What the node is called in errors."""
+        return self._connection.hop
+
+    def abort(self) -> None:
+        """End what runs, which then raises Cancelled, as does every further call; from any thread."""
+        self._connection.abort()
+
+    @property
+    def aborted(self) -> bool:
+        """Whether `abort` was called."""
+        return self._connection.aborted
+
+    def _renew(self) -> None:
+        """Renew the own certificate when it is due, once the work is done; a failure is only logged."""
+        from ddib_fed.client.renewal import renew_client
+
+        try:
+            if self._connection.was_reached and renew_client(self.profile):
+                log.info("renewed the certificate in %s", self.profile.pki_folder)
+        except (DdibError, OSError) as error:
+            log.warning("the certificate in %s could not be renewed: %s", self.profile.pki_folder, error)
+
+    @property
+    def profile(self) -> Profile:
+        """Who the client is."""
+        return self._connection.profile
+
+    def domains(self) -> Domains:
+        """The node's own domain and those it can translate to.
+
+        Raises:
+            DdibError: The node refuses or cannot be reached.
+        """
+        request = pb.ListDomainsRequest()
+        return domains_view(self._connection.call(lambda stub: stub.ListDomains(request, timeout=CALL_S)))
+
+    def submit(
+        self,
+        files: Iterable[Origin],
+        target: str,
+        settings: Settings | None = None,
+        *,
+        cycle: bool = False,
+        keep_latent: bool = False,
+        request_id: str | None = None,
+        deadline_s: float | None = None,
+        source_class: str = "",
+        target_class: str = "",
+    ) -> Submitted:
+        """Give a job to the node; returns once the node has it on its disk.
+
+        Args:
+            files: Paths, bytes, or payloads; each one is an item.
+            target: `INSTITUTION/DOMAIN`.
+            settings: How the ODE is integrated.
+            cycle: Translate back too, and report the error of each item.
+            keep_latent: Keep the latents for fetching.
+            request_id: A UUID; the same id with the same content is the same job. Made when missing, and kept
+                over the tries of this call, so that a job is never submitted twice.
+            deadline_s: Seconds after which the job is given up; the node's default when missing.
+            source_class: Name or index of the class that the items are of, where the node's model has classes.
+            target_class: Name or index of the class that they become, where the target has classes.
+
+        Raises:
+            PictureMisfit, KindMismatch: An item is not in the units, or not of the kind, of the node's model.
+            InputError: An item or the target cannot be used; an item is named.
+            DdibError: The node refuses or cannot be reached.
+        """
+        items = payloads(files)
+        institution, domain = split_target(target)
+        chosen = settings or Settings()
+        newer = source_class or target_class or chosen.depth != 1.0
+        header = pb.JobHeader(
+            version=versions_to_pb([PICTURES if newer else OLDEST])[0],
+            request_id=request_id or str(uuid.uuid4()),
+            target_institution=institution,
+            target_domain=domain,
+            solver=settings_message(chosen),
+            cycle=cycle,
+            keep_latent=keep_latent,
+            items=len(items),
+            deadline_s=int(deadline_s or 0),
+            source_class=source_class,
+            target_class=target_class,
+        )
+        try:
+            answer = self._connection.call(lambda stub: send_job(stub, header, items))
+        except DdibError as error:
+            name_item(error, items)
+            raise
+        return Submitted(
+            answer.job_id, header.request_id, job_state(answer.state), repeated=answer.repeated_request
+        )
+
+    def watch(self, job_id: str, after: int = 0) -> Iterator[Event]:
+        """Events of a job, after a sequence number, until it has ended; goes on over a restart of the node.
+
+        Raises:
+            DdibError: The node refuses, or is away for longer than the client's patience.
+        """
+        patience = self._connection.patience()
+        last = after
+        while True:
+            try:
+                for event in self._events(job_id, last):
+                    patience.progress()
+                    last = event.sequence
+                    yield event
+                    if event.state.ended:
+                        return
+            except grpc.RpcError as error:
+                # Only this client's limit for one call of a stream has passed: not a failure, but the next call.
+                if status_of(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    self._connection.give_way(patience, error)
+                continue
+            if self.get(job_id).state.ended:
+                return
+            self._ended_early(patience, f"the events of job {job_id}")
+
+    def _events(self, job_id: str, after: int) -> Iterator[Event]:
+        """One try of WatchJob; what was seen before is left out."""
+        request = pb.WatchJobRequest(job_id=job_id, after_sequence=after)
+        call = self._connection.invoke(lambda stub: stub.WatchJob(request, timeout=WATCH_CALL_S))
+        try:
+            for message in call:
+                self._connection.reached()
+                if message.sequence > after:
+                    after = message.sequence
+                    yield event_view(message)
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]
+
+    def _ended_early(self, patience: Patience, what: str) -> None:
+        """A stream ended in order but too soon, as when a node closes its connections: wait, then again."""
+        error = PeerUnreachable(f"{what} ended before the job did", hop=self.hop)
+        patience.wait(error)
+        self._connection.close()
+
+    def get(self, job_id: str) -> JobView:
+        """A job with its items.
+
+        Raises:
+            JobNotFound: This client has no such job.
+            MessageInvalid: The node answers with what the protocol does not allow.
+            DdibError: The node refuses or cannot be reached.
+        """
+        request = pb.GetJobRequest(job_id=job_id)
+        job = job_view(self._connection.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job)
+        if job.job_id != job_id:
+            raise MessageInvalid("the node answered with another job than was asked for", hop=self.hop)
+        return job
+
+    def list(self, limit: int = 100) -> tuple[JobView, ...]:
+        """This client's jobs, newest first, without their items.
+
+        Raises:
+            DdibError: The node refuses or cannot be reached.
+        """
+        request = pb.ListJobsRequest(limit=limit)
+        answer = self._connection.call(lambda stub: stub.ListJobs(request, timeout=CALL_S))
+        return tuple(job_view(job) for job in answer.jobs)
+
+    def fetch(self, job_id: str, items: Sequence[int] | None = None) -> Iterator[Result]:
+        """Results, each whole and of the announced digests; goes on with the rest over a restart of the node.
+
+        Args:
+            job_id: The job.
+            items: Which items; those that are decoded and not acknowledged when missing.
+
+        Raises:
+            ChunkCorrupt: Bytes that are not those announced, or a result without one of its parts.
+            MessageInvalid: The node sends what was not asked for.
+            DdibError: The node refuses or cannot be reached.
+        """
+        job = self.get(job_id)
+        ready = [item.index for item in job.items if item.state is ItemState.DECODED]
+        due = sorted(set(ready if items is None else items))
+        patience = self._connection.patience()
+        while due:
+            try:
+                for result in self._results(job_id, due, job.expected_parts):
+                    patience.progress()
+                    due.remove(result.item)
+                    yield result
+            except grpc.RpcError as error:
+                self._connection.give_way(patience, error)
+            else:
+                if due:
+                    raise ChunkCorrupt(f"items {due} of job {job_id} did not come", hop=self.hop)
+
+    def _results(self, job_id: str, due: Sequence[int], parts: frozenset[Part]) -> Iterator[Result]:
+        """One try of FetchResults."""
+        request = pb.FetchResultsRequest(job_id=job_id, items=due)
+        call = self._connection.invoke(lambda stub: stub.FetchResults(request, timeout=FETCH_CALL_S))
+        try:
+            yield from Collector(job_id, due, parts).results(call)
+        except DdibError as error:
+            error.hop = error.hop or self.hop
+            raise
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]
+
+    def acknowledge(self, job_id: str, results: Iterable[tuple[int, bytes]]) -> int:
+        """Say that results are safe, so that the node removes them; how many items are still to be delivered.
+
+        Args:
+            job_id: The job.
+            results: Item number and SHA-256 of the translation that was written.
+
+        Raises:
+            DdibError: The node refuses or cannot be reached.
+        """
+        items = [pb.Acknowledgement(item=item, sha256=sha256) for item, sha256 in results]
+        request = pb.AcknowledgeItemsRequest(job_id=job_id, items=items)
+        answer = self._connection.call(lambda stub: stub.AcknowledgeItems(request, timeout=CALL_S))
+        return int(answer.remaining)
+
+    def cancel(self, job_id: str) -> JobState:
+        """Stop a job at the solver's next step; its state afterwards.
+
+        Raises:
+            DdibError: The node refuses or cannot be reached.
+        """
+        request = pb.CancelJobRequest(job_id=job_id)
+        return job_state(self._connection.call(lambda stub: stub.CancelJob(request, timeout=CALL_S)).state)
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job that has ended, and all that the node keeps of it.
+
+        Raises:
+            JobNotFound: This client has no such job.
+            DdibError: The node refuses or cannot be reached.
+        """
+        tries = 0
+
+        def attempt(stub: TranslationServiceStub) -> pb.DeleteJobResponse:
+            nonlocal tries
+            tries += 1
+            return stub.DeleteJob(pb.DeleteJobRequest(job_id=job_id), timeout=CALL_S)
+
+        try:
+            self._connection.call(attempt)
+        except JobNotFound:
+            # The answer to an earlier try was lost on the way: the job is gone, as was asked.
+            if tries == 1:
+                raise
+
+    def translate(
+        self,
+        files: Iterable[Origin],
+        target: str,
+        settings: Settings | None = None,
+        *,
+        cycle: bool = False,
+        keep_latent: bool = False,
+        deadline_s: float | None = None,
+        source_class: str = "",
+        target_class: str = "",
+        on_event: Callable[[Event], None] | None = None,
+        acknowledge: bool = True,
+    ) -> tuple[Result, ...]:
+        """Submit, watch, fetch and acknowledge; the results, in the order of the files.
+
+        With `acknowledge=False` the node keeps the results until they expire, for callers that write them.
+
+        Raises:
+            JobFailed: The job or one of its items failed; what was translated can still be fetched.
+            Cancelled: Somebody cancelled the job.
+            DdibError: An input cannot be used, or the node refuses or cannot be reached.
+        """
+        job = self.submit(
+            files,
+            target,
+            settings,
+            cycle=cycle,
+            keep_latent=keep_latent,
+            deadline_s=deadline_s,
+            source_class=source_class,
+            target_class=target_class,
+        )
+        for event in self.watch(job.job_id):
+            if on_event is not None:
+                on_event(event)
+        self.require_finished(job.job_id)
+        results = tuple(sorted(self.fetch(job.job_id), key=lambda result: result.item))
+        if acknowledge:
+            self.acknowledge(job.job_id, [(r.item, r.translation.sha256) for r in results])
+        return results
+
+    def require_finished(self, job_id: str) -> JobView:
+        """The job, once every item of it is translated.
+
+        Raises:
+            JobFailed: It, or an item, failed.
+            Cancelled: It was cancelled.
+        """
+        return require_finished(self.get(job_id), self.hop)
+
+
+def require_finished(job: JobView, hop: str) -> JobView:
+    """The job as given, when it ended well.
+
+    Raises:
+        JobFailed: It, or an item, failed; with the first recorded reason.
+        Cancelled: It was cancelled.
+    """
+    if job.state is JobState.CANCELLED:
+        raise Cancelled(f"job {job.job_id} was cancelled", hop=hop)
+    bad = [item for item in job.items if item.state is ItemState.FAILED]
+    failure = job.failure or next((item.failure for item in bad if item.failure), None)
+    if job.state is not JobState.FAILED and not bad:
+        return job
+    what = f"{len(bad)} of {len(job.items)} items of job {job.job_id}" if bad else f"job {job.job_id}"
+    hint = f"ddib job show {job.job_id}"
+    if failure is None:
+        raise JobFailed(f"{what} failed", hop=hop, hint=hint)
+    raise failure.as_error(f"{what} failed: {failure.sentence} ({failure.reason})", JobFailed, hint=hint)

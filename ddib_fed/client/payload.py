@@ -1,0 +1,222 @@
+"""Turns files and bytes into the messages of SubmitJob; a file is read again for every try, never kept.
+
+File names stay here: an item is a number, a media type, a size and a digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from ddib_fed.client.views import MEDIA_TYPES, Media
+from ddib_fed.errors import (
+    DdibError,
+    FileMissing,
+    ImageUnreadable,
+    InputError,
+    PointsUnreadable,
+    UsageError,
+)
+from ddib_fed.samples.kinds import name_file
+from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
+from ddib_fed.wire.chunks import stream
+
+MAX_ITEM_BYTES = 1 << 30
+"""What a client offers at most in one item; the node's own limit is usually lower, and in its refusal."""
+
+ANSWER_S = 30.0
+SLOWEST_BYTES_PER_S = 128 * 1024
+"""A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
+
+_SUFFIXES = {
+    ".npy": Media.NPY,
+    ".png": Media.PNG,
+    ".jpg": Media.JPEG,
+    ".jpeg": Media.JPEG,
+    ".tif": Media.TIFF,
+    ".tiff": Media.TIFF,
+}
+_OPENINGS = {
+    Media.NPY: (b"\x93NUMPY",),
+    Media.PNG: (b"\x89PNG\r\n\x1a\n",),
+    Media.JPEG: (b"\xff\xd8\xff",),
+    Media.TIFF: (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
+}
+
+
+_HOW = dict.fromkeys(Media, "is it damaged, or under a wrong name?") | {
+    Media.NPY: "numpy.save writes such a file: points (N, D), or one picture (H, W) or (H, W, C)"
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One item to send.
+
+    Attributes:
+        media: What it is.
+        size_bytes: How long it was when it was looked at.
+        sha256: Its digest then, 32 bytes.
+        origin: The file, or the bytes themselves.
+    """
+
+    media: Media
+    size_bytes: int
+    sha256: bytes
+    origin: Path | bytes
+
+    def read(self) -> bytes:
+        """The bytes, the same as when they were looked at.
+
+        Raises:
+            InputError: The file has changed since.
+        """
+        data = self.origin if isinstance(self.origin, bytes) else self.origin.read_bytes()
+        if len(data) != self.size_bytes or hashlib.sha256(data).digest() != self.sha256:
+            raise InputError(
+                f"{self.origin!s} changed while it was being sent", hint="the same command again"
+            )
+        return data
+
+    def header(self) -> common_pb2.FileHeader:
+        """What is announced before the bytes."""
+        return common_pb2.FileHeader(
+            media_type=MEDIA_TYPES[self.media], size_bytes=self.size_bytes, sha256=self.sha256
+        )
+
+
+def payload(origin: Path | bytes) -> Payload:
+    """Look at one item.
+
+    Raises:
+        FileMissing: There is no such file.
+        InputError: A folder, over `MAX_ITEM_BYTES`, or of no accepted kind.
+        PointsUnreadable, ImageUnreadable: It does not begin as its kind does.
+    """
+    if isinstance(origin, bytes):
+        media = next((m for m, openings in _OPENINGS.items() if origin.startswith(openings)), Media.NPY)
+        return _checked(media, origin, origin)
+    _require_file(origin)
+    suffix = origin.suffix.lower()
+    if suffix not in _SUFFIXES:
+        kinds = ", ".join(sorted(_SUFFIXES))
+        raise InputError(f"{origin} has no suffix that says what it is; known are {kinds}", hop="client")
+    return _checked(_SUFFIXES[suffix], origin, origin.read_bytes())
+
+
+def payloads(origins: Iterable[Path | bytes | Payload]) -> list[Payload]:
+    """Look at each item of a job, in order.
+
+    Raises:
+        DdibError: As `payload`; `facts["item"]` says which one it is.
+    """
+    items = []
+    for number, origin in enumerate(origins):
+        try:
+            items.append(origin if isinstance(origin, Payload) else payload(origin))
+        except DdibError as error:
+            error.facts["item"] = str(number)
+            raise
+    return items
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder, files are expected", hop="client", hint=f"{path}/*.png or {path}/*.npy"
+        )
+    if not path.exists():
+        raise FileMissing(f"there is no {path}", hop="client")
+    size = path.stat().st_size
+    if size > MAX_ITEM_BYTES:
+        raise InputError(f"{path} has {size} bytes; at most {MAX_ITEM_BYTES} go into one item", hop="client")
+
+
+def _checked(media: Media, origin: Path | bytes, data: bytes) -> Payload:
+    name = "an item" if isinstance(origin, bytes) else str(origin)
+    if not data.startswith(_OPENINGS[media]):
+        what = f"does not begin as a {media} file does" if data else "is empty"
+        unreadable = PointsUnreadable if media is Media.NPY else ImageUnreadable
+        raise unreadable(f"{name} {what}", hop="client", hint=_HOW[media])
+    return Payload(media, len(data), hashlib.sha256(data).digest(), origin)
+
+
+def name_item(error: DdibError, items: Sequence[Payload]) -> None:
+    """Say which file an error is about, where the node said which item, and what does not fit in it."""
+    number = error.facts.get("item", "")
+    if not (number.isascii() and number.isdecimal() and len(number) < 10 and int(number) < len(items)):
+        return
+    origin = items[int(number)].origin
+    name = f"item {number}" if isinstance(origin, bytes) else str(origin)
+    found = name_file(error, name)
+    error.detail, error.hint = found.detail, found.hint
+    error.args = (error.detail,)
+
+
+class Requests:
+    """The messages of one try of SubmitJob; what went wrong while making them is kept in `error`.
+
+    gRPC reads this iterator on a thread of its own and reports only that it raised.
+    """
+
+    def __init__(self, header: translation_pb2.JobHeader, items: Sequence[Payload]) -> None:
+        self.error: DdibError | OSError | None = None
+        self._messages = self._make(header, items)
+
+    def __iter__(self) -> Iterator[translation_pb2.SubmitJobRequest]:
+        """Itself."""
+        return self._messages
+
+    def _make(
+        self, header: translation_pb2.JobHeader, items: Sequence[Payload]
+    ) -> Iterator[translation_pb2.SubmitJobRequest]:
+        yield translation_pb2.SubmitJobRequest(header=header)
+        try:
+            for item in items:
+                yield from stream(
+                    translation_pb2.SubmitJobRequest, "item", item.header(), memoryview(item.read())
+                )
+        except (DdibError, OSError) as error:
+            self.error = error
+            raise
+
+
+def send_job(
+    stub: TranslationServiceStub, header: translation_pb2.JobHeader, items: Sequence[Payload]
+) -> translation_pb2.SubmitJobResponse:
+    """One try of SubmitJob.
+
+    Raises:
+        grpc.RpcError: It failed.
+        InputError: A file changed while it was being sent.
+        OSError: A file can no longer be read.
+    """
+    requests = Requests(header, items)
+    timeout_s = ANSWER_S + sum(item.size_bytes for item in items) / SLOWEST_BYTES_PER_S
+    try:
+        return stub.SubmitJob(iter(requests), timeout=timeout_s)
+    except grpc.RpcError:
+        if requests.error is not None:
+            raise requests.error from None
+        raise
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """`INSTITUTION/DOMAIN` in two.
+
+    Raises:
+        UsageError: It is not of that form.
+    """
+    institution, slash, domain = target.partition("/")
+    if not slash or not institution or not domain or "/" in domain:
+        raise UsageError(
+            f"{target!r} is no target: INSTITUTION/DOMAIN is expected, e.g. south.example/checkerboards",
+            hop="client",
+            hint="ddib domains",
+        )
+    return institution, domain

@@ -1,0 +1,138 @@
+"""Turns client.toml into a checked `Profile`: who the client is, and how it reaches its own source node.
+
+The private key and the certificates lie in a folder beside the file and are never part of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, field_validator
+
+from ddib_fed.errors import ConfigError, FileMissing
+from ddib_fed.rpc.addresses import split_address
+from ddib_fed.toml_files import load_toml
+
+FILE_NAME = "client.toml"
+WRITES_ONE = "ddib init client --node-config node.toml --name alice --out client"
+
+
+class Profile(BaseModel):
+    """The whole of client.toml.
+
+    Attributes:
+        institution: DNS name of the client's institution, which is also the source node's.
+        name: The client's name inside it; the certificate carries `spiffe://INSTITUTION/client/NAME`.
+        source_address: `host:port` to dial.
+        source_identity: DNS name that the source node's certificate must carry, e.g. `node-1.north.example`.
+        pki: Folder of the client's key and certificates, relative to the file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    institution: str
+    name: str
+    source_address: str
+    source_identity: str
+    pki: str = "pki"
+    _path: Path = PrivateAttr(default=Path(FILE_NAME))
+
+    @field_validator("source_address")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> Profile:
+        """Read the profile at `path`, or the first of the usual places.
+
+        Raises:
+            FileMissing: There is none.
+            ConfigError: It cannot be used.
+        """
+        found = path if path is not None else find_profile()
+        profile = load_toml(found, cls, hint=WRITES_ONE)
+        if not profile.source_identity.endswith("." + profile.institution):
+            raise ConfigError(
+                f"{found}: source_identity {profile.source_identity!r} is not of {profile.institution!r}",
+                hint="a client talks to the source node of its own institution, e.g. node-1."
+                + profile.institution,
+            )
+        profile._path = found.resolve()  # noqa: SLF001 - its own private attribute
+        return profile
+
+    @property
+    def path(self) -> Path:
+        """The file it was read from."""
+        return self._path
+
+    @property
+    def pki_folder(self) -> Path:
+        """Where the key and the certificates lie."""
+        return self._path.parent / self.pki
+
+
+def candidates(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
+    """Where a profile is looked for, first match wins; `DDIB_PROFILE`, when set, is the only place."""
+    if named := environ.get("DDIB_PROFILE"):
+        return (Path(named),)
+    config = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return (Path(FILE_NAME), config / "ddib" / FILE_NAME)
+
+
+def find_profile(environ: Mapping[str, str] = os.environ) -> Path:
+    """The first profile that exists.
+
+    Raises:
+        FileMissing: None does; the message lists the places.
+    """
+    places = candidates(environ)
+    for place in places:
+        if place.is_file():
+            return place
+    where = ", ".join(str(place) for place in places)
+    raise FileMissing(f"no client profile found; looked at {where}", hint=f"{WRITES_ONE}, or --profile FILE")
+
+
+_TEMPLATE = """\
+# A ddib-fed client. Paths are relative to this file.
+# `ddib doctor --profile {file}` checks it and the way to the node.
+
+institution = "{institution}"
+name = "{name}"                      # the certificate carries spiffe://{institution}/client/{name}
+
+# Where the institution's source node listens, and the name that its certificate must carry.
+source_address = "{address}"
+source_identity = "{identity}"
+
+# Folder of this client's key and certificates; keep it private.
+pki = "{pki}"
+"""
+
+
+def render_client_toml(
+    *, institution: str, name: str, source_address: str, source_identity: str, pki: str
+) -> str:
+    """A commented client.toml that `Profile.load` accepts.
+
+    Raises:
+        ValueError: A value cannot be used (pydantic's error, which is one).
+    """
+    Profile(
+        institution=institution,
+        name=name,
+        source_address=source_address,
+        source_identity=source_identity,
+        pki=pki,
+    )
+    return _TEMPLATE.format(
+        file=FILE_NAME,
+        institution=institution,
+        name=name,
+        address=source_address,
+        identity=source_identity,
+        pki=pki,
+    )

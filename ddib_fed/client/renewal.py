@@ -1,0 +1,39 @@
+"""Renewal of a client's certificate through its source node."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from ddib_fed.client.profile import Profile
+from ddib_fed.errors import Unauthenticated
+from ddib_fed.trust.pki import load_identity
+from ddib_fed.trust.renewal import is_due, renew_through, utc_now
+
+
+def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
+    """Renew a client's certificate through its source node when two thirds of its life are over.
+
+    Returns:
+        Whether it was renewed.
+
+    Raises:
+        Unauthenticated: It has expired already; only the issuer can help now.
+        DdibError: As the node says, or PeerUnreachable.
+    """
+    moment = now or utc_now()
+    credentials = load_identity(profile.pki_folder)
+    if not is_due(credentials, moment):
+        return False
+    if moment >= credentials.not_after:
+        raise Unauthenticated(
+            f"the certificate of {credentials.identity} expired at {credentials.not_after:%Y-%m-%d %H:%M} UTC",
+            hint=f"on the issuing node: ddib pki issue --client {credentials.identity.name}",
+        )
+    renew_through(
+        profile.pki_folder,
+        address=profile.source_address,
+        server_name=profile.source_identity,
+        hop=f"source {profile.institution}",
+        now=moment,
+    )
+    return True

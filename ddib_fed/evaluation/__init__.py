@@ -1,1 +1,0 @@
-"""Metrics, plots and reports."""

@@ -1,0 +1,1 @@
+"""Figures about points, pictures and latents."""

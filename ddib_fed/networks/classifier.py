@@ -1,0 +1,165 @@
+"""The classifier of noisy pictures that guides sampling (Dhariwal, Nichol, arXiv 2105.05233, section 4): half a UNet.
+
+    p(y | x_t) = softmax(pool(middle(down(x_t, t))))
+
+The rule: public guided-diffusion classifiers load unchanged, with any of the four ways to pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from ddib_fed.networks.blocks import BlockSettings, TimeEmbed, descend, middle, pointwise, zeroed
+from ddib_fed.networks.layers import GroupNorm32
+
+HIDDEN = 2048
+POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
+
+
+class AttentionPool(nn.Module):
+    """What the mean place of a picture sees when it attends to all places and itself (after CLIP's).
+
+    Args:
+        places: Of a picture, without the mean.
+        channels: Of the input.
+        head_channels: Channels of a head; divides `channels`.
+        out_channels: Of the output.
+    """
+
+    def __init__(self, places: int, channels: int, head_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.heads = channels // head_channels
+        self.positional_embedding = nn.Parameter(torch.randn(channels, places + 1) / channels**0.5)
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From (N, C, H, W) with H x W = places to (N, out_channels)."""
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        tokens = tokens + self.positional_embedding.T.to(x.dtype)
+        count, _, channels = tokens.shape
+        # Only the mean asks; what the other places would see is not used.
+        query, key, value = (
+            functional.linear(asked, weight, bias).reshape(count, -1, self.heads, channels // self.heads)
+            for asked, weight, bias in zip(
+                (tokens[:, :1], tokens, tokens),
+                self.qkv_proj.weight.squeeze(-1).chunk(3),
+                cast("Tensor", self.qkv_proj.bias).chunk(3),
+                strict=True,
+            )
+        )
+        seen = functional.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        )
+        return pointwise(self.c_proj, seen.transpose(1, 2).reshape(count, 1, channels))[:, 0]
+
+
+class NoisyClassifier(nn.Module):
+    """Logits of the classes of noisy pictures; arguments as of `UNet`, but for these.
+
+    Args:
+        image_size: Size of the pictures; binding with pool "attention" alone.
+        in_channels: Of a picture.
+        model_channels: Channels that `channel_mult` multiplies.
+        out_channels: Number of classes.
+        num_res_blocks: Residual blocks of a level.
+        attention_resolutions: Downsampling factors at which there is attention.
+        dropout: Probability, in training.
+        channel_mult: Of each level, from the finest.
+        conv_resample: Whether resampling has a convolution.
+        num_heads: Of attention, where `num_head_channels` is -1.
+        num_head_channels: Channels of a head, or -1.
+        use_scale_shift_norm: Whether the time scales and shifts after a normalisation, instead of being added.
+        resblock_updown: Whether residual blocks resample.
+        use_new_attention_order: Whether query, key and value are split before the heads.
+        pool: "adaptive" (mean of all places), "attention" (`AttentionPool`), "spatial" or "spatial_v2" (means of
+            the features of every block, through two linear layers).
+
+    Attributes:
+        checkpointing: Set it to recompute activations in the backward pass instead of keeping them.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        pool: str = "adaptive",
+    ) -> None:
+        super().__init__()
+        self.checkpointing = False
+        self.by_block = pool.startswith("spatial")
+        emb_channels = 4 * model_channels
+        widths = [int(mult * model_channels) for mult in channel_mult]
+        settings = BlockSettings(
+            emb_channels,
+            dropout,
+            use_scale_shift_norm,
+            num_head_channels,
+            use_new_attention_order,
+            conv_resample,
+            resblock_updown,
+        )
+        self.time_embed = TimeEmbed(model_channels)
+        way = descend(settings, in_channels, widths, num_res_blocks, attention_resolutions, num_heads)
+        self.input_blocks = way.blocks
+        self.middle_block = middle(settings, widths[-1], num_heads)
+        last, features = widths[-1], sum(way.widths) + widths[-1]
+        if pool == "attention":
+            places = (image_size // way.factor) ** 2
+            head = AttentionPool(places, last, num_head_channels, out_channels)
+            self.out = nn.Sequential(GroupNorm32(last), nn.SiLU(), head)
+        elif pool == "adaptive":
+            leave = zeroed(nn.Conv2d(last, out_channels, 1))
+            mean = nn.AdaptiveAvgPool2d((1, 1))
+            self.out = nn.Sequential(GroupNorm32(last), nn.SiLU(), mean, leave, nn.Flatten())
+        elif pool == "spatial":
+            self.out = nn.Sequential(nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, out_channels))
+        elif pool == "spatial_v2":
+            self.out = nn.Sequential(
+                nn.Linear(features, HIDDEN), GroupNorm32(HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, out_channels)
+            )
+        else:
+            raise ValueError(f"there is no pool {pool!r}: {', '.join(POOLS)}")
+
+    def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The logits at x.
+
+        Args:
+            x: Noisy pictures (N, in_channels, H, W).
+            times: (1,) or (N,), or (K,) with `rows`.
+            rows: (N,) pointing into `times`.
+
+        Returns:
+            (N, classes).
+        """
+        emb = self.time_embed(times)
+        h = x
+        means = []
+        for block in (*self.input_blocks, self.middle_block):
+            if self.checkpointing and torch.is_grad_enabled():
+                h = cast("Tensor", checkpoint(block, h, emb, rows, use_reentrant=False))
+            else:
+                h = block(h, emb, rows)
+            if self.by_block:
+                means.append(h.mean(dim=(2, 3)))
+        out: Tensor = self.out(torch.cat(means, dim=-1) if self.by_block else h)
+        return out

@@ -1,0 +1,114 @@
+"""The default network for points: a residual MLP whose blocks are scaled and shifted by the level (FiLM).
+
+    h = W_in x;   h += W_2 silu((1 + s) * W_1 silu(h) + b) with (s, b) = F e(lambda), for each block;
+    out = W_out silu(h)
+
+The rule: it is smooth in x and lambda (SiLU, low frequencies), because the solvers' order rests on it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ddib_fed.networks.layers import spread
+
+# Rows computed together without gradients: the activations of 1,024 x 160 floats stay in a core's cache.
+INFERENCE_ROWS = 1024
+
+
+class LambdaEmbedding(nn.Module):
+    """Features of lambda: cosines and sines of frequencies 0.1 to 1 rad per unit, then a small MLP.
+
+    Args:
+        features: Number of cosines and sines together.
+        width: Size of the embedding.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        ladder = torch.exp(torch.linspace(math.log(0.1), math.log(1.0), features // 2, dtype=torch.float64))
+        self.register_buffer("frequencies", ladder.float(), persistent=False)
+        self.inner = nn.Linear(features, width)
+        self.outer = nn.Linear(width, width)
+
+    def forward(self, lam: Tensor) -> Tensor:
+        """Embed lam (K,): (K, width)."""
+        angle = lam[:, None] * self.frequencies.to(lam.dtype)[None]
+        features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1).to(self.inner.weight.dtype)
+        return functional.silu(self.outer(functional.silu(self.inner(features))))
+
+
+class FilmBlock(nn.Module):
+    """One residual block: h + W_2 silu((1 + s) * W_1 silu(h) + b)."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+        self.film = nn.Linear(embedding, 2 * width)
+        for layer in (self.second, self.film):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, h: Tensor, emb: Tensor, rows: Tensor | None) -> Tensor:
+        """Pass h (N, width) through the block; emb (K, embedding), rows as in `spread`."""
+        scale, shift = self.film(emb).chunk(2, dim=-1)
+        inner = functional.silu(h)
+        if rows is None and len(emb) == 1:
+            # One level: scale and shift go into the small weight instead of over all rows.
+            gain = 1.0 + scale[0]
+            inner = functional.linear(
+                inner, self.first.weight * gain[:, None], self.first.bias * gain + shift[0]
+            )
+        else:
+            inner = torch.addcmul(spread(shift, rows), self.first(inner), spread(1.0 + scale, rows))
+        out: Tensor = h + self.second(functional.silu(inner))
+        return out
+
+
+class ResidualMLP(nn.Module):
+    """Predicts v (or eps, x0) of points from (x, lambda); 396,834 parameters with the defaults.
+
+    Args:
+        dim: Coordinates of a point.
+        width: Hidden units.
+        blocks: Residual blocks.
+        embedding: Size of the time embedding.
+        features: Cosines and sines of lambda.
+    """
+
+    def __init__(
+        self, dim: int = 2, width: int = 160, blocks: int = 4, embedding: int = 128, features: int = 64
+    ) -> None:
+        super().__init__()
+        self.embed = LambdaEmbedding(features, embedding)
+        self.enter = nn.Linear(dim, width)
+        self.blocks = nn.ModuleList(FilmBlock(width, embedding) for _ in range(blocks))
+        self.leave = nn.Linear(width, dim)
+
+    def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The prediction at x (N, dim): times (1,) or (N,), or (K,) with rows (N,) pointing into them; shape of x."""
+        emb = self.embed(times)
+        if rows is None and len(times) > 1:
+            rows = torch.arange(len(times), device=x.device)
+        if torch.is_grad_enabled() or len(x) <= INFERENCE_ROWS:
+            return self._rows(x, emb, rows)
+        pieces = range(0, len(x), INFERENCE_ROWS)
+        cut = [
+            (x[i : i + INFERENCE_ROWS], None if rows is None else rows[i : i + INFERENCE_ROWS])
+            for i in pieces
+        ]
+        return torch.cat([self._rows(part, emb, index) for part, index in cut])
+
+    def _rows(self, x: Tensor, emb: Tensor, rows: Tensor | None) -> Tensor:
+        h = self.enter(x)
+        for block in self.blocks:
+            h = block(h, emb, rows)
+        out: Tensor = self.leave(functional.silu(h))
+        return out

@@ -1,0 +1,181 @@
+"""The UNet of ADM (Dhariwal, Nichol, Diffusion Models Beat GANs, arXiv 2105.05233): from (x_t, t, class) to eps.
+
+    emb = W_2 silu(W_1 features(t)) + E[y];   h = up(middle(down(x)), skips);   out = conv(silu(norm(h)))
+
+The rule: public guided-diffusion checkpoints load unchanged, whatever their flags; a time is embedded once, however
+many rows share it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from ddib_fed.networks.blocks import BlockSettings, Timed, TimeEmbed, descend, middle, zeroed
+from ddib_fed.networks.layers import GroupNorm32, spread
+from ddib_fed.networks.spectrum import Spectrum
+
+
+class UNet(nn.Module):
+    """Predicts eps, x0 or v of pictures (and the variance, when `out_channels` is twice `in_channels`).
+
+    Args:
+        image_size: Size that it was made for; kept for the record, the network takes any size that divides.
+        in_channels: Of a picture.
+        model_channels: Channels that `channel_mult` multiplies.
+        out_channels: Of the output.
+        num_res_blocks: Residual blocks of a level.
+        attention_resolutions: Downsampling factors (1, 2, 4, ...) at which there is attention.
+        dropout: Probability, in training.
+        channel_mult: Of each level, from the finest.
+        conv_resample: Whether resampling has a convolution.
+        num_classes: Classes that it is conditioned on; None for none.
+        num_heads: Of attention, where `num_head_channels` is -1.
+        num_head_channels: Channels of a head, or -1.
+        num_heads_upsample: Heads on the way up; -1 for `num_heads`.
+        use_scale_shift_norm: Whether the time scales and shifts after a normalisation, instead of being added.
+        resblock_updown: Whether residual blocks resample.
+        use_new_attention_order: Whether query, key and value are split before the heads.
+        patch: Side of the squares of pixels that become channels on the way in and pixels again on the way out.
+        class_dropout: Whether there is one more class, index `num_classes`, that stands for no class.
+        norm_groups: Groups of normalisations; networks of less than 128 channels need fewer than 32, see `GroupNorm32`.
+        global_mean: Whether the mean of each channel over the picture, times sqrt(H W), is one more input channel. In
+            it noise has unit variance as in a pixel, and a picture's brightness and colour stand out of the noise
+            long before anything else does.
+        spectral: Whether it corrects what mean and spectrum of the pictures tell, see `spectrum`; for v, told scaled
+            lambda, and for pictures of `image_size` alone.
+
+    Attributes:
+        checkpointing: Set it to recompute activations in the backward pass instead of keeping them.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        num_classes: int | None = None,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        patch: int = 1,
+        class_dropout: bool = False,
+        norm_groups: int = 32,
+        global_mean: bool = False,
+        spectral: bool = False,
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.num_classes = num_classes
+        self.patch = patch
+        self.global_mean = global_mean
+        self.checkpointing = False
+        self.spectrum = Spectrum(in_channels, image_size) if spectral else None
+        emb_channels = 4 * model_channels
+        widths = [int(mult * model_channels) for mult in channel_mult]
+        settings = BlockSettings(
+            emb_channels,
+            dropout,
+            use_scale_shift_norm,
+            num_head_channels,
+            use_new_attention_order,
+            conv_resample,
+            resblock_updown,
+            norm_groups,
+        )
+        self.time_embed = TimeEmbed(model_channels)
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes + class_dropout, emb_channels)
+        entering = in_channels * (patch**2 * (1 + spectral) + global_mean)
+        way = descend(settings, entering, widths, num_res_blocks, attention_resolutions, num_heads)
+        self.input_blocks = way.blocks
+        self.middle_block = middle(settings, widths[-1], num_heads)
+        heads = num_heads if num_heads_upsample == -1 else num_heads_upsample
+        self.output_blocks = nn.ModuleList()
+        channels, skips, factor = widths[-1], list(way.widths), way.factor
+        for level, width in reversed(list(enumerate(widths))):
+            for index in range(num_res_blocks + 1):
+                layers: list[nn.Module] = [settings.residual(channels + skips.pop(), width)]
+                channels = width
+                if factor in attention_resolutions:
+                    layers.append(settings.attention(channels, heads))
+                if level and index == num_res_blocks:
+                    layers.append(settings.up(channels))
+                    factor //= 2
+                self.output_blocks.append(Timed(*layers))
+        self.out = nn.Sequential(
+            GroupNorm32(channels, norm_groups),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(channels, out_channels * patch**2, 3, padding=1)),
+        )
+
+    def forward(
+        self, x: Tensor, times: Tensor, rows: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        """The prediction at x.
+
+        Args:
+            x: Pictures (N, in_channels, H, W); H and W divide by patch x 2^(levels - 1).
+            times: (1,) or (N,), or (K,) with `rows`.
+            rows: (N,) pointing into `times`.
+            y: Classes (N,) int64, if and only if the network has classes.
+
+        Returns:
+            (N, out_channels, H, W).
+
+        Raises:
+            ValueError: Classes for a network without, or none for a network with; or another size than the spectrum's.
+        """
+        if (y is None) != (self.num_classes is None):
+            raise ValueError("classes are given if and only if the network has classes")
+        if self.spectrum is None:
+            return self._predict(x, times, rows, y)
+        asked = self.spectrum.ask(x, times, rows)
+        found = self._predict(asked.white, times, rows, y, asked.seen)
+        channels = x.shape[1]  # what follows them is a learned variance
+        return torch.cat([asked.answer(found[:, :channels]), found[:, channels:]], dim=1)
+
+    def _predict(
+        self, x: Tensor, times: Tensor, rows: Tensor | None, y: Tensor | None, beside: Tensor | None = None
+    ) -> Tensor:
+        """What the layers say of x (N, in_channels, H, W), and of a second look at it, of the same shape."""
+        mean = x.mean(dim=(2, 3), keepdim=True) * math.sqrt(x[0, 0].numel()) if self.global_mean else None
+        if beside is not None:
+            x = torch.cat([x, beside], dim=1)
+        if self.patch > 1:
+            x = functional.pixel_unshuffle(x, self.patch)
+        if mean is not None:
+            x = torch.cat([x, mean.expand(-1, -1, *x.shape[2:])], dim=1)
+        emb = self.time_embed(times)
+        if y is not None:
+            emb, rows = spread(emb, rows) + self.label_emb(y), None
+        h = x
+        skips = []
+        for block in self.input_blocks:
+            h = self._through(block, h, emb, rows)
+            skips.append(h)
+        h = self._through(self.middle_block, h, emb, rows)
+        for block in self.output_blocks:
+            h = self._through(block, torch.cat([h, skips.pop()], dim=1), emb, rows)
+        out: Tensor = self.out(h)
+        return functional.pixel_shuffle(out, self.patch) if self.patch > 1 else out
+
+    def _through(self, block: nn.Module, h: Tensor, emb: Tensor, rows: Tensor | None) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return cast("Tensor", checkpoint(block, h, emb, rows, use_reentrant=False))
+        return cast("Tensor", block(h, emb, rows))

@@ -1,0 +1,56 @@
+"""The IdentityService of the institution's issuing node: new certificates for its own nodes and clients."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from cryptography import x509
+
+from ddib_fed.errors import MessageInvalid, Unauthenticated
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.server.interceptors import caller
+from ddib_fed.trust.certificates import (
+    MAX_REQUEST_BYTES,
+    certificate_pem,
+    check_request,
+    fingerprint,
+    issue_leaf,
+)
+from ddib_fed.trust.identity import UNREADABLE
+from ddib_fed.trust.pki import load_authority, load_identity
+from ddib_fed.trust.renewal import Clock, utc_now
+from ddib_fed.v1 import identity_pb2 as pb
+from ddib_fed.v1 import identity_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
+    """Renews the certificates of the institution's own nodes and clients.
+
+    Args:
+        config: Of the node, whose folder holds ca.key.
+        clock: Now, with a time zone.
+    """
+
+    def __init__(self, config: NodeConfig, *, clock: Clock = utc_now) -> None:
+        self._folder = config.paths.pki
+        self._clock = clock
+
+    def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:
+        """See identity.proto."""
+        data = request.certificate_request
+        if not 0 < len(data) <= MAX_REQUEST_BYTES:
+            raise MessageInvalid(
+                "a certificate request has 1 to 8192 bytes", facts={"max_bytes": MAX_REQUEST_BYTES}
+            )
+        try:
+            key = check_request(x509.load_der_x509_csr(data))
+        except (*UNREADABLE, Unauthenticated) as exc:
+            raise MessageInvalid("the certificate request cannot be used") from exc
+        identity, authority = caller(), load_authority(self._folder)
+        certificate = issue_leaf(authority, identity.kind, identity.name, public_key=key, now=self._clock())
+        log.info("renewed %s: %s", identity, fingerprint(certificate))
+        roots = load_identity(self._folder).roots_pem
+        return pb.RenewResponse(certificate=certificate_pem(certificate).decode(), roots=roots.decode())

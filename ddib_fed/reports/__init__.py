@@ -1,0 +1,1 @@
+"""Pages, contact sheets, tables and plots."""

@@ -1,0 +1,168 @@
+"""Turns a folder of translations into one report: what its files show, filled up with what its records say.
+
+The rule: what can be measured from the files is measured; a record's figure (the model's own cycle, before rounding;
+the latent, which is in no file) stands where it cannot, and the report says which of the two it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddib_fed.bridge.translation_records import Record
+from ddib_fed.metrics.judgement import Domain, Figures, OnStep, judge, put
+from ddib_fed.metrics.latents import whiteness
+from ddib_fed.metrics.structure import Thresholds
+from ddib_fed.reports.translations import OnRead, Translations, read_domain, read_translations
+
+DOMAIN_PICTURES = 1000
+FROM_FILES, FROM_RECORDS = "files", "records"
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """What belongs to a folder of translations.
+
+    Attributes:
+        translations: The translations.
+        source: Of the sources.
+        truth: Of what the translations should be.
+        domain: Of the target domain; not the truths.
+        source_domain: Of the source domain; not the sources.
+        size: Height and width that all are brought to.
+        span: Raw values that become -1 and 1.
+    """
+
+    translations: Path
+    source: Path | None = None
+    truth: Path | None = None
+    domain: Path | None = None
+    source_domain: Path | None = None
+    size: int | None = None
+    span: tuple[float, float] | None = None
+
+
+def evaluate_folder(
+    folders: Folders,
+    *,
+    thresholds: Thresholds | None = None,
+    on_read: OnRead | None = None,
+    on_step: OnStep | None = None,
+) -> tuple[Figures, Translations]:
+    """The report on a folder of translations as JSON values, and the pictures that it is about.
+
+    Raises:
+        FileMissing: A folder is not there or empty, or lacks a picture of another one.
+        ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
+        UsageError: A file's type has no range of its own, and none was given.
+        ShapeMismatch: The pictures are too small to be compared.
+        ExtraMissing: Something was asked for that needs the extra `evaluate`.
+    """
+    found = read_translations(
+        folders.translations,
+        source=folders.source,
+        truth=folders.truth,
+        size=folders.size,
+        span=folders.span,
+        on_read=on_read,
+    )
+    report = judge(
+        found.translated,
+        source=found.source,
+        truth=found.truth,
+        back=found.back,
+        domain=_domain(folders, found),
+        thresholds=thresholds,
+        on_step=on_step,
+    )
+    rows = report.pop("pictures")
+    _fill_cycle(report, rows, found.records)
+    _fill_structure(report, rows, found.records)
+    report["latent"] = _latents(found)
+    report["notes"] = list(found.notes)
+    report["pictures"] = [{"name": name, **row} for name, row in zip(found.names, rows, strict=True)]
+    return report, found
+
+
+def _domain(folders: Folders, found: Translations) -> Domain | None:
+    if folders.domain is None:
+        return None
+    own = folders.source_domain
+    return Domain(
+        read_domain(folders.domain, found.scale, most=DOMAIN_PICTURES),
+        None if own is None else read_domain(own, found.source_scale, most=DOMAIN_PICTURES),
+    )
+
+
+def _fill_cycle(report: Figures, rows: list[Figures], records: Sequence[Record]) -> None:
+    if report["cycle"] is not None:
+        report["cycle"]["from"] = FROM_FILES
+        return
+    errors, ratios = _column(records, "cycle_mse"), _column(records, "cycle_psnr")
+    if errors is not None and ratios is not None:
+        report["cycle"] = {
+            "mse": put(rows, "cycle_mse", errors),
+            "psnr": put(rows, "cycle_psnr", ratios),
+            "from": FROM_RECORDS,
+        }
+
+
+def _fill_structure(report: Figures, rows: list[Figures], records: Sequence[Record]) -> None:
+    """Without sources the records' figures, and without thresholds their marks."""
+    marks = [record.doubtful for record in records]
+    if report["structure"] is not None:
+        report["structure"]["from"] = FROM_FILES
+    else:
+        edges, shared = _column(records, "edge_correlation"), _column(records, "mutual_information")
+        if edges is None or shared is None:
+            return
+        report["structure"] = {
+            "edge_correlation": put(rows, "edge_correlation", edges),
+            "mutual_information": put(rows, "mutual_information", shared),
+            "chance": None,
+            "thresholds": None,
+            "doubtful": None,
+            "from": FROM_RECORDS,
+        }
+    if report["structure"]["doubtful"] is None and any(mark is not None for mark in marks):
+        report["structure"]["doubtful"] = sum(map(bool, marks))
+        for row, mark in zip(rows, marks, strict=True):
+            row["doubtful"] = mark
+
+
+def _latents(found: Translations) -> Figures | None:
+    """Of kept latents all together, beside noise; else what the records say of each."""
+    if found.latents is not None:
+        measured = whiteness(torch.from_numpy(found.latents))
+        return {
+            **asdict(measured.latent),
+            "noise_correlation": measured.noise.correlation,
+            "ratio": measured.ratio,
+            "from": FROM_FILES,
+        }
+    columns: dict[str, Any] = {
+        key: _column(found.records, f"latent_{key}") for key in ("mean", "std", "kurtosis", "correlation")
+    }
+    if any(column is None for column in columns.values()):
+        return None
+    mean = float(columns["mean"].mean())
+    second = float((columns["std"] ** 2 + columns["mean"] ** 2).mean())
+    return {
+        "mean": mean,
+        "std": float(np.sqrt(max(0.0, second - mean**2))),
+        # Of one picture's few patches: comparable with another picture's, not with zero.
+        "kurtosis": float(np.median(columns["kurtosis"])),
+        "correlation": float(np.median(columns["correlation"])),
+        "from": FROM_RECORDS,
+    }
+
+
+def _column(records: Sequence[Record], name: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """One figure of every record, or None unless all have it."""
+    values = [getattr(record, name) for record in records]
+    return None if None in values else np.array(values, np.float64)

@@ -1,0 +1,345 @@
+"""Turns a folder of translations, and folders that belong to it, into stacks of pictures of one size and scale.
+
+A folder that `ddib bridge` or `ddib translate` wrote has a record beside each picture (NAME.json), which names the
+files; in any other folder every picture is a translation. Sources and truths are found by name: the same path
+below their folder, whatever the suffix.
+
+The rule: what belongs to a picture is there for every picture, or is named and left out for all; nothing is paired by
+order. Pictures of other sizes than the first are brought to its size, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.bridge.translation_records import Record, read
+from ddib_fed.errors import FileMissing, InputError, PictureMisfit, UsageError
+from ddib_fed.metrics.pictures import Pictures, to_channels
+from ddib_fed.samples.images import Picture, PictureRule, fit_picture, read_image, to_array
+from ddib_fed.samples.scans import SUFFIXES
+from ddib_fed.samples.units import OWN_RANGES, name_misfit
+
+OnRead = Callable[[int, int], None]
+SHEETS = frozenset({"sheet.png"})
+_RAW = (1.0, 0.0)
+"""Slope and intercept of a file whose numbers are raw values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One translation.
+
+    Attributes:
+        name: Path below the folder, without suffix.
+        record: What is known of it; of a picture without a record nothing but its file.
+    """
+
+    name: str
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What brings files to one size and to [-1, 1].
+
+    Attributes:
+        height: Of all pictures.
+        width: Of all pictures.
+        span: Raw values that become -1 and 1; None for those of the file's own type.
+    """
+
+    height: int
+    width: int
+    span: tuple[float, float] | None = None
+
+    def stack(
+        self, paths: Sequence[Path], scales: Sequence[tuple[float, float]], tell: Callable[[Path, bool], None]
+    ) -> Pictures:
+        """The pictures in files, (N, C, H, W) in [-1, 1]; raw values outside of the span lie beyond.
+
+        They are in colour as soon as one of them is: grey is repeated, and no colours are dropped.
+
+        Args:
+            paths: At least one file.
+            scales: Slope and intercept of each file, where the numbers in it may not be raw values; or nothing.
+            tell: Told of each file, and whether it had this size.
+
+        Raises:
+            FileMissing, ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
+            PictureMisfit: A file holds raw values that are not in the units of the span.
+            UsageError: A file's type has no range of its own, and none was given.
+        """
+        arrays: list[NDArray[np.float32]] = []
+        for number, path in enumerate(paths):
+            picture = read_picture(path)
+            scale = scales[number] if scales else _RAW
+            low, high = self._numbers(picture, path, scale)
+            rule = PictureRule(picture.pixels.shape[2], self.height, self.width, "resize", low, high, 8)
+            arrays.append(_original(picture, path, rule) if scale == _RAW else to_array(picture, rule)[0])
+            tell(path, picture.pixels.shape[:2] == (self.height, self.width))
+        channels = max(len(array) for array in arrays)
+        return np.concatenate([to_channels(array[None], channels) for array in arrays])
+
+    def _numbers(
+        self, picture: Picture, path: Path, output_scale: tuple[float, float]
+    ) -> tuple[float, float]:
+        """Numbers in the file that become -1 and 1."""
+        if self.span is not None:
+            slope, intercept = output_scale
+            return (self.span[0] - intercept) / slope, (self.span[1] - intercept) / slope
+        if picture.pixels.dtype.kind != "u":
+            raise UsageError(
+                f"{path} holds {picture.pixels.dtype}, which has no range of its own",
+                hint="name the raw values that are black and white: --range LOW:HIGH",
+            )
+        return 0.0, float(np.iinfo(picture.pixels.dtype).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Translations:
+    """Pictures that belong together row by row, each stack (N, C, H, W) in [-1, 1].
+
+    Attributes:
+        names: Of the pictures.
+        records: What is known of each.
+        translated: Always there.
+        source: None where they are not known.
+        truth: None where they are not known.
+        back: None where they are not there.
+        latents: As kept, (N, C', H', W') of any size; None where they were not kept.
+        scale: What pictures of the target's domain are brought to.
+        source_scale: What those of the source's domain are brought to.
+        notes: What was left out, and why.
+    """
+
+    names: tuple[str, ...]
+    records: tuple[Record, ...] = field(repr=False)
+    translated: Pictures = field(repr=False)
+    source: Pictures | None = field(repr=False)
+    truth: Pictures | None = field(repr=False)
+    back: Pictures | None = field(repr=False)
+    latents: NDArray[np.float32] | None = field(repr=False)
+    scale: Scale
+    source_scale: Scale
+    notes: tuple[str, ...]
+
+
+def find_items(folder: Path) -> list[Item]:
+    """Every translation in a folder, in the order of the names.
+
+    Raises:
+        FileMissing: There is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise FileMissing(f"no such folder: {folder}")
+    records = (read(path, folder) for path in sorted(folder.rglob("*.json")) if not _hidden(path, folder))
+    found = [Item(_name(record.translated, folder), record) for record in records if record is not None]
+    if not found:
+        plain = by_name(folder)
+        found = [Item(name, Record(path)) for name, path in plain.items() if path.name not in SHEETS]
+    if not found:
+        raise FileMissing(f"{folder} holds no picture", hint="name the folder that holds the translations")
+    return found
+
+
+def by_name(folder: Path) -> dict[str, Path]:
+    """Every picture below a folder by its path without suffix; of two with one name the first.
+
+    Raises:
+        FileMissing: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileMissing(f"no such folder: {folder}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path, folder):
+            found.setdefault(_name(path, folder), path)
+    return found
+
+
+def read_translations(
+    folder: Path,
+    *,
+    source: Path | None = None,
+    truth: Path | None = None,
+    size: int | None = None,
+    span: tuple[float, float] | None = None,
+    on_read: OnRead | None = None,
+) -> Translations:
+    """Read a folder of translations and what belongs to them.
+
+    Args:
+        folder: The translations, with or without records.
+        source: Folder of the sources; without it those that the records name, if they lie beside.
+        truth: Folder of the pictures that the translations should be.
+        size: Height and width that all are brought to; None for those of the first translation.
+        span: Raw values that become -1 and 1; None for the models' ranges where all records say them, else those of
+            each file's type.
+        on_read: Told (files read, in all).
+
+    Raises:
+        FileMissing: A folder is not there or empty, or lacks a picture of a folder that was named.
+        ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
+        PictureMisfit: A file is not in the units of `span`.
+        UsageError: A file's type has no range of its own, and none was given.
+    """
+    items = find_items(folder)
+    height, width = read_picture(items[0].record.translated).pixels.shape[:2]
+    scale = Scale(size or height, size or width, span)
+    notes: list[str] = []
+    paths = {
+        "translated": [item.record.translated for item in items],
+        "source": _recorded(items, "source", notes) if source is None else _beside(items, source),
+        "truth": [] if truth is None else _beside(items, truth),
+        "back": _recorded(items, "back", notes),
+    }
+    # Translations, and what came back, are files of numbers; sources and truths are raw.
+    records = [item.record for item in items]
+    own, theirs = (
+        replace(scale, span=span or _agreed([getattr(record, side) for record in records]))
+        for side in ("source_range", "target_range")
+    )
+    # A range that is a type's whole one needs not be the type of truths: 8 bits may stand for the same picture.
+    others = replace(theirs, span=span) if theirs.span in OWN_RANGES else theirs
+    places = {"translated": theirs, "source": own, "truth": others, "back": own}
+    scales = {"translated": [record.output_scale for record in records]}
+    backs = [record.back_scale for record in records if record.back_scale is not None]
+    if len(backs) == len(records):
+        scales["back"] = backs
+        if source is None:  # a copy that was written beside has the same numbers
+            scales["source"] = backs
+    elif paths["back"] and (own.span is not None or theirs.span not in {None, *OWN_RANGES}):
+        paths["back"] = []
+        notes.append(
+            "back: the records do not say what its numbers mean, so its error is that of the records"
+        )
+    tell = _Reading(sum(map(len, paths.values())), on_read)
+    stacks = {
+        kind: places[kind].stack(chosen, scales.get(kind, ()), tell) if chosen else None
+        for kind, chosen in paths.items()
+    }
+    translated = stacks["translated"]
+    assert translated is not None
+    if tell.resized:
+        size_said = f"{scale.height} x {scale.width}"
+        notes.append(f"{tell.resized} of {tell.done} files had another size and were brought to {size_said}")
+    return Translations(
+        names=tuple(item.name for item in items),
+        records=tuple(records),
+        translated=translated,
+        source=stacks["source"],
+        truth=_with_channels(stacks["truth"], translated.shape[1]),
+        back=_with_channels(stacks["back"], 0 if stacks["source"] is None else stacks["source"].shape[1]),
+        latents=_latents(items, notes),
+        scale=others,
+        source_scale=own,
+        notes=tuple(notes),
+    )
+
+
+def _agreed(ranges: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    """The range that all records say; None where they differ or one says none."""
+    return ranges[0] if len(set(ranges)) == 1 else None
+
+
+def read_domain(folder: Path, scale: Scale, *, most: int, on_read: OnRead | None = None) -> Pictures:
+    """Pictures of a folder at a scale, evenly thinned to at most `most`, (N, C, H, W) in [-1, 1].
+
+    Raises:
+        FileMissing: There is no such folder, or no picture in it.
+        ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
+        PictureMisfit: A file is not in the units of `span`.
+        UsageError: A file's type has no range of its own, and none was given.
+    """
+    paths = list(by_name(folder).values())
+    if not paths:
+        raise FileMissing(f"{folder} holds no picture")
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
+    return scale.stack(chosen, (), _Reading(len(chosen), on_read))
+
+
+def read_picture(path: Path) -> Picture:
+    """The picture in a file; errors as `read_image`, with the file's name."""
+    try:
+        return read_image(path)
+    except InputError as error:
+        if str(path) not in error.detail:
+            error.detail = f"{path}: {error.detail}"
+            error.args = (error.detail,)
+        raise
+
+
+def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.float32]:
+    """Raw values as they were given, once they are known to be in the rule's units."""
+    try:
+        return fit_picture(picture, rule).original
+    except PictureMisfit as error:
+        error.facts["model"] = f"--range {rule.low:g}:{rule.high:g}"
+        found = name_misfit(error, str(path))
+        found.hint = f"--range {error.facts['fits']}, or bring the file to the units of the others"
+        raise found from error
+
+
+class _Reading:
+    """How many files were read, and how many had another size."""
+
+    def __init__(self, total: int, on_read: OnRead | None) -> None:
+        self.done = self.resized = 0
+        self._total, self._on_read = total, on_read
+
+    def __call__(self, path: Path, fits: bool) -> None:
+        del path
+        self.done += 1
+        self.resized += not fits
+        if self._on_read is not None:
+            self._on_read(self.done, self._total)
+
+
+def _beside(items: Sequence[Item], folder: Path) -> list[Path]:
+    """The picture of each item's name in another folder."""
+    there = by_name(folder)
+    missing = [item.name for item in items if item.name not in there]
+    if missing:
+        raise FileMissing(
+            f"{folder} has no picture for {len(missing)} of {len(items)} translations, first {missing[0]}",
+            hint="pictures are paired by their path below the folder, without suffix",
+        )
+    return [there[item.name] for item in items]
+
+
+def _recorded(items: Sequence[Item], kind: str, notes: list[str]) -> list[Path]:
+    """The file of a kind that each record names; nothing unless all are there."""
+    found = [path for item in items if (path := getattr(item.record, kind)) is not None]
+    if found and len(found) < len(items):
+        notes.append(f"{kind}: only {len(found)} of {len(items)} pictures have it, so it was left out")
+    return found if len(found) == len(items) else []
+
+
+def _latents(items: Sequence[Item], notes: list[str]) -> NDArray[np.float32] | None:
+    paths = _recorded(items, "latent", notes)
+    latents = [np.load(path, allow_pickle=False) for path in paths]
+    # A node's latent has its one picture as a dimension of its own.
+    latents = [latent[0] if latent.ndim == 4 and len(latent) == 1 else latent for latent in latents]
+    if not latents:
+        return None
+    if len({latent.shape for latent in latents}) != 1 or latents[0].ndim != 3:
+        notes.append("latents: they have several shapes, so they were left out")
+        return None
+    return np.stack(latents).astype(np.float32)
+
+
+def _with_channels(pictures: Pictures | None, channels: int) -> Pictures | None:
+    return pictures if pictures is None or channels == 0 else to_channels(pictures, channels)
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)

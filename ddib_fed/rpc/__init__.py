@@ -1,0 +1,1 @@
+"""gRPC calls: the mapping of errors, checked answers, addresses."""

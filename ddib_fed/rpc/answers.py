@@ -1,0 +1,152 @@
+"""Checks each answer of a server as each request is checked: before it is used, whatever stub asked.
+
+The rule: no channel of this package is used bare. Between institutions an unknown field is refused; a client and a
+node of one institution may be of different releases, and there a newer node's further fields are dropped unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import grpc
+from google.protobuf.message import Message
+
+from ddib_fed.errors import InputError, UnknownFields
+from ddib_fed.rpc.stuck_calls import StuckCalls
+from ddib_fed.wire import fields
+
+
+class _Check:
+    """What is done with each answer of one server.
+
+    Args:
+        hop: What the server is called in errors.
+        own: Whether it belongs to the caller's own institution.
+    """
+
+    def __init__(self, hop: str, *, own: bool) -> None:
+        self._hop = hop
+        self._own = own
+
+    def __call__(self, answer: Any) -> Any:
+        """The answer.
+
+        Raises:
+            InputError: It holds what it must not; the error names the server.
+        """
+        try:
+            fields.check(answer, unknown=not self._own)
+        except InputError as error:
+            error.hop = self._hop
+            if isinstance(error, UnknownFields):
+                error.hint = "ddib --version at both institutions: the releases may be too far apart"
+            raise
+        if self._own and isinstance(answer, Message):
+            answer.DiscardUnknownFields()
+        return answer
+
+
+class _Call:
+    """A call in flight, or its future; everything but the answers is the call's own."""
+
+    def __init__(self, call: Any, check: _Check, stuck: StuckCalls) -> None:
+        self._call = call
+        self._check = check
+        self._stuck = stuck
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        with self._stuck.reading(self._call):
+            answer = next(self._call)
+        return self._check(answer)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The one answer."""
+        return self._check(self._call.result(timeout))
+
+    def add_done_callback(self, fn: Callable[[Any], Any]) -> None:
+        """Call `fn` with this future when it is done."""
+        self._call.add_done_callback(lambda _: fn(self))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+
+grpc.Call.register(_Call)  # type: ignore[attr-defined]  # the stubs do not know that it is an ABC
+
+
+class _Method:
+    """A method of a stub."""
+
+    def __init__(self, method: Any, check: _Check, stuck: StuckCalls, *, streams: bool) -> None:
+        self._method = method
+        self._check = check
+        self._stuck = stuck
+        self._streams = streams
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        answer = self._method(*args, **kwargs)
+        return _Call(answer, self._check, self._stuck) if self._streams else self._check(answer)
+
+    def future(self, *args: Any, **kwargs: Any) -> _Call:
+        """The answer, later."""
+        return _Call(self._method.future(*args, **kwargs), self._check, self._stuck)
+
+
+class CheckedChannel(grpc.Channel):
+    """A channel whose answers are checked.
+
+    Args:
+        channel: The one underneath.
+        hop: What its server is called in errors.
+        own: Whether the server belongs to the caller's own institution.
+    """
+
+    def __init__(self, channel: grpc.Channel, hop: str, *, own: bool) -> None:
+        self._channel = channel
+        self._check = _Check(hop, own=own)
+        self._stuck = StuckCalls(channel.close)
+
+    @property
+    def broken(self) -> bool:
+        """Whether it was closed because a call of it was stuck; another channel is needed."""
+        return self._stuck.found
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.Channel."""
+        return _Method(self._channel.unary_unary(*args, **kwargs), self._check, self._stuck, streams=False)
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.Channel."""
+        return _Method(self._channel.stream_unary(*args, **kwargs), self._check, self._stuck, streams=False)
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.Channel."""
+        return _Method(self._channel.unary_stream(*args, **kwargs), self._check, self._stuck, streams=True)
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.Channel."""
+        return _Method(self._channel.stream_stream(*args, **kwargs), self._check, self._stuck, streams=True)
+
+    def subscribe(self, *args: Any, **kwargs: Any) -> None:
+        """See grpc.Channel."""
+        self._channel.subscribe(*args, **kwargs)
+
+    def unsubscribe(self, *args: Any, **kwargs: Any) -> None:
+        """See grpc.Channel."""
+        self._channel.unsubscribe(*args, **kwargs)
+
+    def close(self) -> None:
+        """See grpc.Channel."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Close it."""
+        self.close()

@@ -1,0 +1,192 @@
+"""Writes pictures that a model draws: samples from noise, and what lies between two pictures.
+
+The rule: what a folder holds is listed in its report.json, which is written last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddib_fed.bridge.bridging import (
+    BATCH,
+    OnProgress,
+    PictureSide,
+    interpolate_pictures,
+    sample_pictures,
+)
+from ddib_fed.bridge.threads import torch_threads
+from ddib_fed.diffusion.interpolation import Way
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.json_files import write_bytes, write_json
+from ddib_fed.metrics.pictures import picture_rule
+from ddib_fed.reports.sheets import Stage, save_sheet
+from ddib_fed.samples.images import ImageLimits, encode_png, from_array, read_fitted
+
+SHEET_PICTURES = 64
+
+
+def draw(
+    side: PictureSide,
+    count: int,
+    seed: int,
+    settings: SolverSettings,
+    folder: Path,
+    *,
+    batch: int = BATCH,
+    threads: int = 1,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Draw pictures and write each as a PNG, with sheet.png and report.json.
+
+    Args:
+        side: The model, with its class and guidance.
+        count: How many.
+        seed: Of their noise; the first of a seed are the same however many are drawn.
+        settings: How the ODE is integrated.
+        folder: Made when missing.
+        batch: Pictures computed together.
+        threads: Of torch.
+        on_progress: Told of evaluations.
+
+    Returns:
+        The report.
+
+    Raises:
+        SettingsInvalid: Settings that do not exist or do not fit the model's schedule.
+        NotFinite: The model answers with NaN or infinity.
+    """
+    with torch_threads(threads):
+        samples = sample_pictures(side, count, seed, settings, batch=batch, on_progress=on_progress)
+    rule = picture_rule(side.bundle.manifest)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"sample_{number:0{len(str(count - 1))}d}.png" for number in range(count)]
+    for name, sample in zip(names, samples, strict=True):
+        write_bytes(folder / name, encode_png(from_array(sample, rule)))
+    save_sheet(folder / "sheet.png", [Stage("samples", samples[:SHEET_PICTURES])], caption=_caption(side))
+    report = {
+        "model": _model(side),
+        "class": side.label,
+        "count": count,
+        "seed": seed,
+        "settings": settings.described(),
+        "guidance": {
+            "scale": side.guidance.scale,
+            "classifier_scale": side.guidance.weight,
+            "clip": side.guidance.clip,
+        },
+        "output_scale": dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
+        "pictures": names,
+    }
+    write_json(folder / "report.json", report)
+    return report
+
+
+def between(
+    files: tuple[Path, Path],
+    source: PictureSide,
+    target: PictureSide,
+    settings: SolverSettings,
+    folder: Path,
+    *,
+    frames: int = 9,
+    way: Way = "slerp",
+    soften: float | None = None,
+    depth: float = 1.0,
+    seed: int = 0,
+    batch: int = BATCH,
+    threads: int = 1,
+    limits: ImageLimits | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Decode the latents between those of two pictures, and write each as a PNG, with sheet.png and report.json.
+
+    Args:
+        files: The two pictures; results have the first one's size.
+        source: Encodes them.
+        target: Decodes what lies between; the source itself for a way within one domain.
+        settings: How each leg is integrated.
+        folder: Made when missing.
+        frames: How many, the two ends included.
+        way: On the sphere or on the straight line.
+        soften: As for `interpolate_pictures`.
+        depth: As for `interpolate_pictures`.
+        seed: Of the softening.
+        batch: Pictures computed together.
+        threads: Of torch.
+        limits: Of each file.
+        on_progress: Told of evaluations.
+
+    Returns:
+        The report.
+
+    Raises:
+        FileMissing, ImageUnreadable, ImageTooLarge: A picture cannot be read.
+        PictureMisfit: It is not in the source model's units.
+        SettingsInvalid: Fewer than two frames, or as `interpolate_pictures`.
+        ShapeMismatch, NotFinite: As `interpolate_pictures`.
+    """
+    if frames < 2:
+        raise SettingsInvalid(f"{frames} frames; the two ends are two already", hint="use 9, for example")
+    own = picture_rule(source.bundle.manifest)
+    theirs = replace(picture_rule(target.bundle.manifest), fit=own.fit)
+    first, second = (read_fitted(path, own, limits) for path in files)
+    weights = [number / (frames - 1) for number in range(frames)]
+    with torch_threads(threads):
+        found = interpolate_pictures(
+            np.stack([first.samples, second.samples]),
+            source,
+            target,
+            weights,
+            settings,
+            way=way,
+            soften=soften,
+            depth=depth,
+            seed=seed,
+            batch=batch,
+            on_progress=on_progress,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"frame_{number:0{len(str(frames - 1))}d}.png" for number in range(frames)]
+    for name, frame in zip(names, found, strict=True):
+        write_bytes(folder / name, encode_png(from_array(frame, theirs, first.geometry)))
+    titles = [f"{weight:.2f}" for weight in weights]
+    save_sheet(
+        folder / "sheet.png",
+        [Stage(way, found)],
+        names=titles,
+        across=frames,
+        caption=_caption(source, target),
+    )
+    report = {
+        "source": _model(source),
+        "target": _model(target),
+        "ends": [path.name for path in files],
+        "weights": weights,
+        "way": way,
+        "soften": soften,
+        "depth": depth,
+        "seed": seed,
+        "settings": settings.described(),
+        "pictures": names,
+    }
+    write_json(folder / "report.json", report)
+    return report
+
+
+def _model(side: PictureSide) -> dict[str, str]:
+    manifest = side.bundle.manifest
+    return {"name": manifest.name, "domain": manifest.domain, "digest": side.bundle.digest}
+
+
+def _caption(*sides: PictureSide) -> str:
+    manifests = [side.bundle.manifest for side in sides]
+    domains = " to ".join(dict.fromkeys(manifest.domain for manifest in manifests))
+    notes = [
+        manifest.data.note or manifest.data.source for manifest in manifests if manifest.data is not None
+    ]
+    return ". ".join([domains, *dict.fromkeys(filter(None, notes))])

@@ -1,0 +1,230 @@
+"""Turns the records of a run over pictures into its report, marks doubtful pictures, and draws the contact sheet.
+
+The rule: everything here is read from the records and the files; a run that was killed and went on reports the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from ddib_fed.errors import FileMissing, InputError, StateConflict
+from ddib_fed.json_files import write_json
+from ddib_fed.metrics.pictures import picture_rule, spread
+from ddib_fed.metrics.ranking import worst_first
+from ddib_fed.metrics.structure import QUANTILE, Structure, Thresholds, doubtful
+from ddib_fed.models.bundle import MANIFEST_FILE, parse_manifest
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.runs.picture_recipe import REPORT_FILE, SHEET_FILE, Recipe, Task
+from ddib_fed.runs.picture_results import write_sheet
+from ddib_fed.runs.picture_worker import read_record
+from ddib_fed.samples.images import ImageLimits
+
+SHEET_PICTURES = 24
+NARROW = 1 / 64
+"""Pictures that use less of the model's range were probably made for another, as 8 bits where it has 16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a run is, with its models opened.
+
+    Attributes:
+        recipe: How.
+        source: The source's model.
+        target: The target's model.
+        digests: Of both and of the classifier.
+        batch: Pictures that are computed together.
+    """
+
+    recipe: Recipe
+    source: Manifest
+    target: Manifest
+    digests: tuple[str, ...]
+    batch: int
+
+    def described(self) -> dict[str, Any]:
+        """All that the results depend on but the pictures, as JSON values."""
+        return {
+            "settings": self.recipe.described(),
+            "models": {
+                side: {"name": model.name, "domain": model.domain, "digest": digest}
+                for side, model, digest in zip(
+                    ("source", "target"), (self.source, self.target), self.digests, strict=False
+                )
+            },
+            "classifier": self.digests[2] or None,
+            "batch": self.batch,
+        }
+
+
+def finish(
+    settled: Settled,
+    tasks: Sequence[Task],
+    bad: Sequence[tuple[Path, str]],
+    out: Path,
+    *,
+    limits: ImageLimits | None = None,
+    thresholds: Thresholds | None = None,
+    seconds: float,
+    computed: int,
+) -> dict[str, Any]:
+    """Mark the records, draw the sheet, write report.json last, and give the report.
+
+    Args:
+        settled: The run.
+        tasks: Its pictures; all are finished.
+        bad: Path and reason of each that was left out.
+        out: Its folder.
+        limits: Of each file.
+        thresholds: As for `picture_run.run`.
+        seconds: That the computing took, this time.
+        computed: Pictures that were computed this time; the others were there.
+
+    Raises:
+        StateConflict: A record is gone.
+        FileMissing, ImageUnreadable, ImageTooLarge: A file is gone or was changed.
+    """
+    recipe = settled.recipe
+    paths = [out / task.files(recipe)["record"] for task in tasks]
+    records = [_there(path) for path in paths]
+    thresholds = thresholds or settled.source.structure
+    if thresholds is not None:
+        mark(paths, records, thresholds)
+    report = {
+        **settled.described(),
+        "count": len(tasks),
+        "computed_now": computed,
+        "bad": [{"path": str(path), "reason": reason} for path, reason in bad],
+        "seconds": round(seconds, 3),
+        "latent": _latents(records),
+        "structure": _structure(records, thresholds),
+        "range": _ranges(records, settled.source),
+        "pictures": [path.relative_to(out).as_posix() for path in paths],
+    }
+    if recipe.cycle:
+        report["cycle_psnr"] = dict(spread(np.array([record["cycle_psnr"] for record in records])))
+        report["cycle_mse"] = dict(spread(np.array([record["cycle_mse"] for record in records])))
+    if recipe.uncertainty:
+        report["uncertainty"] = dict(spread(np.array([record["uncertainty"]["mean"] for record in records])))
+    models = settled.source, settled.target
+    shown = worst_first([_row(record) for record in records])[:SHEET_PICTURES]
+    write_sheet([tasks[i] for i in shown], [records[i] for i in shown], out, models, limits, total=len(tasks))
+    report["sheet"] = SHEET_FILE
+    write_json(out / REPORT_FILE, report)
+    return report
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"cycle_psnr": record["cycle_psnr"], **record["structure"]}
+
+
+def mark(paths: Sequence[Path], records: Sequence[dict[str, Any]], thresholds: Thresholds) -> None:
+    """Say in each record whether its structure is doubtful; records that say so already are left."""
+    marks = doubtful(_kept(records, "structure"), thresholds).tolist()
+    for path, record, is_doubtful in zip(paths, records, marks, strict=True):
+        if record["structure"]["doubtful"] != is_doubtful:
+            record["structure"]["doubtful"] = is_doubtful
+            write_json(path, record)
+
+
+def read_thresholds(path: Path) -> Thresholds:
+    """The thresholds of a run over held-out pictures (its folder or report.json), or of a model (its folder).
+
+    Raises:
+        FileMissing: There is no such report.
+        BundleInvalid: It is a model that fails its checks.
+        InputError: It has no thresholds.
+    """
+    if (path / MANIFEST_FILE).is_file():
+        found = parse_manifest((path / MANIFEST_FILE).read_bytes(), str(path)).structure
+        if found is None:
+            raise InputError(
+                f"the model {path} has no thresholds of structure",
+                hint=f"ddib model thresholds {path} --images FOLDER",
+            )
+        return found
+    report = path / REPORT_FILE if path.is_dir() else path
+    if not report.exists():
+        raise FileMissing(f"no report of a run over held-out pictures: {report}")
+    calibrated = ((read_record(report) or {}).get("structure") or {}).get("calibrated")
+    try:
+        return Thresholds.model_validate(calibrated)
+    except ValidationError as error:
+        raise InputError(
+            f"{report} has no thresholds",
+            hint="translate at least two held-out pictures and name that run's report.json",
+        ) from error
+
+
+def _there(path: Path) -> dict[str, Any]:
+    record = read_record(path)
+    if record is None:
+        raise StateConflict(f"{path} was there and is gone", hint="the same command again makes it anew")
+    return record
+
+
+def _latents(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean and deviation of all numbers of all latents; of kurtosis and correlation the median picture's."""
+    column = {key: np.array([record["latent"][key] for record in records]) for key in records[0]["latent"]}
+    mean = float(column["mean"].mean())
+    second = float((column["std"] ** 2 + column["mean"] ** 2).mean())
+    return {
+        "mean": mean,
+        "std": float(np.sqrt(max(0.0, second - mean**2))),
+        "std_min": float(column["std"].min()),
+        "std_max": float(column["std"].max()),
+        "kurtosis": float(np.median(column["kurtosis"])),
+        "correlation": float(np.median(column["correlation"])),
+    }
+
+
+def _structure(records: Sequence[dict[str, Any]], thresholds: Thresholds | None) -> dict[str, Any]:
+    """Spread of both figures, what thresholds these pictures give, and how many are doubtful by those given."""
+    kept = _kept(records, "structure")
+    beside = [record for record in records if record["chance"] is not None]
+    calibrated = None
+    if len(beside) > 1:
+        chance = _kept(beside, "chance")
+        calibrated = Thresholds(
+            edge_correlation=float(np.quantile(kept.edge_correlation, QUANTILE)),
+            mutual_information=float(np.quantile(kept.mutual_information, QUANTILE)),
+            chance_edge_correlation=float(chance.edge_correlation.mean()),
+            chance_mutual_information=float(chance.mutual_information.mean()),
+            quantile=QUANTILE,
+            count=len(records),
+        )
+    return {
+        "edge_correlation": dict(spread(kept.edge_correlation)),
+        "mutual_information": dict(spread(kept.mutual_information)),
+        "calibrated": calibrated.model_dump() if calibrated is not None else None,
+        "thresholds": thresholds.model_dump() if thresholds is not None else None,
+        "doubtful": int(doubtful(kept, thresholds).sum()) if thresholds is not None else None,
+    }
+
+
+def _kept(records: Sequence[dict[str, Any]], key: str) -> Structure:
+    return Structure(
+        np.array([record[key]["edge_correlation"] for record in records]),
+        np.array([record[key]["mutual_information"] for record in records]),
+    )
+
+
+def _ranges(records: Sequence[Mapping[str, Any]], model: Manifest) -> dict[str, Any]:
+    """How many pictures do not lie in the model's range, and how many use next to nothing of it."""
+    rule = picture_rule(model)
+    found = [
+        record["range"] for record in records if "range" in record
+    ]  # results of an older release have none
+    return {
+        "low": rule.low,
+        "high": rule.high,
+        "clipped": sum(each.get("clipped", each["outside"]) > 0 for each in found),
+        "most_outside": max((each["outside"] for each in found), default=0.0),
+        "narrow": sum(each["used"] < NARROW for each in found),
+    }

@@ -1,0 +1,309 @@
+"""Turns a folder of pictures into a folder of translations with records, a report and a contact sheet.
+
+    out/run.json             what is asked for, written first
+    out/NAME.png, NAME.json  each picture's translation and its record (`picture_worker`)
+    out/sheet.png            source, translated, back
+    out/report.json          all records in one, written last
+
+The rule: what is finished is not done again, and what is done again is the same. Pictures are computed in fixed batches
+(`picture_recipe.batches`), so neither a kill nor the number of devices shows in the files.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddib_fed.bridge.bridging import check_legs
+from ddib_fed.bridge.sharding import spread
+from ddib_fed.datasets.imagenet import source_name, validation_pictures
+from ddib_fed.errors import AlreadyExists, DdibError, FileMissing, PictureMisfit, SettingsInvalid
+from ddib_fed.json_files import write_json
+from ddib_fed.metrics.structure import Thresholds
+from ddib_fed.processes import require_alone
+from ddib_fed.runs.picture_recipe import (
+    REPORT_FILE,
+    RUN_FILE,
+    Recipe,
+    Task,
+    batches,
+    check_names,
+    names,
+)
+from ddib_fed.runs.picture_report import Settled, finish
+from ddib_fed.runs.picture_worker import (
+    Opener,
+    Translator,
+    finished,
+    model_digests,
+    open_sides,
+    read_record,
+)
+from ddib_fed.samples.images import ImageLimits, PictureRule, check_fit, read_image
+from ddib_fed.samples.scans import Entry, describe, require_outside, scan
+from ddib_fed.samples.units import name_misfit
+
+# Told (done, in all, remark).
+OnProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The pictures of a folder.
+
+    Attributes:
+        folder: The folder.
+        tasks: What is to be done, in order.
+        bad: Path and reason of each picture that cannot be used.
+    """
+
+    folder: Path
+    tasks: tuple[Task, ...]
+    bad: tuple[tuple[Path, str], ...]
+
+
+def folder_tasks(
+    folder: Path,
+    *,
+    classes: tuple[int | None, int | None] = (None, None),
+    limit: int | None = None,
+    limits: ImageLimits | None = None,
+    skip_bad: bool = False,
+    rule: PictureRule | None = None,
+    on_progress: OnProgress | None = None,
+) -> Found:
+    """Every picture below a folder, or one picture, each of it of one class.
+
+    Args:
+        folder: The folder or file.
+        classes: Before and after, for all.
+        limit: Only so many, in the order of their paths.
+        limits: Of each file.
+        skip_bad: List pictures that cannot be used and go on.
+        rule: The source model's: pictures that do not fit it cannot be used.
+        on_progress: Told of files looked at.
+
+    Raises:
+        FileMissing: There is no such folder, or no picture in it.
+        ImageUnreadable, PictureMisfit: There are bad pictures and `skip_bad` is false.
+        UsageError: The folder holds two domains.
+    """
+    show = on_progress or _silent
+    found = scan(
+        folder,
+        limits=limits,
+        skip_bad=skip_bad,
+        check=None if rule is None else lambda picture: check_fit(picture, rule),
+        progress=lambda done, total: show(done, total, "looking at files"),
+    )
+    return Found(folder, entry_tasks(folder, found.entries[:limit], classes=classes), found.bad)
+
+
+def entry_tasks(
+    folder: Path, entries: Sequence[Entry], *, classes: tuple[int | None, int | None] = (None, None)
+) -> tuple[Task, ...]:
+    """Tasks for some pictures of a scanned folder, each of one class before and after."""
+    root = folder if folder.is_dir() else folder.parent
+    shown = [entry.path.relative_to(root).as_posix() for entry in entries]
+    return tuple(
+        Task(entry.path, each, name, entry.digest, *classes)
+        for entry, each, name in zip(entries, shown, names(shown), strict=True)
+    )
+
+
+def class_tasks(
+    folder: Path,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    class_names: Sequence[str] = (),
+    labels: Path | None = None,
+    limit: int | None = None,
+    limits: ImageLimits | None = None,
+    skip_bad: bool = False,
+    rule: PictureRule | None = None,
+    on_progress: OnProgress | None = None,
+) -> Found:
+    """The pictures of some classes, each to go to another class, under the public code's names.
+
+    Args:
+        folder: Of the classes' sub-folders, called by the model's class names, numbers or WordNet ids; or
+            ImageNet's validation part in one folder.
+        pairs: Classes before and after.
+        class_names: The model's.
+        labels: ImageNet's development kit.
+        limit: Only so many of each class, in the order of their names.
+        limits: Of each file.
+        skip_bad: List pictures that cannot be used and go on; their numbers are left out.
+        rule: As in `folder_tasks`.
+        on_progress: Told of files looked at.
+
+    Raises:
+        FileMissing: No such folder, no picture of a class, or no kit where one is needed.
+        ImageUnreadable, ImageTooLarge, PictureMisfit: A picture is bad and `skip_bad` is false.
+        InputError, ExtraMissing: As `validation_pictures`.
+    """
+    by_class = _by_class(folder, class_names, labels)
+    chosen = {source: by_class.get(source, [])[:limit] for source, _ in pairs}
+    if empty := [source for source, paths in chosen.items() if not paths]:
+        raise FileMissing(f"{folder} has no picture of class {empty[0]}")
+    bad: list[tuple[Path, str]] = []
+    digests: dict[Path, str] = {}
+    wanted = [path for paths in chosen.values() for path in paths]
+    for done, path in enumerate(wanted, start=1):
+        try:
+            picture = read_image(path, limits)
+            if rule is not None:
+                check_fit(picture, rule)
+            digests[path] = describe(picture)[0]
+        except DdibError as error:
+            if not skip_bad:
+                if isinstance(error, PictureMisfit):
+                    raise name_misfit(error, str(path)) from error
+                error.hint = error.hint or "leave bad pictures out with --skip-bad"
+                raise
+            bad.append((path, error.detail))
+        (on_progress or _silent)(done, len(wanted), "looking at files")
+    tasks = [
+        Task(
+            path,
+            path.relative_to(folder).as_posix(),
+            source_name(source, ordinal).removesuffix(".PNG"),
+            digests[path],
+            source,
+            target,
+        )
+        for source, target in pairs
+        for ordinal, path in enumerate(chosen[source], start=1)
+        if path in digests
+    ]
+    return Found(folder, tuple(tasks), tuple(bad))
+
+
+def run(
+    recipe: Recipe,
+    found: Found,
+    out: Path,
+    *,
+    opener: Opener,
+    devices: Sequence[str] = ("cpu",),
+    batch: int = 16,
+    threads: int = 1,
+    limits: ImageLimits | None = None,
+    thresholds: Thresholds | None = None,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Translate the pictures that are not finished, then write sheet and report.
+
+    Args:
+        recipe: How.
+        found: Which.
+        out: The results' folder; made when missing.
+        opener: Opens a model by its name in the recipe; a function of a module when there are several devices.
+        devices: From `sharding.parse_devices`.
+        batch: Pictures that are computed together; part of what is asked for.
+        threads: Of torch, in each worker on the CPU.
+        limits: Of each file.
+        thresholds: What structure must reach not to be doubtful; None means those of the source's bundle, if any.
+        force: Overwrite results of another run.
+        on_progress: Told of network evaluations, of all devices together.
+
+    Returns:
+        The report.
+
+    Raises:
+        AlreadyExists: The folder has results of another run, and `force` is not given.
+        UsageError: Results would lie among the pictures, or two under one name; or several processes were started:
+            `devices` share the work instead.
+        ShapeMismatch, SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used, or not so.
+        DdibError: What `Translator` and `spread` raise.
+    """
+    require_alone("a translation of pictures")
+    require_outside(out, found.folder)
+    check_names(found.tasks, recipe)
+    first = (found.tasks[0].source_class, found.tasks[0].target_class)
+    sides = open_sides(recipe, opener, "cpu", first)
+    for task in {(task.source_class, task.target_class): task for task in found.tasks}.values():
+        sides[0].of_class(task.source_class)
+        sides[1].of_class(task.target_class)
+    sigma = check_legs(*sides, recipe.settings, soften=recipe.soften, depth=recipe.depth)
+    if recipe.uncertainty and sigma == 0.0:
+        raise SettingsInvalid("without softening there is no uncertainty to measure", hint="--soften 0.05")
+    models = model_digests(*sides)
+    settled = Settled(recipe, sides[0].bundle.manifest, sides[1].bundle.manifest, tuple(models), batch)
+    del sides
+    _claim(out, settled, force=force)
+    started = time.monotonic()
+    left = [
+        piece
+        for piece in batches(found.tasks, batch)
+        if not all(finished(task, recipe, models, out) for task in piece)
+    ]
+    start = functools.partial(
+        Translator, recipe=recipe, out=out, opener=opener, classes=first, threads=threads, limits=limits
+    )
+    done = _Progress(len(left) * recipe.legs * recipe.settings.evaluations, on_progress or _silent)
+    done.pictures = len(found.tasks) - sum(map(len, left))
+    for count in spread(left, devices, start, done.tick):
+        done.pictures += count
+    return finish(
+        settled,
+        found.tasks,
+        found.bad,
+        out,
+        limits=limits,
+        thresholds=thresholds,
+        seconds=time.monotonic() - started,
+        computed=sum(map(len, left)),
+    )
+
+
+class _Progress:
+    """Evaluations of all workers as one count, with the number of pictures as a remark."""
+
+    def __init__(self, total: int, show: OnProgress) -> None:
+        self.pictures = 0
+        self._done, self._total, self._show = 0, total, show
+
+    def tick(self, count: int) -> None:
+        self._done += count
+        self._show(self._done, self._total, f"{self.pictures} pictures")
+
+
+def _silent(done: int, total: int, remark: str) -> None:
+    del done, total, remark
+
+
+def _by_class(folder: Path, class_names: Sequence[str], labels: Path | None) -> dict[int, list[Path]]:
+    """The pictures of each class, in the order of their names."""
+    below = {p.name: p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
+    known = {name: number for number, name in enumerate(class_names)}
+    by_class: dict[int, list[Path]] = {}
+    if labels is None and below.keys() & known.keys():
+        for name in below.keys() & known.keys():
+            by_class[known[name]] = [e.path for e in scan(below[name], skip_bad=True).entries]
+        return by_class
+    for picture in validation_pictures(folder, labels):
+        by_class.setdefault(picture.number, []).append(picture.path)
+    return by_class
+
+
+def _claim(out: Path, settled: Settled, *, force: bool) -> None:
+    """Make the folder this run's own, or go on with it."""
+    asked = settled.described()
+    there = read_record(out / RUN_FILE)
+    foreign = there is None and (out / REPORT_FILE).exists()
+    if (foreign or (there is not None and there != json.loads(json.dumps(asked)))) and not force:
+        raise AlreadyExists(
+            f"{out} holds results of another run",
+            hint="choose another folder; the same command as before goes on there; --force overwrites",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    if there != asked:
+        (out / REPORT_FILE).unlink(missing_ok=True)
+        write_json(out / RUN_FILE, asked)

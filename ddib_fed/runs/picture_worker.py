@@ -1,0 +1,285 @@
+"""Translates batches of picture files with models that it opened once, and writes what came of each beside a record.
+
+The rule: a record is written last, with the digests of the files that it speaks of; a picture is finished when its
+record answers the request and every file is as the record says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddib_fed.bridge.bridging import (
+    Floats,
+    Guidance,
+    PictureSide,
+    Translated,
+    translate_pictures,
+    uncertainty,
+)
+from ddib_fed.bridge.picture_side import DTYPES
+from ddib_fed.bridge.sharding import OnTick
+from ddib_fed.bridge.threads import torch_threads
+from ddib_fed.diffusion.gaussianity import measure
+from ddib_fed.errors import MemoryExhausted
+from ddib_fed.json_files import write_bytes, write_json
+from ddib_fed.metrics.pictures import mse, picture_rule, to_psnr
+from ddib_fed.metrics.structure import Structure, structure
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.runs.picture_recipe import Recipe, Task
+from ddib_fed.samples.images import (
+    Fitted,
+    Geometry,
+    ImageLimits,
+    PictureRule,
+    encode_png,
+    from_array,
+    read_fitted,
+)
+from ddib_fed.samples.units import Use
+
+# A deviation of this much, in units of [-1, 1], is white on the map.
+UNCERTAINTY_WHITE = 0.5
+Opener = Callable[[str], Bundle]
+
+
+class Translator:
+    """Does batches of one recipe on one device.
+
+    Args:
+        device: Where.
+        recipe: How.
+        out: The run's folder.
+        opener: Opens a model by the recipe's name of it.
+        classes: Of the first picture, before and after.
+        threads: Of torch.
+        limits: Of each file; None for the usual ones.
+
+    Raises:
+        ShapeMismatch, SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used, or not so.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        *,
+        recipe: Recipe,
+        out: Path,
+        opener: Opener,
+        classes: tuple[int | None, int | None] = (None, None),
+        threads: int = 1,
+        limits: ImageLimits | None = None,
+    ) -> None:
+        self._recipe, self._out, self._threads, self._limits = recipe, out, threads, limits
+        self.source, self.target = open_sides(recipe, opener, device, classes)
+        self._rules = picture_rule(self.source.bundle.manifest), picture_rule(self.target.bundle.manifest)
+
+    def __call__(self, batch: Sequence[Task], on_tick: OnTick) -> int:
+        """Translate one batch and write its files; gives the number of pictures.
+
+        Raises:
+            FileMissing, ImageUnreadable, ImageTooLarge: A file was changed since it was looked at.
+            PictureMisfit: A picture is not in the model's units.
+            MemoryExhausted: The GPU's memory does not suffice.
+            NotFinite: A model answers with NaN or infinity.
+        """
+        given = [read_fitted(task.path, self._rules[0], self._limits) for task in batch]
+        x = np.stack([each.samples for each in given])
+        try:
+            with torch_threads(self._threads):
+                found, deviation = self._compute(x, batch[0], on_tick)
+        except torch.cuda.OutOfMemoryError as error:
+            raise MemoryExhausted(
+                f"the GPU's memory does not suffice for {len(batch)} pictures at once",
+                hint=f"--batch {max(1, len(batch) // 2)}, or --dtype bfloat16",
+            ) from error
+        self._write(batch, given, found, deviation)
+        return len(batch)
+
+    def _compute(self, x: Floats, first: Task, on_tick: OnTick) -> tuple[Translated, Floats | None]:
+        recipe = self._recipe
+        source, target = self.source.of_class(first.source_class), self.target.of_class(first.target_class)
+        shared: dict[str, Any] = {
+            "soften": recipe.soften,
+            "depth": recipe.depth,
+            "seed": recipe.seed,
+            "batch": len(x),
+            "on_progress": lambda done, total: on_tick(1),  # noqa: ARG005 - only that there is one more counts
+        }
+        found = translate_pictures(x, source, target, recipe.settings, cycle=recipe.cycle, **shared)
+        if not recipe.uncertainty:
+            return found, None
+        return found, uncertainty(x, source, target, recipe.settings, times=recipe.uncertainty, **shared)
+
+    def _write(
+        self,
+        batch: Sequence[Task],
+        given: Sequence[Fitted],
+        found: Translated,
+        deviation: Floats | None,
+    ) -> None:
+        x = np.stack([each.original for each in given])
+        kept = structure(x, found.translated)
+        errors = mse(found.back, x) if found.back is not None else None
+        neighbours = structure(x, np.roll(found.translated, 1, axis=0)) if len(x) > 1 else None
+        for row, (task, fitted) in enumerate(zip(batch, given, strict=True)):
+            written = self._files(task, row, fitted, found, deviation)
+            record = self._record(task, written, fitted.geometry)
+            record["cycle_mse"] = None if errors is None else float(errors[row])
+            record["cycle_psnr"] = None if errors is None else float(to_psnr(errors)[row])
+            record["range"] = _range(fitted.use)
+            record["structure"] = kept.records()[row]
+            record["chance"] = None if neighbours is None else _figures(neighbours, row)
+            record["latent"] = asdict(measure(torch.from_numpy(found.latent[row : row + 1])))
+            del record["latent"]["count"]
+            if deviation is not None:
+                record["uncertainty"] = {
+                    "softenings": self._recipe.uncertainty,
+                    "mean": float(deviation[row].mean()),
+                    "max": float(deviation[row].max()),
+                    "white": UNCERTAINTY_WHITE,
+                }
+            write_json(self._out / task.files(self._recipe)["record"], record)
+
+    def _files(
+        self,
+        task: Task,
+        row: int,
+        given: Fitted,
+        found: Translated,
+        deviation: Floats | None,
+    ) -> dict[str, str]:
+        """Write the files of one picture; their digests by name."""
+        size = None if self._recipe.public_names else given.geometry
+        source, target = self._rules
+        # The fit that was done to the source is what is undone, whatever the target does to its own pictures.
+        target = replace(target, fit=source.fit)
+        contents = {"translated": encode_png(from_array(found.translated[row], target, size))}
+        if self._recipe.public_names:
+            contents["source"] = encode_png(from_array(given.samples, source))
+        if found.back is not None:
+            contents["back"] = encode_png(from_array(found.back[row], source, size))
+        if deviation is not None:
+            contents["uncertainty"] = _map(deviation[row], target, size)
+        if self._recipe.keep_latents:
+            contents["latent"] = _npy(found.latent[row])
+        names, written = task.files(self._recipe), {}
+        for kind, content in contents.items():
+            path = self._out / names[kind]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, content)
+            written[names[kind]] = hashlib.sha256(content).hexdigest()
+        return written
+
+    def _record(self, task: Task, written: dict[str, str], size: Geometry) -> dict[str, Any]:
+        names, (own, rule) = task.files(self._recipe), self._rules
+        slope, intercept = rule.output_scale
+        models = self.source.bundle, self.target.bundle
+        return {
+            "source": task.shown,
+            "translated": names["translated"],
+            "back": names.get("back"),
+            "picture_digest": task.digest,
+            "size": [size.height, size.width],
+            "classes": None
+            if task.source_class is None and task.target_class is None
+            else {"source": task.source_class, "target": task.target_class},
+            "output_scale": {"slope": slope, "intercept": intercept},
+            "back_scale": dict(zip(("slope", "intercept"), own.output_scale, strict=True)),
+            "ranges": {"source": [own.low, own.high], "target": [rule.low, rule.high]},
+            "settings": self._recipe.described(),
+            "models": {
+                side: {"name": model.manifest.name, "domain": model.manifest.domain, "digest": model.digest}
+                for side, model in zip(("source", "target"), models, strict=True)
+            },
+            "request": task.request(self._recipe, model_digests(self.source, self.target)),
+            "files": written,
+        }
+
+
+def _range(use: Use) -> dict[str, float]:
+    """How many values were clipped, as a number and as a share, and the part of the range that is used."""
+    return {"clipped": use.clipped, "outside": round(use.outside, 4), "used": round(use.used, 4)}
+
+
+def open_sides(
+    recipe: Recipe, opener: Opener, device: str, classes: tuple[int | None, int | None] = (None, None)
+) -> tuple[PictureSide, PictureSide]:
+    """The two sides of a recipe on a device, told these classes at first; one network when both are one model.
+
+    Raises:
+        ShapeMismatch, SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used, or not so.
+    """
+    guidance = Guidance(
+        recipe.guidance,
+        opener(recipe.classifier) if recipe.classifier is not None else None,
+        recipe.classifier_scale,
+        encoding=recipe.guide_encoding,
+        clip=recipe.clip,
+    )
+    shared: dict[str, Any] = {"device": device, "dtype": DTYPES[recipe.dtype], "guidance": guidance}
+    source = PictureSide(opener(recipe.source), label=classes[0], **shared)
+    if recipe.target == recipe.source:
+        return source, source.of_class(classes[1])
+    return source, PictureSide(opener(recipe.target), label=classes[1], **shared)
+
+
+def model_digests(source: PictureSide, target: PictureSide) -> list[str]:
+    """What pins the models of a run, the classifier's included."""
+    guide = source.guidance.classifier
+    return [source.bundle.digest, target.bundle.digest, guide.digest if guide is not None else ""]
+
+
+def finished(task: Task, recipe: Recipe, models: Sequence[str], out: Path) -> bool:
+    """Whether the results of a picture are there, answer this request and are what their record says."""
+    record = read_record(out / task.files(recipe)["record"])
+    if record is None or record.get("request") != task.request(recipe, models):
+        return False
+    files = record.get("files")
+    wanted = {name for kind, name in task.files(recipe).items() if kind != "record"}
+    if not isinstance(files, dict) or set(files) != wanted:
+        return False
+    return all(_digest(out / name) == digest for name, digest in files.items())
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record in a file, or None when there is none that can be read."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _figures(kept: Structure, row: int) -> dict[str, float]:
+    return {
+        "edge_correlation": float(kept.edge_correlation[row]),
+        "mutual_information": float(kept.mutual_information[row]),
+    }
+
+
+def _map(deviation: Floats, rule: PictureRule, geometry: Geometry | None) -> bytes:
+    """A grey PNG of 16 bits, 0 to `UNCERTAINTY_WHITE`."""
+    grey = replace(rule, channels=1, low=0.0, high=UNCERTAINTY_WHITE, bits=16)
+    return encode_png(from_array((deviation / UNCERTAINTY_WHITE * 2.0 - 1.0)[None], grey, geometry))
+
+
+def _npy(latent: Floats) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, latent, allow_pickle=False)
+    return stream.getvalue()

@@ -1,0 +1,321 @@
+"""Two folders of pictures to a first impression of the bridge between them: checked, trained, translated, judged.
+
+    out/a, out/b                   the two models, as `train_pictures` writes them
+    out/a-to-b, out/b-to-a         held-out pictures there and back, as `picture_run.run` writes them
+    out/index.html                 one page, written last
+
+The rule: each part knows by itself what of it is finished, so a rehearsal that was killed goes on with the same call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import ExtraMissing, PictureMisfit, UsageError
+from ddib_fed.metrics.judgement import Domain, Figures, judge
+from ddib_fed.metrics.latents import whiteness
+from ddib_fed.metrics.pictures import picture_rule
+from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.processes import require_alone
+from ddib_fed.reports.rehearsal_page import SideFound, WayFound, write_rehearsal
+from ddib_fed.runs.picture_recipe import SHEET_FILE, Recipe
+from ddib_fed.runs.picture_results import stages
+from ddib_fed.runs.picture_run import Found, entry_tasks, run
+from ddib_fed.runs.picture_worker import read_record
+from ddib_fed.samples import folders
+from ddib_fed.samples.images import read_fitted
+from ddib_fed.samples.scans import Entry, Folder, require_outside
+from ddib_fed.training import record
+from ddib_fed.training.folder import RUN_FOLDER
+from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.pictures.folder import name_of
+from ddib_fed.training.pictures.run import train_pictures
+
+# Of the time that is given, this goes to training; the rest to looking, translating and judging.
+TRAINING_SHARE = 0.9
+DOMAIN_PICTURES = 1000
+PAGE = "index.html"
+OnProgress = Callable[[str, int, int, str], None]
+"""Told (what is being done, done, in all, remark)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What is to be rehearsed.
+
+    Attributes:
+        a: One domain's folder.
+        b: The other's.
+        out: Where everything goes.
+        config: Of both trainings; folder, name, channels and length are filled in.
+        time_s: Seconds for everything; None when `config` has steps.
+        test_a: Held-out pictures of their own; None holds out a part of `a`.
+        test_b: The same of `b`.
+        pictures: Held-out pictures that are translated, at most, each way.
+        evaluations: Network evaluations of a leg.
+    """
+
+    a: Path
+    b: Path
+    out: Path
+    config: PictureTrainConfig
+    time_s: float | None = None
+    test_a: Path | None = None
+    test_b: Path | None = None
+    pictures: int = 64
+    evaluations: int = 48
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One scanned folder."""
+
+    letter: str
+    folder: Folder
+    lines: tuple[str, ...]
+    train: tuple[Entry, ...]
+    held_root: Path
+    held_out: tuple[Entry, ...]
+    name: str
+
+
+def rehearse(
+    wanted: Rehearsal,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Path:
+    """Do what of a rehearsal is not done, and write its page.
+
+    Args:
+        wanted: The rehearsal.
+        force: Start again, whatever is in the folder.
+        say: Told what the folders are like and what is odd, a sentence each.
+        on_progress: Told how far each part is; what it raises ends the work, which then can go on.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileMissing, ImageUnreadable, PictureMisfit, InputError, UsageError: The folders cannot be used.
+        StateConflict, AlreadyExists: The folder holds a rehearsal of other settings.
+        SettingsInvalid: Settings that cannot be.
+    """
+    require_alone("a rehearsal")
+    tell, show = say or _silent, on_progress or _unseen
+    for folder in (wanted.a, wanted.b, wanted.test_a, wanted.test_b):
+        if folder is not None:
+            require_outside(wanted.out, folder)
+    a = _look("a", wanted.a, wanted.test_a, wanted, show)
+    b = _look("b", wanted.b, wanted.test_b, wanted, show)
+    shared = [f"{mine} and {theirs}" for mine, theirs in folders.shared(a.folder.entries, b.folder.entries)]
+    for side in (a, b):
+        for line in side.lines:
+            tell(f"{side.name}: {line}")
+    if shared:
+        tell(f"{len(shared)} pictures are in both folders; the first: {shared[0]}")
+    config = wanted.config.model_copy(update={"channels": wanted.config.channels or _channels(a, b)})
+    models = [_train(side, (a, b), config, wanted, show, tell, force=force) for side in (a, b)]
+    ways = (
+        _translate(_fitting(a, models[0], tell), b, (models[0], models[1]), config, wanted, show),
+        _translate(_fitting(b, models[1], tell), a, (models[1], models[0]), config, wanted, show),
+    )
+    found = [_found(side, model, wanted.out) for side, model in zip((a, b), models, strict=True)]
+    write_rehearsal(wanted.out / PAGE, (found[0], found[1]), ways, shared)
+    return wanted.out / PAGE
+
+
+def _look(letter: str, path: Path, test: Path | None, wanted: Rehearsal, show: OnProgress) -> _Side:
+    skip, check = wanted.config.skip_bad, folders.range_check(wanted.config.range)
+    folder = folders.scan(
+        path,
+        skip_bad=skip,
+        check=check,
+        progress=lambda done, total: show("looking", done, total, str(path)),
+    )
+    train, held_out = folders.split(folder.entries, wanted.config.held_out)
+    lines = folders.survey(folder).lines()
+    lines += [f"{bad}: {reason}" for bad, reason in folder.bad]
+    if test is not None:
+        held_out = folders.scan(test, skip_bad=skip, check=check).entries
+    held_out = tuple(sorted(held_out, key=lambda entry: entry.digest))[: wanted.pictures]
+    return _Side(letter, folder, tuple(lines), train, test or path, held_out, name_of(path))
+
+
+def _channels(a: _Side, b: _Side) -> int:
+    """Grey, unless most pictures of a side are coloured: both models need one number."""
+    coloured = [sum(e.looks.channels == 3 for e in side.folder.entries) for side in (a, b)]
+    return 3 if any(2 * n > len(s.folder.entries) for n, s in zip(coloured, (a, b), strict=True)) else 1
+
+
+def _train(
+    side: _Side,
+    both: tuple[_Side, _Side],
+    config: PictureTrainConfig,
+    wanted: Rehearsal,
+    show: OnProgress,
+    say: Callable[[str], None],
+    *,
+    force: bool,
+) -> Bundle:
+    """The model of a side, trained or found."""
+    alike = both[0].name == both[1].name
+    time_s = None if wanted.time_s is None else TRAINING_SHARE * wanted.time_s / 2
+    config = PictureTrainConfig.model_validate(
+        config.model_dump()
+        | {
+            "images": side.folder.root,
+            "name": f"{side.name}-{side.letter}" if alike else side.name,
+            "time_s": time_s,
+        }
+    )
+    return train_pictures(
+        config,
+        wanted.out / side.letter,
+        lambda p: show(f"training {side.name}", p.step, p.steps, f"loss {p.loss:.4f}"),
+        resume=not force,
+        force=force,
+        say=lambda text: say(f"{side.name}: {text}"),
+    )
+
+
+def _fitting(side: _Side, model: Bundle, say: Callable[[str], None]) -> _Side:
+    """The side without those held-out pictures that its model does not take, which are named.
+
+    Raises:
+        PictureMisfit: It takes none.
+    """
+    rule, kept = picture_rule(model.manifest), []
+    error: PictureMisfit | None = None
+    for entry in side.held_out:
+        try:
+            read_fitted(entry.path, rule)
+        except PictureMisfit as misfit:
+            error = misfit
+            say(f"{side.name}: not translated: {misfit.detail}")
+        else:
+            kept.append(entry)
+    if error is not None and not kept:
+        raise error
+    return replace(side, held_out=tuple(kept))
+
+
+def _translate(
+    source: _Side,
+    target: _Side,
+    models: tuple[Bundle, Bundle],
+    config: PictureTrainConfig,
+    wanted: Rehearsal,
+    show: OnProgress,
+) -> WayFound:
+    """Held-out pictures of a side there and back, and what can be said of them."""
+    out = wanted.out / f"{source.letter}-to-{target.letter}"
+    title = f"{models[0].manifest.domain} to {models[1].manifest.domain}"
+    recipe = Recipe(
+        str(wanted.out / source.letter),
+        str(wanted.out / target.letter),
+        SolverSettings(evaluations=wanted.evaluations),
+        cycle=True,
+        keep_latents=True,
+        seed=config.seed,
+    )
+    found = Found(source.held_root, entry_tasks(source.held_root, source.held_out), ())
+    on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    run(
+        recipe,
+        found,
+        out,
+        opener=open_folder,
+        devices=("cuda:0",) if on_gpu else ("cpu",),
+        threads=config.threads,
+        force=True,  # the folder is the rehearsal's own; what is finished for these settings is not done again
+        on_progress=functools.partial(show, f"translating {title}"),
+    )
+    report, notes = _judge(found, out, recipe, models, target)
+    return WayFound(title, out, report, (out / SHEET_FILE).read_bytes(), tuple(notes))
+
+
+def open_folder(which: str) -> Bundle:
+    """The bundle in a folder; errors as `load_bundle`."""
+    return load_bundle(Path(which))
+
+
+def _judge(
+    found: Found, out: Path, recipe: Recipe, models: tuple[Bundle, Bundle], target: _Side
+) -> tuple[Figures, list[str]]:
+    files = [task.files(recipe) for task in found.tasks]
+    records = [read_record(out / each["record"]) or {} for each in files]
+    stacks = {s.title: s.pictures for s in stages(found.tasks, records, out, _manifests(models))}
+    rule = picture_rule(models[1].manifest)
+    domain = Domain(folders.load(target.train[:DOMAIN_PICTURES], rule))
+    own = picture_rule(models[0].manifest)
+    given: dict[str, Any] = {
+        "source": np.stack([read_fitted(task.path, own).original for task in found.tasks]),
+        "back": stacks["back"],
+        "thresholds": models[0].manifest.structure,
+    }
+    notes = []
+    try:
+        report = judge(stacks["translated"], domain=domain, **given)
+    except ExtraMissing as error:
+        notes.append(f"Not measured: the distance to the target domain. {error.detail}: {error.hint}")
+        report = judge(stacks["translated"], **given)
+    measured = whiteness(torch.from_numpy(np.stack([np.load(out / each["latent"]) for each in files])))
+    report["latent"] = {
+        **asdict(measured.latent),
+        "noise_correlation": measured.noise.correlation,
+        "ratio": measured.ratio,
+    }
+    return report, notes
+
+
+def _manifests(models: tuple[Bundle, Bundle]) -> Any:
+    return models[0].manifest, models[1].manifest
+
+
+def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
+    run_folder = out / side.letter / RUN_FOLDER
+    losses = [row.held_out for row in record.read_progress(run_folder / "progress.csv")]
+    return SideFound(
+        side.folder.root,
+        side.lines,
+        len(side.train),
+        model.manifest,
+        out / side.letter,
+        (run_folder / "loss.png").read_bytes(),
+        (run_folder / "samples.png").read_bytes(),
+        tuple(loss for loss in losses if loss is not None),
+    )
+
+
+def sides_of(a: Path, b: Path | None) -> tuple[Path, Path, Path | None, Path | None]:
+    """(A, B, held-out A or None, held-out B or None) of two folders, or of one that is laid out as trainA, trainB.
+
+    Raises:
+        UsageError: One folder that is not laid out so.
+    """
+    if b is not None:
+        return a, b, None, None
+    found = folders.two_sides(a)
+    if found is None:
+        raise UsageError(
+            f"{a} does not hold trainA and trainB", hint="name two folders: ddib try A/ B/ --out DIR"
+        )
+    return found.train_a, found.train_b, found.test_a, found.test_b
+
+
+def _silent(text: str) -> None:
+    del text
+
+
+def _unseen(what: str, done: int, total: int, remark: str) -> None:
+    del what, done, total, remark

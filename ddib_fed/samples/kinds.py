@@ -1,0 +1,105 @@
+"""Tells files of points from files of pictures, so that neither is taken for the other.
+
+The rule: a .npy is judged by its header alone; one that could be either is left to what the model takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from ddib_fed.errors import DdibError, KindMismatch, PictureMisfit, PointsUnreadable
+from ddib_fed.samples.points import MAGIC, Header, read_header
+from ddib_fed.samples.units import name_misfit
+
+MANY_ROWS: Final = 16
+FEW_COLUMNS: Final = 4
+"""No picture is so narrow and at least `MANY_ROWS` high."""
+SOME_COLUMNS: Final = 16
+"""Floats in so few columns and `MANY_ROWS` times as many rows are points, too."""
+
+
+def refuse_points(content: bytes) -> None:
+    """Return when a file that is to be a picture is no .npy of points (N, D).
+
+    Raises:
+        KindMismatch: It is.
+    """
+    header = _header(content)
+    if header is None or len(header.shape) != 2:
+        return
+    rows, columns = header.shape
+    narrow = columns <= FEW_COLUMNS and rows >= MANY_ROWS
+    floats = header.dtype.kind == "f" and columns <= SOME_COLUMNS and rows >= MANY_ROWS * columns
+    if columns and (narrow or floats):
+        raise _mismatch(f"points, {rows} x {columns}", "pictures")
+
+
+def refuse_picture(content: bytes, dim: int | None = None) -> None:
+    """Return when a .npy that is to be points (N, D) is no picture.
+
+    Args:
+        content: The file.
+        dim: D, where it is known.
+
+    Raises:
+        KindMismatch: It is (H, W, C) or (C, H, W), or (H, W) of a picture's whole numbers; a table of many more rows
+            than columns is points.
+    """
+    header = _header(content)
+    if header is None:
+        return
+    shape = header.shape
+    planes = len(shape) == 3 and (shape[2] in {1, 3, 4} or shape[0] in {1, 3})
+    plane = (
+        len(shape) == 2
+        and header.dtype.kind == "u"
+        and FEW_COLUMNS < shape[1] != dim
+        and shape[0] < MANY_ROWS * shape[1]
+    )
+    if planes or plane:
+        size = " x ".join(map(str, shape))[:60]
+        raise _mismatch(f"a picture, {size}", f"points (N, {dim or 'D'})")
+
+
+def picture_for_points(what: str, dim: int) -> KindMismatch:
+    """The error for a file of a picture's format, e.g. ``PNG``, sent to a model of points (N, `dim`)."""
+    return _mismatch(f"a picture ({what})", f"points (N, {dim})")
+
+
+def explain_kind(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]:
+    """What is wrong with a file, and what to do: from the facts of a `KindMismatch`, also as they crossed the wire."""
+    if "holds" not in facts or "takes" not in facts:
+        return "", ""
+    detail = f"{name} holds {facts['holds']}; {facts.get('model', 'the model')} takes {facts['takes']}"
+    if facts["takes"] == "pictures":
+        return detail, "`ddib domains` lists who takes points; a picture of this shape is saved as (H, W, 1)"
+    return detail, "`ddib domains` lists who takes pictures; a .npy of points is (N, D)"
+
+
+def name_file(error: DdibError, name: str) -> DdibError:
+    """The same error, about a file of this name; what its facts explain is written again with the name."""
+    if isinstance(error, PictureMisfit):
+        return name_misfit(error, name)
+    if isinstance(error, KindMismatch) and (told := explain_kind(error.facts, name))[0]:
+        return KindMismatch(told[0], hint=told[1], facts=error.facts)
+    if name not in error.detail:
+        error.detail = f"{name}: {error.detail}"
+        error.args = (error.detail,)
+    return error
+
+
+def _mismatch(holds: str, takes: str) -> KindMismatch:
+    facts = {"holds": holds, "takes": takes}
+    detail, hint = explain_kind(facts)
+    return KindMismatch(detail, hint=hint, facts=facts)
+
+
+def _header(content: bytes) -> Header | None:
+    """Of a .npy; None for anything else, and for a header that whoever decodes it will refuse."""
+    if content[:6] != MAGIC:
+        return None
+    try:
+        return read_header(content)[0]
+    except PointsUnreadable:
+        return None

@@ -1,0 +1,130 @@
+"""States, from a file's header alone, how much memory it takes to decode the picture in it.
+
+The rule: the figure is an upper bound: what the decoder of each format holds at once, as measured (docs/operating.md
+has the table), beside the file itself. What the pixels take afterwards is in `fitting.input_bytes` and `output_bytes`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ddib_fed.samples.fitting import Geometry, PictureRule, input_bytes, output_bytes
+from ddib_fed.samples.formats.decoded import ImageLimits, faults_as_unreadable
+from ddib_fed.samples.formats.png_jpeg_npy import ORIENTATION, npy_shape, open_pillow, png_header
+from ddib_fed.samples.formats.tiff import first_page, segment_bytes
+from ddib_fed.samples.images import image_format
+
+_PALETTE = 3  # "colour type" of the PNG specification
+_PLANES, _WHITE_IS_ZERO = 2, 0  # TIFF's PlanarConfiguration and PhotometricInterpretation
+FIXED = 48 << 20
+"""Of any picture: a band and its conversions, and what decoders keep for themselves."""
+
+
+class Cost(NamedTuple):
+    """What a picture takes, in bytes.
+
+    Attributes:
+        decoding: While it is decoded.
+        pixels: Its pixels, once they are.
+        itemsize: Bytes of one number of theirs.
+        geometry: Its size; upright or lying, whichever.
+    """
+
+    decoding: int
+    pixels: int
+    itemsize: int
+    geometry: Geometry
+
+
+def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
+    """The most that reading this file and writing a picture of its size will take at once, in bytes; without the file.
+
+    Args:
+        content: The file.
+        limits: What it may claim.
+        rule: The model's.
+
+    Raises:
+        ImageUnreadable, ImageTooLarge: As `decode_image`, as far as the header says.
+    """
+    cost = cost_of(content, limits)
+    lying = Geometry(cost.geometry.width, cost.geometry.height)
+    after = max(
+        max(cost.pixels + input_bytes(way, cost.itemsize, rule), output_bytes(way, rule))
+        for way in (cost.geometry, lying)
+    )
+    return FIXED + max(cost.decoding, after)
+
+
+def cost_of(content: bytes, limits: ImageLimits) -> Cost:
+    """What decoding takes, from the header.
+
+    Raises:
+        ImageUnreadable, ImageTooLarge: As `decode_image`, as far as the header says.
+    """
+    kind = image_format(content) or ""
+    with faults_as_unreadable(kind or "picture"):
+        found: Cost = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "NPY": _npy}.get(kind, _nothing)(content)
+    limits.check_size(found.geometry.height, found.geometry.width)
+    return found
+
+
+def _png(content: bytes) -> Cost:
+    """Pillow's picture (4 bytes a pixel but for grey) and the pixels; then these and what is flat, or upright, of them.
+
+    The file is copied once, without its metadata.
+    """
+    width, height, depth, colour = png_header(content)
+    samples = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}.get(colour, 4)
+    itemsize = 2 if depth == 16 else 1
+    flat = (1 if samples < 3 else 3) * itemsize
+    held = (2 if samples == 1 and depth == 16 else 1) if samples == 1 else 4
+    # A palette is turned into another picture of Pillow's first.
+    converted = 4 if colour == _PALETTE else 0
+    read = samples * itemsize if itemsize == 2 else flat
+    most = max(held + converted, held + converted + read, read + flat)
+    return _cost(height, width, most, flat, itemsize, len(content))
+
+
+def _jpeg(content: bytes) -> Cost:
+    """Pillow's picture, and of a progressive one all coefficients: two bytes for each sample."""
+    image = open_pillow(content, "JPEG")
+    samples = len(image.getbands())
+    coefficients = 2 * samples
+    held = 1 if samples == 1 else 4
+    flat = 1 if samples == 1 else 3
+    most = max(held + coefficients, held + 4 if samples == 4 else 0, held + flat, 2 * flat)
+    return _cost(image.height, image.width, most, flat, 1, 0)
+
+
+def _tiff(content: bytes) -> Cost:
+    """The pixels as stored, as Pillow's where libtiff reads, as settled or upright; and the segments being decoded."""
+    page = first_page(content)
+    samples = max(1, int(page.samplesperpixel))
+    itemsize = max(1, int(page.bitspersample) // 8)
+    flat = (1 if samples < 3 else 3) * (itemsize if itemsize <= 2 else 4)
+    stored = samples * itemsize
+    # Planes apart, lying pictures and inverted ones are copied once more as stored.
+    moved = page.planarconfig == _PLANES or page.photometric == _WHITE_IS_ZERO or ORIENTATION in page.tags
+    by_pillow = 4 + 4 + max(flat, 4) if itemsize <= 4 else 0
+    most = max(stored + (max(stored, flat) if moved else flat), by_pillow)
+    segments = 2 * segment_bytes(page) + len(content)
+    return _cost(page.imagelength, page.imagewidth, most, flat, min(itemsize, 4), segments)
+
+
+def _npy(content: bytes) -> Cost:
+    """The numbers as stored lie in the file; a copy of them in a type of a picture's, and an upright one."""
+    height, width, samples, itemsize = npy_shape(content)
+    kept = samples * (itemsize if itemsize <= 2 else 4)
+    return _cost(height, width, 2 * kept, kept, min(itemsize, 4), 0)
+
+
+def _nothing(content: bytes) -> Cost:
+    """No format that is read: it will be refused by its first bytes."""
+    del content
+    return Cost(0, 0, 1, Geometry(1, 1))
+
+
+def _cost(height: int, width: int, most: int, pixels: int, itemsize: int, extra: int) -> Cost:
+    count = int(height) * int(width)
+    return Cost(count * most + extra, count * pixels, itemsize, Geometry(int(height), int(width)))

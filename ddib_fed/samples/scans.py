@@ -1,0 +1,271 @@
+"""Turns a folder of pictures into checked entries.
+
+The rule: every picture is decoded once before anything is trained on it, so that a damaged file is named in the
+first minute and not met in the third hour; order and classes depend on names alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ddib_fed.errors import DdibError, FileMissing, ImageUnreadable, PictureMisfit, UsageError
+from ddib_fed.samples.images import (
+    ImageLimits,
+    Picture,
+    decode_image,
+    image_format,
+    read_content,
+)
+from ddib_fed.samples.kinds import name_file
+
+Classes = Literal["folders", "prefix"] | None
+Progress = Callable[[int, int], None]
+Check = Callable[[Picture], object]
+
+SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".npy"})
+# Pictures of formats that are not read here: left out in silence they would be missed much later.
+OTHER_SUFFIXES = frozenset({
+    ".bmp", ".dcm", ".gif", ".gz", ".heic", ".jp2", ".mha", ".mhd", ".nii", ".npz", ".nrrd", ".ppm", ".webp",
+})  # fmt: skip
+MAX_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """What a decoded picture is like.
+
+    Attributes:
+        height: In pixels, upright.
+        width: In pixels, upright.
+        channels: 1 or 3.
+        dtype: ``uint8``, ``uint16``, ``int16`` or ``float32``.
+        format: ``PNG``, ``JPEG``, ``TIFF`` or ``NPY``.
+        low: The smallest value.
+        high: The largest value.
+    """
+
+    height: int
+    width: int
+    channels: int
+    dtype: str
+    format: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One good picture of a folder.
+
+    Attributes:
+        path: The file.
+        label: Its class, when classes were asked for.
+        digest: SHA-256 of shape, type and pixels, in hexadecimal: alike for a picture in two formats.
+        looks: What it is like.
+    """
+
+    path: Path
+    label: str | None
+    digest: str
+    looks: Looks
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that was scanned.
+
+    Attributes:
+        root: The folder.
+        entries: The good pictures, sorted by their path below the root.
+        classes: Names in the order of their numbers; empty without classes.
+        bad: Path and reason of each file that is left out.
+        ignored: How many files are no pictures by name and content (notes, thumbnails' databases).
+    """
+
+    root: Path
+    entries: tuple[Entry, ...]
+    classes: tuple[str, ...]
+    bad: tuple[tuple[Path, str], ...]
+    ignored: int
+
+
+class Sides(NamedTuple):
+    """The four folders of the layout `trainA/ trainB/ testA/ testB/`; a test folder may be missing."""
+
+    train_a: Path
+    train_b: Path
+    test_a: Path | None
+    test_b: Path | None
+
+
+def two_sides(root: Path) -> Sides | None:
+    """The folders of two domains under one root, or None when `root` is not laid out so."""
+    if not ((root / "trainA").is_dir() and (root / "trainB").is_dir()):
+        return None
+    tests = [p if p.is_dir() else None for p in (root / "testA", root / "testB")]
+    return Sides(root / "trainA", root / "trainB", *tests)
+
+
+def scan(
+    root: Path,
+    *,
+    classes: Classes = None,
+    limits: ImageLimits | None = None,
+    skip_bad: bool = False,
+    check: Check | None = None,
+    progress: Progress | None = None,
+) -> Folder:
+    """Every picture below a folder, decoded once.
+
+    Sub-folders are entered; what begins with a dot is not looked at. A file counts as a picture by its suffix or
+    by its first bytes.
+
+    Args:
+        root: The folder; or one picture.
+        classes: ``folders``: the first folder below the root. ``prefix``: the name up to its first underscore.
+        limits: Of each file.
+        skip_bad: Leave damaged files out and list them, instead of refusing the folder.
+        check: Raises for a picture that cannot be used, which then counts as damaged.
+        progress: Called with (files looked at, files in all).
+
+    Raises:
+        FileMissing: No such folder, or no picture in it.
+        ImageUnreadable: There are bad files and `skip_bad` is false; the first ones are named.
+        PictureMisfit: The same, and all of them are what `check` raised so for.
+        UsageError: The folder holds `trainA` and `trainB`: two domains, of which one has to be named.
+    """
+    limits = limits or ImageLimits()
+    if not root.exists():
+        raise FileMissing(f"no such folder: {root}")
+    if two_sides(root):
+        raise UsageError(
+            f"{root} holds trainA and trainB, which are two domains",
+            hint=f"name one of them: {root / 'trainA'}",
+        )
+    paths = list(_files(root))
+    entries: list[Entry] = []
+    bad: list[tuple[Path, DdibError]] = []
+    ignored = 0
+    for done, path in enumerate(paths, start=1):
+        try:
+            entry = _entry(path, root, classes, limits, check)
+        except DdibError as error:
+            bad.append((path, error))
+        else:
+            entries += [entry] if entry else []
+            ignored += entry is None
+        if progress:
+            progress(done, len(paths))
+    if bad and not skip_bad:
+        raise _bad_files(root, bad, len(entries))
+    if not entries:
+        first = f"; {bad[0][0]}: {bad[0][1].detail}" if bad else ""
+        raise FileMissing(f"no picture below {root} ({len(bad)} bad files, {ignored} of other kinds){first}")
+    names = _sorted_names({e.label for e in entries if e.label is not None})
+    reasons = tuple((path, error.detail) for path, error in bad)
+    return Folder(root, tuple(entries), names, reasons, ignored)
+
+
+def describe(picture: Picture) -> tuple[str, Looks]:
+    """The digest and the looks of a picture."""
+    pixels = picture.pixels
+    digest = hashlib.sha256(f"{pixels.dtype.name} {pixels.shape}\n".encode())
+    digest.update(np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<")).data)
+    height, width, channels = pixels.shape
+    low, high = float(pixels.min()), float(pixels.max())
+    return digest.hexdigest(), Looks(height, width, channels, pixels.dtype.name, picture.format, low, high)
+
+
+def require_outside(out: Path, pictures: Path) -> None:
+    """Return when what is written to `out` would not become pictures of the folder `pictures`.
+
+    Raises:
+        UsageError: It would.
+    """
+    root = pictures.resolve()
+    if pictures.is_dir() and (out.resolve() == root or root in out.resolve().parents):
+        raise UsageError(
+            f"{out} lies among the pictures of {pictures}: results would become sources",
+            hint="choose a folder beside it",
+        )
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Files below a folder in the order of their paths; neither hidden ones nor those of hidden folders."""
+    if root.is_file():
+        yield root
+        return
+    found: list[Path] = []
+    for folder, below, names in os.walk(root):
+        below[:] = [d for d in below if not d.startswith(".") and d != "__MACOSX"]
+        found += [Path(folder) / n for n in names if not n.startswith(".")]
+    yield from sorted(found, key=lambda p: p.relative_to(root).as_posix())
+
+
+def _entry(
+    path: Path, root: Path, classes: Classes, limits: ImageLimits, check: Check | None
+) -> Entry | None:
+    """The entry of a file; None for a file that is no picture and does not claim to be one."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES | OTHER_SUFFIXES and not _begins_like_one(path):
+        return None
+    picture = decode_image(read_content(path, limits), limits)
+    if check is not None:
+        check(picture)
+    digest, looks = describe(picture)
+    return Entry(path, _label(path, root, classes), digest, looks)
+
+
+def _begins_like_one(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return image_format(file.read(16)) is not None
+    except OSError:
+        return False
+
+
+def _label(path: Path, root: Path, classes: Classes) -> str | None:
+    if classes is None:
+        return None
+    if classes == "prefix":
+        name, mark, _ = path.stem.partition("_")
+        if not mark or not name:
+            raise ImageUnreadable("its name has no class before an underscore, as in cat_001.png")
+        return name
+    parts = path.relative_to(root).parts
+    if len(parts) < 2:
+        raise ImageUnreadable("it lies in no sub-folder, which would name its class")
+    return parts[0]
+
+
+def _sorted_names(names: set[str]) -> tuple[str, ...]:
+    """As text; as numbers when all are whole numbers, so that 10 comes after 9."""
+    if all(n.isdecimal() for n in names):
+        return tuple(sorted(names, key=lambda n: (int(n), n)))
+    return tuple(sorted(names))
+
+
+def _bad_files(root: Path, bad: list[tuple[Path, DdibError]], good: int) -> DdibError:
+    """The error that names bad files; of one file alone, and of pictures of other units, with what would fit."""
+    path, first = bad[0]
+    first = name_file(first, str(path))
+    if root.is_file():
+        return first
+    listed = [f"  {path}: {error.detail}" for path, error in bad[:MAX_LISTED]]
+    more = [f"  and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
+    detail = "\n".join(
+        [f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:", *listed, *more]
+    )
+    if all(isinstance(error, PictureMisfit) for _, error in bad):
+        others = "; or leave them out with --skip-bad" if good else ""
+        return PictureMisfit(detail, hint=f"{first.hint}{others}", facts=first.facts)
+    return ImageUnreadable(
+        detail, hint="repair or remove them, or leave them out with --skip-bad", facts={"bad": len(bad)}
+    )

@@ -1,0 +1,272 @@
+"""Decides whether a picture's numbers are in the units of a model, and says what to do when they are not.
+
+The rule: values are raw, and none is scaled to fit. A picture is refused when its type cannot hold the model's range,
+or when its values are plainly of another scale; a few values outside the range are clipped, counted, and stay in what
+results are compared with. Nodes, `ddib bridge`, `ddib try`, `ddib evaluate` and training all ask here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Final, Literal
+
+import numpy as np
+
+from ddib_fed.errors import PictureMisfit
+from ddib_fed.samples.formats.decoded import Picture, Pixels
+
+Problem = Literal["type", "scale", "unit", "window", "colour"]
+
+TYPE_RANGES: Final = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": (-32768.0, 32767.0)}
+"""All that a type of whole numbers can hold."""
+OWN_RANGES: Final = frozenset({*TYPE_RANGES.values(), (0.0, 1.0), (-1.0, 1.0)})
+"""Ranges that are a whole scale of their own: what lies far outside is of another one."""
+LEAST_HELD: Final = 0.95
+"""Part of a model's range that a picture's type must be able to hold."""
+FEW: Final = 0.01
+"""Part of a picture's values: what so few do decides nothing, as a bright pixel of a detector."""
+BYTE_WIDTH: Final = 128.0
+"""A range within 0 to 255 that is at least so wide is one of 8 bits, whatever percentiles it was cut at."""
+UNIT_WIDTH: Final = 64.0
+"""Floats from -1 to 1 are no raw values of a range that is at least so wide; of one to 20 or 50, as of uptake or rain,
+a faint picture has no others."""
+_TOPS: Final = (4095, 16383, 65535)
+"""The largest numbers of 12, 14 and 16 bits, all of which lie in files of 16."""
+# Beyond a range: (widths of it that count as far, part of the values that may lie outside, widths that one value may).
+# A whole scale has nothing outside but what a filter overshoots by and a bright pixel; a window of a longer scale has,
+# and Hounsfield units, which go below zero, lie many widths outside a window of the brain.
+_WHOLE: Final = (0.05, 1.0, 1.0)
+_WINDOW: Final = (8.0, 0.5, np.inf)
+_SIGNED_WINDOW: Final = (64.0, 0.95, np.inf)
+_BLOCK: Final = 1 << 20
+_NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How the values of a picture lie in a range.
+
+    Attributes:
+        low: The smallest value.
+        high: The largest value.
+        clipped: How many values lie outside the range.
+        outside: The same as a part of all values.
+        far: Part of the values that lie farther outside than is usual for such a range.
+        used: Part of the range from the smallest to the largest value within it.
+    """
+
+    low: float
+    high: float
+    clipped: int
+    outside: float
+    far: float
+    used: float
+
+
+def measure_use(pixels: Pixels, low: float, high: float) -> Use:
+    """How the values of pixels (H, W, C), of any real type, lie in the range from `low` to `high`."""
+    least, most = float(pixels.min()), float(pixels.max())
+    width = high - low
+    slack = 1e-6 * width  # 255.00001 is a rounding of 255
+    clipped = far = 0
+    if least < low - slack or most > high + slack:
+        reach = _allowance(pixels.dtype, low, high, least)[0] * width
+        for block in _blocks(pixels):
+            clipped += int(np.count_nonzero((block < low - slack) | (block > high + slack)))
+            far += int(np.count_nonzero((block < low - reach) | (block > high + reach)))
+    used = max(0.0, min(most, high) - max(least, low)) / width
+    return Use(least, most, clipped, clipped / pixels.size, far / pixels.size, used)
+
+
+def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = False) -> Use:
+    """How the values of a picture lie in the range of a model whose units they are.
+
+    Args:
+        picture: As decoded.
+        low: The raw value that becomes -1.
+        high: The raw value that becomes 1.
+        windows: Whether nearly all values may lie outside: for training, where a range is chosen for a whole folder.
+
+    Raises:
+        PictureMisfit: They are not in these units; facts and hint say what would fit.
+    """
+    use = measure_use(picture.pixels, low, high)
+    problem = _problem(picture.pixels.dtype, low, high, use)
+    if problem is None or (windows and problem == "window"):
+        return use
+    raise _misfit(picture, problem, low, high, use)
+
+
+def check_channels(picture: Picture, channels: int, *, low: float, high: float) -> None:
+    """Return when a picture has, or can be given without loss, the channels of a model.
+
+    Grey becomes RGB by repetition. RGB whose three channels are the same picture is grey.
+
+    Raises:
+        PictureMisfit: It is in colour, and the model is grey.
+    """
+    if channels == 1 and is_coloured(picture.pixels, high - low):
+        raise _misfit(picture, "colour", low, high, measure_use(picture.pixels, low, high))
+
+
+def is_coloured(pixels: Pixels, width: float) -> bool:
+    """Whether more than `FEW` of the pixels (H, W, C) have channels that differ by a 32nd of a range's width."""
+    if pixels.shape[2] == 1:
+        return False
+    count = 0
+    for block in _blocks(pixels):
+        wide = block.astype(np.float32)
+        count += int(np.count_nonzero(np.ptp(wide, axis=2) > width / 32))
+    return bool(count > FEW * pixels.shape[0] * pixels.shape[1])
+
+
+def explain(facts: Mapping[str, str], name: str = "the picture") -> tuple[str, str]:
+    """What is wrong with a picture, and what to do, from the facts of a `PictureMisfit`.
+
+    Args:
+        facts: Of the error, also as it came over the wire.
+        name: Of the file.
+
+    Returns:
+        A sentence without its stop, and a hint; empty where the facts say nothing.
+    """
+    problem = facts.get("problem", "")
+    if problem not in _WHY:
+        return "", ""
+    takes, fits = facts.get("takes", "another range"), facts.get("fits", "")
+    detail = (
+        f"{name} holds {facts.get('holds', 'other numbers')}; {facts.get('model', 'the model')} takes {takes}"
+    )
+    words = {"takes": takes, "fits": fits, "command": _command(problem, name, facts)}
+    return f"{detail}: {_WHY[problem]}", _HOW[problem].format(**words)
+
+
+def name_misfit(error: PictureMisfit, name: str) -> PictureMisfit:
+    """The same error about a file of this name."""
+    detail, hint = explain(error.facts, name)
+    return PictureMisfit(detail or f"{name}: {error.detail}", hint=hint or error.hint, facts=error.facts)
+
+
+_WHY: Final[Mapping[str, str]] = {
+    "type": "its type cannot hold these values",
+    "scale": "its values are of another scale",
+    "unit": "its values are of another scale",
+    "window": "too many of its values lie outside of that",
+    "colour": "its colours would be lost",
+}
+_HOW: Final[Mapping[str, str]] = {
+    "type": "save it in the model's own units{command}, or use a model trained with --range {fits}",
+    "scale": "bring its values to {takes}{command}, or use a model trained with --range {fits}",
+    "unit": "bring its values to {takes}{command}, or use a model trained with --range {fits}",
+    "window": "use a model trained with --range {fits}, or clip it first if that is meant{command}",
+    "colour": "make it grey if that is meant{command}, or use a model trained with --channels 3",
+}
+
+
+def _problem(dtype: np.dtype[np.generic], low: float, high: float, use: Use) -> Problem | None:
+    """What keeps values of a type from being in the units of a range."""
+    width = high - low
+    span = TYPE_RANGES.get(dtype.name)
+    if span is not None and min(span[1], high) - max(span[0], low) < LEAST_HELD * width:
+        return "type"
+    if span is None and -1 <= use.low < use.high <= 1 and width >= UNIT_WIDTH:
+        return "unit"
+    _, most_outside, most_beyond = allowance = _allowance(dtype, low, high, use.low)
+    beyond = max(low - use.low, use.high - high)
+    if use.far <= FEW and use.outside <= most_outside and beyond <= most_beyond * width:
+        return None
+    return "scale" if allowance == _WHOLE else "window"
+
+
+def _allowance(
+    dtype: np.dtype[np.generic], low: float, high: float, least: float
+) -> tuple[float, float, float]:
+    """What may lie outside of a range, for values of a type of which `least` is the smallest."""
+    eight_bits = dtype == np.uint16 and low >= 0 and high <= 255 and high - low >= BYTE_WIDTH
+    if (low, high) in OWN_RANGES or eight_bits:
+        return _WHOLE
+    return _SIGNED_WINDOW if least < 0 else _WINDOW
+
+
+def _misfit(picture: Picture, problem: Problem, low: float, high: float, use: Use) -> PictureMisfit:
+    pixels = picture.pixels
+    mode = "RGB" if pixels.shape[2] == 3 else "grey"
+    least, most = _own_range(pixels.dtype, problem, use)
+    facts = {
+        "problem": problem,
+        "holds": f"{mode} {pixels.dtype.name} from {use.low:g} to {use.high:g}",
+        "takes": "grey pictures" if problem == "colour" else f"{low:g} to {high:g}",
+        "fits": f"{least:g}:{most:g}",
+        "range": f"{low:g}:{high:g}",
+    }
+    detail, hint = explain(facts)
+    return PictureMisfit(detail, hint=hint, facts=facts)
+
+
+def _own_range(dtype: np.dtype[np.generic], problem: Problem, use: Use) -> tuple[float, float]:
+    """The range that a model for such pictures has: as far as one picture tells."""
+    if problem == "unit":
+        return (0.0, 1.0) if use.low >= 0 else (-1.0, 1.0)
+    if problem != "window" and dtype == np.uint8:
+        return TYPE_RANGES["uint8"]
+    if problem != "window" and dtype == np.uint16:
+        return 0.0, float(next(top for top in _TOPS if use.high <= top))
+    if use.low < use.high:
+        return use.low, use.high
+    return min(use.low, 0.0), max(use.high, 1.0)
+
+
+def _command(problem: str, name: str, facts: Mapping[str, str]) -> str:
+    """A command that can be pasted, where one line does it."""
+    path = PurePath(name)
+    low, _, high = facts.get("range", "").partition(":")
+    least, _, most = facts.get("fits", "").partition(":")
+    # What came over the wire is not pasted blindly.
+    if not path.suffix or not all(_NUMBER.fullmatch(text) for text in (low, high, least, most)):
+        return ""
+    made = path.with_stem(f"{path.stem}-fitted")
+    to_bytes = problem == "scale" and (low, high) == ("0", "255") and " uint16 " in facts.get("holds", "")
+    if path.suffix.lower() in {".npy", ".tif", ".tiff"} and problem in {"unit", "window"}:
+        return _numpy(path, made.with_suffix(".npy"), _formula(problem, (low, high), (least, most)))
+    if path.suffix.lower() == ".npy":
+        return _numpy(path, made, f"(x * (255 / {most})).round().astype('uint8')") if to_bytes else ""
+    if problem == "colour":
+        return _magick(path, "-colorspace Gray", made)
+    if to_bytes:
+        # ImageMagick takes 16 bits for the whole scale, also where only 12 of them are used.
+        share = "" if most == "65535" else f"-level 0,{100 * float(most) / 65535:.6g}% "
+        return _magick(path, f"{share}-depth 8", made)
+    return ""
+
+
+def _formula(problem: str, taken: tuple[str, str], own: tuple[str, str]) -> str:
+    """What brings x from [0, 1] or [-1, 1] to a range, or into it."""
+    low, high = taken
+    if problem == "window":
+        return f"x.clip({low}, {high})"
+    width = float(high) - float(low)
+    scaled = f"x * {width:.9g}" if own[0] == "0" else f"(x + 1) * {width / 2:.9g}"
+    return scaled if float(low) == 0 else f"{scaled} {'-' if float(low) < 0 else '+'} {abs(float(low)):.9g}"
+
+
+def _numpy(path: PurePath, made: PurePath, new: str) -> str:
+    given, out = (json.dumps(str(each), ensure_ascii=False) for each in (path, made))
+    load, package = ("np.load", "") if path.suffix.lower() == ".npy" else ("tifffile.imread", ", tifffile")
+    code = f"import numpy as np{package}; x = {load}({given}); np.save({out}, {new})"
+    return f" (python3 -c {shlex.quote(code)})"
+
+
+def _magick(path: PurePath, what: str, made: PurePath) -> str:
+    return f" (magick {shlex.quote(str(path))} {what} {shlex.quote(str(made))})"
+
+
+def _blocks(pixels: Pixels) -> Iterator[Pixels]:
+    """The rows of a picture, some at a time: a comparison of all would need several times its memory."""
+    rows = max(1, _BLOCK // max(1, pixels.shape[1] * pixels.shape[2]))
+    for start in range(0, len(pixels), rows):
+        yield pixels[start : start + rows]

@@ -1,0 +1,1 @@
+"""A gRPC server with mutual TLS: authentication, limits, logs, probes."""

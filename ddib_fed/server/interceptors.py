@@ -1,0 +1,325 @@
+"""Stands between gRPC and the servicers: who calls, may they, and what they may read when something fails.
+
+The order is `ErrorInterceptor`, `AuthInterceptor`, `StreamLimiter`, then the servicer. The rule: a call is authorised
+before its message is parsed, and nothing of an exception but its class's fixed sentence leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
+
+import grpc
+
+from ddib_fed.errors import Cancelled, DdibError, InternalError, MessageInvalid, RefusedError
+from ddib_fed.rpc.error_details import DETAIL_KEY, to_detail
+from ddib_fed.server.slots import Slots
+from ddib_fed.trust.admission import (
+    Admission,
+    AuthContext,
+    Authoriser,
+    Verifier,
+    parse_message,
+    presented_certificate,
+)
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.peers import PeerStore
+from ddib_fed.trust.refusals import Audit, Refusals
+
+log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:  # the stubs make generic what cannot be subscripted at run time
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Interceptor = grpc.ServerInterceptor[Any, Any]
+else:
+    Handler = grpc.RpcMethodHandler
+    Interceptor = grpc.ServerInterceptor
+Behaviour = Callable[[Any, grpc.ServicerContext], Any]
+Continuation = Callable[[grpc.HandlerCallDetails], Handler | None]
+
+HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
+# Calls of one identity whose only message has not come yet: each holds a thread of the reserve for unary calls.
+MAX_WAITING: Final = 4
+_BUILDERS: Final[dict[tuple[bool, bool], Callable[..., Any]]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+T = TypeVar("T")
+_CALLER: ContextVar[Identity] = ContextVar("caller")
+
+
+def caller() -> Identity:
+    """Whose call the current servicer method serves; also while its responses are generated.
+
+    Raises:
+        LookupError: No authorised call runs in this context, e.g. in a thread that the servicer started.
+    """
+    return _CALLER.get()
+
+
+def _behaviour(handler: Any) -> Behaviour:
+    """The servicer's method: exactly one of the four is set."""
+    found: Behaviour = (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+    return found
+
+
+def _rebuild(handler: Any, behaviour: Behaviour, *, raw_requests: bool = False) -> Handler:
+    """The handler around another method; with `raw_requests` it takes a stream of unparsed messages.
+
+    One message and a stream of one are the same on the wire.
+    """
+    build = _BUILDERS[raw_requests or handler.request_streaming, handler.response_streaming]
+    deserialiser = None if raw_requests else handler.request_deserializer
+    built: Handler = build(
+        behaviour, request_deserializer=deserialiser, response_serializer=handler.response_serializer
+    )
+    return built
+
+
+class ErrorInterceptor(Interceptor):
+    """Outermost: turns whatever fails into a status, a fixed sentence and an `ErrorDetail`.
+
+    Args:
+        institution: The node's own, named in the detail.
+        on_outcome: Told the method and the status name of each call that ended.
+    """
+
+    def __init__(self, institution: str, on_outcome: Callable[[str, str], None] | None = None) -> None:
+        self._institution = institution
+        self._on_outcome = on_outcome
+
+    def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
+        """See grpc.ServerInterceptor."""
+        handler, method = continuation(handler_call_details), handler_call_details.method
+        if handler is None:
+            return None
+        inner = _behaviour(handler)
+
+        def one(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._guard(context, method):
+                return inner(request, context)
+
+        def many(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._guard(context, method):
+                yield from inner(request, context)
+
+        return _rebuild(handler, many if handler.response_streaming else one)
+
+    @contextmanager
+    def _guard(self, context: grpc.ServicerContext, method: str) -> Iterator[None]:
+        outcome = "CANCELLED"
+        try:
+            yield
+            outcome = "OK" if context.is_active() else outcome
+        except Exception as error:
+            if _is_grpcs_own(error, context):
+                outcome = getattr(_code(context), "name", outcome)
+                raise
+            failure = error if isinstance(error, DdibError) else InternalError()
+            outcome = failure.status
+            self._abort(context, method, failure, error)
+        finally:
+            if self._on_outcome is not None:
+                self._on_outcome(method, outcome)
+
+    def _abort(
+        self, context: grpc.ServicerContext, method: str, failure: DdibError, error: Exception
+    ) -> NoReturn:
+        incident = failure.incident or secrets.token_hex(6)
+        sentence = failure.sentence
+        if failure.status == InternalError.status:
+            sentence = f"{InternalError.sentence}, incident {incident}"
+            log.error("%s failed, incident %s", method, incident, exc_info=error)
+        else:
+            log.info("%s: %s: %s (incident %s)", method, failure.reason, failure.detail, incident)
+        institution = failure.hop.rpartition(" ")[2] or self._institution
+        detail = to_detail(failure, institution, incident)
+        trailing = (*(context.trailing_metadata() or ()), (DETAIL_KEY, detail.SerializeToString()))
+        context.set_trailing_metadata(trailing)
+        context.abort(grpc.StatusCode[failure.status], sentence)
+
+
+def _code(context: Any) -> grpc.StatusCode | None:
+    """What the call will end with, when that was set; not every implementation of a context can say."""
+    code: grpc.StatusCode | None = context.code()
+    return code
+
+
+def _is_grpcs_own(error: Exception, context: grpc.ServicerContext) -> bool:
+    """Whether gRPC raised this to end the call itself: after `context.abort`, or when the caller went away."""
+    if error.args:  # gRPC's own have no text; what has some must not leave
+        return False
+    if type(error) is grpc.RpcError:
+        return not context.is_active()
+    return type(error) is Exception and _code(context) is not None
+
+
+def _whole_stream(messages: Iterator[T], context: grpc.ServicerContext) -> Iterator[T]:
+    """The messages; a caller that went away is an error and not an end, as far as gRPC knows it by then."""
+    yield from messages
+    if not context.is_active():
+        raise Cancelled("the caller went away in the middle of its stream")
+
+
+class AuthInterceptor(Interceptor):
+    """Authorises each call before its message is read, and again with each message of a stream.
+
+    Args:
+        peers: Who is admitted, now.
+        policy: Who may call what.
+        audit: Where refusals are recorded.
+        clock: Now, with a time zone.
+        on_admitted: Told gRPC's word for the connection of each call that was authorised.
+    """
+
+    def __init__(
+        self,
+        peers: PeerStore,
+        policy: Authoriser,
+        *,
+        audit: Audit | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        on_admitted: Callable[[str], object] | None = None,
+    ) -> None:
+        self._on_admitted = on_admitted
+        self._verifier = Verifier(peers, clock)
+        self._policy = policy
+        self._refusals = Refusals(audit)
+        self._waiting = Slots(MAX_WAITING)
+        self._streams: dict[Admission, grpc.ServicerContext] = {}
+        self._lock = threading.Lock()
+
+    def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
+        """See grpc.ServerInterceptor."""
+        handler, method = continuation(handler_call_details), handler_call_details.method
+        if handler is None:
+            return None
+        inner, strict = _behaviour(handler), not method.startswith(HEALTH_PREFIX)
+
+        def parse(data: bytes) -> Any:
+            return parse_message(data, handler.request_deserializer, strict=strict)
+
+        def open_call(raw: Iterator[bytes], context: grpc.ServicerContext) -> tuple[Admission, Any]:
+            admission = self._admit(context, method)
+            _CALLER.set(admission.identity)
+            if handler.request_streaming:
+                return admission, _whole_stream(map(parse, self._checked(admission, raw)), context)
+            return admission, parse(self._only_message(admission, raw))
+
+        def one(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            admission, request = open_call(raw, context)
+            with self._live(admission, context):
+                return inner(request, context)
+
+        def many(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+            admission, request = open_call(raw, context)
+            with self._live(admission, context):
+                yield from self._checked(admission, inner(request, context))
+
+        return _rebuild(handler, many if handler.response_streaming else one, raw_requests=True)
+
+    def sweep(self) -> int:
+        """Cancel the running calls of whoever is no longer admitted, idle streams too; how many there were."""
+        with self._lock:
+            streams = list(self._streams.items())
+        cancelled = 0
+        for admission, context in streams:
+            try:
+                admission.check()
+            except RefusedError as error:
+                self._refusals.record(context, str(admission.identity), error)
+                context.cancel()  # type: ignore[no-untyped-call]  # untyped in the stubs
+                cancelled += 1
+        return cancelled
+
+    def _admit(self, context: grpc.ServicerContext, method: str) -> Admission:
+        try:
+            pem = presented_certificate(cast("AuthContext", context.auth_context()))
+            admission = Admission(pem, method, self._verifier, self._policy)
+        except RefusedError as error:
+            self._refusals.record(context, method, error)
+            raise
+        if self._on_admitted is not None:
+            self._on_admitted(context.peer())
+        return admission
+
+    def _only_message(self, admission: Admission, raw: Iterator[bytes]) -> bytes:
+        """The one message of a call that is no stream; it may never come, so few may wait for it."""
+        with self._waiting.taken(admission.identity.uri):
+            message = next(raw, None)
+        if message is None:
+            raise MessageInvalid("the call ended without its message")
+        return message
+
+    @staticmethod
+    def _checked(admission: Admission, messages: Iterable[T]) -> Iterator[T]:
+        """The messages, for as long as the caller is admitted."""
+        iterator = iter(messages)
+        try:
+            for message in iterator:
+                admission.check()
+                yield message
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+
+    @contextmanager
+    def _live(self, admission: Admission, context: grpc.ServicerContext) -> Iterator[None]:
+        with self._lock:
+            self._streams[admission] = context
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._streams.pop(admission, None)
+
+
+class StreamLimiter(Interceptor):
+    """Caps streams below the thread pool's size, so that unary calls and Health always find a thread.
+
+    Args:
+        total: Streams at once, of everybody.
+        per_identity: Streams at once, of one identity.
+    """
+
+    def __init__(self, total: int, per_identity: int) -> None:
+        self._slots = Slots(per_identity, total)
+
+    @property
+    def active(self) -> int:
+        """Streams that run now."""
+        return self._slots.active
+
+    def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
+        """See grpc.ServerInterceptor."""
+        handler = continuation(handler_call_details)
+        if handler is None or not (handler.request_streaming or handler.response_streaming):
+            return handler
+        inner = _behaviour(handler)
+
+        def one(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._slots.taken(caller().uri):
+                return inner(request, context)
+
+        def many(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._slots.taken(caller().uri):
+                yield from inner(request, context)
+
+        return _rebuild(handler, many if handler.response_streaming else one)

@@ -1,0 +1,107 @@
+"""Turns servicers into a listening gRPC server with mutual TLS, truthful health and bounded threads.
+
+Streams are capped below the number of threads, so that unary calls and Health always find one free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from ddib_fed.errors import ConfigError
+from ddib_fed.rpc.addresses import split_address
+from ddib_fed.server import inbound
+from ddib_fed.trust import tls
+
+# Threads beyond the streams' cap: unary calls, Health, and what is refused at once.
+RESERVED_THREADS = 8
+MAX_MESSAGE_BYTES = 4 << 20
+# Longer than the longest stream (a job's day), so that an idle connection is rebuilt but no stream is cut.
+MAX_CONNECTION_AGE_S = 3600
+CONNECTION_GRACE_S = 24 * 3600
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_S * 1000),
+    ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_S * 1000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+)
+
+
+class NodeServer:
+    """The node's one port.
+
+    Args:
+        listen: host:port to bind; port 0 takes a free one.
+        credentials: Of the server; mutual TLS.
+        interceptors: The outermost first.
+        max_streams: Cap on streams; threads are this and a reserve.
+
+    Raises:
+        ConfigError: The address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        credentials: grpc.ServerCredentials,
+        interceptors: Sequence[grpc.ServerInterceptor[Any, Any]],
+        *,
+        max_streams: int,
+    ) -> None:
+        self._pool = ThreadPoolExecutor(max_streams + RESERVED_THREADS, thread_name_prefix="rpc")
+        bounds = inbound.options(inbound.file_limit())
+        self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=(*OPTIONS, *bounds))
+        self.health = health.HealthServicer()
+        self._services: list[str] = [""]
+        self.set_serving(serving=False)  # grpc_health begins with SERVING
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
+        host, port = split_address(listen, bound=True)
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound = self.grpc.add_secure_port(where, credentials)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"node.listen = {listen!r} cannot be bound",
+                hint="another process has the port: stop it, or choose another port in node.toml",
+            ) from error
+        self.address = f"{'[' + host + ']' if ':' in host else host}:{bound}"
+        self.port = bound
+
+    def add_services(self, names: Sequence[str]) -> None:
+        """Names that Health answers for, not serving until `set_serving`."""
+        self._services.extend(names)
+        self.set_serving(serving=False)
+
+    def set_serving(self, *, serving: bool) -> None:
+        """Health from now on, for the server and each service."""
+        status = health_pb2.HealthCheckResponse
+        for name in self._services:
+            self.health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    def start(self) -> None:
+        """Begin to accept connections."""
+        self.grpc.start()
+
+    def stop(self, grace_s: float) -> None:
+        """Refuse new calls (gRPC does it with CANCELLED), give running ones `grace_s`, then close."""
+        self.grpc.stop(grace_s).wait()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def probe_own_port(port: int, host: str) -> None:
+    """Refuse to run when the own port accepts TLS 1.2.
+
+    Raises:
+        ConfigError: It does (raised by `tls.probe_tls12`).
+    """
+    tls.probe_tls12("127.0.0.1" if host in {"0.0.0.0", "::", ""} else host, port)  # noqa: S104 - compared, not bound

@@ -1,0 +1,1 @@
+"""Identities, certificates, admitted peers, TLS and the audit log."""

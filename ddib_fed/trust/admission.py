@@ -1,0 +1,159 @@
+"""Turns what TLS saw of a caller into an admission that can be checked again for as long as a stream lives.
+
+The rule: an admission is as good as the snapshot that it was given under and the certificate that it rests on; when
+either changes or ends, it is asked anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+from cryptography import x509
+from google.protobuf.message import DecodeError
+
+from ddib_fed.errors import MessageInvalid, PeerUnknown, Unauthenticated
+from ddib_fed.trust.identity import Identity, verify_peer_certificate
+from ddib_fed.trust.peers import PeerStore, Snapshot
+from ddib_fed.wire import fields
+
+MAX_CACHED: Final = 256
+_TLS_VERSION: Final = b"TLSv1.3"
+
+AuthContext = Mapping[str, Sequence[bytes]]
+
+
+class Authoriser(Protocol):
+    """Says who may call what; see `policy.Policy`."""
+
+    def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
+        """Return, or raise PolicyDenied or PeerUnknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    snapshot: Snapshot
+    identity: Identity
+    not_after: datetime
+
+
+class Verifier:
+    """Verifies certificates against the current snapshot, each once for as long as nothing changes.
+
+    Args:
+        peers: Where the snapshots come from.
+        clock: Now, with a time zone.
+    """
+
+    def __init__(self, peers: PeerStore, clock: Callable[[], datetime]) -> None:
+        self._peers = peers
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[bytes, _Verified] = OrderedDict()
+
+    def verify(self, pem: bytes) -> _Verified:
+        """Whom the certificate proves, under the current snapshot and at this moment.
+
+        Raises:
+            Unauthenticated: It proves nobody.
+            PeerUnknown: Its institution is not known here.
+        """
+        snapshot, now = self._peers.snapshot(), self._clock()
+        with self._lock:
+            known = self._cache.get(pem)
+        if known is not None and known.snapshot is snapshot and now < known.not_after:
+            return known
+        identity = verify_peer_certificate(pem, pins=snapshot.pins, now=now)
+        if identity in snapshot.withdrawn:
+            raise PeerUnknown(f"{identity} was withdrawn here")
+        roots = snapshot.pins[identity.institution]
+        ends = [c.not_valid_after_utc for c in (x509.load_pem_x509_certificate(pem), *roots)]
+        found = _Verified(snapshot, identity, min(end for end in ends if end > now))
+        with self._lock:
+            self._cache[pem] = found
+            if len(self._cache) > MAX_CACHED:
+                self._cache.popitem(last=False)
+        return found
+
+
+class Admission:
+    """One call's permission.
+
+    Args:
+        pem: The caller's certificate.
+        method: ``/package.Service/Method``.
+        verifier: Of certificates.
+        authoriser: Of calls.
+
+    Raises:
+        Unauthenticated, PeerUnknown, PolicyDenied: There is none.
+    """
+
+    def __init__(self, pem: bytes, method: str, verifier: Verifier, authoriser: Authoriser) -> None:
+        self._pem = pem
+        self._method = method
+        self._verifier = verifier
+        self._authoriser = authoriser
+        self._verified = verifier.verify(pem)
+        authoriser.authorise(self._verified.identity, method, self._verified.snapshot)
+
+    @property
+    def identity(self) -> Identity:
+        """Whose call it is."""
+        return self._verified.identity
+
+    def check(self) -> None:
+        """Return while the permission still holds; a few stats when nothing has changed.
+
+        Raises:
+            Unauthenticated, PeerUnknown, PolicyDenied: It was withdrawn, or has expired.
+        """
+        verified = self._verifier.verify(self._pem)
+        if verified.snapshot is not self._verified.snapshot:
+            self._authoriser.authorise(verified.identity, self._method, verified.snapshot)
+            self._verified = verified
+
+
+def presented_certificate(auth: AuthContext) -> bytes:
+    """The certificate that the caller presented over TLS 1.3.
+
+    Raises:
+        Unauthenticated: There is none, or the transport is another.
+    """
+    if list(auth.get("transport_security_type", ())) != [b"ssl"]:
+        raise Unauthenticated("the call did not come over TLS")
+    versions = list(auth.get("ssl_tls_version", ()))
+    if versions != [_TLS_VERSION]:
+        raise Unauthenticated("the call did not come over TLS 1.3")
+    certificates = list(auth.get("x509_pem_cert", ()))
+    if len(certificates) != 1:
+        raise Unauthenticated("the call came without a client certificate")
+    return certificates[0]
+
+
+def parse_message(data: bytes, deserialiser: Callable[[bytes], Any] | None, *, strict: bool) -> Any:
+    """Parse what an authorised caller sent.
+
+    Args:
+        data: Serialised message.
+        deserialiser: Of the servicer; none leaves the bytes as they are.
+        strict: Whether unknown fields, and values outside their limits, are refused.
+
+    Raises:
+        MessageInvalid: It cannot be parsed, or a value is outside its limits.
+        SettingsInvalid: A solver's setting is outside its limits.
+        UnknownFields: It has fields that are not in our version of the message, at any depth.
+    """
+    if deserialiser is None:
+        return data
+    try:
+        message = deserialiser(data)
+    except (DecodeError, ValueError) as exc:
+        raise MessageInvalid("a message cannot be parsed") from exc
+    if strict:
+        fields.check(message)
+    return message

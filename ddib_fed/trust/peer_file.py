@@ -1,0 +1,131 @@
+"""Turns the small file by which an institution introduces its node into a `Peer`, and back.
+
+The rule: exactly the known fields, each checked and fitting the others, before anything of it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cryptography import x509
+
+from ddib_fed.errors import InputError, Unauthenticated
+from ddib_fed.rpc.addresses import split_address
+from ddib_fed.trust.certificates import certificate_pem, fingerprint, parse_certificates
+from ddib_fed.trust.identity import Identity, check_institution, check_root
+
+FORMAT_VERSION: Final = 1
+MAX_ROOTS: Final = 2
+_HINT: Final = "ddib peer export writes one, on the other side"
+_SHOWN: Final = 40
+_FIELDS: Final = frozenset({"format_version", "institution", "identity", "address", "roots"})
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another institution's node, as its peer file says.
+
+    Attributes:
+        institution: DNS name.
+        identity: Its node.
+        address: ``host:port`` to dial.
+        roots: Its institution's roots; two during a roll-over.
+    """
+
+    institution: str
+    identity: Identity
+    address: str
+    roots: tuple[x509.Certificate, ...]
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """One for each root, to be compared out of band."""
+        return tuple(fingerprint(root) for root in self.roots)
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprints on one line."""
+        return ", ".join(self.fingerprints)
+
+    def to_bytes(self) -> bytes:
+        """The peer file."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "institution": self.institution,
+            "identity": self.identity.uri,
+            "address": self.address,
+            "roots": [certificate_pem(root).decode() for root in self.roots],
+        }
+        return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def parse_peer(data: bytes, what: str) -> Peer:
+    """Read a peer file strictly.
+
+    Args:
+        data: The file's content.
+        what: What to call it in an error.
+
+    Raises:
+        InputError: It is not a peer file, or its parts do not fit together.
+    """
+    try:
+        content = json.loads(data, object_pairs_hook=_once)
+    except InputError as exc:
+        raise InputError(f"{what} is no peer file: {exc.detail}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise InputError(f"{what} is no peer file: it is not JSON", hint=_HINT) from exc
+    if not isinstance(content, dict) or set(content) != _FIELDS:
+        raise InputError(f"{what} is no peer file: it must have exactly {', '.join(sorted(_FIELDS))}")
+    if type(content["format_version"]) is not int or content["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"{what} has format version {str(content['format_version'])[:_SHOWN]!a}, "
+            f"this release reads {FORMAT_VERSION}"
+        )
+    texts = (content["institution"], content["identity"], content["address"])
+    if not all(isinstance(text, str) and len(text) <= 512 for text in texts):
+        raise InputError(f"{what}: institution, identity and address are short texts")
+    try:
+        identity, institution = Identity.parse(texts[1]), check_institution(texts[0])
+    except InputError as exc:
+        raise InputError(f"{what}: {exc.detail}", hint=_HINT) from exc
+    if identity.kind != "node" or identity.institution != institution:
+        raise InputError(f"{what}: {identity} is not a node of {institution}", hint=_HINT)
+    return Peer(institution, identity, _address(texts[2], what), _roots(content["roots"], institution, what))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose reader sees the first of two values where a parser takes the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InputError("a field stands twice in it")
+    return found
+
+
+def _address(text: str, what: str) -> str:
+    try:
+        host, _port = split_address(text)
+    except ValueError as exc:
+        raise InputError(f"{what}: {exc}") from exc
+    if "%" in host:
+        raise InputError(f"{what}: {text!r} names an interface of one machine, which another has not")
+    return text
+
+
+def _roots(blocks: Any, institution: str, what: str) -> tuple[x509.Certificate, ...]:
+    if not isinstance(blocks, list) or not 1 <= len(blocks) <= MAX_ROOTS:
+        raise InputError(f"{what}: roots is a list of 1 to {MAX_ROOTS} certificates in PEM")
+    roots: list[x509.Certificate] = []
+    for block in blocks:
+        # An escape of JSON may stand for half a character, which no encoding has; PEM is ASCII.
+        found = parse_certificates(block.encode("ascii", "replace") if isinstance(block, str) else b"", what)
+        if len(found) != 1:
+            raise InputError(f"{what}: one certificate is expected in each entry of roots")
+        try:
+            check_root(found[0], institution)
+        except Unauthenticated as exc:
+            raise InputError(f"{what}: {exc.detail}") from exc
+        roots.append(found[0])
+    return tuple(roots)

@@ -1,0 +1,348 @@
+"""Keeps who has been admitted: one small file for each peer, read again when it changes.
+
+The rule: what is not in a file that can be read is not admitted, and whoever was withdrawn stays so until a list
+that can be read says otherwise. A snapshot is immutable, so that whoever holds one can tell by identity whether
+anything has changed since.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from cryptography import x509
+
+from ddib_fed.errors import (
+    AlreadyExists,
+    DdibError,
+    InputError,
+    PeerNotFound,
+    PolicyDenied,
+)
+from ddib_fed.files import private_folder, read_small, sync_folder, write_private
+from ddib_fed.trust.certificates import certificate_pem, fingerprint, parse_certificates, same_fingerprint
+from ddib_fed.trust.identity import Identity, Pins, check_institution
+from ddib_fed.trust.peer_file import Peer, parse_peer
+from ddib_fed.trust.withdrawn import WITHDRAWN, Withdrawn, judge, keep_last, last_withdrawn, remedy
+
+MAX_PEERS: Final = 256
+_PEER_FILES: Final = "[a-z0-9]*.json"
+# A file changed less than this long ago may change again within the resolution of its time stamp.
+_RACY_NS: Final = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """Whom this node trusts at one moment; compared by identity.
+
+    Attributes:
+        institution: The node's own.
+        own_roots: Its own institution's roots.
+        peers: Admitted peers by institution.
+        pins: For each institution known, its roots: the own one and the peers'.
+        withdrawn: Identities that are refused although their certificate is good, e.g. because a key was lost.
+    """
+
+    institution: str
+    own_roots: tuple[x509.Certificate, ...]
+    peers: Mapping[str, Peer]
+    pins: Pins
+    withdrawn: frozenset[Identity] = frozenset()
+
+    @property
+    def roots_pem(self) -> bytes:
+        """Every root that a caller's certificate may come from, for the TLS layer."""
+        return certificate_pem(*(root for roots in self.pins.values() for root in roots))
+
+    def is_admitted_node(self, identity: Identity) -> bool:
+        """Whether this is exactly the node of an admitted peer."""
+        peer = self.peers.get(identity.institution)
+        return peer is not None and peer.identity == identity
+
+
+_Signature = tuple[tuple[str, int, int, int, int], ...]
+# Named here, because inside the class `list` is a method.
+_Lines = list[str]
+_Paths = list[Path]
+
+
+class PeerStore:
+    """The peer files and the own roots, seen as a snapshot that is always current; safe between threads.
+
+    Args:
+        folder: Where ``<institution>.json`` lie; it need not exist yet.
+        own_institution: The own institution.
+        pki_folder: Where its roots.pem lies, and the list of withdrawn identities when there is one.
+        clock_ns: Unix time in nanoseconds, as time stamps of files have it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        own_institution: str,
+        pki_folder: Path,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._folder = folder
+        self._pki_folder = pki_folder
+        self._clock_ns = clock_ns
+        self._roots_file = pki_folder / "roots.pem"
+        self._withdrawn_file = pki_folder / WITHDRAWN
+        self._institution = own_institution
+        self._lock = threading.Lock()
+        self._signature: _Signature | None = None
+        self._racy = True
+        self._contents: Mapping[Path, bytes | str] = {}
+        self._snapshot: Snapshot | None = None
+        self._problems: tuple[str, ...] = ()
+        self._withdrawn_problem: str | None = None
+        # Names that a list which was written a moment ago lacks: it may be half written.
+        self._held: frozenset[Identity] = frozenset()
+
+    @property
+    def problem(self) -> str | None:
+        """What cannot be read, for the node's health; none when all is well."""
+        self.snapshot()
+        return "; ".join(self._problems) or None
+
+    def snapshot(self) -> Snapshot:
+        """The current snapshot: the same object until a file changes. Costs one stat for each file.
+
+        Raises:
+            InputError: The own roots cannot be read, and never could since the store was made.
+        """
+        with self._lock:
+            signature = self._look()
+            if self._snapshot is not None and signature == self._signature and not self._racy:
+                return self._snapshot
+            contents = self._read()
+            rested = bool(self._held) and not self._changes_still(self._withdrawn_file)
+            if self._snapshot is None or contents != self._contents or rested:
+                self._snapshot = self._build(contents)
+                self._contents = contents
+            self._signature = signature
+            newest = max((entry[-1] for entry in signature), default=0)
+            self._racy = bool(self._held) or abs(self._clock_ns() - newest) < _RACY_NS
+            return self._snapshot
+
+    def _changes_still(self, path: Path) -> bool:
+        """Whether a file changed so short a time ago that somebody may be in the middle of writing it."""
+        try:
+            return abs(self._clock_ns() - path.stat().st_ctime_ns) < _RACY_NS
+        except OSError:
+            return True
+
+    def check_withdrawn(self) -> int:
+        """How many identities are withdrawn, by a list that can be read.
+
+        Raises:
+            InputError: It cannot be read, or is gone: a node that starts on it might let in whom it refused.
+        """
+        withdrawn = self.snapshot().withdrawn
+        if self._withdrawn_problem is not None:
+            raise InputError(self._withdrawn_problem, hint=remedy(self._pki_folder))
+        return len(withdrawn)
+
+    def keep_withdrawn(self) -> None:
+        """Note who is withdrawn now, so that a list that vanishes while the node is down is missed at its start.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        keep_last(self._pki_folder, self.snapshot().withdrawn)
+
+    def get(self, institution: str) -> Peer:
+        """One admitted peer.
+
+        Raises:
+            PeerNotFound: It is not admitted.
+        """
+        peer = self.snapshot().peers.get(institution)
+        if peer is None:
+            raise PeerNotFound(f"{institution} is not a peer of this node", hint="ddib peer list")
+        return peer
+
+    def list(self) -> tuple[Peer, ...]:
+        """Every admitted peer, by institution."""
+        return tuple(peer for _name, peer in sorted(self.snapshot().peers.items()))
+
+    def reload(self) -> Sequence[str]:
+        """Read everything again, whatever the time stamps say; what changed since the last look, a line each."""
+        with self._lock:
+            before = dict(self._snapshot.peers) if self._snapshot else {}
+            refused = self._snapshot.withdrawn if self._snapshot else frozenset()
+            self._signature = None
+        snapshot = self.snapshot()
+        after = snapshot.peers
+        changed = dict.fromkeys(before.keys() - after.keys(), "removed")
+        changed |= dict.fromkeys(after.keys() - before.keys(), "added")
+        changed |= {name: "changed" for name in after.keys() & before.keys() if after[name] != before[name]}
+        lines = [f"{what} peer {name}" for name, what in sorted(changed.items())]
+        lines += [f"withdrew {identity}" for identity in sorted(snapshot.withdrawn - refused)]
+        lines += [f"reinstated {identity}" for identity in sorted(refused - snapshot.withdrawn)]
+        return [*lines, *(f"not read: {problem}" for problem in self._problems)]
+
+    def add(self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False) -> Path:
+        """Admit a peer, whose every new root must have been compared out of band.
+
+        Args:
+            peer: From its file.
+            fingerprints: Those that the other side read out; each is compared, also when the peer is known.
+            replace: Whether an entry that is there may be replaced, e.g. for a new root or address; roots
+                that are pinned already need no fingerprint again.
+
+        Returns:
+            Where it was written.
+
+        Raises:
+            PolicyDenied: A new root's fingerprint is not among `fingerprints`, one of these is of no root of
+                the peer, or the peer is this institution.
+            AlreadyExists: Another entry for the institution exists, and `replace` is false.
+        """
+        if peer.institution == self._institution:
+            raise PolicyDenied(f"{peer.institution} is this node's own institution, it is no peer")
+        known = self.snapshot().peers.get(peer.institution)
+        _compare(peer, fingerprints, pinned=known.roots if known else ())
+        if known == peer:
+            return self._path(peer.institution)
+        private_folder(self._folder)
+        try:
+            write_private(self._path(peer.institution), peer.to_bytes(), overwrite=replace)
+        except AlreadyExists as exc:
+            raise AlreadyExists(
+                f"{peer.institution} is a peer already, with other particulars",
+                hint="ddib peer add --replace FILE",
+            ) from exc
+        return self._path(peer.institution)
+
+    def remove(self, institution: str) -> None:
+        """Refuse a peer from its next call on.
+
+        Raises:
+            PeerNotFound: It is not there.
+        """
+        try:
+            self._path(check_institution(institution)).unlink()
+        except FileNotFoundError as exc:
+            raise PeerNotFound(f"{institution} is not a peer of this node", hint="ddib peer list") from exc
+        sync_folder(self._folder)  # or a power failure brings the peer back
+
+    def _path(self, institution: str) -> Path:
+        return self._folder / f"{institution}.json"
+
+    def _files(self) -> _Paths:
+        # A link that leads nowhere is there, and cannot be read.
+        own = [self._roots_file, *([self._withdrawn_file] if os.path.lexists(self._withdrawn_file) else [])]
+        try:
+            names = sorted(fnmatch.filter(os.listdir(self._folder), _PEER_FILES))  # noqa: PTH208 - glob hides errors
+        except FileNotFoundError:
+            names = []
+        except OSError:
+            return [*own, self._folder]  # which cannot be read either, and that is a problem
+        return [*own, *(self._folder / name for name in names[:MAX_PEERS])]
+
+    def _look(self) -> _Signature:
+        signature = []
+        for path in self._files():
+            try:
+                found = path.stat()
+            except OSError:
+                continue
+            signature.append((path.name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+        return tuple(signature)
+
+    def _read(self) -> dict[Path, bytes | str]:
+        """Each file's content, or as text why there is none."""
+        contents: dict[Path, bytes | str] = {}
+        for path in self._files():
+            try:
+                contents[path] = read_small(path)
+            except DdibError as exc:
+                contents[path] = exc.detail
+        return contents
+
+    def _build(self, contents: Mapping[Path, bytes | str]) -> Snapshot:
+        problems: _Lines = []
+        own_roots = self._own_roots(contents[self._roots_file], problems)
+        peers: dict[str, Peer] = {}
+        for path, content in contents.items():
+            if path in {self._roots_file, self._withdrawn_file}:
+                continue
+            try:
+                peers[path.stem] = self._parse(path, content)
+            except InputError as exc:
+                problems.append(exc.detail)
+        withdrawn = self._withdrawn(contents.get(self._withdrawn_file), problems)
+        self._problems = tuple(problems)
+        pins = {name: peer.roots for name, peer in peers.items()} | {self._institution: own_roots}
+        return Snapshot(
+            self._institution, own_roots, MappingProxyType(peers), MappingProxyType(pins), withdrawn
+        )
+
+    def _withdrawn(self, content: bytes | str | None, problems: _Lines) -> frozenset[Identity]:
+        """Whom the list withdraws; and whom it did before, when it cannot be read or may be half written."""
+        last = None if self._snapshot else last_withdrawn(self._pki_folder)
+        before = self._snapshot.withdrawn if self._snapshot else (last or Withdrawn()).identities
+        found = judge(content, before, self._withdrawn_file)
+        problem = found.problem or (last.problem if last and content is None else None)
+        self._withdrawn_problem, self._held = problem, frozenset()
+        if problem:
+            problems.append(problem)
+            return before | found.identities
+        if self._snapshot and self._changes_still(self._withdrawn_file):
+            self._held = before - found.identities
+        return found.identities | self._held
+
+    def _own_roots(self, content: bytes | str, problems: _Lines) -> tuple[x509.Certificate, ...]:
+        """The own roots; those of the last snapshot, and a problem, when the file has become unreadable."""
+        try:
+            return _roots_in(content, self._roots_file)
+        except InputError as exc:
+            if self._snapshot is None:
+                raise InputError(exc.detail, hint="ddib pki init, or ddib pki install") from exc
+            problems.append(exc.detail)
+            return self._snapshot.own_roots
+
+    def _parse(self, path: Path, content: bytes | str) -> Peer:
+        if isinstance(content, str):
+            raise InputError(content)
+        peer = parse_peer(content, str(path))
+        if peer.institution != path.stem or peer.institution == self._institution:
+            raise InputError(f"{path} names {peer.institution}: it does not belong here")
+        return peer
+
+
+def _roots_in(content: bytes | str, path: Path) -> tuple[x509.Certificate, ...]:
+    """The certificates of a file, whose content as text is why there is none."""
+    if isinstance(content, str):
+        raise InputError(content)
+    return parse_certificates(content, str(path))
+
+
+def _compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certificate, ...]) -> None:
+    """Compare what was read out with the file, before anything else of the file is looked at.
+
+    Raises:
+        PolicyDenied: A fingerprint is of no root in the file, or a root that is not pinned has none.
+    """
+    hint = "compare it with what `ddib peer export` printed there; if it differs, stop"
+    for text in fingerprints:
+        if not any(same_fingerprint(own, text) for own in peer.fingerprints):
+            raise PolicyDenied(
+                f"the root of {peer.institution} was not confirmed: {text} was read out, "
+                f"its file has {peer.fingerprint}",
+                hint=hint,
+            )
+    for root in peer.roots:
+        if root not in pinned and not any(same_fingerprint(fingerprint(root), text) for text in fingerprints):
+            raise PolicyDenied(
+                f"the root of {peer.institution} is {fingerprint(root)}, which was not confirmed", hint=hint
+            )

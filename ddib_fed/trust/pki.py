@@ -1,0 +1,284 @@
+"""Makes an institution's certificates and keeps a node's or a client's in a folder.
+
+The rule: a root's key is never overwritten, no key leaves its folder, and what is read is checked to belong
+together.
+
+    ca.pem, ca.key      the institution's root; the key only on the node that issues
+    leaf.pem, leaf.key  who this folder's owner is
+    roots.pem           what this folder's owner trusts of its own institution; two during a roll-over
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ddib_fed.errors import AlreadyExists, InputError
+from ddib_fed.files import private_folder, read_private, read_small, write_private
+from ddib_fed.trust.certificates import (
+    CLOCK_SKEW,
+    Authority,
+    certificate_pem,
+    fingerprint,
+    issue_leaf,
+    new_authority,
+    new_key,
+    parse_certificates,
+    root_institution,
+    same_fingerprint,
+)
+from ddib_fed.trust.identity import (
+    Identity,
+    Kind,
+    certified_identity,
+    check_institution,
+    verify_peer_certificate,
+)
+from ddib_fed.trust.withdrawn import refuse_withdrawn
+
+__all__ = [
+    "Authority",
+    "Credentials",
+    "check_installable",
+    "create_institution",
+    "fingerprint",
+    "has_authority",
+    "init_node_identity",
+    "issue_client",
+    "issue_leaf",
+    "issue_to_folder",
+    "load_authority",
+    "load_identity",
+    "same_fingerprint",
+    "write_identity",
+]
+
+MAX_ROOTS: Final = 2
+_KEY_HINT = "put the file back from the backup of the state folder"
+_INIT_HINT = "ddib pki init, or ddib pki request where another node of the institution issues"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What TLS needs, read from a folder and checked to belong together; it may have expired.
+
+    Attributes:
+        cert_chain_pem: The leaf.
+        key_pem: Its private key, PKCS #8.
+        roots_pem: The institution's own roots.
+        identity: Whom the leaf names.
+        not_before: When the leaf's life began.
+        not_after: When it ends.
+    """
+
+    cert_chain_pem: bytes
+    key_pem: bytes = field(repr=False)
+    roots_pem: bytes
+    identity: Identity
+    not_before: datetime
+    not_after: datetime
+
+
+def create_institution(folder: Path, institution: str, *, now: datetime | None = None) -> Authority:
+    """Make the root of an institution: P-256, critical name constraints, good for ten years.
+
+    Raises:
+        InputError: `institution` is no DNS name.
+        AlreadyExists: The folder has a root or a key already.
+    """
+    check_institution(institution)
+    for name in ("ca.key", "ca.pem", "roots.pem"):
+        if (folder / name).exists():
+            raise AlreadyExists(
+                f"{folder / name} exists: this folder has a root already", hint="ddib pki show says which"
+            )
+    authority = new_authority(institution, now=now)
+    private_folder(folder)
+    write_private(folder / "ca.key", _key_pem(authority.key), overwrite=False)
+    write_private(folder / "ca.pem", certificate_pem(authority.certificate), overwrite=False)
+    write_private(folder / "roots.pem", certificate_pem(authority.certificate), overwrite=False)
+    return authority
+
+
+def load_authority(folder: Path) -> Authority:
+    """The root of a folder that issues.
+
+    Raises:
+        FileMissing: The folder does not issue.
+        InputError: Root and key cannot be read, or do not belong together.
+    """
+    hint = "certificates are issued where ca.key lies: run this on that node"
+    key = load_keys(read_private(folder / "ca.key", hint=hint), folder / "ca.key")[0]
+    certificate = parse_certificates(read_small(folder / "ca.pem", hint=hint), f"{folder / 'ca.pem'}")[0]
+    if certificate.public_key() != key.public_key():
+        raise InputError(f"{folder / 'ca.key'} is not the key of ca.pem beside it", hint=_KEY_HINT)
+    return Authority(root_institution(certificate), certificate, key)
+
+
+def has_authority(folder: Path) -> bool:
+    """Whether the folder holds the institution's issuing key."""
+    return (folder / "ca.key").exists()
+
+
+def write_identity(
+    folder: Path,
+    *,
+    certificate: x509.Certificate,
+    key: ec.EllipticCurvePrivateKey,
+    roots: tuple[x509.Certificate, ...],
+) -> None:
+    """Put a leaf, its key and the roots in place; a crash at any moment leaves what `load_identity` can use.
+
+    The key file holds the new key and the old one while the certificate is exchanged, and `load_identity`
+    takes the key that fits.
+
+    Raises:
+        InputError: The key is not the certificate's.
+    """
+    if certificate.public_key() != key.public_key():
+        raise InputError(f"the key is not that of the certificate for {folder}")
+    private_folder(folder)
+    key_file, new = folder / "leaf.key", _key_pem(key)
+    old = read_private(key_file) if key_file.exists() else b""
+    write_private(folder / "roots.pem", certificate_pem(*roots), overwrite=True)
+    write_private(key_file, new + old, overwrite=True)
+    write_private(folder / "leaf.pem", certificate_pem(certificate), overwrite=True)
+    write_private(key_file, new, overwrite=True)
+
+
+def load_identity(folder: Path) -> Credentials:
+    """The credentials of a folder.
+
+    Raises:
+        FileMissing: There are none.
+        InputError: They cannot be read, or key and certificate do not belong together.
+    """
+    for _attempt in range(3):  # the files may be exchanged between two reads
+        key_pem = read_private(folder / "leaf.key", hint=_INIT_HINT)
+        leaf_pem = read_small(folder / "leaf.pem", hint=_INIT_HINT)
+        roots_pem = read_small(folder / "roots.pem", hint=_INIT_HINT)
+        certificate = parse_certificates(leaf_pem, f"{folder / 'leaf.pem'}")[0]
+        for key in load_keys(key_pem, folder / "leaf.key"):
+            if key.public_key() == certificate.public_key():
+                return Credentials(
+                    cert_chain_pem=certificate_pem(certificate),
+                    key_pem=_key_pem(key),
+                    roots_pem=certificate_pem(*parse_certificates(roots_pem, f"{folder / 'roots.pem'}")),
+                    identity=certified_identity(certificate),
+                    not_before=certificate.not_valid_before_utc + CLOCK_SKEW,
+                    not_after=certificate.not_valid_after_utc,
+                )
+    raise InputError(f"{folder / 'leaf.key'} is not the key of leaf.pem beside it", hint="ddib pki show")
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    """Write a private key where there is none.
+
+    Raises:
+        AlreadyExists: There is one.
+    """
+    write_private(path, _key_pem(key), overwrite=False)
+
+
+def load_keys(pem: bytes, path: Path) -> list[ec.EllipticCurvePrivateKey]:
+    """Each private key in a PEM text, at least one.
+
+    Args:
+        pem: The text.
+        path: Where it came from, for the error.
+
+    Raises:
+        InputError: There is none, or one that is not of ours.
+    """
+    end = b"-----END PRIVATE KEY-----"
+    keys: list[ec.EllipticCurvePrivateKey] = []
+    for block in pem.split(end)[:-1]:
+        try:
+            key = serialization.load_pem_private_key(block + end, password=None)
+        except (ValueError, TypeError) as exc:
+            raise InputError(f"{path} holds a key that cannot be read", hint=_KEY_HINT) from exc
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise InputError(f"{path} holds a key that is not of an elliptic curve", hint=_KEY_HINT)
+        keys.append(key)
+    if not keys:
+        raise InputError(f"{path} holds no private key in PEM (PKCS #8)", hint=_KEY_HINT)
+    return keys
+
+
+def init_node_identity(
+    pki_folder: Path, institution: str, name: str, *, now: datetime | None = None
+) -> Authority:
+    """What `ddib init node` needs: the institution's root, and this node's leaf from it.
+
+    Raises:
+        InputError: A name cannot be used.
+        AlreadyExists: The folder has a root already.
+    """
+    Identity(institution, "node", name)
+    authority = create_institution(pki_folder, institution, now=now)
+    issue_to_folder(authority, pki_folder, "node", name, now=now)
+    return authority
+
+
+def issue_to_folder(
+    authority: Authority, folder: Path, role: Kind, name: str, *, now: datetime | None = None
+) -> Credentials:
+    """A new key and leaf, written to a folder that may hold older ones; the roots there are kept.
+
+    Raises:
+        InputError: `name` cannot be used.
+    """
+    key = new_key()
+    certificate = issue_leaf(authority, role, name, public_key=key.public_key(), now=now)
+    write_identity(folder, certificate=certificate, key=key, roots=_roots_with(folder, authority.certificate))
+    return load_identity(folder)
+
+
+def _roots_with(folder: Path, root: x509.Certificate) -> tuple[x509.Certificate, ...]:
+    path = folder / "roots.pem"
+    known = parse_certificates(read_small(path), f"{path}") if path.exists() else ()
+    return known if root in known else (*known, root)[-MAX_ROOTS:]
+
+
+def issue_client(
+    issuer_folder: Path, client_folder: Path, name: str, *, now: datetime | None = None
+) -> Credentials:
+    """What `ddib init client` needs: a client's leaf in its own folder, from the issuer on this machine.
+
+    Raises:
+        FileMissing: `issuer_folder` does not issue.
+        AlreadyExists: `client_folder` holds an identity already.
+        PolicyDenied: The client is withdrawn where the issuer lies.
+    """
+    if (client_folder / "leaf.key").exists():
+        raise AlreadyExists(f"{client_folder} holds an identity already", hint="choose another folder")
+    authority = load_authority(issuer_folder)
+    refuse_withdrawn(issuer_folder, Identity(authority.institution, "client", name))
+    credentials = issue_to_folder(authority, client_folder, "client", name, now=now)
+    roots = read_small(issuer_folder / "roots.pem")
+    write_private(client_folder / "roots.pem", roots, overwrite=True)
+    return credentials
+
+
+def check_installable(
+    certificate: x509.Certificate, roots: tuple[x509.Certificate, ...], now: datetime
+) -> Identity:
+    """Whom a signed certificate names, when it is one that a node would accept from us.
+
+    Raises:
+        Unauthenticated: It is not; the text says what is wrong with it.
+    """
+    identity = certified_identity(certificate)
+    return verify_peer_certificate(certificate_pem(certificate), pins={identity.institution: roots}, now=now)

@@ -1,0 +1,325 @@
+"""Turns the files of a node or client into gRPC credentials, channels, and a check that TLS 1.2 is refused.
+
+The rule: both sides present a certificate, over TLS 1.3, or there is no connection; there is no insecure mode.
+`ddib_fed.node` sets the cipher suites for this before grpc is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
+from ddib_fed.rpc.answers import CheckedChannel
+from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust.peer_file import Peer
+from ddib_fed.trust.peers import PeerStore
+from ddib_fed.trust.pki import Credentials, load_identity
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES: Final = 4 << 20
+KEEPALIVE_TIME_MS: Final = 20_000
+# Both are needed: keepalive_timeout alone noticed a dead peer after 65 s, with ping_timeout after 8.
+KEEPALIVE_TIMEOUT_MS: Final = 8_000
+PROBE_TIMEOUT_S: Final = 5.0
+# A channel whose certificate was replaced is closed after the longest stream that may still use it.
+RETIRED_CHANNEL_S: Final = 25 * 3600.0
+_HANDSHAKE_RECORD: Final = 22
+_IDENTITY_FILES: Final = ("leaf.key", "leaf.pem", "roots.pem")
+# Time stamps are coarse: a file that changed within this time may change again without its stamp.
+_RACY_NS: Final = 2_000_000_000
+
+CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+)
+
+
+class ServerCredentials:
+    """A server's credentials, as the files are at each handshake.
+
+    gRPC asks for them as soon as somebody connects, who may be anybody: a file is read again only when it changed.
+
+    Args:
+        pki_folder: Of the node.
+        peers: Whose roots a caller's certificate may come from.
+        clock_ns: Unix time in nanoseconds, as time stamps of files have it.
+
+    Raises:
+        FileMissing: The node has no certificate yet.
+        InputError: Its files cannot be used.
+    """
+
+    def __init__(
+        self, pki_folder: Path, peers: PeerStore, *, clock_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        self._pki_folder = pki_folder
+        self._peers = peers
+        self._clock_ns = clock_ns
+        self._seen: tuple[tuple[tuple[int, int, int, int], ...], Credentials] | None = None
+        self._lock = threading.Lock()
+        self._problem: str | None = None
+        self._current = self._read()
+        self.grpc: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
+            _configuration(self._current),
+            self._fetch,  # type: ignore[arg-type]  # the stubs do not know that none is allowed
+            require_client_authentication=True,
+        )
+
+    @property
+    def problem(self) -> str | None:
+        """Why the files cannot be used any more, for the node's health; connections go on with the last good ones.
+
+        An expired certificate is a problem too, although it can be read.
+        """
+        with self._lock:
+            self._look()
+        return self._problem or self._peers.problem
+
+    def _read(self) -> tuple[Credentials, bytes]:
+        return self._identity(), self._peers.snapshot().roots_pem
+
+    def _identity(self) -> Credentials:
+        """The node's own; what was read before where no file changed since, nor a moment before."""
+        files = [self._pki_folder / name for name in _IDENTITY_FILES]
+        try:
+            # Who may write to the folders counts too.
+            found = [path.stat() for path in (self._pki_folder, files[0].resolve().parent, *files)]
+        except OSError:
+            return load_identity(self._pki_folder)  # which says what is missing
+        signature = tuple((f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in found)
+        rested = self._clock_ns() - max(f.st_ctime_ns for f in found) > _RACY_NS
+        if self._seen is not None and self._seen[0] == signature and rested:
+            return self._seen[1]
+        self._seen = (signature, load_identity(self._pki_folder))
+        return self._seen[1]
+
+    def _look(self) -> tuple[Credentials, bytes] | None:
+        """What the files hold now; none, and a problem, when they cannot be used."""
+        try:
+            found = self._read()
+        except Exception as error:  # gRPC would swallow it and trust on silently
+            if self._problem is None:
+                log.exception("certificates cannot be read; the last good ones stay in use")
+            hint = getattr(error, "hint", "")
+            self._problem = f"certificates: {error}; {hint}" if hint else f"certificates: {error}"
+            return None
+        expired = found[0].not_after.timestamp() <= time.time()
+        self._problem = (
+            f"the certificate expired at {found[0].not_after:%Y-%m-%d %H:%M} UTC" if expired else None
+        )
+        return found
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """What gRPC calls at each handshake: a new configuration, or none when nothing changed."""
+        with self._lock:
+            found = self._look()
+            if found is None or found == self._current:
+                return None
+            self._current = found
+            return _configuration(found)
+
+
+def _configuration(files: tuple[Credentials, bytes]) -> grpc.ServerCertificateConfiguration:
+    credentials, roots = files
+    pairs = [(credentials.key_pem, credentials.cert_chain_pem)]
+    return grpc.ssl_server_certificate_configuration(pairs, root_certificates=roots)
+
+
+def server_credentials(pki_folder: Path, peers: PeerStore) -> ServerCredentials:
+    """Credentials of a node's port; `.grpc` is for `add_secure_port`, `.problem` for its health.
+
+    Raises:
+        FileMissing: The node has no certificate yet.
+        InputError: Its files cannot be used.
+    """
+    return ServerCredentials(pki_folder, peers)
+
+
+def channel(
+    address: str,
+    *,
+    server_name: str,
+    pki_folder: Path,
+    hop: str = "",
+    own: bool = False,
+    roots_pem: bytes | None = None,
+    options: Sequence[tuple[str, int | str]] = (),
+) -> grpc.Channel:
+    """A channel to one server, with the own certificate as it is now; its answers are checked.
+
+    Args:
+        address: ``host:port`` to dial, without any proxy.
+        server_name: DNS name that the server's certificate must carry.
+        pki_folder: Of the caller.
+        hop: What the server is called in errors; its name when none is given.
+        own: Whether the server is of the caller's own institution: then fields of a newer release are passed over.
+        roots_pem: Whom the server's certificate must come from; the own institution's roots when none.
+        options: Further gRPC options, which win over those of every channel.
+
+    Raises:
+        FileMissing: The folder has no certificate.
+        InputError: Its files cannot be used.
+    """
+    opened = _open_channel(address, server_name, load_identity(pki_folder), roots_pem, options)
+    return CheckedChannel(opened, hop or server_name, own=own)
+
+
+def _open_channel(
+    address: str,
+    server_name: str,
+    own: Credentials,
+    roots_pem: bytes | None,
+    options: Sequence[tuple[str, int | str]] = (),
+) -> grpc.Channel:
+    credentials = grpc.ssl_channel_credentials(roots_pem or own.roots_pem, own.key_pem, own.cert_chain_pem)
+    names = (("grpc.ssl_target_name_override", server_name), ("grpc.default_authority", server_name))
+    # Of two options of one name gRPC takes the first.
+    return grpc.secure_channel(address, credentials, options=(*options, *names, *CHANNEL_OPTIONS))
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    peer: Peer
+    leaf: bytes
+    channel: CheckedChannel
+
+
+class PeerChannels:
+    """One channel for each peer; made anew when the own certificate or the peer's entry changes.
+
+    A channel that was replaced stays open for the streams on it; that of a removed peer is closed at once, which
+    ends them. Own files that can no longer be used do not end what the node does: it calls as it answers, with the last
+    good ones, and `ServerCredentials.problem` says so.
+
+    Args:
+        pki_folder: Of the node.
+        peers: Who can be dialled.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self, pki_folder: Path, peers: PeerStore, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._pki_folder = pki_folder
+        self._peers = peers
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._open: dict[str, _Open] = {}
+        self._retired: list[tuple[float, _Open]] = []
+        self._own: Credentials | None = None
+        with suppress(DdibError):  # a call to a peer reports it
+            self._own = load_identity(pki_folder)
+
+    def get(self, institution: str) -> grpc.Channel:
+        """The channel to a peer, for the next call; do not keep it.
+
+        Raises:
+            PeerNotFound: It is not admitted.
+            InputError: The own certificate cannot be used, and never could.
+        """
+        with self._lock:
+            self._close_stale()
+            peer = self._peers.get(institution)
+            own = self._read_own()
+            found = self._open.get(institution)
+            if found is not None and found.channel.broken:
+                found = None
+            if found is not None and (found.peer, found.leaf) == (peer, own.cert_chain_pem):
+                return found.channel
+            if found is not None:
+                self._retired.append((self._clock(), found))
+            bare = _open_channel(peer.address, peer.identity.dns_name, own, certificate_pem(*peer.roots))
+            made = CheckedChannel(bare, f"target {institution}", own=False)
+            self._open[institution] = _Open(peer, own.cert_chain_pem, made)
+            return made
+
+    def _read_own(self) -> Credentials:
+        """The own certificate and key as they are now, or the last good ones."""
+        try:
+            self._own = load_identity(self._pki_folder)
+        except DdibError:
+            if self._own is None:
+                raise
+        return self._own
+
+    def refresh(self) -> None:
+        """Close the channels of peers that were removed; `get` does so too."""
+        with self._lock:
+            self._close_stale()
+
+    def _close_stale(self) -> None:
+        peers = self._peers.snapshot().peers
+        kept: list[tuple[float, _Open]] = []
+        for since, entry in self._retired:
+            current = peers.get(entry.peer.institution)
+            trusted = current is not None and current.identity == entry.peer.identity
+            if trusted and self._clock() - since < RETIRED_CHANNEL_S:
+                kept.append((since, entry))
+            else:
+                entry.channel.close()
+        self._retired = kept
+        for institution in self._open.keys() - peers.keys():
+            self._open.pop(institution).channel.close()
+
+    def close(self) -> None:
+        """Close every channel."""
+        with self._lock:
+            for entry in (*self._open.values(), *(entry for _since, entry in self._retired)):
+                entry.channel.close()
+            self._open.clear()
+            self._retired.clear()
+
+
+def probe_tls12(host: str, port: int) -> None:
+    """Refuse to go on when a server answers a client that speaks TLS 1.2 at most.
+
+    The server's first record is looked at, not the end of the handshake, which would fail for want of a client
+    certificate and look like a refusal.
+
+    Raises:
+        ConfigError: It answers.
+        PeerUnreachable: There is no connection.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):  # it wants an answer to the greeting that now lies in `outgoing`
+        context.wrap_bio(incoming, outgoing).do_handshake()
+    try:
+        with socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S) as connection:
+            connection.sendall(outgoing.read())
+            first = connection.recv(1)
+    except ConnectionResetError:
+        first = b""
+    except OSError as exc:
+        raise PeerUnreachable(f"no connection to {host}:{port} for the check of TLS 1.2: {exc}") from exc
+    if first == bytes([_HANDSHAKE_RECORD]):
+        raise ConfigError(
+            f"{host}:{port} accepts TLS 1.2, only 1.3 is allowed",
+            hint="grpc was imported before ddib_fed.node, or this grpcio ignores GRPC_SSL_CIPHER_SUITES",
+            facts={"GRPC_SSL_CIPHER_SUITES": os.environ.get("GRPC_SSL_CIPHER_SUITES", "")},
+        )

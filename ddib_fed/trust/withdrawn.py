@@ -1,0 +1,272 @@
+"""Reads and edits withdrawn.txt: identities that a node refuses although their certificates are valid.
+
+    # a comment
+    spiffe://north.example/client/alice   # a comment on why
+
+The rule: only a list that can be read whole, and does not name somebody any more, lets them in again. A list that is
+damaged, empty or gone withdraws whom it withdrew before.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Final
+
+from ddib_fed.errors import DdibError, InputError, PolicyDenied
+from ddib_fed.files import MAX_SMALL_FILE_BYTES, private_folder, read_small, write_private
+from ddib_fed.trust.identity import Identity
+
+WITHDRAWN: Final = "withdrawn.txt"
+# Whom the list withdrew when the node last read it, or a command wrote it: a list that vanishes while the node is down
+# is missed by this.
+LAST_WITHDRAWN: Final = "withdrawn.last"
+_BOM: Final = b"\xef\xbb\xbf"
+_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+# Control characters and separators of lines: what one program shows as a new line hides a name in another's comment.
+_BREAKING: Final = frozenset({"Cc", "Zl", "Zp"})
+_HEADER: Final = (
+    "# Identities that this node refuses although their certificates are good: one a line, # begins a comment.\n"
+    "# ddib pki withdraw and ddib pki reinstate edit this file. Do not remove it.\n"
+)
+_SHOWN: Final = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the list.
+
+    Attributes:
+        identity: Whom it withdraws.
+        comment: What follows it, without the #.
+    """
+
+    identity: Identity
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """What a list says.
+
+    Attributes:
+        entries: The lines that name somebody.
+        problem: Why the list cannot be read whole; none when it can.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    problem: str | None = None
+
+    @property
+    def identities(self) -> frozenset[Identity]:
+        """Whom it withdraws."""
+        return frozenset(entry.identity for entry in self.entries)
+
+
+def parse_withdrawn(data: bytes, what: str) -> Withdrawn:
+    """Read a list: UTF-8, one identity a line; lines that are sound count even where others are not.
+
+    Args:
+        data: The file's content.
+        what: What to call it in `problem`.
+    """
+    if data.startswith(_UTF16):
+        return Withdrawn(problem=f"{what} is UTF-16; a list of withdrawn identities is UTF-8")
+    try:
+        text = data.removeprefix(_BOM).decode()
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        return Withdrawn(problem=f"{what}, line {number}: this is not UTF-8")
+    entries: list[Entry] = []
+    problems: list[str] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            entries += _parse_line(line)
+        except InputError as error:
+            problems.append(f"{what}, line {number}: {error.detail}")
+    return Withdrawn(tuple(entries), problems[0] if problems else None)
+
+
+def _parse_line(line: str) -> list[Entry]:
+    """The entry of a line, when it is neither empty nor a comment.
+
+    Raises:
+        InputError: It is something else.
+    """
+    bare = line.removesuffix("\r")
+    if any(unicodedata.category(character) in _BREAKING for character in bare if character != "\t"):
+        raise InputError("it holds a control character")
+    name, _hash, comment = bare.partition("#")
+    if not name.strip(" \t"):
+        return []
+    try:
+        return [Entry(Identity.parse(name.strip(" \t")), comment.strip())]
+    except InputError as error:
+        raise InputError(
+            f"{ascii(name.strip())[:_SHOWN]} is not one identity of the form spiffe://INSTITUTION/client/NAME"
+        ) from error
+
+
+def judge(content: bytes | str | None, before: frozenset[Identity], path: Path) -> Withdrawn:
+    """What a list says, or that it lost whom it withdrew before.
+
+    Args:
+        content: Of the file; as text why it cannot be read; None when there is no file.
+        before: Whom it withdrew when it was read last.
+        path: Of the file.
+    """
+    if isinstance(content, str):
+        return Withdrawn(problem=content)
+    if before and (content is None or not content.removeprefix(_BOM).strip()):
+        how = "is gone" if content is None else "is empty"
+        return Withdrawn(problem=f"{path} {how}, and whom it withdrew stays refused ({len(before)} in all)")
+    return parse_withdrawn(content or b"", str(path))
+
+
+def remedy(folder: Path) -> str:
+    """What to do about a list that cannot be read."""
+    kept = folder / LAST_WITHDRAWN
+    if kept.exists() and not os.path.lexists(folder / WITHDRAWN):
+        return (
+            f"restore it: cp {kept} {folder / WITHDRAWN}; whom to let in again: ddib pki reinstate IDENTITY"
+        )
+    if not os.path.isfile(folder / WITHDRAWN) or not os.access(folder / WITHDRAWN, os.R_OK):  # noqa: PTH113 - never raises
+        return f"namei -l {folder / WITHDRAWN} shows what lies there, and who may read it"
+    return f"correct {folder / WITHDRAWN}: UTF-8 text, one identity a line, # begins a comment"
+
+
+def _content(path: Path) -> bytes | str | None:
+    if not os.path.lexists(path):  # a link that leads nowhere is a list that cannot be read
+        return None
+    try:
+        return read_small(path)
+    except DdibError as error:
+        return error.detail
+
+
+def last_withdrawn(folder: Path) -> Withdrawn:
+    """Who was withdrawn when `keep_last` last wrote it."""
+    path = folder / LAST_WITHDRAWN
+    return judge(_content(path), frozenset(), path)
+
+
+def keep_last(folder: Path, identities: frozenset[Identity]) -> None:
+    """Note who is withdrawn now; writes nothing when that is noted already.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    noted = last_withdrawn(folder)
+    if noted.identities == identities and noted.problem is None:
+        return
+    text = "".join(f"{identity}\n" for identity in sorted(identities))
+    write_private(folder / LAST_WITHDRAWN, text.encode(), overwrite=True)
+
+
+def load_withdrawn(folder: Path) -> Withdrawn:
+    """The list of a node's folder of certificates.
+
+    Raises:
+        InputError: It cannot be read, or is gone although it withdrew somebody.
+    """
+    path = folder / WITHDRAWN
+    content = _content(path)
+    last = last_withdrawn(folder)
+    found = judge(content, last.identities, path)
+    problem = found.problem or (last.problem if content is None else None)
+    if problem:
+        raise InputError(problem, hint=remedy(folder))
+    return found
+
+
+def refuse_withdrawn(folder: Path, identity: Identity) -> None:
+    """Return when the node whose certificates lie in `folder` does not refuse `identity`.
+
+    Raises:
+        PolicyDenied: It does: a new certificate would be refused as well.
+        InputError: The list cannot be read.
+    """
+    if identity in load_withdrawn(folder).identities:
+        raise PolicyDenied(
+            f"{identity} is withdrawn in {folder / WITHDRAWN}",
+            hint=f"choose another name; or let it in again: ddib pki reinstate {identity}",
+        )
+
+
+def withdraw(folder: Path, identity: Identity, *, comment: str = "") -> bool:
+    """Refuse `identity` from now on; durable when this returns.
+
+    Returns:
+        Whether it was not withdrawn before.
+
+    Raises:
+        InputError: The list cannot be read, is full, or the comment is not one line.
+    """
+    with _edited(folder) as (text, entries):
+        if identity in entries.identities:
+            return False
+        lines = text if not text or text.endswith("\n") else text + "\n"
+        note = f"  # {comment or f'withdrawn {date.today().isoformat()}'}"  # noqa: DTZ011 - the operator's day
+        _write(folder, f"{lines or _HEADER}{identity}{note}\n", entries.identities | {identity})
+        return True
+
+
+def reinstate(folder: Path, identity: Identity) -> bool:
+    """Let `identity` in again: its lines become comments; durable when this returns.
+
+    Returns:
+        Whether it was withdrawn before.
+
+    Raises:
+        InputError: The list cannot be read.
+    """
+    with _edited(folder) as (text, entries):
+        if identity not in entries.identities:
+            return False
+        today = date.today().isoformat()  # noqa: DTZ011 - the operator's day
+        lines = [
+            f"# reinstated {today}: {line.strip()}" if _names(line, identity) else line
+            for line in text.split("\n")
+        ]
+        _write(folder, "\n".join(lines), entries.identities - {identity})
+        return True
+
+
+def _names(line: str, identity: Identity) -> bool:
+    return any(entry.identity == identity for entry in _parse_line(line))
+
+
+@contextmanager
+def _edited(folder: Path) -> Iterator[tuple[str, Withdrawn]]:
+    """The list's text and what it says, locked against another editor: two at once would lose a name."""
+    private_folder(folder)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        entries = load_withdrawn(folder)
+        content = _content(folder / WITHDRAWN)
+        yield (content.removeprefix(_BOM).decode() if isinstance(content, bytes) else ""), entries
+    finally:
+        os.close(descriptor)
+
+
+def _write(folder: Path, text: str, meant: frozenset[Identity]) -> None:
+    """Put a new list in place once it is sure that the node will read from it what is meant."""
+    path, data = folder / WITHDRAWN, text.encode()
+    if len(data) > MAX_SMALL_FILE_BYTES:
+        raise InputError(
+            f"{path} would have more than {MAX_SMALL_FILE_BYTES} bytes", hint=f"remove comments from {path}"
+        )
+    found = parse_withdrawn(data, str(path))
+    if found.problem or found.identities != meant:
+        raise InputError(
+            found.problem or f"{path} would not name whom it should", hint="give a comment of one line"
+        )
+    write_private(path, data, overwrite=True)
+    keep_last(folder, meant)

@@ -1,0 +1,1 @@
+"""The durable job store of a source node: database, spool, staging, events."""

@@ -1,0 +1,251 @@
+"""Turns a path into the node's SQLite database: private, in WAL mode, of this release's schema.
+
+The rule: a transaction that has ended without an exception is on the disk; one process at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ddib_fed.errors import ConfigError, DdibError, ExhaustedError, QueueFull
+from ddib_fed.files import check_private_file
+
+# Each entry brings the schema one version further; entries are never changed once released.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE node_state (
+            key TEXT PRIMARY KEY,
+            value INTEGER NOT NULL
+        )""",
+        """CREATE TABLE jobs (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            job_id TEXT NOT NULL UNIQUE,
+            owner TEXT NOT NULL,
+            request_id TEXT NOT NULL,
+            content BLOB NOT NULL,
+            spec TEXT NOT NULL,
+            state TEXT NOT NULL,
+            created REAL NOT NULL,
+            started REAL NOT NULL DEFAULT 0,
+            finished REAL NOT NULL DEFAULT 0,
+            expires REAL NOT NULL,
+            not_before REAL NOT NULL DEFAULT 0,
+            cancel_requested INTEGER NOT NULL DEFAULT 0,
+            error TEXT,
+            UNIQUE (owner, request_id)
+        )""",
+        "CREATE INDEX jobs_by_state ON jobs (state, number)",
+        """CREATE TABLE items (
+            job_id TEXT NOT NULL REFERENCES jobs (job_id) ON DELETE CASCADE,
+            item INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            media_type INTEGER NOT NULL,
+            size_bytes INTEGER NOT NULL,
+            sha256 BLOB NOT NULL,
+            provenance TEXT NOT NULL DEFAULT '{}',
+            error TEXT,
+            PRIMARY KEY (job_id, item)
+        ) WITHOUT ROWID""",
+        """CREATE TABLE parts (
+            job_id TEXT NOT NULL,
+            item INTEGER NOT NULL,
+            part TEXT NOT NULL,
+            media_type INTEGER NOT NULL,
+            size_bytes INTEGER NOT NULL,
+            sha256 BLOB NOT NULL,
+            PRIMARY KEY (job_id, item, part),
+            FOREIGN KEY (job_id, item) REFERENCES items (job_id, item) ON DELETE CASCADE
+        ) WITHOUT ROWID""",
+    ),
+)
+
+
+def rehearse(path: Path) -> int:
+    """Open a copy of the database as a start would, so that nothing here is changed.
+
+    Returns:
+        How many jobs it holds.
+
+    Raises:
+        ConfigError: A start would fail on it.
+    """
+    lock = path.with_name(path.name + ".lock")
+    for file in (path, lock):
+        check_private_file(file)
+    try:
+        guard = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        guard = -1
+    try:
+        if guard >= 0:
+            _take(guard, path, fcntl.LOCK_SH)  # beside another check, and for a moment only
+        with tempfile.TemporaryDirectory(prefix="ddib-check-") as folder:
+            for suffix in ("", "-wal"):
+                if path.with_name(path.name + suffix).exists():
+                    shutil.copyfile(path.with_name(path.name + suffix), Path(folder) / (path.name + suffix))
+            copy = JobDatabase(Path(folder) / path.name, called=path)
+            try:
+                return int(copy.read("SELECT count(*) FROM jobs")[0][0])
+            finally:
+                copy.close()
+    finally:
+        if guard >= 0:
+            os.close(guard)
+
+
+class JobDatabase:
+    """One connection, one lock: writers wait for one another, and nobody sees half a transaction.
+
+    Args:
+        path: The database; made, with its folder, when it is not there.
+        called: What to call it in an error, when it is the copy of another.
+
+    Raises:
+        ConfigError: Another process has it, it is damaged, or a newer release made it.
+        ExhaustedError: The disk is full.
+    """
+
+    def __init__(self, path: Path, *, called: Path | None = None) -> None:
+        check_private_file(path)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = path
+        self._called = called or path
+        self._lock = threading.RLock()
+        self._guard = _lock_file(path)
+        try:
+            self._connection = self._connect()
+        except BaseException:
+            os.close(self._guard)
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        connection.row_factory = sqlite3.Row
+        try:
+            for pragma in (
+                "journal_mode = WAL",
+                "synchronous = FULL",
+                "foreign_keys = ON",
+                "busy_timeout = 5000",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+            self._check(connection)
+            self._migrate(connection)
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise self._unusable(error) from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        answer = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if answer != "ok":
+            raise self._damaged(answer)
+
+    def _unusable(self, error: sqlite3.DatabaseError) -> DdibError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            return ExhaustedError(
+                f"the disk of the job database {self._called} is full", hint=f"df -h {self._called.parent}"
+            )
+        if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            return ConfigError(
+                f"another program holds the job database {self._called}", hint=f"fuser -v {self._called}"
+            )
+        return self._damaged(str(error))
+
+    def _damaged(self, detail: str) -> ConfigError:
+        return ConfigError(
+            f"the job database {self._called} cannot be used: {detail}",
+            hint="restore it from a backup, or move it away: its jobs are then lost",
+        )
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise ConfigError(
+                f"{self._called} has schema {version}, of a newer release; this one knows {len(MIGRATIONS)}",
+                hint="upgrade ddib-fed, or set another [node] state folder",
+            )
+        for number in range(version, len(MIGRATIONS)):
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in MIGRATIONS[number]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number + 1}")
+            connection.execute("COMMIT")
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Everything inside happens, durably, or nothing does.
+
+        Raises:
+            QueueFull: The disk is full.
+        """
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException as error:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                if (
+                    isinstance(error, sqlite3.OperationalError)
+                    and error.sqlite_errorcode == sqlite3.SQLITE_FULL
+                ):
+                    raise QueueFull("the disk of the job database is full", retry_after_s=60) from error
+                raise
+
+    def read(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """The rows that a statement selects, as of now."""
+        with self._lock:
+            return self._connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Several reads inside see one state: nobody writes meanwhile."""
+        with self._lock:
+            yield
+
+    def close(self) -> None:
+        """Close; what was committed stays."""
+        with self._lock:
+            self._connection.close()
+            if self._guard >= 0:
+                os.close(self._guard)
+                self._guard = -1
+
+
+def _lock_file(path: Path) -> int:
+    """A lock that goes when the process goes, however it goes."""
+    name = path.with_name(path.name + ".lock")
+    check_private_file(name)
+    descriptor = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        _take(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _take(descriptor: int, path: Path, kind: int = fcntl.LOCK_EX) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"another node is running on {path.parent}",
+            hint="ddib status, or give this node a state folder of its own",
+        ) from error

@@ -1,0 +1,192 @@
+"""Turns what workers report into what watchers of a job read, in memory, however slow a watcher is.
+
+The rule: a job keeps a bounded number of events. A step replaces the one before it of the same item and
+stage: a watcher that falls behind misses steps, not changes of state. Sequence numbers rise within a job, also
+over a restart.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from source_node.jobs.records import JobState
+
+MAX_EVENTS = 512
+"""Kept of one job; the oldest go first."""
+
+MAX_JOBS = 1_024
+"""Jobs whose events are kept; the longest silent go first."""
+
+POLL_S = 0.25
+"""How often a waiting watcher looks whether it is still wanted."""
+
+_BOOT_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a job; the fields of the message WatchJobResponse."""
+
+    sequence: int
+    state: JobState
+    item: int = 0
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    reason: str = ""
+    items_done: int = 0
+    items: int = 0
+
+
+class _Log:
+    """The events of one job, oldest first."""
+
+    def __init__(self) -> None:
+        self.events: OrderedDict[object, Event] = OrderedDict()
+        self.last = Event(0, JobState.QUEUED)
+
+    def add(self, event: Event) -> None:
+        key = (event.item, event.stage) if event.steps else event.sequence
+        self.events.pop(key, None)
+        self.events[key] = self.last = event
+        while len(self.events) > MAX_EVENTS:
+            self.events.popitem(last=False)
+
+    def after(self, sequence: int) -> tuple[Event, ...]:
+        newer = []
+        for event in reversed(self.events.values()):
+            if event.sequence <= sequence:
+                break
+            newer.append(event)
+        return tuple(reversed(newer))
+
+
+class EventHub:
+    """The events of a node's jobs; safe to use from any thread.
+
+    Args:
+        boot: How many times the node's store was opened (`JobStore.boot`): it makes later sequences higher.
+    """
+
+    def __init__(self, boot: int) -> None:
+        self._next = (boot << _BOOT_BITS) + 1
+        self._logs: OrderedDict[str, _Log] = OrderedDict()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def publish(
+        self,
+        job_id: str,
+        *,
+        state: JobState | str,
+        item: int = 0,
+        stage: str = "",
+        step: int = 0,
+        steps: int = 0,
+        reason: str = "",
+        items_done: int | None = None,
+        items: int | None = None,
+    ) -> Event:
+        """Tell the watchers of a job something.
+
+        Args:
+            job_id: Which job.
+            state: The job's state now.
+            item: The item that moved; meaningful with a stage.
+            stage: ``encode``, ``send``, ``decode``, ``return``, ``done``, ``failed``, or empty.
+            step: Steps done of the stage.
+            steps: Steps of the stage; with more than 0 the event may be replaced by the next step.
+            reason: Why the item or job failed.
+            items_done: Items that are decoded or failed; None for as many as last said.
+            items: Items of the job; None for as many as last said.
+        """
+        with self._changed:
+            log = self._logs.setdefault(job_id, _Log())
+            self._logs.move_to_end(job_id)
+            event = Event(
+                sequence=self._next,
+                state=JobState(state),
+                item=item,
+                stage=stage,
+                step=step,
+                steps=steps,
+                reason=reason,
+                items_done=log.last.items_done if items_done is None else items_done,
+                items=log.last.items if items is None else items,
+            )
+            self._next += 1
+            log.add(event)
+            while len(self._logs) > MAX_JOBS:
+                self._logs.popitem(last=False)
+            self._changed.notify_all()
+        return event
+
+    def last(self, job_id: str) -> Event | None:
+        """The newest event of a job, or None when none is kept (none yet, or not since the node started)."""
+        with self._changed:
+            log = self._logs.get(job_id)
+            return log.last if log else None
+
+    def subscribe(
+        self,
+        job_id: str,
+        after_sequence: int = 0,
+        *,
+        timeout_s: float | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Event]:
+        """The events of a job as they come, until its last one.
+
+        A job that ended before the node started has no events: ask `last` first, and publish its state.
+
+        Args:
+            job_id: Which job.
+            after_sequence: Only events after this one; 0 for all that are kept.
+            timeout_s: End after this long; None for no limit.
+            stop: Asked at least every `POLL_S`; the events end when it says so.
+        """
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        seen = after_sequence
+        while True:
+            newer = self._wait(job_id, seen, end, stop)
+            if not newer:
+                return
+            yield from newer
+            seen = newer[-1].sequence
+            if newer[-1].state.ended:
+                return
+
+    def _wait(self, job_id: str, seen: int, end: float | None, stop: Callable[[], bool]) -> tuple[Event, ...]:
+        """What is newer than seen; empty when nothing more will come or is wanted."""
+        with self._changed:
+            while not (self._closed or stop()):
+                log = self._logs.get(job_id)
+                if log is not None and log.last.sequence > seen:
+                    return log.after(seen)
+                if log is not None and log.last.state.ended:
+                    return ()
+                left = POLL_S if end is None else min(POLL_S, end - time.monotonic())
+                if left <= 0:
+                    return ()
+                self._changed.wait(left)
+        return ()
+
+    def wake(self) -> None:
+        """Let every watcher ask its `stop` now."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def forget(self, job_id: str) -> None:
+        """Drop the events of a job that was deleted."""
+        with self._changed:
+            self._logs.pop(job_id, None)
+
+    def close(self) -> None:
+        """End every watcher: the node stops."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

@@ -1,0 +1,247 @@
+"""What a job is, as frozen records; the names of states are those of translation.proto without their prefix.
+
+The rule: an item goes RECEIVED, ENCODED, DECODED, DELIVERED, or from one of the first two to FAILED.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ddib_fed.errors import DdibError, MessageInvalid
+
+
+class JobState(StrEnum):
+    """Where a job is."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def pb_name(self) -> str:
+        """The state's name in translation.proto, which messages take."""
+        return f"JOB_STATE_{self}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to the job by itself."""
+        return self not in OPEN_STATES
+
+
+OPEN_STATES = frozenset({JobState.QUEUED, JobState.RUNNING})
+
+
+class ItemState(StrEnum):
+    """Where an item of a job is."""
+
+    RECEIVED = "RECEIVED"
+    ENCODED = "ENCODED"
+    DECODED = "DECODED"
+    DELIVERED = "DELIVERED"
+    FAILED = "FAILED"
+
+    @property
+    def pb_name(self) -> str:
+        """The state's name in translation.proto, which messages take."""
+        return f"ITEM_STATE_{self}"
+
+
+PENDING_ITEMS = frozenset({ItemState.RECEIVED, ItemState.ENCODED})
+"""Items that are still to be worked on."""
+
+
+class Part(StrEnum):
+    """A file of an item in the spool; the last three are what a client fetches."""
+
+    INPUT = "input"
+    ENCODED = "encoded"
+    ROUNDTRIP_LATENT = "roundtrip_latent"
+    TRANSLATION = "translation"
+    RETURNED = "returned"
+    LATENT = "latent"
+
+
+RESULTS = frozenset({Part.TRANSLATION, Part.RETURNED, Part.LATENT})
+
+# From a state to another: the part that must be in the spool first, and what the spool drops afterwards.
+# Back to RECEIVED: a stored latent that is no longer of the model that is served is made again.
+TRANSITIONS: Mapping[tuple[ItemState, ItemState], tuple[Part | None, frozenset[Part]]] = {
+    (ItemState.RECEIVED, ItemState.ENCODED): (Part.ENCODED, frozenset()),
+    (ItemState.ENCODED, ItemState.RECEIVED): (None, frozenset(Part) - {Part.INPUT}),
+    (ItemState.ENCODED, ItemState.DECODED): (Part.TRANSLATION, frozenset(Part) - RESULTS),
+    (ItemState.DECODED, ItemState.DELIVERED): (None, frozenset(Part)),
+    (ItemState.RECEIVED, ItemState.FAILED): (None, frozenset(Part)),
+    (ItemState.ENCODED, ItemState.FAILED): (None, frozenset(Part)),
+}
+
+ErrorRecord = Mapping[str, Any]
+
+
+def error_record(error: DdibError) -> ErrorRecord:
+    """What is kept of an error: nothing that came from an exception's text."""
+    return {
+        "reason": error.reason,
+        "sentence": error.sentence,
+        "incident": error.incident,
+        "facts": dict(error.facts),
+        "differences": [
+            {"field": d.field, "source": d.source, "target": d.target, "remedy": d.remedy}
+            for d in error.differences
+        ],
+    }
+
+
+"""What is kept of an error: reason, sentence, incident, facts, differences; no exception's text."""
+
+
+@dataclass(frozen=True, slots=True)
+class SolverChoice:
+    """How the ODE is integrated; the fields of the message SolverSettings."""
+
+    solver: str = "unipc"
+    order: int = 0
+    evaluations: int = 48
+    grid: str = "default"
+    depth: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a client asked for.
+
+    Attributes:
+        owner: The client's identity, a SPIFFE URI.
+        request_id: A UUID that the client made.
+        target_institution: Whose node decodes.
+        target_domain: The domain wanted there.
+        solver: How the ODE is integrated.
+        cycle: Whether the translation is brought back and compared.
+        keep_latent: Whether the client gets the latent.
+        deadline_s: Seconds from acceptance after which the job is given up; 0 for the node's default, which a
+            stored job has in place of it.
+        source_class: Class of the node's own model that the items are of, its name or index; empty for none.
+        target_class: Class of the target that they become; the same.
+
+    Raises:
+        MessageInvalid: The request id is no UUID.
+    """
+
+    owner: str
+    request_id: str
+    target_institution: str
+    target_domain: str
+    solver: SolverChoice = field(default_factory=SolverChoice)
+    cycle: bool = False
+    keep_latent: bool = False
+    deadline_s: float = 0.0
+    source_class: str = ""
+    target_class: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            uuid.UUID(self.request_id)
+        except ValueError as error:
+            raise MessageInvalid("the request id is no UUID", facts={"field": "request_id"}) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSpec:
+    """One file that a client sent.
+
+    Attributes:
+        index: 0, 1, 2, ... in the order sent.
+        media_type: A `MediaType` of common.proto.
+        size_bytes: How large it was.
+        sha256: Digest of its bytes, 32 bytes.
+    """
+
+    index: int
+    media_type: int
+    size_bytes: int
+    sha256: bytes
+
+
+def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
+    """What decides whether the same request id has the same content: all but owner and request id.
+
+    Classes and depth count only where they are anything: a job that an older release accepted keeps its digest.
+    """
+    left_out = {"owner", "request_id"} | {k for k in ("source_class", "target_class") if not getattr(spec, k)}
+    settings = {k: v for k, v in asdict(spec).items() if k not in left_out}
+    if spec.solver.depth == 1.0:
+        del settings["solver"]["depth"]
+    files = [[item.media_type, item.sha256.hex()] for item in items]
+    return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class PartRecord:
+    """A file in the spool: what it is, how large, and the digest it was written with."""
+
+    part: Part
+    media_type: int
+    size_bytes: int
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a stored job; size and digest are those of the file that the client sent."""
+
+    index: int
+    state: ItemState
+    media_type: int
+    size_bytes: int
+    sha256: bytes
+    provenance: Mapping[str, Any]
+    error: ErrorRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A stored job; times are Unix seconds, 0 for not yet. `list` leaves the items out."""
+
+    job_id: str
+    spec: JobSpec
+    state: JobState
+    created: float
+    started: float
+    finished: float
+    expires: float
+    cancel_requested: bool
+    error: ErrorRecord | None
+    items: tuple[Item, ...] = ()
+
+    @property
+    def deadline(self) -> float:
+        """Unix time after which the job is given up."""
+        return self.created + self.spec.deadline_s
+
+
+@dataclass(frozen=True, slots=True)
+class JobLimits:
+    """What the store takes on.
+
+    Attributes:
+        max_open_jobs: Jobs that are queued, running or being received.
+        max_spool_bytes: Bytes of the spool beyond which no further item is received.
+        max_staged_bytes: Bytes of one client's jobs that are being received at once.
+        retention_s: How long an ended job waits to be fetched.
+        default_deadline_s: Deadline of a job that names none.
+        retry_after_s: What a client is told to wait when the queue is full.
+    """
+
+    max_open_jobs: int = 64
+    max_spool_bytes: int = 4 << 30
+    max_staged_bytes: int = 2 << 30
+    retention_s: float = 7 * 86_400.0
+    default_deadline_s: float = 86_400.0
+    retry_after_s: float = 30.0

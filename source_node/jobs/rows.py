@@ -1,0 +1,146 @@
+"""Turns records into rows of the job database and rows into records."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from source_node.jobs.records import (
+    Item,
+    ItemSpec,
+    ItemState,
+    Job,
+    JobSpec,
+    JobState,
+    Part,
+    PartRecord,
+    SolverChoice,
+)
+
+
+def insert_job(
+    db: sqlite3.Connection,
+    job_id: str,
+    spec: JobSpec,
+    content: bytes,
+    items: Iterable[ItemSpec],
+    *,
+    created: float,
+    expires: float,
+) -> None:
+    """A queued job, its items and their inputs."""
+    db.execute(
+        "INSERT INTO jobs (job_id, owner, request_id, content, spec, state, created, expires)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            job_id,
+            spec.owner,
+            spec.request_id,
+            content,
+            json.dumps(asdict(spec)),
+            JobState.QUEUED,
+            created,
+            expires,
+        ),
+    )
+    for item in items:
+        row = (job_id, item.index, ItemState.RECEIVED, item.media_type, item.size_bytes, item.sha256)
+        db.execute(
+            "INSERT INTO items (job_id, item, state, media_type, size_bytes, sha256)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            row,
+        )
+        insert_part(
+            db, job_id, item.index, PartRecord(Part.INPUT, item.media_type, item.size_bytes, item.sha256)
+        )
+
+
+def insert_part(db: sqlite3.Connection, job_id: str, item: int, part: PartRecord) -> None:
+    """A file that is in the spool now."""
+    db.execute(
+        "INSERT OR REPLACE INTO parts (job_id, item, part, media_type, size_bytes, sha256)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (job_id, item, part.part, part.media_type, part.size_bytes, part.sha256),
+    )
+
+
+def delete_parts(db: sqlite3.Connection, job_id: str, item: int, parts: Iterable[Part]) -> None:
+    """Files that may be removed from the spool once this is committed."""
+    db.executemany(
+        "DELETE FROM parts WHERE job_id = ? AND item = ? AND part = ?", [(job_id, item, p) for p in parts]
+    )
+
+
+def update_item(
+    db: sqlite3.Connection,
+    job_id: str,
+    item: int,
+    state: ItemState,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    error: Mapping[str, Any] | None = None,
+) -> None:
+    """A state, and what is given of the rest."""
+    db.execute(
+        "UPDATE items SET state = ?, provenance = coalesce(?, provenance), error = coalesce(?, error)"
+        " WHERE job_id = ? AND item = ?",
+        (state, _json(provenance), _json(error), job_id, item),
+    )
+
+
+def end_job(
+    db: sqlite3.Connection,
+    job_id: str,
+    state: JobState,
+    *,
+    finished: float,
+    expires: float,
+    error: Mapping[str, Any] | None,
+) -> None:
+    """A job's last state."""
+    db.execute(
+        "UPDATE jobs SET state = ?, finished = ?, expires = ?, error = ? WHERE job_id = ?",
+        (state, finished, expires, _json(error), job_id),
+    )
+
+
+def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
+    """A job."""
+    spec = json.loads(row["spec"])
+    return Job(
+        job_id=row["job_id"],
+        spec=JobSpec(**{**spec, "solver": SolverChoice(**spec["solver"])}),
+        state=JobState(row["state"]),
+        created=row["created"],
+        started=row["started"],
+        finished=row["finished"],
+        expires=row["expires"],
+        cancel_requested=bool(row["cancel_requested"]),
+        error=json.loads(row["error"]) if row["error"] else None,
+        items=tuple(map(item_from_row, items)),
+    )
+
+
+def item_from_row(row: sqlite3.Row) -> Item:
+    """An item."""
+    return Item(
+        index=row["item"],
+        state=ItemState(row["state"]),
+        media_type=row["media_type"],
+        size_bytes=row["size_bytes"],
+        sha256=row["sha256"],
+        provenance=json.loads(row["provenance"]),
+        error=json.loads(row["error"]) if row["error"] else None,
+    )
+
+
+def part_from_row(row: sqlite3.Row) -> PartRecord:
+    """A file of the spool."""
+    return PartRecord(Part(row["part"]), row["media_type"], row["size_bytes"], row["sha256"])
+
+
+def _json(value: Mapping[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value, sort_keys=True, allow_nan=False)

@@ -1,0 +1,225 @@
+"""Turns a job that arrives item by item into a queued job, or into nothing.
+
+The rule: a job is accepted when `commit` returns, and not before; the same request is accepted once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from ddib_fed.errors import MessageInvalid, QueueFull, RequestIdConflict
+from source_node.jobs.database import JobDatabase
+from source_node.jobs.records import ItemSpec, Job, JobLimits, JobSpec, Part, content_digest
+from source_node.jobs.rows import insert_job, job_from_row
+from source_node.jobs.spool import Spool, StagedFile
+
+
+class Incoming:
+    """The item that is coming, a `Sink`: on the disk and nowhere else.
+
+    Args:
+        staged: Its file.
+        before: Told how many bytes are about to be written; may raise QueueFull.
+    """
+
+    def __init__(self, staged: StagedFile, before: Callable[[int], None]) -> None:
+        self.staged = staged
+        self._before = before
+
+    def write(self, data: bytes) -> None:
+        """Append.
+
+        Raises:
+            QueueFull: The spool, the client's share of it, or the disk is full.
+        """
+        self._before(len(data))
+        self.staged.write(data)
+
+
+class Staging:
+    """A job that is being received; made by `JobStore.stage`, used as a context manager from one thread.
+
+    Leaving it without `commit` removes what was received.
+    """
+
+    def __init__(
+        self,
+        *,
+        db: JobDatabase,
+        spool: Spool,
+        limits: JobLimits,
+        clock: Callable[[], float],
+        spec: JobSpec,
+        reserve: Callable[[int], None],
+        share: Callable[[str, int], int],
+    ) -> None:
+        self._db = db
+        self._spool = spool
+        self._limits = limits
+        self._clock = clock
+        self._spec = spec
+        self._reserve = reserve
+        self._share = share
+        self._staged = 0
+        self._incoming: Incoming | None = None
+        self._reserved = False
+        self._job_id = ""
+        self._items: list[ItemSpec] = []
+
+    def __enter__(self) -> Self:
+        """Begin to receive.
+
+        Raises:
+            QueueFull: The node has as many open jobs as it may; a request that was accepted before is let in.
+        """
+        if self._accepted() is None:
+            self._reserve(1)
+            self._reserved = True
+        try:
+            self._job_id = self._spool.new_job_id()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+        self._spool.abandon(self._job_id)
+        self._share(self._spec.owner, -self._staged)
+        self._release()
+
+    def receive(self, size_bytes: int) -> Incoming:
+        """A file on the disk for the next item; `keep` it once it is whole.
+
+        Args:
+            size_bytes: How long it will be, as announced.
+
+        Raises:
+            QueueFull: The spool, this client's share of what is being received, or the disk is full.
+        """
+        self._require_room(size_bytes)
+        self._close()
+        staged = self._spool.stage(self._job_id, len(self._items), Part.INPUT)
+        self._incoming = Incoming(staged, self._before)
+        return self._incoming
+
+    def keep(self, media_type: int, sha256: bytes) -> ItemSpec:
+        """What was received last is the next item, whole and of this digest.
+
+        Raises:
+            QueueFull: The disk is full.
+        """
+        assert self._incoming is not None
+        staged = self._incoming.staged
+        staged.finish()
+        self._incoming = None
+        item = ItemSpec(len(self._items), media_type, staged.size_bytes, sha256)
+        self._items.append(item)
+        return item
+
+    def read(self, item: int) -> bytes:
+        """An item that was kept."""
+        return self._spool.read_staged(self._job_id, item, Part.INPUT)
+
+    def add(self, media_type: int, data: bytes) -> ItemSpec:
+        """Keep an item that is in memory.
+
+        Raises:
+            QueueFull: As `receive`.
+        """
+        self.receive(len(data)).write(data)
+        return self.keep(media_type, hashlib.sha256(data).digest())
+
+    def _before(self, size_bytes: int) -> None:
+        """Count bytes that are about to be written.
+
+        Raises:
+            QueueFull: They would be too many.
+        """
+        self._require_room(size_bytes)
+        self._staged += size_bytes
+        self._share(self._spec.owner, size_bytes)
+
+    def _require_room(self, size_bytes: int) -> None:
+        limits = self._limits
+        for what, taken, limit in (
+            ("the spool is full", self._spool.used_bytes, limits.max_spool_bytes),
+            ("this client sends too much at once", self._share(self._spec.owner, 0), limits.max_staged_bytes),
+        ):
+            if taken + size_bytes > limit:
+                raise QueueFull(what, facts={"limit_bytes": limit}, retry_after_s=limits.retry_after_s)
+
+    def _close(self) -> None:
+        if self._incoming is not None:
+            self._incoming.staged.close()
+            self._incoming = None
+
+    def commit(self) -> tuple[Job, bool]:
+        """Accept the job; the job, and whether this request had been accepted before.
+
+        Raises:
+            MessageInvalid: It has no items.
+            RequestIdConflict: The request id was used before with other content.
+            QueueFull: The disk is full.
+        """
+        if not self._items:
+            raise MessageInvalid("a job without items", facts={"field": "items"})
+        content = content_digest(self._spec, self._items)
+        earlier = self._accepted()
+        if earlier is not None:
+            return self._same(earlier, content), True
+        self._spool.adopt(self._job_id)
+        try:
+            return self._insert(content)
+        except BaseException:
+            self._spool.remove_job(self._job_id)
+            raise
+
+    def _insert(self, content: bytes) -> tuple[Job, bool]:
+        """The row after the files; the same request may have come on another thread meanwhile."""
+        now = self._clock()
+        spec = replace(self._spec, deadline_s=self._spec.deadline_s or self._limits.default_deadline_s)
+        with self._db.transaction() as db:
+            earlier = self._accepted()
+            if earlier is None:
+                expires = now + spec.deadline_s + self._limits.retention_s
+                insert_job(db, self._job_id, spec, content, self._items, created=now, expires=expires)
+        if earlier is not None:
+            job = self._same(earlier, content)
+            self._spool.remove_job(self._job_id)
+            return job, True
+        accepted = self._accepted()
+        assert accepted is not None
+        return self._job(accepted), False
+
+    def _accepted(self) -> sqlite3.Row | None:
+        rows = self._db.read(
+            "SELECT * FROM jobs WHERE owner = ? AND request_id = ?",
+            (self._spec.owner, self._spec.request_id),
+        )
+        return rows[0] if rows else None
+
+    def _same(self, earlier: sqlite3.Row, content: bytes) -> Job:
+        if earlier["content"] != content:
+            raise RequestIdConflict(
+                f"request {self._spec.request_id} is job {earlier['job_id']}, with other content",
+                hint="use a new request id",
+                facts={"job": earlier["job_id"]},
+            )
+        return self._job(earlier)
+
+    def _job(self, row: sqlite3.Row) -> Job:
+        items = self._db.read("SELECT * FROM items WHERE job_id = ? ORDER BY item", (row["job_id"],))
+        return job_from_row(row, items)
+
+    def _release(self) -> None:
+        if self._reserved:
+            self._reserved = False
+            self._reserve(-1)

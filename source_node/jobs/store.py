@@ -1,0 +1,410 @@
+"""Turns what clients ask for into jobs that outlive the process, and hands each to one worker at a time.
+
+The rule: what a method has returned is on the disk; files are written before the row that names them and
+removed after it, so a kill leaves at most files without a row, which the next start sweeps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ddib_fed.errors import ChunkCorrupt, QueueFull, StateConflict
+from ddib_fed.v1 import common_pb2
+from source_node.jobs.database import JobDatabase
+from source_node.jobs.queries import JobQueries
+from source_node.jobs.records import (
+    OPEN_STATES,
+    PENDING_ITEMS,
+    TRANSITIONS,
+    ErrorRecord,
+    Item,
+    ItemSpec,
+    ItemState,
+    Job,
+    JobLimits,
+    JobSpec,
+    JobState,
+    Part,
+    PartRecord,
+    SolverChoice,
+)
+from source_node.jobs.rows import (
+    delete_parts,
+    end_job,
+    insert_part,
+    update_item,
+)
+from source_node.jobs.spool import Spool
+from source_node.jobs.staging import Staging
+
+__all__ = [
+    "ErrorRecord",
+    "Item",
+    "ItemSpec",
+    "ItemState",
+    "Job",
+    "JobLimits",
+    "JobSpec",
+    "JobState",
+    "JobStore",
+    "Part",
+    "PartRecord",
+    "SolverChoice",
+    "Staging",
+]
+
+CANCELLED_ERROR: ErrorRecord = {"reason": "CANCELLED", "sentence": "cancelled", "incident": "", "facts": {}}
+
+
+class JobStore(JobQueries):
+    """The jobs of one node; safe to use from any thread. Close it.
+
+    Args:
+        database: The SQLite file; made when it is not there.
+        spool: The folder of the files; made when it is not there.
+        limits: What is taken on.
+        clock: Unix time in seconds.
+
+    Raises:
+        ConfigError: Another process uses the database, it is damaged, or a newer release made it.
+    """
+
+    def __init__(
+        self,
+        database: Path,
+        spool: Path,
+        limits: JobLimits | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.limits = limits or JobLimits()
+        self._clock = clock
+        self._db = JobDatabase(database)
+        self._spool = Spool(spool)
+        self._staging_lock = threading.Lock()
+        self._staging = 0
+        self._staged_bytes: Counter[str] = Counter()
+        rows = self._db.read("SELECT job_id, item, part FROM parts")
+        self.swept_files = self._spool.sweep({(row["job_id"], row["item"], row["part"]) for row in rows})
+        self._cancelled = {
+            row["job_id"] for row in self._db.read("SELECT job_id FROM jobs WHERE cancel_requested = 1")
+        }
+        self.boot = self._count_boot()
+
+    def _count_boot(self) -> int:
+        """How many times the store was opened, this time included."""
+        with self._db.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO node_state (key, value) VALUES ('boot', 0)")
+            db.execute("UPDATE node_state SET value = value + 1 WHERE key = 'boot'")
+            return int(db.execute("SELECT value FROM node_state WHERE key = 'boot'").fetchone()[0])
+
+    def close(self) -> None:
+        """Let another process have the store."""
+        self._db.close()
+
+    # Receive
+
+    def stage(self, spec: JobSpec) -> Staging:
+        """Receive a job: ``with store.stage(spec) as staging: staging.add(...); staging.commit()``.
+
+        The queue is looked at on entering, before anything was received, and again on commit.
+        """
+        return Staging(
+            db=self._db,
+            spool=self._spool,
+            limits=self.limits,
+            clock=self._clock,
+            spec=spec,
+            reserve=self._reserve,
+            share=self._share,
+        )
+
+    def _share(self, owner: str, change: int) -> int:
+        """Count bytes of a client's jobs that are being received; how many there are now."""
+        with self._staging_lock:
+            self._staged_bytes[owner] += change
+            now = self._staged_bytes[owner]
+            if now <= 0:
+                del self._staged_bytes[owner]
+            return now
+
+    def _reserve(self, change: int) -> None:
+        """Count a job that is being received, or no longer is.
+
+        Raises:
+            QueueFull: With it there would be more open jobs than allowed.
+        """
+        with self._staging_lock:
+            if change > 0:
+                counts = self.counts()
+                open_jobs = sum(counts[state] for state in OPEN_STATES) + self._staging
+                if open_jobs >= self.limits.max_open_jobs:
+                    raise QueueFull(
+                        f"{open_jobs} jobs are open",
+                        facts={"limit_jobs": self.limits.max_open_jobs},
+                        retry_after_s=self.limits.retry_after_s,
+                    )
+            self._staging += change
+
+    # Work
+
+    def claim(self) -> Job | None:
+        """The oldest queued job that is due, running from now on; None when there is none."""
+        now = self._clock()
+        with self._db.transaction() as db:
+            row = db.execute(
+                "SELECT job_id FROM jobs WHERE state = ? AND not_before <= ? ORDER BY number LIMIT 1",
+                (JobState.QUEUED, now),
+            ).fetchone()
+            if row is None:
+                return None
+            db.execute(
+                "UPDATE jobs SET state = ?, started = ? WHERE job_id = ?",
+                (JobState.RUNNING, now, row["job_id"]),
+            )
+        return self.get(row["job_id"])
+
+    def put_back(self, job_id: str, delay_s: float) -> None:
+        """Queue a running job again, to be claimed later: its peer is away and others need the worker.
+
+        Raises:
+            StateConflict: It does not run.
+        """
+        with self._db.transaction() as db:
+            self._require_running(job_id)
+            db.execute(
+                "UPDATE jobs SET state = ?, not_before = ? WHERE job_id = ?",
+                (JobState.QUEUED, self._clock() + delay_s, job_id),
+            )
+
+    def release_running(self) -> int:
+        """At start: queue again what was left running, or end it when it was to be cancelled; how many."""
+        rows = self._db.read("SELECT job_id FROM jobs WHERE state = ?", (JobState.RUNNING,))
+        for job_id in [row["job_id"] for row in rows]:
+            if self.is_cancelled(job_id):
+                self.finish(job_id, JobState.CANCELLED)
+            else:
+                self.put_back(job_id, 0)
+        return len(rows)
+
+    def put_part(
+        self,
+        job_id: str,
+        item: int,
+        part: Part | str,
+        data: bytes,
+        media_type: int = common_pb2.MEDIA_TYPE_NPY,
+    ) -> PartRecord:
+        """Keep a file of an item of a running job; replaces one of the same part.
+
+        Raises:
+            StateConflict: The job does not run.
+            ItemNotFound: It has no such item.
+            QueueFull: The disk is full.
+        """
+        record = PartRecord(Part(part), media_type, len(data), hashlib.sha256(data).digest())
+        self._require_running(job_id)
+        self._item(job_id, item)
+        if record.part in self.parts(job_id, item):
+            # A row must never name bytes that are no longer there.
+            with self._db.transaction() as db:
+                delete_parts(db, job_id, item, [record.part])
+        self._spool.put(job_id, item, record.part, data)
+        with self._db.transaction() as db:
+            self._require_running(job_id)
+            insert_part(db, job_id, item, record)
+        return record
+
+    def advance(
+        self, job_id: str, item: int, state: ItemState | str, provenance: Mapping[str, Any] | None = None
+    ) -> None:
+        """Take an item of a running job one state further, and remove files that it needs no more.
+
+        Args:
+            job_id: Which job.
+            item: Which item.
+            state: ENCODED (its `encoded` part was put), DECODED (its `translation` was put; the last step:
+                input and intermediate latents go), or RECEIVED to have an encoded item encoded again.
+            provenance: Replaces what is recorded of how the result came about; None leaves it.
+
+        Raises:
+            StateConflict: The job does not run, the step is not one, or its part is not in the spool.
+            ItemNotFound: It has no such item.
+        """
+        if state in {ItemState.DELIVERED, ItemState.FAILED}:
+            raise StateConflict(f"an item becomes {state} by acknowledge() or fail_item()")
+        self._move(job_id, item, ItemState(state), provenance=provenance)
+
+    def fail_item(self, job_id: str, item: int, error: ErrorRecord) -> None:
+        """Give an item of a running job up; its files are removed.
+
+        Raises:
+            StateConflict: The job does not run, or the item is decoded or failed already.
+            ItemNotFound: It has no such item.
+        """
+        self._move(job_id, item, ItemState.FAILED, error=error)
+
+    def _move(
+        self,
+        job_id: str,
+        item: int,
+        state: ItemState,
+        *,
+        provenance: Mapping[str, Any] | None = None,
+        error: ErrorRecord | None = None,
+    ) -> None:
+        with self._db.transaction() as db:
+            self._require_running(job_id)
+            before = self._item(job_id, item).state
+            needed, dropped = _transition(job_id, item, before, state)
+            if needed is not None and needed not in self.parts(job_id, item):
+                raise StateConflict(f"item {item} of job {job_id} cannot be {state}: it has no {needed}")
+            update_item(db, job_id, item, state, provenance=provenance, error=error)
+            delete_parts(db, job_id, item, dropped)
+        self._spool.remove(job_id, item, dropped)
+
+    def finish(self, job_id: str, state: JobState | str, error: ErrorRecord | None = None) -> None:
+        """End a running job, once. Items left to do fail with it; decoded ones wait for the client.
+
+        Args:
+            job_id: Which job.
+            state: FINISHED (no item is left to do), FAILED or CANCELLED.
+            error: Why, for the last two.
+
+        Raises:
+            StateConflict: It does not run, or it is to be FINISHED with items left to do.
+        """
+        with self._db.transaction() as db:
+            self._require_running(job_id)
+            dropped = self._end(db, job_id, JobState(state), error)
+        self._after_end(job_id, dropped)
+
+    def _end(
+        self, db: sqlite3.Connection, job_id: str, state: JobState, error: ErrorRecord | None
+    ) -> tuple[int, ...]:
+        """Inside a transaction; which items' files go."""
+        pending = tuple(item.index for item in self.get(job_id).items if item.state in PENDING_ITEMS)
+        if not state.ended or (state == JobState.FINISHED and pending):
+            raise StateConflict(f"job {job_id} with {len(pending)} items left cannot become {state}")
+        if state == JobState.CANCELLED:
+            error = error or CANCELLED_ERROR
+        now = self._clock()
+        for item in pending:
+            update_item(db, job_id, item, ItemState.FAILED, error=error)
+            delete_parts(db, job_id, item, Part)
+        end_job(db, job_id, state, finished=now, expires=now + self.limits.retention_s, error=error)
+        return pending
+
+    def _after_end(self, job_id: str, dropped: Iterable[int]) -> None:
+        self._cancelled.discard(job_id)
+        for item in dropped:
+            self._spool.remove(job_id, item, Part)
+
+    # What the client decides
+
+    def is_cancelled(self, job_id: str) -> bool:
+        """Whether a running job is to stop; asked at each step, so answered from memory."""
+        return job_id in self._cancelled
+
+    def cancel(self, job_id: str, owner: str) -> JobState:
+        """Stop a job: at once when it is queued, at its next step when it runs; the state that it has now.
+
+        Raises:
+            JobNotFound: There is none, or it is another's.
+        """
+        dropped: tuple[int, ...] = ()
+        with self._db.transaction() as db:
+            state = JobState(self._row(job_id, owner)["state"])
+            if state.ended:
+                return state
+            if state == JobState.QUEUED:
+                state = JobState.CANCELLED
+                dropped = self._end(db, job_id, state, None)
+            else:
+                db.execute("UPDATE jobs SET cancel_requested = 1 WHERE job_id = ?", (job_id,))
+                self._cancelled.add(job_id)
+        if state.ended:
+            self._after_end(job_id, dropped)
+        return state
+
+    def acknowledge(self, job_id: str, owner: str, items: Iterable[tuple[int, bytes]]) -> int:
+        """The client has written these items: remove their files; how many are still to be delivered.
+
+        Args:
+            job_id: Which job.
+            owner: The client that asks.
+            items: Each item's number and the SHA-256 of the translation that was written. One that was
+                delivered before is passed over.
+
+        Raises:
+            JobNotFound: There is none, or it is another's.
+            ItemNotFound: It has no such item.
+            StateConflict: An item is not decoded.
+            ChunkCorrupt: A digest is not the translation's; nothing was removed.
+        """
+        delivered = []
+        with self._db.transaction() as db:
+            self._row(job_id, owner)
+            for item, sha256 in dict(items).items():
+                state = self._item(job_id, item).state
+                if state == ItemState.DELIVERED:
+                    continue
+                _, dropped = _transition(job_id, item, state, ItemState.DELIVERED)
+                if self.parts(job_id, item)[Part.TRANSLATION].sha256 != sha256:
+                    raise ChunkCorrupt(
+                        f"item {item} of job {job_id} was written with another digest", facts={"item": item}
+                    )
+                update_item(db, job_id, item, ItemState.DELIVERED)
+                delete_parts(db, job_id, item, dropped)
+                delivered.append(item)
+        for item in delivered:
+            self._spool.remove(job_id, item, Part)
+        done = {ItemState.DELIVERED, ItemState.FAILED}
+        return sum(item.state not in done for item in self.get(job_id).items)
+
+    def delete(self, job_id: str, owner: str) -> None:
+        """Remove an ended job and all that is kept of it.
+
+        Raises:
+            JobNotFound: There is none, or it is another's.
+            StateConflict: It is queued or runs.
+        """
+        with self._db.transaction() as db:
+            state = JobState(self._row(job_id, owner)["state"])
+            if not state.ended:
+                raise StateConflict(
+                    f"job {job_id} is {state}", hint=f"ddib job cancel {job_id}", facts={"state": state}
+                )
+            db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+        self._spool.remove_job(job_id)
+
+    def expire(self) -> int:
+        """Remove ended jobs that nobody fetched in time; how many."""
+        ended = [state for state in JobState if state.ended]
+        with self._db.transaction() as db:
+            rows = db.execute(
+                "SELECT job_id FROM jobs WHERE state IN (?, ?, ?) AND expires <= ?", (*ended, self._clock())
+            ).fetchall()
+            db.executemany("DELETE FROM jobs WHERE job_id = ?", [(row["job_id"],) for row in rows])
+        for row in rows:
+            self._spool.remove_job(row["job_id"])
+        return len(rows)
+
+
+def _transition(
+    job_id: str, item: int, before: ItemState, after: ItemState
+) -> tuple[Part | None, frozenset[Part]]:
+    try:
+        return TRANSITIONS[before, after]
+    except KeyError:
+        raise StateConflict(
+            f"item {item} of job {job_id} is {before} and cannot become {after}",
+            facts={"item": item, "state": before},
+        ) from None

@@ -1,0 +1,133 @@
+"""The engine lets nothing in and nothing out that it did not check."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.bridge.engine import Engine
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import BundleInvalid, Draining, LatentNotGaussian, NotFinite, NotReady, ShapeMismatch
+from ddib_fed.latent import Latent
+from tests.node.tiny_nodes import Normalisation, gaussian, state, tiny_bundle, tiny_engine
+
+SETTINGS = SolverSettings(evaluations=8)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    made = tiny_engine()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3), (0, 2), (5, 2, 1)])
+def test_another_shape_is_refused_both_ways(engine, shape) -> None:
+    """Samples and latents are (N, 2) with N of at least 1, or nothing is computed."""
+    calls = engine.counters["calls"]
+    with pytest.raises(ShapeMismatch) as refused:
+        engine.encode(np.zeros(shape, np.float32), SETTINGS)
+    assert refused.value.facts["expected"] == "(N, 2)"
+    with pytest.raises(ShapeMismatch):
+        engine.decode(Latent(np.zeros(shape, np.float32), bytes(32)), SETTINGS)
+    assert engine.counters["calls"] == calls
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_both_ways(engine, value) -> None:
+    """One bad number among good ones is found, and counted."""
+    points = gaussian(50)
+    points[7, 1] = value
+    with pytest.raises(NotFinite) as refused:
+        engine.encode(points, SETTINGS)
+    assert refused.value.facts == {"not_finite": "1"}
+    with pytest.raises(NotFinite):
+        engine.decode(Latent(points, bytes(32)), SETTINGS)
+
+
+def test_points_of_ones_own_units_come_back_in_them() -> None:
+    """Raw data are normalised on the way in and brought back on the way out, to float32."""
+    made = tiny_engine(normalisation=Normalisation(mean=100.0, std=20.0))
+    raw = gaussian(400) * 20 + 100
+    encoded = made.encode(raw, SETTINGS)
+    decoded = made.decode(encoded.latent, SETTINGS)
+    made.close()
+    np.testing.assert_allclose(encoded.latent.data, (raw - 100) / 20, atol=1e-4)
+    np.testing.assert_allclose(decoded.samples, raw, rtol=1e-4)
+    np.testing.assert_allclose(decoded.normalised, made.normalise(raw), atol=1e-4)
+
+
+def test_finite_points_that_overflow_in_the_models_units_are_refused() -> None:
+    """3e38 is finite; over a standard deviation of 0.01 it is not, and the reason says so."""
+    made = tiny_engine(normalisation=Normalisation(std=0.01))
+    with pytest.raises(NotFinite):
+        made.encode(np.full((4, 2), 3e38, np.float32), SETTINGS)
+    made.close()
+
+
+def test_a_latent_that_is_no_noise_does_not_leave(engine) -> None:
+    """Data far from what the model knows become a latent far from N(0, I), which is refused with its figures."""
+    with pytest.raises(LatentNotGaussian) as refused:
+        engine.encode(gaussian(400) * 50, SETTINGS)
+    assert refused.value.facts
+
+
+@pytest.mark.parametrize("garbage", [np.full((400, 2), 30.0), 50 * gaussian(400), gaussian(400) - [[0, 40]]])
+def test_a_latent_that_is_no_noise_is_not_decoded(engine, garbage) -> None:
+    """A constant, scaled and shifted noise are refused before the network is asked."""
+    calls = engine.counters["calls"]
+    latent = Latent.from_array(garbage.astype(np.float32))
+    with pytest.raises(LatentNotGaussian):
+        engine.decode(latent, SETTINGS)
+    assert engine.counters["calls"] == calls
+
+
+def test_an_output_that_is_not_finite_does_not_leave() -> None:
+    """A model that explodes gives an error, not NaN for a translation."""
+    made = tiny_engine(answer=1e38)
+    noise = Latent.from_array(gaussian(50))
+    with pytest.raises(NotFinite):
+        made.decode(noise, SolverSettings(solver="rk4", evaluations=40))
+    made.close()
+
+
+def test_a_model_that_answers_nan_never_becomes_ready() -> None:
+    """The warm-up finds it, and leaves no thread behind."""
+    bundle = tiny_bundle()
+    bundle.state["leave.bias"].fill_(float("nan"))
+    threads = {t.name for t in threading.enumerate()}
+    with pytest.raises(NotReady, match="NaN"):
+        Engine(bundle, device="cpu", threads=1)
+    assert {t.name for t in threading.enumerate()} <= threads
+
+
+def test_threads_are_measured_only_when_not_configured(monkeypatch) -> None:
+    """0 measures one against all cores and gives one of the two; a number is taken as it is."""
+    monkeypatch.setattr("ddib_fed.bridge.engine.WARM_UP_ROWS", 64)
+    before = torch.get_num_threads()
+    told = tiny_engine()
+    told.close()
+    assert told.threads == 1
+    torch.set_num_threads(2)
+    chosen = Engine(tiny_bundle(), device="cpu", threads=0)
+    assert chosen.threads in {1, 2}
+    chosen.close()
+    torch.set_num_threads(before)
+
+
+def test_a_closed_engine_refuses_work() -> None:
+    """After close nothing is computed, and nobody waits for it."""
+    made = tiny_engine()
+    made.close()
+    with pytest.raises(Draining):
+        made.encode(gaussian(10), SETTINGS)
+
+
+def test_a_bundle_with_nan_is_no_bundle() -> None:
+    """Weights are checked before an engine ever sees them."""
+    with pytest.raises(BundleInvalid):
+        tiny_bundle(answer=float("nan"))
+    assert state()["leave.bias"].abs().sum() == 0

@@ -1,0 +1,146 @@
+"""`ddib job ...` and `ddib domains` against a real server over mutual TLS."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ddib_fed.cli.main import run
+from ddib_fed.errors import ExitCode, InternalError
+from ddib_fed.v1 import translation_pb2 as pb
+from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
+
+
+@pytest.fixture
+def north(tmp_path):
+    node = SourceNodeDouble(tmp_path)
+    yield node
+    node.stop()
+
+
+@pytest.fixture
+def ddib(north):
+    """Runs `ddib WORDS... --profile ...`; the exit code."""
+    return lambda *words: run([*map(str, words), "--profile", str(north.profile_path)])
+
+
+@pytest.fixture
+def scan(tmp_path):
+    path = tmp_path / "scan.npy"
+    path.write_bytes(npy(points(10)))
+    return path
+
+
+@pytest.fixture
+def submitted(ddib, north, scan, tmp_path, capsys):
+    """A job that was submitted to be fetched to `out`."""
+    assert ddib("job", "submit", scan, "--to", TARGET, "--out", tmp_path / "out") == 0
+    capsys.readouterr()
+    (job_id,) = north.service.jobs
+    return job_id
+
+
+def test_domains_as_text_and_json(ddib, capsys):
+    """Each target as --to takes it, and whether it is ready."""
+    assert ddib("domains") == 0
+    shown = capsys.readouterr().out
+    assert TARGET in shown
+    assert "PEER_UNREACHABLE" in shown
+    assert ddib("domains", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["targets"][0]["status"] == "ready"
+
+
+def test_fetches_under_the_names_of_the_submission(ddib, submitted, tmp_path):
+    """Another process fetches: the names come from the hidden file, which then goes."""
+    assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["scan.json", "scan.npy"]
+
+
+def test_fetches_elsewhere_under_numbers(ddib, submitted, tmp_path):
+    """A folder that knows nothing of the job."""
+    assert ddib("job", "fetch", submitted, "--out", tmp_path / "elsewhere") == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "elsewhere" / "item-0000.npy"), points(10) * 2)
+
+
+def test_fetching_goes_on_after_the_client_died_before_acknowledging(ddib, north, scan, tmp_path):
+    """The same result again is no overwriting; names are found again."""
+    north.script.refuse["AcknowledgeItems"] = InternalError()
+    words = ("translate", scan, "--to", TARGET, "--out", tmp_path / "out")
+    assert ddib(*words) == ExitCode.INTERNAL
+    assert (tmp_path / "out" / "scan.npy").exists()
+    del north.script.refuse["AcknowledgeItems"]
+    (job_id,) = north.service.jobs
+    assert ddib("job", "fetch", job_id, "--out", tmp_path / "out") == 0
+    assert north.service.jobs[job_id].delivered == {0}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["scan.json", "scan.npy"]
+
+
+def test_fetching_does_not_overwrite_what_is_not_its_own(ddib, north, submitted, tmp_path):
+    """Other content under the name: refused, and not acknowledged; --force replaces it."""
+    (tmp_path / "out" / "scan.npy").write_bytes(b"mine")
+    assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == ExitCode.CONFLICT
+    assert (tmp_path / "out" / "scan.npy").read_bytes() == b"mine"
+    assert not north.service.jobs[submitted].delivered
+    assert ddib("job", "fetch", submitted, "--out", tmp_path / "out", "--force") == 0
+
+
+def test_fetching_an_unfinished_job_says_so(ddib, north, submitted, tmp_path, capsys):
+    """What is ready is fetched; the exit code says that more is to come."""
+    north.service.jobs[submitted].state = pb.JOB_STATE_RUNNING
+    north.script.fail_items = set()
+    assert ddib("job", "fetch", submitted, "--out", tmp_path / "out") == ExitCode.CONFLICT
+    assert f"ddib job watch {submitted}" in capsys.readouterr().err
+
+
+def test_watch_ends_with_the_jobs_state(ddib, submitted, capsys):
+    """As text a last line, as JSON an event a line."""
+    assert ddib("job", "watch", submitted) == 0
+    assert f"job {submitted} is finished" in capsys.readouterr().out
+    assert ddib("job", "watch", submitted, "--format", "json") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["sequence"] for event in events] == [1, 2, 3, 4]
+    assert events[-1]["state"] == "FINISHED"
+
+
+def test_watch_of_a_failed_job_ends_non_zero(ddib, north, submitted):
+    """For scripts that only look at the exit code."""
+    north.script.fail_items = {0}
+    assert ddib("job", "watch", submitted) == ExitCode.JOB_FAILED
+
+
+def test_list_and_show(ddib, north, submitted, capsys):
+    """Jobs newest first; one job with its items and why they failed."""
+    assert ddib("job", "list") == 0
+    assert submitted in capsys.readouterr().out
+    north.script.fail_items = {0}
+    assert ddib("job", "show", submitted) == 0
+    assert "LATENT_NOT_GAUSSIAN" in capsys.readouterr().out
+    assert ddib("job", "show", submitted, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["items"][0]["failure"]["institution"] == "south.example"
+
+
+def test_cancel_then_delete(ddib, north, submitted, capsys):
+    """Each says what became of the job."""
+    assert ddib("job", "cancel", submitted) == 0
+    assert "cancelled" in capsys.readouterr().out
+    assert ddib("job", "delete", submitted) == 0
+    assert not north.service.jobs
+
+
+def test_cancel_and_delete_answer_scripts(ddib, north, submitted, capsys):
+    """One JSON document each."""
+    assert ddib("job", "cancel", submitted, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == {"job_id": submitted, "state": "CANCELLED"}
+    assert ddib("job", "delete", submitted, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == {"job_id": submitted, "deleted": True}
+    assert not north.service.jobs
+
+
+def test_a_job_that_does_not_exist_is_not_found(ddib, capsys):
+    """Exit 6, the hop, and how to see what there is."""
+    assert ddib("job", "show", "job-none") == ExitCode.NOT_FOUND
+    said = capsys.readouterr().err
+    assert "source north.example" in said
+    assert "ddib job list" in said

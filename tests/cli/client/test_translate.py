@@ -1,0 +1,242 @@
+"""`ddib translate` against a real server over mutual TLS: what is sent, written, acknowledged and said."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from ddib_fed.cli.main import run
+from ddib_fed.errors import ExitCode, ImageTooLarge, InternalError
+from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
+
+
+@pytest.fixture
+def north(tmp_path):
+    node = SourceNodeDouble(tmp_path)
+    yield node
+    node.stop()
+
+
+@pytest.fixture
+def translate(north, tmp_path):
+    """Runs `ddib translate FILES... --to TARGET --out out`, with what else is given; the exit code."""
+
+    def call(*words: object) -> int:
+        return run(["translate", "--profile", str(north.profile_path), "--to", TARGET, "--out",
+                    str(tmp_path / "out"), *map(str, words)])  # fmt: skip
+
+    return call
+
+
+@pytest.fixture
+def scan(tmp_path):
+    path = tmp_path / "scan.npy"
+    path.write_bytes(npy(points(100)))
+    return path
+
+
+def test_writes_results_and_provenance(translate, scan, tmp_path, capsys):
+    """The translation, its round trip and its latent under the file's name, with digests in the record."""
+    assert translate(scan, "--cycle", "--keep-latent", "--steps", 24, "--solver", "ddim") == 0
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == [
+        "scan.json", "scan.latent.npy", "scan.npy", "scan.returned.npy"
+    ]  # fmt: skip
+    np.testing.assert_array_equal(np.load(out / "scan.npy"), points(100) * 2)
+    record = json.loads((out / "scan.json").read_text())
+    assert record["input"] == "scan.npy"
+    assert record["solver"] == {
+        "solver": "ddim", "order": 0, "evaluations": 24, "grid": "default", "depth": 1.0
+    }  # fmt: skip
+    assert record["contract_sha256"] == (b"c" * 32).hex()
+    assert record["cycle"] == {"median": 1e-4, "mean": 2e-4, "p99": 3e-3, "max": 0.5}
+    assert len(record["files"]["translation"]["sha256"]) == 64
+    shown = capsys.readouterr().out
+    assert "scan.npy" in shown
+    assert "0.003" in shown
+
+
+def test_a_latent_is_for_its_owner_alone(translate, scan, tmp_path):
+    """It is an invertible encoding: nobody else on the machine may read it."""
+    translate(scan, "--keep-latent")
+    assert (tmp_path / "out" / "scan.latent.npy").stat().st_mode & 0o777 == 0o600
+
+
+def test_acknowledges_only_what_is_written(translate, scan, north, tmp_path):
+    """When the node is told that a result is safe, the result and its record are there under their names."""
+    there = []
+    north.script.on_acknowledge = lambda request: there.extend(
+        (tmp_path / "out" / name).exists() for name in ("scan.npy", "scan.json")
+    )
+    assert translate(scan) == 0
+    assert there == [True, True]
+
+
+def test_json_is_one_document_on_stdout(translate, scan, capsys):
+    """For scripts: job, state, and for each file what was written."""
+    assert translate(scan, "--format", "json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["state"] == "FINISHED"
+    assert document["items"][0]["translation"].endswith("out/scan.npy")
+    assert document["items"][0]["returned"] is None
+
+
+def test_file_names_stay_here(translate, scan, north):
+    """No request holds a name."""
+    translate(scan)
+    assert not any(b"scan" in request.SerializeToString() for _, request in north.script.calls)
+
+
+def test_detach_prints_how_to_go_on(translate, scan, north, tmp_path, capsys):
+    """The job, and the commands that watch and fetch it; nothing is fetched."""
+    assert translate(scan, "--detach") == 0
+    (job_id,) = north.service.jobs
+    shown = capsys.readouterr().out
+    assert f"ddib job watch {job_id}" in shown
+    assert f"ddib job fetch {job_id} --out {tmp_path / 'out'}" in shown
+    assert not (tmp_path / "out" / "scan.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("missing.npy", None, ExitCode.NOT_FOUND),
+        ("empty.npy", b"", ExitCode.BAD_INPUT),
+        ("text.npy", b"1, 2, 3", ExitCode.BAD_INPUT),
+        ("points.csv", b"1, 2, 3", ExitCode.BAD_INPUT),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_before_anything_is_sent(
+    translate, north, tmp_path, capsys, name, content, code
+):
+    """No call is made, and nothing is left in the folder."""
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert translate(tmp_path / name) == code
+    assert name in capsys.readouterr().err
+    assert not north.script.calls
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_refused_with_a_pattern(translate, tmp_path, capsys):
+    """Somebody who names the folder learns what to type."""
+    assert translate(tmp_path) == ExitCode.BAD_INPUT
+    assert "/*.npy" in capsys.readouterr().err
+
+
+def test_two_files_of_one_name_are_refused(translate, north, tmp_path, scan, capsys):
+    """Their results would replace one another; also when one is named like the other's round trip."""
+    (tmp_path / "b").mkdir()
+    for other in (tmp_path / "b" / "scan.npy", tmp_path / "scan.returned.npy"):
+        other.write_bytes(npy(points()))
+        assert translate(scan, other) == ExitCode.USAGE
+        assert "would both be written" in capsys.readouterr().err
+    assert not north.script.calls
+
+
+def test_an_input_is_never_replaced(north, scan, tmp_path, capsys):
+    """--out beside the inputs, even with --force."""
+    words = ["--to", TARGET, "--out", str(tmp_path), "--force", "--profile", str(north.profile_path)]
+    assert run(["translate", str(scan), *words]) == ExitCode.USAGE
+    assert "would replace the input" in capsys.readouterr().err
+
+
+def test_results_are_not_overwritten_unless_asked(translate, scan, north, tmp_path):
+    """A second run is refused before anything is sent; with --force it goes through."""
+    assert translate(scan) == 0
+    calls = len(north.script.calls)
+    assert translate(scan) == ExitCode.CONFLICT
+    assert len(north.script.calls) == calls
+    assert translate(scan, "--force") == 0
+
+
+def test_a_refused_job_leaves_nothing_behind(translate, scan, north, tmp_path):
+    """No names of a job that never was."""
+    north.script.refuse["SubmitJob"] = InternalError()
+    assert translate(scan) == ExitCode.INTERNAL
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_refused_item_is_called_by_its_files_name(translate, scan, north, tmp_path, capsys):
+    """The node knows it by its number; names stay here, and so this side says which file it was."""
+    other = tmp_path / "other.npy"
+    other.write_bytes(npy(points(3)))
+    north.script.refuse["SubmitJob"] = ImageTooLarge(facts={"item": 1})
+    assert translate(scan, other) == ExitCode.BAD_INPUT
+    assert f"error: {other}: " in capsys.readouterr().err
+
+
+def test_failed_items_do_not_hold_back_the_others(translate, scan, north, tmp_path, capsys):
+    """What was translated is written; the exit code and the message say that something was not."""
+    other = tmp_path / "other.npy"
+    other.write_bytes(npy(points()))
+    north.script.fail_items = {1}
+    assert translate(scan, other) == ExitCode.JOB_FAILED
+    assert (tmp_path / "out" / "scan.npy").exists()
+    assert not (tmp_path / "out" / "other.npy").exists()
+    assert "1 of 2 items" in capsys.readouterr().err
+
+
+def test_a_translation_of_something_else_is_not_written(translate, scan, north, tmp_path, capsys):
+    """Provenance must name the digest of what was sent."""
+
+    def swap(messages):
+        messages[0].result.provenance.input_sha256 = b"x" * 32
+        return messages
+
+    north.script.tamper = swap
+    assert translate(scan) == ExitCode.CORRUPT
+    assert not (tmp_path / "out" / "scan.npy").exists()
+    assert not north.script.seen("AcknowledgeItems")
+
+
+@pytest.mark.parametrize("method", ["WatchJob", "FetchResults", "AcknowledgeItems"])
+def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys, method):
+    """Interrupted while the node is at work: exit 12, and the commands that watch, fetch and cancel the job."""
+    main, hold = threading.main_thread().ident, threading.Event()
+
+    def interrupt(called):
+        if called == method:
+            signal.pthread_kill(main, signal.SIGINT)
+            hold.wait(2)
+
+    north.script.on_call = interrupt
+    assert translate(scan) == ExitCode.CANCELLED
+    (job_id,) = north.service.jobs
+    said = capsys.readouterr().err
+    assert "goes on at the source node" in said
+    for command in ("watch", "fetch", "cancel"):
+        assert f"ddib job {command} {job_id}" in said
+
+
+def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north, capsys):
+    """Also between two tries nobody has to press it twice."""
+    main = threading.main_thread().ident
+    north.script.away["WatchJob"] = 1_000
+
+    def interrupt(called):
+        if called == "WatchJob" and len(north.script.seen("WatchJob")) == 4:
+            signal.pthread_kill(main, signal.SIGINT)
+
+    north.script.on_call = interrupt
+    assert translate(scan) == ExitCode.CANCELLED
+    assert "goes on at the source node" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_submitting_says_that_nobody_knows(translate, scan, north, tmp_path, capsys):
+    """The node may have the job: the names stay, and `ddib job list` tells."""
+    main, hold = threading.main_thread().ident, threading.Event()
+
+    def interrupt(called):
+        if called == "SubmitJob":
+            signal.pthread_kill(main, signal.SIGINT)
+            hold.wait(2)
+
+    north.script.on_call = interrupt
+    assert translate(scan) == ExitCode.CANCELLED
+    assert "may or may not have the job" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").glob(".ddib-job-*.json"))) == 1

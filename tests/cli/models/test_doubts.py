@@ -1,0 +1,76 @@
+"""Which delivered pictures `ddib translate` and `ddib job fetch` call doubtful, and what they say of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from ddib_fed.cli.client.delivery import Delivered, Input, doubts_of, write_result
+from ddib_fed.cli.client.translate import report
+from ddib_fed.client.views import (
+    ItemState,
+    ItemView,
+    JobState,
+    JobView,
+    Media,
+    Part,
+    PictureFigures,
+    Result,
+    ResultFile,
+    Settings,
+)
+from tests.cli.demo.test_pictures import provenance
+
+FIGURES = PictureFigures(
+    32, 32, "resize", 0, 255, 8, 1, 0, 1e-4, 40.0, 0.5, 1.0, 0.19, 0.32, structure_doubtful=False
+)
+LOST = replace(FIGURES, edge_correlation=0.07, structure_doubtful=True)
+POOR = replace(FIGURES, cycle_psnr=12.0)
+OLD = replace(FIGURES, least_edge_correlation=None, least_mutual_information=None, structure_doubtful=None)
+
+
+def said(figures: PictureFigures):
+    return replace(provenance(0.1), picture=figures)
+
+
+@pytest.mark.parametrize(
+    ("figures", "doubts"),
+    [
+        (FIGURES, ()),
+        (LOST, ("structure",)),
+        (POOR, ("cycle_psnr",)),
+        (replace(LOST, cycle_psnr=float("nan")), ("cycle_psnr", "structure")),
+        (replace(LOST, cycle_psnr=None), ("structure",)),
+        (OLD, ()),
+        (replace(OLD, cycle_psnr=None), None),
+    ],
+)
+def test_a_picture_is_doubtful_by_its_round_trip_or_by_its_structure(figures, doubts):
+    """A round trip of 40 dB does not excuse lost structure; a node or model that says nothing marks nothing."""
+    assert doubts_of(said(figures), 30.0) == doubts
+
+
+def test_the_record_and_the_terminal_say_why(tmp_path, capsys):
+    """The file, the reason and the mark, without --cycle and --doubtful-below."""
+    file = ResultFile(Media.PNG, b"png", b"s" * 32)
+    result = Result(0, {Part.TRANSLATION: file}, said(replace(LOST, cycle_psnr=None)))
+    given = Input("coast", "coast.png", "00")
+    delivered = write_result(tmp_path, result, given, force=False, doubts=doubts_of(result.provenance, 30.0))
+    record = json.loads((tmp_path / "coast.json").read_text())
+    assert (record["doubtful"], record["doubts"]) == (True, ["structure"])
+    assert record["picture"]["least_edge_correlation"] == 0.19
+    report(job(delivered), [delivered], tmp_path, "table")
+    shown = capsys.readouterr()
+    assert "doubtful" in shown.out
+    assert "1 of 1 doubtful" in shown.err
+    assert "coast.png" in shown.err
+    report(job(delivered), [delivered], tmp_path, "json")
+    assert json.loads(capsys.readouterr().out)["items"][0]["doubts"] == ["structure"]
+
+
+def job(delivered: Delivered) -> JobView:
+    item = ItemView(delivered.item, ItemState.DELIVERED, 3, b"s" * 32, None)
+    return JobView("job", "request", JobState.FINISHED, "south.example/relief", Settings(), cycle=False,
+                   keep_latent=False, created=0.0, finished=1.0, expires=2.0, items=(item,), failure=None)  # fmt: skip

@@ -1,0 +1,85 @@
+"""`ddib evaluate` measures a folder and says it as a table, as JSON and as a page."""
+
+import json
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ddib_fed.cli.models.evaluate import evaluate
+from ddib_fed.errors import AlreadyExists, FileMissing, InputError
+from tests.runs.picture_folders import blocks, record, write
+
+
+@pytest.fixture
+def ddib():
+    """Run the command; errors of ours come out as they are."""
+
+    def call(*arguments):
+        return CliRunner().invoke(
+            evaluate, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False
+        )
+
+    return call
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Translations with a round trip in their records, and the truth."""
+    write(tmp_path / "t", blocks(5) * 0.9)
+    for number in range(5):
+        record(tmp_path / "t", f"p{number:02}")
+    write(tmp_path / "truth", blocks(5))
+    return tmp_path
+
+
+def test_a_table_a_page_and_json_say_the_same(ddib, folders):
+    page = folders / "page.html"
+    said = json.loads(ddib(folders / "t", "--truth", folders / "truth", "--format", "json").stdout)
+    text = ddib(folders / "t", "--truth", folders / "truth", "--html", page).stdout
+    mean = f"{said['paired']['psnr']['mean']:.3g}"
+    assert mean in text
+    assert mean in page.read_text(encoding="utf-8")
+    assert said["cycle"]["psnr"]["median"] == 40.0
+    assert "5 pictures, 1 x 16 x 16" in text
+    assert "Translation and truth" in text
+    assert "Doubtful: 0 of 5." in text
+
+
+def test_thresholds_come_from_a_report_on_held_out_pictures(ddib, folders):
+    write(folders / "s", blocks(5, seed=4))
+    found = {
+        "edge_correlation": 0.9,
+        "mutual_information": 0.1,
+        "chance_edge_correlation": 0.2,
+        "chance_mutual_information": 0.1,
+        "quantile": 0.05,
+        "count": 30,
+    }
+    (folders / "report.json").write_text(json.dumps({"structure": {"calibrated": found}}))
+    options = ("--source", folders / "s", "--format", "json", "--thresholds")
+    said = json.loads(ddib(folders / "t", *options, folders / "report.json").stdout)
+    assert said["structure"]["doubtful"] == 5
+    assert said["structure"]["thresholds"] == found | {"basis": "translations"}
+    (folders / "report.json").write_text("{}")
+    with pytest.raises(InputError):
+        ddib(folders / "t", *options, folders / "report.json")
+
+
+def test_a_page_is_not_overwritten_unless_told_so(ddib, folders):
+    (folders / "page.html").write_text("mine")
+    with pytest.raises(AlreadyExists):
+        ddib(folders / "t", "--html", folders / "page.html")
+    ddib(folders / "t", "--html", folders / "page.html", "--force")
+    assert "<h1>" in (folders / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_is_not_there_is_named(ddib, folders):
+    with pytest.raises(FileMissing, match="nowhere"):
+        ddib(folders / "nowhere")
+
+
+@pytest.mark.parametrize("span", ["5", "5:5", "9:1", "a:b", "0:inf", "nan:1"])
+def test_a_range_is_two_rising_numbers(ddib, folders, span):
+    with pytest.raises(click.BadParameter):
+        ddib(folders / "t", "--range", span)

@@ -1,0 +1,206 @@
+"""An option that would have no effect is refused by its name before anything is written, never ignored."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from ddib_fed.cli.main import cli, run
+from ddib_fed.errors import SettingsInvalid, UsageError
+from ddib_fed.models.bundle import save_bundle
+from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
+from tests.runs.picture_folders import blocks, write
+from tests.runs.tiny_models import tiny, tiny_classifier
+from tests.training.pictures.examples import blobs
+
+FEW = ("--steps", "3")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Models with and without classes and softening, a classifier, a picture, and points."""
+    root = tmp_path_factory.mktemp("place")
+    models = {
+        "plain": tiny("plain"),
+        "soft": tiny("soft", soften_sigma=0.02),
+        "dropped": tiny("dropped", num_classes=3, class_dropout=True),
+        "classifier": tiny_classifier(3),
+    }
+    for name, made in models.items():
+        save_bundle(root / name, made.manifest, made.state)
+    write(root / "in", blocks(1))
+    write(root / "other", blocks(1))
+    np.save(root / "points.npy", np.random.default_rng(0).normal(size=(20, 2)))
+    return root
+
+
+@pytest.fixture
+def refused(place, tmp_path, monkeypatch):
+    """Runs `ddib WORDS... --out out` where the models lie; it must be refused, and `out` must not be there."""
+    monkeypatch.chdir(place)
+
+    def call(line: str) -> str:
+        words = [*line.split(), "--out", str(tmp_path / "out")]
+        with pytest.raises((UsageError, SettingsInvalid)) as caught:
+            CliRunner().invoke(cli, words, catch_exceptions=False, standalone_mode=False)
+        assert not (tmp_path / "out").exists()
+        return f"{caught.value.detail} {caught.value.hint}"
+
+    return call
+
+
+BRIDGE = "bridge translate in --source soft --target soft --steps 3"
+POINTS = "bridge translate --source moons --target checkerboards --steps 12"
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (f"{BRIDGE} --classifier-scale 3", "--classifier MODEL"),
+        (f"{BRIDGE} --guide both", "--guide"),
+        (f"{BRIDGE} --guidance 3", "no class for none"),
+        ("bridge translate in --source dropped --target dropped --steps 3 --guidance 3", "--target-class"),
+        (f"{BRIDGE} --classifier classifier --guidance nan", "guidance"),
+        (f"{BRIDGE} --classifier classifier --classifier-scale inf", "classifier_scale"),
+        ("model sample soft --n 1 --steps 3 --classifier-scale 3", "--classifier MODEL"),
+        ("model sample soft --n 1 --steps 3 --guidance 3", "no class for none"),
+        ("model sample dropped --n 1 --steps 3 --guidance 3", "--class"),
+    ],
+)
+def test_guidance_without_what_it_needs_is_refused(refused, line, named):
+    """Who ports the public command and forgets one option must not get unguided pictures."""
+    assert named in refused(line)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--classifier classifier", "--classifier-scale 2", "--guidance 2", "--guide both", "--soften 0.1",
+     "--source-class 1", "--target-class 1", "--pairs 0:1", "--labels in", "--limit 1", "--skip-bad",
+     "--uncertainty 2", "--keep-latents", "--thresholds r.json", "--batch 4", "--dtype bfloat16", "--devices cpu"],
+)  # fmt: skip
+def test_options_for_pictures_are_refused_on_points(refused, option):
+    assert option.split()[0] in refused(f"{POINTS} {option}")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--class 1", "--classifier classifier", "--guidance 2", "--classifier-scale 2", "--batch 4", "--dtype float16",
+     "--device cpu"],
+)  # fmt: skip
+def test_drawing_points_takes_no_options_for_pictures(refused, option):
+    assert option.split()[0] in refused(f"model sample moons --n 20 --steps 12 {option}")
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (f"{BRIDGE} --n 5", "--n"),
+        (f"{POINTS} --input points.npy --n 5", "--n"),
+        (f"{POINTS} --input points.npy --seed 1", "--seed"),
+        ("bridge translate in --source plain --target plain --steps 3 --seed 1", "--soften"),
+        (f"{BRIDGE} --soften 0 --seed 1", "--soften"),
+        ("bridge interpolate in/p00.png other/p00.png --source plain --seed 1", "--soften"),
+    ],
+)
+def test_a_seed_or_a_number_that_nothing_follows_from_is_refused(refused, line, named):
+    assert named in refused(line)
+
+
+def test_depth_holds_for_points_too(place, tmp_path, monkeypatch):
+    """It was ignored; now less of the way to noise is gone, and the latent keeps more of the points."""
+    monkeypatch.chdir(place)
+    for depth in ("1", "0.2"):
+        words = [*POINTS.split(), "--n", "300", "--depth", depth, "--out", str(tmp_path / depth)]
+        CliRunner().invoke(cli, words, catch_exceptions=False, standalone_mode=False)
+    given, whole, little = (
+        np.load(tmp_path / name) for name in ("1/source.npy", "1/latent.npy", "0.2/latent.npy")
+    )
+    assert json.loads((tmp_path / "0.2" / "report.json").read_text())["settings"]["depth"] == 0.2
+    near, far = (np.corrcoef(given[:, 0], latent[:, 0])[0, 1] for latent in (little, whole))
+    assert near > 0.95
+    assert near > far
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("model train --domain satellite --steps 1 --fit pad", "--fit"),
+        ("model train --domain satellite --steps 1 --channels 1", "--channels"),
+        ("model train --domain satellite --steps 1 --held-out 0.2", "--held-out"),
+        ("model train --domain satellite --steps 1 --skip-bad", "--skip-bad"),
+        ("model train --domain moons --steps 1 --resume --force", "--resume"),
+        ("model train --images scans --size 8 --steps 1 --network image_size=16", "image_size"),
+        ("model train --images scans --size 8 --steps 1 --network num_classes=4", "num_classes"),
+        ("classifier train --images scans --size 8 --steps 1 --resume --force", "--resume"),
+        ("classifier train --images scans --for dropped --steps 1 --colours opponent", "--colours"),
+        ("colours sklearn:china sklearn:flower --resume --force", "--resume"),
+        ("model import --synthetic points.npy --soften-sigma 0", "--soften-sigma"),
+        ("model import --synthetic points.npy --flags=", "--flags"),
+    ],
+)
+def test_training_and_import_refuse_what_they_would_not_use(refused, place, line, named):
+    for number, pixels in enumerate(blobs(12, channels=1)):
+        path = place / "scans" / str(number % 3) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[0]).save(path)
+    assert named in refused(line)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--source-domain", "other"), "--domain"),
+        (("--domain", "other", "--source-domain", "other"), "--source"),
+        (("--thresholds", "held.json"), "--source"),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_use(place, monkeypatch, words, named):
+    monkeypatch.chdir(place)
+    found = dict.fromkeys(
+        ("edge_correlation", "mutual_information", "chance_edge_correlation", "chance_mutual_information"),
+        0.5,
+    )
+    report = {"structure": {"calibrated": found | {"quantile": 0.05, "count": 30}}}
+    (place / "held.json").write_text(json.dumps(report))
+    with pytest.raises(UsageError, match=words[-2]) as caught:
+        CliRunner().invoke(cli, ["evaluate", "in", *words], catch_exceptions=False, standalone_mode=False)
+    assert named in f"{caught.value.detail} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--doubtful-below", "20"), "--cycle"),
+        (("--cycle", "--detach", "--doubtful-below", "20"), "job fetch"),
+    ],
+)
+def test_translate_refuses_a_bound_that_marks_nothing(tmp_path, capsys, words, named):
+    """Nothing is sent."""
+    north = SourceNodeDouble(tmp_path)
+    try:
+        (tmp_path / "scan.npy").write_bytes(npy(points(10)))
+        place = ("--profile", str(north.profile_path), "--to", TARGET, "--out", str(tmp_path / "out"))
+        assert run(["translate", *place, str(tmp_path / "scan.npy"), *words]) == 2
+        assert not north.script.calls
+    finally:
+        north.stop()
+    assert named in capsys.readouterr().err
+
+
+def test_fetching_takes_no_bound_for_a_job_without_a_round_trip(tmp_path, capsys):
+    """Nothing is fetched, and nothing acknowledged away."""
+    north = SourceNodeDouble(tmp_path)
+    try:
+        (tmp_path / "scan.npy").write_bytes(npy(points(10)))
+        profile, out = ("--profile", str(north.profile_path)), ("--out", str(tmp_path / "out"))
+        assert run(["job", "submit", str(tmp_path / "scan.npy"), "--to", TARGET, *profile]) == 0
+        job = capsys.readouterr().out.split()[1]
+        assert run(["job", "fetch", job, *profile, *out, "--doubtful-below", "20"]) == 2
+        assert not north.script.seen("FetchResults")
+    finally:
+        north.stop()
+    assert "--doubtful-below" in capsys.readouterr().err

@@ -1,0 +1,41 @@
+"""The public code's ImageNet translation, small: two checkpoints, its flags, class 260 to 261, its file names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.imagenet import SMALL, checkpoint, pictures
+from ddib_fed.cli.models.bridge import bridge
+from ddib_fed.cli.models.model import model
+from ddib_fed.samples.images import read_image
+
+
+@pytest.fixture
+def ddib(tmp_path, monkeypatch):
+    """Run a command in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(group, *arguments):
+        return CliRunner().invoke(group, arguments, catch_exceptions=False, standalone_mode=False)
+
+    return call
+
+
+def test_classes_are_translated_from_checkpoints_under_the_public_codes_names(ddib, tmp_path):
+    """`python -m benchmarks.imagenet` does the same with networks of the published size."""
+    checkpoint(SMALL.network, tmp_path / "diffusion.pt", seed=0)
+    checkpoint(SMALL.classifier, tmp_path / "classifier.pt", seed=1)
+    pictures(tmp_path / "val")
+    ddib(model, "import", "diffusion.pt", "--out", "diffusion", "--flags", SMALL.flags)
+    ddib(model, "import", "classifier.pt", "--out", "classifier", "--classifier", "--flags", SMALL.flags)
+    both = ("--source", "diffusion", "--target", "diffusion", "--classifier", "classifier")
+    how = ("--pairs", "260:261", "--classifier-scale", "1.0", "--steps", "3", "--out", "out")
+    ddib(bridge, "translate", "val", *both, *how)
+    names = {path.name for path in (tmp_path / "out").glob("*.PNG")}
+    assert names == {"260_1.PNG", "260_2.PNG", "260_1_translated_261.PNG", "260_2_translated_261.PNG"}
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["count"] == 2
+    # As the public code keeps them: cropped to the network's size.
+    assert read_image(tmp_path / "out" / "260_1.PNG").pixels.shape == (32, 32, 3)

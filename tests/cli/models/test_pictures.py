@@ -1,0 +1,186 @@
+"""`ddib bridge` and `ddib model sample` on models of pictures."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ddib_fed.cli.models.bridge import bridge
+from ddib_fed.cli.models.model import model
+from ddib_fed.cli.models.opening import open_model
+from ddib_fed.cli.models.pictures import parse_class, parse_pairs
+from ddib_fed.cli.models.trying import try_
+from ddib_fed.errors import AlreadyExists, ImageUnreadable, SettingsInvalid, UsageError
+from ddib_fed.models.bundle import load_bundle, pretrained_domains, save_bundle
+from ddib_fed.samples.images import encode_png
+from tests.runs.tiny_models import tiny, tiny_classifier
+
+FEW = ("--steps", "3")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two models, one with classes, a classifier, and two pictures."""
+    root = tmp_path_factory.mktemp("place")
+    models = {
+        "north": tiny("north", seed=1, soften_sigma=0.02),
+        "south": tiny("south", seed=2, soften_sigma=0.02),
+        "classy": tiny("classy", num_classes=3),
+        "classifier": tiny_classifier(3),
+    }
+    for name, made in models.items():
+        save_bundle(root / name, made.manifest, made.state)
+    (root / "in" / "0").mkdir(parents=True)
+    for number in range(2):
+        pixels = np.full((10, 8, 1), 60 * number + 40, np.uint8)
+        (root / "in" / "0" / f"scan{number}.png").write_bytes(encode_png(pixels))
+    return root
+
+
+def call(group, *arguments):
+    """Run a command; errors of ours come out as they are."""
+    return CliRunner().invoke(
+        group, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False
+    )
+
+
+def test_a_folder_goes_there_and_back(place, tmp_path):
+    pair = ("--source", place / "north", "--target", place / "south", *FEW)
+    said = call(bridge, "cycle", place / "in", *pair, "--depth", "0.5", "--out", tmp_path / "out").stdout
+    assert said.splitlines()[0].split() == ["pictures", "2"]
+    assert "PSNR" in said
+    record = json.loads((tmp_path / "out" / "0" / "scan1.json").read_text())
+    assert record["settings"]["depth"] == 0.5
+    again = call(bridge, "cycle", place / "in", *pair, "--depth", "0.5", "--out", tmp_path / "out").stdout
+    assert "2 (2 were there)" in again
+    with pytest.raises(AlreadyExists):
+        call(bridge, "cycle", place / "in", *pair, "--out", tmp_path / "out")
+
+
+def test_bad_pictures_are_named(place, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "good.png").write_bytes((place / "in" / "0" / "scan0.png").read_bytes())
+    (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    pair = ("--source", place / "north", "--target", place / "south", *FEW, "--out", tmp_path / "out")
+    with pytest.raises(ImageUnreadable):
+        call(bridge, "translate", folder, *pair)
+    result = call(bridge, "translate", folder, *pair, "--skip-bad")
+    assert "bad.png" in result.stderr
+    assert "1 that cannot be used" in result.stdout
+
+
+def test_class_to_class_with_a_classifier(place, tmp_path):
+    call(
+        bridge,
+        "translate",
+        place / "in",
+        *("--source", place / "classy", "--target", place / "classy", "--pairs", "0:2", "--limit", "1"),
+        *("--classifier", place / "classifier", "--classifier-scale", "2"),
+        *("--compat", "ddib", "--solver", "ddim", "--steps", "50", "--out", tmp_path / "out"),
+    )
+    assert (tmp_path / "out" / "0_1_translated_2.PNG").exists()
+    assert not (tmp_path / "out" / "0_2.PNG").exists()
+    settings = json.loads((tmp_path / "out" / "report.json").read_text())["settings"]
+    assert (settings["grid"], settings["clip"], settings["soften"]) == ("ddib", True, 0.0)
+    assert settings["classifier_scale"] == 2
+
+
+def test_a_way_between_two_pictures(place, tmp_path):
+    ends = [place / "in" / "0" / f"scan{number}.png" for number in (0, 1)]
+    said = call(
+        bridge, "interpolate", *ends, "--source", place / "north", "--frames", "3", *FEW, "--out", tmp_path
+    )
+    assert (tmp_path / "frame_2.png").exists()
+    assert "sheet.png" in said.output
+
+
+def test_samples_of_a_class(place, tmp_path):
+    call(model, "sample", place / "classy", "--n", "3", "--class", "1", *FEW, "--out", tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["class"], report["count"]) == (1, 3)
+    assert (tmp_path / "out" / "sample_2.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--source", "north", "--target", "south"), UsageError),
+        (("in", "--source", "north", "--target", "south", "--input", "points.npy"), UsageError),
+        (("in", "--source", "north", "--target", "south", "--labels", "in"), UsageError),
+        (("in", "--source", "north", "--target", "south", "--pairs", "0:1"), UsageError),
+        (
+            ("in", "--source", "classy", "--target", "classy", "--pairs", "0:1", "--target-class", "1"),
+            UsageError,
+        ),
+        (("in", "--source", "classy", "--target", "classy", "--pairs", "0:1,0:1"), SettingsInvalid),
+        (("in", "--source", "classy", "--target", "classy"), SettingsInvalid),
+        (("in", "--source", "north", "--target", "south", "--devices", "abacus"), SettingsInvalid),
+        (("in", "--source", "moons", "--target", "moons"), UsageError),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(place, tmp_path, monkeypatch, arguments, error):
+    monkeypatch.chdir(place)
+    with pytest.raises(error):
+        call(bridge, "translate", *arguments, *FEW, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_go_by_number_and_by_name():
+    manifest = tiny(num_classes=2).manifest.model_copy(update={"classes": ("cat", "7")})
+    assert parse_class("cat", manifest) == 0
+    assert parse_class("7", manifest) == 1
+    assert parse_class("1", manifest) == 1
+    assert parse_class(None, manifest) is None
+    assert parse_pairs("cat:1, 1:cat", (manifest, manifest)) == ((0, 1), (1, 0))
+    for wrong in ("2", "dog", "-1", ""):
+        with pytest.raises(UsageError):
+            parse_class(wrong, manifest)
+    with pytest.raises(UsageError):
+        parse_pairs("cat", (manifest, manifest))
+
+
+def test_an_unconditional_model_has_its_classifiers_classes():
+    assert parse_class("2", tiny().manifest, tiny_classifier(3).manifest) == 2
+    with pytest.raises(UsageError):
+        parse_class("0", tiny().manifest)
+
+
+def test_trying_two_folders_ends_with_a_page(tmp_path):
+    """All options reach the rehearsal."""
+    rng = np.random.default_rng(0)
+    for name in ("left", "right"):
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            pixels = rng.integers(0, 256, (9, 8, 1), np.uint8)
+            (tmp_path / name / f"{number}.png").write_bytes(encode_png(pixels))
+    options = (
+        "--steps",
+        "1",
+        "--batch",
+        "2",
+        "--size",
+        "8",
+        "--fit",
+        "pad",
+        "--pictures",
+        "2",
+        "--evaluations",
+        "3",
+    )
+    where = (tmp_path / "left", tmp_path / "right", "--device", "cpu", "--out", tmp_path / "out")
+    said = call(try_, *where, *options)
+    assert (tmp_path / "out" / "index.html").exists()
+    assert "index.html" in said.stdout
+    assert load_bundle(tmp_path / "out" / "a").manifest.picture.fit == "pad"
+    with pytest.raises(UsageError):
+        call(try_, *where, *options, "--time", "5m")
+
+
+@pytest.mark.parametrize("name", pretrained_domains())
+def test_every_model_that_ships_goes_by_its_name(name):
+    """Of points and of pictures."""
+    assert open_model(name).manifest.domain == name

@@ -1,0 +1,224 @@
+"""The public code's options: training its network, its steps, eta, clipping; what contradicts a model is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ddib_fed.cli.models.bridge import bridge
+from ddib_fed.cli.models.model import model
+from ddib_fed.diffusion.schedule import ScheduleConfig
+from ddib_fed.errors import AlreadyExists, SettingsInvalid, UsageError
+from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.networks.configs import SyntheticConfig
+from tests.models.examples import state
+from tests.runs.tiny_models import tiny
+
+SMALL = ("--network", "public", "--network", "num_channels=32", "--network", "num_res_blocks=1")
+PUBLIC = ("--compat", "ddib", "--solver", "ddim")
+NETWORK = SyntheticConfig(num_channels=32, num_res_blocks=1)
+
+
+@pytest.fixture
+def ddib():
+    """Run a command of a group; errors of ours come out as they are."""
+
+    def call(group, *arguments):
+        arguments = [str(a) for a in arguments]
+        return CliRunner().invoke(group, arguments, catch_exceptions=False, standalone_mode=False)
+
+    return call
+
+
+def public_bundle(path, *, name: str = "linear", steps: int = 1000):
+    """A model as the public code's, with random weights."""
+    manifest = Manifest(
+        name="small",
+        domain="moons",
+        sample_shape=(2,),
+        network=NETWORK,
+        parameterisation="eps",
+        time_input="timestep",
+        schedule=ScheduleConfig(name, steps),
+    )
+    save_bundle(path, manifest, state(NETWORK))
+    return path
+
+
+@pytest.fixture
+def there(tmp_path):
+    """A model of the public kind, 1,000 linear steps."""
+    return public_bundle(tmp_path / "there")
+
+
+def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_path):
+    """Every step of the way by commands; what comes back from the public form is the same network."""
+    out, again = tmp_path / "m", tmp_path / "again"
+    steps = ("--noise-schedule", "cosine", "--diffusion-steps", 200)
+    ddib(model, "train", "--domain", "moons", *SMALL, *steps, "--batch", 64, "--steps", 5, "--out", out)
+    ddib(model, "sample", out, *PUBLIC, "--timestep-respacing", "ddim20", "--n", 50, "--out", tmp_path / "s")
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert report["settings"]["evaluations"] == 20
+    said = ddib(model, "export", out, "--out", tmp_path / "log2D0" / "model000000.pt").output
+    assert "--num_channels 32 --num_res_blocks 1" in said
+    assert "--diffusion_steps 200 --noise_schedule cosine" in said
+    file = tmp_path / "log2D0" / "model000000.pt"
+    ddib(model, "import", "--synthetic", file, *steps, "--domain", "moons", "--out", again)
+    made, read = load_bundle(out), load_bundle(again)
+    assert read.manifest.network == made.manifest.network.model_copy(update={"dropout": 0.0})
+    assert read.manifest.schedule == made.manifest.schedule
+    assert all(torch.equal(read.state[key], value) for key, value in made.state.items())
+    with pytest.raises(AlreadyExists):
+        ddib(model, "export", out, "--out", file)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--network", "num_channels=32"), "--network public"),
+        ((*SMALL, "--width", 32), "--width"),
+        (("--network", "public", "--network", "model_channels=32"), "model_channels"),
+        (("--network", "public", "--network", "num_channels=33"), "num_channels"),
+        (("--size", 32), "--size is for pictures"),
+    ],
+    ids=str,
+)
+def test_options_of_another_network_are_refused_before_training(ddib, tmp_path, options, word):
+    with pytest.raises(UsageError, match=word):
+        ddib(model, "train", "--domain", "moons", *options, "--steps", 2, "--out", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "evaluations"),
+    [
+        (("--timestep-respacing", "ddim50"), 50),
+        (("--timestep-respacing", "250"), 250),
+        (("--timestep-respacing", "10,20,30"), 60),
+        (("--timestep-respacing", "10,20,30", "--steps", 60), 60),
+        (("--diffusion-steps", 1000, "--timestep-respacing", "ddim25"), 25),
+        (("--noise-schedule", "linear", "--steps", 30), 30),
+        (("--diffusion-steps", 1000), 1000),
+        ((), 48),
+    ],
+    ids=str,
+)
+def test_evaluations_are_what_the_respacing_keeps(ddib, there, tmp_path, options, evaluations):
+    """--steps where it is given, else the respacing, else all of --diffusion-steps, else 48."""
+    ddib(bridge, "translate", *pair(there), *PUBLIC, *options, "--n", 4, "--out", tmp_path / "t")
+    report = json.loads((tmp_path / "t" / "report.json").read_text())
+    assert report["settings"]["evaluations"] == evaluations
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        ((*PUBLIC, "--diffusion-steps", 4000), SettingsInvalid, "trained with 1000 diffusion steps"),
+        ((*PUBLIC, "--noise-schedule", "cosine"), SettingsInvalid, "trained on the noise schedule linear"),
+        ((*PUBLIC, "--timestep-respacing", "ddim50", "--steps", 48), SettingsInvalid, "keeps 50, not 48"),
+        ((*PUBLIC, "--timestep-respacing", "fifty"), SettingsInvalid, "not of the form"),
+        ((*PUBLIC, "--timestep-respacing", "ddim300"), SettingsInvalid, "no constant stride"),
+        (("--timestep-respacing", "ddim50"), UsageError, "--timestep-respacing"),
+        (("--diffusion-steps", 1000), UsageError, "--diffusion-steps"),
+        (("--ddpm",), UsageError, "--ddpm"),
+        (("--eta", 0.5), SettingsInvalid, "follows the ODE"),
+        ((*PUBLIC, "--ddpm", "--eta", 0.5), SettingsInvalid, "variance of its own"),
+    ],
+    ids=str,
+)
+def test_what_contradicts_the_model_or_itself_is_refused(ddib, there, tmp_path, options, error, word):
+    """Nothing is ignored, and nothing is written."""
+    with pytest.raises(error, match=word):
+        ddib(bridge, "translate", *pair(there), *options, "--n", 4, "--out", tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_model_of_fewer_steps_than_the_default_takes_all_of_them(ddib, tmp_path):
+    """48 evaluations are the default, not a demand; a stride that does not exist names the nearest that does."""
+    few = public_bundle(tmp_path / "few", steps=40)
+    ddib(model, "sample", few, *PUBLIC, "--n", 4, "--out", tmp_path / "s")
+    assert json.loads((tmp_path / "s" / "report.json").read_text())["settings"]["evaluations"] == 40
+    with pytest.raises(SettingsInvalid) as caught:
+        ddib(model, "sample", few, *PUBLIC, "--timestep-respacing", "ddim50", "--out", tmp_path / "t")
+    assert "ddim40" in caught.value.hint
+
+
+def test_two_models_of_other_steps_are_translated_where_both_keep_as_many(ddib, there, tmp_path):
+    """ddim50 of 1,000 and of 4,000; sections of both sizes cannot be all steps."""
+    other = public_bundle(tmp_path / "other", name="cosine", steps=400)
+    both = ("--source", there, "--target", other, *PUBLIC, "--n", 4)
+    ddib(bridge, "translate", *both, "--timestep-respacing", "ddim50", "--out", tmp_path / "t")
+    assert np.isfinite(np.load(tmp_path / "t" / "target.npy")).all()
+
+
+def pair(path):
+    return ("--source", path, "--target", path)
+
+
+@pytest.mark.parametrize("drawn", [("--eta", 0.5), ("--ddpm",)], ids=str)
+def test_noise_follows_from_the_seed_and_the_point_alone(ddib, there, tmp_path, drawn):
+    """The same seed, the same points, however many; another seed, others; the latent has none of it."""
+    points = np.random.default_rng(0).normal(size=(6_000, 2)).astype(np.float32)
+    clouds = {}
+    for name, seed, count in (("one", 1, 6_000), ("same", 1, 5_500), ("other", 2, 50)):
+        np.save(tmp_path / f"{name}.npy", points[:count])
+        given = ("--input", tmp_path / f"{name}.npy", "--seed", seed, "--out", tmp_path / name)
+        ddib(bridge, "translate", *pair(there), *PUBLIC, "--steps", 4, *drawn, *given)
+        clouds[name] = [np.load(tmp_path / name / f"{stage}.npy") for stage in ("latent", "target")]
+    (latent, one), (_, same), (again, other) = (clouds[name] for name in ("one", "same", "other"))
+    assert np.allclose(one[:5_500], same, atol=1e-4)
+    assert np.array_equal(latent[:50], again)
+    assert not np.allclose(one[:50], other, atol=1e-2)
+    assert json.loads((tmp_path / "one" / "report.json").read_text())["seed"] == 1
+
+
+def test_points_are_clipped_where_it_is_asked_for_and_not_by_compat(ddib, there, tmp_path):
+    """The public scripts for 2-D data do not clip; its p_sample_loop does unless told otherwise."""
+    for name, option in (("free", ()), ("off", ("--no-clip",)), ("held", ("--clip",))):
+        ddib(model, "sample", there, *PUBLIC, *option, "--n", 200, "--out", tmp_path / name)
+    free, off, held = (np.load(tmp_path / name / "samples.npy") for name in ("free", "off", "held"))
+    assert np.array_equal(free, off)
+    assert np.abs(free).max() > 1.0
+    assert np.abs(held).max() <= 1.0 + 1e-6
+
+
+def test_pictures_are_clipped_with_compat_unless_told_otherwise(ddib, tmp_path):
+    """As before by default; --no-clip leaves them, --clip holds them with any solver."""
+    made = tiny("pictures")
+    save_bundle(tmp_path / "m", made.manifest, made.state)
+    clips = []
+    for number, options in enumerate([PUBLIC, (*PUBLIC, "--no-clip"), ("--clip",), ()]):
+        out = tmp_path / str(number)
+        ddib(model, "sample", tmp_path / "m", *options, "--steps", 24, "--n", 2, "--out", out)
+        clips.append(json.loads((out / "report.json").read_text())["guidance"]["clip"])
+    assert clips == [True, False, True, False]
+
+
+def test_ddpm_is_refused_where_the_public_code_takes_another_step(ddib, tmp_path):
+    """A learned variance is part of its step; ours has none."""
+    network = SyntheticConfig(num_channels=32, num_res_blocks=1, out_channels=4)
+    schedule = ScheduleConfig("linear", 100)
+    manifest = Manifest(
+        name="wide",
+        domain="moons",
+        sample_shape=(2,),
+        network=network,
+        parameterisation="eps",
+        time_input="timestep",
+        schedule=schedule,
+    )
+    save_bundle(tmp_path / "m", manifest, state(network))
+    with pytest.raises(SettingsInvalid, match="learned its variance"):
+        ddib(model, "sample", tmp_path / "m", *PUBLIC, "--ddpm", "--n", 4, "--out", tmp_path / "s")
+
+
+@pytest.mark.parametrize("which", ["moons", "satellite"])
+def test_other_networks_are_not_exported(ddib, tmp_path, which):
+    with pytest.raises(SettingsInvalid, match="the public code's"):
+        ddib(model, "export", which, "--out", tmp_path / "m.pt")
+    assert not (tmp_path / "m.pt").exists()

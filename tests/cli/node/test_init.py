@@ -1,0 +1,198 @@
+"""`ddib init node|client`: from nothing to files that the nodes and clients accept; nothing is overwritten."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddib_fed.cli.main import run
+from ddib_fed.client.profile import Profile
+from ddib_fed.errors import ExitCode
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.trust.pki import load_identity
+
+
+@pytest.fixture
+def init_node(tmp_path):
+    """Runs `ddib init node` for north, with what else is given; the exit code."""
+
+    def call(*words: object, out: str = "north", role: str = "source") -> int:
+        return run(["init", "node", "--institution", "north.example", "--role", role, "--domain", "moons",
+                    "--out", str(tmp_path / out), *map(str, words)])  # fmt: skip
+
+    return call
+
+
+def test_a_node_gets_a_configuration_and_its_certificate(init_node, tmp_path, capsys):
+    """What is written is accepted, and the next commands are printed."""
+    assert init_node("--listen", "127.0.0.1:7441", "--name", "node-2") == 0
+    config = NodeConfig.load(tmp_path / "north" / "node.toml")
+    assert (config.node.listen, config.node.address) == ("127.0.0.1:7441", "localhost:7441")
+    assert str(load_identity(config.paths.pki).identity) == "spiffe://north.example/node/node-2"
+    shown = capsys.readouterr().out
+    for command in ("ddib peer export", "ddib peer add", "ddib-source-node train", "ddib init client"):
+        assert command in shown
+
+
+def test_both_roles_are_one_node(init_node, tmp_path, capsys):
+    """`--role both` names the command that serves both."""
+    assert init_node(role="both") == 0
+    assert NodeConfig.load(tmp_path / "north" / "node.toml").node.roles == ("source", "target")
+    assert "python -m ddib_fed.node serve" in capsys.readouterr().out
+
+
+def test_keys_are_for_their_owner_alone(init_node, tmp_path):
+    """Private keys have mode 0600 in a folder of mode 0700."""
+    init_node()
+    pki = tmp_path / "north" / "state" / "pki"
+    assert pki.stat().st_mode & 0o777 == 0o700
+    assert {p.stat().st_mode & 0o777 for p in pki.glob("*.key")} == {0o600}
+
+
+def test_without_a_ca_only_the_configuration_is_written(init_node, tmp_path, capsys):
+    """A second node of an institution asks the first for its certificate."""
+    assert init_node("--no-ca") == 0
+    assert not (tmp_path / "north" / "state" / "pki" / "ca.key").exists()
+    assert "ddib pki request" in capsys.readouterr().out
+
+
+def test_nothing_is_overwritten(init_node, tmp_path):
+    """Neither a configuration nor a root's key."""
+    assert init_node() == 0
+    key = (tmp_path / "north" / "state" / "pki" / "ca.key").read_bytes()
+    assert init_node() == ExitCode.CONFLICT
+    (tmp_path / "north" / "node.toml").unlink()
+    assert init_node() == ExitCode.CONFLICT
+    assert (tmp_path / "north" / "state" / "pki" / "ca.key").read_bytes() == key
+    assert not (tmp_path / "north" / "node.toml").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--listen", "7443"), ("--name", "Node 1"), ("--address", "localhost")],
+    ids=lambda words: words[0],
+)
+def test_a_value_that_cannot_be_used_leaves_nothing(init_node, tmp_path, capsys, words):
+    """The error names it; no half-made folder."""
+    assert init_node(*words) == ExitCode.BAD_INPUT
+    assert words[1] in capsys.readouterr().err
+    assert not (tmp_path / "north").exists()
+
+
+def test_a_client_beside_the_ca_is_ready_at_once(init_node, tmp_path, capsys):
+    """Profile and certificate, for the node's own name and address."""
+    init_node("--listen", "127.0.0.1:7441")
+    words = ["--node-config", str(tmp_path / "north" / "node.toml"), "--name", "alice"]
+    assert run(["init", "client", *words, "--out", str(tmp_path / "alice")]) == 0
+    profile = Profile.load(tmp_path / "alice" / "client.toml")
+    assert (profile.source_address, profile.source_identity) == ("localhost:7441", "node-1.north.example")
+    assert load_identity(profile.pki_folder).identity.uri == "spiffe://north.example/client/alice"
+    assert "ddib doctor" in capsys.readouterr().out
+    assert run(["init", "client", *words, "--out", str(tmp_path / "alice")]) == ExitCode.CONFLICT
+
+
+def test_a_client_elsewhere_asks_with_a_request(init_node, tmp_path, capsys):
+    """The key stays on the client's machine: request, issue, install, by the commands that are printed."""
+    init_node()
+    bob, north = tmp_path / "bob", str(tmp_path / "north" / "node.toml")
+    words = [
+        "--institution",
+        "north.example",
+        "--address",
+        "localhost:7443",
+        "--name",
+        "bob",
+        "--out",
+        str(bob),
+    ]
+    assert run(["init", "client", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "ddib pki issue bob.csr" in shown
+    assert f"ddib pki install bob.pem --folder {bob / 'pki'}" in shown
+    signed = str(tmp_path / "bob.pem")
+    assert run(["pki", "issue", str(bob / "bob.csr"), "--config", north, "--out", signed, "--yes"]) == 0
+    assert run(["pki", "install", signed, "--folder", str(bob / "pki")]) == 0
+    assert load_identity(bob / "pki").identity.uri == "spiffe://north.example/client/bob"
+
+
+def test_a_client_needs_to_know_its_node(tmp_path):
+    """Either a node.toml, or institution and address."""
+    assert run(["init", "client", "--name", "alice", "--out", str(tmp_path / "a")]) == ExitCode.USAGE
+
+
+def test_a_target_node_has_no_clients(init_node, tmp_path):
+    """Clients talk to the source node of their own institution."""
+    init_node(role="target")
+    words = ["--node-config", str(tmp_path / "north" / "node.toml"), "--name", "alice"]
+    assert run(["init", "client", *words, "--out", str(tmp_path / "alice")]) == ExitCode.BAD_INPUT
+
+
+@pytest.mark.parametrize("domain", ["My Domain", "-x", "", "d" * 65, "moons\n", "müller", 'a"b', "a/b"])
+def test_a_domain_that_every_peer_would_refuse_is_refused_here(tmp_path, capsys, domain):
+    """Before, `init node` wrote it, and each contract failed at the other side."""
+    words = ["--institution", "north.example", "--role", "source", "--domain", domain]
+    assert run(["init", "node", *words, "--out", str(tmp_path / "north")]) == ExitCode.BAD_INPUT
+    assert "1 to 64 of A-Z a-z 0-9 . _ -" in capsys.readouterr().err
+    assert not (tmp_path / "north").exists()
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:7443", "[::]:7443"])
+def test_a_node_for_other_machines_says_what_they_dial(init_node, tmp_path, capsys, listen):
+    """Before, the peer file said localhost: the peer would have dialled itself."""
+    assert init_node("--listen", listen) == ExitCode.USAGE
+    assert "--address HOST:7443" in capsys.readouterr().err
+    assert not (tmp_path / "north").exists()
+    assert init_node("--listen", listen, "--address", "north.example:7443") == 0
+    assert NodeConfig.load(tmp_path / "north" / "node.toml").node.address == "north.example:7443"
+
+
+def test_one_address_of_this_machine_is_what_peers_dial(init_node, tmp_path):
+    """Without --address, where --listen tells it."""
+    assert init_node("--listen", "192.0.2.7:7443") == 0
+    assert NodeConfig.load(tmp_path / "north" / "node.toml").node.address == "192.0.2.7:7443"
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:7443", "[::]:7443", "north.example:0"])
+def test_an_address_that_nobody_can_dial_is_refused(init_node, tmp_path, capsys, address):
+    """Every peer would refuse the file, or dial itself."""
+    assert init_node("--listen", "0.0.0.0:7443", "--address", address) == ExitCode.BAD_INPUT
+    assert address in capsys.readouterr().err
+    assert not (tmp_path / "north").exists()
+
+
+def test_an_export_warns_of_an_address_that_only_this_machine_dials(init_node, tmp_path, capsys):
+    """Of a configuration that was written before, or by hand; port 0 is refused, as the other side would."""
+    init_node("--listen", "0.0.0.0:7443", "--address", "localhost:7443")
+    config = tmp_path / "north" / "node.toml"
+    words = ["peer", "export", "--config", str(config), "--force", "--out", str(tmp_path / "north.peer")]
+    assert run(words) == 0
+    assert "warning: node.address = 'localhost:7443'" in capsys.readouterr().err
+    config.write_text(config.read_text().replace("localhost:7443", "localhost:0"))
+    assert run(words) == ExitCode.BAD_INPUT
+
+
+def test_a_state_folder_that_others_may_write_is_refused(init_node, tmp_path, capsys):
+    """Whoever may write there could put a root of their own before ours."""
+    (tmp_path / "north" / "state").mkdir(parents=True)
+    (tmp_path / "north" / "state").chmod(0o777)
+    assert init_node() == ExitCode.BAD_INPUT
+    assert f"chmod 700 {tmp_path / 'north' / 'state'}" in capsys.readouterr().err
+    assert not (tmp_path / "north" / "node.toml").exists()
+
+
+def test_an_out_that_cannot_be_written_is_named_with_what_shows_why(init_node, tmp_path, capsys):
+    """One line with the path, and a command; before, the hint for an error of the system was about pictures."""
+    (tmp_path / "file").write_text("x")
+    assert init_node(out="file/north") == ExitCode.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "file" in said
+    assert "ddib domains" not in said
+
+
+def test_a_start_that_fails_half_way_can_be_given_again(init_node, tmp_path):
+    """The configuration is written last: an --out that cannot be written leaves none."""
+    (tmp_path / "north").mkdir()
+    (tmp_path / "north" / "state").write_text("a file")
+    assert init_node() == ExitCode.BAD_INPUT
+    assert not (tmp_path / "north" / "node.toml").exists()
+    (tmp_path / "north" / "state").unlink()
+    assert init_node() == 0

@@ -1,0 +1,286 @@
+"""`ddib peer` as typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ddib_fed.cli.node.peer import peer
+from ddib_fed.errors import (
+    AlreadyExists,
+    DdibError,
+    FileMissing,
+    InputError,
+    PeerNotFound,
+    PeerUnreachable,
+    PolicyDenied,
+    UsageError,
+)
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.trust.peer_file import parse_peer
+from ddib_fed.trust.pki import init_node_identity
+from tests.cli.node.test_pki import write_config
+from tests.node.flipping import BitFlipper
+from tests.node.institutions import Institution
+from tests.server.listening import Listening
+
+
+def run(*arguments: object, answer: str | None = None) -> str:
+    """A command that must succeed; its error is raised otherwise."""
+    result = CliRunner().invoke(peer, [str(a) for a in arguments], input=answer)
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+@pytest.fixture
+def north(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return set_up(tmp_path / "north", "north.example")
+
+
+@pytest.fixture
+def south(tmp_path: Path) -> Path:
+    return set_up(tmp_path / "south", "south.example")
+
+
+def set_up(folder: Path, institution: str) -> Path:
+    path = write_config(folder, institution=institution)
+    init_node_identity(NodeConfig.load(path).paths.pki, institution, "node-1")
+    return path
+
+
+def exported(config: Path, file: str) -> str:
+    """Export; the fingerprint that was shown."""
+    return next(
+        word
+        for word in run("export", "--config", config, "--out", file).split()
+        if word.startswith("SHA256:")
+    )
+
+
+def listed(config: Path) -> list[dict[str, object]]:
+    return json.loads(run("list", "--format", "json", "--config", config))
+
+
+def test_two_commands_a_side_admit_each_other(north: Path, south: Path) -> None:
+    """Export here, add there; the fingerprint goes by telephone."""
+    fingerprint = exported(north, "north.peer")
+    said = run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
+    assert "admitted spiffe://north.example/node/node-1" in said
+    (entry,) = listed(south)
+    assert entry == {
+        "institution": "north.example",
+        "identity": "spiffe://north.example/node/node-1",
+        "address": "127.0.0.1:7443",
+        "fingerprints": [fingerprint],
+    }
+
+
+def test_a_peer_file_may_come_through_a_pipe(north: Path, south: Path) -> None:
+    """`ddib peer add <(curl ...)` works, although a node's own files may be no pipe."""
+    fingerprint = exported(north, "north.peer")
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, Path("north.peer").read_bytes())
+        os.close(writer)
+        run("add", f"/dev/fd/{reader}", "--fingerprint", fingerprint, "--config", south)
+    finally:
+        os.close(reader)
+    assert [entry["institution"] for entry in listed(south)] == ["north.example"]
+
+
+def test_an_exported_file_holds_no_secret_and_is_not_overwritten(north: Path) -> None:
+    """It goes by mail."""
+    exported(north, "north.peer")
+    assert "PRIVATE" not in Path("north.peer").read_text()
+    with pytest.raises(AlreadyExists):
+        run("export", "--config", north, "--out", "north.peer")
+    run("export", "--config", north, "--out", "north.peer", "--force")
+
+
+def test_without_a_terminal_a_fingerprint_is_needed(north: Path, south: Path) -> None:
+    """Nobody is there to compare; a piped yes does not count."""
+    exported(north, "north.peer")
+    with pytest.raises(UsageError, match="fingerprint"):
+        run("add", "north.peer", "--config", south, answer="y\n")
+    assert listed(south) == []
+
+
+@pytest.mark.parametrize(("answer", "added"), [("y\n", True), ("n\n", False), ("\n", False)])
+def test_on_a_terminal_the_fingerprint_is_shown_and_asked_about(
+    north: Path, south: Path, monkeypatch: pytest.MonkeyPatch, answer: str, added: bool
+) -> None:
+    """Only a plain yes admits; no answer is a no."""
+    fingerprint = exported(north, "north.peer")
+    said: list[str] = []
+
+    @click.command()
+    @click.pass_context
+    def terminal(context: click.Context) -> None:
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        context.invoke(
+            peer.commands["add"],
+            file=Path("north.peer"),
+            config_path=south,
+            fingerprints=(),
+            replace=False,
+            unconstrained_root=False,
+        )
+
+    result = CliRunner().invoke(terminal, input=answer)
+    said.append(result.output)
+    assert fingerprint in said[0]
+    assert isinstance(result.exception, PolicyDenied) is not added
+    assert bool(listed(south)) is added
+
+
+def test_a_fingerprint_that_differs_is_refused(north: Path, south: Path, tmp_path: Path) -> None:
+    """The file was exchanged on the way."""
+    fingerprint = exported(north, "north.peer")
+    exported(set_up(tmp_path / "false", "north.example"), "forged.peer")
+    with pytest.raises(PolicyDenied, match="not confirmed"):
+        run("add", "forged.peer", "--fingerprint", fingerprint, "--config", south)
+    assert listed(south) == []
+
+
+@pytest.mark.parametrize(("content", "error"), [(None, FileMissing), (b"x", InputError)])
+def test_what_is_no_peer_file_is_named(
+    south: Path, tmp_path: Path, content: bytes | None, error: type[DdibError]
+) -> None:
+    """Missing, or something else."""
+    path = tmp_path / "x.peer"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=r"x\.peer"):
+        run("add", path, "--fingerprint", "SHA256:00", "--config", south)
+
+
+def test_a_root_without_name_constraints_is_accepted_only_when_asked(north: Path, south: Path) -> None:
+    """A general CA of the other institution: the operator decides."""
+    from ddib_fed.trust.certificates import certificate_pem, fingerprint
+    from tests.trust.test_identity import unconstrained
+
+    exported(north, "north.peer")
+    root = unconstrained().certificate
+    content = json.loads(Path("north.peer").read_text()) | {"roots": [certificate_pem(root).decode()]}
+    Path("corporate.peer").write_text(json.dumps(content))
+    arguments = ("add", "corporate.peer", "--fingerprint", fingerprint(root), "--config", south)
+    with pytest.raises(PolicyDenied, match="no name constraints"):
+        run(*arguments)
+    run(*arguments, "--unconstrained-root")
+
+
+def test_a_peer_that_moved_is_replaced(north: Path, south: Path) -> None:
+    """Only when asked; the fingerprint is that of the root, which stays."""
+    fingerprint = exported(north, "north.peer")
+    run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
+    Path("north.peer").write_text(Path("north.peer").read_text().replace("127.0.0.1:7443", "moved.example:1"))
+    with pytest.raises(AlreadyExists):
+        run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
+    run("add", "north.peer", "--fingerprint", fingerprint, "--replace", "--config", south)
+    assert listed(south)[0]["address"] == "moved.example:1"
+
+
+@pytest.mark.parametrize("options", [(), ("--replace",)])
+def test_a_known_peer_is_compared_again(north: Path, south: Path, options: tuple[str, ...]) -> None:
+    """A fingerprint that is given is compared, whatever is known: it is what the other operator has just read out."""
+    fingerprint = exported(north, "north.peer")
+    run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
+    with pytest.raises(PolicyDenied, match="SHA256:00") as refused:
+        run("add", "north.peer", "--fingerprint", "SHA256:00", "--config", south, *options)
+    assert fingerprint in refused.value.detail
+    run("add", "north.peer", "--fingerprint", fingerprint, "--config", south, *options)
+
+
+def test_a_removed_peer_is_gone(north: Path, south: Path) -> None:
+    """And removing it again says that it is not there."""
+    run("add", "north.peer", "--fingerprint", exported(north, "north.peer"), "--config", south)
+    run("remove", "north.example", "--config", south)
+    assert listed(south) == []
+    with pytest.raises(PeerNotFound):
+        run("remove", "north.example", "--config", south)
+
+
+def test_list_is_for_people_too(north: Path, south: Path) -> None:
+    """None yet, then a table; a file that cannot be read is said to admit nobody."""
+    assert "ddib peer add" in run("list", "--config", south)
+    run("add", "north.peer", "--fingerprint", exported(north, "north.peer"), "--config", south)
+    assert "north.example" in run("list", "--config", south)
+    (NodeConfig.load(south).paths.peers / "north.example.json").write_text("{")
+    assert "not admitted" in run("list", "--config", south)
+
+
+@pytest.fixture
+def listening(tmp_path: Path):
+    """West's target node on loopback."""
+    node = Listening(Institution("west.example", tmp_path / "west"))
+    yield node
+    node.close()
+
+
+def add_west(config: Path, node: Listening, address: str = "") -> None:
+    file = Path("west.peer")
+    file.write_bytes(node.south.peer(address or node.address).to_bytes())
+    run("add", file, "--fingerprint", node.south.peer().fingerprint, "--config", config)
+
+
+def _admit_north(config: Path, node: Listening) -> None:
+    exported(config, "north.peer")
+    entry = parse_peer(Path("north.peer").read_bytes(), "north.peer")
+    node.south.store.add(entry, fingerprints=entry.fingerprints)
+
+
+def test_test_says_that_the_peer_does_not_know_us(north: Path, listening: Listening) -> None:
+    """The commonest case: only one side has added the other."""
+    add_west(north, listening)
+    with pytest.raises(PeerUnreachable, match="refused-us") as error:
+        run("test", "west.example", "--config", north)
+    assert "ddib peer add there" in error.value.hint
+
+
+def test_test_shows_what_the_peer_decodes(north: Path, listening: Listening) -> None:
+    """Handshake and DescribeDomain."""
+    add_west(north, listening)
+    _admit_north(north, listening)
+    said = run("test", "west.example", "--config", north)
+    assert "TLSv1.3" in said
+    assert "decoding" in said
+    told = json.loads(run("test", "west.example", "--config", north, "--format", "json"))
+    assert told["institution"] == "west.example"
+    assert "TLSv1.3" in told["connection"]
+    assert repr(told["decoding"]["domain"]) in said
+
+
+def test_a_call_that_breaks_after_the_handshake_is_no_internal_error(
+    north: Path, listening: Listening
+) -> None:
+    """A flipped bit in the answer: the peer is unreachable, and the hint does not lead in a circle."""
+    with BitFlipper(listening.port) as wire:
+        add_west(north, listening, wire.address)
+        _admit_north(north, listening)
+        listening.echo.on_describe = lambda: wire.arm("to_client")
+        with pytest.raises(PeerUnreachable, match="broke off") as error:
+            run("test", "west.example", "--config", north)
+    assert "same command again" in error.value.hint
+
+
+def test_testing_whom_nobody_added_is_an_error(north: Path) -> None:
+    """Nothing is dialled."""
+    with pytest.raises(PeerNotFound):
+        run("test", "west.example", "--config", north)
+
+
+def test_the_commands_import_nothing_heavy() -> None:
+    """`ddib --help` must be quick."""
+    heavy = ("torch", "grpc", "cryptography", "pydantic")
+    code = f"import sys, ddib_fed.cli.node.peer, ddib_fed.cli.node.pki; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,151 @@
+"""`ddib pki` as typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ddib_fed.cli.node.pki import pki
+from ddib_fed.errors import AlreadyExists, FileMissing, PolicyDenied, UsageError
+from ddib_fed.node.config import render_node_toml
+
+
+def write_config(folder: Path, name: str = "node-1", institution: str = "north.example") -> Path:
+    """A node.toml in a new folder."""
+    folder.mkdir()
+    text = render_node_toml(
+        institution=institution,
+        name=name,
+        roles=("source",),
+        domain="moons",
+        listen="127.0.0.1:0",
+        address="127.0.0.1:7443",
+    )
+    (folder / "node.toml").write_text(text)
+    return folder / "node.toml"
+
+
+def run(*arguments: object, answer: str | None = None) -> Result:
+    """A command that must succeed; its error is raised otherwise."""
+    result = CliRunner().invoke(pki, [str(a) for a in arguments], input=answer)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The issuer's node.toml."""
+    monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path / "one")
+    assert "fingerprint  SHA256:" in run("init", "--config", config).output
+    return config
+
+
+def shown(*arguments: object) -> dict[str, object]:
+    return json.loads(run("show", "--format", "json", *arguments).output)
+
+
+def test_init_makes_the_root_and_the_nodes_certificate(one: Path) -> None:
+    """And a second time refuses."""
+    found = shown("--config", one)
+    assert (found["identity"], found["role"], found["issuer"]) == (
+        "spiffe://north.example/node/node-1",
+        "node",
+        True,
+    )
+    with pytest.raises(AlreadyExists):
+        run("init", "--config", one)
+
+
+def test_show_is_for_people(one: Path) -> None:
+    """Identity, role, DNS name, expiry, root, whether it issues."""
+    lines = run("show", "--config", one).output.splitlines()
+    assert [line.split("  ")[0].strip() for line in lines] == [
+        "identity",
+        "role",
+        "DNS name",
+        "valid until",
+        "root",
+        "issues",
+    ]
+
+
+def test_a_second_node_by_request_issue_install(one: Path, tmp_path: Path) -> None:
+    """The documented way, with the commands' own file names."""
+    two = write_config(tmp_path / "two", "node-2")
+    said = run("request", "--config", two).output
+    assert "ddib pki issue node-2.csr" in said
+    run("issue", "node-2.csr", "--config", one, answer="y\n")
+    run("install", "node-2.pem", "--config", two)
+    assert shown("--config", two)["identity"] == "spiffe://north.example/node/node-2"
+    assert shown("--config", two)["issuer"] is False
+
+
+def test_signing_asks_first(one: Path, tmp_path: Path) -> None:
+    """Who holds the key of a request becomes whom it names; `--yes` is for scripts."""
+    two = write_config(tmp_path / "two", "node-2")
+    run("request", "--config", two)
+    assert run("issue", "node-2.csr", "--config", one, answer="n\n").exit_code == 1
+    assert not Path("node-2.pem").exists()
+    run("issue", "node-2.csr", "--config", one, "--yes")
+    assert Path("node-2.pem").exists()
+
+
+def test_a_request_of_another_institution_is_not_signed(one: Path, tmp_path: Path) -> None:
+    """The wrong file was sent."""
+    other = write_config(tmp_path / "other", "node-2", "south.example")
+    run("request", "--config", other)
+    with pytest.raises(PolicyDenied):
+        run("issue", "node-2.csr", "--config", one, "--yes")
+
+
+def test_a_client_is_issued_here(one: Path) -> None:
+    """Key and certificate in one folder, to be taken to the person's machine."""
+    run("issue", "--client", "alice", "--out", "alice", "--config", one)
+    assert shown("--folder", "alice")["identity"] == "spiffe://north.example/client/alice"
+
+
+def test_a_client_elsewhere_asks_with_its_folder(one: Path) -> None:
+    """Its key is made on its own machine."""
+    uri = "spiffe://north.example/client/bob"
+    run("request", "--folder", "bob", "--identity", uri)
+    run("issue", "bob.csr", "--config", one, "--yes")
+    run("install", "bob.pem", "--folder", "bob")
+    assert shown("--folder", "bob")["role"] == "client"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["issue"], ["issue", "x.csr", "--client", "alice"], ["request", "--folder", "x"]]
+)
+def test_options_that_do_not_go_together_are_named(one: Path, arguments: list[str]) -> None:
+    """Before anything is written."""
+    with pytest.raises(UsageError):
+        run(*arguments, "--config", one)
+
+
+def test_files_are_not_overwritten(one: Path, tmp_path: Path) -> None:
+    """Neither a request nor a certificate."""
+    Path("node-1.csr").write_text("mine")
+    with pytest.raises(AlreadyExists):
+        run("request", "--config", one)
+    assert Path("node-1.csr").read_text() == "mine"
+
+
+def test_a_missing_file_is_named(one: Path) -> None:
+    """By its path."""
+    with pytest.raises(FileMissing, match=r"none\.pem"):
+        run("install", "none.pem", "--config", one)
+
+
+def test_a_roll_over_says_what_comes_next(one: Path) -> None:
+    """Three steps, each named by the one before."""
+    first = shown("--config", one)["roots"]
+    assert "--roll-over switch" in run("init", "--roll-over", "start", "--config", one).output
+    assert len(shown("--config", one)["roots"]) == 2  # type: ignore[arg-type]
+    assert "--roll-over finish" in run("init", "--roll-over", "switch", "--config", one).output
+    assert "peer export" in run("init", "--roll-over", "finish", "--config", one).output
+    assert shown("--config", one)["roots"] != first

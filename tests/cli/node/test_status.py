@@ -1,0 +1,70 @@
+"""`ddib status`, `reload` and `drain` against the real admin service on a Unix socket."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ddib_fed.cli.main import run
+from ddib_fed.cli.node.init import make_node
+from ddib_fed.errors import ExitCode
+from ddib_fed.node.admin import AdminServicer, serve_admin
+from ddib_fed.v1 import admin_pb2 as pb
+
+
+def answer() -> pb.StatusResponse:
+    status = pb.StatusResponse(
+        institution="north.example", name="node-1", roles=["source"], version="0.1.0", state="serving",
+        listen="127.0.0.1:7441", address="localhost:7441", jobs={"running": 2}, certificate_expires=1e9,
+    )  # fmt: skip
+    status.model.CopyFrom(pb.ModelStatus(domain="moons", kind="point", sample_shape=[2], parameters=397_000))
+    status.peers.add(institution="south.example", address="localhost:7442", fingerprint="SHA256:ab")
+    return status
+
+
+@pytest.fixture
+def config_path(tmp_path):
+    make_node(tmp_path, institution="north.example", roles=("source",), domain="moons", name="node-1",
+              listen="127.0.0.1:7441", address="localhost:7441", with_ca=False)  # fmt: skip
+    return tmp_path / "node.toml"
+
+
+@pytest.fixture
+def admin(config_path):
+    from ddib_fed.node.config import NodeConfig
+
+    servicer = AdminServicer(answer, lambda: ["added peer west.example"], lambda: 2)
+    server = serve_admin(NodeConfig.load(config_path).paths.admin_socket, servicer, [])
+    yield config_path
+    server.stop(None).wait()
+
+
+def test_status_shows_the_node(admin, capsys):
+    """State, model, peers and jobs, for people and for scripts."""
+    assert run(["status", "--config", str(admin)]) == 0
+    shown = capsys.readouterr().out
+    for text in ("serving", "moons", "397,000", "south.example", "2 running"):
+        assert text in shown
+    assert run(["status", "--config", str(admin), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "serving"
+
+
+def test_reload_and_drain_say_what_they_did(admin, capsys):
+    """One line for each change; how many jobs run still."""
+    assert run(["reload", "--config", str(admin)]) == 0
+    assert "added peer west.example" in capsys.readouterr().out
+    assert run(["drain", "--config", str(admin)]) == 0
+    assert "2 jobs run still" in capsys.readouterr().out
+
+
+def test_no_node_is_unreachable(config_path, capsys):
+    """Exit 9, and how to start it."""
+    assert run(["status", "--config", str(config_path)]) == ExitCode.UNAVAILABLE
+    assert "serve --config" in capsys.readouterr().err
+
+
+def test_no_configuration_is_not_found(tmp_path, capsys):
+    """Exit 6, and how to write one."""
+    assert run(["status", "--config", str(tmp_path / "none.toml")]) == ExitCode.NOT_FOUND
+    assert "ddib init node" in capsys.readouterr().err

@@ -1,0 +1,126 @@
+"""`ddib pki withdraw|reinstate|withdrawn` as typed, with and without a node that runs on the state."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ddib_fed.cli.main import run
+from ddib_fed.errors import ExitCode
+from ddib_fed.node.admin import AdminServicer, serve_admin
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.trust.peers import PeerStore
+from ddib_fed.v1 import admin_pb2 as pb
+
+ALICE = "spiffe://north.example/client/alice"
+
+
+@pytest.fixture
+def north(tmp_path):
+    """North's node.toml, with its root and certificate."""
+    words = ["--institution", "north.example", "--role", "source", "--domain", "moons"]
+    assert run(["init", "node", *words, "--out", str(tmp_path / "north")]) == 0
+    return tmp_path / "north" / "node.toml"
+
+
+@pytest.fixture
+def node(north):
+    """The operator's socket of a node that reads the lists as the real one does."""
+    config = NodeConfig.load(north)
+    store = PeerStore(
+        config.paths.peers, own_institution=config.node.institution, pki_folder=config.paths.pki
+    )
+    store.snapshot()
+    servicer = AdminServicer(pb.StatusResponse, lambda: list(store.reload()), lambda: 0)
+    server = serve_admin(config.paths.admin_socket, servicer, [])
+    yield store
+    server.stop(None).wait()
+
+
+def test_withdrawing_says_from_when_the_node_obeys(north, node, capsys):
+    """The running node has read the list when the command returns; the other nodes are named."""
+    assert run(["pki", "withdraw", ALICE, "--config", str(north)]) == 0
+    shown = capsys.readouterr().out
+    assert "refuses it from now on" in shown
+    assert "each other node of north.example" in shown
+    assert {str(identity) for identity in node.snapshot().withdrawn} == {ALICE}
+    assert run(["pki", "reinstate", ALICE, "--config", str(north)]) == 0
+    assert "within 2 seconds" in capsys.readouterr().out
+    assert run(["pki", "reinstate", ALICE, "--config", str(north)]) == 0
+    shown = capsys.readouterr().out
+    assert "was not withdrawn" in shown
+    assert "within 2 seconds" not in shown
+
+
+def test_without_a_node_the_list_waits_for_its_start(north, capsys):
+    """As JSON for scripts: what was done, and whether anything changed; a second time nothing does."""
+    words = ["--config", str(north), "--format", "json"]
+    seen = []
+    for verb in ("withdraw", "withdraw", "reinstate", "reinstate"):
+        assert run(["pki", verb, ALICE, *words]) == 0
+        found = json.loads(capsys.readouterr().out)
+        seen.append((found["withdrawn"], found["changed"]))
+        assert (found["identity"], found["node_running"], found["obeyed"]) == (ALICE, False, "at start")
+    assert seen == [(True, True), (True, False), (False, True), (False, False)]
+
+
+def test_who_is_withdrawn_is_listed_with_the_comment(north, capsys):
+    """For people and for scripts; an empty list names the command."""
+    assert run(["pki", "withdrawn", "--config", str(north)]) == 0
+    assert "ddib pki withdraw IDENTITY" in capsys.readouterr().out
+    run(["pki", "withdraw", ALICE, "--comment", "Gerät verloren", "--config", str(north)])
+    capsys.readouterr()
+    assert run(["pki", "withdrawn", "--config", str(north), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"identity": ALICE, "comment": "Gerät verloren"}]
+    assert run(["pki", "withdrawn", "--config", str(north)]) == 0
+    shown = capsys.readouterr().out
+    assert ALICE in shown
+    assert "Gerät verloren" in shown
+
+
+@pytest.mark.parametrize(
+    ("identity", "code", "text"),
+    [
+        ("alice", ExitCode.BAD_INPUT, "spiffe://north.example/client/alice"),
+        ("spiffe://north.example/user/alice", ExitCode.BAD_INPUT, "spiffe://INSTITUTION"),
+        (f"{ALICE} {ALICE}", ExitCode.BAD_INPUT, "no identity"),
+        ("spiffe://south.example/node/node-1", ExitCode.REFUSED, "ddib peer remove south.example"),
+    ],
+    ids=["name", "kind", "two", "other-institution"],
+)
+def test_only_an_identity_of_this_institution_is_withdrawn(north, capsys, identity, code, text):
+    """A name that no certificate carries would refuse nobody; nothing is written."""
+    assert run(["pki", "withdraw", identity, "--config", str(north)]) == code
+    assert text in capsys.readouterr().err
+    assert not (north.parent / "state" / "pki" / "withdrawn.txt").exists()
+
+
+def test_a_list_that_cannot_be_read_is_an_error_of_each_command(north, capsys):
+    """Exit 3, the line, and how to correct it; the file stays as it is."""
+    path = north.parent / "state" / "pki" / "withdrawn.txt"
+    path.write_text(f"{ALICE} spiffe://north.example/client/bob\n")
+    for words in (["withdrawn"], ["withdraw", ALICE], ["reinstate", ALICE], ["issue", "--client", "carol"]):
+        assert run(["pki", *words, "--config", str(north)]) == ExitCode.BAD_INPUT
+        shown = capsys.readouterr().err
+        assert "withdrawn.txt, line 1" in shown
+        assert "one identity a line" in shown
+    assert path.read_text() == f"{ALICE} spiffe://north.example/client/bob\n"
+
+
+def test_a_node_that_cannot_read_the_new_list_makes_the_command_fail(north, node, capsys, monkeypatch):
+    """Written by another user, say: success would be a lie."""
+    monkeypatch.setattr(node, "reload", lambda: ["not read: state/pki/withdrawn.txt cannot be read"])
+    assert run(["pki", "withdraw", ALICE, "--config", str(north)]) == ExitCode.BAD_INPUT
+    assert "does not obey it" in capsys.readouterr().err
+
+
+def test_no_certificate_is_signed_for_who_is_withdrawn(north, tmp_path, capsys):
+    """Neither from a request nor with --client."""
+    assert run(["pki", "request", "--folder", str(tmp_path / "a"), "--identity", ALICE,
+                "--out", str(tmp_path / "alice.csr")]) == 0  # fmt: skip
+    run(["pki", "withdraw", ALICE, "--config", str(north)])
+    for words in ([str(tmp_path / "alice.csr"), "--yes"], ["--client", "alice"]):
+        words += ["--config", str(north), "--out", str(tmp_path / "out")]
+        assert run(["pki", "issue", *words]) == ExitCode.REFUSED
+    assert "is withdrawn in" in capsys.readouterr().err

@@ -1,0 +1,275 @@
+"""A source node's service over real mutual TLS that keeps jobs in memory, translates by doubling, and can misbehave.
+
+It implements the real servicer; what it is told to do wrong is in `Script`, and each fault happens as often as asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from ddib_fed.cli.node.init import SourceNode, make_client, make_node
+from ddib_fed.errors import DdibError, JobNotFound
+from ddib_fed.rpc.error_details import DETAIL_KEY, to_detail
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.pki import load_identity
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.v1 import translation_pb2_grpc as rpc
+from ddib_fed.wire.chunks import assemble, file_header, open_file, stream
+
+NORTH, SOUTH = "north.example", "south.example"
+TARGET = f"{SOUTH}/checkerboards"
+
+
+def npy(array: np.ndarray) -> bytes:
+    """A .npy file's bytes."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def points(count: int = 4, start: float = 0.0) -> np.ndarray:
+    """Distinct points (count, 2)."""
+    return (start + np.arange(count * 2, dtype=np.float32)).reshape(count, 2)
+
+
+@dataclass
+class Script:
+    """What goes wrong, and what was seen."""
+
+    # Before anything is done: as if the node were away.
+    away: Counter[str] = field(default_factory=Counter)
+    # After it was done: the answer is lost on the way.
+    lose_answer: Counter[str] = field(default_factory=Counter)
+    refuse: dict[str, DdibError] = field(default_factory=dict)
+    # Streams break after this many messages, once for each number.
+    break_watch_after: list[int] = field(default_factory=list)
+    break_fetch_after: list[int] = field(default_factory=list)
+    # Changes what FetchResults sends.
+    tamper: Callable[[list[pb.FetchResultsResponse]], list[pb.FetchResultsResponse]] = list
+    # Changes what GetJob answers.
+    forge: Callable[[pb.GetJobResponse], object] = lambda answer: None
+    on_call: Callable[[str], None] = lambda method: None
+    on_acknowledge: Callable[[pb.AcknowledgeItemsRequest], None] = lambda request: None
+    fail_items: set[int] = field(default_factory=set)
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+
+    def seen(self, method: str) -> list[Any]:
+        """The requests of a method, in order."""
+        return [request for name, request in self.calls if name == method]
+
+
+@dataclass
+class StoredJob:
+    """A job of the double."""
+
+    header: pb.JobHeader
+    inputs: list[bytes]
+    delivered: set[int] = field(default_factory=set)
+    state: int = pb.JOB_STATE_FINISHED
+
+
+class ScriptedSource(rpc.TranslationServiceServicer):
+    """The service."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.jobs: dict[str, StoredJob] = {}
+
+    def _begin(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
+        self.script.calls.append((method, request))
+        self.script.on_call(method)
+        if self.script.away[method] > 0:
+            self.script.away[method] -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "")
+        if method in self.script.refuse:
+            self._refuse(self.script.refuse[method], context)
+
+    def _end(self, method: str, context: grpc.ServicerContext) -> None:
+        if self.script.lose_answer[method] > 0:
+            self.script.lose_answer[method] -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "")
+
+    def _refuse(self, error: DdibError, context: grpc.ServicerContext) -> None:
+        detail = to_detail(error, NORTH, "incident1")
+        context.set_trailing_metadata(((DETAIL_KEY, detail.SerializeToString()),))
+        context.abort(getattr(grpc.StatusCode, error.status), error.sentence)
+
+    def _job(self, job_id: str, context: grpc.ServicerContext) -> StoredJob:
+        if job_id not in self.jobs:
+            self._refuse(JobNotFound(), context)
+        return self.jobs[job_id]
+
+    def ListDomains(self, request: Any, context: grpc.ServicerContext) -> pb.ListDomainsResponse:
+        self._begin("ListDomains", request, context)
+        there = pb.Domain(institution=SOUTH, domain="checkerboards", sample_kind=common_pb2.SAMPLE_KIND_POINT,
+                          sample_shape=[2], status="ready", latency_ms=3)  # fmt: skip
+        away = pb.Domain(institution="west.example", status="PEER_UNREACHABLE")
+        return pb.ListDomainsResponse(
+            institution=NORTH, domain="moons", sample_kind=common_pb2.SAMPLE_KIND_POINT, sample_shape=[2],
+            domains=[there, away],
+        )  # fmt: skip
+
+    def SubmitJob(self, request_iterator: Any, context: grpc.ServicerContext) -> pb.SubmitJobResponse:
+        header = next(request_iterator).header
+        self._begin("SubmitJob", header, context)
+
+        def opener(file: common_pb2.FileHeader) -> Any:
+            return open_file(file, max_bytes=1 << 24, accepted=[common_pb2.MEDIA_TYPE_NPY])
+
+        inputs = [whole.data for whole in assemble(request_iterator, {"item": opener})]
+        if len(inputs) != header.items:  # the caller went away in the middle, as the real node notices too
+            context.abort(grpc.StatusCode.CANCELLED, "")
+        job_id = f"job-{header.request_id[:8]}"
+        repeated = job_id in self.jobs
+        self.jobs.setdefault(job_id, StoredJob(header, inputs))
+        self._end("SubmitJob", context)
+        return pb.SubmitJobResponse(job_id=job_id, state=pb.JOB_STATE_QUEUED, repeated_request=repeated)
+
+    def WatchJob(self, request: Any, context: grpc.ServicerContext) -> Iterator[pb.WatchJobResponse]:
+        self._begin("WatchJob", request, context)
+        job = self._job(request.job_id, context)
+        limit = self.script.break_watch_after.pop(0) if self.script.break_watch_after else None
+        sent = 0
+        for event in self._events(job):
+            if event.sequence <= request.after_sequence:
+                continue
+            if sent == limit:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "")
+            yield event
+            sent += 1
+
+    def _events(self, job: StoredJob) -> list[pb.WatchJobResponse]:
+        count = len(job.inputs)
+        stages = [(item, stage) for item in range(count) for stage in ("encode", "decode", "done")]
+        events = [
+            pb.WatchJobResponse(sequence=n + 1, state=pb.JOB_STATE_RUNNING, item=item, stage=stage, step=1,
+                                steps=1, items_done=item + (stage == "done"), items=count)
+            for n, (item, stage) in enumerate(stages)
+        ]  # fmt: skip
+        last = pb.WatchJobResponse(sequence=len(events) + 1, state=job.state, items_done=count, items=count)
+        return [*events, last]
+
+    def GetJob(self, request: Any, context: grpc.ServicerContext) -> pb.GetJobResponse:
+        self._begin("GetJob", request, context)
+        answer = pb.GetJobResponse(job=self._view(request.job_id, self._job(request.job_id, context)))
+        self.script.forge(answer)
+        return answer
+
+    def ListJobs(self, request: Any, context: grpc.ServicerContext) -> pb.ListJobsResponse:
+        self._begin("ListJobs", request, context)
+        return pb.ListJobsResponse(jobs=[self._view(name, job) for name, job in self.jobs.items()])
+
+    def _view(self, job_id: str, job: StoredJob) -> pb.Job:
+        header = job.header
+        view = pb.Job(job_id=job_id, request_id=header.request_id, state=job.state, solver=header.solver,
+                      target_institution=header.target_institution, target_domain=header.target_domain,
+                      cycle=header.cycle, keep_latent=header.keep_latent, created=1e9)  # fmt: skip
+        for index, data in enumerate(job.inputs):
+            item = view.items.add(index=index, size_bytes=len(data), sha256=hashlib.sha256(data).digest())
+            item.state = pb.ITEM_STATE_DELIVERED if index in job.delivered else pb.ITEM_STATE_DECODED
+            if index in self.script.fail_items:
+                item.state = pb.ITEM_STATE_FAILED
+                item.error.CopyFrom(
+                    common_pb2.ErrorDetail(
+                        reason="LATENT_NOT_GAUSSIAN", sentence="not noise", institution=SOUTH
+                    )
+                )
+        return view
+
+    def CancelJob(self, request: Any, context: grpc.ServicerContext) -> pb.CancelJobResponse:
+        self._begin("CancelJob", request, context)
+        self._job(request.job_id, context).state = pb.JOB_STATE_CANCELLED
+        return pb.CancelJobResponse(state=pb.JOB_STATE_CANCELLED)
+
+    def FetchResults(self, request: Any, context: grpc.ServicerContext) -> Iterator[pb.FetchResultsResponse]:
+        self._begin("FetchResults", request, context)
+        job = self._job(request.job_id, context)
+        messages = [m for item in request.items for m in self._result(request.job_id, job, item)]
+        limit = self.script.break_fetch_after.pop(0) if self.script.break_fetch_after else None
+        for count, message in enumerate(self.script.tamper(messages)):
+            if count == limit:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "")
+            yield message
+
+    def _result(self, job_id: str, job: StoredJob, item: int) -> Iterator[pb.FetchResultsResponse]:
+        original = np.load(io.BytesIO(job.inputs[item]))
+        parts = {pb.RESULT_PART_TRANSLATION: original * 2}
+        if job.header.cycle:
+            parts[pb.RESULT_PART_RETURNED] = original + 1e-3
+        if job.header.keep_latent:
+            parts[pb.RESULT_PART_LATENT] = original - original.mean()
+        for number, (part, array) in enumerate(parts.items()):
+            data = npy(array.astype(np.float32))
+            header = pb.ResultHeader(item=item, part=pb.ResultPart.Name(part))
+            header.file.CopyFrom(file_header(common_pb2.MEDIA_TYPE_NPY, data))
+            if number == 0:
+                header.provenance.CopyFrom(self._provenance(job_id, job, item))
+            yield from stream(pb.FetchResultsResponse, "result", header, data)
+
+    def _provenance(self, job_id: str, job: StoredJob, item: int) -> pb.Provenance:
+        data = job.inputs[item]
+        made = pb.Provenance(job_id=job_id, source_institution=NORTH, source_domain="moons",
+                             target_institution=SOUTH, target_domain="checkerboards", contract_sha256=b"c" * 32,
+                             input_sha256=hashlib.sha256(data).digest(), latent_sha256=b"l" * 32,
+                             source_model_sha256=b"s" * 32, target_model_sha256=b"t" * 32,
+                             latent=common_pb2.LatentStatistics(std=1.0, count=len(data) // 4),
+                             solver=job.header.solver, wire_bytes=2 * len(data), samples=len(data) // 8,
+                             seconds={"encode": 1.0, "remote": 2.0})  # fmt: skip
+        if job.header.cycle:
+            made.cycle.CopyFrom(pb.CycleError(median=1e-4, mean=2e-4, p99=3e-3, max=0.5))
+        return made
+
+    def AcknowledgeItems(self, request: Any, context: grpc.ServicerContext) -> pb.AcknowledgeItemsResponse:
+        self._begin("AcknowledgeItems", request, context)
+        job = self._job(request.job_id, context)
+        self.script.on_acknowledge(request)
+        job.delivered |= {entry.item for entry in request.items}
+        self._end("AcknowledgeItems", context)
+        return pb.AcknowledgeItemsResponse(remaining=len(job.inputs) - len(job.delivered))
+
+    def DeleteJob(self, request: Any, context: grpc.ServicerContext) -> pb.DeleteJobResponse:
+        self._begin("DeleteJob", request, context)
+        self._job(request.job_id, context)
+        del self.jobs[request.job_id]
+        self._end("DeleteJob", context)
+        return pb.DeleteJobResponse()
+
+
+class SourceNodeDouble:
+    """North's source node on a port, with alice's profile; can be stopped and started again on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.script = Script()
+        self.service = ScriptedSource(self.script)
+        node = make_node(folder / "north", institution=NORTH, roles=("source",), domain="moons", name="node-1",
+                         listen="127.0.0.1:1", address="localhost:1")  # fmt: skip
+        self._own = load_identity(node.paths.pki)
+        self.port = 0
+        self.start()
+        source = SourceNode(Identity(NORTH, "node", "node-1"), f"localhost:{self.port}", node.paths.pki)
+        self.profile_path = make_client(source, folder / "alice", name="alice")
+
+    def start(self) -> None:
+        """Listen, on the same port as before."""
+        credentials = grpc.ssl_server_credentials(
+            [(self._own.key_pem, self._own.cert_chain_pem)], self._own.roots_pem, require_client_auth=True
+        )
+        self._server = grpc.server(ThreadPoolExecutor(4), options=(("grpc.so_reuseport", 0),))
+        rpc.add_TranslationServiceServicer_to_server(self.service, self._server)
+        self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
+        self._server.start()
+
+    def stop(self) -> None:
+        """Cut every connection."""
+        self._server.stop(0).wait()

@@ -1,0 +1,378 @@
+"""The typed client against a real server over mutual TLS, well-behaved and not."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddib_fed.client.client import Client
+from ddib_fed.client.payload import payload
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.views import JobState, Part, Settings
+from ddib_fed.errors import (
+    Cancelled,
+    ChunkCorrupt,
+    InputError,
+    JobFailed,
+    JobNotFound,
+    MessageInvalid,
+    PeerUnreachable,
+    PictureMisfit,
+    PointsUnreadable,
+    QueueFull,
+    UsageError,
+)
+from ddib_fed.trust.pki import issue_to_folder, load_authority
+from ddib_fed.v1 import translation_pb2 as pb
+from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
+from tests.node.flipping import BitFlipper
+
+
+@pytest.fixture
+def north(tmp_path):
+    node = SourceNodeDouble(tmp_path)
+    yield node
+    node.stop()
+
+
+@pytest.fixture
+def alice(north):
+    with Client(Profile.load(north.profile_path), patience_s=10) as client:
+        yield client
+
+
+def test_lists_domains_with_what_is_ready(alice):
+    """Targets come out as dataclasses; a peer that cannot be asked has its reason as status."""
+    found = alice.domains()
+    assert (found.institution, found.domain, found.sample_shape) == ("north.example", "moons", (2,))
+    assert [(d.institution, d.status) for d in found.targets] == [
+        ("south.example", "ready"),
+        ("west.example", "PEER_UNREACHABLE"),
+    ]
+    assert found.targets[0].target == TARGET
+
+
+def test_submits_every_item_whole(alice, north, tmp_path):
+    """Files and bytes arrive as they are, with settings and flags in the header, and no file name."""
+    (tmp_path / "patient-7.npy").write_bytes(npy(points(60_000)))
+    job = alice.submit(
+        [tmp_path / "patient-7.npy", npy(points(3))], TARGET, Settings("ddim", 0, 24, "integer"), cycle=True
+    )
+    stored = north.service.jobs[job.job_id]
+    assert stored.inputs == [npy(points(60_000)), npy(points(3))]
+    assert (stored.header.solver.solver, stored.header.solver.evaluations) == ("ddim", 24)
+    assert stored.header.cycle
+    assert b"patient" not in stored.header.SerializeToString()
+
+
+@pytest.mark.parametrize("number", ["0", "7", "x", ""])
+def test_an_item_that_is_refused_is_called_by_its_file(alice, north, tmp_path, number):
+    """The node knows a number; the message has the file, what it holds, what is taken, and what would fit."""
+    path = tmp_path / "deep.npy"
+    np.save(path, points())
+    facts = {"item": number, "model": "north.example/scans", "problem": "scale", "range": "0:255"}
+    facts |= {"holds": "grey uint16 from 0 to 65535", "takes": "0 to 255", "fits": "0:65535"}
+    north.script.refuse["SubmitJob"] = PictureMisfit(facts=facts)
+    with pytest.raises(PictureMisfit) as caught:
+        alice.submit([path], TARGET)
+    if number != "0":
+        assert caught.value.detail == PictureMisfit.sentence
+        return
+    said = f"{path} holds grey uint16 from 0 to 65535; north.example/scans takes 0 to 255"
+    assert caught.value.detail.startswith(said)
+    assert "--range 0:65535" in caught.value.hint
+    assert caught.value.facts["item"] == "0"
+
+
+@pytest.mark.parametrize("fault", ["away", "lose_answer"])
+def test_submitting_again_is_the_same_job(alice, north, fault):
+    """When the node is away, or its answer is lost, the same request id is sent again: one job, not two."""
+    getattr(north.script, fault)["SubmitJob"] = 2
+    job = alice.submit([npy(points())], TARGET)
+    assert len({header.request_id for header in north.script.seen("SubmitJob")}) == 1
+    assert len(north.script.seen("SubmitJob")) == 3
+    assert list(north.service.jobs) == [job.job_id]
+    assert job.repeated is (fault == "lose_answer")
+
+
+def test_a_refusal_is_raised_at_once_with_its_hop(alice, north):
+    """What the node refuses is not tried again, and carries hop, facts, incident and when to come back."""
+    north.script.refuse["SubmitJob"] = QueueFull(facts={"limit": 64}, retry_after_s=5)
+    with pytest.raises(QueueFull) as caught:
+        alice.submit([npy(points())], TARGET)
+    error = caught.value
+    assert (error.hop, error.facts, error.incident) == ("source north.example", {"limit": "64"}, "incident1")
+    assert error.retry_after_s == 5
+    assert len(north.script.seen("SubmitJob")) == 1
+
+
+def test_a_node_that_never_answers_is_given_up_soon(north):
+    """Without patience the first failure is raised, naming the hop and the doctor."""
+    north.stop()
+    with (
+        Client(Profile.load(north.profile_path), patience_s=0) as client,
+        pytest.raises(PeerUnreachable) as caught,
+    ):
+        client.domains()
+    assert caught.value.hop == "source north.example"
+    assert "ddib doctor" in caught.value.hint
+
+
+def test_a_target_that_is_none_is_refused_before_anything_is_sent(alice, north):
+    """INSTITUTION/DOMAIN is checked here."""
+    with pytest.raises(UsageError):
+        alice.submit([npy(points())], "south.example")
+    assert not north.script.calls
+
+
+def test_bytes_that_are_no_file_are_refused_here(alice, north):
+    """Neither empty bytes nor a pickle are sent."""
+    for content in (b"", b"\x80\x04]q\x00."):
+        with pytest.raises(PointsUnreadable) as caught:
+            alice.submit([npy(points()), content], TARGET)
+        assert caught.value.facts["item"] == "1"
+    assert not north.script.calls
+
+
+def test_a_file_that_changes_while_being_sent_is_named(alice, tmp_path):
+    """The digest that was announced no longer fits: an error about the file, not about the connection."""
+    path = tmp_path / "points.npy"
+    path.write_bytes(npy(points()))
+    item = payload(path)
+    path.write_bytes(npy(points(start=1)))
+    with pytest.raises(InputError, match="changed while"):
+        alice.submit([item], TARGET)
+
+
+def test_watches_from_the_last_event_after_the_stream_broke(alice, north):
+    """Each event comes once, in order, although the stream broke twice."""
+    job = alice.submit([npy(points()), npy(points())], TARGET)
+    north.script.break_watch_after = [2, 3]
+    events = list(alice.watch(job.job_id))
+    assert [event.sequence for event in events] == [1, 2, 3, 4, 5, 6, 7]
+    assert events[-1].state is JobState.FINISHED
+    assert [request.after_sequence for request in north.script.seen("WatchJob")] == [0, 2, 5]
+
+
+def test_watching_outlives_a_restart_of_the_node(north):
+    """The node is stopped in the middle and comes back on its port: watching goes on where it was."""
+    waits = []
+
+    def back_again(error, delay_s):
+        waits.append(error.reason)
+        if len(waits) == 2:
+            north.start()
+
+    with Client(Profile.load(north.profile_path), patience_s=30, on_wait=back_again) as client:
+        job = client.submit([npy(points())], TARGET)
+        events = client.watch(job.job_id)
+        first = next(events)
+        north.stop()
+        rest = list(events)
+    assert [event.sequence for event in (first, *rest)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("method", "direction"),
+    [
+        ("SubmitJob", "to_client"),
+        ("WatchJob", "to_client"),
+        ("GetJob", "to_client"),
+        ("FetchResults", "to_client"),
+        ("AcknowledgeItems", "to_client"),
+        ("SubmitJob", "to_server"),
+    ],
+)
+def test_a_flipped_bit_on_the_way_costs_a_try_and_no_job(north, method, direction):
+    """TLS ends the connection, for which gRPC says UNKNOWN or UNAVAILABLE: submitted once, fetched whole."""
+    with BitFlipper(north.port) as wire:
+
+        def flip_once(called):
+            if called == method and not wire.flipped:
+                wire.arm(direction)
+
+        north.script.on_call = flip_once
+        profile = Profile.load(north.profile_path).model_copy(update={"source_address": wire.address})
+        with Client(profile, patience_s=10) as client:
+            results = client.translate([npy(points())] * 2, TARGET)
+    assert [result.item for result in results] == [0, 1]
+    assert (len(north.service.jobs), wire.flipped) == (1, 1)
+
+
+def test_ending_the_connection_is_no_lost_connection(alice, north):
+    """gRPC ends the running call with CANCELLED, as a node that stops does: without patience, too, it is Cancelled."""
+    job = alice.submit([npy(points())], TARGET)
+    with Client(alice.profile, patience_s=0) as hasty:
+        north.script.on_call = lambda method: hasty.abort()
+        with pytest.raises(Cancelled):
+            hasty.get(job.job_id)
+
+
+def test_watching_a_job_from_after_its_end_ends(alice):
+    """No event is left, and the job has ended: nothing to wait for."""
+    job = alice.submit([npy(points())], TARGET)
+    last = list(alice.watch(job.job_id))[-1].sequence
+    assert list(alice.watch(job.job_id, after=last)) == []
+
+
+def test_a_stream_of_events_that_ends_too_soon_is_asked_for_again(alice, north):
+    """A stream that ends in order before the job does is no end of the job."""
+    job = alice.submit([npy(points())], TARGET)
+    north.service.jobs[job.job_id].state = pb.JOB_STATE_RUNNING
+    events = alice.watch(job.job_id)
+    assert [next(events).sequence for _ in range(4)] == [1, 2, 3, 4]
+    north.service.jobs[job.job_id].state = pb.JOB_STATE_FINISHED
+    assert list(events) == []
+
+
+def test_fetches_every_part_with_its_provenance(alice):
+    """Translation, round trip and latent of each item, and how they came about."""
+    job = alice.submit([npy(points())], TARGET, cycle=True, keep_latent=True)
+    (result,) = alice.fetch(job.job_id)
+    assert set(result.files) == {Part.TRANSLATION, Part.RETURNED, Part.LATENT}
+    np.testing.assert_array_equal(np.load(io.BytesIO(result.translation.data)), points() * 2)
+    assert result.provenance.input_sha256 == hashlib.sha256(npy(points())).digest()
+    assert result.provenance.cycle.p99 == 3e-3
+
+
+def test_fetching_goes_on_with_the_rest_after_a_break(alice, north):
+    """What was whole before the break is not asked for again."""
+    job = alice.submit([npy(points(start=n)) for n in range(3)], TARGET)
+    north.script.break_fetch_after = [4]
+    results = list(alice.fetch(job.job_id))
+    assert [result.item for result in results] == [0, 1, 2]
+    assert [list(request.items) for request in north.script.seen("FetchResults")] == [[0, 1, 2], [1, 2]]
+
+
+def flip_a_byte(messages):
+    changed = bytearray(messages[1].chunk.data)
+    changed[-1] ^= 1
+    messages[1].chunk.data = bytes(changed)
+    return messages
+
+
+def say_other_job(messages):
+    messages[0].result.provenance.job_id = "job-of-bob"
+    return messages
+
+
+def leave_provenance_out(messages):
+    messages[0].result.ClearField("provenance")
+    return messages
+
+
+def number_differently(messages):
+    messages[0].result.item = 9
+    return messages
+
+
+def announce_absurdly(messages):
+    messages[0].result.file.size_bytes = 1 << 60
+    return messages
+
+
+@pytest.mark.parametrize(
+    ("tamper", "error"),
+    [
+        (flip_a_byte, ChunkCorrupt),
+        (lambda messages: messages[:2], ChunkCorrupt),
+        (lambda messages: messages[:3], ChunkCorrupt),
+        (lambda messages: messages[3:], MessageInvalid),
+        (lambda messages: messages[:3] * 2, MessageInvalid),
+        (lambda messages: [], ChunkCorrupt),
+        (say_other_job, MessageInvalid),
+        (leave_provenance_out, MessageInvalid),
+        (number_differently, MessageInvalid),
+        (announce_absurdly, InputError),
+    ],
+    ids=["digest", "torn", "no round trip", "round trip alone", "part twice", "nothing", "other job",
+         "no provenance", "other item", "absurd size"],
+)  # fmt: skip
+def test_a_result_that_is_not_as_announced_is_no_result(alice, north, tamper, error):
+    """Whatever the node sends: an item comes out whole and verified, or as an error with the hop."""
+    job = alice.submit([npy(points())], TARGET, cycle=True)
+    north.script.tamper = tamper
+    with pytest.raises(error) as caught:
+        list(alice.fetch(job.job_id))
+    assert caught.value.hop == "source north.example"
+
+
+def test_acknowledges_with_the_digest_of_the_translation(alice, north):
+    """The node learns which bytes are safe; what is delivered is not fetched again."""
+    job = alice.submit([npy(points()), npy(points())], TARGET)
+    first = next(alice.fetch(job.job_id))
+    assert alice.acknowledge(job.job_id, [(first.item, first.translation.sha256)]) == 1
+    (request,) = north.script.seen("AcknowledgeItems")
+    assert request.items[0].sha256 == hashlib.sha256(first.translation.data).digest()
+    assert [result.item for result in alice.fetch(job.job_id)] == [1]
+
+
+def test_deleting_whose_answer_was_lost_is_done(alice, north):
+    """The second try finds no job: that is what was wanted."""
+    job = alice.submit([npy(points())], TARGET)
+    north.script.lose_answer["DeleteJob"] = 1
+    alice.delete(job.job_id)
+    assert not north.service.jobs
+
+
+def test_a_job_that_never_was_cannot_be_deleted(alice):
+    """On the first try it is an error."""
+    with pytest.raises(JobNotFound):
+        alice.delete("job-none")
+
+
+def test_translates_in_one_call(alice, north):
+    """Submit, watch, fetch, acknowledge: results in the order of the files."""
+    seen = []
+    results = alice.translate([npy(points(start=n)) for n in range(3)], TARGET, on_event=seen.append)
+    assert [result.item for result in results] == [0, 1, 2]
+    assert seen[-1].state is JobState.FINISHED
+    (job,) = north.service.jobs.values()
+    assert job.delivered == {0, 1, 2}
+
+
+def test_a_failed_item_is_raised_with_its_recorded_reason(alice, north):
+    """The job's end names how many failed, why, and where."""
+    north.script.fail_items = {1}
+    with pytest.raises(JobFailed, match=r"1 of 2 items.*not noise") as caught:
+        alice.translate([npy(points()), npy(points())], TARGET)
+    assert caught.value.hop == "south.example"
+
+
+def test_a_cancelled_job_is_raised_as_such(alice, north):
+    """Somebody else cancelled it."""
+    job = alice.submit([npy(points())], TARGET)
+    assert alice.cancel(job.job_id) is JobState.CANCELLED
+    with pytest.raises(Cancelled):
+        alice.require_finished(job.job_id)
+
+
+def test_the_client_loads_neither_torch_nor_the_science():
+    """Imported in a fresh process, also as `ddib_fed.Client`; and `import ddib_fed` loads nothing at all."""
+    code = (
+        "import sys, ddib_fed; assert not any(m.startswith(('grpc', 'ddib_fed.')) for m in sys.modules);"
+        "ddib_fed.Client.from_profile; import ddib_fed.client.renewal;"
+        "heavy = {'torch', 'matplotlib', 'scipy', 'PIL', 'tifffile', 'png', 'ddib_fed.diffusion', 'ddib_fed.models'};"
+        "heavy &= set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path.cwd())
+
+
+def test_a_renewal_that_fails_does_not_fail_the_work(north, caplog):
+    """The certificate is due and the node does not renew: the call succeeds, the log says what is wrong."""
+    profile = Profile.load(north.profile_path)
+    authority = load_authority(north.profile_path.parents[1] / "north" / "state" / "pki")
+    issue_to_folder(
+        authority, profile.pki_folder, "client", "alice", now=datetime.now(UTC) - timedelta(days=25)
+    )
+    with Client(profile) as client:
+        assert client.domains().institution == "north.example"
+    assert "could not be renewed" in caplog.text

@@ -1,0 +1,108 @@
+"""A client against a source node whose answers hold what no clock, counter or file can be: one error, no traceback."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ddib_fed.cli.client.job import when
+from ddib_fed.cli.main import run
+from ddib_fed.client.client import Client
+from ddib_fed.client.profile import Profile
+from ddib_fed.errors import ExitCode, MessageInvalid
+from ddib_fed.wire.field_limits import LAST_MOMENT
+from tests.client.scripted_source import TARGET, SourceNodeDouble, points
+
+STRANGE = b"\xfa\x07\x03new"
+
+
+@pytest.fixture
+def north(tmp_path):
+    node = SourceNodeDouble(tmp_path)
+    yield node
+    node.stop()
+
+
+@pytest.fixture
+def alice(north):
+    with Client(Profile.load(north.profile_path), patience_s=10) as client:
+        yield client
+
+
+@pytest.fixture
+def job_id(alice, tmp_path) -> str:
+    from tests.client.scripted_source import npy
+
+    path = tmp_path / "points.npy"
+    path.write_bytes(npy(points()))
+    return alice.submit([path], TARGET).job_id
+
+
+@pytest.mark.parametrize("field", ["created", "finished", "expires"])
+@pytest.mark.parametrize("value", [1e300, math.inf, -math.inf, math.nan, -1.0, LAST_MOMENT + 1])
+def test_a_time_that_no_calendar_has_is_refused(alice, north, job_id, field, value) -> None:
+    """Where it comes in, naming the field and the node: nothing behind it has to know."""
+    north.script.forge = lambda answer: setattr(answer.job, field, value)
+    with pytest.raises(MessageInvalid) as caught:
+        alice.get(job_id)
+    assert caught.value.facts["field"] == field
+    assert caught.value.hop == "source north.example"
+
+
+@pytest.mark.parametrize("command", [("show",), ("show", "--format", "json")])
+def test_job_show_ends_in_an_error_and_not_in_a_traceback(north, job_id, command, capsys) -> None:
+    """Of a job that was finished in the year 3e292."""
+    north.script.forge = lambda answer: setattr(answer.job, "finished", 1e300)
+    words = ["job", command[0], job_id, *command[1:], "--profile", str(north.profile_path)]
+    assert run(words) == ExitCode.BAD_INPUT
+    assert "Job.finished" in capsys.readouterr().err
+
+
+def test_a_times_text_is_total() -> None:
+    """A dash for what has none, also at the end of the calendar, where zones east of Greenwich have no day left."""
+    assert when(0) == "-"
+    for moment in (LAST_MOMENT, 1e300, math.inf, math.nan, -1e300):
+        assert isinstance(when(moment), str)
+
+
+def test_an_answer_about_another_job_is_refused(alice, north, job_id) -> None:
+    """It would be shown under the name that was asked for."""
+    north.script.forge = lambda answer: setattr(answer.job, "job_id", "another")
+    with pytest.raises(MessageInvalid, match="another job"):
+        alice.get(job_id)
+
+
+def test_fields_of_a_newer_node_of_the_own_institution_are_passed_over(alice, north, job_id) -> None:
+    """Nodes are upgraded before laptops; what is not known is dropped unread."""
+    north.script.forge = lambda answer: answer.job.MergeFromString(STRANGE)
+    assert alice.get(job_id).job_id == job_id
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("soften_sigma", math.nan), ("wire_bytes", 2**63), ("input_sha256", b"short"), ("samples", 2**60)],
+)
+def test_a_record_that_cannot_be_is_refused(alice, north, job_id, field, value) -> None:
+    """It would be written beside the result: NaN is no JSON."""
+
+    def forge(messages):
+        setattr(messages[0].result.provenance, field, value)
+        return messages
+
+    north.script.tamper = forge
+    with pytest.raises(MessageInvalid) as caught:
+        list(alice.fetch(job_id))
+    assert caught.value.facts["field"] == field
+
+
+def test_seconds_of_a_stage_are_finite(alice, north, job_id) -> None:
+    """A map's values are checked as fields are."""
+
+    def forge(messages):
+        messages[0].result.provenance.seconds["encode"] = math.inf
+        return messages
+
+    north.script.tamper = forge
+    with pytest.raises(MessageInvalid, match="seconds"):
+        list(alice.fetch(job_id))

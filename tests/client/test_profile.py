@@ -1,0 +1,81 @@
+"""client.toml: strict, found in the usual places, relative to itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddib_fed.client.profile import Profile, find_profile, render_client_toml
+from ddib_fed.errors import ConfigError, FileMissing
+
+
+def text(**changes: str) -> str:
+    values = {
+        "institution": "north.example",
+        "name": "alice",
+        "source_address": "localhost:7443",
+        "source_identity": "node-1.north.example",
+        "pki": "pki",
+    }
+    return render_client_toml(**(values | changes))
+
+
+def test_the_template_is_accepted_and_paths_are_relative_to_it(tmp_path):
+    """What `ddib init client` writes can be read, wherever one stands."""
+    (tmp_path / "client.toml").write_text(text())
+    profile = Profile.load(tmp_path / "client.toml")
+    assert (profile.institution, profile.name) == ("north.example", "alice")
+    assert profile.pki_folder == tmp_path / "pki"
+
+
+def test_an_unknown_key_is_refused_with_a_suggestion(tmp_path):
+    """A misspelt key names what was meant."""
+    (tmp_path / "client.toml").write_text(text().replace("source_address", "source_adress"))
+    with pytest.raises(ConfigError, match="did you mean 'source_address'"):
+        Profile.load(tmp_path / "client.toml")
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:http", "localhost:99999"])
+def test_an_address_without_a_port_is_refused(tmp_path, address):
+    """host:port is expected."""
+    (tmp_path / "client.toml").write_text(text().replace("localhost:7443", address))
+    with pytest.raises(ConfigError, match="source_address"):
+        Profile.load(tmp_path / "client.toml")
+
+
+def test_a_node_of_another_institution_is_refused(tmp_path):
+    """A client talks to its own institution's node, or its pictures would go to a stranger."""
+    (tmp_path / "client.toml").write_text(text(source_identity="node-1.south.example"))
+    with pytest.raises(ConfigError, match=r"south\.example"):
+        Profile.load(tmp_path / "client.toml")
+
+
+def test_the_environment_names_the_only_place(tmp_path, monkeypatch):
+    """DDIB_PROFILE wins over ./client.toml, and a wrong one is not passed over in silence."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "client.toml").write_text(text())
+    (tmp_path / "other.toml").write_text(text())
+    assert find_profile({"DDIB_PROFILE": str(tmp_path / "other.toml")}) == tmp_path / "other.toml"
+    with pytest.raises(FileMissing, match=r"gone\.toml"):
+        find_profile({"DDIB_PROFILE": str(tmp_path / "gone.toml")})
+
+
+def test_the_current_folder_comes_before_the_home(tmp_path, monkeypatch):
+    """./client.toml, then ~/.config/ddib/client.toml."""
+    home = tmp_path / "config" / "ddib" / "client.toml"
+    home.parent.mkdir(parents=True)
+    home.write_text(text())
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    environ = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    assert find_profile(environ) == home
+    (here / "client.toml").write_text(text())
+    assert find_profile(environ).resolve() == here / "client.toml"
+
+
+def test_no_profile_names_the_places_and_the_command(tmp_path, monkeypatch):
+    """Somebody new learns what to type."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileMissing, match=r"client\.toml") as caught:
+        find_profile({"XDG_CONFIG_HOME": str(tmp_path)})
+    assert "ddib init client" in caught.value.hint

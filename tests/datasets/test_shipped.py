@@ -1,0 +1,149 @@
+"""The four shipped domains: whose ground is whose, and what the pairs show."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from ddib_fed.datasets import heads, maps, packaged, shipped
+from ddib_fed.errors import DomainNotFound, ExtraMissing
+
+pictures_of = cache(shipped.load_shipped)
+PARTS = ("train", "held_out", "test")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_sheets():
+    """Sixty-four sheets through the head instead of thousands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, "SHEETS", 64)
+        yield
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+def test_slabs_are_whole_and_lie_apart() -> None:
+    owner = {}
+    for side in ("source", "target"):
+        for part in ("train", "held_out"):
+            owner |= dict.fromkeys(heads.slab_slices(side, part), side)
+    owner |= dict.fromkeys(heads.slab_slices("source", "test"), "test")
+    assert heads.slab_slices("source", "test") == heads.slab_slices("target", "test")
+    numbers = sorted(owner)
+    for before, after in pairwise(numbers):
+        if owner[before] != owner[after]:
+            assert after - before == heads.GAP + 1
+        else:
+            assert after == before + 1
+    assert set(owner.values()) == {"source", "target", "test"}
+
+
+def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe() -> None:
+    owned = [
+        set(maps._stripes(side, part))
+        for side, part in (
+            ("source", "train"),
+            ("source", "held_out"),
+            ("target", "train"),
+            ("target", "held_out"),
+            ("source", "test"),
+        )
+    ]
+    assert sum(map(len, owned)) == len(set.union(*owned)) == maps.MAP_SIZE[0] // maps.STRIPE
+    for stripe in owned[4]:
+        for _, x in maps._places(stripe, maps.TEST_STEP):
+            assert stripe * maps.STRIPE <= x <= (stripe + 1) * maps.STRIPE - maps.CROP
+
+
+def test_a_sheet_sees_its_own_slab_alone() -> None:
+    """Whatever the other slices hold, test slices among them; and no two sheets are alike."""
+    volume = np.random.default_rng(0).random((160, 30, 160), dtype=np.float32)
+    slab = range(12, 17)
+    others = volume.copy()
+    others[:, [n for n in range(30) if n not in slab]] = 7.0
+    sheets = [heads._sheet(others, slab, np.random.default_rng(seed)) for seed in (1, 2)]
+    assert np.allclose(sheets[0], heads._sheet(volume, slab, np.random.default_rng(1)), atol=1e-4)
+    assert not np.allclose(sheets[0], sheets[1], atol=0.1)
+
+
+def test_a_flat_slice_is_the_mean_over_its_pixels() -> None:
+    """A pixel of 48 covers 3 1/3 mm of 160: a ramp keeps its values, a slice its number."""
+    down, through = np.mgrid[:160, :3].astype(np.float32)
+    volume = np.repeat((down + 1000 * through)[:, :, None], 160, axis=2)
+    seen = heads._seen(volume, heads._places_of_pixels(), np.float32(2))
+    centres = (np.arange(48) + 0.5) * 160 / 48 - 0.5
+    assert np.allclose(seen[:, 5], 2000 + centres, atol=0.2)
+
+
+@pytest.mark.parametrize("name", ["satellite", "relief"])
+def test_crops_show_land_and_sea(name: str) -> None:
+    """By the relief map: no crop is all the one or all the other."""
+    table, size = maps._land(), maps.CROP
+    for stripe in maps._stripes(shipped.shipped_domain(name).side, "train"):
+        for y, x in maps._places(stripe, 32):
+            land = table[y + size, x + size] - table[y, x + size] - table[y + size, x] + table[y, x]
+            assert 0.1 * size**2 < land < 0.95 * size**2
+
+
+@pytest.mark.parametrize("name", shipped.SHIPPED)
+def test_pictures_have_the_stated_form(name: str) -> None:
+    pictures = pictures_of(name)
+    for part in PARTS:
+        array = getattr(pictures, part)
+        assert array.dtype == np.float32
+        assert array.shape[1:] == pictures.domain.shape
+        assert array.min() >= -1.0
+        assert array.max() <= 1.0
+        assert array.std(axis=(1, 2, 3)).mean() > 0.05
+
+
+def test_relief_shows_the_ground_that_the_satellite_shows() -> None:
+    # The sea is blue on both.
+    first, second = (pictures_of(name).test for name in ("satellite", "relief"))
+    assert len(first) == len(second)
+    warm = [(part[:, 0] - part[:, 2]).mean(axis=(1, 2)) for part in (first, second)]
+    own = correlation(*warm)
+    assert own > 0.4
+    assert own > 0.2 + correlation(warm[0], np.roll(warm[1], len(first) // 2))
+
+
+def test_both_contrasts_show_the_same_slices() -> None:
+    first, second = (pictures_of(name).test for name in ("brain-t1", "brain-t2"))
+    # Outside of the brain both are black, to the pixels that are part in, part out.
+    assert ((first > -0.9) == (second > -0.9)).mean() > 0.95
+    assert ((first > -0.9) == (np.roll(second, 20, axis=0) > -0.9)).mean() < 0.9
+
+
+def test_the_spin_echo_gives_what_its_equation_gives() -> None:
+    one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
+    grey, white, fluid = (
+        heads.spin_echo(*shares)[0] for shares in ((one, none, none), (none, one, none), (none, none, one))
+    )
+    # 0.82 (1 - e^(-5000/1330)) e^(-100/95), and so on, by hand.
+    assert grey == pytest.approx(0.27953, abs=1e-4)
+    assert white == pytest.approx(0.18407, abs=1e-4)
+    assert fluid == pytest.approx(0.66748, abs=1e-4)
+    assert fluid == pytest.approx(heads.BRIGHTEST)
+
+
+def test_a_t2_is_not_a_t1() -> None:
+    t1, t2 = (pictures_of(name).test for name in ("brain-t1", "brain-t2"))
+    inside = t1 > -0.5
+    assert correlation(t1[inside], t2[inside]) < -0.3
+
+
+def test_unknown_domains_and_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DomainNotFound, match="'brain'") as unknown:
+        shipped.load_shipped("brain")
+    assert "brain-t1" in unknown.value.hint
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda _: None)
+    heads._volume.cache_clear()
+    with pytest.raises(ExtraMissing, match="nilearn") as missing:
+        shipped.load_shipped("brain-t1")
+    assert "ddib-fed[data]" in missing.value.hint
+    assert not shipped.available("satellite")

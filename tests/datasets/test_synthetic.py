@@ -1,0 +1,167 @@
+"""The six domains are fixed distributions, whatever the number of points; what is drawn is a function of its seed."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ddib_fed.datasets import synthetic
+from ddib_fed.errors import DomainNotFound, SettingsInvalid
+
+
+def raw(name, points):
+    """Points back in the units of the paper's code."""
+    domain = synthetic.domain(name)
+    return points.astype(np.float64) * domain.std + domain.mean
+
+
+@pytest.mark.parametrize(("index", "name"), list(enumerate(synthetic.DOMAINS)))
+def test_a_domain_has_a_name_and_the_papers_index(index, name):
+    assert synthetic.domain_name(name) == name
+    assert synthetic.domain_name(index) == name
+    assert synthetic.domain_name(str(index)) == name
+
+
+@pytest.mark.parametrize("wrong", ["moon", "6", 6, -1, "", "²"])
+def test_an_unknown_domain_is_named_with_the_known_ones(wrong):
+    with pytest.raises(DomainNotFound) as caught:
+        synthetic.domain_name(wrong)
+    assert "5 parallel-squares" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", synthetic.DOMAINS)
+def test_the_closed_form_scale_is_that_of_a_large_draw(name):
+    """Both ways of drawing have zero mean and unit standard deviation over all coordinates."""
+    for points in (synthetic.draw(name, 400_000, 1), synthetic.sample(name, 400_000, 1)):
+        assert points.mean() == pytest.approx(0, abs=5e-3)
+        assert points.std() == pytest.approx(1, abs=5e-3)
+
+
+@pytest.mark.parametrize("name", synthetic.DOMAINS)
+@pytest.mark.parametrize("count", [1, 2, 7, 100, 1001])
+def test_any_number_of_points_can_be_drawn(name, count):
+    for order in ("topology", "shuffled"):
+        points = synthetic.sample(name, count, 3, order=order)
+        assert points.shape == (count, 2)
+        assert points.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", synthetic.DOMAINS)
+def test_shuffling_changes_the_order_alone(name):
+    ordered, shuffled = (synthetic.sample(name, 500, 9, order=o) for o in ("topology", "shuffled"))
+    assert not np.array_equal(ordered, shuffled)
+    assert np.array_equal(np.sort(ordered.view("f4,f4").ravel()), np.sort(shuffled.view("f4,f4").ravel()))
+
+
+@pytest.mark.parametrize("name", synthetic.DOMAINS)
+def test_a_seed_gives_the_same_points_again(name):
+    assert np.array_equal(synthetic.sample(name, 99, 4), synthetic.sample(name, 99, 4))
+    assert not np.array_equal(synthetic.sample(name, 99, 4), synthetic.sample(name, 99, 5))
+
+
+def test_moons_lie_on_two_half_circles_within_their_noise():
+    points = raw("moons", synthetic.sample("moons", 20_000, 0))
+    outer, inner = points[:10_000], points[10_000:] - [1, 0.5]
+    for half in (outer, inner):
+        gap = np.linalg.norm(half, axis=1) - 1
+        assert gap.std() == pytest.approx(synthetic.MOONS_NOISE, rel=0.05)
+    assert outer[:, 1].min() > -0.3
+    assert inner[:, 1].max() < 0.3
+
+
+def test_checkerboards_fill_every_second_cell_and_run_from_right_to_left():
+    points = raw("checkerboards", synthetic.sample("checkerboards", 16_000, 0))
+    cells = np.floor(points).astype(int)
+    assert np.all(cells.sum(axis=1) % 2 == 0)
+    _, counts = np.unique(cells, axis=0, return_counts=True)
+    assert len(counts) == 8
+    assert counts.min() > 1_800
+    assert np.all(np.diff(points[:, 0]) <= 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "radii", "centres"),
+    [("concentric-rings", (1, 2, 3), (0, 0, 0)), ("parallel-rings", (1, 1, 1), (-2.8, 0, 2.8))],
+)
+def test_rings_hold_equally_many_points_within_their_width_each_going_round(name, radii, centres):
+    points = raw(name, synthetic.sample(name, 3_000, 0)).reshape(3, 1_000, 2)
+    for ring, radius, centre in zip(points, radii, centres, strict=True):
+        local = ring - [centre, 0]
+        gap = np.linalg.norm(local, axis=1) - radius
+        assert np.abs(gap).max() <= synthetic.WIDTH / 2 + 1e-6
+        assert gap.std() == pytest.approx(synthetic.WIDTH / np.sqrt(12), rel=0.1)
+        angle = np.arctan2(local[:, 1], local[:, 0]) % (2 * np.pi)
+        assert np.all(np.diff(angle) <= 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "radii", "centres"),
+    [("concentric-squares", (1, 2, 3), (0, 0, 0)), ("parallel-squares", (1, 1, 1), (-3, 0, 3))],
+)
+def test_squares_have_four_edges_of_equally_many_points_within_their_width(name, radii, centres):
+    points = raw(name, synthetic.sample(name, 2_400, 0)).reshape(3, 4, 200, 2)
+    for square, radius, centre in zip(points, radii, centres, strict=True):
+        local = square - [centre, 0]
+        gap = np.abs(local).max(axis=2) - radius
+        assert np.abs(gap).max() <= synthetic.WIDTH / 2 + 1e-6
+        assert local[0, :, 1].min() > 0 > local[2, :, 1].max()
+        assert local[1, :, 0].min() > 0 > local[3, :, 0].max()
+
+
+@pytest.mark.parametrize("name", synthetic.DOMAINS)
+def test_independent_points_are_of_the_same_distribution_as_ordered_ones(name):
+    """Counts over a coarse grid agree within their sampling error."""
+    edges = np.linspace(-2.6, 2.6, 14)
+    counts = [
+        np.histogram2d(*points.T, bins=[edges, edges])[0]
+        for points in (synthetic.sample(name, 200_000, 0), synthetic.draw(name, 200_000, 0))
+    ]
+    error = np.sqrt(np.maximum(counts[0] + counts[1], 25))
+    assert np.abs((counts[0] - counts[1]) / error).max() < 5
+
+
+def test_a_remainder_favours_no_group():
+    """Over many seeds a single point falls on each ring equally often."""
+    points = np.concatenate(
+        [raw("parallel-rings", synthetic.sample("parallel-rings", 1, seed)) for seed in range(600)]
+    )
+    counts = np.bincount(np.clip(np.round(points[:, 0] / 2.8).astype(int), -1, 1) + 1)
+    assert counts.min() > 150
+
+
+def test_a_point_is_a_function_of_seed_step_and_sample():
+    """Neither the batch nor what was drawn before changes it."""
+    whole = synthetic.draw("moons", 64, 7, step=3)
+    assert np.array_equal(whole[:10], synthetic.draw("moons", 10, 7, step=3))
+    assert not np.array_equal(whole, synthetic.draw("moons", 64, 7, step=4))
+    assert not np.array_equal(whole, synthetic.draw("moons", 64, 8, step=3))
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 4, 63])
+def test_any_rows_of_a_batch_can_be_drawn_alone(first):
+    whole = synthetic.uniforms(1, 2, 70, 7)
+    assert np.array_equal(whole[first : first + 5], synthetic.uniforms(1, 2, 5, 7, first=first))
+
+
+def test_a_stream_is_the_batches_in_order():
+    batches = list(itertools.islice(synthetic.stream("moons", 8, 5), 3))
+    for step, batch in enumerate(batches):
+        assert np.array_equal(batch, synthetic.draw("moons", 8, 5, step=step))
+
+
+def test_normals_from_uniforms_are_standard_normal():
+    drawn = synthetic.normals(synthetic.uniforms(0, 0, 200_000, 2))
+    assert drawn.mean(axis=0) == pytest.approx([0, 0], abs=0.01)
+    assert np.cov(drawn.T) == pytest.approx(np.eye(2), abs=0.02)
+    assert np.all(np.isfinite(synthetic.normals(np.zeros((1, 2)))))
+
+
+@pytest.mark.parametrize("arguments", [(0, 0), (-5, 0), (5, -1)])
+def test_impossible_numbers_and_seeds_are_refused(arguments):
+    with pytest.raises(SettingsInvalid):
+        synthetic.sample("moons", *arguments)
+
+
+def test_an_unknown_order_is_refused():
+    with pytest.raises(SettingsInvalid):
+        synthetic.sample("moons", 5, 0, order="sorted")

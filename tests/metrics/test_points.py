@@ -1,0 +1,99 @@
+"""Distances have their known values, floors are what chance gives, and nothing depends on the call before."""
+
+import numpy as np
+import pytest
+
+from ddib_fed.datasets import synthetic
+from ddib_fed.errors import ShapeMismatch
+from ddib_fed.metrics import points as metrics
+
+
+@pytest.fixture
+def cloud():
+    return np.random.default_rng(0).normal(size=(3_000, 2))
+
+
+def test_cycle_error_is_the_length_of_each_rows_difference():
+    original = np.zeros((100, 2), np.float32)
+    returned = np.tile(np.array([[3, 4]], np.float32), (100, 1)) * np.linspace(0, 1, 100)[:, None]
+    error = metrics.cycle_error(original, returned)
+    assert error["max"] == pytest.approx(5)
+    assert error["mean"] == pytest.approx(2.5)
+    assert error["median"] == pytest.approx(2.5)
+    assert error["p99"] == pytest.approx(4.95)
+
+
+def test_cycle_error_takes_samples_of_any_shape():
+    picture = np.ones((2, 3, 4, 4))
+    assert metrics.cycle_error(picture, np.zeros_like(picture))["max"] == pytest.approx(np.sqrt(48))
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (4, 3), (0, 2)])
+def test_cycle_error_refuses_clouds_that_do_not_match(shape):
+    with pytest.raises(ShapeMismatch):
+        metrics.cycle_error(np.zeros((4, 2)) if shape != (0, 2) else np.zeros(shape), np.zeros(shape))
+
+
+def test_sliced_w2_of_a_shift_is_its_length_over_the_root_of_the_dimension(cloud):
+    """For a pure shift every 1-D distance is the shift's projection, of mean square |shift|^2 / D."""
+    shift = np.array([0.6, 0.8])
+    assert metrics.sliced_w2(cloud, cloud + shift) == pytest.approx(1 / np.sqrt(2), rel=0.05)
+
+
+def test_sliced_w2_of_a_cloud_with_itself_is_zero_in_any_order(cloud):
+    assert metrics.sliced_w2(cloud, cloud[::-1]) == pytest.approx(0, abs=1e-12)
+
+
+def test_sliced_w2_is_the_same_on_every_call(cloud):
+    other = cloud**2
+    assert metrics.sliced_w2(cloud, other) == metrics.sliced_w2(cloud, other)
+
+
+def test_sliced_w2_compares_clouds_of_different_sizes(cloud):
+    assert metrics.sliced_w2(cloud[:500], cloud) < 0.15
+
+
+def test_energy_distance_of_two_points_is_twice_their_distance():
+    assert metrics.energy_distance(np.zeros((1, 2)), np.array([[3.0, 4.0]])) == pytest.approx(10)
+
+
+def test_energy_distance_is_zero_for_a_cloud_and_itself_and_grows_with_a_shift(cloud):
+    assert metrics.energy_distance(cloud, cloud) == pytest.approx(0, abs=1e-6)
+    near, far = (metrics.energy_distance(cloud, cloud + shift) for shift in (0.1, 1.0))
+    assert 0 < near < far
+
+
+def test_energy_distance_in_chunks_is_that_of_the_whole(cloud, monkeypatch):
+    other = cloud + 0.3
+    whole = metrics.energy_distance(cloud, other)
+    monkeypatch.setattr(metrics, "_CHUNK_NUMBERS", 10_000)
+    assert metrics.energy_distance(cloud, other) == pytest.approx(whole, rel=1e-9)
+
+
+@pytest.mark.parametrize("distance", [metrics.sliced_w2, metrics.energy_distance])
+@pytest.mark.parametrize("shapes", [((4, 2), (4, 3)), ((0, 2), (4, 2)), ((4,), (4,))])
+def test_distances_refuse_what_is_no_pair_of_clouds(distance, shapes):
+    with pytest.raises(ShapeMismatch):
+        distance(*(np.zeros(shape) for shape in shapes))
+
+
+def test_a_fresh_draw_of_a_domain_is_about_as_far_as_its_floor():
+    fresh = synthetic.draw("moons", 2_000, 11)
+    found = metrics.distances_to_domain(fresh, "moons")
+    assert found["sliced_w2"] < 2 * found["sliced_w2_floor"]
+    assert found["energy"] < 6 * found["energy_floor"]
+    assert found["points"] == 2_000
+
+
+def test_another_domain_is_far_beyond_the_floor():
+    found = metrics.distances_to_domain(synthetic.draw("checkerboards", 2_000, 11), "moons")
+    assert found["sliced_w2"] > 5 * found["sliced_w2_floor"]
+
+
+def test_the_floor_falls_with_the_number_of_points():
+    assert metrics.domain_sliced_w2_floor("moons", 4_000) < metrics.domain_sliced_w2_floor("moons", 400)
+
+
+def test_points_of_ones_own_are_their_own_pool(cloud):
+    found = metrics.distances_to_points(cloud[:1_000], cloud[1_000:])
+    assert found["sliced_w2"] < 2 * found["sliced_w2_floor"]

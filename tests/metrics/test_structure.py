@@ -1,0 +1,116 @@
+"""What is kept of a picture's structure, and what is called doubtful."""
+
+import numpy as np
+import pytest
+
+from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.errors import ShapeMismatch
+from ddib_fed.metrics.structure import BINS, calibrate, calibrate_by_chance, doubtful, structure
+from ddib_fed.models.bundle import pretrained
+from ddib_fed.samples.folders import expand
+from tests.runs.tiny_models import pictures
+
+
+def smooth(count, *, channels=1, size=32, seed=0):
+    """Pictures with edges at places of their own: random blocks, blown up and moved."""
+    coarse = pictures(count, channels=channels, size=size // 4, seed=seed)
+    fine = np.kron(coarse, np.ones((1, 1, 4, 4), np.float32)).astype(np.float32)
+    moves = np.random.default_rng(seed).integers(0, 4, (count, 2))
+    return np.stack([np.roll(x, move, axis=(1, 2)) for x, move in zip(fine, moves, strict=True)])
+
+
+def test_an_inverted_contrast_keeps_all_structure():
+    x = smooth(4)
+    kept = structure(x, -0.5 * x)
+    assert kept.edge_correlation == pytest.approx(np.ones(4))
+    assert (kept.mutual_information > 2).all()
+
+
+def test_another_picture_keeps_none():
+    kept, other = structure(smooth(8), -smooth(8)), structure(smooth(8), smooth(8, seed=1))
+    assert np.abs(other.edge_correlation).mean() < 0.35
+    assert other.mutual_information.mean() < kept.mutual_information.mean() - 1
+
+
+def test_a_flat_translation_keeps_nothing():
+    kept = structure(smooth(2), np.zeros((2, 1, 32, 32), np.float32))
+    assert (kept.edge_correlation == 0).all()
+    assert (kept.mutual_information == 0).all()
+
+
+def test_two_equal_levels_share_one_bit():
+    halves = np.ones((1, 1, 8, 8), np.float32)
+    halves[..., :4] = -1
+    assert structure(halves, halves).mutual_information[0] == pytest.approx(1.0)
+    ramp = np.linspace(-1, 1, BINS * BINS, dtype=np.float32).reshape(1, 1, BINS, BINS)
+    assert structure(ramp, ramp).mutual_information[0] == pytest.approx(np.log2(BINS), rel=0.02)
+
+
+def test_grey_and_colour_are_compared_by_luma():
+    x = smooth(3)
+    assert structure(x, np.repeat(x, 3, axis=1)).edge_correlation == pytest.approx(np.ones(3))
+
+
+def test_thresholds_are_the_low_quantile_and_name_chance():
+    x = smooth(40)
+    noisy = x + np.linspace(0, 1, 40, dtype=np.float32)[:, None, None, None] * smooth(40, seed=5)
+    found = calibrate(x, noisy, quantile=0.25)
+    kept = structure(x, noisy)
+    assert found.edge_correlation == pytest.approx(np.quantile(kept.edge_correlation, 0.25))
+    assert (kept.mutual_information < found.mutual_information).sum() == 10
+    assert found.chance_edge_correlation < found.edge_correlation
+    assert (found.quantile, found.count) == (0.25, 40)
+
+
+def test_a_picture_beneath_one_threshold_is_doubtful():
+    x = smooth(12)
+    thresholds = calibrate(x, -x)
+    given = -x
+    given[3] = smooth(1, seed=9)[0]
+    kept = structure(x, given)
+    assert doubtful(kept, thresholds)[3]
+    records = kept.records(thresholds)
+    assert records[3]["doubtful"] is True
+    assert records[3]["edge_correlation"] == kept.edge_correlation[3]
+    # Of the calibrating pictures themselves, the least of each figure is beneath its quantile.
+    assert sum(record["doubtful"] for record in records) <= 3
+
+
+def test_without_thresholds_nothing_is_marked():
+    assert [record["doubtful"] for record in structure(smooth(2), smooth(2)).records()] == [None, None]
+
+
+def test_what_does_not_belong_together_is_refused():
+    with pytest.raises(ShapeMismatch):
+        structure(smooth(2), smooth(3))
+    with pytest.raises(ShapeMismatch, match="two"):
+        calibrate(smooth(1), smooth(1))
+
+
+@pytest.mark.parametrize("domains", [("satellite", "relief"), ("relief", "satellite")])
+def test_shipped_thresholds_catch_lost_pictures_and_leave_true_ones(domains):
+    """Of test crops: a picture of another place is marked in over 9 of 10 cases, the true partner in under 1 of 7."""
+    source, target = (load_shipped(name).test for name in domains)
+    thresholds = pretrained(domains[0]).manifest.structure
+    lost = [structure(source, np.roll(target, shift, axis=0)) for shift in (20, 50, 80, 110)]
+    assert np.mean([doubtful(each, thresholds) for each in lost]) > 0.9
+    assert doubtful(structure(source, target), thresholds).mean() < 1 / 7
+
+
+def test_chance_is_measured_the_same_on_bytes_and_floats():
+    """Training pictures lie in memory as they were read; the draw is repeatable, and other pairs give other figures."""
+    some, others = (
+        np.rint((smooth(9, seed=seed) / 4 + 0.5) * 255).clip(0, 255).astype(np.uint8) for seed in (1, 2)
+    )
+    found = calibrate_by_chance(some, others)
+    assert found == calibrate_by_chance(expand(some), expand(others))
+    assert found != calibrate_by_chance(some[:4], others)
+    assert (found.count, found.basis, found.quantile) == (81, "chance", 0.95)
+    assert found.edge_correlation > found.chance_edge_correlation
+
+
+def test_chance_needs_pictures_of_one_size():
+    with pytest.raises(ShapeMismatch):
+        calibrate_by_chance(smooth(2), smooth(2, size=16))
+    with pytest.raises(ShapeMismatch):
+        calibrate_by_chance(smooth(2)[:0], smooth(2))

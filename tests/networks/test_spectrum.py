@@ -1,0 +1,127 @@
+"""The spectrum gives what a Gaussian model of pictures would answer, and asks the network about white noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import fft
+
+from ddib_fed.diffusion import bridge
+from ddib_fed.diffusion.denoiser import LAMBDA_SCALE, Denoiser
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
+from ddib_fed.networks.spectrum import Moments, Spectrum, cosines, pictures
+from tests.networks.picture_networks import unet
+
+SIZE = 8
+
+
+def gaussian(count, seed=0):
+    """Pictures (count, 1, 8, 8) around a slope, coarse structure strong and fine structure faint; with both facts."""
+    generator = torch.Generator().manual_seed(seed)
+    frequency = torch.arange(SIZE)[:, None] + torch.arange(SIZE)
+    variance = 30.0 / (1.0 + frequency.double()) ** 4
+    mean = torch.linspace(-1, 1, SIZE, dtype=torch.float64).expand(1, SIZE, SIZE)
+    noise = torch.randn(count, 1, SIZE, SIZE, generator=generator, dtype=torch.float64)
+    return (mean + pictures(variance.sqrt() * noise)).float(), mean, variance
+
+
+def measured(count=20_000):
+    x0, mean, variance = gaussian(count)
+    moments = Moments(1, SIZE)
+    for part in x0.split(4_096):
+        moments.add(part)
+    spectrum = Spectrum(1, SIZE)
+    spectrum.measure(moments)
+    return spectrum, mean, variance
+
+
+def test_the_transform_is_the_orthonormal_cosine_transform_and_its_inverse():
+    """As scipy has it, on pictures that are not square."""
+    x = torch.randn(2, 3, 6, 10, dtype=torch.float64)
+    assert np.allclose(cosines(x), fft.dctn(x.numpy(), axes=(2, 3), norm="ortho"))
+    assert torch.allclose(pictures(cosines(x)), x)
+
+
+def test_mean_and_variances_are_measured_in_pieces():
+    """To the scatter of 20,000 pictures and the rounding of the file."""
+    spectrum, mean, variance = measured()
+    assert torch.allclose(spectrum.mean.double(), mean, atol=0.15)
+    assert torch.allclose(spectrum.log_variance[0].double(), variance.log(), atol=0.06)
+    assert torch.equal(spectrum.log_variance, spectrum.log_variance.half().float())
+
+
+@pytest.mark.parametrize("lam", [4.0, 1.0, -0.5, -3.0])
+def test_the_question_is_white_and_what_is_left_has_the_stated_size(lam):
+    """At every noise level: x is white by frequency, v - E[v | x] has variance D / S and nothing of x in it.
+
+    Answers are taken in units of sqrt(D / S) where that is below 1; and the best linear estimate of x_0 is seen."""
+    spectrum, mean, variance = measured()
+    x0, _, _ = gaussian(20_000, seed=1)
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
+    alpha, sigma = (torch.sigmoid(torch.tensor(sign * 2 * lam)).sqrt() for sign in (1, -1))
+    x = alpha * x0 + sigma * eps
+    asked = spectrum.ask(x, torch.tensor([LAMBDA_SCALE * lam]))
+    white = cosines(asked.white)
+    assert torch.allclose(white.var(0), torch.ones(1, SIZE, SIZE), atol=0.08)
+    scale = (variance / (alpha.double() ** 2 * variance + sigma.double() ** 2)).sqrt().float()
+    assert torch.allclose(asked.left, scale.clamp(max=1.0), rtol=0.05)
+    left = cosines(alpha * eps - sigma * x0 - asked.expected) / scale
+    assert torch.allclose(left.var(0), torch.ones(1, SIZE, SIZE), atol=0.08)
+    assert float((white * left).mean(0).abs().max()) < 0.04
+    missed = cosines(x0 - mean.float() - asked.seen)
+    assert torch.allclose(missed.var(0), (sigma * scale).square().expand(1, SIZE, SIZE), rtol=0.1)
+    assert float((cosines(asked.seen) * missed).mean(0).abs().max()) < 0.04 * float(variance.max())
+
+
+def test_a_network_that_answers_nothing_encodes_gaussian_pictures_to_noise():
+    """Where one without a spectrum leaves the picture in its latent."""
+    network = unet(image_size=SIZE, spectral=True)
+    plain = unet(image_size=SIZE)
+    for parameter in [*network.out.parameters(), *plain.out.parameters()]:
+        torch.nn.init.zeros_(parameter)
+    spectrum, _, _ = measured()
+    network.spectrum.load_state_dict(spectrum.state_dict())
+    x0, _, _ = gaussian(2_000, seed=3)
+    schedule, settings = schedule_from_config(ScheduleConfig()), SolverSettings(evaluations=24)
+    found = {}
+    for name, made in (("spectral", network), ("plain", plain)):
+        latent = bridge.encode(x0, Denoiser(made, "v", "scaled-lambda"), schedule, settings)
+        found[name] = cosines(latent).var(0)
+    assert torch.allclose(found["spectral"], torch.ones(1, SIZE, SIZE), atol=0.15)
+    assert float(found["plain"].max()) > 5.0
+    assert float(found["plain"].min()) < 0.1
+
+
+def test_rows_have_their_own_levels_and_half_precision_is_rounded_once():
+    """One level a row and pointed-to levels agree; bfloat16 stays within a rounding of float32."""
+    network = unet(spectral=True)
+    network.spectrum.log_variance.normal_(0.0, 2.0, generator=torch.Generator().manual_seed(0))
+    x, times = torch.randn(4, 1, 16, 16), torch.tensor([2.0, -6.0])
+    rows = torch.tensor([0, 1, 1, 0])
+    with torch.no_grad():
+        pointed = network(x, times, rows=rows)
+        alone = torch.cat([network(x[i : i + 1], times[rows[i] : rows[i] + 1]) for i in range(4)])
+        rough = network.to(torch.bfloat16)(x.bfloat16(), times, rows=rows)
+    assert torch.allclose(pointed, alone, atol=1e-4)
+    assert rough.dtype == torch.bfloat16
+    assert float((rough.float() - pointed).abs().max()) < 0.05 * float(pointed.abs().max())
+
+
+def test_pictures_of_another_size_have_no_spectrum():
+    """The network is for one size then."""
+    with pytest.raises(ValueError, match="spectrum of"):
+        unet(spectral=True)(torch.randn(1, 1, 16, 24), torch.ones(1))
+
+
+def test_a_learned_variance_passes_by():
+    """It is the network's own: only the prediction is taken in units of what is left."""
+    network = unet(spectral=True, out_channels=2)
+    x = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        asked = network.spectrum.ask(x, torch.zeros(1))
+        inner = network._predict(asked.white, torch.zeros(1), None, None, asked.seen)
+        outer = network(x, torch.zeros(1))
+    assert torch.equal(outer[:, 1], inner[:, 1])
+    assert torch.allclose(outer[:, :1], asked.answer(inner[:, :1]))

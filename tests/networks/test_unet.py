@@ -1,0 +1,188 @@
+"""The ADM UNet: names and sizes of public checkpoints, times and classes by row, precisions, memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from ddib_fed.networks.configs import UNetConfig
+from ddib_fed.networks.layers import GroupNorm32
+from ddib_fed.networks.registry import build_network, network_shapes
+from tests.networks.picture_networks import filled, unet
+
+DATA = Path(__file__).parent.parent / "data"
+VARIANTS = [
+    {},
+    {"num_classes": 3, "class_dropout": True, "use_scale_shift_norm": True, "out_channels": 2},
+    {"resblock_updown": True, "use_new_attention_order": True, "num_head_channels": 32},
+    {"patch": 2, "in_channels": 3, "out_channels": 6, "conv_resample": False, "num_heads_upsample": 2},
+    {"patch": 2, "norm_groups": 8, "global_mean": True, "use_scale_shift_norm": True},
+]
+ADM_256 = {
+    "image_size": 256,
+    "model_channels": 256,
+    "out_channels": 6,
+    "num_res_blocks": 2,
+    "attention_resolutions": (8, 16, 32),
+    "channel_mult": (1, 1, 2, 2, 4, 4),
+    "num_head_channels": 64,
+    "use_scale_shift_norm": True,
+    "resblock_updown": True,
+}
+
+
+def picture(changes, rows=4):
+    return torch.randn(rows, changes.get("in_channels", 1), 16, 24)
+
+
+def classes(changes, rows=4):
+    return {"y": torch.arange(rows)} if "num_classes" in changes else {}
+
+
+def test_the_public_networks_state_dict_is_unchanged():
+    """Every name and shape of a class-conditional network by the public code, and no other."""
+    with safe_open(DATA / "unet_adm_class_guided.safetensors", "pt") as file:
+        names = [name for name in file.keys() if name.startswith("model.")]  # noqa: SIM118 - not a mapping
+        theirs = {name.removeprefix("model."): tuple(file.get_slice(name).get_shape()) for name in names}
+    config = UNetConfig(
+        image_size=64,
+        model_channels=32,
+        out_channels=6,
+        num_res_blocks=1,
+        attention_resolutions=(2, 4),
+        channel_mult=(1, 2),
+        num_classes=10,
+        num_head_channels=16,
+        use_scale_shift_norm=True,
+        resblock_updown=True,
+    )
+    assert {key: tuple(value.shape) for key, value in network_shapes(config).items()} == theirs
+
+
+@pytest.mark.parametrize(("num_classes", "parameters"), [(None, 552_814_086), (1000, 553_838_086)])
+def test_the_256_pixel_networks_have_their_published_size(num_classes, parameters):
+    """The public unconditional and class-conditional 256 x 256 networks, built without memory."""
+    shapes = network_shapes(UNetConfig(**ADM_256, num_classes=num_classes))
+    assert sum(value.numel() for value in shapes.values()) == parameters
+    assert all(value.is_meta for value in shapes.values())
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_rows_do_not_touch_one_another(changes):
+    """One time, one a row and pointed-to times agree with each row alone, classes too."""
+    network, x = unet(**changes), picture(changes)
+    times, rows = torch.tensor([0.5, 300.0]), torch.tensor([0, 1, 1, 0])
+    y = classes(changes).get("y")
+    with torch.no_grad():
+        pointed = network(x, times, rows=rows, y=y)
+        for_each = network(x, times[rows], y=y)
+        alone = [
+            network(x[i : i + 1], times[rows[i] : rows[i] + 1], y=None if y is None else y[i : i + 1])
+            for i in range(4)
+        ]
+    assert pointed.shape == (4, changes.get("out_channels", 1), 16, 24)
+    assert torch.allclose(pointed, for_each, atol=1e-4)
+    assert torch.allclose(pointed, torch.cat(alone), atol=1e-4)
+    assert not torch.allclose(pointed, network(x, times[1 - rows], y=y), atol=1e-2)
+
+
+def test_the_class_changes_the_prediction_and_the_null_class_is_one_more():
+    """Four rows of the label table for three classes; each predicts something else."""
+    network = unet(num_classes=3, class_dropout=True)
+    x = picture({}, 1).expand(4, -1, -1, -1)
+    with torch.no_grad():
+        out = network(x, torch.ones(1), y=torch.arange(4))
+    assert len(network.label_emb.weight) == 4
+    assert min(float((out[i] - out[j]).abs().max()) for i in range(4) for j in range(i)) > 1e-2
+
+
+def test_classes_are_given_if_and_only_if_the_network_has_them():
+    """Too many and too few are refused."""
+    with pytest.raises(ValueError, match="if and only if"):
+        unet(num_classes=3)(picture({}), torch.ones(1))
+    with pytest.raises(ValueError, match="if and only if"):
+        unet()(picture({}), torch.ones(1), y=torch.arange(4))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_half_precision_stays_near_float32(dtype, tolerance):
+    """Within a few roundings of the largest value."""
+    network, x = unet(num_head_channels=32), picture({})
+    with torch.no_grad():
+        exact = network(x, torch.tensor([500.0]))
+        rough = network.to(dtype)(x.to(dtype), torch.tensor([500.0]))
+    assert rough.dtype == dtype
+    assert float((rough.float() - exact).abs().max()) < tolerance * float(exact.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_normalisation_in_half_precision_has_statistics_in_float32(dtype):
+    """One rounding away from float64, on data whose mean is 30 times their deviation."""
+    norm = GroupNorm32(64).to(dtype)
+    x = (30.0 + torch.randn(2, 64, 16, 16)).to(dtype)
+    exact = torch.group_norm(x.double(), 32)
+    allowed = torch.finfo(dtype).eps * float(exact.detach().abs().max())
+    assert float((norm(x).double() - exact).detach().abs().max()) <= allowed
+
+
+def test_channels_last_computes_the_same():
+    """Memory format is a matter of speed."""
+    network, x = unet(), picture({})
+    with torch.no_grad():
+        usual = network(x, torch.ones(1))
+        other = network.to(memory_format=torch.channels_last)(
+            x.contiguous(memory_format=torch.channels_last), torch.ones(1)
+        )
+    assert torch.allclose(usual, other, atol=1e-4)
+
+
+def test_checkpointing_changes_memory_and_no_gradient():
+    """Recomputed activations give the same gradients, and far fewer tensors are kept."""
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        network, count = unet(num_head_channels=32).train(), [0]
+        network.checkpointing = checkpointing
+
+        def pack(tensor, count=count):
+            count[0] += tensor.numel()
+            return tensor
+
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = network(picture({}), torch.arange(4.0)).square().mean()
+        kept.append(count[0])
+        loss.backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    assert all(bool(g.abs().sum() > 0) for g in gradients[0])
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*gradients, strict=True))
+    assert kept[1] < kept[0] / 3
+
+
+def test_a_fresh_network_predicts_zero():
+    """The last convolution begins at zero, as in the public code."""
+    made = UNetConfig(image_size=16, model_channels=32, out_channels=3, num_res_blocks=1, channel_mult=(1,))
+    assert not build_network(made)(torch.randn(2, 3, 16, 16), torch.ones(1)).any()
+
+
+def test_groups_reach_every_normalisation():
+    norms = [m for m in unet(norm_groups=8).modules() if isinstance(m, GroupNorm32)]
+    assert len(norms) > 5
+    assert {norm.num_groups for norm in norms} == {8}
+    assert {m.num_groups for m in unet().modules() if isinstance(m, GroupNorm32)} == {32}
+
+
+def test_a_network_told_the_global_mean_sees_it_at_the_scale_of_one_pixels_noise():
+    network = filled(unet(global_mean=True))
+    entering: list[torch.Tensor] = []
+    network.input_blocks[0].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
+    noise = torch.randn(64, 1, 16, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        network(noise, torch.tensor([0.5]))
+    (told,) = entering
+    assert told.shape == (64, 2, 16, 24)
+    assert torch.equal(told[:, :1], noise)
+    assert torch.allclose(told[:, 1, 0, 0], noise.sum(dim=(1, 2, 3)) / (16 * 24) ** 0.5, atol=1e-4)
+    assert 0.7 < told[:, 1, 0, 0].std() < 1.3

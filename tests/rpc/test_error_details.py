@@ -1,0 +1,204 @@
+"""What of an error crosses the wire, and what a peer's answer may do here."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from ddib_fed import errors
+from ddib_fed.errors import ContractMismatch, DdibError, Difference, InternalError, PeerUnreachable, QueueFull
+from ddib_fed.rpc.error_details import DETAIL_KEY, MAX_DETAIL_BYTES, from_detail, from_rpc_error, to_detail
+from ddib_fed.v1 import common_pb2 as pb
+
+HOP = "target south.example"
+LOCAL = "/home/alice/secret.npy"
+
+
+class Failed(grpc.RpcError, grpc.Call):
+    """A failed call as a stub raises it."""
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        trailing: tuple[tuple[str, bytes], ...] = (),
+        text: str = "text of the peer",
+    ) -> None:
+        self._code, self._trailing, self._text = code, trailing, text
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def trailing_metadata(self):
+        return self._trailing
+
+    def details(self) -> str:
+        return self._text
+
+    def initial_metadata(self):
+        return ()
+
+    def is_active(self) -> bool:
+        return False
+
+    def time_remaining(self) -> None:
+        return None
+
+    def cancel(self) -> None:
+        return None
+
+    def add_callback(self, callback: object) -> bool:
+        return False
+
+
+def carried(error: DdibError) -> DdibError:
+    """The error after its way over the wire."""
+    detail = to_detail(error, "south.example", "abc123").SerializeToString()
+    return from_rpc_error(Failed(grpc.StatusCode[error.status], ((DETAIL_KEY, detail),)), HOP)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in errors.all_errors() if kind is not DdibError], ids=lambda k: k.__name__
+)
+def test_every_error_arrives_as_itself(kind: type[DdibError]) -> None:
+    """With its reason, its incident and the hop; what was for the other machine's eyes stays there."""
+    found = carried(kind(f"could not read {LOCAL}", hint=f"look at {LOCAL}"))
+    assert type(found) is kind or found.reason == kind.reason
+    assert (found.hop, found.incident) == (HOP, "abc123")
+    assert LOCAL not in found.detail + found.hint
+
+
+def test_facts_differences_and_patience_arrive() -> None:
+    """What the table of errors promises to the caller."""
+    difference = Difference("sample_shape", "[2]", "[3]", "train a model of the same shape")
+    found = carried(ContractMismatch("x", differences=(difference,), facts={"limit": 3}))
+    assert (found.differences, found.facts) == ((difference,), {"limit": "3"})
+    assert carried(QueueFull("x", retry_after_s=2.5)).retry_after_s == 2.5
+    assert carried(QueueFull("x")).retry_after_s is None
+
+
+def test_the_node_that_failed_is_named() -> None:
+    """When the node that was called passes on what another said."""
+    detail = to_detail(QueueFull("x"), "south.example", "i").SerializeToString()
+    found = from_rpc_error(
+        Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((DETAIL_KEY, detail),)), "source north.example"
+    )
+    assert found.hop == "source north.example -> south.example"
+
+
+def test_a_detail_stays_within_what_metadata_can_hold() -> None:
+    """However many facts and differences there are; the reason always arrives."""
+    many = tuple(Difference("f" * 300, "s" * 300, "t" * 300, "r" * 300) for _ in range(100))
+    facts = {f"key {n}": "v" * 1000 for n in range(100)}
+    detail = to_detail(ContractMismatch("x", differences=many, facts=facts), "south.example", "i")
+    assert detail.ByteSize() <= MAX_DETAIL_BYTES
+    assert detail.reason == "CONTRACT_MISMATCH"
+
+
+def test_a_peers_text_cannot_steer_a_terminal() -> None:
+    """Escape sequences in facts, in differences, and in the sentence of a reason that nobody knows."""
+    detail = pb.ErrorDetail(
+        reason="NEW\x1b[2J", sentence="\x1b]0;owned\x07" + "x" * 5000, incident="a\x1b;b" * 30
+    )
+    detail.facts["\x1b"] = "\x9b31m"
+    detail.differences.add(field="\r\n", remedy="\x00")
+    found = from_detail(detail.SerializeToString(), HOP)
+    assert isinstance(found, InternalError)
+    text = "".join(
+        [found.detail, found.incident, *found.facts, *found.facts.values(), found.differences[0].remedy]
+    )
+    assert text.isprintable()
+    assert len(found.detail) <= 200
+    assert len(found.incident) <= 32
+
+
+def test_a_known_reasons_sentence_is_ours() -> None:
+    """A peer cannot put words into our mouth."""
+    found = from_detail(
+        pb.ErrorDetail(reason="QUEUE_FULL", sentence="send your key to ...").SerializeToString(), HOP
+    )
+    assert found is not None
+    assert found.detail == QueueFull.sentence
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xff", b"", b"x" * (MAX_DETAIL_BYTES + 1)], ids=["garbage", "empty", "large"]
+)
+def test_a_detail_that_cannot_be_used_is_ignored(data: bytes) -> None:
+    """The status decides then."""
+    found = from_rpc_error(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((DETAIL_KEY, data),)), HOP)
+    assert type(found) is PeerUnreachable
+
+
+MEANINGS = {
+    "UNAVAILABLE": PeerUnreachable,
+    "UNKNOWN": PeerUnreachable,
+    "INTERNAL": PeerUnreachable,
+    "CANCELLED": PeerUnreachable,
+    "DEADLINE_EXCEEDED": PeerUnreachable,
+    "RESOURCE_EXHAUSTED": PeerUnreachable,
+    "DATA_LOSS": PeerUnreachable,
+    "ABORTED": PeerUnreachable,
+    "UNIMPLEMENTED": errors.NotFoundError,
+    "UNAUTHENTICATED": errors.Unauthenticated,
+    "PERMISSION_DENIED": errors.RefusedError,
+    "INVALID_ARGUMENT": errors.InputError,
+    "OUT_OF_RANGE": errors.InputError,
+    "NOT_FOUND": errors.NotFoundError,
+    "ALREADY_EXISTS": errors.AlreadyExists,
+    "FAILED_PRECONDITION": errors.StateConflict,
+    "OK": InternalError,
+}
+
+
+@pytest.mark.parametrize("code", list(grpc.StatusCode), ids=lambda c: c.name)
+def test_each_status_without_detail_has_its_meaning(code: grpc.StatusCode) -> None:
+    """What the transport ends calls with is tried again, the rest is final; the text is not repeated."""
+    found = from_rpc_error(Failed(code), HOP)
+    assert type(found) is MEANINGS[code.name]
+    assert "text of the peer" not in found.detail + found.hint
+    assert found.hop == HOP
+
+
+@pytest.mark.parametrize("kind", [InternalError, errors.ExhaustedError, errors.Cancelled])
+def test_a_status_with_a_detail_of_ours_is_what_the_detail_says(kind: type[DdibError]) -> None:
+    """A node that answers was reached: its internal error is not tried again as a lost connection is."""
+    assert type(carried(kind("x"))) is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        ("RESOURCE_EXHAUSTED", "CLIENT: Received message larger than max (9 vs. 4)", errors.MessageInvalid),
+        ("RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (9 vs. 4)", errors.MessageInvalid),
+        ("RESOURCE_EXHAUSTED", "CLIENT: Sent message larger than max (9 vs. 4)", errors.MessageInvalid),
+        ("RESOURCE_EXHAUSTED", "received metadata size exceeds hard limit", errors.MessageInvalid),
+        ("RESOURCE_EXHAUSTED", "Received RST_STREAM with error code 11", PeerUnreachable),
+        ("INTERNAL", "Exception deserializing response!", errors.MessageInvalid),
+        ("INTERNAL", "Exception serializing request!", InternalError),
+        ("INTERNAL", "Received RST_STREAM with error code 2", PeerUnreachable),
+        ("UNKNOWN", "Exception iterating requests!", InternalError),
+        ("UNKNOWN", "Stream removed", PeerUnreachable),
+    ],
+)
+def test_what_cannot_succeed_is_told_from_what_the_transport_broke(
+    status: str, text: str, kind: type[DdibError]
+) -> None:
+    """Where both have one status, by gRPC's own words for it."""
+    found = from_rpc_error(Failed(grpc.StatusCode[status], text=text), HOP)
+    assert type(found) is kind
+    assert text not in found.detail
+
+
+@pytest.mark.parametrize(
+    ("hop", "hint"), [(HOP, "ddib peer test south.example"), ("source north.example", "ddib doctor")]
+)
+def test_a_node_that_does_not_answer_says_what_to_try(hop: str, hint: str) -> None:
+    """At the node for a peer, at the client for the node."""
+    found = from_rpc_error(Failed(grpc.StatusCode.UNAVAILABLE), hop)
+    assert isinstance(found, PeerUnreachable)
+    assert (found.hint, found.hop) == (hint, hop)
+
+
+def test_an_error_without_a_call_is_internal() -> None:
+    """What gRPC raises on its own."""
+    assert type(from_rpc_error(grpc.RpcError(), HOP)) is InternalError

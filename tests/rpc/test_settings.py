@@ -1,0 +1,54 @@
+"""What the wire does not carry is refused on the way to it, and by the engine; it is never dropped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.public_levels import PublicLevels
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.latent import Latent
+from ddib_fed.rpc.settings import settings_message, solver_settings
+from ddib_fed.v1 import common_pb2
+from tests.node.tiny_nodes import gaussian, tiny_engine
+
+IN_ONE_PROCESS = [
+    SolverSettings("ddim", eta=0.5),
+    SolverSettings("ddim", grid="ddib", ancestral=True),
+    SolverSettings("ddim", grid="ddib", levels=PublicLevels("linear", 1000, "ddim50")),
+]
+
+
+@pytest.mark.parametrize("settings", IN_ONE_PROCESS, ids=str)
+def test_what_the_wire_does_not_carry_is_not_dropped_in_silence(settings):
+    """A message of the other five would ask the peer for something else."""
+    with pytest.raises(SettingsInvalid, match="do not travel"):
+        settings_message(settings)
+
+
+def test_the_wire_has_the_five_fields_that_it_had():
+    """Peers of 1.0 and 1.1 read all of a message, and all of it comes back."""
+    assert [field.name for field in common_pb2.SolverSettings.DESCRIPTOR.fields] == [
+        "solver",
+        "order",
+        "evaluations",
+        "grid",
+        "depth",
+    ]
+    settings = SolverSettings("ddim", 1, 50, "ddib")
+    assert solver_settings(settings_message(settings)) == settings
+
+
+@pytest.mark.parametrize("settings", IN_ONE_PROCESS, ids=str)
+def test_an_engine_takes_nothing_that_the_two_nodes_do_not_agree_on(settings):
+    """Whoever asks it is told so, both ways, before anything is computed."""
+    engine = tiny_engine()
+    points = gaussian(50)
+    try:
+        with pytest.raises(SettingsInvalid, match="a node draws no noise"):
+            engine.encode(points, settings)
+        with pytest.raises(SettingsInvalid, match="a node draws no noise"):
+            engine.decode(Latent(points.astype(np.float32), bytes(32)), settings)
+    finally:
+        engine.close()

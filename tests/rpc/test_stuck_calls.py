@@ -1,0 +1,82 @@
+"""A stream that gRPC ended without waking its reader is ended by closing its channel."""
+
+from __future__ import annotations
+
+import threading
+
+import grpc
+import pytest
+
+from ddib_fed.rpc.answers import CheckedChannel
+from ddib_fed.trust import tls
+from tests.node.institutions import Institution
+from tests.server.listening import Listening
+
+
+class EndedError(grpc.RpcError):
+    """What a stream of a closed channel raises."""
+
+
+class StuckStream:
+    """What gRPC 1.85.3 leaves behind: the status is there, and reading returns only once the channel is closed."""
+
+    def __init__(self, closed: threading.Event) -> None:
+        self._closed = closed
+
+    def is_active(self) -> bool:
+        return False
+
+    def __next__(self) -> bytes:
+        assert self._closed.wait(30)
+        raise EndedError
+
+
+class StuckChannel(grpc.Channel):
+    """A channel whose streams are stuck."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+
+    def stream_stream(self, *args, **kwargs):
+        return lambda *_, **__: StuckStream(self.closed)
+
+    unary_unary = unary_stream = stream_unary = stream_stream
+
+    def subscribe(self, *args, **kwargs):
+        raise NotImplementedError
+
+    unsubscribe = subscribe
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+
+def test_a_reader_that_grpc_forgot_is_woken() -> None:
+    """Its channel is closed and known to be broken; before, reading never returned, whatever the deadline."""
+    channel = CheckedChannel(StuckChannel(), "target south.example", own=False)
+    with pytest.raises(EndedError):
+        next(channel.stream_stream("/any")(iter(())))
+    assert channel.broken
+
+
+def test_a_node_dials_again_when_a_channel_was_broken(tmp_path) -> None:
+    """The peer's next call has a channel of its own, and an answer."""
+    north, south = (Institution(f"{name}.example", tmp_path / name) for name in ("north", "south"))
+    south.admit(north)
+    node = Listening(south)
+    north.admit(south, address=node.address)
+    channels = tls.PeerChannels(north.pki, north.store)
+    first = channels.get("south.example")
+    assert channels.get("south.example") is first
+    first._stuck.found = True
+    second = channels.get("south.example")
+    assert second is not first
+    assert not second.broken
+    channels.close()
+    node.close()

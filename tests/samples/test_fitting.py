@@ -1,0 +1,228 @@
+"""A picture of any size becomes the model's array, and comes back at its own size."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from ddib_fed.errors import SettingsInvalid, ShapeMismatch
+from ddib_fed.samples.images import Geometry, Picture, PictureRule, from_array, to_array, to_raw
+from tests.samples.picture_examples import noise
+
+sides = st.integers(1, 24)
+
+
+def picture(pixels: np.ndarray) -> Picture:
+    return Picture(pixels, 8 * pixels.dtype.itemsize, "PNG")
+
+
+def there_and_back(pixels: np.ndarray, rule: PictureRule) -> np.ndarray:
+    x, geometry = to_array(picture(pixels), rule)
+    assert (x.dtype, x.shape) == (np.float32, (rule.channels, rule.height, rule.width))
+    assert x.flags.c_contiguous
+    assert np.abs(x).max() <= 1
+    assert geometry == Geometry(*pixels.shape[:2])
+    return from_array(x, rule, geometry)
+
+
+def rule_for(dtype: str, channels: int, height: int, width: int, fit: str) -> PictureRule:
+    return PictureRule(channels, height, width, fit, 0, np.iinfo(dtype).max, 8 * np.dtype(dtype).itemsize)
+
+
+@given(
+    dtype=st.sampled_from(["uint8", "uint16"]),
+    channels=st.sampled_from([1, 3]),
+    height=sides,
+    width=sides,
+    more=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    seed=st.integers(0, 99),
+)
+def test_a_padded_picture_comes_back_to_the_bit(dtype, channels, height, width, more, seed):
+    """Whatever fits into the array is not resized: all 256 or 65,536 values survive."""
+    pixels = noise(height, width, channels, dtype, seed)
+    rule = rule_for(dtype, channels, height + more[0], width + more[1], "pad")
+    back = there_and_back(pixels, rule)
+    assert back.dtype == pixels.dtype
+    np.testing.assert_array_equal(back, pixels)
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "resize"])
+@given(
+    dtype=st.sampled_from(["uint8", "uint16"]),
+    channels=st.sampled_from([1, 3]),
+    height=sides,
+    width=sides,
+    seed=st.integers(0, 99),
+)
+def test_a_picture_of_the_right_size_comes_back_to_the_bit(fit, dtype, channels, height, width, seed):
+    """By every rule."""
+    pixels = noise(height, width, channels, dtype, seed)
+    np.testing.assert_array_equal(
+        there_and_back(pixels, rule_for(dtype, channels, height, width, fit)), pixels
+    )
+
+
+@pytest.mark.parametrize("fit", ["pad", "resize"])
+@given(original=st.tuples(sides, sides), model=st.tuples(sides, sides))
+def test_a_picture_comes_back_at_its_own_size(fit, original, model):
+    """Of any size, by any model's size."""
+    back = there_and_back(noise(*original, 3), PictureRule(3, *model, fit))
+    assert back.shape == (*original, 3)
+
+
+@given(original=st.tuples(sides, sides), model=st.tuples(sides, sides))
+def test_the_cropped_part_comes_back_at_its_own_scale(original, model):
+    """It is as large as the part of the original that the model saw, within a pixel, and never larger than that."""
+    back = there_and_back(noise(*original, 1), PictureRule(1, *model, "crop"))
+    scale = min(original[0] / model[0], original[1] / model[1])
+    for got, whole, side in zip(back.shape, original, model, strict=False):
+        assert 1 <= got <= whole
+        # Rounding the scaled side to whole pixels, and a last row lost in halving, shift it a little.
+        assert abs(got - side * scale) <= 1 + whole / 4
+
+
+@pytest.mark.parametrize(("original", "expected"), [((100, 200), (100, 100)), ((50, 40), (40, 40))])
+def test_the_cropped_part_of_a_wide_picture_is_its_middle_square(original, expected):
+    """As an example: 100 x 200 gives 100 x 100."""
+    assert there_and_back(noise(*original, 3), PictureRule(3, 20, 20, "crop")).shape == (*expected, 3)
+
+
+@given(
+    hnp.arrays("uint16", st.tuples(sides, sides, st.just(1))), st.integers(0, 60_000), st.integers(16, 5_535)
+)
+def test_values_within_the_range_keep_their_sixteen_bits(pixels, low, width):
+    """A narrower range than the type's loses what lies outside and nothing within."""
+    rule = PictureRule(1, *pixels.shape[:2], "pad", low, low + width, 16)
+    np.testing.assert_array_equal(there_and_back(pixels, rule), pixels.clip(low, low + width))
+
+
+def test_every_sixteen_bit_value_survives():
+    """All 65,536."""
+    pixels = np.arange(65_536, dtype=np.uint16).reshape(256, 256, 1)
+    rule = PictureRule(1, 256, 256, "resize", 0, 65_535, 16)
+    np.testing.assert_array_equal(there_and_back(pixels, rule), pixels)
+
+
+def public_rule(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The rule of guided-diffusion for a square of `size`, computed step by step."""
+    image = Image.fromarray(pixels)
+    while min(image.width, image.height) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.width, image.height)
+    new = (round(image.width * scale), round(image.height * scale))
+    whole = np.asarray(image.resize(new, Image.Resampling.BICUBIC))
+    top, left = (whole.shape[0] - size) // 2, (whole.shape[1] - size) // 2
+    return whole[top : top + size, left : left + size].astype(np.float32) / 127.5 - 1
+
+
+@given(height=st.integers(5, 90), width=st.integers(5, 90), size=st.integers(4, 16), seed=st.integers(0, 9))
+def test_cropping_is_what_public_models_were_trained_on(height, width, size, seed):
+    """Equal to the public rule, computed directly: larger, smaller, odd, long pictures."""
+    pixels = noise(height, width, 3, seed=seed)
+    x, _ = to_array(picture(pixels), PictureRule(3, size, size, "crop"))
+    np.testing.assert_allclose(x.transpose(1, 2, 0), public_rule(pixels, size), atol=1e-6)
+
+
+def test_sixteen_bits_are_resized_as_eight_are():
+    """The same picture in both types gives the same array, within the rounding of eight bits."""
+    small = noise(50, 41, 3)
+    large = small.astype(np.uint16) * 257
+    for fit in ("crop", "resize", "pad"):
+        a, _ = to_array(picture(small), PictureRule(3, 12, 12, fit))
+        b, _ = to_array(picture(large), PictureRule(3, 12, 12, fit, 0, 65_535, 16))
+        assert np.abs(a - b).max() < 4 / 127.5
+
+
+def test_padding_is_the_low_end_and_lies_evenly_around():
+    """Black, or air; an odd row too many lies below."""
+    x, _ = to_array(picture(np.full((2, 4, 1), 255, np.uint8)), PictureRule(1, 5, 6, "pad"))
+    expected = np.full((5, 6), -1.0)
+    expected[1:3, 1:5] = 1
+    np.testing.assert_array_equal(x[0], expected)
+
+
+def test_padding_shrinks_what_is_too_large_and_keeps_its_shape():
+    """8 x 16 in 4 x 4 is two rows."""
+    x, _ = to_array(picture(np.full((8, 16, 1), 255, np.uint8)), PictureRule(1, 4, 4, "pad"))
+    assert (x[0] == 1).sum(axis=1).tolist() == [0, 4, 4, 0]
+
+
+def test_a_range_of_hounsfield_units_is_inverted_by_the_scale():
+    """Negative values do not fit a PNG: the numbers are scaled, and the scale is told."""
+    rule = PictureRule(1, 2, 2, "pad", -1000, 2000, 16)
+    pixels = np.array([[[-1000], [-3000]], [[0], [1234]]], dtype=np.int16)
+    slope, intercept = rule.output_scale
+    numbers = there_and_back(pixels, rule)
+    assert numbers.dtype == np.uint16
+    np.testing.assert_allclose(numbers * slope + intercept, pixels.clip(-1000, 2000), atol=slope / 2 + 1e-3)
+    x, geometry = to_array(picture(pixels), rule)
+    np.testing.assert_allclose(to_raw(x, rule, geometry), pixels.clip(-1000, 2000), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bits", "scale"),
+    [
+        (0, 255, 8, (1, 0)),
+        (10, 240, 8, (1, 0)),
+        (0, 4095, 16, (1, 0)),
+        (0, 255, 16, (1, 0)),
+        (0, 1, 8, (1 / 255, 0)),
+        (0, 4095, 8, (4095 / 255, 0)),
+        (-1, 1, 16, (2 / 65535, -1)),
+    ],
+)
+def test_raw_values_go_out_when_the_type_holds_them(low, high, bits, scale):
+    """Otherwise 0 is the low end and the type's largest number the high end."""
+    assert PictureRule(1, 4, 4, "pad", low, high, bits).output_scale == pytest.approx(scale)
+
+
+def test_rgb_becomes_grey_by_luma_and_grey_becomes_rgb_by_repetition():
+    """0.299 R + 0.587 G + 0.114 B, in every type."""
+    for dtype in ("uint8", "uint16"):
+        colours = noise(6, 7, 3, dtype)
+        top = np.iinfo(dtype).max
+        grey, _ = to_array(picture(colours), PictureRule(1, 6, 7, "pad", 0, top, 16))
+        luma = colours @ np.array([0.299, 0.587, 0.114])
+        assert np.abs((grey[0] + 1) / 2 * top - luma).max() < 0.51
+        x, _ = to_array(picture(colours[..., :1]), PictureRule(3, 6, 7, "pad", 0, top, 16))
+        assert (x[0] == x[1]).all()
+        assert (x[0] == x[2]).all()
+
+
+def test_what_leaves_a_model_is_clipped_and_rounded():
+    """Not wrapped round, not cut off."""
+    x = np.array([[[-3.0, 3.0, 0.0039]]], dtype=np.float32)
+    assert from_array(x, PictureRule(1, 1, 3)).ravel().tolist() == [0, 255, 128]
+
+
+def test_without_a_geometry_the_array_keeps_its_size():
+    """A sample has no original."""
+    assert from_array(np.zeros((3, 8, 9), np.float32), PictureRule(3, 8, 9, "pad")).shape == (8, 9, 3)
+
+
+def test_an_array_of_another_shape_is_refused():
+    with pytest.raises(ShapeMismatch) as caught:
+        from_array(np.zeros((3, 8, 8), np.float32), PictureRule(1, 8, 8))
+    assert caught.value.facts["expected"] == "(1, 8, 8)"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"channels": 2},
+        {"height": 0},
+        {"width": -1},
+        {"fit": "stretch"},
+        {"bits": 12},
+        {"low": 5, "high": 5},
+        {"low": 9, "high": 5},
+        {"high": float("inf")},
+        {"low": float("nan")},
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(wrong):
+    """Before any picture meets it."""
+    with pytest.raises(SettingsInvalid):
+        PictureRule(**{"channels": 1, "height": 8, "width": 8, **wrong})

@@ -1,0 +1,319 @@
+"""A folder of pictures is checked before it is trained on, and split by its pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddib_fed.errors import FileMissing, ImageTooLarge, ImageUnreadable, SettingsInvalid, UsageError
+from ddib_fed.samples.folders import (
+    Entry,
+    Looks,
+    class_numbers,
+    expand,
+    folder_digest,
+    load,
+    scan,
+    shared,
+    split,
+    two_sides,
+)
+from ddib_fed.samples.images import ImageLimits, PictureRule, encode_png
+from tests.samples.picture_examples import noise, npy_of, saved, tiff_of
+
+
+def put(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def put_pictures(root: Path, *names: str) -> None:
+    """A PNG each, all different."""
+    for i, name in enumerate(names):
+        put(root / name, encode_png(noise(5, 6, 3, seed=i + 1)))
+
+
+def names(entries) -> list[str]:
+    return [e.path.name for e in entries]
+
+
+def test_pictures_of_every_format_are_found_in_the_order_of_their_paths(tmp_path):
+    """In nested folders, whatever their suffix's case."""
+    pixels = noise(4, 5, 3)
+    put(tmp_path / "b" / "deep" / "1.PNG", encode_png(pixels))
+    put(tmp_path / "b" / "2.jpeg", saved(pixels, "JPEG"))
+    put(tmp_path / "a.tif", tiff_of(noise(4, 5, 1, "uint16")))
+    put(tmp_path / "c.npy", npy_of(noise(4, 5, 1, "float32")[..., 0]))
+    found = scan(tmp_path)
+    assert [e.path.relative_to(tmp_path).as_posix() for e in found.entries] == [
+        "a.tif",
+        "b/2.jpeg",
+        "b/deep/1.PNG",
+        "c.npy",
+    ]
+    assert [(e.looks.format, e.looks.dtype, e.looks.channels) for e in found.entries] == [
+        ("TIFF", "uint16", 1),
+        ("JPEG", "uint8", 3),
+        ("PNG", "uint8", 3),
+        ("NPY", "float32", 1),
+    ]
+    assert (found.bad, found.classes, found.ignored) == ((), (), 0)
+
+
+def test_hidden_files_and_notes_are_no_pictures(tmp_path):
+    """Neither what begins with a dot, nor archives' leftovers, nor text; text is counted."""
+    put_pictures(tmp_path, "1.png", ".hidden.png", ".cache/2.png", "__MACOSX/3.png")
+    put(tmp_path / "README.txt", b"about")
+    put(tmp_path / "Thumbs.db", b"\0")
+    found = scan(tmp_path)
+    assert names(found.entries) == ["1.png"]
+    assert found.ignored == 2
+
+
+def test_a_picture_without_a_suffix_is_found(tmp_path):
+    """Its first bytes tell."""
+    put_pictures(tmp_path, "picture", "picture.dat")
+    assert names(scan(tmp_path).entries) == ["picture", "picture.dat"]
+
+
+BAD = {
+    "empty.png": b"",
+    "short.png": encode_png(noise(9, 9, 3))[:60],
+    "text.jpg": b"not a picture",
+    "moving.gif": b"GIF89a" + bytes(9),
+    "scan.dcm": bytes(128) + b"DICM",
+    "nan.npy": npy_of(np.full((3, 3), np.nan)),
+}
+
+
+def test_bad_files_refuse_the_folder_and_are_named(tmp_path):
+    """With the reason of each, and the option that leaves them out."""
+    put_pictures(tmp_path, "good.png")
+    for name, content in BAD.items():
+        put(tmp_path / name, content)
+    with pytest.raises(ImageUnreadable) as caught:
+        scan(tmp_path)
+    assert caught.value.detail.startswith("6 of 7 pictures")
+    assert all(name in caught.value.detail for name in BAD)
+    assert "--skip-bad" in caught.value.hint
+    assert caught.value.facts == {"bad": "6"}
+
+
+def test_only_the_first_bad_files_are_listed(tmp_path):
+    """A thousand would hide the hint."""
+    for i in range(15):
+        put(tmp_path / f"{i:02}.png", b"")
+    with pytest.raises(ImageUnreadable) as caught:
+        scan(tmp_path)
+    assert "09.png" in caught.value.detail
+    assert "10.png" not in caught.value.detail
+    assert "and 5 more" in caught.value.detail
+
+
+def test_bad_files_are_left_out_on_request(tmp_path):
+    """And are listed with their reasons."""
+    put_pictures(tmp_path, "good.png")
+    for name, content in BAD.items():
+        put(tmp_path / name, content)
+    found = scan(tmp_path, skip_bad=True)
+    assert names(found.entries) == ["good.png"]
+    assert {path.name for path, _ in found.bad} == set(BAD)
+    assert all(reason for _, reason in found.bad)
+
+
+def test_a_picture_over_the_limits_is_a_bad_file(tmp_path):
+    """Of pixels as of bytes."""
+    put_pictures(tmp_path, "large.png")
+    put(tmp_path / "small.png", encode_png(noise(2, 2, 1)))
+    found = scan(tmp_path, limits=ImageLimits(max_pixels=29), skip_bad=True)
+    assert (names(found.entries), found.bad[0][0].name) == (["small.png"], "large.png")
+
+
+@pytest.mark.parametrize("content", [None, b"text"])
+def test_a_folder_without_pictures_is_named(tmp_path, content):
+    """Also when all of them are bad, or there is no such folder."""
+    if content:
+        put(tmp_path / "a.txt", content)
+    with pytest.raises(FileMissing, match="no picture"):
+        scan(tmp_path)
+    with pytest.raises(FileMissing, match="no such folder"):
+        scan(tmp_path / "nowhere")
+
+
+def test_one_picture_may_stand_for_a_folder(tmp_path):
+    """As translation takes either."""
+    put_pictures(tmp_path, "1.png", "2.png")
+    assert names(scan(tmp_path / "2.png").entries) == ["2.png"]
+
+
+def test_classes_come_from_the_first_sub_folder(tmp_path):
+    """However deep the file lies below it."""
+    put_pictures(tmp_path, "dog/1.png", "cat/young/2.png", "cat/3.png")
+    found = scan(tmp_path, classes="folders")
+    assert found.classes == ("cat", "dog")
+    assert [e.label for e in found.entries] == ["cat", "cat", "dog"]
+    assert class_numbers(found.entries, found.classes).tolist() == [0, 0, 1]
+
+
+def test_classes_come_from_the_name_up_to_an_underscore(tmp_path):
+    """As the public code has it."""
+    put_pictures(tmp_path, "dog_1.png", "x/cat_b_2.png")
+    found = scan(tmp_path, classes="prefix")
+    assert ([e.label for e in found.entries], found.classes) == (["dog", "cat"], ("cat", "dog"))
+
+
+def test_classes_that_are_numbers_are_sorted_as_numbers(tmp_path):
+    """10 comes after 9."""
+    put_pictures(tmp_path, *(f"{n}/a.png" for n in (10, 9, 0)))
+    assert scan(tmp_path, classes="folders").classes == ("0", "9", "10")
+
+
+@pytest.mark.parametrize(
+    ("classes", "name"), [("folders", "1.png"), ("prefix", "cat.png"), ("prefix", "_1.png")]
+)
+def test_a_picture_without_a_class_is_a_bad_file(tmp_path, classes, name):
+    """It is not put into a class of its own."""
+    put_pictures(tmp_path, "cat/cat_1.png", name)
+    found = scan(tmp_path, classes=classes, skip_bad=True)
+    assert [path.name for path, _ in found.bad] == [name]
+
+
+def test_a_class_that_a_model_does_not_know_is_refused(tmp_path):
+    """Numbers are looked up, not made up."""
+    put_pictures(tmp_path, "cat_1.png")
+    entries = scan(tmp_path, classes="prefix").entries
+    with pytest.raises(SettingsInvalid, match="cat"):
+        class_numbers(entries, ("dog",))
+
+
+def test_two_domains_under_one_root_are_told_apart(tmp_path):
+    """trainA and trainB are not mixed; each is a folder as any other."""
+    put_pictures(tmp_path, "trainA/1.png", "trainB/1.png", "testA/2.png")
+    with pytest.raises(UsageError, match="two domains") as caught:
+        scan(tmp_path)
+    assert str(tmp_path / "trainA") in caught.value.hint
+    sides = two_sides(tmp_path)
+    assert sides == (tmp_path / "trainA", tmp_path / "trainB", tmp_path / "testA", None)
+    assert names(scan(sides.train_a).entries) == ["1.png"]
+    assert two_sides(tmp_path / "trainA") is None
+
+
+def test_progress_is_told_for_every_file(tmp_path):
+    """Bad ones included."""
+    put_pictures(tmp_path, "1.png", "2.png")
+    put(tmp_path / "3.png", b"")
+    told = []
+    scan(tmp_path, skip_bad=True, progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_digest_is_of_the_pixels(tmp_path):
+    """A picture in two formats has one; another size, type or pixel has another."""
+    pixels = noise(4, 6, 1)
+    put(tmp_path / "a.png", encode_png(pixels))
+    put(tmp_path / "b.tif", tiff_of(pixels))
+    put(tmp_path / "c.png", encode_png(pixels.reshape(6, 4, 1)))
+    put(tmp_path / "d.png", encode_png(pixels.astype(np.uint16)))
+    put(tmp_path / "e.png", encode_png(pixels ^ 1))
+    digests = [e.digest for e in scan(tmp_path).entries]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
+
+
+def test_pictures_in_both_folders_are_found(tmp_path):
+    """By their pixels, whatever they are called."""
+    put_pictures(tmp_path, "a/1.png", "a/2.png")
+    put(tmp_path / "b" / "other.png", (tmp_path / "a" / "2.png").read_bytes())
+    a, b = scan(tmp_path / "a"), scan(tmp_path / "b")
+    assert shared(a.entries, b.entries) == [(tmp_path / "a" / "2.png", tmp_path / "b" / "other.png")]
+    assert shared(a.entries[:1], b.entries) == []
+
+
+def test_a_folders_digest_does_not_know_its_names(tmp_path):
+    """Other names, other order, same digest; another class or picture, another digest."""
+    put_pictures(tmp_path, "a/x_1.png", "a/y_2.png")
+    put(tmp_path / "b" / "x_9.png", (tmp_path / "a" / "x_1.png").read_bytes())
+    put(tmp_path / "b" / "y_0.png", (tmp_path / "a" / "y_2.png").read_bytes())
+    a, b = (scan(tmp_path / d, classes="prefix").entries for d in "ab")
+    assert folder_digest(a) == folder_digest(b)
+    assert folder_digest(a) != folder_digest(a[:1])
+    assert folder_digest(a) != folder_digest(scan(tmp_path / "a").entries)
+
+
+LOOKS = Looks(1, 1, 1, "uint8", "PNG", 0, 0)
+digests = st.lists(st.text("0123456789abcdef", min_size=8, max_size=8), max_size=60)
+
+
+def entries_of(found: list[str]) -> list[Entry]:
+    return [Entry(Path(str(i)), None, digest, LOOKS) for i, digest in enumerate(found)]
+
+
+@given(digests, st.floats(0.01, 0.9))
+def test_duplicates_fall_on_one_side_and_no_side_is_empty(found, share):
+    """Every entry is in one part, in the order given; two different pictures give two parts."""
+    entries = entries_of(found)
+    training, held_out = split(entries, share)
+    assert sorted(training + held_out, key=lambda e: int(str(e.path))) == entries
+    assert not {e.digest for e in training} & {e.digest for e in held_out}
+    if len(set(found)) > 1:
+        assert training
+        assert held_out
+
+
+def test_a_picture_stays_on_its_side_when_others_are_added():
+    """Only the few that keep a part from being empty may move; the share is about what was asked."""
+    entries = entries_of([f"{i:08x}" for i in range(1_000)])
+    training, held_out = split(entries, 0.1)
+    assert 70 <= len(held_out) <= 130
+    again, held_again = split(entries[:500], 0.1)
+    assert set(again) <= set(training)
+    assert set(held_again) <= set(held_out)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 2.0, float("nan")])
+def test_a_share_that_leaves_nothing_is_refused(share):
+    with pytest.raises(SettingsInvalid):
+        split(entries_of(["aa", "bb"]), share)
+
+
+def test_a_share_of_nothing_holds_nothing_out():
+    entries = entries_of(["aa", "bb"])
+    assert split(entries, 0) == (tuple(entries), ())
+
+
+def test_pictures_of_many_sizes_are_loaded_into_one_array(tmp_path):
+    """In [-1, 1], in the order of the entries; compact ones are the same within half a level."""
+    put(tmp_path / "1.png", encode_png(noise(40, 30, 3)))
+    put(tmp_path / "2.png", encode_png(noise(8, 8, 1)))
+    entries = scan(tmp_path).entries
+    rule = PictureRule(3, 8, 8, "crop")
+    x = load(entries, rule)
+    assert (x.shape, x.dtype) == ((2, 3, 8, 8), np.float32)
+    np.testing.assert_allclose(x[1, 0], noise(8, 8, 1)[..., 0] / 127.5 - 1, atol=1e-6)
+    compact = load(entries, rule, compact=True)
+    assert compact.dtype == np.uint8
+    np.testing.assert_allclose(expand(compact), x, atol=1e-6)
+    assert expand(x) is x
+
+
+def test_sixteen_bits_are_loaded_exactly(tmp_path):
+    """Compact is two bytes then."""
+    pixels = noise(8, 8, 1, "uint16")
+    put(tmp_path / "1.tif", tiff_of(pixels, compression="zlib"))
+    rule = PictureRule(1, 8, 8, "pad", 0, 65_535, 16)
+    compact = load(scan(tmp_path).entries, rule, compact=True)
+    np.testing.assert_array_equal(compact[0, 0], pixels[..., 0])
+
+
+def test_a_file_that_changed_since_the_scan_is_named(tmp_path):
+    """It is decoded again under the same limits."""
+    put_pictures(tmp_path, "1.png")
+    entries = scan(tmp_path).entries
+    with pytest.raises(ImageTooLarge):
+        load(entries, PictureRule(3, 4, 4), limits=ImageLimits(max_bytes=10))
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(FileMissing):
+        load(entries, PictureRule(3, 4, 4))

@@ -1,0 +1,287 @@
+"""Files that nobody vouches for: each is refused by name, before anything of its claimed size exists."""
+
+import io
+import struct
+import zlib
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable
+from ddib_fed.samples.images import ImageLimits, decode_image, encode_png
+from tests.samples.picture_examples import (
+    chunk,
+    forged_png,
+    lzw,
+    noise,
+    npy_of,
+    png_of,
+    raw_tiff,
+    saved,
+    tiff_of,
+    with_chunk,
+)
+
+SMALL = ImageLimits(max_pixels=100)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "empty"),
+        (b"hello", "nothing that begins like a picture"),
+        (b"GIF89a" + bytes(20), "GIF"),
+        (b"BM" + bytes(20), "BMP"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "WebP"),
+        (bytes(128) + b"DICM" + bytes(20), "DICOM"),
+        (bytes(344) + b"n+1\0", "NIfTI"),
+        (b"PK\x03\x04" + bytes(20), "zip"),
+    ],
+)
+def test_what_is_no_accepted_picture_is_named(content, named):
+    """With what it seems to be, and what would be accepted."""
+    with pytest.raises(ImageUnreadable) as caught:
+        decode_image(content)
+    assert named in caught.value.detail
+    assert caught.value.facts == {"formats": "PNG, JPEG, TIFF, NPY"}
+    assert caught.value.hint
+
+
+def test_a_format_that_the_limits_leave_out_is_refused():
+    """A node may take PNG alone."""
+    content = saved(noise(4, 4, 3), "JPEG")
+    with pytest.raises(ImageUnreadable, match="JPEG"):
+        decode_image(content, ImageLimits(formats=("PNG",)))
+
+
+FILES = {
+    "png": encode_png(noise(20, 20, 3)),
+    "png16": encode_png(noise(20, 20, 3, "uint16")),
+    "jpeg": saved(noise(20, 20, 3), "JPEG"),
+    "tiff": tiff_of(noise(20, 20, 3)),
+    "tiff16": tiff_of(noise(20, 20, 3, "uint16"), compression="zlib"),
+    "lzw": raw_tiff(noise(20, 20, 3, "uint16"), 5, lzw(noise(20, 20, 3, "uint16").tobytes())),
+    "npy": npy_of(noise(20, 20, 3, "float32")),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_a_file_that_is_cut_short_is_unreadable(name, share):
+    """At any place, in any format."""
+    content = FILES[name]
+    with pytest.raises(ImageUnreadable):
+        decode_image(content[: max(1, int(len(content) * share))])
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of odd metadata on its way to an error
+@pytest.mark.parametrize("name", FILES)
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
+def test_a_changed_byte_never_does_more_than_a_named_error(name, place, value):
+    """It is read as some picture, or refused: nothing escapes the tree of errors."""
+    content = bytearray(FILES[name])
+    content[int(place * len(content))] = value
+    try:
+        picture = decode_image(bytes(content), ImageLimits(max_pixels=10_000))
+    except DdibError:
+        return
+    assert picture.pixels.shape[2] in {1, 3}
+
+
+@pytest.mark.parametrize(
+    "magic", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"\x93NUMPY\x01\0"]
+)
+@given(tail=st.binary(max_size=200))
+def test_random_bytes_behind_a_right_beginning_are_unreadable(magic, tail):
+    """The decoders' own errors, of any kind, become one."""
+    with pytest.raises(DdibError):
+        decode_image(magic + tail)
+
+
+def _frames(format_name: str, **options) -> bytes:
+    """Two pictures in one file, by Pillow."""
+    file = io.BytesIO()
+    first, second = (Image.fromarray(noise(16, 16, 3, seed=seed)) for seed in (1, 2))
+    first.save(file, format_name, save_all=True, append_images=[second], **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format_name", ["MPO", "TIFF", "PNG", "GIF", "WEBP"])
+def test_a_file_of_two_pictures_is_refused(format_name):
+    """A JPEG of two frames (MPO: stereo cameras, telephones) is one too; of it the first alone was taken."""
+    content = _frames(format_name)
+    wanted = ImageUnreadable if format_name in {"GIF", "WEBP"} else ImageTooLarge
+    with pytest.raises(wanted) as caught:
+        decode_image(content)
+    if wanted is ImageTooLarge:
+        assert caught.value.facts["limit_frames"] == "1"
+        assert caught.value.hint
+
+
+def test_a_damaged_part_of_a_png_is_noticed():
+    """Its sum tells, also where the pixels would still unpack."""
+    content = bytearray(encode_png(noise(4, 4, 3)))
+    content[-20] ^= 1
+    with pytest.raises(ImageUnreadable, match="IDAT"):
+        decode_image(bytes(content))
+
+
+@pytest.mark.parametrize(("depth", "colour"), [(8, 0), (8, 2), (16, 0), (16, 2), (16, 4), (16, 6)])
+def test_a_png_that_claims_too_many_pixels_is_refused_by_its_header(depth, colour):
+    """Of 67 bytes, 4 GB and more would come."""
+    with pytest.raises(ImageTooLarge) as caught:
+        decode_image(forged_png(60_000, 60_000, depth, colour))
+    assert caught.value.facts == {"pixels": "3600000000", "limit_pixels": str(ImageLimits().max_pixels)}
+
+
+def test_a_png_that_unpacks_to_more_than_its_picture_is_read_no_further():
+    """100 MB of zeros behind ten rows: the decoder fills the picture and stops."""
+    import tracemalloc
+
+    content = forged_png(10, 10, packed=zlib.compress(bytes(100_000_000)))
+    tracemalloc.start()
+    with suppress(ImageUnreadable):
+        decode_image(content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        saved(np.zeros((11, 10, 3), np.uint8), "JPEG"),
+        tiff_of(np.zeros((11, 10, 3), np.uint16)),
+        tiff_of(np.zeros((11, 10, 1), np.uint8), compression="zlib"),
+        npy_of(np.zeros((11, 10))),
+        npy_of(np.zeros((3, 11, 10))),
+        encode_png(np.zeros((11, 10, 1), np.uint8)),
+    ],
+)
+def test_the_limit_on_pixels_holds_for_every_format(content):
+    """110 of them where 100 are allowed."""
+    with pytest.raises(ImageTooLarge) as caught:
+        decode_image(content, SMALL)
+    assert caught.value.facts["pixels"] == "110"
+
+
+def test_a_tiff_that_unpacks_to_more_than_its_picture_is_refused():
+    """A strip of deflated zeros, a thousand times the picture."""
+    pixels = noise(20, 20, 1, "uint16")
+    with pytest.raises(ImageUnreadable, match="unpacks to more"):
+        decode_image(raw_tiff(pixels, 8, zlib.compress(bytes(50_000_000))))
+
+
+def test_the_limit_on_bytes_comes_first():
+    """Whatever they are."""
+    with pytest.raises(ImageTooLarge) as caught:
+        decode_image(b"x" * 11, ImageLimits(max_bytes=10))
+    assert caught.value.facts == {"size_bytes": "11", "limit_bytes": "10"}
+
+
+@pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 0), (0, 0)])
+def test_a_picture_without_pixels_is_unreadable(height, width):
+    for content in (forged_png(height, width), npy_of(np.zeros((height, width)))):
+        with pytest.raises(ImageUnreadable):
+            decode_image(content)
+
+
+def several(format_name: str, **options) -> bytes:
+    frames = [Image.fromarray(noise(5, 5, 3, seed=i)) for i in range(3)]
+    file = io.BytesIO()
+    frames[0].save(file, format_name, save_all=True, append_images=frames[1:], **options)
+    return file.getvalue()
+
+
+def stack(**options) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, noise(3, 6, 7, "uint16"), photometric="minisblack", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [several("PNG"), several("TIFF"), several("TIFF", compression="tiff_lzw"), stack(), stack(imagej=True)],
+    ids=["animated PNG", "TIFF", "TIFF with LZW", "stack", "stack of ImageJ"],
+)
+def test_several_frames_are_refused(content):
+    """One picture a file; the hint says what to do."""
+    with pytest.raises(ImageTooLarge) as caught:
+        decode_image(content)
+    assert caught.value.facts["limit_frames"] == "1"
+    assert "file of its own" in caught.value.hint
+
+
+def test_an_object_array_is_refused_unread():
+    """A pickle in a .npy is never loaded: one that would run code does not run it."""
+
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("the pickle was read",))
+
+    with pytest.raises(ImageUnreadable, match="real numbers"):
+        decode_image(npy_of(np.array([[Trap()]], dtype=object)))
+
+
+@pytest.mark.parametrize("dtype", ["?", "c8", "S3", "U2", "M8[s]", "f4, f4"])
+def test_a_npy_of_other_things_is_refused(dtype):
+    """Booleans, complex numbers, texts, dates, records."""
+    with pytest.raises(ImageUnreadable):
+        decode_image(npy_of(np.zeros((2, 2), dtype=dtype)))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 5, 2), (5, 5, 4), (2, 5, 5), (1, 1, 5, 5), (1,) * 20])
+def test_a_npy_of_another_shape_is_refused(shape):
+    """It is not one grey or RGB picture."""
+    with pytest.raises(ImageUnreadable, match="not one picture"):
+        decode_image(npy_of(np.zeros(shape, np.uint8)))
+
+
+def test_a_forged_shape_does_not_wrap_round():
+    """2^33 by 2^33 by 3 bytes are not a small number; the limit refuses them first."""
+    text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (8589934592, 8589934592, 3), }\n"
+    with pytest.raises(ImageTooLarge):
+        decode_image(b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+def test_numbers_that_are_not_finite_are_refused_and_counted(value):
+    """In .npy and TIFF; also a double that float32 cannot hold."""
+    array = np.zeros((3, 4, 1))
+    array[1, 2] = array[2, 3] = value
+    for content in (npy_of(array), tiff_of(array)):
+        with pytest.raises(ImageUnreadable) as caught:
+            decode_image(content)
+        assert caught.value.facts == {"not_finite": "2"}
+
+
+def test_a_tiff_that_would_lose_bits_says_what_to_convert_it_to():
+    """Three floats a pixel in LZW: Pillow would show something else, so nothing is shown."""
+    pixels = noise(4, 5, 3, "float32")
+    with pytest.raises(ImageUnreadable) as caught:
+        decode_image(raw_tiff(pixels, 5, lzw(pixels.tobytes())))
+    assert "3 x 32 bit stored as LZW" in caught.value.detail
+    assert "tiffcp -c zip" in caught.value.hint
+
+
+def test_a_missing_header_and_a_wrong_key_are_named():
+    """Parts in the wrong order or of the wrong length."""
+    good = encode_png(noise(3, 3, 3, "uint16"))
+    with pytest.raises(ImageUnreadable, match="header"):
+        decode_image(good[:8] + good[33:])
+    with pytest.raises(ImageUnreadable, match="wrong length"):
+        decode_image(with_chunk(png_of(noise(3, 3, 3, "uint16")), b"tRNS", bytes(8)))
+
+
+def test_a_second_header_is_refused():
+    """A decoder would believe it, although the limit was held against the first."""
+    content = forged_png(4, 4)
+    second = chunk(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 0, 0, 0, 0))
+    end = 8 + 25
+    with pytest.raises(ImageUnreadable, match="two headers"):
+        decode_image(content[:end] + second + content[end:])

@@ -1,0 +1,353 @@
+"""Pictures of every accepted form are read exactly, and written without anything but their pixels."""
+
+import io
+import sys
+
+import numpy as np
+import png
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from ddib_fed.errors import FileMissing, ImageTooLarge, ShapeMismatch
+from ddib_fed.samples.images import ImageLimits, decode_image, encode_png, read_image
+from tests.samples.picture_examples import (
+    chunk,
+    differences,
+    exif,
+    lzw,
+    noise,
+    npy_of,
+    packbits,
+    png_of,
+    raw_tiff,
+    saved,
+    tiff_of,
+    with_chunk,
+)
+
+
+def assert_holds(content: bytes, pixels: np.ndarray, format_name: str) -> None:
+    """The file is read as exactly these pixels, in their own type."""
+    picture = decode_image(content)
+    assert (picture.pixels.dtype, picture.format) == (pixels.dtype.newbyteorder("="), format_name)
+    assert picture.pixels.flags.writeable
+    assert picture.bits == 8 * pixels.dtype.itemsize
+    np.testing.assert_array_equal(picture.pixels, pixels)
+
+
+@pytest.mark.parametrize("interlace", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_png_is_read_to_the_bit(dtype, channels, interlace):
+    """Grey and RGB of 8 and 16 bits, interlaced or not, written by another library."""
+    pixels = noise(13, 17, channels, dtype)
+    assert_holds(png_of(pixels, interlace=interlace), pixels, "PNG")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_transparency_shows_white_or_black(dtype, channels):
+    """Each number is c a + b (1 - a), rounded; also where grey and alpha have 16 bits."""
+    pixels = noise(9, 8, channels, dtype)
+    top = np.iinfo(dtype).max
+    colour, alpha = pixels[..., :-1].astype(float), pixels[..., -1:] / top
+    for name, behind in (("white", top), ("black", 0)):
+        got = decode_image(png_of(pixels), background=name).pixels
+        assert got.dtype == np.dtype(dtype)
+        assert np.abs(got - (colour * alpha + behind * (1 - alpha))).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [("uint8", 1), ("uint8", 3), ("uint16", 1), ("uint16", 3)])
+def test_the_transparent_colour_of_a_png_is_white(dtype, channels):
+    """The chunk tRNS names one colour; all others stay."""
+    pixels = noise(6, 5, channels, dtype)
+    key = tuple(int(v) for v in pixels[2, 3])
+    got = decode_image(png_of(pixels, transparent=key[0] if channels == 1 else key)).pixels
+    hidden = (pixels == pixels[2, 3]).all(axis=2, keepdims=True)
+    expected = np.where(hidden, np.iinfo(dtype).max, pixels)
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_png_of_few_bits_uses_the_whole_range(bits):
+    """1, 2 and 4 bits become 8, white is 255."""
+    numbers = np.arange(16, dtype=np.uint8).reshape(4, 4) % 2**bits
+    file = io.BytesIO()
+    png.Writer(width=4, height=4, greyscale=True, bitdepth=bits).write(file, numbers)
+    got = decode_image(file.getvalue()).pixels
+    np.testing.assert_array_equal(got[..., 0], numbers * (255 // (2**bits - 1)))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_the_transparent_grey_of_few_bits_is_white(bits):
+    """It is stated in the file's own few bits."""
+    numbers = np.arange(16, dtype=np.uint8).reshape(4, 4) % 2**bits
+    file = io.BytesIO()
+    png.Writer(width=4, height=4, greyscale=True, bitdepth=bits, transparent=0).write(file, numbers)
+    got = decode_image(file.getvalue(), background="white").pixels
+    np.testing.assert_array_equal(got[..., 0], np.where(numbers == 0, 255, numbers * (255 // (2**bits - 1))))
+
+
+@pytest.mark.parametrize(
+    ("mode", "compression"),
+    [("1", "group4"), ("P", "tiff_lzw"), ("CMYK", "tiff_lzw"), ("YCbCr", "jpeg"), ("RGB", "jpeg")],
+)
+def test_scans_palettes_and_other_colours_of_a_tiff_are_read_as_pillow_shows_them(mode, compression):
+    """Fax, palette, print and video colours: 8 bits, grey or RGB."""
+    content = saved(noise(16, 16, 3), "TIFF", mode=mode, compression=compression)
+    shown = Image.open(io.BytesIO(content)).convert("L" if mode == "1" else "RGB")
+    assert_holds(content, np.asarray(shown).reshape(16, 16, -1), "TIFF")
+
+
+def test_a_palette_becomes_rgb_and_its_transparent_entries_white():
+    """Indices are looked up, never shown."""
+    palette = [(255, 0, 0, 255), (0, 255, 0, 0), (1, 2, 3, 255)]
+    file = io.BytesIO()
+    png.Writer(width=3, height=1, palette=palette, bitdepth=8).write(file, [[0, 1, 2]])
+    got = decode_image(file.getvalue())
+    np.testing.assert_array_equal(got.pixels, [[[255, 0, 0], [255, 255, 255], [1, 2, 3]]])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_a_tiff_is_read_to_the_bit(dtype, channels, planar, compression, order):
+    """Every type, interleaved or in planes, plain or deflated, in either byte order."""
+    pixels = noise(13, 17, channels, dtype)
+    options = {"planarconfig": planar} if channels > 1 else {}
+    content = tiff_of(pixels, compression=compression, byteorder=order, **options)
+    assert_holds(content, pixels, "TIFF")
+
+
+@pytest.mark.parametrize("options", [{"bigtiff": True}, {"tile": (16, 16)}, {"rowsperstrip": 3}])
+@pytest.mark.parametrize(("dtype", "channels"), [("uint8", 3), ("uint16", 1), ("uint16", 3)])
+def test_a_tiff_in_tiles_strips_or_large_form_is_read_alike(dtype, channels, options):
+    """How it is cut up is the file's business."""
+    pixels = noise(37, 41, channels, dtype)
+    assert_holds(tiff_of(pixels, compression="zlib", **options), pixels, "TIFF")
+
+
+@pytest.mark.parametrize("predictor", [1, 2])
+@pytest.mark.parametrize(
+    ("dtype", "channels"), [("uint8", 1), ("uint8", 3), ("uint16", 1), ("uint16", 3), ("int16", 1)]
+)
+def test_lzw_keeps_sixteen_bits(dtype, channels, predictor):
+    """The compression that most programs write; with differences along the row or without."""
+    pixels = noise(7, 11, channels, dtype)
+    strip = lzw(differences(pixels) if predictor == 2 else pixels.tobytes())
+    assert_holds(raw_tiff(pixels, 5, strip, predictor=predictor), pixels, "TIFF")
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [("uint8", 3), ("uint16", 1), ("uint16", 3), ("float32", 1)])
+def test_packbits_keeps_every_bit(dtype, channels):
+    """As LZW."""
+    pixels = noise(7, 11, channels, dtype)
+    assert_holds(raw_tiff(pixels, 32773, packbits(pixels.tobytes())), pixels, "TIFF")
+
+
+def test_sixteen_bit_colour_with_alpha_in_a_tiff_is_flattened():
+    """Plain and LZW give the same picture, with white where nothing is."""
+    pixels = noise(7, 11, 4, "uint16")
+    pixels[2, 3, 3] = 0
+    plain = decode_image(raw_tiff(pixels, 1, pixels.tobytes())).pixels
+    np.testing.assert_array_equal(plain, decode_image(raw_tiff(pixels, 5, lzw(pixels.tobytes()))).pixels)
+    assert plain.dtype == np.uint16
+    assert (plain[2, 3] == 65535).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_tiff_whose_zero_is_white_is_turned_round(dtype):
+    """Photometric 0: the largest number is black."""
+    pixels = noise(5, 6, 1, dtype)
+    content = raw_tiff(pixels, 1, pixels.tobytes(), photometric=0)
+    assert_holds(content, np.iinfo(dtype).max - pixels, "TIFF")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int32", "uint32", "int8"])
+def test_other_types_of_a_tiff_become_the_nearest_that_holds_them(dtype):
+    """Whole numbers up to 2^24 stay exact."""
+    pixels = noise(5, 6, 1, "int8").astype(dtype) if dtype != "uint32" else noise(5, 6, 1).astype(dtype)
+    got = decode_image(tiff_of(pixels)).pixels
+    assert got.dtype == (np.int16 if dtype == "int8" else np.float32)
+    np.testing.assert_array_equal(got, pixels)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+@pytest.mark.parametrize("options", [{"quality": 95}, {"progressive": True}])
+def test_a_jpeg_is_read_as_pillow_reads_it(mode, channels, options):
+    """It is the JPEG library of everybody."""
+    content = saved(noise(20, 30, channels), "JPEG", **options)
+    assert_holds(
+        content, np.asarray(Image.open(io.BytesIO(content)).convert(mode)).reshape(20, 30, -1), "JPEG"
+    )
+
+
+def test_a_cmyk_jpeg_becomes_rgb():
+    """Red paper is red on the screen."""
+    red = np.broadcast_to(np.array([230, 20, 10], dtype=np.uint8), (16, 16, 3))
+    got = decode_image(saved(red, "JPEG", mode="CMYK", quality=95)).pixels
+    assert np.abs(got.astype(int) - red).max() < 12
+
+
+UPRIGHT = {
+    1: lambda p: p,
+    2: np.fliplr,
+    3: lambda p: np.rot90(p, 2),
+    4: np.flipud,
+    5: lambda p: p.swapaxes(0, 1),
+    6: lambda p: np.rot90(p, -1),
+    7: lambda p: np.rot90(p, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_turns_a_picture_upright(orientation):
+    """PNG, JPEG and TIFF, plain and compressed, 8 and 16 bits: the eight cases of tag 274."""
+    turn = UPRIGHT[orientation]
+    small, large = noise(6, 9, 3), noise(6, 9, 3, "uint16")
+    np.testing.assert_array_equal(
+        decode_image(saved(small, "PNG", exif=exif(orientation))).pixels, turn(small)
+    )
+    jpeg = saved(small, "JPEG", exif=exif(orientation))
+    np.testing.assert_array_equal(decode_image(jpeg).pixels, turn(np.asarray(Image.open(io.BytesIO(jpeg)))))
+    for pixels in (small, large):
+        for compression in (None, "zlib"):
+            tagged = tiff_of(pixels, compression=compression, extratags=[(274, 3, 1, orientation, True)])
+            np.testing.assert_array_equal(decode_image(tagged).pixels, turn(pixels))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 60_000])
+def test_an_orientation_that_does_not_exist_changes_nothing(orientation):
+    """Cameras write it."""
+    pixels = noise(4, 6, 3)
+    np.testing.assert_array_equal(decode_image(saved(pixels, "PNG", exif=exif(orientation))).pixels, pixels)
+
+
+def test_broken_exif_does_not_cost_the_picture():
+    """Metadata are not worth refusing for."""
+    pixels = noise(4, 6, 3)
+    content = with_chunk(encode_png(pixels), b"eXIf", b"MM\0*\xff\xff\xff\xff nonsense")
+    np.testing.assert_array_equal(decode_image(content).pixels, pixels)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "<i2", ">i2", "<f4", ">f4"])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3)])
+def test_a_npy_is_read_to_the_bit(dtype, shape):
+    """In the four types that a picture has, in either byte order, in C and Fortran order."""
+    array = noise(5, 7, shape[2] if len(shape) == 3 else 1, np.dtype(dtype).newbyteorder("=").name)
+    array = array.astype(dtype).reshape(shape)
+    for content in (npy_of(array), npy_of(np.asfortranarray(array))):
+        assert_holds(content, array.reshape(5, 7, -1), "NPY")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "becomes"), [("f2", "float32"), ("f8", "float32"), ("i1", "int16"), ("i8", "float32")]
+)
+def test_other_types_of_a_npy_become_the_nearest(dtype, becomes):
+    """Values are kept as far as float32 keeps them."""
+    array = np.arange(-6, 6).reshape(3, 4).astype(dtype)
+    got = decode_image(npy_of(array)).pixels
+    assert got.dtype == np.dtype(becomes)
+    np.testing.assert_array_equal(got[..., 0], array)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_npy_may_have_its_channels_first(channels):
+    """Where the last axis is no number of channels."""
+    array = noise(channels, 5, 7, "float32")
+    np.testing.assert_array_equal(decode_image(npy_of(array)).pixels, np.moveaxis(array, 0, 2))
+
+
+@given(
+    st.sampled_from(["uint8", "uint16"]).flatmap(
+        lambda kind: hnp.arrays(
+            kind, st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))
+        )
+    )
+)
+def test_what_is_written_is_read(pixels):
+    """Any picture of 8 or 16 bits comes back from its PNG, and anybody's library reads the same."""
+    content = encode_png(pixels)
+    np.testing.assert_array_equal(decode_image(content).pixels, pixels)
+    _, _, rows, _ = png.Reader(bytes=content).read()
+    np.testing.assert_array_equal(np.vstack([np.asarray(r) for r in rows]).reshape(pixels.shape), pixels)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_written_png_has_nothing_but_its_pixels(dtype, channels):
+    """Header, pixels, end: no text, time, resolution, profile or EXIF; the same bytes for the same pixels."""
+    pixels = noise(40, 50, channels, dtype)
+    content = encode_png(pixels)
+    assert {name for name, _ in png.Reader(bytes=content).chunks()} == {b"IHDR", b"IDAT", b"IEND"}
+    assert encode_png(np.asfortranarray(pixels)) == content
+
+
+def test_metadata_do_not_survive_reading_and_writing():
+    """A text in the file is in none of the bytes that come out."""
+    content = with_chunk(encode_png(noise(4, 4, 3)), b"tEXt", b"Patient\0Jane Doe")
+    out = encode_png(decode_image(content).pixels)
+    assert b"Jane Doe" in content
+    assert b"Jane Doe" not in out
+    assert b"tEXt" not in out
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((4, 4), "u1"), np.zeros((4, 4, 2), "u1"), np.zeros((0, 4, 1), "u1"), np.zeros((4, 4, 1), "f4")],
+)
+def test_what_a_png_cannot_hold_is_not_written(pixels):
+    """Floats and other shapes are refused by name."""
+    with pytest.raises(ShapeMismatch):
+        encode_png(pixels)
+
+
+def test_the_name_of_a_file_does_not_matter(tmp_path):
+    """A PNG called .jpg is a PNG."""
+    pixels = noise(4, 5, 3)
+    (tmp_path / "picture.jpg").write_bytes(encode_png(pixels))
+    picture = read_image(tmp_path / "picture.jpg")
+    assert picture.format == "PNG"
+    np.testing.assert_array_equal(picture.pixels, pixels)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileMissing, match=r"nowhere\.png"):
+        read_image(tmp_path / "nowhere.png")
+
+
+def test_a_file_over_the_limit_is_not_read(tmp_path):
+    """Its size alone refuses it: nothing is there that could be decoded."""
+    path = tmp_path / "huge.png"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # sparse
+    with pytest.raises(ImageTooLarge) as caught:
+        read_image(path)
+    assert caught.value.facts == {"size_bytes": str(1 << 40), "limit_bytes": str(ImageLimits().max_bytes)}
+
+
+def test_profiles_and_texts_are_not_unpacked():
+    """A profile that would unpack to a gigabyte is left out before any decoder sees it."""
+    pixels = noise(4, 5, 3)
+    content = with_chunk(encode_png(pixels), b"iCCP", b"x\0\0" + b"\x78\x9c" + b"broken")
+    content = with_chunk(content, b"zTXt", b"x\0\0broken")
+    np.testing.assert_array_equal(decode_image(content).pixels, pixels)
+    assert chunk(b"zTXt", b"x\0\0broken") in content
+
+
+def test_importing_it_loads_neither_torch_nor_pillow():
+    """The client may import it: what decodes comes only when it decodes."""
+    import subprocess
+
+    code = (
+        "import sys, ddib_fed.samples.images, ddib_fed.samples.folders;"
+        "print([m for m in ('torch', 'PIL', 'tifffile', 'png', 'ddib_fed.models') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

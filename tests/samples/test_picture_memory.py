@@ -1,0 +1,157 @@
+"""What reading a picture takes is bounded, known from its header, and held to by a process with so much memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from ddib_fed.errors import ImageTooLarge
+from ddib_fed.samples import resampling
+from ddib_fed.samples.fitting import PictureRule, from_array, to_array
+from ddib_fed.samples.images import ImageLimits, Picture, decode_image
+from ddib_fed.samples.picture_memory import cost_of, memory_of
+from tests.samples.picture_examples import chunk, noise, npy_of, tiff_of
+
+SIDE = 3_000
+RULE = PictureRule(3, 64, 64, "resize", 0.0, 65_535.0, 16)
+MEASURE = """
+import json, re, sys
+import tifffile
+from PIL import JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from ddib_fed.samples import images
+from ddib_fed.samples.picture_memory import memory_of
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+
+content = open(sys.argv[1], "rb").read()
+rule = images.PictureRule(3, 64, 64, "resize", 0.0, 65535.0, 16)
+limits = images.ImageLimits()
+images.to_array(images.decode_image(images.encode_png(__import__("numpy").zeros((4, 4, 3), "uint16"))), rule)
+stated = memory_of(content, limits, rule)
+before = peak()
+array, size = images.to_array(images.decode_image(content, limits), rule)
+read = peak() - before
+png = images.encode_png(images.from_array(array, rule, size))
+print(json.dumps({"stated": stated, "read": read, "written": peak() - before}))
+"""
+
+
+def deep_png(side: int, colour: int, samples: int) -> bytes:
+    """A PNG of 16 bits whose file is small: every row is the same."""
+    row = b"\0" + bytes([7]) * (2 * samples * side)
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 16, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def by_pillow(format_name: str, mode: str, **options) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (SIDE, SIDE)).save(file, format_name, **options)
+    return file.getvalue()
+
+
+FILES = {
+    "png rgb 16": lambda: deep_png(SIDE, 2, 3),
+    "png grey 16": lambda: deep_png(SIDE, 0, 1),
+    "png rgba 16": lambda: deep_png(SIDE, 6, 4),
+    "png rgba 8": lambda: by_pillow("PNG", "RGBA"),
+    "png palette": lambda: by_pillow("PNG", "P", transparency=0),
+    "jpeg progressive": lambda: by_pillow("JPEG", "RGB", progressive=True),
+    "jpeg cmyk": lambda: by_pillow("JPEG", "CMYK"),
+    "tiff deflate": lambda: tiff_of(np.zeros((SIDE, SIDE, 3), np.uint16), compression="zlib"),
+    "tiff tiles": lambda: tiff_of(np.zeros((SIDE, SIDE, 3), np.uint16), compression="zlib", tile=(256, 256)),
+    "tiff float": lambda: tiff_of(np.zeros((SIDE, SIDE, 1)), compression="zlib"),
+    "tiff lzw": lambda: by_pillow("TIFF", "RGB", compression="tiff_lzw"),
+    "npy": lambda: npy_of(np.zeros((3, SIDE, SIDE), np.uint16)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_reading_takes_no_more_than_its_header_states(name, tmp_path) -> None:
+    """As a process of its own measures it, from file to model's array and back to a PNG of the same size."""
+    path = tmp_path / "picture"
+    path.write_bytes(FILES[name]())
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert found["written"] <= found["stated"]
+
+
+def test_a_deep_picture_takes_fourteen_bytes_a_pixel_and_no_fifty(tmp_path) -> None:
+    """RGB of 16 bits: 126 MB for 9 megapixels; it took 380."""
+    path = tmp_path / "deep.png"
+    path.write_bytes(deep_png(SIDE, 2, 3))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["read"] < 17 * SIDE * SIDE
+
+
+@pytest.mark.parametrize("band", [37, 500, 1 << 20])
+@pytest.mark.parametrize("fit", ["resize", "crop", "pad"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_bands_decide_nothing(band, fit, dtype, monkeypatch) -> None:
+    """However small they are, the same numbers come out, both ways; Pillow resizes whole planes."""
+    given = Picture(noise(61, 83, 3, dtype), 16, "PNG")
+    for channels in (1, 3):
+        rule = PictureRule(channels, 17, 23, fit, -1000.0, 2000.0, 16)
+        whole, size = to_array(given, rule)
+        back = from_array(whole, rule, size)
+        with monkeypatch.context() as smaller:
+            smaller.setattr(resampling, "BAND", band)
+            array, _ = to_array(given, rule)
+            assert array.tobytes() == whole.tobytes()
+            assert from_array(array, rule, size).tobytes() == back.tobytes()
+
+
+@pytest.mark.parametrize(("height", "width"), [(20_000_000, 1), (1, 20_000_000)])
+def test_a_thread_of_a_picture_states_what_its_resizing_would_take(height, width) -> None:
+    """Twenty megapixels in one column: between the two passes they are 64 columns."""
+    rule = PictureRule(1, 64, 64)
+    stated = memory_of(_header_only(height, width), ImageLimits(), rule)
+    assert stated > 64 * 20_000_000
+
+
+def _header_only(height: int, width: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
+
+
+def test_a_header_over_the_limits_is_refused_before_it_is_counted() -> None:
+    """As decoding would refuse it."""
+    with pytest.raises(ImageTooLarge):
+        cost_of(_header_only(70_000, 70_000), ImageLimits())
+
+
+def test_a_tile_larger_than_its_picture_is_refused() -> None:
+    """Decoders make room for a whole tile: 600 MB here, for four pixels."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros((2, 2), np.uint16), tile=(16, 16), compression="zlib", metadata=None)
+    content = bytearray(file.getvalue())
+    with tifffile.TiffFile(io.BytesIO(bytes(content))) as opened:
+        for name in ("TileWidth", "TileLength"):
+            tag = opened.pages[0].tags[name]
+            struct.pack_into("<H" if tag.dtype == 3 else "<I", content, tag.valueoffset, 17_600)
+    with pytest.raises(ImageTooLarge, match="tiles"):
+        decode_image(bytes(content))
+
+
+def test_a_deflated_bomb_is_counted_and_not_kept() -> None:
+    """A TIFF of a few pixels whose strip inflates to 64 MiB: no more than a piece of it is in memory."""
+    from ddib_fed.samples.formats.tiff import INFLATED_PIECE, _inflated
+
+    packed = zlib.compress(bytes(64 << 20), 9)
+    assert 1 << 20 < _inflated(memoryview(packed), 1 << 20) <= (1 << 20) + INFLATED_PIECE
+    assert _inflated(memoryview(packed), 1 << 30) == 64 << 20

@@ -1,0 +1,197 @@
+"""Points from .npy bytes that nobody vouches for."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ddib_fed.errors import DdibError, NotFinite, PointsTooMany, PointsUnreadable, ShapeMismatch
+from ddib_fed.samples.points import MAX_HEADER, parse_npy, to_npy
+
+DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
+
+
+def saved(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:
+    """What numpy writes."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, version=version)
+    return file.getvalue()
+
+
+def forged(header: str | bytes, numbers: bytes = b"", version: int = 1) -> bytes:
+    """A file with a header of our own."""
+    text = header.encode() if isinstance(header, str) else header
+    length = struct.pack("<H" if version == 1 else "<I", len(text))
+    return b"\x93NUMPY" + bytes([version, 0]) + length + text + numbers
+
+
+def described(shape: str = "(1, 2)", descr: str = "'<f4'", order: str = "False") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}\n"
+
+
+def parse(data: bytes, **limits) -> np.ndarray:
+    return parse_npy(data, **{"max_bytes": 1 << 20, "max_points": 1_000, "dim": 2, **limits})
+
+
+@given(
+    dtype=st.sampled_from(DTYPES),
+    big_endian=st.booleans(),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    fortran=st.booleans(),
+    version=st.sampled_from([(1, 0), (2, 0), (3, 0)]),
+    data=st.data(),
+)
+def test_every_real_type_order_and_format_is_read(dtype, big_endian, shape, fortran, version, data):
+    """As float32 in C order, with the values that numpy itself converts to."""
+    kind = np.dtype(dtype).newbyteorder(">" if big_endian else "<")
+    elements = (
+        st.floats(-1e4, 1e4, width=16).filter(lambda x: abs(x) < 1e4)
+        if kind.kind == "f"
+        else st.integers(0, 100)
+    )
+    array = data.draw(hnp.arrays(kind, shape, elements=elements))
+    array = np.asfortranarray(array) if fortran else array
+    points = parse_npy(saved(array, version), max_bytes=1 << 20, max_points=10)
+    assert (points.dtype, points.flags.c_contiguous) == (np.dtype("float32"), True)
+    np.testing.assert_array_equal(points, array.astype(np.float32))
+
+
+@given(hnp.arrays(np.float32, (7, 3), elements=st.floats(-1e6, 1e6, width=32)))
+def test_what_is_written_is_read(points):
+    """Bit for bit."""
+    np.testing.assert_array_equal(parse(to_npy(points), dim=3), points)
+
+
+def test_numpy_reads_what_is_written():
+    """Anybody's numpy, without pickles."""
+    points = np.array([[1.0, 2.0]], dtype=np.float32)
+    np.testing.assert_array_equal(np.load(io.BytesIO(to_npy(points)), allow_pickle=False), points)
+
+
+def test_the_same_points_are_written_as_the_same_bytes():
+    """Whatever their memory layout: digests depend on it."""
+    points = np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert to_npy(np.asfortranarray(points)) == to_npy(points)
+
+
+def test_the_points_are_ours_to_change():
+    """They do not lie in the caller's bytes."""
+    points = parse(to_npy(np.ones((1, 2), dtype=np.float32)))
+    points[0, 0] = 5
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"not an array at all",
+        b"PK\x03\x04" + bytes(60),
+        b"\x80\x04\x95" + bytes(60),
+        b"\x93NUMPY\x09\x00" + bytes(60),
+        saved(np.array([[{}, {}]], dtype=object)),
+        saved(np.zeros((1, 2), dtype=[("x", "f4")])),
+        saved(np.zeros((1, 2), dtype=np.complex64)),
+        saved(np.zeros((1, 2), dtype=bool)),
+        saved(np.zeros((1, 2), dtype="U3")),
+        saved(np.zeros((1, 2), dtype="M8[s]")),
+        saved(np.zeros((1, 2), dtype="V8")),
+        saved(np.zeros((1, 2)))[:-1],
+        saved(np.zeros((1, 2))) + b"\0",
+        forged(described(), b""),
+        forged(described(shape="(1000, 2)"), bytes(8)),
+        forged(described(shape="(-1, 2)"), bytes(8)),
+        forged(described(shape="(1, 2.0)"), bytes(8)),
+        forged(described(shape="(True, 2)"), bytes(8)),
+        forged(described(shape="[1, 2]"), bytes(8)),
+        forged(described(shape="('1', 2)"), bytes(8)),
+        forged(described(shape="1"), bytes(8)),
+        forged(described(order="0"), bytes(8)),
+        forged(described(descr="'<f16'"), bytes(32)),
+        forged(described(descr="'<f4,<f4'"), bytes(16)),
+        forged(described(descr="['<f4']"), bytes(8)),
+        forged(described(descr="'O'"), bytes(16)),
+        forged(described(descr="__import__('os').getpid()"), bytes(8)),
+        forged("{'descr': '<f4', 'fortran_order': False}", bytes(8)),
+        forged("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2), 'more': 1}", bytes(8)),
+        forged("{[]: 1}"),
+        forged("[1, 2]"),
+        forged("'text'"),
+        forged(""),
+        forged(b"\xff\xfe"),
+        forged(b"{\0}"),
+        forged("(" * 4_000),
+        forged("-" * 4_000 + "1"),
+        forged("{'shape': " + "9" * 4_000 + "}"),
+        forged(" " * (MAX_HEADER + 1) + described(), bytes(8)),
+        forged(described(), version=2)[:9],
+        b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(60),
+        b"\x93NUMPY\x01\x00\xff\xff" + bytes(60),
+    ],
+)
+def test_what_is_no_array_of_real_numbers_is_unreadable(data):
+    """Pickles, archives, other types, torn, padded and forged files: one named error."""
+    with pytest.raises(PointsUnreadable):
+        parse(data)
+
+
+@pytest.mark.parametrize(
+    "shape", ["()", "(2,)", "(1, 2, 1)", "(0, 2)", "(2, 0)", "(1, 3)", "(2, 1)", "(" + "1, " * 40 + ")"]
+)
+def test_another_shape_is_named(shape):
+    """Not (N, 2) with a point at least."""
+    with pytest.raises(ShapeMismatch) as caught:
+        parse(forged(described(shape=shape), bytes(8)))
+    assert caught.value.facts["expected"] == "(N, 2)"
+
+
+@pytest.mark.parametrize("points", [1_001, 2**62, 10**100])
+def test_too_many_points_are_refused_by_the_header_alone(points):
+    """Nothing of the claimed size is allocated."""
+    with pytest.raises(PointsTooMany) as caught:
+        parse(forged(described(shape=f"({points}, 2)"), bytes(8)))
+    assert caught.value.facts == {"points": str(points), "limit_points": "1000"}
+
+
+def test_too_many_bytes_are_refused_before_they_are_looked_at():
+    """Whatever they are."""
+    with pytest.raises(PointsTooMany) as caught:
+        parse(b"x" * 11, max_bytes=10)
+    assert caught.value.facts == {"size_bytes": "11", "limit_bytes": "10"}
+
+
+def test_any_dimension_is_read_when_none_is_asked_for():
+    """Training learns it from the file."""
+    assert parse(saved(np.zeros((4, 7))), dim=None).shape == (4, 7)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+def test_what_is_not_finite_in_float32_is_refused(value):
+    """Also a double that is too large for it; the error counts."""
+    with pytest.raises(NotFinite) as caught:
+        parse(saved(np.array([[0.0, value], [value, 1.0]])))
+    assert caught.value.facts == {"not_finite": "2"}
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_never_do_more_than_a_named_error(noise):
+    """Nothing escapes the tree of errors."""
+    for data in (noise, b"\x93NUMPY\x01\x00" + noise, forged(noise)):
+        with pytest.raises(DdibError):
+            parse(data)
+
+
+@given(position=st.integers(0, 127), value=st.integers(0, 255))
+def test_a_changed_header_byte_is_read_alike_or_refused(position, value):
+    """A flipped byte gives points of the right shape or a named error, never anything else."""
+    data = bytearray(saved(np.ones((3, 2), dtype=np.float32)))
+    data[position] = value
+    try:
+        points = parse(bytes(data))
+    except DdibError:
+        return
+    assert points.shape == (3, 2)

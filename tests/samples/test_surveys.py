@@ -1,0 +1,136 @@
+"""What a folder holds, in figures; and the range of values that a model is to take."""
+
+import numpy as np
+import pytest
+
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.samples.folders import choose_range, scan, survey
+from ddib_fed.samples.images import encode_png
+from tests.samples.picture_examples import npy_of, tiff_of
+
+
+@pytest.fixture
+def ramp(tmp_path):
+    """One 16-bit picture of the values 0 to 4,095 of a 12-bit scanner."""
+    pixels = np.arange(4096, dtype=np.uint16).reshape(64, 64, 1)
+    (tmp_path / "ramp.tif").write_bytes(tiff_of(pixels))
+    return scan(tmp_path)
+
+
+def folder_of(root, **arrays):
+    for name, array in arrays.items():
+        (root / f"{name}.npy").write_bytes(npy_of(array))
+    return scan(root)
+
+
+def test_a_survey_counts_what_is_there(tmp_path):
+    """Sizes, types, classes, values, duplicates and blank pictures."""
+    for name in ("cat_1", "cat_2", "dog_1"):
+        (tmp_path / f"{name}.png").write_bytes(encode_png(np.full((4, 6, 3), 9, np.uint8)))
+    (tmp_path / "dog_2.tif").write_bytes(tiff_of(np.arange(20, dtype=np.uint16).reshape(4, 5, 1)))
+    (tmp_path / "dog_3.png").write_bytes(b"")
+    found = survey(scan(tmp_path, classes="prefix", skip_bad=True))
+    assert (found.pictures, found.bad) == (4, 1)
+    assert found.classes == {"cat": 2, "dog": 2}
+    assert list(found.sizes.items()) == [((4, 6), 3), ((4, 5), 1)]
+    assert (found.channels, found.dtypes) == ({1: 1, 3: 3}, {"uint8": 3, "uint16": 1})
+    assert found.formats == {"PNG": 3, "TIFF": 1}
+    assert (found.low, found.high) == (0, 19)
+    assert [[p.name for p in group] for group in found.duplicates] == [
+        ["cat_1.png", "cat_2.png", "dog_1.png"]
+    ]
+    assert [p.name for p in found.blank] == ["cat_1.png", "cat_2.png", "dog_1.png"]
+    text = "\n".join(found.lines())
+    for part in (
+        "4 pictures, 1 left out",
+        "3 of 4 x 6",
+        "cat (2)",
+        "2 duplicates",
+        "3 of one value",
+        "0 to 19",
+    ):
+        assert part in text
+
+
+def test_percentiles_are_of_the_values(ramp):
+    """Of a sample of them: within a hundredth of the range."""
+    assert survey(ramp).percentiles == pytest.approx((40.95, 2047.5, 4054.05), abs=41)
+
+
+def test_the_sample_of_a_large_folder_is_small_and_always_the_same(tmp_path):
+    """A few values of every picture, up to 200 pictures."""
+    found = folder_of(tmp_path, a=np.arange(300_000).reshape(500, 600).astype("f4"))
+    assert survey(found) == survey(found)
+    assert survey(found).percentiles == pytest.approx((3_000, 150_000, 297_000), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("spec", "low", "high"),
+    [
+        ("0:4095", 0, 4095),
+        ("-1000:2000", -1000, 2000),
+        ("-0.5:1e3", -0.5, 1000),
+        (" 0:10 ", 0, 10),
+        ("p0:p100", 0, 4095),
+        ("p1:p99", 40.95, 4054.05),
+        ("p0.5:p99.5", 20.475, 4074.525),
+        ("type", 0, 65535),
+    ],
+)
+def test_a_range_is_given_by_values_percentiles_or_the_type(ramp, spec, low, high):
+    chosen = choose_range(ramp, spec)
+    assert (chosen.low, chosen.high) == pytest.approx((low, high), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "5", "5:5", "9:1", "a:b", "p1:99", "p99:p1", "p5:p5", "p1:p101", "1:2:3", "nan:1", "0:1e999"]
+)
+def test_what_is_no_range_is_refused(ramp, spec):
+    """Also an empty one, and an endless one."""
+    with pytest.raises(SettingsInvalid):
+        choose_range(ramp, spec)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("u1", (0, 255)), ("u2", (0, 65535)), ("i2", (-32768, 32767))]
+)
+def test_the_types_range_is_all_that_it_can_hold(tmp_path, dtype, expected):
+    found = folder_of(tmp_path, a=np.arange(100).reshape(10, 10).astype(dtype))
+    chosen = choose_range(found)
+    assert (chosen.low, chosen.high) == expected
+
+
+def test_floats_and_mixed_types_have_no_range_of_their_own(tmp_path):
+    """A guess would be silent and wrong; the hint says what to give."""
+    found = folder_of(tmp_path, a=np.zeros((4, 4), "f4"))
+    with pytest.raises(SettingsInvalid, match="no range of its own") as caught:
+        choose_range(found)
+    assert "--range" in caught.value.hint
+    found = folder_of(tmp_path, b=np.zeros((4, 4), "u1"))
+    with pytest.raises(SettingsInvalid, match="several types"):
+        choose_range(found)
+
+
+def test_percentiles_of_blank_pictures_are_no_range(tmp_path):
+    """They would divide by nothing."""
+    with pytest.raises(SettingsInvalid, match="empty"):
+        choose_range(folder_of(tmp_path, a=np.full((4, 4), 7, "u1")), "p1:p99")
+
+
+def test_a_range_that_is_mostly_empty_warns_and_says_what_would_not(ramp):
+    """12 bits in 16: 94 % of the levels are never used."""
+    (warning,) = choose_range(ramp, "type").warnings
+    assert warning.startswith("94 % of the range 0:65535 is empty")
+    low, high = warning.split("--range ")[1].split(" ")[0].split(":")
+    assert choose_range(ramp, f"{low}:{high}").warnings == ()
+
+
+def test_a_range_that_cuts_values_off_warns(ramp):
+    """A half of them lies above 2,047."""
+    (warning,) = choose_range(ramp, "0:2047").warnings
+    assert "50 % of the values lie outside" in warning
+
+
+@pytest.mark.parametrize("spec", ["p1:p99", "0:4095", "0:6000"])
+def test_a_range_that_fits_does_not_warn(ramp, spec):
+    assert choose_range(ramp, spec).warnings == ()

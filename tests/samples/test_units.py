@@ -1,0 +1,192 @@
+"""What is in a model's units is taken, what is of another scale is refused, and what would fit is named."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from ddib_fed.errors import PictureMisfit
+from ddib_fed.samples.images import Picture, PictureRule, fit_picture
+from ddib_fed.samples.units import check_numbers, explain
+
+BYTES, WORDS, CT, BRAIN, TWELVE, UNIT, UPTAKE = (
+    (0.0, 255.0), (0.0, 65535.0), (-1000.0, 2000.0), (0.0, 80.0), (0.0, 4095.0), (0.0, 1.0), (0.0, 20.0),
+)  # fmt: skip
+
+
+def picture(pixels) -> Picture:
+    pixels = np.asarray(pixels)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return Picture(pixels, 8 * pixels.dtype.itemsize, "TIFF")
+
+
+def photo(dtype="uint8", seed=0) -> np.ndarray:
+    """(32, 32) whole numbers of all brightnesses from 0 to 255."""
+    return np.random.default_rng(seed).integers(0, 256, (32, 32)).astype(dtype)
+
+
+def night() -> np.ndarray:
+    """Dark but for one spot, so that few values of it lie outside anything."""
+    dark = np.zeros((32, 32), np.uint16)
+    dark[:2, :2] = 200
+    return dark
+
+
+def slice_of_a_body(dtype="int16", padding=-3024) -> np.ndarray:
+    """(32, 32) Hounsfield units: padding in the corners, air, tissue, a little bone and metal."""
+    body = np.full((32, 32), -1000.0)
+    body[:4], body[-4:], body[8:24, 8:24], body[10:12, 10:14] = padding, padding, 40, 1200
+    body[15, 15:17] = 3071
+    return body.astype(dtype)
+
+
+FITS = {
+    "8 bits": (photo(), BYTES),
+    "8 bits in a 16-bit file": (photo("uint16"), BYTES),
+    "8 bits as floats": (photo("float32"), BYTES),
+    "floats that overshoot": (photo("float32") * 1.04 - 5, BYTES),
+    "16 bits": (photo("uint16") * 257, WORDS),
+    "a dark 16 bits": (photo("uint16"), WORDS),
+    "a window of 8 bits": (photo(), (10.0, 240.0)),
+    "12 bits": (photo("uint16") * 16, TWELVE),
+    "Hounsfield": (slice_of_a_body(), CT),
+    "Hounsfield as floats": (slice_of_a_body("float32"), CT),
+    "a window of the brain": (slice_of_a_body(), BRAIN),
+    "an empty slice": (np.zeros((32, 32), np.float32), CT),
+    "floats of [0, 1]": (photo("float32") / 255, UNIT),
+    "faint uptake": (photo("float32") / 300, UPTAKE),
+    "black": (np.zeros((32, 32), np.uint8), BYTES),
+}
+MISFITS = {
+    "16 bits": (photo("uint16") * 257, BYTES, "scale", "0:65535"),
+    "16 bits of the night": (night() * 257, BYTES, "scale", "0:65535"),
+    "16 bits for a window of 8": (photo("uint16") * 257, (3.0, 251.0), "scale", "0:65535"),
+    "8 bits for 16": (photo(), WORDS, "type", "0:255"),
+    "8 bits for Hounsfield": (photo(), CT, "type", "0:255"),
+    "stored numbers for Hounsfield": (photo("uint16") * 8, CT, "type", "0:4095"),
+    "signed for 16 bits": (photo("int16"), WORDS, "type", "0:255"),
+    "16 bits for 12": (photo("uint16") * 257, TWELVE, "window", "0:65535"),
+    "floats of [0, 1] for 8 bits": (photo("float32") / 255, BYTES, "unit", "0:1"),
+    "floats of [-1, 1] for Hounsfield": (photo("float32") / 128 - 1, CT, "unit", "-1:1"),
+    "8 bits for [0, 1]": (photo(), UNIT, "scale", "0:255"),
+    "floats of 255 for [0, 1]": (photo("float32"), UNIT, "scale", None),
+    "negatives for 8 bits": (slice_of_a_body("float32"), BYTES, "scale", None),
+    "Hounsfield for 8 bits": (slice_of_a_body(), BYTES, "scale", "-3024:3071"),
+    "12 bits for 8": (photo("uint16") * 16, BYTES, "scale", "0:4095"),
+    "14 bits for 8": (photo("uint16") * 64, BYTES, "scale", "0:16383"),
+    "one value far above 8 bits": (np.full((8, 8), 1000.0, np.float32), BYTES, "scale", "0:1000"),
+}
+
+
+@pytest.mark.parametrize(("pixels", "span"), FITS.values(), ids=list(FITS))
+def test_what_is_in_the_units_is_taken(pixels, span):
+    """Whatever its type, when the type can hold the range and the values are not of another scale."""
+    assert check_numbers(picture(pixels), *span).clipped >= 0
+
+
+@pytest.mark.parametrize(("pixels", "span", "problem", "fits"), MISFITS.values(), ids=list(MISFITS))
+def test_what_is_of_another_scale_is_refused(pixels, span, problem, fits):
+    """With the type and values that it holds, those that are taken, and the range that would fit."""
+    with pytest.raises(PictureMisfit) as caught:
+        check_numbers(picture(pixels), *span)
+    error = caught.value
+    assert error.facts["problem"] == problem
+    assert pixels.dtype.name in error.detail
+    assert f"{span[0]:g} to {span[1]:g}" in error.detail
+    assert f"--range {fits}" in error.hint or fits is None
+    assert max(map(len, error.facts.values())) < 200
+
+
+def test_a_range_for_a_folder_may_be_a_narrow_window_but_not_another_scale():
+    """Training lets a slice of air alone lie outside the window that was chosen for all; 16 bits for 8 it does not."""
+    air = picture(np.full((8, 8), -1000, np.int16))
+    with pytest.raises(PictureMisfit):
+        check_numbers(air, *BRAIN)
+    assert check_numbers(air, *BRAIN, windows=True).outside == 1
+    with pytest.raises(PictureMisfit):
+        check_numbers(picture(photo("uint16") * 257), *BYTES, windows=True)
+
+
+def test_what_was_clipped_is_counted_and_stays_in_the_original():
+    """Beside the model's own copy in [-1, 1]; where nothing was clipped they are one array."""
+    rule = PictureRule(1, 32, 32, low=-1000, high=2000, bits=16)
+    fitted = fit_picture(picture(slice_of_a_body(padding=-2000)), rule)
+    assert fitted.use.clipped == 8 * 32 + 2
+    assert (fitted.samples.min(), fitted.samples.max()) == (-1, 1)
+    assert fitted.original.min() == pytest.approx(-1 - 2000 / 3000)
+    assert fitted.original.max() == pytest.approx(1 + 2 * 1071 / 3000)
+    inside = np.abs(fitted.original) <= 1
+    np.testing.assert_array_equal(fitted.original[inside], fitted.samples[inside])
+    whole = fit_picture(picture(photo()), PictureRule(1, 16, 16))
+    assert whole.original is whole.samples
+
+
+def test_colours_are_not_dropped_and_grey_becomes_rgb():
+    """RGB of three equal channels is grey; a photograph for a grey model is refused, except for training."""
+    grey, colour = PictureRule(1, 32, 32), PictureRule(3, 32, 32)
+    photograph = picture(np.stack([photo(), photo(seed=1), photo(seed=2)], axis=2))
+    with pytest.raises(PictureMisfit, match="colours would be lost") as caught:
+        fit_picture(photograph, grey)
+    assert "--channels 3" in caught.value.hint
+    assert fit_picture(photograph, grey, grey=True).samples.shape == (1, 32, 32)
+    same = picture(np.repeat(photo()[..., None], 3, axis=2))
+    np.testing.assert_array_equal(
+        fit_picture(same, grey).samples, fit_picture(picture(photo()), grey).samples
+    )
+    assert np.ptp(fit_picture(picture(photo()), colour).samples, axis=0).max() == 0
+
+
+PASTED = {
+    "0:1": (photo("float32") / 255, "npy"),
+    "-1:1": (photo("float32") / 128 - 1, "npy"),
+    "0:1 of TIFF": (photo("float32") / 255, "tif"),
+    "12 bits": (photo("uint16") * 16, "npy"),
+}
+
+
+@pytest.mark.parametrize(("pixels", "suffix"), PASTED.values(), ids=list(PASTED))
+def test_the_hints_command_makes_it_fit(tmp_path, pixels, suffix):
+    """For a .npy, and a TIFF of floats, it can be pasted as it is, whatever the file is called."""
+    name = f"Ada's scän 🧠.{suffix}"
+    np.save(tmp_path / name, pixels) if suffix == "npy" else tifffile.imwrite(tmp_path / name, pixels)
+    with pytest.raises(PictureMisfit) as caught:
+        check_numbers(picture(pixels), *BYTES)
+    detail, hint = explain(caught.value.facts, name)
+    assert detail.startswith(f"{name} holds grey {pixels.dtype} from ")
+    command = hint[hint.index("(python3 -c ") + 1 : hint.rindex("), or")]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where ddib is installed
+    subprocess.run(
+        command, shell=True, check=True, cwd=tmp_path, timeout=60, env={**os.environ, "PATH": path}
+    )
+    fitted = np.load(tmp_path / "Ada's scän 🧠-fitted.npy")
+    assert check_numbers(picture(fitted), *BYTES).clipped == 0
+    assert fitted.max() >= 250
+    np.testing.assert_allclose(np.corrcoef(fitted.ravel(), pixels.ravel())[0, 1], 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "span", "command"),
+    [
+        (photo("uint16") * 257, BYTES, "magick scan.png -depth 8 scan-fitted.png"),
+        (photo("uint16") * 16, BYTES, "magick scan.png -level 0,6.24857% -depth 8 scan-fitted.png"),
+        (photo("int16") * 16, BYTES, ""),
+        (photo("uint16") * 257, TWELVE, ""),
+    ],
+    ids=["16 bits", "12 bits", "signed", "for 12 bits"],
+)
+def test_a_command_for_a_png_does_not_make_it_black(pixels, span, command):
+    """ImageMagick takes all 16 bits for the scale, so 12 of them are stretched; what it cannot do is not shown."""
+    with pytest.raises(PictureMisfit) as caught:
+        check_numbers(picture(pixels), *span)
+    _, hint = explain(caught.value.facts, "scan.png")
+    assert ("magick" in hint) == bool(command)
+    assert command in hint
+
+
+def test_facts_that_say_nothing_are_no_explanation():
+    """As they might come from a later release."""
+    assert explain({"problem": "unheard of"}, "x.png") == ("", "")

@@ -1,0 +1,150 @@
+"""A real server on loopback with the node's interceptors, and servicers that do as little as possible."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from ddib_fed.node.policy import Policy
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter, caller
+from ddib_fed.trust import tls
+from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.v1 import decoding_pb2_grpc
+from ddib_fed.wire.version import versions_to_pb
+from tests.node.institutions import Institution
+
+
+class Echo(decoding_pb2_grpc.DecodingServiceServicer):
+    """Says who called; echoes each message of a stream as a progress event; fails when told to."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.on_describe: Callable[[], object] = lambda: None
+        self.ended = threading.Event()
+
+    def DescribeDomain(self, request, context):
+        self.on_describe()
+        if self.failure is not None:
+            raise self.failure
+        side = pb.ContractSide(institution=str(caller()))
+        return pb.DescribeDomainResponse(versions=versions_to_pb(), side=side, limits=pb.ContractLimits())
+
+    def NegotiateContract(self, request, context):
+        context.set_trailing_metadata((("kept", "yes"),))
+        context.abort(grpc.StatusCode.NOT_FOUND, "said by abort")
+
+    def Decode(self, request_iterator, context):
+        try:
+            for number, _message in enumerate(request_iterator):
+                if self.failure is not None:
+                    raise self.failure
+                yield pb.DecodeResponse(progress=pb.DecodeProgress(item=number, stage=str(caller())))
+        finally:
+            self.ended.set()
+
+
+class Outcomes(list):
+    """What the error interceptor reports for each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._more = threading.Condition()
+
+    def __call__(self, method: str, status: str) -> None:
+        with self._more:
+            self.append((method.rpartition("/")[2], status))
+            self._more.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        """Wait until this many calls have ended."""
+        with self._more:
+            assert self._more.wait_for(lambda: len(self) >= count, timeout=10), list(self)
+
+
+class Audit(list):
+    """Keeps what is written."""
+
+    def write(self, act: str, **values: str) -> None:
+        self.append((act, values))
+
+
+class Listening:
+    """South's server: north is admitted."""
+
+    def __init__(self, south: Institution, *, streams: tuple[int, int] = (4, 2)) -> None:
+        self.south = south
+        self.echo, self.outcomes, self.audit = Echo(), Outcomes(), Audit()
+        self.now = lambda: datetime.now(UTC)
+        self.peers = south.store
+        self.credentials = tls.server_credentials(south.pki, self.peers)
+        policy = Policy(institution=south.name, roles=("target",), issuer=False)
+        self.auth = AuthInterceptor(self.peers, policy, audit=self.audit, clock=self._clock)
+        self.limiter = StreamLimiter(*streams)
+        interceptors = (ErrorInterceptor(south.name, self.outcomes), self.auth, self.limiter)
+        self.server = grpc.server(ThreadPoolExecutor(streams[0] + 4), interceptors=interceptors)
+        decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self.echo, self.server)
+        self.health = health.HealthServicer()
+        self.health.set("", health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        self.port = self.server.add_secure_port("127.0.0.1:0", self.credentials.grpc)
+        self.server.start()
+
+    def _clock(self) -> datetime:
+        return self.now()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @contextmanager
+    def channel(self, who: Institution, **overrides) -> Iterator[grpc.Channel]:
+        """A channel with `who`'s certificate."""
+        arguments = {
+            "server_name": self.south.identity.dns_name,
+            "pki_folder": who.pki,
+            "roots_pem": certificate_pem(self.south.root),
+        } | overrides
+        with tls.channel(self.address, **arguments) as channel:
+            yield channel
+
+    @contextmanager
+    def stub(self, who: Institution, **overrides) -> Iterator[decoding_pb2_grpc.DecodingServiceStub]:
+        with self.channel(who, **overrides) as channel:
+            yield decoding_pb2_grpc.DecodingServiceStub(channel)
+
+    def close(self) -> None:
+        self.server.stop(None).wait()
+
+
+class Requests:
+    """The client's side of a stream, one message at a time."""
+
+    def __init__(self) -> None:
+        self._queue: list = []
+        self._more = threading.Condition()
+
+    def send(self, message) -> None:
+        with self._more:
+            self._queue.append(message)
+            self._more.notify_all()
+
+    def close(self) -> None:
+        self.send(None)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        with self._more:
+            self._more.wait_for(lambda: self._queue)
+            message = self._queue.pop(0)
+        if message is None:
+            raise StopIteration
+        return message

@@ -1,0 +1,143 @@
+"""Probes and metrics on loopback."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from urllib.error import HTTPError
+
+import pytest
+
+from ddib_fed.errors import ConfigError
+from ddib_fed.server.http import LONGEST_S, MOST_CONNECTIONS, ProbeServer
+from ddib_fed.server.metrics import Metrics
+
+
+class State:
+    """What the daemon would say."""
+
+    now = "loading"
+
+
+@pytest.fixture
+def probes() -> Iterator[tuple[ProbeServer, State, Metrics]]:
+    state, metrics = State(), Metrics()
+    server = ProbeServer("127.0.0.1:0", lambda: state.now, metrics)
+    yield server, state, metrics
+    server.close()
+
+
+def get(server: ProbeServer, path: str) -> tuple[int, str]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{server.address}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_ready_only_when_serving(probes: tuple[ProbeServer, State, Metrics]) -> None:
+    """/readyz follows the node's state; /healthz only says that the process lives."""
+    server, state, _ = probes
+    assert get(server, "/readyz") == (503, "loading\n")
+    assert get(server, "/healthz") == (200, "ok\n")
+    state.now = "serving"
+    assert get(server, "/readyz") == (200, "serving\n")
+
+
+def test_metrics_show_what_was_counted(probes: tuple[ProbeServer, State, Metrics]) -> None:
+    """A counter that was moved is in the exposition, under its name and labels."""
+    server, _, metrics = probes
+    metrics.items.labels("decode", "ok").inc(3)
+    assert 'ddib_items_total{outcome="ok",stage="decode"} 3.0' in get(server, "/metrics")[1]
+
+
+def test_two_nodes_in_one_process_do_not_share_counters(probes: tuple[ProbeServer, State, Metrics]) -> None:
+    """Each node has a registry of its own."""
+    _, _, metrics = probes
+    metrics.samples.labels("encode").inc()
+    assert b"ddib_samples_total{" not in Metrics().exposition()
+
+
+def test_anything_else_is_not_found(probes: tuple[ProbeServer, State, Metrics]) -> None:
+    """There is nothing else to see."""
+    assert get(probes[0], "/state/pki/ca.key")[0] == 404
+
+
+def test_a_port_in_use_is_a_configuration_error(probes: tuple[ProbeServer, State, Metrics]) -> None:
+    """The error names the setting and what to do."""
+    with pytest.raises(ConfigError, match=r"http\.listen"):
+        ProbeServer(probes[0].address, lambda: "", Metrics())
+
+
+def test_the_loopback_of_ipv6_can_be_bound() -> None:
+    """What the configuration allows works."""
+    server = ProbeServer("[::1]:0", lambda: "serving", Metrics())
+    assert server._server.address_family is socket.AF_INET6
+    server.close()
+
+
+def test_a_connection_that_says_nothing_is_closed(monkeypatch) -> None:
+    """It would hold a thread for as long as it likes."""
+    monkeypatch.setattr("ddib_fed.server.http.LONGEST_S", 0.05)
+    server = ProbeServer("127.0.0.1:0", lambda: "serving", Metrics())
+    host, _, port = server.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as silent:
+        assert silent.recv(1) == b""
+    server.close()
+
+
+def connected(server: ProbeServer, said: bytes = b"") -> socket.socket:
+    host, _, port = server.address.rpartition(":")
+    made = socket.create_connection((host, int(port)), timeout=10)
+    made.sendall(said)
+    return made
+
+
+def test_connections_that_say_nothing_keep_no_probe_out(probes: tuple[ProbeServer, State, Metrics]) -> None:
+    """The oldest make room: there are never more than a few, and a probe is answered at once."""
+    server, _, _ = probes
+    before = threading.active_count()
+    silent = [connected(server, b"GET /heal") for _ in range(100)]
+    started = time.monotonic()
+    assert get(server, "/healthz") == (200, "ok\n")
+    assert time.monotonic() - started < LONGEST_S
+    assert [end.recv(1) for end in silent[: 100 - MOST_CONNECTIONS]] == [b""] * (100 - MOST_CONNECTIONS)
+    assert threading.active_count() - before <= MOST_CONNECTIONS + 1
+    for end in silent:
+        end.close()
+
+
+def test_a_connection_that_says_little_ends(probes: tuple[ProbeServer, State, Metrics], monkeypatch) -> None:
+    """A byte now and then does not keep it: its whole time is bounded, not the time between two bytes."""
+    monkeypatch.setattr("ddib_fed.server.http.LONGEST_S", 0.3)
+    with connected(probes[0]) as slow:
+        slow.settimeout(0.02)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                slow.sendall(b"G")
+                if slow.recv(1) == b"":
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+    pytest.fail("it was kept")
+
+
+def test_a_connection_that_breaks_writes_nothing_past_the_log(
+    probes: tuple[ProbeServer, State, Metrics], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The standard library's server would print a traceback for each."""
+    server, _, _ = probes
+    broken = connected(server, b"GET /metrics HTTP/1.0\r\n")
+    broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    broken.close()
+    assert get(server, "/healthz") == (200, "ok\n")
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,171 @@
+"""Strangers who connect and say nothing hold a few places and a few seconds."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from ddib_fed.server.inbound import HANDSHAKE_TIMEOUT_S, PATIENCE_S, InboundGuard, most_connections, peer_of
+from ddib_fed.server.server import NodeServer
+from ddib_fed.trust import tls
+from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.wire.version import versions_to_pb
+from tests.node.institutions import Institution
+from tests.node.tiny_nodes import make_config
+from tests.server.listening import Listening
+from tests.source_node.conftest import wait_until
+
+ASK = pb.DescribeDomainRequest(versions=versions_to_pb())
+
+
+@pytest.fixture
+def north(tmp_path) -> Institution:
+    return Institution("north.example", tmp_path / "north")
+
+
+@pytest.fixture
+def south(tmp_path, north) -> Institution:
+    made = Institution("south.example", tmp_path / "south")
+    made.admit(north)
+    return made
+
+
+class Guarded(Listening):
+    """South's server with a guard that the test lets look, and whom its interceptor tells of each caller."""
+
+    def __init__(self, south: Institution, *, most: int) -> None:
+        super().__init__(south)
+        self.guard = InboundGuard(most, per_address=4)
+        self.auth._on_admitted = self.guard.admitted
+        self.guard._port = self.port
+        self.strangers: list[socket.socket] = []
+
+    def crowd(self, count: int) -> None:
+        """So many connections that say nothing."""
+        self.strangers += [
+            socket.create_connection(("127.0.0.1", self.port), timeout=5) for _ in range(count)
+        ]
+        before = self.held()
+        wait_until(lambda: (self.guard._refresh(), self.held())[1] >= before + count)
+
+    def held(self) -> int:
+        return sum(found is not None for found in self.guard._known.values())
+
+    def close(self) -> None:
+        for stranger in self.strangers:
+            stranger.close()
+        super().close()
+
+
+@pytest.fixture
+def crowded(south) -> Iterator[Guarded]:
+    """Room for few: whoever is over the share of an address is ended at once."""
+    made = Guarded(south, most=16)
+    yield made
+    made.close()
+
+
+def test_of_strangers_of_one_address_the_youngest_stay(crowded: Guarded) -> None:
+    """The oldest are shut down, which gRPC and they see as an end; a second look finds nothing to do."""
+    crowded.crowd(20)
+    assert crowded.guard.look() == 16
+    assert [end.recv(1) for end in crowded.strangers[:16]] == [b""] * 16
+    wait_until(lambda: (crowded.guard.look(), crowded.held())[1] == 4)
+    for end in crowded.strangers[16:]:
+        end.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            end.recv(1)
+
+
+def test_whoever_made_an_authorised_call_is_no_stranger(crowded: Guarded, north: Institution) -> None:
+    """Its connection, older than all of theirs and from their address, goes on."""
+    with crowded.stub(north) as stub:
+        stub.DescribeDomain(ASK, timeout=5)
+        (friend,) = crowded.guard._proven
+        crowded.crowd(20)
+        assert crowded.guard.look() == 16
+        wait_until(lambda: (crowded.guard.look(), crowded.held())[1] == 5)
+        stub.DescribeDomain(ASK, timeout=5)
+        assert crowded.guard._proven == {friend}
+
+
+def test_with_room_left_a_stranger_has_a_moment(south: Institution) -> None:
+    """Many that connect at once behind one address are no attack as long as the cap on all is far."""
+    roomy = Guarded(south, most=1_000)
+    try:
+        roomy.crowd(20)
+        assert roomy.guard.look() == 0
+        wait_until(lambda: (roomy.guard.look(), roomy.held())[1] == 4, PATIENCE_S + 10)
+    finally:
+        roomy.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "peer"),
+    [
+        ("ipv4:127.0.0.1:4000", ("127.0.0.1", 4000)),
+        ("ipv6:%5B::1%5D:4000", ("::1", 4000)),
+        ("ipv6:%5Bfe80::1%25eth0%5D:4000", ("fe80::1", 4000)),
+        ("ipv6:%5B::ffff:10.0.0.1%5D:4000", ("10.0.0.1", 4000)),
+        ("unix:/run/admin.sock", None),
+        ("", None),
+    ],
+)
+def test_grpcs_word_for_a_caller_is_an_address(text: str, peer: tuple[str, int] | None) -> None:
+    """As the system's own, so that both can be compared."""
+    assert peer_of(text) == peer
+
+
+def test_a_handshake_that_is_not_finished_ends_soon(south: Institution, north: Institution) -> None:
+    """Nothing at all, half a greeting, and TLS with a good certificate but without HTTP/2: gRPC ends each of them."""
+    server = NodeServer("127.0.0.1:0", tls.server_credentials(south.pki, south.store).grpc, [], max_streams=1)
+    server.start()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(north.pki / "leaf.pem", north.pki / "leaf.key")
+    started = time.monotonic()
+    with ExitStack() as ends:
+        silent, half, mute = (
+            ends.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+            for _ in "123"
+        )
+        half.sendall(b"\x16\x03\x01\x02\x00\x01")
+        mute = ends.enter_context(context.wrap_socket(mute))
+        for end in (silent, half, mute):
+            while end.recv(1_000):
+                pass
+    assert time.monotonic() - started < 4 * HANDSHAKE_TIMEOUT_S
+    server.stop(0)
+
+
+def test_connections_beyond_half_of_the_files_are_closed_at_once() -> None:
+    """Whatever the limit is: the node's own files, peers and jobs need the rest."""
+    assert [most_connections(limit) for limit in (256, 1_024, 65_536)] == [128, 512, 4_096]
+
+
+@pytest.mark.parametrize(("hard", "warns"), [(512, True), (2_048, False)])
+def test_the_file_limit_is_raised_as_far_as_it_goes(hard: int, warns: bool, tmp_path) -> None:
+    """And `check` and a start warn where that is not far; the process of the tests is left alone."""
+    make_config(tmp_path, "north.example", "source")
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (128, {hard}))\n"
+        "from pathlib import Path\n"
+        "from ddib_fed.node import config, inbound, startup\n"
+        "found = startup.check(config.NodeConfig.load(Path('node.toml')))\n"
+        "print(*next(finding.found.warnings for finding in found if finding.step == 'files'))\n"
+        "print(inbound.raise_file_limit())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    warning, _, limit = done.stdout.rpartition("\n")[0].rpartition("\n")
+    assert int(limit) == hard
+    assert ("LimitNOFILE=65536" in warning) is warns

@@ -1,0 +1,130 @@
+"""Files of the spool: private, whole, counted, swept."""
+
+import errno
+import os
+
+import pytest
+
+from ddib_fed.errors import ItemNotFound, QueueFull
+from source_node.jobs.spool import Spool
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "state" / "spool"
+
+
+@pytest.fixture
+def spool(folder):
+    return Spool(folder)
+
+
+@pytest.fixture
+def job(spool):
+    """A job that was received with one input."""
+    job_id = spool.new_job_id()
+    stage(spool, job_id, b"points")
+    spool.adopt(job_id)
+    return job_id
+
+
+def stage(spool, job_id: str, data: bytes) -> None:
+    """Its first input, as it comes."""
+    file = spool.stage(job_id, 0, "input")
+    file.write(data)
+    file.finish()
+
+
+def names(folder) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_was_staged_is_the_jobs_once_adopted(spool, job, folder):
+    """Under item numbers, not under names that a client gave."""
+    assert names(folder) == {f"{job}/0.input"}
+    assert spool.get(job, 0, "input") == b"points"
+
+
+def test_files_and_folders_are_private(spool, job, folder):
+    """0600 and 0700, whatever the umask."""
+    old = os.umask(0)
+    try:
+        other = spool.new_job_id()
+        stage(spool, other, b"x")
+        spool.adopt(other)
+        spool.put(other, 0, "encoded", b"x")
+    finally:
+        os.umask(old)
+    modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+    folders = {path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*")) if path.is_dir()}
+    assert (modes, folders) == ({0o600}, {0o700})
+
+
+def test_what_was_abandoned_leaves_nothing(spool, folder):
+    """Neither files nor bytes counted."""
+    job_id = spool.new_job_id()
+    stage(spool, job_id, b"points")
+    spool.abandon(job_id)
+    assert (list(folder.iterdir()), spool.used_bytes) == ([], 0)
+
+
+def test_a_file_is_replaced_whole(spool, job, folder):
+    """And nothing of the replacing is left."""
+    spool.put(job, 0, "encoded", b"first")
+    spool.put(job, 0, "encoded", b"2nd")
+    assert spool.get(job, 0, "encoded") == b"2nd"
+    assert names(folder) == {f"{job}/0.input", f"{job}/0.encoded"}
+
+
+def test_bytes_are_counted_as_they_come_and_go(spool, job, folder):
+    """Also when replaced, and again by the next start."""
+    spool.put(job, 0, "encoded", b"first")
+    spool.put(job, 0, "encoded", b"2nd")
+    assert spool.used_bytes == len(b"points") + len(b"2nd") == Spool(folder).used_bytes
+    spool.remove(job, 0, ["input", "latent"])
+    assert spool.used_bytes == 3
+    spool.remove_job(job)
+    assert spool.used_bytes == 0
+
+
+def test_a_missing_file_is_a_missing_item(spool, job):
+    """With the item's number."""
+    with pytest.raises(ItemNotFound) as caught:
+        spool.get(job, 7, "input")
+    assert caught.value.facts == {"item": "7"}
+
+
+def test_the_sweep_removes_what_no_row_names(spool, job, folder):
+    """Staged leftovers, torn writes, parts and jobs without a row; nothing else."""
+    left = spool.new_job_id()
+    stage(spool, left, b"x")
+    spool.put(job, 0, "encoded", b"x")
+    (folder / job / ".0.translation-abcd").write_bytes(b"torn")
+    (folder / ("0" * 32)).mkdir()
+    (folder / "stray").write_bytes(b"x")
+    assert spool.sweep({(job, 0, "input")}) == 4
+    assert names(folder) == {f"{job}/0.input"}
+    assert [path.name for path in folder.iterdir()] == [job]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_a_full_queue(spool, job, folder, monkeypatch, code):
+    """The client is told to come again; the file that was there stays."""
+    spool.put(job, 0, "encoded", b"first")
+
+    def full(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(QueueFull) as caught:
+        spool.put(job, 0, "encoded", b"second")
+    assert caught.value.retry_after_s
+    assert spool.get(job, 0, "encoded") == b"first"
+    assert names(folder) == {f"{job}/0.input", f"{job}/0.encoded"}
+
+
+@pytest.mark.parametrize("job_id", ["..", "a/b", "A" * 32, "0" * 31])
+def test_only_our_own_ids_become_paths(spool, job_id):
+    """Whatever a caller passes."""
+    with pytest.raises(ValueError, match="no name in the spool"):
+        spool.get(job_id, 0, "input")

@@ -1,0 +1,225 @@
+"""How a job is accepted: once, whole, and only when there is room."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+
+from ddib_fed.errors import (
+    ChunkCorrupt,
+    MessageInvalid,
+    QueueFull,
+    RequestIdConflict,
+)
+from source_node.jobs.records import content_digest
+from source_node.jobs.store import (
+    ItemSpec,
+    ItemState,
+    JobState,
+    SolverChoice,
+)
+from tests.source_node.jobs.job_examples import (
+    ALICE,
+    BOB,
+    LIMITS,
+    NPY,
+    decode,
+    files,
+    in_threads,
+    running,
+    spec,
+    submit,
+)
+
+
+def test_an_accepted_job_is_queued_with_its_items(store, clock):
+    """As it was asked for."""
+    asked = spec(cycle=True, solver=SolverChoice("rk4", 0, 96, "karras"), deadline_s=7.0)
+    with store.stage(asked) as staging:
+        staging.add(NPY, b"one")
+        staging.add(NPY, b"three")
+        job, repeated = staging.commit()
+    assert (job.spec, job.state, job.created, repeated) == (asked, JobState.QUEUED, clock.now, False)
+    assert [(item.index, item.state, item.size_bytes) for item in job.items] == [
+        (0, ItemState.RECEIVED, 3),
+        (1, ItemState.RECEIVED, 5),
+    ]
+    assert store.get(job.job_id) == job
+    assert store.read_input(job.job_id, 1) == b"three"
+
+
+def test_a_job_without_a_deadline_gets_the_nodes(store, clock):
+    """Counted from acceptance."""
+    assert submit(store).deadline == clock.now + LIMITS.default_deadline_s
+
+
+def test_an_accepted_job_outlives_the_process(store, open_store):
+    """With its files."""
+    job = submit(store, b"points")
+    again = open_store()
+    assert (again.get(job.job_id), again.read_input(job.job_id, 0)) == (job, b"points")
+
+
+def test_a_job_that_was_not_committed_leaves_nothing(store, tmp_path):
+    """The client went away in the middle."""
+    with store.stage(spec()) as staging:
+        staging.add(NPY, b"points")
+    assert (store.list(ALICE), files(tmp_path), store.spool_bytes) == ((), set(), 0)
+
+
+def test_a_job_that_failed_to_arrive_leaves_nothing(store, tmp_path):
+    """An error inside goes through."""
+
+    def receive() -> None:
+        with store.stage(spec()) as staging:
+            staging.add(NPY, b"points")
+            raise ChunkCorrupt
+
+    with pytest.raises(ChunkCorrupt):
+        receive()
+    assert (store.list(ALICE), files(tmp_path)) == ((), set())
+
+
+def test_a_job_without_items_is_refused(store):
+    """There is nothing to do."""
+    with store.stage(spec()) as staging, pytest.raises(MessageInvalid):
+        staging.commit()
+
+
+@pytest.mark.parametrize("request_id", ["", "1", "../../etc/passwd", "g" * 32])
+def test_a_request_id_is_a_uuid(request_id):
+    """Checked where the spec is made."""
+    with pytest.raises(MessageInvalid) as caught:
+        spec(request_id=request_id)
+    assert caught.value.facts == {"field": "request_id"}
+
+
+def test_the_same_request_is_the_same_job(store, tmp_path):
+    """However often it comes; nothing is stored twice."""
+    request = spec().request_id
+    first = submit(store, b"points", request_id=request)
+    with store.stage(spec(request_id=request)) as staging:
+        staging.add(NPY, b"points")
+        second, repeated = staging.commit()
+    assert (second, repeated) == (first, True)
+    assert (files(tmp_path), store.spool_bytes) == ({"0.input"}, 6)
+
+
+def test_the_same_request_is_the_same_job_after_it_ended(store):
+    """Also once it is delivered."""
+    request = spec().request_id
+    job = running(store, request_id=request)
+    digest = decode(store, job)
+    store.finish(job.job_id, "FINISHED")
+    store.acknowledge(job.job_id, ALICE, [(0, digest)])
+    assert submit(store, request_id=request).job_id == job.job_id
+
+
+@pytest.mark.parametrize(
+    ("data", "changes"),
+    [
+        ((b"other",), {}),
+        ((b"points", b"points"), {}),
+        ((b"points",), {"cycle": True}),
+        ((b"points",), {"keep_latent": True}),
+        ((b"points",), {"target_domain": "rings"}),
+        ((b"points",), {"target_institution": "east.example"}),
+        ((b"points",), {"solver": SolverChoice(evaluations=24)}),
+        ((b"points",), {"deadline_s": 3.0}),
+    ],
+)
+def test_the_same_request_id_with_other_content_is_a_conflict(store, data, changes):
+    """In files or settings; the first job stays as it is."""
+    request = spec().request_id
+    job = submit(store, b"points", request_id=request)
+    with pytest.raises(RequestIdConflict) as caught:
+        submit(store, *data, request_id=request, **changes)
+    assert caught.value.facts == {"job": job.job_id}
+    assert store.list(ALICE) == (replace(job, items=()),)
+
+
+def test_a_job_of_the_first_release_keeps_its_content_digest():
+    """A client that repeats its request after an upgrade of the node finds its job; classes are content too."""
+    item = ItemSpec(0, 1, 3, b"\xab" * 32)
+    solver = {"solver": "unipc", "order": 0, "evaluations": 48, "grid": "default"}
+    settings = {
+        "target_institution": "south.example", "target_domain": "checkerboards", "solver": solver,
+        "cycle": False, "keep_latent": False, "deadline_s": 0.0,
+    }  # fmt: skip
+    text = json.dumps([settings, [[1, "ab" * 32]]], sort_keys=True)
+    assert content_digest(spec(), [item]) == hashlib.sha256(text.encode()).digest()
+    assert content_digest(spec(target_class="cat"), [item]) != content_digest(spec(), [item])
+
+
+def test_the_same_request_id_of_another_client_is_another_job(store):
+    """Ids are each client's own."""
+    request = spec().request_id
+    first = submit(store, request_id=request)
+    assert submit(store, request_id=request, owner=BOB).job_id != first.job_id
+
+
+def test_the_same_request_at_once_is_accepted_once(store, tmp_path):
+    """A client that lost patience sends it again while the first is still arriving."""
+    request = spec().request_id
+    with store.stage(spec(request_id=request)) as first, store.stage(spec(request_id=request)) as second:
+        first.add(NPY, b"points")
+        second.add(NPY, b"points")
+        job, _ = first.commit()
+        assert second.commit() == (job, True)
+    assert (len(store.list(ALICE)), files(tmp_path)) == (1, {"0.input"})
+
+
+def test_a_request_that_comes_again_from_many_threads_is_accepted_once(store):
+    """Exactly one of them is told that it is new."""
+    request = spec().request_id
+    answers = []
+
+    def send() -> None:
+        with store.stage(spec(request_id=request)) as staging:
+            staging.add(NPY, b"points")
+            answers.append(staging.commit())
+
+    in_threads(send, 6)
+    assert (len({job.job_id for job, _ in answers}), [r for _, r in answers].count(False)) == (1, 1)
+
+
+def test_a_full_queue_refuses_before_anything_is_received(open_store):
+    """And says when to come again."""
+    store = open_store(replace(LIMITS, max_open_jobs=1))
+    submit(store)
+    with pytest.raises(QueueFull) as caught, store.stage(spec()):
+        pytest.fail("it was let in")
+    assert (caught.value.retry_after_s, caught.value.facts) == (30.0, {"limit_jobs": "1"})
+
+
+def test_jobs_that_are_being_received_count(open_store):
+    """Else any number could arrive at once."""
+    store = open_store(replace(LIMITS, max_open_jobs=1))
+    with store.stage(spec()), pytest.raises(QueueFull), store.stage(spec()):
+        pytest.fail("it was let in")
+    submit(store)
+
+
+def test_a_request_that_was_accepted_is_answered_by_a_full_queue(open_store):
+    """It takes no place."""
+    store = open_store(replace(LIMITS, max_open_jobs=1))
+    request = spec().request_id
+    job = submit(store, request_id=request)
+    assert submit(store, request_id=request) == job
+
+
+def test_an_ended_job_makes_room(open_store):
+    """Results that wait are no open job."""
+    store = open_store(replace(LIMITS, max_open_jobs=1))
+    store.finish(running(store).job_id, "FAILED")
+    submit(store)
+
+
+def test_a_full_spool_refuses(open_store, tmp_path):
+    """And leaves nothing of the job that did not fit."""
+    store = open_store(replace(LIMITS, max_spool_bytes=10))
+    with pytest.raises(QueueFull) as caught:
+        submit(store, b"123456", b"12345")
+    assert caught.value.facts == {"limit_bytes": "10"}
+    assert files(tmp_path) == set()

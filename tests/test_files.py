@@ -1,0 +1,81 @@
+"""Files that only their owner reads, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ddib_fed import files as private_files
+from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError
+from ddib_fed.files import (
+    MAX_SMALL_FILE_BYTES,
+    check_private_file,
+    check_private_folder,
+    private_folder,
+    read_small,
+    write_private,
+)
+
+
+def test_new_folders_are_private_down_the_path(tmp_path: Path) -> None:
+    """Also those in between, whatever the umask."""
+    before = os.umask(0)
+    try:
+        private_folder(tmp_path / "state" / "pki")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("state", "state/pki")] == [0o700, 0o700]
+
+
+def test_a_folder_that_others_could_read_is_closed(tmp_path: Path) -> None:
+    """Before a key is put into it."""
+    (tmp_path / "open").mkdir(mode=0o755)
+    assert private_folder(tmp_path / "open").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_file_is_private_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    """Mode 0600, no temporary file."""
+    write_private(tmp_path / "key", b"secret", overwrite=False)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_file_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    """And the attempt leaves nothing behind."""
+    write_private(tmp_path / "key", b"one", overwrite=False)
+    with pytest.raises(AlreadyExists):
+        write_private(tmp_path / "key", b"two", overwrite=False)
+    write_private(tmp_path / "key", b"three", overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"key": b"three"}
+
+
+def test_reading_names_what_is_wrong(tmp_path: Path) -> None:
+    """Missing, a folder, too large."""
+    (tmp_path / "large").write_bytes(b"x" * (MAX_SMALL_FILE_BYTES + 1))
+    with pytest.raises(FileMissing):
+        read_small(tmp_path / "none")
+    for name in ("", "large"):
+        with pytest.raises(InputError):
+            read_small(tmp_path / name)
+
+
+@pytest.mark.parametrize(("mode", "command"), [(0o000, "chmod"), (0o500, "chmod"), (0o700, "findmnt -T")])
+def test_what_its_own_user_cannot_write_is_named_with_the_command_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, command: str
+) -> None:
+    """A chown to the owner that it has changes nothing: its mode forbids it, or the disk is mounted read-only."""
+    monkeypatch.setattr(
+        private_files, "_allows", lambda _path, _mode: False
+    )  # the tests may run as root, who may all
+    folder, file = tmp_path / "state", tmp_path / "log"
+    folder.mkdir()
+    file.touch()
+    folder.chmod(mode)
+    file.chmod(mode & 0o600)
+    for check, place, closed in ((check_private_folder, folder, "700"), (check_private_file, file, "600")):
+        with pytest.raises(ConfigError, match="cannot be read and written") as refused:
+            check(place)
+        words = f"{command} {closed} {place}" if command == "chmod" else f"{command} {place}"
+        assert refused.value.hint.startswith(words)
