@@ -7,4 +7,4 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import ddib_fed.node  # noqa: F401
+import ddib_fed.rpc  # noqa: F401

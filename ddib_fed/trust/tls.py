@@ -1,7 +1,7 @@
 """Turns the files of a node or client into gRPC credentials, channels, and a check that TLS 1.2 is refused.
 
 The rule: both sides present a certificate, over TLS 1.3, or there is no connection; there is no insecure mode.
-`ddib_fed.node` sets the cipher suites for this before grpc is imported.
+`ddib_fed.rpc` sets the cipher suites for this before grpc is imported.
 """
 
 from __future__ import annotations
@@ -320,6 +320,6 @@ def probe_tls12(host: str, port: int) -> None:
     if first == bytes([_HANDSHAKE_RECORD]):
         raise ConfigError(
             f"{host}:{port} accepts TLS 1.2, only 1.3 is allowed",
-            hint="grpc was imported before ddib_fed.node, or this grpcio ignores GRPC_SSL_CIPHER_SUITES",
+            hint="grpc was imported before ddib_fed.rpc, or this grpcio ignores GRPC_SSL_CIPHER_SUITES",
             facts={"GRPC_SSL_CIPHER_SUITES": os.environ.get("GRPC_SSL_CIPHER_SUITES", "")},
         )

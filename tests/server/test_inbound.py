@@ -158,7 +158,7 @@ def test_the_file_limit_is_raised_as_far_as_it_goes(hard: int, warns: bool, tmp_
     code = (
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (128, {hard}))\n"
         "from pathlib import Path\n"
-        "from ddib_fed.node import config, inbound, startup\n"
+        "from ddib_fed.node import config, startup\nfrom ddib_fed.server import inbound\n"
         "found = startup.check(config.NodeConfig.load(Path('node.toml')))\n"
         "print(*next(finding.found.warnings for finding in found if finding.step == 'files'))\n"
         "print(inbound.raise_file_limit())"
