@@ -1,4 +1,4 @@
-"""One tree of errors; each class fixes what the peer may read and how the process ends.
+"""The error tree; each class fixes what the peer may read and the exit code.
 
 The rule: `detail` and `hint` are for the person at this machine and never cross the wire. A peer reads the fixed
 public `sentence`, the `reason`, and `facts` (short values that the peer sent itself, or limits that apply to it).

@@ -1,6 +1,6 @@
-"""Writes files that only their owner may read, each as a whole or not at all, and reads keys only where that holds.
+"""Durable, private files: written whole or not at all, mode 0600; keys are read only where others cannot.
 
-The rule: a reader sees the old bytes or the new ones, never a part; nothing is overwritten unless asked; and a key that
+A reader sees the old bytes or the new ones, never a part; nothing is overwritten unless asked; and a key that
 others can read, or exchange, is not used, as with ssh.
 """
 

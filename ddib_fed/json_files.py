@@ -1,6 +1,6 @@
 """Turns the figures of a run into a file of JSON.
 
-The rule: a file appears whole or not at all, and survives a power cut once written (fsync, then rename).
+A file appears whole or not at all, and survives a power cut once written (fsync, then rename).
 """
 
 from __future__ import annotations

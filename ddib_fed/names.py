@@ -1,4 +1,4 @@
-"""The grammars of names that institutions read of each other: one for each name, wherever it is written or read.
+"""The grammars of all names that institutions exchange.
 
 A name that this side accepts and the other refuses is found by the other side's operator, so nothing has a grammar of
 its own: configuration, bundles, the wire, certificates and the command line all ask here.

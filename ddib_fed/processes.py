@@ -1,6 +1,6 @@
-"""Whether this process is one of several that were started together, from the environment.
+"""Detects whether this process is one of several started together (torchrun, MPI), from the environment.
 
-The rule: what does not share its work among processes refuses several of them before it writes anything. Otherwise
+What does not share its work among processes refuses several of them before it writes anything. Otherwise
 each would do all of it, and all would write the same files.
 """
 

@@ -1,6 +1,6 @@
-"""Escapes text from files, peers and nodes, and prints it: the only way to the terminal.
+"""Prints to the terminal and escapes text from files, peers and nodes; the only way to print.
 
-The rule: everything is printed through `say` or `console`, which escape control characters, so that a text makes one
+Everything is printed through `say` or `console`, which escape control characters, so that a text makes one
 line and cannot control the terminal.
 """
 

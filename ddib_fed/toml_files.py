@@ -1,4 +1,4 @@
-"""Turns a TOML file into a checked pydantic model, or into one error that names the key and a suggestion."""
+"""Loads a TOML file into a checked pydantic model; an error names the key and suggests a correction."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Maps unexpected exceptions to a message and an exit code at the edge of a process.
 
-The rule: nobody who runs a command sees a traceback, unless DDIB_DEBUG asks for one.
+Nobody who runs a command sees a traceback, unless DDIB_DEBUG asks for one.
 """
 
 from __future__ import annotations

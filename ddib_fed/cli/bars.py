@@ -1,4 +1,4 @@
-"""Turns the progress of a computation in this process into a bar on stderr, or, without a terminal, ten lines."""
+"""Progress bars on stderr; ten lines without a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns a command line into one command's call, and whatever it raises into a message and an exit code.
+"""The entry of the `ddib` command: runs a subcommand and maps exceptions to messages and exit codes.
 
 Subcommands are imported when they are called: `ddib --help` loads click and nothing heavier, and a client
 without the [node] extra can run everything that needs no network of its own.

@@ -1,4 +1,4 @@
-"""Turns results and errors into what a terminal or a script reads: results on stdout, the rest on stderr."""
+"""Output for terminals and scripts: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Keeps a client's one channel to its source node, and its patience while the node is away.
+"""A client's channel to its source node, with retries while the node is away.
 
-The rule: only what can succeed later is tried again (UnavailableError), for a stated time since the last progress; the
+Only what can succeed later is tried again (UnavailableError), for a stated time since the last progress; the
 channel is made anew for each try, so that a renewed certificate is used.
 """
 

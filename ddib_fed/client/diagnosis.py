@@ -1,7 +1,7 @@
-"""Names the reason why a connection to a node fails, by making one with the standard library's TLS.
+"""Diagnoses why a connection to a node fails, with a TLS handshake by the standard library.
 
 gRPC reports a missing certificate, a wrong root, an expired certificate and plaintext with the same words; here
-each has its own. The rule: nothing is sent but the greeting of HTTP/2.
+each has its own. Nothing is sent but the greeting of HTTP/2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Turns files and bytes into the messages of SubmitJob; a file is read again for every try, never kept.
+"""The messages of SubmitJob from files and bytes; files are read again for every try.
 
 File names stay here: an item is a number, a media type, a size and a digest.
 """

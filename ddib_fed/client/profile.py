@@ -1,4 +1,4 @@
-"""Turns client.toml into a checked `Profile`: who the client is, and how it reaches its own source node.
+"""The client's profile: client.toml, checked.
 
 The private key and the certificates lie in a folder beside the file and are never part of it.
 """

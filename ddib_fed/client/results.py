@@ -1,6 +1,6 @@
-"""Turns the messages of FetchResults into whole `Result`s, each file of the announced size and digest.
+"""Assembles the messages of FetchResults into `Result`s and checks sizes and digests.
 
-The rule: an item comes out complete, with every part that its job promises and its provenance, or not at all.
+An item comes out complete, with every part that its job promises and its provenance, or not at all.
 No sockets: the caller brings the messages.
 """
 

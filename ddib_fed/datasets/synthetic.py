@@ -1,6 +1,6 @@
-"""Turns (domain, number, seed) into points of the six 2-D sets of the DDIB paper (arXiv 2203.08382, section 4.1).
+"""The six 2-D point sets of the DDIB paper (arXiv 2203.08382, section 4.1).
 
-The rule: a domain is one fixed distribution. Its normalisation (one scalar mean and one scalar standard deviation
+A domain is one fixed distribution. Its normalisation (one scalar mean and one scalar standard deviation
 over all coordinates) is that of the population, in closed form, so ten points and a million come from the same set.
 
 `sample` draws what the paper's figures show: as many points on each ring or edge as the next, in an order in which

@@ -2,7 +2,7 @@
 
     z = ODESolve(x; v_A, data -> noise),   y = ODESolve(z; v_B, noise -> data)
 
-The rule: a driver advances a solver under `no_grad`, on one thread, and always closes it.
+A driver advances a solver under `no_grad`, on one thread, and always closes it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ dx/dphi = v, v = alpha eps - sigma x0 (Salimans, Ho, arXiv 2202.00512, appendix 
     from eps: v = (eps - sigma x) / alpha      from x0: v = (alpha x - x0) / sigma
     back:     x0 = alpha x - sigma v           eps = sigma x + alpha v
 
-The rule: where a network cannot know (eps at alpha = 0, x0 at sigma = 0) v is 0, never NaN or infinite.
+Where a network cannot know (eps at alpha = 0, x0 at sigma = 0) v is 0, never NaN or infinite.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ plausible under N(0, I), by the tail bound of the chi-square distribution (Laure
 
     P(|z|^2 >= D + 2 sqrt(D t) + 2 t) <= exp(-t)
 
-The rule: a bound is a fixed allowance for what models leave in their latents, plus `SPREADS` standard errors of true
+A bound is a fixed allowance for what models leave in their latents, plus `SPREADS` standard errors of true
 noise of the same count, so that small latents of good models pass and large latents of none do. Passing shows that
 the encoder ran properly; it does not show privacy.
 """

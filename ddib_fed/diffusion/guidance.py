@@ -7,7 +7,7 @@ Each wraps a denoiser and is one, so that solvers and drivers need not know. In 
     classifier-free:   eps' = eps_null + scale (eps_y - eps_null),    hence  v' = v_null + scale (v_y - v_null)
     clipped:           x0' = clip(x0),                                hence  v' = (alpha x - x0') / sigma
 
-The rule: gradients are switched on inside one evaluation and off again; none reaches the caller. Classes come in the
+Gradients are switched on inside one evaluation and off again; none reaches the caller. Classes come in the
 condition, as {"y": (N,) int64}.
 """
 

@@ -1,11 +1,11 @@
-"""Turns two latents into latents on the way from one to the other.
+"""Interpolation between two latents.
 
 Between latents z_0 and z_1 with the angle theta between them, spherically (Shoemake 1985; for latents of DDIM Song et
 al., arXiv 2010.02502, appendix D.3),
 
     z_w = sin((1 - w) theta) / sin(theta) z_0 + sin(w theta) / sin(theta) z_1
 
-The rule: a point between two samples of N(0, I) is to look like one. On the straight line it does not: halfway between
+A point between two samples of N(0, I) is to look like one. On the straight line it does not: halfway between
 two independent latents the standard deviation is only sqrt(1/2), and models answer with flat pictures.
 """
 

@@ -1,6 +1,6 @@
-"""Names the levels that the public code steps through (schedule, diffusion steps, respacing), and lays them out.
+"""The levels that the public code steps through, from schedule, diffusion steps and respacing.
 
-The rule: a model with integer steps of its own keeps them; what is asked may repeat them, and is refused when it
+A model with integer steps of its own keeps them; what is asked may repeat them, and is refused when it
 contradicts them.
 """
 

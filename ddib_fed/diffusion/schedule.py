@@ -6,7 +6,7 @@ noise rate B(t) = -log alpha_t^2, and its inverse. From it follow, without cance
     alpha_t = exp(-B/2),   sigma_t = sqrt(1 - exp(-B)),   lambda_t = log(alpha_t / sigma_t) = -log(exp(B) - 1) / 2,
 
 and backwards B = log(1 + exp(-2 lambda)) (Kingma et al., Variational Diffusion Models, arXiv 2107.00630, section 3).
-The rule: tables and levels are float64; only the network rounds.
+Tables and levels are float64; only the network rounds.
 """
 
 from __future__ import annotations

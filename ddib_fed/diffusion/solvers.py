@@ -3,7 +3,7 @@
     x = cos(phi) x0 + sin(phi) eps,   phi = atan2(sigma, alpha),   dx/dphi = v = cos(phi) eps - sin(phi) x0
 
 Encoding walks a grid from data (phi near 0) to noise (phi near pi/2), decoding the same grid reversed, with
-the same code. The rule: a solver never touches the tensor it was given, owns what it is sent, and reads the
+the same code. A solver never touches the tensor it was given, owns what it is sent, and reads the
 grid once.
 """
 

@@ -1,4 +1,4 @@
-"""Turns source pictures into what a translation must beat: translations that need no network.
+"""Baselines for a translation: translations that need no network.
 
     unchanged         the source itself
     histogram         each channel's values through the monotone map from the source domain's distribution of values
@@ -7,7 +7,7 @@
     random            a picture of the target's training part, whatever was asked
     colour map        a polynomial of degree 2 in the channels of a pixel, least squares on pairs
 
-The rule: but for the colour map, which has seen true pairs and is named so, none sees what a party of the bridge
+But for the colour map, which has seen true pairs and is named so, none sees what a party of the bridge
 could not see; and none sees the truth of the picture that it is asked for.
 """
 

@@ -1,4 +1,4 @@
-"""Turns pictures into features of an ImageNet classifier, and two sets of pictures into how far apart they are.
+"""Features of an ImageNet classifier, and distances between two sets of pictures in them.
 
     features   EfficientNet-Lite0's output after 5 and after 11 blocks, its mean over the picture: 40 and 112 numbers
     Frechet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of their means and covariances
@@ -7,7 +7,7 @@
 
 The weights come inside a package (Apache-2.0), so nothing is fetched when this runs.
 
-The rule: neither is the published FID or KID, which are of InceptionV3's 2,048 numbers: figures here compare with
+Neither is the published FID or KID, which are of InceptionV3's 2,048 numbers: figures here compare with
 one another alone, and with the floor, the distance between two sets of real pictures of as many each. The Frechet
 distance of few pictures is too large, most of all where they are fewer than the numbers; the kernel's is not, on
 average.

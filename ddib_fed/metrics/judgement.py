@@ -1,6 +1,6 @@
-"""Turns pictures that belong together into all that can be said of a translation: figures, baselines, marks.
+"""All figures of a set of translations: similarity, baselines, distances, marks.
 
-The rule: a figure that cannot be had from what was given is None, never a guess; each stands beside what it must be
+A figure that cannot be had from what was given is None, never a guess; each stands beside what it must be
 compared with (baselines, chance, the distance between real pictures).
 """
 

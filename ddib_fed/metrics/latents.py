@@ -1,7 +1,7 @@
-"""Turns the latents of pictures into how white they are, beside true noise measured in the same way.
+"""Whiteness of picture latents, beside true noise measured in the same way.
 
 A correlation that is estimated from few patches is not 0 for true noise either (0.0138 for 96 pictures of 48 pixels).
-The rule: it is never given without that of seeded noise of equal shape and count, by the same estimate.
+It is never given without that of seeded noise of equal shape and count, by the same estimate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Turns two stacks of pictures that belong together row by row into how alike each pair is.
+"""MSE, PSNR and SSIM of two stacks of pictures, row by row.
 
     MSE   mean((a - b)^2), pictures in [-1, 1]
     PSNR  10 log10(2^2 / MSE) dB
@@ -7,7 +7,7 @@
 SSIM needs intensities that are not negative: where means may be of either sign, its two factors change sign together
 and an inverted picture would be called equal.
 
-The rule: one figure a picture, and what is said of a set is the mean of its pictures' figures, never the figure of
+One figure a picture, and what is said of a set is the mean of its pictures' figures, never the figure of
 a mean. PSNR rewards blur (the mean picture of a domain beats many good translations), so SSIM is given beside it.
 """
 

@@ -1,6 +1,6 @@
-"""Turns clouds of points into figures: distances between two clouds, and how far points come back from themselves.
+"""Distances between two clouds of points, and the cycle error of points.
 
-The rule: every figure is a function of its points alone. What is random (projections, sub-samples) comes from fixed
+Every figure is a function of its points alone. What is random (projections, sub-samples) comes from fixed
 seeds, so two runs, two machines and two releases can be compared.
 """
 

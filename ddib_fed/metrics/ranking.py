@@ -1,6 +1,6 @@
-"""The order in which pages and sheets list pictures: the worst first.
+"""The order in which pages and sheets list pictures: worst first.
 
-The rule: a picture is as bad as its worst figure. A good round trip does not make up for structure that was lost, nor
+A picture is as bad as its worst figure. A good round trip does not make up for structure that was lost, nor
 a kept outline for a round trip that fails.
 """
 

@@ -1,9 +1,9 @@
-"""Turns translations and the true pictures into how often the true partner is among the nearest of all of them.
+"""Retrieval: how often the true partner is among a translation's nearest pictures.
 
 A translation may be sharp, plausible and of another place; retrieval notices. Every translation asks, all true
 pictures answer, and chance is k / N.
 
-The rule: a tie counts against the translation, so that no constant picture finds anything.
+A tie counts against the translation, so that no constant picture finds anything.
 """
 
 from __future__ import annotations

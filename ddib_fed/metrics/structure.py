@@ -1,4 +1,4 @@
-"""Turns a source and its translation into how much of the source's structure the translation kept.
+"""How much of a source picture's structure its translation kept.
 
     edge correlation     Pearson's r of the two gradient magnitudes (central differences of luma)
     mutual information   of the two lumas in `BINS` equal bins between each one's least and greatest value, in bits
@@ -6,7 +6,7 @@
 Both are blind to which domain has the light and which the dark, and neither needs the true translation. A low cycle
 error does not show that anatomy was kept: a map that repaints everything can be undone exactly.
 
-The rule: no threshold is absolute; each is measured on pictures of the domain, in one of two ways.
+No threshold is absolute; each is measured on pictures of the domain, in one of two ways.
 
     by chance        at the end of training, from pairs of a held-out and a training picture: a translation is doubtful
                      when its edges agree with those of its source no better than `CHANCE_QUANTILE` of pictures that do

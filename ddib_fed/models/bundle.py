@@ -1,7 +1,7 @@
 """A model on disk: a folder of manifest.json and model.safetensors, verified by digest before it is used.
 
 The manifest names the weights' SHA-256, and the bundle's digest is the SHA-256 of the manifest's canonical JSON, so
-one digest pins everything. The rule: what is loaded is what was verified (bytes are read once), and a folder appears
+one digest pins everything. What is loaded is what was verified (bytes are read once), and a folder appears
 whole or not at all.
 """
 

@@ -1,6 +1,6 @@
 """Exports a bundle of the public code's 2-D network as a checkpoint of that code, with its flags.
 
-The rule: what the public code would compute otherwise than we do is refused.
+What the public code would compute otherwise than we do is refused.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Makes the folders that models lie in, and the files in them.
+"""Creates model folders (mode 0700) and the files in them (mode 0600).
 
-The rule: weights can give away what they were trained on, so that a folder of them has mode 0700 and a file 0600,
+Weights can give away what they were trained on, so that a folder of them has mode 0700 and a file 0600,
 whatever the umask. Reading asks for nothing: bundles that ship with the package can be read by everybody.
 """
 

@@ -1,6 +1,6 @@
-"""What a bundle says of itself: the fields of manifest.json, validated, and the digest over them.
+"""The manifest of a bundle: the validated fields of manifest.json, and their digest.
 
-The rule: a field that this release does not know is refused; so is a size that no model of ours could have,
+A field that this release does not know is refused; so is a size that no model of ours could have,
 before anything is allocated. A field that a later release added is left out while it is at its default, so that
 older files keep their digests.
 """

@@ -1,4 +1,4 @@
-"""Turns pictures in [-1, 1] and points into a network's units and back: their colours, then mean and deviation.
+"""Normalisation: pictures in [-1, 1] and points to a network's units (colour space, mean, deviation) and back.
 
 The rule: `undo` is the inverse of `apply` for everything that a picture can be.
 """

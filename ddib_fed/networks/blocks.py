@@ -1,6 +1,6 @@
-"""What the UNet and the noisy classifier are built of: residual blocks, attention, resampling.
+"""Building blocks of the UNet and of the noisy classifier: residual blocks, attention, resampling.
 
-From Dhariwal, Nichol, Diffusion Models Beat GANs (arXiv 2105.05233), section 3 and appendix A. The rule: names and
+From Dhariwal, Nichol, Diffusion Models Beat GANs (arXiv 2105.05233), section 3 and appendix A. Names and
 shapes in the state dict are those of the public checkpoints; what computes is our own.
 """
 

@@ -1,8 +1,8 @@
-"""The classifier of noisy pictures that guides sampling (Dhariwal, Nichol, arXiv 2105.05233, section 4): half a UNet.
+"""A classifier of noisy pictures for guidance (Dhariwal, Nichol, arXiv 2105.05233, section 4): half a UNet.
 
     p(y | x_t) = softmax(pool(middle(down(x_t, t))))
 
-The rule: public guided-diffusion classifiers load unchanged, with any of the four ways to pool.
+Public guided-diffusion classifiers load unchanged, with any of the four ways to pool.
 """
 
 from __future__ import annotations

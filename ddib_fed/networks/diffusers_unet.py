@@ -1,7 +1,7 @@
 """The UNet of diffusers' `UNet2DModel` (after Ho et al., arXiv 2006.11239): from (x_t, t, class) to eps, x0 or v.
 
 It differs from `UNet` in what checkpoints of google/ddpm-* and others need: padding, epsilon, frequencies of the time,
-and attention that may lie differently on the two ways. The rule: diffusers' weights load under their own names, and
+and attention that may lie differently on the two ways. Diffusers' weights load under their own names, and
 outputs equal the library's; a time is embedded once, however many rows share it.
 """
 

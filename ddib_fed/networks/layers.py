@@ -1,6 +1,6 @@
-"""Pieces that networks share: features of a time, and layers that take one time for all rows or one for each.
+"""Layers that several networks share: time features, and layers with one time for all rows or one for each.
 
-The rule: a time embedding has one row per distinct time; `rows` spreads it over the batch, or it broadcasts.
+A time embedding has one row per distinct time; `rows` spreads it over the batch, or it broadcasts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a network's configuration to the network; the one place that a new kind of network is added to."""
+"""Builds a network from its configuration; a new kind of network is added here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns a network of pictures into a correction of what their mean and their spectrum alone tell.
+"""Spectral preconditioning: the network corrects the best linear estimate from the pictures' mean and spectrum.
 
 If pictures were Gaussian, x_0 ~ N(m, U D U^T) with U the orthonormal cosine transform (DCT-II) and D diagonal, then of
 x = alpha x_0 + sigma eps, r = U^T (x - alpha m) and S = alpha^2 D + sigma^2 the best answer would be (Wiener, 1949)
@@ -14,7 +14,7 @@ variance of all data, done for each frequency.
 Without the 1, high noise and large D make sqrt(D / S) some 20, and the errors there, which nothing can
 mend, come back as gradients 400 times those of anything that can be learned.
 
-The rule: the spectrum is measured once, before the first step, and rounded as a bundle will store it.
+The spectrum is measured once, before the first step, and rounded as a bundle will store it.
 """
 
 from __future__ import annotations

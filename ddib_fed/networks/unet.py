@@ -2,7 +2,7 @@
 
     emb = W_2 silu(W_1 features(t)) + E[y];   h = up(middle(down(x)), skips);   out = conv(silu(norm(h)))
 
-The rule: public guided-diffusion checkpoints load unchanged, whatever their flags; a time is embedded once, however
+Public guided-diffusion checkpoints load unchanged, whatever their flags; a time is embedded once, however
 many rows share it.
 """
 

@@ -1,6 +1,6 @@
 """The public DDIB code's network for points: guided-diffusion's UNet with vectors in place of pictures.
 
-The rule: names and shapes in the state dict are those of the public checkpoints.
+Names and shapes in the state dict are those of the public checkpoints.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The commands of a node, `train | serve | check --config node.toml`; the same for every role."""
+"""The commands of a node, `train | serve | check --config node.toml`, for every role."""
 
 from __future__ import annotations
 

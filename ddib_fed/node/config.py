@@ -1,4 +1,4 @@
-"""Turns node.toml into a checked `NodeConfig`; every path in it is relative to the file it stands in.
+"""The configuration of a node: node.toml, checked; paths are relative to the file.
 
 The listening address and the name to be called by are two settings: behind a firewall they differ.
 """

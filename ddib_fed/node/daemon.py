@@ -1,4 +1,4 @@
-"""Runs a node: bind, load, warm up, serve, drain, exit; one process, one model, one port, one or more roles.
+"""Runs a node: bind, load, warm up, serve, drain, exit.
 
 The order at start is what an operator needs: configuration and keys fail at once, the port is bound before the model
 is loaded (so a second node on the port is noticed early), and Health says SERVING only once the model is warm.

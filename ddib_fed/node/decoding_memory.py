@@ -1,6 +1,6 @@
-"""Hands out the memory in which files are decoded and written, so that what runs at once stays within one budget.
+"""A budget of memory for decoding and writing files.
 
-The rule: what a file will take is known from its header before it is decoded; what is over the whole budget is refused,
+What a file will take is known from its header before it is decoded; what is over the whole budget is refused,
 and what does not fit now waits for those that are at work.
 """
 

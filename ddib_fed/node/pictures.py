@@ -1,6 +1,6 @@
 """Turns a client's file into what the model takes, and what a model gives into the file that a client gets.
 
-The rule: a picture's own size stays with whoever decoded its file. The target knows the model's size alone; the source
+A picture's own size stays with whoever decoded its file. The target knows the model's size alone; the source
 undoes the fit on what comes back. No metadata survives: what goes out is written from pixels.
 """
 

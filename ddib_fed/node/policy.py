@@ -1,6 +1,6 @@
-"""Decides who may call what, and how much a peer may have decoded.
+"""Authorization of calls, and the quota of a peer.
 
-The rule: what is not listed is refused. Reading the certificate is over when this is asked; no I/O happens here.
+What is not listed is refused. Reading the certificate is over when this is asked; no I/O happens here.
 """
 
 from __future__ import annotations

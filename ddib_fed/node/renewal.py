@@ -1,6 +1,6 @@
-"""Replaces certificates before they expire: by the own root, through the institution's issuer, or by a command.
+"""Renews a node's certificate before it expires: with the own root, through the issuer, or by a command.
 
-The rule: a private key is made where it is used and stays there; only a request and a certificate travel. A node
+A private key is made where it is used and stays there; only a request and a certificate travel. A node
 that cannot renew says so in its health while the old certificate is still good.
 """
 

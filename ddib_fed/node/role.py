@@ -1,4 +1,4 @@
-"""What a node gives to its roles, and what a role gives to its node.
+"""The interface between a node and its roles.
 
 A role is an entry point of the group `ddib_fed.roles`; the node knows no role by name.
 """

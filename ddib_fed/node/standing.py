@@ -1,6 +1,6 @@
 """Checks whether others would accept a node's certificate now, and who could renew it.
 
-The rule: nothing is changed; `renewal` acts on what is found here.
+Nothing is changed; `renewal` acts on what is found here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The steps of a node's start, in order: `check` runs all of them, `serve` stops at the first that fails.
 
-The rule: one list. A step changes nothing; what a start then does for real (open the jobs, load the model) goes through
+One list. A step changes nothing; what a start then does for real (open the jobs, load the model) goes through
 the code that the step rehearsed.
 """
 

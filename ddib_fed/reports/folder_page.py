@@ -1,6 +1,6 @@
-"""Turns the report on a folder of translations, and its pictures, into one HTML page.
+"""An HTML page of the report on a folder of translations.
 
-The rule: the worst come first, and the page says how many it leaves out.
+The worst come first, and the page says how many it leaves out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Turns a folder of translations into one report: what its files show, filled up with what its records say.
+"""The report on a folder of translations: measured from its files, completed from its records.
 
-The rule: what can be measured from the files is measured; a record's figure (the model's own cycle, before rounding;
+What can be measured from the files is measured; a record's figure (the model's own cycle, before rounding;
 the latent, which is in no file) stands where it cannot, and the report says which of the two it is.
 """
 

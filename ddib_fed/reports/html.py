@@ -1,6 +1,6 @@
-"""Turns figures and pictures into one HTML page that can be sent to anybody and opened without a network.
+"""Self-contained HTML pages: figures and pictures in one file that needs no network.
 
-The rule: the page holds everything that it shows (pictures as data URIs, a style sheet, no script, a policy that lets
+The page holds everything that it shows (pictures as data URIs, a style sheet, no script, a policy that lets
 it load nothing), and every text from outside is escaped: only this module makes `Html`, out of plain strings.
 """
 

@@ -1,6 +1,6 @@
-"""Turns clouds of points and training figures into pictures.
+"""Plots of point clouds and of training figures.
 
-The rule: all panels of all pictures share limits, size of dots and colours (rainbow by index), so that two pictures
+All panels of all pictures share limits, size of dots and colours (rainbow by index), so that two pictures
 can be laid side by side; no pyplot, hence no state between calls.
 """
 

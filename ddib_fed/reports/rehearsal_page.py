@@ -1,6 +1,6 @@
-"""Turns what a rehearsal found (two folders, two models, two ways) into one page that ends with what to try next.
+"""The page of a rehearsal (`ddib try`): two folders, two models, two directions, and what to try next.
 
-The rule: advice follows from a figure that stands on the page, and says which.
+Advice follows from a figure that stands on the page, and says which.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Turns stacks of pictures that belong together into one sheet: a line a stage, a column a picture.
+"""Contact sheets: one row for each stage, one column for each picture.
 
-The rule: pixels are shown as they are. Small pictures are enlarged by a whole factor, each pixel becoming a square,
+Pixels are shown as they are. Small pictures are enlarged by a whole factor, each pixel becoming a square,
 and nothing is stretched, smoothed or sorted by how good it looks.
 """
 

@@ -1,6 +1,6 @@
-"""Turns the report on a folder of translations into tables: what a terminal and a page show alike.
+"""Tables of the report on a folder of translations, for the terminal and for the page.
 
-The rule: a table says what its figures are and what they are to be held against; what is not known is not a line.
+A table says what its figures are and what they are to be held against; what is not known is not a line.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Turns a folder of translations, and folders that belong to it, into stacks of pictures of one size and scale.
+"""Loads a folder of translations, with sources and truths, as stacks of pictures of one size and scale.
 
 A folder that `ddib bridge` or `ddib translate` wrote has a record beside each picture (NAME.json), which names the
 files; in any other folder every picture is a translation. Sources and truths are found by name: the same path
 below their folder, whatever the suffix.
 
-The rule: what belongs to a picture is there for every picture, or is named and left out for all; nothing is paired by
+What belongs to a picture is there for every picture, or is named and left out for all; nothing is paired by
 order. Pictures of other sizes than the first are brought to its size, and counted.
 """
 

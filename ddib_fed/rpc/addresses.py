@@ -4,7 +4,7 @@
     HOST    = IPv4 | "[" IPv6 "]" | DNS name, e.g. localhost, node-1.north.example, source_node
     PORT    = 1 to 65535 in ASCII digits; 0 too for what is bound, where it means a free one
 
-The rule: an address is short printable ASCII without spaces, so that it can be shown, logged and dialled as it is.
+An address is short printable ASCII without spaces, so that it can be shown, logged and dialled as it is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Checks each answer of a server as each request is checked: before it is used, whatever stub asked.
+"""Checks every answer of a server before it is used, as requests are checked.
 
-The rule: no channel of this package is used bare. Between institutions an unknown field is refused; a client and a
+No channel of this package is used bare. Between institutions an unknown field is refused; a client and a
 node of one institution may be of different releases, and there a newer node's further fields are dropped unread.
 """
 

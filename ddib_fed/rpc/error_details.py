@@ -1,6 +1,6 @@
-"""Turns errors into the detail that may cross the wire, and what crossed it back into errors.
+"""Maps errors to the gRPC error detail that crosses the wire, and back.
 
-The rule: of an error only its reason, its fixed sentence, its facts and its differences cross; what was written for
+Of an error only its reason, its fixed sentence, its facts and its differences cross; what was written for
 the person at this machine stays here. What a peer sends back is short and printable, or is cut. A node of ours gives
 each error it ends a call with its detail: a status without one comes from gRPC or from something on the way.
 """

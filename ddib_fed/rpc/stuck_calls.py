@@ -1,4 +1,4 @@
-"""Ends streams that gRPC has ended without waking whoever waits for their next answer.
+"""Ends streams that gRPC has ended without waking their reader.
 
 When a server stops hard just as a stream begins, gRPC (seen with 1.85.3 over TLS) may learn the call's status and still
 wait for its next message: reading it never returns, and neither the deadline nor cancelling the call changes that. Only

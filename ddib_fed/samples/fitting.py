@@ -1,8 +1,8 @@
-"""Turns a picture of any size into a model's array in [-1, 1], and such an array back into a picture of that size.
+"""Fits a picture of any size to a model's array in [-1, 1], and restores the size afterwards.
 
 A picture is never copied whole: its planes are converted band by band, one after the other.
 
-The rule: whatever is done on the way in (crop, pad, resize, range) is a function of the rule and the original's
+Whatever is done on the way in (crop, pad, resize, range) is a function of the rule and the original's
 height and width alone, so that it can be undone at the other end from these few numbers.
 
 Shrinking follows guided-diffusion (Dhariwal & Nichol, arXiv 2105.05233, its loader's `center_crop_arr`): halve with a

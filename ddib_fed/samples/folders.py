@@ -1,6 +1,6 @@
-"""Turns the entries of a scanned folder into a training part, a held-out part and a model's arrays.
+"""Splits a scanned folder into a training part and a held-out part, as arrays for a model.
 
-The rule: which side a picture falls on depends on its pixels alone. Scanning is in `scans`, figures and ranges in
+Which side a picture falls on depends on its pixels alone. Scanning is in `scans`, figures and ranges in
 `surveys`; both are offered here too.
 """
 

@@ -1,6 +1,6 @@
-"""Turns bytes from anywhere into a picture, and pixels into a PNG that says nothing but its pixels.
+"""Decodes picture files and encodes PNGs without metadata.
 
-The rule: the content decides the format, never the name; what a file claims is checked before it is decoded; what
+The content decides the format, never the name; what a file claims is checked before it is decoded; what
 goes out carries no metadata. The map between pictures and a model's arrays is in `fitting`, and is offered here too.
 """
 

@@ -1,6 +1,6 @@
-"""Tells files of points from files of pictures, so that neither is taken for the other.
+"""Tells files of points from files of pictures.
 
-The rule: a .npy is judged by its header alone; one that could be either is left to what the model takes.
+A .npy is judged by its header alone; one that could be either is left to what the model takes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""States, from a file's header alone, how much memory it takes to decode the picture in it.
+"""Computes from a file's header how much memory decoding it takes.
 
-The rule: the figure is an upper bound: what the decoder of each format holds at once, as measured (docs/operating.md
+The figure is an upper bound: what the decoder of each format holds at once, as measured (docs/operating.md
 has the table), beside the file itself. What the pixels take afterwards is in `fitting.input_bytes` and `output_bytes`.
 """
 

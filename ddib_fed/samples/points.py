@@ -1,6 +1,6 @@
-"""Turns .npy bytes from anywhere into (N, D) float32 points, and points into .npy bytes.
+"""Reads and writes points: .npy bytes to (N, D) float32 and back.
 
-The rule: the header is not believed before it was compared with the bytes that are there; no pickle is read.
+The header is not believed before it was compared with the bytes that are there; no pickle is read.
 """
 
 from __future__ import annotations

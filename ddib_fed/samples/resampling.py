@@ -1,6 +1,6 @@
-"""Resizes one plane of numbers by Pillow's filters without whole copies of it on the way in and out.
+"""Resizes one plane of a picture with Pillow's filters, without whole copies on the way in and out.
 
-The rule: Pillow resizes the plane whole, since the order of its two passes is its own affair and decides roundings;
+Pillow resizes the plane whole, since the order of its two passes is its own affair and decides roundings;
 what it is filled from and read into goes by bands of rows.
 """
 

@@ -1,6 +1,6 @@
-"""Turns a folder of pictures into checked entries.
+"""Scans a folder of pictures and checks every file.
 
-The rule: every picture is decoded once before anything is trained on it, so that a damaged file is named in the
+Every picture is decoded once before anything is trained on it, so that a damaged file is named in the
 first minute and not met in the third hour; order and classes depend on names alone.
 """
 

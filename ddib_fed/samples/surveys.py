@@ -1,6 +1,6 @@
-"""Turns a scanned folder into what a person wants to know of it, and into the range of values that a model takes.
+"""Describes a scanned folder (sizes, values, oddities) and chooses the range of values for a model.
 
-The rule: a range is chosen from values that were seen, and a warning names the share of it that is never used.
+A range is chosen from values that were seen, and a warning names the share of it that is never used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Decides whether a picture's numbers are in the units of a model, and says what to do when they are not.
+"""Checks whether a picture's values are in a model's units, and explains what to do when they are not.
 
-The rule: values are raw, and none is scaled to fit. A picture is refused when its type cannot hold the model's range,
+Values are raw, and none is scaled to fit. A picture is refused when its type cannot hold the model's range,
 or when its values are plainly of another scale; a few values outside the range are clipped, counted, and stay in what
 results are compared with. Nodes, `ddib bridge`, `ddib try`, `ddib evaluate` and training all ask here.
 """

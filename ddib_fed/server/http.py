@@ -1,4 +1,4 @@
-"""Answers /healthz, /readyz and /metrics in plain HTTP on loopback, for the machine's own probes.
+"""Plain HTTP /healthz, /readyz and /metrics on loopback, for probes on the same machine.
 
 It shows counts and states only; the configuration refuses any other address.
 """

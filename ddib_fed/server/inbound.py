@@ -1,7 +1,7 @@
 """Limits connections that have not made an authorised call: handshake time, number in all, number per address.
 
 gRPC accepts whatever connects, and each connection is an open file of the process until its handshake is done or
-given up. The rule: connections have at most half of the files, one that proves nothing ends after a few seconds, and of
+given up. Connections have at most half of the files, one that proves nothing ends after a few seconds, and of
 those that have not made an authorised call yet one address has a few, the youngest.
 """
 

@@ -1,6 +1,6 @@
-"""Stands between gRPC and the servicers: who calls, may they, and what they may read when something fails.
+"""Authentication, authorization, limits and error mapping of calls.
 
-The order is `ErrorInterceptor`, `AuthInterceptor`, `StreamLimiter`, then the servicer. The rule: a call is authorised
+The order is `ErrorInterceptor`, `AuthInterceptor`, `StreamLimiter`, then the servicer. A call is authorised
 before its message is parsed, and nothing of an exception but its class's fixed sentence leaves.
 """
 

@@ -1,6 +1,6 @@
 """Formats log records as text or JSON, one escaped line each.
 
-The rule: one record is one line, and what follows it (a traceback) is indented: no text of a peer can begin a line.
+One record is one line, and what follows it (a traceback) is indented: no text of a peer can begin a line.
 """
 
 from __future__ import annotations

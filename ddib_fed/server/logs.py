@@ -1,6 +1,6 @@
-"""Routes everything that a node's process says to one handler, and keeps other people's libraries quiet.
+"""Configures logging of a node's process: one handler, other libraries quiet.
 
-The rule: only our own loggers follow the configured level. Other libraries are heard from WARNING up, those that read
+Only our own loggers follow the configured level. Other libraries are heard from WARNING up, those that read
 pictures not at all (Pillow writes the metadata of a picture at debug), and gRPC's C core, which writes to stderr past
 Python's logging, is off.
 """

@@ -1,4 +1,4 @@
-"""Counts what a node does, for /metrics; names follow Prometheus' conventions, labels never hold content."""
+"""Counters for /metrics; names follow Prometheus' conventions, labels never hold content."""
 
 from __future__ import annotations
 

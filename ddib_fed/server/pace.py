@@ -1,6 +1,6 @@
-"""Ends a stream whose sender stalls: between two of its messages no more than a stated time passes.
+"""Ends a stream whose sender stalls longer than a stated time between two messages.
 
-The rule: whoever waits for a message that may never come holds a thread and a file; it waits for so long and no longer.
+Whoever waits for a message that may never come holds a thread and a file; it waits for so long and no longer.
 """
 
 from __future__ import annotations

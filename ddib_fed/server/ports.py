@@ -1,6 +1,6 @@
 """Checks that an address can be bound, and explains why when it cannot.
 
-The rule: what is bound here is let go of at once; gRPC and http.server only say that it failed.
+What is bound here is let go of at once; gRPC and http.server only say that it failed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Turns servicers into a listening gRPC server with mutual TLS, truthful health and bounded threads.
+"""A gRPC server with mutual TLS, truthful health and bounded threads.
 
 Streams are capped below the number of threads, so that unary calls and Health always find one free.
 """

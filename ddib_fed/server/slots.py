@@ -1,4 +1,4 @@
-"""Counts what runs at once, and refuses at once what is too much."""
+"""Bounded slots for concurrent work; what exceeds them is refused at once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Turns what TLS saw of a caller into an admission that can be checked again for as long as a stream lives.
+"""The admission of a caller, which can be checked again while a stream lives.
 
-The rule: an admission is as good as the snapshot that it was given under and the certificate that it rests on; when
+An admission is as good as the snapshot that it was given under and the certificate that it rests on; when
 either changes or ends, it is asked anew.
 """
 

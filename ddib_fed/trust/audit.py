@@ -1,6 +1,6 @@
-"""Turns security-relevant acts into lines of an append-only file, each with the digest of the line before it.
+"""The audit log: an append-only file whose lines are chained by digest.
 
-The rule: who did what, with which digests and peers; never what a picture, a latent or a file holds. An act is
+Who did what, with which digests and peers; never what a picture, a latent or a file holds. An act is
 on the disk when `write` returns.
 """
 

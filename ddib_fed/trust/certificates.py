@@ -1,6 +1,6 @@
-"""Turns a name and a public key into a certificate of an institution, and reads certificates and requests.
+"""Issues an institution's certificates, and reads certificates and requests.
 
-The rule: what a certificate may say is decided here alone; nothing of a request but its key is used.
+What a certificate may say is decided here alone; nothing of a request but its key is used.
 No file and no socket is touched.
 """
 

@@ -1,6 +1,6 @@
-"""Carries a certificate from the institution's issuer to another machine: request, issue, install, each a file.
+"""Enrolment of another machine by files: request, issue, install.
 
-The rule: the private key stays in the folder where it was made; what comes back is checked like a stranger's
+The private key stays in the folder where it was made; what comes back is checked like a stranger's
 before it replaces anything.
 """
 

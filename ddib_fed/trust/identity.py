@@ -1,6 +1,6 @@
-"""Turns a certificate that a peer presented into an `Identity`, or refuses it.
+"""Verifies a peer's certificate and returns its `Identity`.
 
-The rule: an institution is vouched for by its own pinned roots and by nobody else's. gRPC checks a chain
+An institution is vouched for by its own pinned roots and by nobody else's. gRPC checks a chain
 against all roots in one bundle and would let one institution's CA mint another's names, so each call is
 checked here.
 

@@ -1,6 +1,6 @@
-"""Turns the small file by which an institution introduces its node into a `Peer`, and back.
+"""Peer files: the small file by which an institution introduces its node.
 
-The rule: exactly the known fields, each checked and fitting the others, before anything of it is believed.
+Exactly the known fields, each checked and fitting the others, before anything of it is believed.
 """
 
 from __future__ import annotations

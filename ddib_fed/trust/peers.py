@@ -1,6 +1,6 @@
-"""Keeps who has been admitted: one small file for each peer, read again when it changes.
+"""The store of admitted peers: one file for each, read again when it changes.
 
-The rule: what is not in a file that can be read is not admitted, and whoever was withdrawn stays so until a list
+What is not in a file that can be read is not admitted, and whoever was withdrawn stays so until a list
 that can be read says otherwise. A snapshot is immutable, so that whoever holds one can tell by identity whether
 anything has changed since.
 """

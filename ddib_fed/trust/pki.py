@@ -1,6 +1,6 @@
-"""Makes an institution's certificates and keeps a node's or a client's in a folder.
+"""Creates an institution's certificates and keeps those of a node or client in a folder.
 
-The rule: a root's key is never overwritten, no key leaves its folder, and what is read is checked to belong
+A root's key is never overwritten, no key leaves its folder, and what is read is checked to belong
 together.
 
     ca.pem, ca.key      the institution's root; the key only on the node that issues

@@ -1,4 +1,4 @@
-"""Records who was refused, so that an operator can see who knocks, and nobody can fill the disk by knocking."""
+"""Records refused callers, at a bounded rate, for the operator."""
 
 from __future__ import annotations
 

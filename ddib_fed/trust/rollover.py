@@ -1,10 +1,10 @@
-"""Replaces an institution's root in three steps, with old and new trusted together in between.
+"""Root roll-over in three steps, with old and new root trusted together in between.
 
     start    a new root is made and trusted beside the old one; peers are given both
     switch   certificates come from the new root from now on
     finish   the old root is trusted no more, once every certificate from it has been renewed
 
-The rule: no step needs two machines at the same moment, and no key is overwritten.
+No step needs two machines at the same moment, and no key is overwritten.
 """
 
 from __future__ import annotations

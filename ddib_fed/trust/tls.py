@@ -1,6 +1,6 @@
-"""Turns the files of a node or client into gRPC credentials, channels, and a check that TLS 1.2 is refused.
+"""TLS credentials and channels of a node or client, and the probe that TLS 1.2 is refused.
 
-The rule: both sides present a certificate, over TLS 1.3, or there is no connection; there is no insecure mode.
+Both sides present a certificate, over TLS 1.3, or there is no connection; there is no insecure mode.
 `ddib_fed.rpc` sets the cipher suites for this before grpc is imported.
 """
 

@@ -3,7 +3,7 @@
     # a comment
     spiffe://north.example/client/alice   # a comment on why
 
-The rule: only a list that can be read whole, and does not name somebody any more, lets them in again. A list that is
+Only a list that can be read whole, and does not name somebody any more, lets them in again. A list that is
 damaged, empty or gone withdraws whom it withdrew before.
 """
 

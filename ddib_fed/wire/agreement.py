@@ -1,6 +1,6 @@
-"""Turns two sides into the contract that both can keep, or into every field in which they differ.
+"""Negotiates the contract of two sides, or lists the fields in which they differ.
 
-The rule: the same function runs at both ends; the caller computes the digest itself and believes no other.
+The same function runs at both ends; the caller computes the digest itself and believes no other.
 """
 
 from __future__ import annotations

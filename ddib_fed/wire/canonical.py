@@ -1,6 +1,6 @@
 """Turns plain values into the one JSON text that both parties hash (RFC 8785, JSON Canonicalization Scheme).
 
-The rule: what two implementations could write differently is refused rather than guessed at: only objects,
+What two implementations could write differently is refused rather than guessed at: only objects,
 arrays, ASCII strings, integers below 2^53 and finite doubles occur.
 """
 

@@ -1,6 +1,6 @@
-"""Turns bytes into messages of a stream and back: {header, chunk..., trailer} for each thing that is sent.
+"""Splits bytes into stream messages (header, chunks, trailer) and joins and checks them again.
 
-The rule: nothing is buffered before its header was found good, never more than the header announced, and what
+Nothing is buffered before its header was found good, never more than the header announced, and what
 comes out has the announced size and digest. No sockets: the caller brings the messages.
 """
 

@@ -1,6 +1,6 @@
-"""Turns what the sides say of themselves, and the limits, into the contract under which latents move.
+"""The contract under which latents move: both sides' descriptions and the limits.
 
-The rule: a `ContractSide`, `ContractLimits` or `Contract` that exists has passed every check that
+A `ContractSide`, `ContractLimits` or `Contract` that exists has passed every check that
 docs/protocol.md states; nothing else in the program checks those fields again. `agreement` makes contracts.
 """
 

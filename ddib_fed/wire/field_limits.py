@@ -1,6 +1,6 @@
 """The limits of every field of every message, in one table.
 
-The rule: a field stands here with its limit, or with the name of what checks it; a test fails for one that does not.
+A field stands here with its limit, or with the name of what checks it; a test fails for one that does not.
 The comments in the protos and docs/protocol.md state the same limits.
 """
 

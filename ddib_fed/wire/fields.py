@@ -1,6 +1,6 @@
 """Refuses messages with fields that this release does not know, or with values outside their stated limits.
 
-The rule: requests and answers pass through `check` alike, before anything of them is used.
+Requests and answers pass through `check` alike, before anything of them is used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Turns arrays of latents into what may be sent, and what was sent into arrays of latents.
+"""The egress guard for latents, and the check of latents that arrive.
 
-The rule: only `approve` makes an `ApprovedLatent`, and only an `ApprovedLatent` makes a `LatentHeader`:
+Only `approve` makes an `ApprovedLatent`, and only an `ApprovedLatent` makes a `LatentHeader`:
 nothing else can leave a node as a latent.
 """
 

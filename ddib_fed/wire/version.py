@@ -1,6 +1,6 @@
-"""Which protocol versions this release speaks, and how two lists of them become the one that is used.
+"""The protocol versions of this release, and the choice of the version that both sides speak.
 
-The rule: the highest version that both speak is used; majors never mix.
+The highest version that both speak is used; majors never mix.
 """
 
 from __future__ import annotations

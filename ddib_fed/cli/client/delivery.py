@@ -1,6 +1,6 @@
-"""Turns fetched results into files beside their provenance, and keeps the names that never leave this machine.
+"""Writes fetched results and their provenance; keeps the file names, which never leave this machine.
 
-The rule: a result is acknowledged only when its files and their folder are on the disk; a result that is there is
+A result is acknowledged only when its files and their folder are on the disk; a result that is there is
 not overwritten unless asked, and an input never.
 """
 

@@ -1,4 +1,4 @@
-"""Turns a job's events into a progress bar on stderr; without a terminal it stays silent but for waiting."""
+"""A progress bar of a job's events; silent without a terminal, except while waiting."""
 
 from __future__ import annotations
 

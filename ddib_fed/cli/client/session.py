@@ -1,6 +1,6 @@
-"""Opens a client whose calls Ctrl-C ends in order, and says what became of the work.
+"""Opens a client whose calls Ctrl-C ends in order.
 
-The rule: an interruption never surfaces inside gRPC, which holds locks there and can hang for good when an exception
+An interruption never surfaces inside gRPC, which holds locks there and can hang for good when an exception
 appears between taking and releasing one. The signal only ends the connection; the call that runs then fails as any
 other call does. A second Ctrl-C interrupts at once.
 """

@@ -1,6 +1,6 @@
-"""Turns test pictures of a shipped pair into the files that a person has, and what came back into arrays again.
+"""Writes the demo's test pictures as files, and reads the results back.
 
-The rule: a picture that is sent holds nothing but its pixels, and the true picture of the same ground in the target's
+A picture that is sent holds nothing but its pixels, and the true picture of the same ground in the target's
 domain is written nowhere: it is kept here, to be compared with.
 """
 

@@ -1,6 +1,6 @@
-"""Turns two institutions that do not exist yet into two nodes that admit one another, and files into translations.
+"""Sets up two institutions whose nodes admit one another, and translates files through them.
 
-The rule: everything is done by the commands and the client that users have, and each command is shown as one would
+Everything is done by the commands and the client that users have, and each command is shown as one would
 type it. Nodes that were started are stopped, whatever happens, unless they are to be kept.
 """
 

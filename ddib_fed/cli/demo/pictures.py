@@ -1,6 +1,6 @@
-"""Turns 16 test pictures into their translations and their returns, through two nodes, and judges them.
+"""The demo's pictures: 16 test pictures translated and returned through two nodes, with figures.
 
-The pictures show ground that neither model was trained on. The rule: figures come from the files that the client
+The pictures show ground that neither model was trained on. Figures come from the files that the client
 wrote, in [-1, 1], and beside them stand those of translations that need no network and those of true noise.
 """
 

@@ -1,6 +1,6 @@
-"""Turns points into their translations and their returns, through two nodes, and judges them.
+"""The demo's points: translated and returned through two nodes, with figures.
 
-The rule: figures come from the files that the client wrote and not from what the nodes say of themselves.
+Figures come from the files that the client wrote and not from what the nodes say of themselves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Turns what the demo measured into report.json, and into tables of bounds that were kept or not."""
+"""The demo's report.json, and tables of its bounds."""
 
 from __future__ import annotations
 

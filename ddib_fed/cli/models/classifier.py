@@ -1,4 +1,4 @@
-"""`ddib classifier`: what guides a model to a class. Heavy imports wait until a command runs."""
+"""`ddib classifier`: trains classifiers of noisy pictures for guidance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ddib model import`: models of other code to bundles, with a list of what was settled by what."""
+"""`ddib model import`: imports models of other code, and lists where each setting comes from."""
 
 from __future__ import annotations
 

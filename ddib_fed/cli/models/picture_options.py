@@ -1,4 +1,4 @@
-"""The options that commands on pictures share, each defined once. Heavy imports wait until a command runs."""
+"""Options that commands on pictures share."""
 
 from __future__ import annotations
 

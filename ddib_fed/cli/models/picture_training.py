@@ -1,4 +1,4 @@
-"""The options of training on pictures, and what becomes of them. Heavy imports wait until a command runs."""
+"""Options of training on pictures."""
 
 from __future__ import annotations
 

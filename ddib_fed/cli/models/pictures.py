@@ -1,4 +1,4 @@
-"""What `ddib bridge` and `ddib model sample` do with models of pictures; thin over `evaluation.picture_run`."""
+"""`ddib bridge` and `ddib model sample` for models of pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public code's options of sampling, and what they come to. Heavy imports wait until a command runs."""
+"""The public code's sampling options."""
 
 from __future__ import annotations
 

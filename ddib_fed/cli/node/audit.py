@@ -1,4 +1,4 @@
-"""`ddib audit verify`: whether the node's audit log hangs together, and the digest to note elsewhere."""
+"""`ddib audit verify`: verifies the chain of the node's audit log and prints its last digest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ddib init node|client`: from nothing to a configuration with its certificates, and the next commands to type."""
+"""`ddib init node|client`: writes a configuration with its certificates, and prints the next commands."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`ddib pki withdraw|reinstate|withdrawn`: whom this node refuses although the certificate is good.
+"""`ddib pki withdraw|reinstate|withdrawn`: identities that this node refuses.
 
-The rule: a command that returns without an error says from when the node obeys.
+A command that returns without an error says from when the node obeys.
 """
 
 from __future__ import annotations

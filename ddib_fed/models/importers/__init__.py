@@ -1,1 +1,1 @@
-"""Models of other code to bundles; pickles are read in `checkpoints` alone, with `weights_only`."""
+"""Imports models of other code as bundles; pickles are read in `checkpoints` alone, with `weights_only`."""

@@ -1,6 +1,6 @@
-"""A network of diffusers' kind to our `UNet`, where that computes the same: its arguments, and the weights renamed.
+"""Converts a UNet of diffusers to our `UNet` where both compute the same function.
 
-The rule: exactly the same function, or none. Features of the time in the other order are columns in the other order;
+Exactly the same function, or none. Features of the time in the other order are columns in the other order;
 query, key and value stand one under the other, as the new attention order has them.
 """
 

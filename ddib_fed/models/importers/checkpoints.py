@@ -1,6 +1,6 @@
-"""Files of weights to state dicts: a pickle is read here, with `weights_only`, and nowhere else.
+"""Reads state dicts from files of weights, pickles with `weights_only` included.
 
-The rule: what comes out are named float32 tensors, or an error that says what the file is instead.
+What comes out are named float32 tensors, or an error that says what the file is instead.
 """
 
 from __future__ import annotations

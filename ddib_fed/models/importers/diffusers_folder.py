@@ -1,6 +1,6 @@
-"""A folder of a diffusers pipeline with a `UNet2DModel` to manifest and weights; only JSON and tensors are read.
+"""Imports the folder of a diffusers pipeline with a `UNet2DModel`; only JSON and tensors are read.
 
-The rule: what the folder says that this release cannot compute exactly is refused by its key. The library itself is
+What the folder says that this release cannot compute exactly is refused by its key. The library itself is
 needed for nothing but `largest_difference`, which compares.
 """
 

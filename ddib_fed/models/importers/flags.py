@@ -1,6 +1,6 @@
-"""A line of the public code's flags (its README's MODEL_FLAGS) to values.
+"""Parses the public code's command-line flags (its README's MODEL_FLAGS).
 
-The rule: a flag that does not change the weights or what they mean is set aside and said; one that is not known is
+A flag that does not change the weights or what they mean is set aside and said; one that is not known is
 refused. The names and defaults are those of openai/guided-diffusion, guided_diffusion/script_util.py.
 """
 

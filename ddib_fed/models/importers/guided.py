@@ -1,4 +1,4 @@
-"""Checkpoints of guided-diffusion and of the public DDIB code (UNets, noisy classifiers) to manifest and weights.
+"""Imports checkpoints of guided-diffusion and of the public DDIB code: UNets and noisy classifiers.
 
 What shapes tell is inferred; the rest comes from the flags that it was trained with, or the public defaults. The rule:
 each setting is listed with what it rests on, and a flag that contradicts the shapes is refused.

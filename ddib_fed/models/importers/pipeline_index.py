@@ -1,6 +1,6 @@
 """Reads which components a diffusers pipeline has, and refuses those that cannot be imported.
 
-The rule: a pipeline of pixels is a `UNet2DModel` and a scheduler. Whatever else takes part in making a picture (an
+A pipeline of pixels is a `UNet2DModel` and a scheduler. Whatever else takes part in making a picture (an
 autoencoder, a text encoder, a LoRA) is refused by its name: the network alone would compute something else.
 """
 

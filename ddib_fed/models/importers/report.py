@@ -1,4 +1,4 @@
-"""What an import found, and what each setting rests on."""
+"""The report of an import: each setting and where it comes from."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Reads the training schedule and the prediction type from scheduler_config.json of diffusers.
 
-The rule: settings of the process that are not known are refused by their key; settings of sampling, which change no
+Settings of the process that are not known are refused by their key; settings of sampling, which change no
 level and no weight, are listed as not used.
 """
 

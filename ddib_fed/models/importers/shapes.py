@@ -1,6 +1,6 @@
-"""The tensors of a public picture network to the arguments of its constructor, as far as shapes tell them.
+"""Infers the arguments of a public picture network from the shapes of its tensors.
 
-The rule: only shapes and names are looked at, and what they leave open is said, not guessed.
+Only shapes and names are looked at, and what they leave open is said, not guessed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Checkpoints of the public code's 2-D network to bundles.
+"""Imports checkpoints of the public code's 2-D network.
 
-The rule: sizes are inferred from the shapes, and a tensor too many, too few or of another shape is refused by name.
+Sizes are inferred from the shapes, and a tensor too many, too few or of another shape is refused by name.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     diffusion_pytorch_model[.VARIANT].safetensors                   or .bin
     diffusion_pytorch_model.safetensors.index[.VARIANT].json        names shards, ...[.VARIANT]-00001-of-00002...
 
-The rule: an index names plain files of its own folder, each holding exactly what the index says; safetensors come
+An index names plain files of its own folder, each holding exactly what the index says; safetensors come
 before pickles and full weights before variants, and what is passed over is said.
 """
 

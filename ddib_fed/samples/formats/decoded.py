@@ -1,6 +1,6 @@
-"""A decoded picture, the limits on what is decoded, and how a library's fault becomes one of ours.
+"""A decoded picture, the limits on decoding, and the mapping of library exceptions to ours.
 
-The rule: what a file claims (bytes, pixels, frames) is compared with the limits before anything of that size exists.
+What a file claims (bytes, pixels, frames) is compared with the limits before anything of that size exists.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keeps libtiff, which Pillow decodes TIFFs with, from writing to stderr past Python's logging.
+"""Stops libtiff, which Pillow decodes TIFFs with, from writing to stderr past Python's logging.
 
 Pillow turns its warnings off and leaves its errors on; each is raised as an exception too.
 """

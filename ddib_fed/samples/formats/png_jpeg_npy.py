@@ -1,6 +1,6 @@
-"""Turns the bytes of a PNG, a JPEG or a .npy into pixels.
+"""Decodes PNG, JPEG and .npy files to pixels.
 
-The rule: a PNG is stripped to its critical chunks and checked (sums, size, frames) before a decoder sees it, so that
+A PNG is stripped to its critical chunks and checked (sums, size, frames) before a decoder sees it, so that
 text, profiles and animation have no say; sixteen bits stay sixteen bits.
 """
 

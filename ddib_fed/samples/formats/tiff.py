@@ -1,6 +1,6 @@
-"""Turns the bytes of a TIFF into pixels: 8 and 16 bit, signed, float, one page.
+"""Decodes TIFF files to pixels: 8 and 16 bit, signed, float, one page.
 
-The rule: tifffile tells what the file holds and reads what is stored plainly or deflated; Pillow's libtiff reads the
+Tifffile tells what the file holds and reads what is stored plainly or deflated; Pillow's libtiff reads the
 other compressions (LZW, PackBits, JPEG); what neither keeps exact is refused with what to convert it to.
 """
 
