@@ -56,14 +56,14 @@ def test_keys_are_sorted_and_nothing_is_spaced():
     assert canonical_json({"b": [1, 2.5, "x"], "a": {}}) == b'{"a":{},"b":[1,2.5,"x"]}'
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 2**53, -(2**53), "é", "a\nb"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 2**53, -(2**53), "é", "a\nb", {"é": 1}])
 def test_what_implementations_could_write_differently_is_refused(value):
     """Not finite, over 2^53 - 1, or not printable ASCII."""
-    with pytest.raises(ValueError, match=r"finite|2\^53|ASCII"):
+    with pytest.raises(ValueError, match=r"representable|safe integer|ASCII"):
         canonical_json(value)
 
 
-@pytest.mark.parametrize("value", [None, True, b"bytes", object()])
+@pytest.mark.parametrize("value", [None, True, b"bytes", object(), [None], {"a": True}])
 def test_other_types_are_refused(value):
     """They have no place in a contract."""
     with pytest.raises(TypeError):
