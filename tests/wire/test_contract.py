@@ -201,7 +201,13 @@ def test_the_digest_is_over_the_canonical_json():
 
 def test_the_digest_of_pictures_stays():
     """Old and new releases compare digests: that of 1.1 with numbers that RFC 8785 writes in its own way."""
-    made = contract(sample_kind="picture", classes=2, class_names=("cat", "dog"), soften_sigma=1e-7, versions=[Version(1, 1)])
+    made = contract(
+        sample_kind="picture",
+        classes=2,
+        class_names=("cat", "dog"),
+        soften_sigma=1e-7,
+        versions=[Version(1, 1)],
+    )
     assert made.digest.hex() == "d88edca2085ce07ec233a77af9e8a2571f2cf675bb005aaa30e946cd77b876ac"
 
 
