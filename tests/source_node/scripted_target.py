@@ -48,6 +48,13 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         negotiation: Called before each negotiation; may raise or block.
         forge: Called with each answer of `DescribeDomain` and `NegotiateContract` before it is sent; may change it.
         limits: What its contracts allow.
+        own: South's half of the contract; of points, unless the test says otherwise.
+        translation: The file that a latent becomes, when honest.
+        round_trip: The latent of that file.
+        media_type: What kind of file it is.
+        headers: The header of each Decode call.
+        latents: Every latent that came whole, (item, latent), over all calls.
+        answered: How many items were answered whole.
         seen: For each Decode call, the digests of the latents that came, by item.
         release: Lets go of calls that `hang`.
     """
@@ -59,6 +66,13 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.forge: Callable[[Message], object] = lambda answer: None
         self.limits = LIMITS
         self.domain = "checkerboards"
+        self.own: ContractSide | None = None
+        self.translation: Callable[[Latent], bytes] = lambda latent: to_npy(latent.data)
+        self.round_trip: Callable[[Latent], Latent] = lambda latent: latent
+        self.media_type: int = common_pb2.MEDIA_TYPE_NPY
+        self.headers: list[pb.DecodeHeader] = []
+        self.latents: list[tuple[int, Latent]] = []
+        self.answered = 0
         self.seen: list[dict[int, bytes]] = []
         self.asked = threading.Event()
         self.release = threading.Event()
@@ -80,7 +94,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
 
     def DescribeDomain(self, request, context):
         self.negotiation()
-        own = side(self.south.name, self.domain).to_pb()
+        own = self._side().to_pb()
         answer = pb.DescribeDomainResponse(versions=versions_to_pb(), side=own, limits=self.limits.to_pb())
         self.forge(answer)
         return answer
@@ -88,14 +102,15 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
     def NegotiateContract(self, request, context):
         self.negotiation()
         source = ContractSide.from_pb(request.source)
-        own = side(self.south.name, self.domain)
-        self.contract = agree(versions_from_pb(request.versions), SPOKEN, source, own, self.limits)
+        versions = versions_from_pb(request.versions)
+        self.contract = agree(versions, SPOKEN, source, self._side(), self.limits)
         answer = pb.NegotiateContractResponse(contract=self.contract.to_pb(), sha256=self.contract.digest)
         self.forge(answer)
         return answer
 
     def Decode(self, request_iterator, context):
         header = next(request_iterator).header
+        self.headers.append(header)
         seen: dict[int, bytes] = {}
         self.seen.append(seen)
         behave = self.decodes.pop(0) if self.decodes else honest
@@ -103,19 +118,21 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
 
         def items() -> Items:
             for whole in assemble(request_iterator, {"latent": opener}):
-                latent = Latent.from_bytes(whole.data, (2,))
+                latent = Latent.from_bytes(whole.data, self.contract.sample_shape)
                 seen[whole.header.item] = latent.sha256
+                self.latents.append((whole.header.item, latent))
                 yield whole.header.item, latent
 
         self.asked.set()
         yield from behave(self, header, items(), context)
 
+    def _side(self) -> ContractSide:
+        return self.own or side(self.south.name, self.domain)
+
     # What behaviours are made of
 
     def result(self, item: int, file: bytes, seconds: float = 0.1) -> Responses:
-        header = pb.DecodedHeader(
-            item=item, file=file_header(common_pb2.MEDIA_TYPE_NPY, file), seconds=seconds
-        )
+        header = pb.DecodedHeader(item=item, file=file_header(self.media_type, file), seconds=seconds)
         return stream(pb.DecodeResponse, "result", header, file)
 
     def latent(self, item: int, latent: Latent) -> Responses:
@@ -124,9 +141,10 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
 
     def answer(self, header: pb.DecodeHeader, item: int, latent: Latent) -> Responses:
         """The honest answer to one item."""
-        yield from self.result(item, to_npy(latent.data))
+        yield from self.result(item, self.translation(latent))
         if header.round_trip:
-            yield from self.latent(item, latent)
+            yield from self.latent(item, self.round_trip(latent))
+        self.answered += 1
 
 
 def honest(target, header, items, context) -> Responses:

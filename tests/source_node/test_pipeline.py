@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
 from ddib_fed.wire.contract import ContractLimits
 from source_node.jobs.records import ItemState, Part
+from source_node.jobs.store import SolverChoice
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.conftest import Source, wait_until
 from tests.source_node.scripted_target import fail, hang, instead, refuse
@@ -207,3 +211,67 @@ def test_a_peer_that_is_removed_gets_no_further_latent(source: Source, target) -
     source.remotes.refresh()
     job = source.ended(job_id)
     assert (str(job.state), job.error["reason"]) == ("FAILED", "PEER_NOT_FOUND")
+
+
+def test_a_peer_that_is_removed_while_its_item_is_encoded_does_not_get_it(source: Source, target) -> None:
+    """The call is open by then; the latent stays here, and no act of sending is recorded."""
+    store, put_part = source.store, source.store.put_part
+
+    def put(job_id, item, part, *rest):
+        source.node.peers.remove("south.example")
+        return put_part(job_id, item, part, *rest)
+
+    store.put_part = put  # type: ignore[method-assign]
+    job = source.start().ended(source.submit())
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "PEER_NOT_FOUND")
+    assert target.latents == []
+    wait_until(source.config.paths.audit.exists)  # the end of the job, its last line
+    assert b"latent_sent" not in source.config.paths.audit.read_bytes()
+
+
+LARGE = [npy(100_000)] * 24
+"""Items of 800 kB: gRPC itself holds some megabytes on the way between two nodes, and these are 19."""
+LARGE_LIMITS = ContractLimits(100, 100_000, 800_000, 10_000)
+FOUR = SolverChoice(evaluations=4)
+
+
+def _rest(number) -> int:
+    """What `number` is once it has stopped growing."""
+    last, since = number(), time.monotonic()
+    while time.monotonic() - since < 0.4:
+        time.sleep(0.02)
+        if number() != last:
+            last, since = number(), time.monotonic()
+    return last
+
+
+def test_a_peer_that_reads_nothing_stops_the_encoder(source, target) -> None:
+    """A handful of latents waits in memory, however many items the job has."""
+    target.decodes, target.limits = [hang], LARGE_LIMITS
+    job_id = source.start().submit(*LARGE, solver=FOUR)
+    assert target.asked.wait(10)
+
+    def encoded() -> int:
+        return sum(item.state == ItemState.ENCODED for item in source.store.get(job_id).items)
+
+    wait_until(lambda: encoded() > 2)
+    assert _rest(encoded) <= 15
+
+
+def test_a_disk_that_is_slow_stops_the_peers_answers(source, target) -> None:
+    """A handful of translations waits in memory, however fast the peer is."""
+    go_on = threading.Event()
+    store, put_part = source.store, source.store.put_part
+
+    def put(job_id, item, part, *rest):
+        if part == Part.TRANSLATION:
+            go_on.wait(20)
+        return put_part(job_id, item, part, *rest)
+
+    store.put_part = put  # type: ignore[method-assign]
+    target.limits = LARGE_LIMITS
+    source.start().submit(*LARGE, solver=FOUR)
+    wait_until(lambda: target.answered > 2)
+    answered = _rest(lambda: target.answered)
+    go_on.set()
+    assert answered <= 15

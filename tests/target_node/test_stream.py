@@ -152,3 +152,12 @@ def test_cancelling_ends_everything_at_the_next_step(engine) -> None:
     with pytest.raises(Cancelled):
         list(events)
     wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("decode")])
+
+
+def test_a_call_that_is_dropped_costs_no_further_step(fresh_engine) -> None:
+    """Its sender is closed, as gRPC does when the caller is gone: nobody has cancelled, and the engine stops."""
+    events = open_stream(fresh_engine, latents(*[500] * 8), evaluations=5_000).run()
+    next(events)
+    events.close()
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("decode")])
+    assert fresh_engine.counters["calls"] < 5_000

@@ -1,0 +1,175 @@
+"""Pictures of classes on their way through a source node: what reaches the target, and what is kept."""
+
+from __future__ import annotations
+
+import io
+import uuid
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddib_fed.latent import Latent
+from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.samples.points import to_npy
+from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.contract import ContractLimits, PictureTerms
+from source_node.jobs.records import Part
+from source_node.jobs.store import Job
+from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
+from tests.node.tiny_nodes import make_institution
+from tests.source_node.conftest import SOLVER, Source
+from tests.source_node.jobs.job_examples import spec
+from tests.source_node.scripted_target import ScriptedTarget
+from tests.wire.examples import picture_side
+
+RETURNED = Latent.from_array(np.random.default_rng(3).standard_normal((1, 1, SIZE, SIZE), dtype=np.float32))
+
+
+def scan(seed: int = 0) -> bytes:
+    """A 16-bit PNG of noise."""
+    file = io.BytesIO()
+    Image.fromarray(to_bits(noise(seed=seed), np.uint16)).save(file, "PNG")
+    return file.getvalue()
+
+
+def picture_target(institution) -> ScriptedTarget:
+    """A target with classes of its own, which answers every latent with the same picture and the same latent."""
+    made = ScriptedTarget(institution)
+    made.own = picture_side(
+        institution=institution.name, domain="relief", sample_shape=(1, SIZE, SIZE), size_rule="resize",
+        picture=PictureTerms(0.0, 255.0, 8), classes=3, class_names=("ridge", "delta", "coast"),
+    )  # fmt: skip
+    made.limits = ContractLimits(100, 1, 4 * SIZE * SIZE, 10_000)
+    made.media_type = common_pb2.MEDIA_TYPE_PNG
+    made.translation = lambda latent: png_bytes(noise(seed=9))
+    made.round_trip = lambda latent: RETURNED
+    return made
+
+
+class Scans(Source):
+    """North's node with a model of two classes that cannot do without one; its pictures are softened by 0.02."""
+
+    def translated(self, *, peer: str = "south", **changes) -> Job:
+        """One picture, translated or not."""
+        fields = {"target_institution": f"{peer}.example", "target_domain": "relief", "solver": SOLVER}
+        asked = spec(request_id=str(uuid.uuid4()), deadline_s=60.0, **fields, **changes)
+        with self.store.stage(asked) as staging:
+            staging.add(common_pb2.MEDIA_TYPE_PNG, scan())
+            job = staging.commit()[0]
+        self.runner.wake()
+        return self.ended(job.job_id)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    made = pictures_engine("scans", classes=("coast", "ridge"), form=PictureFormat(high=65535.0, bits=16))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def north(tmp_path):
+    return make_institution(tmp_path / "north", "north.example")
+
+
+@pytest.fixture
+def targets(tmp_path, north):
+    """South and west, which north and they admitted."""
+    made = {}
+    for name in ("south", "west"):
+        institution = make_institution(tmp_path / name, f"{name}.example")
+        institution.admit(north)
+        made[name] = picture_target(institution)
+        north.admit(institution, made[name].address)
+    yield made
+    for target in made.values():
+        target.close()
+
+
+@pytest.fixture
+def source(tmp_path, north, targets, engine):
+    made = Scans(tmp_path / "north", north, engine)
+    yield made.start()
+    made.stop()
+
+
+def test_a_picture_is_softened_by_other_noise_for_each_peer(source, targets) -> None:
+    """The two latents of a picture differ by the noise of both; the same peer gets the same latent again."""
+    for peer in ("south", "west", "south"):
+        assert source.translated(peer=peer, source_class="coast").state == "FINISHED"
+    (_, south), (_, again), (_, west) = *targets["south"].latents, *targets["west"].latents
+    assert again.sha256 == south.sha256
+    # This network changes a picture little on its way: what is left of a difference is that of the noise.
+    sigma = source.node.running_engine.bundle.manifest.soften_sigma
+    assert np.std(south.data - west.data) == pytest.approx(2**0.5 * sigma, rel=0.3)
+
+
+def test_the_class_of_the_picture_decides_its_latent(source, targets) -> None:
+    """By name or by index, of the source's own classes."""
+    for asked in ("coast", "ridge", "1"):
+        assert source.translated(source_class=asked).state == "FINISHED"
+    coast, ridge, by_index = (latent for _, latent in targets["south"].latents)
+    assert by_index.sha256 == ridge.sha256
+    assert np.abs(coast.data - ridge.data).max() > 1e-4
+
+
+def test_the_class_of_the_picture_decides_how_its_cycle_ends(source, targets) -> None:
+    """The same latent comes back for both; what is made of it is of the class that the picture has."""
+    made = []
+    for asked in ("coast", "ridge"):
+        job = source.translated(source_class=asked, cycle=True)
+        assert job.state == "FINISHED"
+        made.append(source.store.read_part(job.job_id, 0, Part.RETURNED))
+    assert made[0] != made[1]
+
+
+def test_the_target_is_told_the_index_of_its_own_class(source, targets) -> None:
+    """ "coast" is another number there than here."""
+    for asked in ("coast", "1", ""):
+        assert source.translated(source_class="coast", target_class=asked).state == "FINISHED"
+    first, second, third = targets["south"].headers
+    assert (first.target_class, second.target_class) == (2, 1)
+    assert not third.HasField("target_class")
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        {"source_class": "delta"},
+        {"source_class": "2"},
+        {"source_class": ""},
+        {"source_class": "coast", "target_class": "meadow"},
+        {"source_class": "coast", "target_class": "3"},
+    ],
+)
+def test_a_class_that_is_not_there_costs_neither_a_call_nor_an_evaluation(source, targets, classes) -> None:
+    """The job is over before anything was encoded."""
+    engine = source.node.running_engine
+    calls = engine.counters["calls"]
+    job = source.translated(**classes)
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "SETTINGS_INVALID")
+    assert (targets["south"].headers, engine.counters["calls"]) == ([], calls)
+
+
+def test_a_cycle_and_a_latent_are_made_and_kept_only_where_they_were_asked_for(source, targets) -> None:
+    """A latent is as private as its picture."""
+    for changes, kept in (
+        ({}, set()),
+        ({"keep_latent": True}, {Part.LATENT}),
+        ({"cycle": True}, {Part.RETURNED}),
+    ):
+        job = source.translated(source_class="coast", **changes)
+        assert set(source.store.parts(job.job_id, 0)) == {Part.TRANSLATION, *kept}
+        assert targets["south"].headers[-1].round_trip == ("cycle" in changes)
+        if kept == {Part.LATENT}:
+            sent = targets["south"].latents[-1][1].data
+            assert source.store.read_part(job.job_id, 0, Part.LATENT) == to_npy(sent)
+
+
+def test_bytes_that_crossed_are_counted_both_ways(source, targets) -> None:
+    """The latent, the picture, and the latent of the picture."""
+    plain = source.translated(source_class="coast").items[0].provenance["wire_bytes"]
+    cycle = source.translated(source_class="coast", cycle=True).items[0].provenance["wire_bytes"]
+    latent, answer = 4 * SIZE * SIZE, len(png_bytes(noise(seed=9)))
+    assert (plain, cycle) == (latent + answer, 2 * latent + answer)
