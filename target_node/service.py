@@ -35,8 +35,16 @@ from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import agree
 from ddib_fed.wire.chunks import Announced, Assembler, Whole, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
+from ddib_fed.wire.guidance import check_offered, guidance_from_pb
 from ddib_fed.wire.latent import LatentOpener
-from ddib_fed.wire.version import PICTURES, SPOKEN, versions_from_pb, versions_to_pb
+from ddib_fed.wire.version import (
+    GUIDANCE,
+    PICTURES,
+    SPOKEN,
+    highest_common,
+    versions_from_pb,
+    versions_to_pb,
+)
 from target_node.stream import DecodeStream, StreamSettings, Translated
 
 # Contracts remembered of one peer: it needs one at a time, and an old one lives on for calls that are on their way.
@@ -81,8 +89,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     ) -> decoding_pb2.DescribeDomainResponse:
         """See decoding.proto."""
         _ = self._node.engine  # refuses while loading or draining
+        common = highest_common(versions_from_pb(request.versions), SPOKEN)
         return decoding_pb2.DescribeDomainResponse(
-            versions=versions_to_pb(), side=self._node.side().to_pb(), limits=self.limits().to_pb()
+            versions=versions_to_pb(), side=self._node.side().to_pb(), limits=self.limits().at(common).to_pb()
         )
 
     def NegotiateContract(
@@ -188,11 +197,14 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             )
         if contract.version < PICTURES and (header.HasField("target_class") or header.solver.depth):
             raise UnknownFields(f"protocol {contract.version} knows neither classes nor depth")
+        if contract.version < GUIDANCE and header.HasField("guidance"):
+            raise UnknownFields(f"protocol {contract.version} knows no guidance")
         if header.solver.evaluations > limits.max_evaluations:
             raise SettingsInvalid(
                 f"{header.solver.evaluations} evaluations",
                 facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
             )
+        check_offered(guidance_from_pb(header.guidance), limits.guidance, _name(contract))
         check_depth(solver_settings(header.solver), self._node.config.policy)
         if header.round_trip and not self._node.config.policy.round_trip:
             raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
@@ -228,6 +240,10 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         yield from stream(decoding_pb2.DecodeResponse, "result", header, translated.file)
         if translated.round_trip is not None:
             yield from translated.round_trip.stream(decoding_pb2.DecodeResponse)
+
+
+def _name(contract: Contract) -> str:
+    return f"{contract.target.institution}/{contract.target.domain}"
 
 
 class _Counted:

@@ -104,6 +104,30 @@ class SolverSettings(_message.Message):
     depth: float
     def __init__(self, solver: _Optional[str] = ..., order: _Optional[int] = ..., evaluations: _Optional[int] = ..., grid: _Optional[str] = ..., depth: _Optional[float] = ...) -> None: ...
 
+class GuidanceSettings(_message.Message):
+    __slots__ = ("guidance", "classifier_scale", "clip")
+    GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    CLASSIFIER_SCALE_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
+    guidance: float
+    classifier_scale: float
+    clip: bool
+    def __init__(self, guidance: _Optional[float] = ..., classifier_scale: _Optional[float] = ..., clip: _Optional[bool] = ...) -> None: ...
+
+class GuidanceTerms(_message.Message):
+    __slots__ = ("max_guidance", "max_classifier_scale", "classifier_sha256", "classifier_classes", "clip")
+    MAX_GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    MAX_CLASSIFIER_SCALE_FIELD_NUMBER: _ClassVar[int]
+    CLASSIFIER_SHA256_FIELD_NUMBER: _ClassVar[int]
+    CLASSIFIER_CLASSES_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FIELD_NUMBER: _ClassVar[int]
+    max_guidance: float
+    max_classifier_scale: float
+    classifier_sha256: bytes
+    classifier_classes: int
+    clip: bool
+    def __init__(self, max_guidance: _Optional[float] = ..., max_classifier_scale: _Optional[float] = ..., classifier_sha256: _Optional[bytes] = ..., classifier_classes: _Optional[int] = ..., clip: _Optional[bool] = ...) -> None: ...
+
 class LatentStatistics(_message.Message):
     __slots__ = ("mean", "std", "kurtosis", "correlation", "count")
     MEAN_FIELD_NUMBER: _ClassVar[int]

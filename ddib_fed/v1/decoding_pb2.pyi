@@ -56,16 +56,18 @@ class ContractSide(_message.Message):
     def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[_common_pb2.DataType, str]] = ..., model_sha256: _Optional[bytes] = ..., terminal_lambda: _Optional[float] = ..., initial_lambda: _Optional[float] = ..., classes: _Optional[int] = ..., size_rule: _Optional[str] = ..., value_range: _Optional[str] = ..., soften_sigma: _Optional[float] = ..., picture: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., class_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ContractLimits(_message.Message):
-    __slots__ = ("max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations")
+    __slots__ = ("max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations", "guidance")
     MAX_ITEMS_PER_STREAM_FIELD_NUMBER: _ClassVar[int]
     MAX_SAMPLES_PER_ITEM_FIELD_NUMBER: _ClassVar[int]
     MAX_LATENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     max_items_per_stream: int
     max_samples_per_item: int
     max_latent_bytes: int
     max_evaluations: int
-    def __init__(self, max_items_per_stream: _Optional[int] = ..., max_samples_per_item: _Optional[int] = ..., max_latent_bytes: _Optional[int] = ..., max_evaluations: _Optional[int] = ...) -> None: ...
+    guidance: _common_pb2.GuidanceTerms
+    def __init__(self, max_items_per_stream: _Optional[int] = ..., max_samples_per_item: _Optional[int] = ..., max_latent_bytes: _Optional[int] = ..., max_evaluations: _Optional[int] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceTerms, _Mapping]] = ...) -> None: ...
 
 class Contract(_message.Message):
     __slots__ = ("version", "source", "target", "limits")
@@ -108,20 +110,22 @@ class DecodeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[DecodeHeader, _Mapping]] = ..., latent: _Optional[_Union[LatentHeader, _Mapping]] = ..., chunk: _Optional[_Union[_common_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_common_pb2.Trailer, _Mapping]] = ...) -> None: ...
 
 class DecodeHeader(_message.Message):
-    __slots__ = ("contract_sha256", "request_id", "solver", "round_trip", "items", "target_class")
+    __slots__ = ("contract_sha256", "request_id", "solver", "round_trip", "items", "target_class", "guidance")
     CONTRACT_SHA256_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SOLVER_FIELD_NUMBER: _ClassVar[int]
     ROUND_TRIP_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     TARGET_CLASS_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     contract_sha256: bytes
     request_id: str
     solver: _common_pb2.SolverSettings
     round_trip: bool
     items: int
     target_class: int
-    def __init__(self, contract_sha256: _Optional[bytes] = ..., request_id: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., round_trip: _Optional[bool] = ..., items: _Optional[int] = ..., target_class: _Optional[int] = ...) -> None: ...
+    guidance: _common_pb2.GuidanceSettings
+    def __init__(self, contract_sha256: _Optional[bytes] = ..., request_id: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., round_trip: _Optional[bool] = ..., items: _Optional[int] = ..., target_class: _Optional[int] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ...) -> None: ...
 
 class LatentHeader(_message.Message):
     __slots__ = ("item", "tensor", "contract_sha256")

@@ -138,7 +138,7 @@ def agree(
             hint="each difference names what to do about it",
             differences=found,
         )
-    return Contract(version, source, target, limits)
+    return Contract(version, source, target, limits.at(version))
 
 
 def confirm(

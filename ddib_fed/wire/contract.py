@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ddib_fed.errors import MessageInvalid
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.canonical import Value, canonical_json
-from ddib_fed.wire.version import OLDEST, PICTURES, Version, version_from_pb
+from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES, require, require_number
+from ddib_fed.wire.guidance import GuidanceTerms
+from ddib_fed.wire.version import GUIDANCE, OLDEST, PICTURES, Version, version_from_pb
 
 HIGHEST_TERMINAL_LAMBDA = -4.5
 """Where a latent lives at most: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
@@ -26,10 +28,8 @@ LOWEST_INITIAL_LAMBDA = 3.0
 LAMBDA_RANGE = 1_000.0
 """No log signal-to-noise beyond this means anything; a schedule that ends at zero SNR states a number."""
 
-MAX_CLASSES = 1_000_000
 MAX_SIDE_LENGTH = 65_536
 MAX_SAMPLE_NUMBERS = 2**28
-DIGEST_BYTES = 32
 
 SAMPLE_KINDS = {"point": common_pb2.SAMPLE_KIND_POINT, "picture": common_pb2.SAMPLE_KIND_PICTURE}
 DTYPES = {"float32": common_pb2.DATA_TYPE_FLOAT32}
@@ -47,16 +47,6 @@ LARGEST_VALUE = 1e9
 """No raw value of a picture's file is beyond it."""
 
 
-def _require(ok: bool, field: str, detail: str) -> None:
-    if not ok:
-        raise MessageInvalid(f"{field}: {detail}", facts={"field": field})
-
-
-def _require_number(value: float, low: float, high: float, field: str) -> None:
-    # Written so that NaN fails.
-    _require(low <= value <= high, field, f"must be from {low:g} to {high:g}")
-
-
 @dataclass(frozen=True, slots=True)
 class PictureTerms:
     """What the values in a picture's file are; the fields are those of the message of this name.
@@ -70,10 +60,10 @@ class PictureTerms:
     bits: int
 
     def __post_init__(self) -> None:
-        _require_number(self.low, -LARGEST_VALUE, LARGEST_VALUE, "picture.low")
-        _require_number(self.high, -LARGEST_VALUE, LARGEST_VALUE, "picture.high")
-        _require(self.low < self.high, "picture.high", "must be above picture.low")
-        _require(self.bits in PICTURE_BITS, "picture.bits", "must be 8 or 16")
+        require_number(self.low, -LARGEST_VALUE, LARGEST_VALUE, "picture.low")
+        require_number(self.high, -LARGEST_VALUE, LARGEST_VALUE, "picture.high")
+        require(self.low < self.high, "picture.high", "must be above picture.low")
+        require(self.bits in PICTURE_BITS, "picture.bits", "must be 8 or 16")
 
     def values(self) -> dict[str, Value]:
         """The fields as they enter the digest."""
@@ -117,47 +107,47 @@ class ContractSide:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(is_institution(self.institution), "institution", "must be a DNS name in lower case")
-        _require(is_domain(self.domain), "domain", f"must be {DOMAIN_RULE}")
-        _require(self.sample_kind in SAMPLE_KINDS, "sample_kind", "must be point or picture")
+        require(is_institution(self.institution), "institution", "must be a DNS name in lower case")
+        require(is_domain(self.domain), "domain", f"must be {DOMAIN_RULE}")
+        require(self.sample_kind in SAMPLE_KINDS, "sample_kind", "must be point or picture")
         self._check_shape()
-        _require(self.dtype in DTYPES, "dtype", "must be float32")
-        _require(len(self.model_sha256) == DIGEST_BYTES, "model_sha256", "must be 32 bytes")
-        _require_number(self.terminal_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "terminal_lambda")
-        _require_number(self.initial_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "initial_lambda")
-        _require_number(self.classes, 0, MAX_CLASSES, "classes")
+        require(self.dtype in DTYPES, "dtype", "must be float32")
+        require(len(self.model_sha256) == DIGEST_BYTES, "model_sha256", "must be 32 bytes")
+        require_number(self.terminal_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "terminal_lambda")
+        require_number(self.initial_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "initial_lambda")
+        require_number(self.classes, 0, MAX_CLASSES, "classes")
         rules = SIZE_RULES[self.sample_kind]
-        _require(
+        require(
             self.size_rule in rules, "size_rule", f"must be {' or '.join(rules)} for a {self.sample_kind}"
         )
         ranges = VALUE_RANGES[self.sample_kind]
-        _require(
+        require(
             self.value_range in ranges,
             "value_range",
             f"must be {' or '.join(ranges)} for a {self.sample_kind}",
         )
-        _require_number(self.soften_sigma, 0, 1, "soften_sigma")
+        require_number(self.soften_sigma, 0, 1, "soften_sigma")
         is_picture = self.sample_kind == "picture"
-        _require(is_picture or self.soften_sigma == 0, "soften_sigma", "must be 0 for points")
-        _require(
+        require(is_picture or self.soften_sigma == 0, "soften_sigma", "must be 0 for points")
+        require(
             (self.picture is not None) == is_picture, "picture", "must be set for pictures, and only there"
         )
         self._check_class_names()
 
     def _check_class_names(self) -> None:
         names = self.class_names
-        _require(len(names) in {0, self.classes}, "class_names", "must be none, or one for each class")
-        _require(len(names) <= MAX_CLASS_NAMES, "class_names", f"must be at most {MAX_CLASS_NAMES}")
-        _require(
+        require(len(names) in {0, self.classes}, "class_names", "must be none, or one for each class")
+        require(len(names) <= MAX_CLASS_NAMES, "class_names", f"must be at most {MAX_CLASS_NAMES}")
+        require(
             all(map(is_class_name, names)), "class_names", "must be 1 to 64 printable ASCII characters each"
         )
 
     def _check_shape(self) -> None:
         rank = RANKS[self.sample_kind]
-        _require(len(self.sample_shape) == rank, "sample_shape", f"must have {rank} numbers")
+        require(len(self.sample_shape) == rank, "sample_shape", f"must have {rank} numbers")
         for length in self.sample_shape:
-            _require_number(length, 1, MAX_SIDE_LENGTH, "sample_shape")
-        _require(math.prod(self.sample_shape) <= MAX_SAMPLE_NUMBERS, "sample_shape", "is too large")
+            require_number(length, 1, MAX_SIDE_LENGTH, "sample_shape")
+        require(math.prod(self.sample_shape) <= MAX_SAMPLE_NUMBERS, "sample_shape", "is too large")
 
     @property
     def sample_bytes(self) -> int:
@@ -275,16 +265,22 @@ class ContractLimits:
     max_samples_per_item: int
     max_latent_bytes: int
     max_evaluations: int
+    guidance: GuidanceTerms | None = None
 
     def __post_init__(self) -> None:
-        _require_number(self.max_items_per_stream, 1, 1_000_000, "max_items_per_stream")
-        _require_number(self.max_samples_per_item, 1, 2**40, "max_samples_per_item")
-        _require_number(self.max_latent_bytes, 4, 2**40, "max_latent_bytes")
-        _require_number(self.max_evaluations, 1, 10_000, "max_evaluations")
+        require_number(self.max_items_per_stream, 1, 1_000_000, "max_items_per_stream")
+        require_number(self.max_samples_per_item, 1, 2**40, "max_samples_per_item")
+        require_number(self.max_latent_bytes, 4, 2**40, "max_latent_bytes")
+        require_number(self.max_evaluations, 1, 10_000, "max_evaluations")
+
+    def at(self, version: Version | None) -> ContractLimits:
+        """The same without what the version does not know."""
+        return self if version is not None and version >= GUIDANCE else replace(self, guidance=None)
 
     def values(self) -> dict[str, Value]:
-        """The fields as they enter the digest."""
-        return {
+        """The fields as they enter the digest; those that came with 1.2 only where they are set."""
+        later: dict[str, Value] = {} if self.guidance is None else {"guidance": self.guidance.values()}
+        return later | {
             "max_evaluations": self.max_evaluations,
             "max_items_per_stream": self.max_items_per_stream,
             "max_latent_bytes": self.max_latent_bytes,
@@ -298,6 +294,7 @@ class ContractLimits:
             max_samples_per_item=self.max_samples_per_item,
             max_latent_bytes=self.max_latent_bytes,
             max_evaluations=self.max_evaluations,
+            guidance=None if self.guidance is None else self.guidance.to_pb(),
         )
 
     @classmethod
@@ -312,17 +309,26 @@ class ContractLimits:
             message.max_samples_per_item,
             message.max_latent_bytes,
             message.max_evaluations,
+            GuidanceTerms.from_pb(message.guidance) if message.HasField("guidance") else None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The whole agreement; `digest` names it on every latent."""
+    """The whole agreement; `digest` names it on every latent.
+
+    Raises:
+        MessageInvalid: The limits say what its version does not know.
+    """
 
     version: Version
     source: ContractSide
     target: ContractSide
     limits: ContractLimits
+
+    def __post_init__(self) -> None:
+        offered = self.limits.guidance is not None
+        require(not offered or self.version >= GUIDANCE, "guidance", f"came with {GUIDANCE}")
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -6,14 +6,15 @@ The comments in the protos and docs/protocol.md state the same limits.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-from ddib_fed.errors import DdibError, MessageInvalid, SettingsInvalid
-from ddib_fed.wire.contract import DIGEST_BYTES, MAX_CLASS_NAME, MAX_CLASS_NAMES, MAX_CLASSES, MAX_SIDE_LENGTH
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES
+from ddib_fed.wire.contract import MAX_CLASS_NAME, MAX_CLASS_NAMES, MAX_SIDE_LENGTH
+from ddib_fed.wire.guidance import MAX_GUIDANCE
+from ddib_fed.wire.limit_kinds import Anything, Bytes, Choice, Inner, Limit, Many, Number, Text
 from ddib_fed.wire.version import MAX_VERSIONS
 
 LAST_MOMENT: Final = 253_402_300_799.0
@@ -28,86 +29,6 @@ MAX_EVALUATIONS: Final = 10_000
 LONGEST_LINE: Final = 4_000
 """What a node tells its operator on one line; it cuts what is longer."""
 
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A number from `low` to `high`; NaN is outside."""
-
-    low: float
-    high: float
-    error: type[DdibError] = MessageInvalid
-
-    def problem(self, value: Any) -> str:
-        """What is wrong with a value; empty for nothing."""
-        return "" if self.low <= value <= self.high else f"must be from {self.low:g} to {self.high:g}"
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A text of at most `longest` characters; where there is a pattern, the whole of it."""
-
-    longest: int
-    pattern: str = ""
-    error: type[DdibError] = MessageInvalid
-
-    def problem(self, value: str) -> str:
-        """What is wrong with a value; empty for nothing."""
-        if len(value) > self.longest:
-            return f"must be at most {self.longest} characters"
-        return "" if not self.pattern or re.fullmatch(self.pattern, value) else f"must be {self.pattern}"
-
-
-@dataclass(frozen=True, slots=True)
-class Bytes:
-    """Bytes of `least` to `most` in number."""
-
-    least: int
-    most: int
-    error: type[DdibError] = MessageInvalid
-
-    def problem(self, value: bytes) -> str:
-        """What is wrong with a value; empty for nothing."""
-        return "" if self.least <= len(value) <= self.most else f"must be {self.least} to {self.most} bytes"
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """An enum that is set; a number of a later release is for the reader to take or to refuse."""
-
-    error: type[DdibError] = MessageInvalid
-
-    def problem(self, value: int) -> str:
-        """What is wrong with a value; empty for nothing."""
-        return "" if value else "must be set"
-
-
-@dataclass(frozen=True, slots=True)
-class Inner:
-    """A message inside a message, whose own fields are checked too."""
-
-    required: bool = False
-    error: type[DdibError] = MessageInvalid
-
-
-@dataclass(frozen=True, slots=True)
-class Many:
-    """From `least` to `most` values, each within `each`; of a map the values."""
-
-    each: Number | Text | Inner
-    most: int
-    least: int = 0
-    error: type[DdibError] = MessageInvalid
-
-
-@dataclass(frozen=True, slots=True)
-class Anything:
-    """Every value of the type is allowed, or `by` checks it."""
-
-    by: str = ""
-
-
-Checked = Number | Text | Bytes | Choice | Inner | Many
-Limit = Checked | Anything
 
 _DIGEST = Bytes(DIGEST_BYTES, DIGEST_BYTES)
 _TIME = Number(0, LAST_MOMENT)
@@ -131,6 +52,7 @@ _TENSOR = Anything("wire.latent.open_tensor")
 _SIDE = Anything("wire.contract.ContractSide")
 _LIMITS = Anything("wire.contract.ContractLimits")
 _TERMS = Anything("wire.contract.PictureTerms")
+_GUIDANCE = Anything("wire.guidance.GuidanceTerms")
 _TARGET = Anything("target_node.service")
 _SOURCE = Anything("source_node.service")
 _STORE = Anything("node.jobs.JobStore")
@@ -156,6 +78,14 @@ _COMMON: Final[Mapping[str, Mapping[str, Limit]]] = {
         "grid": Text(64, error=SettingsInvalid),
         "depth": _setting(0, 1),
     },
+    "GuidanceSettings": {
+        **dict.fromkeys(("guidance", "classifier_scale"), _setting(0, MAX_GUIDANCE)),
+        "clip": _ANY,
+    },
+    "GuidanceTerms": dict.fromkeys(
+        ("max_guidance", "max_classifier_scale", "classifier_sha256", "classifier_classes", "clip"),
+        _GUIDANCE,
+    ),
     "LatentStatistics": {
         **dict.fromkeys(("mean", "kurtosis", "correlation"), _FIGURE),
         "std": _ERROR,
@@ -200,9 +130,12 @@ _DECODING: Final[Mapping[str, Mapping[str, Limit]]] = {
         ),
         "picture": Inner(),
     },
-    "ContractLimits": dict.fromkeys(
-        ("max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations"), _LIMITS
-    ),
+    "ContractLimits": {
+        **dict.fromkeys(
+            ("max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations"), _LIMITS
+        ),
+        "guidance": Inner(),
+    },
     "Contract": dict.fromkeys(("version", "source", "target", "limits"), Inner(required=True)),
     "NegotiateContractRequest": {"versions": _VERSIONS, "source": Inner(required=True)},
     "NegotiateContractResponse": {
@@ -217,6 +150,7 @@ _DECODING: Final[Mapping[str, Mapping[str, Limit]]] = {
         "round_trip": _ANY,
         "items": _TARGET,
         "target_class": _TARGET,
+        "guidance": Inner(),
     },
     "LatentHeader": {
         "item": Anything("wire.latent.LatentOpener"),
@@ -248,6 +182,7 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         "classes": _CLASSES,
         "class_names": _CLASS_NAMES,
         "size_rule": _NAME,
+        "guidance": Inner(),
     },
     "SubmitJobRequest": dict.fromkeys(("header", "item", "chunk", "trailer"), Inner()),
     "JobHeader": {
@@ -262,7 +197,11 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         "deadline_s": _SOURCE,
         "source_class": _CLASS,
         "target_class": _CLASS,
+        "guidance": Inner(),
+        "item_classes": Many(Inner(), MOST_ITEMS),
+        "model_size": _ANY,
     },
+    "ItemClasses": dict.fromkeys(("source_class", "target_class"), _CLASS),
     "SubmitJobResponse": {"job_id": _JOB_ID, "state": Choice(), "repeated_request": _ANY},
     "WatchJobRequest": {"job_id": _STORE, "after_sequence": _ANY},
     "WatchJobResponse": {
@@ -292,8 +231,17 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         "error": Inner(),
         "source_class": _CLASS,
         "target_class": _CLASS,
+        "guidance": Inner(),
+        "model_size": _ANY,
     },
-    "Item": {"index": _COUNT, "state": Choice(), "size_bytes": _SIZE, "sha256": _DIGEST, "error": Inner()},
+    "Item": {
+        "index": _COUNT,
+        "state": Choice(),
+        "size_bytes": _SIZE,
+        "sha256": _DIGEST,
+        "error": Inner(),
+        "classes": Inner(),
+    },
     "ListJobsRequest": {"limit": _SOURCE},
     "ListJobsResponse": {"jobs": Many(Inner(), 1_000)},
     "CancelJobRequest": {"job_id": _STORE},
@@ -325,6 +273,8 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         "picture": Inner(),
         "source_class": _CLASS,
         "target_class": _CLASS,
+        "guidance": Inner(),
+        "classifier_sha256": _DIGEST,
     },
     "PictureFigures": {
         **dict.fromkeys(("height", "width"), Number(1, 1 << 30)),

@@ -14,7 +14,8 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from ddib_fed.errors import DdibError, UnknownFields
-from ddib_fed.wire.field_limits import FIELDS, Anything, Bytes, Checked, Choice, Inner, Many, Number, Text
+from ddib_fed.wire.field_limits import FIELDS
+from ddib_fed.wire.limit_kinds import Anything, Bytes, Checked, Choice, Inner, Many, Number, Text
 
 PACKAGE: Final = "ddib_fed.v1"
 

@@ -28,13 +28,16 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-SPOKEN: tuple[Version, ...] = (Version(1, 0), Version(1, 1))
-"""Every version this release speaks: the minor before, and its own."""
+SPOKEN: tuple[Version, ...] = (Version(1, 0), Version(1, 1), Version(1, 2))
+"""Every version this release speaks: its own minor, and the two before."""
 
 OLDEST = SPOKEN[0]
 
 PICTURES = Version(1, 1)
 """The first version with pictures and classes; points need no more than 1.0."""
+
+GUIDANCE = Version(1, 2)
+"""The first version with guidance, and with classes of their own for the items of a job."""
 
 
 def versions_to_pb(versions: Iterable[Version] = SPOKEN) -> list[common_pb2.ProtocolVersion]:

@@ -53,7 +53,7 @@ def test_a_version_that_is_not_spoken_names_both():
     with pytest.raises(ContractMismatch) as caught:
         require_spoken(common_pb2.ProtocolVersion(major=2))
     (difference,) = caught.value.differences
-    assert (difference.field, difference.source, difference.target) == ("version", "2.0", "1.1, 1.0")
+    assert (difference.field, difference.source, difference.target) == ("version", "2.0", "1.2, 1.1, 1.0")
 
 
 def test_a_spoken_version_is_returned():

@@ -1,0 +1,179 @@
+"""What guidance a target offers, and whether a request keeps to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ddib_fed.errors import ContractMismatch, Difference, PolicyDenied, SettingsInvalid
+from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.canonical import Value
+from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES, require, require_number
+from ddib_fed.wire.version import GUIDANCE, Version
+
+MAX_GUIDANCE = 1000.0
+"""No scale beyond it is anything but a mistake: the published ones are 1 to 10."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuidanceTerms:
+    """What a target offers; the fields are those of the message of this name.
+
+    Raises:
+        MessageInvalid: A field is outside what docs/protocol.md allows; `facts["field"]` names it.
+    """
+
+    max_guidance: float = 0.0
+    max_classifier_scale: float = 0.0
+    classifier_sha256: bytes = b""
+    classifier_classes: int = 0
+    clip: bool = False
+
+    def __post_init__(self) -> None:
+        require_number(self.max_guidance, 0, MAX_GUIDANCE, "max_guidance")
+        require_number(self.max_classifier_scale, 0, MAX_GUIDANCE, "max_classifier_scale")
+        require_number(self.classifier_classes, 0, MAX_CLASSES, "classifier_classes")
+        there = DIGEST_BYTES if self.max_classifier_scale > 0 else 0
+        require(len(self.classifier_sha256) == there, "classifier_sha256", f"must be {there} bytes")
+        require(
+            (self.classifier_classes > 0) == (there > 0),
+            "classifier_classes",
+            "must be those of the classifier",
+        )
+
+    def values(self) -> dict[str, Value]:
+        """The fields as they enter the digest."""
+        return {
+            "classifier_classes": self.classifier_classes,
+            "classifier_sha256": self.classifier_sha256.hex(),
+            "clip": int(self.clip),
+            "max_classifier_scale": float(self.max_classifier_scale),
+            "max_guidance": float(self.max_guidance),
+        }
+
+    def to_pb(self) -> common_pb2.GuidanceTerms:
+        """These terms as a message."""
+        return common_pb2.GuidanceTerms(
+            max_guidance=self.max_guidance,
+            max_classifier_scale=self.max_classifier_scale,
+            classifier_sha256=self.classifier_sha256,
+            classifier_classes=self.classifier_classes,
+            clip=self.clip,
+        )
+
+    @classmethod
+    def from_pb(cls, message: common_pb2.GuidanceTerms) -> GuidanceTerms:
+        """Terms read from the wire.
+
+        Raises:
+            MessageInvalid: A field is outside what docs/protocol.md allows.
+        """
+        return cls(
+            message.max_guidance,
+            message.max_classifier_scale,
+            message.classifier_sha256,
+            message.classifier_classes,
+            message.clip,
+        )
+
+
+NO_GUIDANCE = GuidanceTerms()
+
+
+def guidance_to_pb(asked: Guidance) -> common_pb2.GuidanceSettings | None:
+    """A request's guidance as a message; None for none, so that older peers understand.
+
+    Raises:
+        SettingsInvalid: Guided encoding, which is for one process alone.
+    """
+    if asked.encoding:
+        raise SettingsInvalid(
+            "nodes guide decoding alone: a latent of guided encoding is not noise, and is not sent",
+            hint="leave --guide out, or use `ddib bridge translate` in one process",
+        )
+    if asked == UNGUIDED:
+        return None
+    return common_pb2.GuidanceSettings(
+        guidance=asked.scale, classifier_scale=asked.classifier_scale, clip=asked.clip
+    )
+
+
+def guidance_from_pb(message: common_pb2.GuidanceSettings) -> Guidance:
+    """Guidance read from the wire.
+
+    Raises:
+        SettingsInvalid: Both kinds at once.
+    """
+    return Guidance(
+        message.guidance if message.HasField("guidance") else None,
+        message.classifier_scale if message.HasField("classifier_scale") else None,
+        clip=message.clip,
+    )
+
+
+def check_offered(asked: Guidance, terms: GuidanceTerms | None, of: str) -> None:
+    """Return when a request asks for no more guidance than a target offers.
+
+    Args:
+        asked: What the request says.
+        terms: What the target offers; None for nothing.
+        of: INSTITUTION/DOMAIN of the target, for the error.
+
+    Raises:
+        SettingsInvalid: A kind of guidance that is not offered.
+        PolicyDenied: More than the target's policy allows.
+    """
+    terms = terms or NO_GUIDANCE
+    kinds = (
+        ("max_guidance", asked.scale, terms.max_guidance, "classifier-free guidance", "--guidance"),
+        (
+            "max_classifier_scale",
+            asked.classifier_scale,
+            terms.max_classifier_scale,
+            "classifier",
+            "--classifier-scale",
+        ),
+    )
+    for policy, scale, most, kind, option in kinds:
+        if scale is not None and most == 0:
+            raise SettingsInvalid(
+                f"{of} offers no {kind}",
+                hint=f"leave {option} out; `ddib domains --format json` lists what each target offers",
+                facts={"of": of, "not_offered": kind},
+            )
+        if scale is not None and not scale <= most:
+            raise PolicyDenied(
+                f"{of} allows {option} up to {most:g}, not {scale:g}",
+                hint=f"{option} {most:g}, or let the operator of {of} raise policy.{policy}",
+                facts={"of": of, "policy": policy, "asked": f"{scale:g}", "most": f"{most:g}"},
+            )
+    if asked.clip and not terms.clip:
+        raise SettingsInvalid(
+            f"{of} cannot clip predictions: its model's units are not those of [-1, 1]",
+            hint="leave --clip out",
+            facts={"of": of, "not_offered": "clip"},
+        )
+
+
+def check_version(asked: Guidance, version: Version, hop: str, spoken: tuple[Version, ...]) -> None:
+    """Return when a version that was agreed on with `hop` can carry a request's guidance.
+
+    Raises:
+        ContractMismatch: It is older than guidance; names the versions and what to do.
+    """
+    if asked == UNGUIDED or version >= GUIDANCE:
+        return
+    ours = ", ".join(map(str, sorted(spoken, reverse=True)))
+    raise ContractMismatch(
+        f"guidance needs protocol {GUIDANCE}, and {hop} speaks {version}",
+        hop=hop,
+        hint="leave --guidance, --classifier-scale and --clip out, or let its operator upgrade ddib-fed",
+        differences=(
+            Difference(
+                "version",
+                ours,
+                str(version),
+                f"Upgrade ddib-fed at {hop} to a release that speaks {GUIDANCE}, or ask for no guidance.",
+            ),
+        ),
+    )
