@@ -5,6 +5,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= ddib-demo
+# Test processes: one per core, at most four (each takes about 1.5 GB with the nodes it starts); `WORKERS=0` runs in one.
+# Each computes with one thread, because the processes already fill the cores.
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo test test-fast check format format-check lint types layers drift proto install clean benchmarks pretrained help
@@ -15,11 +19,11 @@ help:  ## What there is to make
 demo: $(VENV)/.node  ## Institutions on this machine: translate points, then pictures, there and back; write a report
 	$(BIN)/ddib demo --out $(OUT)
 
-test: $(VENV)/.dev  ## Every test
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.dev  ## Every test, in parallel
+	$(PYTEST)
 
-test-fast: $(VENV)/.dev  ## Every test but those of two running nodes
-	$(BIN)/python -m pytest -q -m 'not e2e'
+test-fast: $(VENV)/.dev  ## The tests that are neither e2e nor slow, in parallel
+	$(PYTEST) -m 'not e2e and not slow'
 
 check: format-check lint types layers drift  ## What CI runs: format, lint, types, layers, proto drift, tests
 	$(MAKE) --no-print-directory test

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 
 import click
 import pytest
@@ -50,7 +50,7 @@ def test_help_loads_nothing_heavy():
 
 
 def test_help_answers_within_its_time():
-    """The best of several runs, because other processes share the machine."""
+    """The best of several runs, in CPU seconds, because other processes share the machine."""
     best = min(
         _seconds([sys.executable, "-c", "from ddib_fed.cli.main import main; main()", "--help"])
         for _ in range(5)
@@ -59,9 +59,11 @@ def test_help_answers_within_its_time():
 
 
 def _seconds(command: list[str]) -> float:
-    started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return used.ru_utime + used.ru_stime
 
 
 def test_every_command_is_listed_once():

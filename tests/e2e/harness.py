@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,11 +33,21 @@ from tests.node.flipping import BitFlipper
 START_S = 120.0
 
 
+# Below the kernel's ephemeral ports (from 32768), so that no outgoing connection takes a port between `free_port` and
+# the node's bind; each test process has a range of its own, which starts anywhere so that two runs seldom meet.
+_FIRST, _EACH = 20_000, 1_000
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 12
+_offsets = itertools.count(random.SystemRandom().randrange(_EACH))
+
+
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that is free and that no other test process is given."""
+    for _ in range(_EACH):
+        port = _FIRST + _worker * _EACH + next(_offsets) % _EACH
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no free port in {_FIRST + _worker * _EACH}-{_FIRST + (_worker + 1) * _EACH - 1}")
 
 
 def ddib(*arguments: object) -> str:
