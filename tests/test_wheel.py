@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
+from ddib_fed.cli.demo.command import NODES
+from ddib_fed.cli.main import run
+from ddib_fed.errors import ExitCode
+from ddib_fed.latent import Latent
+
 ROOT = Path(__file__).parents[1]
+PEOPLE = [("alice", "south.example/checkerboards"), ("bob", "west.example/relief")]
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +57,65 @@ def test_a_bundle_is_small(wheel: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_the_demo_runs_from_the_wheel_with_a_dead_proxy(wheel: Path, tmp_path: Path) -> None:
-    """Unpacked outside the checkout, with https_proxy pointing nowhere: exit 0, both files, every bound held."""
-    installed = tmp_path / "site"
+def test_the_demo_runs_from_the_wheel_with_a_dead_proxy(wheel: Path, tmp_path: Path, capsys) -> None:
+    """Unpacked outside the checkout, with https_proxy pointing nowhere: exit 0, every file, every bound held.
+
+    Kept nodes answer, hold only their own model, and can be drained.
+    """
+    out = tmp_path / "ddib-demo"
+    try:
+        done = demo_from(wheel, tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        check_report(json.loads((out / "report.json").read_text()))
+        assert (out / "translation.png").stat().st_size > 50_000
+        assert (out / "pictures.png").read_bytes().startswith(b"\x89PNG")
+        check_pictures(out / "pictures")
+        assert done.stdout.count("ddib domains --profile") == len(PEOPLE)
+        assert run(["demo", "--out", str(out)]) == ExitCode.CONFLICT
+        for person, target in PEOPLE:
+            assert run(["domains", "--profile", str(out / person / "client.toml")]) == 0
+            assert target in capsys.readouterr().out
+    finally:
+        drained = [run(["drain", "--config", str(out / name / "node.toml")]) for name in NODES]
+    assert drained == [0] * len(NODES)
+    models = [json.loads((out / name / "model" / "manifest.json").read_text())["digest"] for name in NODES]
+    assert len(set(models)) == len(NODES)
+
+
+def demo_from(wheel: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`ddib demo --keep` of the unpacked wheel, in a process of its own in this folder."""
+    installed = folder / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     dead = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     package = str(installed / "ddib_fed" / "__init__.py")
     code = f"import ddib_fed, ddib_fed.cli.main as m; assert ddib_fed.__file__ == {package!r}; m.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "demo", "--points", "2000", "--out", "shown"],
-        cwd=tmp_path,
-        env={**os.environ, **dead, "PYTHONPATH": str(installed)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=170,
+    environment = {**os.environ, **dead, "HTTPS_PROXY": dead["https_proxy"], "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", code, "demo", "--points", "2000", "--keep"]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=170
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "shown" / "translation.png").stat().st_size > 50_000
-    assert (tmp_path / "shown" / "report.json").exists()
+
+
+def check_report(report: dict) -> None:
+    """Both parts are in it, and each figure is within its bound."""
+    assert report["points"]["count"] == 2_000
+    pictures = report["pictures"]
+    assert pictures["count"] == len(pictures["items"]) == 16
+    assert pictures["cycle_psnr"]["min"] <= pictures["cycle_psnr"]["median"]
+    assert pictures["paired_mse"] < pictures["baseline_mse"]["source"]
+    assert len(report["bounds"]) == 8
+    assert all(bound["ok"] for bound in report["bounds"])
+
+
+def check_pictures(folder: Path) -> None:
+    """Every picture is there and back; the latents that were measured are those that crossed."""
+    sent = sorted((folder / "in").iterdir())
+    assert len(sent) == 16
+    for path in sent:
+        result = folder / "translated" / path.name
+        record = json.loads(result.with_suffix(".json").read_text())
+        latent = np.load(result.with_suffix(".latent.npy"))
+        assert Latent.from_array(latent).sha256.hex() == record["latent_sha256"]
+        assert result.exists()
+        assert result.with_suffix(".returned.png").exists()
