@@ -113,8 +113,10 @@ TARGET = click.option(
     metavar="INSTITUTION/DOMAIN",
     help="Where to, as `ddib domains` lists it.",
 )
-STEPS = click.option(
+EVALUATIONS = click.option(
+    "--evaluations",
     "--steps",
+    "evaluations",
     type=click.IntRange(1, 10_000),
     default=48,
     show_default=True,
@@ -153,8 +155,10 @@ CYCLE = click.option(
     is_flag=True,
     help="Translate back as well and report the error of the round trip for each item.",
 )
-KEEP_LATENT = click.option(
+KEEP_LATENTS = click.option(
+    "--keep-latents",
     "--keep-latent",
+    "keep_latent",
     is_flag=True,
     help="Fetch the latents too. A latent is an invertible encoding: treat it as the picture.",
 )
@@ -165,17 +169,18 @@ DEADLINE = click.option(
     metavar="SECONDS",
     help="Give the job up after this long; without it the node's default.",
 )
-CLASS = click.option(
+TARGET_CLASS = click.option(
+    "--target-class",
     "--class",
     "target_class",
     default="",
-    metavar="NAME",
+    metavar="CLASS",
     help="Class of the target to translate to, its name or index, where `ddib domains` lists classes.",
 )
 SOURCE_CLASS = click.option(
     "--source-class",
     default="",
-    metavar="NAME",
+    metavar="CLASS",
     help="Class that the files are of, where this institution's own model has classes.",
 )
 DOUBTFUL = click.option(

@@ -32,7 +32,7 @@ NEXT_STEPS: Mapping[str, str] = {
     "REFUSED": "ask the operator of the node that refused",
     "UNAUTHENTICATED": "ddib doctor names what is wrong with the certificate",
     "PEER_UNKNOWN": "the operators exchange peer files: ddib peer export, ddib peer add",
-    "LATENT_NOT_GAUSSIAN": "use data of the domain that the model was trained on, or more steps",
+    "LATENT_NOT_GAUSSIAN": "use data of the domain that the model was trained on, or more --evaluations",
     "NOT_FOUND": "check the name",
     "JOB_NOT_FOUND": "ddib job list",
     "ITEM_NOT_FOUND": "ddib job show JOB",

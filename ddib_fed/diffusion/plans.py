@@ -222,7 +222,7 @@ def plan(settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 
         if soften_sigma > 0.0 or end is not None:
             raise SettingsInvalid(
                 "the public code's levels know neither softening nor depth",
-                hint="--soften 0 --depth 1 with them",
+                hint="--soften-sigma 0 --depth 1 with them",
             )
         return Plan(settings, spec, *public_grids(schedule, settings.levels, settings.evaluations))
     n = _intervals(settings.evaluations, spec)

@@ -76,7 +76,7 @@ def public_grids(schedule: Schedule, levels: PublicLevels, evaluations: int) -> 
     if len(grids[0]) != evaluations:
         raise SettingsInvalid(
             f"respacing {levels.respacing!r} of {table.steps} steps keeps {len(grids[0])}, not {evaluations}",
-            hint=f"--steps {len(grids[0])}, or leave --steps out",
+            hint=f"--evaluations {len(grids[0])}, or leave --evaluations out",
             facts={"evaluations": evaluations, "kept": len(grids[0])},
         )
     return grids

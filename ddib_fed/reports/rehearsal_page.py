@@ -141,7 +141,7 @@ def _of_way(way: WayFound) -> list[str]:
     if cycle is not None and cycle["psnr"]["median"] < POOR_CYCLE_DB:
         found.append(
             f"{way.title}: the round trip reaches {cycle['psnr']['median']:.1f} dB: try more --evaluations, a smaller "
-            "--soften, or a longer training."
+            "--soften-sigma, or a longer training."
         )
     if latent is not None:
         low, high = STD_BOUNDS
@@ -149,7 +149,7 @@ def _of_way(way: WayFound) -> list[str]:
             found.append(
                 f"{way.title}: latents have a standard deviation of {latent['std']:.3f} and {latent['ratio']:.2f} "
                 "times the patch correlation of noise, so they still show the picture: train for longer, or "
-                "--soften more."
+                "--soften-sigma more."
             )
     if kept is not None and kept["chance"] is not None:
         edges, chance = kept["edge_correlation"]["median"], kept["chance"]["edge_correlation"]

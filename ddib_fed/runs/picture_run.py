@@ -233,7 +233,9 @@ def run(
         sides[1].of_class(task.target_class)
     sigma = check_legs(*sides, recipe.settings, soften=recipe.soften, depth=recipe.depth)
     if recipe.uncertainty and sigma == 0.0:
-        raise SettingsInvalid("without softening there is no uncertainty to measure", hint="--soften 0.05")
+        raise SettingsInvalid(
+            "without softening there is no uncertainty to measure", hint="--soften-sigma 0.05"
+        )
     models = model_digests(*sides)
     settled = Settled(recipe, sides[0].bundle.manifest, sides[1].bundle.manifest, tuple(models), batch)
     del sides

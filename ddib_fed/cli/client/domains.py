@@ -45,7 +45,7 @@ def _row(domain: Domain) -> list[str]:
 
 
 def classes(count: int, names: Sequence[str]) -> str:
-    """What --class takes: the names when they are few, otherwise their number."""
+    """What --target-class takes: the names when they are few, otherwise their number."""
     return ", ".join(names) if 0 < len(names) <= MAX_LISTED else f"0 to {count - 1}" if count else "-"
 
 

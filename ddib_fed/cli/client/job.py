@@ -42,15 +42,15 @@ def job() -> None:
     metavar="DIR",
     help="Where the results will be fetched to; keeps the files' names there.",
 )
-@options.CLASS
+@options.TARGET_CLASS
 @options.SOURCE_CLASS
 @options.CYCLE
-@options.STEPS
+@options.EVALUATIONS
 @options.SOLVER
 @options.ORDER
 @options.GRID
 @options.DEPTH
-@options.KEEP_LATENT
+@options.KEEP_LATENTS
 @options.DEADLINE
 @options.FORMAT
 @options.PROFILE
@@ -61,7 +61,7 @@ def submit(
     target_class: str,
     source_class: str,
     cycle: bool,
-    steps: int,
+    evaluations: int,
     solver: str,
     order: int,
     grid: str,
@@ -73,7 +73,7 @@ def submit(
 ) -> None:
     """Give FILES to the source node as a job and return at once."""
     items = payloads(files)
-    settings = Settings(solver, order, steps, grid, depth)
+    settings = Settings(solver, order, evaluations, grid, depth)
     asked = Order(target, settings, cycle, keep_latent, deadline, source_class, target_class)
     with open_client(profile_path) as client:
         submitted, _ = submit_order(client, files, items, asked, out)

@@ -39,16 +39,16 @@ from ddib_fed.terminal import say
 @options.FILES
 @options.TARGET
 @options.OUT_RESULTS
-@options.CLASS
+@options.TARGET_CLASS
 @options.SOURCE_CLASS
 @options.CYCLE
 @options.DOUBTFUL
-@options.STEPS
+@options.EVALUATIONS
 @options.SOLVER
 @options.ORDER
 @options.GRID
 @options.DEPTH
-@options.KEEP_LATENT
+@options.KEEP_LATENTS
 @options.DEADLINE
 @options.FORCE
 @click.option("--detach", is_flag=True, help="Only submit; print the job and how to watch and fetch it.")
@@ -62,7 +62,7 @@ def translate(
     source_class: str,
     cycle: bool,
     doubtful_below: float,
-    steps: int,
+    evaluations: int,
     solver: str,
     order: int,
     grid: str,
@@ -77,11 +77,11 @@ def translate(
     """Translate files to another institution's domain.
 
     A picture (PNG, JPEG, TIFF, .npy) becomes DIR/NAME.png at its own size, points DIR/NAME.npy; DIR/NAME.json beside it
-    says how it came about. With --cycle there is DIR/NAME.returned.png too, with --keep-latent DIR/NAME.latent.npy. The
-    source node of this institution does the encoding; only latents go to the other one, and file names and what
-    else a file says of itself go nowhere.
+    is its provenance. With --cycle there is DIR/NAME.returned.png too, with --keep-latents DIR/NAME.latent.npy. The
+    source node of this institution encodes; only latents go to the other institution. File names and metadata stay
+    here.
     """
-    settings = Settings(solver, order, steps, grid, depth)
+    settings = Settings(solver, order, evaluations, grid, depth)
     asked = Order(target, settings, cycle, keep_latent, deadline, source_class, target_class)
     if not cycle:
         options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")

@@ -120,7 +120,7 @@ class Pair:
         )  # fmt: skip
 
     def translate(self, files: Sequence[Path], order: Order, out: Path, *, shown: str) -> list[Delivered]:
-        """What `ddib translate --cycle --keep-latent` does, through the client.
+        """What `ddib translate --cycle --keep-latents` does, through the client.
 
         Args:
             files: What is translated.
@@ -163,7 +163,7 @@ class Pair:
         )
         say("try:")
         say(f"  ddib domains {profile}")
-        say(f"  ddib translate {shown} --to {self.to} --out {again} --steps 24 --cycle {profile}")
+        say(f"  ddib translate {shown} --to {self.to} --out {again} --evaluations 24 --cycle {profile}")
         say(f"  ddib job list {profile}")
         say(f"  ddib status --config {self.source.config_path}")
         say(f"  {stop}   # stop both")
@@ -175,8 +175,8 @@ def _command(shown: str, order: Order, out: Path, profile: Path) -> str:
 
     words = ["ddib translate", shown, "--to", order.target]
     if order.settings.evaluations != Settings().evaluations:
-        words += ["--steps", str(order.settings.evaluations)]
+        words += ["--evaluations", str(order.settings.evaluations)]
     words += ["--out", str(out)]
     words += ["--cycle"] if order.cycle else []
-    words += ["--keep-latent"] if order.keep_latent else []
+    words += ["--keep-latents"] if order.keep_latent else []
     return " ".join([*words, "--profile", str(profile)])

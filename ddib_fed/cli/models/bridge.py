@@ -51,7 +51,7 @@ _OPTIONS = (
         metavar="FILE",
         help="Points of the target's data to measure against, .npy.",
     ),
-    options.STEPS,
+    options.EVALUATIONS,
     options.SOLVER,
     options.GRID,
     options.ORDER,
@@ -114,7 +114,7 @@ def cycle(**given: Any) -> None:
 @click.option("--target-class", metavar="CLASS", help="Class of what is decoded.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the softening.")
 @with_options((DEPTH, SOFTEN, BATCH, DTYPE, DEVICE))
-@options.STEPS
+@options.EVALUATIONS
 @options.SOLVER
 @options.GRID
 @options.ORDER
@@ -129,7 +129,7 @@ def interpolate(
     target: str | None,
     out: Path,
     force: bool,
-    steps: int,
+    evaluations: int,
     solver: str,
     grid: str,
     order: int,
@@ -140,7 +140,7 @@ def interpolate(
     from ddib_fed.diffusion.plans import SolverSettings
 
     refuse_overwriting(out, force=force)
-    settings = SolverSettings(solver, order, steps, grid)
+    settings = SolverSettings(solver, order, evaluations, grid)
     pictures.interpolate(first, second, source, target or source, out, settings, **given)
 
 

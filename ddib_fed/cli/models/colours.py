@@ -35,7 +35,9 @@ from ddib_fed.terminal import say
     help="Blur of the two densities of colours, in their standard deviations; less is more exact and has more speckle.",
 )
 @click.option(
+    "--evaluations",
     "--steps",
+    "evaluations",
     type=click.IntRange(1, 10_000),
     default=32,
     show_default=True,
@@ -67,7 +69,7 @@ def colours(
     *,
     content: str,
     reference: str,
-    steps: int,
+    evaluations: int,
     baselines: bool,
     out: Path,
     resume: bool,
@@ -90,7 +92,7 @@ def colours(
     refuse_overwriting(out, force=force or resume)
     photos = open_photograph(content), open_photograph(reference)
     settings = ColourSettings(
-        solver=SolverSettings(evaluations=steps),
+        solver=SolverSettings(evaluations=evaluations),
         compare=baselines,
         command=shlex.join(["ddib", *sys.argv[1:]])[:2000],
         **given,

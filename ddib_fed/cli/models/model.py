@@ -52,7 +52,7 @@ def presets(*, output_format: str) -> None:
     "--n", "count", type=click.IntRange(1), help="How many to draw; without it 10,000 points or 64 pictures."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
-@options.STEPS
+@options.EVALUATIONS
 @options.SOLVER
 @options.GRID
 @options.ORDER

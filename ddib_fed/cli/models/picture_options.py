@@ -20,7 +20,9 @@ DEPTH = click.option(
     "structure, and the latent then holds some of the picture.",
 )
 SOFTEN = click.option(
+    "--soften-sigma",
     "--soften",
+    "soften",
     type=click.FloatRange(0, 1),
     metavar="SIGMA",
     help="Pictures: noise level to which they are diffused before encoding; without it each model's own.",

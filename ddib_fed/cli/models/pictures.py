@@ -209,7 +209,7 @@ def _refuse_seed(source: str, soften: float | None) -> None:
         options.refuse_idle(
             ("seed",),
             "sets the noise of softening and of --eta, and this run has neither",
-            hint="leave --seed out; --soften 0.05, or --eta 0.5 with --solver ddim, draws noise",
+            hint="leave --seed out; --soften-sigma 0.05, or --eta 0.5 with --solver ddim, draws noise",
         )
 
 

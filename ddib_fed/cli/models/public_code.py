@@ -26,7 +26,7 @@ PUBLIC_CODE = (
         type=click.IntRange(2, 10_000),
         metavar="T",
         help="With --compat ddib: steps of the noise schedule, 4000 in the paper's 2-D experiments; all are taken, "
-        "unless --steps or --timestep-respacing take fewer. A model trained on such steps has its own.",
+        "unless --evaluations or --timestep-respacing take fewer. A model trained on such steps has its own.",
     ),
     click.option(
         "--noise-schedule",
@@ -76,12 +76,14 @@ def take_settings(given: dict[str, Any], manifests: Sequence[Manifest]) -> Solve
     from ddib_fed.diffusion.plans import COMPAT_GRID, SolverSettings
     from ddib_fed.diffusion.public_levels import PublicLevels
 
-    steps, solver, grid, order = (given.pop(name) for name in ("steps", "solver", "grid", "order"))
+    evaluations, solver, grid, order = (
+        given.pop(name) for name in ("evaluations", "solver", "grid", "order")
+    )
     named = {name: given.pop(name) for name in _OF_LEVELS}
     eta = given.pop("eta")
     if given["compat"] is None:
         _refuse_levels(named)
-        return SolverSettings(solver, order, steps, grid, eta=eta)
+        return SolverSettings(solver, order, evaluations, grid, eta=eta)
     if solver != "ddim" or grid != "default":
         raise UsageError(
             "--compat ddib needs --solver ddim, and brings its own grid", hint="add --solver ddim"
@@ -89,7 +91,7 @@ def take_settings(given: dict[str, Any], manifests: Sequence[Manifest]) -> Solve
     levels = PublicLevels(
         named["noise_schedule"] or "", named["diffusion_steps"] or 0, named["timestep_respacing"] or ""
     )
-    evaluations = _evaluations(levels, steps, manifests)
+    evaluations = _evaluations(levels, evaluations, manifests)
     return SolverSettings(
         solver, order, evaluations, COMPAT_GRID, levels=levels, eta=eta, ancestral=named["ddpm"]
     )
@@ -104,16 +106,16 @@ def _refuse_levels(named: dict[str, Any]) -> None:
         )
 
 
-def _evaluations(levels: PublicLevels, steps: int, manifests: Sequence[Manifest]) -> int:
-    """Evaluations of a leg: --steps where given, else what the respacing keeps, else all of --diffusion-steps.
+def _evaluations(levels: PublicLevels, asked: int, manifests: Sequence[Manifest]) -> int:
+    """Evaluations of a leg: --evaluations where given, else what the respacing keeps, else all of --diffusion-steps.
 
     Without any of them 48, or as many as the models' own steps where those are fewer.
     """
     from ddib_fed.diffusion.schedule import schedule_from_config
 
-    source = click.get_current_context().get_parameter_source("steps")
+    source = click.get_current_context().get_parameter_source("evaluations")
     if source not in (ParameterSource.DEFAULT, None):
-        return steps
+        return asked
     if levels.respacing:
         kept = {levels.kept(schedule_from_config(manifest.schedule)) for manifest in manifests}
         if len(kept) > 1:
@@ -124,4 +126,4 @@ def _evaluations(levels: PublicLevels, steps: int, manifests: Sequence[Manifest]
             )
         return kept.pop()
     own = [manifest.schedule.steps for manifest in manifests if manifest.schedule.steps]
-    return levels.diffusion_steps or min([steps, *own])
+    return levels.diffusion_steps or min([asked, *own])

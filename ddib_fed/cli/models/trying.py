@@ -67,7 +67,9 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     help="What the networks' channels are; opponent where light and dark are exchanged between A and B, hues are not.",
 )
 @click.option(
+    "--soften-sigma",
     "--soften",
+    "soften",
     type=click.FloatRange(0, 1),
     default=0.05,
     show_default=True,
