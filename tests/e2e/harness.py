@@ -109,11 +109,14 @@ class Node:
     def start(self, *, wait: bool = True) -> Node:
         """Start the daemon; with `wait`, until it serves."""
         log = (self.folder / "log.txt").open("ab")
-        command = [sys.executable, "-m", f"{self.role}_node", "serve", "--config", str(self.config_path)]
+        module = "ddib_fed.node" if self.role == "both" else f"{self.role}_node"
+        command = [sys.executable, "-m", module, "serve", "--config", str(self.config_path)]
         if self.open_files is not None:
             command = ["sh", "-c", f'ulimit -n {self.open_files}; exec "$@"', "sh", *command]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", **self.environment}
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        # A path of modules of its own must not come after those of the folder that the tests run in.
+        place = self.folder if "PYTHONPATH" in self.environment else None
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=place)
         log.close()
         if wait:
             self.wait_serving()
