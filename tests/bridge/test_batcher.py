@@ -213,3 +213,82 @@ def test_cancelling_interrupts_who_cannot_look() -> None:
     with control.interrupting(lambda: calls.append("late")):
         pass
     assert calls == ["inside", "late"]
+
+
+def test_large_trajectories_take_turns(denoiser: Denoiser) -> None:
+    """Neither waits for the other's end."""
+    batcher = Batcher(denoiser, merge_rows=8)
+    gate, order = Gate(), []
+    gated = batcher.submit(PLAN.encoder(points(1, 0)), steps=12, on_step=gate)
+    assert gate.entered.wait(10)
+    futures = [
+        batcher.submit(PLAN.encoder(points(30, n)), steps=12, on_step=lambda *_, n=n: order.append(n))
+        for n in (1, 2)
+    ]
+    gate.open.set()
+    for future in (gated, *futures):
+        future.result(10)
+    batcher.close()
+    assert order == [1, 2] * 12
+
+
+def test_one_call_holds_no_more_rows_than_may_be_merged(denoiser: Denoiser) -> None:
+    """Five of 30 rows, 64 at most: two calls of two and one of one a step."""
+    batcher = Batcher(denoiser, merge_rows=64)
+    gate = Gate()
+    gated = batcher.submit(PLAN.encoder(points(1, 0)), steps=12, on_step=gate)
+    assert gate.entered.wait(10)
+    calls, rows = batcher.calls, batcher.rows
+    futures = [batcher.submit(PLAN.encoder(points(30, n)), steps=12) for n in range(5)]
+    gate.open.set()
+    for future in (gated, *futures):
+        future.result(10)
+    batcher.close()
+    assert batcher.rows - rows == 5 * 12 * 30 + 11
+    assert batcher.calls - calls >= 30
+
+
+def test_no_gradients_are_kept(batcher: Batcher, denoiser: Denoiser) -> None:
+    """Nobody trains here: a graph over all steps would hold every activation."""
+    assert not batcher.submit(PLAN.encoder(points(3, 0)), steps=12).result(10).requires_grad
+    assert next(denoiser.network.parameters()).requires_grad
+
+
+def test_the_first_reason_to_cancel_stays() -> None:
+    """A job that was cancelled by its client is not drained afterwards."""
+    control = Control()
+    control.cancel(DeadlineExceeded())
+    control.cancel(Draining())
+    with pytest.raises(DeadlineExceeded):
+        control.check()
+
+
+class Told(torch.nn.Module):
+    """Answers each row with the number that it is told."""
+
+    def forward(self, x, times, rows=None, y=None):
+        return x * 0 if y is None else torch.full_like(x, 0) + y.float()[:, None] / 100
+
+
+def test_each_row_is_told_its_own_class_in_a_merged_call() -> None:
+    """And who is told none is in no call with who is told one."""
+    batcher = Batcher(Denoiser(Told(), parameterisation="v"), merge_rows=64)
+    gate = Gate()
+
+    def ask(label: int | None, **options):
+        cond = None if label is None else {"y": torch.full((3,), label)}
+        return batcher.submit(PLAN.encoder(points(3, 0), cond), steps=12, **options)
+
+    gated = ask(None, on_step=gate)
+    assert gate.entered.wait(10)
+    merged = [ask(label) for label in (1, 2, None)]
+    gate.open.set()
+    first, second, none = (future.result(10) for future in merged)
+    calls = batcher.calls
+    for label, found in ((1, first), (2, second), (None, none)):
+        torch.testing.assert_close(ask(label).result(10), found, atol=1e-5, rtol=0)
+    batcher.close()
+    assert not torch.allclose(first, second)
+    assert not torch.allclose(first, none)
+    assert calls <= 12 * 2 + 1
+    gated.result(10)

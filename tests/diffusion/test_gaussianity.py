@@ -132,3 +132,58 @@ def test_a_picture_must_be_white_by_itself():
     """What passes as points does not as a picture."""
     with pytest.raises(LatentNotGaussian):
         examine(smooth_field(4))
+
+
+def _figures(count: int = 10**10, **changes: float) -> LatentStatistics:
+    """Perfect noise of so many numbers that the bounds are the allowances; figures can be changed."""
+    return LatentStatistics(
+        **{"mean": 0.0, "std": 1.0, "kurtosis": 0.0, "correlation": 0.0, "count": count, **changes}
+    )
+
+
+# The last value that passes and the first that does not, docs/latents.md.
+EDGES = [
+    ("mean", 0.149, 0.151), ("mean", -0.149, -0.151), ("std", 1.74, 1.76), ("std", 0.572, 0.570),
+    ("kurtosis", 29.9, 30.1), ("kurtosis", -0.59, -0.61), ("correlation", 0.199, 0.201),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "inside", "outside"), EDGES)
+def test_each_figure_has_its_bound(name, inside, outside):
+    """On both sides of it, and the figure is named."""
+    check(_figures(**{name: inside}))
+    with pytest.raises(LatentNotGaussian) as caught:
+        check(_figures(**{name: outside}))
+    assert list(caught.value.facts) == [name]
+
+
+@pytest.mark.parametrize("name", ["mean", "std", "kurtosis", "correlation"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_that_is_no_number_is_beyond_every_bound(name, value):
+    """NaN is neither above nor below a bound."""
+    with pytest.raises(LatentNotGaussian):
+        check(_figures(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [("mean", 0.33, 0.34), ("std", 1.98, 2.0), ("kurtosis", 30.9, 31.0), ("correlation", 0.57, 0.58)],
+)
+def test_few_numbers_are_given_six_standard_errors(name, inside, outside):
+    """Of 1,024 numbers, those of one small picture."""
+    check(_figures(1024, **{name: inside}))
+    with pytest.raises(LatentNotGaussian):
+        check(_figures(1024, **{name: outside}))
+
+
+@pytest.mark.parametrize(
+    ("count", "inside", "outside"), [(1, 7.3, 7.5), (10_000, 8.6, 8.8)], ids=["alone", "among 10,000"]
+)
+def test_a_point_may_be_as_far_out_as_one_set_of_noise_in_5e8(count, inside, outside):
+    """By the tail bound of the module, in two dimensions."""
+    points = torch.zeros(count, 2)
+    points[0, 0] = inside
+    examine(points)
+    points[0, 0] = outside
+    with pytest.raises(LatentNotGaussian):
+        examine(points)

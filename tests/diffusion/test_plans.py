@@ -146,3 +146,9 @@ def test_refuses_softening_beyond_the_depth():
     """Then nothing is left to encode."""
     with pytest.raises(SettingsInvalid):
         plan(SolverSettings(depth=0.2), SCHEDULE, soften_sigma=0.5)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("unipc", 3), ("ddim", 1), ("rk4", 4), ("alf", 2)])
+def test_an_order_that_is_not_given_is_the_solvers_default(solver, order):
+    """The one that the published figures are of."""
+    assert plan(SolverSettings(solver, 0, 48), SCHEDULE).settings.order == order

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.schedule import (
+    SCALED_LINEAR,
     SCHEDULES,
     Level,
     LinearSchedule,
@@ -131,3 +132,14 @@ def test_refuses_schedules_that_do_not_exist(config):
     """Unknown names, too few steps and impossible ranges are named errors."""
     with pytest.raises(SettingsInvalid):
         schedule_from_config(config)
+
+
+def test_scaled_linear_betas_are_evenly_spaced_in_their_square_roots():
+    """Those of the latent diffusion models (arXiv 2112.10752), which are not the linear ones."""
+    ends = (0.00085, 0.012)
+    roots = discrete_schedule(SCALED_LINEAR, 1000, ends=ends).betas.sqrt()
+    torch.testing.assert_close(roots.diff(), roots.diff().mean().expand(999))
+    assert (roots[0] ** 2).item() == pytest.approx(ends[0])
+    assert (roots[-1] ** 2).item() == pytest.approx(ends[1])
+    linear = discrete_schedule("linear", 1000, ends=ends).betas
+    torch.testing.assert_close(linear.diff(), linear.diff().mean().expand(999))

@@ -6,8 +6,10 @@ from types import MappingProxyType
 
 import pytest
 
+from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import PeerUnknown, PolicyDenied, QuotaSpent, RefusedError
-from ddib_fed.node.policy import DAY_S, MAX_REPEATS, Policy, Quota
+from ddib_fed.node.config import PolicySection
+from ddib_fed.node.policy import DAY_S, MAX_REPEATS, Policy, Quota, check_depth
 from ddib_fed.trust.certificates import new_authority
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peer_file import Peer
@@ -132,3 +134,23 @@ def test_each_peer_has_its_own_quota_and_its_own_day() -> None:
 def test_no_quota_is_no_limit() -> None:
     """Zero switches it off."""
     Quota(0).charge("south.example", "r", 0, 10**12)
+
+
+def test_the_least_depth_itself_is_allowed() -> None:
+    """And anything below it is not."""
+    policy = PolicySection(least_depth=0.8)
+    check_depth(SolverSettings(depth=0.8), policy)
+    check_depth(SolverSettings(), policy)
+    with pytest.raises(PolicyDenied) as denied:
+        check_depth(SolverSettings(depth=0.79), policy)
+    assert denied.value.facts["least"] == "0.8"
+
+
+def test_items_of_another_request_or_number_are_charged_for_themselves() -> None:
+    """Only the same item of the same request of the same peer is free."""
+    quota = Quota(10, clock=Clock())
+    for peer, request, item in (("a.example", "r", 0), ("a.example", "s", 0), ("a.example", "r", 1)):
+        quota.charge(peer, request, item, 3)
+    with pytest.raises(QuotaSpent):
+        quota.charge("a.example", "s", 1, 3)
+    quota.charge("b.example", "r", 0, 10)

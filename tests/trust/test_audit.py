@@ -1,7 +1,10 @@
 """The audit log: what goes in, what a crash leaves, what tampering shows."""
 
+import fcntl
 import json
 import math
+import os
+import resource
 import threading
 from datetime import UTC, datetime
 
@@ -184,3 +187,49 @@ def test_long_text_is_cut_and_lines_stay_lines(log, path):
     log.write("act", text="a\nb" * 1_000, number=math.inf)
     (record,) = records(path)
     assert (len(record["text"]), record["number"]) == (MAX_VALUE, "inf")
+
+
+def test_an_act_is_on_the_disk_when_write_returns(log, path, monkeypatch):
+    """The whole line is in the file when the file is synced, and nothing is written after that."""
+    synced = []
+    fsync = os.fsync
+
+    def noting(file):
+        synced.append(path.read_bytes())
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    for act in ("first", "second"):
+        log.write(act)
+        assert synced[-1] == path.read_bytes()
+    assert len(synced) == 2
+
+
+def test_a_write_waits_for_another_process(log, path):
+    """While another one is between reading the end of the log and writing behind it."""
+    log.write("first")
+    with path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        writer = threading.Thread(target=log.write, args=("second",))
+        writer.start()
+        writer.join(0.2)
+        waited = writer.is_alive() and len(records(path)) == 1
+        fcntl.flock(other, fcntl.LOCK_UN)
+        writer.join(10)
+    assert waited
+    assert [record["act"] for record in records(path)] == ["first", "second"]
+
+
+def test_a_disk_that_takes_half_a_line_is_an_error_and_is_repaired(log, path):
+    """The act is not done; the next line begins anew."""
+    log.write("first")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+    try:
+        with pytest.raises(OSError, match="only 10 of"):
+            log.write("second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.write("third")
+    assert [record["act"] for record in records(path)] == ["first", "log_repaired", "third"]
+    assert verify(path).ok

@@ -254,3 +254,38 @@ def test_a_chain_is_refused_where_one_certificate_is_expected() -> None:
     """The leaf alone is looked at: nothing may hide behind it."""
     with pytest.raises(Unauthenticated, match="one certificate is expected"):
         verify(forge(NORTH, names("north.example")) * 2)
+
+
+def test_a_name_that_only_ends_like_the_permitted_one_is_not_below_it() -> None:
+    """evilnorth.example ends in north.example, and is another domain."""
+    permitted = x509.NameConstraints([x509.DNSName("north.example")], None)
+    root = unconstrained(constraints=permitted).certificate
+    check_root(root, "north.example")
+    check_root(root, "lab.north.example")
+    with pytest.raises(Unauthenticated, match="name constraints"):
+        check_root(root, "evilnorth.example")
+
+
+def test_constraints_hold_for_the_leafs_own_name() -> None:
+    """A root may vouch for the institution and still not for one of its names."""
+    excluded = x509.NameConstraints(None, [x509.DNSName("node-1.north.example")])
+    root = unconstrained(constraints=excluded)
+    pins: Pins = {"north.example": (root.certificate,)}
+    assert verify(forge(root, names("north.example", "node-2")), pins).name == "node-2"
+    with pytest.raises(Unauthenticated, match=r"do not permit node-1\.north\.example"):
+        verify(forge(root, names("north.example", "node-1")), pins)
+
+
+def test_a_certificate_ends_at_the_moment_that_it_names() -> None:
+    """Not a second later."""
+    leaf = forge(NORTH, names("north.example"), start=NOW - HOUR, end=NOW)
+    verify_peer_certificate(leaf, pins=PINS, now=NOW - timedelta(seconds=1))
+    with pytest.raises(Unauthenticated, match="expired"):
+        verify(leaf)
+
+
+def test_a_root_from_the_future_vouches_for_nobody() -> None:
+    """Its leaf may be valid already."""
+    root = new_authority("north.example", now=NOW + HOUR)
+    with pytest.raises(Unauthenticated, match="the root of north"):
+        verify(forge(root, names("north.example")), {"north.example": (root.certificate,)})

@@ -295,3 +295,13 @@ def test_the_assembler_counts_what_came_whole():
         assembler.feed(message)
     assembler.end()
     assert assembler.completed == 2
+
+
+def test_a_file_shorter_than_announced_is_refused_although_its_digest_is_right():
+    """Whoever announces 70,000 bytes, and sends 65,536 with their own digest, sent no whole file."""
+    data = PATTERN[:MIN_CHUNK]
+    joiner = Joiner(announced(data, size_bytes=len(data) + 4_464))
+    joiner.feed(0, data)
+    with pytest.raises(ChunkCorrupt) as caught:
+        joiner.finish(1)
+    assert caught.value.facts["what"] == "bytes"

@@ -288,3 +288,15 @@ def test_several_latents_in_one_stream_and_one_cut(cut):
     if len(kept) > len(streams[0]):
         with pytest.raises(ChunkCorrupt):
             assembler.end()
+
+
+@pytest.mark.parametrize("figure", ["mean", "std"])
+def test_the_guard_compares_figures_to_a_thousandth(figure):
+    """Sums in another order differ by less; statistics of another latent do not."""
+    made = latent(1_000)
+    own = getattr(Whiteness(made), figure)
+    for off in (5e-4, -5e-4):
+        approve(made, CONTRACT, Whiteness(made, **{figure: own + off}), item=0)
+    for off in (2e-3, -2e-3):
+        with pytest.raises(LatentNotGaussian):
+            approve(made, CONTRACT, Whiteness(made, **{figure: own + off}), item=0)

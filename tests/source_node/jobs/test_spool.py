@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -128,3 +129,27 @@ def test_only_our_own_ids_become_paths(spool, job_id):
     """Whatever a caller passes."""
     with pytest.raises(ValueError, match="no name in the spool"):
         spool.get(job_id, 0, "input")
+
+
+def test_files_are_on_the_disk_before_anybody_is_told(spool, folder, monkeypatch):
+    """Each file is synced whole, and then the folder that names it."""
+    synced: list[tuple[str, bytes | None]] = []
+    fsync = os.fsync
+
+    def noting(descriptor):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((path.name, path.read_bytes() if path.is_file() else None))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    job_id = spool.new_job_id()
+    stage(spool, job_id, b"input")
+    spool.adopt(job_id)
+    staged, by_name, spool_folder = synced
+    assert staged[1] == b"input"
+    assert by_name[0].endswith(job_id)
+    assert spool_folder[0] == folder.name
+    synced.clear()
+    spool.put(job_id, 0, "latent", b"latent")
+    assert [content for _, content in synced] == [b"latent", None]
+    assert synced[1][0] == job_id
