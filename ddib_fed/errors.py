@@ -443,7 +443,7 @@ class ChunkCorrupt(DdibError):
 
 
 class Cancelled(DdibError):
-    """Cancelled by whoever asked for it."""
+    """Cancelled by the caller."""
 
     reason = "CANCELLED"
     status = "CANCELLED"
@@ -478,7 +478,7 @@ class OutOfBounds(DdibError):
 
 
 class InternalError(DdibError):
-    """Our bug, or something that nobody foresaw."""
+    """A bug of ours or an unforeseen failure."""
 
 
 def all_errors(root: type[DdibError] = DdibError) -> Iterator[type[DdibError]]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Task, TextColumn
     from rich.text import Text
 
-# Without a terminal nothing is folded: whoever reads a pipe wants one row on one line.
+# Without a terminal lines are not wrapped: scripts that read a pipe expect one row on each line.
 PIPE_WIDTH = 240
 
 Style = Literal["plain", "bold", "dim"]

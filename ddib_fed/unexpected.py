@@ -1,6 +1,6 @@
 """Maps unexpected exceptions to a message and an exit code at the edge of a process.
 
-Nobody who runs a command sees a traceback, unless DDIB_DEBUG asks for one.
+A command never shows a traceback unless DDIB_DEBUG is set.
 """
 
 from __future__ import annotations

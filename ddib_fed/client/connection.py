@@ -24,7 +24,7 @@ PATIENCE_S = 120.0
 """How long a node that was reached before may be away: a restart with a large model takes a minute."""
 
 FIRST_CONTACT_S = 5.0
-"""How long to try when the node has never answered: a wrong address or certificate does not mend itself."""
+"""How long to try when the node has never answered: a wrong address or certificate does not fix itself."""
 
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 5.0

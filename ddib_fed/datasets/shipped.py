@@ -35,7 +35,7 @@ class ShippedDomain:
         side: "source" or "target": whose ground it is trained on.
         package: Where the pictures come from, on the Python package index.
         licence: As the package states it.
-        note: What else must be said wherever the pictures are shown.
+        note: What must be stated wherever the pictures are shown.
         shape: (channels, height, width).
     """
 

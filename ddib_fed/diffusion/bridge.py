@@ -246,7 +246,7 @@ def _decode(
 
 
 def _over_legs(on_step: OnStep | None, legs: int) -> Callable[[int], OnStep | None]:
-    """What each leg, by its index, is to tell so that `on_step` hears of all legs as one."""
+    """What each leg, by its index, reports so that `on_step` counts all legs as one."""
 
     def of_leg(index: int) -> OnStep | None:
         if on_step is None:

@@ -25,7 +25,7 @@ Parameterisation = Literal["eps", "x0", "v"]
 TimeInput = Literal["timestep", "lambda", "scaled-lambda"]
 Condition = Mapping[str, Tensor] | None
 
-# Beyond this lambda the level is data or noise to float32; the network is told the bound instead of infinity.
+# Beyond this lambda the level is data or noise to float32; the network receives the bound instead of infinity.
 LAMBDA_BOUND = 20.0
 # What "scaled-lambda" multiplies lambda by: the fastest feature of the public time embedding then turns by 4 rad a
 # unit of lambda. Factors 1, 4, 25 ended at held-out losses .450, .443, .461 (satellite at 16 x 16, 250 steps).
@@ -89,7 +89,7 @@ class Places:
 
 
 def told_times(table: Tensor, time_input: TimeInput) -> Tensor:
-    """What a network is told for levels `table` (K, 3) as (alpha, sigma, t): (K,) float64."""
+    """The time input of a network for levels `table` (K, 3) as (alpha, sigma, t): (K,) float64."""
     if time_input == "timestep":
         return table[:, 2]
     lam = torch.log(table[:, 0] / table[:, 1]).clamp(-LAMBDA_BOUND, LAMBDA_BOUND)
@@ -124,7 +124,7 @@ def _divide(numerator: Tensor, divisor: float | Tensor) -> Tensor:
 
 
 class Denoiser:
-    """A network with what it predicts and how it is told the time; called, it answers v.
+    """A network with what it predicts and how it receives the time; called, it answers v.
 
     The network is called as ``network(x, times, rows=None, **cond)``: `times` is (1,) for all rows, or (K,)
     with `rows` (N,) saying which of them each row of x has, so that time embeddings are made once per level.

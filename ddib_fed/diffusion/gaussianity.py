@@ -6,7 +6,7 @@
                  channel being one sample.
 
 A picture's latent must be white by itself. Points are another matter: the latents of one moon of two fill half a
-plane, and rightly so, since whoever translates points may choose which. Of a set of points every single latent must be
+plane, and rightly so: a user may translate any subset of the domain. Of a set of points every single latent must be
 plausible under N(0, I), by the tail bound of the chi-square distribution (Laurent and Massart, 2000, lemma 1):
 
     P(|z|^2 >= D + 2 sqrt(D t) + 2 t) <= exp(-t)

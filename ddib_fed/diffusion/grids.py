@@ -264,13 +264,13 @@ def ddib_compat_grids(
     """The public code's levels: (encode, decode), which are not each other's reverse.
 
     Encoding starts with the data at level 0 and ends at alpha_bar = 0; decoding starts at the last level and
-    ends at alpha_bar = 1. The network hears the original integer steps; at the two outer levels it is never
+    ends at alpha_bar = 1. The network receives the original integer steps; at the two outer levels it is never
     asked.
 
     Args:
         schedule: The original T steps.
         respacing: As in `space_timesteps`.
-        told: The network's own schedule, when it hears other times than those of `schedule`.
+        told: The network's own schedule, when it receives other times than those of `schedule`.
 
     Raises:
         SettingsInvalid: As `space_timesteps`.

@@ -68,7 +68,7 @@ def check_guidance(
 
 
 class Classifier:
-    """A network that tells the class of noisy data, with how it is told the time.
+    """A network that tells the class of noisy data, with how it receives the time.
 
     The network is called as ``network(x, times, rows=None)``, as a denoiser's, and answers logits (N, classes).
 
@@ -127,7 +127,7 @@ class ClassifierGuided(Wrapped):
     """Steered by a classifier of noisy data; nothing is steered where alpha is 0.
 
     Args:
-        denoiser: The one to steer. A network that knows classes (`num_classes`) is told the class too.
+        denoiser: The one to steer. A network with classes (`num_classes`) also receives the class.
         classifier: Of noisy data.
         scale: How strongly; 0 for not at all.
     """

@@ -33,12 +33,12 @@ SCALED_LINEAR = "scaled-linear"
 
 
 class Level(NamedTuple):
-    """A noise level and what the network is told about it.
+    """A noise level and what the network receives for it.
 
     Attributes:
         alpha: Scale of the data, in [0, 1].
         sigma: Scale of the noise, in [0, 1]; alpha^2 + sigma^2 = 1.
-        t: Time that a network with time input "timestep" is told.
+        t: Time that a network with time input "timestep" receives.
     """
 
     alpha: float
@@ -65,7 +65,7 @@ class ScheduleConfig:
     Attributes:
         name: One of `SCHEDULES`, or `SCALED_LINEAR`.
         steps: Number of integer steps of a discrete schedule; None for continuous time in [0, 1].
-        rescale_timesteps: Discrete only: the network is told 1000 / steps times the step.
+        rescale_timesteps: Discrete only: the network receives 1000 / steps times the step.
         lambda_min: Continuous only: noise end of the usable range; None for the schedule's own.
         lambda_max: Continuous only: data end of the usable range; None for `LAMBDA_MAX`.
         beta_start: Discrete, but not cosine: first noise rate; with `beta_end`, or None for the schedule's own.
@@ -214,7 +214,7 @@ class DiscreteSchedule(Schedule):
     Args:
         betas: Noise rates (T,), each in (0, 1]; a 1 is allowed only at the end (zero terminal SNR).
         name: Name of the schedule they come from.
-        time_scale: The network is told `time_scale` times the step.
+        time_scale: The network receives `time_scale` times the step.
 
     Attributes:
         betas: As given, float64.

@@ -3,7 +3,7 @@
     features   EfficientNet-Lite0's output after 5 and after 11 blocks, its mean over the picture: 40 and 112 numbers
     Frechet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of their means and covariances
     kernel     unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3 (Binkowski et al., 2018), each number centred and
-               divided by its deviation over the real set: as they come, some numbers are a thousand times others
+               divided by its deviation over the real set: unscaled, some numbers are a thousand times others
 
 The weights come inside a package (Apache-2.0), so nothing is fetched when this runs.
 

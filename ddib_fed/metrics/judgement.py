@@ -46,7 +46,7 @@ def judge(
     thresholds: Thresholds | None = None,
     on_step: OnStep | None = None,
 ) -> Figures:
-    """Everything that can be said of translations (N, C, H, W) in [-1, 1], as JSON values.
+    """All figures of translations (N, C, H, W) in [-1, 1], as JSON values.
 
     Args:
         translated: The translations.

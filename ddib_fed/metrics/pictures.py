@@ -7,7 +7,7 @@
 SSIM needs intensities that are not negative: where means may be of either sign, its two factors change sign together
 and an inverted picture would be called equal.
 
-One figure a picture, and what is said of a set is the mean of its pictures' figures, never the figure of
+One figure a picture, and the figure of a set is the mean of its pictures' figures, never the figure of
 a mean. PSNR rewards blur (the mean picture of a domain beats many good translations), so SSIM is given beside it.
 """
 

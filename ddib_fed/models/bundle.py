@@ -334,7 +334,7 @@ def _signed(manifest: Manifest, state: Mapping[str, Tensor], weights_sha256: str
 
 
 def _bundle(manifest: Manifest, state: Mapping[str, Tensor]) -> Bundle:
-    """A bundle with its own copy of `state`: whoever trained it may train on."""
+    """A bundle with its own copy of `state`: its trainer may train on."""
     own = {key: tensor.to(torch.float32, copy=True) for key, tensor in state.items()}
     return Bundle(manifest, own, manifest.digest())
 

@@ -121,7 +121,7 @@ class Manifest(_Frozen):
         sample_shape: (D,) for points, (channels, height, width) for pictures.
         network: Kind and constructor arguments.
         parameterisation: What the network predicts.
-        time_input: How it is told the time.
+        time_input: How it receives the time.
         schedule: What it was trained on.
         normalisation: From raw data to the network's.
         value_range: Of the network's data, where they are bounded.
@@ -186,7 +186,7 @@ class Manifest(_Frozen):
             if shape[1:] != (network.image_size, network.image_size):
                 return f"a spectral network is for {network.image_size} pixels alone, not for {shape}"
             if (self.parameterisation, self.time_input) != ("v", "scaled-lambda"):
-                return "a spectral network predicts v and is told scaled-lambda"
+                return "a spectral network predicts v and receives scaled-lambda"
         if shape[1] % network.divisor or shape[2] % network.divisor:
             return f"height and width of sample_shape {shape} do not divide by {network.divisor}"
         pooled = isinstance(network, ClassifierConfig) and network.pool == "attention"

@@ -11,8 +11,8 @@ what is left to know where that is little: v = E[v | x] + U min(1, sqrt(D / S)) 
 ends, and its latents are nearly white from the first step: what Karras et al. (arXiv 2206.00364, section 5) do for one
 variance of all data, done for each frequency.
 
-Without the 1, high noise and large D make sqrt(D / S) some 20, and the errors there, which nothing can
-mend, come back as gradients 400 times those of anything that can be learned.
+Without the 1, high noise and large D make sqrt(D / S) some 20, and the errors there, which no training
+can remove, come back as gradients 400 times those of anything that can be learned.
 
 The spectrum is measured once, before the first step, and rounded as a bundle will store it.
 """

@@ -26,7 +26,7 @@ class DecodingMemory:
         self._total = total_bytes
         self._taken = 0
         self._changed = threading.Condition()
-        # One at a time waits for memory. Whoever is past it waits no more, and so gives back what it holds.
+        # One caller at a time waits for memory; a caller past this point waits no more, so it gives back what it holds.
         self._gate = threading.Lock()
 
     @property

@@ -1,7 +1,7 @@
 """The steps of a node's start, in order: `check` runs all of them, `serve` stops at the first that fails.
 
 One list. A step changes nothing; what a start then does for real (open the jobs, load the model) goes through
-the code that the step rehearsed.
+the same code as the step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Found:
 
     Attributes:
         text: What there is.
-        warnings: What a start survives, and somebody should know.
+        warnings: Problems that do not prevent a start.
     """
 
     text: str

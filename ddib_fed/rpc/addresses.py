@@ -78,7 +78,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_every_address(host: str) -> bool:
-    """Whether it stands for all addresses of the machine: a server binds it, and nobody can dial it."""
+    """Whether it stands for all addresses of the machine: a server can bind it, a client cannot dial it."""
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:

@@ -61,6 +61,6 @@ def settings_message(settings: SettingsLike) -> common_pb2.SolverSettings:
         order=settings.order,
         evaluations=settings.evaluations,
         grid=settings.grid,
-        # The whole way is not said, so that peers of before understand.
+        # The default depth is left out, so that earlier peers understand the message.
         depth=0.0 if settings.depth == 1.0 else settings.depth,
     )

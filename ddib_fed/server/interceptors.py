@@ -233,7 +233,7 @@ class AuthInterceptor(Interceptor):
         return _rebuild(handler, many if handler.response_streaming else one, raw_requests=True)
 
     def sweep(self) -> int:
-        """Cancel the running calls of whoever is no longer admitted, idle streams too; how many there were."""
+        """Cancel running calls of callers that are no longer admitted, idle streams included; returns how many."""
         with self._lock:
             streams = list(self._streams.items())
         cancelled = 0

@@ -1,6 +1,6 @@
 """Ends a stream whose sender stalls longer than a stated time between two messages.
 
-Whoever waits for a message that may never come holds a thread and a file; it waits for so long and no longer.
+A receiver that waits for a message holds a thread and a file, so every wait is bounded.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class paced(Generic[M]):  # noqa: N801 - reads as the statement it is
         return self._taken()
 
     def __exit__(self, *exc_info: object) -> None:
-        """Nobody wants more: the thread ends with its call."""
+        """The caller reads no further: the thread ends with its call."""
         self._left.set()
 
     def _read(self) -> None:

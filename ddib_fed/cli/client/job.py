@@ -12,7 +12,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.client.delivery import JobFile, deliver
 from ddib_fed.cli.client.progress import JobProgress
-from ddib_fed.cli.client.session import going_on, open_client
+from ddib_fed.cli.client.session import explaining_interruption, open_client
 from ddib_fed.cli.client.translate import Order, print_submitted, report
 from ddib_fed.cli.client.translate import submit as submit_order
 from ddib_fed.cli.output import plain, print_json, print_table, size
@@ -152,7 +152,7 @@ def watch(job_id: str, after: int, output_format: str, profile_path: Path | None
     with (
         JobProgress(show=not as_json) as progress,
         open_client(profile_path, on_wait=progress.wait) as client,
-        going_on(client, job_id),
+        explaining_interruption(client, job_id),
     ):
         for event in client.watch(job_id, after):
             if as_json:
@@ -184,7 +184,7 @@ def fetch(
     They are written, then acknowledged, and so removed at the node. Names come from the folder that the job was
     submitted for; elsewhere items are called item-0000 and so on.
     """
-    with open_client(profile_path) as client, going_on(client, job_id, out):
+    with open_client(profile_path) as client, explaining_interruption(client, job_id, out):
         view = client.get(job_id)
         if not view.cycle:
             options.refuse_idle(

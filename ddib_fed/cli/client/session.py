@@ -64,8 +64,8 @@ def _interruptible(client: Client) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def going_on(client: Client, job_id: str, out: Path | None = None) -> Iterator[None]:
-    """An interruption stops only this command: say so, and how to go on with the job.
+def explaining_interruption(client: Client, job_id: str, out: Path | None = None) -> Iterator[None]:
+    """Turn Ctrl-C into an error that says the job continues, with the commands to watch, fetch or cancel it.
 
     Raises:
         Cancelled: Ctrl-C was pressed.

@@ -21,7 +21,7 @@ from ddib_fed.cli.client.delivery import (
     named,
 )
 from ddib_fed.cli.client.progress import JobProgress
-from ddib_fed.cli.client.session import going_on, open_client
+from ddib_fed.cli.client.session import explaining_interruption, open_client
 from ddib_fed.cli.output import number, print_json, print_table
 from ddib_fed.client.client import Client, require_finished
 from ddib_fed.client.payload import Payload, payloads, split_target
@@ -167,7 +167,7 @@ def receive(
     doubtful_below: float = DOUBTFUL_BELOW,
 ) -> tuple[JobView, list[Delivered]]:
     """Watch a job to its end and write what it made, also when a part of it failed."""
-    with going_on(client, submitted.job_id, out):
+    with explaining_interruption(client, submitted.job_id, out):
         for event in client.watch(submitted.job_id):
             progress.event(event)
         job = client.get(submitted.job_id)

@@ -61,7 +61,7 @@ class Checkpoint:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a person should know about the weights, a sentence each."""
+        """Remarks about the weights, a sentence each."""
         said = []
         averaged = _AVERAGED.fullmatch(self.path.name)
         if averaged:

@@ -1,6 +1,6 @@
 """Parses the public code's command-line flags (its README's MODEL_FLAGS).
 
-A flag that does not change the weights or what they mean is set aside and said; one that is not known is
+A flag that does not change the weights or what they mean is listed as ignored; an unknown flag is
 refused. The names and defaults are those of openai/guided-diffusion, guided_diffusion/script_util.py.
 """
 

@@ -32,7 +32,7 @@ class Pipeline:
 
     Attributes:
         labels: Names of the network's classes by their numbers (`id2label`); empty without.
-        remarks: What a person should know about the folder, a sentence each.
+        remarks: Remarks about the folder, a sentence each.
         warnings: What could not be checked, a sentence each.
     """
 

@@ -46,7 +46,7 @@ class Imported:
         state: Its weights, float32; they may lie in the mapped file.
         facts: Every setting, with what it rests on.
         ignored: What was said and does not matter here, with the reason.
-        remarks: What a person should know about the weights.
+        remarks: Remarks about the weights.
         warnings: What was taken on trust, a sentence each; it stands in the manifest's note, too.
     """
 

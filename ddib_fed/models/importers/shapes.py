@@ -1,6 +1,6 @@
 """Infers the arguments of a public picture network from the shapes of its tensors.
 
-Only shapes and names are looked at, and what they leave open is said, not guessed.
+Only shapes and names are looked at, and what they leave open is listed, not guessed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Shapes:
         in_channels: Of a picture.
         out_channels: Of the output, or the number of classes that a classifier tells apart.
         model_channels: Channels that the multipliers multiply.
-        num_classes: Classes that a generator is told; None without.
+        num_classes: Classes that a generator is conditioned on; None without.
         pool: How a classifier pools; empty for a generator.
         places: Places that attention pooling is for; 0 without.
         down: The blocks of the way down, the entering convolution first.

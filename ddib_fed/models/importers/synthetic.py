@@ -43,7 +43,7 @@ def import_synthetic(
         name: Of the model; the file's name when empty.
         noise_schedule: "linear" or "cosine", as it was trained.
         diffusion_steps: As it was trained; the public code's default for 2-D is 4,000.
-        rescale_timesteps: Whether the network hears times up to 1,000 whatever the steps.
+        rescale_timesteps: Whether the network receives times up to 1,000 whatever the steps.
         predict_xstart: Whether it predicts x0 instead of eps.
         normalisation: Of the raw data; none by default.
 

@@ -4,7 +4,7 @@
     diffusion_pytorch_model.safetensors.index[.VARIANT].json        names shards, ...[.VARIANT]-00001-of-00002...
 
 An index names plain files of its own folder, each holding exactly what the index says; safetensors come
-before pickles and full weights before variants, and what is passed over is said.
+before pickles and full weights before variants, and what is ignored is listed.
 """
 
 from __future__ import annotations
