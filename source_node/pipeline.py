@@ -16,8 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from ddib_fed.bridge.batcher import Control
-from ddib_fed.bridge.engine import Array, Encoded
+from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.party import Array, Encoded, Leg, ToDecode, ToEncode
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.errors import (
     ChunkCorrupt,
@@ -95,7 +95,7 @@ class Pipeline:
         Raises:
             SettingsInvalid: There is none of that name or index, or the own model cannot do without one.
         """
-        self._engine.check_label(class_index(contract.source, self._job.spec.source_class))
+        self._engine.model.check_label(class_index(contract.source, self._job.spec.source_class))
         class_index(contract.target, self._job.spec.target_class)
 
     def _label(self, contract: Contract) -> int | None:
@@ -205,7 +205,7 @@ class Pipeline:
         try:
             if record.get("source_model_sha256") == contract.source.model_sha256.hex():
                 data = self._store.read_part(job_id, item.index, Part.ENCODED)
-                latent = Latent.from_bytes(data, self._engine.sample_shape)
+                latent = Latent.from_bytes(data, self._engine.model.sample_shape)
                 return latent, LatentStatistics(**record["latent"]), record | _terms(contract)
             log.info("item %d of job %s is encoded again: the model was replaced", item.index, job_id)
         except (ChunkCorrupt, ItemNotFound) as error:
@@ -222,12 +222,7 @@ class Pipeline:
 
         given = self._input(item, contract.size_rule)
         encoded = self._engine.encode(
-            given.samples,
-            self._settings,
-            control=self._control,
-            on_step=self._step(item.index, "encode"),
-            label=self._label(contract),
-            soften=noise,
+            ToEncode(item.index, given.samples, self._label(contract), noise), self._leg("encode")
         )
         record = self._record(item, encoded, contract)
         self._store.put_part(job_id, item.index, Part.ENCODED, encoded.latent.to_bytes())
@@ -304,9 +299,7 @@ class Pipeline:
     def _close_cycle(self, sent: _Sent, given: Given, latent: Latent, label: int | None) -> None:
         """Decode the translation's latent with the own model, keep it, and measure how far it is from the input."""
         index = sent.item.index
-        decoded = self._engine.decode(
-            latent, self._settings, control=self._control, on_step=self._step(index, "return"), label=label
-        )
+        decoded = self._engine.decode(ToDecode(index, latent, label), self._leg("return"))
         with self._node.decoding.work(self._samples.output_memory(given)):
             file = self._samples.returned(decoded.samples, given)
             self._store.put_part(self._job.job_id, index, Part.RETURNED, file, self._samples.media_type)
@@ -324,6 +317,14 @@ class Pipeline:
     def _observe(self, stage: str, seconds: float, samples: int) -> None:
         self._node.metrics.seconds.labels(stage).observe(seconds)
         self._node.metrics.samples.labels(stage).inc(samples)
+
+    def _leg(self, stage: str) -> Leg:
+        """What the own model is asked; progress is told under the name of the stage."""
+
+        def on_step(number: int, _: str, step: int, steps: int) -> None:
+            self._step(number, stage)(step, steps)
+
+        return Leg(self._settings, control=self._control, on_step=on_step)
 
     def _step(self, index: int, stage: str) -> Callable[[int, int], None]:
         def on_step(step: int, steps: int) -> None:

@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 
 import grpc
 
-from ddib_fed.bridge.batcher import Control
+from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import (
     Cancelled,

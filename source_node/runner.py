@@ -15,7 +15,7 @@ import threading
 import time
 from contextlib import suppress
 
-from ddib_fed.bridge.batcher import Control
+from ddib_fed.bridge.control import Control
 from ddib_fed.errors import (
     Cancelled,
     DdibError,

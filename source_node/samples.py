@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.bridge.engine import Decoded, Engine
+from ddib_fed.bridge.party import Decoded
+from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
 from ddib_fed.metrics.pictures import mse as picture_mse
 from ddib_fed.metrics.pictures import psnr
@@ -115,7 +116,7 @@ class Samples(Protocol):
     def returned(self, samples: Array, given: Given) -> bytes:
         """The client's file of what came back over the cycle, in the units of the data."""
 
-    def cycle(self, engine: Engine, given: Given, back: Decoded) -> Mapping[str, Any]:
+    def cycle(self, engine: ServingParty, given: Given, back: Decoded) -> Mapping[str, Any]:
         """What is recorded of how far it is from what was given."""
 
 
@@ -125,8 +126,8 @@ class PointSamples:
     media_type: int = common_pb2.MEDIA_TYPE_NPY
     accepted: frozenset[int] = frozenset({common_pb2.MEDIA_TYPE_NPY})
 
-    def __init__(self, engine: Engine, limits: LimitsSection) -> None:
-        self._dim = engine.sample_shape[0]
+    def __init__(self, engine: ServingParty, limits: LimitsSection) -> None:
+        self._dim = engine.model.sample_shape[0]
         self._limits = limits
 
     def refusal(self, media_type: int) -> DdibError:
@@ -167,9 +168,10 @@ class PointSamples:
         """See `Samples`."""
         return to_npy(samples)
 
-    def cycle(self, engine: Engine, given: Given, back: Decoded) -> Mapping[str, Any]:
+    def cycle(self, engine: ServingParty, given: Given, back: Decoded) -> Mapping[str, Any]:
         """See `Samples`."""
-        return {"cycle": dict(cycle_error(engine.normalise(given.samples), back.normalised))}
+        assert back.normalised is not None  # the node's own model decoded it
+        return {"cycle": dict(cycle_error(engine.model.normalise(given.samples), back.normalised))}
 
     def _parse(self, content: bytes) -> Array:
         limits = self._limits
@@ -183,9 +185,9 @@ class PictureSamples:
 
     media_type: int = common_pb2.MEDIA_TYPE_PNG
 
-    def __init__(self, engine: Engine, limits: LimitsSection) -> None:
-        self._rule = rule_of(engine.bundle.manifest)
-        self._thresholds = engine.bundle.manifest.structure
+    def __init__(self, engine: ServingParty, limits: LimitsSection) -> None:
+        self._rule = rule_of(engine.model.bundle.manifest)
+        self._thresholds = engine.model.bundle.manifest.structure
         self._limits = limits_of(limits)
 
     @property
@@ -247,7 +249,7 @@ class PictureSamples:
         assert given.geometry is not None
         return write_own(samples, self._rule, given.geometry)
 
-    def cycle(self, engine: Engine, given: Given, back: Decoded) -> Mapping[str, Any]:  # noqa: ARG002
+    def cycle(self, engine: ServingParty, given: Given, back: Decoded) -> Mapping[str, Any]:  # noqa: ARG002
         """See `Samples`; of the picture as it is written, within [-1, 1], with the one that was given."""
         written = back.samples.clip(-1.0, 1.0)
         return {
@@ -258,9 +260,9 @@ class PictureSamples:
         }
 
 
-def samples_of(engine: Engine, limits: LimitsSection) -> Samples:
+def samples_of(engine: ServingParty, limits: LimitsSection) -> Samples:
     """What the node's model is of."""
-    if engine.bundle.manifest.sample_kind == "picture":
+    if engine.model.bundle.manifest.sample_kind == "picture":
         return PictureSamples(engine, limits)
     return PointSamples(engine, limits)
 

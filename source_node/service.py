@@ -262,8 +262,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 facts={"evaluations": settings.evaluations, "limit": limits.max_evaluations},
             )
         check_depth(settings, self._node.config.policy)
-        self._node.engine.plan(settings)
-        self._node.engine.check_label(class_index(self._node.side(), header.source_class))
+        self._node.engine.model.plan(settings)
+        self._node.engine.model.check_label(class_index(self._node.side(), header.source_class))
         if len(header.target_class) > MAX_CLASS_NAME:
             raise MessageInvalid("no class has so long a name", facts={"field": "target_class"})
         return JobSpec(
@@ -333,7 +333,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 item.size_bytes, lambda: staging.read(item.index), samples.memory
             ) as content:
                 given = samples.read(content, self._node.size_rule)
-            engine.check_samples(given.samples)
+            engine.model.check_given(given.samples)
         except InputError as error:
             self._of_item(item.index, error)
             raise

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 
-from ddib_fed.bridge.batcher import Control
+from ddib_fed.bridge.control import Control
 from ddib_fed.errors import (
     ContractUnknown,
     InputError,
@@ -75,7 +75,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
     def limits(self) -> ContractLimits:
         """What a contract with this node allows."""
-        limits, shape = self._node.config.limits, self._node.running_engine.sample_shape
+        limits, shape = self._node.config.limits, self._node.running_engine.model.sample_shape
         samples = limits.max_points_per_item if len(shape) == 1 else PICTURES_PER_ITEM
         return ContractLimits(
             max_items_per_stream=limits.max_items_per_job,
@@ -124,8 +124,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         label = header.target_class if header.HasField("target_class") else None
         settings = StreamSettings(contract, solver_settings(header.solver), header.round_trip, label)
         self._check_header(header, contract)
-        engine.plan(settings.solver)
-        engine.check_label(label)
+        engine.model.plan(settings.solver)
+        engine.model.check_label(label)
         control = _control_of(context)
         decoding = DecodeStream(
             engine,

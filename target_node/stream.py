@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ddib_fed.bridge.batcher import Control
-from ddib_fed.bridge.engine import Decoded, Engine
+from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.party import Decoded, Encoded, Leg, OnStep, Stage, ToDecode
+from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError
 from ddib_fed.latent import Latent
@@ -76,7 +77,7 @@ class DecodeStream:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ServingParty,
         settings: StreamSettings,
         latents: Iterator[tuple[int, Latent]],
         control: Control,
@@ -139,13 +140,15 @@ class DecodeStream:
         try:
             self._on_item(number, latent)
             decoded = self._engine.decode(
-                latent,
-                self._settings.solver,
-                control=self._control,
-                on_step=self._progress(number, "decode"),
-                label=self._settings.label,
+                ToDecode(number, latent, self._settings.label),
+                Leg(
+                    self._settings.solver,
+                    round_trip=self._settings.round_trip,
+                    control=self._control,
+                    on_step=self._progress(),
+                ),
             )
-            round_trip = self._encode_again(number, decoded) if self._settings.round_trip else None
+            round_trip = self._approved(decoded.again) if decoded.again is not None else None
             file, media_type = self._file(decoded)
         except DdibError as error:
             error.facts.setdefault("item", str(number))
@@ -154,27 +157,18 @@ class DecodeStream:
 
     def _file(self, decoded: Decoded) -> tuple[bytes, int]:
         """What goes back, and what it is."""
-        manifest = self._engine.bundle.manifest
+        manifest = self._engine.model.bundle.manifest
         if manifest.sample_kind == "picture":
             return write_translation(decoded.samples, rule_of(manifest)), common_pb2.MEDIA_TYPE_PNG
         return to_npy(decoded.samples), common_pb2.MEDIA_TYPE_NPY
 
-    def _encode_again(self, number: int, decoded: Decoded) -> ApprovedLatent:
-        contract = self._settings.contract
-        encoded = self._engine.encode(
-            decoded.normalised,
-            self._settings.solver,
-            control=self._control,
-            on_step=self._progress(number, "encode"),
-            decoded=True,
-            label=self._settings.label,
-        )
-        return approve(encoded.latent, contract, encoded.statistics, item=number)
+    def _approved(self, again: Encoded) -> ApprovedLatent:
+        return approve(again.latent, self._settings.contract, again.statistics, item=again.number)
 
-    def _progress(self, number: int, stage: str) -> Callable[[int, int], None]:
+    def _progress(self) -> OnStep:
         last = 0.0
 
-        def on_step(step: int, steps: int) -> None:
+        def on_step(number: int, stage: Stage, step: int, steps: int) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= PROGRESS_EVERY_S and self._events.qsize() < MAX_PROGRESS:

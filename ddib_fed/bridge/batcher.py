@@ -10,103 +10,21 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, Query
 from ddib_fed.diffusion.solvers import Solver
-from ddib_fed.errors import Cancelled, DdibError, DeadlineExceeded, Draining
+from ddib_fed.errors import DdibError, Draining
 
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
-
-
-class Control:
-    """Says to whoever works on something whether to go on; shared between threads.
-
-    Args:
-        deadline: `time.monotonic()` after which the work is given up; None for never.
-    """
-
-    def __init__(self, deadline: float | None = None) -> None:
-        self.deadline = deadline
-        self._error: DdibError | None = None
-        self._cancelled = threading.Event()
-        self._lock = threading.Lock()
-        self._callbacks: list[Callable[[], object]] = []
-
-    def cancel(self, error: DdibError | None = None) -> None:
-        """Stop at the next step; the first reason given stays."""
-        with self._lock:
-            if self._cancelled.is_set():
-                return
-            self._error = error or Cancelled()
-            self._cancelled.set()
-            callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback()
-
-    @contextmanager
-    def interrupting(self, callback: Callable[[], object]) -> Iterator[None]:
-        """Inside, cancelling calls `callback`, on the thread that cancels: for who waits and cannot `check`.
-
-        Cancelled already, it is called at once. It must be quick and must not raise.
-        """
-        with self._lock:
-            late = self._cancelled.is_set()
-            if not late:
-                self._callbacks.append(callback)
-        if late:
-            callback()
-        try:
-            yield
-        finally:
-            with self._lock:
-                if callback in self._callbacks:
-                    self._callbacks.remove(callback)
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether somebody cancelled."""
-        return self._cancelled.is_set()
-
-    @property
-    def over(self) -> bool:
-        """Whether `check` would raise."""
-        return self.cancelled or (self.deadline is not None and time.monotonic() > self.deadline)
-
-    def remaining_s(self) -> float | None:
-        """Seconds to the deadline, at least 0; None without one."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-
-    def wait(self, seconds: float) -> None:
-        """Sleep, but wake up when cancelled.
-
-        Raises:
-            DdibError: Cancelled, or past the deadline.
-        """
-        remaining = self.remaining_s()
-        self._cancelled.wait(seconds if remaining is None else min(seconds, remaining))
-        self.check()
-
-    def check(self) -> None:
-        """Return when the work may go on.
-
-        Raises:
-            Cancelled: Somebody cancelled (or the error they gave).
-            DeadlineExceeded: The deadline has passed.
-        """
-        if self._cancelled.is_set():
-            raise self._error or Cancelled()
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise DeadlineExceeded
 
 
 @dataclass(slots=True, eq=False)
@@ -114,12 +32,23 @@ class _Trajectory:
     """One generator on its way, and who waits for it."""
 
     solver: Solver
-    query: Query
+    denoiser: Denoiser
     control: Control
-    future: Future[torch.Tensor]
     on_step: OnStep | None
     steps: int
+    future: Future[torch.Tensor] = field(default_factory=Future)
     step: int = 0
+    _query: Query | None = None
+
+    @property
+    def query(self) -> Query:
+        """What it waits for; there is one once it was started."""
+        assert self._query is not None
+        return self._query
+
+    @query.setter
+    def query(self, query: Query) -> None:
+        self._query = query
 
     @property
     def rows(self) -> int:
@@ -130,7 +59,6 @@ class Batcher:
     """Drives solver generators on one thread, merging their queries.
 
     Args:
-        denoiser: The network.
         merge_rows: Most samples of several trajectories in one call; a single larger trajectory runs alone.
         max_trajectories: Most generators in flight; more wait their turn.
         threads: CPU threads of the network on the worker; None leaves them as they are.
@@ -138,17 +66,15 @@ class Batcher:
 
     def __init__(
         self,
-        denoiser: Denoiser,
         *,
         merge_rows: int = 2_048,
         max_trajectories: int = 16,
         threads: int | None = None,
     ) -> None:
-        self._denoiser = denoiser
         self._merge_rows = merge_rows
         self._max = max_trajectories
-        self._threads = threads
-        self._waiting: deque[tuple[Solver, Control, Future[torch.Tensor], OnStep | None, int]] = deque()
+        self.threads = threads
+        self._waiting: deque[_Trajectory] = deque()
         self._active: deque[_Trajectory] = deque()
         self._wake = threading.Condition()
         self._closed = False
@@ -157,9 +83,13 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
 
+    # A trajectory may be larger than any number of others that are merged with it.
+    together = 0
+
     def submit(
         self,
         solver: Solver,
+        denoiser: Denoiser,
         *,
         steps: int,
         control: Control | None = None,
@@ -169,18 +99,31 @@ class Batcher:
 
         Args:
             solver: A generator that nobody has advanced yet.
+            denoiser: Answers its queries; those of the same object are merged.
             steps: How many evaluations it will ask for; only reported.
             control: Cancelling and deadline.
             on_step: Called on the worker with (evaluations done, steps); must be quick and must not raise.
         """
-        future: Future[torch.Tensor] = Future()
+        trajectory = _Trajectory(solver, denoiser, control or Control(), on_step, steps)
         with self._wake:
             if self._closed:
                 solver.close()
                 raise Draining("the engine is closed")
-            self._waiting.append((solver, control or Control(), future, on_step, steps))
+            self._waiting.append(trajectory)
             self._wake.notify()
-        return future
+        return trajectory.future
+
+    def drive(
+        self,
+        solver: Solver,
+        denoiser: Denoiser,
+        *,
+        steps: int,
+        control: Control | None = None,
+        on_step: OnStep | None = None,
+    ) -> torch.Tensor:
+        """As `submit`, and wait for what the generator returns."""
+        return self.submit(solver, denoiser, steps=steps, control=control, on_step=on_step).result()
 
     def close(self) -> None:
         """Stop after the current turn; what is unfinished fails with `Draining`."""
@@ -190,8 +133,8 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         try:
             while self._admit():
                 self._turn(self._choose())
@@ -209,9 +152,9 @@ class Batcher:
             self._waiting.clear()
         for trajectory in self._active:
             self._fail([trajectory], Draining("the engine was closed"), keep=True)
-        for solver, _, future, _, _ in waiting:
-            future.set_exception(Draining("the engine was closed"))
-            solver.close()
+        for trajectory in waiting:
+            trajectory.future.set_exception(Draining("the engine was closed"))
+            trajectory.solver.close()
 
     def _admit(self) -> bool:
         """Start waiting generators while there is room; False when closed."""
@@ -220,23 +163,23 @@ class Batcher:
                 self._wake.wait()
             if self._closed:
                 return False
-            overdue = [entry for entry in self._waiting if entry[1].over]
+            overdue = [entry for entry in self._waiting if entry.control.over]
             for entry in overdue:
                 self._waiting.remove(entry)
             fresh = [
                 self._waiting.popleft() for _ in range(min(len(self._waiting), self._max - len(self._active)))
             ]
-        for solver, control, future, on_step, steps in (*overdue, *fresh):
+        for trajectory in (*overdue, *fresh):
             try:
-                control.check()
-                query = next(solver)
+                trajectory.control.check()
+                trajectory.query = next(trajectory.solver)
             except StopIteration as stop:
-                future.set_result(stop.value)
+                trajectory.future.set_result(stop.value)
             except Exception as error:  # noqa: BLE001 - whatever it is belongs to who waits
-                solver.close()
-                future.set_exception(error)
+                trajectory.solver.close()
+                trajectory.future.set_exception(error)
             else:
-                self._active.append(_Trajectory(solver, query, control, future, on_step, steps))
+                self._active.append(trajectory)
         return True
 
     def _choose(self) -> list[_Trajectory]:
@@ -244,7 +187,7 @@ class Batcher:
         chosen: list[_Trajectory] = []
         rows = 0
         for trajectory in list(self._active):
-            alike = not chosen or _keys(trajectory.query.cond) == _keys(chosen[0].query.cond)
+            alike = not chosen or _alike(trajectory, chosen[0])
             if alike and (not chosen or rows + trajectory.rows <= self._merge_rows):
                 chosen.append(trajectory)
                 rows += trajectory.rows
@@ -259,7 +202,7 @@ class Batcher:
         if not alive:
             return
         try:
-            velocities = self._evaluate([trajectory.query for trajectory in alive])
+            velocities = self._evaluate(alive[0].denoiser, [trajectory.query for trajectory in alive])
         except Exception as error:  # noqa: BLE001 - out of memory, a broken device: the waiting calls must hear
             self._fail(alive, error)
             return
@@ -275,19 +218,19 @@ class Batcher:
             return False
         return True
 
-    def _evaluate(self, queries: Sequence[Query]) -> Sequence[torch.Tensor]:
+    def _evaluate(self, denoiser: Denoiser, queries: Sequence[Query]) -> Sequence[torch.Tensor]:
         """dx/dphi for each query, from one network call."""
         self.rows += sum(query.x.shape[0] for query in queries)
         with torch.no_grad():
             if len(queries) == 1:
                 query = queries[0]
-                return [self._denoiser(query.x, query.level, query.cond)]
+                return [denoiser(query.x, query.level, query.cond)]
             counts = [query.x.shape[0] for query in queries]
-            merged = self._denoiser.evaluate_merged(
+            merged = denoiser.evaluate_merged(
                 torch.cat([query.x for query in queries]),
                 [query.level for query in queries],
                 counts,
-                _merge_conditions([query.cond for query in queries]),
+                merge_conditions([query.cond for query in queries]),
             )
             return torch.split(merged, counts)
 
@@ -311,11 +254,13 @@ class Batcher:
             trajectory.solver.close()
 
 
-def _keys(cond: Condition) -> frozenset[str]:
-    return frozenset(cond or ())
+def _alike(one: _Trajectory, other: _Trajectory) -> bool:
+    """Whether one network call can answer both."""
+    keys = [frozenset(trajectory.query.cond or ()) for trajectory in (one, other)]
+    return one.denoiser is other.denoiser and keys[0] == keys[1]
 
 
-def _merge_conditions(conditions: Sequence[Condition]) -> Condition:
+def merge_conditions(conditions: Sequence[Condition]) -> Condition:
     """Conditions one under the other; all have the same keys."""
     if not conditions[0]:
         return None

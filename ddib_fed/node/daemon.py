@@ -162,9 +162,9 @@ class Daemon:
             self.config.model.domain,
             "+".join(self.config.node.roles),
             self.server.address,
-            engine.bundle.digest[:12],
-            engine.bundle.manifest.parameters,
-            engine.device,
+            engine.model.bundle.digest[:12],
+            engine.model.bundle.manifest.parameters,
+            engine.model.device,
             engine.threads,
             time.perf_counter() - started,
         )
@@ -318,14 +318,14 @@ class Daemon:
 
     def _model_status(self) -> pb.ModelStatus:
         engine = self.node.running_engine
-        manifest = engine.bundle.manifest
+        manifest = engine.model.bundle.manifest
         return pb.ModelStatus(
             domain=self.config.model.domain,
             kind=manifest.sample_kind,
             sample_shape=manifest.sample_shape,
-            sha256=engine.bundle.digest,
+            sha256=engine.model.bundle.digest,
             parameters=manifest.parameters,
-            device=str(engine.device),
+            device=str(engine.model.device),
         )
 
 

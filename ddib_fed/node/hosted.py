@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ddib_fed.bridge.engine import Engine
+from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.errors import BundleInvalid, ConfigError, MemoryExhausted
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.node.config import NodeConfig
@@ -38,7 +38,7 @@ def load_hosted(config: NodeConfig) -> Bundle:
     return bundle
 
 
-def open_engine(config: NodeConfig) -> Engine:
+def open_engine(config: NodeConfig) -> ServingParty:
     """Load and warm up the model of a node.
 
     Raises:
@@ -50,7 +50,7 @@ def open_engine(config: NodeConfig) -> Engine:
     section = config.engine
     bundle = load_hosted(config)
     try:
-        return Engine(
+        return ServingParty(
             bundle,
             device=section.device,
             threads=section.threads,

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import grpc
 
-from ddib_fed.bridge.engine import Engine
+from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.bridge.softening import Softener, load_key
 from ddib_fed.errors import ConfigError, Draining, NotReady
 from ddib_fed.node.config import NodeConfig
@@ -34,7 +34,7 @@ class NodeContext:
     audit: AuditLog
     metrics: Metrics
     decoding: DecodingMemory = field(init=False)
-    _engine: Engine | None = None
+    _engine: ServingParty | None = None
     _softener: Softener | None = None
     _draining: threading.Event = field(default_factory=threading.Event)
 
@@ -42,7 +42,7 @@ class NodeContext:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> ServingParty:
         """The warm engine.
 
         Raises:
@@ -54,7 +54,7 @@ class NodeContext:
         return self.running_engine
 
     @property
-    def running_engine(self) -> Engine:
+    def running_engine(self) -> ServingParty:
         """The warm engine, also for work that was accepted before draining began.
 
         Raises:
@@ -74,14 +74,14 @@ class NodeContext:
         """Whether the model is loaded and warm."""
         return self._engine is not None
 
-    def set_engine(self, engine: Engine) -> None:
+    def set_engine(self, engine: ServingParty) -> None:
         """The model is warm now.
 
         Raises:
             ConfigError: It is one of pictures, and the key that softens them cannot be used.
         """
-        if engine.bundle.manifest.sample_kind == "picture":
-            self._softener = Softener(load_key(self.config.paths.softening_key), engine.bundle.digest)
+        if engine.model.bundle.manifest.sample_kind == "picture":
+            self._softener = Softener(load_key(self.config.paths.softening_key), engine.model.bundle.digest)
         self._engine = engine
 
     @property
@@ -105,8 +105,8 @@ class NodeContext:
         Raises:
             NotReady: The model is not loaded yet.
         """
-        manifest = self.running_engine.bundle.manifest
-        schedule = self.running_engine.bundle.schedule
+        manifest = self.running_engine.model.bundle.manifest
+        schedule = self.running_engine.model.bundle.schedule
         classes = manifest.num_classes or 0
         return ContractSide(
             institution=self.config.node.institution,
@@ -114,7 +114,7 @@ class NodeContext:
             sample_kind=manifest.sample_kind,
             sample_shape=tuple(manifest.sample_shape),
             dtype="float32",
-            model_sha256=bytes.fromhex(self.running_engine.bundle.digest),
+            model_sha256=bytes.fromhex(self.running_engine.model.bundle.digest),
             terminal_lambda=schedule.lambda_min,
             initial_lambda=schedule.lambda_max,
             classes=classes,
@@ -132,7 +132,7 @@ class NodeContext:
         Raises:
             NotReady: The model is not loaded yet.
         """
-        manifest = self.running_engine.bundle.manifest
+        manifest = self.running_engine.model.bundle.manifest
         if manifest.sample_kind != "picture":
             return "none"
         return REFUSE if self.config.policy.size_rule == REFUSE else rule_of(manifest).fit

@@ -178,12 +178,12 @@ def _http(config: NodeConfig) -> Found:
 def _model(config: NodeConfig) -> Found:
     engine = open_engine(config)
     engine.close()
-    manifest = engine.bundle.manifest
+    model, manifest = engine.model, engine.model.manifest
     if manifest.sample_kind == "picture":
         check_key(config.paths.softening_key)
     shape = "x".join(map(str, manifest.sample_shape))
     return Found(
-        f"{config.model.domain}: {manifest.sample_kind} {shape}, {engine.bundle.digest[:12]}, {engine.device}"
+        f"{config.model.domain}: {manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}"
     )
 
 

@@ -10,7 +10,8 @@ from contextlib import suppress
 import pytest
 import torch
 
-from ddib_fed.bridge.batcher import Batcher, Control
+from ddib_fed.bridge.batcher import Batcher
+from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.denoiser import Denoiser, Query
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
@@ -31,8 +32,8 @@ def denoiser() -> Denoiser:
 
 
 @pytest.fixture
-def batcher(denoiser: Denoiser) -> Iterator[Batcher]:
-    made = Batcher(denoiser, merge_rows=64)
+def batcher() -> Iterator[Batcher]:
+    made = Batcher(merge_rows=64)
     yield made
     made.close()
 
@@ -70,9 +71,9 @@ def test_merged_trajectories_give_what_each_gives_alone(batcher: Batcher, denois
     """Requests of several sizes, in different steps of their way, agree with one-at-a-time to 1e-5."""
     gate = Gate()
     clouds = [points(rows, rows) for rows in (1, 3, 8, 20, 50)]
-    first = batcher.submit(PLAN.encoder(points(1, 99)), steps=12, on_step=gate)
+    first = batcher.submit(PLAN.encoder(points(1, 99)), denoiser, steps=12, on_step=gate)
     assert gate.entered.wait(10)
-    futures = [batcher.submit(PLAN.encoder(cloud), steps=12) for cloud in clouds]
+    futures = [batcher.submit(PLAN.encoder(cloud), denoiser, steps=12) for cloud in clouds]
     gate.open.set()
     for future, cloud in zip(futures, clouds, strict=True):
         torch.testing.assert_close(future.result(10), alone(denoiser, cloud), atol=1e-5, rtol=1e-5)
@@ -80,26 +81,28 @@ def test_merged_trajectories_give_what_each_gives_alone(batcher: Batcher, denois
     assert batcher.calls < 12 * (1 + len(clouds))
 
 
-def test_small_requests_share_calls(batcher: Batcher) -> None:
+def test_small_requests_share_calls(batcher: Batcher, denoiser: Denoiser) -> None:
     """Eight requests that wait together cost little more than one."""
     gate = Gate()
-    first = batcher.submit(PLAN.encoder(points(1, 0)), steps=12, on_step=gate)
+    first = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, on_step=gate)
     assert gate.entered.wait(10)
-    rest = [batcher.submit(PLAN.encoder(points(2, n)), steps=12) for n in range(8)]
+    rest = [batcher.submit(PLAN.encoder(points(2, n)), denoiser, steps=12) for n in range(8)]
     gate.open.set()
     for future in (first, *rest):
         future.result(10)
     assert batcher.calls <= 14
 
 
-def test_progress_counts_every_evaluation(batcher: Batcher) -> None:
+def test_progress_counts_every_evaluation(batcher: Batcher, denoiser: Denoiser) -> None:
     """`on_step` hears 1 to steps, in order."""
     seen: list[tuple[int, int]] = []
-    batcher.submit(PLAN.encoder(points(4, 1)), steps=12, on_step=lambda *at: seen.append(at)).result(10)
+    batcher.submit(
+        PLAN.encoder(points(4, 1)), denoiser, steps=12, on_step=lambda *at: seen.append(at)
+    ).result(10)
     assert seen == [(step, 12) for step in range(1, 13)]
 
 
-def test_cancelling_takes_effect_at_the_next_step(batcher: Batcher) -> None:
+def test_cancelling_takes_effect_at_the_next_step(batcher: Batcher, denoiser: Denoiser) -> None:
     """After `cancel`, no further evaluation is made for it."""
     control = Control()
     steps: list[int] = []
@@ -110,26 +113,28 @@ def test_cancelling_takes_effect_at_the_next_step(batcher: Batcher) -> None:
             control.cancel()
 
     with pytest.raises(Cancelled):
-        batcher.submit(PLAN.encoder(points(4, 1)), steps=12, control=control, on_step=on_step).result(10)
+        batcher.submit(
+            PLAN.encoder(points(4, 1)), denoiser, steps=12, control=control, on_step=on_step
+        ).result(10)
     assert steps == [1, 2, 3]
 
 
-def test_a_deadline_stops_the_work(batcher: Batcher) -> None:
+def test_a_deadline_stops_the_work(batcher: Batcher, denoiser: Denoiser) -> None:
     """A trajectory past its deadline is given up before an evaluation, not after all of them."""
     control = Control(time.monotonic() - 1)
     with pytest.raises(DeadlineExceeded):
-        batcher.submit(PLAN.encoder(points(4, 1)), steps=12, control=control).result(10)
+        batcher.submit(PLAN.encoder(points(4, 1)), denoiser, steps=12, control=control).result(10)
     assert batcher.calls == 0
 
 
-def test_one_failing_trajectory_leaves_the_others_alone(batcher: Batcher) -> None:
+def test_one_failing_trajectory_leaves_the_others_alone(batcher: Batcher, denoiser: Denoiser) -> None:
     """A callback that raises ends its own trajectory only."""
 
     def fail(step: int, steps: int) -> None:
         raise RuntimeError("boom")
 
-    bad = batcher.submit(PLAN.encoder(points(4, 1)), steps=12, on_step=fail)
-    good = batcher.submit(PLAN.encoder(points(4, 2)), steps=12)
+    bad = batcher.submit(PLAN.encoder(points(4, 1)), denoiser, steps=12, on_step=fail)
+    good = batcher.submit(PLAN.encoder(points(4, 2)), denoiser, steps=12)
     with pytest.raises(RuntimeError, match="boom"):
         bad.result(10)
     assert good.result(10).shape == (4, 2)
@@ -138,17 +143,17 @@ def test_one_failing_trajectory_leaves_the_others_alone(batcher: Batcher) -> Non
 def test_generators_are_closed_when_the_batcher_is(denoiser: Denoiser) -> None:
     """Closing fails what is unfinished with `Draining` and closes its generators."""
     gate = Gate()
-    batcher = Batcher(denoiser)
-    running = batcher.submit(PLAN.encoder(points(1, 0)), steps=12, on_step=gate)
+    batcher = Batcher()
+    running = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, on_step=gate)
     assert gate.entered.wait(10)
-    waiting = batcher.submit(PLAN.encoder(points(1, 0)), steps=12)
+    waiting = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12)
     threading.Timer(0.1, gate.open.set).start()
     batcher.close()
     for future in (running, waiting):
         with pytest.raises(Draining):
             future.result(10)
     with pytest.raises(Draining):
-        batcher.submit(PLAN.encoder(points(1, 0)), steps=12)
+        batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12)
 
 
 def test_control_waits_and_wakes() -> None:
@@ -163,11 +168,11 @@ def test_control_waits_and_wakes() -> None:
 def test_who_is_cancelled_while_waiting_for_room_hears_it_at_once(denoiser: Denoiser) -> None:
     """Cancelling needs no free place: the next turn of whoever has it is enough."""
     gate, control = Gate(), Control()
-    batcher = Batcher(denoiser, max_trajectories=1)
-    first = batcher.submit(PLAN.encoder(points(1, 0)), steps=12, on_step=gate)
+    batcher = Batcher(max_trajectories=1)
+    first = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, on_step=gate)
     assert gate.entered.wait(10)
     done = threading.Event()
-    waiting = batcher.submit(PLAN.encoder(points(1, 0)), steps=12, control=control)
+    waiting = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, control=control)
     waiting.add_done_callback(lambda _: first.done() or done.set())
     control.cancel()
     gate.open.set()
@@ -188,16 +193,16 @@ def test_a_worker_that_dies_leaves_nobody_waiting(denoiser: Denoiser, caplog) ->
                     yield Query(points(1, 0), PLAN_LEVEL, None)
 
     gate, control = Gate(), Control()
-    batcher = Batcher(denoiser, merge_rows=1)
-    bystander = batcher.submit(PLAN.encoder(points(1, 0)), steps=12, on_step=gate)
+    batcher = Batcher(merge_rows=1)
+    bystander = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, on_step=gate)
     assert gate.entered.wait(10)
-    bad = batcher.submit(stubborn(), steps=2, control=control, on_step=lambda *_: control.cancel())
+    bad = batcher.submit(stubborn(), denoiser, steps=2, control=control, on_step=lambda *_: control.cancel())
     gate.open.set()
     for future in (bad, bystander):
         with pytest.raises((Cancelled, Draining)):
             future.result(10)
     with pytest.raises(Draining):
-        batcher.submit(PLAN.encoder(points(1, 0)), steps=12).result(10)
+        batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12).result(10)
     assert "worker failed" in caplog.text
 
 

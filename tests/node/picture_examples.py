@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ddib_fed.bridge.engine import Engine
+from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.models.bundle import make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest, PictureFormat
 from ddib_fed.models.normalisation import Normalisation
@@ -55,10 +55,10 @@ def save_pictures_model(folder: Path, domain: str, **options) -> None:
     save_bundle(folder, *pictures_model(domain, **options))
 
 
-def pictures_engine(domain: str = "scans", **options) -> Engine:
+def pictures_engine(domain: str = "scans", **options) -> ServingParty:
     """It, warm, on one thread."""
     options = {"seed": 1, **options}
-    return Engine(make_bundle(*pictures_model(domain, **options)), device="cpu", threads=1)
+    return ServingParty(make_bundle(*pictures_model(domain, **options)), device="cpu", threads=1)
 
 
 def noise(height: int = SIZE, width: int = SIZE, *, seed: int = 0) -> np.ndarray:

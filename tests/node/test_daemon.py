@@ -8,7 +8,6 @@ import threading
 
 import pytest
 
-from ddib_fed.bridge.engine import Engine
 from ddib_fed.errors import ConfigError, DdibError, InputError
 from ddib_fed.node import daemon
 from ddib_fed.node.admin import AdminClient
@@ -31,12 +30,12 @@ def ready(folder, institution: str, role: str, **settings):
 
 
 class Loading:
-    """Holds `Engine.from_config` in the middle until told to go on; then the real one runs."""
+    """Holds `open_engine` in the middle until told to go on; then the real one runs."""
 
     def __init__(self, monkeypatch) -> None:
         self.entered, self.go_on = threading.Event(), threading.Event()
         self.inside = lambda: None
-        real = Engine.from_config
+        real = daemon.open_engine
 
         def load(config):
             self.entered.set()
@@ -44,7 +43,7 @@ class Loading:
             assert self.go_on.wait(20)
             return real(config)
 
-        monkeypatch.setattr(Engine, "from_config", load)
+        monkeypatch.setattr(daemon, "open_engine", load)
 
 
 class Running:
@@ -87,7 +86,7 @@ def test_health_and_state_tell_the_truth_from_start_to_exit(config, monkeypatch)
     loading.go_on.set()
     running.serving()
     assert (client.status().state, health(running.daemon)) == ("serving", {1})
-    assert client.status().model.sha256 == running.daemon.node.running_engine.bundle.digest
+    assert client.status().model.sha256 == running.daemon.node.running_engine.model.bundle.digest
     assert running.end() == 0
     assert (running.daemon.state(), health(running.daemon)) == ("draining", {2})
     assert not config.paths.admin_socket.exists()

@@ -35,7 +35,7 @@ from tests.node.picture_examples import (
     pictures_model,
     png_bytes,
 )
-from tests.node.tiny_nodes import make_config, make_context
+from tests.node.tiny_nodes import decode, encode, make_config, make_context
 from tests.wire.examples import picture_side
 
 QUICK = SolverSettings(evaluations=8)
@@ -168,10 +168,10 @@ def classes():
 
 def test_encoding_softens_with_the_noise_that_it_is_given(plain):
     """The same noise, the same latent; another peer's noise, another latent, as far off as the noise level says."""
-    softener = Softener(KEY, plain.bundle.digest)
+    softener = Softener(KEY, plain.model.bundle.digest)
 
     def latent(peer: str) -> np.ndarray:
-        noisy = plain.encode(grey(), QUICK, soften=lambda x: softener.for_picture(x, peer))
+        noisy = encode(plain, grey(), QUICK, noise=lambda x: softener.for_picture(x, peer))
         return noisy.latent.data
 
     first = latent("south.example")
@@ -183,19 +183,19 @@ def test_encoding_softens_with_the_noise_that_it_is_given(plain):
 def test_a_model_that_softens_encodes_nothing_without_noise(plain):
     """Forgetting it would send another latent than the contract says."""
     with pytest.raises(SettingsInvalid):
-        plain.encode(grey(), QUICK)
+        encode(plain, grey(), QUICK)
 
 
 def test_the_class_is_what_the_network_is_told(classes):
     """Each class another translation; the same alone as beside others in one network call."""
-    latent = classes.encode(grey(), QUICK, label=0, soften=np.zeros_like).latent
-    coast, ridge = (classes.decode(latent, QUICK, label=label).samples for label in (0, 1))
+    latent = encode(classes, grey(), QUICK, label=0, noise=np.zeros_like).latent
+    coast, ridge = (decode(classes, latent, QUICK, label=label).samples for label in (0, 1))
     assert np.abs(coast - ridge).max() > 1e-3
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(4) as pool:
         together = list(
-            pool.map(lambda label: classes.decode(latent, QUICK, label=label).samples, [0, 1, 0, 1])
+            pool.map(lambda label: decode(classes, latent, QUICK, label=label).samples, [0, 1, 0, 1])
         )
     for samples, expected in zip(together, (coast, ridge, coast, ridge), strict=True):
         np.testing.assert_allclose(samples, expected, atol=1e-5)
@@ -203,11 +203,11 @@ def test_the_class_is_what_the_network_is_told(classes):
 
 def test_a_class_that_the_model_does_not_have_is_refused(plain, classes):
     """Also none, where it cannot do without, and one where there are none."""
-    plain.check_label(None)
-    classes.check_label(1)
+    plain.model.check_label(None)
+    classes.model.check_label(1)
     for engine, label in ((plain, 0), (classes, None), (classes, 2), (classes, -1)):
         with pytest.raises(SettingsInvalid):
-            engine.check_label(label)
+            engine.model.check_label(label)
 
 
 def test_a_node_says_of_itself_what_its_manifest_and_policy_say(tmp_path, classes):

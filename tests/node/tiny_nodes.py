@@ -10,7 +10,11 @@ import re
 import numpy as np
 import torch
 
-from ddib_fed.bridge.engine import Engine
+from ddib_fed.bridge.local_party import LocalParty
+from ddib_fed.bridge.party import Decoded, Encoded, Leg, ToDecode, ToEncode
+from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import Bundle, make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.normalisation import Normalisation
@@ -43,8 +47,20 @@ def tiny_bundle(name: str = "tiny", *, answer: float = 0.0, **changes) -> Bundle
     return make_bundle(manifest(name, **changes), state(answer))
 
 
-def tiny_engine(name: str = "tiny", *, answer: float = 0.0, **changes) -> Engine:
-    return Engine(tiny_bundle(name, answer=answer, **changes), device="cpu", threads=1)
+def tiny_engine(name: str = "tiny", *, answer: float = 0.0, **changes) -> ServingParty:
+    return ServingParty(tiny_bundle(name, answer=answer, **changes), device="cpu", threads=1)
+
+
+def encode(
+    party: LocalParty, samples: np.ndarray, settings: SolverSettings, label=None, noise=None
+) -> Encoded:
+    """One item's latent."""
+    return party.encode(ToEncode(0, samples, label, noise), Leg(settings))
+
+
+def decode(party: LocalParty, latent: Latent, settings: SolverSettings, label=None) -> Decoded:
+    """One latent's samples."""
+    return party.decode(ToDecode(0, latent, label), Leg(settings))
 
 
 def gaussian(count: int, seed: int = 0) -> np.ndarray:
@@ -76,7 +92,7 @@ def make_institution(folder, name: str) -> Institution:
     return Institution(name, folder / "state")
 
 
-def make_context(config: NodeConfig, institution: Institution, engine: Engine | None) -> NodeContext:
+def make_context(config: NodeConfig, institution: Institution, engine: ServingParty | None) -> NodeContext:
     """What the roles of a node get, with the engine warm unless there is none."""
     node = NodeContext(config, institution.store, AuditLog(config.paths.audit), Metrics())
     if engine is not None:
@@ -90,6 +106,8 @@ def save_model(config: NodeConfig, name: str = "tiny") -> Bundle:
 
 __all__ = [
     "Normalisation",
+    "decode",
+    "encode",
     "gaussian",
     "make_config",
     "make_context",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.bridge.batcher import Control
+from ddib_fed.bridge.control import Control
 from ddib_fed.errors import DdibError, MessageInvalid, UnknownFields
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.batcher import Control
+from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.engine import Engine
+from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.node.config import LimitsSection
@@ -28,7 +28,7 @@ def side_of(manifest) -> ContractSide:
 
 @pytest.fixture
 def samples():
-    engine = Engine(pretrained("satellite"), device="cpu", threads=1)
+    engine = ServingParty(pretrained("satellite"), device="cpu", threads=1)
     yield PictureSamples(engine, LimitsSection())
     engine.close()
 
@@ -54,6 +54,8 @@ def test_a_model_without_thresholds_marks_nothing():
     engine = pictures_engine()
     samples = PictureSamples(engine, LimitsSection())
     picture = encode_png(np.arange(256, dtype=np.uint8).reshape(16, 16, 1))
-    found = samples.translation(picture, side_of(engine.bundle.manifest), samples.read(picture, "resize"))
+    found = samples.translation(
+        picture, side_of(engine.model.bundle.manifest), samples.read(picture, "resize")
+    )
     engine.close()
     assert "structure_doubtful" not in found.figures["picture"]

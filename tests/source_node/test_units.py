@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.engine import Decoded
+from ddib_fed.bridge.party import Decoded
 from ddib_fed.errors import KindMismatch, PictureMisfit
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import LimitsSection
@@ -42,13 +42,13 @@ def test_a_round_trip_is_measured_against_the_picture_as_given(scanner) -> None:
     given = samples.read(npy(scan(metal=3071)), "resize")
     assert given.clipped == 4
     assert given.samples.max() == 1
-    perfect = Decoded(given.samples, given.samples, 0.0)
+    perfect = Decoded(0, given.samples, given.samples, 0.0)
     figures = samples.cycle(scanner, given, perfect)["picture"]
     assert figures["cycle_mse"] == pytest.approx(4 / SIZE**2 * (2 * 1071 / 3000) ** 2, rel=1e-4)
     assert figures["cycle_psnr"] < 30
     whole = samples.read(npy(scan()), "resize")
     assert whole.original is not None
-    assert (whole.clipped, samples.cycle(scanner, whole, Decoded(whole.samples, whole.samples, 0.0))) == (
+    assert (whole.clipped, samples.cycle(scanner, whole, Decoded(0, whole.samples, whole.samples, 0.0))) == (
         0,
         {"picture": {"cycle_mse": 0.0, "cycle_psnr": 120.0}},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.batcher import Control
+from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
@@ -60,7 +60,7 @@ def test_each_latent_becomes_a_png_of_the_models_own_size(engine):
 
 def test_a_round_trip_ends_at_the_latent_that_came_alone_or_beside_others(engine):
     """What was decoded is not softened, although the model's pictures are: the ODE goes back as it came."""
-    assert engine.bundle.manifest.soften_sigma > 0
+    assert engine.model.bundle.manifest.soften_sigma > 0
     (alone,), beside = decoded(engine, 1), decoded(engine, 4)
     tensors = [
         np.frombuffer(item.round_trip._payload, "<f4")

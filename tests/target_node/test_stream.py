@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.batcher import Control
+from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import Cancelled, ChunkCorrupt, LatentNotGaussian, QuotaSpent
 from ddib_fed.latent import Latent

@@ -1,4 +1,4 @@
-"""The engine lets nothing in and nothing out that it did not check."""
+"""A local party lets nothing in and nothing out that it did not check; a node's is warm before it serves."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.engine import Engine
+from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import BundleInvalid, Draining, LatentNotGaussian, NotFinite, NotReady, ShapeMismatch
 from ddib_fed.latent import Latent
-from tests.node.tiny_nodes import Normalisation, gaussian, state, tiny_bundle, tiny_engine
+from tests.node.tiny_nodes import Normalisation, decode, encode, gaussian, state, tiny_bundle, tiny_engine
 
 SETTINGS = SolverSettings(evaluations=8)
 
@@ -29,10 +29,10 @@ def test_another_shape_is_refused_both_ways(engine, shape) -> None:
     """Samples and latents are (N, 2) with N of at least 1, or nothing is computed."""
     calls = engine.counters["calls"]
     with pytest.raises(ShapeMismatch) as refused:
-        engine.encode(np.zeros(shape, np.float32), SETTINGS)
+        encode(engine, np.zeros(shape, np.float32), SETTINGS)
     assert refused.value.facts["expected"] == "(N, 2)"
     with pytest.raises(ShapeMismatch):
-        engine.decode(Latent(np.zeros(shape, np.float32), bytes(32)), SETTINGS)
+        decode(engine, Latent(np.zeros(shape, np.float32), bytes(32)), SETTINGS)
     assert engine.counters["calls"] == calls
 
 
@@ -42,36 +42,36 @@ def test_what_is_not_finite_is_refused_both_ways(engine, value) -> None:
     points = gaussian(50)
     points[7, 1] = value
     with pytest.raises(NotFinite) as refused:
-        engine.encode(points, SETTINGS)
+        encode(engine, points, SETTINGS)
     assert refused.value.facts == {"not_finite": "1"}
     with pytest.raises(NotFinite):
-        engine.decode(Latent(points, bytes(32)), SETTINGS)
+        decode(engine, Latent(points, bytes(32)), SETTINGS)
 
 
 def test_points_of_ones_own_units_come_back_in_them() -> None:
     """Raw data are normalised on the way in and brought back on the way out, to float32."""
     made = tiny_engine(normalisation=Normalisation(mean=100.0, std=20.0))
     raw = gaussian(400) * 20 + 100
-    encoded = made.encode(raw, SETTINGS)
-    decoded = made.decode(encoded.latent, SETTINGS)
+    encoded = encode(made, raw, SETTINGS)
+    decoded = decode(made, encoded.latent, SETTINGS)
     made.close()
     np.testing.assert_allclose(encoded.latent.data, (raw - 100) / 20, atol=1e-4)
     np.testing.assert_allclose(decoded.samples, raw, rtol=1e-4)
-    np.testing.assert_allclose(decoded.normalised, made.normalise(raw), atol=1e-4)
+    np.testing.assert_allclose(decoded.normalised, made.model.normalise(raw), atol=1e-4)
 
 
 def test_finite_points_that_overflow_in_the_models_units_are_refused() -> None:
     """3e38 is finite; over a standard deviation of 0.01 it is not, and the reason says so."""
     made = tiny_engine(normalisation=Normalisation(std=0.01))
     with pytest.raises(NotFinite):
-        made.encode(np.full((4, 2), 3e38, np.float32), SETTINGS)
+        encode(made, np.full((4, 2), 3e38, np.float32), SETTINGS)
     made.close()
 
 
 def test_a_latent_that_is_no_noise_does_not_leave(engine) -> None:
     """Data far from what the model knows become a latent far from N(0, I), which is refused with its figures."""
     with pytest.raises(LatentNotGaussian) as refused:
-        engine.encode(gaussian(400) * 50, SETTINGS)
+        encode(engine, gaussian(400) * 50, SETTINGS)
     assert refused.value.facts
 
 
@@ -81,7 +81,7 @@ def test_a_latent_that_is_no_noise_is_not_decoded(engine, garbage) -> None:
     calls = engine.counters["calls"]
     latent = Latent.from_array(garbage.astype(np.float32))
     with pytest.raises(LatentNotGaussian):
-        engine.decode(latent, SETTINGS)
+        decode(engine, latent, SETTINGS)
     assert engine.counters["calls"] == calls
 
 
@@ -90,7 +90,7 @@ def test_an_output_that_is_not_finite_does_not_leave() -> None:
     made = tiny_engine(answer=1e38)
     noise = Latent.from_array(gaussian(50))
     with pytest.raises(NotFinite):
-        made.decode(noise, SolverSettings(solver="rk4", evaluations=40))
+        decode(made, noise, SolverSettings(solver="rk4", evaluations=40))
     made.close()
 
 
@@ -100,19 +100,19 @@ def test_a_model_that_answers_nan_never_becomes_ready() -> None:
     bundle.state["leave.bias"].fill_(float("nan"))
     threads = {t.name for t in threading.enumerate()}
     with pytest.raises(NotReady, match="NaN"):
-        Engine(bundle, device="cpu", threads=1)
+        ServingParty(bundle, device="cpu", threads=1)
     assert {t.name for t in threading.enumerate()} <= threads
 
 
 def test_threads_are_measured_only_when_not_configured(monkeypatch) -> None:
     """0 measures one against all cores and gives one of the two; a number is taken as it is."""
-    monkeypatch.setattr("ddib_fed.bridge.engine.WARM_UP_ROWS", 64)
+    monkeypatch.setattr("ddib_fed.bridge.serving.WARM_UP_ROWS", 64)
     before = torch.get_num_threads()
     told = tiny_engine()
     told.close()
     assert told.threads == 1
     torch.set_num_threads(2)
-    chosen = Engine(tiny_bundle(), device="cpu", threads=0)
+    chosen = ServingParty(tiny_bundle(), device="cpu", threads=0)
     assert chosen.threads in {1, 2}
     chosen.close()
     torch.set_num_threads(before)
@@ -123,7 +123,7 @@ def test_a_closed_engine_refuses_work() -> None:
     made = tiny_engine()
     made.close()
     with pytest.raises(Draining):
-        made.encode(gaussian(10), SETTINGS)
+        encode(made, gaussian(10), SETTINGS)
 
 
 def test_a_bundle_with_nan_is_no_bundle() -> None:

@@ -1,0 +1,363 @@
+"""Arrays of samples through local parties: translations, samples and interpolations, repeatable by a seed.
+
+What is random about a sample (softening, the noise of a step) follows from the seed and the sample alone, or for points
+from its row, so it is the same in any batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from ddib_fed.bridge.domain_model import Array, DomainModel
+from ddib_fed.bridge.guidance import UNGUIDED, Guidance
+from ddib_fed.bridge.local_party import LocalParty, only
+from ddib_fed.bridge.party import Failed, Labels, Leg, Noise, Stage, ToDecode, ToEncode
+from ddib_fed.bridge.seeded_noise import picture_draw, point_draw, seeded_noise
+from ddib_fed.bridge.translate import Item, Translated, translate
+from ddib_fed.diffusion.interpolation import Way, interpolate
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import DdibError, SettingsInvalid, ShapeMismatch
+from ddib_fed.latent import Latent
+
+# Told (network evaluations done, in all), over all legs and batches.
+OnProgress = Callable[[int, int], None]
+DEFAULT_SETTINGS = SolverSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of a translation of an array.
+
+    Attributes:
+        settings: How each leg is integrated.
+        source_class: Class of all samples, or one for each; None for none.
+        target_class: The same, to decode to.
+        guidance: Of decoding on both sides, and of encoding where it says so.
+        soften: Noise level before encoding; None for the source model's own. What was decoded is never softened.
+        seed: Of the softening's noise, and of the noise that decoding draws where the settings say so.
+        cycle: Whether to come back.
+    """
+
+    settings: SolverSettings = DEFAULT_SETTINGS
+    source_class: Labels = None
+    target_class: Labels = None
+    guidance: Guidance = UNGUIDED
+    soften: float | None = None
+    seed: int = 0
+    cycle: bool = False
+
+    def leg(self, on_step: Callable[[int, Stage, int, int], None] | None = None) -> Leg:
+        """The same for a party."""
+        return Leg(self.settings, self.guidance, self.soften, self.cycle, on_step=on_step)
+
+
+PLAIN = Asked()
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The stages of a translation; each array (K, *sample_shape), float32, of the K samples that were not refused.
+
+    Attributes:
+        rows: Which of the samples given they are.
+        latent: Of the source, by the source's model.
+        translated: By the target's model, in the units of its data; pictures cut to [-1, 1].
+        latent_again: Of the translation before it was cut, by the target's model; None one way.
+        back: By the source's model, as `translated`; None one way.
+        failed: Why others were refused, by row.
+    """
+
+    rows: tuple[int, ...]
+    latent: Array
+    translated: Array
+    latent_again: Array | None = None
+    back: Array | None = None
+    failed: Mapping[int, DdibError] = field(default_factory=dict)
+
+
+def check_translation(source: LocalParty, target: LocalParty, asked: Asked) -> float:
+    """Check a translation without computing anything.
+
+    Returns:
+        The noise level that the source softens by.
+
+    Raises:
+        SettingsInvalid: Settings, guidance or classes that do not exist or do not fit.
+        ShapeMismatch: The models are of different sizes or numbers of channels.
+    """
+    models = source.model, target.model
+    if models[0].sample_shape != models[1].sample_shape:
+        named = [f"{model.manifest.name} {model.sample_shape}" for model in models]
+        raise ShapeMismatch(
+            f"samples cannot cross: {named[0]}, {named[1]}",
+            hint="both models must be of one size and number of channels",
+        )
+    settings, guidance = asked.settings, asked.guidance
+    source.model.check_encoding(settings, asked.source_class, guidance, asked.soften)
+    target.model.check_decoding(settings, asked.target_class, guidance)
+    if asked.cycle:
+        target.model.check_encoding(settings, asked.target_class, guidance, 0.0)
+        source.model.check_decoding(settings, asked.source_class, guidance)
+    return source.model.sigma(asked.soften)
+
+
+def translate_array(
+    x: Array,
+    source: LocalParty,
+    target: LocalParty,
+    asked: Asked = PLAIN,
+    *,
+    on_progress: OnProgress | None = None,
+    refuse: bool = True,
+) -> Stages:
+    """Translate samples of the source's domain to the target's and, for a cycle, back.
+
+    Args:
+        x: (N, *sample_shape) in the units of the source's data; pictures in [-1, 1]. A set of points is one item, each
+            picture one of its own.
+        source: Where from.
+        target: Where to.
+        asked: How.
+        on_progress: Told (evaluations done, in all); what it raises ends the work.
+        refuse: Raise what is wrong with an item; else those are left out, and `Stages.failed` says why.
+
+    Raises:
+        ShapeMismatch: The samples are not those of the models, or the models not of one shape.
+        PictureMisfit: They are of another scale than [-1, 1].
+        NotFinite: There is a NaN or an infinity in them, or in what a model answers.
+        LatentNotGaussian: A latent is no noise.
+        SettingsInvalid: As `check_translation`.
+    """
+    check_translation(source, target, asked)
+    source.model.check_given(x)
+    legs = 4 if asked.cycle else 2
+    tell = Counter(asked.settings.evaluations * legs * turns(source, len(x)), on_progress)
+    done: list[Translated] = []
+    failed: dict[int, DdibError] = {}
+    for outcome in translate(
+        source, target, _items(x, source.model, target.model, asked), asked.leg(tell.step)
+    ):
+        if isinstance(outcome, Failed):
+            if refuse:
+                raise outcome.error
+            failed[outcome.number] = outcome.error
+        else:
+            done.append(outcome)
+    return _stages(done, x, source.model, target.model, failed, cycle=asked.cycle)
+
+
+def uncertainty(
+    x: Array,
+    source: LocalParty,
+    target: LocalParty,
+    asked: Asked = PLAIN,
+    *,
+    times: int,
+    on_progress: OnProgress | None = None,
+) -> Array:
+    """How much translations of pictures differ between fresh softenings of the same picture.
+
+    Args:
+        x: (N, C, H, W) in [-1, 1].
+        source: Where from.
+        target: Where to.
+        asked: How; its softening must come to a level above 0. The seed is the first softening's; the others follow.
+        times: Softenings of each picture, at least 2.
+        on_progress: As in `translate_array`.
+
+    Returns:
+        Standard deviation over the translations (N, H, W), root mean square over the channels, in units of [-1, 1].
+
+    Raises:
+        SettingsInvalid: No softening, or fewer than two.
+        DdibError: As `translate_array`.
+    """
+    if times < 2 or check_translation(source, target, asked) == 0.0:
+        raise SettingsInvalid(
+            "uncertainty is the spread over at least 2 softenings, and without softening there is none",
+            hint="soften by 0.05, for example",
+        )
+    total, squares = np.zeros(x.shape), np.zeros(x.shape)
+    tell = Counter(asked.settings.evaluations * 2 * turns(source, len(x)) * times, on_progress)
+    for turn in range(times):
+        again = replace(asked, seed=asked.seed + turn, cycle=False)
+        found = translate_array(x, source, target, again, on_progress=tell).translated.astype(np.float64)
+        total += found
+        squares += found**2
+    variance = np.maximum(squares - total**2 / times, 0.0) / (times - 1)
+    deviation: Array = np.sqrt(variance.mean(axis=1)).astype(np.float32)
+    return deviation
+
+
+def draw_samples(
+    party: LocalParty,
+    count: int,
+    asked: Asked = PLAIN,
+    *,
+    first: int = 0,
+    on_progress: OnProgress | None = None,
+) -> Array:
+    """Draw pictures from a model: those numbered `first` to `first + count - 1` of the seed.
+
+    Args:
+        party: The model.
+        count: How many.
+        asked: How; `target_class` is their class.
+        first: Number of the first.
+        on_progress: As in `translate_array`.
+
+    Returns:
+        (count, C, H, W) in [-1, 1].
+
+    Raises:
+        SettingsInvalid: Settings that do not exist or do not fit the model's schedule, or guidance without a class.
+        NotFinite: The model answers with NaN or infinity.
+    """
+    party.model.check_decoding(asked.settings, asked.target_class, asked.guidance)
+    tell = Counter(asked.settings.evaluations * turns(party, count), on_progress)
+
+    def latents() -> Iterator[ToDecode]:
+        for number in range(count):
+            name = f"{asked.seed} {first + number}".encode()
+            latent = Latent.from_array(seeded_noise(party.model, name, "sample"))
+            label = _label_of(asked.target_class, number)
+            yield ToDecode(number, latent, label, picture_draw(party.model, name, "sample"))
+
+    outcomes = party.decode_each(latents(), replace(asked.leg(tell.step), round_trip=False))
+    return clipped(np.concatenate([only(outcome).samples for outcome in outcomes]))
+
+
+def interpolate_pictures(
+    pair: Array,
+    source: LocalParty,
+    target: LocalParty,
+    weights: Sequence[float],
+    asked: Asked = PLAIN,
+    *,
+    way: Way = "slerp",
+    on_progress: OnProgress | None = None,
+) -> Array:
+    """Encode two pictures by the source's model and decode the latents between them by the target's.
+
+    Args:
+        pair: (2, C, H, W) in [-1, 1].
+        source: Where from.
+        target: Where to; the source itself for pictures between the two.
+        weights: Where on the way, each in [0, 1].
+        asked: How.
+        way: On the sphere or on the straight line.
+        on_progress: As in `translate_array`.
+
+    Returns:
+        (number of weights, C, H, W) in [-1, 1].
+
+    Raises:
+        DdibError: As `translate_array`, and SettingsInvalid for weights outside [0, 1].
+    """
+    check_translation(source, target, asked)
+    source.model.check_given(pair)
+    tell = Counter(asked.settings.evaluations * (turns(source, 2) + turns(target, len(weights))), on_progress)
+    leg = replace(asked.leg(tell.step), round_trip=False)
+    items = (
+        ToEncode(item.number, item.samples, item.source_class, item.noise)
+        for item in _items(pair, source.model, target.model, asked)
+    )
+    ends = [torch.from_numpy(only(each).latent.data[0]) for each in source.encode_each(items, leg)]
+    between = interpolate(ends[0], ends[1], weights, way=way).numpy()
+    latents = (
+        ToDecode(row, Latent.from_array(latent[None]), asked.target_class)
+        for row, latent in enumerate(between)
+    )
+    return clipped(np.concatenate([only(each).samples for each in target.decode_each(latents, leg)]))
+
+
+def clipped(x: Array) -> Array:
+    """Pictures cut to [-1, 1], as files hold them."""
+    return np.clip(x, -1.0, 1.0)
+
+
+class Counter:
+    """Network evaluations of all legs and batches as one count."""
+
+    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
+        self._total, self._done, self._on_progress = total, 0, on_progress
+
+    def __call__(self, done: int = 0, of: int = 0) -> None:
+        """There is one more."""
+        del done, of
+        self._done += 1
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._total)
+
+    def step(self, number: int, stage: Stage, done: int, of: int) -> None:
+        """The same, of a leg."""
+        del number, stage
+        self(done, of)
+
+
+def turns(party: LocalParty, rows: int) -> int:
+    """How many times so many samples are integrated."""
+    return -(-rows // (party.driver.together or rows))
+
+
+def _items(x: Array, source: DomainModel, target: DomainModel, asked: Asked) -> Iterator[Item]:
+    if not source.is_picture:
+        there, back = (point_draw(asked.seed, leg, x.shape[1]) for leg in (0, 1))
+        yield Item(0, x, asked.source_class, asked.target_class, there=there, back=back)
+        return
+    for row in range(len(x)):
+        digest = _digest(x[row], asked.seed)
+        yield Item(
+            row,
+            x[row : row + 1],
+            _label_of(asked.source_class, row),
+            _label_of(asked.target_class, row),
+            _softening(source, digest),
+            picture_draw(target, digest, "there"),
+            picture_draw(source, digest, "back"),
+        )
+
+
+def _stages(
+    done: Sequence[Translated],
+    x: Array,
+    source: DomainModel,
+    target: DomainModel,
+    failed: Mapping[int, DdibError],
+    *,
+    cycle: bool,
+) -> Stages:
+    def stack(arrays: list[Array]) -> Array:
+        return np.concatenate(arrays) if arrays else np.zeros((0, *source.sample_shape), np.float32)
+
+    rows = tuple(each.item.number for each in done) if source.is_picture else tuple(range(len(x)))
+    cut = clipped if target.is_picture else (lambda samples: samples)
+    again = [each.decoded.again.latent.data for each in done if each.decoded.again is not None]
+    back = [each.back.samples for each in done if each.back is not None]
+    return Stages(
+        rows,
+        stack([each.encoded.latent.data for each in done]),
+        cut(stack([each.decoded.samples for each in done])),
+        stack(again) if cycle else None,
+        cut(stack(back)) if cycle else None,
+        dict(failed),
+    )
+
+
+def _label_of(labels: Labels, row: int) -> int | None:
+    return labels if labels is None or isinstance(labels, int) else labels[row]
+
+
+def _softening(model: DomainModel, digest: bytes) -> Noise:
+    return lambda _: seeded_noise(model, digest, "soften")
+
+
+def _digest(picture: Array, seed: int) -> bytes:
+    """Names a picture's content and the seed."""
+    little = np.ascontiguousarray(picture, dtype="<f4")
+    return hashlib.sha256(f"{seed} {little.shape} ".encode() + little.tobytes()).digest()

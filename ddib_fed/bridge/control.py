@@ -1,0 +1,91 @@
+"""Cancelling and deadline of a piece of work, shared between threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ddib_fed.errors import Cancelled, DdibError, DeadlineExceeded
+
+
+class Control:
+    """Says to whoever works on something whether to go on; shared between threads.
+
+    Args:
+        deadline: `time.monotonic()` after which the work is given up; None for never.
+    """
+
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
+        self._error: DdibError | None = None
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], object]] = []
+
+    def cancel(self, error: DdibError | None = None) -> None:
+        """Stop at the next step; the first reason given stays."""
+        with self._lock:
+            if self._cancelled.is_set():
+                return
+            self._error = error or Cancelled()
+            self._cancelled.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    @contextmanager
+    def interrupting(self, callback: Callable[[], object]) -> Iterator[None]:
+        """Inside, cancelling calls `callback`, on the thread that cancels: for who waits and cannot `check`.
+
+        Cancelled already, it is called at once. It must be quick and must not raise.
+        """
+        with self._lock:
+            late = self._cancelled.is_set()
+            if not late:
+                self._callbacks.append(callback)
+        if late:
+            callback()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if callback in self._callbacks:
+                    self._callbacks.remove(callback)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody cancelled."""
+        return self._cancelled.is_set()
+
+    @property
+    def over(self) -> bool:
+        """Whether `check` would raise."""
+        return self.cancelled or (self.deadline is not None and time.monotonic() > self.deadline)
+
+    def remaining_s(self) -> float | None:
+        """Seconds to the deadline, at least 0; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but wake up when cancelled.
+
+        Raises:
+            DdibError: Cancelled, or past the deadline.
+        """
+        remaining = self.remaining_s()
+        self._cancelled.wait(seconds if remaining is None else min(seconds, remaining))
+        self.check()
+
+    def check(self) -> None:
+        """Return when the work may go on.
+
+        Raises:
+            Cancelled: Somebody cancelled (or the error they gave).
+            DeadlineExceeded: The deadline has passed.
+        """
+        if self._cancelled.is_set():
+            raise self._error or Cancelled()
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise DeadlineExceeded

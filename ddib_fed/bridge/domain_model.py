@@ -1,0 +1,326 @@
+"""A bundle that is ready to encode and decode: units, classes, guidance and networks, for points and pictures alike."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddib_fed.bridge.guidance import UNGUIDED, Guidance
+from ddib_fed.diffusion import bridge
+from ddib_fed.diffusion.denoiser import Condition, Denoiser
+from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
+from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
+from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
+from ddib_fed.models.bundle import Bundle, check_guide
+from ddib_fed.models.normalisation import Normalisation
+
+if TYPE_CHECKING:
+    from ddib_fed.models.manifest import Manifest
+
+Array = NDArray[np.float32]
+Labels = int | Sequence[int] | None
+"""One class for all samples, one for each, or none."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FARTHEST = 3.0
+"""A number beyond it lies a whole range outside of [-1, 1]: the pictures are of another scale, as 0 to 255."""
+# Guidances whose denoisers are kept: queries are merged into one network call when they share the object.
+MAX_GUIDED = 16
+
+
+class DomainModel:
+    """A model of one domain.
+
+    Args:
+        bundle: The model.
+        device: Where it computes.
+        dtype: Of its networks; what is integrated stays float32.
+        classifier: A bundle whose role is "classifier", for guidance by it; None for none.
+
+    Raises:
+        BundleInvalid: The bundle is no generator.
+        SettingsInvalid: The classifier is none, or not one for this model's samples.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        classifier: Bundle | None = None,
+    ) -> None:
+        if bundle.manifest.role != "generator":
+            raise BundleInvalid(
+                f"{bundle.manifest.name} is a {bundle.manifest.role}, and only a generator encodes and decodes",
+                hint="name the folder of the model that it classifies for; ddib model show says what one is",
+            )
+        if classifier is not None:
+            _check_classifier(bundle, classifier)
+        self.bundle = bundle
+        self.classifier = classifier
+        self.device = torch.device(device)
+        self._dtype = dtype
+        self._guided: dict[Guidance, Denoiser] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of its bundle."""
+        return self.bundle.manifest
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of one sample, without the batch."""
+        return tuple(self.manifest.sample_shape)
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether its samples are pictures."""
+        return self.manifest.sample_kind == "picture"
+
+    @cached_property
+    def plain(self) -> Denoiser:
+        """The network as it was trained, made when it is first asked for."""
+        return self.bundle.denoiser(self._dtype, self.device)
+
+    def denoiser(self, guidance: Guidance = UNGUIDED) -> Denoiser:
+        """The network with what clips it and what guides it around it, in the public code's order.
+
+        The same guidance gives the same object, so that its queries can be merged.
+        """
+        with self._lock:
+            found = self._guided.get(guidance)
+            if found is None:
+                found = self._wrapped(guidance)
+                if len(self._guided) >= MAX_GUIDED:
+                    del self._guided[next(iter(self._guided))]
+                self._guided[guidance] = found
+            return found
+
+    def plan(self, settings: SolverSettings, soften_sigma: float = 0.0) -> Plan:
+        """The grids and the solver for these settings, encoding from the noise level `soften_sigma`.
+
+        Raises:
+            SettingsInvalid: A name is unknown, a number out of range, or the schedule cannot have it.
+        """
+        return plan(settings, self.bundle.schedule, soften_sigma=soften_sigma)
+
+    def sigma(self, soften: float | None = None) -> float:
+        """The noise level to which data are diffused before encoding: the model's own where none is given."""
+        return self.manifest.soften_sigma if soften is None else soften
+
+    # Units
+
+    def normalise(self, samples: Array) -> Array:
+        """From the units of the data (pictures: [-1, 1]) to the model's own, float32."""
+        with np.errstate(over="ignore"):
+            return self.manifest.normalisation.apply(samples)
+
+    def denormalise(self, samples: Array) -> Array:
+        """The inverse of `normalise`; pictures may lie beyond [-1, 1]."""
+        return self.manifest.normalisation.undo(samples)
+
+    def tensor(self, samples: Array) -> Tensor:
+        """A copy on the model's device."""
+        return torch.from_numpy(samples.copy()).to(self.device)
+
+    def softened(self, x: Tensor, sigma: float, noise: Array | None) -> Tensor:
+        """X (N, *sample_shape) in the model's units diffused to the noise level sigma.
+
+        Raises:
+            SettingsInvalid: A level outside [0, 1], or one above 0 without noise.
+        """
+        return bridge.soften(x, sigma, None if noise is None else self.tensor(noise))
+
+    # Checks
+
+    def check_samples(self, samples: Array) -> None:
+        """Return when `samples` is (N, *sample_shape), N at least 1, and finite.
+
+        Raises:
+            ShapeMismatch: Another shape than the model's.
+            NotFinite: NaN or infinity; the facts count them.
+        """
+        shape = self.sample_shape
+        if samples.ndim != len(shape) + 1 or samples.shape[1:] != shape or samples.shape[0] == 0:
+            expected = f"(N, {', '.join(map(str, shape))})"
+            raise ShapeMismatch(
+                f"an array of shape {samples.shape} where {self.manifest.name} takes {expected}",
+                hint="both models must be of one sample shape",
+                facts={"got": str(tuple(samples.shape)), "expected": expected},
+            )
+        if not np.isfinite(samples).all():
+            count = int((~np.isfinite(samples)).sum())
+            raise NotFinite(
+                f"{count} values of {self.manifest.name} are NaN or infinite",
+                hint="compute in float32; train the model again if that does not help",
+                facts={"not_finite": count},
+            )
+
+    def check_given(self, samples: Array) -> None:
+        """As `check_samples`, of data in their own units.
+
+        Raises:
+            PictureMisfit: Pictures are of another scale than [-1, 1].
+        """
+        self.check_samples(samples)
+        low, high = float(samples.min()), float(samples.max())
+        if self.is_picture and max(-low, high) > FARTHEST:
+            raise PictureMisfit(
+                f"pictures from {low:g} to {high:g} are not in [-1, 1]",
+                hint="ddib_fed.samples.images.read_fitted brings a file into [-1, 1]",
+                facts={"holds": f"{low:g} to {high:g}", "takes": "-1 to 1"},
+            )
+
+    def check_guidance(self, guidance: Guidance) -> None:
+        """Return when the model can be guided so.
+
+        Raises:
+            SettingsInvalid: It has no null class or no classifier, or its units are not those that clipping holds.
+        """
+        name = self.manifest.name
+        if guidance.scale is not None and self.manifest.null_class is None:
+            raise SettingsInvalid(
+                f"{name} has no class for none, which classifier-free guidance needs",
+                hint="use a classifier, or train a model with dropped labels",
+                facts={"field": "guidance"},
+            )
+        if guidance.classifier_scale is not None and self.classifier is None:
+            raise SettingsInvalid(
+                f"classifier_scale {guidance.classifier_scale:g} weighs a classifier, and {name} has none",
+                hint="add --classifier MODEL, or leave --classifier-scale out",
+                facts={"field": "classifier_scale"},
+            )
+        if guidance.clip and (not self.is_picture or self.manifest.normalisation != Normalisation()):
+            raise SettingsInvalid(
+                f"predictions of {name} cannot be clipped: its units are not those of [-1, 1]",
+                hint="--no-clip leaves them as they are",
+                facts={"field": "clip"},
+            )
+
+    def check_label(self, label: Labels, guidance: Guidance = UNGUIDED) -> None:
+        """Return when the model, guided so, can be told this class, these, or none.
+
+        Raises:
+            SettingsInvalid: It has no such class, has no classes, or cannot do without one.
+        """
+        manifest, classes = self.manifest, self.classes(guidance)
+        if label is None:
+            if guidance.scale is not None:
+                raise SettingsInvalid(
+                    f"guidance {guidance.scale:g} needs a class, and none is given for {manifest.name}",
+                    hint="--target-class CLASS (to draw: --class CLASS), or leave --guidance out",
+                )
+            must = manifest.num_classes is not None and manifest.null_class is None
+            if must or guidance.classifier_scale is not None:
+                raise SettingsInvalid(
+                    f"{manifest.name} needs a class",
+                    hint=f"choose one of 0 to {classes - 1}",
+                    facts={"class": "none", "classes": classes},
+                )
+            return
+        found = np.atleast_1d(np.asarray(label, dtype=np.int64))
+        if classes == 0:
+            raise SettingsInvalid(
+                f"{manifest.name} has no classes",
+                hint="leave the class out",
+                facts={"class": str(label), "classes": 0},
+            )
+        if found.size == 0 or found.min() < 0 or found.max() >= classes:
+            raise SettingsInvalid(
+                f"{manifest.name} has the classes 0 to {classes - 1}, not {label}",
+                facts={"class": str(label), "classes": classes},
+            )
+
+    def classes(self, guidance: Guidance = UNGUIDED) -> int:
+        """How many classes can be asked for: the model's, or those of the classifier that guides it; 0 for none."""
+        if guidance.classifier_scale is not None and self.classifier is not None:
+            return self.classifier.manifest.num_classes or 0
+        return self.manifest.num_classes or 0
+
+    def check_decoding(self, settings: SolverSettings, label: Labels, guidance: Guidance = UNGUIDED) -> None:
+        """Return when a leg from noise to data can be computed so.
+
+        Raises:
+            SettingsInvalid: The settings, the guidance or the class cannot be used, or not together.
+        """
+        self.plan(settings)
+        self.check_guidance(guidance)
+        self.check_label(label, guidance)
+        self._check_ancestral(settings, guidance)
+
+    def check_encoding(
+        self,
+        settings: SolverSettings,
+        label: Labels,
+        guidance: Guidance = UNGUIDED,
+        soften: float | None = None,
+    ) -> None:
+        """Return when a leg from data to noise can be computed so.
+
+        Raises:
+            SettingsInvalid: As `check_decoding`, and a noise level that the grid does not have.
+        """
+        self.plan(settings.of_the_ode(), self.sigma(soften))
+        guidance = guidance if guidance.encoding else UNGUIDED
+        self.check_guidance(guidance)
+        # A model without classes may be given the class that its classifier needs to decode.
+        if self.manifest.num_classes is not None or guidance.steers or self.classifier is None:
+            self.check_label(label, guidance)
+
+    def condition(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> Condition:
+        """What the network is told of `rows` samples of a class that was checked; None where it is told nothing."""
+        if self.manifest.num_classes is None and guidance.classifier_scale is None:
+            return None
+        index = self.manifest.null_class if label is None else label
+        if index is None:
+            return None
+        every = np.broadcast_to(np.asarray(index, dtype=np.int64), (rows,))
+        return {"y": torch.from_numpy(every.copy()).to(self.device)}
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        assert self.classifier is not None  # `check_guidance` was asked before
+        return self.classifier.classifier(self._dtype, self.device)
+
+    def _wrapped(self, guidance: Guidance) -> Denoiser:
+        inner: Denoiser = Clipped(self.plain) if guidance.clip else self.plain
+        null_class = self.manifest.null_class
+        if guidance.scale is not None and null_class is not None:
+            return ClassifierFree(inner, guidance.scale, null_class)
+        if guidance.classifier_scale is not None:
+            return ClassifierGuided(inner, self._classifier, guidance.classifier_scale)
+        return inner
+
+    def _check_ancestral(self, settings: SolverSettings, guidance: Guidance) -> None:
+        """The public code's DDPM takes another step for learned variances and for classifier guidance."""
+        why = "is guided by a classifier" if guidance.classifier_scale is not None else ""
+        if self.manifest.learns_variance:
+            why = "learned its variance"
+        if settings.ancestral and why:
+            raise SettingsInvalid(
+                f"{self.manifest.name} {why}, which the step of DDPM here leaves out",
+                hint="use --eta 1 instead of --ddpm",
+            )
+
+
+def pixels(model: DomainModel) -> int:
+    """Of one picture; 1 for a point."""
+    return math.prod(model.sample_shape[1:])
+
+
+def _check_classifier(bundle: Bundle, classifier: Bundle) -> None:
+    if classifier.manifest.role != "classifier":
+        raise SettingsInvalid(
+            f"{classifier.manifest.name} is no classifier of noisy pictures",
+            hint="ddib model show tells what it is",
+        )
+    check_guide(bundle.manifest, classifier.manifest)

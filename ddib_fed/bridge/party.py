@@ -1,0 +1,190 @@
+"""The `Party` protocol: one domain's model, here or at another institution, encodes samples and decodes latents.
+
+What is asked of a leg is a `Leg`; what goes in are `ToEncode` and `ToDecode`; what comes out are `Encoded` and
+`Decoded`, or `Failed` for an item that was refused, while the others go on. An *item* is one set of points or one
+picture, and has a number of the caller's.
+
+`encode_each` and `decode_each` are streams: they take items from an iterable as they need them and give each outcome
+when it is there, in the order of the items. A local party computes several items together; a remote one has item n+1
+encoded while n is on the wire. Errors of one item (its samples, its latent, what came out) are `Failed`; everything
+else (settings, a cancelled job, a peer that is gone) is raised and ends the stream.
+
+A leg of decoding with `round_trip` also gives the latent of what was decoded, encoded again by the same party: it is
+never softened, and passes the same gate. The other party decodes it to close the cycle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.guidance import UNGUIDED, Guidance
+from ddib_fed.diffusion.gaussianity import LatentStatistics
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import DdibError
+from ddib_fed.latent import Latent
+
+Array = NDArray[np.float32]
+Labels = int | Sequence[int] | None
+"""One class for all samples of an item, one for each, or none."""
+Noise = Callable[[Array], Array]
+"""From an item's samples (N, *sample_shape) in the model's units to the noise of their shape that softens them."""
+RowDraw = Callable[[int, slice], Array]
+"""From a step's number and some rows of an item to their standard normal noise, for decoding that draws some."""
+Stage = Literal["encode", "decode"]
+OnStep = Callable[[int, Stage, int, int], None]
+"""Called after each network evaluation with (item, stage, evaluations done, evaluations); must be quick. Of items that
+are integrated together it is called once, with the first one's number."""
+DEFAULT_SETTINGS = SolverSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """What is asked of a party for all items of a stream.
+
+    Attributes:
+        settings: Solver and grid, the same both ways. Encoding leaves out what draws noise.
+        guidance: Of decoding, and of encoding where it says so.
+        soften: Noise level to which items are diffused before they are encoded; None for the model's own.
+        round_trip: Whether what was decoded is encoded again.
+        control: Cancelling and deadline; None for neither.
+        on_step: Progress.
+    """
+
+    settings: SolverSettings = DEFAULT_SETTINGS
+    guidance: Guidance = UNGUIDED
+    soften: float | None = None
+    round_trip: bool = False
+    control: Control | None = None
+    on_step: OnStep | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ToEncode:
+    """An item to encode.
+
+    Attributes:
+        number: The caller's, unique in a stream.
+        samples: (N, *sample_shape) float32 in the units of the data; pictures in [-1, 1].
+        label: Class, or classes, that they have.
+        noise: Softens them; needed where they are softened.
+    """
+
+    number: int
+    samples: Array
+    label: Labels = None
+    noise: Noise | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ToDecode:
+    """A latent to decode.
+
+    Attributes:
+        number: As in `ToEncode`.
+        latent: (N, *sample_shape).
+        label: Class, or classes, to decode to.
+        draw: The noise of each step; needed where the settings draw some.
+    """
+
+    number: int
+    latent: Latent
+    label: Labels = None
+    draw: RowDraw | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """A latent that passed the gate.
+
+    Attributes:
+        number: Of its item.
+        latent: (N, *sample_shape).
+        statistics: What the gate measured.
+        seconds: Of the integration; of all items that were integrated together, divided by their number.
+    """
+
+    number: int
+    latent: Latent
+    statistics: LatentStatistics
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """What a latent was decoded to.
+
+    Attributes:
+        number: Of its item.
+        samples: (N, *sample_shape) in the units of the data; pictures of a local party may lie beyond [-1, 1].
+        normalised: The same in the model's units; None from a remote party.
+        seconds: As in `Encoded`.
+        again: The samples encoded again, where `round_trip` was asked for.
+    """
+
+    number: int
+    samples: Array
+    normalised: Array | None
+    seconds: float
+    again: Encoded | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failed:
+    """An item that was refused.
+
+    Attributes:
+        number: Of the item.
+        error: Why.
+    """
+
+    number: int
+    error: DdibError
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a party is.
+
+    Attributes:
+        institution: Whose node it is; empty in this process.
+        name: Of its model; empty where a peer does not say.
+        domain: Of its model.
+        sample_kind: "picture" or "points".
+        sample_shape: Of one sample.
+        model_sha256: Digest of its bundle, hex.
+        soften_sigma: Noise level to which it diffuses data before encoding.
+        classes: How many it knows; 0 for none.
+    """
+
+    institution: str
+    name: str
+    domain: str
+    sample_kind: str
+    sample_shape: tuple[int, ...]
+    model_sha256: str
+    soften_sigma: float
+    classes: int
+
+
+class Party(Protocol):
+    """One domain's model, wherever it is."""
+
+    def describe(self) -> Description:
+        """What it is."""
+
+    def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
+        """The latent of each item, in their order.
+
+        Raises:
+            SettingsInvalid: The leg cannot be computed.
+            Cancelled, DeadlineExceeded: As the leg's control says.
+        """
+
+    def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
+        """The samples of each latent, in their order; errors as in `encode_each`."""

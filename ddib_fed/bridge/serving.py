@@ -1,0 +1,143 @@
+"""A node's party: a local one whose batcher merges the work of all callers, warmed up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ddib_fed.bridge.batcher import Batcher
+from ddib_fed.bridge.domain_model import DTYPES, DomainModel, pixels
+from ddib_fed.bridge.local_party import LocalParty
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import ConfigError, NotReady
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.devices import device_problem
+
+# Samples of the call with which threads are measured: large enough that a second thread could pay off.
+WARM_UP_ROWS = 4_096
+
+
+class ServingParty(LocalParty):
+    """A node's model, warm.
+
+    Args:
+        bundle: The model.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU where there is one.
+        threads: CPU threads; 0 measures 1 against all cores and keeps the faster.
+        dtype: Of the network, a name in `DTYPES`; what is integrated stays float32.
+        merge_rows: Most points in one network call; see `Batcher`.
+        merge_pixels: Most pixels of pictures in one; at least one picture goes.
+        max_trajectories: See `Batcher`.
+        classifier: Guides decoding where a request asks for it; None for none.
+
+    Raises:
+        BundleInvalid, SettingsInvalid: As `DomainModel`.
+        ConfigError: There is no such device.
+        NotReady: The model answers with NaN.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        threads: int = 0,
+        dtype: str = "float32",
+        merge_rows: int = 2_048,
+        merge_pixels: int = 65_536,
+        max_trajectories: int = 16,
+        classifier: Bundle | None = None,
+    ) -> None:
+        model = DomainModel(bundle, device=_device(device), dtype=DTYPES[dtype], classifier=classifier)
+        if model.is_picture:
+            merge_rows = max(1, merge_pixels // pixels(model))
+        self.threads = threads or _fastest_threads(model)
+        on_cpu = model.device.type == "cpu"
+        self._batcher = Batcher(
+            merge_rows=merge_rows,
+            max_trajectories=max_trajectories,
+            threads=self.threads if on_cpu else None,
+        )
+        super().__init__(model, self._batcher)
+        try:
+            _warm_up(model, self._batcher, merge_rows)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Network calls made and samples evaluated in them."""
+        return {"calls": self._batcher.calls, "rows": self._batcher.rows}
+
+
+def _warm_up(model: DomainModel, batcher: Batcher, merge_rows: int) -> None:
+    """Run one short leg of two sizes, so that the first request pays for nothing."""
+    laid = model.plan(SolverSettings(evaluations=2 if model.is_picture else 8))
+    for rows in (1, min(2, merge_rows) if model.is_picture else 64):
+        solver = laid.decoder(_noise(model, rows), model.condition(_any_label(model), rows))
+        out = batcher.drive(solver, model.denoiser(), steps=laid.evaluations)
+        if not torch.isfinite(out).all():
+            raise NotReady(
+                "the model answers with NaN or infinity to noise",
+                hint="ddib model show BUNDLE; train it again",
+            )
+
+
+def _fastest_threads(model: DomainModel) -> int:
+    """1 or all cores, whichever evaluates a large batch faster now (a busy second core makes OpenMP crawl)."""
+    cores = torch.get_num_threads()
+    if model.device.type != "cpu" or cores == 1:
+        return 1
+    rows = 1 if model.is_picture else WARM_UP_ROWS
+    laid = model.plan(SolverSettings(evaluations=8))
+    query = next(laid.decoder(_noise(model, rows), model.condition(_any_label(model), rows)))
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            model.denoiser()(query.x, query.level, query.cond)
+
+    timings = {count: _median_seconds(evaluate, count) for count in (1, cores)}
+    torch.set_num_threads(cores)
+    # A second thread must pay clearly: it is taken from gRPC and from the other node on a small machine.
+    return cores if timings[cores] < 0.7 * timings[1] else 1
+
+
+def _noise(model: DomainModel, rows: int) -> torch.Tensor:
+    noise = torch.randn(rows, *model.sample_shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(model.device)
+
+
+def _any_label(model: DomainModel) -> int | None:
+    """A class that the model has, for calls of which only the time or finiteness counts."""
+    return 0 if model.manifest.num_classes else None
+
+
+def _median_seconds(call: Callable[[], None], threads: int, repeats: int = 5) -> float:
+    """Median wall time of `call` with that many threads, after one call that is not counted."""
+    torch.set_num_threads(threads)
+    call()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return sorted(seconds)[repeats // 2]
+
+
+def _device(name: str) -> torch.device:
+    """The device of a name in node.toml.
+
+    Raises:
+        ConfigError: There is none of that name here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if problem := device_problem(name):
+        raise ConfigError(
+            f"engine.device = {name!a} cannot be used: {problem}",
+            hint='engine.device = "auto" takes a GPU where there is one, "cpu" works everywhere',
+        )
+    return torch.device(name)
