@@ -155,7 +155,7 @@ def test_a_latent_of_a_model_that_was_replaced_is_made_again(source, target) -> 
     job = source.start().ended(job_id)
     assert (str(job.state), source.states(job)) == ("FINISHED", ["DECODED"])
     assert replaced.counters["calls"] == calls + 8
-    assert job.items[0].provenance["source_model_sha256"] == replaced.bundle.digest
+    assert job.items[0].provenance["source_model_sha256"] == replaced.model.bundle.digest
     source.runner.close()
     replaced.close()
 
