@@ -45,6 +45,15 @@ def write_json(path: Path, figures: Mapping[str, Any]) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file of JSON; None when there is none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from ddib_fed.errors import Difference, error_class
+from ddib_fed.bridge.translation_record import SolverUsed, Translation
+from ddib_fed.errors import Difference, StateConflict, error_class
 from ddib_fed.rpc.error_details import MAX_TEXT, to_detail
 from ddib_fed.rpc.settings import settings_message
 from ddib_fed.v1 import common_pb2, translation_pb2
@@ -18,14 +20,6 @@ PARTS = {
     Part.RETURNED: translation_pb2.RESULT_PART_RETURNED,
     Part.LATENT: translation_pb2.RESULT_PART_LATENT,
 }
-DIGESTS = (
-    "contract_sha256",
-    "source_model_sha256",
-    "target_model_sha256",
-    "input_sha256",
-    "latent_sha256",
-)
-NAMES = ("source_institution", "source_domain", "target_institution", "target_domain")
 
 
 def error_message(record: Mapping[str, Any] | None) -> common_pb2.ErrorDetail | None:
@@ -99,30 +93,18 @@ def file_message(record: PartRecord) -> common_pb2.FileHeader:
     )
 
 
-def provenance_message(job: Job, item: Item) -> translation_pb2.Provenance:
-    """How a result came about, from what the pipeline recorded."""
-    record = item.provenance
-    cycle, picture = record.get("cycle"), record.get("picture")
-    digests: dict[str, Any] = {name: bytes.fromhex(record[name]) for name in DIGESTS}
-    names: dict[str, Any] = {name: record[name] for name in NAMES}
-    return translation_pb2.Provenance(
+def record_of(job: Job, item: Item) -> Translation:
+    """How a result came about, as the pipeline stored it; a job of an older release says less in its items.
+
+    Raises:
+        StateConflict: Nothing was stored for the item.
+    """
+    record, spec = Translation.parse(item.provenance), job.spec
+    if record is None:
+        raise StateConflict(f"item {item.index} of job {job.job_id} has no record")
+    return record.with_(
         job_id=job.job_id,
-        solver=settings_message(job.spec.solver),
-        soften_sigma=record["soften_sigma"],
-        latent=common_pb2.LatentStatistics(**record["latent"]),
-        wire_bytes=record["wire_bytes"],
-        seconds=record["seconds"],
-        samples=record["samples"],
-        cycle=None if cycle is None else translation_pb2.CycleError(**cycle),
-        picture=None if picture is None else figures_message(picture),
-        source_class=job.spec.source_class,
-        target_class=job.spec.target_class,
-        **digests,
-        **names,
+        solver=SolverUsed(**asdict(spec.solver)),
+        source_class=spec.source_class,
+        target_class=spec.target_class,
     )
-
-
-def figures_message(record: Mapping[str, Any]) -> translation_pb2.PictureFigures:
-    """What was done with a picture, from what the pipeline recorded."""
-    fields = {key: value for key, value in record.items() if key != "terms"}
-    return translation_pb2.PictureFigures(terms=common_pb2.PictureTerms(**record["terms"]), **fields)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any, Self
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.party import Array, Encoded, Leg, ToDecode, ToEncode
+from ddib_fed.bridge.translation_record import LatentFigures, Translation
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.errors import (
     ChunkCorrupt,
@@ -31,6 +31,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.samples.points import to_npy
+from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, approve
 from source_node.classes import class_index
@@ -38,7 +39,7 @@ from source_node.jobs.events import EventHub
 from source_node.jobs.records import PENDING_ITEMS, ItemState, JobState, Part, error_record
 from source_node.jobs.store import Item, Job, JobStore
 from source_node.remote import DecodeCall, Decoded, Progress, Remotes
-from source_node.samples import Given, add_figures, samples_of
+from source_node.samples import Given, samples_of
 
 # Latents that wait for the wire; the one being encoded and the one being sent come on top.
 QUEUED_LATENTS = 2
@@ -194,26 +195,25 @@ class Pipeline:
         self._node.metrics.latent_bytes.labels("out").inc(approved.size_bytes)
         return approved
 
-    def _stored(
-        self, item: Item, contract: Contract
-    ) -> tuple[Latent, LatentStatistics, dict[str, Any]] | None:
+    def _stored(self, item: Item, contract: Contract) -> tuple[Latent, LatentStatistics, Translation] | None:
         """The latent that was made before, to be sent as it is; none when it is another model's, or damaged.
 
         Then the item is one that was only received, and is encoded again.
         """
-        job_id, record = self._job.job_id, dict(item.provenance)
+        job_id, record = self._job.job_id, Translation.parse(item.provenance)
         try:
-            if record.get("source_model_sha256") == contract.source.model_sha256.hex():
+            if record is not None and record.source_model_sha256 == contract.source.model_sha256.hex():
                 data = self._store.read_part(job_id, item.index, Part.ENCODED)
                 latent = Latent.from_bytes(data, self._engine.model.sample_shape)
-                return latent, LatentStatistics(**record["latent"]), record | _terms(contract)
+                statistics = LatentStatistics(**record.latent.model_dump())
+                return latent, statistics, record.with_(**_terms(contract))
             log.info("item %d of job %s is encoded again: the model was replaced", item.index, job_id)
         except (ChunkCorrupt, ItemNotFound) as error:
             log.warning("item %d of job %s is encoded again: %s", item.index, job_id, error.detail)
         self._store.advance(job_id, item.index, ItemState.RECEIVED)
         return None
 
-    def _encode_anew(self, item: Item, contract: Contract) -> tuple[Latent, LatentStatistics, dict[str, Any]]:
+    def _encode_anew(self, item: Item, contract: Contract) -> tuple[Latent, LatentStatistics, Translation]:
         """A new latent, stored before it is sent."""
         job_id, peer = self._job.job_id, contract.target.institution
 
@@ -224,42 +224,58 @@ class Pipeline:
         encoded = self._engine.encode(
             ToEncode(item.index, given.samples, self._label(contract), noise), self._leg("encode")
         )
-        record = self._record(item, encoded, contract)
+        record = self._record(item, encoded, contract).with_(picture=given.picture)
         self._store.put_part(job_id, item.index, Part.ENCODED, encoded.latent.to_bytes())
         if self._job.spec.keep_latent:
             self._store.put_part(job_id, item.index, Part.LATENT, to_npy(encoded.latent.data))
-        self._store.advance(job_id, item.index, ItemState.ENCODED, record)
+        self._store.advance(job_id, item.index, ItemState.ENCODED, record.stored())
         self._observe("encode", encoded.seconds, len(given.samples))
         return encoded.latent, encoded.statistics, record
 
     def _input(self, item: Item, size_rule: str) -> Given:
+        """The item's samples: as they were decoded when the job was submitted, by any model of the same rule.
+
+        Items of an older release, of a model of another rule, or whose samples were damaged are decoded again.
+        """
+        job_id = self._job.job_id
+
         def load() -> bytes:
-            return self._store.read_input(self._job.job_id, item.index)
+            return self._store.read_part(job_id, item.index, Part.INPUT)
 
-        with self._node.decoding.file(item.size_bytes, load, self._samples.memory) as content:
-            return self._samples.read(content, size_rule)
+        try:
+            given = self._samples.again(self._store.read_part(job_id, item.index, Part.DECODED), size_rule)
+        except (ChunkCorrupt, ItemNotFound) as error:
+            log.info("item %d of job %s is decoded again: %s", item.index, job_id, error.detail)
+            given = None
+        if given is None:
+            with self._node.decoding.file(item.size_bytes, load, self._samples.memory) as content:
+                given = self._samples.read(content, size_rule)
+                data = given.to_bytes(self._samples.rule)
+                self._store.put_part(
+                    job_id, item.index, Part.DECODED, data, common_pb2.MEDIA_TYPE_UNSPECIFIED
+                )
+        return given
 
-    def _record(self, item: Item, encoded: Encoded, contract: Contract) -> dict[str, Any]:
-        """What will be written beside the result; grows as the item goes on."""
-        return _terms(contract) | {
-            "input_sha256": item.sha256.hex(),
-            "latent_sha256": encoded.latent.sha256.hex(),
-            "latent": asdict(encoded.statistics),
-            "samples": int(encoded.latent.data.shape[0]),
-            "seconds": {"encode": encoded.seconds},
-            "wire_bytes": 0,
-            "size_rule": contract.size_rule,
-            "encoded_at": time.time(),
-        }
+    def _record(self, item: Item, encoded: Encoded, contract: Contract) -> Translation:
+        """What is known once the item is encoded."""
+        return Translation(
+            **_terms(contract),
+            input_sha256=item.sha256.hex(),
+            latent_sha256=encoded.latent.sha256.hex(),
+            latent=LatentFigures(**asdict(encoded.statistics)),
+            samples=int(encoded.latent.data.shape[0]),
+            seconds={"encode": encoded.seconds},
+        )
 
     # What comes back
 
     def _receive(self, answer: Decoded, contract: Contract) -> None:
         """Bring one answer home; what is wrong with it ends this item and no other."""
         sent = self._sent[answer.item]
+        picture = sent.record.picture
         try:
             # By the rule with which it was encoded, whatever the policy says by now.
-            given = self._input(sent.item, sent.record.get("size_rule", "none"))
+            given = self._input(sent.item, picture.size_rule if picture is not None else "none")
         except InputError as error:
             self._fail_item(answer.item, error)
             return
@@ -284,28 +300,33 @@ class Pipeline:
             self._store.put_part(
                 job_id, answer.item, Part.TRANSLATION, translation.file, self._samples.media_type
             )
-        add_figures(record, translation.figures)
-        record["seconds"]["remote"] = answer.seconds
+        record = record.with_(picture=given.picture).with_(
+            **translation.figures, seconds={"remote": answer.seconds}
+        )
         crossed = answer.sent_bytes + len(answer.file)
         if answer.round_trip is not None:
             crossed += len(answer.round_trip)
             latent = Latent.from_bytes(answer.round_trip, contract.sample_shape)
-            self._close_cycle(sent, given, latent, self._label(contract))
-        record["wire_bytes"] = crossed
-        self._store.advance(job_id, answer.item, ItemState.DECODED, record)
+            record = record.with_(**self._close_cycle(sent, given, latent, self._label(contract)))
+        record = record.with_(wire_bytes=crossed)
+        self._store.advance(job_id, answer.item, ItemState.DECODED, record.stored())
         self._node.metrics.items.labels("decode", "ok").inc()
         self._publish_end(answer.item, "done")
 
-    def _close_cycle(self, sent: _Sent, given: Given, latent: Latent, label: int | None) -> None:
-        """Decode the translation's latent with the own model, keep it, and measure how far it is from the input."""
+    def _close_cycle(self, sent: _Sent, given: Given, latent: Latent, label: int | None) -> dict[str, Any]:
+        """Decode the translation's latent with the own model, keep it, and measure how far it is from the input.
+
+        Returns:
+            Fields of the item's record.
+        """
         index = sent.item.index
         decoded = self._engine.decode(ToDecode(index, latent, label), self._leg("return"))
         with self._node.decoding.work(self._samples.output_memory(given)):
             file = self._samples.returned(decoded.samples, given)
             self._store.put_part(self._job.job_id, index, Part.RETURNED, file, self._samples.media_type)
-        sent.record["seconds"]["return"] = decoded.seconds
         self._observe("return", decoded.seconds, len(decoded.samples))
-        add_figures(sent.record, self._samples.cycle(self._engine, given, decoded))
+        measured = self._samples.cycle(self._engine, given, decoded)
+        return {**measured, "seconds": {"return": decoded.seconds}}
 
     # Telling
 
@@ -353,7 +374,7 @@ class _Sent:
     """An item that went to the peer, and what is recorded of it."""
 
     item: Item
-    record: dict[str, Any]
+    record: Translation
 
 
 def _terms(contract: Contract) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""Turns an item's file into what the engine takes, and what came back into the files that the client gets.
+"""Files of clients as samples of the node's model, and what came back as files for the client.
 
-Points and pictures differ here and nowhere else in the source node. What the client's file was (its type, its size in
-pixels) stays here: it is undone on what comes back, and nothing of it crosses.
+Points and pictures differ here and nowhere else in the source node. A file is decoded once, when its job is submitted;
+`Given.to_bytes` lies in the spool beside it from then on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,19 +18,21 @@ from numpy.typing import NDArray
 
 from ddib_fed.bridge.party import Decoded
 from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
+from ddib_fed.bridge.translation_record import CycleError, PictureFigures
+from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
+from ddib_fed.metrics.pictures import given_figures, output_terms, psnr
 from ddib_fed.metrics.pictures import mse as picture_mse
-from ddib_fed.metrics.pictures import psnr
 from ddib_fed.metrics.points import cycle_error
 from ddib_fed.metrics.structure import doubtful, structure
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.pictures import (
     MEDIA_FORMATS,
     bring_home,
+    check_size,
     limits_of,
-    output_scale,
     read_picture,
     rule_of,
+    rule_of_side,
     write_own,
 )
 from ddib_fed.samples.fitting import output_bytes
@@ -50,16 +53,57 @@ class Given:
     Attributes:
         samples: (N, *sample_shape) float32, in the units of the data; pictures in [-1, 1].
         original: The same before values outside the model's range were clipped: what results are compared with.
-        size_rule: How a picture was brought to the model's size, as the contract says; "none" for points.
-        geometry: The size that a picture had; None for points.
-        clipped: How many of a picture's values lie outside the model's range.
+            `samples` itself where nothing was clipped.
+        picture: The picture's own size, how it was brought to the model's, and how its values lie in the model's range;
+            None for points.
     """
 
     samples: Array
     original: Array
-    size_rule: str = "none"
-    geometry: Geometry | None = None
-    clipped: int = 0
+    picture: PictureFigures | None = None
+
+    @property
+    def geometry(self) -> Geometry:
+        """The size that a picture had."""
+        assert self.picture is not None
+        return Geometry(self.picture.height, self.picture.width)
+
+    def to_bytes(self, rule: str) -> bytes:
+        """For the spool: a line of JSON, then the arrays, float32, little-endian.
+
+        Args:
+            rule: What the file was decoded by; a model of another rule decodes it again.
+        """
+        arrays = [self.samples] if self.original is self.samples else [self.samples, self.original]
+        header = {
+            "rule": rule,
+            "shape": self.samples.shape,
+            "arrays": len(arrays),
+            "picture": None if self.picture is None else self.picture.model_dump(exclude_none=True),
+        }
+        return b"".join(
+            [json.dumps(header).encode(), b"\n", *(array.astype("<f4").tobytes() for array in arrays)]
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, rule: str) -> Given | None:
+        """What `to_bytes` made; None when it was made by another rule.
+
+        Raises:
+            ChunkCorrupt: It was not made by `to_bytes`.
+        """
+        start = data.find(b"\n") + 1
+        try:
+            header = json.loads(data[:start])
+            if header["rule"] != rule:
+                return None
+            shape, picture = tuple(header["shape"]), header["picture"]
+            arrays = np.frombuffer(data, "<f4", offset=start).reshape(header["arrays"], *shape)
+            figures = None if picture is None else PictureFigures.model_validate(picture)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ChunkCorrupt("a decoded file in the spool cannot be read") from error
+        samples = arrays[0].astype(np.float32)
+        return cls(samples, samples if len(arrays) == 1 else arrays[1].astype(np.float32), figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +112,7 @@ class Translation:
 
     Attributes:
         file: Its bytes.
-        figures: What is recorded of it, merged into the item's record.
+        figures: Fields of the item's record.
     """
 
     file: bytes
@@ -86,14 +130,26 @@ class Samples(Protocol):
     def accepted(self) -> frozenset[int]:
         """Media types of the files that go in."""
 
+    @property
+    def rule(self) -> str:
+        """What the result of `read` depends on beside the file."""
+
     def refusal(self, media_type: int) -> DdibError:
         """The error for a file of a type that is not accepted."""
 
     def read(self, content: bytes, size_rule: str) -> Given:
-        """A client's file.
+        """Decode a client's file.
 
         Raises:
             InputError: It cannot be used; a subclass says why.
+        """
+
+    def again(self, data: bytes, size_rule: str) -> Given | None:
+        """As `read`, from `Given.to_bytes`; None when the file must be decoded again: the model takes other samples.
+
+        Raises:
+            ChunkCorrupt: It is none.
+            ShapeMismatch: As `read`.
         """
 
     def memory(self, content: bytes) -> int:
@@ -130,6 +186,11 @@ class PointSamples:
         self._dim = engine.model.sample_shape[0]
         self._limits = limits
 
+    @property
+    def rule(self) -> str:
+        """See `Samples`."""
+        return f"points {self._dim}"
+
     def refusal(self, media_type: int) -> DdibError:
         """See `Samples`."""
         formats = {int(media): name for media, name in MEDIA_FORMATS.items()}
@@ -145,13 +206,17 @@ class PointSamples:
         points = self._parse(content)
         return Given(points, points)
 
+    def again(self, data: bytes, size_rule: str) -> Given | None:  # noqa: ARG002
+        """See `Samples`."""
+        return Given.from_bytes(data, self.rule)
+
     def memory(self, content: bytes) -> int:
-        """See `Samples`: the numbers once as stored, once as float32, and what is compared."""
+        """See `Samples`: the numbers once as stored, once as float32, and what is compared or stored."""
         try:
             numbers = math.prod(read_header(content)[0].shape)
         except PointsUnreadable:
             return 0
-        return 13 * min(numbers, len(content))
+        return 21 * min(numbers, len(content))
 
     def output_memory(self, given: Given) -> int:
         """See `Samples`."""
@@ -171,7 +236,7 @@ class PointSamples:
     def cycle(self, engine: ServingParty, given: Given, back: Decoded) -> Mapping[str, Any]:
         """See `Samples`."""
         assert back.normalised is not None  # the node's own model decoded it
-        return {"cycle": dict(cycle_error(engine.model.normalise(given.samples), back.normalised))}
+        return {"cycle": CycleError(**cycle_error(engine.model.normalise(given.samples), back.normalised))}
 
     def _parse(self, content: bytes) -> Array:
         limits = self._limits
@@ -195,6 +260,11 @@ class PictureSamples:
         """See `Samples`."""
         return frozenset(media for media, name in MEDIA_FORMATS.items() if name in self._limits.formats)
 
+    @property
+    def rule(self) -> str:
+        """See `Samples`."""
+        return json.dumps(dataclasses.asdict(self._rule))
+
     def refusal(self, media_type: int) -> DdibError:
         """See `Samples`."""
         return ImageUnreadable(
@@ -203,10 +273,20 @@ class PictureSamples:
 
     def read(self, content: bytes, size_rule: str) -> Given:
         """See `Samples`."""
-        fitted = read_picture(content, self._rule, self._limits, size_rule=size_rule)
-        return Given(
-            fitted.samples[None], fitted.original[None], size_rule, fitted.geometry, fitted.use.clipped
-        )
+        fitted = read_picture(content, self._rule, self._limits)
+        check_size(fitted.geometry, self._rule, size_rule)
+        figures = given_figures(fitted, self._rule, size_rule)
+        samples = fitted.samples[None]
+        original = samples if fitted.original is fitted.samples else fitted.original[None]
+        return Given(samples, original, figures)
+
+    def again(self, data: bytes, size_rule: str) -> Given | None:
+        """See `Samples`."""
+        given = Given.from_bytes(data, self.rule)
+        if given is None or given.picture is None:
+            return None
+        check_size(given.geometry, self._rule, size_rule)
+        return dataclasses.replace(given, picture=given.picture.model_copy(update={"size_rule": size_rule}))
 
     def memory(self, content: bytes) -> int:
         """See `Samples`."""
@@ -214,27 +294,19 @@ class PictureSamples:
 
     def output_memory(self, given: Given) -> int:
         """See `Samples`; of whichever of the two sides writes more."""
-        assert given.geometry is not None
         deep = dataclasses.replace(self._rule, bits=16)
         return FIXED + max(output_bytes(given.geometry, rule) for rule in (self._rule, deep))
 
     def translation(self, file: bytes, side: ContractSide, given: Given) -> Translation:
         """See `Samples`."""
-        assert given.geometry is not None
+        assert given.picture is not None
         assert side.picture is not None  # a contract of pictures has it
-        home, translated = bring_home(file, side, given.size_rule, given.geometry)
+        home, translated = bring_home(file, side, given.picture.size_rule, given.geometry)
         kept = structure(given.original, translated)
-        slope, intercept = output_scale(side)
         figures = {
-            "height": given.geometry.height,
-            "width": given.geometry.width,
-            "size_rule": given.size_rule,
-            "terms": side.picture.values(),
-            "slope": slope,
-            "intercept": intercept,
+            **output_terms(rule_of_side(side)),
             "edge_correlation": float(kept.edge_correlation[0]),
             "mutual_information": float(kept.mutual_information[0]),
-            "clipped": given.clipped,
         }
         if (least := self._thresholds) is not None:
             figures |= {
@@ -246,7 +318,6 @@ class PictureSamples:
 
     def returned(self, samples: Array, given: Given) -> bytes:
         """See `Samples`."""
-        assert given.geometry is not None
         return write_own(samples, self._rule, given.geometry)
 
     def cycle(self, engine: ServingParty, given: Given, back: Decoded) -> Mapping[str, Any]:  # noqa: ARG002
@@ -265,9 +336,3 @@ def samples_of(engine: ServingParty, limits: LimitsSection) -> Samples:
     if engine.model.bundle.manifest.sample_kind == "picture":
         return PictureSamples(engine, limits)
     return PointSamples(engine, limits)
-
-
-def add_figures(record: dict[str, Any], figures: Mapping[str, Any]) -> None:
-    """Merge what was measured into an item's record, one level deep."""
-    for key, value in figures.items():
-        record[key] = {**record[key], **value} if isinstance(record.get(key), dict) else value

@@ -31,6 +31,7 @@ from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import check_depth
 from ddib_fed.node.role import NodeContext
+from ddib_fed.rpc.provenance import provenance_message
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
 from ddib_fed.server.pace import Pace, paced
@@ -333,7 +334,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 item.size_bytes, lambda: staging.read(item.index), samples.memory
             ) as content:
                 given = samples.read(content, self._node.size_rule)
-            engine.model.check_given(given.samples)
+                engine.model.check_given(given.samples)
+                staging.keep_decoded(given.to_bytes(samples.rule))
         except InputError as error:
             self._of_item(item.index, error)
             raise
@@ -368,7 +370,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
 
     def _result(self, job: Job, index: int) -> Iterator[translation_pb2.FetchResultsResponse]:
         item = next(item for item in job.items if item.index == index)
-        provenance: translation_pb2.Provenance | None = messages.provenance_message(job, item)
+        provenance: translation_pb2.Provenance | None = provenance_message(messages.record_of(job, item))
         kept = self._store.parts(job.job_id, index)
         for part, number in messages.PARTS.items():
             if part not in kept:

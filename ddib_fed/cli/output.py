@@ -131,9 +131,11 @@ def print_json(value: object) -> None:
 
 
 def plain(value: object) -> Any:
-    """Dataclasses, enums, bytes (as hex), paths and tuples as what JSON has."""
+    """Dataclasses, pydantic models, enums, bytes (as hex), paths and tuples as what JSON has."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):  # pydantic is not imported for commands that do without
+        return value.model_dump(mode="json")
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, bytes):

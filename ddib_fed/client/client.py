@@ -18,6 +18,7 @@ from typing import Self
 
 import grpc
 
+from ddib_fed.bridge.translation_record import Part
 from ddib_fed.client.connection import PATIENCE_S, Connection, OnWait, Patience
 from ddib_fed.client.payload import Payload, name_item, payloads, send_job, split_target
 from ddib_fed.client.profile import Profile
@@ -28,7 +29,6 @@ from ddib_fed.client.views import (
     ItemState,
     JobState,
     JobView,
-    Part,
     Result,
     Settings,
     Submitted,

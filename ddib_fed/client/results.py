@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from ddib_fed.client.views import MEDIA, PARTS, Part, Provenance, Result, ResultFile, provenance_view
+from ddib_fed.bridge.translation_record import Part, Translation
+from ddib_fed.client.views import MEDIA, PARTS, Result, ResultFile
 from ddib_fed.errors import ChunkCorrupt, MessageInvalid
+from ddib_fed.rpc.provenance import provenance_record
 from ddib_fed.v1 import translation_pb2
 from ddib_fed.wire.chunks import Announced, Whole, assemble, open_file
 
@@ -35,7 +37,7 @@ class Collector:
         self._max_bytes = max_bytes
         self._item: int | None = None
         self._files: dict[Part, ResultFile] = {}
-        self._provenance: Provenance | None = None
+        self._provenance: Translation | None = None
 
     def results(self, messages: Iterable[translation_pb2.FetchResultsResponse]) -> Iterator[Result]:
         """Each result as soon as its last part is whole.
@@ -68,7 +70,7 @@ class Collector:
             raise MessageInvalid(f"item {header.item} came without provenance")
         if header.provenance.job_id != self._job_id:
             raise MessageInvalid(f"item {header.item} says that it is of another job")
-        self._item, self._provenance = header.item, provenance_view(header.provenance)
+        self._item, self._provenance = header.item, provenance_record(header.provenance)
 
     def _take(self, whole: Whole) -> None:
         header: translation_pb2.ResultHeader = whole.header

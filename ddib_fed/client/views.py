@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
 
+from ddib_fed.bridge.translation_record import Part, Translation
 from ddib_fed.errors import DdibError, Difference, error_class
 from ddib_fed.v1 import common_pb2, translation_pb2
 
@@ -38,14 +38,6 @@ class ItemState(StrEnum):
     DECODED = "DECODED"
     DELIVERED = "DELIVERED"
     FAILED = "FAILED"
-
-
-class Part(StrEnum):
-    """Which file of a result."""
-
-    TRANSLATION = "translation"
-    RETURNED = "returned"
-    LATENT = "latent"
 
 
 class Media(StrEnum):
@@ -224,94 +216,6 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class LatentStatistics:
-    """White-noise statistics of the latent that crossed."""
-
-    mean: float
-    std: float
-    kurtosis: float
-    correlation: float
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class CycleError:
-    """L2 distance of each sample and its round trip, on data of unit standard deviation."""
-
-    median: float
-    mean: float
-    p99: float
-    max: float
-
-
-@dataclass(frozen=True, slots=True)
-class PictureFigures:
-    """What was done with a picture, and how near its round trip is.
-
-    Attributes:
-        height: Of the picture that was sent, and of the translation.
-        width: The same.
-        size_rule: How it was brought to the model's size; undone on the translation.
-        low: Raw value that is -1 in a sample of the target's.
-        high: Raw value that is 1.
-        bits: Of a value in the translation's file.
-        slope: Raw value of the translation = slope * number in its file + intercept.
-        intercept: The same.
-        cycle_mse: Mean squared error of the round trip, values from -1 to 1; None without a cycle.
-        cycle_psnr: The same in dB.
-        edge_correlation: Of the edges of picture and translation.
-        mutual_information: Of their values, in bits.
-        least_edge_correlation: Below it the source's model calls a translation doubtful; None when it does not say.
-        least_mutual_information: The same, in bits.
-        structure_doubtful: Whether one of the two figures is below; None when the model does not say.
-        clipped: Values of the picture that lie outside the range of the source's model.
-    """
-
-    height: int
-    width: int
-    size_rule: str
-    low: float
-    high: float
-    bits: int
-    slope: float
-    intercept: float
-    cycle_mse: float | None
-    cycle_psnr: float | None
-    edge_correlation: float | None
-    mutual_information: float | None
-    least_edge_correlation: float | None = None
-    least_mutual_information: float | None = None
-    structure_doubtful: bool | None = None
-    clipped: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """How a result came about."""
-
-    job_id: str
-    source_institution: str
-    source_domain: str
-    target_institution: str
-    target_domain: str
-    contract_sha256: bytes
-    source_model_sha256: bytes
-    target_model_sha256: bytes
-    input_sha256: bytes
-    latent_sha256: bytes
-    solver: Settings
-    soften_sigma: float
-    latent: LatentStatistics
-    wire_bytes: int
-    seconds: Mapping[str, float]
-    cycle: CycleError | None
-    samples: int
-    picture: PictureFigures | None = None
-    source_class: str = ""
-    target_class: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class ResultFile:
     """One verified file of a result."""
 
@@ -326,7 +230,7 @@ class Result:
 
     item: int
     files: Mapping[Part, ResultFile]
-    provenance: Provenance
+    provenance: Translation
 
     @property
     def translation(self) -> ResultFile:
@@ -418,58 +322,4 @@ def event_view(pb: translation_pb2.WatchJobResponse) -> Event:
         reason=pb.reason,
         items_done=pb.items_done,
         items=pb.items,
-    )
-
-
-def provenance_view(pb: translation_pb2.Provenance) -> Provenance:
-    """How a result came about."""
-    latent, cycle = pb.latent, pb.cycle
-    return Provenance(
-        job_id=pb.job_id,
-        source_institution=pb.source_institution,
-        source_domain=pb.source_domain,
-        target_institution=pb.target_institution,
-        target_domain=pb.target_domain,
-        contract_sha256=pb.contract_sha256,
-        source_model_sha256=pb.source_model_sha256,
-        target_model_sha256=pb.target_model_sha256,
-        input_sha256=pb.input_sha256,
-        latent_sha256=pb.latent_sha256,
-        solver=settings_view(pb.solver),
-        soften_sigma=pb.soften_sigma,
-        latent=LatentStatistics(latent.mean, latent.std, latent.kurtosis, latent.correlation, latent.count),
-        wire_bytes=pb.wire_bytes,
-        seconds=dict(pb.seconds),
-        cycle=CycleError(cycle.median, cycle.mean, cycle.p99, cycle.max) if pb.HasField("cycle") else None,
-        samples=pb.samples,
-        picture=_figures(pb.picture) if pb.HasField("picture") else None,
-        source_class=pb.source_class,
-        target_class=pb.target_class,
-    )
-
-
-# Absent where they were not measured.
-_MEASURED: Final = (
-    "cycle_mse",
-    "cycle_psnr",
-    "edge_correlation",
-    "mutual_information",
-    "least_edge_correlation",
-    "least_mutual_information",
-    "structure_doubtful",
-)
-
-
-def _figures(pb: translation_pb2.PictureFigures) -> PictureFigures:
-    return PictureFigures(
-        height=pb.height,
-        width=pb.width,
-        size_rule=pb.size_rule,
-        low=pb.terms.low,
-        high=pb.terms.high,
-        bits=pb.terms.bits,
-        slope=pb.slope,
-        intercept=pb.intercept,
-        **{name: getattr(pb, name) if pb.HasField(name) else None for name in _MEASURED},
-        clipped=pb.clipped,
     )

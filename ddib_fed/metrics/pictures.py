@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from ddib_fed.bridge.translation_record import PictureFigures
 from ddib_fed.errors import ExtraMissing, ShapeMismatch, UsageError
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import Manifest
-    from ddib_fed.samples.images import PictureRule
+    from ddib_fed.samples.images import Fitted, PictureRule
 
 Pictures = NDArray[np.float32]
 """(N, C, H, W) in [-1, 1], C being 1 or 3."""
@@ -172,6 +173,35 @@ def to_channels(pictures: Pictures, channels: int) -> Pictures:
         return np.repeat(pictures, 3, axis=1)
     grey = np.einsum("nchw,c->nhw", pictures, np.asarray(LUMA, pictures.dtype))
     return np.ascontiguousarray(grey[:, None])
+
+
+def given_figures(given: Fitted, rule: PictureRule, size_rule: str) -> PictureFigures:
+    """What a record says of a picture before it is translated.
+
+    Args:
+        given: The picture.
+        rule: Of the source's model.
+        size_rule: How it was brought to the model's size.
+    """
+    slope, intercept = rule.output_scale
+    return PictureFigures(
+        height=given.geometry.height,
+        width=given.geometry.width,
+        size_rule=size_rule,
+        source_low=rule.low,
+        source_high=rule.high,
+        back_slope=slope,
+        back_intercept=intercept,
+        clipped=given.use.clipped,
+        outside=round(given.use.outside, 4),
+        used=round(given.use.used, 4),
+    )
+
+
+def output_terms(rule: PictureRule) -> dict[str, float | int]:
+    """What a record says of the numbers in the translation's file; `rule` is of the target's model."""
+    slope, intercept = rule.output_scale
+    return {"low": rule.low, "high": rule.high, "bits": rule.bits, "slope": slope, "intercept": intercept}
 
 
 def picture_rule(manifest: Manifest) -> PictureRule:

@@ -66,23 +66,28 @@ def rule_of(manifest: Manifest) -> PictureRule:
     return PictureRule(channels, height, width, form.fit, form.low, form.high, form.bits)
 
 
-def read_picture(content: bytes, rule: PictureRule, limits: ImageLimits, *, size_rule: str) -> Fitted:
+def read_picture(content: bytes, rule: PictureRule, limits: ImageLimits) -> Fitted:
     """A client's file as the model takes it.
 
     Args:
         content: The file.
         rule: The model's.
         limits: What the file may claim.
-        size_rule: The contract's; "refuse" takes no picture of another size than the model's.
 
     Raises:
         KindMismatch: It is a .npy of points.
         ImageUnreadable, ImageTooLarge: It is no picture that is accepted here.
         PictureMisfit: It is not in the model's units.
-        ShapeMismatch: It has another size, and that is refused.
     """
-    fitted = fit_picture(decode_image(content, limits), rule)
-    geometry = fitted.geometry
+    return fit_picture(decode_image(content, limits), rule)
+
+
+def check_size(geometry: Geometry, rule: PictureRule, size_rule: str) -> None:
+    """Return when a contract's size rule takes a picture of this size; "refuse" takes the model's own alone.
+
+    Raises:
+        ShapeMismatch: It does not.
+    """
     if size_rule == REFUSE and (geometry.height, geometry.width) != (rule.height, rule.width):
         said, wanted = f"{geometry.height}x{geometry.width}", f"{rule.height}x{rule.width}"
         raise ShapeMismatch(
@@ -90,17 +95,11 @@ def read_picture(content: bytes, rule: PictureRule, limits: ImageLimits, *, size
             hint="bring it to that size, or let both operators set policy.size_rule to model",
             facts={"size": said, "expected": wanted, "size_rule": REFUSE},
         )
-    return fitted
 
 
 def write_translation(samples: Array, rule: PictureRule) -> bytes:
     """The target's answer: a PNG of the model's own size from one picture (1, C, H, W) in [-1, 1]."""
     return encode_png(from_array(samples[0], rule))
-
-
-def output_scale(side: ContractSide) -> tuple[float, float]:
-    """(slope, intercept) of a side's files: raw value = slope * number in the file + intercept."""
-    return _rule_of_side(side).output_scale
 
 
 def bring_home(content: bytes, side: ContractSide, size_rule: str, geometry: Geometry) -> tuple[bytes, Array]:
@@ -119,7 +118,7 @@ def bring_home(content: bytes, side: ContractSide, size_rule: str, geometry: Geo
         ImageUnreadable, ImageTooLarge: It is no PNG, or claims more pixels than were agreed.
         ShapeMismatch: Its size, channels or bits are not those that were agreed.
     """
-    rule = _rule_of_side(side, size_rule)
+    rule = rule_of_side(side, size_rule)
     limits = ImageLimits(max_bytes=len(content), max_pixels=rule.height * rule.width, formats=("PNG",))
     picture = decode_image(content, limits)
     agreed = (rule.height, rule.width, rule.channels)
@@ -139,7 +138,7 @@ def write_own(samples: Array, rule: PictureRule, geometry: Geometry) -> bytes:
     return encode_png(from_array(samples[0], rule, geometry))
 
 
-def _rule_of_side(side: ContractSide, size_rule: str = REFUSE) -> PictureRule:
+def rule_of_side(side: ContractSide, size_rule: str = REFUSE) -> PictureRule:
     """The other side's rule; where sizes are refused there is nothing to undo, and any fit says so."""
     assert side.picture is not None  # a contract of pictures has it
     channels, height, width = side.sample_shape

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.bridge.translation_records import Record
+from ddib_fed.bridge.translation_record import PictureFigures, Translation
 from ddib_fed.metrics.judgement import Domain, Figures, OnStep, judge, put
 from ddib_fed.metrics.latents import whiteness
 from ddib_fed.metrics.structure import Thresholds
@@ -99,7 +99,7 @@ def _domain(folders: Folders, found: Translations) -> Domain | None:
     )
 
 
-def _fill_cycle(report: Figures, rows: list[Figures], records: Sequence[Record]) -> None:
+def _fill_cycle(report: Figures, rows: list[Figures], records: Sequence[Translation]) -> None:
     if report["cycle"] is not None:
         report["cycle"]["from"] = FROM_FILES
         return
@@ -112,7 +112,7 @@ def _fill_cycle(report: Figures, rows: list[Figures], records: Sequence[Record])
         }
 
 
-def _fill_structure(report: Figures, rows: list[Figures], records: Sequence[Record]) -> None:
+def _fill_structure(report: Figures, rows: list[Figures], records: Sequence[Translation]) -> None:
     """Without sources the records' figures, and without thresholds their marks."""
     marks = [record.doubtful for record in records]
     if report["structure"] is not None:
@@ -146,7 +146,8 @@ def _latents(found: Translations) -> Figures | None:
             "from": FROM_FILES,
         }
     columns: dict[str, Any] = {
-        key: _column(found.records, f"latent_{key}") for key in ("mean", "std", "kurtosis", "correlation")
+        key: _measured([getattr(record.latent, key) for record in found.records])
+        for key in ("mean", "std", "kurtosis", "correlation")
     }
     if any(column is None for column in columns.values()):
         return None
@@ -162,7 +163,10 @@ def _latents(found: Translations) -> Figures | None:
     }
 
 
-def _column(records: Sequence[Record], name: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """One figure of every record, or None unless all have it."""
-    values = [getattr(record, name) for record in records]
+def _column(records: Sequence[Translation], name: str) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """One picture figure of every record, or None unless all have it."""
+    return _measured([getattr(record.picture or PictureFigures(), name) for record in records])
+
+
+def _measured(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     return None if None in values else np.array(values, np.float64)

@@ -10,14 +10,14 @@ order. Pictures of other sizes than the first are brought to its size, and count
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.bridge.translation_records import Record, read
+from ddib_fed.bridge.translation_record import SOURCE, Part, PictureFigures, Translation
 from ddib_fed.errors import FileMissing, InputError, PictureMisfit, UsageError
 from ddib_fed.metrics.pictures import Pictures, to_channels
 from ddib_fed.samples.images import Picture, PictureRule, fit_picture, read_image, to_array
@@ -36,11 +36,20 @@ class Item:
 
     Attributes:
         name: Path below the folder, without suffix.
-        record: What is known of it; of a picture without a record nothing but its file.
+        translated: Its file.
+        record: How it came about; empty for a picture without a record.
+        files: The further files that the record names and that are there, by kind.
     """
 
     name: str
-    record: Record
+    translated: Path
+    record: Translation = field(default_factory=Translation)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def picture(self) -> PictureFigures:
+        """The figures in the record."""
+        return self.record.picture or PictureFigures()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,7 @@ class Translations:
     """
 
     names: tuple[str, ...]
-    records: tuple[Record, ...] = field(repr=False)
+    records: tuple[Translation, ...] = field(repr=False)
     translated: Pictures = field(repr=False)
     source: Pictures | None = field(repr=False)
     truth: Pictures | None = field(repr=False)
@@ -137,14 +146,28 @@ def find_items(folder: Path) -> list[Item]:
     """
     if not folder.is_dir():
         raise FileMissing(f"no such folder: {folder}")
-    records = (read(path, folder) for path in sorted(folder.rglob("*.json")) if not _hidden(path, folder))
-    found = [Item(_name(record.translated, folder), record) for record in records if record is not None]
+    paths = [path for path in sorted(folder.rglob("*.json")) if not _hidden(path, folder)]
+    found = [item for path in paths if (item := read_item(path, folder)) is not None]
     if not found:
         plain = by_name(folder)
-        found = [Item(name, Record(path)) for name, path in plain.items() if path.name not in SHEETS]
+        found = [Item(name, path) for name, path in plain.items() if path.name not in SHEETS]
     if not found:
         raise FileMissing(f"{folder} holds no picture", hint="name the folder that holds the translations")
     return found
+
+
+def read_item(path: Path, folder: Path) -> Item | None:
+    """The translation whose record is in a file; None when it is no record, or its translation is not there."""
+    record = Translation.read(path)
+    if record is None:
+        return None
+    files = {
+        kind: found
+        for kind, written in record.files.items()
+        if (found := _file(path.parent, written.file)) is not None
+    }
+    translated = files.pop(Part.TRANSLATION, None)
+    return None if translated is None else Item(_name(translated, folder), translated, record, files)
 
 
 def by_name(folder: Path) -> dict[str, Path]:
@@ -189,27 +212,27 @@ def read_translations(
         UsageError: A file's type has no range of its own, and none was given.
     """
     items = find_items(folder)
-    height, width = read_picture(items[0].record.translated).pixels.shape[:2]
+    height, width = read_picture(items[0].translated).pixels.shape[:2]
     scale = Scale(size or height, size or width, span)
     notes: list[str] = []
     paths = {
-        "translated": [item.record.translated for item in items],
-        "source": _recorded(items, "source", notes) if source is None else _beside(items, source),
+        "translated": [item.translated for item in items],
+        "source": _recorded(items, SOURCE, "source", notes) if source is None else _beside(items, source),
         "truth": [] if truth is None else _beside(items, truth),
-        "back": _recorded(items, "back", notes),
+        "back": _recorded(items, Part.RETURNED, "back", notes),
     }
     # Translations, and what came back, are files of numbers; sources and truths are raw.
-    records = [item.record for item in items]
+    pictures = [item.picture for item in items]
     own, theirs = (
-        replace(scale, span=span or _agreed([getattr(record, side) for record in records]))
+        replace(scale, span=span or _agreed([getattr(picture, side) for picture in pictures]))
         for side in ("source_range", "target_range")
     )
     # A range that is a type's whole one needs not be the type of truths: 8 bits may stand for the same picture.
     others = replace(theirs, span=span) if theirs.span in OWN_RANGES else theirs
     places = {"translated": theirs, "source": own, "truth": others, "back": own}
-    scales = {"translated": [record.output_scale for record in records]}
-    backs = [record.back_scale for record in records if record.back_scale is not None]
-    if len(backs) == len(records):
+    scales = {"translated": [picture.output_scale for picture in pictures]}
+    backs = [picture.back_scale for picture in pictures if picture.back_scale is not None]
+    if len(backs) == len(pictures):
         scales["back"] = backs
         if source is None:  # a copy that was written beside has the same numbers
             scales["source"] = backs
@@ -230,7 +253,7 @@ def read_translations(
         notes.append(f"{tell.resized} of {tell.done} files had another size and were brought to {size_said}")
     return Translations(
         names=tuple(item.name for item in items),
-        records=tuple(records),
+        records=tuple(item.record for item in items),
         translated=translated,
         source=stacks["source"],
         truth=_with_channels(stacks["truth"], translated.shape[1]),
@@ -312,16 +335,16 @@ def _beside(items: Sequence[Item], folder: Path) -> list[Path]:
     return [there[item.name] for item in items]
 
 
-def _recorded(items: Sequence[Item], kind: str, notes: list[str]) -> list[Path]:
+def _recorded(items: Sequence[Item], kind: str, called: str, notes: list[str]) -> list[Path]:
     """The file of a kind that each record names; nothing unless all are there."""
-    found = [path for item in items if (path := getattr(item.record, kind)) is not None]
+    found = [item.files[kind] for item in items if kind in item.files]
     if found and len(found) < len(items):
-        notes.append(f"{kind}: only {len(found)} of {len(items)} pictures have it, so it was left out")
+        notes.append(f"{called}: only {len(found)} of {len(items)} pictures have it, so it was left out")
     return found if len(found) == len(items) else []
 
 
 def _latents(items: Sequence[Item], notes: list[str]) -> NDArray[np.float32] | None:
-    paths = _recorded(items, "latent", notes)
+    paths = _recorded(items, Part.LATENT, "latent", notes)
     latents = [np.load(path, allow_pickle=False) for path in paths]
     # A node's latent has its one picture as a dimension of its own.
     latents = [latent[0] if latent.ndim == 4 and len(latent) == 1 else latent for latent in latents]
@@ -339,6 +362,14 @@ def _with_channels(pictures: Pictures | None, channels: int) -> Pictures | None:
 
 def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    """A file below the folder; a record cannot name one elsewhere."""
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        return None
+    path = folder / name
+    return path if path.is_file() else None
 
 
 def _hidden(path: Path, folder: Path) -> bool:

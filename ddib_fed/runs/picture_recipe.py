@@ -15,12 +15,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from ddib_fed.bridge.translation_record import SOURCE, UNCERTAINTY, Part, file_name
 from ddib_fed.diffusion.guidance import check_guidance
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import UsageError
 
 RUN_FILE, REPORT_FILE, SHEET_FILE = "run.json", "report.json", "sheet.png"
 """A run's own files, beside its results."""
+RECORD = "record"
 RESERVED = frozenset({RUN_FILE, REPORT_FILE, SHEET_FILE})
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -121,21 +123,21 @@ class Task:
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     def files(self, recipe: Recipe) -> dict[str, str]:
-        """Names of the files that belong to it, below the run's folder, by what they are."""
-        translated = f"{self.name}.png"
+        """Names of the files that belong to it, below the run's folder, by `RECORD` and what they are in a record."""
+        translated = file_name(self.name, Part.TRANSLATION, ".png")
         if recipe.public_names:
             translated = f"{self.name}_translated_{self.target_class}.PNG"
-        found = {"record": f"{translated.rpartition('.')[0]}.json", "translated": translated}
         stem = translated.rpartition(".")[0]
+        found: dict[str, str] = {RECORD: f"{stem}.json", Part.TRANSLATION: translated}
         if recipe.public_names:
-            found["source"] = f"{self.name}.PNG"
+            found[SOURCE] = f"{self.name}.PNG"
         if recipe.cycle:
-            found["back"] = f"{stem}_back.png"
+            found[Part.RETURNED] = file_name(stem, Part.RETURNED, ".png")
         if recipe.uncertainty:
-            found["uncertainty"] = f"{stem}_uncertainty.png"
+            found[UNCERTAINTY] = file_name(stem, UNCERTAINTY, ".png")
         if recipe.keep_latents:
-            found["latent"] = f"{stem}_latent.npy"
-        return found
+            found[Part.LATENT] = file_name(stem, Part.LATENT, ".npy")
+        return {str(kind): name for kind, name in found.items()}
 
 
 def batches(tasks: Iterable[Task], size: int) -> Iterator[tuple[Task, ...]]:
@@ -165,7 +167,7 @@ def check_names(tasks: Sequence[Task], recipe: Recipe) -> None:
                 )
             # Case is folded: some file systems do not tell A.png from a.png.
             other = owner.setdefault(name.casefold(), task)
-            if other is not task and not (kind == "source" and other.path == task.path):
+            if other is not task and not (kind == SOURCE and other.path == task.path):
                 raise UsageError(
                     f"the results of {other.shown} and {task.shown} would both be called {name}",
                     hint="rename one of them",

@@ -5,24 +5,25 @@ The rule: everything here is read from the records and the files; a run that was
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from ddib_fed.bridge.translation_record import FolderRun, PictureFigures, Translation
 from ddib_fed.errors import FileMissing, InputError, StateConflict
-from ddib_fed.json_files import write_json
+from ddib_fed.json_files import read_json, write_bytes, write_json
 from ddib_fed.metrics.pictures import picture_rule, spread
 from ddib_fed.metrics.ranking import worst_first
 from ddib_fed.metrics.structure import QUANTILE, Structure, Thresholds, doubtful
 from ddib_fed.models.bundle import MANIFEST_FILE, parse_manifest
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.runs.picture_recipe import REPORT_FILE, SHEET_FILE, Recipe, Task
+from ddib_fed.runs.picture_recipe import RECORD, REPORT_FILE, SHEET_FILE, Recipe, Task
 from ddib_fed.runs.picture_results import write_sheet
-from ddib_fed.runs.picture_worker import read_record
 from ddib_fed.samples.images import ImageLimits
 
 SHEET_PICTURES = 24
@@ -91,11 +92,10 @@ def finish(
         FileMissing, ImageUnreadable, ImageTooLarge: A file is gone or was changed.
     """
     recipe = settled.recipe
-    paths = [out / task.files(recipe)["record"] for task in tasks]
+    paths = [out / task.files(recipe)[RECORD] for task in tasks]
     records = [_there(path) for path in paths]
     thresholds = thresholds or settled.source.structure
-    if thresholds is not None:
-        mark(paths, records, thresholds)
+    records = mark(paths, records, thresholds)
     report = {
         **settled.described(),
         "count": len(tasks),
@@ -108,29 +108,55 @@ def finish(
         "pictures": [path.relative_to(out).as_posix() for path in paths],
     }
     if recipe.cycle:
-        report["cycle_psnr"] = dict(spread(np.array([record["cycle_psnr"] for record in records])))
-        report["cycle_mse"] = dict(spread(np.array([record["cycle_mse"] for record in records])))
+        report["cycle_psnr"] = dict(spread(_column(records, "cycle_psnr")))
+        report["cycle_mse"] = dict(spread(_column(records, "cycle_mse")))
     if recipe.uncertainty:
-        report["uncertainty"] = dict(spread(np.array([record["uncertainty"]["mean"] for record in records])))
+        spreads = [_run(record).uncertainty or {} for record in records]
+        report["uncertainty"] = dict(spread(np.array([found["mean"] for found in spreads])))
     models = settled.source, settled.target
     shown = worst_first([_row(record) for record in records])[:SHEET_PICTURES]
     write_sheet([tasks[i] for i in shown], [records[i] for i in shown], out, models, limits, total=len(tasks))
+    marks = [record.doubtful for record in records if record.doubtful is not None]
+    report["doubtful"] = sum(marks) if marks else None
     report["sheet"] = SHEET_FILE
     write_json(out / REPORT_FILE, report)
     return report
 
 
-def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"cycle_psnr": record["cycle_psnr"], **record["structure"]}
+def _row(record: Translation) -> dict[str, Any]:
+    keys = ("cycle_psnr", "edge_correlation", "mutual_information")
+    return {key: getattr(_picture(record), key) for key in keys} | {"doubtful": record.doubtful}
 
 
-def mark(paths: Sequence[Path], records: Sequence[dict[str, Any]], thresholds: Thresholds) -> None:
-    """Say in each record whether its structure is doubtful; records that say so already are left."""
-    marks = doubtful(_kept(records, "structure"), thresholds).tolist()
-    for path, record, is_doubtful in zip(paths, records, marks, strict=True):
-        if record["structure"]["doubtful"] != is_doubtful:
-            record["structure"]["doubtful"] = is_doubtful
-            write_json(path, record)
+def mark(
+    paths: Sequence[Path], records: Sequence[Translation], thresholds: Thresholds | None
+) -> list[Translation]:
+    """The records, each saying whether its translation is doubtful; files that said otherwise are written again.
+
+    Args:
+        paths: Of the records.
+        records: As they are in the files.
+        thresholds: Of structure; None holds the round trip alone against its bound.
+    """
+    marks = None if thresholds is None else doubtful(_kept(records), thresholds).tolist()
+    found = []
+    for row, (path, record) in enumerate(zip(paths, records, strict=True)):
+        held: dict[str, Any] = {
+            "least_edge_correlation": None,
+            "least_mutual_information": None,
+            "structure_doubtful": None,
+        }
+        if thresholds is not None and marks is not None:
+            held = {
+                "least_edge_correlation": thresholds.edge_correlation,
+                "least_mutual_information": thresholds.mutual_information,
+                "structure_doubtful": marks[row],
+            }
+        marked = record.with_(picture=held).judged()
+        if marked != record:
+            write_bytes(path, marked.to_json())
+        found.append(marked)
+    return found
 
 
 def read_thresholds(path: Path) -> Thresholds:
@@ -152,7 +178,7 @@ def read_thresholds(path: Path) -> Thresholds:
     report = path / REPORT_FILE if path.is_dir() else path
     if not report.exists():
         raise FileMissing(f"no report of a run over held-out pictures: {report}")
-    calibrated = ((read_record(report) or {}).get("structure") or {}).get("calibrated")
+    calibrated = ((read_json(report) or {}).get("structure") or {}).get("calibrated")
     try:
         return Thresholds.model_validate(calibrated)
     except ValidationError as error:
@@ -162,16 +188,32 @@ def read_thresholds(path: Path) -> Thresholds:
         ) from error
 
 
-def _there(path: Path) -> dict[str, Any]:
-    record = read_record(path)
+def _there(path: Path) -> Translation:
+    record = Translation.read(path)
     if record is None:
         raise StateConflict(f"{path} was there and is gone", hint="the same command again makes it anew")
     return record
 
 
-def _latents(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _picture(record: Translation) -> PictureFigures:
+    return record.picture or PictureFigures()
+
+
+def _run(record: Translation) -> FolderRun:
+    return record.run or FolderRun()
+
+
+def _column(records: Sequence[Translation], key: str) -> NDArray[np.float64]:
+    """One picture figure of each record."""
+    return np.array([getattr(_picture(record), key) for record in records], np.float64)
+
+
+def _latents(records: Sequence[Translation]) -> dict[str, float]:
     """Mean and deviation of all numbers of all latents; of kurtosis and correlation the median picture's."""
-    column = {key: np.array([record["latent"][key] for record in records]) for key in records[0]["latent"]}
+    column = {
+        key: np.array([getattr(record.latent, key) for record in records], np.float64)
+        for key in ("mean", "std", "kurtosis", "correlation")
+    }
     mean = float(column["mean"].mean())
     second = float((column["std"] ** 2 + column["mean"] ** 2).mean())
     return {
@@ -184,18 +226,17 @@ def _latents(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _structure(records: Sequence[dict[str, Any]], thresholds: Thresholds | None) -> dict[str, Any]:
+def _structure(records: Sequence[Translation], thresholds: Thresholds | None) -> dict[str, Any]:
     """Spread of both figures, what thresholds these pictures give, and how many are doubtful by those given."""
-    kept = _kept(records, "structure")
-    beside = [record for record in records if record["chance"] is not None]
+    kept = _kept(records)
+    beside = [chance for record in records if (chance := _run(record).chance) is not None]
     calibrated = None
     if len(beside) > 1:
-        chance = _kept(beside, "chance")
         calibrated = Thresholds(
             edge_correlation=float(np.quantile(kept.edge_correlation, QUANTILE)),
             mutual_information=float(np.quantile(kept.mutual_information, QUANTILE)),
-            chance_edge_correlation=float(chance.edge_correlation.mean()),
-            chance_mutual_information=float(chance.mutual_information.mean()),
+            chance_edge_correlation=float(np.mean([chance["edge_correlation"] for chance in beside])),
+            chance_mutual_information=float(np.mean([chance["mutual_information"] for chance in beside])),
             quantile=QUANTILE,
             count=len(records),
         )
@@ -208,23 +249,20 @@ def _structure(records: Sequence[dict[str, Any]], thresholds: Thresholds | None)
     }
 
 
-def _kept(records: Sequence[dict[str, Any]], key: str) -> Structure:
-    return Structure(
-        np.array([record[key]["edge_correlation"] for record in records]),
-        np.array([record[key]["mutual_information"] for record in records]),
-    )
+def _kept(records: Sequence[Translation]) -> Structure:
+    return Structure(_column(records, "edge_correlation"), _column(records, "mutual_information"))
 
 
-def _ranges(records: Sequence[Mapping[str, Any]], model: Manifest) -> dict[str, Any]:
+def _ranges(records: Sequence[Translation], model: Manifest) -> dict[str, Any]:
     """How many pictures do not lie in the model's range, and how many use next to nothing of it."""
     rule = picture_rule(model)
     found = [
-        record["range"] for record in records if "range" in record
-    ]  # results of an older release have none
+        p for record in records if (p := _picture(record)).outside is not None
+    ]  # older releases did not say
     return {
         "low": rule.low,
         "high": rule.high,
-        "clipped": sum(each.get("clipped", each["outside"]) > 0 for each in found),
-        "most_outside": max((each["outside"] for each in found), default=0.0),
-        "narrow": sum(each["used"] < NARROW for each in found),
+        "clipped": sum(each.clipped > 0 or (each.outside or 0.0) > 0 for each in found),
+        "most_outside": max((each.outside or 0.0 for each in found), default=0.0),
+        "narrow": sum(each.used is not None and each.used < NARROW for each in found),
     }

@@ -5,13 +5,13 @@ The rule: what is shown is what is in the files, not what was in memory when the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ddib_fed.bridge.translation_record import Part, Translation
 from ddib_fed.metrics.pictures import Pictures, picture_rule
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.reports.sheets import Stage, save_sheet
@@ -21,7 +21,7 @@ from ddib_fed.samples.images import ImageLimits, PictureRule, read_image, to_arr
 
 def stages(
     tasks: Sequence[Task],
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[Translation],
     out: Path,
     models: tuple[Manifest, Manifest],
     limits: ImageLimits | None = None,
@@ -42,10 +42,16 @@ def stages(
     # In the files the source's fit is undone, on whatever side they are.
     theirs = replace(picture_rule(models[1]), fit=own.fit)
     found = [Stage("source", _stack([task.path for task in tasks], own, limits))]
-    for title, key, rule in (("translated", "translated", theirs), ("back", "back", own)):
-        if records[0][key] is not None:
-            found.append(Stage(title, _stack([out / record[key] for record in records], in_numbers(rule))))
+    for title, part, rule in (("translated", Part.TRANSLATION, theirs), ("back", Part.RETURNED, own)):
+        if part in records[0].files:
+            paths = [path_of(out, task, record, part) for task, record in zip(tasks, records, strict=True)]
+            found.append(Stage(title, _stack(paths, in_numbers(rule))))
     return found
+
+
+def path_of(out: Path, task: Task, record: Translation, part: str) -> Path:
+    """Where a file of a translation lies: beside its record, whatever release named it."""
+    return (out / task.name).parent / record.files[part].file
 
 
 def in_numbers(rule: PictureRule) -> PictureRule:
@@ -55,7 +61,7 @@ def in_numbers(rule: PictureRule) -> PictureRule:
 
 def write_sheet(
     tasks: Sequence[Task],
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[Translation],
     out: Path,
     models: tuple[Manifest, Manifest],
     limits: ImageLimits | None = None,
@@ -74,8 +80,8 @@ def write_sheet(
     save_sheet(
         out / SHEET_FILE,
         stages(tasks, records, out, models, limits),
-        names=[Path(record["translated"]).stem for record in records],
-        doubtful=[bool(record["structure"]["doubtful"]) for record in records],
+        names=[Path(record.files[Part.TRANSLATION].file).stem for record in records],
+        doubtful=[bool(record.doubtful) for record in records],
         caption=". ".join([caption, *dict.fromkeys(filter(None, notes))]),
     )
 

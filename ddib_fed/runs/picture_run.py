@@ -23,7 +23,7 @@ from ddib_fed.bridge.bridging import check_legs
 from ddib_fed.bridge.sharding import spread
 from ddib_fed.datasets.imagenet import source_name, validation_pictures
 from ddib_fed.errors import AlreadyExists, DdibError, FileMissing, PictureMisfit, SettingsInvalid
-from ddib_fed.json_files import write_json
+from ddib_fed.json_files import read_json, write_json
 from ddib_fed.metrics.structure import Thresholds
 from ddib_fed.processes import require_alone
 from ddib_fed.runs.picture_recipe import (
@@ -42,7 +42,6 @@ from ddib_fed.runs.picture_worker import (
     finished,
     model_digests,
     open_sides,
-    read_record,
 )
 from ddib_fed.samples.images import ImageLimits, PictureRule, check_fit, read_image
 from ddib_fed.samples.scans import Entry, describe, require_outside, scan
@@ -298,7 +297,7 @@ def _by_class(folder: Path, class_names: Sequence[str], labels: Path | None) -> 
 def _claim(out: Path, settled: Settled, *, force: bool) -> None:
     """Make the folder this run's own, or go on with it."""
     asked = settled.described()
-    there = read_record(out / RUN_FILE)
+    there = read_json(out / RUN_FILE)
     foreign = there is None and (out / REPORT_FILE).exists()
     if (foreign or (there is not None and there != json.loads(json.dumps(asked)))) and not force:
         raise AlreadyExists(

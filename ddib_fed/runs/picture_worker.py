@@ -7,8 +7,6 @@ record answers the request and every file is as the record says.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,13 +26,24 @@ from ddib_fed.bridge.bridging import (
 from ddib_fed.bridge.picture_side import DTYPES
 from ddib_fed.bridge.sharding import OnTick
 from ddib_fed.bridge.threads import torch_threads
+from ddib_fed.bridge.translation_record import (
+    SOURCE,
+    UNCERTAINTY,
+    FolderRun,
+    LatentFigures,
+    Part,
+    SolverUsed,
+    Translation,
+    WrittenFile,
+)
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.errors import MemoryExhausted
-from ddib_fed.json_files import write_bytes, write_json
-from ddib_fed.metrics.pictures import mse, picture_rule, to_psnr
+from ddib_fed.json_files import write_bytes
+from ddib_fed.latent import Latent
+from ddib_fed.metrics.pictures import given_figures, mse, output_terms, picture_rule, to_psnr
 from ddib_fed.metrics.structure import Structure, structure
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.runs.picture_recipe import Recipe, Task
+from ddib_fed.runs.picture_recipe import RECORD, Recipe, Task
 from ddib_fed.samples.images import (
     Fitted,
     Geometry,
@@ -44,7 +53,7 @@ from ddib_fed.samples.images import (
     from_array,
     read_fitted,
 )
-from ddib_fed.samples.units import Use
+from ddib_fed.samples.points import to_npy
 
 # A deviation of this much, in units of [-1, 1], is white on the map.
 UNCERTAINTY_WHITE = 0.5
@@ -131,23 +140,19 @@ class Translator:
         errors = mse(found.back, x) if found.back is not None else None
         neighbours = structure(x, np.roll(found.translated, 1, axis=0)) if len(x) > 1 else None
         for row, (task, fitted) in enumerate(zip(batch, given, strict=True)):
-            written = self._files(task, row, fitted, found, deviation)
-            record = self._record(task, written, fitted.geometry)
-            record["cycle_mse"] = None if errors is None else float(errors[row])
-            record["cycle_psnr"] = None if errors is None else float(to_psnr(errors)[row])
-            record["range"] = _range(fitted.use)
-            record["structure"] = kept.records()[row]
-            record["chance"] = None if neighbours is None else _figures(neighbours, row)
-            record["latent"] = asdict(measure(torch.from_numpy(found.latent[row : row + 1])))
-            del record["latent"]["count"]
-            if deviation is not None:
-                record["uncertainty"] = {
-                    "softenings": self._recipe.uncertainty,
-                    "mean": float(deviation[row].mean()),
-                    "max": float(deviation[row].max()),
-                    "white": UNCERTAINTY_WHITE,
-                }
-            write_json(self._out / task.files(self._recipe)["record"], record)
+            figures = _figures(kept, row)
+            if errors is not None:
+                figures |= {"cycle_mse": float(errors[row]), "cycle_psnr": float(to_psnr(errors)[row])}
+            record = self._record(task, fitted, found.latent[row : row + 1]).with_(
+                files=self._files(task, row, fitted, found, deviation),
+                picture=figures,
+                run=self._run(
+                    task,
+                    None if neighbours is None else _figures(neighbours, row),
+                    None if deviation is None else deviation[row],
+                ),
+            )
+            write_bytes(self._out / task.files(self._recipe)[RECORD], record.judged().to_json())
 
     def _files(
         self,
@@ -156,58 +161,67 @@ class Translator:
         given: Fitted,
         found: Translated,
         deviation: Floats | None,
-    ) -> dict[str, str]:
-        """Write the files of one picture; their digests by name."""
+    ) -> dict[str, WrittenFile]:
+        """Write the files of one picture, named relative to their record's folder."""
         size = None if self._recipe.public_names else given.geometry
         source, target = self._rules
         # The fit that was done to the source is what is undone, whatever the target does to its own pictures.
         target = replace(target, fit=source.fit)
-        contents = {"translated": encode_png(from_array(found.translated[row], target, size))}
+        contents: dict[str, bytes] = {
+            Part.TRANSLATION: encode_png(from_array(found.translated[row], target, size))
+        }
         if self._recipe.public_names:
-            contents["source"] = encode_png(from_array(given.samples, source))
+            contents[SOURCE] = encode_png(from_array(given.samples, source))
         if found.back is not None:
-            contents["back"] = encode_png(from_array(found.back[row], source, size))
+            contents[Part.RETURNED] = encode_png(from_array(found.back[row], source, size))
         if deviation is not None:
-            contents["uncertainty"] = _map(deviation[row], target, size)
+            contents[UNCERTAINTY] = _map(deviation[row], target, size)
         if self._recipe.keep_latents:
-            contents["latent"] = _npy(found.latent[row])
-        names, written = task.files(self._recipe), {}
+            contents[Part.LATENT] = to_npy(found.latent[row : row + 1])
+        names, written = task.files(self._recipe), dict[str, WrittenFile]()
         for kind, content in contents.items():
             path = self._out / names[kind]
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, content)
-            written[names[kind]] = hashlib.sha256(content).hexdigest()
+            written[str(kind)] = WrittenFile(file=path.name, sha256=hashlib.sha256(content).hexdigest())
         return written
 
-    def _record(self, task: Task, written: dict[str, str], size: Geometry) -> dict[str, Any]:
-        names, (own, rule) = task.files(self._recipe), self._rules
-        slope, intercept = rule.output_scale
-        models = self.source.bundle, self.target.bundle
-        return {
-            "source": task.shown,
-            "translated": names["translated"],
-            "back": names.get("back"),
-            "picture_digest": task.digest,
-            "size": [size.height, size.width],
-            "classes": None
-            if task.source_class is None and task.target_class is None
-            else {"source": task.source_class, "target": task.target_class},
-            "output_scale": {"slope": slope, "intercept": intercept},
-            "back_scale": dict(zip(("slope", "intercept"), own.output_scale, strict=True)),
-            "ranges": {"source": [own.low, own.high], "target": [rule.low, rule.high]},
-            "settings": self._recipe.described(),
-            "models": {
-                side: {"name": model.manifest.name, "domain": model.manifest.domain, "digest": model.digest}
-                for side, model in zip(("source", "target"), models, strict=True)
-            },
-            "request": task.request(self._recipe, model_digests(self.source, self.target)),
-            "files": written,
-        }
+    def _record(self, task: Task, given: Fitted, latent: Floats) -> Translation:
+        """What is known of one picture and its latent, (1, C, H, W)."""
+        (own, rule), recipe = self._rules, self._recipe
+        settings = recipe.settings.described() | {"depth": recipe.depth}
+        manifests = self.source.bundle.manifest, self.target.bundle.manifest
+        return Translation(
+            input=task.shown,
+            source_domain=manifests[0].domain,
+            target_domain=manifests[1].domain,
+            source_model_sha256=self.source.bundle.digest,
+            target_model_sha256=self.target.bundle.digest,
+            latent_sha256=Latent.from_array(latent).sha256.hex(),
+            solver=SolverUsed.model_validate(settings),
+            soften_sigma=manifests[0].soften_sigma if recipe.soften is None else recipe.soften,
+            source_class="" if task.source_class is None else str(task.source_class),
+            target_class="" if task.target_class is None else str(task.target_class),
+            latent=LatentFigures(**asdict(measure(torch.from_numpy(latent)))),
+            picture=given_figures(given, own, own.fit).model_copy(update=output_terms(rule)),
+        )
 
-
-def _range(use: Use) -> dict[str, float]:
-    """How many values were clipped, as a number and as a share, and the part of the range that is used."""
-    return {"clipped": use.clipped, "outside": round(use.outside, 4), "used": round(use.used, 4)}
+    def _run(self, task: Task, chance: dict[str, float] | None, deviation: Floats | None) -> FolderRun:
+        spread = None
+        if deviation is not None:
+            spread = {
+                "softenings": self._recipe.uncertainty,
+                "mean": float(deviation.mean()),
+                "max": float(deviation.max()),
+                "white": UNCERTAINTY_WHITE,
+            }
+        return FolderRun(
+            request=task.request(self._recipe, model_digests(self.source, self.target)),
+            pixels_sha256=task.digest,
+            settings=self._recipe.described(),
+            chance=chance,
+            uncertainty=spread,
+        )
 
 
 def open_sides(
@@ -240,23 +254,13 @@ def model_digests(source: PictureSide, target: PictureSide) -> list[str]:
 
 def finished(task: Task, recipe: Recipe, models: Sequence[str], out: Path) -> bool:
     """Whether the results of a picture are there, answer this request and are what their record says."""
-    record = read_record(out / task.files(recipe)["record"])
-    if record is None or record.get("request") != task.request(recipe, models):
+    path = out / task.files(recipe)[RECORD]
+    record = Translation.read(path)
+    if record is None or record.run is None or record.run.request != task.request(recipe, models):
         return False
-    files = record.get("files")
-    wanted = {name for kind, name in task.files(recipe).items() if kind != "record"}
-    if not isinstance(files, dict) or set(files) != wanted:
+    if {RECORD, *record.files} != set(task.files(recipe)):
         return False
-    return all(_digest(out / name) == digest for name, digest in files.items())
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """The record in a file, or None when there is none that can be read."""
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
+    return all(_digest(path.parent / each.file) == each.sha256 for each in record.files.values())
 
 
 def _digest(path: Path) -> str:
@@ -277,9 +281,3 @@ def _map(deviation: Floats, rule: PictureRule, geometry: Geometry | None) -> byt
     """A grey PNG of 16 bits, 0 to `UNCERTAINTY_WHITE`."""
     grey = replace(rule, channels=1, low=0.0, high=UNCERTAINTY_WHITE, bits=16)
     return encode_png(from_array((deviation / UNCERTAINTY_WHITE * 2.0 - 1.0)[None], grey, geometry))
-
-
-def _npy(latent: Floats) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, latent, allow_pickle=False)
-    return stream.getvalue()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddib_fed.bridge.translation_record import Part, Translation
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ExtraMissing, PictureMisfit, UsageError
 from ddib_fed.metrics.judgement import Domain, Figures, judge
@@ -26,10 +27,9 @@ from ddib_fed.metrics.pictures import picture_rule
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.processes import require_alone
 from ddib_fed.reports.rehearsal_page import SideFound, WayFound, write_rehearsal
-from ddib_fed.runs.picture_recipe import SHEET_FILE, Recipe
+from ddib_fed.runs.picture_recipe import RECORD, SHEET_FILE, Recipe
 from ddib_fed.runs.picture_results import stages
 from ddib_fed.runs.picture_run import Found, entry_tasks, run
-from ddib_fed.runs.picture_worker import read_record
 from ddib_fed.samples import folders
 from ddib_fed.samples.images import read_fitted
 from ddib_fed.samples.scans import Entry, Folder, require_outside
@@ -253,7 +253,7 @@ def _judge(
     found: Found, out: Path, recipe: Recipe, models: tuple[Bundle, Bundle], target: _Side
 ) -> tuple[Figures, list[str]]:
     files = [task.files(recipe) for task in found.tasks]
-    records = [read_record(out / each["record"]) or {} for each in files]
+    records = [record for each in files if (record := Translation.read(out / each[RECORD]))]
     stacks = {s.title: s.pictures for s in stages(found.tasks, records, out, _manifests(models))}
     rule = picture_rule(models[1].manifest)
     domain = Domain(folders.load(target.train[:DOMAIN_PICTURES], rule))
@@ -269,7 +269,9 @@ def _judge(
     except ExtraMissing as error:
         notes.append(f"Not measured: the distance to the target domain. {error.detail}: {error.hint}")
         report = judge(stacks["translated"], **given)
-    measured = whiteness(torch.from_numpy(np.stack([np.load(out / each["latent"]) for each in files])))
+    measured = whiteness(
+        torch.from_numpy(np.concatenate([np.load(out / each[Part.LATENT]) for each in files]))
+    )
     report["latent"] = {
         **asdict(measured.latent),
         "noise_correlation": measured.noise.correlation,

@@ -282,8 +282,20 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         "terms": Inner(required=True),
         "cycle_mse": _ERROR,
         **dict.fromkeys(
-            ("cycle_psnr", "edge_correlation", "mutual_information", "slope", "intercept"), _FIGURE
+            (
+                "cycle_psnr",
+                "edge_correlation",
+                "mutual_information",
+                "slope",
+                "intercept",
+                "source_low",
+                "source_high",
+                "back_slope",
+                "back_intercept",
+            ),
+            _FIGURE,
         ),
+        **dict.fromkeys(("outside", "used"), Number(0, 1)),
         "least_edge_correlation": Number(-1, 1),
         "least_mutual_information": Number(0, 64),
         "structure_doubtful": _ANY,

@@ -66,6 +66,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             FOREIGN KEY (job_id, item) REFERENCES items (job_id, item) ON DELETE CASCADE
         ) WITHOUT ROWID""",
     ),
+    # Items have a part "decoded", which a release that knows schema 1 alone does not expect.
+    (),
 )
 
 

@@ -70,10 +70,6 @@ class JobQueries:
             raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item})
         return record
 
-    def read_input(self, job_id: str, item: int) -> bytes:
-        """The file that the client sent; as `read_part`."""
-        return self.read_part(job_id, item, Part.INPUT)
-
     def read_part(self, job_id: str, item: int, part: Part | str) -> bytes:
         """A file of an item, checked against the digest that it was written with.
 

@@ -59,9 +59,13 @@ PENDING_ITEMS = frozenset({ItemState.RECEIVED, ItemState.ENCODED})
 
 
 class Part(StrEnum):
-    """A file of an item in the spool; the last three are what a client fetches."""
+    """A file of an item in the spool; the last three are what a client fetches.
+
+    INPUT is what the client sent, DECODED the samples in it (`source_node.samples.Given`): a file is decoded once.
+    """
 
     INPUT = "input"
+    DECODED = "decoded"
     ENCODED = "encoded"
     ROUNDTRIP_LATENT = "roundtrip_latent"
     TRANSLATION = "translation"
@@ -69,13 +73,14 @@ class Part(StrEnum):
     LATENT = "latent"
 
 
+KEPT = frozenset({Part.INPUT, Part.DECODED})
 RESULTS = frozenset({Part.TRANSLATION, Part.RETURNED, Part.LATENT})
 
 # From a state to another: the part that must be in the spool first, and what the spool drops afterwards.
 # Back to RECEIVED: a stored latent that is no longer of the model that is served is made again.
 TRANSITIONS: Mapping[tuple[ItemState, ItemState], tuple[Part | None, frozenset[Part]]] = {
     (ItemState.RECEIVED, ItemState.ENCODED): (Part.ENCODED, frozenset()),
-    (ItemState.ENCODED, ItemState.RECEIVED): (None, frozenset(Part) - {Part.INPUT}),
+    (ItemState.ENCODED, ItemState.RECEIVED): (None, frozenset(Part) - KEPT),
     (ItemState.ENCODED, ItemState.DECODED): (Part.TRANSLATION, frozenset(Part) - RESULTS),
     (ItemState.DECODED, ItemState.DELIVERED): (None, frozenset(Part)),
     (ItemState.RECEIVED, ItemState.FAILED): (None, frozenset(Part)),

@@ -27,11 +27,12 @@ def insert_job(
     spec: JobSpec,
     content: bytes,
     items: Iterable[ItemSpec],
+    decoded: Iterable[tuple[int, PartRecord]],
     *,
     created: float,
     expires: float,
 ) -> None:
-    """A queued job, its items and their inputs."""
+    """A queued job, its items, their inputs, and what was decoded of these."""
     db.execute(
         "INSERT INTO jobs (job_id, owner, request_id, content, spec, state, created, expires)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -56,6 +57,8 @@ def insert_job(
         insert_part(
             db, job_id, item.index, PartRecord(Part.INPUT, item.media_type, item.size_bytes, item.sha256)
         )
+    for index, part in decoded:
+        insert_part(db, job_id, index, part)
 
 
 def insert_part(db: sqlite3.Connection, job_id: str, item: int, part: PartRecord) -> None:

@@ -13,8 +13,17 @@ from types import TracebackType
 from typing import Self
 
 from ddib_fed.errors import MessageInvalid, QueueFull, RequestIdConflict
+from ddib_fed.v1 import common_pb2
 from source_node.jobs.database import JobDatabase
-from source_node.jobs.records import ItemSpec, Job, JobLimits, JobSpec, Part, content_digest
+from source_node.jobs.records import (
+    ItemSpec,
+    Job,
+    JobLimits,
+    JobSpec,
+    Part,
+    PartRecord,
+    content_digest,
+)
 from source_node.jobs.rows import insert_job, job_from_row
 from source_node.jobs.spool import Spool, StagedFile
 
@@ -70,6 +79,7 @@ class Staging:
         self._reserved = False
         self._job_id = ""
         self._items: list[ItemSpec] = []
+        self._decoded: list[tuple[int, PartRecord]] = []
 
     def __enter__(self) -> Self:
         """Begin to receive.
@@ -123,6 +133,24 @@ class Staging:
         item = ItemSpec(len(self._items), media_type, staged.size_bytes, sha256)
         self._items.append(item)
         return item
+
+    def keep_decoded(self, data: bytes) -> None:
+        """Keep the samples of the item that was kept last, so that it is not decoded again.
+
+        Raises:
+            QueueFull: The spool, the client's share of it, or the disk is full.
+        """
+        index = len(self._items) - 1
+        self._before(len(data))
+        staged = self._spool.stage(self._job_id, index, Part.DECODED)
+        try:
+            staged.write(data)
+            staged.finish()
+        finally:
+            staged.close()
+        digest = hashlib.sha256(data).digest()
+        part = PartRecord(Part.DECODED, common_pb2.MEDIA_TYPE_UNSPECIFIED, len(data), digest)
+        self._decoded.append((index, part))
 
     def read(self, item: int) -> bytes:
         """An item that was kept."""
@@ -190,7 +218,16 @@ class Staging:
             earlier = self._accepted()
             if earlier is None:
                 expires = now + spec.deadline_s + self._limits.retention_s
-                insert_job(db, self._job_id, spec, content, self._items, created=now, expires=expires)
+                insert_job(
+                    db,
+                    self._job_id,
+                    spec,
+                    content,
+                    self._items,
+                    self._decoded,
+                    created=now,
+                    expires=expires,
+                )
         if earlier is not None:
             job = self._same(earlier, content)
             self._spool.remove_job(self._job_id)

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddib_fed.bridge.translation_record import Part
 from ddib_fed.client.client import Client
 from ddib_fed.client.payload import payload
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import JobState, Part, Settings
+from ddib_fed.client.views import JobState, Settings
 from ddib_fed.errors import (
     Cancelled,
     ChunkCorrupt,
@@ -238,7 +239,7 @@ def test_fetches_every_part_with_its_provenance(alice):
     (result,) = alice.fetch(job.job_id)
     assert set(result.files) == {Part.TRANSLATION, Part.RETURNED, Part.LATENT}
     np.testing.assert_array_equal(np.load(io.BytesIO(result.translation.data)), points() * 2)
-    assert result.provenance.input_sha256 == hashlib.sha256(npy(points())).digest()
+    assert result.provenance.input_sha256 == hashlib.sha256(npy(points())).hexdigest()
     assert result.provenance.cycle.p99 == 3e-3
 
 

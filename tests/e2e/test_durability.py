@@ -90,7 +90,7 @@ def test_a_latent_once_made_is_sent_again_as_it_is(fresh_pair: Pair) -> None:
         pair.south.start()
         check_finished_once(pair, client, job.job_id, 1)
         provenance = next(iter(client.fetch(job.job_id))).provenance
-        assert provenance.latent_sha256 == hashlib.sha256(before[0]).digest()
+        assert provenance.latent_sha256 == hashlib.sha256(before[0]).hexdigest()
 
 
 def test_sigterm_drains_and_exits_zero(fresh_pair: Pair) -> None:

@@ -16,10 +16,11 @@ from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.pictures import (
     bring_home,
+    check_size,
     limits_of,
-    output_scale,
     read_picture,
     rule_of,
+    rule_of_side,
     terms_of,
     write_own,
     write_translation,
@@ -73,7 +74,7 @@ def test_a_translation_comes_home_as_exactly_as_its_file_has_bits(form):
     sent = write_translation(grey(), rule_of(manifest(form=form)))
     home, values = bring_home(sent, side(form, size_rule="resize"), "resize", Geometry(SIZE, SIZE))
     assert home == sent
-    levels = (form.high - form.low) / output_scale(side(form))[0]
+    levels = (form.high - form.low) / rule_of_side(side(form)).output_scale[0]
     np.testing.assert_allclose(values, grey(), atol=1.01 / levels)
 
 
@@ -124,9 +125,10 @@ def test_refusing_other_sizes_names_both():
     """Where either node says so; the model's own size is taken."""
     rule, limits = rule_of(manifest()), ImageLimits()
     with pytest.raises(ShapeMismatch) as caught:
-        read_picture(png_bytes(noise(20, 16)), rule, limits, size_rule="refuse")
+        check_size(read_picture(png_bytes(noise(20, 16)), rule, limits).geometry, rule, "refuse")
     assert (caught.value.facts["size"], caught.value.facts["expected"]) == ("20x16", "16x16")
-    fitted = read_picture(png_bytes(noise()), rule, limits, size_rule="refuse")
+    fitted = read_picture(png_bytes(noise()), rule, limits)
+    check_size(fitted.geometry, rule, "refuse")
     assert (fitted.samples.shape, fitted.geometry) == ((1, SIZE, SIZE), Geometry(SIZE, SIZE))
 
 
@@ -135,10 +137,10 @@ def test_the_limits_are_node_tomls():
     section = LimitsSection(max_pixels=300, formats=("TIFF",))
     assert limits_of(section) == ImageLimits(64 << 20, 300, ("TIFF",))
     with pytest.raises(ImageUnreadable):
-        read_picture(png_bytes(noise()), rule_of(manifest()), limits_of(section), size_rule="resize")
+        read_picture(png_bytes(noise()), rule_of(manifest()), limits_of(section))
     few = limits_of(LimitsSection(max_pixels=300))
     with pytest.raises(ImageTooLarge):
-        read_picture(png_bytes(noise(20, 20)), rule_of(manifest()), few, size_rule="resize")
+        read_picture(png_bytes(noise(20, 20)), rule_of(manifest()), few)
 
 
 def test_a_manifest_without_a_picture_format_means_8_bits_resized():

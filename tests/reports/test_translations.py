@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.translation_records import read
 from ddib_fed.errors import FileMissing, ImageUnreadable, PictureMisfit, UsageError
 from ddib_fed.reports.sheets import to_pixels
-from ddib_fed.reports.translations import find_items, read_domain, read_translations
+from ddib_fed.reports.translations import find_items, read_domain, read_item, read_translations
 from ddib_fed.samples.images import encode_png
 from tests.runs.picture_folders import blocks, record, write
 
@@ -92,11 +91,11 @@ def test_a_record_of_the_nodes_is_understood(tmp_path):
     }  # fmt: skip
     (tmp_path / "scan.json").write_text(json.dumps(contents))
     [item] = find_items(tmp_path)
-    assert item.record.cycle_psnr == 41.5
+    assert item.picture.cycle_psnr == 41.5
     assert item.record.doubtful is True
-    assert item.record.output_scale == (0.5, -10.0)
-    assert item.record.latent_std == 0.99
-    assert item.record.back == tmp_path / "scan.returned.png"
+    assert item.picture.output_scale == (0.5, -10.0)
+    assert item.record.latent.std == 0.99
+    assert item.files == {"returned": tmp_path / "scan.returned.png"}
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", "", 7, None, "missing.png"])
@@ -104,7 +103,7 @@ def test_a_record_names_no_file_elsewhere(tmp_path, name):
     folder = write(tmp_path / "inside", blocks(1))
     write(tmp_path, blocks(1), names=["outside"])
     record(folder, "p00", translated=name)
-    assert read(folder / "p00.json", folder) is None
+    assert read_item(folder / "p00.json", folder) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '"text"', '{"structure": 3, "translated": "p00.png"}'])
@@ -113,7 +112,7 @@ def test_a_damaged_record_is_no_record_or_knows_less(tmp_path, text):
     (tmp_path / "p00.json").write_text(text)
     [item] = find_items(tmp_path)
     assert item.name == "p00"
-    assert item.record.edge_correlation is None
+    assert item.picture.edge_correlation is None
 
 
 def test_other_sizes_are_brought_to_the_first_and_counted(tmp_path):
@@ -178,7 +177,7 @@ def test_a_node_that_says_a_range_of_12_bits_leaves_the_round_trip_to_its_record
     (tmp_path / "ct.json").write_text(json.dumps({"files": files, "picture": figures}))
     found = read_translations(tmp_path)
     assert found.back is None
-    assert found.records[0].cycle_psnr == 13.6
+    assert found.records[0].picture.cycle_psnr == 13.6
     assert "its error is that of the records" in found.notes[0]
 
 

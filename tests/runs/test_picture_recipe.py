@@ -63,17 +63,17 @@ def test_results_have_the_names_of_their_pictures():
     files = task("sub/scan").files(replace(RECIPE, cycle=True, uncertainty=2, keep_latents=True))
     assert files == {
         "record": "sub/scan.json",
-        "translated": "sub/scan.png",
-        "back": "sub/scan_back.png",
-        "uncertainty": "sub/scan_uncertainty.png",
-        "latent": "sub/scan_latent.npy",
+        "translation": "sub/scan.png",
+        "returned": "sub/scan.returned.png",
+        "uncertainty": "sub/scan.uncertainty.png",
+        "latent": "sub/scan.latent.npy",
     }
 
 
 def test_class_to_class_has_the_public_names():
     files = task("260_1", 260, 261).files(replace(RECIPE, public_names=True))
     assert files["source"] == "260_1.PNG"
-    assert files["translated"] == "260_1_translated_261.PNG"
+    assert files["translation"] == "260_1_translated_261.PNG"
     assert files["record"] == "260_1_translated_261.json"
 
 
@@ -83,9 +83,9 @@ def test_pictures_that_differ_in_their_suffix_alone_keep_it():
 
 def test_two_results_of_one_name_are_refused():
     """A picture that is called as another one's way back."""
-    tasks = [task("a"), task("a_back")]
+    tasks = [task("a"), task("a.returned")]
     check_names(tasks, RECIPE)
-    with pytest.raises(UsageError, match=r"a\.png and a_back\.png"):
+    with pytest.raises(UsageError, match=r"a\.png and a\.returned\.png"):
         check_names(tasks, replace(RECIPE, cycle=True))
 
 

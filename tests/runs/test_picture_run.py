@@ -90,16 +90,19 @@ def test_each_picture_comes_back_at_its_own_size_with_a_record(folder, tmp_path)
     report = go(folder, tmp_path / "out")
     for name, size in (("a", (12, 10)), ("sub/d", (8, 8))):
         record = json.loads((tmp_path / "out" / f"{name}.json").read_text())
-        assert record["source"] == f"{name}.png"
-        assert record["translated"] == f"{name}.png"
-        assert record["back"] == f"{name}_back.png"
-        for key in ("translated", "back"):
-            assert read_image(tmp_path / "out" / record[key]).pixels.shape == (*size, 1)
-        assert record["cycle_psnr"] == pytest.approx(10 * np.log10(4 / record["cycle_mse"]))
-        assert record["structure"].keys() == {"edge_correlation", "mutual_information", "doubtful"}
-        assert record["latent"].keys() == {"mean", "std", "kurtosis", "correlation"}
-        assert record["settings"]["evaluations"] == 3
-        assert record["settings"]["cycle"] is True
+        assert (record["format"], record["input"]) == (2, f"{name}.png")
+        stem = name.rpartition("/")[2]
+        files = {part: each["file"] for part, each in record["files"].items()}
+        assert files == {"translation": f"{stem}.png", "returned": f"{stem}.returned.png"}
+        for file in files.values():
+            assert read_image((tmp_path / "out" / name).with_name(file)).pixels.shape == (*size, 1)
+        picture = record["picture"]
+        assert (picture["height"], picture["width"]) == size
+        assert picture["cycle_psnr"] == pytest.approx(10 * np.log10(4 / picture["cycle_mse"]))
+        assert picture.keys() >= {"edge_correlation", "mutual_information", "outside", "used"}
+        assert record["latent"].keys() == {"mean", "std", "kurtosis", "correlation", "count"}
+        assert record["run"]["settings"]["evaluations"] == record["solver"]["evaluations"] == 3
+        assert record["run"]["settings"]["cycle"] is True
     assert report["count"] == 5
     assert report["cycle_psnr"]["min"] <= report["cycle_psnr"]["median"]
     assert (tmp_path / "out" / "sheet.png").exists()
@@ -111,7 +114,7 @@ def test_two_workers_write_the_same_files_as_one(folder, tmp_path):
     go(folder, tmp_path / "one", recipe)
     go(folder, tmp_path / "two", recipe, devices=("cpu", "cpu"))
     assert written(tmp_path / "one") == written(tmp_path / "two")
-    assert "a_uncertainty.png" in written(tmp_path / "one")
+    assert "a.uncertainty.png" in written(tmp_path / "one")
 
 
 def test_a_run_that_was_stopped_goes_on_and_ends_the_same(folder, tmp_path):
@@ -134,7 +137,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(folder, tmp_path):
     assert written(tmp_path / "out") == written(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("damage", ["a.json", "a_back.png"])
+@pytest.mark.parametrize("damage", ["a.json", "a.returned.png"])
 def test_a_file_that_was_changed_is_made_anew(folder, tmp_path, damage):
     go(folder, tmp_path / "out")
     whole = written(tmp_path / "out")
@@ -154,11 +157,9 @@ def test_models_of_16_bits_write_16_bits(folder, tmp_path):
     """On the target's scale; what comes back is on the source's."""
     go(folder, tmp_path / "out", Recipe("north", "deep", FEW, cycle=True))
     assert read_image(tmp_path / "out" / "a.png").pixels.dtype == np.uint16
-    assert read_image(tmp_path / "out" / "a_back.png").pixels.dtype == np.uint8
-    assert json.loads((tmp_path / "out" / "a.json").read_text())["output_scale"] == {
-        "slope": 1.0,
-        "intercept": 0.0,
-    }
+    assert read_image(tmp_path / "out" / "a.returned.png").pixels.dtype == np.uint8
+    picture = json.loads((tmp_path / "out" / "a.json").read_text())["picture"]
+    assert (picture["slope"], picture["intercept"], picture["bits"]) == (1.0, 0.0, 16)
 
 
 def test_held_out_pictures_calibrate_what_is_doubtful(folder, tmp_path):
@@ -167,7 +168,7 @@ def test_held_out_pictures_calibrate_what_is_doubtful(folder, tmp_path):
     found = read_thresholds(tmp_path / "held-out")
     assert found.count == 5
     go(folder, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "a.json").read_text())["structure"]["doubtful"] is None
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["picture"].get("structure_doubtful") is None
     high = Thresholds(
         edge_correlation=1.0,
         mutual_information=0.0,
@@ -179,7 +180,10 @@ def test_held_out_pictures_calibrate_what_is_doubtful(folder, tmp_path):
     report = go(folder, tmp_path / "out", thresholds=high)
     assert report["structure"]["doubtful"] == 5
     assert report["computed_now"] == 0
-    assert json.loads((tmp_path / "out" / "sub" / "e.json").read_text())["structure"]["doubtful"] is True
+    assert (
+        json.loads((tmp_path / "out" / "sub" / "e.json").read_text())["picture"].get("structure_doubtful")
+        is True
+    )
 
 
 def test_a_report_without_thresholds_is_refused(tmp_path):
@@ -242,10 +246,8 @@ def test_class_to_class_under_the_public_names(classes, tmp_path):
     kept = [("0", n, "1") for n in (1, 2, 3)] + [("2", n, "0") for n in (1, 3)]
     assert made == {f"{a}_{n}.PNG" for a, n, _ in kept} | {f"{a}_{n}_translated_{b}.PNG" for a, n, b in kept}
     assert read_image(tmp_path / "out" / "0_1.PNG").pixels.shape == (8, 8, 1)
-    assert json.loads((tmp_path / "out" / "2_3_translated_0.json").read_text())["classes"] == {
-        "source": 2,
-        "target": 0,
-    }
+    record = json.loads((tmp_path / "out" / "2_3_translated_0.json").read_text())
+    assert (record["source_class"], record["target_class"]) == ("2", "0")
     assert len(report["bad"]) == 1
 
 
@@ -281,14 +283,14 @@ def test_figures_compare_with_the_picture_as_given(folder, tmp_path):
     (folder / "whole.png").write_bytes(encode_png(bright.clip(0, 255).astype(np.uint8)))
     report = go(folder, tmp_path / "out", batch=8)
     records = [json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("bright", "whole")]
-    assert [record["range"]["clipped"] for record in records] == [16, 0]
+    assert [record["picture"]["clipped"] for record in records] == [16, 0]
     assert (report["range"]["clipped"], report["range"]["most_outside"]) == (1, 0.25)
-    back = read_image(tmp_path / "out" / "bright_back.png").pixels / 127.5 - 1
-    whole = read_image(tmp_path / "out" / "whole_back.png").pixels / 127.5 - 1
+    back = read_image(tmp_path / "out" / "bright.returned.png").pixels / 127.5 - 1
+    whole = read_image(tmp_path / "out" / "whole.returned.png").pixels / 127.5 - 1
     assert np.array_equal(back, whole)
     mse = np.mean((back - (bright / 127.5 - 1)) ** 2)
-    assert records[0]["cycle_mse"] == pytest.approx(mse, rel=0.02)
-    assert records[0]["cycle_mse"] > records[1]["cycle_mse"]
+    assert records[0]["picture"]["cycle_mse"] == pytest.approx(mse, rel=0.02)
+    assert records[0]["picture"]["cycle_mse"] > records[1]["picture"]["cycle_mse"]
 
 
 def test_the_source_models_own_thresholds_mark_by_default(folder, tmp_path):
@@ -296,7 +298,7 @@ def test_the_source_models_own_thresholds_mark_by_default(folder, tmp_path):
     report = go(folder, tmp_path / "out", replace(RECIPE, source="strict"))
     assert report["structure"]["doubtful"] == 5
     assert report["structure"]["thresholds"]["basis"] == "chance"
-    assert json.loads((tmp_path / "out" / "a.json").read_text())["structure"]["doubtful"] is True
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["picture"].get("structure_doubtful") is True
     lenient = STRICT.model_copy(update={"edge_correlation": -1.0, "mutual_information": 0.0})
     report = go(folder, tmp_path / "out", replace(RECIPE, source="strict"), thresholds=lenient)
     assert report["structure"]["doubtful"] == 0

@@ -40,7 +40,7 @@ def test_a_round_trip_is_measured_against_the_picture_as_given(scanner) -> None:
     """Metal of 3071 is clipped to 2000 for the model: what comes back perfectly else has that error, not none."""
     samples = samples_of(scanner, LimitsSection())
     given = samples.read(npy(scan(metal=3071)), "resize")
-    assert given.clipped == 4
+    assert given.picture.clipped == 4
     assert given.samples.max() == 1
     perfect = Decoded(0, given.samples, given.samples, 0.0)
     figures = samples.cycle(scanner, given, perfect)["picture"]
@@ -48,7 +48,10 @@ def test_a_round_trip_is_measured_against_the_picture_as_given(scanner) -> None:
     assert figures["cycle_psnr"] < 30
     whole = samples.read(npy(scan()), "resize")
     assert whole.original is not None
-    assert (whole.clipped, samples.cycle(scanner, whole, Decoded(0, whole.samples, whole.samples, 0.0))) == (
+    assert (
+        whole.picture.clipped,
+        samples.cycle(scanner, whole, Decoded(0, whole.samples, whole.samples, 0.0)),
+    ) == (
         0,
         {"picture": {"cycle_mse": 0.0, "cycle_psnr": 120.0}},
     )
@@ -59,11 +62,9 @@ def test_structure_is_measured_against_the_picture_as_given(scanner) -> None:
     samples = samples_of(scanner, LimitsSection())
     side = picture_side(sample_shape=(1, SIZE, SIZE), picture=PictureTerms(0.0, 255.0, 8), size_rule="resize")
     answer = png_bytes(noise())
-    found = [
-        samples.translation(answer, side, samples.read(npy(scan(metal)), "resize")).figures["picture"]
-        for metal in (0, 2000, 3071)
-    ]
-    assert [each["clipped"] for each in found] == [0, 0, 4]
+    given = [samples.read(npy(scan(metal)), "resize") for metal in (0, 2000, 3071)]
+    assert [each.picture.clipped for each in given] == [0, 0, 4]
+    found = [samples.translation(answer, side, each).figures["picture"] for each in given]
     edges = [each["edge_correlation"] for each in found]
     assert edges[0] > 0.95
     assert edges[2] < edges[1] - 0.01

@@ -16,9 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.cli.output import plain
+from ddib_fed.bridge.translation_record import (
+    DOUBTFUL_BELOW,
+    Part,
+    Translation,
+    WrittenFile,
+    file_name,
+)
 from ddib_fed.client.client import Client
-from ddib_fed.client.views import JobView, Media, Part, Provenance, Result
+from ddib_fed.client.views import JobView, Media, Result
 from ddib_fed.errors import (
     AlreadyExists,
     Cancelled,
@@ -30,9 +36,6 @@ from ddib_fed.errors import (
 )
 
 STATE_PREFIX = ".ddib-job-"
-DOUBTFUL_BELOW = 30.0
-"""dB of PSNR: a round trip that is worse says that the way there is not to be relied on."""
-_INFIX = {Part.TRANSLATION: "", Part.RETURNED: ".returned", Part.LATENT: ".latent"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +94,13 @@ class JobFile:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """One result on the disk, with the figures that make it doubtful (`doubts_of`)."""
+    """One result on the disk: its files, and what was written in its record."""
 
     item: int
     file: str
     files: dict[Part, Path]
     record: Path
-    provenance: Provenance
-    doubts: tuple[str, ...] | None = None
-
-    @property
-    def doubtful(self) -> bool | None:
-        """Whether it is doubtful; None where nothing was held against a bound."""
-        return None if self.doubts is None else bool(self.doubts)
+    provenance: Translation
 
 
 def check_names(paths: Sequence[Path], out: Path, *, force: bool) -> None:
@@ -127,9 +124,9 @@ def check_names(paths: Sequence[Path], out: Path, *, force: bool) -> None:
 def _names(stem: str) -> Iterator[str]:
     """Every file name that the result of an input could have."""
     yield f"{stem}.json"
-    for infix in _INFIX.values():
+    for part in Part:
         for media in Media:
-            yield f"{stem}{infix}{media}"
+            yield file_name(stem, part, media)
 
 
 def _check_free(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
@@ -163,62 +160,41 @@ def deliver(
     out.mkdir(parents=True, exist_ok=True)
     for result in client.fetch(job.job_id):
         known = inputs[result.item] if result.item < len(inputs) else None
-        if known is not None and result.provenance.input_sha256.hex() != known.sha256:
+        if known is not None and result.provenance.input_sha256 != known.sha256:
             raise ChunkCorrupt(f"item {result.item} is not a translation of {known.file}")
-        doubts = doubts_of(result.provenance, doubtful_below)
-        delivered = write_result(out, result, known or _numbered(result), force=force, doubts=doubts)
+        delivered = write_result(
+            out, result, known or _numbered(result), force=force, doubtful_below=doubtful_below
+        )
         client.acknowledge(job.job_id, [(result.item, result.translation.sha256)])
         yield delivered
 
 
 def _numbered(result: Result) -> Input:
     name = f"item-{result.item:04}"
-    return Input(name, name, result.provenance.input_sha256.hex())
-
-
-def doubts_of(provenance: Provenance, below: float) -> tuple[str, ...] | None:
-    """Which figures make a translated picture doubtful; None where none was held against a bound.
-
-    The round trip is held against `below`, in dB; structure against the thresholds of the source's model.
-    """
-    picture = provenance.picture
-    if picture is None or (picture.cycle_psnr is None and picture.structure_doubtful is None):
-        return None
-    found = []
-    if picture.cycle_psnr is not None and not picture.cycle_psnr >= below:
-        found.append("cycle_psnr")
-    if picture.structure_doubtful:
-        found.append("structure")
-    return tuple(found)
+    return Input(name, name, result.provenance.input_sha256)
 
 
 def write_result(
-    out: Path, result: Result, given: Input, *, force: bool, doubts: tuple[str, ...] | None = None
+    out: Path, result: Result, given: Input, *, force: bool, doubtful_below: float = DOUBTFUL_BELOW
 ) -> Delivered:
-    """Write the files of a result, and its provenance last.
+    """Write the files of a result, and its record last.
 
     Raises:
         AlreadyExists: A file is there with other content, and `force` is not set.
     """
-    files = {part: out / f"{given.name}{_INFIX[part]}{file.media}" for part, file in result.files.items()}
+    files = {part: out / file_name(given.name, part, file.media) for part, file in result.files.items()}
     for part, path in files.items():
         mode = 0o600 if part is Part.LATENT else 0o666
         write_durably(path, result.files[part].data, force=force, mode=mode)
-    record = out / f"{given.name}.json"
-    contents = {
-        "input": given.file,
-        "files": {
-            part.value: {"file": path.name, "sha256": result.files[part].sha256}
-            for part, path in files.items()
-        },
-        **plain(result.provenance),
+    written = {
+        part.value: WrittenFile(file=path.name, sha256=result.files[part].sha256.hex())
+        for part, path in files.items()
     }
-    if doubts is not None:
-        contents |= {"doubtful": bool(doubts), "doubts": doubts}
-    text = json.dumps(plain(contents), indent=2) + "\n"
-    write_durably(record, text.encode(), force=force, mode=0o666)
+    record = result.provenance.with_(input=given.file, files=written).judged(doubtful_below)
+    path = out / f"{given.name}.json"
+    write_durably(path, record.to_json(), force=force, mode=0o666)
     sync_folder(out)
-    return Delivered(result.item, given.file, files, record, result.provenance, doubts)
+    return Delivered(result.item, given.file, files, path, record)
 
 
 def write_durably(path: Path, data: bytes, *, force: bool, mode: int) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
+from ddib_fed.bridge.translation_record import DOUBTFUL_BELOW, Part, Translation
 from ddib_fed.cli import options
 from ddib_fed.cli.client.delivery import (
-    DOUBTFUL_BELOW,
     Delivered,
     Input,
     JobFile,
@@ -26,7 +26,7 @@ from ddib_fed.cli.output import number, print_json, print_table
 from ddib_fed.client.client import Client, require_finished
 from ddib_fed.client.payload import Payload, payloads, split_target
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import JobState, JobView, Part, Provenance, Settings, Submitted
+from ddib_fed.client.views import JobState, JobView, Settings, Submitted
 from ddib_fed.errors import Cancelled, DdibError
 from ddib_fed.terminal import say
 
@@ -229,7 +229,7 @@ def _say_doubtful(delivered: Sequence[Delivered], below: float) -> None:
         "structure": "edges or values agree with those of the source no better than those of unrelated pictures",
     }
     for kind, reason in reasons.items():
-        if found := [item.file for item in delivered if kind in (item.doubts or ())]:
+        if found := [item.file for item in delivered if kind in (item.provenance.doubts or ())]:
             say(f"{len(found)} of {len(delivered)} doubtful: {reason} ({_some(found)})", err=True)
 
 
@@ -248,8 +248,8 @@ def _as_json(item: Delivered) -> dict[str, object]:
         "samples": provenance.samples,
         "cycle": provenance.cycle,
         "picture": provenance.picture,
-        "doubtful": item.doubtful,
-        "doubts": item.doubts,
+        "doubtful": provenance.doubtful,
+        "doubts": provenance.doubts,
         "seconds": sum(provenance.seconds.values()),
     }
 
@@ -277,7 +277,7 @@ def _point_table(delivered: Sequence[Delivered], *, cycle: bool) -> tuple[list[s
 
 
 def _picture_table(delivered: Sequence[Delivered], *, cycle: bool) -> tuple[list[str], list[list[str]]]:
-    marked = any(item.doubts is not None for item in delivered)
+    marked = any(item.provenance.doubts is not None for item in delivered)
     columns = [
         "file",
         ">pixels",
@@ -296,7 +296,7 @@ def _picture_table(delivered: Sequence[Delivered], *, cycle: bool) -> tuple[list
             psnr = picture.cycle_psnr if picture is not None else None
             row.append("-" if psnr is None else f"{psnr:.1f}")
         if marked:
-            row.append("doubtful" if item.doubtful else "")
+            row.append("doubtful" if item.provenance.doubtful else "")
         rows.append([*row, _seconds(item.provenance)])
     return columns, rows
 
@@ -305,5 +305,5 @@ def _optional(value: float | None) -> str:
     return "-" if value is None else number(value)
 
 
-def _seconds(provenance: Provenance) -> str:
+def _seconds(provenance: Translation) -> str:
     return f"{sum(provenance.seconds.values()):.1f}"

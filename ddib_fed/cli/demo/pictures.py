@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddib_fed.bridge.translation_record import Part
 from ddib_fed.cli.client.translate import Order
 from ddib_fed.cli.demo.album import Album, Chosen
 from ddib_fed.cli.demo.nodes import Pair, Site
 from ddib_fed.cli.demo.report import Bound, Outcome
 from ddib_fed.cli.output import number, print_table, size
-from ddib_fed.client.views import Part, Settings
+from ddib_fed.client.views import Settings
 from ddib_fed.datasets.shipped import ShippedPictures, available, load_shipped, shipped_domain
 from ddib_fed.metrics.baselines import HistogramMatch, cross_fitted_colour_map, random_pictures, unchanged
 from ddib_fed.metrics.latents import WHITE_RATIO, noise_statistics, whiteness
@@ -201,7 +202,7 @@ def measure(album: Album, baseline: Baselines) -> Figures:
             "file": result.file,
             "cycle_psnr": float(back),
             "paired_mse": float(error),
-            "doubtful": bool(result.doubtful),
+            "doubtful": bool(result.provenance.doubtful),
         }
         for result, back, error in zip(album.delivered, cycle, paired, strict=True)
     )
@@ -236,7 +237,7 @@ def draw(album: Album, figures: Figures, path: Path) -> None:
         path,
         stages,
         names=[f"{row}" for row in chosen.rows],
-        doubtful=[bool(result.doubtful) for result in album.delivered],
+        doubtful=[bool(result.provenance.doubtful) for result in album.delivered],
         caption="; ".join(notes),
     )
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ddib_fed.bridge.translation_record import Part, Translation
 from ddib_fed.cli.client.translate import Order
 from ddib_fed.cli.demo.nodes import Pair, Site
 from ddib_fed.cli.demo.report import Bound, Outcome
 from ddib_fed.cli.output import number, print_table, size
-from ddib_fed.client.views import Part, Provenance, Settings
+from ddib_fed.client.views import Settings
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.metrics.points import (
     SLICED_POINTS,
@@ -105,7 +106,7 @@ def translate_points(pair: Pair, points: int) -> Outcome:
     return Outcome("points", title, asdict(figures), figures.bounds(), (drawn,))
 
 
-def measure(clouds: Clouds, provenance: Provenance, domain: str) -> Figures:
+def measure(clouds: Clouds, provenance: Translation, domain: str) -> Figures:
     """Compare the files that the client wrote with what it sent and with the target's domain."""
     cycle = cycle_error(clouds.source, clouds.returned)
     count = min(len(clouds.target), SLICED_POINTS)
@@ -130,7 +131,7 @@ def draw(clouds: Clouds, figures: Figures, path: Path) -> None:
     translation(clouds.source, clouds.latent, clouds.target, clouds.returned, path, caption=caption)
 
 
-def print_hops(clouds: Clouds, provenance: Provenance, person: str) -> None:
+def print_hops(clouds: Clouds, provenance: Translation, person: str) -> None:
     """What happened at each hop, and who could see it; an institution goes by the first label of its name."""
     source, target = (
         name.partition(".")[0] for name in (provenance.source_institution, provenance.target_institution)

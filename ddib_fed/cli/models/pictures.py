@@ -323,8 +323,8 @@ def _summary(report: dict[str, Any], out: Path) -> dict[str, str]:
     kept = report["structure"]
     text["structure"] = f"edge correlation {kept['edge_correlation']['median']:.2f}, "
     text["structure"] += f"mutual information {kept['mutual_information']['median']:.2f} bits (medians)"
-    if kept["doubtful"] is not None:
-        text["doubtful"] = f"{kept['doubtful']} pictures, framed in the sheet"
+    if report["doubtful"] is not None:
+        text["doubtful"] = f"{report['doubtful']} pictures, framed in the sheet"
     if "cycle_psnr" in report:
         cycled = report["cycle_psnr"]
         text["cycle"] = (

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from ddib_fed.bridge.translation_record import CycleError, Part, Translation
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.demo.command import MARKER, NODES, demonstrate, finish, prepare
 from ddib_fed.cli.demo.institutions import still_runs
@@ -16,7 +17,6 @@ from ddib_fed.cli.demo.pictures import PAIR
 from ddib_fed.cli.demo.points import Clouds, measure
 from ddib_fed.cli.demo.report import Bound, Outcome, write_report
 from ddib_fed.cli.main import run
-from ddib_fed.client.views import CycleError, LatentStatistics, Part, Provenance, Settings
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.errors import AlreadyExists, ExitCode, NotReady, OutOfBounds
 
@@ -53,12 +53,11 @@ def test_a_figure_may_have_a_least_value(value, ok):
     assert (bound.ok, bound.sense) == (ok, "at least")
 
 
-def provenance() -> Provenance:
-    statistics = LatentStatistics(0, 1, 0, 0, 4_000)
-    none = b"\0" * 32
-    return Provenance(
-        "job", "north.example", "moons", "south.example", "checkerboards", none, none, none, none, none,
-        Settings(), 0.0, statistics, 48_000, {}, CycleError(0, 0, 0, 0), 2_000,
+def provenance() -> Translation:
+    exact = CycleError(median=0, mean=0, p99=0, max=0)
+    return Translation(
+        source_institution="north.example", source_domain="moons", target_institution="south.example",
+        target_domain="checkerboards", wire_bytes=48_000, cycle=exact, samples=2_000,
     )  # fmt: skip
 
 

@@ -10,19 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddib_fed.bridge.translation_record import LatentFigures, Part, PictureFigures, SolverUsed, Translation
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.demo import pictures as demo_pictures
 from ddib_fed.cli.demo.album import Album, Chosen, read_unit
 from ddib_fed.cli.demo.pictures import Baselines, draw, measure, missing, print_hops, sites
 from ddib_fed.cli.demo.report import write_report
-from ddib_fed.client.views import LatentStatistics, Part, PictureFigures, Provenance, Settings
 from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, load_shipped
 from ddib_fed.metrics.structure import structure
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.samples.images import decode_image, encode_png
 
 COUNT = 6
-NONE = b"\0" * 32
 SEEN = {"encode": 1.0, "remote": 2.0, "return": 0.5}
 
 
@@ -34,11 +33,13 @@ def shipped(name: str, seed: int) -> ShippedPictures:
     return ShippedPictures(SHIPPED[name], *parts)
 
 
-def provenance(correlation: float) -> Provenance:
-    return Provenance(
-        "job", "east.example", "satellite", "west.example", "relief", NONE, NONE, NONE, NONE, NONE,
-        Settings(evaluations=32), 0.02, LatentStatistics(0, 1, 0, correlation, 3_072), 30_000, SEEN, None, 1,
-        PictureFigures(32, 32, "resize", 0, 255, 8, 1, 0, 1e-4, 40.0, 0.5, 1.0),
+def provenance(correlation: float) -> Translation:
+    return Translation(
+        source_institution="east.example", source_domain="satellite", target_institution="west.example",
+        target_domain="relief", solver=SolverUsed(evaluations=32), soften_sigma=0.02, wire_bytes=30_000, seconds=SEEN,
+        latent=LatentFigures(mean=0, std=1, kurtosis=0, correlation=correlation, count=3_072),
+        picture=PictureFigures(height=32, width=32, size_rule="resize", low=0, high=255, cycle_mse=1e-4,
+                               cycle_psnr=40.0, edge_correlation=0.5, mutual_information=1.0),
     )  # fmt: skip
 
 
@@ -63,17 +64,8 @@ class Studio:
             files[Part.LATENT].write_bytes((self.folder / "latent.npy").read_bytes())
             files[Part.TRANSLATION].write_bytes(encode_png(pixels[0][i]))
             files[Part.RETURNED].write_bytes(encode_png(pixels[1][i]))
-            said = provenance(0.1 + i / 100)
-            delivered.append(
-                Delivered(
-                    i,
-                    path.name,
-                    files,
-                    path.with_suffix(".json"),
-                    said,
-                    ("cycle_psnr",) if i in doubtful else (),
-                )
-            )
+            said = provenance(0.1 + i / 100).model_copy(update={"doubtful": i in doubtful})
+            delivered.append(Delivered(i, path.name, files, path.with_suffix(".json"), said))
         return Album.load(self.chosen, self.sent, delivered)
 
 

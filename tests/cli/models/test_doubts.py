@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 
-from ddib_fed.cli.client.delivery import Delivered, Input, doubts_of, write_result
+from ddib_fed.bridge.translation_record import Part, PictureFigures, Translation
+from ddib_fed.cli.client.delivery import Delivered, Input, write_result
 from ddib_fed.cli.client.translate import report
 from ddib_fed.client.views import (
     ItemState,
@@ -15,8 +15,6 @@ from ddib_fed.client.views import (
     JobState,
     JobView,
     Media,
-    Part,
-    PictureFigures,
     Result,
     ResultFile,
     Settings,
@@ -24,15 +22,22 @@ from ddib_fed.client.views import (
 from tests.cli.demo.test_pictures import provenance
 
 FIGURES = PictureFigures(
-    32, 32, "resize", 0, 255, 8, 1, 0, 1e-4, 40.0, 0.5, 1.0, 0.19, 0.32, structure_doubtful=False
-)
+    height=32, width=32, size_rule="resize", low=0, high=255, cycle_mse=1e-4, cycle_psnr=40.0, edge_correlation=0.5,
+    mutual_information=1.0, least_edge_correlation=0.19, least_mutual_information=0.32, structure_doubtful=False,
+)  # fmt: skip
+
+
+def replace(figures: PictureFigures, **changes: object) -> PictureFigures:
+    return figures.model_copy(update=changes)
+
+
 LOST = replace(FIGURES, edge_correlation=0.07, structure_doubtful=True)
 POOR = replace(FIGURES, cycle_psnr=12.0)
 OLD = replace(FIGURES, least_edge_correlation=None, least_mutual_information=None, structure_doubtful=None)
 
 
-def said(figures: PictureFigures):
-    return replace(provenance(0.1), picture=figures)
+def said(figures: PictureFigures) -> Translation:
+    return provenance(0.1).with_(picture=figures)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +54,9 @@ def said(figures: PictureFigures):
 )
 def test_a_picture_is_doubtful_by_its_round_trip_or_by_its_structure(figures, doubts):
     """A round trip of 40 dB does not excuse lost structure; a node or model that says nothing marks nothing."""
-    assert doubts_of(said(figures), 30.0) == doubts
+    judged = said(figures).judged(30.0)
+    assert judged.doubts == doubts
+    assert judged.doubtful is (None if doubts is None else bool(doubts))
 
 
 def test_the_record_and_the_terminal_say_why(tmp_path, capsys):
@@ -57,7 +64,7 @@ def test_the_record_and_the_terminal_say_why(tmp_path, capsys):
     file = ResultFile(Media.PNG, b"png", b"s" * 32)
     result = Result(0, {Part.TRANSLATION: file}, said(replace(LOST, cycle_psnr=None)))
     given = Input("coast", "coast.png", "00")
-    delivered = write_result(tmp_path, result, given, force=False, doubts=doubts_of(result.provenance, 30.0))
+    delivered = write_result(tmp_path, result, given, force=False, doubtful_below=30.0)
     record = json.loads((tmp_path / "coast.json").read_text())
     assert (record["doubtful"], record["doubts"]) == (True, ["structure"])
     assert record["picture"]["least_edge_correlation"] == 0.19

@@ -53,7 +53,7 @@ def test_a_folder_goes_there_and_back(place, tmp_path):
     assert said.splitlines()[0].split() == ["pictures", "2"]
     assert "PSNR" in said
     record = json.loads((tmp_path / "out" / "0" / "scan1.json").read_text())
-    assert record["settings"]["depth"] == 0.5
+    assert record["solver"]["depth"] == record["run"]["settings"]["depth"] == 0.5
     again = call(bridge, "cycle", place / "in", *pair, "--depth", "0.5", "--out", tmp_path / "out").stdout
     assert "2 (2 were there)" in again
     with pytest.raises(AlreadyExists):

@@ -17,6 +17,7 @@ from source_node.jobs.store import (
     ItemSpec,
     ItemState,
     JobState,
+    Part,
     SolverChoice,
 )
 from tests.source_node.jobs.job_examples import (
@@ -46,7 +47,7 @@ def test_an_accepted_job_is_queued_with_its_items(store, clock):
         (1, ItemState.RECEIVED, 5),
     ]
     assert store.get(job.job_id) == job
-    assert store.read_input(job.job_id, 1) == b"three"
+    assert store.read_part(job.job_id, 1, Part.INPUT) == b"three"
 
 
 def test_a_job_without_a_deadline_gets_the_nodes(store, clock):
@@ -58,7 +59,7 @@ def test_an_accepted_job_outlives_the_process(store, open_store):
     """With its files."""
     job = submit(store, b"points")
     again = open_store()
-    assert (again.get(job.job_id), again.read_input(job.job_id, 0)) == (job, b"points")
+    assert (again.get(job.job_id), again.read_part(job.job_id, 0, Part.INPUT)) == (job, b"points")
 
 
 def test_a_job_that_was_not_committed_leaves_nothing(store, tmp_path):

@@ -192,7 +192,7 @@ def test_an_item_that_does_not_exist_is_named(store):
     calls = [
         lambda: store.put_part(job.job_id, 5, Part.ENCODED, b"x"),
         lambda: store.advance(job.job_id, 5, "ENCODED"),
-        lambda: store.read_input(job.job_id, 5),
+        lambda: store.read_part(job.job_id, 5, Part.INPUT),
         lambda: store.acknowledge(job.job_id, ALICE, [(5, b"")]),
     ]
     for call in calls:
@@ -214,7 +214,7 @@ def test_a_file_that_changed_on_disk_is_noticed(store, tmp_path):
     job = running(store)
     (tmp_path / "spool" / job.job_id / "0.input").write_bytes(b"POINTS")
     with pytest.raises(ChunkCorrupt):
-        store.read_input(job.job_id, 0)
+        store.read_part(job.job_id, 0, Part.INPUT)
 
 
 def test_a_file_that_is_gone_is_a_missing_item(store, tmp_path):
@@ -222,7 +222,7 @@ def test_a_file_that_is_gone_is_a_missing_item(store, tmp_path):
     job = running(store)
     (tmp_path / "spool" / job.job_id / "0.input").unlink()
     with pytest.raises(ItemNotFound):
-        store.read_input(job.job_id, 0)
+        store.read_part(job.job_id, 0, Part.INPUT)
 
 
 def test_a_job_is_finished_once(store):

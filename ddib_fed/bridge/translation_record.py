@@ -1,0 +1,400 @@
+"""The provenance record of one translation, its versions, and the names of a translation's files.
+
+A node stores the record with each item of a job and sends it to the client as the protobuf message `Provenance`; the
+client and `ddib bridge` write it as JSON beside the translation.
+
+Versions:
+
+    1   two layouts, of `ddib translate` and of `ddib bridge`, neither with the key "format"
+    2   one layout for both
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+FORMAT = 2
+DOUBTFUL_BELOW = 30.0
+"""dB of PSNR: a round trip that is worse makes the translation doubtful."""
+
+
+class Part(StrEnum):
+    """A file of a translation; the values are the keys of `Translation.files`."""
+
+    TRANSLATION = "translation"
+    RETURNED = "returned"
+    LATENT = "latent"
+
+
+UNCERTAINTY, SOURCE = "uncertainty", "source"
+"""Further files of `ddib bridge`: the map of the deviation over softenings, and the source at the model's size."""
+
+
+def file_name(name: str, part: str, suffix: str) -> str:
+    """What a file of the translation called `name` is called: NAME.png, NAME.returned.png, NAME.latent.npy."""
+    return f"{name}{suffix}" if part == Part.TRANSLATION else f"{name}.{part}{suffix}"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class WrittenFile(_Section):
+    """A file beside the record: its name, relative to the record's folder, and the SHA-256 of its bytes, hex."""
+
+    file: str
+    sha256: str = ""
+
+
+class SolverUsed(_Section):
+    """How the ODE was integrated on both sides; `SolverSettings` without what only one process can do."""
+
+    solver: str = "unipc"
+    order: int = 0
+    evaluations: int = 48
+    grid: str = "default"
+    depth: float = 1.0
+
+
+class LatentFigures(_Section):
+    """Statistics of the latent that crossed, as `diffusion.gaussianity.measure` took them."""
+
+    mean: float | None = None
+    std: float | None = None
+    kurtosis: float | None = None
+    correlation: float | None = None
+    count: int = 0
+
+
+class CycleError(_Section):
+    """L2 distance of each point and its round trip, on data of unit standard deviation."""
+
+    median: float
+    mean: float
+    p99: float
+    max: float
+
+
+class PictureFigures(_Section):
+    """What was done with a picture, and what was measured of it; None where it was not measured or is not known.
+
+    Attributes:
+        height: Of the picture that was given and of the translation, pixels.
+        width: The same.
+        size_rule: How the picture was brought to the model's size; undone on the translation.
+        low: Raw value that is -1 in a sample of the target's.
+        high: Raw value that is 1.
+        bits: Of a value in the translation's file.
+        slope: Raw value of the translation = slope * number in its file + intercept.
+        intercept: The same.
+        source_low: Raw value that is -1 in a sample of the source's.
+        source_high: Raw value that is 1.
+        back_slope: Raw value of the returned picture = back_slope * number in its file + back_intercept.
+        back_intercept: The same.
+        cycle_mse: Mean squared error of the round trip, values from -1 to 1.
+        cycle_psnr: The same in dB.
+        edge_correlation: Of the edges of picture and translation.
+        mutual_information: Of their values, in bits.
+        least_edge_correlation: Below it the translation is doubtful.
+        least_mutual_information: The same, in bits.
+        structure_doubtful: Whether one of the two figures is below its threshold.
+        clipped: Values of the picture outside the range of the source's model.
+        outside: The same as a share of all values, rounded to 4 digits.
+        used: Share of the range between the least and the greatest value within it, rounded to 4 digits.
+    """
+
+    height: int = 0
+    width: int = 0
+    size_rule: str = ""
+    low: float | None = None
+    high: float | None = None
+    bits: int = 8
+    slope: float = 1.0
+    intercept: float = 0.0
+    source_low: float | None = None
+    source_high: float | None = None
+    back_slope: float | None = None
+    back_intercept: float | None = None
+    cycle_mse: float | None = None
+    cycle_psnr: float | None = None
+    edge_correlation: float | None = None
+    mutual_information: float | None = None
+    least_edge_correlation: float | None = None
+    least_mutual_information: float | None = None
+    structure_doubtful: bool | None = None
+    clipped: int = 0
+    outside: float | None = None
+    used: float | None = None
+
+    @property
+    def output_scale(self) -> tuple[float, float]:
+        """(slope, intercept) of the translation's file."""
+        return self.slope or 1.0, self.intercept
+
+    @property
+    def back_scale(self) -> tuple[float, float] | None:
+        """(slope, intercept) of the returned picture's file; None where the record does not say."""
+        return None if self.back_slope is None else (self.back_slope or 1.0, self.back_intercept or 0.0)
+
+    @property
+    def source_range(self) -> tuple[float, float] | None:
+        """Raw values that are -1 and 1 to the source's model; None where the record does not say."""
+        return _range(self.source_low, self.source_high)
+
+    @property
+    def target_range(self) -> tuple[float, float] | None:
+        """The same of the target's model."""
+        return _range(self.low, self.high)
+
+
+class FolderRun(_Section):
+    """What `ddib bridge` adds: what the record answers, and figures over the batch or over further softenings.
+
+    Attributes:
+        request: Digest of the recipe, the models, the picture's pixels and the classes.
+        pixels_sha256: Digest of the picture's pixels, hex.
+        settings: The whole recipe.
+        chance: Structure figures of the picture with its neighbour's translation; None for one picture alone.
+        uncertainty: Deviation over `softenings` softenings: its mean, its maximum and the value drawn white.
+    """
+
+    request: str = ""
+    pixels_sha256: str = ""
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+    chance: Mapping[str, float] | None = None
+    uncertainty: Mapping[str, float] | None = None
+
+
+class Translation(_Section):
+    """How one translation came about. Digests are SHA-256 in hex; what names a hop is empty in one process.
+
+    Attributes:
+        format: Version of this layout.
+        input: Name of the file that was given.
+        files: The files that were written, by `Part` and the further kinds of `ddib bridge`.
+        job_id: Job at the source node.
+        source_institution: Whose node encoded.
+        source_domain: Domain of the source's model.
+        target_institution: Whose node decoded.
+        target_domain: Domain of the target's model.
+        contract_sha256: Of the contract between the nodes.
+        source_model_sha256: Of the source's bundle.
+        target_model_sha256: Of the target's bundle.
+        input_sha256: Of the file that was given.
+        latent_sha256: Of the latent's bytes.
+        solver: How both legs were integrated.
+        soften_sigma: Noise level to which the input was diffused before encoding.
+        source_class: Class of the input, name or index as asked; empty for none.
+        target_class: Class that was decoded to, the same.
+        samples: How many samples: points of a cloud, 1 for a picture.
+        latent: Statistics of the latent.
+        wire_bytes: Bytes of tensors and files that crossed between the nodes, both ways.
+        seconds: Spent in each stage at the source: encode, remote, return.
+        cycle: Round trip of points.
+        picture: Of a picture.
+        doubtful: Whether a figure was below its bound; None where nothing was held against one.
+        doubts: Which: "cycle_psnr", "structure".
+        run: Of `ddib bridge` alone.
+    """
+
+    format: int = FORMAT
+    input: str = ""
+    files: Mapping[str, WrittenFile] = Field(default_factory=dict)
+    job_id: str = ""
+    source_institution: str = ""
+    source_domain: str = ""
+    target_institution: str = ""
+    target_domain: str = ""
+    contract_sha256: str = ""
+    source_model_sha256: str = ""
+    target_model_sha256: str = ""
+    input_sha256: str = ""
+    latent_sha256: str = ""
+    solver: SolverUsed = SolverUsed()
+    soften_sigma: float = 0.0
+    source_class: str = ""
+    target_class: str = ""
+    samples: int = 1
+    latent: LatentFigures = LatentFigures()
+    wire_bytes: int = 0
+    seconds: Mapping[str, float] = Field(default_factory=dict)
+    cycle: CycleError | None = None
+    picture: PictureFigures | None = None
+    doubtful: bool | None = None
+    doubts: tuple[str, ...] | None = None
+    run: FolderRun | None = None
+
+    def with_(self, **changes: Any) -> Self:
+        """A copy with other values; `picture` and `seconds` may be mappings, which are merged into what is there."""
+        picture, seconds = changes.get("picture"), changes.get("seconds")
+        if isinstance(picture, Mapping):
+            changes["picture"] = (self.picture or PictureFigures()).model_copy(update=dict(picture))
+        if seconds is not None:
+            changes["seconds"] = {**self.seconds, **seconds}
+        return self.model_copy(update=changes)
+
+    def judged(self, cycle_below: float = DOUBTFUL_BELOW) -> Self:
+        """A copy that says whether the translation is doubtful, where a figure can be held against a bound.
+
+        It is when its round trip is below `cycle_below` dB, or its structure below the thresholds in the record.
+        """
+        picture = self.picture
+        if picture is None or (picture.cycle_psnr is None and picture.structure_doubtful is None):
+            return self.model_copy(update={"doubtful": None, "doubts": None})
+        doubts = []
+        if picture.cycle_psnr is not None and not picture.cycle_psnr >= cycle_below:
+            doubts.append("cycle_psnr")
+        if picture.structure_doubtful:
+            doubts.append("structure")
+        return self.model_copy(update={"doubtful": bool(doubts), "doubts": tuple(doubts)})
+
+    def stored(self) -> dict[str, Any]:
+        """JSON values, without what is empty; `parse` reads them back."""
+        return self.model_dump(mode="json", exclude_none=True, exclude_unset=False)
+
+    def to_json(self) -> bytes:
+        """The record as a file.
+
+        Raises:
+            ValueError: A figure is not finite.
+        """
+        return (json.dumps(self.stored(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def parse(cls, raw: object) -> Translation | None:
+        """A record of any version; None when it is none. A field that cannot be used counts as not known."""
+        if not isinstance(raw, Mapping):
+            return None
+        values = _upgraded(raw)
+        while values is not None:
+            try:
+                return cls.model_validate(values)
+            except ValidationError as error:
+                dropped = [_drop(values, fault["loc"]) for fault in error.errors()]
+                if not all(dropped):
+                    return None
+        return None
+
+    @classmethod
+    def read(cls, path: Path) -> Translation | None:
+        """The record in a file; None when there is none that can be read."""
+        try:
+            return cls.parse(json.loads(path.read_bytes()))
+        except (OSError, ValueError):
+            return None
+
+
+def _range(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return (low, high) if low is not None and high is not None and low < high else None
+
+
+def _drop(values: dict[str, Any], location: tuple[int | str, ...]) -> bool:
+    """Remove the value at a location, or the nearest one around it that is there; whether there was one."""
+    inner: Any = values
+    for key in location[:-1]:
+        if not isinstance(inner.get(key), dict):
+            return inner.pop(key, None) is not None
+        inner = inner[key]
+    return location[-1] in inner and (inner.pop(location[-1]), True)[1]
+
+
+# Version 1
+
+
+def _upgraded(raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The values in the layout of this version, copied; None for what is no record."""
+    values: dict[str, Any] = json.loads(json.dumps(raw))
+    if "format" in values:
+        return values
+    if "translated" in values:
+        return _of_bridge(values)
+    known = {"latent_sha256", "job_id", "picture", "cycle", "input_sha256"}
+    return _of_nodes(values) if known & values.keys() else None
+
+
+def _of_nodes(values: dict[str, Any]) -> dict[str, Any]:
+    """Of `ddib translate`, or of a node's job database."""
+    picture = values.get("picture")
+    if isinstance(picture, dict):
+        # In the database the terms were a mapping of their own.
+        picture |= _mapping(picture.pop("terms", None))
+        picture.setdefault("size_rule", values.get("size_rule", ""))
+    elif values.get("size_rule", "none") != "none":
+        values["picture"] = {"size_rule": values["size_rule"]}  # encoded, and not yet decoded
+    return values
+
+
+def _of_bridge(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `ddib bridge`."""
+    models, ranges, classes = (_mapping(old.get(key)) for key in ("models", "ranges", "classes"))
+    settings, used, structure = (_mapping(old.get(key)) for key in ("settings", "range", "structure"))
+    source, target = (_mapping(models.get(side)) for side in ("source", "target"))
+    scale, back = _mapping(old.get("output_scale")), _mapping(old.get("back_scale"))
+    said = old.get("size")
+    size = said if isinstance(said, list) and len(said) == 2 else [0, 0]
+    marked = structure.get("doubtful")
+    return {
+        "input": old.get("source"),
+        "files": _old_files(old),
+        "source_domain": source.get("domain", ""),
+        "target_domain": target.get("domain", ""),
+        "source_model_sha256": source.get("digest", ""),
+        "target_model_sha256": target.get("digest", ""),
+        "solver": settings,
+        "source_class": _class(classes.get("source")),
+        "target_class": _class(classes.get("target")),
+        "latent": _mapping(old.get("latent")),
+        "soften_sigma": settings.get("soften") or 0.0,
+        "picture": {
+            "height": size[0],
+            "width": size[-1],
+            **_ends(ranges.get("target"), "low", "high"),
+            **_ends(ranges.get("source"), "source_low", "source_high"),
+            **scale,
+            **{f"back_{key}": back[key] for key in ("slope", "intercept") if key in back},
+            **{key: old[key] for key in ("cycle_mse", "cycle_psnr") if key in old},
+            **{key: structure.get(key) for key in ("edge_correlation", "mutual_information")},
+            "structure_doubtful": marked,
+            **used,
+        },
+        "doubtful": marked,
+        "doubts": None if marked is None else ["structure"] * bool(marked),
+        "run": {
+            "request": old.get("request", ""),
+            "pixels_sha256": old.get("picture_digest", ""),
+            "settings": settings,
+            "chance": old.get("chance"),
+            "uncertainty": old.get("uncertainty"),
+        },
+    }
+
+
+def _old_files(old: Mapping[str, Any]) -> dict[str, Any]:
+    """The files of a record of `ddib bridge` by their kinds; all lay in the record's folder."""
+    ends = {"_back.png": Part.RETURNED, "_latent.npy": Part.LATENT, "_uncertainty.png": UNCERTAINTY}
+    digests, found = _mapping(old.get("files")), dict[str, Any]()
+    for name in [*digests, old.get("translated"), old.get("back")]:
+        if not isinstance(name, str):
+            continue
+        kind = next((kind for end, kind in ends.items() if name.endswith(end)), SOURCE)
+        kind = {old.get("translated"): Part.TRANSLATION, old.get("back"): Part.RETURNED}.get(name, kind)
+        found[str(kind)] = {"file": PurePosixPath(name).name, "sha256": digests.get(name, "")}
+    return found
+
+
+def _ends(said: object, low: str, high: str) -> dict[str, Any]:
+    return {low: said[0], high: said[1]} if isinstance(said, list) and len(said) == 2 else {}
+
+
+def _class(said: object) -> str:
+    return "" if said is None else str(said)
+
+
+def _mapping(said: object) -> dict[str, Any]:
+    return said if isinstance(said, dict) else {}
