@@ -90,7 +90,7 @@ def cycle(**given: Any) -> None:
     Points: writes each stage (source, latent, target, latent again, source again) as .npy, scatter and heat map,
     cycle.png and report.json with the cycle error.
 
-    Pictures: as `ddib bridge translate`, with each picture as it came back (NAME_back.png) and its cycle error.
+    Pictures: as `ddib bridge translate`, with each picture as it came back (NAME.returned.png) and its cycle error.
     """
     _run(cycle=True, **given)
 
