@@ -24,7 +24,7 @@ from ddib_fed.networks.configs import (
     SyntheticConfig,
     UNetConfig,
 )
-from ddib_fed.networks.diffusers_config import DiffusersUNetConfig
+from ddib_fed.networks.diffusers_config import DiffusersDiTConfig, DiffusersUNetConfig
 
 # Fields of `Manifest` that the first release did not have.
 LATER_FIELDS = frozenset({"role", "picture", "classes", "data", "structure"})
@@ -190,8 +190,9 @@ class Manifest(_Frozen):
         if shape[1] % network.divisor or shape[2] % network.divisor:
             return f"height and width of sample_shape {shape} do not divide by {network.divisor}"
         pooled = isinstance(network, ClassifierConfig) and network.pool == "attention"
-        if pooled and shape[1:] != (network.image_size, network.image_size):
-            return f"attention pooling is for {network.image_size} pixels alone, not for {shape}"
+        fixed = "attention pooling" if pooled else "a transformer"
+        if (pooled or isinstance(network, DiffusersDiTConfig)) and set(shape[1:]) != {network.image_size}:
+            return f"{fixed} is for {network.image_size} pixels alone, not for {shape}"
         return ""
 
     def _class_problem(self) -> str:
@@ -216,7 +217,7 @@ class Manifest(_Frozen):
     @property
     def num_classes(self) -> int | None:
         """Classes that the network is conditioned on or tells apart; None without."""
-        if isinstance(self.network, UNetConfig | DiffusersUNetConfig):
+        if isinstance(self.network, UNetConfig | DiffusersUNetConfig | DiffusersDiTConfig):
             return self.network.num_classes
         return self.network.out_channels if isinstance(self.network, ClassifierConfig) else None
 
@@ -231,7 +232,10 @@ class Manifest(_Frozen):
     @property
     def null_class(self) -> int | None:
         """The index that stands for no class (classifier-free guidance); None when there is none."""
-        guided = isinstance(self.network, UNetConfig) and self.network.class_dropout
+        network = self.network
+        guided = isinstance(network, DiffusersDiTConfig) or (
+            isinstance(network, UNetConfig) and network.class_dropout
+        )
         return self.num_classes if guided else None
 
     def fields(self) -> dict[str, Any]:

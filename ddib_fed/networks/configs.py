@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ddib_fed.networks.diffusers_config import DiffusersUNetConfig
+from ddib_fed.networks.diffusers_config import DiffusersDiTConfig, DiffusersUNetConfig
 
 
 class _Frozen(BaseModel):
@@ -167,7 +167,7 @@ class ClassifierConfig(_PictureNetwork):
         return self
 
 
-NetworkConfig = Annotated[
-    MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig,
-    Field(discriminator="kind"),
-]
+AnyConfig = (
+    MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig | DiffusersDiTConfig
+)
+NetworkConfig = Annotated[AnyConfig, Field(discriminator="kind")]

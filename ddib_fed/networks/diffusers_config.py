@@ -1,19 +1,29 @@
-"""Arguments of `DiffusersUNet`, under the names that diffusers' config.json has for them."""
+"""Arguments of the networks of the diffusers library, under the names that its config.json has for them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Width = Annotated[int, Field(ge=4, le=8192)]
 DownKind = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
 UpKind = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
 Resampling = Literal["conv", "resnet"]
+MAX_POSITIONS = 1 << 25
+"""Numbers in the embeddings of a transformer's positions, which are computed before weights are read."""
 
 
 class DiffusersUNetConfig(BaseModel):
-    """What a `UNet2DModel` of diffusers is, as far as `DiffusersUNet` has it.
+    """What a `UNet2DModel` of diffusers is, with positional features of the time.
 
     Attributes:
         kind: Tells it from other networks.
@@ -42,6 +52,7 @@ class DiffusersUNetConfig(BaseModel):
         dropout: Probability, in training.
         center_input_sample: Whether 2 x - 1 is taken instead of x.
         num_class_embeds: Classes that it is conditioned on; None for none.
+        act_fn: The non-linearity of residual blocks.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +82,7 @@ class DiffusersUNetConfig(BaseModel):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     center_input_sample: bool = False
     num_class_embeds: int | None = Field(default=None, ge=1, le=100_000)
+    act_fn: Literal["silu", "mish", "gelu", "relu"] = "silu"
 
     @property
     def num_classes(self) -> int | None:
@@ -89,6 +101,16 @@ class DiffusersUNetConfig(BaseModel):
             return self.attn_norm_num_groups
         return self.norm_num_groups if self.resnet_time_scale_shift == "default" else None
 
+    @model_serializer(mode="wrap")
+    def _without_later_fields(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Leave `act_fn` out of JSON while it is at its default: bundles of older releases keep their digests."""
+        fields: dict[str, Any] = handler(self)
+        if info.mode == "json" and self.act_fn == "silu":
+            fields.pop("act_fn", None)
+        return fields
+
     @model_validator(mode="after")
     def _is_a_unet(self) -> DiffusersUNetConfig:
         levels = len(self.block_out_channels)
@@ -105,4 +127,70 @@ class DiffusersUNetConfig(BaseModel):
                     raise ValueError(f"{key} {part} does not divide a level's {width} channels")
         if self.block_out_channels[0] < 4 + 2 * self.freq_shift:
             raise ValueError(f"{self.block_out_channels[0]} channels are too few for the features of a time")
+        return self
+
+
+class DiffusersDiTConfig(BaseModel):
+    """What a `DiTTransformer2DModel` of diffusers on pixels is (Peebles and Xie, arXiv 2212.09748).
+
+    Attributes:
+        kind: Tells it from other networks.
+        image_size: Size of its pictures, which are square.
+        in_channels: Of a picture.
+        out_channels: `in_channels`, or twice as many with a learned variance.
+        patch_size: Side of the squares of pixels that become tokens.
+        num_layers: Transformer blocks.
+        num_attention_heads: Heads of each.
+        attention_head_dim: Channels of a head.
+        attention_bias: Whether query, key and value have a bias.
+        activation_fn: The non-linearity of feed-forward layers.
+        norm_elementwise_affine: Whether normalisations have weights.
+        norm_eps: Their epsilon.
+        num_embeds_ada_norm: Classes that it is conditioned on; one more stands for no class.
+        dropout: Probability, in training.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["diffusers-dit"] = "diffusers-dit"
+    image_size: int = Field(default=32, ge=1, le=4096)
+    in_channels: int = Field(default=4, ge=1, le=64)
+    out_channels: int = Field(ge=1, le=128)
+    patch_size: int = Field(default=2, ge=1, le=64)
+    num_layers: int = Field(default=28, ge=1, le=256)
+    num_attention_heads: int = Field(default=16, ge=1, le=256)
+    attention_head_dim: int = Field(default=72, ge=1, le=1024)
+    attention_bias: bool = True
+    activation_fn: Literal["gelu", "gelu-approximate", "geglu", "swiglu"] = "gelu-approximate"
+    norm_elementwise_affine: bool = False
+    norm_eps: float = Field(default=1e-5, gt=0.0, le=1.0)
+    num_embeds_ada_norm: int = Field(default=1000, ge=1, le=100_000)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that it is conditioned on."""
+        return self.num_embeds_ada_norm
+
+    @property
+    def divisor(self) -> int:
+        """What height and width must divide by."""
+        return self.patch_size
+
+    @model_validator(mode="after")
+    def _is_a_transformer(self) -> DiffusersDiTConfig:
+        if self.out_channels not in (self.in_channels, 2 * self.in_channels):
+            raise ValueError(
+                f"out_channels {self.out_channels} is neither in_channels {self.in_channels} nor twice that"
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        width = self.num_attention_heads * self.attention_head_dim
+        if width % 4:
+            raise ValueError(f"{width} channels do not divide by 4, which embeddings of positions need")
+        positions = (self.image_size // self.patch_size) ** 2 * width
+        if positions > MAX_POSITIONS:
+            raise ValueError(
+                f"{positions:,} numbers in the embeddings of positions are over {MAX_POSITIONS:,}"
+            )
         return self

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddib_fed.networks.classifier import NoisyClassifier
-from ddib_fed.networks.configs import ClassifierConfig, MlpConfig, SyntheticConfig, UNetConfig
-from ddib_fed.networks.diffusers_config import DiffusersUNetConfig
-from ddib_fed.networks.diffusers_unet import DiffusersUNet
+from ddib_fed.networks.configs import AnyConfig, MlpConfig
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.networks.unet import UNet
 from ddib_fed.networks.vector_unet import SyntheticModel
 
-AnyConfig = MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | DiffusersUNetConfig
+
+def _diffusers_unet(**arguments: Any) -> nn.Module:
+    from ddib_fed.networks.diffusers_networks import diffusers_unet
+
+    return diffusers_unet(**arguments)
+
+
+def _diffusers_dit(**arguments: Any) -> nn.Module:
+    from ddib_fed.networks.diffusers_networks import diffusers_dit
+
+    return diffusers_dit(**arguments)
+
+
 BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": ResidualMLP,
     "synthetic": SyntheticModel,
     "unet": UNet,
     "classifier": NoisyClassifier,
-    "diffusers-unet": DiffusersUNet,
+    "diffusers-unet": _diffusers_unet,
+    "diffusers-dit": _diffusers_dit,
 }
 
 
 def build_network(config: AnyConfig) -> nn.Module:
-    """The network that `config` describes, with fresh weights."""
+    """The network that `config` describes, with fresh weights.
+
+    Raises:
+        ExtraMissing: It is one of the diffusers library, which is not installed.
+    """
     return BUILDERS[config.kind](**config.model_dump(exclude={"kind"}))
 
 
@@ -43,12 +59,11 @@ def network_with(
     device: torch.device | str = "cpu",
 ) -> nn.Module:
     """The network that `config` describes with its own copy of `state`, which fits; made without a second copy."""
-    if isinstance(config, UNetConfig | ClassifierConfig | DiffusersUNetConfig):
-        # All that these networks hold is in the state: nothing else needs memory or random numbers.
+    if isinstance(config, MlpConfig):
+        network = build_network(config)  # its frequencies are not in the state
+    else:
         with torch.device("meta"):
             network = build_network(config)
-    else:
-        network = build_network(config)
     own = {key: value.to(device=device, dtype=dtype, copy=True) for key, value in state.items()}
     network.load_state_dict(own, assign=True)
     return network.to(device=device, dtype=dtype)

@@ -37,7 +37,7 @@ _OF_PICTURES = ("fit", "soften_sigma")
     "--diffusers",
     type=_FOLDER,
     metavar="DIR",
-    help="Instead: the folder of a diffusers pipeline with a UNet2DModel.",
+    help="Instead: the folder of a diffusers pipeline of pixels (pip install 'ddib-fed[diffusers]').",
 )
 @click.option(
     "--variant",
@@ -47,7 +47,7 @@ _OF_PICTURES = ("fit", "soften_sigma")
 @click.option(
     "--check",
     is_flag=True,
-    help="With --diffusers: compare outputs with the library's first (pip install 'ddib-fed[diffusers]').",
+    help="With --diffusers: compare outputs with the library's first.",
 )
 @click.option(
     "--synthetic",
@@ -100,8 +100,9 @@ def import_(*, out: Path, force: bool, output_format: str, **given: Any) -> None
     classifier. What the tensors' shapes tell is inferred; the rest is as --flags say, or the public defaults. Every
     setting is listed with what it rests on; a flag that contradicts the shapes is refused.
 
-    With --diffusers, a folder as `save_pretrained` writes it (unet/, scheduler/): what cannot be computed exactly is
-    refused by its key, and so is a pipeline with more than a network of pixels: an autoencoder, a text encoder, a LoRA.
+    With --diffusers, a folder as `save_pretrained` writes it: unet/ (UNet2DModel) or transformer/ (DiT), and
+    scheduler/. What cannot be computed exactly is refused by its key, and so is a pipeline with more than a network of
+    pixels: an autoencoder, a text encoder, a LoRA.
     """
     from ddib_fed.models.bundle import save_bundle
 

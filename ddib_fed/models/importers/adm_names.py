@@ -45,6 +45,7 @@ def adm_config(config: DiffusersUNetConfig) -> UNetConfig | None:
         and config.mid_block_scale_factor == 1.0
         and config.middle_groups == config.norm_num_groups == 32
         and config.norm_eps == 1e-5
+        and config.act_fn == "silu"
         and config.freq_shift == 0
         and config.time_embedding_dim in (None, 4 * widths[0])
         and not config.center_input_sample

@@ -1,56 +1,39 @@
-"""Imports the folder of a diffusers pipeline with a `UNet2DModel`; only JSON and tensors are read.
+"""Imports the folder of a diffusers pipeline of pixels; only JSON and tensors are read.
 
-What the folder says that this release cannot compute exactly is refused by its key. The library itself is
-needed for nothing but `largest_difference`, which compares.
+What the folder says that this release cannot compute exactly is refused by its key.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from ddib_fed.errors import BundleInvalid, ExtraMissing, FileMissing, SettingsInvalid
+from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import state_problem
 from ddib_fed.models.importers.adm_names import adm_config, adm_state
 from ddib_fed.models.importers.checkpoints import renamed
+from ddib_fed.models.importers.component_config import AnyComponent, network_config
 from ddib_fed.models.importers.pipeline_index import (
     INDEX,
-    NETWORK,
+    NETWORKS,
     Pipeline,
     read_json,
     read_pipeline,
     whole_pipeline,
 )
 from ddib_fed.models.importers.report import Fact, Imported, import_note
-from ddib_fed.models.importers.scheduler_config import read_schedule, refused_key, unused
+from ddib_fed.models.importers.scheduler_config import read_schedule, unused
 from ddib_fed.models.importers.weight_files import find_weights, read_weights
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
-from ddib_fed.networks.diffusers_config import DiffusersUNetConfig
+from ddib_fed.networks.diffusers_config import DiffusersDiTConfig, DiffusersUNetConfig
 from ddib_fed.networks.registry import network_shapes, network_with
 
-# Keys of unet/config.json under their own names; the rest is refused unless it is one of `ONLY` with this value.
-SAME = frozenset(DiffusersUNetConfig.model_fields) - {"kind", "image_size", "mid_block"}
-ONLY: Mapping[str, tuple[Any, ...]] = {
-    "time_embedding_type": ("positional",),
-    "act_fn": ("silu", "swish"),
-    "class_embed_type": (None,),
-    "mid_block_type": ("UNetMidBlock2D", None),
-}
-# Read apart, or without a meaning for networks with positional features of the time.
-ELSEWHERE = ("sample_size", "num_train_timesteps")
 # What older weights call the layers of attention.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_DEFAULT_KINDS = {
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (224, 448, 672, 896),
-}
 
 
 def import_diffusers(
@@ -62,10 +45,10 @@ def import_diffusers(
     soften_sigma: float = 0.0,
     variant: str | None = None,
 ) -> Imported:
-    """Manifest and weights of the UNet and the scheduler in a pipeline's folder.
+    """Manifest and weights of the network and the scheduler in a pipeline's folder.
 
     Args:
-        folder: With unet/ and scheduler/, or with both files at the top, as `save_pretrained` writes them.
+        folder: As `save_pretrained` writes it: unet/ or transformer/, and scheduler/; or both files at the top.
         domain: What it was trained on.
         name: Of the model; the folder's name when empty.
         fit: How pictures of another size are fitted.
@@ -73,6 +56,7 @@ def import_diffusers(
         variant: Which of the weights, such as "fp16"; None for the full ones, or the only variant.
 
     Raises:
+        ExtraMissing: The diffusers library is not installed.
         FileMissing: A file is not there.
         BundleInvalid: A file is damaged, or the weights are of another network; the detail names the first tensor.
         SettingsInvalid: The pipeline has more than a network of pixels and a scheduler, or one of the two cannot be
@@ -84,7 +68,7 @@ def import_diffusers(
     pipeline = read_pipeline(folder)
     inside = _network_folder(folder)
     where = str(inside / "config.json")
-    config = unet_config(read_json(inside / "config.json"), where)
+    config = network_config(read_json(inside / "config.json"), where)
     said, scheduler = _scheduler(folder)
     schedule, prediction = read_schedule(said, scheduler)
     weights, remarks = find_weights(inside, variant)
@@ -94,9 +78,10 @@ def import_diffusers(
         for key, tensor in renamed(checkpoint.state, _new_name, checkpoint.path).items()
     }
     _check(config, state, checkpoint.path)
-    ours = adm_config(config)
-    if ours is not None:
-        state = adm_state(config, state)
+    ours = None
+    if isinstance(config, DiffusersUNetConfig):
+        ours = adm_config(config)
+        state = state if ours is None else adm_state(config, state)
     manifest = Manifest(
         name=(name or folder.resolve().name)[:100],
         domain=domain,
@@ -124,10 +109,10 @@ def import_diffusers(
 
 
 def _network_folder(folder: Path) -> Path:
-    return folder / NETWORK if (folder / NETWORK).is_dir() else folder
+    return next((folder / name for name in NETWORKS if (folder / name).is_dir()), folder)
 
 
-def _classes(pipeline: Pipeline, config: DiffusersUNetConfig, folder: Path) -> tuple[str, ...]:
+def _classes(pipeline: Pipeline, config: AnyComponent, folder: Path) -> tuple[str, ...]:
     """The classes' names in their order, where the pipeline has them.
 
     Raises:
@@ -143,58 +128,6 @@ def _classes(pipeline: Pipeline, config: DiffusersUNetConfig, folder: Path) -> t
     return tuple(pipeline.labels[number] for number in range(count)) if pipeline.labels else ()
 
 
-def unet_config(source: Mapping[str, Any], where: str) -> DiffusersUNetConfig:
-    """The arguments that a unet/config.json says, `UNet2DModel`'s defaults where it is silent.
-
-    Raises:
-        SettingsInvalid: It is of another network, or has a setting that cannot be computed exactly; the detail names
-            the key.
-    """
-    if source.get("_class_name") != "UNet2DModel":
-        raise refused_key(where, "_class_name", source.get("_class_name"), "only UNet2DModel is read")
-    fields: dict[str, Any] = dict(_DEFAULT_KINDS)
-    for key, value in source.items():
-        if key in ONLY:
-            if value not in ONLY[key]:
-                allowed = " or ".join(json.dumps(item) for item in ONLY[key])
-                raise refused_key(where, key, value, f"only {allowed} is read")
-        elif key in SAME:
-            fields[key] = _kinds(value) if key.endswith("block_types") else value
-        elif not key.startswith("_") and key not in ELSEWHERE:
-            raise refused_key(where, key, value, "this release does not know the key")
-    fields["image_size"] = _size(source.get("sample_size"), where)
-    fields["mid_block"] = source.get("mid_block_type", "UNetMidBlock2D") is not None
-    try:
-        config = DiffusersUNetConfig.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        said = first["msg"].removeprefix("Value error, ")
-        raise refused_key(where, key, source.get(key.partition(".")[0]), said) from error
-    if config.in_channels not in (1, 3):
-        raise refused_key(
-            where, "in_channels", config.in_channels, "pictures have 1 or 3; latents have others"
-        )
-    if config.image_size % config.divisor:
-        raise refused_key(where, "sample_size", config.image_size, f"it does not divide by {config.divisor}")
-    return config
-
-
-def _kinds(value: Any) -> Any:
-    """Block types without the prefix that old files have."""
-    if not isinstance(value, list):
-        return value
-    return [kind.removeprefix("UNetRes") if isinstance(kind, str) else kind for kind in value]
-
-
-def _size(value: Any, where: str) -> int:
-    if isinstance(value, list) and len(set(map(str, value))) == 1:
-        value = value[0]
-    if not isinstance(value, int):
-        raise refused_key(where, "sample_size", value, "one size for height and width is needed")
-    return value
-
-
 def largest_difference(
     folder: Path, imported: Imported, *, variant: str | None = None, pictures: int = 2, seed: int = 0
 ) -> float:
@@ -206,27 +139,22 @@ def largest_difference(
         variant: As imported.
         pictures: How many are compared.
         seed: Of the noise, the steps and the classes.
-
-    Raises:
-        ExtraMissing: The library is not installed.
     """
-    try:
-        from diffusers import UNet2DModel
-    except ImportError as error:
-        raise ExtraMissing(
-            "the comparison needs the diffusers library", hint="pip install 'ddib-fed[diffusers]'"
-        ) from error
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
     inside = _network_folder(folder)
     weights, _ = find_weights(inside, variant)
-    read: Any = UNet2DModel  # the library has no annotations
-    theirs = read.from_pretrained(
+    manifest = imported.manifest
+    is_transformer = isinstance(manifest.network, DiffusersDiTConfig)
+    kind = DiTTransformer2DModel if is_transformer else UNet2DModel
+    theirs = kind.from_pretrained(
         str(inside),
         local_files_only=True,
         variant=weights.variant or None,
         use_safetensors=weights.suffix == ".safetensors",
     )
     theirs = theirs.float().eval()
-    manifest = imported.manifest
     ours = network_with(manifest.network, imported.state).eval()
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(pictures, *manifest.sample_shape, generator=generator)
@@ -240,7 +168,7 @@ def largest_difference(
     return float((wanted - found).abs().max() / wanted.abs().max())
 
 
-def _check(config: DiffusersUNetConfig, state: Mapping[str, Tensor], path: Path) -> None:
+def _check(config: AnyComponent, state: Mapping[str, Tensor], path: Path) -> None:
     expected = network_shapes(config)
     for key in (*expected, *(key for key in state if key not in expected)):
         problem = state_problem(key, expected, state)
@@ -278,12 +206,12 @@ def _is_old_attention(key: str, tensor: Tensor) -> bool:
     return ".attentions." in key and tensor.ndim == 4
 
 
-def _facts(config: DiffusersUNetConfig, manifest: Manifest) -> list[Fact]:
+def _facts(config: AnyComponent, manifest: Manifest) -> list[Fact]:
     kind = "our UNet computes the same" if manifest.network.kind == "unet" else "as the library computes it"
     facts = [Fact("network", manifest.network.kind, kind)]
     for key, value in config.model_dump(exclude={"kind"}, mode="json").items():
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        facts.append(Fact(key, text, "unet/config.json"))
+        facts.append(Fact(key, text, "config.json"))
     schedule = manifest.schedule
     ends = f" of {schedule.beta_start:g} to {schedule.beta_end:g}" if schedule.ends else ""
     facts.append(Fact("schedule", f"{schedule.name}{ends}, {schedule.steps} steps", "scheduler_config.json"))

@@ -1,7 +1,8 @@
 """Reads which components a diffusers pipeline has, and refuses those that cannot be imported.
 
-A pipeline of pixels is a `UNet2DModel` and a scheduler. Whatever else takes part in making a picture (an
-autoencoder, a text encoder, a LoRA) is refused by its name: the network alone would compute something else.
+A pipeline of pixels is a network (`UNet2DModel` or `DiTTransformer2DModel`) and a scheduler. Whatever else takes part
+in making a picture (an autoencoder, a text encoder, a LoRA) is refused by its name: the network alone would compute
+something else.
 """
 
 from __future__ import annotations
@@ -16,9 +17,14 @@ from typing import Any
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 
 INDEX = "model_index.json"
-NETWORK, SCHEDULER = "unet", "scheduler"
-PIXELS = "UNet2DModel"
-SUPPORTED = f"a pipeline of pixels is read: {PIXELS} and a scheduler, as of DDPMPipeline and DDIMPipeline"
+SCHEDULER = "scheduler"
+# Components that are networks, with the classes that are read.
+NETWORKS: Mapping[str, tuple[str, ...]] = {
+    "unet": ("UNet2DModel",),
+    "transformer": ("DiTTransformer2DModel", "Transformer2DModel"),
+}
+PIXELS = tuple(kind for kinds in NETWORKS.values() for kind in kinds)
+SUPPORTED = "a pipeline of pixels is read: a UNet2DModel or DiTTransformer2DModel and a scheduler"
 MAX_JSON_BYTES = 16 << 20
 _ADAPTER = re.compile(
     r"(?:.*(?<![fp])lora.*|adapter_model.*)\.(?:safetensors|bin|pt|pth)|adapter_config\.json", re.IGNORECASE
@@ -49,23 +55,22 @@ def read_pipeline(folder: Path) -> Pipeline:
 
     Raises:
         BundleInvalid: model_index.json is damaged.
-        SettingsInvalid: The pipeline has a component beyond a `UNet2DModel` and a scheduler, or a LoRA lies beside it;
-            the detail names them.
+        SettingsInvalid: The pipeline has a component beyond a network of pixels and a scheduler, or a LoRA lies
+            beside it; the detail names them.
     """
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     components = {**dict(_lying(folder)), **dict(_listed(index))}
     _refuse_adapters(folder)
-    averaged = {name for name, kind in components.items() if kind == PIXELS and name != NETWORK}
-    others = {
-        name: kind
-        for name, kind in components.items()
-        if name not in averaged and name != SCHEDULER and (name, kind) != (NETWORK, PIXELS)
-    }
+    networks = [name for name, kinds in NETWORKS.items() if components.get(name) in kinds]
+    averaged = {name: kind for name, kind in components.items() if kind in PIXELS and name not in NETWORKS}
+    taken = {*networks[:1], *averaged, SCHEDULER}
+    others = {name: kind for name, kind in components.items() if name not in taken}
     if others:
         raise _no_pixels(folder, index, components, others)
-    if averaged & dict(_listed(index)).keys():
-        raise _no_pixels(folder, index, components, dict.fromkeys(sorted(averaged), PIXELS))
-    remarks = tuple(f"{name}/ beside {NETWORK}/ is not read" for name in sorted(averaged))
+    if averaged.keys() & dict(_listed(index)).keys():
+        raise _no_pixels(folder, index, components, averaged)
+    beside = f"{networks[0]}/" if networks else "the network"
+    remarks = tuple(f"{name}/ beside {beside} is not read" for name in sorted(averaged))
     if index:
         return Pipeline(_labels(index, folder), remarks)
     unchecked = (
@@ -126,7 +131,7 @@ def _lying(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _refuse_adapters(folder: Path) -> None:
-    places = (folder, folder / NETWORK)
+    places = (folder, *(folder / name for name in NETWORKS))
     found = [path for place in places if place.is_dir() for path in sorted(place.iterdir())]
     for path in found:
         if _ADAPTER.fullmatch(path.name):
@@ -153,8 +158,8 @@ def _no_pixels(
 
 def _family(components: Mapping[str, str]) -> str:
     """What kind of pipeline has these components."""
-    if "transformer" in components:
-        return "a diffusion transformer"
+    if components.get("transformer", PIXELS[-1]) not in PIXELS:
+        return "another diffusion transformer"
     if any(_AUTOENCODERS.search(kind) for kind in components.values()):
         return "a latent-diffusion pipeline"
     if any(name.startswith(("text_encoder", "tokenizer", "prior")) for name in components):

@@ -103,7 +103,7 @@ class Shapes:
         return self.down[1 + level * (layout.num_res_blocks + 1)]
 
 
-_PIXELS = "UNets of pixels are read: guided-diffusion's, or with --diffusers a UNet2DModel"
+_PIXELS = "UNets of pixels are read: guided-diffusion's, or with --diffusers a UNet2DModel or DiT of pixels"
 _FAMILIES = (
     (
         re.compile(r"adaLN_modulation"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 
 TINY = {
@@ -68,15 +69,47 @@ OWN = {
         "center_input_sample": True,
         "mid_block_scale_factor": 2.0,
     },
+    "another non-linearity": {**TINY, "act_fn": "mish"},
     "no middle": {**TINY, "mid_block_type": None},
     "a middle without attention": {**TINY, "add_attention": False},
 }
 
 
+# A transformer of pixels.
+DIT = {
+    "sample_size": 16,
+    "in_channels": 3,
+    "patch_size": 4,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_embeds_ada_norm": 5,
+}
+TRANSFORMERS = {
+    "plain": DIT,
+    "grey with a learned variance": {**DIT, "in_channels": 1, "out_channels": 2},
+    "other layers": {
+        **DIT,
+        "activation_fn": "geglu",
+        "attention_bias": False,
+        "norm_elementwise_affine": True,
+        "norm_eps": 1e-3,
+    },
+}
+
+
 def unet(settings, seed=0):
+    return filled(UNet2DModel, settings, seed)
+
+
+def transformer(settings, seed=0):
+    return filled(DiTTransformer2DModel, settings, seed)
+
+
+def filled(kind, settings, seed):
+    """A network with random weights, none at a value that hides a mistake (zero, or one in normalisations)."""
     torch.manual_seed(seed)
-    made = UNet2DModel(**settings).eval()
+    made = kind(**settings).eval()
     for parameter in made.parameters():
-        # Normalisations begin as identities, which would hide a wrong order of scale and shift.
         torch.nn.init.normal_(parameter, std=0.1)
     return made

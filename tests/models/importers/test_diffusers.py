@@ -11,13 +11,18 @@ from safetensors.torch import load_file, save_file
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.importers.diffusers_folder import (
-    import_diffusers,
-    largest_difference,
-    unet_config,
-)
+from ddib_fed.models.importers.component_config import network_config
+from ddib_fed.models.importers.diffusers_folder import import_diffusers, largest_difference
 from ddib_fed.models.importers.scheduler_config import read_schedule
+from ddib_fed.networks.registry import network_with
 
+OLDER_OUTPUT = [
+    0.04119746957312469,
+    0.30547533495343737,
+    0.19851346539859865,
+    0.004530967035165735,
+    -0.00036236821613431884,
+]
 SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
 PLAIN = {"_class_name": "UNet2DModel", "sample_size": 32}
 
@@ -90,6 +95,7 @@ def test_networks_that_our_unet_computes_become_one(named, folder, pipelines, tm
         "no norm before attention",
         "mixed resampling",
         "odd parts",
+        "another non-linearity",
         "no middle",
         "a middle without attention",
     ],
@@ -103,6 +109,68 @@ def test_the_others_keep_their_kind_and_their_weights(named, folder, pipelines, 
     assert bundle.manifest.network.kind == "diffusers-unet"
     assert bundle.state.keys() == theirs.state_dict().keys()
     agrees(bundle, theirs)
+
+
+@pytest.mark.parametrize("named", ["plain", "grey with a learned variance", "other layers"])
+@pytest.mark.parametrize("saved_as", ["DiTTransformer2DModel", "Transformer2DModel"])
+def test_transformers_of_pixels_compute_what_the_library_computes(named, saved_as, tmp_path, pipelines):
+    """DiT, also as older releases of the library call it; the class after the last stands for none."""
+    theirs = pipelines.transformer(pipelines.TRANSFORMERS[named])
+    theirs.save_pretrained(tmp_path / "p" / "transformer")
+    path = tmp_path / "p" / "transformer" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": saved_as}))
+    (tmp_path / "p" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    found = import_diffusers(tmp_path / "p", domain="cats")
+    save_bundle(tmp_path / "bundle", found.manifest, found.state)
+    bundle = load_bundle(tmp_path / "bundle")
+    manifest = bundle.manifest
+    assert (manifest.network.kind, manifest.num_classes, manifest.null_class) == ("diffusers-dit", 5, 5)
+    assert manifest.learns_variance == (named == "grey with a learned variance")
+    assert bundle.state.keys() == theirs.state_dict().keys()
+    agrees(bundle, theirs)
+    assert largest_difference(tmp_path / "p", found) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("norm_type", "ada_norm_single"),
+        ("upcast_attention", True),
+        ("caption_channels", 16),
+        ("patch_size", 5),
+        ("patch_size", None),
+        ("num_embeds_ada_norm", None),
+        ("in_channels", 4),
+        ("sample_size", 4096),
+        ("attention_head_dim", 7),
+        ("pos_embed_max_size", 64),
+    ],
+)
+def test_transformers_that_are_not_computed_exactly_are_refused_by_their_key(key, value):
+    """Also one whose table of positions is too large: 2,048 x 2,048 tokens."""
+    source = {"_class_name": "DiTTransformer2DModel", "in_channels": 3, "num_attention_heads": 1, key: value}
+    with pytest.raises(SettingsInvalid) as caught:
+        network_config({"num_layers": 1, **source}, "config.json")
+    said = {"sample_size": "positions", "attention_head_dim": "positions"}.get(key, key)
+    assert said in caught.value.detail
+
+
+def test_a_bundle_that_an_older_release_wrote_keeps_its_digest_and_its_outputs(tmp_path, pipelines):
+    """Its manifest lacks the settings that came later; the golden was computed by the network of our own then."""
+    config = network_config({"_class_name": "UNet2DModel", **_listed(pipelines.GOOGLE)}, "config.json")
+    assert "act_fn" not in config.model_dump(mode="json")
+    older = {key: value for key, value in config.model_dump().items() if key != "act_fn"}
+    assert type(config).model_validate(older) == config
+    theirs = pipelines.unet(pipelines.GOOGLE)
+    network = network_with(config, theirs.state_dict())
+    x = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+    with torch.no_grad():
+        found = network.double()(x.double(), torch.tensor([300.25], dtype=torch.float64))
+    assert found.flatten()[::191].tolist() == pytest.approx(OLDER_OUTPUT, rel=1e-9)
+
+
+def _listed(settings):
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
 
 def test_the_comparison_with_the_library_is_small_for_its_own_weights_only(folder, pipelines):
@@ -178,7 +246,7 @@ def test_what_is_predicted_is_in_the_manifest(said, predicts, folder, pipelines)
     [
         ("_class_name", "UNet2DConditionModel"),
         ("time_embedding_type", "fourier"),
-        ("act_fn", "gelu"),
+        ("act_fn", "tanh"),
         ("class_embed_type", "timestep"),
         ("down_block_types", ["SkipDownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D"]),
         ("mid_block_type", "UNetMidBlock2DCrossAttn"),
@@ -193,7 +261,7 @@ def test_what_is_predicted_is_in_the_manifest(said, predicts, folder, pipelines)
 def test_what_cannot_be_computed_exactly_is_refused_by_its_key(key, value):
     """Of the network."""
     with pytest.raises(SettingsInvalid) as caught:
-        unet_config({**PLAIN, key: value}, "config.json")
+        network_config({**PLAIN, key: value}, "config.json")
     assert key in caught.value.detail
     assert caught.value.facts["field"].startswith(key)
 
@@ -218,7 +286,7 @@ def test_schedules_that_are_not_known_are_refused_by_their_key(key, changes):
 
 def test_the_librarys_defaults_are_ours():
     """A config.json that is silent is read as the library reads it."""
-    config = unet_config(PLAIN, "config.json")
+    config = network_config(PLAIN, "config.json")
     assert config.block_out_channels == (224, 448, 672, 896)
     assert (config.attention_head_dim, config.norm_eps, config.flip_sin_to_cos) == (8, 1e-5, True)
 

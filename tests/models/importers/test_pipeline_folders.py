@@ -23,7 +23,6 @@ from diffusers import (
     LDMPipeline,
     VQModel,
 )
-from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
 from tests.models.importers import pipelines
 
@@ -64,16 +63,23 @@ def test_a_latent_diffusion_pipeline_is_not_imported_as_a_pixel_model(tmp_path):
         read(tmp_path)
 
 
-def test_a_diffusion_transformer_is_named(tmp_path):
+def test_a_transformer_of_latents_is_not_imported_as_a_pixel_model(tmp_path):
     """DiT as the library writes it; its folder has no unet/ at all."""
-    network = DiTTransformer2DModel(num_attention_heads=1, attention_head_dim=8, in_channels=4, num_layers=1,
-                                    sample_size=4, num_embeds_ada_norm=10)  # fmt: skip
     vae = AutoencoderKL(block_out_channels=(32,), norm_num_groups=32)
-    DiTPipeline(network, vae, DDIMScheduler(), id2label={0: "cat"}).save_pretrained(tmp_path)
-    with pytest.raises(SettingsInvalid, match=r"DiTPipeline.*transformer \(DiTTransformer2DModel\)"):
+    made = pipelines.transformer(pipelines.DIT)
+    DiTPipeline(made, vae, DDIMScheduler(), id2label={0: "cat"}).save_pretrained(tmp_path)
+    with pytest.raises(SettingsInvalid, match=r"DiTPipeline.*latent.*vae \(AutoencoderKL\)"):
         read(tmp_path)
-    with pytest.raises(SettingsInvalid, match="DiTTransformer2DModel"):
+    with pytest.raises(SettingsInvalid, match="AutoencoderKL"):
         read(tmp_path / "transformer")
+
+
+def test_two_networks_are_not_chosen_between(pipeline):
+    """A unet/ and a transformer/."""
+    folder = pipeline()
+    pipelines.transformer(pipelines.DIT).save_pretrained(folder / "transformer")
+    with pytest.raises(SettingsInvalid, match="transformer"):
+        read(folder)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,127 @@
+"""The picture networks of the diffusers library, called as `Denoiser` calls a network.
+
+The library's classes compute; this module adds one time per row and exact features of float64 times. They are built
+from validated configurations only, with the library's names of weights; nothing is downloaded and no code is loaded.
+
+Importing it needs the extra `diffusers` and takes seconds: `registry` imports it when such a network is built.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ddib_fed.errors import ExtraMissing
+
+try:
+    from diffusers.models.embeddings import PatchEmbed, Timesteps
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
+except ImportError as error:
+    raise ExtraMissing(
+        "networks of diffusers need the diffusers library", hint="pip install 'ddib-fed[diffusers]'"
+    ) from error
+
+
+class DiffusersUNet(UNet2DModel):  # type: ignore[misc]
+    """`UNet2DModel`: predicts eps, x0 or v of pictures, as its weights were trained."""
+
+    to = nn.Module.to  # the library's logs a warning whenever a dtype is given
+
+    def forward(
+        self, x: Tensor, times: Tensor, rows: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        """The prediction at x.
+
+        Args:
+            x: Pictures (N, in_channels, H, W); H and W divide by 2^(levels - 1).
+            times: (1,) or (N,), or (K,) with `rows`.
+            rows: (N,) pointing into `times`.
+            y: Classes (N,) int64, if and only if the network has classes.
+
+        Returns:
+            (N, out_channels, H, W).
+
+        Raises:
+            ValueError: Classes for a network without, or none for a network with.
+        """
+        return cast("Tensor", super().forward(x, _of_rows(x, times, rows), y, return_dict=False)[0])
+
+
+class DiffusersDiT(DiTTransformer2DModel):  # type: ignore[misc]
+    """`DiTTransformer2DModel` on pixels: predicts eps, x0 or v of pictures, as its weights were trained."""
+
+    to = nn.Module.to  # the library's logs a warning whenever a dtype is given
+
+    def forward(
+        self, x: Tensor, times: Tensor, rows: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        """The prediction at x.
+
+        Args:
+            x: Pictures (N, in_channels, S, S) of the size that it was made for.
+            times: (1,) or (N,), or (K,) with `rows`.
+            rows: (N,) pointing into `times`.
+            y: Classes (N,) int64; the number of classes stands for no class.
+
+        Returns:
+            (N, out_channels, S, S).
+
+        Raises:
+            ValueError: No classes.
+        """
+        if y is None:
+            raise ValueError("this network needs classes")
+        out = super().forward(x, _of_rows(x, times, rows), y, return_dict=False)
+        return cast("Tensor", out[0])
+
+
+class ExactTimesteps(Timesteps):  # type: ignore[misc]
+    """The library's features of times, in float64 for float64 times, which the library rounds to float32."""
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Sines and cosines of times (K,): (K, num_channels)."""
+        if timesteps.dtype != torch.float64:
+            return cast("Tensor", super().forward(timesteps))
+        half = self.num_channels // 2
+        exponent = torch.arange(half, dtype=torch.float64, device=timesteps.device)
+        rate = -math.log(10000) / (half - self.downscale_freq_shift)
+        angle = self.scale * timesteps[:, None] * torch.exp(rate * exponent)
+        parts = [torch.sin(angle), torch.cos(angle)]
+        features = torch.cat(parts[::-1] if self.flip_sin_to_cos else parts, dim=-1)
+        return nn.functional.pad(features, (0, self.num_channels % 2))
+
+
+def diffusers_unet(*, image_size: int, mid_block: bool, **arguments: Any) -> DiffusersUNet:
+    """The network of a `DiffusersUNetConfig`'s fields."""
+    middle = "UNetMidBlock2D" if mid_block else None
+    network = DiffusersUNet(sample_size=image_size, mid_block_type=middle, **arguments)
+    network.time_proj = _exact(network.time_proj)
+    return network
+
+
+def diffusers_dit(*, image_size: int, **arguments: Any) -> DiffusersDiT:
+    """The network of a `DiffusersDiTConfig`'s fields."""
+    network = DiffusersDiT(sample_size=image_size, **arguments)
+    for block in network.transformer_blocks:
+        block.norm1.emb.time_proj = _exact(block.norm1.emb.time_proj)
+    # The positions are no weights: on the meta device they would stay without values.
+    patch = arguments["patch_size"]
+    with torch.device("cpu"):
+        positions = PatchEmbed(image_size, image_size, patch, 1, network.inner_dim).pos_embed
+    network.pos_embed.register_buffer("pos_embed", positions, persistent=False)
+    return network
+
+
+def _of_rows(x: Tensor, times: Tensor, rows: Tensor | None) -> Tensor:
+    """The time of each row of x (N, ...): (N,)."""
+    return times.expand(len(x)) if rows is None else times.index_select(0, rows)
+
+
+def _exact(timesteps: Timesteps) -> ExactTimesteps:
+    return ExactTimesteps(
+        timesteps.num_channels, timesteps.flip_sin_to_cos, timesteps.downscale_freq_shift, timesteps.scale
+    )
