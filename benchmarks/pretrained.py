@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ddib_fed.datasets.synthetic import DOMAINS, domain_name
 from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE
-from ddib_fed.training.presets import TrainConfig
+from ddib_fed.training.config import PointTrainConfig
 from ddib_fed.training.run import Progress, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +38,7 @@ def make(domain: str, steps: int, *, force: bool) -> None:
     command = (
         f"ddib model train --domain {domain} --steps {steps} --seed {SEED} --dtype float16 --out {domain}"
     )
-    config = TrainConfig(domain=domain, steps=steps, seed=SEED, dtype="float16", command=command)
+    config = PointTrainConfig(domain=domain, steps=steps, seed=SEED, dtype="float16", command=command)
 
     def show(progress: Progress) -> None:
         if progress.step % 100 == 0:

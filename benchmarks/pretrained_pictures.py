@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.models.bundle import amend_bundle
-from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.pictures.loop import Progress
 from ddib_fed.training.pictures.run import train_pictures
 from ddib_fed.training.pictures.sheet import thresholds

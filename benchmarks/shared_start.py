@@ -27,7 +27,7 @@ from ddib_fed.json_files import write_bytes, write_json
 from ddib_fed.metrics import retrieval
 from ddib_fed.metrics.pictures import compare
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.pictures.run import train_pictures
 from ddib_fed.training.pictures.sources import array_source
 

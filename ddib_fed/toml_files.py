@@ -60,7 +60,8 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
         meant = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known) or 'none'}"
         return f"{where}: unknown key; {meant}"
-    return f"{where}: {item['msg']} (got {item.get('input')!r})" if where else str(item["msg"])
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message} (got {item.get('input')!r})" if where else message
 
 
 def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

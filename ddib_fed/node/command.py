@@ -46,13 +46,20 @@ def node_command(role: Role | None) -> click.Group:
     @click.group(help=_help(role), context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(package_name="ddib-fed")
     def group() -> None:
-        require_alone("a node")
+        """See `_help`."""
 
     @group.command()
     @CONFIG
-    @click.option("--force", is_flag=True, help="Replace a finished model.")
+    @click.option(
+        "--force", is_flag=True, help="Start again, whatever is there; without it a run is resumed."
+    )
     def train(path: Path, force: bool) -> None:
-        """Train the node's own model on its own data, into the bundle that node.toml names."""
+        """Train the node's own model on its own data, into the bundle that node.toml names.
+
+        The table [train] takes the options of `ddib model train`. A run that was stopped or killed is resumed by the
+        same command and ends bit for bit as one that was not. Training on pictures shares its work among processes:
+        torchrun --nproc-per-node 2 -m source_node train --config node.toml (for a target node: -m target_node).
+        """
         _train(_load(path, role), force=force)
 
     @group.command()
@@ -67,6 +74,7 @@ def node_command(role: Role | None) -> click.Group:
     )
     def serve(path: Path, roles: tuple[Role, ...]) -> None:
         """Serve until SIGTERM, which drains and exits 0; a second one stops at once."""
+        require_alone("serving")
         config = _load(path, role)
         if roles:
             config = config.with_roles(roles)
@@ -86,6 +94,7 @@ def node_command(role: Role | None) -> click.Group:
     @CONFIG
     def check(path: Path) -> None:
         """Say whether the node could serve: each step of a start is tried, and nothing is changed."""
+        require_alone("checking a node")
         silence_grpc()
         from ddib_fed.node import startup  # imports grpc
 

@@ -21,9 +21,12 @@ from pydantic import (
     model_validator,
 )
 
+from ddib_fed.datasets.synthetic import DOMAINS
 from ddib_fed.names import check_domain, is_institution, is_label
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.toml_files import load_toml
+from ddib_fed.training.options import SHIPPED
+from ddib_fed.training.table import TrainTable
 
 Role = Literal["source", "target"]
 Format = Literal["PNG", "JPEG", "TIFF", "NPY"]
@@ -85,22 +88,6 @@ class ModelSection(Section):
     @classmethod
     def _domain(cls, value: str) -> str:
         return check_domain(value)
-
-
-class TrainSection(Section):
-    """What `train` does; either a built-in domain or a file of points."""
-
-    domain: str | None = None
-    data: str | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
-    time_s: Annotated[float, Field(gt=0)] | None = None
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _one_source(self) -> TrainSection:
-        if self.domain is not None and self.data is not None:
-            raise ValueError("give either train.domain or train.data, not both")
-        return self
 
 
 class LimitsSection(Section):
@@ -219,7 +206,7 @@ class NodeConfig(Section):
 
     node: NodeSection
     model: ModelSection
-    train: TrainSection = TrainSection()
+    train: TrainTable = TrainTable()
     limits: LimitsSection = LimitsSection()
     engine: EngineSection = EngineSection()
     policy: PolicySection = PolicySection()
@@ -228,6 +215,11 @@ class NodeConfig(Section):
     log: LogSection = LogSection()
     _folder: Path = PrivateAttr(default=Path())
     _name: str = PrivateAttr(default="node.toml")
+
+    @model_validator(mode="after")
+    def _trains(self) -> NodeConfig:
+        self.train.check(self.model.domain)
+        return self
 
     @classmethod
     def load(cls, path: Path) -> NodeConfig:
@@ -313,9 +305,10 @@ domain = "{domain}"             # the domain's name, as peers see it
 bundle = "model"                # manifest.json and model.safetensors; written by `{command} train`
 # bundle_domain = "imported"    # what the bundle calls its domain, where that is another name on purpose
 
-[train]
-domain = "{train_domain}"       # a built-in 2-D domain, or instead: data = "points.npy", shape (N, D)
-# steps = 2000                  # or time_s = 120; without either the preset's steps
+[train]                         # the options of `ddib model train`, e.g. held_out for --held-out
+{trained}
+# steps = 2000                  # or time = "2h"; without either the preset's steps
+# resume: the same command resumes a run that was stopped; --force starts it again
 seed = 0
 
 [limits]                        # the defaults; raise them only as far as the machine's memory goes
@@ -365,6 +358,20 @@ seed = 0
 """
 
 
+_BUILT_IN = """\
+domain = "{domain}"             # a built-in domain, or instead of it points or pictures of your own:
+                                # data = "points.npy" of shape (N, D), or images = "FOLDER" with size = 64"""
+_OWN = """\
+# images = "pictures"           # the folder with the pictures of {domain}, or instead data = "points.npy", shape (N, D)
+# size = 64                     # height and width for the network; both institutions need the same"""
+
+
+def _trained(domain: str) -> str:
+    """The lines of [train] that name what is learned."""
+    built_in = domain in SHIPPED or domain in DOMAINS
+    return (_BUILT_IN if built_in else _OWN).format(domain=domain)
+
+
 def render_node_toml(
     *,
     institution: str,
@@ -388,7 +395,7 @@ def render_node_toml(
         name=name,
         roles=", ".join(f'"{role}"' for role in roles),
         domain=domain,
-        train_domain=domain,
+        trained=_trained(domain),
         listen=listen,
         address=address,
     )

@@ -1,62 +1,47 @@
-"""Trains the node's own model from the `[train]` table of node.toml, with a progress bar, resumable."""
+"""Training of the node's own model from the `[train]` table of node.toml."""
 
 from __future__ import annotations
 
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
-
+from ddib_fed.datasets.synthetic import DOMAINS
+from ddib_fed.errors import ConfigError
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.terminal import column, console, say
-from ddib_fed.training.loop import Progress as Step
-from ddib_fed.training.presets import TrainConfig
-from ddib_fed.training.run import train
+from ddib_fed.runs.training import train_at_terminal
+from ddib_fed.terminal import say
+from ddib_fed.training.options import SHIPPED
 
 
 def train_node(config: NodeConfig, *, force: bool = False) -> None:
-    """Train into the bundle that node.toml names; goes on with an unfinished run of the same settings.
+    """Train into the bundle that node.toml names, resuming an unfinished run of the same settings.
+
+    Several processes of torchrun share the work on pictures.
 
     Args:
-        config: The node's configuration; without `train.domain` and `train.data` it trains `model.domain`.
+        config: The node's configuration; a table that names no data trains `model.domain`.
         force: Start again, whatever is there.
 
     Raises:
+        ConfigError: The file does not say what to train on.
         DdibError: As `ddib_fed.training.run.train`.
     """
-    section = config.train
-    data = None if section.data is None else config.folder / section.data
-    settings = TrainConfig(
-        domain=section.domain
-        if data is None and section.domain
-        else (config.model.domain if data is None else None),
-        data=data,
-        name=config.model.domain,
-        seed=section.seed,
-        steps=section.steps,
-        time_s=section.time_s,
+    named = config.train.model_fields_set & {"domain", "data", "images"}
+    if not named and config.model.domain not in {*DOMAINS, *SHIPPED}:
+        raise ConfigError(
+            f"{config.path} does not say what to train on",
+            hint='write images = "FOLDER" (pictures) or data = "points.npy" under [train]',
+        )
+    settings = config.train.config(
+        config.folder,
+        config.model.domain,
+        name=config.model.bundle_domain or config.model.domain,
         threads=config.engine.threads or 1,
         command=f"{config.command} train --config node.toml",
     )
-    columns = (
-        column("{task.description}"),
-        BarColumn(),
-        column("step {task.completed}/{task.total}  loss {task.fields[loss]}  {task.fields[rate]} steps/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True)) as bar:
-        task = bar.add_task(f"training {config.model.domain}", total=None, loss="-", rate="-")
-
-        def show(step: Step) -> None:
-            bar.update(
-                task,
-                completed=step.step,
-                total=step.steps,
-                loss=f"{step.loss:.4f}",
-                rate=f"{step.rate:.1f}",
-            )
-
-        bundle = train(settings, config.paths.bundle, show, resume=not force, force=force)
+    bundle = train_at_terminal(settings, config.paths.bundle, resume=not force, force=force)
+    if bundle is None:
+        return
     say(
         f"model of {config.model.domain}: {bundle.manifest.parameters:,} parameters, digest {bundle.digest[:12]}, "
         f"in {config.paths.bundle}",
-        "next: serve it, with the same command and --config, and `serve` for `train`",
+        f"next: {config.command} serve --config {config.path}",
         err=True,
     )

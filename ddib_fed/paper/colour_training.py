@@ -27,7 +27,7 @@ from ddib_fed.paper.colour_transfer import Palette
 from ddib_fed.processes import require_alone
 from ddib_fed.samples.images import encode_png
 from ddib_fed.samples.points import to_npy
-from ddib_fed.training.presets import TrainConfig
+from ddib_fed.training.config import PointTrainConfig
 from ddib_fed.training.run import train
 
 STEPS = 1_500
@@ -142,7 +142,7 @@ def palette(
     model_folder(folder.parent)
     points = folder.with_name(f"{label}.npy")
     write_bytes(points, content, private=True)
-    config = TrainConfig(
+    config = PointTrainConfig(
         data=points,
         name=f"colours-{label}",
         seed=settings.seed,

@@ -34,8 +34,8 @@ from ddib_fed.samples import folders
 from ddib_fed.samples.images import read_fitted
 from ddib_fed.samples.scans import Entry, Folder, require_outside
 from ddib_fed.training import record
+from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.folder import RUN_FOLDER
-from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.folder import name_of
 from ddib_fed.training.pictures.run import train_pictures
 

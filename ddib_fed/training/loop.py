@@ -1,4 +1,4 @@
-"""Turns a `TrainConfig` into a bundle, with checkpoints on the way.
+"""Turns a `PointTrainConfig` into a bundle, with checkpoints on the way.
 
 The rule: step k is a function of (config, k) and the state after step k - 1. Nothing random is stored, nothing
 depends on the clock once the number of steps is settled, so a run that was killed and resumed ends bit for bit as the
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.datasets.synthetic import normals, uniforms
-from ddib_fed.diffusion.schedule import DiscreteSchedule, schedule_from_config
+from ddib_fed.diffusion.schedule import DiscreteSchedule, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.networks.configs import MlpConfig, SyntheticConfig
 from ddib_fed.networks.registry import build_network
 from ddib_fed.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from ddib_fed.training.config import PointTrainConfig, learning_rate
 from ddib_fed.training.ema import Ema
 from ddib_fed.training.losses import Batch, LambdaSampler, make_batch, make_step_batch
-from ddib_fed.training.presets import TrainConfig
 from ddib_fed.training.sources import DATA_COLUMNS, Source
 
 _PROBE_WARMUP, _PROBE_STEPS = 3, 12
@@ -66,11 +66,11 @@ class Trainer:
         ema: Its averages.
     """
 
-    def __init__(self, config: TrainConfig, source: Source) -> None:
+    def __init__(self, config: PointTrainConfig, source: Source) -> None:
         self.config = config
         self.source = source
         self.step = 0
-        self._schedule = schedule_from_config(config.schedule_config)
+        self._schedule = schedule_from_config(point_schedule(config))
         self._lambdas = LambdaSampler(self._schedule)
         self.network = new_network(config, source.dim)
         self.ema = Ema(self.network, config.ema)
@@ -99,7 +99,7 @@ class Trainer:
         config = self.config
         batch = self._batch(uniforms(config.seed, self.step, config.batch, self._columns))
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step, self.steps)
+            group["lr"] = learning_rate(config, self.step)
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -175,36 +175,33 @@ class Trainer:
         return torch.mean((answer.float() - batch.target) ** 2)
 
 
-def new_network(config: TrainConfig, dim: int) -> nn.Module:
+def new_network(config: PointTrainConfig, dim: int) -> nn.Module:
     """The network of a run with its first weights, a function of the seed; torch's own generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return build_network(network_config(config, dim)).train()
 
 
-def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0): linear warm-up, then constant or half a cosine down to zero at `steps`."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup))
-    if config.decay == "none":
-        return config.learning_rate * warm
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def settle(config: TrainConfig, source: Source, default: int) -> TrainConfig:
+def settle(config: PointTrainConfig, source: Source) -> PointTrainConfig:
     """The config with its number of steps settled; for `time_s` the rate is measured on a network thrown away."""
     if config.time_s is None:
-        return config.with_steps(config.steps if config.steps is not None else default)
-    trial = Trainer(config.with_steps(1_000_000), source)
+        return config.settled()
+    trial = Trainer(config.settled(1_000_000), source)
     for _ in range(_PROBE_WARMUP):
         trial.advance()
     start = time.monotonic()
     for _ in range(_PROBE_STEPS):
         trial.advance()
     rate = _PROBE_STEPS / (time.monotonic() - start)
-    return config.with_steps(max(1, int(config.time_s * _PROBE_MARGIN * rate)))
+    return config.settled(max(1, int(config.time_s * _PROBE_MARGIN * rate)))
 
 
-def network_config(config: TrainConfig, dim: int) -> MlpConfig | SyntheticConfig:
+def point_schedule(config: PointTrainConfig) -> ScheduleConfig:
+    """The noise schedule of a run on points, as the bundle names it."""
+    return ScheduleConfig(name=config.schedule, steps=config.diffusion_steps)
+
+
+def network_config(config: PointTrainConfig, dim: int) -> MlpConfig | SyntheticConfig:
     """The network of a run on points (N, dim)."""
     if config.network == "mlp":
         return MlpConfig(dim=dim, width=config.width, blocks=config.blocks)
@@ -218,7 +215,7 @@ def network_config(config: TrainConfig, dim: int) -> MlpConfig | SyntheticConfig
 
 
 @contextmanager
-def _dropping(config: TrainConfig, step: int) -> Iterator[None]:
+def _dropping(config: PointTrainConfig, step: int) -> Iterator[None]:
     """Make what dropout draws a function of the seed and the step; torch's own generator is left as it was."""
     if config.dropout == 0.0:
         yield

@@ -18,7 +18,7 @@ from ddib_fed.diffusion.bridge import Side, decode
 from ddib_fed.json_files import write_bytes
 from ddib_fed.metrics import points as metrics
 from ddib_fed.reports import plots
-from ddib_fed.training.presets import TrainConfig
+from ddib_fed.training.config import PointTrainConfig
 from ddib_fed.training.sources import Source
 
 FIELDS = ("step", "loss", "held_out", "learning_rate", "seconds", "cpu_seconds")
@@ -96,7 +96,7 @@ def sample(side: Side, dim: int, count: int, seed: int = _SAMPLE_SEED) -> NDArra
     return drawn
 
 
-def draw_samples(config: TrainConfig, source: Source, drawn: NDArray[np.float32], path: Path) -> None:
+def draw_samples(config: PointTrainConfig, source: Source, drawn: NDArray[np.float32], path: Path) -> None:
     """samples.png: what the model draws beside what it was trained on."""
     real = reference(config, source, len(drawn))
     clouds = [("data", real), ("model", drawn)]
@@ -105,7 +105,7 @@ def draw_samples(config: TrainConfig, source: Source, drawn: NDArray[np.float32]
     plots.draw_rows([[*above, *beneath]], path)
 
 
-def figures(config: TrainConfig, source: Source, drawn: NDArray[np.float32]) -> dict[str, float]:
+def figures(config: PointTrainConfig, source: Source, drawn: NDArray[np.float32]) -> dict[str, float]:
     """Sliced-W2 of what the model draws, with the floor beside it."""
     if config.domain is not None:
         floor = metrics.domain_sliced_w2_floor(config.domain, len(drawn))
@@ -116,7 +116,7 @@ def figures(config: TrainConfig, source: Source, drawn: NDArray[np.float32]) -> 
     return {"sliced_w2": round(distance, 5), "sliced_w2_floor": round(floor, 5)}
 
 
-def reference(config: TrainConfig, source: Source, count: int) -> NDArray[np.float32]:
+def reference(config: PointTrainConfig, source: Source, count: int) -> NDArray[np.float32]:
     """Data to hold the model's points against: fresh ones of a domain, or those held out."""
     if config.domain is not None:
         return metrics.reference_points(config.domain, count)

@@ -16,16 +16,15 @@ import torch
 
 from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.schedule import schedule_from_config
-from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.processes import require_alone
 from ddib_fed.training import record
 from ddib_fed.training.checkpoint import CheckpointInfo, latest_checkpoint, write_checkpoint
+from ddib_fed.training.config import PointTrainConfig, learning_rate
 from ddib_fed.training.folder import DTYPES, RunFolder, run_identity
-from ddib_fed.training.loop import OnProgress, Progress, Trainer, learning_rate, network_config, settle
-from ddib_fed.training.presets import STEPS, TrainConfig
+from ddib_fed.training.loop import OnProgress, Progress, Trainer, network_config, point_schedule, settle
 from ddib_fed.training.sources import Source, open_source
 
 LOG_EVERY = 10
@@ -33,7 +32,7 @@ HELD_OUT_EVERY = 100
 
 
 def train(
-    config: TrainConfig,
+    config: PointTrainConfig,
     out: Path,
     on_progress: OnProgress | None = None,
     *,
@@ -87,7 +86,7 @@ class _Run:
         cpu_started: CPU seconds of this process when it began it.
     """
 
-    config: TrainConfig
+    config: PointTrainConfig
     source: Source
     place: RunFolder
     cpu_before: float = 0.0
@@ -160,7 +159,7 @@ class _Run:
             step=trainer.step,
             loss=loss,
             held_out=trainer.held_out_loss() if due else None,
-            learning_rate=learning_rate(self.config, trainer.step - 1, trainer.steps),
+            learning_rate=learning_rate(self.config, trainer.step - 1),
             seconds=time.monotonic() - self.started,
             cpu_seconds=self.cpu_seconds,
         )
@@ -177,29 +176,24 @@ class _Run:
             network=network_config(config, source.dim),
             parameterisation="v" if config.network == "mlp" else "eps",
             time_input="lambda" if config.network == "mlp" else "timestep",
-            schedule=config.schedule_config,
+            schedule=point_schedule(config),
             normalisation=Normalisation(mean=source.mean, std=source.std),
             training=training,
             created=datetime.now(UTC).date().isoformat(),
         )
 
 
-def _open_run(config: TrainConfig, out: Path, source: Source, *, resume: bool, force: bool) -> _Run:
+def _open_run(config: PointTrainConfig, out: Path, source: Source, *, resume: bool, force: bool) -> _Run:
     """The run in `out`, new or found, with its number of steps settled and run.json written."""
-    schedule_from_config(config.schedule_config)
+    schedule_from_config(point_schedule(config))
     place = RunFolder(out, "points")
-    stored = place.found(TrainConfig, resume=resume, force=force)
+    stored = place.found(PointTrainConfig, resume=resume, force=force)
     if stored is not None:
         # A time, or no length at all, means the length that was settled.
-        asked = config.with_steps(config.steps or stored.steps or STEPS)
+        asked = config.settled(config.steps or stored.steps)
         if asked.identity() != stored.identity():
             raise place.other_run()
         return _Run(stored, source, place)
-    if config.network == "public" and config.steps is None and config.time_s is None:
-        raise SettingsInvalid(
-            "the public code trains its network until it is stopped: there is no usual number of steps",
-            hint="say --steps 100000, or --time 2h",
-        )
-    settled = settle(config, source, STEPS)
+    settled = settle(config, source)
     place.begin(settled)
     return _Run(settled, source, place)

@@ -18,7 +18,7 @@ from ddib_fed.datasets import synthetic
 from ddib_fed.errors import FileMissing, InputError
 from ddib_fed.samples.kinds import name_file, refuse_picture
 from ddib_fed.samples.points import parse_npy
-from ddib_fed.training.presets import TrainConfig
+from ddib_fed.training.config import PointTrainConfig
 
 Floats = NDArray[np.float32]
 
@@ -52,7 +52,7 @@ class Source:
     held_out: Floats
 
 
-def open_source(config: TrainConfig) -> Source:
+def open_source(config: PointTrainConfig) -> Source:
     """The points that `config` names.
 
     Raises:
@@ -69,7 +69,7 @@ def open_source(config: TrainConfig) -> Source:
     return points_source(Path(str(config.data)), config.batch)
 
 
-def _domain(name: str, config: TrainConfig) -> Source:
+def _domain(name: str, config: PointTrainConfig) -> Source:
     held_out = synthetic.draw(name, config.batch, _HELD_OUT_SEED, step=config.seed)
     return Source(2, 0.0, 1.0, f"domain:{name}", lambda u: synthetic.from_uniforms(name, u), held_out)
 

@@ -14,7 +14,7 @@ from ddib_fed.errors import UsageError
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.paper.colour_training import ColourSettings, transfer
 from ddib_fed.processes import require_alone
-from ddib_fed.training.presets import TrainConfig
+from ddib_fed.training.config import PointTrainConfig
 from ddib_fed.training.run import train
 from tests.runs.picture_folders import blocks, write
 from tests.runs.tiny_models import tiny
@@ -83,7 +83,7 @@ def test_functions_refuse_too_whoever_started_the_processes(tmp_path, monkeypatc
     """A script of one's own under torchrun, or `mpiexec -n 8` as the public code's README starts its training."""
     monkeypatch.setenv(variable, "2")
     with pytest.raises(UsageError, match="one process"):
-        train(TrainConfig(domain="moons", steps=1), tmp_path / "out")
+        train(PointTrainConfig(domain="moons", steps=1), tmp_path / "out")
     with pytest.raises(UsageError, match="one process"):
         transfer(None, None, ColourSettings(), tmp_path / "out")
     monkeypatch.setenv(variable, "1")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ddib_fed.cli.models import training
+from ddib_fed.cli.models.train_options import asked_for, spell
 from ddib_fed.errors import ConfigError, FileMissing
 from ddib_fed.node.config import (
     MAX_SOCKET_PATH,
@@ -17,6 +19,7 @@ from ddib_fed.node.config import (
     PolicySection,
     render_node_toml,
 )
+from ddib_fed.training.options import OPTIONS, option_name, train_config
 
 
 def write(folder: Path, **replace: str) -> Path:
@@ -78,7 +81,14 @@ def test_a_misspelt_key_is_named_with_the_right_one(tmp_path: Path) -> None:
         ("127.0.0.1:7443", "7443", "is not host:port"),
         ('"source"]', '"sauce"]', "source"),
         ('# listen = "127.0.0.1:9464"', 'listen = "0.0.0.0:9464"', "unencrypted"),
-        ("seed = 0", 'seed = 0\ndata = "p.npy"', "not both"),
+        ("seed = 0", 'seed = 0\ndata = "p.npy"', "give one of: domain, data"),
+        ("seed = 0", "seed = 0\nflip = true", r"train\.flip is for pictures"),
+        (
+            'domain = "moons"             # a b',
+            'images = "scans"\nwidth = 8 # a b',
+            r"train\.width is for points",
+        ),
+        ("seed = 0", 'seed = 0\ntime = "2 h"', "is no time"),
         ("[node]", "[node", "not valid TOML"),
     ],
 )
@@ -89,6 +99,64 @@ def test_a_value_that_cannot_be_used_is_explained(tmp_path: Path, old: str, new:
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(ConfigError, match=words):
         NodeConfig.load(path)
+
+
+RUN = [
+    ("--images", "scans", 'images = "scans"'),
+    ("--steps", "7", "steps = 7"),
+    ("--seed", "3", "seed = 3"),
+    ("--batch", "8", "batch = 8"),
+    ("--learning-rate", "0.01", "learning_rate = 0.01"),
+    ("--threads", "2", "threads = 2"),
+    ("--precision", "bfloat16", 'precision = "bfloat16"'),
+    ("--dtype", "float32", 'dtype = "float32"'),
+    ("--preset", "small-64", 'preset = "small-64"'),
+    ("--size", "16", "size = 16"),
+    ("--channels", "3", "channels = 3"),
+    ("--network", "channel_mult=1,2", 'network = ["channel_mult=1,2"]'),
+    ("--fit", "crop", 'fit = "crop"'),
+    ("--range", "0:200", 'range = "0:200"'),
+    ("--classes", "folders", 'classes = "folders"'),
+    ("--skip-bad", "", "skip_bad = true"),
+    ("--held-out", "0.2", "held_out = 0.2"),
+    ("--flip", "", "flip = true"),
+    ("--crop", "", "crop = true"),
+    ("--no-dequantise", "", "dequantise = false"),
+    ("--colours", "opponent", 'colours = "opponent"'),
+    ("--sampler", "uniform", 'sampler = "uniform"'),
+    ("--microbatch", "4", "microbatch = 4"),
+    ("--ema", "0.5", "ema = 0.5"),
+    ("--checkpoint-every", "5", "checkpoint_every = 5"),
+    ("--device", "auto", 'device = "auto"'),
+    ("--label-dropout", "0.1", "label_dropout = 0.1"),
+    ("--predict", "eps", 'predict = "eps"'),
+    ("--init", "start", 'init = "start"'),
+    ("--soften-sigma", "0.1", "soften_sigma = 0.1"),
+]
+
+
+def test_train_takes_the_options_of_the_command_line(tmp_path: Path) -> None:
+    """Every option but the bundle's name, which is the domain's; each makes the same run."""
+    words = [word for option, value, _ in RUN for word in (option, value) if word]
+    table = "\n".join(line for _, _, line in RUN)
+    context = training.train.make_context("train", [*words, "--out", "m"])
+    asked = {name: value for name, value in asked_for(context, context.params).items() if name != "out"}
+    typed = train_config(asked, spell=spell, hint="")
+    path = write(tmp_path, **{'domain = "moons"             # a b': table + " # a b", "seed = 0": ""})
+    config = NodeConfig.load(path)
+    written = config.train.config(tmp_path, "moons", name="hills", threads=1, command="")
+    assert (written.name, written.images, written.init) == ("hills", tmp_path / "scans", tmp_path / "start")
+    assert written.model_copy(update={"images": Path("scans"), "init": Path("start"), "name": None}) == typed
+    assert set(type(config.train).model_fields) >= {option_name(field) for field in OPTIONS} - {"name"}
+
+
+@pytest.mark.parametrize(
+    ("old", "length"), [("time_s = 90", 90.0), ('time = "2m"', 120.0), ('time = "1h30m"', 5400.0)]
+)
+def test_a_time_is_seconds_or_a_text(tmp_path: Path, old: str, length: float) -> None:
+    """`time_s` is the key of earlier releases."""
+    config = NodeConfig.load(write(tmp_path, **{"seed = 0": old}))
+    assert config.train.config(tmp_path, "moons", name="moons", threads=1, command="").time_s == length
 
 
 def test_a_missing_file_names_the_command_that_writes_one(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 import pytest
 
-from ddib_fed.training.presets import TrainConfig
+from ddib_fed.training.config import PointTrainConfig
 
 
 @pytest.fixture
 def tiny():
     """A run of a second."""
-    return TrainConfig(
+    return PointTrainConfig(
         domain="moons",
         steps=40,
         batch=64,

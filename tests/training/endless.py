@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from ddib_fed.training.presets import TrainConfig
+from ddib_fed.training.config import PointTrainConfig
 from ddib_fed.training.run import train
 
 train(
-    TrainConfig.model_validate_json(sys.argv[1]),
+    PointTrainConfig.model_validate_json(sys.argv[1]),
     Path(sys.argv[2]),
     lambda progress: print(progress.step, flush=True),
     resume=True,

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from ddib_fed.training.presets import TrainConfig
+from ddib_fed.training.config import PointTrainConfig
 
 
 @pytest.mark.parametrize(
@@ -22,12 +22,14 @@ from ddib_fed.training.presets import TrainConfig
 )
 def test_contradictions_and_unknown_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
-        TrainConfig(**wrong)
+        PointTrainConfig(**wrong)
 
 
 def test_where_things_lie_and_what_they_are_called_is_not_part_of_a_run():
-    one = TrainConfig(domain="moons", steps=5, command="a", name="x", dtype="float16", checkpoint_every=1)
-    assert one.identity() == TrainConfig(domain="moons", steps=5).identity()
+    one = PointTrainConfig(
+        domain="moons", steps=5, command="a", name="x", dtype="float16", checkpoint_every=1
+    )
+    assert one.identity() == PointTrainConfig(domain="moons", steps=5).identity()
 
 
 @pytest.mark.parametrize(
@@ -35,10 +37,10 @@ def test_where_things_lie_and_what_they_are_called_is_not_part_of_a_run():
 )
 def test_what_changes_the_weights_makes_another_run(change):
     base = {"domain": "moons", "steps": 5}
-    assert TrainConfig(**base).identity() != TrainConfig(**base | change).identity()
+    assert PointTrainConfig(**base).identity() != PointTrainConfig(**base | change).identity()
 
 
 def test_a_run_is_called_after_its_name_its_domain_or_its_file(tmp_path):
-    assert TrainConfig(domain="moons").label == "moons"
-    assert TrainConfig(data=tmp_path / "cells.npy").label == "cells"
-    assert TrainConfig(domain="moons", name="mine").label == "mine"
+    assert PointTrainConfig(domain="moons").label == "moons"
+    assert PointTrainConfig(data=tmp_path / "cells.npy").label == "cells"
+    assert PointTrainConfig(domain="moons", name="mine").label == "mine"

@@ -12,15 +12,15 @@ from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.configs import SyntheticConfig
 from ddib_fed.networks.registry import network_shapes
 from ddib_fed.training.checkpoint import latest_checkpoint
+from ddib_fed.training.config import PUBLIC, PointTrainConfig
 from ddib_fed.training.losses import make_step_batch
-from ddib_fed.training.presets import PUBLIC, TrainConfig
 from ddib_fed.training.run import train
 
 
 @pytest.fixture
 def small():
     """A run of a second with all that is peculiar to this network."""
-    return TrainConfig(
+    return PointTrainConfig(
         domain="moons",
         **{**PUBLIC, "batch": 64, "diffusion_steps": 100, "learning_rate": 1e-3, "ema": 0.9},
         steps=30,
@@ -36,7 +36,7 @@ def test_the_preset_is_the_papers_network_with_3_million_parameters():
     """256 channels and 3 blocks, as the README's command."""
     shapes = network_shapes(SyntheticConfig(dropout=PUBLIC["dropout"]))
     assert sum(value.numel() for value in shapes.values()) == 3_103_234
-    config = TrainConfig(domain="moons", **PUBLIC, levels=4000)
+    config = PointTrainConfig(domain="moons", **PUBLIC, levels=4000)
     assert (config.num_channels, config.num_res_blocks, config.diffusion_steps) == (256, 3, 4000)
 
 
@@ -103,6 +103,6 @@ def test_our_own_network_learns_on_the_public_codes_steps_too(tiny, tmp_path):
 def test_a_run_of_the_first_release_can_be_gone_on_with():
     """Settings that it did not know leave its identity as it was."""
     assert (
-        TrainConfig(domain="moons", steps=5).identity()
+        PointTrainConfig(domain="moons", steps=5).identity()
         == "80fbbde4e29251110dee8993db0b42585da1e6588eccc1401594330433261fe5"
     )

@@ -11,8 +11,8 @@ from ddib_fed.errors import AlreadyExists, SettingsInvalid, StateConflict
 from ddib_fed.metrics import points as metrics
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record
+from ddib_fed.training.config import PointTrainConfig
 from ddib_fed.training.loop import Trainer, learning_rate, new_network
-from ddib_fed.training.presets import TrainConfig
 from ddib_fed.training.run import train
 from ddib_fed.training.sources import open_source
 
@@ -126,7 +126,7 @@ def test_a_torn_line_of_progress_is_dropped(tmp_path):
 
 def test_a_short_run_learns(tmp_path):
     """A few seconds of training bring the cloud from far away to within a few floors of the domain."""
-    config = TrainConfig(
+    config = PointTrainConfig(
         domain="moons", steps=250, batch=512, levels=64, reference=512, width=64, blocks=2, samples=2_000
     )
     train(config, tmp_path)

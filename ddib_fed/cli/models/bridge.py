@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddib_fed.bars import bar, lines
 from ddib_fed.cli import options
-from ddib_fed.cli.bars import bar, lines
 from ddib_fed.cli.models.model import MODEL_HELP
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
-from ddib_fed.cli.models.picture_options import BATCH, DEPTH, DEVICE, DTYPE, SOFTEN, TRANSLATING, with_options
+from ddib_fed.cli.models.picture_options import (
+    BATCH,
+    DEPTH,
+    DEVICE,
+    DTYPE,
+    SOFTEN,
+    THREADS,
+    TRANSLATING,
+    with_options,
+)
 from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
-from ddib_fed.cli.models.training import THREADS
 from ddib_fed.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddib_fed.bars import bar
 from ddib_fed.cli import options
-from ddib_fed.cli.bars import bar
 from ddib_fed.errors import AlreadyExists
 from ddib_fed.terminal import say
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddib_fed.bars import lines
 from ddib_fed.cli import options
-from ddib_fed.cli.bars import lines
 from ddib_fed.errors import AlreadyExists, BundleInvalid, UsageError
 from ddib_fed.terminal import say
 

@@ -11,6 +11,13 @@ import click
 Command = Callable[..., None]
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Threads of torch; more may be slower.",
+)
 DEPTH = click.option(
     "--depth",
     type=click.FloatRange(0, 1, min_open=True),

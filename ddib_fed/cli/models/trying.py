@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddib_fed.bars import Show, bar, lines
 from ddib_fed.cli import options
-from ddib_fed.cli.bars import Show, bar, lines
-from ddib_fed.cli.models.picture_training import PRESETS
-from ddib_fed.cli.models.training import THREADS, duration
+from ddib_fed.cli.models.picture_options import THREADS, with_options
+from ddib_fed.cli.models.train_options import duration, training_options
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
+from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.options import checked, with_preset
 
 if TYPE_CHECKING:
     from ddib_fed.runs.rehearsal import OnProgress
-    from ddib_fed.training.pictures.config import PictureTrainConfig
 
+_TRAINING = ("size", "preset", "fit", "range", "flip", "colours", "batch", "skip_bad", "seed")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -35,37 +37,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     help="For everything; 2 hours without it and --steps.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps of each model, instead of --time.")
-@click.option(
-    "--size", type=click.IntRange(8, 1024), help="Height and width for the networks; without it the preset's."
-)
-@click.option(
-    "--preset",
-    type=click.Choice(PRESETS),
-    help="Networks; without it tiny-32, or small-64 from --size 64 on.",
-)
-@click.option(
-    "--fit",
-    type=click.Choice(["resize", "crop", "pad"]),
-    default="resize",
-    show_default=True,
-    help="How pictures of another size are fitted, undone on output; pad suits scans.",
-)
-@click.option(
-    "--range",
-    "range_",
-    default="type",
-    show_default=True,
-    metavar="LOW:HIGH",
-    help="Raw values that become -1 and 1, as -1000:2000, p1:p99 or type.",
-)
-@click.option("--flip", is_flag=True, help="Mirror half of the pictures, left to right, while training.")
-@click.option(
-    "--colours",
-    type=click.Choice(["rgb", "opponent"]),
-    default="rgb",
-    show_default=True,
-    help="What the networks' channels are; opponent where light and dark are exchanged between A and B, hues are not.",
-)
+@with_options(training_options(_TRAINING, PictureTrainConfig))
 @click.option(
     "--soften-sigma",
     "--soften",
@@ -90,11 +62,6 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     show_default=True,
     help="Held-out pictures that are translated, at most, each way.",
 )
-@click.option("--batch", type=click.IntRange(1), help="Pictures a training step; the preset's without it.")
-@click.option("--skip-bad", is_flag=True, help="List files that cannot be read, and go on.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="All randomness follows from it."
-)
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", show_default=True, help="Where."
 )
@@ -111,6 +78,7 @@ def try_(
     steps: int | None,
     pictures: int,
     evaluations: int,
+    soften: float,
     **settings: Any,
 ) -> None:
     """Train on two folders of pictures, translate what was held out both ways, and write one page.
@@ -127,7 +95,7 @@ def try_(
     if steps is None and time_s is None:
         time_s = 7200.0
     first, second, test_a, test_b = sides_of(a, b)
-    config = _config(steps=steps, **settings)
+    config = _config({"steps": steps, **settings}, soften=soften)
     wanted = Rehearsal(first, second, out, config, time_s, test_a, test_b, pictures, evaluations)
     with _bars() as on_progress:
         page = rehearse(wanted, force=force, say=partial(say, err=True), on_progress=on_progress)
@@ -140,29 +108,13 @@ def try_(
     )
 
 
-def _config(
-    *, size: int | None, preset: str | None, range_: str, soften: float, **rest: Any
-) -> PictureTrainConfig:
-    from pydantic import ValidationError
-
-    from ddib_fed.training.pictures.config import PictureTrainConfig
-
-    chosen = preset or ("small-64" if size is not None and size >= 64 else "tiny-32")
-    command = " ".join(["ddib model train --images FOLDER", f"--preset {chosen}"])
-    try:
-        # The range belongs to a folder, which is filled in for each side.
-        return PictureTrainConfig(
-            images=Path(),
-            size=size,
-            preset=chosen,
-            range=range_,
-            soften_sigma=soften,
-            command=command,
-            **rest,
-        )
-    except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UsageError(f"the options contradict each other: {message}", hint="ddib try --help") from error
+def _config(fields: dict[str, Any], *, soften: float) -> PictureTrainConfig:
+    chosen = with_preset({name: value for name, value in fields.items() if value is not None})
+    chosen["command"] = f"ddib model train --images FOLDER --preset {chosen['preset']}"
+    # The range belongs to a folder, which is filled in for each side.
+    return checked(
+        PictureTrainConfig, {"images": Path(), "soften_sigma": soften, **chosen}, "ddib try --help"
+    )
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from torch import Tensor
 from ddib_fed.datasets.synthetic import uniforms
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
+from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.pictures.augment import random_crop, random_flip
-from ddib_fed.training.pictures.config import PictureTrainConfig
 from ddib_fed.training.pictures.sources import PictureSource
 
 Floats = NDArray[np.float32]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ddib_fed.networks.configs import UNetConfig
 from ddib_fed.networks.registry import network_shapes
-from ddib_fed.training.pictures.presets import PRESETS
+from ddib_fed.training.presets import PRESETS
 
 BYTES_A_PARAMETER = 20
 """Weights, gradients, two moments and averages, in float32."""

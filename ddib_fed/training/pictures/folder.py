@@ -15,7 +15,7 @@ from ddib_fed.names import domain_from
 from ddib_fed.samples import folders
 from ddib_fed.samples.images import PictureRule
 from ddib_fed.samples.scans import Progress
-from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.pictures.sources import PictureSource, array_source
 
 CROP_ROOM = 8

@@ -23,9 +23,9 @@ from ddib_fed.networks.registry import network_with
 from ddib_fed.networks.spectrum import Moments
 from ddib_fed.networks.unet import UNet
 from ddib_fed.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from ddib_fed.training.config import PictureTrainConfig, learning_rate
 from ddib_fed.training.ema import Ema
 from ddib_fed.training.pictures.batches import Batches, Samples
-from ddib_fed.training.pictures.config import PictureTrainConfig, learning_rate
 from ddib_fed.training.pictures.levels import level_sampler
 from ddib_fed.training.pictures.losses import Objective
 from ddib_fed.training.pictures.sources import PictureSource, normalisation
@@ -128,7 +128,7 @@ class PictureTrainer:
         lams, weights = self.levels.draw(self._batches.levels(self.step))
         losses = self._gradients(lams, weights)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step, self.steps)
+            group["lr"] = learning_rate(self.config, self.step)
         nn.utils.clip_grad_norm_(self._parameters, self.config.clip)
         self._optimizer.step()
         self.ema.update(self.network, self.step)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.samples.scans import Progress
-from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.pictures.folder import folder_source
 from ddib_fed.training.pictures.sources import PictureSource, shipped_source
 

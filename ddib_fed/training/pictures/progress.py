@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddib_fed.training import record
+from ddib_fed.training.config import learning_rate
 from ddib_fed.training.pictures import sheet
-from ddib_fed.training.pictures.config import learning_rate
 from ddib_fed.training.pictures.loop import PictureTrainer, Progress
 
 LOG_EVERY = 10
@@ -80,7 +80,7 @@ class Log:
             step=trainer.step,
             loss=sum(self._losses) / len(self._losses),
             held_out=held_out,
-            learning_rate=learning_rate(trainer.config, trainer.step - 1, trainer.steps),
+            learning_rate=learning_rate(trainer.config, trainer.step - 1),
             seconds=time.monotonic() - self._begun,
             cpu_seconds=self._cpu_seconds(),
         )

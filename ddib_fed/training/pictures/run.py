@@ -22,9 +22,9 @@ from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.samples.scans import require_outside
 from ddib_fed.training import record
 from ddib_fed.training.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
+from ddib_fed.training.config import ClassifierTrainConfig, PictureTrainConfig
 from ddib_fed.training.folder import DTYPES, RunFolder, run_identity
 from ddib_fed.training.pictures import sheet
-from ddib_fed.training.pictures.config import ClassifierTrainConfig, PictureTrainConfig
 from ddib_fed.training.pictures.loop import OnProgress, PictureTrainer, measure, settle
 from ddib_fed.training.pictures.opening import open_source
 from ddib_fed.training.pictures.progress import Log
@@ -173,7 +173,7 @@ class _Run:
         trainer.microbatch = int(checkpoint.info.config.get("microbatch") or trainer.microbatch)
         self.cpu_before = checkpoint.info.cpu_seconds
         if self.say is not None:
-            self.say(f"going on after step {trainer.step} of {trainer.steps}")
+            self.say(f"resuming after step {trainer.step} of {trainer.steps}")
         return trainer
 
     def follow(self, trainer: PictureTrainer, on_progress: OnProgress | None) -> None:

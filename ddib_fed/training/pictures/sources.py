@@ -17,7 +17,7 @@ from ddib_fed.errors import InputError, NotFinite, ShapeMismatch
 from ddib_fed.models.manifest import DataNote, PictureFormat
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
-from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.config import PictureTrainConfig
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
 Floats = NDArray[np.float32]

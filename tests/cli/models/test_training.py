@@ -10,14 +10,13 @@ from PIL import Image
 from ddib_fed.cli.models import training
 from ddib_fed.cli.models.classifier import classifier
 from ddib_fed.cli.models.model import model
-from ddib_fed.cli.models.picture_training import NAMES, PICTURES, PRESETS
 from ddib_fed.cli.models.recipe import recipe
 from ddib_fed.cli.models.trying import try_
 from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.errors import ImageUnreadable, InputError, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training.pictures import presets
-from ddib_fed.training.pictures.config import SOFTEN_SIGMA
+from ddib_fed.training import options, presets
+from ddib_fed.training.config import SOFTEN_SIGMA
 from tests.training.pictures.examples import blobs
 
 SMALL = (
@@ -150,11 +149,9 @@ def test_the_presets_are_listed_with_what_they_need(ddib):
 
 
 def test_names_that_the_command_line_knows_without_importing_are_the_real_ones():
-    assert tuple(SHIPPED) == training.SHIPPED
-    assert tuple(presets.PRESETS) == PRESETS
-    declared = {option.name for option in training.train.params} - NAMES
-    assert len([p for p in training.train.params if p.name in NAMES]) == len(PICTURES) + 1
-    assert declared.isdisjoint(NAMES)
+    """And every option of a run is one of the command."""
+    assert tuple(SHIPPED) == options.SHIPPED
+    assert [p.name for p in training.train.params if p.name in options.OPTIONS] == list(options.OPTIONS)
 
 
 def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_path):

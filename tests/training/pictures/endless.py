@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.pictures.run import train_pictures
 from tests.training.pictures.examples import spots_source
 

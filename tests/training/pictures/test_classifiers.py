@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from ddib_fed.training.pictures.config import ClassifierTrainConfig
+from ddib_fed.training.config import ClassifierTrainConfig
 from ddib_fed.training.pictures.run import train_pictures
 from ddib_fed.training.pictures.sources import array_source
 from tests.training.pictures.examples import blobs

@@ -64,7 +64,7 @@ def test_networks_of_eps_and_grey_pictures_have_no_use_for_either(tiny, spots):
 SHORT_OF_MEMORY = """
 import resource
 import torch
-from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.pictures.loop import PictureTrainer
 from ddib_fed.training.pictures.starts import open_start
 from ddib_fed.training.pictures.world import World

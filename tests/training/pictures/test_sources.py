@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from ddib_fed.errors import InputError, NotFinite, SettingsInvalid, ShapeMismatch
-from ddib_fed.training.pictures.config import PictureTrainConfig, learning_rate
+from ddib_fed.training.config import PictureTrainConfig, learning_rate
 from ddib_fed.training.pictures.opening import open_source
 from ddib_fed.training.pictures.sources import array_source, normalisation
 from tests.training.pictures.examples import blobs

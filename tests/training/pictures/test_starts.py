@@ -18,7 +18,7 @@ from tests.training.pictures.examples import spots_source
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """Weights of RGB pictures whose last layer is no longer zero."""
-    from ddib_fed.training.pictures.config import PictureTrainConfig
+    from ddib_fed.training.config import PictureTrainConfig
 
     network = {
         "model_channels": 32,

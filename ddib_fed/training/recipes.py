@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, FileMissing, InputError, UsageError
 from ddib_fed.json_files import write_bytes
-from ddib_fed.training.pictures.config import PictureTrainConfig
+from ddib_fed.training.config import PictureTrainConfig
 
 OWN = frozenset(
     {

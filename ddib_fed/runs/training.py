@@ -1,0 +1,88 @@
+"""A training run at a terminal: progress bars, and signals that stop it after the step that it is in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from ddib_fed.bars import bar
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.terminal import say
+from ddib_fed.training.config import AnyConfig, PointTrainConfig
+from ddib_fed.training.loop import Progress as PointProgress
+from ddib_fed.training.pictures.loop import Progress
+from ddib_fed.training.pictures.run import train_pictures
+from ddib_fed.training.run import train
+
+
+def train_at_terminal(config: AnyConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
+    """Train with a progress bar on stderr; Ctrl-C and SIGTERM stop it so that it can be resumed.
+
+    Returns:
+        The bundle; None in all processes of torchrun but the first, which speaks for them.
+
+    Raises:
+        DdibError: As `ddib_fed.training.run.train`.
+        KeyboardInterrupt: It was stopped.
+    """
+    with bar("training") as show, bar("checking") as look, _stopping() as stop:
+
+        def on_progress(progress: Progress | PointProgress) -> None:
+            measured = getattr(progress, "held_out", None)
+            held_out = "" if measured is None else f"  held out {measured:.4f}"
+            show(
+                progress.step,
+                progress.steps,
+                f"loss {progress.loss:.4f}{held_out}  {progress.rate:.2g} steps/s",
+            )
+            stop(progress.step)
+
+        if isinstance(config, PointTrainConfig):
+            return train(config, out, on_progress, resume=resume, force=force)
+        done = train_pictures(
+            config,
+            out,
+            on_progress,
+            resume=resume,
+            force=force,
+            say=partial(say, err=True),
+            on_scan=lambda count, total: look(count, total, "pictures"),
+        )
+    return done if os.environ.get("RANK", "0") == "0" else None
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[int], None]]:
+    """Let Ctrl-C and SIGTERM end a run after the step that it is in, so that nothing is lost.
+
+    Under torchrun signals keep their meaning: one process cannot stop while the others wait for it.
+    """
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        say("stopping after this step; once more stops at once", err=True)
+
+    def stop(step: int) -> None:
+        if asked:
+            say(f"stopped after step {step}; resume it with the same command", err=True)
+            raise KeyboardInterrupt
+
+    alone = "RANK" not in os.environ and threading.current_thread() is threading.main_thread()
+    before = (
+        {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if alone else {}
+    )
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,430 @@
+"""The settings of a training run on points, on pictures, or of a classifier; the command line and node.toml share them.
+
+The weights are a function of the settled settings, the data, the initial weights, the thread count, the number of
+processes and the version of torch; the last three only change how sums are rounded. The descriptions are the help of
+`ddib model train`. Changing the order of the fields changes `identity`, and with it which runs can be resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.models.normalisation import Colours
+from ddib_fed.names import check_domain, domain_from
+from ddib_fed.networks.configs import ClassifierConfig
+from ddib_fed.training.presets import PRESETS, Preset
+
+SOFTEN_SIGMA = 0.05
+"""From docs/latents.md: the least noise that makes the maps' latents white by its measure."""
+POINT_STEPS = 2_000
+"""Steps of a run on points that is given neither steps nor time: about 100 s of one core for a 2-D domain."""
+PUBLIC: Mapping[str, Any] = MappingProxyType(
+    {
+        "network": "public",
+        "schedule": "linear",
+        "diffusion_steps": 4000,
+        "batch": 20_000,
+        "reference": 0,
+        "learning_rate": 1e-4,
+        "decay": "none",
+        "warmup": 0,
+        "beta2": 0.999,
+        "clip": None,
+        "ema": 0.9999,
+        "dropout": 0.2,
+    }
+)
+"""What the public code's README trains its 2-D models with, and that code's defaults where it says nothing."""
+# Fields of `PointTrainConfig` that the first release did not have.
+LATER_FIELDS = frozenset(
+    {"network", "diffusion_steps", "num_channels", "num_res_blocks", "dropout", "decay", "beta2"}
+)
+
+
+def _says(text: str, **limits: Any) -> Any:
+    """A field with its limits and its description."""
+    return Field(description=text, **limits)
+
+
+Domain = Annotated[
+    str | None,
+    _says(
+        "A synthetic domain, by name or by the paper's index 0 to 5, or a domain of pictures that packages carry: "
+        "satellite, relief, brain-t1, brain-t2."
+    ),
+]
+Name = Annotated[
+    Annotated[str, AfterValidator(check_domain)] | None,
+    _says("What the bundle calls its domain, if not after what it is made of."),
+]
+Seed = Annotated[int, _says("All randomness follows from it.", ge=0, lt=2**63)]
+Steps = Annotated[int | None, _says("Optimiser steps; without it and --time 2,000, or the preset's.", ge=1)]
+Time = Annotated[
+    float | None,
+    _says(
+        "Take as many steps as fit into this time, which is measured before the first.",
+        gt=0,
+        allow_inf_nan=False,
+    ),
+]
+Threads = Annotated[int, _says("Threads of torch; more may be slower.", ge=1)]
+Precision = Annotated[
+    Literal["float32", "bfloat16"],
+    _says("Of matrix products; bfloat16 is faster only on machines that have it."),
+]
+StoredDtype = Annotated[
+    Literal["float32", "float16"], _says("Of stored weights: float32 for points, float16 for pictures.")
+]
+BATCH = "Points (2,048) or pictures (the preset's) a step, over all processes."
+RATE = "Its peak: 2e-3, or the preset's."
+EMA = "Decay of the averaged weights."
+NETWORK = (
+    "Pictures: another value of a field of the network, e.g. model_channels=48 or channel_mult=1,2,3. Points: public, "
+    "for the public DDIB code's network and objective, and with it num_channels, num_res_blocks, dropout."
+)
+
+
+class TrainConfig(BaseModel):
+    """What every run has; its fields stand in the subclasses, in an order that `identity` depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ClassVar[str]
+    free: ClassVar[frozenset[str]]
+    """Fields that no weight depends on."""
+    if TYPE_CHECKING:
+        steps: int | None
+        time_s: float | None
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps in all.
+
+        Raises:
+            SettingsInvalid: They are not settled yet.
+        """
+        if self.steps is None:
+            raise SettingsInvalid("the number of steps is not settled")
+        return self.steps
+
+    def identity(self) -> str:
+        """Digest of what the weights depend on; two runs with the same one can continue each other."""
+        return hashlib.sha256(self.model_dump_json(exclude=set(self._unidentified())).encode()).hexdigest()
+
+    def _unidentified(self) -> frozenset[str]:
+        return self.free
+
+
+class PointTrainConfig(TrainConfig):
+    """One training run on points (N, D)."""
+
+    kind = "points"
+    free = frozenset({"data", "name", "command", "checkpoint_every", "samples", "dtype", "time_s"})
+
+    domain: Domain = None
+    data: Annotated[Path | None, _says("Points (N, D) of one's own, .npy.")] = None
+    name: Name = None
+    seed: Seed = 0
+    steps: Steps = None
+    time_s: Time = None
+    batch: Annotated[int, _says(BATCH, ge=1)] = 2048
+    levels: Annotated[int, _says("Distinct noise levels in one batch; must divide it.", ge=1)] = 256
+    reference: Annotated[
+        int,
+        _says(
+            "How many points of the batch the posterior of the target runs over (decision 0030); 0 takes each point's "
+            "own clean point alone, which is plain denoising.",
+            ge=0,
+        ),
+    ] = 1024
+    learning_rate: Annotated[float, _says(RATE, gt=0)] = 2e-3
+    warmup: Annotated[int, _says("Steps over which the learning rate grows.", ge=0)] = 100
+    ema: Annotated[float, _says(EMA, ge=0, lt=1)] = 0.999
+    clip: Annotated[float | None, _says("Largest norm of the gradient; None for any.", gt=0)] = 1.0
+    precision: Precision = "float32"
+    threads: Threads = 1
+    width: Annotated[int, _says("Hidden units.", ge=1, le=4096)] = 160
+    blocks: Annotated[int, _says("Residual blocks.", ge=1, le=64)] = 4
+    schedule: Annotated[
+        Literal["linear", "cosine"],
+        _says("Noise schedule; without it cosine, or linear for --network public."),
+    ] = "cosine"
+    checkpoint_every: Annotated[int, _says("Steps between checkpoints and sample sheets.", ge=1)] = 250
+    samples: Annotated[int, _says("Points drawn from the finished model, for its figures.", ge=1)] = 10_000
+    dtype: StoredDtype = "float32"
+    command: Annotated[str, _says("The command to be recorded in the manifest.")] = ""
+
+    network: Annotated[Literal["mlp", "public"], _says(NETWORK)] = "mlp"
+    diffusion_steps: Annotated[
+        int | None,
+        _says(
+            "Integer steps of the schedule, as the public code makes them; without it continuous time, or 4000 for "
+            "--network public.",
+            ge=2,
+            le=10_000,
+        ),
+    ] = None
+    num_channels: Annotated[
+        int, _says("Hidden units of the public network.", ge=32, le=4096, multiple_of=32)
+    ] = 256
+    num_res_blocks: Annotated[int, _says("Residual blocks of the public network, each way.", ge=1, le=64)] = 3
+    dropout: Annotated[float, _says("Of the public network while it is trained.", ge=0, lt=1)] = 0.0
+    decay: Annotated[Literal["cosine", "none"], _says("Of the learning rate after the warm-up.")] = "cosine"
+    beta2: Annotated[float, _says("Decay of AdamW's second moments.", gt=0, lt=1)] = 0.99
+
+    weight_decay: ClassVar[float] = 0.0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.domain is None) == (self.data is None):
+            raise ValueError("give one of: domain, data (points), images (a folder of pictures)")
+        if self.steps is not None and self.time_s is not None:
+            raise ValueError("give either steps or time_s")
+        if self.batch % self.levels:
+            raise ValueError(f"levels ({self.levels}) must divide batch ({self.batch})")
+        if self.reference and self.batch % self.reference:
+            raise ValueError(f"reference ({self.reference}) must divide batch ({self.batch})")
+        if self.network == "public" and (self.diffusion_steps is None or self.reference):
+            raise ValueError(
+                "the public network learns the noise of each point at one of its diffusion steps"
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        """What the bundle calls its domain."""
+        if self.name is not None:
+            return self.name
+        return self.domain if self.domain is not None else domain_from(Path(str(self.data)).stem) or "points"
+
+    def settled(self, steps: int | None = None) -> Self:
+        """The same run with its number of steps settled.
+
+        Raises:
+            SettingsInvalid: The public network was given no length.
+        """
+        if self.network == "public" and steps is None and self.steps is None:
+            raise SettingsInvalid(
+                "the public code trains its network until it is stopped: there is no usual number of steps",
+                hint="say --steps 100000, or --time 2h",
+            )
+        return self.model_copy(update={"steps": steps or self.steps or POINT_STEPS, "time_s": None})
+
+    def warmup_steps(self) -> float:
+        """Steps over which the learning rate grows."""
+        return self.warmup
+
+    def _unidentified(self) -> frozenset[str]:
+        # Left out at their defaults, so that runs of the first release can be resumed.
+        return self.free | {
+            name for name in LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default
+        }
+
+
+class PictureTrainConfig(TrainConfig):
+    """One training run on pictures; what is None takes the preset's value, which `settled` fills in.
+
+    With neither `domain` nor `images`, `train` is given the pictures themselves.
+    """
+
+    kind = "pictures"
+    free = frozenset(
+        {
+            "images", "name", "init", "command", "recipe", "checkpoint_every", "samples", "dtype", "time_s",
+            "microbatch", "skip_bad", "soften_sigma", "device", "generator",
+        }
+    )  # fmt: skip
+
+    domain: Domain = None
+    images: Annotated[
+        Path | None, _says("Pictures of one's own: PNG, JPEG, TIFF and .npy below this folder.")
+    ] = None
+    name: Name = None
+    preset: Annotated[
+        str,
+        _says(
+            "Network and all that goes with its size; `ddib model presets` lists them. Without it tiny-32, or small-64 "
+            "from --size 64 on."
+        ),
+    ] = "tiny-32"
+    size: Annotated[int | None, _says("Height and width for the network.", ge=8, le=1024)] = None
+    channels: Annotated[Literal[1, 3] | None, _says("Grey or RGB; without it, as most are.")] = None
+    network: Annotated[dict[str, Any], _says(NETWORK)] = Field(default_factory=dict)
+    seed: Seed = 0
+    steps: Steps = None
+    time_s: Time = None
+    batch: Annotated[int | None, _says(BATCH, ge=1)] = None
+    microbatch: Annotated[int | None, _says("How many at once; halved when memory runs out.", ge=1)] = None
+    learning_rate: Annotated[float | None, _says(RATE, gt=0, allow_inf_nan=False)] = None
+    warmup: Annotated[
+        int | None, _says("Steps over which the learning rate grows; at most a fifth of all.", ge=0)
+    ] = None
+    weight_decay: Annotated[float, _says("Of AdamW.", ge=0)] = 0.0
+    ema: Annotated[float | None, _says(EMA, ge=0, lt=1)] = None
+    clip: Annotated[float, _says("Largest norm of the gradient.", gt=0, allow_inf_nan=False)] = 1.0
+    parameterisation: Annotated[
+        Literal["v", "eps"] | None,
+        _says("What the network predicts; v without it, or what the initial weights predict."),
+    ] = None
+    schedule: Annotated[
+        str | None, _says("Noise schedule; cosine without it, or that of the initial weights.")
+    ] = None
+    learn_sigma: Annotated[bool, _says("Learn variances too, by the hybrid loss.")] = False
+    sampler: Annotated[
+        Literal["grid", "uniform", "loss-second-moment"],
+        _says("How noise levels are drawn; grid without it, as the solvers place their steps."),
+    ] = "grid"
+    precision: Precision = "float32"
+    threads: Threads = 1
+    device: Annotated[
+        Literal["cpu", "cuda", "auto"], _says("cpu without it; auto is a GPU where there is one.")
+    ] = "cpu"
+    fit: Annotated[
+        Literal["resize", "crop", "pad"] | None,
+        _says("How those of another size are fitted, undone on output: resize without it; pad suits scans."),
+    ] = None
+    range: Annotated[
+        str, _says("Raw values that become -1 and 1, as -1000:2000, p1:p99 or type (the default).")
+    ] = "type"
+    flip: Annotated[bool, _says("Mirror half of them, left to right.")] = False
+    crop: Annotated[bool, _says("Cut random windows, from pictures an eighth larger.")] = False
+    dequantise: Annotated[bool, _says("Add no noise within a quantisation step.")] = True
+    normalise: Annotated[
+        Literal["channel", "scalar", "none"],
+        _says("Zero mean and unit deviation by channel, by one scalar, or neither."),
+    ] = "channel"
+    colours: Annotated[
+        Colours,
+        _says(
+            "What the network's channels are, rgb without it; opponent (lightness, blue against red, green against "
+            "both) pairs hues with hues where light and dark are exchanged. Both sides alike."
+        ),
+    ] = "rgb"
+    classes: Annotated[
+        Literal["folders", "prefix", "given"] | None,
+        _says("Learn classes, from sub-folders or from the file name up to the first underscore."),
+    ] = None
+    label_dropout: Annotated[
+        float,
+        _says("Share of samples without their class, for classifier-free guidance, e.g. 0.1.", ge=0, lt=1),
+    ] = 0.0
+    skip_bad: Annotated[bool, _says("List files that cannot be read, and go on.")] = False
+    held_out: Annotated[float, _says("Share never trained on; 0.1 without it.", gt=0, lt=0.9)] = 0.1
+    init: Annotated[Path | None, _says("Start from the weights of this bundle, RGB or grey.")] = None
+    init_digest: Annotated[str, _says("Digest of that bundle; filled in.")] = ""
+    soften_sigma: Annotated[
+        float,
+        _says(
+            f"Noise level from which they will be encoded; goes into the manifest; {SOFTEN_SIGMA:g} without it.",
+            ge=0,
+            le=1,
+        ),
+    ] = SOFTEN_SIGMA
+    dtype: StoredDtype = "float16"
+    checkpoint_every: Annotated[int | None, _says("Steps between checkpoints and sample sheets.", ge=1)] = (
+        None
+    )
+    samples: Annotated[int, _says("Pictures on the sample sheet.", ge=1)] = 16
+    command: Annotated[str, _says("The command to be recorded in the manifest.")] = ""
+    recipe: Annotated[str, _says("Digest of the recipe that this run follows, or empty.")] = ""
+
+    decay: ClassVar[str] = "cosine"
+    beta2: ClassVar[float] = 0.99
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.preset not in PRESETS:
+            raise ValueError(f"there is no preset {self.preset}; there are {', '.join(PRESETS)}")
+        if self.domain is not None and self.images is not None:
+            raise ValueError("give either domain or images")
+        if self.steps is not None and self.time_s is not None:
+            raise ValueError("give either steps or time_s")
+        if self.label_dropout and self.classes is None:
+            raise ValueError("label_dropout needs classes")
+        if self.learn_sigma and self.colours != "rgb":
+            raise ValueError(
+                "learn_sigma needs the colours rgb, of whose quantisation it takes the likelihood"
+            )
+        if (self.crop or self.range != "type") and self.images is None:
+            raise ValueError("crop and range are for folders of pictures")
+        return self
+
+    @property
+    def defaults(self) -> Preset:
+        """What the preset says."""
+        return PRESETS[self.preset]
+
+    def preset_network(self) -> dict[str, Any]:
+        """Fields of the network as the preset has them, but for what the parameterisation rules out."""
+        network = dict(self.defaults.network)
+        if self.parameterisation == "eps":
+            network.pop("spectral", None)
+        return network
+
+    def settled(self, steps: int | None = None, **found: Any) -> Self:
+        """The same run with the preset's values in place of None, and `found` (microbatch) in place of what it has."""
+        preset = self.defaults
+        values: dict[str, Any] = {
+            "batch": self.batch or preset.batch,
+            "learning_rate": self.learning_rate or preset.learning_rate,
+            "warmup": preset.warmup if self.warmup is None else self.warmup,
+            "ema": preset.ema if self.ema is None else self.ema,
+            "checkpoint_every": self.checkpoint_every or preset.checkpoint_every,
+        }
+        if self.init is None:
+            # Spelt out, so that a preset that changes from release to release changes no run that has begun.
+            values["network"] = {**self.preset_network(), **self.network}
+        values["microbatch"] = min(self.microbatch or preset.microbatch, int(values["batch"]))
+        if steps is not None:
+            values |= {"steps": steps, "time_s": None}
+        return type(self).model_validate(self.model_dump() | values | found)
+
+    def warmup_steps(self) -> float:
+        """Steps over which the learning rate grows; no more than a fifth of the run."""
+        return min(self.warmup or 0, self.total_steps / 5)
+
+
+class ClassifierTrainConfig(PictureTrainConfig):
+    """One training run of a classifier of noisy pictures, for guidance; `classes` must be given."""
+
+    generator: Annotated[
+        Path | None,
+        _says("The model to be guided: levels, units and size of the pictures are its own."),
+    ] = None
+    generator_digest: Annotated[str, _says("Digest of that bundle; filled in.")] = ""
+
+    @model_validator(mode="after")
+    def _is_a_classifier(self) -> Self:
+        if self.classes is None:
+            raise ValueError("a classifier needs classes")
+        if self.label_dropout or self.learn_sigma or self.init is not None:
+            raise ValueError("label_dropout, learn_sigma and init are not for classifiers")
+        return self
+
+    def preset_network(self) -> dict[str, Any]:
+        """Those fields of the preset that a classifier has, with attention as the pool where heads have a width."""
+        network = {
+            name: value
+            for name, value in self.defaults.network.items()
+            if name in ClassifierConfig.model_fields
+        }
+        return {**network, "pool": "attention" if network.get("num_head_channels", -1) != -1 else "adaptive"}
+
+
+AnyConfig = PointTrainConfig | PictureTrainConfig
+
+
+def learning_rate(config: AnyConfig, step: int) -> float:
+    """The rate of step `step` (from 0) of a settled run: linear warm-up, then constant or half a cosine down to 0."""
+    rate = float(config.learning_rate or 0.0) * min(1.0, (step + 1) / max(1.0, config.warmup_steps()))
+    if config.decay == "none":
+        return rate
+    return rate * 0.5 * (1 + math.cos(math.pi * step / config.total_steps))
