@@ -15,6 +15,7 @@ from PIL import Image
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.training import train_node
+from ddib_fed.samples.images import read_image
 from ddib_fed.training.checkpoint import latest_checkpoint
 from tests.e2e.harness import Node, Pair, ddib
 
@@ -105,5 +106,5 @@ def test_what_they_trained_they_serve(pair: Pair, tmp_path: Path) -> None:
     finally:
         pair.north.stop()
         pair.south.stop()
-    shapes = {path.name: Image.open(path).size for path in tmp_path.glob("*.png")}
-    assert shapes == {"000.png": (SIZE, SIZE), "000.returned.png": (SIZE, SIZE)}
+    shapes = {path.name: read_image(path).pixels.shape for path in tmp_path.glob("*.png")}
+    assert shapes == {"000.png": (SIZE, SIZE, 1), "000.returned.png": (SIZE, SIZE, 1)}
