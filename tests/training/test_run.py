@@ -11,8 +11,8 @@ from ddib_fed.errors import AlreadyExists, SettingsInvalid, StateConflict
 from ddib_fed.metrics import points as metrics
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record
-from ddib_fed.training.config import PointTrainConfig
-from ddib_fed.training.loop import Trainer, learning_rate, new_network
+from ddib_fed.training.config import PointTrainConfig, learning_rate
+from ddib_fed.training.loop import Trainer, new_network
 from ddib_fed.training.run import train
 from ddib_fed.training.sources import open_source
 
@@ -102,7 +102,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice(tiny):
 
 
 def test_the_rate_warms_up_and_falls_to_nothing(tiny):
-    rates = [learning_rate(tiny, step, 1_000) for step in range(1_000)]
+    rates = [learning_rate(tiny.settled(1_000), step) for step in range(1_000)]
     assert rates[0] == pytest.approx(tiny.learning_rate / 5, rel=1e-3)
     assert max(rates) == pytest.approx(tiny.learning_rate, rel=0.01)
     assert rates[-1] < 1e-4 * tiny.learning_rate

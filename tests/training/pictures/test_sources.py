@@ -103,7 +103,7 @@ def test_settling_spells_out_the_preset_once(tiny):
 
 
 def test_the_rate_warms_up_and_falls_to_nothing(tiny):
-    rates = [learning_rate(tiny.settled(), step, 1_000) for step in range(1_000)]
+    rates = [learning_rate(tiny.settled(1_000), step) for step in range(1_000)]
     assert rates[0] == pytest.approx(0.5e-3, rel=1e-3)
     assert max(rates) == pytest.approx(1e-3, rel=0.01)
     assert rates[-1] < 1e-7
