@@ -297,3 +297,27 @@ def test_each_row_is_told_its_own_class_in_a_merged_call() -> None:
     assert not torch.allclose(first, none)
     assert calls <= 12 * 2 + 1
     gated.result(10)
+
+
+def test_only_so_many_are_on_their_way_at_once(denoiser: Denoiser) -> None:
+    """The others have not begun: each holds what its solver remembers."""
+    batcher = Batcher(denoiser, max_trajectories=2)
+    now, most = 0, 0
+
+    def counted(seed: int):
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        result = yield from PLAN.encoder(points(3, seed))
+        now -= 1
+        return result
+
+    gate = Gate()
+    futures = [batcher.submit(counted(0), steps=12, on_step=gate)]
+    assert gate.entered.wait(10)
+    futures += [batcher.submit(counted(seed), steps=12) for seed in range(1, 6)]
+    gate.open.set()
+    for future in futures:
+        future.result(10)
+    batcher.close()
+    assert most == 2

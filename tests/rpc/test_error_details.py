@@ -202,3 +202,31 @@ def test_a_node_that_does_not_answer_says_what_to_try(hop: str, hint: str) -> No
 def test_an_error_without_a_call_is_internal() -> None:
     """What gRPC raises on its own."""
     assert type(from_rpc_error(grpc.RpcError(), HOP)) is InternalError
+
+
+def test_a_long_fact_arrives_short() -> None:
+    """It is cut before it leaves: one long fact does not push out the others."""
+    detail = to_detail(QueueFull("x", facts={"path": "p" * 5000, "limit": 3}), "south.example", "i")
+    assert dict(detail.facts) == {"path": "p" * 200, "limit": "3"}
+
+
+def test_a_peer_can_make_nobody_wait_for_more_than_a_day() -> None:
+    """Whatever it asks for."""
+    detail = pb.ErrorDetail(reason="QUEUE_FULL", retry_after_ms=2**32 - 1)
+    found = from_detail(detail.SerializeToString(), HOP)
+    assert found is not None
+    assert found.retry_after_s == 24 * 3600
+
+
+def test_the_name_of_a_peers_peer_cannot_steer_a_terminal() -> None:
+    """It becomes part of the hop, which is printed with every error."""
+    detail = pb.ErrorDetail(reason="QUEUE_FULL", institution="\x1b[2Jwest.example")
+    found = from_detail(detail.SerializeToString(), HOP)
+    assert found is not None
+    assert found.hop.isprintable()
+
+
+def test_a_detail_beyond_its_limit_is_ignored() -> None:
+    """It could be read, and none of ours is so long."""
+    detail = pb.ErrorDetail(reason="QUEUE_FULL", sentence="x" * MAX_DETAIL_BYTES).SerializeToString()
+    assert from_detail(detail, HOP) is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 import uuid
 
 import numpy as np
@@ -11,25 +13,26 @@ from PIL import Image
 
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.samples.images import decode_image
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contract import ContractLimits, PictureTerms
-from source_node.jobs.records import Part
+from source_node.jobs.records import ItemState, Part
 from source_node.jobs.store import Job
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
 from tests.node.tiny_nodes import make_institution
-from tests.source_node.conftest import SOLVER, Source
+from tests.source_node.conftest import SOLVER, Source, wait_until
 from tests.source_node.jobs.job_examples import spec
-from tests.source_node.scripted_target import ScriptedTarget
+from tests.source_node.scripted_target import ScriptedTarget, hang
 from tests.wire.examples import picture_side
 
 RETURNED = Latent.from_array(np.random.default_rng(3).standard_normal((1, 1, SIZE, SIZE), dtype=np.float32))
 
 
-def scan(seed: int = 0) -> bytes:
+def scan(height: int = SIZE, width: int = SIZE) -> bytes:
     """A 16-bit PNG of noise."""
     file = io.BytesIO()
-    Image.fromarray(to_bits(noise(seed=seed), np.uint16)).save(file, "PNG")
+    Image.fromarray(to_bits(noise(height, width), np.uint16)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -50,15 +53,19 @@ def picture_target(institution) -> ScriptedTarget:
 class Scans(Source):
     """North's node with a model of two classes that cannot do without one; its pictures are softened by 0.02."""
 
-    def translated(self, *, peer: str = "south", **changes) -> Job:
-        """One picture, translated or not."""
+    def submitted(self, *, peer: str = "south", picture: bytes | None = None, **changes) -> str:
+        """A job of one picture."""
         fields = {"target_institution": f"{peer}.example", "target_domain": "relief", "solver": SOLVER}
         asked = spec(request_id=str(uuid.uuid4()), deadline_s=60.0, **fields, **changes)
         with self.store.stage(asked) as staging:
-            staging.add(common_pb2.MEDIA_TYPE_PNG, scan())
+            staging.add(common_pb2.MEDIA_TYPE_PNG, picture or scan())
             job = staging.commit()[0]
         self.runner.wake()
-        return self.ended(job.job_id)
+        return job.job_id
+
+    def translated(self, **options) -> Job:
+        """It, once it has ended."""
+        return self.ended(self.submitted(**options))
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +180,31 @@ def test_bytes_that_crossed_are_counted_both_ways(source, targets) -> None:
     cycle = source.translated(source_class="coast", cycle=True).items[0].provenance["wire_bytes"]
     latent, answer = 4 * SIZE * SIZE, len(png_bytes(noise(seed=9)))
     assert (plain, cycle) == (latent + answer, 2 * latent + answer)
+
+
+def test_every_latent_that_leaves_is_in_the_audit_log(source, targets) -> None:
+    """With its digest, its contract and the peer."""
+    job = source.translated(source_class="coast")
+    (act,) = [line for line in audit_lines(source) if line["act"] == "latent_sent"]
+    (_, latent), contract = targets["south"].latents[0], targets["south"].contract
+    assert (act["job"], act["item"], act["peer"]) == (job.job_id, 0, "south.example")
+    assert (act["latent"], act["contract"]) == (latent.sha256.hex(), contract.digest.hex())
+
+
+def audit_lines(source) -> list[dict]:
+    return [json.loads(line) for line in source.config.paths.audit.read_text().splitlines()]
+
+
+def test_a_picture_comes_back_by_the_rule_with_which_it_went(source, targets, engine) -> None:
+    """Between two tries the target begins to refuse pictures of other sizes: this one's latent exists already."""
+    south = targets["south"]
+    south.decodes = [hang]
+    job_id = source.submitted(source_class="coast", picture=scan(32, 48))
+    wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
+    assert south.asked.wait(10)
+    source.stop()
+    south.own = dataclasses.replace(south.own, size_rule="refuse")
+    source.open(engine)
+    job = source.start().ended(job_id)
+    assert (str(job.state), job.error) == ("FINISHED", None)
+    assert decode_image(source.store.read_part(job_id, 0, Part.TRANSLATION)).pixels.shape[:2] == (32, 48)

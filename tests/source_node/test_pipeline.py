@@ -237,9 +237,9 @@ FOUR = SolverChoice(evaluations=4)
 
 def _rest(number) -> int:
     """What `number` is once it has stopped growing."""
-    last, since = number(), time.monotonic()
+    pause, last, since = threading.Event(), number(), time.monotonic()
     while time.monotonic() - since < 0.4:
-        time.sleep(0.02)
+        pause.wait(0.02)
         if number() != last:
             last, since = number(), time.monotonic()
     return last

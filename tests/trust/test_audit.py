@@ -233,3 +233,27 @@ def test_a_disk_that_takes_half_a_line_is_an_error_and_is_repaired(log, path):
     log.write("third")
     assert [record["act"] for record in records(path)] == ["first", "log_repaired", "third"]
     assert verify(path).ok
+
+
+def test_a_head_that_was_noted_must_be_that_of_a_line(log, path):
+    """Of any line: the log has grown since. Cut before it, or written anew, it is found out."""
+    log.write("first")
+    early = verify(path).head
+    log.write("second")
+    late = verify(path).head
+    assert verify(path, noted=FIRST).ok
+    assert verify(path, noted=early).ok
+    assert verify(path, noted=late).ok
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    assert verify(path, noted=early).ok
+    assert "the head that was noted" in verify(path, noted=late).problem
+
+
+def test_lines_that_hang_together_must_be_numbered(log, path):
+    """A line that was left out when the chain was made."""
+    log.write("first")
+    record = {"n": 2, "act": "third", "previous": verify(path).head}
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    found = verify(path)
+    assert (found.broken_line, found.problem) == (2, "it is not number 1")

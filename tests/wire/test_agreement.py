@@ -114,6 +114,10 @@ def test_who_takes_only_the_models_size_agrees_with_every_rule(rule):
         Version(1, 1), picture_side(size_rule=rule), picture_side(**SOUTH, size_rule="refuse"), LIMITS
     )
     assert made.size_rule == "refuse"
+    made = Contract(
+        Version(1, 1), picture_side(size_rule="refuse"), picture_side(**SOUTH, size_rule=rule), LIMITS
+    )
+    assert made.size_rule == "refuse"
 
 
 def test_the_raw_ranges_of_two_sides_may_differ():

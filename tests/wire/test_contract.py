@@ -247,3 +247,6 @@ def test_any_change_changes_the_digest(changes):
 def test_the_prior_gap_is_the_larger_of_both_sides():
     """exp(2 lambda) of the side that ends in less noise."""
     assert contract(terminal_lambda=-5.0).prior_gap == pytest.approx(math.exp(-10))
+    noisy, less = side(terminal_lambda=-6.0), side(terminal_lambda=-4.5)
+    for source, target in ((noisy, less), (less, noisy)):
+        assert Contract(Version(1, 1), source, target, LIMITS).prior_gap == pytest.approx(math.exp(-9))

@@ -1,5 +1,9 @@
 """What is done to an accepted job: who sees it, its steps, and how it ends."""
 
+import errno
+import os
+import stat
+
 import pytest
 
 from ddib_fed.errors import (
@@ -286,3 +290,18 @@ def test_cancelling_an_ended_job_changes_nothing(store):
     job = running(store)
     store.finish(job.job_id, "FAILED")
     assert store.cancel(job.job_id, ALICE) == JobState.FAILED
+
+
+def test_a_part_whose_replacement_was_interrupted_is_not_named(store, monkeypatch):
+    """Its bytes may be the old or the new ones: no row may say which."""
+    job = running(store)
+    store.put_part(job.job_id, 0, Part.ENCODED, b"old")
+
+    def fail_for_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr(os, "fsync", fail_for_folders)
+    with pytest.raises(OSError, match="gone"):
+        store.put_part(job.job_id, 0, Part.ENCODED, b"new")
+    assert Part.ENCODED not in store.parts(job.job_id, 0)
