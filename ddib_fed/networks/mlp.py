@@ -32,7 +32,10 @@ class LambdaEmbedding(nn.Module):
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
-        ladder = torch.exp(torch.linspace(math.log(0.1), math.log(1.0), features // 2, dtype=torch.float64))
+        # On the CPU also where the network is built on the meta device: torch would import its compiler for this `exp`.
+        ladder = torch.linspace(
+            math.log(0.1), math.log(1.0), features // 2, dtype=torch.float64, device="cpu"
+        ).exp()
         self.register_buffer("frequencies", ladder.float(), persistent=False)
         self.inner = nn.Linear(features, width)
         self.outer = nn.Linear(width, width)

@@ -9,8 +9,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +25,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.errors import UnavailableError
 from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.config import NodeConfig
+from tests.e2e.processes import NodeProcess, start_node
 from tests.e2e.relay import Tap
 from tests.node.flipping import BitFlipper
 
@@ -74,7 +73,7 @@ class Node:
     role: str
     institution: str
     port: int
-    process: subprocess.Popen[bytes] | None = None
+    process: NodeProcess | None = None
     environment: dict[str, str] = field(default_factory=dict)
     open_files: int | None = None
 
@@ -108,16 +107,13 @@ class Node:
 
     def start(self, *, wait: bool = True) -> Node:
         """Start the daemon; with `wait`, until it serves."""
-        log = (self.folder / "log.txt").open("ab")
-        module = "ddib_fed.node" if self.role == "both" else f"{self.role}_node"
-        command = [sys.executable, "-m", module, "serve", "--config", str(self.config_path)]
-        if self.open_files is not None:
-            command = ["sh", "-c", f'ulimit -n {self.open_files}; exec "$@"', "sh", *command]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", **self.environment}
-        # A path of modules of its own must not come after those of the folder that the tests run in.
-        place = self.folder if "PYTHONPATH" in self.environment else None
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=place)
-        log.close()
+        self.process = start_node(
+            self.role,
+            self.config_path,
+            self.folder / "log.txt",
+            environment=self.environment,
+            open_files=self.open_files,
+        )
         if wait:
             self.wait_serving()
         return self

@@ -122,7 +122,7 @@ def test_a_second_sigterm_stops_at_once(fresh_pair: Pair) -> None:
         pair.north.process.terminate()
         wait_until(lambda: pair.north.state() == "draining", what="draining")
         pair.north.process.terminate()
-        pair.north.process.wait(timeout=10)
+        pair.north.process.wait(timeout=40)  # its job takes about 80 s of CPU
         pair.north.start()
         assert client.get(job.job_id).state in {"QUEUED", "RUNNING"}
         client.cancel(job.job_id)
