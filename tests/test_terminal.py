@@ -112,6 +112,6 @@ def test_nothing_is_printed_past_it() -> None:
         if others.search(line)
     ]
     assert found == [
-        "ddib_fed/cli/output.py: return bool(click.confirm(escape(question), default=False))",
         "ddib_fed/client/client.py: print(result.provenance.cycle)",  # an example in a docstring
+        "ddib_fed/node/admitting.py: return bool(click.confirm(escape(question), default=False))",
     ]

@@ -9,10 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ddib_fed.errors import DdibError, KindMismatch, PictureMisfit
-from ddib_fed.terminal import console, escape, say, say_labelled
+from ddib_fed.terminal import console, say, say_labelled
 
 # What to try next when the error itself does not know; by reason, and the class's own parents after it.
 NEXT_STEPS: Mapping[str, str] = {
@@ -95,11 +93,6 @@ def _show_differences(error: DdibError) -> None:
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
         say("    " + "  ".join([*cells, row[3]]), err=True)
-
-
-def confirm(question: str) -> bool:
-    """Ask on the terminal; only a plain yes is one."""
-    return bool(click.confirm(escape(question), default=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -31,7 +31,7 @@ from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
-from ddib_fed.models.folders import move_into_place, sync_folder, write_file
+from ddib_fed.models.folders import copy_folder, move_into_place, sync_folder, write_file
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.names import DOMAIN_RULE, is_domain
 from ddib_fed.networks.registry import network_shapes, network_with
@@ -229,6 +229,16 @@ def pretrained(domain: str) -> Bundle:
             hint=f"there are: {', '.join(shipped) or 'none'}",
         )
     return _load(_pretrained_folder() / domain, f"pretrained {domain}")
+
+
+def copy_pretrained(domain: str, path: Path) -> None:
+    """Copy the model of `domain` that ships into a new private folder.
+
+    Raises:
+        FileExistsError: There is something at `path`.
+    """
+    with resources.as_file(_pretrained_folder() / domain) as folder:
+        copy_folder(folder, path)
 
 
 def _pretrained_folder() -> Traversable:

@@ -72,12 +72,24 @@ def node_command(role: Role | None) -> click.Group:
         hidden=role is not None,
         help="Serve these roles instead of those in node.toml.",
     )
-    def serve(path: Path, roles: tuple[Role, ...]) -> None:
+    @click.option(
+        "--peer",
+        "peer_files",
+        multiple=True,
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Admit the node of this peer file first, as `ddib peer add` does; asks, unless it is admitted already.",
+    )
+    def serve(path: Path, roles: tuple[Role, ...], peer_files: tuple[Path, ...]) -> None:
         """Serve until SIGTERM, which drains and exits 0; a second one stops at once."""
         require_alone("serving")
         config = _load(path, role)
         if roles:
             config = config.with_roles(roles)
+        for file in peer_files:
+            from ddib_fed.node.admitting import admit
+
+            say(f"admitted {admit(config, file).identity}", err=True)
         set_up_logging(config)
         silence_grpc()
         from ddib_fed.node import daemon  # imports grpc

@@ -6,6 +6,7 @@ The listening address and the name to be called by are two settings: behind a fi
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -302,8 +303,8 @@ state = "state"                 # keys, peers, jobs, audit; keep it private and 
 
 [model]
 domain = "{domain}"             # the domain's name, as peers see it
-bundle = "model"                # manifest.json and model.safetensors; written by `{command} train`
-# bundle_domain = "imported"    # what the bundle calls its domain, where that is another name on purpose
+bundle = {bundle:23} # manifest.json and model.safetensors; written by `{command} train`
+{bundle_domain:31} # what the bundle calls its domain, where that is another name on purpose
 
 [train]                         # the options of `ddib model train`, e.g. held_out for --held-out
 {trained}
@@ -380,6 +381,8 @@ def render_node_toml(
     domain: str,
     listen: str,
     address: str,
+    bundle: str = "model",
+    bundle_domain: str | None = None,
 ) -> str:
     """A commented node.toml that `NodeConfig.load` accepts.
 
@@ -387,7 +390,7 @@ def render_node_toml(
         ValueError: A value cannot be used (pydantic's error, which is one).
     """
     NodeSection(institution=institution, name=name, roles=roles, listen=listen, address=address)
-    ModelSection(domain=domain)
+    ModelSection(domain=domain, bundle=bundle)
     command = command_of(roles)
     return _TEMPLATE.format(
         command=command,
@@ -398,4 +401,13 @@ def render_node_toml(
         trained=_trained(domain),
         listen=listen,
         address=address,
+        bundle=_string(bundle),
+        bundle_domain=f"bundle_domain = {_string(bundle_domain)}"
+        if bundle_domain
+        else '# bundle_domain = "imported"',
     )
+
+
+def _string(text: str) -> str:
+    """A text as TOML writes it; a path may hold quotes and backslashes."""
+    return json.dumps(text, ensure_ascii=False)

@@ -17,6 +17,7 @@ from ddib_fed import __version__
 from ddib_fed.errors import DdibError
 from ddib_fed.node import startup
 from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
+from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.hosted import open_engine
 from ddib_fed.node.issuer import IdentityServicer
@@ -31,7 +32,6 @@ from ddib_fed.server.metrics import Metrics
 from ddib_fed.server.server import NodeServer, probe_own_port
 from ddib_fed.trust import pki, tls
 from ddib_fed.trust.audit import AuditLog
-from ddib_fed.trust.peers import PeerStore
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 
@@ -63,7 +63,7 @@ class Daemon:
         paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         if report := recover_at_start(config):
             log.info("%s", report)
-        self.peers = PeerStore(paths.peers, own_institution=config.node.institution, pki_folder=paths.pki)
+        self.peers = peer_store(config)
         self.node = NodeContext(config, self.peers, AuditLog(paths.audit), Metrics())
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
         self.limiter = StreamLimiter(config.limits.max_streams, config.limits.max_streams_per_identity)

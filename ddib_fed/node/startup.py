@@ -15,6 +15,7 @@ from ddib_fed.bridge.softening import check_key
 from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.admin import check_socket
+from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.hosted import open_engine
 from ddib_fed.node.role import find_roles
@@ -23,7 +24,6 @@ from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.inbound import attainable_files, few_files, most_connections
 from ddib_fed.server.ports import check_bindable
 from ddib_fed.trust.audit import AuditLog
-from ddib_fed.trust.peers import PeerStore
 from ddib_fed.unexpected import as_config_error, explained
 
 # What a start itself writes: databases, an audit line, a socket.
@@ -135,9 +135,7 @@ def _identity(config: NodeConfig) -> Found:
 
 
 def _peers(config: NodeConfig) -> Found:
-    store = PeerStore(
-        config.paths.peers, own_institution=config.node.institution, pki_folder=config.paths.pki
-    )
+    store = peer_store(config)
     store.check_withdrawn()
     peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in store.list())
     problem = (f"not admitted: {store.problem}",) if store.problem else ()

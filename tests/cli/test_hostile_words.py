@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.client.job import _show
 from ddib_fed.cli.main import run as run_ddib
-from ddib_fed.cli.node.peer import _ask
 from ddib_fed.client.views import Failure, ItemState, ItemView, JobState, JobView, Settings
 from ddib_fed.errors import PolicyDenied
+from ddib_fed.node.admitting import _ask
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.server.log_format import JsonFormatter, TextFormatter
 from ddib_fed.trust.certificates import certificate_pem
@@ -108,7 +108,7 @@ def test_no_value_before_the_fingerprint_can_hide_or_imitate_it(
     @click.command()
     def terminal() -> None:
         monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-        _ask(Peer("south.example", attacker.identity, HIDING, (attacker.root,)))
+        _ask(Peer("south.example", attacker.identity, HIDING, (attacker.root,)), "")
 
     result = CliRunner().invoke(terminal, input="n\n")
     lines = result.output.split("\n")

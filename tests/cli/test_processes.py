@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.cli.node.init import make_node
+from ddib_fed.cli.node.making import make_node
 from ddib_fed.errors import UsageError
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.paper.colour_training import ColourSettings, transfer

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from ddib_fed.cli.node.init import SourceNode, make_client, make_node
+from ddib_fed.cli.node.making import SourceNode, make_client, make_node
 from ddib_fed.errors import DdibError, JobNotFound
 from ddib_fed.rpc.error_details import DETAIL_KEY, to_detail
 from ddib_fed.trust.identity import Identity

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from ddib_fed.cli.main import cli
@@ -78,27 +77,21 @@ class Institution:
         """What its node writes."""
         return self.folder / "node.log"
 
-    def set_up(self, show: Show) -> None:
-        """Make its node, and give it its own domain's model from the package instead of training it first."""
-        run_command(
+    def set_up(self, show: Show) -> str:
+        """Make its node with a copy of the model that ships, or the given one; the fingerprint of its peer file."""
+        printed = run_command(
             show, "init", "node", "--institution", self.name, "--role", self.role, "--domain", self.domain,
-            "--listen", f"127.0.0.1:{self.port}", "--address", f"localhost:{self.port}", "--out", self.folder,
+            "--model", self.bundle or self.domain, "--address", f"localhost:{self.port}", "--out", self.folder,
         )  # fmt: skip
-        from ddib_fed.models.folders import copy_folder
-
-        shipped = resources.files("ddib_fed.models") / "pretrained" / self.domain
-        with contextlib.ExitStack() as opened:
-            model = self.bundle or opened.enter_context(resources.as_file(shipped))
-            copy_folder(model, self.folder / "model")
-
-    def export(self, show: Show, folder: Path) -> tuple[Path, str]:
-        """Its peer file, and the fingerprint that is read out over the telephone."""
-        path = folder / f"{self.name}.peer"
-        printed = run_command(show, "peer", "export", "--config", self.config_path, "--out", path)
         words = [word for word in printed.split() if word.startswith("SHA256:")]
         if not words:
-            raise InternalError("`ddib peer export` printed no fingerprint")
-        return path, words[0]
+            raise InternalError("`ddib init node` printed no fingerprint")
+        return words[0]
+
+    @property
+    def peer_file(self) -> Path:
+        """What the other institution adds."""
+        return self.folder / f"{self.name}.peer"
 
     def admit(self, show: Show, peer_file: Path, fingerprint: str) -> None:
         """Admit the other institution."""

@@ -106,12 +106,10 @@ class Pair:
     def _set_up(self) -> None:
         from ddib_fed.cli.demo.institutions import run_command
 
-        for institution in self.institutions:
-            institution.set_up(show)
-        source_file, source_print = self.source.export(show, self.out)
-        target_file, target_print = self.target.export(show, self.out)
-        self.source.admit(show, target_file, target_print)
-        self.target.admit(show, source_file, source_print)
+        source, target = self.institutions
+        source_print, target_print = source.set_up(show), target.set_up(show)
+        source.admit(show, target.peer_file, target_print)
+        target.admit(show, source.peer_file, source_print)
         for institution in self.institutions:
             institution.start(show)
         run_command(

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ddib_fed.errors import AlreadyExists, InputError, UsageError
+from ddib_fed.cli.node.making import HELP, NODE_FILE, SourceNode, addresses, make_client, make_node
+from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig, Role
-    from ddib_fed.trust.identity import Identity
 
-NODE_FILE = "node.toml"
-CLIENT_FILE = "client.toml"
-HELP = "ddib init --help"
 ROLES: Mapping[str, tuple[Role, ...]] = {
     "source": ("source",),
     "target": ("target",),
@@ -35,27 +31,42 @@ def init() -> None:
 
 
 @init.command(
-    epilog="\b\nExample:\n  ddib init node --institution north.example --role source --domain moons --out north"
+    epilog="\b\nExamples:\n"
+    "  ddib init node --institution east.example --role source --model satellite \\\n"
+    "    --address east.example:7443 --client alice --out east\n"
+    "  ddib init node --institution north.example --role source --domain moons --out north"
 )
 @click.option(
     "--institution", required=True, metavar="NAME", help="DNS name of the institution, in lower case."
 )
 @click.option("--role", type=click.Choice(list(ROLES)), required=True, help="What the node does.")
 @click.option(
-    "--domain",
-    required=True,
-    metavar="NAME",
-    help="Name of the domain whose model it hosts; a built-in one (moons, checkerboards, ...) or your own.",
+    "--model",
+    metavar="NAME|DIR",
+    help="The model that it hosts: one that ships (satellite, relief, moons, ...), which is copied, or a folder. "
+    "Without it the model is trained later.",
+)
+@click.option(
+    "--domain", metavar="NAME", help="What peers call the model's domain; without it what the model calls it."
 )
 @click.option("--name", default="node-1", show_default=True, help="The node's name inside the institution.")
 @click.option(
-    "--listen", default="127.0.0.1:7443", show_default=True, metavar="HOST:PORT", help="What to bind."
+    "--listen",
+    metavar="HOST:PORT",
+    help="What to bind. Without it the port of --address: on every interface, or on loopback alone for localhost "
+    "and where --address is not given either (127.0.0.1:7443).",
 )
 @click.option(
     "--address",
     metavar="HOST:PORT",
     help="What clients and peers dial; without it what --listen says, and localhost where that is this machine alone. "
     "Needed where --listen is 0.0.0.0 or [::].",
+)
+@click.option(
+    "--client",
+    "person",
+    metavar="NAME",
+    help="Also make the first client of a source node, in the folder NAME of --out.",
 )
 @click.option(
     "--no-ca",
@@ -72,114 +83,62 @@ def init() -> None:
 def node(
     institution: str,
     role: str,
-    domain: str,
+    model: str | None,
+    domain: str | None,
     name: str,
-    listen: str,
+    listen: str | None,
     address: str | None,
+    person: str | None,
     no_ca: bool,
     out: Path,
 ) -> None:
-    """Write a commented node.toml, and make the institution's CA and the node's certificate."""
+    """Write a commented node.toml, and make the institution's CA, the node's certificate and its peer file."""
+    if domain is None and model is None:
+        raise UsageError("give --model, or --domain of a model that is trained later", hint=HELP)
+    if person is not None and (no_ca or role == "target"):
+        raise UsageError("--client is for a source node that issues certificates", hint="ddib init client")
+    bound, dialled = addresses(listen, address, f"{name}.{institution}")
     config = make_node(
         out,
         institution=institution,
         roles=ROLES[role],
         domain=domain,
+        model=model,
         name=name,
-        listen=listen,
-        address=_address(listen, address, f"{name}.{institution}"),
+        listen=bound,
+        address=dialled,
         with_ca=not no_ca,
     )
-    say(f"{out / NODE_FILE} is written; keys and certificates are in {config.paths.pki}")
-    _next(_node_steps(out / NODE_FILE, config, with_ca=not no_ca))
-
-
-def _address(listen: str, address: str | None, example: str) -> str:
-    """What clients and peers dial.
-
-    Raises:
-        UsageError: It was not given, and --listen does not tell it.
-        InputError: Nobody could dial it.
-    """
-    from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
-
-    try:
-        host, port = split_address(listen, bound=True)
-        if address is None and is_every_address(host):
-            raise UsageError(
-                f"--listen {listen} is every address of this machine, and does not say what peers dial",
-                hint=f"--address HOST:{port}, with a name or address that they reach, e.g. {example}:{port}",
-            )
-        dialled = address or (f"localhost:{port}" if is_loopback(host) else listen)
-        host, port = split_address(dialled, bound=True)
-    except ValueError as error:
-        raise InputError(str(error), hint=HELP) from error
-    if is_every_address(host) or not port:
-        raise InputError(
-            f"{dialled} is nothing that clients and peers could dial",
-            hint=f"--address with a name and a port that they reach, e.g. {example}:7443",
-        )
-    return dialled
-
-
-def make_node(
-    out: Path,
-    *,
-    institution: str,
-    roles: tuple[Role, ...],
-    domain: str,
-    name: str,
-    listen: str,
-    address: str,
-    with_ca: bool = True,
-) -> NodeConfig:
-    """What `ddib init node` does.
-
-    Raises:
-        AlreadyExists: There is a node.toml, or a root, already.
-        InputError: A value cannot be used.
-    """
-    from ddib_fed.files import check_private_folder
-    from ddib_fed.node.config import NodeConfig, render_node_toml
-    from ddib_fed.trust import pki
-    from ddib_fed.trust.identity import Identity
-
-    Identity(institution, "node", name)
     path = out / NODE_FILE
-    _require_free(path)
-    try:
-        text = render_node_toml(
-            institution=institution, name=name, roles=roles, domain=domain, listen=listen, address=address
-        )
-    except ValueError as error:
-        raise InputError(_first_line(error), hint=HELP) from error
-    _require_free(out / "state" / "pki" / "ca.key")
-    check_private_folder(out / "state")
-    out.mkdir(parents=True, exist_ok=True)
-    if with_ca:  # before the configuration: whatever goes wrong, the same command can be given again
-        pki.init_node_identity(out / "state" / "pki", institution, name)
-    _write_new(path, text)
-    return NodeConfig.load(path)
-
-
-def _node_steps(path: Path, config: NodeConfig, *, with_ca: bool) -> list[tuple[str, str]]:
-    command = (
-        f"ddib-{config.node.roles[0]}-node" if len(config.node.roles) == 1 else "python -m ddib_fed.node"
+    say(
+        f"wrote        {path}: listens on {bound}, is dialled at {dialled}",
+        f"keys         {config.paths.pki}",
     )
+    if person is not None:
+        say(f"client       {make_client(SourceNode.of(path), out / person, name=person)}")
+    if not no_ca:
+        from ddib_fed.node.admitting import export_peer
+
+        own = export_peer(config, out / f"{institution}.peer")
+        say(
+            f"peer file    {out / f'{institution}.peer'}",
+            *(f"fingerprint  {one}" for one in own.fingerprints),
+        )
+        say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
+    _next(_node_steps(path, config, with_ca=not no_ca, trained=model is not None))
+
+
+def _node_steps(path: Path, config: NodeConfig, *, with_ca: bool, trained: bool) -> list[tuple[str, str]]:
     steps = [
-        (
-            f"ddib peer export --config {path} --out {config.node.institution}.peer",
-            "the file for the other side",
-        ),
-        (f"ddib peer add OTHER.peer --config {path}", "admit the other side"),
-        (f"{command} train --config {path}", "train the model"),
-        (f"{command} serve --config {path}", "serve it"),
+        (f"{config.command} serve --config {path} --peer OTHER.peer", "admit the other side, and serve"),
     ]
+    if not trained:
+        steps.insert(0, (f"{config.command} train --config {path}", "train the model"))
     if not with_ca:
         steps.insert(0, (f"ddib pki request --config {path}", "a request for the node that issues"))
     if "source" in config.node.roles:
         steps.append(
-            (f"ddib init client --node-config {path} --name alice --out alice", "a profile for a person")
+            (f"ddib init client --node-config {path} --name NAME --out NAME", "a profile for a person")
         )
     return steps
 
@@ -235,15 +194,6 @@ def client(
     _next(steps)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceNode:
-    """The node that a client will talk to, and the folder that issues for it if that is on this machine."""
-
-    identity: Identity
-    address: str
-    issuer: Path | None
-
-
 def _source_node(
     node_config: Path | None, institution: str | None, name: str | None, address: str | None
 ) -> SourceNode:
@@ -253,80 +203,15 @@ def _source_node(
         UsageError: Neither, or both.
         InputError: The node is no source node, or a name cannot be used.
     """
-    from ddib_fed.node.config import NodeConfig
-    from ddib_fed.trust import pki
     from ddib_fed.trust.identity import Identity
 
-    if node_config is None:
-        if institution is None or address is None:
-            raise UsageError(
-                "give --node-config FILE, or --institution NAME and --address HOST:PORT", hint=HELP
-            )
-        return SourceNode(Identity(institution, "node", name or "node-1"), address, None)
-    if institution is not None or name is not None:
-        raise UsageError("--node-config says already which institution and node it is", hint=HELP)
-    config = NodeConfig.load(node_config)
-    if "source" not in config.node.roles:
-        raise InputError(f"{node_config} is no source node, and clients talk to source nodes only", hint=HELP)
-    identity = Identity(config.node.institution, "node", config.node.name)
-    issuer = config.paths.pki if pki.has_authority(config.paths.pki) else None
-    return SourceNode(identity, address or config.node.address, issuer)
-
-
-def make_client(source: SourceNode, out: Path, *, name: str) -> Path:
-    """What `ddib init client` does; the profile's path.
-
-    Raises:
-        AlreadyExists: There is a profile, a request or an identity already.
-        InputError: A value cannot be used.
-    """
-    from ddib_fed.client.profile import render_client_toml
-    from ddib_fed.trust import enrolment, pki
-    from ddib_fed.trust.identity import Identity
-
-    identity = Identity(source.identity.institution, "client", name)
-    path, request = out / CLIENT_FILE, out / f"{name}.csr"
-    for place in (path, request, out / "pki" / "leaf.key"):
-        _require_free(place)
-    try:
-        text = render_client_toml(
-            institution=identity.institution,
-            name=name,
-            source_address=source.address,
-            source_identity=source.identity.dns_name,
-            pki="pki",
-        )
-    except ValueError as error:
-        raise InputError(_first_line(error), hint=HELP) from error
-    out.mkdir(parents=True, exist_ok=True)
-    if source.issuer is not None:
-        pki.issue_client(source.issuer, out / "pki", name)
-    else:
-        request.write_bytes(enrolment.make_request(out / "pki", identity))
-    _write_new(path, text)
-    return path
-
-
-def _require_free(path: Path) -> None:
-    if path.exists():
-        raise AlreadyExists(f"{path} exists and is not overwritten", hint="another --out folder")
-
-
-def _write_new(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise AlreadyExists(f"{path} exists and is not overwritten", hint="another --out folder") from error
-
-
-def _first_line(error: ValueError) -> str:
-    """The first thing that pydantic complains of, without its web address."""
-    problems = getattr(error, "errors", None)
-    if problems is None:
-        return str(error)
-    first = problems()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
+    if node_config is not None:
+        if institution is not None or name is not None:
+            raise UsageError("--node-config says already which institution and node it is", hint=HELP)
+        return SourceNode.of(node_config, address)
+    if institution is None or address is None:
+        raise UsageError("give --node-config FILE, or --institution NAME and --address HOST:PORT", hint=HELP)
+    return SourceNode(Identity(institution, "node", name or "node-1"), address, None)
 
 
 def _next(steps: Sequence[tuple[str, str]]) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.output import confirm, print_json, print_table
-from ddib_fed.errors import AlreadyExists, DdibError, InputError, PeerUnreachable, PolicyDenied, UsageError
+from ddib_fed.cli.output import print_json, print_table
+from ddib_fed.errors import DdibError, PeerUnreachable
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.trust.peer_file import Peer
     from ddib_fed.trust.peers import PeerStore
     from ddib_fed.v1 import decoding_pb2
 
@@ -23,12 +21,11 @@ INSTITUTION = click.argument("institution")
 
 
 def _open(config_path: Path) -> tuple[NodeConfig, PeerStore]:
+    from ddib_fed.node.admitting import peer_store
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.trust.peers import PeerStore
 
     config = NodeConfig.load(config_path)
-    paths = config.paths
-    return config, PeerStore(paths.peers, own_institution=config.node.institution, pki_folder=paths.pki)
+    return config, peer_store(config)
 
 
 @click.group()
@@ -47,28 +44,12 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
 
     It holds no secret: the root's certificate, this node's name and its address.
     """
-    from ddib_fed.trust.identity import Identity
-    from ddib_fed.trust.peer_file import Peer, parse_peer
+    from ddib_fed.node.admitting import export_peer
+    from ddib_fed.node.config import NodeConfig
 
-    config, store = _open(config_path)
-    institution = config.node.institution
-    own = Peer(
-        institution,
-        Identity(institution, "node", config.node.name),
-        config.node.address,
-        store.snapshot().own_roots,
-    )
-    parse_peer(own.to_bytes(), f"what {config_path} says of this node")  # as the other side will
-    path = out if out is not None else Path(f"{institution}.peer")
-    try:
-        with path.open("wb" if force else "xb") as file:
-            file.write(own.to_bytes())
-    except FileExistsError as error:
-        raise AlreadyExists(
-            f"{path} exists and is not overwritten", hint="--force, or another --out"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    config = NodeConfig.load(config_path)
+    path = out or Path(f"{config.node.institution}.peer")
+    own = export_peer(config, path, force=force)
     say(f"wrote {path}: {own.identity} at {own.address}")
     for text in own.fingerprints:
         say(f"fingerprint  {text}")
@@ -93,38 +74,18 @@ def add(
     config_path: Path, file: Path, fingerprints: tuple[str, ...], replace: bool, unconstrained_root: bool
 ) -> None:
     """Admit another institution's node, after comparing its root's fingerprint with the one read out."""
-    from ddib_fed.files import read_small
-    from ddib_fed.trust.identity import has_name_constraints
-    from ddib_fed.trust.peer_file import parse_peer
+    from ddib_fed.node.admitting import admit
+    from ddib_fed.node.config import NodeConfig
 
-    _config, store = _open(config_path)
-    other = parse_peer(
-        read_small(file, hint="ddib peer export writes it, on the other side", pipe=True), str(file)
+    other = admit(
+        NodeConfig.load(config_path),
+        file,
+        fingerprints,
+        replace=replace,
+        unconstrained_root=unconstrained_root,
     )
-    if not unconstrained_root and not all(has_name_constraints(root) for root in other.roots):
-        raise PolicyDenied(
-            f"the root of {other.institution} has no name constraints",
-            hint="that is so when a general CA was taken; if you accept that, add --unconstrained-root",
-        )
-    confirmed = fingerprints or _ask(other)
-    store.add(other, fingerprints=confirmed, replace=replace)
     say(f"admitted {other.identity} at {other.address}")
     say(f"next: ddib peer test {other.institution}")
-
-
-def _ask(other: Peer) -> tuple[str, ...]:
-    """Show the fingerprint and ask, on a terminal only."""
-    if not sys.stdin.isatty():
-        raise UsageError(
-            "a peer is added with the fingerprint that the other operator read out",
-            hint="--fingerprint SHA256:...; only a terminal is asked",
-        )
-    say(f"node         {other.identity}", f"address      {other.address}", "fingerprint:")
-    say(*other.fingerprints)  # last and alone: nothing that the file says comes after it
-    which = "Is this" if len(other.roots) == 1 else f"Are all {len(other.roots)} of these"
-    if not confirm(f"{which} what the other operator reads out from `ddib peer export`?"):
-        raise PolicyDenied("the fingerprint was not confirmed; nothing was added")
-    return other.fingerprints
 
 
 @peer.command(name="list")

@@ -10,7 +10,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.node.withdrawing import reinstate, withdraw, withdrawn
-from ddib_fed.cli.output import confirm, print_json
+from ddib_fed.cli.output import print_json
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 
@@ -149,6 +149,7 @@ def issue(
 
 def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> None:
     from ddib_fed.files import read_small
+    from ddib_fed.node.admitting import confirm
     from ddib_fed.trust import pki as keys
     from ddib_fed.trust.certificates import parse_certificates
     from ddib_fed.trust.enrolment import read_request, sign_request

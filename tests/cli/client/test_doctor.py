@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.cli.node.init import SourceNode, make_client, make_node
+from ddib_fed.cli.node.making import SourceNode, make_client, make_node
 from ddib_fed.errors import ExitCode
 from ddib_fed.trust.identity import Identity
 from tests.client.scripted_source import NORTH, SourceNodeDouble

@@ -18,7 +18,10 @@ from ddib_fed.cli.demo.points import Clouds, measure
 from ddib_fed.cli.demo.report import Bound, Outcome, write_report
 from ddib_fed.cli.main import run
 from ddib_fed.datasets.synthetic import sample
+from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import AlreadyExists, ExitCode, NotReady, OutOfBounds
+from ddib_fed.models.bundle import save_bundle
+from tests.node.tiny_nodes import manifest, state
 
 
 def test_a_folder_that_no_demo_made_is_refused(tmp_path):
@@ -114,11 +117,11 @@ def test_without_the_pictures_package_the_demo_shows_points(tmp_path, monkeypatc
 
 @pytest.mark.e2e
 def test_a_node_that_cannot_start_is_shown_by_its_log_and_all_others_are_stopped(tmp_path):
-    """The points' nodes were to be kept, but west's model is none: the error names the hop and ends with west's log."""
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "manifest.json").write_text("{}")
+    """The points' nodes were to be kept; west's schedule is one that no contract allows: the hop, and west's log."""
+    short = ScheduleConfig(name="linear", steps=1_000, beta_start=1e-5, beta_end=2e-3)
+    save_bundle(tmp_path / "short", manifest(PAIR[1], domain=PAIR[1], schedule=short), state())
     with pytest.raises(NotReady, match="BUNDLE_INVALID") as caught:
-        demonstrate(tmp_path / "demo", keep=True, points=1_000, models={PAIR[1]: tmp_path / "broken"})
+        demonstrate(tmp_path / "demo", keep=True, points=1_000, models={PAIR[1]: tmp_path / "short"})
     assert caught.value.hop == "target west.example"
     assert not any(still_runs(tmp_path / "demo" / name / "node.toml") for name in NODES)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.cli.node.init import make_node
+from ddib_fed.cli.node.making import make_node
 from ddib_fed.errors import ExitCode
 from ddib_fed.trust.audit import AuditLog, verify
 

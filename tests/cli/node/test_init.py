@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ExitCode
+from ddib_fed.models.bundle import copy_pretrained, load_bundle, pretrained, save_bundle
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.hosted import load_hosted
+from ddib_fed.trust.peer_file import parse_peer
 from ddib_fed.trust.pki import load_identity
+from tests.node.tiny_nodes import manifest, state
 
 
 @pytest.fixture
@@ -29,7 +35,12 @@ def test_a_node_gets_a_configuration_and_its_certificate(init_node, tmp_path, ca
     assert (config.node.listen, config.node.address) == ("127.0.0.1:7441", "localhost:7441")
     assert str(load_identity(config.paths.pki).identity) == "spiffe://north.example/node/node-2"
     shown = capsys.readouterr().out
-    for command in ("ddib peer export", "ddib peer add", "ddib-source-node train", "ddib init client"):
+    for command in (
+        "ddib-source-node train",
+        "ddib-source-node serve",
+        "--peer OTHER.peer",
+        "ddib init client",
+    ):
         assert command in shown
 
 
@@ -38,6 +49,79 @@ def test_both_roles_are_one_node(init_node, tmp_path, capsys):
     assert init_node(role="both") == 0
     assert NodeConfig.load(tmp_path / "north" / "node.toml").node.roles == ("source", "target")
     assert "python -m ddib_fed.node serve" in capsys.readouterr().out
+
+
+def init_with_a_model(out, *words: object, role: str = "source") -> int:
+    """`ddib init node` with a model instead of a domain; the exit code."""
+    return run(
+        [
+            "init",
+            "node",
+            "--institution",
+            "north.example",
+            "--role",
+            role,
+            "--out",
+            str(out),
+            *map(str, words),
+        ]
+    )
+
+
+def test_one_command_makes_node_model_peer_file_and_client(tmp_path, capsys):
+    """Everything is ready: the node's check, the other side's `peer add` and the client's profile accept it."""
+    out = tmp_path / "north"
+    assert init_with_a_model(out, "--model", "moons", "--address", "localhost:7441", "--client", "alice") == 0
+    config = NodeConfig.load(out / "node.toml")
+    assert (config.model.domain, config.node.listen) == ("moons", "127.0.0.1:7441")
+    assert load_bundle(config.paths.bundle).digest == pretrained("moons").digest
+    assert config.paths.bundle.stat().st_mode & 0o777 == 0o700
+    peer = parse_peer((out / "north.example.peer").read_bytes(), "it")
+    assert peer.address == "localhost:7441"
+    shown = capsys.readouterr().out
+    assert f"fingerprint  {peer.fingerprint}" in shown
+    assert "train" not in shown
+    profile = Profile.load(out / "alice" / "client.toml")
+    assert load_identity(profile.pki_folder).identity.uri == "spiffe://north.example/client/alice"
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_model_of_ones_own_is_used_where_it_lies(tmp_path, inside):
+    """No copy; node.toml names the folder, relative where it is the node's; another domain name is written too."""
+    model = tmp_path / ("north/model-2" if inside else 'a "quoted" \\ folder')
+    save_bundle(model, manifest(), state())
+    assert init_with_a_model(tmp_path / "north", "--model", model, "--domain", "crescents") == 0
+    config = NodeConfig.load(tmp_path / "north" / "node.toml")
+    assert config.model.bundle == ("model-2" if inside else str(model))
+    assert (config.model.domain, config.model.bundle_domain) == ("crescents", "moons")
+    assert load_hosted(config).digest == load_bundle(model).digest
+    assert not (tmp_path / "north" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--model", "nothing"], ExitCode.NOT_FOUND),
+        ([], ExitCode.USAGE),
+        (["--model", "moons", "--client", "alice", "--no-ca"], ExitCode.USAGE),
+    ],
+    ids=["no model", "neither", "no CA"],
+)
+def test_what_cannot_be_made_whole_is_not_begun(tmp_path, words, code):
+    """Neither keys nor a folder."""
+    assert init_with_a_model(tmp_path / "north", *words) == code
+    assert not (tmp_path / "north").exists()
+
+
+def test_a_copied_model_replaces_no_other(tmp_path, init_node):
+    """After a start that failed half-way the same one is kept; any other is not overwritten."""
+    out = tmp_path / "north"
+    save_bundle(out / "model", manifest(), state())
+    assert init_node("--model", "moons") == ExitCode.CONFLICT
+    assert not (out / "state" / "pki").exists()
+    shutil.rmtree(out / "model")
+    copy_pretrained("moons", out / "model")
+    assert init_node("--model", "moons") == 0
 
 
 def test_keys_are_for_their_owner_alone(init_node, tmp_path):
@@ -143,6 +227,14 @@ def test_a_node_for_other_machines_says_what_they_dial(init_node, tmp_path, caps
     assert not (tmp_path / "north").exists()
     assert init_node("--listen", listen, "--address", "north.example:7443") == 0
     assert NodeConfig.load(tmp_path / "north" / "node.toml").node.address == "north.example:7443"
+
+
+def test_an_address_for_other_machines_is_listened_for(init_node, tmp_path, capsys):
+    """Without --listen, where --address is not this machine's alone; before, nobody could have reached it."""
+    assert init_node("--address", "north.example:7450") == 0
+    node = NodeConfig.load(tmp_path / "north" / "node.toml").node
+    assert (node.listen, node.address) == ("0.0.0.0:7450", "north.example:7450")
+    assert "listens on 0.0.0.0:7450" in capsys.readouterr().out
 
 
 def test_one_address_of_this_machine_is_what_peers_dial(init_node, tmp_path):

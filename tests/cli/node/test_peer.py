@@ -23,6 +23,7 @@ from ddib_fed.errors import (
     PolicyDenied,
     UsageError,
 )
+from ddib_fed.node.admitting import admit
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.trust.peer_file import parse_peer
 from ddib_fed.trust.pki import init_node_identity
@@ -140,6 +141,18 @@ def test_on_a_terminal_the_fingerprint_is_shown_and_asked_about(
     assert fingerprint in said[0]
     assert isinstance(result.exception, PolicyDenied) is not added
     assert bool(listed(south)) is added
+
+
+def test_a_node_that_is_admitted_already_is_not_asked_about(north: Path, south: Path) -> None:
+    """So that a unit may start with `serve --peer FILE`; any other content of the file is asked about."""
+    fingerprint = exported(north, "north.peer")
+    run("add", "north.peer", "--fingerprint", fingerprint, "--config", south)
+    config = NodeConfig.load(south)
+    assert admit(config, Path("north.peer")).institution == "north.example"
+    Path("north.peer").write_text(Path("north.peer").read_text().replace("127.0.0.1:7443", "moved.example:1"))
+    with pytest.raises(UsageError) as refused:
+        admit(config, Path("north.peer"))
+    assert f"ddib peer add north.peer --config {south} --fingerprint" in refused.value.hint
 
 
 def test_a_fingerprint_that_differs_is_refused(north: Path, south: Path, tmp_path: Path) -> None:

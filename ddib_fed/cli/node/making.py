@@ -1,0 +1,240 @@
+"""Makes a node's folder and a client's folder: configuration, keys, certificates, and a copy of a model that ships."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ddib_fed.errors import AlreadyExists, InputError, UsageError
+
+if TYPE_CHECKING:
+    from ddib_fed.node.config import NodeConfig, Role
+    from ddib_fed.trust.identity import Identity
+
+NODE_FILE: Final = "node.toml"
+CLIENT_FILE: Final = "client.toml"
+HELP: Final = "ddib init --help"
+LISTEN: Final = "127.0.0.1:7443"
+
+
+def addresses(listen: str | None, address: str | None, example: str) -> tuple[str, str]:
+    """What a node binds, and what clients and peers dial; either follows from the other where it is not given.
+
+    Raises:
+        UsageError: `listen` alone was given, and is every address of the machine.
+        InputError: One is no address, or nobody could dial it.
+    """
+    from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
+
+    try:
+        host, port = split_address(address or listen or LISTEN, bound=True)
+        if address is None and is_every_address(host):
+            raise UsageError(
+                f"--listen {listen} is every address of this machine, and does not say what peers dial",
+                hint=f"--address HOST:{port}, with a name or address that they reach, e.g. {example}:{port}",
+            )
+        dialled = address or (f"localhost:{port}" if is_loopback(host) else f"{listen}")
+        bound = listen or (f"127.0.0.1:{port}" if is_loopback(host) else f"0.0.0.0:{port}")
+        split_address(bound, bound=True)
+    except ValueError as error:
+        raise InputError(str(error), hint=HELP) from error
+    if is_every_address(host) or not port:
+        raise InputError(
+            f"{dialled} is nothing that clients and peers could dial",
+            hint=f"--address with a name and a port that they reach, e.g. {example}:7443",
+        )
+    return bound, dialled
+
+
+def make_node(
+    out: Path,
+    *,
+    institution: str,
+    roles: tuple[Role, ...],
+    name: str,
+    listen: str,
+    address: str,
+    domain: str | None = None,
+    model: str | None = None,
+    with_ca: bool = True,
+) -> NodeConfig:
+    """Write node.toml and what it needs.
+
+    Args:
+        out: The folder.
+        institution: A DNS name.
+        roles: Of the node.
+        name: Of the node, in its institution.
+        listen: Address to bind.
+        address: Address to dial.
+        domain: What peers call the model's domain; None for the model's own name of it.
+        model: One that ships, which is copied, or a folder; None for one that is to be trained.
+        with_ca: Make the institution's root and the node's certificate.
+
+    Raises:
+        AlreadyExists: There is a node.toml, another model or a root already.
+        ModelNotFound, BundleInvalid: The model cannot be used.
+        InputError: A value cannot be used.
+    """
+    from ddib_fed.files import check_private_folder
+    from ddib_fed.node.config import NodeConfig, render_node_toml
+    from ddib_fed.trust import pki
+    from ddib_fed.trust.identity import Identity
+
+    Identity(institution, "node", name)
+    path, pki_folder = out / NODE_FILE, out / "state" / "pki"
+    _require_free(path, pki_folder / "ca.key")
+    hosted = HostedModel("", "model") if model is None else HostedModel.find(model, out)
+    try:
+        text = render_node_toml(
+            institution=institution,
+            name=name,
+            roles=roles,
+            domain=hosted.domain if domain is None else domain,
+            listen=listen,
+            address=address,
+            bundle=hosted.place,
+            bundle_domain=None if domain in {None, hosted.domain} else hosted.domain,
+        )
+    except ValueError as error:
+        raise InputError(_first_line(error), hint=HELP) from error
+    check_private_folder(out / "state")
+    out.mkdir(parents=True, exist_ok=True)
+    # The configuration comes last: whatever goes wrong, the same command can be given again.
+    hosted.copy_to(out)
+    if with_ca:
+        pki.init_node_identity(pki_folder, institution, name)
+    _write_new(path, text)
+    return NodeConfig.load(path)
+
+
+@dataclass(frozen=True, slots=True)
+class HostedModel:
+    """The model of a new node.
+
+    Attributes:
+        domain: What it calls its domain.
+        place: Its folder, as node.toml names it.
+        shipped: The name of one that ships, which is copied to the node's folder; None for any other.
+    """
+
+    domain: str
+    place: str
+    shipped: str | None = None
+
+    @classmethod
+    def find(cls, which: str, out: Path) -> HostedModel:
+        """A model that ships, or the one in a folder, for the node in `out`.
+
+        Raises:
+            ModelNotFound, BundleInvalid, UsageError: There is none, it is damaged, or there are both.
+        """
+        from ddib_fed.cli.models.opening import open_model, shipped_name
+
+        domain, shipped = open_model(which).manifest.domain, shipped_name(which)
+        if shipped is not None:
+            return cls(domain, "model", shipped)
+        folder, here = Path(which).resolve(), out.resolve()
+        return cls(domain, str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
+
+    def copy_to(self, out: Path) -> None:
+        """Copy one that ships, so that the node's model stays when another version of the package is installed.
+
+        Raises:
+            AlreadyExists: Another model lies there.
+        """
+        if self.shipped is None:
+            return
+        from ddib_fed.models.bundle import copy_pretrained, load_bundle, pretrained
+
+        path = out / self.place
+        if not path.exists():
+            copy_pretrained(self.shipped, path)
+        elif load_bundle(path).digest != pretrained(self.shipped).digest:
+            raise AlreadyExists(
+                f"{path} holds another model", hint=f"--model {path}, or another --out folder"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SourceNode:
+    """The node that a client will talk to, and the folder that issues for it if that is on this machine."""
+
+    identity: Identity
+    address: str
+    issuer: Path | None
+
+    @classmethod
+    def of(cls, path: Path, address: str | None = None) -> SourceNode:
+        """The node of a node.toml, reached at another address than that says where one is given.
+
+        Raises:
+            InputError: It is no source node.
+        """
+        from ddib_fed.node.config import NodeConfig
+        from ddib_fed.trust import pki
+        from ddib_fed.trust.identity import Identity
+
+        config = NodeConfig.load(path)
+        if "source" not in config.node.roles:
+            raise InputError(f"{path} is no source node, and clients talk to source nodes only", hint=HELP)
+        identity = Identity(config.node.institution, "node", config.node.name)
+        issuer = config.paths.pki if pki.has_authority(config.paths.pki) else None
+        return cls(identity, address or config.node.address, issuer)
+
+
+def make_client(source: SourceNode, out: Path, *, name: str) -> Path:
+    """Write client.toml with the client's key and its certificate, or a request for one; the profile's path.
+
+    Raises:
+        AlreadyExists: There is a profile, a request or an identity already.
+        InputError: A value cannot be used.
+    """
+    from ddib_fed.client.profile import render_client_toml
+    from ddib_fed.trust import enrolment, pki
+    from ddib_fed.trust.identity import Identity
+
+    identity = Identity(source.identity.institution, "client", name)
+    path, request = out / CLIENT_FILE, out / f"{name}.csr"
+    _require_free(path, request, out / "pki" / "leaf.key")
+    try:
+        text = render_client_toml(
+            institution=identity.institution,
+            name=name,
+            source_address=source.address,
+            source_identity=source.identity.dns_name,
+            pki="pki",
+        )
+    except ValueError as error:
+        raise InputError(_first_line(error), hint=HELP) from error
+    out.mkdir(parents=True, exist_ok=True)
+    if source.issuer is not None:
+        pki.issue_client(source.issuer, out / "pki", name)
+    else:
+        request.write_bytes(enrolment.make_request(out / "pki", identity))
+    _write_new(path, text)
+    return path
+
+
+def _require_free(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            raise AlreadyExists(f"{path} exists and is not overwritten", hint="another --out folder")
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise AlreadyExists(f"{path} exists and is not overwritten", hint="another --out folder") from error
+
+
+def _first_line(error: ValueError) -> str:
+    """The first thing that pydantic complains of, without its web address."""
+    problems = getattr(error, "errors", None)
+    if problems is None:
+        return str(error)
+    first = problems()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"

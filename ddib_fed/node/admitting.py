@@ -1,0 +1,113 @@
+"""Writes the peer file of this node, and admits the node of another institution's peer file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ddib_fed.errors import AlreadyExists, InputError, PolicyDenied, UsageError
+from ddib_fed.files import read_small
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.terminal import escape, say
+from ddib_fed.trust.identity import Identity, has_name_constraints
+from ddib_fed.trust.peer_file import Peer, parse_peer
+from ddib_fed.trust.peers import PeerStore
+
+
+def peer_store(config: NodeConfig) -> PeerStore:
+    """The peers of a node."""
+    paths = config.paths
+    return PeerStore(paths.peers, own_institution=config.node.institution, pki_folder=paths.pki)
+
+
+def export_peer(config: NodeConfig, path: Path, *, force: bool = False) -> Peer:
+    """Write the file that other institutions add; it holds no secret.
+
+    Args:
+        config: Of the node.
+        path: The file.
+        force: Overwrite it.
+
+    Returns:
+        What it says.
+
+    Raises:
+        AlreadyExists: There is a file, and `force` is false.
+        InputError: It cannot be written, or another node would refuse it.
+    """
+    node = config.node
+    identity = Identity(node.institution, "node", node.name)
+    own = Peer(node.institution, identity, node.address, peer_store(config).snapshot().own_roots)
+    parse_peer(own.to_bytes(), f"what {config.path} says of this node")  # as the other side will
+    try:
+        with path.open("wb" if force else "xb") as file:
+            file.write(own.to_bytes())
+    except FileExistsError as error:
+        raise AlreadyExists(
+            f"{path} exists and is not overwritten", hint="--force, or another --out"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    return own
+
+
+def admit(
+    config: NodeConfig,
+    file: Path,
+    fingerprints: Sequence[str] = (),
+    *,
+    replace: bool = False,
+    unconstrained_root: bool = False,
+) -> Peer:
+    """Admit another institution's node, once its root's fingerprint was compared with the one read out.
+
+    Args:
+        config: Of this node.
+        file: The other node's peer file; may be a pipe.
+        fingerprints: What the other operator read out; without any a terminal is asked, unless the very same node is
+            admitted already.
+        replace: Replace an entry of the institution.
+        unconstrained_root: Accept a root without name constraints.
+
+    Raises:
+        PolicyDenied: A fingerprint differs or was not confirmed, or the root has no name constraints.
+        UsageError: There are no fingerprints, and no terminal to ask.
+        AlreadyExists: The institution is admitted with other particulars, and `replace` is false.
+        FileMissing, InputError: The file cannot be used.
+    """
+    other = parse_peer(
+        read_small(file, hint="ddib peer export writes it, on the other side", pipe=True), str(file)
+    )
+    if not unconstrained_root and not all(has_name_constraints(root) for root in other.roots):
+        raise PolicyDenied(
+            f"the root of {other.institution} has no name constraints",
+            hint="that is so when a general CA was taken; if you accept that, add --unconstrained-root",
+        )
+    store = peer_store(config)
+    if not fingerprints and store.snapshot().peers.get(other.institution) != other:
+        fingerprints = _ask(other, f"ddib peer add {file} --config {config.path} --fingerprint SHA256:...")
+    store.add(other, fingerprints=fingerprints, replace=replace)
+    return other
+
+
+def _ask(other: Peer, otherwise: str) -> tuple[str, ...]:
+    """Show the fingerprint and ask, on a terminal only."""
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "a peer is added with the fingerprint that the other operator read out",
+            hint=f"{otherwise}; only a terminal is asked",
+        )
+    say(f"node         {other.identity}", f"address      {other.address}", "fingerprint:")
+    say(*other.fingerprints)  # last and alone: nothing that the file says comes after it
+    which = "Is this" if len(other.roots) == 1 else f"Are all {len(other.roots)} of these"
+    if not confirm(f"{which} what the other operator reads out?"):
+        raise PolicyDenied("the fingerprint was not confirmed; nothing was added")
+    return other.fingerprints
+
+
+def confirm(question: str) -> bool:
+    """Ask on the terminal; only a plain yes is one."""
+    return bool(click.confirm(escape(question), default=False))
