@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from ddib_fed.json_files import write_bytes, write_json
+from ddib_fed.files import write_file, write_json
 from ddib_fed.paper.colour_cloud import PACKAGED, SPACES, open_photograph
 from ddib_fed.paper.colour_training import ColourSettings, transfer
 
@@ -67,7 +67,7 @@ def report(work: Path) -> None:
     head = PAGE.read_text(encoding="utf-8")
     before, rest = head.split(BEGIN)
     tables = f"{SHEET}\n\n{distances(found)}\n\n{nearness(found)}\n\n{models(found)}"
-    write_bytes(PAGE, f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}".encode())
+    write_file(PAGE, f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}".encode())
     sheet(work).save(OUT / "sheet.png", optimize=True)
 
 

@@ -14,7 +14,7 @@ import torch
 from ddib_fed.datasets.synthetic import DOMAINS, draw, sample
 from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.gaussianity import check, measure
-from ddib_fed.json_files import write_json
+from ddib_fed.files import write_json
 from ddib_fed.metrics.points import POOL_SEED, domain_sliced_w2_floor, sliced_w2
 from ddib_fed.models.bundle import pretrained
 

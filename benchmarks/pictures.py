@@ -36,7 +36,7 @@ from ddib_fed.bridge.bridging import (
 from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, load_shipped
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.json_files import write_json
+from ddib_fed.files import write_json
 from ddib_fed.metrics import features, retrieval
 from ddib_fed.metrics.judgement import Domain, judge
 from ddib_fed.metrics.latents import whiteness

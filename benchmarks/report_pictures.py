@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pictures import DEPTHS, DOCS, PAIRS, SIGMAS
 
 from ddib_fed.datasets.shipped import SHIPPED
-from ddib_fed.json_files import write_bytes
+from ddib_fed.files import write_file
 from ddib_fed.metrics.latents import WHITE_RATIO
 from ddib_fed.reports.plots import DPI, FRAME, INK, save
 from ddib_fed.reports.tables import TITLES, tables
@@ -45,7 +45,7 @@ def report(out: Path) -> None:
         text = (path if path.exists() else DOCS / page).read_text(encoding="utf-8")
         for name in PAIRS:
             text = _filled(text, name, write(out, name))
-        write_bytes(path, text.encode())
+        write_file(path, text.encode())
     curves = {name: _all(out, name, "depth", DEPTHS) for name in PAIRS}
     if any(curves.values()):
         _draw(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 from solvers import OUT, PAIRS, ROOT, SETTINGS
 
-from ddib_fed.json_files import write_bytes
+from ddib_fed.files import write_file
 from ddib_fed.reports.plots import DPI, FRAME, INK, save
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -30,7 +30,7 @@ def report() -> None:
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     tables = "\n".join(table(pair, rows) for pair, rows in found.items() if rows)
-    write_bytes(PAGE, f"{before}{BEGIN}\n\n{tables}\n{END}{after}".encode())
+    write_file(PAGE, f"{before}{BEGIN}\n\n{tables}\n{END}{after}".encode())
     draw({pair: rows for pair, rows in found.items() if rows}, PICTURE)
 
 

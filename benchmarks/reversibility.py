@@ -18,7 +18,7 @@ from ddib_fed.datasets.synthetic import DOMAINS, sample
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.solvers import alf_pair
-from ddib_fed.json_files import write_json
+from ddib_fed.files import write_json
 from ddib_fed.metrics.points import cycle_error
 from ddib_fed.models.bundle import pretrained
 

@@ -23,7 +23,7 @@ from report_pictures import between, markdown
 from ddib_fed.bridge.bridging import PictureSide, translate_pictures
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.json_files import write_bytes, write_json
+from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics import retrieval
 from ddib_fed.metrics.pictures import compare
 from ddib_fed.models.bundle import Bundle
@@ -64,7 +64,7 @@ def main() -> None:
     page = DOCS / "pictures.md"
     text = page.read_text(encoding="utf-8")
     text = between(text, "shared-start", "benchmarks/shared_start.py", markdown(COLUMNS, cells))
-    write_bytes(page, text.encode())
+    write_file(page, text.encode())
 
 
 def halved(pictures: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from report_pictures import COLUMNS_OF_CURVE, between, markdown
 from ddib_fed.bridge.bridging import PictureSide, translate_pictures
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.json_files import write_bytes, write_json
+from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics import retrieval
 from ddib_fed.metrics.pictures import compare, psnr
 from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
@@ -71,7 +71,7 @@ def main() -> None:
     text = between(
         page.read_text(encoding="utf-8"), "curve", "benchmarks/training_curve.py", "\n\n".join(parts)
     )
-    write_bytes(page, text.encode())
+    write_file(page, text.encode())
 
 
 def _at(finished: Bundle, path: Path) -> Bundle:

@@ -6,13 +6,18 @@ others can read, or exchange, is not used, as with ssh.
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
+import secrets
 import shlex
+import shutil
 import stat
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError
 
@@ -29,6 +34,19 @@ def private_folder(folder: Path) -> Path:
     if folder.stat().st_mode & 0o077:
         folder.chmod(0o700)
     return folder
+
+
+def model_folder(path: Path) -> Path:
+    """Make a folder for weights, of mode 0700; others lose their rights to one that is there. Parents are as usual.
+
+    Weights can give away what they were trained on. Reading asks for nothing: everybody may read bundles that ship
+    with the package.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    with suppress(PermissionError):  # somebody else's folder; the files in it are private all the same
+        path.chmod(0o700)
+    return path
 
 
 def check_private_folder(folder: Path) -> None:
@@ -93,26 +111,28 @@ def _user(number: int) -> str:
         return str(number)
 
 
-def write_private(path: Path, data: bytes, *, overwrite: bool) -> None:
-    """Write a file of mode 0600, durably and as a whole.
+def write_file(path: Path, data: bytes, *, private: bool = False, overwrite: bool = True) -> None:
+    """Write a file as a whole, and durably: a temporary file beside it, synced, that takes its name.
 
     Args:
         path: Where; its folder must exist.
         data: The whole content.
+        private: Mode 0600, whatever the umask and the file before it: for keys, weights and what they are made from.
         overwrite: Whether a file that is there already is replaced.
 
     Raises:
         AlreadyExists: There is one, and `overwrite` is false.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(os.open(temporary, flags, 0o600 if private else 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        _place(Path(temporary), path, overwrite=overwrite)
+        _place(temporary, path, overwrite=overwrite)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -136,6 +156,48 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_json(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write figures as indented JSON; NaN and infinity are refused, since JSON has neither.
+
+    Raises:
+        ValueError: A figure is not finite or is no JSON value.
+    """
+    text = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
+    write_file(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file of JSON; None when there is none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def move_into_place(staging: Path, path: Path) -> None:
+    """Rename the finished folder; a folder in its place is moved aside first and removed last."""
+    if path.exists():
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+        path.rename(aside / path.name)
+        staging.rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        staging.rename(path)
+    sync_folder(path.parent)
+
+
+def copy_folder(source: Path, path: Path) -> None:
+    """Copy the files of a folder, e.g. of weights that ship with the package; the copy is private.
+
+    Raises:
+        FileExistsError: There is something already.
+    """
+    path.mkdir(mode=0o700, parents=True)
+    for file in sorted(source.iterdir()):
+        write_file(path / file.name, file.read_bytes(), private=True)
 
 
 def read_small(path: Path, *, hint: str = "", pipe: bool = False) -> bytes:

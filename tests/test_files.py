@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from ddib_fed.files import (
     check_private_folder,
     private_folder,
     read_small,
-    write_private,
+    write_file,
+    write_json,
 )
 
 
@@ -37,17 +39,17 @@ def test_a_folder_that_others_could_read_is_closed(tmp_path: Path) -> None:
 
 def test_a_file_is_private_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     """Mode 0600, no temporary file."""
-    write_private(tmp_path / "key", b"secret", overwrite=False)
+    write_file(tmp_path / "key", b"secret", private=True, overwrite=False)
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
 def test_a_file_is_not_overwritten_unasked(tmp_path: Path) -> None:
     """And the attempt leaves nothing behind."""
-    write_private(tmp_path / "key", b"one", overwrite=False)
+    write_file(tmp_path / "key", b"one", private=True, overwrite=False)
     with pytest.raises(AlreadyExists):
-        write_private(tmp_path / "key", b"two", overwrite=False)
-    write_private(tmp_path / "key", b"three", overwrite=True)
+        write_file(tmp_path / "key", b"two", private=True, overwrite=False)
+    write_file(tmp_path / "key", b"three", private=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"key": b"three"}
 
 
@@ -79,3 +81,59 @@ def test_what_its_own_user_cannot_write_is_named_with_the_command_that_helps(
             check(place)
         words = f"{command} {closed} {place}" if command == "chmod" else f"{command} {place}"
         assert refused.value.hint.startswith(words)
+
+
+def test_a_report_reads_back(tmp_path):
+    write_json(tmp_path / "report.json", {"domain": "moons → checkerboards", "error": 1e-4})
+    assert json.loads((tmp_path / "report.json").read_text()) == {
+        "domain": "moons → checkerboards",
+        "error": 1e-4,
+    }
+
+
+def test_a_figure_that_json_does_not_have_is_refused_and_the_old_report_stays(tmp_path):
+    path = tmp_path / "report.json"
+    write_json(path, {"error": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"error": float("nan")})
+    assert json.loads(path.read_text()) == {"error": 1}
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
+    """The destination is a folder, so the final rename fails."""
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(OSError, match="taken"):
+        write_file(tmp_path / "taken", b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_a_private_file_is_private_and_others_follow_the_umask(tmp_path, mask):
+    """Also when the file before was open to everybody."""
+    path = tmp_path / "weights"
+    path.touch(mode=0o666)
+    before = os.umask(mask)
+    try:
+        write_file(path, b"secret", private=True)
+        write_file(tmp_path / "figures", b"public")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "figures").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_file_and_its_name_are_on_the_disk_before_it_is_called_written(tmp_path, monkeypatch):
+    """The content, then the name, then the folder: a power cut between leaves the old file."""
+    path = tmp_path / "report"
+    path.write_bytes(b"old")
+    seen = []
+    real = os.fsync
+
+    def fsync(descriptor):
+        real(descriptor)
+        seen.append((Path(f"/proc/self/fd/{descriptor}").is_dir(), path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_file(path, b"new")
+    assert seen == [(False, b"old"), (True, b"new")]

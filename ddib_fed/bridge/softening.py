@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import ConfigError, FileMissing
-from ddib_fed.files import read_private, write_private
+from ddib_fed.files import read_private, write_file
 
 KEY_BYTES = 32
 
@@ -35,7 +35,7 @@ def load_key(path: Path) -> bytes:
         key = read_private(path)
     except FileMissing:
         key = secrets.token_bytes(KEY_BYTES)
-        write_private(path, key, overwrite=False)
+        write_file(path, key, private=True, overwrite=False)
         return key
     if len(key) != KEY_BYTES:
         raise ConfigError(

@@ -31,7 +31,7 @@ from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
-from ddib_fed.models.folders import copy_folder, move_into_place, sync_folder, write_file
+from ddib_fed.files import copy_folder, move_into_place, sync_folder, write_file
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.names import DOMAIN_RULE, is_domain
 from ddib_fed.networks.registry import network_shapes, network_with
@@ -173,8 +173,7 @@ def save_bundle(
     try:
         weights = _write_weights(staging / WEIGHTS_FILE, tensors)
         bundle = _bundle(_signed(manifest, tensors, weights), tensors)
-        write_file(staging / MANIFEST_FILE, _manifest_text(bundle.manifest))
-        sync_folder(staging)
+        write_file(staging / MANIFEST_FILE, _manifest_text(bundle.manifest), private=True)
         move_into_place(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -192,7 +191,7 @@ def amend_bundle(path: Path, **fields: Any) -> Bundle:
     bundle = load_bundle(path)
     manifest = Manifest.model_validate({**dict(bundle.manifest), **fields})
     amended = path / f".{MANIFEST_FILE}.new"
-    write_file(amended, _manifest_text(manifest))
+    write_file(amended, _manifest_text(manifest), private=True)
     shutil.copymode(path / MANIFEST_FILE, amended)
     amended.replace(path / MANIFEST_FILE)
     sync_folder(path)

@@ -19,8 +19,7 @@ import numpy as np
 
 from ddib_fed.diffusion.plans import SolverSettings, check_settings
 from ddib_fed.errors import UsageError
-from ddib_fed.json_files import write_bytes, write_json
-from ddib_fed.models.folders import model_folder
+from ddib_fed.files import model_folder, write_file, write_json
 from ddib_fed.paper import colour_transfer as colours
 from ddib_fed.paper.colour_cloud import Floats, Photograph, Space, dequantised
 from ddib_fed.paper.colour_transfer import Palette
@@ -141,7 +140,7 @@ def palette(
     out.mkdir(parents=True, exist_ok=True)
     model_folder(folder.parent)
     points = folder.with_name(f"{label}.npy")
-    write_bytes(points, content, private=True)
+    write_file(points, content, private=True)
     config = PointTrainConfig(
         data=points,
         name=f"colours-{label}",
@@ -193,7 +192,7 @@ def _direction(
 
 
 def _save(path: Path, photo: Photograph, rgb: Floats) -> None:
-    write_bytes(path, encode_png(photo.paint(rgb)))
+    write_file(path, encode_png(photo.paint(rgb)))
 
 
 def _photograph(palette: Palette) -> dict[str, Any]:

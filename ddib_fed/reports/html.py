@@ -11,7 +11,7 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ddib_fed.json_files import write_bytes
+from ddib_fed.files import write_file
 from ddib_fed.terminal import escape
 
 
@@ -51,7 +51,7 @@ def page(title: str, parts: Sequence[Html]) -> str:
 
 def write_page(path: Path, title: str, parts: Sequence[Html]) -> None:
     """Write a page; the file appears whole or not at all."""
-    write_bytes(path, page(title, parts).encode("utf-8", "replace"))
+    write_file(path, page(title, parts).encode("utf-8", "replace"))
 
 
 def heading(text: str) -> Html:

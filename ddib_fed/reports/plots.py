@@ -19,7 +19,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.json_files import write_bytes
+from ddib_fed.files import write_file
 from ddib_fed.terminal import escape
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG; the file appears whole or not at all."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
-    write_bytes(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
 def plane(points: Points) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.json_files import write_bytes
+from ddib_fed.files import write_file
 from ddib_fed.metrics.pictures import Pictures, to_channels
 from ddib_fed.terminal import escape
 
@@ -112,7 +112,7 @@ def save_sheet(
     caption: str = "",
 ) -> None:
     """Write a contact sheet; the file appears whole or not at all. Arguments and errors as `contact_sheet`."""
-    write_bytes(path, contact_sheet(stages, names=names, doubtful=doubtful, across=across, caption=caption))
+    write_file(path, contact_sheet(stages, names=names, doubtful=doubtful, across=across, caption=caption))
 
 
 def to_pixels(pictures: Pictures) -> NDArray[np.uint8]:

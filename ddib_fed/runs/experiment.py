@@ -25,7 +25,7 @@ from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.guidance import Clipped
 from ddib_fed.diffusion.plans import SolverSettings, check_settings
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.json_files import write_bytes, write_json
+from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics import points as metrics
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.reports import plots
@@ -166,8 +166,8 @@ def draw(
         "target_cloud": _distances(bundle, cloud, None),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / "samples.npy", to_npy(denormalise(bundle, cloud)))
-    write_bytes(folder / "latent.npy", to_npy(noise.numpy()))
+    write_file(folder / "samples.npy", to_npy(denormalise(bundle, cloud)))
+    write_file(folder / "latent.npy", to_npy(noise.numpy()))
     plots.stages([("latent", noise.numpy()), ("samples", cloud)], folder / "samples.png")
     write_json(folder / "report.json", report)
     return report
@@ -229,7 +229,7 @@ def write(folder: Path, source: Bundle, target: Bundle, stages: Stages, report: 
     for name, cloud in stages.named():
         owner = owners.get(name)
         raw = denormalise(owner, cloud) if owner is not None else cloud
-        write_bytes(folder / f"{name}.npy", to_npy(raw))
+        write_file(folder / f"{name}.npy", to_npy(raw))
         plots.scatter(cloud, folder / f"{name}-scatter.png", title=name.replace("-", " "))
         plots.heatmap(cloud, folder / f"{name}-heatmap.png", title=name.replace("-", " "))
     titles = [(name.replace("-", " "), cloud) for name, cloud in stages.named()]

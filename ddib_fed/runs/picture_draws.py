@@ -22,7 +22,7 @@ from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.interpolation import Way
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.json_files import write_bytes, write_json
+from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics.pictures import picture_rule
 from ddib_fed.reports.sheets import Stage, save_sheet
 from ddib_fed.samples.images import ImageLimits, encode_png, from_array, read_fitted
@@ -66,7 +66,7 @@ def draw(
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"sample_{number:0{len(str(count - 1))}d}.png" for number in range(count)]
     for name, sample in zip(names, samples, strict=True):
-        write_bytes(folder / name, encode_png(from_array(sample, rule)))
+        write_file(folder / name, encode_png(from_array(sample, rule)))
     save_sheet(folder / "sheet.png", [Stage("samples", samples[:SHEET_PICTURES])], caption=_caption(side))
     report = {
         "model": _model(side),
@@ -153,7 +153,7 @@ def between(
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"frame_{number:0{len(str(frames - 1))}d}.png" for number in range(frames)]
     for name, frame in zip(names, found, strict=True):
-        write_bytes(folder / name, encode_png(from_array(frame, theirs, first.geometry)))
+        write_file(folder / name, encode_png(from_array(frame, theirs, first.geometry)))
     titles = [f"{weight:.2f}" for weight in weights]
     save_sheet(
         folder / "sheet.png",

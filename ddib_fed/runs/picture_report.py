@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ddib_fed.bridge.translation_record import FolderRun, PictureFigures, Translation
 from ddib_fed.errors import FileMissing, InputError, StateConflict
-from ddib_fed.json_files import read_json, write_bytes, write_json
+from ddib_fed.files import read_json, write_file, write_json
 from ddib_fed.metrics.pictures import picture_rule, spread
 from ddib_fed.metrics.ranking import worst_first
 from ddib_fed.metrics.structure import QUANTILE, Structure, Thresholds, doubtful
@@ -154,7 +154,7 @@ def mark(
             }
         marked = record.with_(picture=held).judged()
         if marked != record:
-            write_bytes(path, marked.to_json())
+            write_file(path, marked.to_json())
         found.append(marked)
     return found
 

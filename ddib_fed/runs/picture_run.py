@@ -23,7 +23,7 @@ from ddib_fed.bridge.bridging import check_legs
 from ddib_fed.bridge.sharding import spread
 from ddib_fed.datasets.imagenet import source_name, validation_pictures
 from ddib_fed.errors import AlreadyExists, DdibError, FileMissing, PictureMisfit, SettingsInvalid
-from ddib_fed.json_files import read_json, write_json
+from ddib_fed.files import read_json, write_json
 from ddib_fed.metrics.structure import Thresholds
 from ddib_fed.processes import require_alone
 from ddib_fed.runs.picture_recipe import (

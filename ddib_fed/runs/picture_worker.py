@@ -38,7 +38,7 @@ from ddib_fed.bridge.translation_record import (
 )
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.errors import MemoryExhausted
-from ddib_fed.json_files import write_bytes
+from ddib_fed.files import write_file
 from ddib_fed.latent import Latent
 from ddib_fed.metrics.pictures import given_figures, mse, output_terms, picture_rule, to_psnr
 from ddib_fed.metrics.structure import Structure, structure
@@ -152,7 +152,7 @@ class Translator:
                     None if deviation is None else deviation[row],
                 ),
             )
-            write_bytes(self._out / task.files(self._recipe)[RECORD], record.judged().to_json())
+            write_file(self._out / task.files(self._recipe)[RECORD], record.judged().to_json())
 
     def _files(
         self,
@@ -182,7 +182,7 @@ class Translator:
         for kind, content in contents.items():
             path = self._out / names[kind]
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, content)
+            write_file(path, content)
             written[str(kind)] = WrittenFile(file=path.name, sha256=hashlib.sha256(content).hexdigest())
         return written
 

@@ -19,8 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ddib_fed.errors import BundleInvalid
-from ddib_fed.json_files import sync_folder, write_bytes
-from ddib_fed.models.folders import model_folder
+from ddib_fed.files import model_folder, sync_folder, write_file
 
 FORMAT_VERSION = 1
 KEPT = 2
@@ -96,9 +95,8 @@ def write_checkpoint(folder: Path, info: CheckpointInfo, tensors: dict[str, Tens
     scratch.mkdir(mode=0o700)
     content = save({name: value.contiguous() for name, value in tensors.items()})
     signed = info.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
-    write_bytes(scratch / "state.safetensors", content, private=True)
-    write_bytes(scratch / "state.json", signed.model_dump_json(indent=2).encode(), private=True)
-    sync_folder(scratch)
+    write_file(scratch / "state.safetensors", content, private=True)
+    write_file(scratch / "state.json", signed.model_dump_json(indent=2).encode(), private=True)
     scratch.rename(final)
     sync_folder(folder)
     for path in _checkpoints(folder)[:-KEPT]:

@@ -21,9 +21,8 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
-from ddib_fed.json_files import sync_folder, write_bytes
+from ddib_fed.files import model_folder, sync_folder, write_file
 from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE, save_bundle
-from ddib_fed.models.folders import model_folder
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.training.checkpoint import Checkpoint, latest_identity
 
@@ -88,7 +87,7 @@ class RunFolder:
         """Write the settings of a new run."""
         model_folder(self.out)
         model_folder(self.run)
-        write_bytes(self.run / "run.json", settled.model_dump_json(indent=2).encode(), private=True)
+        write_file(self.run / "run.json", settled.model_dump_json(indent=2).encode(), private=True)
 
     def finished(self, identity: str) -> bool:
         """Whether the bundle is there.

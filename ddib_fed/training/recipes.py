@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, FileMissing, InputError, UsageError
-from ddib_fed.json_files import write_bytes
+from ddib_fed.files import write_file
 from ddib_fed.training.config import PictureTrainConfig
 
 OWN = frozenset(
@@ -97,7 +97,7 @@ def write_recipe(recipe: Recipe, path: Path, *, force: bool = False) -> None:
     if path.exists() and not force:
         raise AlreadyExists(f"{path} exists", hint="choose another name, or --force")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, (recipe.model_dump_json(indent=2) + "\n").encode())
+    write_file(path, (recipe.model_dump_json(indent=2) + "\n").encode())
 
 
 def read_recipe(path: Path) -> Recipe:

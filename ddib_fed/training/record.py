@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddib_fed.diffusion.bridge import Side, decode
-from ddib_fed.json_files import write_bytes
+from ddib_fed.files import write_file
 from ddib_fed.metrics import points as metrics
 from ddib_fed.reports import plots
 from ddib_fed.training.config import PointTrainConfig
@@ -58,7 +58,7 @@ class ProgressFile:
         self.path = path
         kept = [row for row in read_progress(path) if row.step <= step] if path.exists() else []
         lines = [_line(FIELDS), *(_line(_cells(row)) for row in kept)]
-        write_bytes(path, "".join(lines).encode(), private=True)
+        write_file(path, "".join(lines).encode(), private=True)
 
     def add(self, row: Row) -> None:
         """Append one line."""

@@ -26,7 +26,7 @@ from ddib_fed.errors import (
     PeerNotFound,
     PolicyDenied,
 )
-from ddib_fed.files import private_folder, read_small, sync_folder, write_private
+from ddib_fed.files import private_folder, read_small, sync_folder, write_file
 from ddib_fed.trust.certificates import certificate_pem, fingerprint, parse_certificates, same_fingerprint
 from ddib_fed.trust.identity import Identity, Pins, check_institution
 from ddib_fed.trust.peer_file import Peer, parse_peer
@@ -215,7 +215,7 @@ class PeerStore:
             return self._path(peer.institution)
         private_folder(self._folder)
         try:
-            write_private(self._path(peer.institution), peer.to_bytes(), overwrite=replace)
+            write_file(self._path(peer.institution), peer.to_bytes(), private=True, overwrite=replace)
         except AlreadyExists as exc:
             raise AlreadyExists(
                 f"{peer.institution} is a peer already, with other particulars",

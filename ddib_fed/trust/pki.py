@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ddib_fed.errors import AlreadyExists, InputError
-from ddib_fed.files import private_folder, read_private, read_small, write_private
+from ddib_fed.files import private_folder, read_private, read_small, write_file
 from ddib_fed.trust.certificates import (
     CLOCK_SKEW,
     Authority,
@@ -100,9 +100,9 @@ def create_institution(folder: Path, institution: str, *, now: datetime | None =
             )
     authority = new_authority(institution, now=now)
     private_folder(folder)
-    write_private(folder / "ca.key", _key_pem(authority.key), overwrite=False)
-    write_private(folder / "ca.pem", certificate_pem(authority.certificate), overwrite=False)
-    write_private(folder / "roots.pem", certificate_pem(authority.certificate), overwrite=False)
+    write_file(folder / "ca.key", _key_pem(authority.key), private=True, overwrite=False)
+    write_file(folder / "ca.pem", certificate_pem(authority.certificate), private=True, overwrite=False)
+    write_file(folder / "roots.pem", certificate_pem(authority.certificate), private=True, overwrite=False)
     return authority
 
 
@@ -146,10 +146,10 @@ def write_identity(
     private_folder(folder)
     key_file, new = folder / "leaf.key", _key_pem(key)
     old = read_private(key_file) if key_file.exists() else b""
-    write_private(folder / "roots.pem", certificate_pem(*roots), overwrite=True)
-    write_private(key_file, new + old, overwrite=True)
-    write_private(folder / "leaf.pem", certificate_pem(certificate), overwrite=True)
-    write_private(key_file, new, overwrite=True)
+    write_file(folder / "roots.pem", certificate_pem(*roots), private=True)
+    write_file(key_file, new + old, private=True)
+    write_file(folder / "leaf.pem", certificate_pem(certificate), private=True)
+    write_file(key_file, new, private=True)
 
 
 def load_identity(folder: Path) -> Credentials:
@@ -189,7 +189,7 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     Raises:
         AlreadyExists: There is one.
     """
-    write_private(path, _key_pem(key), overwrite=False)
+    write_file(path, _key_pem(key), private=True, overwrite=False)
 
 
 def load_keys(pem: bytes, path: Path) -> list[ec.EllipticCurvePrivateKey]:
@@ -268,7 +268,7 @@ def issue_client(
     refuse_withdrawn(issuer_folder, Identity(authority.institution, "client", name))
     credentials = issue_to_folder(authority, client_folder, "client", name, now=now)
     roots = read_small(issuer_folder / "roots.pem")
-    write_private(client_folder / "roots.pem", roots, overwrite=True)
+    write_file(client_folder / "roots.pem", roots, private=True)
     return credentials
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ddib_fed.errors import AlreadyExists, InputError, StateConflict
-from ddib_fed.files import read_private, read_small, write_private
+from ddib_fed.files import read_private, read_small, write_file
 from ddib_fed.trust.certificates import certificate_pem, new_authority, parse_certificates
 from ddib_fed.trust.pki import Authority, load_authority, load_keys, write_key
 
@@ -32,9 +32,11 @@ def start(folder: Path) -> Authority:
         raise AlreadyExists(f"a roll-over is under way in {folder}", hint="ddib pki show")
     successor = new_authority(current.institution)
     write_key(folder / _NEXT_KEY, successor.key)
-    write_private(folder / _NEXT_CERTIFICATE, certificate_pem(successor.certificate), overwrite=False)
-    write_private(
-        folder / "roots.pem", certificate_pem(current.certificate, successor.certificate), overwrite=True
+    write_file(
+        folder / _NEXT_CERTIFICATE, certificate_pem(successor.certificate), private=True, overwrite=False
+    )
+    write_file(
+        folder / "roots.pem", certificate_pem(current.certificate, successor.certificate), private=True
     )
     return successor
 
@@ -52,8 +54,8 @@ def switch(folder: Path) -> Authority:
     _check_next(folder, key if key.exists() else folder / "ca.key", certificate)
     if key.exists():
         old = load_authority(folder).certificate.serial_number
-        write_private(folder / f"old-{old:x}-ca.key", read_private(folder / "ca.key"), overwrite=True)
-        write_private(folder / f"old-{old:x}-ca.pem", read_small(folder / "ca.pem"), overwrite=True)
+        write_file(folder / f"old-{old:x}-ca.key", read_private(folder / "ca.key"), private=True)
+        write_file(folder / f"old-{old:x}-ca.pem", read_small(folder / "ca.pem"), private=True)
         key.replace(folder / "ca.key")
     certificate.replace(
         folder / "ca.pem"
@@ -86,5 +88,5 @@ def finish(folder: Path) -> Authority:
     current = load_authority(folder)
     if len(parse_certificates(read_small(folder / "roots.pem"), "roots.pem")) < 2:
         raise StateConflict(f"no roll-over is under way in {folder}")
-    write_private(folder / "roots.pem", certificate_pem(current.certificate), overwrite=True)
+    write_file(folder / "roots.pem", certificate_pem(current.certificate), private=True)
     return current

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from ddib_fed.errors import DdibError, InputError, PolicyDenied
-from ddib_fed.files import MAX_SMALL_FILE_BYTES, private_folder, read_small, write_private
+from ddib_fed.files import MAX_SMALL_FILE_BYTES, private_folder, read_small, write_file
 from ddib_fed.trust.identity import Identity
 
 WITHDRAWN: Final = "withdrawn.txt"
@@ -166,7 +166,7 @@ def keep_last(folder: Path, identities: frozenset[Identity]) -> None:
     if noted.identities == identities and noted.problem is None:
         return
     text = "".join(f"{identity}\n" for identity in sorted(identities))
-    write_private(folder / LAST_WITHDRAWN, text.encode(), overwrite=True)
+    write_file(folder / LAST_WITHDRAWN, text.encode(), private=True)
 
 
 def load_withdrawn(folder: Path) -> Withdrawn:
@@ -268,5 +268,5 @@ def _write(folder: Path, text: str, meant: frozenset[Identity]) -> None:
         raise InputError(
             found.problem or f"{path} would not name whom it should", hint="give a comment of one line"
         )
-    write_private(path, data, overwrite=True)
+    write_file(path, data, private=True)
     keep_last(folder, meant)

@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from ddib_fed.errors import ItemNotFound, QueueFull
-from ddib_fed.files import check_private_folder
+from ddib_fed.files import check_private_folder, sync_folder, write_file
 
 _JOB = re.compile(r"[0-9a-f]{32}\Z")
 _PART = re.compile(r"[a-z_]{1,32}\Z")
@@ -71,9 +71,9 @@ class Spool:
     def adopt(self, job_id: str) -> None:
         """All that was staged becomes the job's, at once."""
         staging = self._staging(job_id)
-        _sync_folder(staging)
+        sync_folder(staging)
         staging.rename(self._job(job_id))
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
 
     def abandon(self, job_id: str) -> None:
         """Remove what was staged."""
@@ -87,15 +87,8 @@ class Spool:
         """
         path = self._path(job_id, item, part)
         before = path.stat().st_size if path.exists() else 0
-        partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        try:
-            with _disk_full_as_queue_full():
-                _write(partial, data)
-                partial.rename(path)
-                _sync_folder(path.parent)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with _disk_full_as_queue_full():
+            write_file(path, data, private=True)
         self._count(len(data) - before)
 
     def get(self, job_id: str, item: int, part: str) -> bytes:
@@ -228,20 +221,3 @@ def _checked(pattern: re.Pattern[str], name: str) -> str:
     if not pattern.match(name):
         raise ValueError(f"{name!r} is no name in the spool")
     return name
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A new file of mode 0600, on the disk when this returns."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

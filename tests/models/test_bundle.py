@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound
+from ddib_fed.files import copy_folder
 from ddib_fed.models import bundle as bundles
 from ddib_fed.models.bundle import (
     amend_bundle,
@@ -23,7 +24,6 @@ from ddib_fed.models.bundle import (
     pretrained_domains,
     save_bundle,
 )
-from ddib_fed.models.folders import copy_folder
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.configs import SyntheticConfig
 from tests.models.examples import SMALL, manifest, state

@@ -180,17 +180,17 @@ def test_a_crash_while_a_certificate_is_exchanged_leaves_a_pair(
 ) -> None:
     """Whichever of the four files was the last to be written, certificate and key still belong together."""
     done = []
-    real = pki.write_private
+    real = pki.write_file
 
-    def write(path: Path, data: bytes, *, overwrite: bool) -> None:
+    def write(path: Path, data: bytes, *, private: bool, overwrite: bool = True) -> None:
         if len(done) == writes:
             raise KeyboardInterrupt
-        real(path, data, overwrite=overwrite)
+        real(path, data, private=private, overwrite=overwrite)
         done.append(path.name)
 
     before = leaf_of(north.pki)
     with monkeypatch.context() as patched:
-        patched.setattr(pki, "write_private", write)
+        patched.setattr(pki, "write_file", write)
         key = new_key()
         new = issue_leaf(north.authority, "node", "node-1", public_key=key.public_key())
         if writes == 4:

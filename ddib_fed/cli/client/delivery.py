@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +32,7 @@ from ddib_fed.errors import (
     UnavailableError,
     UsageError,
 )
+from ddib_fed.files import write_file
 
 STATE_PREFIX = ".ddib-job-"
 
@@ -68,7 +67,7 @@ class JobFile:
     def save(self, out: Path) -> None:
         """Write it, durably."""
         text = json.dumps({"format": 1, **asdict(self)}, indent=1)
-        write_durably(self.path(out), text.encode(), force=True, mode=0o600)
+        write_file(self.path(out), text.encode(), private=True)
 
     def remove(self, out: Path) -> None:
         """All results are here and acknowledged."""
@@ -184,20 +183,18 @@ def write_result(
     """
     files = {part: out / file_name(given.name, part, file.media) for part, file in result.files.items()}
     for part, path in files.items():
-        mode = 0o600 if part is Part.LATENT else 0o666
-        write_durably(path, result.files[part].data, force=force, mode=mode)
+        write_durably(path, result.files[part].data, force=force, private=part is Part.LATENT)
     written = {
         part.value: WrittenFile(file=path.name, sha256=result.files[part].sha256.hex())
         for part, path in files.items()
     }
     record = result.provenance.with_(input=given.file, files=written).judged(doubtful_below)
     path = out / f"{given.name}.json"
-    write_durably(path, record.to_json(), force=force, mode=0o666)
-    sync_folder(out)
+    write_durably(path, record.to_json(), force=force)
     return Delivered(result.item, given.file, files, path, record)
 
 
-def write_durably(path: Path, data: bytes, *, force: bool, mode: int) -> None:
+def write_durably(path: Path, data: bytes, *, force: bool, private: bool = False) -> None:
     """Write a file as a whole and flush it to the disk; the same content again is no overwriting.
 
     Raises:
@@ -207,26 +204,7 @@ def write_durably(path: Path, data: bytes, *, force: bool, mode: int) -> None:
         if _digest(path) == hashlib.sha256(data).digest():
             return
         raise AlreadyExists(f"{path} is there already, with other content", hint="another --out, or --force")
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode & ~_umask())
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_file(path, data, private=private)
 
 
 def _digest(path: Path) -> bytes:
@@ -234,19 +212,11 @@ def _digest(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _umask() -> int:
-    """The process's umask; there is no way to read it but to set it."""
-    current = os.umask(0o077)
-    os.umask(current)
-    return current
-
-
 @contextlib.contextmanager
 def named(out: Path, job_file: JobFile) -> Iterator[None]:
     """Keep the names on the disk; a job that could not even be submitted leaves nothing behind."""
     out.mkdir(parents=True, exist_ok=True)
     job_file.save(out)
-    sync_folder(out)
     try:
         yield
     except (UnavailableError, DeadlineExceeded, Cancelled):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ddib_fed.cli.client.delivery import write_durably
 from ddib_fed.cli.output import number, print_table
+from ddib_fed.files import write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ def write_report(path: Path, outcomes: Sequence[Outcome], seconds: float) -> Non
         **{outcome.name: outcome.figures for outcome in outcomes},
         "bounds": [asdict(bound) for outcome in outcomes for bound in outcome.bounds],
     }
-    write_durably(path, (json.dumps(report, indent=2) + "\n").encode(), force=True, mode=0o666)
+    write_json(path, report)
 
 
 def print_bounds(outcome: Outcome) -> None:

@@ -126,7 +126,7 @@ def export(*, which: str, out: Path, force: bool) -> None:
 
     `ddib model import --synthetic` reads it back.
     """
-    from ddib_fed.json_files import write_bytes
+    from ddib_fed.files import write_file
     from ddib_fed.models.exporting import public_checkpoint
 
     if out.exists() and not force:
@@ -134,7 +134,7 @@ def export(*, which: str, out: Path, force: bool) -> None:
     bundle = open_model(which)
     content, flags = public_checkpoint(bundle)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, content)
+    write_file(out, content)
     lines({"checkpoint": str(out), "flags": flags, "units": _units(bundle)})
 
 

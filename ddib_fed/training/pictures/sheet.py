@@ -21,7 +21,7 @@ from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import schedule_from_config
-from ddib_fed.json_files import write_bytes
+from ddib_fed.files import write_file
 from ddib_fed.metrics.structure import Thresholds, calibrate_by_chance
 from ddib_fed.samples.folders import expand
 from ddib_fed.training.pictures.loop import PictureTrainer
@@ -100,7 +100,7 @@ def draw_sheet(pictures: Floats, path: Path) -> None:
     scale = max(1, round(_SHOWN / max(height, width) / 2))
     buffer = io.BytesIO()
     image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
-    write_bytes(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
 def nearness(trainer: PictureTrainer, drawn: Floats, most: int = 20_000) -> Nearness:
