@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from ddib_fed.terminal import say
+from ddib_fed.terminal import column, console, say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Show = Callable[[int, int, str], None]
 _LINES = 10
@@ -30,27 +34,34 @@ def bar(what: str) -> Iterator[Show]:
 
 @contextmanager
 def _drawn(what: str) -> Iterator[Show]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from ddib_fed.terminal import column, console
-
-    columns = (
-        column("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        column("{task.fields[remark]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True)) as progress:
+    with drawing("{task.description}", "{task.fields[remark]}", left=True) as progress:
         task = progress.add_task(what, total=None, remark="")
         yield lambda done, total, remark: progress.update(task, completed=done, total=total, remark=remark)
+
+
+def drawing(
+    name: str, remark: str = "", *, left: bool = False, transient: bool = False, disable: bool = False
+) -> Progress:
+    """Bars on stderr, drawn by rich, to be entered; texts are escaped.
+
+    Args:
+        name: Format of the text before a bar, e.g. ``{task.description}``.
+        remark: Of the one behind it.
+        left: Whether the time that is left is estimated.
+        transient: Whether the bars go when it is left.
+        disable: Draw nothing.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [
+        column(name),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        *([column(remark)] if remark else []),
+        TimeElapsedColumn(),
+        *([TimeRemainingColumn()] if left else []),
+    ]
+    return Progress(*columns, console=console(stderr=True), transient=transient, disable=disable)
 
 
 class _Spoken:
@@ -73,10 +84,3 @@ class _Spoken:
                 left = (time.monotonic() - since) / (done - first) * (total - done)
                 rest = f"{remark}  {timedelta(seconds=round(left))} left"
             say(f"{self._what} {done}/{total}  {rest.strip()}".rstrip(), err=True)
-
-
-def lines(pairs: Mapping[str, str]) -> None:
-    """Names and values below one another on stdout."""
-    width = max(map(len, pairs))
-    for name, value in pairs.items():
-        say(f"{name:<{width}}  {value}")

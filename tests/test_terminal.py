@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.progress import Progress
 from rich.table import Table
 
 import ddib_fed
-from ddib_fed.terminal import column, console, escape, say, say_labelled
+from ddib_fed.bars import drawing
+from ddib_fed.terminal import console, escape, say, say_labelled
 
 ROOT = Path(ddib_fed.__file__).parents[1]
 # One of each kind: C0, DEL, C1, directions, no width, separators, a surrogate, a tag, a private one.
@@ -90,11 +90,23 @@ def test_progress_bars_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
-    with Progress(column("{task.description}"), console=console(stderr=True), transient=True) as bar:
-        bar.console.width = 200
-        bar.add_task(HOSTILE)
+    with drawing("{task.description}", "{task.fields[remark]}", transient=True) as bar:
+        bar.console.width = 400
+        bar.add_task(HOSTILE, remark=f"remark {HOSTILE}")
     assert SHOWN in terminal.getvalue()
+    assert f"remark {SHOWN}" in terminal.getvalue()
     assert "\x1b]" not in terminal.getvalue()
+
+
+def test_bars_are_drawn_in_one_place() -> None:
+    """By rich, through the console that escapes."""
+    drawers = {
+        str(path.relative_to(ROOT))
+        for folder in ("ddib_fed", "source_node", "target_node")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"\bProgress\(\*|rich\.(?:live|status)|\btqdm\b|click\.progressbar", path.read_text())
+    }
+    assert drawers == {"ddib_fed/bars.py"}
 
 
 def test_nothing_is_printed_past_it() -> None:

@@ -118,6 +118,13 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console().print(table)
 
 
+def lines(pairs: Mapping[str, str]) -> None:
+    """Names and values below one another on stdout."""
+    width = max(map(len, pairs))
+    for name, value in pairs.items():
+        say(f"{name:<{width}}  {value}")
+
+
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
     say(*json.dumps(plain(value), indent=2, sort_keys=False).split("\n"))

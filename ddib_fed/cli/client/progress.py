@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
-
+from ddib_fed.bars import drawing
 from ddib_fed.client.views import Event
 from ddib_fed.errors import DdibError
-from ddib_fed.terminal import column, console
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 STAGES = {
     "encode": "encoding",
@@ -35,16 +36,7 @@ class JobProgress:
     def __init__(self, names: Sequence[str] = (), *, show: bool = True) -> None:
         self._names = names
         self._show = show and sys.stderr.isatty()
-        self._console = console(stderr=True)
-        self._progress = Progress(
-            column("{task.description:<32}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=not self._show,
-            transient=True,
-        )
+        self._progress = drawing("{task.description:<32}", transient=True, disable=not self._show)
         self._items: TaskID | None = None
         self._steps: TaskID | None = None
         self._waits = 0
@@ -80,7 +72,7 @@ class JobProgress:
         """Say that the node is away; once a second try was needed, and only once each time."""
         self._waits += 1
         if self._waits == 2:
-            self._console.print(f"{error.hop or 'the node'}: {error.detail}; trying again")
+            self._progress.console.print(f"{error.hop or 'the node'}: {error.detail}; trying again")
         if self._steps is not None:
             self._progress.update(
                 self._steps, description=f"node is away, again in {delay_s:.0f} s", total=None

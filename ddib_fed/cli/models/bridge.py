@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddib_fed.bars import bar, lines
+from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.models.model import MODEL_HELP
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
@@ -23,6 +23,7 @@ from ddib_fed.cli.models.picture_options import (
     with_options,
 )
 from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
+from ddib_fed.cli.output import lines
 from ddib_fed.errors import UsageError
 
 if TYPE_CHECKING:

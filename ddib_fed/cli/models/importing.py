@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddib_fed.bars import lines
 from ddib_fed.cli import options
 from ddib_fed.errors import AlreadyExists, BundleInvalid, UsageError
 from ddib_fed.terminal import say
@@ -184,7 +183,7 @@ def _of_synthetic(saved: Bundle) -> tuple[str, ...]:
 
 
 def _say(found: Imported | Bundle, saved: Bundle, out: Path, output_format: str) -> None:
-    from ddib_fed.cli.output import print_json
+    from ddib_fed.cli.output import lines, print_json
     from ddib_fed.models.importers.report import Imported
 
     manifest = saved.manifest

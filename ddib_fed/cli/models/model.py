@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddib_fed.bars import bar, lines
+from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.models.importing import import_
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.models.picture_options import SAMPLING, THREADS, with_options
 from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.cli.models.training import train
+from ddib_fed.cli.output import lines
 from ddib_fed.errors import AlreadyExists
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddib_fed.bars import bar, lines
+from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.models.opening import open_model, shipped_name
+from ddib_fed.cli.output import lines
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 

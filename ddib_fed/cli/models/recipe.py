@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from ddib_fed.bars import lines
 from ddib_fed.cli import options
+from ddib_fed.cli.output import lines
 from ddib_fed.terminal import say
 
 
