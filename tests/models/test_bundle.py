@@ -134,7 +134,7 @@ def test_does_not_overwrite_unless_told(saved):
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     """When the disk fails in the middle there is no folder, under any name."""
 
-    def fail(path, data):
+    def fail(path, data, *, private):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bundles, "write_file", fail)
@@ -147,7 +147,7 @@ def test_a_failed_save_keeps_what_was_there(saved, monkeypatch):
     """Overwriting that fails leaves the old bundle whole."""
     before = load_bundle(saved).digest
 
-    def fail(path, data):
+    def fail(path, data, *, private):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bundles, "write_file", fail)
