@@ -15,8 +15,6 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
-import torch
-
 from ddib_fed.errors import InternalError, SettingsInvalid
 from ddib_fed.models.devices import device_problem
 
@@ -47,6 +45,8 @@ def parse_devices(text: str) -> tuple[str, ...]:
         SettingsInvalid: Not of that form, too many, or a GPU that is not there.
     """
     if text.strip() == "all":
+        import torch  # not above: a process that is spawned imports this module first, and its work may not need torch
+
         gpus = torch.cuda.device_count()
         return tuple(f"cuda:{i}" for i in range(gpus)) or ("cpu",) * (os.cpu_count() or 1)
     devices: list[str] = []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import torch
-
 KINDS: Final = ("cpu", "cuda", "mps")
 
 
@@ -15,6 +13,8 @@ def device_problem(name: str) -> str | None:
     Args:
         name: "cpu", "cuda", "cuda:1", "mps".
     """
+    import torch  # not above: see bridge/sharding.py
+
     try:
         device = torch.device(name)
     except RuntimeError:
