@@ -222,12 +222,14 @@ def test_cancelling_interrupts_who_cannot_look() -> None:
 
 def test_large_trajectories_take_turns(denoiser: Denoiser) -> None:
     """Neither waits for the other's end."""
-    batcher = Batcher(denoiser, merge_rows=8)
+    batcher = Batcher(merge_rows=8)
     gate, order = Gate(), []
-    gated = batcher.submit(PLAN.encoder(points(1, 0)), steps=12, on_step=gate)
+    gated = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, on_step=gate)
     assert gate.entered.wait(10)
     futures = [
-        batcher.submit(PLAN.encoder(points(30, n)), steps=12, on_step=lambda *_, n=n: order.append(n))
+        batcher.submit(
+            PLAN.encoder(points(30, n)), denoiser, steps=12, on_step=lambda *_, n=n: order.append(n)
+        )
         for n in (1, 2)
     ]
     gate.open.set()
@@ -239,12 +241,12 @@ def test_large_trajectories_take_turns(denoiser: Denoiser) -> None:
 
 def test_one_call_holds_no_more_rows_than_may_be_merged(denoiser: Denoiser) -> None:
     """Five of 30 rows, 64 at most: two calls of two and one of one a step."""
-    batcher = Batcher(denoiser, merge_rows=64)
+    batcher = Batcher(merge_rows=64)
     gate = Gate()
-    gated = batcher.submit(PLAN.encoder(points(1, 0)), steps=12, on_step=gate)
+    gated = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, on_step=gate)
     assert gate.entered.wait(10)
     calls, rows = batcher.calls, batcher.rows
-    futures = [batcher.submit(PLAN.encoder(points(30, n)), steps=12) for n in range(5)]
+    futures = [batcher.submit(PLAN.encoder(points(30, n)), denoiser, steps=12) for n in range(5)]
     gate.open.set()
     for future in (gated, *futures):
         future.result(10)
@@ -255,7 +257,7 @@ def test_one_call_holds_no_more_rows_than_may_be_merged(denoiser: Denoiser) -> N
 
 def test_no_gradients_are_kept(batcher: Batcher, denoiser: Denoiser) -> None:
     """Nobody trains here: a graph over all steps would hold every activation."""
-    assert not batcher.submit(PLAN.encoder(points(3, 0)), steps=12).result(10).requires_grad
+    assert not batcher.submit(PLAN.encoder(points(3, 0)), denoiser, steps=12).result(10).requires_grad
     assert next(denoiser.network.parameters()).requires_grad
 
 
@@ -277,12 +279,12 @@ class Told(torch.nn.Module):
 
 def test_each_row_is_told_its_own_class_in_a_merged_call() -> None:
     """And who is told none is in no call with who is told one."""
-    batcher = Batcher(Denoiser(Told(), parameterisation="v"), merge_rows=64)
+    batcher, told = Batcher(merge_rows=64), Denoiser(Told(), parameterisation="v")
     gate = Gate()
 
     def ask(label: int | None, **options):
         cond = None if label is None else {"y": torch.full((3,), label)}
-        return batcher.submit(PLAN.encoder(points(3, 0), cond), steps=12, **options)
+        return batcher.submit(PLAN.encoder(points(3, 0), cond), told, steps=12, **options)
 
     gated = ask(None, on_step=gate)
     assert gate.entered.wait(10)
@@ -301,7 +303,7 @@ def test_each_row_is_told_its_own_class_in_a_merged_call() -> None:
 
 def test_only_so_many_are_on_their_way_at_once(denoiser: Denoiser) -> None:
     """The others have not begun: each holds what its solver remembers."""
-    batcher = Batcher(denoiser, max_trajectories=2)
+    batcher = Batcher(max_trajectories=2)
     now, most = 0, 0
 
     def counted(seed: int):
@@ -313,9 +315,9 @@ def test_only_so_many_are_on_their_way_at_once(denoiser: Denoiser) -> None:
         return result
 
     gate = Gate()
-    futures = [batcher.submit(counted(0), steps=12, on_step=gate)]
+    futures = [batcher.submit(counted(0), denoiser, steps=12, on_step=gate)]
     assert gate.entered.wait(10)
-    futures += [batcher.submit(counted(seed), steps=12) for seed in range(1, 6)]
+    futures += [batcher.submit(counted(seed), denoiser, steps=12) for seed in range(1, 6)]
     gate.open.set()
     for future in futures:
         future.result(10)
