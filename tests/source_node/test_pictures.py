@@ -108,7 +108,7 @@ def test_a_picture_is_softened_by_other_noise_for_each_peer(source, targets) -> 
     (_, south), (_, again), (_, west) = *targets["south"].latents, *targets["west"].latents
     assert again.sha256 == south.sha256
     # This network changes a picture little on its way: what is left of a difference is that of the noise.
-    sigma = source.node.running_engine.bundle.manifest.soften_sigma
+    sigma = targets["south"].contract.source.soften_sigma
     assert np.std(south.data - west.data) == pytest.approx(2**0.5 * sigma, rel=0.3)
 
 
