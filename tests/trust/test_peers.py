@@ -219,16 +219,6 @@ def test_a_change_within_the_resolution_of_time_stamps_is_seen(
     assert store.get("south.example").address == "127.0.0.1:7444"
 
 
-def test_changes_in_quick_succession_are_seen(north: Institution, south: Institution) -> None:
-    """The kernel's clock for files ticks every few milliseconds: some of these have all stamps alike."""
-    north.admit(south, "127.0.0.1:7443")
-    store, path = north.store, north.folder / "peers" / "south.example.json"
-    contents = [(f"127.0.0.1:744{n}", south.peer(f"127.0.0.1:744{n}").to_bytes()) for n in range(2)] * 40
-    for address, content in contents:
-        path.write_bytes(content)
-        assert store.get("south.example").address == address
-
-
 def damaged(pem: str, *, of: bytes, by: bytes) -> str:
     """A certificate some of whose bytes are others."""
     der = x509.load_pem_x509_certificate(pem.encode()).public_bytes(Encoding.DER)
