@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,16 +128,38 @@ def checkpoint(config: UNetConfig | ClassifierConfig, path: Path, seed: int) -> 
         if not parameter.any():
             # Branches that begin as nothing would make a network that answers 0.
             torch.nn.init.normal_(parameter, std=0.01)
+    if isinstance(config, UNetConfig):
+        with torch.no_grad():
+            _know_noise(network)
     torch.save(network.state_dict(), path)
 
 
+def _know_noise(network: Any) -> None:
+    """Let a network with random weights answer eps = x / rms(x), as one of white pictures does, and its own on top.
+
+    The pictures of `pictures` then have white latents, which a node sends; a random network's are none. Eight channels
+    carry each colour and its negative from the first convolution to the last, since silu(a) - silu(-a) = a.
+    """
+    colours = (0, 0, 1, 1, 2, 2, 0, 0)
+    enter, leave, last = network.input_blocks[0][0], network.out[2], network.output_blocks[-1][0]
+    own = last.skip_connection.weight.shape[1] - enter.weight.shape[0]
+    for weight in (enter.weight, enter.bias, last.skip_connection.weight, last.skip_connection.bias):
+        weight[:8] = 0.0
+    for weight in (last.out_layers[3].weight, last.out_layers[3].bias):
+        weight[:8] = 0.0
+    leave.weight[:3, :8] = 0.0
+    for channel, colour in enumerate(colours):
+        sign = -1.0 if channel % 2 else 1.0
+        enter.weight[channel, colour, 1, 1] = sign
+        last.skip_connection.weight[channel, own + channel, 0, 0] = 1.0
+        leave.weight[colour, channel, 1, 1] = sign / (colours.count(colour) / 2)
+
+
 def pictures(folder: Path, count: int = 2) -> None:
-    """Pictures of class 260, larger than the network's, in a folder of the class's number."""
+    """Pictures of class 260, larger than the network's, in a folder of the class's number: noise, see `_know_noise`."""
     (folder / "260").mkdir(parents=True)
-    place = np.linspace(0, 3, 375)[:, None] + np.linspace(0, 5, 500)[None]
     for index in range(count):
-        waves = [np.sin(place * (channel + 1) + index) for channel in range(3)]
-        pixels = np.stack(waves, axis=-1) * 100 + 128
+        pixels = np.random.default_rng(index).normal(128.0, 40.0, (375, 500, 3)).clip(0, 255)
         (folder / "260" / f"{index}.png").write_bytes(encode_png(pixels.astype(np.uint8)))
 
 

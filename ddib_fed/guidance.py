@@ -17,8 +17,8 @@ class Guidance:
         classifier_scale: Weight of the party's classifier; None for no classifier guidance.
         encoding: Whether encoding is guided too. Then a cycle closes, but latents are no longer noise; the public code
             guides decoding alone, and so do nodes.
-        clip: Whether decoding holds predictions of the picture within [-1, 1], as the public code does; the map is then
-            no longer invertible. For models whose units are [-1, 1] alone.
+        clip: Whether decoding holds predictions of the data within [-1, 1] in the model's units, as the public code
+            does; the map is then no longer invertible. Of pictures, for models whose units are [-1, 1] alone.
 
     Raises:
         SettingsInvalid: Both kinds of guidance, guided encoding without guidance, or a number that is not finite.

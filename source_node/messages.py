@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ddib_fed.bridge.translation_record import SolverUsed, Translation
+from ddib_fed.bridge.translation_record import SolverUsed, Translation, guidance_used
 from ddib_fed.errors import Difference, StateConflict, error_class
 from ddib_fed.rpc.error_details import MAX_TEXT, to_detail
 from ddib_fed.rpc.settings import settings_message
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.field_limits import LAST_MOMENT
+from ddib_fed.wire.guidance import guidance_to_pb
 from source_node.jobs.events import Event
 from source_node.jobs.store import Item, Job, Part, PartRecord
 
@@ -19,6 +20,7 @@ PARTS = {
     Part.TRANSLATION: translation_pb2.RESULT_PART_TRANSLATION,
     Part.RETURNED: translation_pb2.RESULT_PART_RETURNED,
     Part.LATENT: translation_pb2.RESULT_PART_LATENT,
+    Part.SOURCE: translation_pb2.RESULT_PART_SOURCE,
 }
 
 
@@ -66,21 +68,26 @@ def job_message(job: Job, *, items: bool = True) -> translation_pb2.Job:
         created=job.created,
         finished=job.finished,
         expires=min(job.expires, LAST_MOMENT),  # `result_days` has no upper limit
-        items=[item_message(item) for item in job.items] if items else (),
+        items=[item_message(job, item) for item in job.items] if items else (),
         error=error_message(job.error),
         source_class=spec.source_class,
         target_class=spec.target_class,
+        guidance=guidance_to_pb(spec.guidance),
+        model_size=spec.model_size,
     )
 
 
-def item_message(item: Item) -> translation_pb2.Item:
+def item_message(job: Job, item: Item) -> translation_pb2.Item:
     """One item of a job."""
+    own, other = job.spec.classes_of(item.index)
+    classes = translation_pb2.ItemClasses(source_class=own, target_class=other)
     return translation_pb2.Item(
         index=item.index,
         state=item.state.pb_name,
         size_bytes=item.size_bytes,
         sha256=item.sha256,
         error=error_message(item.error),
+        classes=classes if job.spec.item_classes else None,
     )
 
 
@@ -102,9 +109,11 @@ def record_of(job: Job, item: Item) -> Translation:
     record, spec = Translation.parse(item.provenance), job.spec
     if record is None:
         raise StateConflict(f"item {item.index} of job {job.job_id} has no record")
+    source_class, target_class = spec.classes_of(item.index)
     return record.with_(
         job_id=job.job_id,
         solver=SolverUsed(**asdict(spec.solver)),
-        source_class=spec.source_class,
-        target_class=spec.target_class,
+        source_class=source_class,
+        target_class=target_class,
+        guidance=guidance_used(spec.guidance),
     )

@@ -10,9 +10,9 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from ddib_fed.bridge.control import Control
@@ -27,14 +27,17 @@ from ddib_fed.errors import (
     LatentNotGaussian,
     MessageInvalid,
 )
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.guidance import check_version
 from ddib_fed.wire.latent import ApprovedLatent, approve
-from source_node.classes import class_index
+from ddib_fed.wire.version import SPOKEN
+from source_node.classes import own_classes, target_classes
 from source_node.jobs.events import EventHub
 from source_node.jobs.records import PENDING_ITEMS, ItemState, JobState, Part, error_record
 from source_node.jobs.store import Item, Job, JobStore
@@ -72,6 +75,8 @@ class Pipeline:
         self._control = control
         self._settings = solver_settings(job.spec.solver)
         self._samples = samples_of(self._engine, node.config.limits)
+        self._own_labels: Mapping[str, int | None] = {}
+        self._target_labels: Mapping[str, int | None] = {}
         self._sent: dict[int, _Sent] = {}
         self._lock = threading.Lock()
         self._done = sum(item.state not in PENDING_ITEMS for item in job.items)
@@ -85,23 +90,40 @@ class Pipeline:
         spec = self._job.spec
         remote = self._remotes.get(spec.target_institution)
         contract = remote.negotiate(self._node.side(), spec.target_domain, self._control)
-        self._check_classes(contract)
+        self._check_request(contract, remote.hop)
         batch = contract.limits.max_items_per_stream
-        for start in range(0, len(items), batch):
-            self._stream(contract, {item.index for item in items[start : start + batch]})
+        for group in self._by_target_class(items):
+            for start in range(0, len(group), batch):
+                self._stream(contract, {item.index for item in group[start : start + batch]})
 
-    def _check_classes(self, contract: Contract) -> None:
-        """Before anything is encoded: the classes that were asked for, on either side.
+    def _check_request(self, contract: Contract, hop: str) -> None:
+        """Before anything is encoded: the classes and the guidance that were asked for, on either side.
 
         Raises:
-            SettingsInvalid: There is none of that name or index, or the own model cannot do without one.
+            ContractMismatch: The peer's version has no guidance, and some is asked for.
+            SettingsInvalid: There is no class of a name or index, the own model cannot do without one, or a side
+                does not offer the guidance.
+            PolicyDenied: A side's policy does not allow as much guidance.
         """
-        self._engine.model.check_label(class_index(contract.source, self._job.spec.source_class))
-        class_index(contract.target, self._job.spec.target_class)
+        spec = self._job.spec
+        check_version(spec.guidance, contract.version, hop, SPOKEN)
+        self._own_labels = own_classes(self._node, spec)
+        self._target_labels = target_classes(contract.target, contract.limits.guidance, spec)
 
-    def _label(self, contract: Contract) -> int | None:
+    def _by_target_class(self, items: Sequence[Item]) -> list[list[Item]]:
+        """Items that one call can decode: a call has one class of the target."""
+        groups: dict[int | None, list[Item]] = {}
+        for item in items:
+            groups.setdefault(self._target_label(item), []).append(item)
+        return list(groups.values())
+
+    def _own_label(self, item: Item) -> int | None:
         """The class that the own model is told."""
-        return class_index(contract.source, self._job.spec.source_class)
+        return self._own_labels[self._job.spec.classes_of(item.index)[0]]
+
+    def _target_label(self, item: Item) -> int | None:
+        """The class that the target decodes to."""
+        return self._target_labels[self._job.spec.classes_of(item.index)[1]]
 
     def _stream(self, contract: Contract, numbers: Collection[int]) -> None:
         """One Decode call; an item that the peer refuses is failed, and the rest goes on in another call."""
@@ -132,7 +154,8 @@ class Pipeline:
             request_id=self._job.job_id,
             solver=self._settings,
             round_trip=spec.cycle,
-            target_class=class_index(contract.target, spec.target_class),
+            target_class=self._target_label(items[0]),
+            guidance=spec.guidance,
             items=len(items),
             latents=iter(outgoing),
             control=self._control,
@@ -206,7 +229,7 @@ class Pipeline:
                 data = self._store.read_part(job_id, item.index, Part.ENCODED)
                 latent = Latent.from_bytes(data, self._engine.model.sample_shape)
                 statistics = LatentStatistics(**record.latent.model_dump())
-                return latent, statistics, record.with_(**_terms(contract))
+                return latent, statistics, record.with_(**self._terms(contract))
             log.info("item %d of job %s is encoded again: the model was replaced", item.index, job_id)
         except (ChunkCorrupt, ItemNotFound) as error:
             log.warning("item %d of job %s is encoded again: %s", item.index, job_id, error.detail)
@@ -222,7 +245,7 @@ class Pipeline:
 
         given = self._input(item, contract.size_rule)
         encoded = self._engine.encode(
-            ToEncode(item.index, given.samples, self._label(contract), noise), self._leg("encode")
+            ToEncode(item.index, given.samples, self._own_label(item), noise), self._leg("encode")
         )
         record = self._record(item, encoded, contract).with_(picture=given.picture)
         self._store.put_part(job_id, item.index, Part.ENCODED, encoded.latent.to_bytes())
@@ -233,6 +256,10 @@ class Pipeline:
         return encoded.latent, encoded.statistics, record
 
     def _input(self, item: Item, size_rule: str) -> Given:
+        """The item's samples, and whether results keep the models' size."""
+        return replace(self._decoded(item, size_rule), model_size=self._job.spec.model_size)
+
+    def _decoded(self, item: Item, size_rule: str) -> Given:
         """The item's samples: as they were decoded when the job was submitted, by any model of the same rule.
 
         Items of an older release, of a model of another rule, or whose samples were damaged are decoded again.
@@ -256,10 +283,26 @@ class Pipeline:
                 )
         return given
 
+    def _terms(self, contract: Contract) -> dict[str, Any]:
+        """Of whom and under what contract, for the record."""
+        offered = contract.limits.guidance
+        guided = self._job.spec.guidance.classifier_scale is not None and offered is not None
+        return {
+            "source_institution": contract.source.institution,
+            "source_domain": contract.source.domain,
+            "target_institution": contract.target.institution,
+            "target_domain": contract.target.domain,
+            "contract_sha256": contract.digest.hex(),
+            "source_model_sha256": contract.source.model_sha256.hex(),
+            "target_model_sha256": contract.target.model_sha256.hex(),
+            "classifier_sha256": offered.classifier_sha256.hex() if guided and offered else "",
+            "soften_sigma": contract.source.soften_sigma,
+        }
+
     def _record(self, item: Item, encoded: Encoded, contract: Contract) -> Translation:
         """What is known once the item is encoded."""
         return Translation(
-            **_terms(contract),
+            **self._terms(contract),
             input_sha256=item.sha256.hex(),
             latent_sha256=encoded.latent.sha256.hex(),
             latent=LatentFigures(**asdict(encoded.statistics)),
@@ -300,6 +343,9 @@ class Pipeline:
             self._store.put_part(
                 job_id, answer.item, Part.TRANSLATION, translation.file, self._samples.media_type
             )
+            if given.model_size:
+                source = self._samples.source(given)
+                self._store.put_part(job_id, answer.item, Part.SOURCE, source, self._samples.media_type)
         record = record.with_(picture=given.picture).with_(
             **translation.figures, seconds={"remote": answer.seconds}
         )
@@ -307,20 +353,22 @@ class Pipeline:
         if answer.round_trip is not None:
             crossed += len(answer.round_trip)
             latent = Latent.from_bytes(answer.round_trip, contract.sample_shape)
-            record = record.with_(**self._close_cycle(sent, given, latent, self._label(contract)))
+            record = record.with_(**self._close_cycle(sent, given, latent))
         record = record.with_(wire_bytes=crossed)
         self._store.advance(job_id, answer.item, ItemState.DECODED, record.stored())
         self._node.metrics.items.labels("decode", "ok").inc()
         self._publish_end(answer.item, "done")
 
-    def _close_cycle(self, sent: _Sent, given: Given, latent: Latent, label: int | None) -> dict[str, Any]:
+    def _close_cycle(self, sent: _Sent, given: Given, latent: Latent) -> dict[str, Any]:
         """Decode the translation's latent with the own model, keep it, and measure how far it is from the input.
 
         Returns:
             Fields of the item's record.
         """
         index = sent.item.index
-        decoded = self._engine.decode(ToDecode(index, latent, label), self._leg("return"))
+        decoded = self._engine.decode(
+            ToDecode(index, latent, self._own_label(sent.item)), self._leg("return", self._job.spec.guidance)
+        )
         with self._node.decoding.work(self._samples.output_memory(given)):
             file = self._samples.returned(decoded.samples, given)
             self._store.put_part(self._job.job_id, index, Part.RETURNED, file, self._samples.media_type)
@@ -339,13 +387,13 @@ class Pipeline:
         self._node.metrics.seconds.labels(stage).observe(seconds)
         self._node.metrics.samples.labels(stage).inc(samples)
 
-    def _leg(self, stage: str) -> Leg:
+    def _leg(self, stage: str, guidance: Guidance = UNGUIDED) -> Leg:
         """What the own model is asked; progress is told under the name of the stage."""
 
         def on_step(number: int, _: str, step: int, steps: int) -> None:
             self._step(number, stage)(step, steps)
 
-        return Leg(self._settings, control=self._control, on_step=on_step)
+        return Leg(self._settings, guidance, control=self._control, on_step=on_step)
 
     def _step(self, index: int, stage: str) -> Callable[[int, int], None]:
         def on_step(step: int, steps: int) -> None:
@@ -375,20 +423,6 @@ class _Sent:
 
     item: Item
     record: Translation
-
-
-def _terms(contract: Contract) -> dict[str, Any]:
-    """Of whom and under what contract, for the record."""
-    return {
-        "source_institution": contract.source.institution,
-        "source_domain": contract.source.domain,
-        "target_institution": contract.target.institution,
-        "target_domain": contract.target.domain,
-        "contract_sha256": contract.digest.hex(),
-        "source_model_sha256": contract.source.model_sha256.hex(),
-        "target_model_sha256": contract.target.model_sha256.hex(),
-        "soften_sigma": contract.source.soften_sigma,
-    }
 
 
 class _Encoder:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import grpc
 
@@ -29,6 +29,7 @@ from ddib_fed.errors import (
     PeerUnreachable,
     UnknownFields,
 )
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.rpc.settings import settings_message
 from ddib_fed.trust import tls
@@ -36,8 +37,17 @@ from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import confirm
 from ddib_fed.wire.chunks import Announced, Assembler, Whole, open_file
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
+from ddib_fed.wire.guidance import GuidanceTerms, guidance_to_pb
 from ddib_fed.wire.latent import ApprovedLatent, LatentOpener
-from ddib_fed.wire.version import OLDEST, SPOKEN, version_difference, versions_from_pb, versions_to_pb
+from ddib_fed.wire.version import (
+    OLDEST,
+    SPOKEN,
+    Version,
+    highest_common,
+    version_difference,
+    versions_from_pb,
+    versions_to_pb,
+)
 
 UNARY_TIMEOUT_S = 10.0
 # Longer than a few of the signs of life that a target sends (`target_node.stream.SIGN_OF_LIFE_S`).
@@ -69,6 +79,14 @@ class Decoded:
     seconds: float
     sent_bytes: int
     round_trip: bytes | None
+
+
+class Described(NamedTuple):
+    """What a peer says of itself: its half of a contract, the version that both speak, what guidance it offers."""
+
+    side: ContractSide
+    version: Version | None
+    guidance: GuidanceTerms | None
 
 
 class _Sent:
@@ -303,7 +321,7 @@ class Remote:
         self._max_file_bytes = max_file_bytes
         self._silence_s = silence_s
 
-    def describe(self, timeout_s: float = UNARY_TIMEOUT_S) -> ContractSide:
+    def describe(self, timeout_s: float = UNARY_TIMEOUT_S) -> Described:
         """What the peer decodes to.
 
         Raises:
@@ -318,14 +336,14 @@ class Remote:
         except ValueError as error:
             raise self._closed() from error
         with _named(self.hop):
-            versions_from_pb(answer.versions)
-            ContractLimits.from_pb(answer.limits)
+            version = highest_common(SPOKEN, versions_from_pb(answer.versions))
+            limits = ContractLimits.from_pb(answer.limits)
             side = ContractSide.from_pb(answer.side)
         if side.institution != self.institution:
             raise MessageInvalid(
                 f"the node of {self.institution} calls itself {side.institution}", hop=self.hop
             )
-        return side
+        return Described(side, version, limits.guidance)
 
     def negotiate(self, own: ContractSide, domain: str, control: Control) -> Contract:
         """Agree with the peer, believing nothing that was not computed here.
@@ -372,6 +390,7 @@ class Remote:
         latents: Iterable[ApprovedLatent | None],
         control: Control,
         target_class: int | None = None,
+        guidance: Guidance = UNGUIDED,
     ) -> DecodeCall:
         """Send latents as they come and read translations as they come.
 
@@ -384,6 +403,7 @@ class Remote:
             latents: They, and None after the last; what ends without it was broken off.
             control: Cancelling ends the call.
             target_class: The class of the target's that all are decoded to; None for none.
+            guidance: How the peer guides decoding; the contract's version must have it.
 
         Raises:
             PeerUnreachable: The channel was closed.
@@ -395,6 +415,7 @@ class Remote:
             round_trip=round_trip,
             items=items,
             target_class=target_class,
+            guidance=guidance_to_pb(guidance),
         )
         sent = _Sent()
         try:

@@ -34,6 +34,7 @@ from ddib_fed.node.pictures import (
     rule_of,
     rule_of_side,
     write_own,
+    write_translation,
 )
 from ddib_fed.samples.fitting import output_bytes
 from ddib_fed.samples.images import Geometry
@@ -56,16 +57,20 @@ class Given:
             `samples` itself where nothing was clipped.
         picture: The picture's own size, how it was brought to the model's, and how its values lie in the model's range;
             None for points.
+        model_size: Whether results keep the models' size.
     """
 
     samples: Array
     original: Array
     picture: PictureFigures | None = None
+    model_size: bool = False
 
     @property
     def geometry(self) -> Geometry:
-        """The size that a picture had."""
+        """The size of results: the one that the picture had, unless they keep the models'."""
         assert self.picture is not None
+        if self.model_size:
+            return Geometry(*self.samples.shape[-2:])
         return Geometry(self.picture.height, self.picture.width)
 
     def to_bytes(self, rule: str) -> bytes:
@@ -172,6 +177,9 @@ class Samples(Protocol):
     def returned(self, samples: Array, given: Given) -> bytes:
         """The client's file of what came back over the cycle, in the units of the data."""
 
+    def source(self, given: Given) -> bytes:
+        """The samples that were given, as a file of the model's size."""
+
     def cycle(self, engine: ServingParty, given: Given, back: Decoded) -> Mapping[str, Any]:
         """What is recorded of how far it is from what was given."""
 
@@ -232,6 +240,10 @@ class PointSamples:
     def returned(self, samples: Array, given: Given) -> bytes:  # noqa: ARG002
         """See `Samples`."""
         return to_npy(samples)
+
+    def source(self, given: Given) -> bytes:
+        """See `Samples`."""
+        return to_npy(given.samples)
 
     def cycle(self, engine: ServingParty, given: Given, back: Decoded) -> Mapping[str, Any]:
         """See `Samples`."""
@@ -319,6 +331,10 @@ class PictureSamples:
     def returned(self, samples: Array, given: Given) -> bytes:
         """See `Samples`."""
         return write_own(samples, self._rule, given.geometry)
+
+    def source(self, given: Given) -> bytes:
+        """See `Samples`."""
+        return write_translation(given.samples, self._rule)
 
     def cycle(self, engine: ServingParty, given: Given, back: Decoded) -> Mapping[str, Any]:  # noqa: ARG002
         """See `Samples`; of the picture as it is written, within [-1, 1], with the one that was given."""

@@ -16,32 +16,24 @@ import grpc
 
 from ddib_fed.errors import (
     DdibError,
-    DomainNotFound,
     InputError,
     ItemNotFound,
     KindMismatch,
     MessageInvalid,
     PeerNotFound,
     PictureMisfit,
-    SettingsInvalid,
     TooManyStreams,
-    UnknownFields,
 )
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.policy import check_depth
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.provenance import provenance_message
-from ddib_fed.rpc.settings import solver_settings
-from ddib_fed.server.interceptors import caller
 from ddib_fed.server.pace import Pace, paced
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from ddib_fed.wire.chunks import Announced, assemble, open_file, stream_file
-from ddib_fed.wire.contract import MAX_CLASS_NAME, SAMPLE_KINDS
-from ddib_fed.wire.version import PICTURES, SPOKEN, version_from_pb
+from ddib_fed.wire.contract import SAMPLE_KINDS
 from source_node import messages
-from source_node.classes import class_index
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
 from source_node.jobs.records import PENDING_ITEMS
@@ -53,19 +45,18 @@ from source_node.jobs.store import (
     JobSpec,
     JobState,
     JobStore,
-    SolverChoice,
     Staging,
 )
 from source_node.remote import Remotes
 from source_node.runner import JobRunner
 from source_node.samples import samples_of
+from source_node.specs import caller_uri, check_peer, spec_of
 
 log = logging.getLogger(__name__)
 
 DESCRIBE_TIMEOUT_S = 3.0
 # ListDomains at once: each holds one of the threads that are kept for unary calls for as long as peers are silent.
 MAX_LISTINGS = 2
-MAX_DOMAIN_NAME = 64
 EXPIRE_EVERY_S = 600.0
 
 
@@ -115,7 +106,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         """See translation.proto."""
         _ = self._node.engine  # refuses while loading or draining
         header = _job_header(request_iterator)
-        spec = self._spec(header)
+        spec = spec_of(header, self._node)
         self._check_target(spec)
         pace = Pace(self._node.config.limits.stall_s, always=True)
         with self._store.stage(spec) as staging, paced(request_iterator, pace) as requests:
@@ -233,55 +224,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
 
     # What a job must be to be accepted
 
-    def _spec(self, header: translation_pb2.JobHeader) -> JobSpec:
-        limits = self._node.config.limits
-        version = version_from_pb(header.version)
-        if version not in SPOKEN:
-            raise MessageInvalid(
-                "another protocol version", facts={"spoken": ", ".join(map(str, SPOKEN)), "field": "version"}
-            )
-        if version < PICTURES and (header.source_class or header.target_class):
-            raise UnknownFields(f"protocol {version} knows no classes", facts={"field": "target_class"})
-        if version < PICTURES and header.solver.depth:
-            raise UnknownFields(f"protocol {version} knows no depth", facts={"field": "solver.depth"})
-        if not 1 <= header.items <= limits.max_items_per_job:
-            raise MessageInvalid(
-                f"a job of {header.items} items",
-                facts={"items": header.items, "limit_items": limits.max_items_per_job},
-            )
-        if len(header.target_domain) > MAX_DOMAIN_NAME:
-            raise MessageInvalid("no domain has so long a name", facts={"field": "target_domain"})
-        if header.deadline_s > limits.job_deadline_s:
-            raise MessageInvalid(
-                f"a deadline of {header.deadline_s} s",
-                facts={"field": "deadline_s", "limit_s": round(limits.job_deadline_s)},
-            )
-        settings = solver_settings(header.solver)
-        if settings.evaluations > limits.max_evaluations:
-            raise SettingsInvalid(
-                f"{settings.evaluations} evaluations",
-                facts={"evaluations": settings.evaluations, "limit": limits.max_evaluations},
-            )
-        check_depth(settings, self._node.config.policy)
-        self._node.engine.model.plan(settings)
-        self._node.engine.model.check_label(class_index(self._node.side(), header.source_class))
-        if len(header.target_class) > MAX_CLASS_NAME:
-            raise MessageInvalid("no class has so long a name", facts={"field": "target_class"})
-        return JobSpec(
-            request_id=header.request_id,
-            owner=caller_uri(),
-            target_institution=header.target_institution,
-            target_domain=header.target_domain,
-            solver=SolverChoice(
-                settings.solver, settings.order, settings.evaluations, settings.grid, settings.depth
-            ),
-            cycle=header.cycle,
-            keep_latent=header.keep_latent,
-            deadline_s=float(header.deadline_s),
-            source_class=header.source_class,
-            target_class=header.target_class,
-        )
-
     def _check_target(self, spec: JobSpec) -> None:
         """Refuse at once what can never work: an institution nobody admitted, a domain that it does not serve.
 
@@ -294,15 +236,10 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             error.facts.update(institution=spec.target_institution[:200], known=known[:200])
             raise
         try:
-            side = remote.describe(DESCRIBE_TIMEOUT_S)
+            peer = remote.describe(DESCRIBE_TIMEOUT_S)
         except DdibError:
             return
-        if side.domain != spec.target_domain:
-            raise DomainNotFound(
-                f"{spec.target_institution} serves {side.domain}, not {spec.target_domain}",
-                facts={"asked": spec.target_domain[:100], "served": side.domain},
-            )
-        class_index(side, spec.target_class)
+        check_peer(spec, peer, remote.hop)
 
     def _opener(
         self, max_items: int, staging: Staging, pace: Pace
@@ -354,10 +291,11 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         started = time.perf_counter()
         answer = translation_pb2.Domain(institution=institution)
         try:
-            side = self._remotes.get(institution).describe(DESCRIBE_TIMEOUT_S)
+            peer = self._remotes.get(institution).describe(DESCRIBE_TIMEOUT_S)
         except DdibError as error:
             answer.status = error.reason
         else:
+            side = peer.side
             answer.status = "ready"
             answer.domain = side.domain
             answer.sample_kind = SAMPLE_KINDS[side.sample_kind]
@@ -365,6 +303,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             answer.classes = side.classes
             answer.class_names.extend(side.class_names)
             answer.size_rule = side.size_rule
+            if peer.guidance is not None:
+                answer.guidance.CopyFrom(peer.guidance.to_pb())
         answer.latency_ms = round(1000 * (time.perf_counter() - started))
         return answer
 
@@ -385,11 +325,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             provenance = None
             with self._store.open_part(job.job_id, index, part) as file:
                 yield from stream_file(translation_pb2.FetchResultsResponse, "result", header, file)
-
-
-def caller_uri() -> str:
-    """Whose jobs these are."""
-    return str(caller())
 
 
 def _require_once(items: Sequence[int]) -> None:

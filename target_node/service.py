@@ -82,6 +82,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             max_samples_per_item=samples,
             max_latent_bytes=samples * math.prod(shape) * 4,
             max_evaluations=limits.max_evaluations,
+            guidance=self._node.guidance(),
         )
 
     def DescribeDomain(
@@ -122,10 +123,15 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         header = _header(request_iterator)
         contract = self._contract(header.contract_sha256)
         label = header.target_class if header.HasField("target_class") else None
-        settings = StreamSettings(contract, solver_settings(header.solver), header.round_trip, label)
+        guidance = guidance_from_pb(header.guidance)
+        settings = StreamSettings(
+            contract, solver_settings(header.solver), header.round_trip, label, guidance
+        )
         self._check_header(header, contract)
-        engine.model.plan(settings.solver)
-        engine.model.check_label(label)
+        check_offered(
+            guidance, contract.limits.guidance, f"{contract.target.institution}/{contract.target.domain}"
+        )
+        engine.model.check_decoding(settings.solver, label, guidance)
         control = _control_of(context)
         decoding = DecodeStream(
             engine,
@@ -204,7 +210,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 f"{header.solver.evaluations} evaluations",
                 facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
             )
-        check_offered(guidance_from_pb(header.guidance), limits.guidance, _name(contract))
         check_depth(solver_settings(header.solver), self._node.config.policy)
         if header.round_trip and not self._node.config.policy.round_trip:
             raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
@@ -240,10 +245,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         yield from stream(decoding_pb2.DecodeResponse, "result", header, translated.file)
         if translated.round_trip is not None:
             yield from translated.round_trip.stream(decoding_pb2.DecodeResponse)
-
-
-def _name(contract: Contract) -> str:
-    return f"{contract.target.institution}/{contract.target.domain}"
 
 
 class _Counted:

@@ -19,6 +19,7 @@ from ddib_fed.bridge.party import Decoded, Encoded, Leg, OnStep, Stage, ToDecode
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.node.pictures import rule_of, write_translation
 from ddib_fed.samples.points import to_npy
@@ -54,6 +55,7 @@ class StreamSettings:
     solver: SolverSettings
     round_trip: bool
     label: int | None = None
+    guidance: Guidance = UNGUIDED
 
 
 class _EndOfItems:
@@ -143,6 +145,7 @@ class DecodeStream:
                 ToDecode(number, latent, self._settings.label),
                 Leg(
                     self._settings.solver,
+                    self._settings.guidance,
                     round_trip=self._settings.round_trip,
                     control=self._control,
                     on_step=self._progress(),

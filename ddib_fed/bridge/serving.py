@@ -12,6 +12,7 @@ from ddib_fed.bridge.domain_model import DTYPES, DomainModel, pixels
 from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ConfigError, NotReady
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.devices import device_problem
 
@@ -74,11 +75,17 @@ class ServingParty(LocalParty):
 
 
 def _warm_up(model: DomainModel, batcher: Batcher, merge_rows: int) -> None:
-    """Run one short leg of two sizes, so that the first request pays for nothing."""
+    """Run short legs of two sizes, and one guided by the classifier, so that the first request pays for nothing."""
     laid = model.plan(SolverSettings(evaluations=2 if model.is_picture else 8))
-    for rows in (1, min(2, merge_rows) if model.is_picture else 64):
-        solver = laid.decoder(_noise(model, rows), model.condition(_any_label(model), rows))
-        out = batcher.drive(solver, model.denoiser(), steps=laid.evaluations)
+    guided = [Guidance(classifier_scale=1.0)] if model.classifier is not None else []
+    for guidance, rows in [
+        (UNGUIDED, 1),
+        (UNGUIDED, min(2, merge_rows) if model.is_picture else 64),
+        *((each, 1) for each in guided),
+    ]:
+        label = 0 if model.classes(guidance) else None
+        solver = laid.decoder(_noise(model, rows), model.condition(label, rows, guidance))
+        out = batcher.drive(solver, model.denoiser(guidance), steps=laid.evaluations)
         if not torch.isfinite(out).all():
             raise NotReady(
                 "the model answers with NaN or infinity to noise",

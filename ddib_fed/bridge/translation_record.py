@@ -19,6 +19,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ddib_fed.guidance import UNGUIDED, Guidance
+
 FORMAT = 2
 DOUBTFUL_BELOW = 30.0
 """dB of PSNR: a round trip that is worse makes the translation doubtful."""
@@ -30,10 +32,12 @@ class Part(StrEnum):
     TRANSLATION = "translation"
     RETURNED = "returned"
     LATENT = "latent"
+    SOURCE = "source"
+    """The picture as the source's model saw it, at the model's size."""
 
 
-UNCERTAINTY, SOURCE = "uncertainty", "source"
-"""Further files of `ddib bridge`: the map of the deviation over softenings, and the source at the model's size."""
+UNCERTAINTY = "uncertainty"
+"""A further file of `ddib bridge`: the map of the deviation over softenings."""
 
 
 def file_name(name: str, part: str, suffix: str) -> str:
@@ -60,6 +64,21 @@ class SolverUsed(_Section):
     evaluations: int = 48
     grid: str = "default"
     depth: float = 1.0
+
+
+class GuidanceUsed(_Section):
+    """How decoding was guided: scale of classifier-free guidance, weight of a classifier, predictions clipped."""
+
+    guidance: float | None = None
+    classifier_scale: float | None = None
+    clip: bool = False
+
+
+def guidance_used(asked: Guidance) -> GuidanceUsed | None:
+    """What a record says of a request's guidance; None for none."""
+    if asked == UNGUIDED:
+        return None
+    return GuidanceUsed(guidance=asked.scale, classifier_scale=asked.classifier_scale, clip=asked.clip)
 
 
 class LatentFigures(_Section):
@@ -192,6 +211,8 @@ class Translation(_Section):
         soften_sigma: Noise level to which the input was diffused before encoding.
         source_class: Class of the input, name or index as asked; empty for none.
         target_class: Class that was decoded to, the same.
+        guidance: How decoding was guided; None for not at all.
+        classifier_sha256: Of the bundle of the classifier that guided at the target; empty for none.
         samples: How many samples: points of a cloud, 1 for a picture.
         latent: Statistics of the latent.
         wire_bytes: Bytes of tensors and files that crossed between the nodes, both ways.
@@ -220,6 +241,8 @@ class Translation(_Section):
     soften_sigma: float = 0.0
     source_class: str = ""
     target_class: str = ""
+    guidance: GuidanceUsed | None = None
+    classifier_sha256: str = ""
     samples: int = 1
     latent: LatentFigures = LatentFigures()
     wire_bytes: int = 0
@@ -382,7 +405,7 @@ def _old_files(old: Mapping[str, Any]) -> dict[str, Any]:
     for name in [*digests, old.get("translated"), old.get("back")]:
         if not isinstance(name, str):
             continue
-        kind = next((kind for end, kind in ends.items() if name.endswith(end)), SOURCE)
+        kind = next((kind for end, kind in ends.items() if name.endswith(end)), Part.SOURCE)
         kind = {old.get("translated"): Part.TRANSLATION, old.get("back"): Part.RETURNED}.get(name, kind)
         found[str(kind)] = {"file": PurePosixPath(name).name, "sha256": digests.get(name, "")}
     return found

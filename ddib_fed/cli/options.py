@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.names import check_domain
+from ddib_fed.wire.guidance import MAX_GUIDANCE
 
 SOLVERS = ("unipc", "ddim", "rk4", "alf")
 GRIDS = ("default", "uniform-lambda", "karras", "integer")
@@ -175,13 +176,31 @@ TARGET_CLASS = click.option(
     "target_class",
     default="",
     metavar="CLASS",
-    help="Class of the target to translate to, its name or index, where `ddib domains` lists classes.",
+    help="Class of the target to translate to, its name or number, where `ddib domains` lists classes.",
 )
 SOURCE_CLASS = click.option(
     "--source-class",
     default="",
     metavar="CLASS",
-    help="Class that the files are of, where this institution's own model has classes.",
+    help="Class that the files are of, its name or number, where this institution's own model has classes.",
+)
+GUIDANCE = click.option(
+    "--guidance",
+    type=click.FloatRange(0, MAX_GUIDANCE),
+    metavar="SCALE",
+    help="Classifier-free guidance towards --target-class at the target, where its model was trained with dropped "
+    "labels; 1 is none.",
+)
+CLASSIFIER_SCALE = click.option(
+    "--classifier-scale",
+    type=click.FloatRange(0, MAX_GUIDANCE),
+    metavar="SCALE",
+    help="Guidance towards --target-class by the target's own classifier, with this weight.",
+)
+CLIP = click.option(
+    "--clip",
+    is_flag=True,
+    help="The target holds predictions of the picture within [-1, 1] while it decodes, as the public code does.",
 )
 DOUBTFUL = click.option(
     "--doubtful-below",

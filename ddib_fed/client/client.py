@@ -41,16 +41,28 @@ from ddib_fed.client.views import (
 from ddib_fed.errors import (
     Cancelled,
     ChunkCorrupt,
+    ContractMismatch,
     DdibError,
     JobFailed,
     JobNotFound,
     MessageInvalid,
     PeerUnreachable,
+    UnknownFields,
 )
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.rpc.error_details import status_of
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
-from ddib_fed.wire.version import OLDEST, PICTURES, versions_to_pb
+from ddib_fed.wire.guidance import guidance_to_pb
+from ddib_fed.wire.version import (
+    GUIDANCE,
+    OLDEST,
+    PICTURES,
+    SPOKEN,
+    Version,
+    version_difference,
+    versions_to_pb,
+)
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +162,9 @@ class Client:
         deadline_s: float | None = None,
         source_class: str = "",
         target_class: str = "",
+        guidance: Guidance = UNGUIDED,
+        classes: Sequence[tuple[str, str]] = (),
+        model_size: bool = False,
     ) -> Submitted:
         """Give a job to the node; returns once the node has it on its disk.
 
@@ -164,8 +179,13 @@ class Client:
             deadline_s: Seconds after which the job is given up; the node's default when missing.
             source_class: Name or index of the class that the items are of, where the node's model has classes.
             target_class: Name or index of the class that they become, where the target has classes.
+            guidance: How the target guides decoding towards the class; needs protocol 1.2 at both nodes.
+            classes: (source class, target class) of each item, instead of one of each for all.
+            model_size: Whether pictures come back at the models' size, each with the picture as the source's model saw
+                it (`Part.SOURCE`).
 
         Raises:
+            ContractMismatch: The node is of an older release, and does not know what is asked for.
             PictureMisfit, KindMismatch: An item is not in the units, or not of the kind, of the node's model.
             InputError: An item or the target cannot be used; an item is named.
             DdibError: The node refuses or cannot be reached.
@@ -173,9 +193,13 @@ class Client:
         items = payloads(files)
         institution, domain = split_target(target)
         chosen = settings or Settings()
-        newer = source_class or target_class or chosen.depth != 1.0
+        version = OLDEST
+        if source_class or target_class or chosen.depth != 1.0:
+            version = PICTURES
+        if guidance != UNGUIDED or classes or model_size:
+            version = GUIDANCE
         header = pb.JobHeader(
-            version=versions_to_pb([PICTURES if newer else OLDEST])[0],
+            version=versions_to_pb([version])[0],
             request_id=request_id or str(uuid.uuid4()),
             target_institution=institution,
             target_domain=domain,
@@ -186,14 +210,29 @@ class Client:
             deadline_s=int(deadline_s or 0),
             source_class=source_class,
             target_class=target_class,
+            guidance=guidance_to_pb(guidance),
+            item_classes=[pb.ItemClasses(source_class=own, target_class=other) for own, other in classes],
+            model_size=model_size,
         )
         try:
             answer = self._connection.call(lambda stub: send_job(stub, header, items))
+        except UnknownFields as error:
+            raise self._too_old(version) from error
         except DdibError as error:
             name_item(error, items)
             raise
         return Submitted(
             answer.job_id, header.request_id, job_state(answer.state), repeated=answer.repeated_request
+        )
+
+    def _too_old(self, version: Version) -> ContractMismatch:
+        """What is said of a node that does not know the fields of a job."""
+        older = [each for each in SPOKEN if each < version]
+        return ContractMismatch(
+            f"{self.hop} does not know what protocol {version} added",
+            hop=self.hop,
+            hint="leave --guidance, --classifier-scale, --clip and --pairs out, or let its operator upgrade ddib-fed",
+            differences=(version_difference(SPOKEN, older),),
         )
 
     def watch(self, job_id: str, after: int = 0) -> Iterator[Event]:
@@ -360,6 +399,9 @@ class Client:
         deadline_s: float | None = None,
         source_class: str = "",
         target_class: str = "",
+        guidance: Guidance = UNGUIDED,
+        classes: Sequence[tuple[str, str]] = (),
+        model_size: bool = False,
         on_event: Callable[[Event], None] | None = None,
         acknowledge: bool = True,
     ) -> tuple[Result, ...]:
@@ -381,6 +423,9 @@ class Client:
             deadline_s=deadline_s,
             source_class=source_class,
             target_class=target_class,
+            guidance=guidance,
+            classes=classes,
+            model_size=model_size,
         )
         for event in self.watch(job.job_id):
             if on_event is not None:

@@ -8,7 +8,9 @@ from enum import StrEnum
 
 from ddib_fed.bridge.translation_record import Part, Translation
 from ddib_fed.errors import DdibError, Difference, error_class
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.wire.guidance import NO_GUIDANCE, GuidanceTerms, guidance_from_pb
 
 _KINDS = {common_pb2.SAMPLE_KIND_POINT: "point", common_pb2.SAMPLE_KIND_PICTURE: "picture"}
 
@@ -67,6 +69,7 @@ PARTS = {
     translation_pb2.RESULT_PART_TRANSLATION: Part.TRANSLATION,
     translation_pb2.RESULT_PART_RETURNED: Part.RETURNED,
     translation_pb2.RESULT_PART_LATENT: Part.LATENT,
+    translation_pb2.RESULT_PART_SOURCE: Part.SOURCE,
 }
 MEDIA = {
     common_pb2.MEDIA_TYPE_NPY: Media.NPY,
@@ -110,6 +113,7 @@ class Domain:
     classes: int = 0
     class_names: tuple[str, ...] = ()
     size_rule: str = ""
+    guidance: GuidanceTerms = NO_GUIDANCE
 
     @property
     def target(self) -> str:
@@ -182,12 +186,19 @@ class JobView:
     failure: Failure | None
     source_class: str = ""
     target_class: str = ""
+    guidance: Guidance = UNGUIDED
+    model_size: bool = False
 
     @property
     def expected_parts(self) -> frozenset[Part]:
         """The files that each of its results has."""
-        extra = {Part.RETURNED} if self.cycle else set()
-        return frozenset({Part.TRANSLATION} | extra | ({Part.LATENT} if self.keep_latent else set()))
+        asked = {
+            Part.TRANSLATION: True,
+            Part.RETURNED: self.cycle,
+            Part.LATENT: self.keep_latent,
+            Part.SOURCE: self.model_size,
+        }
+        return frozenset(part for part, wanted in asked.items() if wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +278,7 @@ def domains_view(pb: translation_pb2.ListDomainsResponse) -> Domains:
             classes=d.classes,
             class_names=tuple(d.class_names),
             size_rule=d.size_rule,
+            guidance=GuidanceTerms.from_pb(d.guidance),
         )
         for d in pb.domains
     )
@@ -307,6 +319,8 @@ def job_view(pb: translation_pb2.Job) -> JobView:
         failure=_failure(pb.error) if pb.HasField("error") else None,
         source_class=pb.source_class,
         target_class=pb.target_class,
+        guidance=guidance_from_pb(pb.guidance),
+        model_size=pb.model_size,
     )
 
 

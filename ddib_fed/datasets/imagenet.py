@@ -51,6 +51,23 @@ class LabelledPicture:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class PairedPicture:
+    """A picture of a class that is to become one of another class.
+
+    Attributes:
+        path: The file.
+        source: Its class.
+        target: The class that it is to get.
+        ordinal: Its place among the pictures of its class, from 1, in the order of their names.
+    """
+
+    path: Path
+    source: int
+    target: int
+    ordinal: int
+
+
 def read_labels(folder: Path) -> ClassTable:
     """The classes of a development kit.
 
@@ -137,6 +154,50 @@ def validation_pictures(folder: Path, labels: Path | None = None) -> tuple[Label
     if not found:
         raise FileMissing(f"no pictures in {folder}")
     return tuple(sorted(found, key=lambda p: (p.number, p.path.name)))
+
+
+def paired_pictures(
+    folder: Path,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    class_names: Sequence[str] = (),
+    labels: Path | None = None,
+    limit: int | None = None,
+) -> tuple[PairedPicture, ...]:
+    """The pictures of some classes, each with the class that it is to get, in the order of the pairs.
+
+    Args:
+        folder: Of the classes' sub-folders, called by the model's class names, numbers or WordNet ids; or
+            ImageNet's validation part in one folder.
+        pairs: Classes before and after.
+        class_names: The model's.
+        labels: ImageNet's development kit.
+        limit: Only so many of each class, in the order of their names.
+
+    Raises:
+        FileMissing: No such folder, no picture of a class, or no kit where one is needed.
+        InputError, ExtraMissing: As `validation_pictures`.
+    """
+    by_class = _by_class(folder, class_names, labels)
+    if empty := [source for source, _ in pairs if not by_class.get(source)]:
+        raise FileMissing(f"{folder} has no picture of class {empty[0]}")
+    return tuple(
+        PairedPicture(path, source, target, ordinal)
+        for source, target in pairs
+        for ordinal, path in enumerate(by_class[source][:limit], start=1)
+    )
+
+
+def _by_class(folder: Path, class_names: Sequence[str], labels: Path | None) -> dict[int, list[Path]]:
+    """The pictures of each class, in the order of their names."""
+    below = {p.name: p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
+    known = {name: number for number, name in enumerate(class_names)}
+    if labels is None and below.keys() & known.keys():
+        return {known[name]: _pictures_below(below[name]) for name in below.keys() & known.keys()}
+    by_class: dict[int, list[Path]] = {}
+    for picture in validation_pictures(folder, labels):
+        by_class.setdefault(picture.number, []).append(picture.path)
+    return by_class
 
 
 def class_pairs(text: str, classes: int = CLASSES) -> tuple[tuple[int, int], ...]:
@@ -246,6 +307,11 @@ def _folder_numbers(names: Sequence[str], table: ClassTable | None) -> dict[str,
 def _pictures(folder: Path) -> list[Path]:
     files = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     return sorted(p for p in files if p.suffix.lower() in _PICTURES)
+
+
+def _pictures_below(folder: Path) -> list[Path]:
+    files = (p for p in folder.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
+    return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def _truth_of(path: Path, truth: Sequence[int]) -> int:

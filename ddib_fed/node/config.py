@@ -6,7 +6,6 @@ The listening address and the name to be called by are two settings: behind a fi
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,11 @@ from pydantic import (
     model_validator,
 )
 
-from ddib_fed.datasets.synthetic import DOMAINS
 from ddib_fed.names import check_domain, is_institution, is_label
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.toml_files import load_toml
-from ddib_fed.training.options import SHIPPED
 from ddib_fed.training.table import TrainTable
+from ddib_fed.wire.guidance import MAX_GUIDANCE
 
 Role = Literal["source", "target"]
 Format = Literal["PNG", "JPEG", "TIFF", "NPY"]
@@ -79,11 +77,13 @@ class ModelSection(Section):
         bundle: Its folder.
         domain: What peers call it.
         bundle_domain: What the bundle itself calls its domain, where that is another name; none for `domain`.
+        classifier: Folder of the classifier that guides decoding where a request asks for it; none for no classifier.
     """
 
     bundle: str = "model"
     domain: str
     bundle_domain: str | None = None
+    classifier: str | None = None
 
     @field_validator("domain")
     @classmethod
@@ -134,6 +134,10 @@ class PolicySection(Section):
     samples_per_day: Annotated[int, Field(ge=0)] = 0
     # The least depth of a latent, in (0, 1]: 1 for noise alone. Less keeps structure, and some of the picture.
     least_depth: Annotated[float, Field(gt=0, le=1)] = 1.0
+    # Largest scale of classifier-free guidance, and largest weight of the classifier, that a request may ask for; 0
+    # for no guidance of that kind.
+    max_guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 10.0
+    max_classifier_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 10.0
 
 
 class IdentitySection(Section):
@@ -178,6 +182,7 @@ class NodePaths:
     """Where a node keeps things, absolute."""
 
     bundle: Path
+    classifier: Path | None
     state: Path
     pki: Path
     peers: Path
@@ -278,6 +283,7 @@ class NodeConfig(Section):
         state = self._folder / self.node.state
         return NodePaths(
             bundle=self._folder / self.model.bundle,
+            classifier=None if self.model.classifier is None else self._folder / self.model.classifier,
             state=state,
             pki=state / "pki",
             peers=state / "peers",
@@ -287,127 +293,3 @@ class NodeConfig(Section):
             softening_key=state / "softening.key",
             admin_socket=_socket_path(state),
         )
-
-
-_TEMPLATE = """\
-# A ddib-fed node. Paths are relative to this file.
-# `{command} check --config node.toml` says whether it can be used.
-
-[node]
-institution = "{institution}"   # DNS name of the institution; its certificates carry it
-name = "{name}"
-roles = [{roles}]               # "source" encodes for its own clients, "target" decodes for admitted peers
-listen = "{listen}"             # address and port to bind
-address = "{address}"           # what clients and peers dial
-state = "state"                 # keys, peers, jobs, audit; keep it private and backed up
-
-[model]
-domain = "{domain}"             # the domain's name, as peers see it
-bundle = {bundle:23} # manifest.json and model.safetensors; written by `{command} train`
-{bundle_domain:31} # what the bundle calls its domain, where that is another name on purpose
-
-[train]                         # the options of `ddib model train`, e.g. held_out for --held-out
-{trained}
-# steps = 2000                  # or time = "2h"; without either the preset's steps
-# resume: the same command resumes a run that was stopped; --force starts it again
-seed = 0
-
-[limits]                        # the defaults; raise them only as far as the machine's memory goes
-# max_points_per_item = 100000
-# max_item_bytes = 67108864
-# max_pixels = 89000000         # of one picture
-# max_frames = 1                # of one file; a TIFF or PNG of several pictures is refused
-# formats = ["PNG", "JPEG", "TIFF", "NPY"]  # of pictures that clients send
-# max_items_per_job = 1000
-# max_evaluations = 10000       # network evaluations of one leg
-# max_open_jobs = 64            # source: unfinished jobs; more are refused with a time to try again
-# max_spool_bytes = 4294967296  # source: files of jobs
-# max_staged_bytes = 2147483648 # source: of one client, files that are being received at once
-# decode_memory_mib = 1280      # source: what decoding and writing pictures may take at once, in all
-# stall_s = 60.0                # an upload whose next piece does not come within this is ended
-# job_deadline_s = 86400.0      # source: a job is given up after this
-# result_days = 7.0             # source: results that nobody fetches are removed after this
-# max_streams = 24
-# max_streams_per_identity = 8
-# drain_s = 60.0                # what runs has this long after SIGTERM
-
-[engine]
-# device = "auto"               # cpu, cuda, cuda:1; auto takes a GPU where there is one
-# threads = 0                   # CPU threads of the network; 0 measures at start and keeps the fastest
-# dtype = "float32"             # of the network: float32, bfloat16, float16; what is integrated stays float32
-# merge_rows = 2048             # points of several requests evaluated in one network call
-# merge_pixels = 65536          # pictures: their pixels together
-# max_trajectories = 16         # requests that are integrated at once; more wait
-# running_jobs = 2              # source: jobs worked on at once
-
-[policy]
-# round_trip = true             # target: encode the output again for a peer that asks for a cycle check
-# least_depth = 1.0             # of a latent, in (0, 1]: less keeps structure, and some of the picture
-# size_rule = "model"           # pictures of other sizes: fitted as the model's manifest says, or "refuse"
-# samples_per_day = 0           # target: quota for each peer, 0 for none
-
-[identity]                      # only where another node of the institution issues the certificates
-# issuer = "node-1@issuer.north.example:7443"
-# renew_command = ["/usr/local/bin/renew"]
-
-[http]
-# listen = "127.0.0.1:9464"     # /healthz, /readyz, /metrics; loopback only
-
-[log]
-# level = "info"                # debug, info, warning, error
-# format = "text"               # or json, one object a line
-"""
-
-
-_BUILT_IN = """\
-domain = "{domain}"             # a built-in domain, or instead of it points or pictures of your own:
-                                # data = "points.npy" of shape (N, D), or images = "FOLDER" with size = 64"""
-_OWN = """\
-# images = "pictures"           # the folder with the pictures of {domain}, or instead data = "points.npy", shape (N, D)
-# size = 64                     # height and width for the network; both institutions need the same"""
-
-
-def _trained(domain: str) -> str:
-    """The lines of [train] that name what is learned."""
-    built_in = domain in SHIPPED or domain in DOMAINS
-    return (_BUILT_IN if built_in else _OWN).format(domain=domain)
-
-
-def render_node_toml(
-    *,
-    institution: str,
-    name: str,
-    roles: tuple[Role, ...],
-    domain: str,
-    listen: str,
-    address: str,
-    bundle: str = "model",
-    bundle_domain: str | None = None,
-) -> str:
-    """A commented node.toml that `NodeConfig.load` accepts.
-
-    Raises:
-        ValueError: A value cannot be used (pydantic's error, which is one).
-    """
-    NodeSection(institution=institution, name=name, roles=roles, listen=listen, address=address)
-    ModelSection(domain=domain, bundle=bundle)
-    command = command_of(roles)
-    return _TEMPLATE.format(
-        command=command,
-        institution=institution,
-        name=name,
-        roles=", ".join(f'"{role}"' for role in roles),
-        domain=domain,
-        trained=_trained(domain),
-        listen=listen,
-        address=address,
-        bundle=_string(bundle),
-        bundle_domain=f"bundle_domain = {_string(bundle_domain)}"
-        if bundle_domain
-        else '# bundle_domain = "imported"',
-    )
-
-
-def _string(text: str) -> str:
-    """A text as TOML writes it; a path may hold quotes and backslashes."""
-    return json.dumps(text, ensure_ascii=False)

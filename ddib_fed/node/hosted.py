@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.errors import BundleInvalid, ConfigError, MemoryExhausted
-from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.errors import BundleInvalid, ConfigError, MemoryExhausted, SettingsInvalid
+from ddib_fed.models.bundle import Bundle, check_guide, load_bundle
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.wire.contract import HIGHEST_TERMINAL_LAMBDA
 
@@ -38,6 +38,31 @@ def load_hosted(config: NodeConfig) -> Bundle:
     return bundle
 
 
+def load_classifier(config: NodeConfig, bundle: Bundle) -> Bundle | None:
+    """The verified classifier that node.toml names for guiding the model; None where it names none.
+
+    Raises:
+        ModelNotFound: There is no bundle at the place.
+        BundleInvalid: It fails its checks.
+        ConfigError: It is no classifier, or not one of the model's pictures, levels and classes.
+    """
+    place = config.paths.classifier
+    if place is None:
+        return None
+    classifier = load_bundle(place)
+    hint = (
+        f"name another folder as [model] classifier in {config.path}, or leave it out; "
+        "ddib model show FOLDER says what one is"
+    )
+    if classifier.manifest.role != "classifier":
+        raise ConfigError(f"{place} is a {classifier.manifest.role}, not a classifier", hint=hint)
+    try:
+        check_guide(bundle.manifest, classifier.manifest)
+    except SettingsInvalid as error:
+        raise ConfigError(f"{place} cannot guide {config.paths.bundle}: {error.detail}", hint=hint) from error
+    return classifier
+
+
 def open_engine(config: NodeConfig) -> ServingParty:
     """Load and warm up the model of a node.
 
@@ -49,9 +74,11 @@ def open_engine(config: NodeConfig) -> ServingParty:
     """
     section = config.engine
     bundle = load_hosted(config)
+    classifier = load_classifier(config, bundle)
     try:
         return ServingParty(
             bundle,
+            classifier=classifier,
             device=section.device,
             threads=section.threads,
             dtype=section.dtype,

@@ -16,6 +16,7 @@ import grpc
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.bridge.softening import Softener, load_key
 from ddib_fed.errors import ConfigError, Draining, NotReady
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.decoding_memory import DecodingMemory
 from ddib_fed.node.pictures import rule_of, terms_of, value_range_of
@@ -23,6 +24,7 @@ from ddib_fed.server.metrics import Metrics
 from ddib_fed.trust.audit import AuditLog
 from ddib_fed.trust.peers import PeerStore
 from ddib_fed.wire.contract import MAX_CLASS_NAMES, REFUSE, ContractSide, is_class_name
+from ddib_fed.wire.guidance import NO_GUIDANCE, GuidanceTerms
 
 
 @dataclass(slots=True)
@@ -124,6 +126,23 @@ class NodeContext:
             picture=terms_of(manifest),
             class_names=_class_names(manifest.classes),
         )
+
+    def guidance(self) -> GuidanceTerms | None:
+        """What guidance this node offers when it decodes, by its model and its policy; None for none.
+
+        Raises:
+            NotReady: The model is not loaded yet.
+        """
+        model, policy = self.running_engine.model, self.config.policy
+        guide = model.classifier if policy.max_classifier_scale > 0 else None
+        terms = GuidanceTerms(
+            max_guidance=0.0 if model.manifest.null_class is None else policy.max_guidance,
+            max_classifier_scale=0.0 if guide is None else policy.max_classifier_scale,
+            classifier_sha256=b"" if guide is None else bytes.fromhex(guide.digest),
+            classifier_classes=0 if guide is None else guide.manifest.num_classes or 0,
+            clip=model.is_picture and model.manifest.normalisation == Normalisation(),
+        )
+        return None if terms == NO_GUIDANCE else terms
 
     @property
     def size_rule(self) -> str:

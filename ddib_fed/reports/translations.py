@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.bridge.translation_record import SOURCE, Part, PictureFigures, Translation
+from ddib_fed.bridge.translation_record import Part, PictureFigures, Translation
 from ddib_fed.errors import FileMissing, InputError, PictureMisfit, UsageError
 from ddib_fed.metrics.pictures import Pictures, to_channels
 from ddib_fed.samples.images import Picture, PictureRule, fit_picture, read_image, to_array
@@ -217,7 +217,9 @@ def read_translations(
     notes: list[str] = []
     paths = {
         "translated": [item.translated for item in items],
-        "source": _recorded(items, SOURCE, "source", notes) if source is None else _beside(items, source),
+        "source": _recorded(items, Part.SOURCE, "source", notes)
+        if source is None
+        else _beside(items, source),
         "truth": [] if truth is None else _beside(items, truth),
         "back": _recorded(items, Part.RETURNED, "back", notes),
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 from ddib_fed.bridge.translation_record import (
     CycleError,
+    GuidanceUsed,
     LatentFigures,
     PictureFigures,
     SolverUsed,
@@ -36,12 +37,18 @@ def provenance_message(record: Translation) -> translation_pb2.Provenance:
     return translation_pb2.Provenance(
         # The whole way is not said, so that clients of before understand.
         solver=common_pb2.SolverSettings(**(solver.model_dump() | {"depth": solver.depth % 1.0})),
+        guidance=_guidance_message(record.guidance),
+        classifier_sha256=bytes.fromhex(record.classifier_sha256) or None,
         latent=common_pb2.LatentStatistics(**latent.model_dump(exclude_none=True)),
         seconds=record.seconds,
         cycle=None if record.cycle is None else translation_pb2.CycleError(**record.cycle.model_dump()),
         picture=None if picture is None else _figures_message(picture),
         **values,
     )
+
+
+def _guidance_message(used: GuidanceUsed | None) -> common_pb2.GuidanceSettings | None:
+    return None if used is None else common_pb2.GuidanceSettings(**used.model_dump(exclude_none=True))
 
 
 def _figures_message(picture: PictureFigures) -> translation_pb2.PictureFigures:
@@ -62,6 +69,8 @@ def provenance_record(pb: translation_pb2.Provenance) -> Translation:
             grid=solver.grid,
             depth=solver.depth or 1.0,
         ),
+        guidance=GuidanceUsed(**_fields(pb.guidance)) if pb.HasField("guidance") else None,
+        classifier_sha256=pb.classifier_sha256.hex(),
         latent=LatentFigures(**_fields(pb.latent)),
         seconds=dict(pb.seconds),
         cycle=CycleError(**_fields(pb.cycle)) if pb.HasField("cycle") else None,

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from ddib_fed.bridge.translation_record import SOURCE, UNCERTAINTY, Part, file_name
+from ddib_fed.bridge.translation_record import UNCERTAINTY, Part, file_name
 from ddib_fed.diffusion.guidance import check_guidance
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import UsageError
@@ -130,7 +130,7 @@ class Task:
         stem = translated.rpartition(".")[0]
         found: dict[str, str] = {RECORD: f"{stem}.json", Part.TRANSLATION: translated}
         if recipe.public_names:
-            found[SOURCE] = f"{self.name}.PNG"
+            found[Part.SOURCE] = f"{self.name}.PNG"
         if recipe.cycle:
             found[Part.RETURNED] = file_name(stem, Part.RETURNED, ".png")
         if recipe.uncertainty:
@@ -167,7 +167,7 @@ def check_names(tasks: Sequence[Task], recipe: Recipe) -> None:
                 )
             # Case is folded: some file systems do not tell A.png from a.png.
             other = owner.setdefault(name.casefold(), task)
-            if other is not task and not (kind == SOURCE and other.path == task.path):
+            if other is not task and not (kind == Part.SOURCE and other.path == task.path):
                 raise UsageError(
                     f"the results of {other.shown} and {task.shown} would both be called {name}",
                     hint="rename one of them",

@@ -21,8 +21,8 @@ from typing import Any
 
 from ddib_fed.bridge.bridging import check_legs
 from ddib_fed.bridge.sharding import spread
-from ddib_fed.datasets.imagenet import source_name, validation_pictures
-from ddib_fed.errors import AlreadyExists, DdibError, FileMissing, PictureMisfit, SettingsInvalid
+from ddib_fed.datasets.imagenet import paired_pictures, source_name
+from ddib_fed.errors import AlreadyExists, DdibError, PictureMisfit, SettingsInvalid
 from ddib_fed.files import read_json, write_json
 from ddib_fed.metrics.structure import Thresholds
 from ddib_fed.processes import require_alone
@@ -146,13 +146,10 @@ def class_tasks(
         ImageUnreadable, ImageTooLarge, PictureMisfit: A picture is bad and `skip_bad` is false.
         InputError, ExtraMissing: As `validation_pictures`.
     """
-    by_class = _by_class(folder, class_names, labels)
-    chosen = {source: by_class.get(source, [])[:limit] for source, _ in pairs}
-    if empty := [source for source, paths in chosen.items() if not paths]:
-        raise FileMissing(f"{folder} has no picture of class {empty[0]}")
+    found = paired_pictures(folder, pairs, class_names=class_names, labels=labels, limit=limit)
     bad: list[tuple[Path, str]] = []
     digests: dict[Path, str] = {}
-    wanted = [path for paths in chosen.values() for path in paths]
+    wanted = list(dict.fromkeys(each.path for each in found))
     for done, path in enumerate(wanted, start=1):
         try:
             picture = read_image(path, limits)
@@ -169,16 +166,15 @@ def class_tasks(
         (on_progress or _silent)(done, len(wanted), "looking at files")
     tasks = [
         Task(
-            path,
-            path.relative_to(folder).as_posix(),
-            source_name(source, ordinal).removesuffix(".PNG"),
-            digests[path],
-            source,
-            target,
+            each.path,
+            each.path.relative_to(folder).as_posix(),
+            source_name(each.source, each.ordinal).removesuffix(".PNG"),
+            digests[each.path],
+            each.source,
+            each.target,
         )
-        for source, target in pairs
-        for ordinal, path in enumerate(chosen[source], start=1)
-        if path in digests
+        for each in found
+        if each.path in digests
     ]
     return Found(folder, tuple(tasks), tuple(bad))
 
@@ -278,20 +274,6 @@ class _Progress:
 
 def _silent(done: int, total: int, remark: str) -> None:
     del done, total, remark
-
-
-def _by_class(folder: Path, class_names: Sequence[str], labels: Path | None) -> dict[int, list[Path]]:
-    """The pictures of each class, in the order of their names."""
-    below = {p.name: p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
-    known = {name: number for number, name in enumerate(class_names)}
-    by_class: dict[int, list[Path]] = {}
-    if labels is None and below.keys() & known.keys():
-        for name in below.keys() & known.keys():
-            by_class[known[name]] = [e.path for e in scan(below[name], skip_bad=True).entries]
-        return by_class
-    for picture in validation_pictures(folder, labels):
-        by_class.setdefault(picture.number, []).append(picture.path)
-    return by_class
 
 
 def _claim(out: Path, settled: Settled, *, force: bool) -> None:

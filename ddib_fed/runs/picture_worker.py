@@ -27,7 +27,6 @@ from ddib_fed.bridge.picture_side import DTYPES
 from ddib_fed.bridge.sharding import OnTick
 from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.bridge.translation_record import (
-    SOURCE,
     UNCERTAINTY,
     FolderRun,
     LatentFigures,
@@ -171,7 +170,7 @@ class Translator:
             Part.TRANSLATION: encode_png(from_array(found.translated[row], target, size))
         }
         if self._recipe.public_names:
-            contents[SOURCE] = encode_png(from_array(given.samples, source))
+            contents[Part.SOURCE] = encode_png(from_array(given.samples, source))
         if found.back is not None:
             contents[Part.RETURNED] = encode_png(from_array(found.back[row], source, size))
         if deviation is not None:

@@ -32,7 +32,7 @@ class ResultPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RESULT_PART_TRANSLATION: _ClassVar[ResultPart]
     RESULT_PART_RETURNED: _ClassVar[ResultPart]
     RESULT_PART_LATENT: _ClassVar[ResultPart]
-    RESULT_PART_FITTED: _ClassVar[ResultPart]
+    RESULT_PART_SOURCE: _ClassVar[ResultPart]
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_RUNNING: JobState
@@ -49,7 +49,7 @@ RESULT_PART_UNSPECIFIED: ResultPart
 RESULT_PART_TRANSLATION: ResultPart
 RESULT_PART_RETURNED: ResultPart
 RESULT_PART_LATENT: ResultPart
-RESULT_PART_FITTED: ResultPart
+RESULT_PART_SOURCE: ResultPart
 
 class ListDomainsRequest(_message.Message):
     __slots__ = ()

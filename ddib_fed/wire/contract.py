@@ -164,8 +164,13 @@ class ContractSide:
         """The oldest protocol version that has every field which this side sets."""
         return PICTURES if self.picture is not None or self.class_names else OLDEST
 
-    def class_index(self, asked: str) -> int | None:
-        """The class of a name or of a decimal index; None when there is none of either."""
+    def class_index(self, asked: str, classes: int | None = None) -> int | None:
+        """The class of a name or of a decimal index; None when there is none of either.
+
+        Args:
+            asked: The name or index.
+            classes: How many there are, where a classifier has them; None for the side's own.
+        """
         if asked in self.class_names:
             return self.class_names.index(asked)
         index = (
@@ -173,7 +178,7 @@ class ContractSide:
             if asked.isascii() and asked.isdecimal() and len(asked) <= len(str(MAX_CLASSES))
             else -1
         )
-        return index if 0 <= index < self.classes else None
+        return index if 0 <= index < (self.classes if classes is None else classes) else None
 
     def values(self) -> dict[str, Value]:
         """The fields as they enter the digest; those that came with 1.1 only where they are set."""

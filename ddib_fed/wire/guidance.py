@@ -125,34 +125,40 @@ def check_offered(asked: Guidance, terms: GuidanceTerms | None, of: str) -> None
     """
     terms = terms or NO_GUIDANCE
     kinds = (
-        ("max_guidance", asked.scale, terms.max_guidance, "classifier-free guidance", "--guidance"),
-        (
-            "max_classifier_scale",
-            asked.classifier_scale,
-            terms.max_classifier_scale,
-            "classifier",
-            "--classifier-scale",
-        ),
+        ("--guidance", "max_guidance", asked.scale, terms.max_guidance),
+        ("--classifier-scale", "max_classifier_scale", asked.classifier_scale, terms.max_classifier_scale),
     )
-    for policy, scale, most, kind, option in kinds:
+    for option, policy, scale, most in kinds:
         if scale is not None and most == 0:
-            raise SettingsInvalid(
-                f"{of} offers no {kind}",
-                hint=f"leave {option} out; `ddib domains --format json` lists what each target offers",
-                facts={"of": of, "not_offered": kind},
-            )
+            raise _not_offered(option, of)
         if scale is not None and not scale <= most:
+            remedy = f"{option} {most:g} or less, or let the operator of {of} raise policy.{policy}"
             raise PolicyDenied(
                 f"{of} allows {option} up to {most:g}, not {scale:g}",
-                hint=f"{option} {most:g}, or let the operator of {of} raise policy.{policy}",
-                facts={"of": of, "policy": policy, "asked": f"{scale:g}", "most": f"{most:g}"},
+                hint=remedy,
+                facts={
+                    "of": of,
+                    "policy": policy,
+                    "asked": f"{scale:g}",
+                    "most": f"{most:g}",
+                    "remedy": remedy,
+                },
             )
     if asked.clip and not terms.clip:
-        raise SettingsInvalid(
-            f"{of} cannot clip predictions: its model's units are not those of [-1, 1]",
-            hint="leave --clip out",
-            facts={"of": of, "not_offered": "clip"},
-        )
+        raise _not_offered("--clip", of)
+
+
+_LACKS = {
+    "--guidance": "its model has no class for none, or its policy allows no guidance",
+    "--classifier-scale": "its node hosts no classifier, or its policy allows none",
+    "--clip": "its model's units are not those of [-1, 1]",
+}
+
+
+def _not_offered(option: str, of: str) -> SettingsInvalid:
+    remedy = f"leave {option} out; `ddib domains` lists what each target offers"
+    facts = {"of": of, "not_offered": option, "why": _LACKS[option], "remedy": remedy}
+    return SettingsInvalid(f"{of} does not offer {option}: {_LACKS[option]}", hint=remedy, facts=facts)
 
 
 def check_version(asked: Guidance, version: Version, hop: str, spoken: tuple[Version, ...]) -> None:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from ddib_fed.errors import DdibError, MessageInvalid
+from ddib_fed.guidance import UNGUIDED, Guidance
 
 
 class JobState(StrEnum):
@@ -59,7 +60,7 @@ PENDING_ITEMS = frozenset({ItemState.RECEIVED, ItemState.ENCODED})
 
 
 class Part(StrEnum):
-    """A file of an item in the spool; the last three are what a client fetches.
+    """A file of an item in the spool; the last four are what a client fetches.
 
     INPUT is what the client sent, DECODED the samples in it (`source_node.samples.Given`): a file is decoded once.
     """
@@ -71,10 +72,11 @@ class Part(StrEnum):
     TRANSLATION = "translation"
     RETURNED = "returned"
     LATENT = "latent"
+    SOURCE = "source"
 
 
 KEPT = frozenset({Part.INPUT, Part.DECODED})
-RESULTS = frozenset({Part.TRANSLATION, Part.RETURNED, Part.LATENT})
+RESULTS = frozenset({Part.TRANSLATION, Part.RETURNED, Part.LATENT, Part.SOURCE})
 
 # From a state to another: the part that must be in the spool first, and what the spool drops afterwards.
 # Back to RECEIVED: a stored latent that is no longer of the model that is served is made again.
@@ -134,9 +136,12 @@ class JobSpec:
             stored job has in place of it.
         source_class: Class of the node's own model that the items are of, its name or index; empty for none.
         target_class: Class of the target that they become; the same.
+        guidance: How decoding is guided, at the target and, for a cycle, here.
+        item_classes: (source class, target class) of each item, where each has its own; otherwise none.
+        model_size: Whether results keep the models' size, and the picture as the model saw it is one of them.
 
     Raises:
-        MessageInvalid: The request id is no UUID.
+        MessageInvalid: The request id is no UUID, or classes are given both for all items and for each.
     """
 
     owner: str
@@ -149,12 +154,25 @@ class JobSpec:
     deadline_s: float = 0.0
     source_class: str = ""
     target_class: str = ""
+    guidance: Guidance = UNGUIDED
+    item_classes: tuple[tuple[str, str], ...] = ()
+    model_size: bool = False
 
     def __post_init__(self) -> None:
         try:
             uuid.UUID(self.request_id)
         except ValueError as error:
             raise MessageInvalid("the request id is no UUID", facts={"field": "request_id"}) from error
+        if self.item_classes and (self.source_class or self.target_class):
+            raise MessageInvalid("classes of all items and of each", facts={"field": "item_classes"})
+
+    def classes_of(self, item: int) -> tuple[str, str]:
+        """(source class, target class) of one item, as asked; empty for none."""
+        return self.item_classes[item] if self.item_classes else (self.source_class, self.target_class)
+
+    def class_pairs(self) -> tuple[tuple[str, str], ...]:
+        """The different ones, in the order in which they first occur."""
+        return tuple(dict.fromkeys(self.item_classes)) or ((self.source_class, self.target_class),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +195,11 @@ class ItemSpec:
 def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
     """What decides whether the same request id has the same content: all but owner and request id.
 
-    Classes and depth count only where they are anything: a job that an older release accepted keeps its digest.
+    What came later counts only where it is anything: a job that an older release accepted keeps its digest.
     """
-    left_out = {"owner", "request_id"} | {k for k in ("source_class", "target_class") if not getattr(spec, k)}
+    usual = JobSpec("", spec.request_id, "", "")
+    later = ("source_class", "target_class", "guidance", "item_classes", "model_size")
+    left_out = {"owner", "request_id"} | {k for k in later if getattr(spec, k) == getattr(usual, k)}
     settings = {k: v for k, v in asdict(spec).items() if k not in left_out}
     if spec.solver.depth == 1.0:
         del settings["solver"]["depth"]

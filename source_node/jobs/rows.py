@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from ddib_fed.guidance import Guidance
 from source_node.jobs.records import (
     Item,
     ItemSpec,
@@ -112,10 +113,9 @@ def end_job(
 
 def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
     """A job."""
-    spec = json.loads(row["spec"])
     return Job(
         job_id=row["job_id"],
-        spec=JobSpec(**{**spec, "solver": SolverChoice(**spec["solver"])}),
+        spec=_spec_from(json.loads(row["spec"])),
         state=JobState(row["state"]),
         created=row["created"],
         started=row["started"],
@@ -125,6 +125,15 @@ def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
         error=json.loads(row["error"]) if row["error"] else None,
         items=tuple(map(item_from_row, items)),
     )
+
+
+def _spec_from(stored: Mapping[str, Any]) -> JobSpec:
+    """A job's spec; one that an older release stored has fewer fields."""
+    read = dict(stored)
+    read["solver"] = SolverChoice(**read["solver"])
+    read["guidance"] = Guidance(**read.get("guidance", {}))
+    read["item_classes"] = tuple((source, target) for source, target in read.get("item_classes", ()))
+    return JobSpec(**read)
 
 
 def item_from_row(row: sqlite3.Row) -> Item:

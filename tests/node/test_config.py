@@ -17,8 +17,8 @@ from ddib_fed.node.config import (
     LogSection,
     NodeConfig,
     PolicySection,
-    render_node_toml,
 )
+from ddib_fed.node.template import render_node_toml
 from ddib_fed.training.options import OPTIONS, option_name, train_config
 
 

@@ -20,8 +20,9 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.configs import MlpConfig
 from ddib_fed.networks.mlp import ResidualMLP
-from ddib_fed.node.config import NodeConfig, render_node_toml
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext
+from ddib_fed.node.template import render_node_toml
 from ddib_fed.samples.points import to_npy
 from ddib_fed.server.metrics import Metrics
 from ddib_fed.trust.audit import AuditLog

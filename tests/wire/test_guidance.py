@@ -96,10 +96,10 @@ def test_what_is_offered_passes(asked) -> None:
     [
         (Guidance(4.001), TERMS, PolicyDenied, "max_guidance"),
         (Guidance(classifier_scale=2.5), TERMS, PolicyDenied, "max_classifier_scale"),
-        (Guidance(1.0), None, SettingsInvalid, "classifier-free guidance"),
-        (Guidance(0.0), GuidanceTerms(), SettingsInvalid, "classifier-free guidance"),
-        (Guidance(classifier_scale=1.0), GuidanceTerms(4.0), SettingsInvalid, "classifier"),
-        (Guidance(clip=True), GuidanceTerms(4.0), SettingsInvalid, "clip"),
+        (Guidance(1.0), None, SettingsInvalid, "--guidance"),
+        (Guidance(0.0), GuidanceTerms(), SettingsInvalid, "--guidance"),
+        (Guidance(classifier_scale=1.0), GuidanceTerms(4.0), SettingsInvalid, "--classifier-scale"),
+        (Guidance(clip=True), GuidanceTerms(4.0), SettingsInvalid, "--clip"),
     ],
 )
 def test_what_is_not_offered_is_refused_by_name(asked, terms, error, said) -> None:
@@ -109,7 +109,7 @@ def test_what_is_not_offered_is_refused_by_name(asked, terms, error, said) -> No
     assert type(caught.value) is error
     assert said in caught.value.facts.values()
     assert "south.example/relief" in caught.value.detail
-    assert caught.value.hint
+    assert caught.value.facts["remedy"] == caught.value.hint
 
 
 @pytest.mark.parametrize("version", [Version(1, 0), Version(1, 1)])

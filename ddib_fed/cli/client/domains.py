@@ -12,6 +12,7 @@ from ddib_fed.cli.client.session import open_client
 from ddib_fed.cli.output import print_json, print_table
 from ddib_fed.client.views import Domain
 from ddib_fed.terminal import say
+from ddib_fed.wire.guidance import GuidanceTerms
 
 MAX_LISTED = 12
 
@@ -31,17 +32,27 @@ def domains(output_format: str, profile_path: Path | None) -> None:
         say("nowhere yet: the node's operator admits peers with `ddib peer add`")
         return
     rows = [_row(domain) for domain in found.targets]
-    columns = ["!--to", "!samples", "classes", "status", ">ms"]
-    if not any(domain.classes for domain in found.targets):
-        columns.remove("classes")
-        rows = [[*row[:2], *row[3:]] for row in rows]
-    print_table("", columns, rows)
+    columns = ["!--to", "!samples", "classes", "guidance", "status", ">ms"]
+    empty = {place for place in (2, 3) if all(row[place] == "-" for row in rows)}
+    shown = [[cell for place, cell in enumerate(row) if place not in empty] for row in (columns, *rows)]
+    print_table("", shown[0], shown[1:])
 
 
 def _row(domain: Domain) -> list[str]:
     what = kind(domain.sample_kind, domain.sample_shape) if domain.sample_shape else "-"
     target = domain.target if domain.domain else f"{domain.institution}/?"
-    return [target, what, classes(domain.classes, domain.class_names), domain.status, str(domain.latency_ms)]
+    offers, there = guidance(domain.guidance), classes(domain.classes, domain.class_names)
+    return [target, what, there, offers, domain.status, str(domain.latency_ms)]
+
+
+def guidance(terms: GuidanceTerms) -> str:
+    """Which options of guidance the target takes, and up to what."""
+    found = []
+    if terms.max_guidance:
+        found.append(f"--guidance {terms.max_guidance:g}")
+    if terms.max_classifier_scale:
+        found.append(f"--classifier-scale {terms.max_classifier_scale:g}")
+    return ", ".join(found) or "-"
 
 
 def classes(count: int, names: Sequence[str]) -> str:

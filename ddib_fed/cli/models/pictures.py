@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
+from ddib_fed.cli.class_names import Classes, parse_pairs
 from ddib_fed.cli.models.opening import open_model, shipped_name
 from ddib_fed.cli.output import lines
 from ddib_fed.errors import UsageError
@@ -126,7 +127,8 @@ def sample(
     classifier = open_model(given["classifier"]) if given["classifier"] is not None else None
     held = compat is not None if clip is None else clip
     guidance = Guidance(given["guidance"], classifier, given["classifier_scale"], clip=held)
-    label = _class(given["class_"], bundle.manifest, guidance)
+    guide = classifier.manifest if classifier is not None else None
+    label = _class(given["class_"], bundle.manifest, guide)
     side = open_side(bundle, given["device"], given["dtype"], label=label, guidance=guidance)
     with bar("sampling") as show:
         report = draw(
@@ -232,7 +234,7 @@ def _found(folder: Path, recipe: Recipe, given: dict[str, Any]) -> Found:
                 raise UsageError(
                     "--pairs says the classes already", hint="leave --source-class and --target-class out"
                 )
-            pairs = parse_pairs(given["pairs"], manifests, guide)
+            pairs = parse_pairs(given["pairs"], *(classes_of(each, guide) for each in manifests))
             names = manifests[0].classes
             return class_tasks(folder, pairs, class_names=names, labels=given["labels"], **shared)
         if given["labels"] is not None:
@@ -240,57 +242,21 @@ def _found(folder: Path, recipe: Recipe, given: dict[str, Any]) -> Found:
                 "--labels tells classes apart, which --pairs alone needs", hint="add --pairs 260:261"
             )
         classes = (
-            parse_class(given["source_class"], manifests[0], guide),
-            parse_class(given["target_class"], manifests[1], guide),
+            _class(given["source_class"], manifests[0], guide),
+            _class(given["target_class"], manifests[1], guide),
         )
         return folder_tasks(folder, classes=classes, **shared)
 
 
-def parse_pairs(
-    text: str, manifests: tuple[Manifest, Manifest], guide: Manifest | None = None
-) -> tuple[tuple[int, int], ...]:
-    """The pairs of `--pairs`, by numbers or by the models' class names.
-
-    Raises:
-        UsageError: A class that is not there, or no pair.
-        SettingsInvalid: A pair that is there twice.
-    """
-    from ddib_fed.datasets.imagenet import class_pairs
-
-    numbers = []
-    for part in text.split(","):
-        before, mark, after = part.partition(":")
-        if not mark:
-            raise UsageError(f"{part!r} is no pair of classes", hint="write 260:261, or cat:dog")
-        numbers.append(
-            f"{parse_class(before, manifests[0], guide)}:{parse_class(after, manifests[1], guide)}"
-        )
-    return class_pairs(",".join(numbers), 1_000_000_000)
-
-
-def parse_class(text: str | None, manifest: Manifest, guide: Manifest | None = None) -> int | None:
-    """The number of a class that is given by name or number; None for none.
-
-    Raises:
-        UsageError: The model, and what guides it, have no such class.
-    """
-    if text is None:
-        return None
+def classes_of(manifest: Manifest, guide: Manifest | None = None) -> Classes:
+    """The classes that can be asked of a model, or of the classifier that guides one without classes."""
     owner = manifest if manifest.num_classes is not None or guide is None else guide
-    count = owner.num_classes
-    if count is None:
-        raise UsageError(f"{manifest.name} has no classes", hint="leave the class out")
-    if text.strip() in owner.classes:
-        return owner.classes.index(text.strip())
-    if not text.strip().isdecimal() or int(text) >= count:
-        known = ", ".join(owner.classes[:8]) or f"0 to {count - 1}"
-        raise UsageError(f"{owner.name} has no class {text.strip()[:40]!r}", hint=f"its classes: {known}")
-    return int(text)
+    return Classes(owner.name, owner.num_classes or 0, owner.classes)
 
 
-def _class(text: str | None, manifest: Manifest, guidance: Any = None) -> int | None:
-    classifier = getattr(guidance, "classifier", None)
-    return parse_class(text, manifest, classifier.manifest if classifier is not None else None)
+def _class(text: str | None, manifest: Manifest, guide: Manifest | None = None) -> int | None:
+    """The number of a class that is given by name or number; None for none."""
+    return None if text is None else classes_of(manifest, guide).number(text)
 
 
 def _name_bad(found: Found) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from ddib_fed.cli.class_names import parse_pairs
 from ddib_fed.cli.models.bridge import bridge
 from ddib_fed.cli.models.model import model
 from ddib_fed.cli.models.opening import open_model
-from ddib_fed.cli.models.pictures import parse_class, parse_pairs
+from ddib_fed.cli.models.pictures import classes_of
 from ddib_fed.cli.models.trying import try_
 from ddib_fed.errors import AlreadyExists, ImageUnreadable, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle, pretrained_domains, save_bundle
@@ -131,22 +132,20 @@ def test_what_cannot_be_is_refused_before_anything_is_written(place, tmp_path, m
 
 def test_classes_go_by_number_and_by_name():
     manifest = tiny(num_classes=2).manifest.model_copy(update={"classes": ("cat", "7")})
-    assert parse_class("cat", manifest) == 0
-    assert parse_class("7", manifest) == 1
-    assert parse_class("1", manifest) == 1
-    assert parse_class(None, manifest) is None
-    assert parse_pairs("cat:1, 1:cat", (manifest, manifest)) == ((0, 1), (1, 0))
+    classes = classes_of(manifest)
+    assert [classes.number(text) for text in ("cat", "7", "1", " 0 ")] == [0, 1, 1, 0]
+    assert parse_pairs("cat:1, 1:cat", classes, classes) == ((0, 1), (1, 0))
     for wrong in ("2", "dog", "-1", ""):
         with pytest.raises(UsageError):
-            parse_class(wrong, manifest)
+            classes.number(wrong)
     with pytest.raises(UsageError):
-        parse_pairs("cat", (manifest, manifest))
+        parse_pairs("cat", classes, classes)
 
 
 def test_an_unconditional_model_has_its_classifiers_classes():
-    assert parse_class("2", tiny().manifest, tiny_classifier(3).manifest) == 2
+    assert classes_of(tiny().manifest, tiny_classifier(3).manifest).number("2") == 2
     with pytest.raises(UsageError):
-        parse_class("0", tiny().manifest)
+        classes_of(tiny().manifest).number("0")
 
 
 def test_trying_two_folders_ends_with_a_page(tmp_path):

@@ -1,0 +1,124 @@
+"""The header of SubmitJob as a checked job spec."""
+
+from __future__ import annotations
+
+from ddib_fed.errors import DomainNotFound, MessageInvalid, SettingsInvalid, UnknownFields
+from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.node.config import LimitsSection
+from ddib_fed.node.policy import check_depth
+from ddib_fed.node.role import NodeContext
+from ddib_fed.rpc.settings import solver_settings
+from ddib_fed.server.interceptors import caller
+from ddib_fed.v1 import translation_pb2
+from ddib_fed.wire.contract import MAX_CLASS_NAME
+from ddib_fed.wire.guidance import check_version, guidance_from_pb
+from ddib_fed.wire.version import GUIDANCE, PICTURES, SPOKEN, Version, version_from_pb
+from source_node.classes import own_classes, target_classes
+from source_node.jobs.records import JobSpec, SolverChoice
+from source_node.remote import Described
+
+MAX_DOMAIN_NAME = 64
+
+
+def caller_uri() -> str:
+    """Whose jobs these are."""
+    return str(caller())
+
+
+def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
+    """What the calling client asks for.
+
+    Raises:
+        MessageInvalid, UnknownFields: The header breaks docs/protocol.md.
+        SettingsInvalid: The own model cannot encode so, or, for a cycle, decode so.
+        PolicyDenied: The node's policy does not allow it.
+        NotReady, Draining: The node takes no job now.
+    """
+    guidance = guidance_from_pb(header.guidance)
+    _check_fields(header, guidance, node.config.limits)
+    settings = solver_settings(header.solver)
+    check_depth(settings, node.config.policy)
+    spec = JobSpec(
+        request_id=header.request_id,
+        owner=caller_uri(),
+        target_institution=header.target_institution,
+        target_domain=header.target_domain,
+        solver=SolverChoice(
+            settings.solver, settings.order, settings.evaluations, settings.grid, settings.depth
+        ),
+        cycle=header.cycle,
+        keep_latent=header.keep_latent,
+        deadline_s=float(header.deadline_s),
+        source_class=header.source_class,
+        target_class=header.target_class,
+        guidance=guidance,
+        item_classes=tuple((each.source_class, each.target_class) for each in header.item_classes),
+        model_size=header.model_size,
+    )
+    if spec.model_size and not node.engine.model.is_picture:
+        raise MessageInvalid("points have no size", facts={"field": "model_size"})
+    own_classes(node, spec)
+    return spec
+
+
+def check_peer(spec: JobSpec, peer: Described, hop: str) -> None:
+    """Refuse at once what can never work with the peer as it is now.
+
+    Raises:
+        DomainNotFound: It serves another domain.
+        ContractMismatch: It speaks no version that has what is asked for.
+        SettingsInvalid, PolicyDenied: It has no such class, or does not offer the guidance.
+    """
+    if peer.side.domain != spec.target_domain:
+        raise DomainNotFound(
+            f"{spec.target_institution} serves {peer.side.domain}, not {spec.target_domain}",
+            facts={"asked": spec.target_domain[:100], "served": peer.side.domain},
+        )
+    if peer.version is not None:  # without a common version the contract says so
+        check_version(spec.guidance, peer.version, hop, SPOKEN)
+    target_classes(peer.side, peer.guidance, spec)
+
+
+def _check_fields(header: translation_pb2.JobHeader, guidance: Guidance, limits: LimitsSection) -> None:
+    """What the header alone says."""
+    version = version_from_pb(header.version)
+    if version not in SPOKEN:
+        raise MessageInvalid(
+            "another protocol version", facts={"spoken": ", ".join(map(str, SPOKEN)), "field": "version"}
+        )
+    _check_version(header, guidance, version)
+    if not 1 <= header.items <= limits.max_items_per_job:
+        raise MessageInvalid(
+            f"a job of {header.items} items",
+            facts={"items": header.items, "limit_items": limits.max_items_per_job},
+        )
+    if len(header.item_classes) not in {0, header.items}:
+        raise MessageInvalid("classes for none of the items, or for each", facts={"field": "item_classes"})
+    if len(header.target_domain) > MAX_DOMAIN_NAME:
+        raise MessageInvalid("no domain has so long a name", facts={"field": "target_domain"})
+    if len(header.target_class) > MAX_CLASS_NAME:
+        raise MessageInvalid("no class has so long a name", facts={"field": "target_class"})
+    if header.deadline_s > limits.job_deadline_s:
+        raise MessageInvalid(
+            f"a deadline of {header.deadline_s} s",
+            facts={"field": "deadline_s", "limit_s": round(limits.job_deadline_s)},
+        )
+    if header.solver.evaluations > limits.max_evaluations:
+        raise SettingsInvalid(
+            f"{header.solver.evaluations} evaluations",
+            facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
+        )
+
+
+def _check_version(header: translation_pb2.JobHeader, guidance: Guidance, version: Version) -> None:
+    """Whether the version that the client names has every field that it sets."""
+    later = {
+        "target_class": (PICTURES, bool(header.source_class or header.target_class)),
+        "solver.depth": (PICTURES, bool(header.solver.depth)),
+        "guidance": (GUIDANCE, guidance != UNGUIDED),
+        "item_classes": (GUIDANCE, len(header.item_classes) > 0),
+        "model_size": (GUIDANCE, header.model_size),
+    }
+    for field, (since, there) in later.items():
+        if there and version < since:
+            raise UnknownFields(f"protocol {version} knows no {field}", facts={"field": field})
