@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from ddib_fed.errors import InputError, UsageError
 from ddib_fed.names import check_domain
 from ddib_fed.wire.guidance import MAX_GUIDANCE
 
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
 SOLVERS = ("unipc", "ddim", "rk4", "alf")
 GRIDS = ("default", "uniform-lambda", "karras", "integer")
 
@@ -59,6 +61,19 @@ def refuse_both_ways(*, resume: bool, force: bool) -> None:
 
 
 _GIVEN = ParameterSource.COMMANDLINE
+
+
+def with_options(options: tuple[Decorator, ...]) -> Decorator:
+    """A decorator that adds all of them, in their order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 PROFILE = click.option(
     "--profile",
     "profile_path",
@@ -202,6 +217,26 @@ CLIP = click.option(
     is_flag=True,
     help="The target holds predictions of the picture within [-1, 1] while it decodes, as the public code does.",
 )
+PAIRS = click.option(
+    "--pairs",
+    metavar="FROM:TO,...",
+    help="Translate the classes of a folder to classes of the target (260:261,282:283), under the public code's names.",
+)
+LABELS = click.option(
+    "--labels",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="ImageNet's development kit, where --pairs needs it to tell classes.",
+)
+LIMIT = click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --pairs: only the first N pictures of each class.",
+)
+SOLVING = (EVALUATIONS, SOLVER, ORDER, GRID, DEPTH)
+GUIDING = (GUIDANCE, CLASSIFIER_SCALE, CLIP)
+PAIRING = (PAIRS, LABELS, LIMIT)
 DOUBTFUL = click.option(
     "--doubtful-below",
     type=click.FloatRange(0, 120),

@@ -42,14 +42,30 @@ class Input:
     """What one item is called here.
 
     Attributes:
-        name: The file's name without its suffix; results are named after it.
+        name: The file's name without its suffix, or another one; results are named after it.
         file: The file's own name, for the table.
-        sha256: Digest of what was sent, hex; provenance must name the same.
+        sha256: Digest of what was sent, hex; provenance must name the same. Empty before it was read.
+        source: What the picture as the source's model saw it is called, without its suffix, where results have the
+            public code's names (260_1.PNG, 260_1_translated_261.PNG); empty elsewhere.
     """
 
     name: str
     file: str
-    sha256: str
+    sha256: str = ""
+    source: str = ""
+
+    def file_name(self, part: Part, media: Media) -> str:
+        """What the file of a part is called."""
+        if self.source and part in {Part.SOURCE, Part.TRANSLATION}:
+            return f"{self.source if part is Part.SOURCE else self.name}.PNG"
+        return file_name(self.name, part, media)
+
+    def file_names(self) -> Iterator[tuple[str, bool]]:
+        """Every file name that its results could have, and whether other items may have the same file."""
+        yield f"{self.name}.json", False
+        for part in Part:
+            for media in Media:
+                yield self.file_name(part, media), bool(self.source) and part is Part.SOURCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,30 +118,30 @@ class Delivered:
     provenance: Translation
 
 
-def check_names(paths: Sequence[Path], out: Path, *, force: bool) -> None:
+def check_names(paths: Sequence[Path], inputs: Sequence[Input], out: Path, *, force: bool) -> None:
     """See that every result will have a name of its own, and that nothing is lost by writing it.
+
+    Args:
+        paths: The files.
+        inputs: What they are called.
+        out: Where their results go.
+        force: Whether results that are there may be overwritten.
 
     Raises:
         UsageError: Two inputs would have results of one name, or a result would replace an input.
         AlreadyExists: A result is there already and `force` is not set.
     """
-    owner: dict[str, Path] = {}
-    for path in paths:
-        for name in _names(path.stem):
-            first = owner.setdefault(name, path)
-            if first is not path:
+    owner: dict[str, int] = {}
+    for number, given in enumerate(inputs):
+        for name, is_shared in given.file_names():
+            first = paths[owner.setdefault(name, number)]
+            if owner[name] != number and not (is_shared and first == paths[number]):
                 raise UsageError(
-                    f"{first} and {path} would both be written to {out / name}", hint="rename one of them"
+                    f"{first} and {paths[number]} would both be written to {out / name}",
+                    hint="rename one of them",
                 )
-            _check_free(out / name, paths, force=force)
-
-
-def _names(stem: str) -> Iterator[str]:
-    """Every file name that the result of an input could have."""
-    yield f"{stem}.json"
-    for part in Part:
-        for media in Media:
-            yield file_name(stem, part, media)
+            if owner[name] == number:
+                _check_free(out / name, paths, force=force)
 
 
 def _check_free(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
@@ -181,7 +197,7 @@ def write_result(
     Raises:
         AlreadyExists: A file is there with other content, and `force` is not set.
     """
-    files = {part: out / file_name(given.name, part, file.media) for part, file in result.files.items()}
+    files = {part: out / given.file_name(part, file.media) for part, file in result.files.items()}
     for part, path in files.items():
         write_durably(path, result.files[part].data, force=force, private=part is Part.LATENT)
     written = {

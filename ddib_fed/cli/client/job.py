@@ -6,20 +6,24 @@ import json
 import shlex
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.client.choosing import choose
 from ddib_fed.cli.client.delivery import JobFile, deliver
 from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import explaining_interruption, open_client
-from ddib_fed.cli.client.translate import Order, print_submitted, report
+from ddib_fed.cli.client.translate import order_of, print_submitted, report
 from ddib_fed.cli.client.translate import submit as submit_order
 from ddib_fed.cli.output import plain, print_json, print_table, size
 from ddib_fed.client.client import require_finished
 from ddib_fed.client.payload import payloads
-from ddib_fed.client.views import ItemState, JobView, Settings
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.views import ItemState, JobView
 from ddib_fed.errors import StateConflict
+from ddib_fed.guidance import Guidance
 from ddib_fed.terminal import say
 
 
@@ -44,12 +48,10 @@ def job() -> None:
 )
 @options.TARGET_CLASS
 @options.SOURCE_CLASS
+@options.with_options(options.GUIDING)
+@options.with_options(options.PAIRING)
 @options.CYCLE
-@options.EVALUATIONS
-@options.SOLVER
-@options.ORDER
-@options.GRID
-@options.DEPTH
+@options.with_options(options.SOLVING)
 @options.KEEP_LATENTS
 @options.DEADLINE
 @options.FORMAT
@@ -58,25 +60,19 @@ def submit(
     files: tuple[Path, ...],
     target: str,
     out: Path | None,
-    target_class: str,
-    source_class: str,
-    cycle: bool,
-    evaluations: int,
-    solver: str,
-    order: int,
-    grid: str,
-    depth: float,
-    keep_latent: bool,
-    deadline: float | None,
+    pairs: str | None,
+    labels: Path | None,
+    limit: int | None,
     output_format: str,
     profile_path: Path | None,
+    **asked: Any,
 ) -> None:
     """Give FILES to the source node as a job and return at once."""
-    items = payloads(files)
-    settings = Settings(solver, order, evaluations, grid, depth)
-    asked = Order(target, settings, cycle, keep_latent, deadline, source_class, target_class)
-    with open_client(profile_path) as client:
-        submitted, _ = submit_order(client, files, items, asked, out)
+    order, profile = order_of(target, asked), Profile.load(profile_path)
+    chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit)
+    items = payloads(chosen.paths)
+    with open_client(profile) as client:
+        submitted, _ = submit_order(client, chosen, items, order, out)
     print_submitted(submitted, target, out, output_format)
 
 
@@ -118,7 +114,7 @@ def _show(view: JobView) -> None:
     settings = view.settings
     say(f"job      {view.job_id}  {view.state.lower()}")
     whose = f", class {view.target_class}" if view.target_class else ""
-    say(f"to       {view.target}{whose}")
+    say(f"to       {view.target}{whose}{guided(view.guidance)}")
     say(
         f"solver   {settings.solver}, order {settings.order or 'default'}, {settings.evaluations} evaluations, "
         f"grid {settings.grid}{', cycle' if view.cycle else ''}{', latent kept' if view.keep_latent else ''}"
@@ -136,6 +132,13 @@ def _show(view: JobView) -> None:
         for i in view.items
     ]
     print_table("", [">item", "state", ">size", "failure"], rows)
+
+
+def guided(guidance: Guidance) -> str:
+    """How a job is guided, after a comma; empty for not at all."""
+    scales = (("guidance", guidance.scale), ("classifier scale", guidance.classifier_scale))
+    said = [f"{name} {scale:g}" for name, scale in scales if scale is not None]
+    return "".join(f", {each}" for each in [*said, *(["clipped"] if guidance.clip else [])])
 
 
 @job.command()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ddib_fed.bridge.translation_record import DOUBTFUL_BELOW, Part, Translation
 from ddib_fed.cli import options
+from ddib_fed.cli.client.choosing import Chosen, choose
 from ddib_fed.cli.client.delivery import (
     Delivered,
     Input,
@@ -28,6 +30,7 @@ from ddib_fed.client.payload import Payload, payloads, split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import JobState, JobView, Settings, Submitted
 from ddib_fed.errors import Cancelled, DdibError
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.terminal import say
 
 
@@ -41,13 +44,11 @@ from ddib_fed.terminal import say
 @options.OUT_RESULTS
 @options.TARGET_CLASS
 @options.SOURCE_CLASS
+@options.with_options(options.GUIDING)
+@options.with_options(options.PAIRING)
 @options.CYCLE
 @options.DOUBTFUL
-@options.EVALUATIONS
-@options.SOLVER
-@options.ORDER
-@options.GRID
-@options.DEPTH
+@options.with_options(options.SOLVING)
 @options.KEEP_LATENTS
 @options.DEADLINE
 @options.FORCE
@@ -58,21 +59,15 @@ def translate(
     files: tuple[Path, ...],
     target: str,
     out: Path,
-    target_class: str,
-    source_class: str,
-    cycle: bool,
+    pairs: str | None,
+    labels: Path | None,
+    limit: int | None,
     doubtful_below: float,
-    evaluations: int,
-    solver: str,
-    order: int,
-    grid: str,
-    depth: float,
-    keep_latent: bool,
-    deadline: float | None,
     force: bool,
     detach: bool,
     output_format: str,
     profile_path: Path | None,
+    **asked: Any,
 ) -> None:
     """Translate files to another institution's domain.
 
@@ -80,23 +75,27 @@ def translate(
     is its provenance. With --cycle there is DIR/NAME.returned.png too, with --keep-latents DIR/NAME.latent.npy. The
     source node of this institution encodes; only latents go to the other institution. File names and metadata stay
     here.
+
+    With --pairs FILES is one folder: of sub-folders called by class names, numbers or WordNet ids, or ImageNet's
+    validation part with --labels. Results have the public code's names and the models' size: 260_1.PNG,
+    260_1_translated_261.PNG.
     """
-    settings = Settings(solver, order, evaluations, grid, depth)
-    asked = Order(target, settings, cycle, keep_latent, deadline, source_class, target_class)
-    if not cycle:
+    order = order_of(target, asked)
+    if not order.cycle:
         options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
     if detach:
         options.refuse_idle(
             ("doubtful_below",), "is for results that are fetched", hint="give it to `ddib job fetch`"
         )
     profile = Profile.load(profile_path)
-    check_names(files, out, force=force)
-    items = payloads(files)
+    chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit)
+    check_names(chosen.paths, chosen.inputs, out, force=force)
+    items = payloads(chosen.paths)
     with (
-        JobProgress([path.name for path in files]) as progress,
+        JobProgress([path.name for path in chosen.paths]) as progress,
         open_client(profile, on_wait=progress.wait) as client,
     ):
-        submitted, inputs = submit(client, files, items, asked, out)
+        submitted, inputs = submit(client, chosen, items, order, out)
         if not detach:
             job, delivered = receive(
                 client, submitted, inputs, progress, out, force=force, doubtful_below=doubtful_below
@@ -119,16 +118,35 @@ class Order:
     deadline_s: float | None
     source_class: str = ""
     target_class: str = ""
+    guidance: Guidance = UNGUIDED
+
+
+def order_of(target: str, asked: Mapping[str, Any]) -> Order:
+    """What the options of a command ask for.
+
+    Raises:
+        SettingsInvalid: Both kinds of guidance.
+    """
+    return Order(
+        target,
+        Settings(asked["solver"], asked["order"], asked["evaluations"], asked["grid"], asked["depth"]),
+        asked["cycle"],
+        asked["keep_latent"],
+        asked["deadline"],
+        asked["source_class"],
+        asked["target_class"],
+        Guidance(asked["guidance"], asked["classifier_scale"], clip=asked["clip"]),
+    )
 
 
 def submit(
-    client: Client, paths: Sequence[Path], items: Sequence[Payload], order: Order, out: Path | None
+    client: Client, chosen: Chosen, items: Sequence[Payload], order: Order, out: Path | None
 ) -> tuple[Submitted, tuple[Input, ...]]:
     """Give the job to the node; what the items are called is on this disk before."""
     split_target(order.target)
     request_id = str(uuid.uuid4())
-    pairs = zip(paths, items, strict=True)
-    inputs = tuple(Input(path.stem, path.name, item.sha256.hex()) for path, item in pairs)
+    pairs = zip(chosen.inputs, items, strict=True)
+    inputs = tuple(replace(given, sha256=item.sha256.hex()) for given, item in pairs)
 
     def send() -> Submitted:
         return client.submit(
@@ -141,6 +159,9 @@ def submit(
             deadline_s=order.deadline_s,
             source_class=order.source_class,
             target_class=order.target_class,
+            guidance=order.guidance,
+            classes=chosen.classes,
+            model_size=chosen.by_class,
         )
 
     try:

@@ -132,6 +132,7 @@ class Pair:
         Raises:
             DdibError: The job failed, or a node is gone.
         """
+        from ddib_fed.cli.client.choosing import Chosen
         from ddib_fed.cli.client.progress import JobProgress
         from ddib_fed.cli.client.session import open_client
         from ddib_fed.cli.client.translate import receive, submit
@@ -143,7 +144,7 @@ class Pair:
         profile = Profile.load(self.profile)
         names = [path.name for path in files]
         with JobProgress(names) as progress, open_client(profile, on_wait=progress.wait) as client:
-            submitted, inputs = submit(client, files, payloads(files), order, out)
+            submitted, inputs = submit(client, Chosen.files(files), payloads(files), order, out)
             job, delivered = receive(client, submitted, inputs, progress, out, force=False)
         require_finished(job, f"source {profile.institution}")
         return sorted(delivered, key=lambda result: result.item)

@@ -20,9 +20,9 @@ from ddib_fed.cli.models.picture_options import (
     SOFTEN,
     THREADS,
     TRANSLATING,
-    with_options,
 )
 from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
+from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines
 from ddib_fed.errors import UsageError
 

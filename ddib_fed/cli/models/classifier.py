@@ -10,8 +10,8 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.models import training
-from ddib_fed.cli.models.picture_options import with_options
 from ddib_fed.cli.models.train_options import asked_for, training_options
+from ddib_fed.cli.options import with_options
 from ddib_fed.training.config import ClassifierTrainConfig
 from ddib_fed.training.options import OF_PICTURES, OPTIONS, checked, network_fields, with_preset
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -133,14 +132,3 @@ SAMPLING = (
     DTYPE,
     DEVICE,
 )
-
-
-def with_options(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Command], Command]:
-    """A decorator that adds all of them, in their order."""
-
-    def add(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add

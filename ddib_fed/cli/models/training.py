@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.models.picture_options import with_options
 from ddib_fed.cli.models.train_options import asked_for, spell, training_options
+from ddib_fed.cli.options import with_options
 from ddib_fed.terminal import say
 from ddib_fed.training.config import AnyConfig
 from ddib_fed.training.options import OPTIONS, train_config

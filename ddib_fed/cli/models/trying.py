@@ -12,8 +12,9 @@ import click
 
 from ddib_fed.bars import Show, bar
 from ddib_fed.cli import options
-from ddib_fed.cli.models.picture_options import THREADS, with_options
+from ddib_fed.cli.models.picture_options import THREADS
 from ddib_fed.cli.models.train_options import duration, training_options
+from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say

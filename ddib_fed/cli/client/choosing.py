@@ -1,0 +1,120 @@
+"""The files of a job: given one by one, or the pictures of some classes in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddib_fed.cli import options
+from ddib_fed.cli.class_names import Classes, parse_pairs
+from ddib_fed.cli.client.delivery import Input
+from ddib_fed.cli.client.session import open_client
+from ddib_fed.client.payload import split_target
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.views import Domain, Domains
+from ddib_fed.datasets.imagenet import paired_pictures, source_name, translated_name
+from ddib_fed.errors import DomainNotFound, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What is sent, in order.
+
+    Attributes:
+        paths: The files.
+        inputs: What each is called.
+        classes: (source class, target class) of each; empty where all have one, or none.
+    """
+
+    paths: tuple[Path, ...]
+    inputs: tuple[Input, ...]
+    classes: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def files(cls, paths: Sequence[Path]) -> Chosen:
+        """Plain files, whose results are called as they are."""
+        return cls(tuple(paths), tuple(Input(path.stem, path.name) for path in paths))
+
+    @property
+    def by_class(self) -> bool:
+        """Whether results have the public code's names, and the models' size."""
+        return bool(self.classes)
+
+
+def choose(
+    files: Sequence[Path],
+    profile: Profile,
+    target: str,
+    *,
+    pairs: str | None,
+    labels: Path | None,
+    limit: int | None,
+) -> Chosen:
+    """The files that `ddib translate` was given.
+
+    Args:
+        files: Files; with `pairs`, one folder.
+        profile: Of the node that is asked for the classes.
+        target: INSTITUTION/DOMAIN.
+        pairs: Classes before and after, `260:261,cat:dog`; None for plain files.
+        labels: ImageNet's development kit.
+        limit: Only so many pictures of each class.
+
+    Raises:
+        UsageError: Options that do not go together, or a class that is not there.
+        FileMissing, InputError, ExtraMissing: As `paired_pictures`.
+        DdibError: The node refuses or cannot be reached.
+    """
+    if pairs is None:
+        options.refuse_idle(
+            ("labels", "limit"), "is for classes", hint="add --pairs 260:261, or leave it out"
+        )
+        return Chosen.files(files)
+    options.refuse_idle(
+        ("source_class", "target_class"), "is said by --pairs already", hint="leave one of them out"
+    )
+    if len(files) != 1:
+        raise UsageError(
+            f"--pairs takes one folder, and {len(files)} files are given",
+            hint="ddib translate FOLDER --pairs 260:261",
+        )
+    with open_client(profile) as client:
+        domains = client.domains()
+    own, other = _own_classes(domains), _target_classes(domains, target)
+    found = paired_pictures(
+        files[0], parse_pairs(pairs, own, other), class_names=own.names, labels=labels, limit=limit
+    )
+    return Chosen(
+        tuple(each.path for each in found),
+        tuple(
+            Input(
+                _stem(translated_name(each.source, each.ordinal, each.target)),
+                each.path.name,
+                source=_stem(source_name(each.source, each.ordinal)),
+            )
+            for each in found
+        ),
+        tuple((str(each.source), str(each.target)) for each in found),
+    )
+
+
+def _own_classes(domains: Domains) -> Classes:
+    return Classes(f"{domains.institution}/{domains.domain}", domains.classes, domains.class_names)
+
+
+def _target_classes(domains: Domains, target: str) -> Classes:
+    """The classes of the target, or of the classifier that guides a model without classes."""
+    institution, _ = split_target(target)
+    found: Domain | None = next((each for each in domains.targets if each.institution == institution), None)
+    if found is None or not found.domain:
+        raise DomainNotFound(
+            f"{target} is not ready, so its classes are not known" if found else f"{institution} is no peer",
+            hint="ddib domains",
+        )
+    count = found.classes or found.guidance.classifier_classes
+    return Classes(found.target, count, found.class_names)
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".PNG")
