@@ -16,7 +16,7 @@ from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.contract import Contract, ContractLimits
 from ddib_fed.wire.version import SPOKEN
 from target_node import stream
-from target_node.stream import IN_FLIGHT, MAX_PROGRESS, DecodeStream, StreamSettings, Translated
+from target_node.stream import MAX_PROGRESS, DecodeStream, StreamSettings, Translated
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import side
@@ -115,7 +115,8 @@ def test_only_so_many_items_are_in_memory_whatever_the_peer_sends(engine) -> Non
 
     for event in open_stream(engine, counted()).run():
         delivered += isinstance(event, Translated)
-    assert (delivered, most <= IN_FLIGHT + 1) == (50, True)
+    assert delivered == 50
+    assert most <= 5
 
 
 def test_progress_does_not_pile_up_before_a_slow_reader(engine, monkeypatch) -> None:
