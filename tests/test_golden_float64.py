@@ -15,6 +15,7 @@ DATA = Path(__file__).parent / "data"
 FILES = ("synthetic_float64", "unet_adm_class_guided_float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_reproduces_the_public_codes_translations_in_float64(name):
     """Schedules, respacings, eta, DDPM, clipping, classes and guidance, to 1e-10 of the largest value; not NaN."""

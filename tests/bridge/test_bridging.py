@@ -34,6 +34,7 @@ def south():
     return PictureSide(tiny("south", seed=2, soften_sigma=0.1))
 
 
+@pytest.mark.slow
 def test_a_cycle_has_every_stage_and_comes_back(north, south):
     """Without softening the way back undoes the way there; the translation is another picture."""
     x = 0.9 * pictures(3)

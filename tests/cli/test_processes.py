@@ -19,7 +19,10 @@ from ddib_fed.training.run import train
 from tests.runs.picture_folders import blocks, write
 from tests.runs.tiny_models import tiny
 
-pytestmark = pytest.mark.timeout(600)  # processes that start torch, on a machine that may be busy
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]  # processes that start torch, on a machine that may be busy
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

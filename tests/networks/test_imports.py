@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import sys
 from importlib import resources
@@ -14,6 +16,7 @@ print("torch._dynamo" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_loading_a_model_does_not_import_torchs_compiler():
     """It would take 1.3 s of CPU in every command and every node; computing on the meta device imports it."""
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)

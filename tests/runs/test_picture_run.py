@@ -109,6 +109,7 @@ def test_each_picture_comes_back_at_its_own_size_with_a_record(folder, tmp_path)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_same_files_as_one(folder, tmp_path):
     recipe = replace(RECIPE, uncertainty=2, keep_latents=True)
     go(folder, tmp_path / "one", recipe)

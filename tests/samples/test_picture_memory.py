@@ -120,6 +120,7 @@ def test_decoding_takes_no_more_than_its_header_states(name, measured, tmp_path)
     assert found["decoding"] <= found["stated"]["decoding"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["png rgb 16", "jpeg cmyk", "tiff float"])
 def test_the_whole_way_takes_no_more_than_the_header_states(name, measured, tmp_path) -> None:
     """From the file to the model's array and back to a PNG of the same size."""

@@ -152,6 +152,7 @@ def test_connections_beyond_half_of_the_files_are_closed_at_once() -> None:
     assert [most_connections(limit) for limit in (256, 1_024, 65_536)] == [128, 512, 4_096]
 
 
+@pytest.mark.slow
 def test_the_file_limit_is_raised_as_far_as_it_goes(tmp_path) -> None:
     """And `check` and a start warn where that is not far; the process of the tests is left alone."""
     make_config(tmp_path, "north.example", "source")

@@ -40,6 +40,7 @@ def figures(samples, source, translated):
     return samples.translation(encode_png(to_pixels(translated[None])[0]), side, given).figures["picture"]
 
 
+@pytest.mark.slow
 def test_a_coast_that_became_another_sea_is_doubtful(samples):
     """By the thresholds in the source's bundle, which stand beside the figures; the true relief is not doubtful."""
     source, truth = load_shipped("satellite").test, load_shipped("relief").test

@@ -34,6 +34,7 @@ def through(tiny, tmp_path):
     return tmp_path / "through"
 
 
+@pytest.mark.slow
 def test_killed_twice_and_resumed_is_the_run_that_was_not_killed(tiny, through, tmp_path):
     """Killed before the first checkpoint and again in the middle, each time in a process of its own."""
     out = tmp_path / "killed"

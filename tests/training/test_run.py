@@ -124,6 +124,7 @@ def test_a_torn_line_of_progress_is_dropped(tmp_path):
     assert [row.step for row in record.read_progress(path)] == [10]
 
 
+@pytest.mark.slow
 def test_a_short_run_learns(tmp_path):
     """A few seconds of training bring the cloud from far away to within a few floors of the domain."""
     config = PointTrainConfig(

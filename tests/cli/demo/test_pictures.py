@@ -215,6 +215,7 @@ def test_with_its_package_and_its_models_nothing_is_left_out(tmp_path: Path) -> 
     assert [site.bundle for site in sites({"relief": Path("mine")})] == [None, Path("mine")]
 
 
+@pytest.mark.slow
 def test_the_chosen_pictures_of_the_shipped_pair_show_the_same_ground() -> None:
     """Sixteen of them: what lies side by side shares more edges than what does not."""
     pictures = [load_shipped(name) for name in demo_pictures.PAIR]

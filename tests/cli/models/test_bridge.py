@@ -32,6 +32,7 @@ def ddib():
     return call
 
 
+@pytest.mark.slow
 def test_a_cycle_writes_five_stages_pictures_and_figures(ddib, tmp_path):
     ddib("cycle", *PAIR, "--n", "400", "--out", tmp_path)
     stages = ("source", "latent", "target", "latent-again", "source-again")
@@ -84,6 +85,7 @@ def test_the_public_codes_levels_can_be_followed(ddib, tmp_path):
     assert report["settings"]["grid"] == "ddib"
 
 
+@pytest.mark.slow
 def test_results_are_not_overwritten_unless_told_so(ddib, tmp_path):
     ddib("translate", *PAIR, "--n", "20", "--steps", "12", "--out", tmp_path)
     with pytest.raises(AlreadyExists):

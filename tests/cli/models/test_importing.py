@@ -110,6 +110,7 @@ def test_nothing_is_written_over_or_half(ddib, checkpoint, tmp_path):
     assert load_bundle(tmp_path / "m").manifest.name == "again"
 
 
+@pytest.mark.slow
 def test_a_diffusers_folder_becomes_a_bundle_that_was_compared_with_the_library(ddib, tmp_path):
     """The key that cannot be computed exactly is named."""
     pytest.importorskip("diffusers")

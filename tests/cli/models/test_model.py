@@ -31,6 +31,7 @@ def ddib():
     return call
 
 
+@pytest.mark.slow
 def test_a_domain_by_its_index_is_trained_into_a_bundle(ddib, tmp_path):
     result = ddib("train", "--domain", "0", "--out", tmp_path / "m", *SMALL)
     assert "sliced-W2" in result.output

@@ -148,6 +148,7 @@ def test_an_unconditional_model_has_its_classifiers_classes():
         classes_of(tiny().manifest).number("0")
 
 
+@pytest.mark.slow
 def test_trying_two_folders_ends_with_a_page(tmp_path):
     """All options reach the rehearsal."""
     rng = np.random.default_rng(0)

@@ -56,6 +56,7 @@ def there(tmp_path):
     return public_bundle(tmp_path / "there")
 
 
+@pytest.mark.slow
 def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_path):
     """Every step of the way by commands; what comes back from the public form is the same network."""
     out, again = tmp_path / "m", tmp_path / "again"

@@ -82,6 +82,7 @@ def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_pa
     assert (made.picture.low, made.picture.high, made.picture.bits) == (-1000, 1550, 16)
 
 
+@pytest.mark.slow
 def test_two_parties_train_by_one_recipe_from_one_start(ddib, folder, tmp_path):
     ddib(model, "train", "--images", folder, "--out", tmp_path / "start", *SMALL)
     begin = ("train", "--images", folder, "--init", tmp_path / "start")
@@ -154,6 +155,7 @@ def test_names_that_the_command_line_knows_without_importing_are_the_real_ones()
     assert [p.name for p in training.train.params if p.name in options.OPTIONS] == list(options.OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_path):
     """It takes the model's units and levels, so that the two fit."""
     ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
@@ -191,6 +193,7 @@ def test_a_classifier_for_another_size_is_refused(ddib, folder, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_zero_is_an_answer(ddib, folder, tmp_path):
     """Unlike an option that was not given."""
     ddib(model, "train", "--images", folder, "--out", tmp_path / "a", *SMALL, "--soften-sigma", 0.02)

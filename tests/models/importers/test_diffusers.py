@@ -16,6 +16,8 @@ from ddib_fed.models.importers.diffusers_folder import import_diffusers, largest
 from ddib_fed.models.importers.scheduler_config import read_schedule
 from ddib_fed.networks.registry import network_with
 
+pytestmark = pytest.mark.slow
+
 OLDER_OUTPUT = [
     0.04119746957312469,
     0.30547533495343737,

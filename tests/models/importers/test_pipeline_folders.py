@@ -26,6 +26,8 @@ from diffusers import (
 
 from tests.models.importers import pipelines
 
+pytestmark = pytest.mark.slow
+
 NAME = "diffusion_pytorch_model"
 
 

@@ -14,6 +14,8 @@ from source_node.jobs.store import ItemState, JobState, JobStore, Part
 from tests.source_node.jobs.job_examples import ALICE, LIMITS
 from tests.source_node.jobs.killed_store import ITEMS, item_bytes, request_id
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 ORDER = [*ItemState]
 LAST = 10_000

@@ -86,6 +86,7 @@ print(one.microbatch, one.step, round(loss, 2), one.notes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="limits memory as Linux does")
 @pytest.mark.timeout(600)
 def test_when_memory_runs_out_the_microbatch_is_halved_and_the_step_still_taken():

@@ -12,7 +12,10 @@ import torch
 from ddib_fed.training.checkpoint import latest_checkpoint
 from ddib_fed.training.pictures.run import train_pictures
 
-pytestmark = pytest.mark.timeout(600)  # processes that start torch, on a machine that may be busy
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]  # processes that start torch, on a machine that may be busy
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = "tests.training.pictures.endless"

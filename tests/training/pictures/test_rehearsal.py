@@ -15,6 +15,8 @@ from ddib_fed.samples.images import encode_png
 from ddib_fed.training.config import PictureTrainConfig
 from tests.training.pictures.examples import blobs
 
+pytestmark = pytest.mark.slow
+
 CONFIG = PictureTrainConfig(
     size=8,
     network={"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "patch": 1},

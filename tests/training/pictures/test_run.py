@@ -49,6 +49,7 @@ def test_the_manifest_says_how_the_model_was_made(tiny, spots, tmp_path):
     assert made.structure.basis == "chance"
 
 
+@pytest.mark.slow
 def test_stopped_between_checkpoints_and_gone_on_with_is_the_run_that_was_not(tiny, spots, tmp_path):
     """Stopped at step 7 of checkpoints every 5; to the last bit, in weights, averages, optimiser and lines."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
@@ -65,6 +66,7 @@ def test_stopped_between_checkpoints_and_gone_on_with_is_the_run_that_was_not(ti
     assert [(row.step, row.held_out) for row in rows[0]] == [(row.step, row.held_out) for row in rows[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -112,6 +114,7 @@ def test_a_run_that_fits_a_time_settles_its_steps_once(tiny, spots, tmp_path):
     assert f'"steps": {bundle.manifest.training.steps}' in settled
 
 
+@pytest.mark.slow
 def test_a_short_run_learns(tiny, spots, tmp_path):
     """From knowing nothing; and from a Gaussian model of the pictures, which is ahead to begin with, from there."""
     config = tiny.model_copy(update={"steps": 120, "checkpoint_every": 60, "learning_rate": 3e-3, "ema": 0.9})
@@ -126,6 +129,7 @@ def test_a_short_run_learns(tiny, spots, tmp_path):
     assert found[True][1] < 0.95 * found[True][0] < found[False][0]
 
 
+@pytest.mark.slow
 def test_half_precision_halves_the_file(tiny, spots, tmp_path):
     config = tiny.model_copy(update={"steps": 1})
     for dtype in ("float32", "float16"):
@@ -135,6 +139,7 @@ def test_half_precision_halves_the_file(tiny, spots, tmp_path):
     assert all(torch.isfinite(value).all() for value in load_bundle(tmp_path / "float16").state.values())
 
 
+@pytest.mark.slow
 def test_what_no_weight_depends_on_may_change_without_training(tiny, spots, tmp_path):
     """The name and the softening of a finished run, and of one that goes on."""
     said: list[str] = []
@@ -153,6 +158,7 @@ def test_what_no_weight_depends_on_may_change_without_training(tiny, spots, tmp_
     assert train_pictures(named, tmp_path, source=spots, resume=True).digest == again.digest
 
 
+@pytest.mark.slow
 def test_slow_steps_are_kept_between_the_checkpoints(tiny, spots, tmp_path, monkeypatch):
     """A kill costs no more than the pause, here none; what the steps come to is the same."""
     whole = train_pictures(tiny, tmp_path / "whole", source=spots)
