@@ -29,13 +29,6 @@ SCHEDULER = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
 PLAIN = {"_class_name": "UNet2DModel", "sample_size": 32}
 
 
-@pytest.fixture(scope="module")
-def pipelines():
-    """The library is loaded once, and only here."""
-    pytest.importorskip("diffusers")
-    return pytest.importorskip("tests.models.importers.pipelines")
-
-
 @pytest.fixture
 def folder(tmp_path, pipelines):
     """Writes a pipeline's folder as the library does, and gives the network that it wrote."""

@@ -12,32 +12,20 @@ from safetensors.torch import load_file, save_file
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.importers.diffusers_folder import import_diffusers, largest_difference
 
-pytest.importorskip("diffusers")
-
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    DiTPipeline,
-    LDMPipeline,
-    VQModel,
-)
-
-from tests.models.importers import pipelines
-
 pytestmark = pytest.mark.slow
 
 NAME = "diffusion_pytorch_model"
 
 
 @pytest.fixture
-def pipeline(tmp_path):
+def pipeline(tmp_path, diffusers, pipelines):
     """Writes a pipeline of pixels as the library does; further arguments are `save_pretrained`'s."""
 
     def write(**how):
         made = pipelines.unet(how.pop("settings", pipelines.TINY))
-        DDPMPipeline(made, how.pop("scheduler", DDPMScheduler())).save_pretrained(tmp_path / "p", **how)
+        diffusers.DDPMPipeline(made, how.pop("scheduler", diffusers.DDPMScheduler())).save_pretrained(
+            tmp_path / "p", **how
+        )
         return tmp_path / "p"
 
     return write
@@ -53,10 +41,12 @@ def index(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_a_latent_diffusion_pipeline_is_not_imported_as_a_pixel_model(tmp_path):
+def test_a_latent_diffusion_pipeline_is_not_imported_as_a_pixel_model(tmp_path, diffusers, pipelines):
     """UNet2DModel and VQModel: what CompVis/ldm-celebahq-256 is. The autoencoder is named."""
-    vqvae = VQModel(block_out_channels=(32,), norm_num_groups=32)
-    LDMPipeline(vqvae, pipelines.unet(pipelines.TINY), DDIMScheduler()).save_pretrained(tmp_path)
+    vqvae = diffusers.VQModel(block_out_channels=(32,), norm_num_groups=32)
+    diffusers.LDMPipeline(vqvae, pipelines.unet(pipelines.TINY), diffusers.DDIMScheduler()).save_pretrained(
+        tmp_path
+    )
     with pytest.raises(SettingsInvalid, match=r"LDMPipeline.*latent.*vqvae \(VQModel\)") as caught:
         read(tmp_path)
     assert "UNet2DModel" in caught.value.hint
@@ -65,18 +55,18 @@ def test_a_latent_diffusion_pipeline_is_not_imported_as_a_pixel_model(tmp_path):
         read(tmp_path)
 
 
-def test_a_transformer_of_latents_is_not_imported_as_a_pixel_model(tmp_path):
+def test_a_transformer_of_latents_is_not_imported_as_a_pixel_model(tmp_path, diffusers, pipelines):
     """DiT as the library writes it; its folder has no unet/ at all."""
-    vae = AutoencoderKL(block_out_channels=(32,), norm_num_groups=32)
+    vae = diffusers.AutoencoderKL(block_out_channels=(32,), norm_num_groups=32)
     made = pipelines.transformer(pipelines.DIT)
-    DiTPipeline(made, vae, DDIMScheduler(), id2label={0: "cat"}).save_pretrained(tmp_path)
+    diffusers.DiTPipeline(made, vae, diffusers.DDIMScheduler(), id2label={0: "cat"}).save_pretrained(tmp_path)
     with pytest.raises(SettingsInvalid, match=r"DiTPipeline.*latent.*vae \(AutoencoderKL\)"):
         read(tmp_path)
     with pytest.raises(SettingsInvalid, match="AutoencoderKL"):
         read(tmp_path / "transformer")
 
 
-def test_two_networks_are_not_chosen_between(pipeline):
+def test_two_networks_are_not_chosen_between(pipeline, pipelines):
     """A unet/ and a transformer/."""
     folder = pipeline()
     pipelines.transformer(pipelines.DIT).save_pretrained(folder / "transformer")
@@ -227,7 +217,7 @@ def test_a_folder_without_an_index_says_what_it_could_not_check(pipeline, tmp_pa
     assert str(folder) in caught.value.hint
 
 
-def test_averaged_weights_and_names_of_classes_beside_it(pipeline):
+def test_averaged_weights_and_names_of_classes_beside_it(pipeline, pipelines):
     """unet_ema/ is named; id2label becomes the manifest's classes where it fits, and is refused where it does not."""
     folder = pipeline(settings={**pipelines.TINY, "num_class_embeds": 2})
     shutil.copytree(folder / "unet", folder / "unet_ema")
@@ -240,9 +230,9 @@ def test_averaged_weights_and_names_of_classes_beside_it(pipeline):
         read(folder)
 
 
-def test_settings_of_sampling_are_listed_as_not_used(pipeline):
+def test_settings_of_sampling_are_listed_as_not_used(pipeline, diffusers):
     """They do not change what the network computes; who relied on them reads it."""
-    scheduler = DDIMScheduler(thresholding=True, timestep_spacing="trailing", steps_offset=1)
+    scheduler = diffusers.DDIMScheduler(thresholding=True, timestep_spacing="trailing", steps_offset=1)
     ignored = read(pipeline(scheduler=scheduler)).ignored
     assert {"clip_sample", "thresholding", "timestep_spacing", "steps_offset"} <= ignored.keys()
     assert "clip" in ignored["clip_sample"]
@@ -262,7 +252,7 @@ def test_settings_that_change_the_process_are_refused(pipeline, key, value):
         read(folder)
 
 
-def test_networks_that_are_no_pictures_are_refused_by_their_channels(pipeline):
+def test_networks_that_are_no_pictures_are_refused_by_their_channels(pipeline, pipelines):
     """Four channels are latents', as in Stable Diffusion."""
     settings = {**pipelines.TINY, "in_channels": 4, "out_channels": 4}
     with pytest.raises(SettingsInvalid, match=r"in_channels.*latent"):
