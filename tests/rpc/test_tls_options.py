@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -16,7 +17,10 @@ ROOTS = [
 
 
 def imports_grpc(path: Path) -> bool:
-    for node in ast.walk(ast.parse(path.read_text())):
+    text = path.read_text()
+    if "grpc" not in text:  # most of them: parsing all takes a second in every test process
+        return False
+    for node in ast.walk(ast.parse(text)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -25,6 +29,7 @@ def imports_grpc(path: Path) -> bool:
     return False
 
 
+@functools.cache
 def packages() -> list[str]:
     """The top packages with modules that import grpc."""
     found = set()
