@@ -38,12 +38,12 @@ def test_the_closed_form_scale_is_that_of_a_large_draw(name):
 
 
 @pytest.mark.parametrize("name", synthetic.DOMAINS)
-@pytest.mark.parametrize("count", [1, 2, 7, 100, 1001])
-def test_any_number_of_points_can_be_drawn(name, count):
-    for order in ("topology", "shuffled"):
-        points = synthetic.sample(name, count, 3, order=order)
-        assert points.shape == (count, 2)
-        assert points.dtype == np.float32
+def test_any_number_of_points_can_be_drawn(name):
+    for count in (1, 2, 7, 1001):
+        for order in ("topology", "shuffled"):
+            points = synthetic.sample(name, count, 3, order=order)
+            assert points.shape == (count, 2)
+            assert points.dtype == np.float32
 
 
 @pytest.mark.parametrize("name", synthetic.DOMAINS)

@@ -24,10 +24,10 @@ def smooth_field(n: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     "shape", [(1, 2), (3, 2), (64, 2), (10_000, 2), (500, 3), (1, 3, 32, 32), (8, 1, 48, 48)]
 )
-@pytest.mark.parametrize("seed", range(5))
-def test_noise_passes_at_every_size(shape, seed):
+def test_noise_passes_at_every_size(shape):
     """Few numbers scatter, and the bounds allow for it."""
-    check(measure(noise(*shape, seed=seed)))
+    for seed in range(5):
+        check(measure(noise(*shape, seed=seed)))
 
 
 REFUSED = {

@@ -25,13 +25,13 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 @pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("n", [1, 2, 48, 400])
-def test_grids_fall_strictly_and_have_the_intervals_asked_for(schedule, name, n):
+def test_grids_fall_strictly_and_have_the_intervals_asked_for(schedule, name):
     """n intervals, n middles, from data to noise."""
-    grid = make_grid(schedule, name, n)
-    assert (len(grid), len(grid.levels)) == (n, n + 1)
-    assert is_monotone(grid)
-    assert grid.levels[0].lam > grid.levels[-1].lam
+    for n in (1, 2, 48, 400):
+        grid = make_grid(schedule, name, n)
+        assert (len(grid), len(grid.levels)) == (n, n + 1)
+        assert is_monotone(grid)
+        assert grid.levels[0].lam > grid.levels[-1].lam
 
 
 @pytest.mark.parametrize("name", ["default", "uniform-lambda", "karras"])

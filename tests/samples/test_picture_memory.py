@@ -132,21 +132,21 @@ def test_the_whole_way_takes_no_more_than_the_header_states(name, measured, tmp_
         assert found["read"] < 17 * SIDE * SIDE
 
 
-@pytest.mark.parametrize("band", [37, 500, 1 << 20])
 @pytest.mark.parametrize("fit", ["resize", "crop", "pad"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
-def test_bands_decide_nothing(band, fit, dtype, monkeypatch) -> None:
+def test_bands_decide_nothing(fit, dtype, monkeypatch) -> None:
     """However small they are, the same numbers come out, both ways; Pillow resizes whole planes."""
     given = Picture(noise(61, 83, 3, dtype), 16, "PNG")
     for channels in (1, 3):
         rule = PictureRule(channels, 17, 23, fit, -1000.0, 2000.0, 16)
         whole, size = to_array(given, rule)
         back = from_array(whole, rule, size)
-        with monkeypatch.context() as smaller:
-            smaller.setattr(resampling, "BAND", band)
+        for band in (37, 500, 1 << 20):
+            monkeypatch.setattr(resampling, "BAND", band)
             array, _ = to_array(given, rule)
             assert array.tobytes() == whole.tobytes()
             assert from_array(array, rule, size).tobytes() == back.tobytes()
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(("height", "width"), [(20_000_000, 1), (1, 20_000_000)])
