@@ -19,10 +19,10 @@ from pathlib import Path
 from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.models.bundle import amend_bundle
 from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.pictures.loop import Progress
-from ddib_fed.training.pictures.run import train_pictures
-from ddib_fed.training.pictures.sheet import thresholds
-from ddib_fed.training.pictures.sources import shipped_source
+from ddib_fed.training.run import train
+from ddib_fed.training.sheet import thresholds
+from ddib_fed.training.sources import shipped_source
+from ddib_fed.training.trainer import Progress
 
 STEPS = {"satellite": 8_000, "relief": 8_000, "brain-t1": 2_500, "brain-t2": 2_500}
 # The heads stop early: on the other side's slabs, which are no test, the loss of brain-t1 no longer fell after 2,000
@@ -72,9 +72,7 @@ def main() -> int:
             continue
         started = time.process_time()
         out = asked.out / domain
-        train_pictures(
-            config(domain), out, lambda now, out=out: _tell(now, out), resume=asked.resume, say=print
-        )
+        train(config(domain), out, lambda now, out=out: _tell(now, out), resume=asked.resume, say=print)
         print(f"{domain}: {time.process_time() - started:.0f} CPU seconds", flush=True)
     return 0
 

@@ -28,8 +28,7 @@ from ddib_fed.metrics import retrieval
 from ddib_fed.metrics.pictures import compare
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.pictures.run import train_pictures
-from ddib_fed.training.pictures.sources import array_source
+from ddib_fed.training.sources import array_source
 
 DOMAINS = ("satellite", "relief")
 HELD_OUT = 128
@@ -86,7 +85,7 @@ def _train(
         init=init,
         command="python benchmarks/shared_start.py",
     )
-    bundle = train_pictures(config, out, source=array_source(out.name, train, held_out), resume=True)
+    bundle = train(config, out, source=array_source(out.name, train, held_out), resume=True)
     print(out.name, bundle.manifest.training.figures["cpu_seconds"], flush=True)
     return bundle
 

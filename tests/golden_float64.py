@@ -24,7 +24,7 @@ from ddib_fed.diffusion.public_levels import PublicLevels
 from ddib_fed.diffusion.schedule import DiscreteSchedule, discrete_schedule
 from ddib_fed.networks.registry import build_network
 from ddib_fed.networks.vector_unet import SyntheticModel
-from ddib_fed.training.losses import make_step_batch
+from ddib_fed.training.objective import make_step_batch
 
 # Measured: at most 3e-12 (clipped and guided by a classifier), 1e-14 as a rule.
 FLOAT64_TOLERANCE = 1e-10

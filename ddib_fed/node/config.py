@@ -22,9 +22,9 @@ from pydantic import (
 )
 
 from ddib_fed.names import check_domain, is_institution, is_label
+from ddib_fed.node.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.toml_files import load_toml
-from ddib_fed.training.table import TrainTable
 from ddib_fed.wire.guidance import MAX_GUIDANCE
 
 Role = Literal["source", "target"]

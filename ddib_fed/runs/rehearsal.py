@@ -1,6 +1,6 @@
 """Two folders of pictures to a first impression of the bridge between them: checked, trained, translated, judged.
 
-    out/a, out/b                   the two models, as `train_pictures` writes them
+    out/a, out/b                   the two models, as `train` writes them
     out/a-to-b, out/b-to-a         held-out pictures there and back, as `picture_run.run` writes them
     out/index.html                 one page, written last
 
@@ -35,9 +35,9 @@ from ddib_fed.samples.images import read_fitted
 from ddib_fed.samples.scans import Entry, Folder, require_outside
 from ddib_fed.training import record
 from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.folder import RUN_FOLDER
-from ddib_fed.training.pictures.folder import name_of
-from ddib_fed.training.pictures.run import train_pictures
+from ddib_fed.training.run import train
+from ddib_fed.training.run_folder import RUN_FOLDER
+from ddib_fed.training.sources import name_of
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
 TRAINING_SHARE = 0.9
@@ -178,7 +178,7 @@ def _train(
             "time_s": time_s,
         }
     )
-    return train_pictures(
+    return train(
         config,
         wanted.out / side.letter,
         lambda p: show(f"training {side.name}", p.step, p.steps, f"loss {p.loss:.4f}"),

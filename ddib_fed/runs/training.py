@@ -14,11 +14,9 @@ from types import FrameType
 from ddib_fed.bars import bar
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.terminal import say
-from ddib_fed.training.config import AnyConfig, PointTrainConfig
-from ddib_fed.training.loop import Progress as PointProgress
-from ddib_fed.training.pictures.loop import Progress
-from ddib_fed.training.pictures.run import train_pictures
+from ddib_fed.training.config import AnyConfig
 from ddib_fed.training.run import train
+from ddib_fed.training.trainer import Progress
 
 
 def train_at_terminal(config: AnyConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
@@ -33,9 +31,8 @@ def train_at_terminal(config: AnyConfig, out: Path, *, resume: bool, force: bool
     """
     with bar("training") as show, bar("checking") as look, _stopping() as stop:
 
-        def on_progress(progress: Progress | PointProgress) -> None:
-            measured = getattr(progress, "held_out", None)
-            held_out = "" if measured is None else f"  held out {measured:.4f}"
+        def on_progress(progress: Progress) -> None:
+            held_out = "" if progress.held_out is None else f"  held out {progress.held_out:.4f}"
             show(
                 progress.step,
                 progress.steps,
@@ -43,9 +40,7 @@ def train_at_terminal(config: AnyConfig, out: Path, *, resume: bool, force: bool
             )
             stop(progress.step)
 
-        if isinstance(config, PointTrainConfig):
-            return train(config, out, on_progress, resume=resume, force=force)
-        done = train_pictures(
+        done = train(
             config,
             out,
             on_progress,

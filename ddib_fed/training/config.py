@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -26,23 +24,6 @@ SOFTEN_SIGMA = 0.05
 """From docs/latents.md: the least noise that makes the maps' latents white by its measure."""
 POINT_STEPS = 2_000
 """Steps of a run on points that is given neither steps nor time: about 100 s of one core for a 2-D domain."""
-PUBLIC: Mapping[str, Any] = MappingProxyType(
-    {
-        "network": "public",
-        "schedule": "linear",
-        "diffusion_steps": 4000,
-        "batch": 20_000,
-        "reference": 0,
-        "learning_rate": 1e-4,
-        "decay": "none",
-        "warmup": 0,
-        "beta2": 0.999,
-        "clip": None,
-        "ema": 0.9999,
-        "dropout": 0.2,
-    }
-)
-"""What the public code's README trains its 2-D models with, and that code's defaults where it says nothing."""
 # Fields of `PointTrainConfig` that the first release did not have.
 LATER_FIELDS = frozenset(
     {"network", "diffusion_steps", "num_channels", "num_res_blocks", "dropout", "decay", "beta2"}
@@ -181,6 +162,10 @@ class PointTrainConfig(TrainConfig):
     beta2: Annotated[float, _says("Decay of AdamW's second moments.", gt=0, lt=1)] = 0.99
 
     weight_decay: ClassVar[float] = 0.0
+    soften_sigma: ClassVar[float] = 0.0
+    microbatch: ClassVar[None] = None
+    validate_every: ClassVar[int] = 100
+    """Steps between measurements of the held-out loss."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -205,12 +190,13 @@ class PointTrainConfig(TrainConfig):
             return self.name
         return self.domain if self.domain is not None else domain_from(Path(str(self.data)).stem) or "points"
 
-    def settled(self, steps: int | None = None) -> Self:
-        """The same run with its number of steps settled.
+    def settled(self, steps: int | None = None, **found: Any) -> Self:
+        """The same run with its number of steps settled; points have no microbatch to be found.
 
         Raises:
             SettingsInvalid: The public network was given no length.
         """
+        del found
         if self.network == "public" and steps is None and self.steps is None:
             raise SettingsInvalid(
                 "the public code trains its network until it is stopped: there is no usual number of steps",
@@ -361,6 +347,11 @@ class PictureTrainConfig(TrainConfig):
     def defaults(self) -> Preset:
         """What the preset says."""
         return PRESETS[self.preset]
+
+    @property
+    def validate_every(self) -> int:
+        """Steps between measurements of the held-out loss."""
+        return self.checkpoint_every or 1
 
     def preset_network(self) -> dict[str, Any]:
         """Fields of the network as the preset has them, but for what the parameterisation rules out."""

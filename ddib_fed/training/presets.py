@@ -7,9 +7,11 @@ guided-diffusion's public checkpoints at those sizes (its README's MODEL_FLAGS),
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
+
+from ddib_fed.networks.configs import UNetConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +126,65 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
     }
 )
+
+PUBLIC: Mapping[str, Any] = MappingProxyType(
+    {
+        "network": "public",
+        "schedule": "linear",
+        "diffusion_steps": 4000,
+        "batch": 20_000,
+        "reference": 0,
+        "learning_rate": 1e-4,
+        "decay": "none",
+        "warmup": 0,
+        "beta2": 0.999,
+        "clip": None,
+        "ema": 0.9999,
+        "dropout": 0.2,
+    }
+)
+"""What the public code's README trains its 2-D models with, and that code's defaults where it says nothing."""
+BYTES_A_PARAMETER = 20
+"""Weights, gradients, two moments and averages, in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class PresetCost:
+    """One preset on RGB pictures.
+
+    Attributes:
+        name: Of the preset.
+        size: Pixels of a side.
+        parameters: Numbers in the network.
+        memory: Bytes of weights and training state, without activations.
+        batch: Pictures a step.
+        purpose: What it is for.
+    """
+
+    name: str
+    size: int
+    parameters: int
+    memory: int
+    batch: int
+    purpose: str
+
+    def figures(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        needs = f"{self.parameters / 1e6:.1f} M parameters, {self.memory / 2**30:.2f} GiB and activations"
+        return f"{self.size} x {self.size}, {needs}, batch {self.batch}: {self.purpose}"
+
+
+def preset_costs() -> list[PresetCost]:
+    """All presets in their order."""
+    from ddib_fed.networks.registry import network_shapes  # imports torch
+
+    found = []
+    for name, preset in PRESETS.items():
+        config = UNetConfig(image_size=preset.size, in_channels=3, out_channels=3, **preset.network)
+        parameters = sum(shape.numel() for shape in network_shapes(config).values())
+        memory = BYTES_A_PARAMETER * parameters
+        found.append(PresetCost(name, preset.size, parameters, memory, preset.batch, preset.purpose))
+    return found

@@ -1,28 +1,23 @@
-"""What a training run leaves for people: progress.csv, loss.png and samples.png in its run folder.
-
-The rule: nothing here has a say in the weights.
-"""
+"""The records of a run in its folder: progress.csv, loss.png and samples.png; no weight depends on them."""
 
 from __future__ import annotations
 
 import csv
 import io
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from ddib_fed.diffusion.bridge import Side, decode
 from ddib_fed.files import write_file
-from ddib_fed.metrics import points as metrics
 from ddib_fed.reports import plots
-from ddib_fed.training.config import PointTrainConfig
-from ddib_fed.training.sources import Source
+from ddib_fed.training.config import learning_rate
+from ddib_fed.training.trainer import Progress, Trainer
 
 FIELDS = ("step", "loss", "held_out", "learning_rate", "seconds", "cpu_seconds")
-_SAMPLE_SEED = 4_711
+LOG_EVERY = 10
+RISEN = 1.05
+"""A held-out loss so many times its least is said to rise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,40 +82,68 @@ def draw_loss(rows: list[Row], path: Path) -> None:
     plots.loss_curve([(row.step, row.loss) for row in rows], path, held_out=held_out)
 
 
-def sample(side: Side, dim: int, count: int, seed: int = _SAMPLE_SEED) -> NDArray[np.float32]:
-    """Points (count, dim) decoded from noise, ordered by the angle of their latent, so that colours show it."""
-    noise = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
-    if dim > 1:
-        noise = noise[torch.argsort(torch.atan2(noise[:, 1], noise[:, 0]))]
-    drawn: NDArray[np.float32] = decode(noise, side.denoiser, side.schedule).numpy()
-    return drawn
+class Log:
+    """progress.csv, the curve and the samples of a run as it goes, and what is to be said of them.
 
+    Args:
+        folder: Where they are written.
+        trainer: At the step at which this process begins.
+        cpu_seconds: Gives the CPU seconds of the whole run.
+    """
 
-def draw_samples(config: PointTrainConfig, source: Source, drawn: NDArray[np.float32], path: Path) -> None:
-    """samples.png: what the model draws beside what it was trained on."""
-    real = reference(config, source, len(drawn))
-    clouds = [("data", real), ("model", drawn)]
-    above = [plots.Panel(title, points, "heatmap") for title, points in clouds]
-    beneath = [plots.Panel("by angle of the latent", drawn)]
-    plots.draw_rows([[*above, *beneath]], path)
+    def __init__(self, folder: Path, trainer: Trainer, cpu_seconds: Callable[[], float]) -> None:
+        self._folder, self._cpu_seconds = folder, cpu_seconds
+        self._file = ProgressFile(folder / "progress.csv", trainer.step)
+        self._first = trainer.step
+        self._losses: list[float] = []
+        self._smooth = 0.0
+        before = [row.held_out for row in read_progress(self._file.path) if row.held_out is not None]
+        self._held_out = before[-1] if before else None
+        self._least = min(before, default=float("inf"))
+        self._said: set[str] = set()
+        self._begun = time.monotonic()
 
+    def add(self, trainer: Trainer, loss: float, *, validate: bool) -> None:
+        """Take in a step's loss; write a line when one is due, with the held-out loss when `validate`."""
+        self._losses.append(loss)
+        self._smooth += (loss - self._smooth) / min(50, trainer.step - self._first)
+        if validate:
+            self._held_out = trainer.held_out_loss()
+            self._least = min(self._least, self._held_out)
+            if self._held_out > RISEN * self._least:
+                self._say(
+                    trainer, "rising", "overfitting: the held-out loss rises; stop earlier, or add data"
+                )
+        if validate or trainer.step % LOG_EVERY == 0:
+            self._file.add(self._row(trainer, self._held_out if validate else None))
+            self._losses.clear()
 
-def figures(config: PointTrainConfig, source: Source, drawn: NDArray[np.float32]) -> dict[str, float]:
-    """Sliced-W2 of what the model draws, with the floor beside it."""
-    if config.domain is not None:
-        floor = metrics.domain_sliced_w2_floor(config.domain, len(drawn))
-        distance = metrics.sliced_w2(drawn, metrics.reference_points(config.domain, len(drawn)))
-    else:
-        floor = metrics.sliced_w2_floor(source.held_out, min(len(drawn), len(source.held_out)))
-        distance = metrics.sliced_w2(drawn, source.held_out)
-    return {"sliced_w2": round(distance, 5), "sliced_w2_floor": round(floor, 5)}
+    def draw(self, trainer: Trainer, *, last: bool = False) -> None:
+        """Renew loss.png and samples.png, and compare the samples with training data."""
+        if last or trainer.config.kind == "pictures":
+            draw_loss(read_progress(self._file.path), self._folder / "loss.png")
+        self._say(trainer, "near", trainer.task.show(trainer, self._folder, last=last))
 
+    def progress(self, trainer: Trainer) -> Progress:
+        """What `on_progress` is told."""
+        rate = (trainer.step - self._first) / max(1e-9, time.monotonic() - self._begun)
+        return Progress(trainer.step, trainer.steps, self._smooth, self._held_out, rate)
 
-def reference(config: PointTrainConfig, source: Source, count: int) -> NDArray[np.float32]:
-    """Data to hold the model's points against: fresh ones of a domain, or those held out."""
-    if config.domain is not None:
-        return metrics.reference_points(config.domain, count)
-    return source.held_out
+    def _say(self, trainer: Trainer, kind: str, text: str) -> None:
+        """Have something said, if it is something and nothing of its kind was said before."""
+        if text and kind not in self._said:
+            self._said.add(kind)
+            trainer.notes.append(text)
+
+    def _row(self, trainer: Trainer, held_out: float | None) -> Row:
+        return Row(
+            step=trainer.step,
+            loss=sum(self._losses) / len(self._losses),
+            held_out=held_out,
+            learning_rate=learning_rate(trainer.config, trainer.step - 1),
+            seconds=time.monotonic() - self._begun,
+            cpu_seconds=self._cpu_seconds(),
+        )
 
 
 def _line(cells: tuple[object, ...]) -> str:

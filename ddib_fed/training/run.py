@@ -1,53 +1,74 @@
-"""A training run as a folder: started, resumed, finished; `train` is what the commands and the nodes call.
+"""A training run as a folder: started, resumed, finished; `train` is what commands and nodes call.
 
-    out/run/progress.csv, loss.png, samples.png   see `record`; everything else as `folder` has it
+    out/run/progress.csv, loss.png, samples.png   as it goes; everything else as `run_folder` has it
 
-The rule: a run that was stopped and gone on with is the run that was not.
+Of several processes the leader alone touches the folder.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddib_fed.bridge.threads import torch_threads
-from ddib_fed.diffusion.schedule import schedule_from_config
-from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
+from ddib_fed.datasets.synthetic import domain_name
+from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
-from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.processes import require_alone
-from ddib_fed.training import record
-from ddib_fed.training.checkpoint import CheckpointInfo, latest_checkpoint, write_checkpoint
-from ddib_fed.training.config import PointTrainConfig, learning_rate
-from ddib_fed.training.folder import DTYPES, RunFolder, run_identity
-from ddib_fed.training.loop import OnProgress, Progress, Trainer, network_config, point_schedule, settle
-from ddib_fed.training.sources import Source, open_source
+from ddib_fed.samples.scans import require_outside
+from ddib_fed.training.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
+from ddib_fed.training.config import AnyConfig, ClassifierTrainConfig, PictureTrainConfig, PointTrainConfig
+from ddib_fed.training.distributed import World, open_world
+from ddib_fed.training.initial import open_start
+from ddib_fed.training.pictures import PictureTask
+from ddib_fed.training.points import PointTask, open_points
+from ddib_fed.training.record import Log
+from ddib_fed.training.run_folder import DTYPES, RunFolder, run_identity
+from ddib_fed.training.sources import PictureSource, open_source
+from ddib_fed.training.trainer import OnProgress, Task, Trainer, measure, settle
 
-LOG_EVERY = 10
-HELD_OUT_EVERY = 100
+SETTLE_S, LOOK_S = 20.0, 3.0
+"""Seconds in which the cost of a step is measured: to fit a time, and only to tell it."""
+CHANGEABLE = ("name", "soften_sigma", "dtype")
+"""Settings that no weight depends on: of a run that is resumed or finished, they become what is asked for now."""
+UNSAVED_S, WRITING_SHARE = 60.0, 50.0
+"""Seconds of training that a kill may cost at most, and that in multiples of what writing a checkpoint takes."""
+Say = Callable[[str], None]
+OnScan = Callable[[int, int], None]
 
 
 def train(
-    config: PointTrainConfig,
+    config: AnyConfig,
     out: Path,
     on_progress: OnProgress | None = None,
     *,
+    source: PictureSource | None = None,
     resume: bool = False,
     force: bool = False,
+    say: Say | None = None,
+    on_scan: OnScan | None = None,
 ) -> Bundle:
-    """Train a model and write its bundle.
+    """Train a model and write its bundle; on pictures under torchrun, together with the other processes.
 
     Args:
-        config: The run.
+        config: The run: on points, on pictures, or of a classifier.
         out: The bundle's folder; made when missing.
-        on_progress: Told after every step; what it raises ends the run, which can be resumed.
-        resume: Go on with an unfinished run in `out` (or start, when there is none); a finished bundle of the
-            same run is returned as it is.
+        on_progress: Called after every step; what it raises ends the run after a checkpoint. Under torchrun it is
+            called in the leading process alone and must not raise.
+        source: Pictures in memory (`array_source`), when the config names none.
+        resume: Resume an unfinished run in `out` (or start, when there is none); a finished bundle of the same run
+            is returned as it is.
         force: Start again, whatever is in `out`.
+        say: Called with a sentence each on what a folder is like, what a step costs before the first is taken, and
+            on the way what goes wrong: memory that runs out, signs of overfitting.
+        on_scan: Called with (pictures looked at, in all) while a folder is checked and loaded.
 
     Returns:
         The bundle, as read back from `out`.
@@ -55,22 +76,81 @@ def train(
     Raises:
         AlreadyExists: There is a bundle or an unfinished run in `out`, and neither resume nor force.
         StateConflict: The run in `out` is another one than `config`.
-        BundleInvalid: A checkpoint is damaged.
+        BundleInvalid: A checkpoint or the initial weights are damaged, or do not fit.
         DomainNotFound: There is no such domain.
-        SettingsInvalid: The loss is no longer finite, there is no such schedule, or the public network is told no
-            length.
-        InputError: The points cannot be used (see `sources.points_source`).
-        UsageError: Several processes were started, and each would train the whole run.
+        ExtraMissing: The package that carries the domain's pictures is not installed.
+        ModelNotFound: There are no such initial weights.
+        InputError: The points or pictures cannot be used (see `points` and `sources`).
+        SettingsInvalid: Settings that cannot be, or the loss is no longer finite.
+        MemoryExhausted: Not even one picture at a time fits into memory.
+        UsageError: Several processes were started that do not know of each other, or to train on points.
     """
-    require_alone("training on points")
-    source = open_source(config)
-    with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
-        run = _open_run(config, out, source, resume=resume, force=force)
-        if run.place.finished(run.identity):
-            return load_bundle(out)
-        trainer = run.trainer()
-        run.follow(trainer, on_progress)
-        return run.finish(trainer)
+    if isinstance(config, PointTrainConfig):
+        require_alone("training on points")
+    device = config.device if isinstance(config, PictureTrainConfig) else "cpu"
+    with torch_threads(config.threads), torch.random.fork_rng(), open_world(device) as world:
+        say = say if say is not None and world.leads else None
+        if isinstance(config, PointTrainConfig):
+            opened = _open_points(config)
+        else:
+            opened = _open_pictures(config, source, out, say, on_scan if world.leads else None)
+        run = _open_run(opened, out, world, say, resume=resume, force=force)
+        if not world.decide(run.finished):
+            trainer = run.trainer()
+            run.follow(trainer, on_progress)
+            world.decide(lambda: run.finish(trainer))
+        return world.decide(lambda: load_bundle(out))
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A run whose data were read.
+
+    Attributes:
+        config: With what follows from the data.
+        name: Of the bundle's domain, where the config does not say.
+        digest: Of the data.
+        task: Makes what is learned, for a settled config.
+    """
+
+    config: AnyConfig
+    name: str
+    digest: str
+    task: Callable[[Any], Task]
+
+
+def _open_points(config: PointTrainConfig) -> _Opened:
+    if config.domain is not None:
+        config = config.model_copy(update={"domain": domain_name(config.domain)})
+    source = open_points(config)
+    return _Opened(config, config.label, source.digest, lambda settled: PointTask(settled, source))
+
+
+def _open_pictures(
+    config: PictureTrainConfig,
+    source: PictureSource | None,
+    out: Path,
+    say: Say | None,
+    on_scan: OnScan | None,
+) -> _Opened:
+    if config.images is not None:
+        require_outside(out, config.images)
+    pictures = open_source(config, source, say=say, progress=on_scan)
+    found: dict[str, Any] = {}
+    if config.images is not None:
+        # What most pictures have becomes a setting, so that a recipe of this run carries it.
+        found["channels"] = pictures.shape[0]
+    start = open_start(config, pictures)
+    if start.bundle is not None:
+        found["init_digest"] = start.bundle.digest
+    if isinstance(config, ClassifierTrainConfig) and config.generator is not None:
+        found["generator_digest"] = load_bundle(config.generator).digest
+    return _Opened(
+        config.model_copy(update=found),
+        config.domain or pictures.name,
+        pictures.digest,
+        lambda settled: PictureTask(settled, pictures, start),
+    )
 
 
 @dataclass(slots=True)
@@ -78,122 +158,212 @@ class _Run:
     """One run in its folder.
 
     Attributes:
-        config: Its number of steps settled.
-        source: Its points.
+        config: Settled.
+        opened: Its data.
         place: Its folder.
+        world: The processes that share it.
+        say: Called with what is to be said.
+        changed: Whether something that no weight depends on is another than when the run began.
         cpu_before: CPU seconds that earlier processes spent on it.
-        started: When this process began it, monotonic.
         cpu_started: CPU seconds of this process when it began it.
     """
 
-    config: PointTrainConfig
-    source: Source
+    config: AnyConfig
+    opened: _Opened
     place: RunFolder
+    world: World
+    say: Say | None = None
+    changed: bool = False
     cpu_before: float = 0.0
-    started: float = field(default_factory=time.monotonic)
     cpu_started: float = field(default_factory=time.process_time)
 
     @property
     def identity(self) -> str:
         """What the weights depend on."""
-        return run_identity(self.config.identity(), self.source.digest)
+        return run_identity(self.config.identity(), self.opened.digest)
+
+    @property
+    def name(self) -> str:
+        """Of the bundle's domain."""
+        return self.config.name or self.opened.name
 
     @property
     def cpu_seconds(self) -> float:
         return self.cpu_before + time.process_time() - self.cpu_started
 
+    def finished(self) -> bool:
+        """Whether the bundle is there and says what this run says of it.
+
+        Raises:
+            StateConflict: It is there, and was trained on something else.
+        """
+        if not self.place.finished(self.identity):
+            return False
+        made = load_bundle(self.place.out).manifest
+        same = (made.name, made.soften_sigma) == (self.name, self.config.soften_sigma)
+        if same and not self.changed:
+            return True
+        checkpoint = latest_checkpoint(self.place.run)
+        if checkpoint is None or checkpoint.info.step != self.config.steps:
+            return True
+        if self.say is not None:
+            self.say("the weights are there; their bundle is written again with what was changed")
+        return False
+
     def trainer(self) -> Trainer:
         """A trainer at the newest checkpoint, or at step 0."""
-        trainer = Trainer(self.config, self.source)
-        checkpoint = latest_checkpoint(self.place.run)
+        trainer = Trainer(self.opened.task(self.config), self.world)
+        checkpoint = _shared_checkpoint(self.place.run, self.world)
         if checkpoint is None:
             return trainer
         self.place.require_own(checkpoint, self.identity)
         trainer.restore(checkpoint)
         self.cpu_before = checkpoint.info.cpu_seconds
+        if self.say is not None:
+            self.say(f"resuming after step {trainer.step} of {trainer.steps}")
         return trainer
 
     def follow(self, trainer: Trainer, on_progress: OnProgress | None) -> None:
-        """Take the steps that remain, with lines in progress.csv, checkpoints and reports."""
-        log = record.ProgressFile(self.place.run / "progress.csv", trainer.step)
-        first, losses, smooth = trainer.step, [], 0.0
+        """Take the steps that remain, with lines in progress.csv, checkpoints, sheets and reports."""
+        log = Log(self.place.run, trainer, lambda: self.cpu_seconds) if self.world.leads else None
+        pause = _Pause()
         while trainer.step < trainer.steps:
             loss = trainer.advance()
-            losses.append(loss)
-            smooth += (loss - smooth) / min(50, trainer.step - first)
-            if trainer.step % LOG_EVERY == 0 or trainer.step == trainer.steps:
-                log.add(self._row(trainer, sum(losses) / len(losses)))
-                losses.clear()
-            if trainer.step % self.config.checkpoint_every == 0 or trainer.step == trainer.steps:
-                self.checkpoint(trainer)
+            if log is None:
+                continue
+            last = trainer.step == trainer.steps
+            due = last or trainer.step % int(self.config.checkpoint_every or 1) == 0
+            log.add(trainer, loss, validate=last or trainer.step % self.config.validate_every == 0)
+            if due or pause.over():
+                with pause:
+                    self.checkpoint(trainer)
+            if due:
+                log.draw(trainer)
+            self.tell(trainer)
             if on_progress is not None:
-                rate = (trainer.step - first) / max(1e-9, time.monotonic() - self.started)
-                on_progress(Progress(trainer.step, trainer.steps, smooth, rate))
+                try:
+                    on_progress(log.progress(trainer))
+                except BaseException:
+                    if not due:
+                        self.checkpoint(trainer)
+                    raise
+
+    def tell(self, trainer: Trainer) -> None:
+        """Say what the trainer wants said."""
+        if self.say is not None:
+            for note in trainer.notes:
+                self.say(note)
+        trainer.notes.clear()
 
     def checkpoint(self, trainer: Trainer) -> None:
+        settings = self.config.model_dump(mode="json")
+        if "microbatch" in settings:
+            settings["microbatch"] = trainer.microbatch
         info = CheckpointInfo(
-            step=trainer.step,
-            config=self.config.model_dump(mode="json"),
-            identity=self.identity,
-            cpu_seconds=self.cpu_seconds,
+            step=trainer.step, config=settings, identity=self.identity, cpu_seconds=self.cpu_seconds
         )
         write_checkpoint(self.place.run, info, trainer.tensors())
 
-    def finish(self, trainer: Trainer) -> Bundle:
+    def finish(self, trainer: Trainer) -> None:
         """Measure, draw, and move the bundle into its place."""
         dtype = DTYPES[self.config.dtype]
-        state = {name: value.to(dtype) for name, value in trainer.ema.state_dict().items()}
+        state = {name: value.to("cpu", dtype) for name, value in trainer.ema.state_dict().items()}
         spent = self.cpu_seconds
-        draft = make_bundle(self._manifest({}), state)
-        drawn = record.sample(draft.side(), self.source.dim, self.config.samples)
-        figures = record.figures(self.config, self.source, drawn)
-        figures |= {"held_out_loss": round(trainer.held_out_loss(), 6), "cpu_seconds": round(spent, 1)}
-        record.draw_samples(self.config, self.source, drawn, self.place.run / "samples.png")
-        record.draw_loss(record.read_progress(self.place.run / "progress.csv"), self.place.run / "loss.png")
-        self.place.put(self._manifest(figures), state)
-        return load_bundle(self.place.out)
+        Log(self.place.run, trainer, lambda: spent).draw(trainer, last=True)
+        figures = {
+            "held_out_loss": round(trainer.held_out_loss(), 6),
+            "cpu_seconds": round(spent, 1),
+            "processes": float(self.world.size),
+            **trainer.task.figures,
+        }
+        self.place.put(self._manifest(trainer.task, figures), state)
 
-    def _row(self, trainer: Trainer, loss: float) -> record.Row:
-        due = trainer.step % HELD_OUT_EVERY == 0 or trainer.step == trainer.steps
-        return record.Row(
-            step=trainer.step,
-            loss=loss,
-            held_out=trainer.held_out_loss() if due else None,
-            learning_rate=learning_rate(self.config, trainer.step - 1),
-            seconds=time.monotonic() - self.started,
-            cpu_seconds=self.cpu_seconds,
-        )
-
-    def _manifest(self, figures: dict[str, float]) -> Manifest:
-        config, source = self.config, self.source
-        training = Training(
-            command=config.command, seed=config.seed, steps=config.steps or 0, figures=figures
-        )
+    def _manifest(self, task: Task, figures: dict[str, float]) -> Manifest:
+        config = self.config
         return Manifest(
-            name=config.label,
-            domain=config.label,
-            sample_shape=(source.dim,),
-            network=network_config(config, source.dim),
-            parameterisation="v" if config.network == "mlp" else "eps",
-            time_input="lambda" if config.network == "mlp" else "timestep",
-            schedule=point_schedule(config),
-            normalisation=Normalisation(mean=source.mean, std=source.std),
-            training=training,
+            name=self.name,
+            domain=self.name,
+            training=Training(
+                command=config.command, seed=config.seed, steps=config.total_steps, figures=figures
+            ),
             created=datetime.now(UTC).date().isoformat(),
+            **task.manifest(),
         )
 
 
-def _open_run(config: PointTrainConfig, out: Path, source: Source, *, resume: bool, force: bool) -> _Run:
-    """The run in `out`, new or found, with its number of steps settled and run.json written."""
-    schedule_from_config(point_schedule(config))
-    place = RunFolder(out, "points")
-    stored = place.found(PointTrainConfig, resume=resume, force=force)
+class _Pause:
+    """Between two checkpoints, where the steps between them take long: so much, and a multiple of what one takes."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + UNSAVED_S
+        self._began = 0.0
+
+    def over(self) -> bool:
+        """Whether too much would be lost."""
+        return time.monotonic() > self._next
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        now = time.monotonic()
+        self._next = now + max(UNSAVED_S, WRITING_SHARE * (now - self._began))
+
+
+def _open_run(
+    opened: _Opened, out: Path, world: World, say: Say | None, *, resume: bool, force: bool
+) -> _Run:
+    """The run in `out`, new or found, settled and with run.json written."""
+    config = opened.config
+    place = RunFolder(out, config.kind)
+    stored = world.decide(lambda: place.found(type(config), resume=resume, force=force))
     if stored is not None:
-        # A time, or no length at all, means the length that was settled.
+        # A time, or no length at all, means the length that was settled; what no weight depends on may change.
         asked = config.settled(config.steps or stored.steps)
-        if asked.identity() != stored.identity():
+        if asked.identity() != stored.settled().identity():
             raise place.other_run()
-        return _Run(stored, source, place)
-    settled = settle(config, source)
-    place.begin(settled)
-    return _Run(settled, source, place)
+        if say is not None and config.time_s is not None:
+            say(f"this run has {stored.steps} steps since it began; --force starts again with another time")
+        own = {name: getattr(asked, name) for name in CHANGEABLE if name in type(config).model_fields}
+        changed = any(getattr(stored, name) != value for name, value in own.items())
+        if changed:
+            stored = stored.model_copy(update=own)
+            world.decide(lambda: place.begin(stored))
+        return _Run(stored, opened, place, world, say, changed)
+    cost = None
+    if world.decide(lambda: config.time_s is not None or (say is not None and config.kind == "pictures")):
+        within = SETTLE_S if config.time_s is not None else LOOK_S
+        cost = measure(config, opened.task, world, within_s=within)
+    if say is not None and cost is not None and isinstance(config, PictureTrainConfig):
+        say(f"{config.preset}: {cost}")
+
+    def write() -> AnyConfig:
+        settled = settle(config, cost)
+        place.begin(settled)
+        return settled
+
+    return _Run(world.decide(write), opened, place, world, say)
+
+
+def _shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:
+    """The newest checkpoint, read by the leader and handed to all."""
+    if world.size == 1:
+        return latest_checkpoint(folder)
+    own: list[Checkpoint | None] = [None]
+
+    def read() -> tuple[CheckpointInfo, dict[str, tuple[torch.Size, torch.dtype]]] | None:
+        own[0] = latest_checkpoint(folder)
+        if own[0] is None:
+            return None
+        return own[0].info, {name: (value.shape, value.dtype) for name, value in own[0].tensors.items()}
+
+    told = world.decide(read)
+    if told is None:
+        return None
+    info, shapes = told
+    tensors: dict[str, Tensor] = {
+        name: own[0].tensors[name] if own[0] is not None else torch.empty(shape, dtype=dtype)
+        for name, (shape, dtype) in shapes.items()
+    }
+    world.hand_out(list(tensors.values()))
+    return Checkpoint(info, tensors)

@@ -1,140 +1,335 @@
-"""Where training points come from: a synthetic domain without end, or a file of points of one's own.
+"""Pictures to train on: of a shipped domain, a folder of one's own, or arrays; all in memory.
 
-The rule: the points of a step are a function of (seed, step, sample); points of one's own are normalised by one
-scalar mean and one scalar standard deviation, and a tenth of them is never trained on.
+Held-out pictures are never trained on, and neither decide the normalisation.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.datasets import synthetic
-from ddib_fed.errors import FileMissing, InputError
-from ddib_fed.samples.kinds import name_file, refuse_picture
-from ddib_fed.samples.points import parse_npy
-from ddib_fed.training.config import PointTrainConfig
+from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.errors import InputError, MemoryExhausted, NotFinite, SettingsInvalid, ShapeMismatch
+from ddib_fed.models.manifest import DataNote, PictureFormat
+from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.names import domain_from
+from ddib_fed.samples import folders
+from ddib_fed.samples.folders import expand
+from ddib_fed.samples.images import PictureRule
+from ddib_fed.samples.scans import Progress
+from ddib_fed.training.config import PictureTrainConfig
 
+Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
 Floats = NDArray[np.float32]
+Labels = NDArray[np.int64]
 
-MIN_POINTS = 100
-HELD_OUT_SHARE = 0.1
-MAX_BYTES = 4 << 30
-MAX_POINTS = 100_000_000
-DATA_COLUMNS = synthetic.UNIFORMS_PER_POINT
-_HELD_OUT_SEED = 2**63
-_SPLIT_SEED = 7_130_211
+MIN_PICTURES = 8
+QUANTUM = 2.0 / 255.0
+"""One step of 8 bits."""
+_MOMENT_PICTURES = 4096
+CROP_ROOM = 8
+"""With random windows pictures are kept larger by this part of their size."""
+FEW = 200
+MEMORY_SHARE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Normalised points to train on.
+class PictureSource:
+    """Pictures to train on.
 
     Attributes:
-        dim: D.
-        mean: What was subtracted from raw points; 0 for synthetic domains, whose points are normalised already.
-        std: What raw points were divided by; 1 for synthetic domains.
-        digest: Names the points: the domain, or the file's SHA-256.
-        take: Turns uniforms (N, 4) into N training points (N, D).
-        held_out: Points (N, D) that `take` never gives.
+        name: What the domain is called when the config does not say.
+        train: (N, C, H, W): float32 in [-1, 1], or uint8 or uint16 whose whole range is that.
+        held_out: (M, C, H, W), as `train`; at least one.
+        digest: Names the pictures.
+        labels: Class of each training picture, (N,) int64, or None.
+        held_out_labels: The same for `held_out`.
+        classes: Names of the classes.
+        picture: How a file becomes one of these pictures; goes into the manifest.
+        note: Where the pictures come from; goes into the manifest.
+        size: Height and width that the network gets; smaller than the pictures' when windows are cut from them.
+        quantum: One quantisation step of the pictures, in units of [-1, 1]; 0 for none.
     """
 
-    dim: int
-    mean: float
-    std: float
+    name: str
+    train: Pixels
+    held_out: Pixels
     digest: str
-    take: Callable[[NDArray[np.float64]], Floats]
-    held_out: Floats
+    labels: Labels | None = None
+    held_out_labels: Labels | None = None
+    classes: tuple[str, ...] = ()
+    picture: PictureFormat | None = None
+    note: DataNote | None = None
+    size: int | None = None
+    quantum: float = QUANTUM
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network gets."""
+        channels, height, width = self.train.shape[1:]
+        return (channels, self.size, self.size) if self.size is not None else (channels, height, width)
 
 
-def open_source(config: PointTrainConfig) -> Source:
-    """The points that `config` names.
+def array_source(
+    name: str,
+    train: Pixels,
+    held_out: Pixels,
+    *,
+    labels: Sequence[int] | Labels | None = None,
+    held_out_labels: Sequence[int] | Labels | None = None,
+    classes: tuple[str, ...] = (),
+    picture: PictureFormat | None = None,
+    note: DataNote | None = None,
+    size: int | None = None,
+    quantum: float = QUANTUM,
+) -> PictureSource:
+    """Pictures that are in memory already; the arguments are the attributes of `PictureSource`.
+
+    Raises:
+        ShapeMismatch: The arrays are not (N, C, H, W) of one C, H and W with 1 or 3 channels.
+        NotFinite: There is a NaN or an infinity.
+        InputError: There are too few pictures, values lie outside [-1, 1], or labels do not fit.
+    """
+    for part, pixels in (("training", train), ("held-out", held_out)):
+        _check_pixels(name, part, pixels, train.shape[1:])
+    if len(train) < MIN_PICTURES:
+        raise InputError(
+            f"{name} has {len(train)} training pictures; at least {MIN_PICTURES} are needed",
+            hint="add pictures",
+        )
+    given = _labels(name, labels, len(train), len(classes))
+    return PictureSource(
+        name=name,
+        train=train,
+        held_out=held_out,
+        digest=_digest(train, held_out, given),
+        labels=given,
+        held_out_labels=_labels(name, held_out_labels, len(held_out), len(classes)),
+        classes=classes,
+        picture=picture or PictureFormat(low=0.0, high=255.0, bits=8),
+        note=note,
+        size=size,
+        quantum=quantum,
+    )
+
+
+def shipped_source(name: str) -> PictureSource:
+    """The pictures of a shipped domain.
 
     Raises:
         DomainNotFound: There is no such domain.
-        FileMissing: There is no such file.
-        KindMismatch: The file holds a picture.
-        PointsUnreadable: The file is no array of numbers.
-        ShapeMismatch: The array is not (N, D).
-        NotFinite: There is a NaN or an infinity.
-        InputError: There are too few points, or a column is constant.
+        ExtraMissing: The package that carries its pictures is not installed.
     """
-    if config.domain is not None:
-        return _domain(synthetic.domain_name(config.domain), config)
-    return points_source(Path(str(config.data)), config.batch)
+    pictures = load_shipped(name)
+    domain = pictures.domain
+    note = DataNote(source=domain.package, licence=domain.licence, note=domain.note)
+    return array_source(name, pictures.train, pictures.held_out, note=note)
 
 
-def _domain(name: str, config: PointTrainConfig) -> Source:
-    held_out = synthetic.draw(name, config.batch, _HELD_OUT_SEED, step=config.seed)
-    return Source(2, 0.0, 1.0, f"domain:{name}", lambda u: synthetic.from_uniforms(name, u), held_out)
+def normalisation(config: PictureTrainConfig, source: PictureSource) -> Normalisation:
+    """Mean and deviation of the training pictures as the config wants them, rounded to what a manifest shows well.
+
+    Raises:
+        InputError: A channel does not vary at all.
+    """
+    if config.normalise == "none":
+        return Normalisation(colours=config.colours)
+    every = max(1, len(source.train) // _MOMENT_PICTURES)
+    raw = Normalisation(colours=config.colours)
+    sample = raw.recoloured(expand(source.train[::every]).astype(np.float64))
+    axes = (0, 2, 3) if config.normalise == "channel" and sample.shape[1] > 1 else (0, 1, 2, 3)
+    mean, std = np.atleast_1d(sample.mean(axis=axes)), np.atleast_1d(sample.std(axis=axes))
+    if not (std > 1e-4).all():
+        raise InputError(
+            f"nothing varies in the pictures of {source.name}",
+            hint="check the range: `--range` maps raw values to [-1, 1]",
+        )
+    means, stds = (tuple(float(f"{value:.5g}") for value in part) for part in (mean, std))
+    if len(means) == 1:
+        return raw.model_copy(update={"mean": means[0], "std": stds[0]})
+    return raw.model_copy(update={"mean": means, "std": stds})
 
 
-def points_source(path: Path, held_out_points: int) -> Source:
-    """Points of one's own.
+def open_source(
+    config: PictureTrainConfig,
+    source: PictureSource | None = None,
+    *,
+    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> PictureSource:
+    """The pictures that `config` names, or those given, checked against it.
 
     Args:
-        path: A .npy file of an array (N, D).
-        held_out_points: At most so many of the held-out tenth are used.
+        config: The run.
+        source: Pictures in memory, when the config names none.
+        say: Told what a folder is like and what is odd about it, a sentence each.
+        progress: Called with (pictures looked at, in all) of a folder.
 
     Raises:
-        FileMissing: There is no such file.
-        PointsUnreadable: The file is no array of numbers.
-        ShapeMismatch: The array is not (N, D).
-        NotFinite: There is a NaN or an infinity.
-        InputError: There are too few points, or a column is constant.
+        DomainNotFound: There is no such domain.
+        ExtraMissing: The package that carries the domain's pictures is not installed.
+        InputError: The pictures cannot be used.
+        SettingsInvalid: The config names pictures and others were given, or none at all.
     """
-    raw = read_points(path)
-    _check(raw, path)
-    wide = raw.astype(np.float64)
-    mean, std = float(wide.mean()), float(wide.std())
-    points = ((wide - mean) / std).astype(np.float32)
-    points = points[np.random.default_rng(_SPLIT_SEED).permutation(len(points))]
-    cut = int(len(points) * HELD_OUT_SHARE)
-    kept, held_out = points[cut:], points[:cut]
-    digest = hashlib.sha256(np.ascontiguousarray(raw).tobytes()).hexdigest()
+    named = config.domain is not None or config.images is not None
+    if named == (source is not None):
+        raise SettingsInvalid(
+            "give either a domain or a folder in the settings, or the pictures themselves",
+            hint="one of the three",
+        )
+    if source is None:
+        source = _named(config, say or (lambda _: None), progress)
+    if config.size is not None and source.shape[1:] != (config.size, config.size):
+        raise SettingsInvalid(
+            f"the pictures of {source.name} are {source.shape[2]} x {source.shape[1]}, not {config.size}",
+            hint="leave size out: it follows from the pictures",
+        )
+    if config.classes is not None and source.labels is None:
+        raise SettingsInvalid(f"the pictures of {source.name} have no classes", hint="leave classes out")
+    if config.colours != "rgb" and source.shape[0] != 3:
+        raise SettingsInvalid(f"the pictures of {source.name} are grey", hint="leave colours out")
+    return source
 
-    def take(u: NDArray[np.float64]) -> Floats:
-        return kept[(u[:, 0] * len(kept)).astype(np.int64)]
 
-    return Source(points.shape[1], mean, std, f"points:{digest}", take, held_out[:held_out_points])
+def folder_source(
+    config: PictureTrainConfig, *, say: Callable[[str], None], progress: Progress | None = None
+) -> PictureSource:
+    """The pictures of `config.images`, decoded, fitted and split.
 
-
-def read_points(path: Path) -> Floats:
-    """The array (N, D) of a .npy file.
+    Args:
+        config: The run.
+        say: Told what the folder is like and what is odd about it, a sentence each.
+        progress: Called with (pictures looked at, in all), once while checking and once while loading.
 
     Raises:
-        FileMissing: There is no such file.
-        PointsUnreadable: The file is no array of numbers.
-        ShapeMismatch: The array is not (N, D).
-        NotFinite: There is a NaN or an infinity.
+        FileMissing: There is no such folder, or no picture in it.
+        ImageUnreadable: There are bad files, and `skip_bad` is not set.
+        PictureMisfit: The same, and they are not in the units of the range.
+        InputError: There are too few pictures, or all are the same.
+        MemoryExhausted: They do not fit into memory.
+        SettingsInvalid: The range cannot be.
+        UsageError: The folder holds two domains.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise FileMissing(f"cannot read {path}: {error.strerror}", hint="check the path") from error
-    try:
-        refuse_picture(content)
-        return parse_npy(content, max_bytes=MAX_BYTES, max_points=MAX_POINTS)
-    except InputError as error:
-        raise name_file(error, str(path)) from error
+    root = Path(str(config.images))
+    classes = config.classes if config.classes in {"folders", "prefix"} else None
+    folder = folders.scan(
+        root,
+        classes=classes,
+        skip_bad=config.skip_bad,
+        check=folders.range_check(config.range),
+        progress=progress,
+    )
+    facts = folders.survey(folder)
+    chosen = folders.choose_range(folder, config.range)
+    for line in (*facts.lines(), *(f"{path}: {reason}" for path, reason in folder.bad), *chosen.warnings):
+        say(line)
+    if len(folder.entries) < FEW:
+        say(
+            f"{len(folder.entries)} pictures are few: expect a model that repeats them; --flip and --crop help"
+        )
+    size = config.size or config.defaults.size
+    rule = PictureRule(
+        channels=config.channels or max(facts.channels, key=facts.channels.__getitem__),
+        height=size + (size // CROP_ROOM if config.crop else 0),
+        width=size + (size // CROP_ROOM if config.crop else 0),
+        fit=config.fit or "resize",
+        low=chosen.low,
+        high=chosen.high,
+        bits=8 if set(facts.dtypes) == {"uint8"} else 16,
+    )
+    for line in _conversions(facts, rule.channels):
+        say(line)
+    train, held_out = folders.split(folder.entries, config.held_out)
+    if not held_out or not train:
+        raise InputError(f"the pictures below {root} are all the same", hint="add pictures")
+    _refuse_too_many(len(folder.entries), rule)
+    whole_numbers = "float32" not in facts.dtypes
+    return array_source(
+        name_of(root),
+        folders.load(train, rule, compact=True, progress=progress),
+        folders.load(held_out, rule, compact=True),
+        labels=folders.class_numbers(train, folder.classes) if classes else None,
+        held_out_labels=folders.class_numbers(held_out, folder.classes) if classes else None,
+        classes=folder.classes,
+        picture=PictureFormat(fit=rule.fit, low=rule.low, high=rule.high, bits=8 if rule.bits == 8 else 16),
+        note=DataNote(source=f"{len(train)} pictures of one's own, {len(held_out)} held out"),
+        size=size if config.crop else None,
+        quantum=2.0 / (rule.high - rule.low) if whole_numbers else 0.0,
+    )
 
 
-def _check(raw: NDArray[np.floating], path: Path) -> None:
-    """Refuse what cannot be learned: too few points, or a column in which nothing varies."""
-    if len(raw) < MIN_POINTS:
-        raise InputError(
-            f"{path} holds {len(raw)} points; training needs at least {MIN_POINTS}", hint="add points"
+def name_of(root: Path) -> str:
+    """The folder's name as a domain's: letters, digits, dots, dashes; of trainA the name of the folder around it."""
+    path = root.resolve()
+    name = f"{path.parent.name}-{path.name[-1].lower()}" if path.name in {"trainA", "trainB"} else path.name
+    return domain_from(name) or "pictures"
+
+
+def _named(
+    config: PictureTrainConfig, say: Callable[[str], None], progress: Progress | None
+) -> PictureSource:
+    if config.domain is not None:
+        return shipped_source(config.domain)
+    return folder_source(config, say=say, progress=progress)
+
+
+def _conversions(facts: folders.Survey, channels: int) -> list[str]:
+    """What is done to pictures of another number of channels."""
+    others = sum(count for number, count in facts.channels.items() if number != channels)
+    if not others:
+        return []
+    if channels == 1:
+        return [f"{others} RGB pictures are made grey, their colours are dropped; --channels 3 keeps them"]
+    return [f"{others} grey pictures become RGB of three equal channels"]
+
+
+def _refuse_too_many(count: int, rule: PictureRule) -> None:
+    needed = count * rule.channels * rule.height * rule.width * (rule.bits // 8)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > MEMORY_SHARE * there:
+        raise MemoryExhausted(
+            f"{count} pictures of {rule.height} x {rule.width} need {needed / 2**30:.1f} GiB of memory; this machine "
+            f"has {there / 2**30:.1f}",
+            hint="a smaller --size, or a part of the folder",
         )
-    spread = raw.astype(np.float64).std(axis=0)
-    constant = np.flatnonzero(spread <= 1e-6 * max(float(spread.max()), float(np.abs(raw).max()) * 1e-6))
-    if len(constant):
-        columns = ", ".join(map(str, constant[:10].tolist()))
-        raise InputError(
-            f"column {columns} of {path} is constant (counting from 0)",
-            hint="leave constant columns out: there is nothing in them to translate",
+
+
+def _check_pixels(name: str, part: str, pixels: Pixels, shape: tuple[int, ...]) -> None:
+    if pixels.ndim != 4 or pixels.shape[1:] != shape or shape[0] not in (1, 3) or len(pixels) == 0:
+        raise ShapeMismatch(
+            f"the {part} pictures of {name} are {pixels.shape}, not (N, C, H, W) of one size with 1 or 3 channels",
+            hint="one array of pictures, at least one of them",
         )
+    if pixels.dtype not in (np.float32, np.uint8, np.uint16):
+        raise InputError(f"the {part} pictures of {name} are {pixels.dtype}, not float32, uint8 or uint16")
+    if pixels.dtype == np.float32:
+        low, high = float(pixels.min()), float(pixels.max())
+        if not np.isfinite([low, high]).all():
+            raise NotFinite(f"the {part} pictures of {name} hold NaN or infinity", hint="clean them")
+        if low < -1.001 or high > 1.001:
+            raise InputError(
+                f"the {part} pictures of {name} reach from {low:g} to {high:g}", hint="bring them to [-1, 1]"
+            )
+
+
+def _labels(name: str, labels: Sequence[int] | Labels | None, count: int, classes: int) -> Labels | None:
+    if labels is None:
+        return None
+    found = np.asarray(labels, dtype=np.int64)
+    if found.shape != (count,) or not classes or found.min() < 0 or found.max() >= classes:
+        raise InputError(f"the labels of {name} are not {count} numbers from 0 to {classes - 1}")
+    return found
+
+
+def _digest(train: Pixels, held_out: Pixels, labels: Labels | None) -> str:
+    digest = hashlib.sha256()
+    for part in (train, held_out, *(() if labels is None else (labels,))):
+        digest.update(f"{part.dtype} {part.shape} ".encode())
+        digest.update(np.ascontiguousarray(part).data)
+    return f"pictures:{digest.hexdigest()}"

@@ -12,8 +12,9 @@ from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.configs import SyntheticConfig
 from ddib_fed.networks.registry import network_shapes
 from ddib_fed.training.checkpoint import latest_checkpoint
-from ddib_fed.training.config import PUBLIC, PointTrainConfig
-from ddib_fed.training.losses import make_step_batch
+from ddib_fed.training.config import PointTrainConfig
+from ddib_fed.training.objective import make_step_batch
+from ddib_fed.training.presets import PUBLIC
 from ddib_fed.training.run import train
 
 

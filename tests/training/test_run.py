@@ -12,9 +12,14 @@ from ddib_fed.metrics import points as metrics
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record
 from ddib_fed.training.config import PointTrainConfig, learning_rate
-from ddib_fed.training.loop import Trainer, new_network
+from ddib_fed.training.distributed import World
+from ddib_fed.training.points import PointTask, open_points
 from ddib_fed.training.run import train
-from ddib_fed.training.sources import open_source
+from ddib_fed.training.trainer import Trainer
+
+
+def trainer(config):
+    return Trainer(PointTask(config, open_points(config)), World(0, 1, torch.device("cpu")))
 
 
 def test_a_run_ends_with_a_bundle_and_its_records(tiny, tmp_path):
@@ -96,9 +101,9 @@ def test_weights_can_be_stored_in_half_the_space(tiny, tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(tiny):
-    trainer = Trainer(tiny.model_copy(update={"learning_rate": 1e30, "clip": 1e30}), open_source(tiny))
+    one = trainer(tiny.model_copy(update={"learning_rate": 1e30, "clip": 1e30}))
     with pytest.raises(SettingsInvalid, match="after"):
-        list(iter(trainer.advance, None))
+        list(iter(one.advance, None))
 
 
 def test_the_rate_warms_up_and_falls_to_nothing(tiny):
@@ -109,8 +114,8 @@ def test_the_rate_warms_up_and_falls_to_nothing(tiny):
 
 
 def test_the_first_weights_are_a_function_of_the_seed(tiny):
-    one, same = (new_network(tiny, 2).state_dict() for _ in range(2))
-    other = new_network(tiny.model_copy(update={"seed": 1}), 2).state_dict()
+    one, same = (trainer(tiny).network.state_dict() for _ in range(2))
+    other = trainer(tiny.model_copy(update={"seed": 1})).network.state_dict()
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["enter.weight"], other["enter.weight"])
 

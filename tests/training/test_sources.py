@@ -13,7 +13,7 @@ from ddib_fed.errors import (
     ShapeMismatch,
 )
 from ddib_fed.training.config import PointTrainConfig
-from ddib_fed.training.sources import open_source, points_source
+from ddib_fed.training.points import open_points, points_source
 
 
 @pytest.fixture
@@ -79,6 +79,6 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_domain_is_found_by_its_index_and_an_unknown_one_refused():
-    assert open_source(PointTrainConfig(domain="0")).digest == "domain:moons"
+    assert open_points(PointTrainConfig(domain="0")).digest == "domain:moons"
     with pytest.raises(DomainNotFound):
-        open_source(PointTrainConfig(domain="spirals"))
+        open_points(PointTrainConfig(domain="spirals"))

@@ -251,7 +251,7 @@ def read_points(path: Path) -> Array:
         ShapeMismatch: The array is not (N, D).
         NotFinite: There is a NaN or an infinity.
     """
-    from ddib_fed.training.sources import read_points as read
+    from ddib_fed.training.points import read_points as read
 
     return read(path)
 

@@ -38,7 +38,7 @@ model.add_command(train)
 def presets(*, output_format: str) -> None:
     """List the networks for pictures, with their size, parameters and what training needs at least."""
     from ddib_fed.cli.output import print_json
-    from ddib_fed.training.pictures.cost import preset_costs
+    from ddib_fed.training.presets import preset_costs
 
     rows = preset_costs()
     if output_format == "json":

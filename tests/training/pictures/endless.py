@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.pictures.run import train_pictures
+from ddib_fed.training.run import train
 from tests.training.pictures.examples import spots_source
 
-train_pictures(
+train(
     PictureTrainConfig.model_validate_json(sys.argv[1]),
     Path(sys.argv[2]),
     lambda progress: print(progress.step, flush=True),

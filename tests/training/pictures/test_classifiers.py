@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from ddib_fed.training.config import ClassifierTrainConfig
-from ddib_fed.training.pictures.run import train_pictures
-from ddib_fed.training.pictures.sources import array_source
+from ddib_fed.training.run import train
+from ddib_fed.training.sources import array_source
 from tests.training.pictures.examples import blobs
 
 
@@ -36,7 +36,7 @@ def config():
 
 def test_it_learns_classes_that_can_be_told_apart(config, dark_and_bright, tmp_path):
     """Chance is log 2 = 0.69; at the noise end nothing can be told."""
-    made = train_pictures(config, tmp_path, source=dark_and_bright).manifest
+    made = train(config, tmp_path, source=dark_and_bright).manifest
     assert made.training.figures["held_out_loss"] < 0.5
     assert (made.role, made.num_classes, made.classes) == ("classifier", 2, ("dark", "bright"))
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"loss.png"}
@@ -48,10 +48,10 @@ def test_stopped_and_gone_on_with_it_is_the_same(config, dark_and_bright, tmp_pa
             raise KeyboardInterrupt
 
     short = config.model_copy(update={"steps": 4})
-    whole = train_pictures(short, tmp_path / "whole", source=dark_and_bright)
+    whole = train(short, tmp_path / "whole", source=dark_and_bright)
     with pytest.raises(KeyboardInterrupt):
-        train_pictures(short, tmp_path / "halves", stop, source=dark_and_bright)
-    halves = train_pictures(short, tmp_path / "halves", source=dark_and_bright, resume=True)
+        train(short, tmp_path / "halves", stop, source=dark_and_bright)
+    halves = train(short, tmp_path / "halves", source=dark_and_bright, resume=True)
     assert halves.manifest.weights_sha256 == whole.manifest.weights_sha256
 
 

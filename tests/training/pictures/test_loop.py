@@ -12,12 +12,12 @@ from PIL import Image
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.networks.spectrum import cosines
 from ddib_fed.samples.folders import expand
-from ddib_fed.training.pictures import sheet
-from ddib_fed.training.pictures.loop import PictureTrainer
-from ddib_fed.training.pictures.opening import open_source
-from ddib_fed.training.pictures.sources import array_source
-from ddib_fed.training.pictures.starts import open_start
-from ddib_fed.training.pictures.world import World
+from ddib_fed.training import sheet
+from ddib_fed.training.distributed import World
+from ddib_fed.training.initial import open_start
+from ddib_fed.training.pictures import PictureTask
+from ddib_fed.training.sources import array_source, open_source
+from ddib_fed.training.trainer import Trainer
 from tests.training.pictures.examples import spots_source
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -25,7 +25,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 def trainer(config, source):
     settled = config.settled()
-    return PictureTrainer(settled, source, open_start(settled, source), ALONE)
+    return Trainer(PictureTask(settled, source, open_start(settled, source)), ALONE)
 
 
 def test_microbatches_change_nothing_but_rounding(tiny, spots):
@@ -42,7 +42,7 @@ def test_microbatches_change_nothing_but_rounding(tiny, spots):
 def test_the_spectrum_is_that_of_the_pictures_as_the_network_gets_them(tiny, spots, colours):
     """Measured before the first step, of normalised pictures; the averages, and so the bundle, have it too."""
     one = trainer(tiny.model_copy(update={"colours": colours, "flip": False, "dequantise": False}), spots)
-    x = one.normal.apply(expand(spots.train).astype(np.float64))
+    x = one.task.normal.apply(expand(spots.train).astype(np.float64))
     found = cosines(torch.from_numpy(x).double())
     spectrum = one.network.spectrum
     assert torch.allclose(spectrum.mean.double(), torch.from_numpy(x).double().mean(0), atol=2e-3)
@@ -65,15 +65,16 @@ SHORT_OF_MEMORY = """
 import resource
 import torch
 from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.pictures.loop import PictureTrainer
-from ddib_fed.training.pictures.starts import open_start
-from ddib_fed.training.pictures.world import World
+from ddib_fed.training.trainer import Trainer
+from ddib_fed.training.initial import open_start
+from ddib_fed.training.pictures import PictureTask
+from ddib_fed.training.distributed import World
 from tests.training.pictures.examples import spots_source
 torch.set_num_threads(1)
 network = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "spectral": False}
 config = PictureTrainConfig(network=network, batch=1024, microbatch=1024, steps=5).settled()
 source = spots_source()
-one = PictureTrainer(config, source, open_start(config, source), World(0, 1, torch.device("cpu")))
+one = Trainer(PictureTask(config, source, open_start(config, source)), World(0, 1, torch.device("cpu")))
 one.microbatch = 64
 one.advance()
 one.microbatch = 1024
@@ -114,20 +115,19 @@ def test_the_sheet_shows_the_pictures_in_rows(tmp_path):
     assert found == [0, 128, 255]
 
 
-def test_copies_of_training_pictures_are_noticed_and_new_pictures_are_not(tiny, spots):
-    one = trainer(tiny, spots)
+def test_copies_of_training_pictures_are_noticed_and_new_pictures_are_not(spots):
     copies = spots.train[:8].astype(np.float32) / 127.5 - 1
     fresh = spots.held_out.astype(np.float32) / 127.5 - 1
-    assert "overfitting" in sheet.nearness(one, copies).warning
-    assert "overfitting" in sheet.nearness(one, np.ascontiguousarray(copies[..., ::-1])).warning
-    assert not sheet.nearness(one, fresh).warning
+    assert "overfitting" in sheet.nearness(spots, copies, flip=True).warning
+    assert "overfitting" in sheet.nearness(spots, np.ascontiguousarray(copies[..., ::-1]), flip=True).warning
+    assert not sheet.nearness(spots, fresh, flip=True).warning
 
 
-def test_faint_pictures_are_no_copies(tiny):
+def test_faint_pictures_are_no_copies():
     """What a network draws at first is near to the mean, and so to every picture."""
     generator = np.random.default_rng(0)
     shapes = generator.uniform(-1, 1, (40, 1, 8, 8))
     weights = generator.normal(0, 0.05, (480, 40)) * generator.uniform(0.1, 1, (480, 1))
     made = np.tensordot(weights, shapes, 1).astype(np.float32)
-    one = trainer(tiny, array_source("shapes", made[:400], made[400:]))
-    assert not sheet.nearness(one, made[400:] * np.float32(0.2)).warning
+    source = array_source("shapes", made[:400], made[400:])
+    assert not sheet.nearness(source, made[400:] * np.float32(0.2), flip=True).warning

@@ -7,7 +7,7 @@ import torch
 
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
-from ddib_fed.training.pictures.losses import Objective
+from ddib_fed.training.objective import Objective
 
 HALF_BIN = torch.full((3,), 1 / 255)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ddib_fed.training.checkpoint import latest_checkpoint
-from ddib_fed.training.pictures.run import train_pictures
+from ddib_fed.training.run import train
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,11 +41,11 @@ def launch(config, out, processes=2):
 
 
 def test_killed_and_gone_on_with_is_the_run_that_was_not_killed(tiny, spots, tmp_path):
-    whole = train_pictures(tiny, tmp_path / "whole", source=spots)
+    whole = train(tiny, tmp_path / "whole", source=spots)
     run_until(tiny, tmp_path / "killed", 7)
     assert latest_checkpoint(tmp_path / "killed" / "run").info.step >= 5
     assert not (tmp_path / "killed" / "manifest.json").exists()
-    again = train_pictures(tiny, tmp_path / "killed", source=spots, resume=True)
+    again = train(tiny, tmp_path / "killed", source=spots, resume=True)
     assert again.manifest.weights_sha256 == whole.manifest.weights_sha256
 
 
@@ -63,7 +63,7 @@ def test_two_processes_match_one_and_go_on_as_if_nothing_had_been(tiny, spots, t
     config = tiny.model_copy(update=change)
     said = launch(config, tmp_path / "two")
     assert [int(line) for line in said.split()] == list(range(1, 51))
-    train_pictures(config, tmp_path / "one", source=spots)
+    train(config, tmp_path / "one", source=spots)
     one, two = (latest_checkpoint(tmp_path / name / "run").tensors for name in ("one", "two"))
     for part in ("network", "ema"):
         names = [name for name in one if name.startswith(part)]

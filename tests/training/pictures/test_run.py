@@ -9,10 +9,9 @@ import torch
 from ddib_fed.errors import AlreadyExists, StateConflict
 from ddib_fed.metrics.structure import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training import record
+from ddib_fed.training import record, run
 from ddib_fed.training.checkpoint import latest_checkpoint
-from ddib_fed.training.pictures import run
-from ddib_fed.training.pictures.run import train_pictures
+from ddib_fed.training.run import train
 
 
 def stop_at(step):
@@ -25,7 +24,7 @@ def stop_at(step):
 
 def test_a_run_ends_with_a_bundle_and_its_records(tiny, spots, tmp_path):
     seen = []
-    bundle = train_pictures(tiny, tmp_path, seen.append, source=spots)
+    bundle = train(tiny, tmp_path, seen.append, source=spots)
     assert [progress.step for progress in seen] == list(range(1, 13))
     assert load_bundle(tmp_path).digest == bundle.digest
     records = {path.name for path in (tmp_path / "run").iterdir()}
@@ -38,7 +37,7 @@ def test_a_run_ends_with_a_bundle_and_its_records(tiny, spots, tmp_path):
 
 def test_the_manifest_says_how_the_model_was_made(tiny, spots, tmp_path):
     config = tiny.model_copy(update={"soften_sigma": 0.02, "command": "ddib model train ..."})
-    made = train_pictures(config, tmp_path, source=spots).manifest
+    made = train(config, tmp_path, source=spots).manifest
     assert (made.domain, made.sample_kind, made.sample_shape) == ("spots", "picture", (3, 8, 8))
     assert (made.soften_sigma, made.training.command, made.training.steps) == (0.02, config.command, 12)
     assert len(made.normalisation.mean) == len(made.normalisation.std) == 3
@@ -53,11 +52,11 @@ def test_the_manifest_says_how_the_model_was_made(tiny, spots, tmp_path):
 def test_stopped_between_checkpoints_and_gone_on_with_is_the_run_that_was_not(tiny, spots, tmp_path):
     """Stopped at step 7 of checkpoints every 5; to the last bit, in weights, averages, optimiser and lines."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    train_pictures(tiny, whole, source=spots)
+    train(tiny, whole, source=spots)
     with pytest.raises(KeyboardInterrupt):
-        train_pictures(tiny, halves, stop_at(7), source=spots)
+        train(tiny, halves, stop_at(7), source=spots)
     assert latest_checkpoint(halves / "run").info.step == 7
-    train_pictures(tiny, halves, source=spots, resume=True)
+    train(tiny, halves, source=spots, resume=True)
     assert (halves / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     last = [latest_checkpoint(folder / "run").tensors for folder in (whole, halves)]
     assert last[0].keys() == last[1].keys()
@@ -79,37 +78,37 @@ def test_stopped_between_checkpoints_and_gone_on_with_is_the_run_that_was_not(ti
 )
 def test_whatever_is_random_comes_again_after_a_stop(tiny, spots, tmp_path, change):
     config = tiny.model_copy(update={"steps": 6, **change})
-    whole = train_pictures(config, tmp_path / "whole", source=spots)
+    whole = train(config, tmp_path / "whole", source=spots)
     with pytest.raises(KeyboardInterrupt):
-        train_pictures(config, tmp_path / "halves", stop_at(3), source=spots)
-    halves = train_pictures(config, tmp_path / "halves", source=spots, resume=True)
+        train(config, tmp_path / "halves", stop_at(3), source=spots)
+    halves = train(config, tmp_path / "halves", source=spots, resume=True)
     assert halves.manifest.weights_sha256 == whole.manifest.weights_sha256
 
 
 def test_what_is_there_is_kept_unless_told_otherwise(tiny, spots, tmp_path):
     config = tiny.model_copy(update={"steps": 2})
     with pytest.raises(KeyboardInterrupt):
-        train_pictures(config, tmp_path, stop_at(1), source=spots)
+        train(config, tmp_path, stop_at(1), source=spots)
     with pytest.raises(AlreadyExists, match="unfinished"):
-        train_pictures(config, tmp_path, source=spots)
+        train(config, tmp_path, source=spots)
     with pytest.raises(StateConflict):
-        train_pictures(config.model_copy(update={"seed": 1}), tmp_path, source=spots, resume=True)
-    first = train_pictures(config, tmp_path, source=spots, resume=True)
+        train(config.model_copy(update={"seed": 1}), tmp_path, source=spots, resume=True)
+    first = train(config, tmp_path, source=spots, resume=True)
     with pytest.raises(AlreadyExists, match="finished"):
-        train_pictures(config, tmp_path, source=spots)
-    assert train_pictures(config, tmp_path, source=spots, resume=True).digest == first.digest
+        train(config, tmp_path, source=spots)
+    assert train(config, tmp_path, source=spots, resume=True).digest == first.digest
     with pytest.raises(StateConflict, match="other pictures"):
-        train_pictures(config, tmp_path, source=replace(spots, digest="pictures:others"), resume=True)
-    again = train_pictures(config.model_copy(update={"seed": 1}), tmp_path, source=spots, force=True)
+        train(config, tmp_path, source=replace(spots, digest="pictures:others"), resume=True)
+    again = train(config.model_copy(update={"seed": 1}), tmp_path, source=spots, force=True)
     assert again.manifest.weights_sha256 != first.manifest.weights_sha256
 
 
 def test_a_run_that_fits_a_time_settles_its_steps_once(tiny, spots, tmp_path):
     timed = tiny.model_copy(update={"steps": None, "time_s": 1.0})
     with pytest.raises(KeyboardInterrupt):
-        train_pictures(timed, tmp_path, stop_at(1), source=spots)
+        train(timed, tmp_path, stop_at(1), source=spots)
     settled = (tmp_path / "run" / "run.json").read_text()
-    bundle = train_pictures(timed, tmp_path, source=spots, resume=True)
+    bundle = train(timed, tmp_path, source=spots, resume=True)
     assert (tmp_path / "run" / "run.json").read_text() == settled
     assert f'"steps": {bundle.manifest.training.steps}' in settled
 
@@ -122,7 +121,7 @@ def test_a_short_run_learns(tiny, spots, tmp_path):
     for spectral in (False, True):
         network = {**config.network, "spectral": spectral}
         out = tmp_path / str(spectral)
-        train_pictures(config.model_copy(update={"network": network}), out, source=spots)
+        train(config.model_copy(update={"network": network}), out, source=spots)
         rows = list(csv.DictReader((out / "run" / "progress.csv").read_text().splitlines()))
         found[spectral] = float(rows[0]["loss"]), float(rows[-1]["held_out"])
     assert found[False][1] < 0.75 < found[False][0]
@@ -133,7 +132,7 @@ def test_a_short_run_learns(tiny, spots, tmp_path):
 def test_half_precision_halves_the_file(tiny, spots, tmp_path):
     config = tiny.model_copy(update={"steps": 1})
     for dtype in ("float32", "float16"):
-        train_pictures(config.model_copy(update={"dtype": dtype}), tmp_path / dtype, source=spots)
+        train(config.model_copy(update={"dtype": dtype}), tmp_path / dtype, source=spots)
     sizes = [(tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("float16", "float32")]
     assert sizes[0] < 0.6 * sizes[1]
     assert all(torch.isfinite(value).all() for value in load_bundle(tmp_path / "float16").state.values())
@@ -144,30 +143,28 @@ def test_what_no_weight_depends_on_may_change_without_training(tiny, spots, tmp_
     """The name and the softening of a finished run, and of one that goes on."""
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        train_pictures(tiny, tmp_path, stop_at(7), source=spots)
+        train(tiny, tmp_path, stop_at(7), source=spots)
     softer = tiny.model_copy(update={"soften_sigma": 0.05})
-    first = train_pictures(softer, tmp_path, source=spots, resume=True)
+    first = train(softer, tmp_path, source=spots, resume=True)
     assert first.manifest.soften_sigma == 0.05
     steps: list[int] = []
     named = softer.model_copy(update={"name": "dots", "soften_sigma": 0.0})
-    again = train_pictures(named, tmp_path, steps.append, source=spots, resume=True, say=said.append)
+    again = train(named, tmp_path, steps.append, source=spots, resume=True, say=said.append)
     assert (again.manifest.name, again.manifest.soften_sigma) == ("dots", 0.0)
     assert again.manifest.weights_sha256 == first.manifest.weights_sha256
     assert steps == []
     assert any("written again" in text for text in said)
-    assert train_pictures(named, tmp_path, source=spots, resume=True).digest == again.digest
+    assert train(named, tmp_path, source=spots, resume=True).digest == again.digest
 
 
 @pytest.mark.slow
 def test_slow_steps_are_kept_between_the_checkpoints(tiny, spots, tmp_path, monkeypatch):
     """A kill costs no more than the pause, here none; what the steps come to is the same."""
-    whole = train_pictures(tiny, tmp_path / "whole", source=spots)
+    whole = train(tiny, tmp_path / "whole", source=spots)
     monkeypatch.setattr(run, "UNSAVED_S", 0.0)
     monkeypatch.setattr(run, "WRITING_SHARE", 0.0)
     kept: list[int] = []
     out = tmp_path / "often"
-    often = train_pictures(
-        tiny, out, lambda _: kept.append(latest_checkpoint(out / "run").info.step), source=spots
-    )
+    often = train(tiny, out, lambda _: kept.append(latest_checkpoint(out / "run").info.step), source=spots)
     assert kept == list(range(1, 13))
     assert often.manifest.weights_sha256 == whole.manifest.weights_sha256

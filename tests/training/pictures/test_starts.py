@@ -10,8 +10,8 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.configs import MlpConfig, UNetConfig
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.networks.registry import build_network
-from ddib_fed.training.pictures.run import train_pictures
-from ddib_fed.training.pictures.starts import fitted, new_network, open_start
+from ddib_fed.training.initial import fitted, new_network, open_start
+from ddib_fed.training.run import train
 from tests.training.pictures.examples import spots_source
 
 
@@ -32,7 +32,7 @@ def begun(tmp_path_factory):
         network=network, batch=8, steps=3, warmup=0, samples=1, dtype="float32", ema=0.0
     )
     out = tmp_path_factory.mktemp("begun")
-    train_pictures(config, out, source=spots_source())
+    train(config, out, source=spots_source())
     return out
 
 
@@ -63,7 +63,7 @@ def test_grey_pictures_get_what_the_rgb_network_says_of_them_in_all_channels(ask
 
 def test_rgb_pictures_get_the_grey_networks_answer_for_their_mean(asked, spots, tiny, tmp_path):
     plain = tiny.model_copy(update={"steps": 2, "ema": 0.0, "network": {**tiny.network, "spectral": False}})
-    train_pictures(plain, tmp_path, source=spots_source(1))
+    train(plain, tmp_path, source=spots_source(1))
     config = tiny.model_copy(update={"network": {}, "init": tmp_path})
     grey, rgb = (network_from(config, spots_source(channels)) for channels in (1, 3))
     times, x = torch.tensor([0.5]), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Turns samples and lambdas into the network's questions, and its answers into losses, one per sample.
+"""The training objectives: what the network is asked of noisy samples, and the loss of its answers.
 
 With x = alpha x_0 + sigma eps the network learns v = alpha eps - sigma x_0 (arXiv 2202.00512) or eps by squared error.
 A learned variance is exp(f log beta + (1 - f) log beta~) with f = (output + 1) / 2, and learns from the bound of one
@@ -11,7 +11,13 @@ with the discretised likelihood of x_0 in place of the last KL. For q at two tim
     alpha_ts = alpha_t / alpha_s,   beta = 1 - alpha_ts^2,   beta~ = beta sigma_s^2 / sigma_t^2,
     mean = alpha_ts sigma_s^2 / sigma_t^2 x_t + alpha_s beta / sigma_t^2 x_0.
 
-The rule: scales come from lambda or B in float64; pictures are float32.
+Points may replace v by its expectation given the points of the batch. Which of {x_0^j} made x is known only by its
+posterior
+
+    p(j | x) = softmax_j( -|x - alpha x_0^j|^2 / (2 sigma^2) ),
+
+whose mean in place of x_0 leaves the expectation of the target as it is and takes some of its variance (Rao and
+Blackwell; for scores: Xu, Tong, Jaakkola, arXiv 2302.00670).
 """
 
 from __future__ import annotations
@@ -157,3 +163,80 @@ class Objective:
 def _column(values: Tensor, like: Tensor) -> Tensor:
     """Values (B,) as (B, 1, 1, 1) float32 beside pictures."""
     return values.float().reshape(-1, 1, 1, 1).to(like.device)
+
+
+@dataclass(frozen=True, slots=True)
+class PointBatch:
+    """One batch of noisy points, and what the network should answer.
+
+    Attributes:
+        x: Noisy points (B, D).
+        times: Time inputs of the network: distinct lambdas, or steps, (K,).
+        rows: Which of `times` each point has, (B,) int64.
+        target: v, or the noise, (B, D).
+    """
+
+    x: Tensor
+    times: Tensor
+    rows: Tensor
+    target: Tensor
+
+
+def make_batch(x0: Tensor, eps: Tensor, lams: Tensor, *, reference: int) -> PointBatch:
+    """Noisy points with their targets; point i has the noise level i mod K.
+
+    Args:
+        x0: Clean points (B, D), float32.
+        eps: Standard normal noise (B, D), float32.
+        lams: Distinct lambdas (K,), float64; K divides B.
+        reference: Points over which a posterior runs, a divisor of B; 0 for the plain target.
+    """
+    rows = torch.arange(len(x0)) % len(lams)
+    alpha = torch.sigmoid(2 * lams).sqrt().float()[rows, None]
+    sigma = torch.sigmoid(-2 * lams).sqrt().float()[rows, None]
+    x = alpha * x0 + sigma * eps
+    if reference:
+        target = (alpha * x - posterior_mean(x, alpha, sigma, x0, reference)) / sigma
+    else:
+        target = alpha * eps - sigma * x0
+    return PointBatch(x, lams.float(), rows, target)
+
+
+def make_step_batch(x0: Tensor, eps: Tensor, u: Tensor, schedule: DiscreteSchedule) -> PointBatch:
+    """The public code's objective: noisy points at integer steps, and the noise as the target.
+
+    Its steps are uniform and independent. Here those of a batch are uniform and spread evenly, which leaves the
+    expectation of the loss as it is and takes some of its variance.
+
+    Args:
+        x0: Clean points (B, D); the batch has their dtype.
+        eps: Standard normal noise (B, D).
+        u: Uniforms (K,) in [0, 1), spread evenly; K divides B.
+        schedule: Its steps and their time inputs.
+    """
+    rows = torch.arange(len(x0)) % len(u)
+    steps = (u.double() * schedule.steps).long().clamp_max(schedule.steps - 1)
+    table = torch.tensor(schedule.at_steps(steps.tolist()), dtype=torch.float64)
+    alpha, sigma, times = table.to(x0.dtype).unbind(1)
+    return PointBatch(alpha[rows, None] * x0 + sigma[rows, None] * eps, times, rows, eps)
+
+
+def posterior_mean(x: Tensor, alpha: Tensor, sigma: Tensor, x0: Tensor, reference: int) -> Tensor:
+    """E[x_0 | x] where x_0 is one of the `reference` clean points in x's stretch of the batch.
+
+    Args:
+        x: Noisy points (B, D).
+        alpha: Scale of the data (B, 1).
+        sigma: Scale of the noise (B, 1).
+        x0: Clean points (B, D); row i made row i of x.
+        reference: Length of a stretch, a divisor of B.
+
+    Returns:
+        (B, D).
+    """
+    dim = x.shape[1]
+    sets = x0.view(-1, reference, dim)
+    asked = ((alpha / sigma**2) * x).view(-1, reference, dim)
+    curb = (-0.5 * (alpha / sigma) ** 2).view(-1, reference, 1)
+    logits = torch.baddbmm(curb * sets.square().sum(-1)[:, None, :], asked, sets.transpose(1, 2))
+    return torch.bmm(torch.softmax(logits, dim=-1), sets).view(-1, dim)

@@ -1,11 +1,9 @@
-"""Turns uniform numbers into noise levels with weights, in one of three ways.
+"""Noise levels with weights from uniform numbers, in one of three ways.
 
-    grid                  half as the default grid places its nodes, half uniform in the angle (`LambdaSampler`)
-    uniform               uniform in the schedule's time t, as the public code
-    loss-second-moment    t in proportion to sqrt(E[loss^2]), weighted so that the loss stays the uniform one's
-                          (Nichol and Dhariwal, arXiv 2102.09672, section 3.3)
-
-The rule: the levels of a step are a function of its uniforms and of the sampler's history, which is state.
+grid                  half as the default grid places its nodes, half uniform in the angle (`LambdaSampler`)
+uniform               uniform in the schedule's time t, as the public code
+loss-second-moment    t in proportion to sqrt(E[loss^2]), weighted so that the loss stays the uniform one's
+                      (Nichol and Dhariwal, arXiv 2102.09672, section 3.3)
 """
 
 from __future__ import annotations
@@ -15,13 +13,37 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.schedule import Schedule
-from ddib_fed.training.losses import LambdaSampler
 
 BINS = 64
 HISTORY = 10
 FLOOR = 0.001
 """Share of uniform draws that remains, so that no bin starves."""
+
+_TABLE = 4096
+
+
+class LambdaSampler:
+    """Noise levels from uniform numbers: half as the default grid places its nodes, half uniform in the angle phi.
+
+    The first half is where solvers look; the second is where an error moves a point, since dx = v dphi. Both cover
+    the range of the schedule to its ends.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        nodes = make_grid(schedule, "default", _TABLE).levels
+        self._lams = torch.tensor([level.lam for level in nodes], dtype=torch.float64)
+        angle = torch.atan(torch.exp(-self._lams))
+        placed = torch.linspace(0, 1, _TABLE + 1, dtype=torch.float64)
+        self._mass = 0.5 * placed + 0.5 * (angle - angle[0]) / (angle[-1] - angle[0])
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Lambdas (K,), float64, from uniforms (K,) in [0, 1)."""
+        high = torch.searchsorted(self._mass, u.double(), right=True).clamp(1, _TABLE)
+        low = high - 1
+        weight = (u.double() - self._mass[low]) / (self._mass[high] - self._mass[low])
+        return torch.lerp(self._lams[low], self._lams[high], weight)
 
 
 class LevelSampler(Protocol):

@@ -1,7 +1,4 @@
-"""What a run on pictures leaves for people: samples.png, distances to training pictures, thresholds of structure.
-
-The rule: nothing here has a say in the weights.
-"""
+"""Sample sheets of a run on pictures, distances to training pictures, and thresholds of structure."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.denoiser import Denoiser
@@ -23,9 +20,10 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.files import write_file
 from ddib_fed.metrics.structure import Thresholds, calibrate_by_chance
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
-from ddib_fed.training.pictures.loop import PictureTrainer
-from ddib_fed.training.pictures.sources import PictureSource
+from ddib_fed.training.initial import Start
+from ddib_fed.training.sources import PictureSource
 
 Floats = NDArray[np.float32]
 
@@ -70,19 +68,44 @@ class Nearness:
         )
 
 
-def draw(trainer: PictureTrainer, *, fine: bool = False) -> Floats:
-    """Pictures (samples, C, H, W) in [-1, 1] that the averaged weights draw, always from the same noise."""
-    count, shape = trainer.config.samples, trainer.source.shape
+def draw(
+    network: nn.Module,
+    start: Start,
+    normal: Normalisation,
+    count: int,
+    *,
+    shape: tuple[int, int, int],
+    classes: int | None,
+    at_once: int,
+    fine: bool = False,
+) -> Floats:
+    """Pictures that a network draws, always from the same noise.
+
+    Args:
+        network: Of the averaged weights.
+        start: What it predicts, and on which schedule.
+        normal: From pictures in [-1, 1] to the network's units.
+        count: How many.
+        shape: (C, H, W).
+        classes: How many classes are drawn in turn; None for a network without.
+        at_once: How many are computed together.
+        fine: With more steps.
+
+    Returns:
+        (count, C, H, W) float32 in [-1, 1].
+    """
+    device = next(network.parameters()).device
     noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(_SAMPLE_SEED))
-    start = trainer.start
-    denoiser = Denoiser(trainer.averaged(), start.parameterisation, start.time_input)
+    denoiser = Denoiser(network, start.parameterisation, start.time_input)
     schedule = schedule_from_config(start.schedule)
-    settings = _FINE if fine else _COARSE
     drawn: list[Tensor] = []
-    for first in range(0, count, trainer.microbatch):
-        part = noise[first : first + trainer.microbatch].to(trainer.world.device)
-        drawn.append(decode(part, denoiser, schedule, settings, cond=_condition(trainer, first, part)).cpu())
-    pictures: Floats = np.clip(trainer.normal.undo(torch.cat(drawn).numpy()), -1, 1)
+    for first in range(0, count, at_once):
+        part = noise[first : first + at_once].to(device)
+        cond = None
+        if classes is not None:
+            cond = {"y": (torch.arange(first, first + len(part)) % classes).to(device)}
+        drawn.append(decode(part, denoiser, schedule, _FINE if fine else _COARSE, cond=cond).cpu())
+    pictures: Floats = np.clip(normal.undo(torch.cat(drawn).numpy()), -1, 1)
     return pictures
 
 
@@ -103,14 +126,14 @@ def draw_sheet(pictures: Floats, path: Path) -> None:
     write_file(path, buffer.getvalue())
 
 
-def nearness(trainer: PictureTrainer, drawn: Floats, most: int = 20_000) -> Nearness:
+def nearness(source: PictureSource, drawn: Floats, *, flip: bool, most: int = 20_000) -> Nearness:
     """Distances of drawn pictures, and of held-out ones, to the nearest of up to `most` training pictures."""
-    every = max(1, len(trainer.source.train) // most)
-    own = _middle(trainer.source.train[::every], drawn.shape[2:])
+    every = max(1, len(source.train) // most)
+    own = _middle(source.train[::every], drawn.shape[2:])
     train = _small(own)
-    if trainer.config.flip:
+    if flip:
         train = np.concatenate([train, _small(own[..., ::-1])])
-    held_out = _small(_middle(trainer.source.held_out[:256], drawn.shape[2:]))
+    held_out = _small(_middle(source.held_out[:256], drawn.shape[2:]))
     mean = train.mean(0)
     return Nearness(*(_nearest(some - mean, train - mean) for some in (_small(drawn), held_out)))
 
@@ -119,13 +142,6 @@ def thresholds(source: PictureSource) -> Thresholds:
     """What a translation must keep of a picture, from pairs of held-out and training pictures at the network's size."""
     size = source.shape[1:]
     return calibrate_by_chance(_middle(source.held_out, size), _middle(source.train, size))
-
-
-def _condition(trainer: PictureTrainer, first: int, part: Tensor) -> dict[str, Tensor] | None:
-    """The classes in turn, where the network has classes."""
-    if trainer.config.classes is None:
-        return None
-    return {"y": (torch.arange(first, first + len(part)) % len(trainer.source.classes)).to(part.device)}
 
 
 def _middle(pixels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:

@@ -24,7 +24,7 @@ from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
 from ddib_fed.networks.registry import build_network
 from ddib_fed.training.config import ClassifierTrainConfig, PictureTrainConfig
-from ddib_fed.training.pictures.sources import PictureSource
+from ddib_fed.training.sources import PictureSource
 
 Config = TypeVar("Config", UNetConfig, ClassifierConfig)
 

@@ -1,0 +1,183 @@
+"""Learning a model, or a classifier, of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ddib_fed.diffusion.schedule import schedule_from_config
+from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.networks.registry import network_with
+from ddib_fed.networks.spectrum import Moments
+from ddib_fed.networks.unet import UNet
+from ddib_fed.training import sheet
+from ddib_fed.training.batches import Batches, Samples
+from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.initial import Start, channels_last, new_network
+from ddib_fed.training.levels import level_sampler
+from ddib_fed.training.objective import Objective
+from ddib_fed.training.sources import PictureSource, normalisation
+from ddib_fed.training.trainer import Trainer
+
+HELD_OUT_PICTURES = 256
+MEASURED_PICTURES, MEASURED_NUMBERS = 8_192, 1 << 28
+"""At most so many pictures, and numbers in them, that a spectrum is measured of."""
+_MEASURED_AT_ONCE = 64
+
+
+class PictureTask:
+    """See `Task`.
+
+    Args:
+        config: The run, settled.
+        source: Its pictures.
+        start: Its network and first weights.
+
+    Attributes:
+        config: The run.
+        source: Its pictures.
+        start: Its network.
+        normal: From pictures in [-1, 1] to the network's units.
+        figures: See `Task`.
+    """
+
+    least = 1
+
+    def __init__(self, config: PictureTrainConfig, source: PictureSource, start: Start) -> None:
+        self.config, self.source, self.start = config, source, start
+        self.figures: dict[str, float] = {}
+        self.normal = start.normal or normalisation(config, source)
+        schedule = schedule_from_config(start.schedule)
+        self._levels = level_sampler(config.sampler, schedule)
+        self._even = level_sampler("grid", schedule)
+        self._batches = Batches(config, source, self.normal)
+        self._objective = Objective(
+            schedule,
+            start.parameterisation,
+            start.time_input,
+            learn_sigma=config.learn_sigma,
+            half_bin=_half_bin(source, self.normal),
+        )
+
+    def initial_network(self) -> nn.Module:
+        """See `Task`; a spectrum is measured of the first training pictures."""
+        network = new_network(self.start, self.config.seed)
+        if isinstance(network, UNet) and network.spectrum is not None:
+            network.spectrum.measure(self._moments())
+        return network
+
+    def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+        """See `Task`."""
+        return channels_last(network_with(self.start.network, state, device=device))
+
+    def loss(self, network: nn.Module, step: int, part: slice) -> tuple[Tensor, Tensor]:
+        """See `Task`."""
+        lams, weights = self._levels.draw(self._batches.levels(step))
+        samples = self._batches.take(step, part.start, part.stop - part.start)
+        # Only dropout asks torch for numbers; its masks are the one thing that the cut of a batch changes.
+        torch.manual_seed((self.config.seed * 1_000_003 + step) * 65_537 + part.start & 2**63 - 1)
+        found = self._losses(network, samples, lams[part])
+        return (found * weights[part].float().to(found.device)).sum() / len(lams), found
+
+    def learn(self, step: int, losses: Tensor) -> float:
+        """See `Task`; each loss counts by the weight of its level."""
+        lams, weights = self._levels.draw(self._batches.levels(step))
+        self._levels.learn(lams, losses)
+        return float((losses * weights).mean())
+
+    def held_out_loss(self, network: nn.Module, at_once: int) -> float:
+        """See `Task`; at even levels."""
+        samples = self._batches.held_out(HELD_OUT_PICTURES)
+        count = len(samples.x0)
+        places = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+        lams = self._even.draw(places)[0]
+        losses = []
+        for first in range(0, count, at_once):
+            part = slice(first, first + at_once)
+            labels = None if samples.labels is None else samples.labels[part]
+            piece = Samples(samples.x0[part], samples.eps[part], labels)
+            losses.append(self._losses(network, piece, lams[part]).cpu())
+        return float(torch.cat(losses).double().mean())
+
+    def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
+        """See `Task`; a classifier draws nothing."""
+        if self.start.classifies:
+            return ""
+        drawn = sheet.draw(
+            trainer.averaged(),
+            self.start,
+            self.normal,
+            self.config.samples,
+            shape=self.source.shape,
+            classes=len(self.source.classes) if self.config.classes is not None else None,
+            at_once=trainer.microbatch,
+            fine=last,
+        )
+        sheet.draw_sheet(drawn, folder / "samples.png")
+        near = sheet.nearness(self.source, drawn, flip=self.config.flip)
+        self.figures = {
+            "nearest_training_picture": round(near.samples, 5),
+            "nearest_training_picture_held_out": round(near.held_out, 5),
+        }
+        return near.warning
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Task`: the history of the levels."""
+        return self._levels.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """See `Task`."""
+        self._levels.restore(state)
+
+    def manifest(self) -> dict[str, Any]:
+        """See `Task`."""
+        config, source, start = self.config, self.source, self.start
+        return {
+            "role": "classifier" if start.classifies else "generator",
+            "sample_kind": "picture",
+            "sample_shape": source.shape,
+            "network": start.network,
+            "parameterisation": start.parameterisation,
+            "time_input": start.time_input,
+            "schedule": start.schedule,
+            "normalisation": self.normal,
+            "soften_sigma": config.soften_sigma,
+            "picture": source.picture,
+            "classes": source.classes if config.classes is not None else (),
+            "data": source.note,
+            "structure": None if start.classifies else sheet.thresholds(source),
+        }
+
+    def _moments(self) -> Moments:
+        """Of the first training pictures, as a step would have them."""
+        channels, size, _ = self.source.shape
+        found = Moments(channels, size)
+        count = max(
+            1, min(len(self.source.train), MEASURED_PICTURES, MEASURED_NUMBERS // (channels * size**2))
+        )
+        for first in range(0, count, _MEASURED_AT_ONCE):
+            found.add(self._batches.take(0, first, min(_MEASURED_AT_ONCE, count - first)).x0)
+        return found
+
+    def _losses(self, network: nn.Module, samples: Samples, lams: Tensor) -> Tensor:
+        device = next(network.parameters()).device
+        x0, eps = (part.to(device, non_blocking=True) for part in (samples.x0, samples.eps))
+        question = self._objective.ask(x0, eps, lams)
+        labels = None if samples.labels is None else samples.labels.to(device)
+        extra = {} if labels is None or self.start.classifies else {"y": labels}
+        x = question.x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            answer = network(x, question.times, **extra)
+        if labels is not None and self.start.classifies:
+            return functional.cross_entropy(answer.float(), labels, reduction="none")
+        return self._objective.losses(question, answer, x0, lams)
+
+
+def _half_bin(source: PictureSource, normal: Normalisation) -> Tensor:
+    deviations = torch.tensor(normal.std, dtype=torch.float32).reshape(-1)
+    return source.quantum / 2 / deviations

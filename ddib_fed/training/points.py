@@ -1,0 +1,306 @@
+"""Learning a model of points: of a synthetic domain without end, or of a file of one's own.
+
+The points of a step are a function of (seed, step, sample). Points of one's own are normalised by one scalar mean and
+one scalar standard deviation, and a tenth of them is never trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ddib_fed.datasets import synthetic
+from ddib_fed.diffusion.bridge import decode
+from ddib_fed.diffusion.denoiser import Denoiser
+from ddib_fed.diffusion.schedule import DiscreteSchedule, ScheduleConfig, schedule_from_config
+from ddib_fed.errors import FileMissing, InputError
+from ddib_fed.metrics import points as metrics
+from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.networks.configs import MlpConfig, SyntheticConfig
+from ddib_fed.networks.registry import build_network
+from ddib_fed.reports import plots
+from ddib_fed.samples.kinds import name_file, refuse_picture
+from ddib_fed.samples.points import parse_npy
+from ddib_fed.training.config import PointTrainConfig
+from ddib_fed.training.levels import LambdaSampler
+from ddib_fed.training.objective import PointBatch, make_batch, make_step_batch
+from ddib_fed.training.trainer import Trainer
+
+Floats = NDArray[np.float32]
+
+MIN_POINTS = 100
+HELD_OUT_SHARE = 0.1
+MAX_BYTES = 4 << 30
+MAX_POINTS = 100_000_000
+DATA_COLUMNS = synthetic.UNIFORMS_PER_POINT
+_HELD_OUT_SEED = 2**63
+_SPLIT_SEED = 7_130_211
+_SAMPLE_SEED = 4_711
+
+
+@dataclass(frozen=True, slots=True)
+class PointSource:
+    """Normalised points to train on.
+
+    Attributes:
+        dim: D.
+        mean: What was subtracted from raw points; 0 for synthetic domains, whose points are normalised already.
+        std: What raw points were divided by; 1 for synthetic domains.
+        digest: Names the points: the domain, or the file's SHA-256.
+        take: Turns uniforms (N, 4) into N training points (N, D).
+        held_out: Points (N, D) that `take` never gives.
+    """
+
+    dim: int
+    mean: float
+    std: float
+    digest: str
+    take: Callable[[NDArray[np.float64]], Floats]
+    held_out: Floats
+
+
+class PointTask:
+    """See `Task`; a batch goes through the network at once, because its posterior runs over it.
+
+    Args:
+        config: The run, settled.
+        source: Its points.
+
+    Attributes:
+        config: The run.
+        source: Its points.
+        least: See `Task`.
+        figures: See `Task`.
+    """
+
+    def __init__(self, config: PointTrainConfig, source: PointSource) -> None:
+        self.config, self.source = config, source
+        self.least = config.batch
+        self.figures: dict[str, float] = {}
+        self._schedule = schedule_from_config(_schedule(config))
+        self._lambdas = LambdaSampler(self._schedule)
+        self._held_out = self._held_out_batch()
+
+    def initial_network(self) -> nn.Module:
+        """See `Task`; a function of the seed, and torch's own generator is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return build_network(self._network()).train()
+
+    def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+        """See `Task`."""
+        network = build_network(self._network()).to(device)
+        network.load_state_dict(state)
+        return network
+
+    def loss(self, network: nn.Module, step: int, part: slice) -> tuple[Tensor, Tensor]:
+        """See `Task`; the part is the whole batch."""
+        config = self.config
+        batch = self._batch(synthetic.uniforms(config.seed, step, part.stop, self._columns))
+        if config.dropout:
+            mixed = np.random.SeedSequence([config.seed, step]).generate_state(1, np.uint64)[0]
+            torch.manual_seed(int(mixed >> 1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+            answer = network(batch.x, batch.times, batch.rows)
+        squares = (answer.float() - batch.target) ** 2
+        return torch.mean(squares), squares.detach().mean(1)
+
+    def learn(self, step: int, losses: Tensor) -> float:
+        """See `Task`: their mean."""
+        del step
+        return float(losses.mean())
+
+    def held_out_loss(self, network: nn.Module, at_once: int) -> float:
+        """See `Task`."""
+        del at_once
+        batch = self._held_out
+        return float(torch.mean((network(batch.x, batch.times, batch.rows) - batch.target) ** 2))
+
+    def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
+        """See `Task`; drawn once, at the end, beside the data, with the sliced-W2 distance to them and its floor."""
+        if not last:
+            return ""
+        config, count = self.config, self.config.samples
+        noise = torch.randn(count, self.source.dim, generator=torch.Generator().manual_seed(_SAMPLE_SEED))
+        if self.source.dim > 1:  # ordered by the angle of the latent, so that colours show it
+            noise = noise[torch.argsort(torch.atan2(noise[:, 1], noise[:, 0]))]
+        made = self.manifest()
+        denoiser = Denoiser(trainer.averaged().eval(), made["parameterisation"], made["time_input"])
+        drawn: Floats = decode(noise, denoiser, self._schedule).numpy()
+        real = self.source.held_out
+        if config.domain is not None:
+            real = metrics.reference_points(config.domain, count)
+            floor = metrics.domain_sliced_w2_floor(config.domain, count)
+        else:
+            floor = metrics.sliced_w2_floor(real, min(count, len(real)))
+        self.figures = {
+            "sliced_w2": round(metrics.sliced_w2(drawn, real), 5),
+            "sliced_w2_floor": round(floor, 5),
+        }
+        above = [
+            plots.Panel(title, points, "heatmap") for title, points in (("data", real), ("model", drawn))
+        ]
+        plots.draw_rows([[*above, plots.Panel("by angle of the latent", drawn)]], folder / "samples.png")
+        return ""
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Task`: nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """See `Task`."""
+
+    def manifest(self) -> dict[str, Any]:
+        """See `Task`."""
+        mlp = self.config.network == "mlp"
+        return {
+            "sample_shape": (self.source.dim,),
+            "network": self._network(),
+            "parameterisation": "v" if mlp else "eps",
+            "time_input": "lambda" if mlp else "timestep",
+            "schedule": _schedule(self.config),
+            "normalisation": Normalisation(mean=self.source.mean, std=self.source.std),
+        }
+
+    @property
+    def _columns(self) -> int:
+        """Uniform numbers a sample takes: its point, its noise in pairs, its level."""
+        return DATA_COLUMNS + 2 * math.ceil(self.source.dim / 2) + 1
+
+    def _network(self) -> MlpConfig | SyntheticConfig:
+        config, dim = self.config, self.source.dim
+        if config.network == "mlp":
+            return MlpConfig(dim=dim, width=config.width, blocks=config.blocks)
+        return SyntheticConfig(
+            in_channels=dim,
+            out_channels=dim,
+            num_channels=config.num_channels,
+            num_res_blocks=config.num_res_blocks,
+            dropout=config.dropout,
+        )
+
+    def _batch(self, u: NDArray[np.float64]) -> PointBatch:
+        """A batch from uniforms (B, columns); the levels are stratified over it."""
+        x0 = torch.from_numpy(self.source.take(u[:, :DATA_COLUMNS]))
+        return self._questions(x0, u, self.config.levels, self.config.reference)
+
+    def _held_out_batch(self) -> PointBatch:
+        """As `_batch`, on held-out points, with plain targets where there are too few for a posterior."""
+        count = len(self.source.held_out)
+        u = synthetic.uniforms(_HELD_OUT_SEED, self.config.seed, count, self._columns)
+        levels = min(self.config.levels, count)
+        reference = self.config.reference if count % max(1, self.config.reference) == 0 else 0
+        return self._questions(torch.from_numpy(self.source.held_out), u, levels, reference)
+
+    def _questions(self, x0: Tensor, u: NDArray[np.float64], levels: int, reference: int) -> PointBatch:
+        """What is asked of noisy x0, and the answers, from uniforms (B, columns)."""
+        spread = torch.from_numpy((np.arange(levels) + u[:levels, -1]) / levels)
+        pairs = range(DATA_COLUMNS, DATA_COLUMNS + self.source.dim, 2)
+        normals = np.concatenate([synthetic.normals(u[:, i : i + 2]) for i in pairs], axis=1)
+        noise = torch.from_numpy(normals[:, : self.source.dim]).float()
+        if self.config.network == "public":
+            assert isinstance(self._schedule, DiscreteSchedule)
+            return make_step_batch(x0, noise, spread, self._schedule)
+        return make_batch(x0, noise, self._lambdas(spread), reference=reference)
+
+
+def _schedule(config: PointTrainConfig) -> ScheduleConfig:
+    """The noise schedule, as the bundle names it."""
+    return ScheduleConfig(name=config.schedule, steps=config.diffusion_steps)
+
+
+def open_points(config: PointTrainConfig) -> PointSource:
+    """The points that `config` names.
+
+    Raises:
+        DomainNotFound: There is no such domain.
+        FileMissing: There is no such file.
+        KindMismatch: The file holds a picture.
+        PointsUnreadable: The file is no array of numbers.
+        ShapeMismatch: The array is not (N, D).
+        NotFinite: There is a NaN or an infinity.
+        InputError: There are too few points, or a column is constant.
+    """
+    if config.domain is not None:
+        return _domain(synthetic.domain_name(config.domain), config)
+    return points_source(Path(str(config.data)), config.batch)
+
+
+def _domain(name: str, config: PointTrainConfig) -> PointSource:
+    held_out = synthetic.draw(name, config.batch, _HELD_OUT_SEED, step=config.seed)
+    return PointSource(2, 0.0, 1.0, f"domain:{name}", lambda u: synthetic.from_uniforms(name, u), held_out)
+
+
+def points_source(path: Path, held_out_points: int) -> PointSource:
+    """Points of one's own.
+
+    Args:
+        path: A .npy file of an array (N, D).
+        held_out_points: At most so many of the held-out tenth are used.
+
+    Raises:
+        FileMissing: There is no such file.
+        PointsUnreadable: The file is no array of numbers.
+        ShapeMismatch: The array is not (N, D).
+        NotFinite: There is a NaN or an infinity.
+        InputError: There are too few points, or a column is constant.
+    """
+    raw = read_points(path)
+    _check(raw, path)
+    wide = raw.astype(np.float64)
+    mean, std = float(wide.mean()), float(wide.std())
+    points = ((wide - mean) / std).astype(np.float32)
+    points = points[np.random.default_rng(_SPLIT_SEED).permutation(len(points))]
+    cut = int(len(points) * HELD_OUT_SHARE)
+    kept, held_out = points[cut:], points[:cut]
+    digest = hashlib.sha256(np.ascontiguousarray(raw).tobytes()).hexdigest()
+
+    def take(u: NDArray[np.float64]) -> Floats:
+        return kept[(u[:, 0] * len(kept)).astype(np.int64)]
+
+    return PointSource(points.shape[1], mean, std, f"points:{digest}", take, held_out[:held_out_points])
+
+
+def read_points(path: Path) -> Floats:
+    """The array (N, D) of a .npy file.
+
+    Raises:
+        FileMissing: There is no such file.
+        PointsUnreadable: The file is no array of numbers.
+        ShapeMismatch: The array is not (N, D).
+        NotFinite: There is a NaN or an infinity.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise FileMissing(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+    try:
+        refuse_picture(content)
+        return parse_npy(content, max_bytes=MAX_BYTES, max_points=MAX_POINTS)
+    except InputError as error:
+        raise name_file(error, str(path)) from error
+
+
+def _check(raw: NDArray[np.floating], path: Path) -> None:
+    """Refuse what cannot be learned: too few points, or a column in which nothing varies."""
+    if len(raw) < MIN_POINTS:
+        raise InputError(
+            f"{path} holds {len(raw)} points; training needs at least {MIN_POINTS}", hint="add points"
+        )
+    spread = raw.astype(np.float64).std(axis=0)
+    constant = np.flatnonzero(spread <= 1e-6 * max(float(spread.max()), float(np.abs(raw).max()) * 1e-6))
+    if len(constant):
+        columns = ", ".join(map(str, constant[:10].tolist()))
+        raise InputError(
+            f"column {columns} of {path} is constant (counting from 0)",
+            hint="leave constant columns out: there is nothing in them to translate",
+        )

@@ -1,0 +1,314 @@
+"""Optimiser steps on points or pictures, alone or together with other processes.
+
+Step k is a function of (config, k) and the state after step k - 1: nothing random is stored and nothing depends on the
+clock once the number of steps is settled. So a run that was killed and resumed ends bit for bit as one that was not
+(same threads, same processes, same torch). The gradient of a step is the mean over the whole batch, whichever
+microbatches and processes it was computed in.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ddib_fed.errors import MemoryExhausted, SettingsInvalid
+from ddib_fed.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from ddib_fed.training.config import AnyConfig, learning_rate
+from ddib_fed.training.distributed import World
+from ddib_fed.training.ema import Ema
+
+_PROBE_STEPS = 12
+PROBE_MARGIN = 0.93
+"""Share of a time that is given to steps; the rest goes to checkpoints and records."""
+
+
+class Task(Protocol):
+    """What is learned: data, network and loss, for one settled config.
+
+    Attributes:
+        least: Samples that must go through the network together, at least.
+        figures: What is to be recorded of the finished model beside its losses; after `show`.
+    """
+
+    least: int
+    figures: dict[str, float]
+
+    @property
+    def config(self) -> AnyConfig:
+        """The run, settled."""
+        ...
+
+    def initial_network(self) -> nn.Module:
+        """A network with its first weights, in training mode, on the CPU."""
+        ...
+
+    def averaged(self, state: dict[str, Tensor], device: torch.device) -> nn.Module:
+        """A network of its own with the averaged weights."""
+        ...
+
+    def loss(self, network: nn.Module, step: int, part: slice) -> tuple[Tensor, Tensor]:
+        """The part's share of the batch's loss, to be differentiated, and the losses of its samples (n,)."""
+        ...
+
+    def learn(self, step: int, losses: Tensor) -> float:
+        """Take in the losses (batch,) float64 of a step; the loss of the batch."""
+        ...
+
+    def held_out_loss(self, network: nn.Module, at_once: int) -> float:
+        """The loss on samples that are never trained on, always with the same noise."""
+        ...
+
+    def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
+        """Draw what the averaged weights make into samples.png; what is to be said about it, or nothing."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold beside network and optimiser."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take a state that was stored."""
+        ...
+
+    def manifest(self) -> dict[str, Any]:
+        """The fields of the bundle's manifest that follow from the task."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps in all.
+        loss: Smoothed training loss.
+        held_out: Loss on held-out samples when it was last measured; None before.
+        rate: Steps a second since this process began.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    held_out: float | None
+    rate: float
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Trainer:
+    """A network in training, with everything that a step changes.
+
+    Args:
+        task: What is learned.
+        world: The processes that share it.
+
+    Attributes:
+        step: Steps done.
+        network: The network.
+        ema: Its averages.
+        microbatch: Samples that go through the network at once, here and now.
+        notes: What is to be said; whoever says it clears them.
+    """
+
+    def __init__(self, task: Task, world: World) -> None:
+        self.task, self.world, self.config = task, world, task.config
+        config = self.config
+        self.step = 0
+        self.batch = int(config.batch or 1)
+        self.microbatch = int(config.microbatch or self.batch)
+        self.notes: list[str] = []
+        self.network = task.initial_network().to(world.device)
+        self.ema = Ema(self.network, float(config.ema or 0.0))
+        self._parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._parameters,
+            lr=float(config.learning_rate or 0.0),
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return self.config.total_steps
+
+    def advance(self) -> float:
+        """One optimiser step; returns its loss.
+
+        Raises:
+            SettingsInvalid: The loss is no longer finite.
+            MemoryExhausted: Not even the fewest samples at a time fit into memory.
+        """
+        losses = self._gradients()
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        if self.config.clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self.config.clip)
+        self._optimizer.step()
+        self.ema.update(self.network, self.step)
+        value = self.task.learn(self.step, losses)
+        self.step += 1
+        if not math.isfinite(value):
+            raise SettingsInvalid(
+                f"the loss is {value} after {self.step} steps",
+                hint="look for outliers, lower the learning rate, or train in float32",
+            )
+        return value
+
+    def averaged(self) -> nn.Module:
+        """A network of its own with the averaged weights."""
+        return self.task.averaged(self.ema.state_dict(), self.world.device)
+
+    def held_out_loss(self) -> float:
+        """The loss of the averaged weights on samples that are never trained on, always the same ones."""
+        with torch.no_grad():
+            return self.task.held_out_loss(self.averaged().eval(), self.microbatch)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint must hold, on the CPU."""
+        parts = {
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": optimizer_tensors(self._optimizer),
+            "levels": self.task.state(),
+        }
+        return {
+            f"{part}.{name}": value.cpu() for part, state in parts.items() for name, value in state.items()
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Resume from a checkpoint of the same run."""
+        self.network.load_state_dict(checkpoint.part("network"))
+        self.ema.load_state_dict(checkpoint.part("ema"))
+        restore_optimizer(self._optimizer, checkpoint.part("optimizer"))
+        self._arrange()
+        self.task.restore(checkpoint.part("levels"))
+        self.step = checkpoint.info.step
+        self.microbatch = int(checkpoint.info.config.get("microbatch") or self.microbatch)
+
+    def _gradients(self) -> Tensor:
+        """Put the batch's gradient into the parameters; losses of all samples (batch,) float64 on the CPU."""
+        while True:
+            try:
+                losses = self._accumulate()
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self._halve(error)
+        self.world.add([p.grad for p in self._parameters if p.grad is not None])
+        self.world.add([losses])
+        return losses.cpu()
+
+    def _accumulate(self) -> Tensor:
+        self._optimizer.zero_grad(set_to_none=True)
+        losses = torch.zeros(self.batch, dtype=torch.float64, device=self.world.device)
+        own = self.world.part(self.batch)
+        for first in range(own.start, own.stop, self.microbatch):
+            part = slice(first, min(first + self.microbatch, own.stop))
+            share, found = self.task.loss(self.network, self.step, part)
+            share.backward()  # type: ignore[no-untyped-call]
+            losses[part] = found.detach().double()
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return losses
+
+    def _halve(self, error: BaseException) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        if self.microbatch <= self.task.least:
+            raise MemoryExhausted(
+                f"the memory does not suffice for {self.microbatch} samples at a time",
+                hint="a smaller network, size or batch, --precision bfloat16, or another machine",
+            ) from error
+        if self.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        before, self.microbatch = self.microbatch, max(1, self.microbatch // 2)
+        self.notes.append(f"out of memory with {before} pictures at once: going on with {self.microbatch}")
+
+    def _arrange(self) -> None:
+        """Give restored optimiser state the memory layout of its parameters, in which it was before."""
+        for parameter, state in self._optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a step costs on this machine.
+
+    Attributes:
+        parameters: Numbers in the network.
+        seconds: Of one step of the whole batch.
+        memory: Bytes in use at the most: on CUDA by torch, else by this process.
+        microbatch: Samples at once that fit into memory.
+    """
+
+    parameters: int
+    seconds: float
+    memory: int
+    microbatch: int
+
+    def __str__(self) -> str:
+        size = f"{self.parameters:,} parameters, {self.memory / 2**30:.1f} GiB of memory"
+        return f"{size}, {self.seconds:.3g} s a step, {self.microbatch} pictures at once"
+
+
+def measure(config: AnyConfig, task: Callable[[AnyConfig], Task], world: World, *, within_s: float) -> Cost:
+    """Take a few steps of one microbatch for about `within_s` seconds, on a network that is thrown away."""
+    settled = config.settled(1_000_000)
+    batch = int(settled.batch or 1)
+    small = min(batch, int(settled.microbatch or batch) * world.size)
+    trial = Trainer(task(settled.model_copy(update={"batch": small})), world)
+    begun = time.monotonic()
+    trial.advance()
+    slowest = time.monotonic() - begun
+    # The leader chooses how many: processes that disagreed would wait for one another for ever.
+    count = world.decide(lambda: max(1, min(_PROBE_STEPS, int(within_s / slowest))))
+    begun = time.monotonic()
+    for _ in range(count):
+        trial.advance()
+    seconds = (time.monotonic() - begun) / count * batch / small
+    parameters = sum(parameter.numel() for parameter in trial.network.parameters())
+    return Cost(parameters, seconds, _memory(world), trial.microbatch)
+
+
+def settle(config: AnyConfig, cost: Cost | None) -> AnyConfig:
+    """The config with its number of steps, and a microbatch that fits, settled.
+
+    Args:
+        config: The run.
+        cost: What was measured; a run that fits a time needs it.
+    """
+    if cost is None:
+        return config.settled()
+    steps = (
+        config.steps if config.time_s is None else max(1, int(config.time_s * PROBE_MARGIN / cost.seconds))
+    )
+    return config.settled(steps, microbatch=cost.microbatch)
+
+
+def _memory(world: World) -> int:
+    if world.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(world.device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # The last is what oneDNN says when it finds no room for its code and its buffers.
+    signs = ("can't allocate memory", "out of memory", "could not create a primitive")
+    return any(sign in str(error) for sign in signs)
