@@ -39,6 +39,7 @@ from ddib_fed.wire.chunks import Announced, Assembler, Whole, open_file
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.guidance import GuidanceTerms, guidance_to_pb
 from ddib_fed.wire.latent import ApprovedLatent, LatentOpener
+from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import (
     OLDEST,
     SPOKEN,
@@ -337,8 +338,8 @@ class Remote:
             raise self._closed() from error
         with _named(self.hop):
             version = highest_common(SPOKEN, versions_from_pb(answer.versions))
-            limits = ContractLimits.from_pb(answer.limits)
-            side = ContractSide.from_pb(answer.side)
+            limits = from_message(answer.limits, ContractLimits)
+            side = from_message(answer.side, ContractSide)
         if side.institution != self.institution:
             raise MessageInvalid(
                 f"the node of {self.institution} calls itself {side.institution}", hop=self.hop
@@ -354,7 +355,9 @@ class Remote:
             MessageInvalid: The answer holds what the protocol does not allow.
             DdibError: As the peer says, or PeerUnreachable.
         """
-        request = decoding_pb2.NegotiateContractRequest(versions=versions_to_pb(), source=own.to_pb())
+        request = decoding_pb2.NegotiateContractRequest(
+            versions=versions_to_pb(), source=to_message(own, decoding_pb2.ContractSide)
+        )
         remaining = control.remaining_s()
         timeout = UNARY_TIMEOUT_S if remaining is None else min(UNARY_TIMEOUT_S, remaining)
         try:

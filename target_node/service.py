@@ -37,6 +37,7 @@ from ddib_fed.wire.chunks import Announced, Assembler, Whole, file_header, strea
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.guidance import check_offered, guidance_from_pb
 from ddib_fed.wire.latent import LatentOpener
+from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import (
     GUIDANCE,
     PICTURES,
@@ -92,7 +93,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         _ = self._node.engine  # refuses while loading or draining
         common = highest_common(versions_from_pb(request.versions), SPOKEN)
         return decoding_pb2.DescribeDomainResponse(
-            versions=versions_to_pb(), side=self._node.side().to_pb(), limits=self.limits().at(common).to_pb()
+            versions=versions_to_pb(),
+            side=to_message(self._node.side(), decoding_pb2.ContractSide),
+            limits=to_message(self.limits().at(common), decoding_pb2.ContractLimits),
         )
 
     def NegotiateContract(
@@ -100,7 +103,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     ) -> decoding_pb2.NegotiateContractResponse:
         """See decoding.proto."""
         _ = self._node.engine
-        source = ContractSide.from_pb(request.source)
+        source = from_message(request.source, ContractSide)
         peer = caller()
         if source.institution != peer.institution:
             raise PolicyDenied(
@@ -113,7 +116,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         if new:
             self._audit("contract_agreed", peer=str(peer), contract=contract.digest.hex())
         self._remember(contract)
-        return decoding_pb2.NegotiateContractResponse(contract=contract.to_pb(), sha256=contract.digest)
+        return decoding_pb2.NegotiateContractResponse(
+            contract=to_message(contract, decoding_pb2.Contract), sha256=contract.digest
+        )
 
     def Decode(
         self, request_iterator: Iterator[decoding_pb2.DecodeRequest], context: grpc.ServicerContext

@@ -18,6 +18,7 @@ from ddib_fed.wire.contract import (
     ContractLimits,
     ContractSide,
 )
+from ddib_fed.wire.mapping import from_message
 from ddib_fed.wire.version import SPOKEN, Version, highest_common, needed_difference
 
 
@@ -161,7 +162,7 @@ def confirm(
         ContractMismatch: The answer is another source's contract, another institution's, one that the source
             cannot keep, or its digest is not the one computed here.
     """
-    contract = Contract.from_pb(response.contract)
+    contract = from_message(response.contract, Contract)
     found = [
         *differences(versions, [contract.version], source, contract.target),
         *_tampered(contract, source, target_institution, response.sha256),

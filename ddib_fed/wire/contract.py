@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ddib_fed.errors import MessageInvalid
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
-from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.canonical import Value, canonical_json
 from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES, require, require_number
 from ddib_fed.wire.guidance import GuidanceTerms
-from ddib_fed.wire.version import GUIDANCE, OLDEST, PICTURES, Version, version_from_pb
+from ddib_fed.wire.version import GUIDANCE, OLDEST, PICTURES, Version, require_version
 
 HIGHEST_TERMINAL_LAMBDA = -4.5
 """Where a latent lives at most: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
@@ -32,7 +30,6 @@ MAX_SIDE_LENGTH = 65_536
 MAX_SAMPLE_NUMBERS = 2**28
 
 SAMPLE_KINDS = {"point": common_pb2.SAMPLE_KIND_POINT, "picture": common_pb2.SAMPLE_KIND_PICTURE}
-DTYPES = {"float32": common_pb2.DATA_TYPE_FLOAT32}
 ITEM_BYTES = {"float32": 4}
 RANKS = {"point": 1, "picture": 3}
 VALUE_RANGES = {"point": ("unit-std",), "picture": ("minus-one-to-one", "minus-one-to-one-opponent")}
@@ -69,19 +66,6 @@ class PictureTerms:
         """The fields as they enter the digest."""
         return {"bits": self.bits, "high": float(self.high), "low": float(self.low)}
 
-    def to_pb(self) -> common_pb2.PictureTerms:
-        """These terms as a message."""
-        return common_pb2.PictureTerms(low=self.low, high=self.high, bits=self.bits)
-
-    @classmethod
-    def from_pb(cls, message: common_pb2.PictureTerms) -> PictureTerms:
-        """Terms read from the wire.
-
-        Raises:
-            MessageInvalid: A field is outside what docs/protocol.md allows.
-        """
-        return cls(message.low, message.high, message.bits)
-
 
 @dataclass(frozen=True, slots=True)
 class ContractSide:
@@ -109,9 +93,9 @@ class ContractSide:
     def __post_init__(self) -> None:
         require(is_institution(self.institution), "institution", "must be a DNS name in lower case")
         require(is_domain(self.domain), "domain", f"must be {DOMAIN_RULE}")
-        require(self.sample_kind in SAMPLE_KINDS, "sample_kind", "must be point or picture")
+        require(self.sample_kind in RANKS, "sample_kind", "must be point or picture")
         self._check_shape()
-        require(self.dtype in DTYPES, "dtype", "must be float32")
+        require(self.dtype in ITEM_BYTES, "dtype", "must be float32")
         require(len(self.model_sha256) == DIGEST_BYTES, "model_sha256", "must be 32 bytes")
         require_number(self.terminal_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "terminal_lambda")
         require_number(self.initial_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "initial_lambda")
@@ -202,60 +186,10 @@ class ContractSide:
             "value_range": self.value_range,
         }
 
-    def to_pb(self) -> decoding_pb2.ContractSide:
-        """This side as a message."""
-        return decoding_pb2.ContractSide(
-            institution=self.institution,
-            domain=self.domain,
-            sample_kind=SAMPLE_KINDS[self.sample_kind],
-            sample_shape=self.sample_shape,
-            dtype=DTYPES[self.dtype],
-            model_sha256=self.model_sha256,
-            terminal_lambda=self.terminal_lambda,
-            initial_lambda=self.initial_lambda,
-            classes=self.classes,
-            size_rule=self.size_rule,
-            value_range=self.value_range,
-            soften_sigma=self.soften_sigma,
-            picture=None if self.picture is None else self.picture.to_pb(),
-            class_names=self.class_names,
-        )
-
-    @classmethod
-    def from_pb(cls, message: decoding_pb2.ContractSide) -> ContractSide:
-        """A side read from the wire.
-
-        Raises:
-            MessageInvalid: A field is outside what docs/protocol.md allows.
-        """
-        return cls(
-            institution=message.institution,
-            domain=message.domain,
-            sample_kind=_name_of(SAMPLE_KINDS, message.sample_kind, "sample_kind"),
-            sample_shape=tuple(message.sample_shape),
-            dtype=_name_of(DTYPES, message.dtype, "dtype"),
-            model_sha256=message.model_sha256,
-            terminal_lambda=message.terminal_lambda,
-            initial_lambda=message.initial_lambda,
-            classes=message.classes,
-            size_rule=message.size_rule,
-            value_range=message.value_range,
-            soften_sigma=message.soften_sigma,
-            picture=PictureTerms.from_pb(message.picture) if message.HasField("picture") else None,
-            class_names=tuple(message.class_names),
-        )
-
 
 def is_class_name(name: str) -> bool:
     """Whether a class may be called so in a contract: 1 to 64 printable ASCII characters."""
     return 1 <= len(name) <= MAX_CLASS_NAME and name.isascii() and name.isprintable()
-
-
-def _name_of(names: Mapping[str, int], value: int, field: str) -> str:
-    for name, number in names.items():
-        if number == value:
-            return name
-    raise MessageInvalid(f"{field}: {value} is not known", facts={"field": field})
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,38 +226,13 @@ class ContractLimits:
             "max_samples_per_item": self.max_samples_per_item,
         }
 
-    def to_pb(self) -> decoding_pb2.ContractLimits:
-        """These limits as a message."""
-        return decoding_pb2.ContractLimits(
-            max_items_per_stream=self.max_items_per_stream,
-            max_samples_per_item=self.max_samples_per_item,
-            max_latent_bytes=self.max_latent_bytes,
-            max_evaluations=self.max_evaluations,
-            guidance=None if self.guidance is None else self.guidance.to_pb(),
-        )
-
-    @classmethod
-    def from_pb(cls, message: decoding_pb2.ContractLimits) -> ContractLimits:
-        """Limits read from the wire.
-
-        Raises:
-            MessageInvalid: A field is outside what docs/protocol.md allows.
-        """
-        return cls(
-            message.max_items_per_stream,
-            message.max_samples_per_item,
-            message.max_latent_bytes,
-            message.max_evaluations,
-            GuidanceTerms.from_pb(message.guidance) if message.HasField("guidance") else None,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Contract:
     """The whole agreement; `digest` names it on every latent.
 
     Raises:
-        MessageInvalid: The limits say what its version does not know.
+        MessageInvalid: The version is none, or the limits say what it does not know.
     """
 
     version: Version
@@ -332,6 +241,7 @@ class Contract:
     limits: ContractLimits
 
     def __post_init__(self) -> None:
+        require_version(self.version)
         offered = self.limits.guidance is not None
         require(not offered or self.version >= GUIDANCE, "guidance", f"came with {GUIDANCE}")
 
@@ -365,26 +275,3 @@ class Contract:
     def digest(self) -> bytes:
         """SHA-256 over the canonical JSON, 32 bytes."""
         return hashlib.sha256(self.canonical()).digest()
-
-    def to_pb(self) -> decoding_pb2.Contract:
-        """This contract as a message."""
-        return decoding_pb2.Contract(
-            version=common_pb2.ProtocolVersion(major=self.version.major, minor=self.version.minor),
-            source=self.source.to_pb(),
-            target=self.target.to_pb(),
-            limits=self.limits.to_pb(),
-        )
-
-    @classmethod
-    def from_pb(cls, message: decoding_pb2.Contract) -> Contract:
-        """A contract read from the wire, each part checked; `confirm` checks that the parts agree.
-
-        Raises:
-            MessageInvalid: A field is outside what docs/protocol.md allows.
-        """
-        return cls(
-            version_from_pb(message.version),
-            ContractSide.from_pb(message.source),
-            ContractSide.from_pb(message.target),
-            ContractLimits.from_pb(message.limits),
-        )

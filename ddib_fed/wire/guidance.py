@@ -51,31 +51,6 @@ class GuidanceTerms:
             "max_guidance": float(self.max_guidance),
         }
 
-    def to_pb(self) -> common_pb2.GuidanceTerms:
-        """These terms as a message."""
-        return common_pb2.GuidanceTerms(
-            max_guidance=self.max_guidance,
-            max_classifier_scale=self.max_classifier_scale,
-            classifier_sha256=self.classifier_sha256,
-            classifier_classes=self.classifier_classes,
-            clip=self.clip,
-        )
-
-    @classmethod
-    def from_pb(cls, message: common_pb2.GuidanceTerms) -> GuidanceTerms:
-        """Terms read from the wire.
-
-        Raises:
-            MessageInvalid: A field is outside what docs/protocol.md allows.
-        """
-        return cls(
-            message.max_guidance,
-            message.max_classifier_scale,
-            message.classifier_sha256,
-            message.classifier_classes,
-            message.clip,
-        )
-
 
 NO_GUIDANCE = GuidanceTerms()
 

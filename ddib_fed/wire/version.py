@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ddib_fed.errors import ContractMismatch, Difference, MessageInvalid
 from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.mapping import from_message, to_message
 
 MAX_VERSIONS = 16
 """How many versions a peer may list."""
@@ -42,19 +43,27 @@ GUIDANCE = Version(1, 2)
 
 def versions_to_pb(versions: Iterable[Version] = SPOKEN) -> list[common_pb2.ProtocolVersion]:
     """The versions as messages."""
-    return [common_pb2.ProtocolVersion(major=v.major, minor=v.minor) for v in versions]
+    return [to_message(version, common_pb2.ProtocolVersion) for version in versions]
+
+
+def require_version(version: Version) -> Version:
+    """The version itself.
+
+    Raises:
+        MessageInvalid: The major is 0 (none was set), or a number is absurd.
+    """
+    if not (1 <= version.major <= MAX_NUMBER and version.minor <= MAX_NUMBER):
+        raise MessageInvalid(f"{version} is no protocol version", facts={"field": "version"})
+    return version
 
 
 def version_from_pb(message: common_pb2.ProtocolVersion) -> Version:
     """One version read from the wire.
 
     Raises:
-        MessageInvalid: The major is 0 (none was set), or a number is absurd.
+        MessageInvalid: It is no version.
     """
-    version = Version(message.major, message.minor)
-    if not (1 <= version.major <= MAX_NUMBER and version.minor <= MAX_NUMBER):
-        raise MessageInvalid(f"{version} is no protocol version", facts={"field": "version"})
-    return version
+    return require_version(from_message(message, Version))
 
 
 def versions_from_pb(messages: Sequence[common_pb2.ProtocolVersion]) -> tuple[Version, ...]:

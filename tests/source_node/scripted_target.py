@@ -24,6 +24,7 @@ from ddib_fed.wire.agreement import agree
 from ddib_fed.wire.chunks import assemble, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.latent import LatentOpener, approve
+from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import SPOKEN, versions_from_pb, versions_to_pb
 from tests.node.institutions import Institution
 
@@ -94,17 +95,21 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
 
     def DescribeDomain(self, request, context):
         self.negotiation()
-        own = self._side().to_pb()
-        answer = pb.DescribeDomainResponse(versions=versions_to_pb(), side=own, limits=self.limits.to_pb())
+        own = to_message(self._side(), pb.ContractSide)
+        answer = pb.DescribeDomainResponse(
+            versions=versions_to_pb(), side=own, limits=to_message(self.limits, pb.ContractLimits)
+        )
         self.forge(answer)
         return answer
 
     def NegotiateContract(self, request, context):
         self.negotiation()
-        source = ContractSide.from_pb(request.source)
+        source = from_message(request.source, ContractSide)
         versions = versions_from_pb(request.versions)
         self.contract = agree(versions, SPOKEN, source, self._side(), self.limits)
-        answer = pb.NegotiateContractResponse(contract=self.contract.to_pb(), sha256=self.contract.digest)
+        answer = pb.NegotiateContractResponse(
+            contract=to_message(self.contract, pb.Contract), sha256=self.contract.digest
+        )
         self.forge(answer)
         return answer
 

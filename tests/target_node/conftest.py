@@ -17,6 +17,7 @@ from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.wire.contract import Contract, ContractSide
+from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import versions_to_pb
 from target_node.service import TargetService
 from tests.node.institutions import Institution
@@ -60,10 +61,10 @@ class Target:
 
     def negotiate(self, who: Institution, domain: str = "moons") -> Contract:
         request = pb.NegotiateContractRequest(
-            versions=versions_to_pb(), source=side(who.name, domain).to_pb()
+            versions=versions_to_pb(), source=to_message(side(who.name, domain), pb.ContractSide)
         )
         with self.called_by(who) as stub:
-            return Contract.from_pb(asking(stub.NegotiateContract, request).contract)
+            return from_message(asking(stub.NegotiateContract, request).contract, Contract)
 
     def decode(self, who: Institution, *messages: pb.DecodeRequest) -> list[pb.DecodeResponse]:
         with self.called_by(who) as stub:

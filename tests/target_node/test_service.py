@@ -30,6 +30,7 @@ from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.chunks import assemble, stream
 from ddib_fed.wire.contract import Contract
 from ddib_fed.wire.latent import approve
+from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import Version, versions_to_pb
 from target_node.service import MAX_CONTRACTS
 from tests.node.tiny_nodes import gaussian
@@ -103,7 +104,9 @@ def test_a_contract_that_was_not_agreed_on_is_asked_for_again(target, north, ins
 
 def test_nobody_agrees_for_another(target, north) -> None:
     """The source's side of a contract must be the caller's own."""
-    request = pb.NegotiateContractRequest(versions=versions_to_pb(), source=side("west.example").to_pb())
+    request = pb.NegotiateContractRequest(
+        versions=versions_to_pb(), source=to_message(side("west.example"), pb.ContractSide)
+    )
     with target.called_by(north) as stub, pytest.raises(PolicyDenied):
         asking(stub.NegotiateContract, request)
 
@@ -151,7 +154,9 @@ def test_a_caller_lists_one_to_sixteen_versions(target, north, count) -> None:
             (stub.DescribeDomain, pb.DescribeDomainRequest(versions=versions)),
             (
                 stub.NegotiateContract,
-                pb.NegotiateContractRequest(versions=versions, source=side(north.name).to_pb()),
+                pb.NegotiateContractRequest(
+                    versions=versions, source=to_message(side(north.name), pb.ContractSide)
+                ),
             ),
         ):
             with pytest.raises(MessageInvalid) as refused:
@@ -162,9 +167,11 @@ def test_a_caller_lists_one_to_sixteen_versions(target, north, count) -> None:
 def test_under_a_contract_of_1_0_what_1_1_added_is_not_known(target, north) -> None:
     """A class, and a depth."""
     oldest = [Version(1, 0)]
-    request = pb.NegotiateContractRequest(versions=versions_to_pb(oldest), source=side(north.name).to_pb())
+    request = pb.NegotiateContractRequest(
+        versions=versions_to_pb(oldest), source=to_message(side(north.name), pb.ContractSide)
+    )
     with target.called_by(north) as stub:
-        contract = Contract.from_pb(asking(stub.NegotiateContract, request).contract)
+        contract = from_message(asking(stub.NegotiateContract, request).contract, Contract)
     assert contract.version == oldest[0]
     deep = common_pb2.SolverSettings(evaluations=8, depth=1.0)
     for changes in ({"target_class": 0}, {"solver": deep}):

@@ -8,6 +8,7 @@ from ddib_fed.errors import ContractMismatch
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.agreement import agree, confirm, differences
 from ddib_fed.wire.contract import Contract, PictureTerms
+from ddib_fed.wire.mapping import to_message
 from ddib_fed.wire.version import SPOKEN, Version
 from tests.wire.examples import LIMITS, contract, picture_side, side
 
@@ -154,7 +155,9 @@ def test_the_highest_common_version_and_the_targets_limits_are_used():
 
 
 def answer(made: Contract, **changes) -> decoding_pb2.NegotiateContractResponse:
-    response = decoding_pb2.NegotiateContractResponse(contract=made.to_pb(), sha256=made.digest)
+    response = decoding_pb2.NegotiateContractResponse(
+        contract=to_message(made, decoding_pb2.Contract), sha256=made.digest
+    )
     for field, value in changes.items():
         setattr(response, field, value)
     return response

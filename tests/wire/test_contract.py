@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ddib_fed.errors import MessageInvalid
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide, PictureTerms
+from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import Version
 from tests.wire.examples import LIMITS, contract, picture_side, side
 
@@ -147,14 +148,17 @@ def test_a_class_is_found_by_name_and_by_index():
 )
 def test_a_side_survives_the_wire(made):
     """Also one whose ends nobody can agree to: the difference is shown, not the message refused."""
-    data = made.to_pb().SerializeToString()
-    assert ContractSide.from_pb(decoding_pb2.ContractSide.FromString(data)) == made
+    data = to_message(made, decoding_pb2.ContractSide).SerializeToString()
+    assert from_message(decoding_pb2.ContractSide.FromString(data), ContractSide) == made
 
 
 def test_a_contract_survives_the_wire():
     """With the same digest."""
     made = contract()
-    read = Contract.from_pb(decoding_pb2.Contract.FromString(made.to_pb().SerializeToString()))
+    read = from_message(
+        decoding_pb2.Contract.FromString(to_message(made, decoding_pb2.Contract).SerializeToString()),
+        Contract,
+    )
     assert (read, read.digest) == (made, made.digest)
 
 
@@ -162,17 +166,17 @@ def test_a_contract_survives_the_wire():
 def test_an_enum_value_that_is_not_known_is_refused(field):
     """Neither unspecified nor of a later release."""
     for number in (0, 99):
-        message = side().to_pb()
+        message = to_message(side(), decoding_pb2.ContractSide)
         setattr(message, field, number)
         with pytest.raises(MessageInvalid) as caught:
-            ContractSide.from_pb(message)
+            from_message(message, ContractSide)
         assert caught.value.facts == {"field": field}
 
 
 def test_an_empty_side_is_refused():
     """Proto3 fills in zeros; none of them is a side."""
     with pytest.raises(MessageInvalid):
-        ContractSide.from_pb(decoding_pb2.ContractSide())
+        from_message(decoding_pb2.ContractSide(), ContractSide)
 
 
 def test_the_canonical_json_is_the_documented_one():

@@ -4,7 +4,7 @@ import pytest
 
 from ddib_fed.errors import ContractMismatch, DdibError, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.contract import Contract, ContractLimits
 from ddib_fed.wire.guidance import (
     GuidanceTerms,
@@ -13,6 +13,7 @@ from ddib_fed.wire.guidance import (
     guidance_from_pb,
     guidance_to_pb,
 )
+from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import GUIDANCE, SPOKEN, Version
 from tests.wire.examples import LIMITS, contract
 
@@ -23,7 +24,7 @@ OFFERING = ContractLimits(8, 100_000, 2 << 20, 1_000, TERMS)
 def test_the_terms_are_in_the_contract_and_its_digest() -> None:
     """And survive the wire; another bound is another contract."""
     made = contract(limits=OFFERING)
-    assert Contract.from_pb(made.to_pb()) == made
+    assert from_message(to_message(made, decoding_pb2.Contract), Contract) == made
     assert made.limits.guidance == TERMS
     other = ContractLimits(8, 100_000, 2 << 20, 1_000, GuidanceTerms(5.0, 2.0, bytes(32), 10, clip=True))
     assert len({made.digest, contract().digest, contract(limits=other).digest}) == 3

@@ -1,0 +1,151 @@
+"""Maps domain types to protobuf messages and back, by the names and types of their fields.
+
+    domain type                       message
+    dataclass, NamedTuple, pydantic   message of fields of the same names
+    X | None                          a field with presence, not set for None
+    tuple[X, ...]                     repeated
+    Mapping[str, X]                   map
+    Enum                              enum, by the member's name; UNKNOWN for a number that this release does not know
+    str                               also an enum, by its name in lower case, or bytes, in hex
+
+Values are not checked here: what arrives passes `fields.check` first, and domain types check themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+from collections.abc import Collection, Mapping
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+Domain = TypeVar("Domain")
+Wire = TypeVar("Wire", bound=Message)
+UNKNOWN = "UNKNOWN"
+"""What a number is called that is unspecified, or of a later release."""
+
+
+def to_message(value: object, kind: type[Wire], *, local: Collection[str] = (), **given: Any) -> Wire:
+    """A domain value as a message.
+
+    Args:
+        value: The value.
+        kind: The message's class.
+        local: Fields of the value that the message does not have, and that are not sent.
+        given: Fields of the message, ready to be set; the value's are not read for them.
+
+    Raises:
+        TypeError: The value has a field that the message does not have, and that is neither local nor given.
+        ValueError: A text is no name of the enum.
+    """
+    own: Any = type(value)  # mypy takes no type[object] for hashable
+    pairs = _pairs(own, kind.DESCRIPTOR, frozenset((*local, *given)))
+    return kind(**{name: _encoded(getattr(value, name), field) for name, field, _ in pairs}, **given)
+
+
+def from_message(
+    message: Message, kind: type[Domain], *, local: Collection[str] = (), **given: Any
+) -> Domain:
+    """A message as a domain value.
+
+    Args:
+        message: The message, checked.
+        kind: The value's class.
+        local: Fields of the value that the message does not have, and that keep their defaults.
+        given: Fields of the value; the message's are not read for them.
+
+    Raises:
+        TypeError: The value has a field that the message does not have, and that is neither local nor given.
+        DdibError: What the class raises for values that it refuses.
+    """
+    wanted: Any = kind
+    pairs = _pairs(wanted, message.DESCRIPTOR, frozenset((*local, *given)))
+    return kind(**{name: _decoded(message, field, hint) for name, field, hint in pairs}, **given)
+
+
+@cache
+def _pairs(
+    kind: type, descriptor: Descriptor, without: frozenset[str]
+) -> tuple[tuple[str, FieldDescriptor, Any], ...]:
+    """Name, message field and type of each field that both have."""
+    hints = get_type_hints(kind)
+    names = [name for name in _names(kind) if name not in without]
+    missing = [name for name in names if name not in descriptor.fields_by_name]
+    if missing:
+        raise TypeError(f"{descriptor.name} has no {', '.join(missing)}, which {kind.__name__} has")
+    return tuple((name, descriptor.fields_by_name[name], hints[name]) for name in names)
+
+
+def _names(kind: Any) -> Collection[str]:
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    fields: Collection[str] = kind.model_fields if hasattr(kind, "model_fields") else kind._fields
+    return fields
+
+
+def _encoded(value: Any, field: FieldDescriptor) -> Any:
+    """A value as the message's constructor takes it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if field.is_repeated:
+        return [_encoded_one(item, field) for item in value]
+    return None if value is None else _encoded_one(value, field)
+
+
+def _encoded_one(value: Any, field: FieldDescriptor) -> Any:
+    if field.message_type is not None:
+        return to_message(value, GetMessageClass(field.message_type))
+    if field.enum_type is not None:
+        name = value.name if isinstance(value, Enum) else value.upper()
+        return (
+            field.enum_type.values_by_name[_prefix(field.enum_type) + name].number if name != UNKNOWN else 0
+        )
+    return bytes.fromhex(value) if field.type == field.TYPE_BYTES and isinstance(value, str) else value
+
+
+def _decoded(message: Message, field: FieldDescriptor, hint: Any) -> Any:
+    """A field's value as a domain type has it."""
+    inner, optional = _without_none(hint)
+    if optional and field.has_presence and not message.HasField(field.name):
+        return None
+    value = getattr(message, field.name)
+    if get_origin(inner) is tuple:
+        return tuple(_decoded_one(item, field, get_args(inner)[0]) for item in value)
+    if field.is_repeated:
+        return dict(value)
+    return _decoded_one(value, field, inner)
+
+
+def _decoded_one(value: Any, field: FieldDescriptor, kind: Any) -> Any:
+    if field.message_type is not None:
+        return from_message(value, kind)
+    if field.enum_type is not None:
+        name = _enum_names(field.enum_type).get(value, UNKNOWN)
+        return name.lower() if kind is str else kind[name]
+    return value.hex() if field.type == field.TYPE_BYTES and kind is str else value
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    """A type, and whether it may be None."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint, False
+    (inner,) = (part for part in get_args(hint) if part is not types.NoneType)
+    return inner, True
+
+
+@cache
+def _enum_names(enum: EnumDescriptor) -> Mapping[int, str]:
+    """Names without the type's, by number; 0 is unspecified, and has none."""
+    return {value.number: value.name.removeprefix(_prefix(enum)) for value in enum.values if value.number}
+
+
+@cache
+def _prefix(enum: EnumDescriptor) -> str:
+    """JobState's values are called JOB_STATE_..."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"

@@ -1,0 +1,178 @@
+"""Domain types become messages and come back, by the names and types of their fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.wire.contract import ContractLimits, ContractSide, PictureTerms
+from ddib_fed.wire.guidance import GuidanceTerms
+from ddib_fed.wire.mapping import from_message, to_message
+from ddib_fed.wire.version import Version
+
+
+class State(StrEnum):
+    UNKNOWN = "UNKNOWN"
+    QUEUED = "waiting"
+    FINISHED = "over"
+
+
+@dataclass(frozen=True)
+class Piece:
+    index: int
+    size_bytes: int
+    sha256: bytes
+    error: Fault | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    reason: str
+    facts: Mapping[str, str]
+
+
+class Terms(BaseModel):
+    low: float
+    high: float
+    bits: int = 8
+
+
+class Figures(BaseModel):
+    size_rule: str
+    terms: Terms
+    cycle_psnr: float | None = None
+    structure_doubtful: bool | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    job_id: str
+    state: State
+    cycle: bool
+    created: float
+    items: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Digests:
+    contract_sha256: str
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Shaped:
+    sample_kind: str
+    sample_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+
+TEXT = st.text(max_size=8)
+NUMBERS = st.floats(allow_nan=False)
+FAULTS = st.builds(Fault, reason=TEXT, facts=st.dictionaries(TEXT, TEXT, max_size=3))
+PIECES = st.builds(
+    Piece,
+    index=st.integers(0, 2**32 - 1),
+    size_bytes=st.integers(0, 2**64 - 1),
+    sha256=st.binary(max_size=8),
+    error=st.none() | FAULTS,
+)
+VALUES = {
+    translation_pb2.Job: st.builds(
+        Work,
+        job_id=TEXT,
+        state=st.sampled_from(State),
+        cycle=st.booleans(),
+        created=NUMBERS,
+        items=st.lists(PIECES, max_size=3).map(tuple),
+    ),
+    translation_pb2.PictureFigures: st.builds(
+        Figures,
+        size_rule=TEXT,
+        terms=st.builds(Terms, low=NUMBERS, high=NUMBERS, bits=st.integers(0, 99)),
+        cycle_psnr=st.none() | NUMBERS,
+        structure_doubtful=st.none() | st.booleans(),
+    ),
+    translation_pb2.Provenance: st.builds(
+        Digests,
+        contract_sha256=st.binary(max_size=40).map(bytes.hex),
+        seconds=st.dictionaries(TEXT, NUMBERS, max_size=3),
+    ),
+    translation_pb2.Domain: st.builds(
+        Shaped,
+        sample_kind=st.sampled_from(["point", "picture", "unknown"]),
+        sample_shape=st.lists(st.integers(0, 2**64 - 1), max_size=3).map(tuple),
+        class_names=st.lists(TEXT, max_size=3).map(tuple),
+    ),
+    common_pb2.ProtocolVersion: st.builds(Version, major=st.integers(0, 9), minor=st.integers(0, 9)),
+}
+
+
+@pytest.mark.parametrize("message", VALUES, ids=lambda kind: kind.DESCRIPTOR.name)
+@given(data=st.data())
+def test_every_value_survives_the_wire(message, data):
+    """Texts, numbers, digests, enums, nested and optional ones, lists and maps; of all kinds of domain types."""
+    value = data.draw(VALUES[message])
+    sent = to_message(value, message).SerializeToString()
+    assert from_message(message.FromString(sent), type(value)) == value
+
+
+def test_an_absent_value_is_not_zero():
+    """A field with presence tells them apart."""
+    figures = Figures(size_rule="crop", terms=Terms(low=0, high=1), structure_doubtful=False)
+    sent = to_message(figures, translation_pb2.PictureFigures)
+    assert (sent.HasField("cycle_psnr"), sent.HasField("structure_doubtful")) == (False, True)
+
+
+@pytest.mark.parametrize("number", [0, 99])
+def test_a_number_of_a_later_release_is_unknown(number):
+    """As an enum and as a text."""
+    job = translation_pb2.Job(state=number)
+    assert from_message(job, Work).state is State.UNKNOWN
+    assert from_message(translation_pb2.Domain(sample_kind=number), Shaped).sample_kind == "unknown"
+
+
+def test_a_text_that_is_no_name_is_not_sent():
+    with pytest.raises(KeyError, match="SAMPLE_KIND_SOUND"):
+        to_message(Shaped("sound", (), ()), translation_pb2.Domain)
+
+
+@dataclass(frozen=True)
+class Own:
+    job_id: str
+    owner: str = "me"
+
+
+def test_a_field_that_the_message_lacks_is_not_dropped_in_silence():
+    """It is named as local, or given."""
+    with pytest.raises(TypeError, match="owner"):
+        to_message(Own("a"), translation_pb2.Job)
+    with pytest.raises(TypeError, match="owner"):
+        from_message(translation_pb2.Job(job_id="a"), Own)
+    sent = to_message(Own("a", "you"), translation_pb2.Job, local=("owner",), source_class="cat")
+    assert (sent.job_id, sent.source_class) == ("a", "cat")
+    assert from_message(sent, Own, local=("owner",)) == Own("a")
+    assert from_message(sent, Own, owner="they") == Own("a", "they")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (ContractSide, "ContractSide"),
+        (ContractLimits, "ContractLimits"),
+        (PictureTerms, "PictureTerms"),
+        (GuidanceTerms, "GuidanceTerms"),
+    ],
+)
+def test_what_enters_the_contract_has_every_field_of_its_message(kind, message):
+    """A field that the message has and the type has not would be agreed on without being hashed."""
+    from ddib_fed.v1 import decoding_pb2
+
+    found = getattr(decoding_pb2, message, None) or getattr(common_pb2, message)
+    assert set(found.DESCRIPTOR.fields_by_name) == set(kind.__dataclass_fields__)
