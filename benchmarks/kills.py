@@ -21,9 +21,9 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
-from ddib_fed.client.views import Settings
 from ddib_fed.errors import DdibError, ExhaustedError, QueueFull, UnavailableError
 from ddib_fed.trust.audit import verify
+from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Pair, moons, wait_until
 from tests.e2e.test_translate import TARGET, npy
 

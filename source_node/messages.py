@@ -9,19 +9,15 @@ from typing import Any
 from ddib_fed.bridge.translation_record import SolverUsed, Translation, guidance_used
 from ddib_fed.errors import Difference, StateConflict, error_class
 from ddib_fed.rpc.error_details import MAX_TEXT, to_detail
-from ddib_fed.rpc.settings import settings_message
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.field_limits import LAST_MOMENT
 from ddib_fed.wire.guidance import guidance_to_pb
-from source_node.jobs.events import Event
+from ddib_fed.wire.jobs import Event, settings_to_pb
+from ddib_fed.wire.mapping import enum_members, to_message
 from source_node.jobs.store import Item, Job, Part, PartRecord
 
-PARTS = {
-    Part.TRANSLATION: translation_pb2.RESULT_PART_TRANSLATION,
-    Part.RETURNED: translation_pb2.RESULT_PART_RETURNED,
-    Part.LATENT: translation_pb2.RESULT_PART_LATENT,
-    Part.SOURCE: translation_pb2.RESULT_PART_SOURCE,
-}
+PARTS = tuple(enum_members(Part, translation_pb2.ResultPart.DESCRIPTOR).values())
+"""The files that a client fetches."""
 
 
 def error_message(record: Mapping[str, Any] | None) -> common_pb2.ErrorDetail | None:
@@ -40,40 +36,24 @@ def error_message(record: Mapping[str, Any] | None) -> common_pb2.ErrorDetail | 
 
 def event_message(event: Event) -> translation_pb2.WatchJobResponse:
     """One event of a job."""
-    return translation_pb2.WatchJobResponse(
-        sequence=event.sequence,
-        state=event.state.pb_name,
-        item=event.item,
-        stage=event.stage,
-        step=event.step,
-        steps=event.steps,
-        reason=event.reason,
-        items_done=event.items_done,
-        items=event.items,
-    )
+    return to_message(event, translation_pb2.WatchJobResponse)
 
 
 def job_message(job: Job, *, items: bool = True) -> translation_pb2.Job:
     """A job, with or without its items."""
-    spec = job.spec
-    return translation_pb2.Job(
+    return to_message(
+        job.spec,
+        translation_pb2.Job,
+        local=("owner", "deadline_s", "item_classes"),
         job_id=job.job_id,
-        request_id=spec.request_id,
-        state=job.state.pb_name,
-        target_institution=spec.target_institution,
-        target_domain=spec.target_domain,
-        solver=settings_message(spec.solver),
-        cycle=spec.cycle,
-        keep_latent=spec.keep_latent,
+        state=f"JOB_STATE_{job.state.name}",
+        solver=settings_to_pb(job.spec.solver),
         created=job.created,
         finished=job.finished,
         expires=min(job.expires, LAST_MOMENT),  # `result_days` has no upper limit
         items=[item_message(job, item) for item in job.items] if items else (),
         error=error_message(job.error),
-        source_class=spec.source_class,
-        target_class=spec.target_class,
-        guidance=guidance_to_pb(spec.guidance),
-        model_size=spec.model_size,
+        guidance=guidance_to_pb(job.spec.guidance),
     )
 
 
@@ -81,11 +61,10 @@ def item_message(job: Job, item: Item) -> translation_pb2.Item:
     """One item of a job."""
     own, other = job.spec.classes_of(item.index)
     classes = translation_pb2.ItemClasses(source_class=own, target_class=other)
-    return translation_pb2.Item(
-        index=item.index,
-        state=item.state.pb_name,
-        size_bytes=item.size_bytes,
-        sha256=item.sha256,
+    return to_message(
+        item,
+        translation_pb2.Item,
+        local=("media_type", "provenance"),
         error=error_message(item.error),
         classes=classes if job.spec.item_classes else None,
     )

@@ -35,11 +35,12 @@ from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contract import Contract
 from ddib_fed.wire.guidance import check_version
+from ddib_fed.wire.jobs import ItemState, JobState
 from ddib_fed.wire.latent import ApprovedLatent, approve
 from ddib_fed.wire.version import SPOKEN
 from source_node.classes import own_classes, target_classes
 from source_node.jobs.events import EventHub
-from source_node.jobs.records import PENDING_ITEMS, ItemState, JobState, Part, error_record
+from source_node.jobs.records import PENDING_ITEMS, Part, error_record
 from source_node.jobs.store import Item, Job, JobStore
 from source_node.remote import DecodeCall, Decoded, Progress, Remotes
 from source_node.samples import Given, samples_of

@@ -28,8 +28,9 @@ from ddib_fed.errors import (
     UnavailableError,
 )
 from ddib_fed.node.role import NodeContext
+from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.events import EventHub
-from source_node.jobs.records import PENDING_ITEMS, ItemState, JobState, error_record
+from source_node.jobs.records import PENDING_ITEMS, error_record
 from source_node.jobs.store import Job, JobStore
 from source_node.pipeline import Pipeline
 from source_node.remote import Remotes

@@ -33,20 +33,13 @@ from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from ddib_fed.wire.chunks import Announced, assemble, open_file, stream_file
 from ddib_fed.wire.contract import SAMPLE_KINDS
+from ddib_fed.wire.jobs import ItemState, JobState
+from ddib_fed.wire.mapping import to_message
 from source_node import messages
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
 from source_node.jobs.records import PENDING_ITEMS
-from source_node.jobs.store import (
-    ItemSpec,
-    ItemState,
-    Job,
-    JobLimits,
-    JobSpec,
-    JobState,
-    JobStore,
-    Staging,
-)
+from source_node.jobs.store import ItemSpec, Job, JobLimits, JobSpec, JobStore, Staging
 from source_node.remote import Remotes
 from source_node.runner import JobRunner
 from source_node.samples import samples_of
@@ -133,7 +126,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 items=header.items,
             )
         return translation_pb2.SubmitJobResponse(
-            job_id=job.job_id, state=job.state.pb_name, repeated_request=repeated
+            job_id=job.job_id, state=f"JOB_STATE_{job.state.name}", repeated_request=repeated
         )
 
     def WatchJob(
@@ -171,7 +164,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._runner.cancel(request.job_id)
         if state == JobState.CANCELLED:
             self._events.publish(request.job_id, state=state)
-        return translation_pb2.CancelJobResponse(state=state.pb_name)
+        return translation_pb2.CancelJobResponse(state=f"JOB_STATE_{state.name}")
 
     def FetchResults(
         self, request: translation_pb2.FetchResultsRequest, context: grpc.ServicerContext
@@ -304,7 +297,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             answer.class_names.extend(side.class_names)
             answer.size_rule = side.size_rule
             if peer.guidance is not None:
-                answer.guidance.CopyFrom(peer.guidance.to_pb())
+                answer.guidance.CopyFrom(to_message(peer.guidance, common_pb2.GuidanceTerms))
         answer.latency_ms = round(1000 * (time.perf_counter() - started))
         return answer
 
@@ -312,13 +305,11 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         item = next(item for item in job.items if item.index == index)
         provenance: translation_pb2.Provenance | None = provenance_message(messages.record_of(job, item))
         kept = self._store.parts(job.job_id, index)
-        for part, number in messages.PARTS.items():
-            if part not in kept:
-                continue
+        for part in [part for part in messages.PARTS if part in kept]:
             record = kept[part]
             header = translation_pb2.ResultHeader(
                 item=index,
-                part=number,
+                part=f"RESULT_PART_{part.name}",
                 file=messages.file_message(record),
                 provenance=provenance,
             )

@@ -12,9 +12,10 @@ from ddib_fed.server.interceptors import caller
 from ddib_fed.v1 import translation_pb2
 from ddib_fed.wire.contract import MAX_CLASS_NAME
 from ddib_fed.wire.guidance import check_version, guidance_from_pb
+from ddib_fed.wire.jobs import Settings
 from ddib_fed.wire.version import GUIDANCE, PICTURES, SPOKEN, Version, version_from_pb
 from source_node.classes import own_classes, target_classes
-from source_node.jobs.records import JobSpec, SolverChoice
+from source_node.jobs.records import JobSpec
 from source_node.remote import Described
 
 MAX_DOMAIN_NAME = 64
@@ -43,9 +44,7 @@ def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
         owner=caller_uri(),
         target_institution=header.target_institution,
         target_domain=header.target_domain,
-        solver=SolverChoice(
-            settings.solver, settings.order, settings.evaluations, settings.grid, settings.depth
-        ),
+        solver=Settings(settings.solver, settings.order, settings.evaluations, settings.grid, settings.depth),
         cycle=header.cycle,
         keep_latent=header.keep_latent,
         deadline_s=float(header.deadline_s),

@@ -25,18 +25,13 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Collector
 from ddib_fed.client.views import (
     Domains,
-    Event,
-    ItemState,
-    JobState,
     JobView,
     Result,
-    Settings,
     Submitted,
     domains_view,
     event_view,
     job_state,
     job_view,
-    settings_message,
 )
 from ddib_fed.errors import (
     Cancelled,
@@ -54,6 +49,7 @@ from ddib_fed.rpc.error_details import status_of
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.guidance import guidance_to_pb
+from ddib_fed.wire.jobs import Event, ItemState, JobState, Settings, settings_to_pb
 from ddib_fed.wire.version import (
     GUIDANCE,
     OLDEST,
@@ -203,7 +199,7 @@ class Client:
             request_id=request_id or str(uuid.uuid4()),
             target_institution=institution,
             target_domain=domain,
-            solver=settings_message(chosen),
+            solver=settings_to_pb(chosen),
             cycle=cycle,
             keep_latent=keep_latent,
             items=len(items),

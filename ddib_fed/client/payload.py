@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from ddib_fed.client.views import MEDIA_TYPES, Media
+from ddib_fed.client.views import Media
 from ddib_fed.errors import (
     DdibError,
     FileMissing,
@@ -86,7 +86,7 @@ class Payload:
     def header(self) -> common_pb2.FileHeader:
         """What is announced before the bytes."""
         return common_pb2.FileHeader(
-            media_type=MEDIA_TYPES[self.media], size_bytes=self.size_bytes, sha256=self.sha256
+            media_type=f"MEDIA_TYPE_{self.media.name}", size_bytes=self.size_bytes, sha256=self.sha256
         )
 
 

@@ -1,39 +1,16 @@
-"""Solver settings between the wire, the job store and the engine."""
+"""Solver settings of the engine, from the wire or the job store and back."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import fields
 
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.jobs import Settings, settings_to_pb
 
 
-class SettingsLike(Protocol):
-    """Whatever carries the settings: a message, a row, a dataclass."""
-
-    @property
-    def solver(self) -> str:
-        """Name of the solver."""
-
-    @property
-    def order(self) -> int:
-        """Its order, 0 for its default."""
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations a leg."""
-
-    @property
-    def grid(self) -> str:
-        """Name of the grid."""
-
-    @property
-    def depth(self) -> float:
-        """Fraction of the way, 0 for the whole."""
-
-
-def solver_settings(like: SettingsLike) -> SolverSettings:
+def solver_settings(like: Settings | common_pb2.SolverSettings) -> SolverSettings:
     """Settings for the engine; an empty name or a zero is the default's."""
     default = SolverSettings()
     return SolverSettings(
@@ -45,22 +22,15 @@ def solver_settings(like: SettingsLike) -> SolverSettings:
     )
 
 
-def settings_message(settings: SettingsLike) -> common_pb2.SolverSettings:
+def settings_message(settings: SolverSettings) -> common_pb2.SolverSettings:
     """Settings for the wire.
 
     Raises:
         SettingsInvalid: There is something in them that the wire does not carry, and that would be dropped.
     """
-    if isinstance(settings, SolverSettings) and settings.in_one_process:
+    if settings.in_one_process:
         raise SettingsInvalid(
             "noise in decoding, and the public code's schedules and respacings, do not travel between nodes",
             hint="leave them out, or use `ddib bridge translate` in one process",
         )
-    return common_pb2.SolverSettings(
-        solver=settings.solver,
-        order=settings.order,
-        evaluations=settings.evaluations,
-        grid=settings.grid,
-        # The default depth is left out, so that earlier peers understand the message.
-        depth=0.0 if settings.depth == 1.0 else settings.depth,
-    )
+    return settings_to_pb(Settings(*(getattr(settings, field.name) for field in fields(Settings))))

@@ -27,6 +27,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 Domain = TypeVar("Domain")
 Wire = TypeVar("Wire", bound=Message)
+Member = TypeVar("Member", bound=Enum)
 UNKNOWN = "UNKNOWN"
 """What a number is called that is unspecified, or of a later release."""
 
@@ -67,6 +68,12 @@ def from_message(
     wanted: Any = kind
     pairs = _pairs(wanted, message.DESCRIPTOR, frozenset((*local, *given)))
     return kind(**{name: _decoded(message, field, hint) for name, field, hint in pairs}, **given)
+
+
+def enum_members(kind: type[Member], enum: EnumDescriptor) -> dict[int, Member]:
+    """The members of a Python enum by their numbers on the wire, those that both have."""
+    names = _enum_names(enum)
+    return {number: kind[name] for number, name in names.items() if name in kind.__members__}
 
 
 @cache
@@ -127,7 +134,7 @@ def _decoded_one(value: Any, field: FieldDescriptor, kind: Any) -> Any:
         return from_message(value, kind)
     if field.enum_type is not None:
         name = _enum_names(field.enum_type).get(value, UNKNOWN)
-        return name.lower() if kind is str else kind[name]
+        return name.lower() if kind is str else kind.__members__.get(name, kind[UNKNOWN])
     return value.hex() if field.type == field.TYPE_BYTES and kind is str else value
 
 

@@ -11,9 +11,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-from source_node.jobs.records import JobState
+from ddib_fed.wire.jobs import Event, JobState
 
 MAX_EVENTS = 512
 """Kept of one job; the oldest go first."""
@@ -25,21 +24,6 @@ POLL_S = 0.25
 """How often a waiting watcher looks whether it is still wanted."""
 
 _BOOT_BITS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened to a job; the fields of the message WatchJobResponse."""
-
-    sequence: int
-    state: JobState
-    item: int = 0
-    stage: str = ""
-    step: int = 0
-    steps: int = 0
-    reason: str = ""
-    items_done: int = 0
-    items: int = 0
 
 
 class _Log:

@@ -11,8 +11,9 @@ from io import BufferedReader
 from typing import Any
 
 from ddib_fed.errors import ChunkCorrupt, ItemNotFound, JobNotFound, StateConflict
+from ddib_fed.wire.jobs import JobState
 from source_node.jobs.database import JobDatabase
-from source_node.jobs.records import Item, Job, JobState, Part, PartRecord
+from source_node.jobs.records import Item, Job, Part, PartRecord
 from source_node.jobs.rows import item_from_row, job_from_row, part_from_row
 from source_node.jobs.spool import Spool
 
@@ -52,7 +53,8 @@ class JobQueries:
     def counts(self) -> Mapping[JobState, int]:
         """How many jobs are in each state."""
         rows = self._db.read("SELECT state, count(*) AS n FROM jobs GROUP BY state")
-        return dict.fromkeys(JobState, 0) | {JobState(row["state"]): row["n"] for row in rows}
+        known = dict.fromkeys((state for state in JobState if state is not JobState.UNKNOWN), 0)
+        return known | {JobState(row["state"]): row["n"] for row in rows}
 
     @property
     def spool_bytes(self) -> int:

@@ -15,45 +15,9 @@ from typing import Any
 
 from ddib_fed.errors import DdibError, MessageInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
-
-
-class JobState(StrEnum):
-    """Where a job is."""
-
-    QUEUED = "QUEUED"
-    RUNNING = "RUNNING"
-    FINISHED = "FINISHED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-    @property
-    def pb_name(self) -> str:
-        """The state's name in translation.proto, which messages take."""
-        return f"JOB_STATE_{self}"
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will happen to the job by itself."""
-        return self not in OPEN_STATES
-
+from ddib_fed.wire.jobs import ItemState, JobState, Settings
 
 OPEN_STATES = frozenset({JobState.QUEUED, JobState.RUNNING})
-
-
-class ItemState(StrEnum):
-    """Where an item of a job is."""
-
-    RECEIVED = "RECEIVED"
-    ENCODED = "ENCODED"
-    DECODED = "DECODED"
-    DELIVERED = "DELIVERED"
-    FAILED = "FAILED"
-
-    @property
-    def pb_name(self) -> str:
-        """The state's name in translation.proto, which messages take."""
-        return f"ITEM_STATE_{self}"
-
 
 PENDING_ITEMS = frozenset({ItemState.RECEIVED, ItemState.ENCODED})
 """Items that are still to be worked on."""
@@ -110,17 +74,6 @@ def error_record(error: DdibError) -> ErrorRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class SolverChoice:
-    """How the ODE is integrated; the fields of the message SolverSettings."""
-
-    solver: str = "unipc"
-    order: int = 0
-    evaluations: int = 48
-    grid: str = "default"
-    depth: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
 class JobSpec:
     """What a client asked for.
 
@@ -148,7 +101,7 @@ class JobSpec:
     request_id: str
     target_institution: str
     target_domain: str
-    solver: SolverChoice = field(default_factory=SolverChoice)
+    solver: Settings = field(default_factory=Settings)
     cycle: bool = False
     keep_latent: bool = False
     deadline_s: float = 0.0

@@ -9,17 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ddib_fed.guidance import Guidance
-from source_node.jobs.records import (
-    Item,
-    ItemSpec,
-    ItemState,
-    Job,
-    JobSpec,
-    JobState,
-    Part,
-    PartRecord,
-    SolverChoice,
-)
+from ddib_fed.wire.jobs import ItemState, JobState, Settings
+from source_node.jobs.records import Item, ItemSpec, Job, JobSpec, Part, PartRecord
 
 
 def insert_job(
@@ -130,7 +121,7 @@ def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
 def _spec_from(stored: Mapping[str, Any]) -> JobSpec:
     """A job's spec; one that an older release stored has fewer fields."""
     read = dict(stored)
-    read["solver"] = SolverChoice(**read["solver"])
+    read["solver"] = Settings(**read["solver"])
     read["guidance"] = Guidance(**read.get("guidance", {}))
     read["item_classes"] = tuple((source, target) for source, target in read.get("item_classes", ()))
     return JobSpec(**read)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ddib_fed.errors import ChunkCorrupt, QueueFull, StateConflict
 from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.database import JobDatabase
 from source_node.jobs.queries import JobQueries
 from source_node.jobs.records import (
@@ -26,14 +27,11 @@ from source_node.jobs.records import (
     ErrorRecord,
     Item,
     ItemSpec,
-    ItemState,
     Job,
     JobLimits,
     JobSpec,
-    JobState,
     Part,
     PartRecord,
-    SolverChoice,
 )
 from source_node.jobs.rows import (
     delete_parts,
@@ -48,15 +46,12 @@ __all__ = [
     "ErrorRecord",
     "Item",
     "ItemSpec",
-    "ItemState",
     "Job",
     "JobLimits",
     "JobSpec",
-    "JobState",
     "JobStore",
     "Part",
     "PartRecord",
-    "SolverChoice",
     "Staging",
 ]
 

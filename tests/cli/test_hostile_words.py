@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.client.job import _show
 from ddib_fed.cli.main import run as run_ddib
-from ddib_fed.client.views import Failure, ItemState, ItemView, JobState, JobView, Settings
+from ddib_fed.client.views import Failure, ItemView, JobView
 from ddib_fed.errors import PolicyDenied
 from ddib_fed.node.admitting import _ask
 from ddib_fed.node.config import NodeConfig
@@ -24,6 +24,7 @@ from ddib_fed.server.log_format import JsonFormatter, TextFormatter
 from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.trust.peer_file import Peer
 from ddib_fed.trust.pki import init_node_identity
+from ddib_fed.wire.jobs import ItemState, JobState, Settings
 from tests.cli.node.test_pki import write_config
 from tests.node.institutions import Institution
 from tests.trust.test_peers import changed

@@ -16,7 +16,6 @@ from ddib_fed.bridge.translation_record import Part
 from ddib_fed.client.client import Client
 from ddib_fed.client.payload import payload
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import JobState, Settings
 from ddib_fed.errors import (
     Cancelled,
     ChunkCorrupt,
@@ -32,6 +31,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.trust.pki import issue_to_folder, load_authority
 from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.wire.jobs import JobState, Settings
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 from tests.node.flipping import BitFlipper
 

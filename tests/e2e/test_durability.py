@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ddib_fed.client.client import Client
-from ddib_fed.client.views import Settings
 from ddib_fed.errors import DdibError, QueueFull
 from ddib_fed.trust.audit import verify
+from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Node, Pair, moons, wait_until
 from tests.e2e.test_translate import TARGET, npy
 

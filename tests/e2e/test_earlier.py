@@ -25,9 +25,10 @@ import pytest
 
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import JobView, Part, Result, Settings
+from ddib_fed.client.views import JobView, Part, Result
 from ddib_fed.samples.images import decode_image
 from ddib_fed.trust.audit import verify
+from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Node, free_port, wait_until
 from tests.e2e.test_durability import first_progress
 from tests.e2e.test_translate import npy

@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 
 from ddib_fed.bridge.softening import Softener, load_key
 from ddib_fed.cli.main import run
-from ddib_fed.client.views import Settings
 from ddib_fed.errors import (
     ImageTooLarge,
     ImageUnreadable,
@@ -27,6 +26,7 @@ from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.manifest import PictureFormat, StructureThresholds
 from ddib_fed.node.pictures import rule_of
 from ddib_fed.samples.images import Picture, decode_image, to_array
+from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Pair, ddib, raw_windows, weight_windows
 from tests.e2e.relay import Tap
 from tests.e2e.test_promises import windows

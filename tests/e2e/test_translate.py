@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.client.views import Settings
 from ddib_fed.errors import (
     DdibError,
     DomainNotFound,
@@ -24,6 +23,7 @@ from ddib_fed.errors import (
     ShapeMismatch,
 )
 from ddib_fed.metrics.points import distances_to_domain
+from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Pair, ddib, moons
 
 pytestmark = pytest.mark.e2e

@@ -9,15 +9,16 @@ from collections.abc import Callable
 import pytest
 
 from ddib_fed.trust import tls
+from ddib_fed.wire.jobs import Settings
 from source_node.jobs.events import EventHub
-from source_node.jobs.store import Job, JobStore, SolverChoice
+from source_node.jobs.store import Job, JobStore
 from source_node.remote import Remotes
 from source_node.runner import JobRunner
 from tests.node.tiny_nodes import make_config, make_context, make_institution, npy, tiny_engine
 from tests.source_node.jobs import job_examples
 from tests.source_node.scripted_target import ScriptedTarget
 
-SOLVER = SolverChoice(evaluations=8)
+SOLVER = Settings(evaluations=8)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:

@@ -17,7 +17,8 @@ from ddib_fed.samples.images import decode_image
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contract import ContractLimits, PictureTerms
-from source_node.jobs.records import ItemState, Part
+from ddib_fed.wire.jobs import ItemState
+from source_node.jobs.records import Part
 from source_node.jobs.store import Job
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
 from tests.node.tiny_nodes import make_institution

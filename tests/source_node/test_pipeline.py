@@ -12,8 +12,8 @@ from ddib_fed.errors import LatentNotGaussian, PointsTooMany
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
 from ddib_fed.wire.contract import ContractLimits
-from source_node.jobs.records import ItemState, Part
-from source_node.jobs.store import SolverChoice
+from ddib_fed.wire.jobs import ItemState, Settings
+from source_node.jobs.records import Part
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
 from tests.source_node.conftest import Source, wait_until
 from tests.source_node.scripted_target import fail, hang, instead, refuse
@@ -232,7 +232,7 @@ def test_a_peer_that_is_removed_while_its_item_is_encoded_does_not_get_it(source
 LARGE = [npy(100_000)] * 24
 """Items of 800 kB: gRPC itself holds some megabytes on the way between two nodes, and these are 19."""
 LARGE_LIMITS = ContractLimits(100, 100_000, 800_000, 10_000)
-FOUR = SolverChoice(evaluations=4)
+FOUR = Settings(evaluations=4)
 
 
 def _rest(number) -> int:

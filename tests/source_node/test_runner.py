@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from ddib_fed.errors import NotReady, PolicyDenied, QueueFull, QuotaSpent
-from source_node.jobs.records import JobState
+from ddib_fed.wire.jobs import JobState
 from source_node.runner import JobRunner
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until

@@ -21,10 +21,11 @@ from ddib_fed.cli.output import plain, print_json, print_table, size
 from ddib_fed.client.client import require_finished
 from ddib_fed.client.payload import payloads
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import ItemState, JobView
+from ddib_fed.client.views import JobView
 from ddib_fed.errors import StateConflict
 from ddib_fed.guidance import Guidance
 from ddib_fed.terminal import say
+from ddib_fed.wire.jobs import ItemState
 
 
 @click.group()

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ddib_fed.bars import drawing
-from ddib_fed.client.views import Event
 from ddib_fed.errors import DdibError
+from ddib_fed.wire.jobs import Event
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

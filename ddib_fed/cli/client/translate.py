@@ -28,10 +28,11 @@ from ddib_fed.cli.output import number, print_json, print_table
 from ddib_fed.client.client import Client, require_finished
 from ddib_fed.client.payload import Payload, payloads, split_target
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import JobState, JobView, Settings, Submitted
+from ddib_fed.client.views import JobView, Submitted
 from ddib_fed.errors import Cancelled, DdibError
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.terminal import say
+from ddib_fed.wire.jobs import JobState, Settings
 
 
 @click.command(

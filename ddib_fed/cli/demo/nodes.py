@@ -170,7 +170,7 @@ class Pair:
 
 def _command(shown: str, order: Order, out: Path, profile: Path) -> str:
     """The order as one would type it; what is as by default is left out."""
-    from ddib_fed.client.views import Settings
+    from ddib_fed.wire.jobs import Settings
 
     words = ["ddib translate", shown, "--to", order.target]
     if order.settings.evaluations != Settings().evaluations:

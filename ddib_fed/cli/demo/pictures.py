@@ -20,7 +20,6 @@ from ddib_fed.cli.demo.album import Album, Chosen
 from ddib_fed.cli.demo.nodes import Pair, Site
 from ddib_fed.cli.demo.report import Bound, Outcome
 from ddib_fed.cli.output import number, print_table, size
-from ddib_fed.client.views import Settings
 from ddib_fed.datasets.shipped import ShippedPictures, available, load_shipped, shipped_domain
 from ddib_fed.metrics.baselines import HistogramMatch, cross_fitted_colour_map, random_pictures, unchanged
 from ddib_fed.metrics.latents import WHITE_RATIO, noise_statistics, whiteness
@@ -28,6 +27,7 @@ from ddib_fed.metrics.pictures import Spread, mse, spread, to_psnr
 from ddib_fed.models.bundle import pretrained_domains
 from ddib_fed.reports.sheets import Stage, save_sheet
 from ddib_fed.terminal import say
+from ddib_fed.wire.jobs import Settings
 
 PAIR = ("satellite", "relief")
 """Source and target domain; ("brain-t1", "brain-t2") is the other pair that ships."""

@@ -17,7 +17,6 @@ from ddib_fed.cli.client.translate import Order
 from ddib_fed.cli.demo.nodes import Pair, Site
 from ddib_fed.cli.demo.report import Bound, Outcome
 from ddib_fed.cli.output import number, print_table, size
-from ddib_fed.client.views import Settings
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.metrics.points import (
     SLICED_POINTS,
@@ -28,6 +27,7 @@ from ddib_fed.metrics.points import (
 )
 from ddib_fed.reports.plots import translation
 from ddib_fed.terminal import say
+from ddib_fed.wire.jobs import Settings
 
 PAIR = ("moons", "checkerboards")
 """Source and target domain."""

@@ -7,9 +7,7 @@ from ddib_fed.errors import (
     JobNotFound,
     StateConflict,
 )
-from source_node.jobs.store import (
-    ItemState,
-)
+from ddib_fed.wire.jobs import ItemState
 from tests.source_node.jobs.job_examples import ALICE, LIMITS, decode, files, running, submit
 
 

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
+from ddib_fed.wire.jobs import JobState
 from source_node.jobs.events import MAX_EVENTS, MAX_JOBS, EventHub
-from source_node.jobs.records import JobState
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from source_node.jobs.store import ItemState, JobState, JobStore, Part
+from ddib_fed.wire.jobs import ItemState, JobState
+from source_node.jobs.store import JobStore, Part
 from tests.source_node.jobs.job_examples import ALICE, LIMITS
 from tests.source_node.jobs.killed_store import ITEMS, item_bytes, request_id
 

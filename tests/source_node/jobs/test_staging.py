@@ -12,14 +12,9 @@ from ddib_fed.errors import (
     QueueFull,
     RequestIdConflict,
 )
+from ddib_fed.wire.jobs import ItemState, JobState, Settings
 from source_node.jobs.records import content_digest
-from source_node.jobs.store import (
-    ItemSpec,
-    ItemState,
-    JobState,
-    Part,
-    SolverChoice,
-)
+from source_node.jobs.store import ItemSpec, Part
 from tests.source_node.jobs.job_examples import (
     ALICE,
     BOB,
@@ -36,7 +31,7 @@ from tests.source_node.jobs.job_examples import (
 
 def test_an_accepted_job_is_queued_with_its_items(store, clock):
     """As it was asked for."""
-    asked = spec(cycle=True, solver=SolverChoice("rk4", 0, 96, "karras"), deadline_s=7.0)
+    asked = spec(cycle=True, solver=Settings("rk4", 0, 96, "karras"), deadline_s=7.0)
     with store.stage(asked) as staging:
         staging.add(NPY, b"one")
         staging.add(NPY, b"three")
@@ -126,7 +121,7 @@ def test_the_same_request_is_the_same_job_after_it_ended(store):
         ((b"points",), {"keep_latent": True}),
         ((b"points",), {"target_domain": "rings"}),
         ((b"points",), {"target_institution": "east.example"}),
-        ((b"points",), {"solver": SolverChoice(evaluations=24)}),
+        ((b"points",), {"solver": Settings(evaluations=24)}),
         ((b"points",), {"deadline_s": 3.0}),
     ],
 )

@@ -13,11 +13,9 @@ from ddib_fed.errors import (
     StateConflict,
 )
 from ddib_fed.v1 import translation_pb2
-from source_node.jobs.store import (
-    ItemState,
-    JobState,
-    Part,
-)
+from ddib_fed.wire.jobs import ItemState, JobState
+from ddib_fed.wire.mapping import enum_members
+from source_node.jobs.store import Part
 from tests.source_node.jobs.job_examples import ALICE, BOB, decode, encode, files, in_threads, running, submit
 
 
@@ -44,14 +42,16 @@ def test_states_are_counted(store):
     """All of them, also those with none."""
     running(store)
     submit(store)
-    assert store.counts() == dict.fromkeys(JobState, 0) | {JobState.QUEUED: 1, JobState.RUNNING: 1}
+    states = set(JobState) - {JobState.UNKNOWN}
+    assert store.counts() == dict.fromkeys(states, 0) | {JobState.QUEUED: 1, JobState.RUNNING: 1}
 
 
 def test_states_have_the_names_of_the_protocol():
     """Each of ours is one of translation.proto's, and the other way round."""
-    jobs = {f"JOB_STATE_{state}" for state in JobState} | {"JOB_STATE_UNSPECIFIED"}
-    items = {f"ITEM_STATE_{state}" for state in ItemState} | {"ITEM_STATE_UNSPECIFIED"}
-    assert (jobs, items) == (set(translation_pb2.JobState.keys()), set(translation_pb2.ItemState.keys()))
+    for kind, theirs in ((JobState, translation_pb2.JobState), (ItemState, translation_pb2.ItemState)):
+        known = enum_members(kind, theirs.DESCRIPTOR)
+        assert set(known.values()) == set(kind) - {kind.UNKNOWN}
+        assert set(known) == set(theirs.values()) - {0}
 
 
 def test_the_oldest_job_is_claimed_first(store):
@@ -142,7 +142,7 @@ def bring(store, job, state: str) -> None:
             store.acknowledge(job.job_id, ALICE, [(0, digest)])
 
 
-@pytest.mark.parametrize("before", ItemState)
+@pytest.mark.parametrize("before", [state for state in ItemState if state is not ItemState.UNKNOWN])
 @pytest.mark.parametrize("after", ItemState)
 def test_only_the_legal_steps_are_taken(store, before, after):
     """Every pair of states."""

@@ -1,0 +1,83 @@
+"""What both ends of `TranslationService` say about a job: its states, its events and how the ODE is integrated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.mapping import from_message, to_message
+
+
+class JobState(StrEnum):
+    """Where a job is; the names are those of translation.proto without their prefix."""
+
+    UNKNOWN = "UNKNOWN"
+    """A state of a later release."""
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to the job by itself."""
+        return self in {JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}
+
+
+class ItemState(StrEnum):
+    """Where an item of a job is; the names are those of translation.proto without their prefix."""
+
+    UNKNOWN = "UNKNOWN"
+    """A state of a later release."""
+    RECEIVED = "RECEIVED"
+    ENCODED = "ENCODED"
+    DECODED = "DECODED"
+    DELIVERED = "DELIVERED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the ODE is integrated, on both nodes.
+
+    Attributes:
+        solver: ``unipc``, ``ddim``, ``rk4`` or ``alf``.
+        order: 1 to 4 where the solver has orders, 0 for its default.
+        evaluations: Network evaluations of one leg, 1 to 10,000.
+        grid: ``default``, ``uniform-lambda``, ``karras``, ``integer`` or ``integer:T``.
+        depth: Fraction of the way to noise that is gone, in (0, 1]; below 1 the latent keeps some of the picture, and
+            both nodes' policies must allow it.
+    """
+
+    solver: str = "unipc"
+    order: int = 0
+    evaluations: int = 48
+    grid: str = "default"
+    depth: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a job; `sequence` only grows, also over a restart of the node."""
+
+    sequence: int
+    state: JobState
+    item: int = 0
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    reason: str = ""
+    items_done: int = 0
+    items: int = 0
+
+
+def settings_to_pb(settings: Settings) -> common_pb2.SolverSettings:
+    """Settings as a message; the whole depth is left out, so that earlier peers understand it."""
+    return to_message(settings, common_pb2.SolverSettings, depth=settings.depth % 1.0)
+
+
+def settings_from_pb(message: common_pb2.SolverSettings) -> Settings:
+    """Settings read from the wire."""
+    return from_message(message, Settings, depth=message.depth or 1.0)
