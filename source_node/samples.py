@@ -27,13 +27,14 @@ from ddib_fed.metrics.structure import doubtful, structure
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.pictures import (
     MEDIA_FORMATS,
-    bring_home,
     check_size,
     limits_of,
+    read_answer,
     read_picture,
     rule_of,
     rule_of_side,
     write_own,
+    write_translated,
     write_translation,
 )
 from ddib_fed.samples.fitting import output_bytes
@@ -112,8 +113,8 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Translation:
-    """What the client gets.
+class Result:
+    """A file that the client gets.
 
     Attributes:
         file: Its bytes.
@@ -167,21 +168,21 @@ class Samples(Protocol):
     def output_memory(self, given: Given) -> int:
         """Bytes that writing a file of this size takes at most."""
 
-    def translation(self, file: bytes, side: ContractSide, given: Given) -> Translation:
-        """What the peer answered, as the client gets it; `side` is the peer's half of the contract.
+    def answer(self, file: bytes, side: ContractSide, count: int) -> Array:
+        """The samples in a peer's answer to a latent of `count` samples; `side` is the peer's half of the contract.
 
         Raises:
             InputError: It is not what was agreed.
         """
 
-    def returned(self, samples: Array, given: Given) -> bytes:
-        """The client's file of what came back over the cycle, in the units of the data."""
+    def translation(self, samples: Array, side: ContractSide, given: Given) -> Result:
+        """What was decoded, as the client gets it; `side` is the half of the contract of who decoded it."""
 
-    def source(self, given: Given) -> bytes:
+    def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:
+        """What came back over the cycle, as the client gets it, and how far it is from what was given."""
+
+    def source(self, given: Given) -> Result:
         """The samples that were given, as a file of the model's size."""
-
-    def cycle(self, engine: ServingParty, given: Given, back: Decoded) -> Mapping[str, Any]:
-        """What is recorded of how far it is from what was given."""
 
 
 class PointSamples:
@@ -230,25 +231,26 @@ class PointSamples:
         """See `Samples`."""
         return 3 * given.samples.nbytes
 
-    def translation(self, file: bytes, side: ContractSide, given: Given) -> Translation:  # noqa: ARG002
+    def answer(self, file: bytes, side: ContractSide, count: int) -> Array:  # noqa: ARG002
         """See `Samples`."""
         points = self._parse(file)
-        if len(points) != len(given.samples):
-            raise ShapeMismatch(f"{len(points)} samples came back for {len(given.samples)}")
-        return Translation(file, {})
+        if len(points) != count:
+            raise ShapeMismatch(f"{len(points)} samples came back for {count}")
+        return points
 
-    def returned(self, samples: Array, given: Given) -> bytes:  # noqa: ARG002
+    def translation(self, samples: Array, side: ContractSide, given: Given) -> Result:  # noqa: ARG002
         """See `Samples`."""
-        return to_npy(samples)
+        return Result(to_npy(samples), {})
 
-    def source(self, given: Given) -> bytes:
+    def source(self, given: Given) -> Result:
         """See `Samples`."""
-        return to_npy(given.samples)
+        return Result(to_npy(given.samples), {})
 
-    def cycle(self, engine: ServingParty, given: Given, back: Decoded) -> Mapping[str, Any]:
+    def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:
         """See `Samples`."""
         assert back.normalised is not None  # the node's own model decoded it
-        return {"cycle": CycleError(**cycle_error(engine.model.normalise(given.samples), back.normalised))}
+        error = CycleError(**cycle_error(engine.model.normalise(given.samples), back.normalised))
+        return Result(to_npy(back.samples), {"cycle": error})
 
     def _parse(self, content: bytes) -> Array:
         limits = self._limits
@@ -309,12 +311,15 @@ class PictureSamples:
         deep = dataclasses.replace(self._rule, bits=16)
         return FIXED + max(output_bytes(given.geometry, rule) for rule in (self._rule, deep))
 
-    def translation(self, file: bytes, side: ContractSide, given: Given) -> Translation:
+    def answer(self, file: bytes, side: ContractSide, count: int) -> Array:  # noqa: ARG002 - one a file
+        """See `Samples`."""
+        return read_answer(file, side)
+
+    def translation(self, samples: Array, side: ContractSide, given: Given) -> Result:
         """See `Samples`."""
         assert given.picture is not None
-        assert side.picture is not None  # a contract of pictures has it
-        home, translated = bring_home(file, side, given.picture.size_rule, given.geometry)
-        kept = structure(given.original, translated)
+        file = write_translated(samples, side, given.picture.size_rule, given.geometry)
+        kept = structure(given.original, samples.clip(-1.0, 1.0))
         figures = {
             **output_terms(rule_of_side(side)),
             "edge_correlation": float(kept.edge_correlation[0]),
@@ -326,25 +331,20 @@ class PictureSamples:
                 "least_mutual_information": least.mutual_information,
                 "structure_doubtful": bool(doubtful(kept, least)[0]),
             }
-        return Translation(home, {"picture": figures})
+        return Result(file, {"picture": figures})
 
-    def returned(self, samples: Array, given: Given) -> bytes:
+    def source(self, given: Given) -> Result:
         """See `Samples`."""
-        return write_own(samples, self._rule, given.geometry)
+        return Result(write_translation(given.samples, self._rule), {})
 
-    def source(self, given: Given) -> bytes:
-        """See `Samples`."""
-        return write_translation(given.samples, self._rule)
-
-    def cycle(self, engine: ServingParty, given: Given, back: Decoded) -> Mapping[str, Any]:  # noqa: ARG002
+    def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:  # noqa: ARG002
         """See `Samples`; of the picture as it is written, within [-1, 1], with the one that was given."""
         written = back.samples.clip(-1.0, 1.0)
-        return {
-            "picture": {
-                "cycle_mse": float(picture_mse(written, given.original)[0]),
-                "cycle_psnr": float(psnr(written, given.original)[0]),
-            }
+        figures = {
+            "cycle_mse": float(picture_mse(written, given.original)[0]),
+            "cycle_psnr": float(psnr(written, given.original)[0]),
         }
+        return Result(write_own(back.samples, self._rule, given.geometry), {"picture": figures})
 
 
 def samples_of(engine: ServingParty, limits: LimitsSection) -> Samples:

@@ -90,12 +90,14 @@ class ToDecode:
         latent: (N, *sample_shape).
         label: Class, or classes, to decode to.
         draw: The noise of each step; needed where the settings draw some.
+        statistics: What the gate of whoever encoded measured; a latent without them leaves for no other institution.
     """
 
     number: int
     latent: Latent
     label: Labels = None
     draw: RowDraw | None = None
+    statistics: LatentStatistics | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,6 +127,7 @@ class Decoded:
         normalised: The same in the model's units; None from a remote party.
         seconds: As in `Encoded`.
         again: The samples encoded again, where `round_trip` was asked for.
+        wire_bytes: Bytes of latents and files that crossed for the item, both ways; 0 in this process.
     """
 
     number: int
@@ -132,6 +135,7 @@ class Decoded:
     normalised: Array | None
     seconds: float
     again: Encoded | None = None
+    wire_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

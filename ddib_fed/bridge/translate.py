@@ -6,7 +6,7 @@ caller (a remote one reads on its own thread) gets item n+1 encoded while item n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ddib_fed.bridge.party import (
@@ -108,7 +108,7 @@ class _Way:
                 continue
             self._encoded[outcome.number] = outcome
             item = self._items[outcome.number]
-            yield ToDecode(item.number, outcome.latent, item.target_class, item.there)
+            yield ToDecode(item.number, outcome.latent, item.target_class, item.there, outcome.statistics)
 
     def _given(self, items: Iterable[Item]) -> Iterator[ToEncode]:
         for item in items:
@@ -127,8 +127,10 @@ class _Way:
         self._failed.append(outcome)
 
 
-def translate(source: Party, target: Party, items: Iterable[Item], leg: Leg) -> Iterator[Translated | Failed]:
-    """The translation of each item, or why there is none, as they are there.
+def translate(
+    source: Party, target: Party, items: Iterable[Item], leg: Leg
+) -> Generator[Translated | Failed, None, None]:
+    """The translation of each item, or why there is none, as they are there; close it to end the work early.
 
     Args:
         source: Encodes and, for a cycle, decodes what comes back.

@@ -102,23 +102,21 @@ def write_translation(samples: Array, rule: PictureRule) -> bytes:
     return encode_png(from_array(samples[0], rule))
 
 
-def bring_home(content: bytes, side: ContractSide, size_rule: str, geometry: Geometry) -> tuple[bytes, Array]:
-    """What a peer answered, made the client's: at the picture's own size, and without anything but pixels.
+def read_answer(content: bytes, side: ContractSide) -> Array:
+    """The picture that a peer answered with, at the model's size.
 
     Args:
         content: The file that the peer sent.
         side: The peer's half of the contract: shape, range and bits of its files.
-        size_rule: How the picture was brought to the model's size; it is undone.
-        geometry: The picture's own size.
 
     Returns:
-        The PNG, and the peer's picture as it came, (1, C, H, W) float32 in [-1, 1].
+        (1, C, H, W) float32 in [-1, 1].
 
     Raises:
         ImageUnreadable, ImageTooLarge: It is no PNG, or claims more pixels than were agreed.
         ShapeMismatch: Its size, channels or bits are not those that were agreed.
     """
-    rule = rule_of_side(side, size_rule)
+    rule = rule_of_side(side)
     limits = ImageLimits(max_bytes=len(content), max_pixels=rule.height * rule.width, formats=("PNG",))
     picture = decode_image(content, limits)
     agreed = (rule.height, rule.width, rule.channels)
@@ -128,9 +126,20 @@ def bring_home(content: bytes, side: ContractSide, size_rule: str, geometry: Geo
         raise ShapeMismatch(
             f"a picture of {said} came, {wanted} was agreed", facts={"got": said, "agreed": wanted}
         )
-    numbers = _in_numbers(rule)
-    array, _ = to_array(picture, numbers)
-    return encode_png(from_array(array, numbers, geometry)), array[None]
+    array, _ = to_array(picture, _in_numbers(rule))
+    return array[None]
+
+
+def write_translated(samples: Array, side: ContractSide, size_rule: str, geometry: Geometry) -> bytes:
+    """The client's PNG of a translation, at the picture's own size, and with nothing but pixels.
+
+    Args:
+        samples: (1, C, H, W) in [-1, 1].
+        side: The half of the contract of who decoded it: range and bits of its files.
+        size_rule: How the picture was brought to the model's size; it is undone.
+        geometry: The picture's own size.
+    """
+    return encode_png(from_array(samples[0], _in_numbers(rule_of_side(side, size_rule)), geometry))
 
 
 def write_own(samples: Array, rule: PictureRule, geometry: Geometry) -> bytes:

@@ -56,7 +56,7 @@ _GUIDANCE = Anything("wire.guidance.GuidanceTerms")
 _TARGET = Anything("target_node.service")
 _SOURCE = Anything("source_node.service")
 _STORE = Anything("node.jobs.JobStore")
-_REMOTE = Anything("source_node.remote.DecodeCall")
+_REMOTE = Anything("source_node.decode_call.DecodeCall")
 _COLLECTOR = Anything("node.results.Collector")
 
 

@@ -15,14 +15,15 @@ from ddib_fed.errors import ImageTooLarge, ImageUnreadable, SettingsInvalid, Sha
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.pictures import (
-    bring_home,
     check_size,
     limits_of,
+    read_answer,
     read_picture,
     rule_of,
     rule_of_side,
     terms_of,
     write_own,
+    write_translated,
     write_translation,
 )
 from ddib_fed.samples.images import Geometry, ImageLimits, decode_image, encode_png
@@ -72,7 +73,8 @@ def grey(seed: int = 0) -> np.ndarray:
 def test_a_translation_comes_home_as_exactly_as_its_file_has_bits(form):
     """Whatever the target's units are; at the model's own size the file is the very one that the target wrote."""
     sent = write_translation(grey(), rule_of(manifest(form=form)))
-    home, values = bring_home(sent, side(form, size_rule="resize"), "resize", Geometry(SIZE, SIZE))
+    values = read_answer(sent, side(form, size_rule="resize"))
+    home = write_translated(values, side(form, size_rule="resize"), "resize", Geometry(SIZE, SIZE))
     assert home == sent
     levels = (form.high - form.low) / rule_of_side(side(form)).output_scale[0]
     np.testing.assert_allclose(values, grey(), atol=1.01 / levels)
@@ -87,7 +89,8 @@ def test_it_comes_home_at_the_pictures_own_size():
         ("pad", (8, 12), (8, 12)),
         ("pad", (32, 64), (32, 64)),
     ):
-        home, _ = bring_home(sent, side(PictureFormat(), size_rule=rule), rule, Geometry(*size))
+        south = side(PictureFormat(), size_rule=rule)
+        home = write_translated(read_answer(sent, south), south, rule, Geometry(*size))
         assert decode_image(home).pixels.shape[:2] == expected
 
 
@@ -99,7 +102,8 @@ def test_what_a_peer_hides_in_its_file_does_not_come_home():
     text = PngInfo()
     text.add_text("Comment", "hello")
     Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(content, "PNG", pnginfo=text)
-    home, _ = bring_home(content.getvalue(), side(PictureFormat()), "resize", Geometry(SIZE, SIZE))
+    south = side(PictureFormat())
+    home = write_translated(read_answer(content.getvalue(), south), south, "resize", Geometry(SIZE, SIZE))
     assert set(chunks(home)) == {b"IHDR", b"IDAT", b"IEND"}
 
 
@@ -118,7 +122,7 @@ def test_what_a_peer_hides_in_its_file_does_not_come_home():
 def test_an_answer_that_was_not_agreed_is_refused(content, error):
     """Size, channels, bits, format."""
     with pytest.raises(error):
-        bring_home(content, side(PictureFormat()), "resize", Geometry(SIZE, SIZE))
+        read_answer(content, side(PictureFormat()))
 
 
 def test_refusing_other_sizes_names_both():

@@ -35,7 +35,8 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.contract import ContractSide
 from ddib_fed.wire.latent import approve
-from source_node.remote import Decoded, Progress, Remotes
+from source_node.decode_call import Answer, Progress
+from source_node.remote import Remotes
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.source_node.scripted_target import hang, honest, instead, side
@@ -69,7 +70,7 @@ class Call:
             yield approve(latent, self.contract, statistics, item=item)
         yield None
 
-    def run(self) -> list[Progress | Decoded]:
+    def run(self) -> list[Progress | Answer]:
         with self.remote.decode(
             self.contract, request_id="job", solver=SolverSettings(evaluations=8), round_trip=self.round_trip,
             items=2, latents=self.latents(), control=self.control,

@@ -37,7 +37,8 @@ def figures(samples, source, translated):
     """The record of one picture (C, H, W) in [-1, 1] and its translation."""
     given = samples.read(encode_png(to_pixels(source[None])[0]), "resize")
     side = side_of(pretrained("relief").manifest)
-    return samples.translation(encode_png(to_pixels(translated[None])[0]), side, given).figures["picture"]
+    came = samples.answer(encode_png(to_pixels(translated[None])[0]), side, 1)
+    return samples.translation(came, side, given).figures["picture"]
 
 
 @pytest.mark.slow
@@ -55,8 +56,7 @@ def test_a_model_without_thresholds_marks_nothing():
     engine = pictures_engine()
     samples = PictureSamples(engine, LimitsSection())
     picture = encode_png(np.arange(256, dtype=np.uint8).reshape(16, 16, 1))
-    found = samples.translation(
-        picture, side_of(engine.model.bundle.manifest), samples.read(picture, "resize")
-    )
+    side = side_of(engine.model.bundle.manifest)
+    found = samples.translation(samples.answer(picture, side, 1), side, samples.read(picture, "resize"))
     engine.close()
     assert "structure_doubtful" not in found.figures["picture"]

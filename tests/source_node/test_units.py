@@ -43,14 +43,14 @@ def test_a_round_trip_is_measured_against_the_picture_as_given(scanner) -> None:
     assert given.picture.clipped == 4
     assert given.samples.max() == 1
     perfect = Decoded(0, given.samples, given.samples, 0.0)
-    figures = samples.cycle(scanner, given, perfect)["picture"]
+    figures = samples.returned(scanner, given, perfect).figures["picture"]
     assert figures["cycle_mse"] == pytest.approx(4 / SIZE**2 * (2 * 1071 / 3000) ** 2, rel=1e-4)
     assert figures["cycle_psnr"] < 30
     whole = samples.read(npy(scan()), "resize")
     assert whole.original is not None
     assert (
         whole.picture.clipped,
-        samples.cycle(scanner, whole, Decoded(0, whole.samples, whole.samples, 0.0)),
+        samples.returned(scanner, whole, Decoded(0, whole.samples, whole.samples, 0.0)).figures,
     ) == (
         0,
         {"picture": {"cycle_mse": 0.0, "cycle_psnr": 120.0}},
@@ -64,7 +64,9 @@ def test_structure_is_measured_against_the_picture_as_given(scanner) -> None:
     answer = png_bytes(noise())
     given = [samples.read(npy(scan(metal)), "resize") for metal in (0, 2000, 3071)]
     assert [each.picture.clipped for each in given] == [0, 0, 4]
-    found = [samples.translation(answer, side, each).figures["picture"] for each in given]
+    found = [
+        samples.translation(samples.answer(answer, side, 1), side, each).figures["picture"] for each in given
+    ]
     edges = [each["edge_correlation"] for each in found]
     assert edges[0] > 0.95
     assert edges[2] < edges[1] - 0.01
