@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from ddib_fed.bridge.domain_model import Array, DomainModel
-from ddib_fed.bridge.guidance import UNGUIDED, Guidance
 from ddib_fed.bridge.local_party import LocalParty, only
 from ddib_fed.bridge.party import Failed, Labels, Leg, Noise, Stage, ToDecode, ToEncode
 from ddib_fed.bridge.seeded_noise import picture_draw, point_draw, seeded_noise
@@ -22,6 +21,7 @@ from ddib_fed.bridge.translate import Item, Translated, translate
 from ddib_fed.diffusion.interpolation import Way, interpolate
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError, SettingsInvalid, ShapeMismatch
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 
 # Told (network evaluations done, in all), over all legs and batches.

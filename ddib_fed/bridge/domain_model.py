@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.bridge.guidance import UNGUIDED, Guidance
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
 from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle, check_guide
 from ddib_fed.models.normalisation import Normalisation
 

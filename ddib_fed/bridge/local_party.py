@@ -15,7 +15,6 @@ from ddib_fed.bridge.batcher import merge_conditions
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.gate import pass_latent
-from ddib_fed.bridge.guidance import UNGUIDED, Guidance
 from ddib_fed.bridge.party import (
     Decoded,
     Description,
@@ -33,6 +32,7 @@ from ddib_fed.diffusion.bridge import OnStep, integrate
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.solvers import Draw, Solver
 from ddib_fed.errors import InputError, LatentNotGaussian
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 
 # What is wrong with one item and no other.

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.guidance import UNGUIDED, Guidance
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 
 Array = NDArray[np.float32]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.datasets.packaged import package_folder
-from ddib_fed.errors import ExtraMissing
+from ddib_fed.extras import extra
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -56,14 +56,8 @@ BRIGHTEST = float(TISSUES["fluid"][0] * (1 - np.exp(-REPETITION / 4000.0)) * np.
 def _volume(kind: str) -> Bytes:
     """A volume (197, 233, 189) of the template: "t1", or the share of "gm" or "wm" in 255 parts."""
     folder = package_folder("nilearn", "nilearn") / "datasets" / "data"
-    try:
+    with extra("data", "nibabel", "reading the head template needs nibabel, which is not installed"):
         import nibabel
-    except ImportError as error:
-        raise ExtraMissing(
-            "reading the head template needs nibabel, which is not installed",
-            hint="pip install 'ddib-fed[data]'",
-            facts={"extra": "data", "package": "nibabel"},
-        ) from error
     path = folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
     return np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj, dtype=np.uint8)
 

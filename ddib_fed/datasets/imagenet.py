@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddib_fed.errors import ExtraMissing, FileMissing, InputError, SettingsInvalid
+from ddib_fed.errors import FileMissing, InputError, SettingsInvalid
+from ddib_fed.extras import extra
 
 CLASSES = 1_000
 _WNID = re.compile(r"n\d{8}")
@@ -249,14 +250,8 @@ def _text(path: Path) -> str:
 
 def _read_mat(path: Path) -> list[tuple[int, str, str]]:
     """(id, WordNet id, name) of the table's leaves: the classes; what has children is a group of classes."""
-    try:
+    with extra("data", "scipy", "reading meta.mat needs scipy, which is not installed"):
         from scipy.io import loadmat
-    except ImportError as error:
-        raise ExtraMissing(
-            "reading meta.mat needs scipy, which is not installed",
-            hint="pip install 'ddib-fed[data]'",
-            facts={"extra": "data", "package": "scipy"},
-        ) from error
     try:
         table = loadmat(str(path), squeeze_me=True, variable_names=["synsets"])["synsets"]
         return [

@@ -8,15 +8,19 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from ddib_fed.errors import ExtraMissing
+from ddib_fed.extras import missing
 
 
-def package_folder(package: str, module: str) -> Path:
+def package_folder(
+    package: str, module: str, *, needed_by: str = "data", what: str = "these pictures come inside"
+) -> Path:
     """Where an installed package lies.
 
     Args:
         package: Its name on the Python package index.
         module: What it is imported as.
+        needed_by: The extra that has it.
+        what: The beginning of the error's sentence.
 
     Raises:
         ExtraMissing: It is not installed.
@@ -26,9 +30,5 @@ def package_folder(package: str, module: str) -> Path:
     except ModuleNotFoundError:
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise ExtraMissing(
-            f"these pictures come inside {package}, which is not installed",
-            hint="pip install 'ddib-fed[data]'",
-            facts={"extra": "data", "package": package},
-        )
+        raise missing(needed_by, package, f"{what} {package}, which is not installed")
     return Path(next(iter(spec.submodule_search_locations)))

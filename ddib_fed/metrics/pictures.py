@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.bridge.translation_record import PictureFigures
-from ddib_fed.errors import ExtraMissing, ShapeMismatch, UsageError
+from ddib_fed.errors import ShapeMismatch, UsageError
+from ddib_fed.extras import extra
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import Manifest
@@ -126,14 +127,8 @@ def ssim(pictures: Pictures, truth: Pictures) -> Figures:
         raise ShapeMismatch(
             f"SSIM needs pictures of at least {WINDOW} x {WINDOW} pixels, not {pictures.shape[2:]}"
         )
-    try:
+    with extra("evaluate", "scikit-image", "SSIM needs scikit-image, which is not installed"):
         from skimage import metrics
-    except ImportError as error:
-        raise ExtraMissing(
-            "SSIM needs scikit-image, which is not installed",
-            hint="pip install 'ddib-fed[evaluate]'",
-            facts={"extra": "evaluate", "package": "scikit-image"},
-        ) from error
     return np.array(
         [
             metrics.structural_similarity(  # type: ignore[no-untyped-call]

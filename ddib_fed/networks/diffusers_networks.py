@@ -14,16 +14,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.errors import ExtraMissing
+from ddib_fed.extras import extra
 
-try:
+with extra("diffusers", "diffusers", "networks of diffusers need the diffusers library"):
     from diffusers.models.embeddings import PatchEmbed, Timesteps
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
     from diffusers.models.unets.unet_2d import UNet2DModel
-except ImportError as error:
-    raise ExtraMissing(
-        "networks of diffusers need the diffusers library", hint="pip install 'ddib-fed[diffusers]'"
-    ) from error
 
 
 class DiffusersUNet(UNet2DModel):  # type: ignore[misc]

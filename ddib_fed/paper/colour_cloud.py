@@ -12,7 +12,6 @@ equal pixels stay equal.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.errors import ExtraMissing, FileMissing, InputError
+from ddib_fed.datasets.packaged import package_folder
+from ddib_fed.errors import FileMissing, InputError
 from ddib_fed.samples.images import read_image
 
 Floats = NDArray[np.float64]
@@ -227,15 +227,9 @@ def _packaged(which: str) -> Photograph:
         raise FileMissing(
             f"there is no packaged photograph {which!r}", hint=f"there are: {', '.join(PACKAGED)}"
         )
-    spec = importlib.util.find_spec(found.package)
-    if spec is None or not spec.submodule_search_locations:
-        wheel = {"sklearn": "scikit-learn", "skimage": "scikit-image"}[found.package]
-        raise ExtraMissing(
-            f"{which} comes with {wheel}, which is not installed",
-            hint="pip install 'ddib-fed[colours]'",
-            facts={"extra": "colours", "package": wheel},
-        )
-    path = Path(spec.submodule_search_locations[0]) / found.file
+    wheel = {"sklearn": "scikit-learn", "skimage": "scikit-image"}[found.package]
+    folder = package_folder(wheel, found.package, needed_by="colours", what=f"{which} comes with")
+    path = folder / found.file
     if not path.is_file():
         raise FileMissing(f"{path} is not there: this release of the package does not carry it")
     return photograph(which.partition(":")[2], _read(path), found.credit)

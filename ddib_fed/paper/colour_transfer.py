@@ -29,7 +29,7 @@ from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
-from ddib_fed.errors import ExtraMissing
+from ddib_fed.extras import extra
 from ddib_fed.metrics.points import cycle_error, sliced_w2
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.paper.colour_cloud import Floats, Photograph, Space, dequantised, from_space, to_space
@@ -256,12 +256,7 @@ def _plan(settings: SolverSettings, palette: Palette, smooth: float) -> Plan:
 
 
 def _pot() -> Any:
-    try:
+    what = "comparing with optimal transport needs POT, which is not installed"
+    with extra("colours", "POT", what, otherwise="--no-baselines"):
         import ot
-    except ImportError as error:
-        raise ExtraMissing(
-            "comparing with optimal transport needs POT, which is not installed",
-            hint="pip install 'ddib-fed[colours]', or --no-baselines",
-            facts={"extra": "colours", "package": "POT"},
-        ) from error
     return ot

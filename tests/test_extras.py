@@ -1,0 +1,36 @@
+"""A package of an extra that is not installed is named, with the command that installs it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from ddib_fed.errors import ExtraMissing
+from ddib_fed.extras import extra
+
+
+def test_a_missing_package_is_an_error_with_the_command(monkeypatch):
+    """A package that is there passes."""
+    monkeypatch.setitem(sys.modules, "absent_package", None)
+    with pytest.raises(ExtraMissing, match="needs it") as caught, extra("data", "absent", "this needs it"):
+        import absent_package  # noqa: F401
+    assert caught.value.hint == "pip install 'ddib-fed[data]'"
+    assert caught.value.facts == {"extra": "data", "package": "absent"}
+    with extra("data", "json", "this needs it"):
+        import json
+    assert json
+
+
+def test_networks_of_diffusers_name_their_extra(monkeypatch):
+    """A bundle with one can be read without the library, and not computed."""
+    from ddib_fed.networks.diffusers_config import DiffusersDiTConfig
+    from ddib_fed.networks.registry import build_network
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(sys.modules, "ddib_fed.networks.diffusers_networks", raising=False)
+    with pytest.raises(ExtraMissing) as caught:
+        build_network(DiffusersDiTConfig(in_channels=1, out_channels=1))
+    assert "ddib-fed[diffusers]" in caught.value.hint
