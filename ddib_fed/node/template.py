@@ -23,7 +23,7 @@ state = "state"                 # keys, peers, jobs, audit; keep it private and 
 [model]
 domain = "{domain}"             # the domain's name, as peers see it
 bundle = {bundle:23} # manifest.json and model.safetensors; written by `{command} train`
-# classifier = "classifier"     # folder of a classifier of noisy pictures, for requests that are guided by it
+{classifier:31} # folder of a classifier of noisy pictures, for requests that are guided by it
 {bundle_domain:31} # what the bundle calls its domain, where that is another name on purpose
 
 [train]                         # the options of `ddib model train`, e.g. held_out for --held-out
@@ -105,6 +105,7 @@ def render_node_toml(
     address: str,
     bundle: str = "model",
     bundle_domain: str | None = None,
+    classifier: str | None = None,
 ) -> str:
     """A commented node.toml that `NodeConfig.load` accepts.
 
@@ -124,6 +125,7 @@ def render_node_toml(
         listen=listen,
         address=address,
         bundle=_string(bundle),
+        classifier=f"classifier = {_string(classifier)}" if classifier else '# classifier = "classifier"',
         bundle_domain=f"bundle_domain = {_string(bundle_domain)}"
         if bundle_domain
         else '# bundle_domain = "imported"',

@@ -47,6 +47,11 @@ def init() -> None:
     "Without it the model is trained later.",
 )
 @click.option(
+    "--classifier",
+    metavar="DIR",
+    help="A classifier's folder: guides decoding where a request asks for it (--classifier-scale).",
+)
+@click.option(
     "--domain", metavar="NAME", help="What peers call the model's domain; without it what the model calls it."
 )
 @click.option("--name", default="node-1", show_default=True, help="The node's name inside the institution.")
@@ -84,6 +89,7 @@ def node(
     institution: str,
     role: str,
     model: str | None,
+    classifier: str | None,
     domain: str | None,
     name: str,
     listen: str | None,
@@ -104,6 +110,7 @@ def node(
         roles=ROLES[role],
         domain=domain,
         model=model,
+        classifier=classifier,
         name=name,
         listen=bound,
         address=dialled,

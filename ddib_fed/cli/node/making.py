@@ -57,6 +57,7 @@ def make_node(
     address: str,
     domain: str | None = None,
     model: str | None = None,
+    classifier: str | None = None,
     with_ca: bool = True,
 ) -> NodeConfig:
     """Write node.toml and what it needs.
@@ -70,6 +71,7 @@ def make_node(
         address: Address to dial.
         domain: What peers call the model's domain; None for the model's own name of it.
         model: One that ships, which is copied, or a folder; None for one that is to be trained.
+        classifier: Folder of the classifier that guides it; None for none.
         with_ca: Make the institution's root and the node's certificate.
 
     Raises:
@@ -96,6 +98,7 @@ def make_node(
             listen=listen,
             address=address,
             bundle=hosted.place,
+            classifier=None if classifier is None else HostedModel.find(classifier, out).place,
             bundle_domain=None if domain in {None, hosted.domain} else hosted.domain,
         )
     except ValueError as error:
