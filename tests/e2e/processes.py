@@ -55,11 +55,18 @@ class NodeProcess:
 
 def start_node(
     role: str, config: Path, log: Path, *, environment: Mapping[str, str], open_files: int | None
-) -> NodeProcess:
+) -> NodeProcess | subprocess.Popen[bytes]:
     """`python -m {role}_node serve --config CONFIG`, its output appended to `log`.
+
+    An environment with a PYTHONPATH is that of another release: its code is not what the server has imported.
 
     With `open_files`, under that `ulimit -n`.
     """
+    if "PYTHONPATH" in environment:
+        command = [sys.executable, "-P", "-m", _module(role), "serve", "--config", str(config)]
+        with log.open("ab") as output:
+            whole = {**os.environ, **ENVIRONMENT, **environment}
+            return subprocess.Popen(command, stdout=output, stderr=output, env=whole)
     process = _context().Process(
         target=_serve, args=(role, str(config), str(log), dict(environment), open_files), daemon=True
     )
@@ -81,6 +88,10 @@ def _context() -> ForkServerContext:
     return context
 
 
+def _module(role: str) -> str:
+    return "ddib_fed.node" if role == "both" else f"{role}_node"
+
+
 def _serve(role: str, config: str, log: str, environment: dict[str, str], open_files: int | None) -> None:
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -89,5 +100,5 @@ def _serve(role: str, config: str, log: str, environment: dict[str, str], open_f
     os.close(output)
     if open_files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
-    sys.argv = [f"{role}_node", "serve", "--config", config]
-    runpy.run_module(f"{role}_node", run_name="__main__", alter_sys=True)
+    sys.argv = [_module(role), "serve", "--config", config]
+    runpy.run_module(_module(role), run_name="__main__", alter_sys=True)

@@ -26,6 +26,8 @@ import pytest
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import JobView, Part, Result
+from ddib_fed.errors import ContractMismatch
+from ddib_fed.guidance import Guidance
 from ddib_fed.samples.images import decode_image
 from ddib_fed.trust.audit import verify
 from ddib_fed.wire.jobs import Settings
@@ -273,6 +275,21 @@ def test_an_earlier_source_translates_at_a_target_of_this_release(world: World) 
     manifest = json.loads((world.north.folder / "model" / "manifest.json").read_text())
     assert found.provenance.target_institution == "north.example"
     assert found.provenance.target_model_sha256 == manifest["digest"]
+
+
+def test_guidance_that_an_earlier_node_does_not_know_is_refused_by_name(world: World) -> None:
+    """At the target, by the source of this release; at the source, by the client. The error names hop and versions."""
+    hops = {"alice": ("south", "target south.example"), "bob": ("north", "source south.example")}
+    for name, (peer, hop) in hops.items():
+        with world.client(name) as client, pytest.raises(ContractMismatch) as caught:
+            client.submit(
+                [sample(world.kind, 1)], f"{peer}.example/{peer}-{world.kind}", SHORT, guidance=Guidance(2.0)
+            )
+        (difference,) = caught.value.differences
+        assert (difference.field, difference.source) == ("version", "1.2, 1.1, 1.0")
+        assert difference.target.startswith("1.1")
+        assert "pgrade" in difference.remedy
+        assert hop in f"{caught.value.hop} {difference.remedy}"
 
 
 def test_an_earlier_client_uses_a_node_of_this_release(world: World) -> None:

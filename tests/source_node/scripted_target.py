@@ -25,7 +25,7 @@ from ddib_fed.wire.chunks import assemble, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.latent import LatentOpener, approve
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import SPOKEN, versions_from_pb, versions_to_pb
+from ddib_fed.wire.version import SPOKEN, Version, versions_from_pb, versions_to_pb
 from tests.node.institutions import Institution
 
 LIMITS = ContractLimits(100, 10_000, 80_000, 10_000)
@@ -49,6 +49,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         negotiation: Called before each negotiation; may raise or block.
         forge: Called with each answer of `DescribeDomain` and `NegotiateContract` before it is sent; may change it.
         limits: What its contracts allow.
+        spoken: The protocol versions that it speaks.
         own: South's half of the contract; of points, unless the test says otherwise.
         translation: The file that a latent becomes, when honest.
         round_trip: The latent of that file.
@@ -66,6 +67,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.negotiation: Callable[[], object] = lambda: None
         self.forge: Callable[[Message], object] = lambda answer: None
         self.limits = LIMITS
+        self.spoken: tuple[Version, ...] = SPOKEN
         self.domain = "checkerboards"
         self.own: ContractSide | None = None
         self.translation: Callable[[Latent], bytes] = lambda latent: to_npy(latent.data)
@@ -96,9 +98,8 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
     def DescribeDomain(self, request, context):
         self.negotiation()
         own = to_message(self._side(), pb.ContractSide)
-        answer = pb.DescribeDomainResponse(
-            versions=versions_to_pb(), side=own, limits=to_message(self.limits, pb.ContractLimits)
-        )
+        limits = to_message(self.limits.at(max(self.spoken)), pb.ContractLimits)
+        answer = pb.DescribeDomainResponse(versions=versions_to_pb(self.spoken), side=own, limits=limits)
         self.forge(answer)
         return answer
 
@@ -106,7 +107,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.negotiation()
         source = from_message(request.source, ContractSide)
         versions = versions_from_pb(request.versions)
-        self.contract = agree(versions, SPOKEN, source, self._side(), self.limits)
+        self.contract = agree(versions, self.spoken, source, self._side(), self.limits)
         answer = pb.NegotiateContractResponse(
             contract=to_message(self.contract, pb.Contract), sha256=self.contract.digest
         )

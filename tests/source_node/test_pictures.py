@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddib_fed.bridge.translation_record import guidance_used
+from ddib_fed.guidance import Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.samples.images import decode_image
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contract import ContractLimits, PictureTerms
+from ddib_fed.wire.guidance import GuidanceTerms, guidance_from_pb
 from ddib_fed.wire.jobs import ItemState
+from ddib_fed.wire.version import Version
 from source_node.jobs.records import Part
 from source_node.jobs.store import Job
+from source_node.messages import record_of
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import SOLVER, Source, wait_until
@@ -54,12 +59,15 @@ def picture_target(institution) -> ScriptedTarget:
 class Scans(Source):
     """North's node with a model of two classes that cannot do without one; its pictures are softened by 0.02."""
 
-    def submitted(self, *, peer: str = "south", picture: bytes | None = None, **changes) -> str:
-        """A job of one picture."""
+    def submitted(
+        self, *, peer: str = "south", picture: bytes | None = None, pictures: int = 1, **changes
+    ) -> str:
+        """A job of one picture, or of the same several times."""
         fields = {"target_institution": f"{peer}.example", "target_domain": "relief", "solver": SOLVER}
         asked = spec(request_id=str(uuid.uuid4()), deadline_s=60.0, **fields, **changes)
         with self.store.stage(asked) as staging:
-            staging.add(common_pb2.MEDIA_TYPE_PNG, picture or scan())
+            for _ in range(pictures):
+                staging.add(common_pb2.MEDIA_TYPE_PNG, picture or scan())
             job = staging.commit()[0]
         self.runner.wake()
         return job.job_id
@@ -158,6 +166,88 @@ def test_a_class_that_is_not_there_costs_neither_a_call_nor_an_evaluation(source
     job = source.translated(**classes)
     assert (str(job.state), job.error["reason"]) == ("FAILED", "SETTINGS_INVALID")
     assert (targets["south"].headers, engine.counters["calls"]) == ([], calls)
+
+
+def test_items_of_several_classes_go_in_one_call_for_each_class_of_the_target(source, targets) -> None:
+    """Each encoded as its own class; the record of each says its own."""
+    pairs = (("coast", "ridge"), ("ridge", "1"), ("0", "delta"), ("coast", "2"))
+    job = source.translated(pictures=4, item_classes=pairs)
+    assert job.state == "FINISHED"
+    south = targets["south"]
+    assert [(header.target_class, header.items) for header in south.headers] == [(0, 1), (1, 2), (2, 1)]
+    latents = dict(south.latents)
+    assert latents[0].sha256 == latents[2].sha256 == latents[3].sha256 != latents[1].sha256
+    records = [record_of(job, item) for item in job.items]
+    assert [(record.source_class, record.target_class) for record in records] == list(pairs)
+
+
+def test_guidance_reaches_a_target_that_offers_it(source, targets) -> None:
+    """As asked; the record says so, and which classifier it was."""
+    south = targets["south"]
+    offer(south, GuidanceTerms(4.0, 2.0, b"c" * 32, 3, clip=True))
+    for asked, said in ((Guidance(2.5, clip=True), ""), (Guidance(classifier_scale=2.0), b"c" * 32)):
+        job = source.translated(source_class="coast", target_class="delta", guidance=asked)
+        assert job.state == "FINISHED"
+        assert guidance_from_pb(south.headers[-1].guidance) == asked
+        record = record_of(job, job.items[0])
+        assert record.guidance == guidance_used(asked)
+        assert record.classifier_sha256 == (said.hex() if said else "")
+    assert source.translated(source_class="coast").state == "FINISHED"
+    assert not south.headers[-1].HasField("guidance")
+
+
+@pytest.mark.parametrize(
+    ("terms", "changes", "reason"),
+    [
+        (GuidanceTerms(2.0), {"guidance": Guidance(2.5)}, "POLICY_DENIED"),
+        (GuidanceTerms(2.0), {"guidance": Guidance(classifier_scale=1.0)}, "SETTINGS_INVALID"),
+        (None, {"guidance": Guidance(clip=True)}, "SETTINGS_INVALID"),
+        (GuidanceTerms(2.0), {"guidance": Guidance(2.0), "target_class": ""}, "SETTINGS_INVALID"),
+        (GuidanceTerms(2.0), {"guidance": Guidance(2.0), "cycle": True}, "SETTINGS_INVALID"),
+    ],
+)
+def test_guidance_that_a_side_does_not_offer_costs_neither_a_call_nor_an_evaluation(
+    source, targets, terms, changes, reason
+) -> None:
+    """More than the target allows, a kind that it has not, no class to steer to, and a cycle that cannot be closed."""
+    offer(targets["south"], terms)
+    calls = source.node.running_engine.counters["calls"]
+    job = source.translated(**{"source_class": "coast", "target_class": "delta", **changes})
+    assert (str(job.state), job.error["reason"]) == ("FAILED", reason)
+    assert (targets["south"].headers, source.node.running_engine.counters["calls"]) == ([], calls)
+
+
+def test_a_target_of_an_older_release_is_asked_for_no_guidance(source, targets) -> None:
+    """The refusal names the hop, both sides' versions and what to do; what is not guided goes on as before."""
+    south = targets["south"]
+    offer(south, GuidanceTerms(4.0))
+    south.spoken = (Version(1, 0), Version(1, 1))
+    job = source.translated(source_class="coast", target_class="delta", guidance=Guidance(2.0))
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "CONTRACT_MISMATCH")
+    (difference,) = job.error["differences"]
+    assert (difference["source"], difference["target"]) == ("1.2, 1.1, 1.0", "1.1")
+    assert "target south.example" in difference["remedy"]
+    assert "Upgrade" in difference["remedy"]
+    assert south.headers == []
+    assert source.translated(source_class="coast", item_classes=()).state == "FINISHED"
+    assert south.contract.version == Version(1, 1)
+
+
+def offer(target: ScriptedTarget, terms: GuidanceTerms | None) -> None:
+    """Let a target offer guidance."""
+    target.limits = dataclasses.replace(target.limits, guidance=terms)
+
+
+def test_results_of_the_models_size_have_the_picture_as_the_model_saw_it(source, targets) -> None:
+    """The translation as the target made it, and the source, fitted; other jobs have neither."""
+    job = source.translated(source_class="coast", picture=scan(2 * SIZE, SIZE), cycle=True, model_size=True)
+    parts = source.store.parts(job.job_id, 0)
+    assert set(parts) == {Part.TRANSLATION, Part.RETURNED, Part.SOURCE}
+    for part in parts:
+        picture = decode_image(source.store.read_part(job.job_id, 0, part))
+        assert picture.pixels.shape == (SIZE, SIZE, 1)
+    fitted = decode_image(source.store.read_part(job.job_id, 0, Part.SOURCE)).pixels
+    assert np.corrcoef(fitted.ravel(), noise().ravel())[0, 1] > 0.95
 
 
 def test_a_cycle_and_a_latent_are_made_and_kept_only_where_they_were_asked_for(source, targets) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +123,36 @@ def served(tmp_path, institutions, target, engine):
     made = Served(tmp_path, institutions[0], engine, max_items_per_job=3, max_evaluations=100)
     yield made
     made.close()
+
+
+SCALES = common_pb2.GuidanceSettings
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"guidance": SCALES(guidance=math.nan)}, SettingsInvalid),
+        ({"guidance": SCALES(guidance=math.inf)}, SettingsInvalid),
+        ({"guidance": SCALES(guidance=-1.0)}, SettingsInvalid),
+        ({"guidance": SCALES(classifier_scale=1e300)}, SettingsInvalid),
+        ({"guidance": SCALES(guidance=1.0, classifier_scale=1.0)}, SettingsInvalid),
+        ({"guidance": SCALES(guidance=1.0), "cycle": True}, SettingsInvalid),
+        (
+            {"guidance": SCALES(clip=True), "version": common_pb2.ProtocolVersion(major=1, minor=1)},
+            UnknownFields,
+        ),
+        ({"item_classes": [pb.ItemClasses(), pb.ItemClasses()]}, MessageInvalid),
+        ({"item_classes": [pb.ItemClasses(source_class="1")]}, SettingsInvalid),
+        ({"item_classes": [pb.ItemClasses()], "target_class": "1"}, MessageInvalid),
+        ({"item_classes": [pb.ItemClasses(target_class="x" * 65)]}, MessageInvalid),
+        ({"model_size": True}, MessageInvalid),
+    ],
+)
+def test_guidance_and_classes_that_make_no_sense_are_refused_with_the_header(served, changes, error) -> None:
+    """Hostile scales, both kinds, a cycle that the own model cannot close, fields of a later version, and too many."""
+    with pytest.raises(error) as caught:
+        served.submit(npy(), **changes)
+    assert type(caught.value) is error
 
 
 def test_a_job_goes_from_submission_to_acknowledged(served) -> None:
