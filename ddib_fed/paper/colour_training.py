@@ -1,10 +1,10 @@
-"""Turns two photographs into models of their colours, pictures with colours exchanged, and a report.
+"""Colour transfer between two photographs: a model of each one's colours, pictures, and a report.
 
     out/models/NAME-SPACE-DIGEST/           a bundle for each photograph; the digest is of its points
     out/CONTENT-to-REFERENCE.png            DDIB; beside it -emd.png, -sinkhorn.png, -linear.png
     out/report.json                         figures; written last
 
-The rule: a photograph's model knows nothing of the other photograph, and is the same whatever it is paired with.
+A photograph's model knows nothing of the other photograph, and is the same whatever it is paired with.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def transfer(
         reference: Whose colours.
         settings: How.
         out: A folder; made when missing.
-        resume: Use models and go on with unfinished runs that are in `out`.
+        resume: Use models and resume unfinished runs that are in `out`.
         force: Train again, whatever is in `out`.
         on_progress: Told what is being done and how far it is.
 

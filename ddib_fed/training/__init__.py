@@ -1,4 +1,4 @@
-"""Turns points into a trained model's bundle; a killed run can be resumed and ends bit for bit the same.
+"""Training of models of points and pictures, and of classifiers; runs are resumable bit for bit.
 
-The rule: nothing here prints, parses a command line or opens a socket.
+Nothing here prints, parses a command line or opens a socket.
 """

@@ -1,6 +1,6 @@
 """The state of a training run on disk: `run/checkpoint-000250/` with state.safetensors and state.json.
 
-The rule: a checkpoint appears whole (written under another name, synced, renamed) and is verified by digest before
+A checkpoint appears whole (written under another name, synced, renamed) and is verified by digest before
 any of it is used; the one before it is kept until the next is there.
 """
 
@@ -52,7 +52,7 @@ class CheckpointInfo(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What is needed to go on.
+    """What is needed to resume.
 
     Attributes:
         info: state.json.
@@ -155,7 +155,7 @@ def _read_info(path: Path) -> CheckpointInfo:
 
 
 def _hint(path: Path) -> str:
-    return f"remove {path} to go on from the checkpoint before it"
+    return f"remove {path} to resume from the checkpoint before it"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

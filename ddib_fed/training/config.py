@@ -24,10 +24,6 @@ SOFTEN_SIGMA = 0.05
 """From docs/latents.md: the least noise that makes the maps' latents white by its measure."""
 POINT_STEPS = 2_000
 """Steps of a run on points that is given neither steps nor time: about 100 s of one core for a 2-D domain."""
-# Fields of `PointTrainConfig` that the first release did not have.
-LATER_FIELDS = frozenset(
-    {"network", "diffusion_steps", "num_channels", "num_res_blocks", "dropout", "decay", "beta2"}
-)
 
 
 def _says(text: str, **limits: Any) -> Any:
@@ -48,14 +44,7 @@ Name = Annotated[
 ]
 Seed = Annotated[int, _says("All randomness follows from it.", ge=0, lt=2**63)]
 Steps = Annotated[int | None, _says("Optimiser steps; without it and --time 2,000, or the preset's.", ge=1)]
-Time = Annotated[
-    float | None,
-    _says(
-        "Take as many steps as fit into this time, which is measured before the first.",
-        gt=0,
-        allow_inf_nan=False,
-    ),
-]
+Time = Annotated[float | None, _says("Take as many steps as fit into this time.", gt=0, allow_inf_nan=False)]
 Threads = Annotated[int, _says("Threads of torch; more may be slower.", ge=1)]
 Precision = Annotated[
     Literal["float32", "bfloat16"],
@@ -81,6 +70,8 @@ class TrainConfig(BaseModel):
     kind: ClassVar[str]
     free: ClassVar[frozenset[str]]
     """Fields that no weight depends on."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields left out of the identity at their defaults, so that runs of the first release can be resumed."""
     if TYPE_CHECKING:
         steps: int | None
         time_s: float | None
@@ -98,10 +89,9 @@ class TrainConfig(BaseModel):
 
     def identity(self) -> str:
         """Digest of what the weights depend on; two runs with the same one can continue each other."""
-        return hashlib.sha256(self.model_dump_json(exclude=set(self._unidentified())).encode()).hexdigest()
-
-    def _unidentified(self) -> frozenset[str]:
-        return self.free
+        fields = type(self).model_fields
+        unsaid = {name for name in self.later if getattr(self, name) == fields[name].default}
+        return hashlib.sha256(self.model_dump_json(exclude={*self.free, *unsaid}).encode()).hexdigest()
 
 
 class PointTrainConfig(TrainConfig):
@@ -109,6 +99,9 @@ class PointTrainConfig(TrainConfig):
 
     kind = "points"
     free = frozenset({"data", "name", "command", "checkpoint_every", "samples", "dtype", "time_s"})
+    later = frozenset(
+        {"network", "diffusion_steps", "num_channels", "num_res_blocks", "dropout", "decay", "beta2"}
+    )
 
     domain: Domain = None
     data: Annotated[Path | None, _says("Points (N, D) of one's own, .npy.")] = None
@@ -120,11 +113,7 @@ class PointTrainConfig(TrainConfig):
     levels: Annotated[int, _says("Distinct noise levels in one batch; must divide it.", ge=1)] = 256
     reference: Annotated[
         int,
-        _says(
-            "How many points of the batch the posterior of the target runs over (decision 0030); 0 takes each point's "
-            "own clean point alone, which is plain denoising.",
-            ge=0,
-        ),
+        _says("Points that a target's posterior runs over (decision 0030).", ge=0),
     ] = 1024
     learning_rate: Annotated[float, _says(RATE, gt=0)] = 2e-3
     warmup: Annotated[int, _says("Steps over which the learning rate grows.", ge=0)] = 100
@@ -147,15 +136,13 @@ class PointTrainConfig(TrainConfig):
     diffusion_steps: Annotated[
         int | None,
         _says(
-            "Integer steps of the schedule, as the public code makes them; without it continuous time, or 4000 for "
+            "Integer steps of the schedule, as in the public code; without it continuous time, or 4000 for "
             "--network public.",
             ge=2,
             le=10_000,
         ),
     ] = None
-    num_channels: Annotated[
-        int, _says("Hidden units of the public network.", ge=32, le=4096, multiple_of=32)
-    ] = 256
+    num_channels: Annotated[int, _says("Hidden units: public network.", ge=32, le=4096, multiple_of=32)] = 256
     num_res_blocks: Annotated[int, _says("Residual blocks of the public network, each way.", ge=1, le=64)] = 3
     dropout: Annotated[float, _says("Of the public network while it is trained.", ge=0, lt=1)] = 0.0
     decay: Annotated[Literal["cosine", "none"], _says("Of the learning rate after the warm-up.")] = "cosine"
@@ -178,9 +165,7 @@ class PointTrainConfig(TrainConfig):
         if self.reference and self.batch % self.reference:
             raise ValueError(f"reference ({self.reference}) must divide batch ({self.batch})")
         if self.network == "public" and (self.diffusion_steps is None or self.reference):
-            raise ValueError(
-                "the public network learns the noise of each point at one of its diffusion steps"
-            )
+            raise ValueError("the public network learns the noise of a point at one of its diffusion steps")
         return self
 
     @property
@@ -207,12 +192,6 @@ class PointTrainConfig(TrainConfig):
     def warmup_steps(self) -> float:
         """Steps over which the learning rate grows."""
         return self.warmup
-
-    def _unidentified(self) -> frozenset[str]:
-        # Left out at their defaults, so that runs of the first release can be resumed.
-        return self.free | {
-            name for name in LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default
-        }
 
 
 class PictureTrainConfig(TrainConfig):
@@ -250,19 +229,19 @@ class PictureTrainConfig(TrainConfig):
     batch: Annotated[int | None, _says(BATCH, ge=1)] = None
     microbatch: Annotated[int | None, _says("How many at once; halved when memory runs out.", ge=1)] = None
     learning_rate: Annotated[float | None, _says(RATE, gt=0, allow_inf_nan=False)] = None
-    warmup: Annotated[
-        int | None, _says("Steps over which the learning rate grows; at most a fifth of all.", ge=0)
-    ] = None
+    warmup: Annotated[int | None, _says("Steps over which the rate grows; a fifth of all at most.", ge=0)] = (
+        None
+    )
     weight_decay: Annotated[float, _says("Of AdamW.", ge=0)] = 0.0
     ema: Annotated[float | None, _says(EMA, ge=0, lt=1)] = None
     clip: Annotated[float, _says("Largest norm of the gradient.", gt=0, allow_inf_nan=False)] = 1.0
     parameterisation: Annotated[
         Literal["v", "eps"] | None,
-        _says("What the network predicts; v without it, or what the initial weights predict."),
+        _says("What the network predicts; without it v, or as the initial weights."),
     ] = None
-    schedule: Annotated[
-        str | None, _says("Noise schedule; cosine without it, or that of the initial weights.")
-    ] = None
+    schedule: Annotated[str | None, _says("Noise schedule; without it cosine, or the initial weights'.")] = (
+        None
+    )
     learn_sigma: Annotated[bool, _says("Learn variances too, by the hybrid loss.")] = False
     sampler: Annotated[
         Literal["grid", "uniform", "loss-second-moment"],
@@ -275,7 +254,7 @@ class PictureTrainConfig(TrainConfig):
     ] = "cpu"
     fit: Annotated[
         Literal["resize", "crop", "pad"] | None,
-        _says("How those of another size are fitted, undone on output: resize without it; pad suits scans."),
+        _says("Fit to the size, undone on output: resize without it; pad suits scans."),
     ] = None
     range: Annotated[
         str, _says("Raw values that become -1 and 1, as -1000:2000, p1:p99 or type (the default).")
@@ -302,7 +281,7 @@ class PictureTrainConfig(TrainConfig):
         float,
         _says("Share of samples without their class, for classifier-free guidance, e.g. 0.1.", ge=0, lt=1),
     ] = 0.0
-    skip_bad: Annotated[bool, _says("List files that cannot be read, and go on.")] = False
+    skip_bad: Annotated[bool, _says("Leave out files that cannot be read, and list them.")] = False
     held_out: Annotated[float, _says("Share never trained on; 0.1 without it.", gt=0, lt=0.9)] = 0.1
     init: Annotated[Path | None, _says("Start from the weights of this bundle, RGB or grey.")] = None
     init_digest: Annotated[str, _says("Digest of that bundle; filled in.")] = ""
@@ -336,9 +315,7 @@ class PictureTrainConfig(TrainConfig):
         if self.label_dropout and self.classes is None:
             raise ValueError("label_dropout needs classes")
         if self.learn_sigma and self.colours != "rgb":
-            raise ValueError(
-                "learn_sigma needs the colours rgb, of whose quantisation it takes the likelihood"
-            )
+            raise ValueError("learn_sigma needs the colours rgb: it takes the likelihood of their steps")
         if (self.crop or self.range != "type") and self.images is None:
             raise ValueError("crop and range are for folders of pictures")
         return self

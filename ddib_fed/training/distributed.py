@@ -1,6 +1,6 @@
 """The processes that share one run: alone, or as many as `torchrun` started.
 
-The rule: process 0 decides and writes, the others are told; sums over processes are the only thing that makes a run
+Process 0 decides and writes; sums over processes are the only thing that makes a run
 of several differ from a run of one.
 """
 
@@ -74,17 +74,17 @@ class World:
         """
         if self.size == 1:
             return choose()
-        told: list[Any] = [None, None]
+        shared: list[Any] = [None, None]
         if self.leads:
             try:
-                told[0] = choose()
+                shared[0] = choose()
             except DdibError as error:
-                told[1] = _plain(error)
-        distributed.broadcast_object_list(told, 0)
-        if told[1] is not None:
-            kind, detail, hint = told[1]
+                shared[1] = _plain(error)
+        distributed.broadcast_object_list(shared, 0)
+        if shared[1] is not None:
+            kind, detail, hint = shared[1]
             raise kind(detail, hint=hint)
-        return told[0]  # type: ignore[no-any-return]
+        return shared[0]  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The exponential moving average of a network's weights, which is what a bundle holds.
 
-The rule: averages are kept beside the weights, never swapped into the network that is being trained.
+Averages are kept beside the weights, never swapped into the network that is being trained.
 """
 
 from __future__ import annotations

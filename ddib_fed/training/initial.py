@@ -3,7 +3,7 @@
 A bundle of another number of channels is used as if its pictures were given grey in all three channels (first
 convolution: the sum over channels; last: the mean), or the other way round (a third each; repeated); with a spectrum
 that is so only nearly, since the run measures its own. Classes that differ in number, and a variance that is learned
-from now on, start fresh. The rule: everything else must fit.
+from now on, start fresh. Everything else must fit.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Start:
         network: Constructor arguments.
         schedule: Noise schedule.
         parameterisation: "v" or "eps".
-        time_input: What the network is told.
+        time_input: What the network gets as its time.
         bundle: Where the weights come from, or None.
         normal: The units of the pictures, where they are not to follow from the pictures themselves.
     """
@@ -83,7 +83,7 @@ def open_start(config: PictureTrainConfig, source: PictureSource) -> Start:
     if config.init_digest and config.init_digest != bundle.digest:
         raise SettingsInvalid(
             f"{config.init} has the digest {bundle.digest[:16]}..., not {config.init_digest[:16]}...",
-            hint="these are not the starting weights that were agreed on",
+            hint="these are not the initial weights that were agreed on",
         )
     network = _network({**made.network.model_dump(), **_demanded(config, source)})
     _refuse_contradictions(config, bundle, network)
@@ -132,7 +132,7 @@ def fitted(
             found[name] = _last(have, want)
         else:
             raise BundleInvalid(
-                f"the starting weights do not fit: {name} is {None if have is None else tuple(have.shape)}, "
+                f"the initial weights do not fit: {name} is {None if have is None else tuple(have.shape)}, "
                 f"the network needs {tuple(want.shape)}",
                 hint="give no field of the network together with --init",
             )
@@ -180,11 +180,11 @@ def _demanded(config: PictureTrainConfig, source: PictureSource) -> dict[str, An
 
 
 def _refuse_overridden(config: PictureTrainConfig, demanded: Mapping[str, Any]) -> None:
-    """A field of the network that follows from pictures and run may not be asked to be another."""
+    """A field of the network that follows from pictures and run may not be overridden."""
     for key, value in demanded.items():
         if config.network.get(key, value) != value:
             raise SettingsInvalid(
-                f"{key} is asked to be {config.network[key]}, and follows from the pictures and the run: {value}",
+                f"{key} follows from the pictures and the run and is {value}, not {config.network[key]}",
                 hint=f"leave {key} out of the network's fields",
             )
 
@@ -224,7 +224,7 @@ def _refuse_contradictions(config: PictureTrainConfig, bundle: Bundle, network: 
     for key, (wanted, has) in asked.items():
         if wanted is not None and wanted != has:
             raise SettingsInvalid(
-                f"{key} is asked to be {wanted}, the starting weights have {has}", hint=f"leave {key} out"
+                f"{key} is {has} in the initial weights, not {wanted}", hint=f"leave {key} out"
             )
     if made.parameterisation == "x0":
         raise SettingsInvalid("weights that predict x0 cannot be trained on", hint="eps or v")
@@ -269,6 +269,6 @@ def _last(have: Tensor, want: Tensor) -> Tensor:
 
 def _misfit(name: str, have: Tensor, want: Tensor) -> BundleInvalid:
     return BundleInvalid(
-        f"the starting weights do not fit: {name} is {tuple(have.shape)}, the network needs {tuple(want.shape)}",
+        f"the initial weights do not fit: {name} is {tuple(have.shape)}, the network needs {tuple(want.shape)}",
         hint="start from a bundle of 1 or 3 channels",
     )

@@ -8,8 +8,6 @@ loss-second-moment    t in proportion to sqrt(E[loss^2]), weighted so that the l
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
@@ -46,45 +44,25 @@ class LambdaSampler:
         return torch.lerp(self._lams[low], self._lams[high], weight)
 
 
-class LevelSampler(Protocol):
-    """Draws the levels of a batch."""
-
-    def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Lambdas and weights of the loss, each (B,) float64, from uniforms (B,) in [0, 1)."""
-        ...
-
-    def learn(self, lams: Tensor, losses: Tensor) -> None:
-        """Take in the losses (B,) at lambdas (B,)."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold."""
-        ...
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take a state that was stored."""
-        ...
-
-
 class GridSampler:
-    """The default: see `LambdaSampler`."""
+    """The default: levels as `LambdaSampler` places them, all of weight 1, and nothing is learned."""
 
     def __init__(self, schedule: Schedule) -> None:
         self._lambdas = LambdaSampler(schedule)
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """See `LevelSampler`; all weights are 1."""
+        """Lambdas and weights of the loss, each (B,) float64, from uniforms (B,) in [0, 1)."""
         return self._lambdas(u), torch.ones(len(u), dtype=torch.float64)
 
     def learn(self, lams: Tensor, losses: Tensor) -> None:
-        """Nothing is learned."""
+        """Take in the losses (B,) at lambdas (B,)."""
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing."""
+        """What a checkpoint must hold."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Nothing."""
+        """Take a state that was stored."""
 
 
 class UniformSampler(GridSampler):
@@ -96,7 +74,7 @@ class UniformSampler(GridSampler):
         self._first, self._last = schedule.t_of_lam(ends).tolist()
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """See `LevelSampler`; all weights are 1."""
+        """See `GridSampler`; all weights are 1."""
         return self.lambdas(u), torch.ones(len(u), dtype=torch.float64)
 
     def lambdas(self, place: Tensor) -> Tensor:
@@ -120,7 +98,7 @@ class SecondMomentSampler(UniformSampler):
         self._seen = torch.zeros(BINS, dtype=torch.int64)
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """See `LevelSampler`; a weight is 1 / (BINS p) of its bin."""
+        """See `GridSampler`; a weight is 1 / (BINS p) of its bin."""
         shares = self.shares()
         mass = torch.cat([torch.zeros(1, dtype=torch.float64), shares.cumsum(0)])
         mass[-1] = 1.0
@@ -137,7 +115,7 @@ class SecondMomentSampler(UniformSampler):
         return (1 - FLOOR) * moments / moments.sum() + FLOOR * even
 
     def learn(self, lams: Tensor, losses: Tensor) -> None:
-        """See `LevelSampler`; the oldest loss of a bin makes room."""
+        """See `GridSampler`; the oldest loss of a bin makes room."""
         bins = (self.places(lams) * BINS).long().clamp(0, BINS - 1)
         for k, loss in zip(bins.tolist(), losses.double().tolist(), strict=True):
             self._losses[k, self._seen[k] % HISTORY] = loss
@@ -148,12 +126,12 @@ class SecondMomentSampler(UniformSampler):
         return {"losses": self._losses, "seen": self._seen}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """See `LevelSampler`."""
+        """See `GridSampler`."""
         self._losses.copy_(state["losses"])
         self._seen.copy_(state["seen"])
 
 
-def level_sampler(name: str, schedule: Schedule) -> LevelSampler:
+def level_sampler(name: str, schedule: Schedule) -> GridSampler:
     """The sampler of that name: grid, uniform or loss-second-moment."""
     kinds = {"grid": GridSampler, "uniform": UniformSampler, "loss-second-moment": SecondMomentSampler}
     return kinds[name](schedule)

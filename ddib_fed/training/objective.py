@@ -43,7 +43,7 @@ class Question:
 
     Attributes:
         x: Noisy pictures (B, C, H, W) float32.
-        times: What the network is told, (B,) float32.
+        times: Time input of the network, (B,) float32.
         target: v or eps, like x.
         alpha: (B, 1, 1, 1) float32.
         sigma: (B, 1, 1, 1) float32.
@@ -62,7 +62,7 @@ class Objective:
     Args:
         schedule: Gives times and the chain.
         parameterisation: What the network predicts.
-        time_input: What it is told.
+        time_input: Its time input.
         learn_sigma: Whether half of its output is the variance's f.
         half_bin: Half a quantisation step in the network's units, (C,) float32.
     """

@@ -56,7 +56,7 @@ class PointSource:
         mean: What was subtracted from raw points; 0 for synthetic domains, whose points are normalised already.
         std: What raw points were divided by; 1 for synthetic domains.
         digest: Names the points: the domain, or the file's SHA-256.
-        take: Turns uniforms (N, 4) into N training points (N, D).
+        take: Gives training points (N, D) for uniforms (N, 4).
         held_out: Points (N, D) that `take` never gives.
     """
 

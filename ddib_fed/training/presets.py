@@ -1,6 +1,6 @@
 """Named networks for pictures, and the settings that go with their size.
 
-The rule: a preset is a start, every value of it can be replaced. `adm-128` and `adm-256` are the networks of
+Every value of a preset can be replaced. `adm-128` and `adm-256` are the networks of
 guided-diffusion's public checkpoints at those sizes (its README's MODEL_FLAGS), so `--init` takes them.
 """
 

@@ -2,7 +2,7 @@
 
     {"format": "ddib recipe 1", "settings": {"preset": ..., "seed": ..., "size": ..., "range": ...}, "start": DIGEST}
 
-The rule: a recipe holds settings and the digest of the starting weights; whoever uses it brings the weights, and is
+A recipe holds settings and the digest of the initial weights; whoever uses it brings the weights, and is
 refused when they are others.
 """
 
@@ -36,7 +36,7 @@ class Recipe(BaseModel):
     Attributes:
         format: Of the file.
         agreed: Fields of `PictureTrainConfig`.
-        start: Digest of the bundle of starting weights, hex; empty for a start from the seed.
+        start: Digest of the bundle of initial weights, hex; empty for a start from the seed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,7 +57,7 @@ class Recipe(BaseModel):
             own: Fields of `PictureTrainConfig` that the party adds.
 
         Raises:
-            UsageError: `own` changes what was agreed on, or lacks the starting weights, or has some unasked.
+            UsageError: `own` changes what was agreed on, or lacks the initial weights, or has some unasked.
         """
         for name, value in own.items():
             if name not in OWN and value != self.agreed.get(name, value if name == "steps" else None):
@@ -67,9 +67,7 @@ class Recipe(BaseModel):
                 )
         if bool(self.start) != (own.get("init") is not None):
             needed = (
-                f"needs the starting weights {self.start[:16]}..."
-                if self.start
-                else "has no starting weights"
+                f"needs the initial weights {self.start[:16]}..." if self.start else "has no initial weights"
             )
             raise UsageError(
                 f"the recipe {needed}", hint="--init BUNDLE" if self.start else "leave --init out"
@@ -82,7 +80,7 @@ def make_recipe(config: PictureTrainConfig, start: str = "") -> Recipe:
 
     Args:
         config: The run.
-        start: Digest of its starting weights.
+        start: Digest of its initial weights.
     """
     fields = config.settled().model_dump(mode="json", exclude=set(OWN), exclude_none=True)
     return Recipe(agreed=fields, start=start)

@@ -42,7 +42,7 @@ class Row:
 
 
 class ProgressFile:
-    """progress.csv: a line is appended as it comes; on resuming, lines after the checkpoint are dropped.
+    """progress.csv: lines are appended; on resuming, those after the checkpoint are dropped.
 
     Args:
         path: The file.
@@ -125,7 +125,7 @@ class Log:
         self._say(trainer, "near", trainer.task.show(trainer, self._folder, last=last))
 
     def progress(self, trainer: Trainer) -> Progress:
-        """What `on_progress` is told."""
+        """What `on_progress` gets."""
         rate = (trainer.step - self._first) / max(1e-9, time.monotonic() - self._begun)
         return Progress(trainer.step, trainer.steps, self._smooth, self._held_out, rate)
 

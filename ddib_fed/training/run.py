@@ -357,10 +357,10 @@ def _shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:
             return None
         return own[0].info, {name: (value.shape, value.dtype) for name, value in own[0].tensors.items()}
 
-    told = world.decide(read)
-    if told is None:
+    shared = world.decide(read)
+    if shared is None:
         return None
-    info, shapes = told
+    info, shapes = shared
     tensors: dict[str, Tensor] = {
         name: own[0].tensors[name] if own[0] is not None else torch.empty(shape, dtype=dtype)
         for name, (shape, dtype) in shapes.items()

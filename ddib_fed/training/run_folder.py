@@ -1,10 +1,10 @@
-"""The folder of a training run, whatever is trained: what is there, what may be replaced, how the bundle gets there.
+"""The folder of a training run: what is there, what may be replaced, how the bundle is moved in.
 
     out/manifest.json, out/model.safetensors      the finished bundle; the manifest is moved in last
     out/run/run.json                              the run, settled
     out/run/checkpoint-00000250/                  see `checkpoint`
 
-The rule: nothing that is there is overwritten unless the caller said which of the two is meant, go on or start again.
+Nothing that is there is overwritten unless the caller asks to resume or to start again.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class RunFolder:
         return self.out / RUN_FOLDER
 
     def found(self, kind: type[Config], *, resume: bool, force: bool) -> Config | None:
-        """The stored run to go on with, or None when there is none, or none any more.
+        """The stored run to resume, or None when there is none, or none any more.
 
         Args:
             kind: Of the stored settings.
-            resume: Go on with what is there.
+            resume: Resume what is there.
             force: Start again, whatever is there: it is removed.
 
         Raises:
@@ -79,7 +79,7 @@ class RunFolder:
         if stored is not None:
             raise AlreadyExists(
                 f"{self.out} holds an unfinished run",
-                hint="--resume to go on with it, --force to start again",
+                hint="--resume to resume it, --force to start again",
             )
         return None
 

@@ -44,43 +44,33 @@ class Task(Protocol):
     @property
     def config(self) -> AnyConfig:
         """The run, settled."""
-        ...
 
     def initial_network(self) -> nn.Module:
         """A network with its first weights, in training mode, on the CPU."""
-        ...
 
     def averaged(self, state: dict[str, Tensor], device: torch.device) -> nn.Module:
         """A network of its own with the averaged weights."""
-        ...
 
     def loss(self, network: nn.Module, step: int, part: slice) -> tuple[Tensor, Tensor]:
         """The part's share of the batch's loss, to be differentiated, and the losses of its samples (n,)."""
-        ...
 
     def learn(self, step: int, losses: Tensor) -> float:
         """Take in the losses (batch,) float64 of a step; the loss of the batch."""
-        ...
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         """The loss on samples that are never trained on, always with the same noise."""
-        ...
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         """Draw what the averaged weights make into samples.png; what is to be said about it, or nothing."""
-        ...
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold beside network and optimiser."""
-        ...
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take a state that was stored."""
-        ...
 
     def manifest(self) -> dict[str, Any]:
         """The fields of the bundle's manifest that follow from the task."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +225,7 @@ class Trainer:
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()
         before, self.microbatch = self.microbatch, max(1, self.microbatch // 2)
-        self.notes.append(f"out of memory with {before} pictures at once: going on with {self.microbatch}")
+        self.notes.append(f"out of memory with {before} pictures at once: continuing with {self.microbatch}")
 
     def _arrange(self) -> None:
         """Give restored optimiser state the memory layout of its parameters, in which it was before."""

@@ -81,6 +81,24 @@ def test_training_on_pictures_is_shared(place):
     assert done.stdout.count("parameters") == 1
 
 
+def test_a_nodes_training_on_pictures_is_shared(place):
+    """`torchrun -m source_node train`: one bundle under the domain of node.toml, said once."""
+    config = place / "north" / "node.toml"
+    table = """images = "../in"
+size = 8
+batch = 8
+steps = 2
+network = {model_channels = 32, channel_mult = [1], num_res_blocks = 1}
+"""
+    text = config.read_text().replace('\ndomain = "moons"             # a built-in', "\n#", 1)
+    config.write_text(text.replace("seed = 0", f"{table}seed = 0", 1))
+    done = torchrun("-m", "source_node", "train", "--config", str(config))
+    assert done.returncode == 0, done.stderr
+    made = load_bundle(place / "north" / "model").manifest
+    assert (made.domain, made.training.figures["processes"]) == ("moons", 2)
+    assert done.stderr.count("parameters, digest") == 1
+
+
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 def test_functions_refuse_too_whoever_started_the_processes(tmp_path, monkeypatch, variable):
     """A script of one's own under torchrun, or `mpiexec -n 8` as the public code's README starts its training."""

@@ -45,7 +45,7 @@ def export(*, run: Path, out: Path, force: bool) -> None:
     "--init",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="BUNDLE",
-    help="Starting weights: checked against the recipe.",
+    help="Initial weights: checked against the recipe.",
 )
 @options.FORMAT
 def use(*, file: Path, init: Path | None, output_format: str) -> None:
@@ -71,4 +71,4 @@ def use(*, file: Path, init: Path | None, output_format: str) -> None:
 
 
 def _show(start: str, digest: str, file: Path) -> None:
-    lines({"recipe": str(file), "digest": digest, "starting weights": start or "from the seed"})
+    lines({"recipe": str(file), "digest": digest, "initial weights": start or "from the seed"})

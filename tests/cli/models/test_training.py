@@ -1,4 +1,4 @@
-"""`ddib model train` on pictures: a folder, classes, recipes, starting weights; refusals come before any training."""
+"""`ddib model train` on pictures: a folder, classes, recipes, initial weights; refusals come before any training."""
 
 import json
 
@@ -98,7 +98,7 @@ def test_two_parties_train_by_one_recipe_from_one_start(ddib, folder, tmp_path):
     assert weights[0] == weights[1]
     with pytest.raises(UsageError, match="seed"):
         ddib(model, *begin, "--out", tmp_path / "c", "--recipe", tmp_path / "r.json", "--seed", 8)
-    with pytest.raises(UsageError, match="starting weights"):
+    with pytest.raises(UsageError, match="initial weights"):
         ddib(model, "train", "--images", folder, "--out", tmp_path / "c", "--recipe", tmp_path / "r.json")
     wrong = ("train", "--images", folder, "--init", tmp_path / "a", "--recipe", tmp_path / "r.json")
     with pytest.raises(SettingsInvalid, match="digest"):

@@ -97,7 +97,7 @@ def test_when_memory_runs_out_the_microbatch_is_halved_and_the_step_still_taken(
     microbatch, step, loss, *notes = done.stdout.split()
     assert 1 <= int(microbatch) < 1024
     assert (step, float(loss)) == ("2", pytest.approx(1.0, abs=0.1))
-    assert "out of memory with 1024 pictures at once: going on with 512" in " ".join(notes)
+    assert "out of memory with 1024 pictures at once: continuing with 512" in " ".join(notes)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(tiny, spots):
