@@ -174,6 +174,7 @@ def textbook_outputs(book: Textbook, x):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet_plain", "unet_adm_class_guided"])
 def test_reproduces_the_public_codes_networks(name):
     """Output, logits, steps, latent and decoded pictures, with classes, clipping and guidance."""
@@ -183,6 +184,7 @@ def test_reproduces_the_public_codes_networks(name):
     assert all(found.ok for found in differences), differences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_follows_every_flag(changes, tmp_path):
     """Schedules, respacings, x0, rescaled times, grey, learned variance, heads, classes and guidance."""
@@ -192,6 +194,7 @@ def test_follows_every_flag(changes, tmp_path):
     assert all(found.ok for found in differences), differences
 
 
+@pytest.mark.slow
 def test_a_guide_that_is_left_out_is_found(tmp_path, monkeypatch):
     """Without the classifier's push the step is another: the comparison sees guidance."""
     monkeypatch.setattr(golden, "ClassifierGuided", lambda denoiser, classifier, scale: denoiser)

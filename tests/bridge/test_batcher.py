@@ -67,6 +67,7 @@ class Gate:
             self.open.wait(10)
 
 
+@pytest.mark.slow
 def test_merged_trajectories_give_what_each_gives_alone(batcher: Batcher, denoiser: Denoiser) -> None:
     """Requests of several sizes, in different steps of their way, agree with one-at-a-time to 1e-5."""
     gate = Gate()

@@ -28,6 +28,7 @@ def dropped():
     return tiny("dropped", num_classes=3, class_dropout=True)
 
 
+@pytest.mark.slow
 def test_a_class_changes_the_picture_and_one_can_be_given_to_each(classy):
     """One class for each picture gives what one class for all gives, row by row."""
     side = PictureSide(classy, label=0)

@@ -59,6 +59,7 @@ def on_a_terminal(arguments: list[object], answer: bytes) -> tuple[int, bytes]:
     return process.wait(), shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("character", ["\x1b", "\x9d", "\u202e"], ids=ascii)
 def test_a_peer_file_with_a_sequence_in_its_address_is_refused_in_plain_words(
     tmp_path: Path, character: str

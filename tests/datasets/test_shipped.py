@@ -43,6 +43,7 @@ def test_slabs_are_whole_and_lie_apart() -> None:
     assert set(owner.values()) == {"source", "target", "test"}
 
 
+@pytest.mark.slow
 def test_no_stripe_has_two_owners_and_no_crop_leaves_its_stripe() -> None:
     owned = [
         set(maps._stripes(side, part))
@@ -90,6 +91,7 @@ def test_crops_show_land_and_sea(name: str) -> None:
             assert 0.1 * size**2 < land < 0.95 * size**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped.SHIPPED)
 def test_pictures_have_the_stated_form(name: str) -> None:
     pictures = pictures_of(name)

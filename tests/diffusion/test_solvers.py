@@ -70,6 +70,7 @@ def test_ddim_is_the_papers_formula():
     assert torch.allclose(integrate(solvers.ddim(x, grid), denoiser), papers, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "order"), CASES)
 def test_time_reversal_gives_the_start_back(name, order):
     """Encoding then decoding on the same grid returns, within the solver's error."""

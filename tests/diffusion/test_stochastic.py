@@ -22,6 +22,7 @@ def noise(seed: int, shape):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "drawn", [{"eta": 0.5}, {"eta": 1.0}, {"ancestral": True}], ids=["half", "one", "ddpm"]
 )

@@ -30,6 +30,7 @@ def whole():
     )
 
 
+@pytest.mark.slow
 def test_the_translation_beats_what_knows_nothing_and_not_the_fitted_map(whole):
     own, others = whole["paired"]["psnr"]["mean"], whole["baselines"]
     assert set(others) == {"source", "histogram", "mean", "random", "colour_map"}

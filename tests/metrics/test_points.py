@@ -57,6 +57,7 @@ def test_energy_distance_of_two_points_is_twice_their_distance():
     assert metrics.energy_distance(np.zeros((1, 2)), np.array([[3.0, 4.0]])) == pytest.approx(10)
 
 
+@pytest.mark.slow
 def test_energy_distance_is_zero_for_a_cloud_and_itself_and_grows_with_a_shift(cloud):
     assert metrics.energy_distance(cloud, cloud) == pytest.approx(0, abs=1e-6)
     near, far = (metrics.energy_distance(cloud, cloud + shift) for shift in (0.1, 1.0))
@@ -77,6 +78,7 @@ def test_distances_refuse_what_is_no_pair_of_clouds(distance, shapes):
         distance(*(np.zeros(shape) for shape in shapes))
 
 
+@pytest.mark.slow
 def test_a_fresh_draw_of_a_domain_is_about_as_far_as_its_floor():
     fresh = synthetic.draw("moons", 2_000, 11)
     found = metrics.distances_to_domain(fresh, "moons")
@@ -85,11 +87,13 @@ def test_a_fresh_draw_of_a_domain_is_about_as_far_as_its_floor():
     assert found["points"] == 2_000
 
 
+@pytest.mark.slow
 def test_another_domain_is_far_beyond_the_floor():
     found = metrics.distances_to_domain(synthetic.draw("checkerboards", 2_000, 11), "moons")
     assert found["sliced_w2"] > 5 * found["sliced_w2_floor"]
 
 
+@pytest.mark.slow
 def test_the_floor_falls_with_the_number_of_points():
     assert metrics.domain_sliced_w2_floor("moons", 4_000) < metrics.domain_sliced_w2_floor("moons", 400)
 

@@ -87,6 +87,7 @@ def test_what_does_not_belong_together_is_refused():
         calibrate(smooth(1), smooth(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domains", [("satellite", "relief"), ("relief", "satellite")])
 def test_shipped_thresholds_catch_lost_pictures_and_leave_true_ones(domains):
     """Of test crops: a picture of another place is marked in over 9 of 10 cases, the true partner in under 1 of 7."""

@@ -41,6 +41,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("moved", ["x", "time"])
 def test_a_network_in_float64_computes_in_float64(name, moved):

@@ -14,6 +14,8 @@ from ddib_fed.paper.colour_cloud import photograph
 from ddib_fed.paper.colour_training import ColourSettings, palette, transfer
 from ddib_fed.samples.images import encode_png, read_image
 
+pytestmark = pytest.mark.slow
+
 QUICK = ColourSettings(train_steps=300, width=32, batch=256, solver=SolverSettings(evaluations=12), both=True)
 
 
@@ -115,7 +117,6 @@ def test_the_same_name_twice_is_refused(photos, tmp_path):
         transfer(photos[0], photos[0], QUICK, tmp_path)
 
 
-@pytest.mark.slow
 def test_the_command_gives_a_16_bit_picture_other_colours(tmp_path, capsys):
     """From files to a picture of the same bits and size; a second call keeps what is there."""
     deep = (PIXELS["warm"].astype(np.uint16) << 8) + 77

@@ -48,6 +48,7 @@ def test_every_evaluation_is_told_once(moons, boards, monkeypatch):
     assert told == [(k, 96) for k in range(1, 97)]
 
 
+@pytest.mark.slow
 def test_points_in_other_units_take_the_same_way(moons, boards, tmp_path):
     """Scaling the source's data, and the target's, changes what is read and written, and nothing between."""
     points = sample("moons", 50, 0)

@@ -118,6 +118,7 @@ def test_two_workers_write_the_same_files_as_one(folder, tmp_path):
     assert "a.uncertainty.png" in written(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_and_ends_the_same(folder, tmp_path):
     """What was finished is not computed again."""
 
@@ -138,6 +139,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(folder, tmp_path):
     assert written(tmp_path / "out") == written(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a.json", "a.returned.png"])
 def test_a_file_that_was_changed_is_made_anew(folder, tmp_path, damage):
     go(folder, tmp_path / "out")
@@ -147,6 +149,7 @@ def test_a_file_that_was_changed_is_made_anew(folder, tmp_path, damage):
     assert written(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
 def test_another_run_is_not_mixed_into_a_folder(folder, tmp_path):
     go(folder, tmp_path / "out")
     with pytest.raises(AlreadyExists):
@@ -163,6 +166,7 @@ def test_models_of_16_bits_write_16_bits(folder, tmp_path):
     assert (picture["slope"], picture["intercept"], picture["bits"]) == (1.0, 0.0, 16)
 
 
+@pytest.mark.slow
 def test_held_out_pictures_calibrate_what_is_doubtful(folder, tmp_path):
     """Thresholds of one run mark the pictures of another, in records that were there too."""
     go(folder, tmp_path / "held-out", replace(RECIPE, cycle=False))
@@ -211,6 +215,7 @@ def test_results_may_not_lie_among_the_pictures(folder, out):
         go(folder, folder / out)
 
 
+@pytest.mark.slow
 def test_what_models_cannot_do_is_told_before_anything_is_written(folder, tmp_path):
     for recipe in (
         Recipe("north", "classy", FEW),

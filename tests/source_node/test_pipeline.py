@@ -245,6 +245,7 @@ def _rest(number) -> int:
     return last
 
 
+@pytest.mark.slow
 def test_a_peer_that_reads_nothing_stops_the_encoder(source, target) -> None:
     """A handful of latents waits in memory, however many items the job has."""
     target.decodes, target.limits = [hang], LARGE_LIMITS
@@ -258,6 +259,7 @@ def test_a_peer_that_reads_nothing_stops_the_encoder(source, target) -> None:
     assert _rest(encoded) <= 15
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_slow_stops_the_peers_answers(source, target) -> None:
     """A handful of translations waits in memory, however fast the peer is."""
     go_on = threading.Event()

@@ -144,6 +144,7 @@ def test_something_is_said_while_nothing_happens(engine, monkeypatch) -> None:
     assert len(translated(events)) == 1
 
 
+@pytest.mark.slow
 def test_cancelling_ends_everything_at_the_next_step(engine) -> None:
     """The sender hears it, and neither reader nor workers are left."""
     control = Control()

@@ -59,6 +59,7 @@ def test_with_a_stretch_of_one_the_posterior_is_the_point_itself():
     assert torch.allclose(alone, plain, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lam", [-2.0, 0.0, 1.0])
 def test_the_posterior_target_has_the_same_mean_given_x_and_less_variance(lam):
     """Regressing both targets on functions of x gives the same coefficients; what remains is smaller."""

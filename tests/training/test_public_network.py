@@ -55,6 +55,7 @@ def test_the_objective_is_the_noise_at_integer_steps_of_the_schedule():
     assert torch.equal(batch.target, eps)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_makes_a_bundle_of_the_public_kind(small, tmp_path):
     """The manifest says what an imported checkpoint's says; the network's noise is half explained in 30 steps."""
     manifest = train(small, tmp_path).manifest
@@ -64,6 +65,7 @@ def test_training_lowers_the_loss_and_makes_a_bundle_of_the_public_kind(small, t
     assert manifest.training.figures["held_out_loss"] < 0.75
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(small, tmp_path):
     """Dropout too is a function of the seed and the step."""
 

@@ -71,6 +71,7 @@ def test_the_folders_of_a_run_are_their_owners_alone(tiny, tmp_path):
     assert len([path for path in kept if path.name == "state.safetensors"]) >= 2
 
 
+@pytest.mark.slow
 def test_where_a_run_was_interrupted_does_not_show_in_its_progress_file(tiny, through, tmp_path):
     """The lines are those of one run: no step twice, none missing."""
     out = tmp_path / "stopped"
@@ -110,6 +111,7 @@ def test_a_run_with_other_settings_is_not_continued(tiny, through, change):
         train(tiny.model_copy(update=change), through, resume=True)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves(tiny, through, tmp_path):
     (through / "manifest.json").unlink()
     weights = (through / "model.safetensors").read_bytes()

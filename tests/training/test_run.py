@@ -42,6 +42,7 @@ def test_the_manifest_says_how_the_model_was_made(tiny, tmp_path):
     assert made.training.figures.keys() >= {"sliced_w2", "sliced_w2_floor", "held_out_loss", "cpu_seconds"}
 
 
+@pytest.mark.slow
 def test_a_finished_model_is_kept_unless_told_otherwise(tiny, tmp_path):
     first = train(tiny, tmp_path)
     with pytest.raises(AlreadyExists, match="finished"):
@@ -74,6 +75,7 @@ def test_an_unfinished_run_is_kept_unless_told_otherwise(tiny, tmp_path):
         train(tiny, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_same_config_gives_the_same_weights_and_leaves_torchs_generator_alone(tiny, tmp_path):
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -92,6 +94,7 @@ def test_points_of_ones_own_give_a_bundle_with_their_scale(tiny, tmp_path):
     assert made.normalisation.std == pytest.approx(3, abs=0.3)
 
 
+@pytest.mark.slow
 def test_weights_can_be_stored_in_half_the_space(tiny, tmp_path):
     sizes = {}
     for dtype in ("float32", "float16"):

@@ -50,6 +50,7 @@ def test_a_cycle_writes_five_stages_pictures_and_figures(ddib, tmp_path):
     assert report["seed"] == 0
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_files(ddib, tmp_path):
     ddib("cycle", *PAIR, "--n", "300", "--steps", "24", "--out", tmp_path)
     gap = np.load(tmp_path / "source.npy") - np.load(tmp_path / "source-again.npy")

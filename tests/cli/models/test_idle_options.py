@@ -110,6 +110,7 @@ def test_a_seed_or_a_number_that_nothing_follows_from_is_refused(refused, line, 
     assert named in refused(line)
 
 
+@pytest.mark.slow
 def test_depth_holds_for_points_too(place, tmp_path, monkeypatch):
     """It was ignored; now less of the way to noise is gone, and the latent keeps more of the points."""
     monkeypatch.chdir(place)

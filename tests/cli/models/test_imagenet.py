@@ -24,6 +24,7 @@ def ddib(tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_classes_are_translated_from_checkpoints_under_the_public_codes_names(ddib, tmp_path):
     """`python -m benchmarks.imagenet` does the same with networks of the published size."""
     checkpoint(SMALL.network, tmp_path / "diffusion.pt", seed=0)

@@ -59,6 +59,7 @@ def test_scripts_get_the_same_as_json(ddib, checkpoint, tmp_path):
     assert set(said["ignored"]) == {"use_fp16"}
 
 
+@pytest.mark.slow
 def test_a_classifier_fits_the_model_that_it_guides(ddib, checkpoint, tmp_path):
     """Imported with the flags of the same line."""
     torch.save(random_state(HALF), tmp_path / "classifier.pt")

@@ -44,6 +44,7 @@ def test_points_of_ones_own_are_trained_into_a_bundle(ddib, tmp_path):
     assert load_bundle(tmp_path / "m").manifest.domain == "cells"
 
 
+@pytest.mark.slow
 def test_a_finished_model_is_not_overwritten(ddib, tmp_path):
     ddib("train", "--domain", "moons", "--out", tmp_path / "m", *SMALL)
     with pytest.raises(AlreadyExists):
@@ -132,6 +133,7 @@ def test_an_imported_model_gets_thresholds_of_structure(ddib, tmp_path):
         ddib("thresholds", tmp_path / "m", "--images", tmp_path / "few")
 
 
+@pytest.mark.slow
 def test_a_model_of_points_has_no_thresholds(ddib, tmp_path):
     ddib("train", "--domain", "0", "--out", tmp_path / "m", *SMALL)
     write(tmp_path / "pictures", blocks(8))

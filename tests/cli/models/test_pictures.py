@@ -74,6 +74,7 @@ def test_bad_pictures_are_named(place, tmp_path):
     assert "1 that cannot be used" in result.stdout
 
 
+@pytest.mark.slow
 def test_class_to_class_with_a_classifier(place, tmp_path):
     call(
         bridge,

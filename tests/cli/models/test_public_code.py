@@ -95,6 +95,7 @@ def test_options_of_another_network_are_refused_before_training(ddib, tmp_path, 
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "evaluations"),
     [
@@ -161,6 +162,7 @@ def pair(path):
     return ("--source", path, "--target", path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", [("--eta", 0.5), ("--ddpm",)], ids=str)
 def test_noise_follows_from_the_seed_and_the_point_alone(ddib, there, tmp_path, monkeypatch, drawn):
     """The same seed, the same points, however many and in however many parts; another seed, others.
@@ -183,6 +185,7 @@ def test_noise_follows_from_the_seed_and_the_point_alone(ddib, there, tmp_path, 
     assert json.loads((tmp_path / "one" / "report.json").read_text())["seed"] == 1
 
 
+@pytest.mark.slow
 def test_points_are_clipped_where_it_is_asked_for_and_not_by_compat(ddib, there, tmp_path):
     """The public scripts for 2-D data do not clip; its p_sample_loop does unless told otherwise."""
     for name, option in (("free", ()), ("off", ("--no-clip",)), ("held", ("--clip",))):
@@ -193,6 +196,7 @@ def test_points_are_clipped_where_it_is_asked_for_and_not_by_compat(ddib, there,
     assert np.abs(held).max() <= 1.0 + 1e-6
 
 
+@pytest.mark.slow
 def test_pictures_are_clipped_with_compat_unless_told_otherwise(ddib, tmp_path):
     """As before by default; --no-clip leaves them, --clip holds them with any solver."""
     made = tiny("pictures")

@@ -46,6 +46,7 @@ def folder(tmp_path):
     return tmp_path / "scans"
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, tmp_path):
     out = tmp_path / "m"
     options = ("--classes", "folders", "--label-dropout", 0.2, "--fit", "crop", "--range", "0:200", "--flip")
@@ -59,6 +60,7 @@ def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, t
     assert "s a step" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_refused_before_training_or_left_out_when_asked(ddib, folder, tmp_path):
     (folder / "even" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     with pytest.raises(ImageUnreadable, match=r"bad\.png"):
@@ -69,6 +71,7 @@ def test_a_damaged_file_is_refused_before_training_or_left_out_when_asked(ddib, 
     assert load_bundle(tmp_path / "m").manifest.training.steps == 2
 
 
+@pytest.mark.slow
 def test_random_windows_are_cut_from_larger_pictures_of_16_bit_grey(ddib, tmp_path):
     folder = tmp_path / "grey"
     folder.mkdir()
@@ -176,6 +179,7 @@ def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_pat
     model_bundle.guided_by(guide, 1.0)
 
 
+@pytest.mark.slow
 def test_a_classifier_for_another_size_is_refused(ddib, folder, tmp_path):
     ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
     with pytest.raises(SettingsInvalid, match="sample_shape"):

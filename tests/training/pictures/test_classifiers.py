@@ -34,6 +34,7 @@ def config():
     )
 
 
+@pytest.mark.slow
 def test_it_learns_classes_that_can_be_told_apart(config, dark_and_bright, tmp_path):
     """Chance is log 2 = 0.69; at the noise end nothing can be told."""
     made = train(config, tmp_path, source=dark_and_bright).manifest
@@ -42,6 +43,7 @@ def test_it_learns_classes_that_can_be_told_apart(config, dark_and_bright, tmp_p
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"loss.png"}
 
 
+@pytest.mark.slow
 def test_stopped_and_gone_on_with_it_is_the_same(config, dark_and_bright, tmp_path):
     def stop(progress):
         if progress.step == 2:

@@ -22,6 +22,7 @@ def stop_at(step):
     return on_progress
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_bundle_and_its_records(tiny, spots, tmp_path):
     seen = []
     bundle = train(tiny, tmp_path, seen.append, source=spots)
@@ -35,6 +36,7 @@ def test_a_run_ends_with_a_bundle_and_its_records(tiny, spots, tmp_path):
     assert all(float(row["held_out"]) > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_manifest_says_how_the_model_was_made(tiny, spots, tmp_path):
     config = tiny.model_copy(update={"soften_sigma": 0.02, "command": "ddib model train ..."})
     made = train(config, tmp_path, source=spots).manifest
@@ -85,6 +87,7 @@ def test_whatever_is_random_comes_again_after_a_stop(tiny, spots, tmp_path, chan
     assert halves.manifest.weights_sha256 == whole.manifest.weights_sha256
 
 
+@pytest.mark.slow
 def test_what_is_there_is_kept_unless_told_otherwise(tiny, spots, tmp_path):
     config = tiny.model_copy(update={"steps": 2})
     with pytest.raises(KeyboardInterrupt):
@@ -103,6 +106,7 @@ def test_what_is_there_is_kept_unless_told_otherwise(tiny, spots, tmp_path):
     assert again.manifest.weights_sha256 != first.manifest.weights_sha256
 
 
+@pytest.mark.slow
 def test_a_run_that_fits_a_time_settles_its_steps_once(tiny, spots, tmp_path):
     timed = tiny.model_copy(update={"steps": None, "time_s": 1.0})
     with pytest.raises(KeyboardInterrupt):

@@ -46,6 +46,7 @@ def asked(tiny, begun):
     return tiny.model_copy(update={"network": {}, "init": begun})
 
 
+@pytest.mark.slow
 def test_the_same_channels_take_the_weights_as_they_are(asked, spots, begun):
     start = open_start(asked, spots)
     state = new_network(start, 5).state_dict()
@@ -61,6 +62,7 @@ def test_grey_pictures_get_what_the_rgb_network_says_of_them_in_all_channels(ask
         assert torch.allclose(grey(x, times), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rgb_pictures_get_the_grey_networks_answer_for_their_mean(asked, spots, tiny, tmp_path):
     plain = tiny.model_copy(update={"steps": 2, "ema": 0.0, "network": {**tiny.network, "spectral": False}})
     train(plain, tmp_path, source=spots_source(1))
