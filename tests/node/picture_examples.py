@@ -28,12 +28,19 @@ SECRET = "Lovelace-1815"
 
 
 def pictures_model(
-    domain: str, *, seed: int, classes: tuple[str, ...] = (), form: PictureFormat | None = None, **changes
+    domain: str,
+    *,
+    seed: int,
+    classes: tuple[str, ...] = (),
+    form: PictureFormat | None = None,
+    class_dropout: bool = False,
+    **changes,
 ) -> tuple[Manifest, dict[str, torch.Tensor]]:
     """Manifest and weights of a model for `domain`; one of classes answers differently to each."""
     network = UNetConfig(
         image_size=SIZE, in_channels=1, model_channels=32, out_channels=1, num_res_blocks=1,
         channel_mult=(1.0, 1.0), num_classes=len(classes) or None, use_scale_shift_norm=True,
+        class_dropout=class_dropout,
     )  # fmt: skip
     manifest = Manifest(
         name=domain, domain=domain, sample_kind="picture", sample_shape=(1, SIZE, SIZE), network=network,

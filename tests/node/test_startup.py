@@ -222,9 +222,16 @@ def one_port_for_both(node: Node) -> None:
     http(address)(node)
 
 
+def classified(folder: str):
+    """A configuration that names this folder as the classifier."""
+    return lambda node: node.edit('# classifier = "classifier"', f'classifier = "{folder}"')
+
+
 WRONG = {
+    "no classifier there": (classified("nowhere"), "model", "nowhere"),
+    "a classifier that is none": (classified("model"), "model", "not a classifier"),
     "bundle of another domain": (other_domain, "model", "bundle_domain"),
-    "classifier": (classifier, "model", "serves a generator"),
+    "classifier": (classifier, "model", "only a generator"),
     "damaged weights": (damaged_weights, "model", "weights"),
     "no weights": (lambda n: (n.folder / "model" / "model.safetensors").unlink(), "model", "model.safetensors"),
     "weights are a folder": (folder_for("model/model.safetensors"), "model", "model.safetensors"),
@@ -345,7 +352,7 @@ def test_a_certificate_that_a_start_renews_is_no_problem(node: Node) -> None:
 
 def test_a_bundle_of_another_name_is_served_where_that_is_meant(node: Node) -> None:
     """`bundle_domain` says so; older configurations have none, and it is that of the node."""
-    node.edit('domain = "moons"             #', 'bundle_domain = "moons"\ndomain = "crescents" #')
+    node.edit('domain = "moons"             # the', 'bundle_domain = "moons"\ndomain = "crescents" # the')
     assert problems(node) == {}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,14 @@ import torch
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.samples.images import decode_image
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contract import Contract, ContractLimits, PictureTerms
+from ddib_fed.wire.guidance import GuidanceTerms
 from ddib_fed.wire.version import SPOKEN
 from target_node.service import DecodingServicer
 from target_node.stream import DecodeStream, StreamSettings, Translated
@@ -40,14 +44,23 @@ def engine():
     made.close()
 
 
+@pytest.fixture(scope="module")
+def dropped():
+    """A model that was trained with classes dropped."""
+    form = PictureFormat(high=65535.0, bits=16)
+    made = pictures_engine("relief", seed=2, classes=("coast", "ridge"), form=form, class_dropout=True)
+    yield made
+    made.close()
+
+
 def latents(count: int):
     generator = np.random.default_rng(5)
     for number in range(count):
         yield number, Latent.from_array(generator.standard_normal((1, 1, SIZE, SIZE), dtype=np.float32))
 
 
-def decoded(engine, count: int, label: int = 1) -> list[Translated]:
-    settings = StreamSettings(CONTRACT, SolverSettings(evaluations=8), round_trip=True, label=label)
+def decoded(engine, count: int, label: int = 1, guidance: Guidance = UNGUIDED) -> list[Translated]:
+    settings = StreamSettings(CONTRACT, SolverSettings(evaluations=8), True, label, guidance)
     stream = DecodeStream(engine, settings, latents(count), Control(), lambda *_: None)
     return [event for event in stream.run() if isinstance(event, Translated)]
 
@@ -77,6 +90,41 @@ def test_a_round_trip_ends_at_the_latent_that_came_alone_or_beside_others(engine
 def test_the_class_decides_the_translation(engine):
     """Another one, another file."""
     assert decoded(engine, 1, label=0)[0].file != decoded(engine, 1, label=1)[0].file
+
+
+def test_guidance_of_one_call_is_not_that_of_another_beside_it(dropped):
+    """Two calls at once, guided and not: each gives the pictures that it gives alone."""
+    alone = {scale: decoded(dropped, 3, guidance=Guidance(scale)) for scale in (None, 4.0)}
+    with ThreadPoolExecutor(2) as pool:
+        beside = dict(
+            zip(
+                alone,
+                pool.map(lambda scale: decoded(dropped, 3, guidance=Guidance(scale)), alone),
+                strict=True,
+            )
+        )
+    for scale, items in alone.items():
+        for one, other in zip(items, beside[scale], strict=True):
+            assert distance(one, other) <= 2
+    assert min(map(distance, alone[None], alone[4.0])) > 200
+
+
+def distance(one: Translated, other: Translated) -> int:
+    """The largest difference of two pictures of 16 bits."""
+    pixels = [decode_image(item.file).pixels.astype(int) for item in (one, other)]
+    return int(np.abs(pixels[0] - pixels[1]).max())
+
+
+def test_a_node_offers_the_guidance_that_its_model_and_its_policy_allow(tmp_path, engine, dropped):
+    """Classifier-free where the model has a class for none; 0 in the policy switches it off."""
+    south = Institution("south.example", tmp_path / "state")
+    config = make_config(tmp_path, "south.example", "target", domain="relief")
+    assert make_context(config, south, engine).guidance() is None
+    offering = make_context(config, south, dropped)
+    assert offering.guidance() == GuidanceTerms(10.0)
+    assert DecodingServicer(offering).limits().guidance == GuidanceTerms(10.0)
+    strict = config.model_copy(update={"policy": config.policy.model_copy(update={"max_guidance": 0.0})})
+    assert make_context(strict, south, dropped).guidance() is None
 
 
 def test_a_contract_of_pictures_allows_one_picture_an_item(tmp_path, engine):

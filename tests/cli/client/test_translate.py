@@ -240,3 +240,32 @@ def test_ctrl_c_while_submitting_says_that_nobody_knows(translate, scan, north, 
     assert translate(scan) == ExitCode.CANCELLED
     assert "may or may not have the job" in capsys.readouterr().err
     assert len(list((tmp_path / "out").glob(".ddib-job-*.json"))) == 1
+
+
+def test_guidance_is_sent_as_it_was_asked_for(translate, scan, north):
+    """Each option in the header, and the version that has it; without them the oldest."""
+    assert translate(scan, "--target-class", "1", "--guidance", 2.5, "--clip") == 0
+    assert translate(scan, "--force") == 0
+    guided, plain = north.script.seen("SubmitJob")
+    assert (guided.version.minor, guided.guidance.guidance, guided.guidance.clip) == (2, 2.5, True)
+    assert not guided.guidance.HasField("classifier_scale")
+    assert (plain.version.minor, plain.HasField("guidance")) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--guidance", 2, "--classifier-scale", 1), "not both"),
+        (("--guidance", "nan"), "guidance nan"),
+        (("--guidance", 1001), "--guidance"),
+        (("--labels", "."), "--pairs"),
+        (("--limit", 3), "--pairs"),
+        (("--pairs", "0:1", "--target-class", "1"), "--pairs"),
+        (("--pairs", "0:1"), "no classes"),
+    ],
+)
+def test_options_that_say_nothing_together_are_refused(translate, scan, north, capsys, words, said):
+    """Before anything is sent."""
+    assert translate(scan, *words) != 0
+    assert said in capsys.readouterr().err
+    assert north.script.seen("SubmitJob") == []
