@@ -40,7 +40,7 @@ SCRIPTS = Path(sys.executable).parent
 # What is left out of a command so that it ends in seconds.
 SHORTER = {
     "--time 2h": "--steps 2 --batch 4 --size 16 --pictures 2 --evaluations 6",
-    "--time 1h": "--steps 2 --batch 4",
+    "--size 32 --time 1h": "--size 16 --steps 2 --batch 4",
     "--n 16": "--n 2 --evaluations 6",
     "--out there-and-back": "--evaluations 6 --out there-and-back",
     "--out painted": "--evaluations 12 --out painted",
@@ -213,8 +213,9 @@ def test_own_pictures_are_trained_on_and_translated(tmp_path: Path) -> None:
     machines = Machines(tmp_path)
     page = section("Your own pictures")
     for who, domain in (("north", "satellite"), ("south", "relief")):
-        write_pictures(machines.machine(who) / who / "pictures", domain, 30)
+        write_pictures(machines.machine(who) / who / "pictures", domain, 12)
     table = re.sub(r'time = "2h".*', "steps = 4\nbatch = 4", blocks(page, "toml")[0])
+    table = table.replace("size = 32", "size = 16")
     try:
         for who, line in commands(page):
             machines.type(who, line)
@@ -226,7 +227,7 @@ def test_own_pictures_are_trained_on_and_translated(tmp_path: Path) -> None:
     finally:
         machines.stop()
     translated = list((machines.machine("north") / "painted").glob("*.png"))
-    assert len(translated) == 30
+    assert len(translated) == 12
     assert read_image(translated[0]).pixels.shape == (32, 32, 3)
     north, south = (machines.machine(who) / who for who in ("north", "south"))
     assert not find_any(weight_windows(north / "model"), south)
@@ -241,8 +242,8 @@ def test_the_commands_without_nodes_run(tmp_path: Path) -> None:
     """Each leaves what the page says."""
     machines = Machines(tmp_path)
     here = machines.machine("")
-    write_pictures(here / "A", "satellite", 30)
-    write_pictures(here / "B", "relief", 30)
+    write_pictures(here / "A", "satellite", 12)
+    write_pictures(here / "B", "relief", 12)
     for who, line in commands(section("Without nodes")):
         machines.type(who, line)
     assert (here / "try" / "index.html").exists()
