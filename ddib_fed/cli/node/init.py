@@ -132,10 +132,12 @@ def node(
             *(f"fingerprint  {one}" for one in own.fingerprints),
         )
         say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
-    _next(_node_steps(path, config, with_ca=not no_ca, trained=model is not None))
+    _next(_node_steps(path, config, with_ca=not no_ca, trained=model is not None, person=person))
 
 
-def _node_steps(path: Path, config: NodeConfig, *, with_ca: bool, trained: bool) -> list[tuple[str, str]]:
+def _node_steps(
+    path: Path, config: NodeConfig, *, with_ca: bool, trained: bool, person: str | None
+) -> list[tuple[str, str]]:
     steps = [
         (f"{config.command} serve --config {path} --peer OTHER.peer", "admit the other side, and serve"),
     ]
@@ -143,7 +145,10 @@ def _node_steps(path: Path, config: NodeConfig, *, with_ca: bool, trained: bool)
         steps.insert(0, (f"{config.command} train --config {path}", "train the model"))
     if not with_ca:
         steps.insert(0, (f"ddib pki request --config {path}", "a request for the node that issues"))
-    if "source" in config.node.roles:
+    if person is not None:
+        profile = path.parent / person / "client.toml"
+        steps.append((f"ddib domains --profile {profile}", "see what can be translated to"))
+    elif "source" in config.node.roles:
         steps.append(
             (f"ddib init client --node-config {path} --name NAME --out NAME", "a profile for a person")
         )

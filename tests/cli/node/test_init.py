@@ -81,6 +81,7 @@ def test_one_command_makes_node_model_peer_file_and_client(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert f"fingerprint  {peer.fingerprint}" in shown
     assert "train" not in shown
+    assert f"ddib domains --profile {out / 'alice' / 'client.toml'}" in shown
     profile = Profile.load(out / "alice" / "client.toml")
     assert load_identity(profile.pki_folder).identity.uri == "spiffe://north.example/client/alice"
 
