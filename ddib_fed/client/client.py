@@ -74,9 +74,9 @@ class Client:
 
     Args:
         profile: Who the client is and where its node is.
-        patience_s: How long a node that was reached may be away before a call gives up; submitting, watching
-            and fetching go on where they were once it is back.
-        on_wait: Told of the failure and the seconds until the next try whenever a call waits for the node.
+        patience_s: How long a node that was reached before may be away before a call gives up; submitting, watching
+            and fetching continue where they stopped once it is back.
+        on_wait: Called with the failure and the seconds until the next try whenever a call waits for the node.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Client:
         return self._connection.hop
 
     def abort(self) -> None:
-        """End what runs, which then raises Cancelled, as does every further call; from any thread."""
+        """Abort running calls, which then raise Cancelled, as does every later call; callable from any thread."""
         self._connection.abort()
 
     @property
@@ -123,7 +123,7 @@ class Client:
         return self._connection.aborted
 
     def _renew(self) -> None:
-        """Renew the own certificate when it is due, once the work is done; a failure is only logged."""
+        """Renew the own certificate if it is due, after the work; a failure is only logged."""
         from ddib_fed.client.renewal import renew_client
 
         try:
@@ -162,7 +162,7 @@ class Client:
         classes: Sequence[tuple[str, str]] = (),
         model_size: bool = False,
     ) -> Submitted:
-        """Give a job to the node; returns once the node has it on its disk.
+        """Submit a job; returns once it is on the node's disk.
 
         Args:
             files: Paths, bytes, or payloads; each one is an item.
@@ -172,7 +172,7 @@ class Client:
             keep_latent: Keep the latents for fetching.
             request_id: A UUID; the same id with the same content is the same job. Made when missing, and kept
                 over the tries of this call, so that a job is never submitted twice.
-            deadline_s: Seconds after which the job is given up; the node's default when missing.
+            deadline_s: Seconds until the job fails; by default the node's.
             source_class: Name or index of the class that the items are of, where the node's model has classes.
             target_class: Name or index of the class that they become, where the target has classes.
             guidance: How the target guides decoding towards the class; needs protocol 1.2 at both nodes.
@@ -181,7 +181,7 @@ class Client:
                 it (`Part.SOURCE`).
 
         Raises:
-            ContractMismatch: The node is of an older release, and does not know what is asked for.
+            ContractMismatch: The node is of an older release and does not support the request.
             PictureMisfit, KindMismatch: An item is not in the units, or not of the kind, of the node's model.
             InputError: An item or the target cannot be used; an item is named.
             DdibError: The node refuses or cannot be reached.
@@ -222,7 +222,7 @@ class Client:
         )
 
     def _too_old(self, version: Version) -> ContractMismatch:
-        """What is said of a node that does not know the fields of a job."""
+        """The error for a node that does not know the fields of a job."""
         older = [each for each in SPOKEN if each < version]
         return ContractMismatch(
             f"{self.hop} does not know what protocol {version} added",
@@ -232,7 +232,7 @@ class Client:
         )
 
     def watch(self, job_id: str, after: int = 0) -> Iterator[Event]:
-        """Events of a job, after a sequence number, until it has ended; goes on over a restart of the node.
+        """Events of a job after a sequence number, until it has ended; survives a restart of the node.
 
         Raises:
             DdibError: The node refuses, or is away for longer than the client's patience.
@@ -248,7 +248,7 @@ class Client:
                     if event.state.ended:
                         return
             except grpc.RpcError as error:
-                # Only this client's limit for one call of a stream has passed: not a failure, but the next call.
+                # Only this client's time limit for one call has passed: not a failure; make the next call.
                 if status_of(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     self._connection.give_way(patience, error)
                 continue
@@ -257,7 +257,7 @@ class Client:
             self._ended_early(patience, f"the events of job {job_id}")
 
     def _events(self, job_id: str, after: int) -> Iterator[Event]:
-        """One try of WatchJob; what was seen before is left out."""
+        """One try of WatchJob; events already seen are skipped."""
         request = pb.WatchJobRequest(job_id=job_id, after_sequence=after)
         call = self._connection.invoke(lambda stub: stub.WatchJob(request, timeout=WATCH_CALL_S))
         try:
@@ -270,7 +270,7 @@ class Client:
             call.cancel()  # type: ignore[no-untyped-call]
 
     def _ended_early(self, patience: Patience, what: str) -> None:
-        """A stream ended in order but too soon, as when a node closes its connections: wait, then again."""
+        """A stream ended properly but too soon, as when a node closes its connections: wait, then retry."""
         error = PeerUnreachable(f"{what} ended before the job did", hop=self.hop)
         patience.wait(error)
         self._connection.close()
@@ -300,15 +300,15 @@ class Client:
         return tuple(job_view(job) for job in answer.jobs)
 
     def fetch(self, job_id: str, items: Sequence[int] | None = None) -> Iterator[Result]:
-        """Results, each whole and of the announced digests; goes on with the rest over a restart of the node.
+        """Results, each complete and of the announced digests; continues with the rest after a restart of the node.
 
         Args:
             job_id: The job.
             items: Which items; those that are decoded and not acknowledged when missing.
 
         Raises:
-            ChunkCorrupt: Bytes that are not those announced, or a result without one of its parts.
-            MessageInvalid: The node sends what was not asked for.
+            ChunkCorrupt: The bytes differ from what was announced, or a result lacks a part.
+            MessageInvalid: The node sends something that was not requested.
             DdibError: The node refuses or cannot be reached.
         """
         job = self.get(job_id)
@@ -340,7 +340,7 @@ class Client:
             call.cancel()  # type: ignore[no-untyped-call]
 
     def acknowledge(self, job_id: str, results: Iterable[tuple[int, bytes]]) -> int:
-        """Say that results are safe, so that the node removes them; how many items are still to be delivered.
+        """Acknowledge stored results, so that the node removes them; returns how many items are still to be delivered.
 
         Args:
             job_id: The job.
@@ -364,7 +364,7 @@ class Client:
         return job_state(self._connection.call(lambda stub: stub.CancelJob(request, timeout=CALL_S)).state)
 
     def delete(self, job_id: str) -> None:
-        """Remove a job that has ended, and all that the node keeps of it.
+        """Remove an ended job and all its data at the node.
 
         Raises:
             JobNotFound: This client has no such job.
@@ -380,7 +380,7 @@ class Client:
         try:
             self._connection.call(attempt)
         except JobNotFound:
-            # The answer to an earlier try was lost on the way: the job is gone, as was asked.
+            # The answer to an earlier try was lost: the job is already removed.
             if tries == 1:
                 raise
 
@@ -406,8 +406,8 @@ class Client:
         With `acknowledge=False` the node keeps the results until they expire, for callers that write them.
 
         Raises:
-            JobFailed: The job or one of its items failed; what was translated can still be fetched.
-            Cancelled: Somebody cancelled the job.
+            JobFailed: The job or one of its items failed; finished items can still be fetched.
+            Cancelled: The job was cancelled.
             DdibError: An input cannot be used, or the node refuses or cannot be reached.
         """
         job = self.submit(
@@ -433,7 +433,7 @@ class Client:
         return results
 
     def require_finished(self, job_id: str) -> JobView:
-        """The job, once every item of it is translated.
+        """The job, once all its items are translated.
 
         Raises:
             JobFailed: It, or an item, failed.
@@ -443,7 +443,7 @@ class Client:
 
 
 def require_finished(job: JobView, hop: str) -> JobView:
-    """The job as given, when it ended well.
+    """The given job, if it succeeded.
 
     Raises:
         JobFailed: It, or an item, failed; with the first recorded reason.

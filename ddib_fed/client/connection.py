@@ -1,7 +1,7 @@
 """A client's channel to its source node, with retries while the node is away.
 
-Only what can succeed later is tried again (UnavailableError), for a stated time since the last progress; the
-channel is made anew for each try, so that a renewed certificate is used.
+Only errors that may pass (UnavailableError) are retried, for a stated time since the last progress; the
+channel is recreated for each try, so that a renewed certificate is used.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Patience:
 
     Args:
         limit_s: Time since the last progress after which the failure is raised.
-        on_wait: Told of the failure and the seconds until the next try.
-        aborted: Set when waiting is over for good.
+        on_wait: Called with the failure and the seconds until the next try.
+        aborted: Set when waiting must end.
     """
 
     def __init__(self, limit_s: float, on_wait: OnWait | None, aborted: threading.Event) -> None:
@@ -50,7 +50,7 @@ class Patience:
         self.progress()
 
     def progress(self) -> None:
-        """Something came: begin counting anew."""
+        """Record progress: restart the time limit."""
         self._since = time.monotonic()
         self._delay_s = FIRST_DELAY_S
 
@@ -58,7 +58,7 @@ class Patience:
         """Wait before the next try.
 
         Raises:
-            DdibError: `error` itself, when trying again is pointless or the time is up.
+            DdibError: `error` itself, if a retry is pointless or the time is up.
             Cancelled: Another thread has ended the connection.
         """
         left = self._limit_s - (time.monotonic() - self._since)
@@ -74,12 +74,12 @@ class Patience:
 
 
 class Connection:
-    """One channel to the source node, made when first needed.
+    """One channel to the source node, created when first needed.
 
     Args:
         profile: Who we are and where the node is.
         patience_s: How long a node that was reached may be away.
-        on_wait: Told when a call waits for the node.
+        on_wait: Called when a call waits for the node.
     """
 
     def __init__(self, profile: Profile, *, patience_s: float, on_wait: OnWait | None) -> None:
@@ -98,7 +98,7 @@ class Connection:
         return self._aborted.is_set()
 
     def abort(self) -> None:
-        """End what runs, and make every further call fail; for another thread than the one that calls."""
+        """Abort running calls and make every later call fail; for use from another thread."""
         self._aborted.set()
         with self._lock:
             if self._channel is not None:
@@ -129,19 +129,19 @@ class Connection:
             return self._channel
 
     def close(self) -> None:
-        """Close the channel; the next use makes another."""
+        """Close the channel; the next use creates another."""
         with self._lock:
             if self._channel is not None:
                 self._channel.close()
                 self._channel = None
 
     def patience(self) -> Patience:
-        """For one call: long when the node was reached before, short when it never was."""
+        """The patience for one call: long if the node was reached before, otherwise short."""
         limit = self._patience_s if self._reached else min(self._patience_s, FIRST_CONTACT_S)
         return Patience(limit, self._on_wait, self._aborted)
 
     def reached(self) -> None:
-        """The node has answered."""
+        """Record that the node has answered."""
         self._reached = True
 
     @property
@@ -150,7 +150,7 @@ class Connection:
         return self._reached
 
     def failure(self, error: grpc.RpcError) -> DdibError:
-        """What a failed call means, with the hop; an answer with a reason shows that the node is there."""
+        """The error of a failed call, with the hop; an answer with a reason shows that the node is reachable."""
         if self.aborted:
             return Cancelled("the connection was ended", hop=self.hop)
         failure = from_rpc_error(error, self.hop)
@@ -166,16 +166,16 @@ class Connection:
         """
         try:
             return attempt(self.stub())
-        except ValueError as error:  # gRPC's word for a channel that was closed a moment ago
+        except ValueError as error:  # what gRPC raises for a closed channel
             if not self.aborted:
                 raise
             raise Cancelled("the connection was ended", hop=self.hop) from error
 
     def call(self, attempt: Attempt[T]) -> T:
-        """Make a call that may be repeated, until it succeeds or patience ends.
+        """Make an idempotent call, retrying until it succeeds or patience ends.
 
         Raises:
-            DdibError: What the node refused with, or that it cannot be reached.
+            DdibError: The node's refusal, or it cannot be reached.
         """
         patience = self.patience()
         while True:
@@ -191,7 +191,7 @@ class Connection:
         """Wait for the node after a failed call, and drop the channel.
 
         Raises:
-            DdibError: Trying again is pointless, or patience ended.
+            DdibError: A retry is pointless, or patience ended.
         """
         try:
             patience.wait(self.failure(error))

@@ -1,7 +1,7 @@
 """Diagnoses why a connection to a node fails, with a TLS handshake by the standard library.
 
-gRPC reports a missing certificate, a wrong root, an expired certificate and plaintext with the same words; here
-each has its own. Nothing is sent but the greeting of HTTP/2.
+gRPC reports a missing certificate, a wrong root, an expired certificate and plaintext alike; here
+each has its own message. Only the HTTP/2 preface is sent.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ Cause = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a connection showed.
+    """The result of a connection attempt.
 
     Attributes:
-        cause: ``ok``, or what failed.
+        cause: ``ok``, or the failure.
         text: The same for a person.
-        remedy: What to do about it; empty when all is well.
+        remedy: What to do about it; empty if nothing failed.
     """
 
     cause: Cause
@@ -67,7 +67,7 @@ def diagnose(address: str, *, server_name: str, pki_folder: Path, roots_pem: byt
         address: ``host:port``.
         server_name: DNS name that the server's certificate must carry.
         pki_folder: With the own certificate.
-        roots_pem: Whom the server's certificate must come from; the own institution's roots when none.
+        roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
     """
     try:
         own = load_identity(pki_folder)
@@ -113,7 +113,7 @@ def _context(own: Credentials, roots_pem: bytes, folder: Path) -> ssl.SSLContext
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
     context.load_verify_locations(cadata=roots_pem.decode())
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".diagnosis.") as file:  # mode 0600, gone at once
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".diagnosis.") as file:  # mode 0600, deleted at once
         file.write(own.cert_chain_pem + own.key_pem)
         file.flush()
         context.load_cert_chain(file.name)

@@ -60,8 +60,8 @@ class Payload:
 
     Attributes:
         media: What it is.
-        size_bytes: How long it was when it was looked at.
-        sha256: Its digest then, 32 bytes.
+        size_bytes: Its size when it was first read.
+        sha256: Its digest at that time, 32 bytes.
         origin: The file, or the bytes themselves.
     """
 
@@ -71,7 +71,7 @@ class Payload:
     origin: Path | bytes
 
     def read(self) -> bytes:
-        """The bytes, the same as when they were looked at.
+        """The bytes, unchanged since the first read.
 
         Raises:
             InputError: The file has changed since.
@@ -91,12 +91,12 @@ class Payload:
 
 
 def payload(origin: Path | bytes) -> Payload:
-    """Look at one item.
+    """Read one item and determine its type.
 
     Raises:
         FileMissing: There is no such file.
         InputError: A folder, over `MAX_ITEM_BYTES`, or of no accepted kind.
-        PointsUnreadable, ImageUnreadable: It does not begin as its kind does.
+        PointsUnreadable, ImageUnreadable: Its first bytes are not those of its type.
     """
     if isinstance(origin, bytes):
         media = next((m for m, openings in _OPENINGS.items() if origin.startswith(openings)), Media.NPY)
@@ -110,7 +110,7 @@ def payload(origin: Path | bytes) -> Payload:
 
 
 def payloads(origins: Iterable[Path | bytes | Payload]) -> list[Payload]:
-    """Look at each item of a job, in order.
+    """Read each item of a job, in order.
 
     Raises:
         DdibError: As `payload`; `facts["item"]` says which one it is.
@@ -147,7 +147,7 @@ def _checked(media: Media, origin: Path | bytes, data: bytes) -> Payload:
 
 
 def name_item(error: DdibError, items: Sequence[Payload]) -> None:
-    """Say which file an error is about, where the node said which item, and what does not fit in it."""
+    """The error with the file's name, if the node named the item, and with what does not fit."""
     number = error.facts.get("item", "")
     if not (number.isascii() and number.isdecimal() and len(number) < 10 and int(number) < len(items)):
         return
@@ -159,7 +159,7 @@ def name_item(error: DdibError, items: Sequence[Payload]) -> None:
 
 
 class Requests:
-    """The messages of one try of SubmitJob; what went wrong while making them is kept in `error`.
+    """The messages of one try of SubmitJob; an exception raised while making them is kept in `error`.
 
     gRPC reads this iterator on a thread of its own and reports only that it raised.
     """

@@ -1,6 +1,6 @@
 """The client's profile: client.toml, checked.
 
-The private key and the certificates lie in a folder beside the file and are never part of it.
+The private key and the certificates are in a folder beside the file, never in it.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ class Profile(BaseModel):
 
     @property
     def pki_folder(self) -> Path:
-        """Where the key and the certificates lie."""
+        """The folder of the key and the certificates."""
         return self._path.parent / self.pki
 
 
 def candidates(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
-    """Where a profile is looked for, first match wins; `DDIB_PROFILE`, when set, is the only place."""
+    """Where a profile is searched for, first match wins; `DDIB_PROFILE`, if set, is the only place."""
     if named := environ.get("DDIB_PROFILE"):
         return (Path(named),)
     config = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")

@@ -17,7 +17,7 @@ def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
         Whether it was renewed.
 
     Raises:
-        Unauthenticated: It has expired already; only the issuer can help now.
+        Unauthenticated: It has already expired; the issuer must issue a new one.
         DdibError: As the node says, or PeerUnreachable.
     """
     moment = now or utc_now()

@@ -1,6 +1,6 @@
 """Assembles the messages of FetchResults into `Result`s and checks sizes and digests.
 
-An item comes out complete, with every part that its job promises and its provenance, or not at all.
+An item is returned complete, with every part of its job and its provenance, or not at all.
 No sockets: the caller brings the messages.
 """
 
@@ -22,8 +22,8 @@ class Collector:
     """Gathers the parts of one item after the other.
 
     Args:
-        job_id: The job that was asked for; provenance must name it.
-        wanted: Items that were asked for.
+        job_id: The requested job; provenance must name it.
+        wanted: The requested items.
         parts: What each result must have.
         max_bytes: Limit of one file.
     """
@@ -40,11 +40,11 @@ class Collector:
         self._provenance: Translation | None = None
 
     def results(self, messages: Iterable[translation_pb2.FetchResultsResponse]) -> Iterator[Result]:
-        """Each result as soon as its last part is whole.
+        """Each result as soon as its last part is complete.
 
         Raises:
-            ChunkCorrupt: A digest, size, order or count that is not the announced one, or a missing part.
-            MessageInvalid: A part that was not asked for, that came before, or without provenance.
+            ChunkCorrupt: A digest, size, order or count differs from the announced one, or a part is missing.
+            MessageInvalid: A part that was not requested, that is repeated, or that lacks provenance.
         """
         for whole in assemble(messages, {"result": self._open}):
             self._take(whole)
@@ -55,7 +55,7 @@ class Collector:
             raise ChunkCorrupt(f"item {self._item} came without its {missing}")
 
     def _open(self, header: translation_pb2.ResultHeader) -> Announced:
-        """Check a header against what was asked for and what has come."""
+        """Check a header against the request and the parts received."""
         part = PARTS.get(header.part)
         if header.item not in self._due or self._item not in {None, header.item}:
             raise MessageInvalid(f"a part of item {header.item} is not expected here")

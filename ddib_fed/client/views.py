@@ -45,7 +45,7 @@ class Domain:
 
     @property
     def target(self) -> str:
-        """As `--to` takes it."""
+        """The form that `--to` accepts."""
         return f"{self.institution}/{self.domain}"
 
 
@@ -74,7 +74,7 @@ class Failure:
     differences: tuple[Difference, ...] = ()
 
     def as_error(self, detail: str, kind: type[DdibError] | None = None, *, hint: str = "") -> DdibError:
-        """The error to raise for it, of the reason's own class unless `kind` says otherwise."""
+        """The error to raise for it, of the reason's own class unless `kind` is given."""
         return (kind or error_class(self.reason))(
             detail,
             hint=hint,
@@ -98,7 +98,7 @@ class ItemView:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as its source node sees it; times are Unix seconds, 0 when not known."""
+    """A job as reported by its source node; times are Unix seconds, 0 if unknown."""
 
     job_id: str
     request_id: str
@@ -150,7 +150,7 @@ class ResultFile:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All files of one item, each with the digest that was announced for it, and how they came about."""
+    """All files of one item, each verified against its announced digest, and their provenance."""
 
     item: int
     files: Mapping[Part, ResultFile]

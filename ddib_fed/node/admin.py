@@ -22,7 +22,7 @@ from ddib_fed.v1 import admin_pb2_grpc as rpc
 from ddib_fed.wire.field_limits import LONGEST_LINE
 
 CALL_TIMEOUT_S = 10.0
-# Connections that say nothing hold few of the node's open files, and not for long.
+# Silent connections may hold only a few of the node's open files, for a short time.
 OPTIONS = (
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
     ("grpc.max_allowed_incoming_connections", 32),
@@ -59,7 +59,7 @@ class AdminServicer(rpc.AdminServiceServicer):
 
 
 def _line(text: str) -> str:
-    """What one line holds of a text, e.g. of the problems of many peers: the operator is answered whatever they are."""
+    """A text cut to what one line may hold, e.g. the problems of many peers, so that an answer is always possible."""
     return text if len(text) <= LONGEST_LINE else text[: LONGEST_LINE - 4] + " ..."
 
 
@@ -100,7 +100,7 @@ def check_socket(socket: Path) -> None:
     """Whether the operator's service could be started on `socket`.
 
     Raises:
-        ConfigError: Its path is too long, something else lies there, a node answers there already, or others may write
+        ConfigError: Its path is too long, something else is there, a node already answers there, or others may write
             to the folder: under /tmp it may be somebody else's, who could then answer in the node's place.
     """
     if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
@@ -155,7 +155,7 @@ class AdminClient:
             return list(self._call(rpc.AdminServiceStub(channel).Reload, pb.ReloadRequest()).changes)
 
     def drain(self) -> int:
-        """Let the node finish and exit; how many jobs run still.
+        """Drain the node; returns how many jobs still run.
 
         Raises:
             PeerUnreachable: No node answers on the socket.

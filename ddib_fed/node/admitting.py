@@ -32,7 +32,7 @@ def export_peer(config: NodeConfig, path: Path, *, force: bool = False) -> Peer:
         force: Overwrite it.
 
     Returns:
-        What it says.
+        Its content.
 
     Raises:
         AlreadyExists: There is a file, and `force` is false.
@@ -62,7 +62,7 @@ def admit(
     replace: bool = False,
     unconstrained_root: bool = False,
 ) -> Peer:
-    """Admit another institution's node, once its root's fingerprint was compared with the one read out.
+    """Admit another institution's node after its root's fingerprint was compared.
 
     Args:
         config: Of this node.
@@ -101,7 +101,7 @@ def _ask(other: Peer, otherwise: str) -> tuple[str, ...]:
             hint=f"{otherwise}; only a terminal is asked",
         )
     say(f"node         {other.identity}", f"address      {other.address}", "fingerprint:")
-    say(*other.fingerprints)  # last and alone: nothing that the file says comes after it
+    say(*other.fingerprints)  # last and alone: no text of the file comes after it
     which = "Is this" if len(other.roots) == 1 else f"Are all {len(other.roots)} of these"
     if not confirm(f"{which} what the other operator reads out?"):
         raise PolicyDenied("the fingerprint was not confirmed; nothing was added")

@@ -41,7 +41,7 @@ def set_up_logging(config: NodeConfig) -> None:
 
 
 def node_command(role: Role | None) -> click.Group:
-    """The group of commands of one role, or of whatever roles node.toml lists when `role` is None."""
+    """The command group of one role, or of all roles in node.toml if `role` is None."""
 
     @click.group(help=_help(role), context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(package_name="ddib-fed")
@@ -136,7 +136,7 @@ def _show(finding: Finding) -> None:
 
 
 def _logged(error: DdibError, otherwise: str) -> int:
-    """Say in the log, on one line, why the node ends; the exit code."""
+    """Log in one line why the node ends; returns the exit code."""
     log.error("%s  [%s]; try: %s", error.detail, error.reason, error.hint or otherwise)
     return int(error.exit_code)
 
@@ -179,7 +179,7 @@ def run(group: Callable[..., object]) -> None:
     except (click.Abort, KeyboardInterrupt):
         say("interrupted", err=True)
         sys.exit(ExitCode.CANCELLED)
-    except Exception as raised:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
+    except Exception as raised:  # noqa: BLE001 - the outer edge: any exception becomes a message and a code
         failure = explained(raised)
         say_labelled("error: ", f"{failure.detail}  [{failure.reason}]")
         if failure.hint:

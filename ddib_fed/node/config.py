@@ -1,6 +1,6 @@
 """The configuration of a node: node.toml, checked; paths are relative to the file.
 
-The listening address and the name to be called by are two settings: behind a firewall they differ.
+The listening address and the dial address are two settings: behind a firewall they differ.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class ModelSection(Section):
     Attributes:
         bundle: Its folder.
         domain: What peers call it.
-        bundle_domain: What the bundle itself calls its domain, where that is another name; none for `domain`.
-        classifier: Folder of the classifier that guides decoding where a request asks for it; none for no classifier.
+        bundle_domain: The bundle's own name of its domain, if it differs; None for `domain`.
+        classifier: Folder of the classifier that guides decoding on request; None for no classifier.
     """
 
     bundle: str = "model"
@@ -92,13 +92,13 @@ class ModelSection(Section):
 
 
 class LimitsSection(Section):
-    """What the node accepts; units are in the names."""
+    """The node's limits; units are in the names."""
 
     max_items_per_job: Annotated[int, Field(ge=1, le=100_000)] = 1_000
     max_points_per_item: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
     max_item_bytes: Annotated[int, Field(ge=1)] = 64 << 20
     max_pixels: Annotated[int, Field(ge=1)] = 89_000_000
-    # Of one file. The decoders read one; the number stands here so that it can be seen.
+    # Of one file. The decoders read one; the setting makes the limit visible.
     max_frames: Literal[1] = 1
     formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("PNG", "JPEG", "TIFF", "NPY")
     max_evaluations: Annotated[int, Field(ge=1, le=10_000)] = 10_000
@@ -132,7 +132,7 @@ class PolicySection(Section):
     round_trip: bool = True
     size_rule: Literal["model", "refuse"] = "model"
     samples_per_day: Annotated[int, Field(ge=0)] = 0
-    # The least depth of a latent, in (0, 1]: 1 for noise alone. Less keeps structure, and some of the picture.
+    # The least depth of a latent, in (0, 1]: 1 for pure noise. Less keeps structure, and some of the picture.
     least_depth: Annotated[float, Field(gt=0, le=1)] = 1.0
     # Largest scale of classifier-free guidance, and largest weight of the classifier, that a request may ask for; 0
     # for no guidance of that kind.
@@ -179,7 +179,7 @@ class LogSection(Section):
 
 @dataclass(frozen=True, slots=True)
 class NodePaths:
-    """Where a node keeps things, absolute."""
+    """The paths of a node's files, absolute."""
 
     bundle: Path
     classifier: Path | None
@@ -260,12 +260,12 @@ class NodeConfig(Section):
 
     @property
     def folder(self) -> Path:
-        """Where the file stands; what `train.data` and other paths are relative to."""
+        """The file's folder; `train.data` and other paths are relative to it."""
         return self._folder
 
     @property
     def not_dialled(self) -> str | None:
-        """Why other machines cannot dial `node.address` although the node listens for them; none when they can."""
+        """Why other machines cannot dial `node.address` although the node listens for them; None if they can."""
         (listens, _), (dialled, _) = (
             split_address(self.node.listen, bound=True),
             split_address(self.node.address),
@@ -279,7 +279,7 @@ class NodeConfig(Section):
 
     @property
     def paths(self) -> NodePaths:
-        """Where the node keeps things."""
+        """The paths of the node's files."""
         state = self._folder / self.node.state
         return NodePaths(
             bundle=self._folder / self.model.bundle,

@@ -1,6 +1,6 @@
 """Runs a node: bind, load, warm up, serve, drain, exit.
 
-The order at start is what an operator needs: configuration and keys fail at once, the port is bound before the model
+The start order suits the operator: bad configuration and keys fail at once, the port is bound before the model
 is loaded (so a second node on the port is noticed early), and Health says SERVING only once the model is warm.
 """
 
@@ -51,7 +51,7 @@ class Daemon:
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
         self._started = time.monotonic()
-        # No Event: a handler may interrupt its own thread anywhere, also inside an Event's lock.
+        # Not an Event: a signal handler may interrupt its own thread anywhere, also inside an Event's lock.
         self._signals: list[int] = []
         self._jobs_lock = threading.Lock()
         self._last_jobs: dict[str, int] | None = None
@@ -171,7 +171,7 @@ class Daemon:
 
     @property
     def stopping(self) -> bool:
-        """Whether somebody asked the node to end."""
+        """Whether the node was asked to end."""
         return bool(self._signals) or self._drain_asked.is_set()
 
     @property
@@ -186,13 +186,13 @@ class Daemon:
             raise _StopNow
 
     def request_drain(self) -> int:
-        """Finish and exit, as SIGTERM does; how many jobs run now."""
+        """Drain and exit, as SIGTERM does; returns how many jobs run now."""
         running = self._jobs().get("running", 0)
         self._drain_asked.set()
         return running
 
     def _drain(self) -> None:
-        """Health first, so that nobody sends more; then what runs; then the open calls."""
+        """Health first, so that no new work arrives; then the running work; then the open calls."""
         log.info("draining: no new work; what runs has %.0f s", self.config.limits.drain_s)
         self.server.set_serving(serving=False)
         self.node.drain()
@@ -207,7 +207,7 @@ class Daemon:
             role.drain(max(0.0, deadline - time.monotonic()))
 
     def _close(self) -> None:
-        """Work and watchers end first; only when no call runs any more do the roles let go of what calls need."""
+        """Work and watchers end first; the roles release resources only when no call runs."""
         for role in self.roles:
             role.close()
         self.server.stop(0.0 if self._stop_now else 1.0)
@@ -221,7 +221,7 @@ class Daemon:
         log.info("stopped")
 
     def _keep_last_jobs(self) -> None:
-        """The operator is answered to the end, but a role cannot count what it has let go of."""
+        """The operator is answered to the end, but a role cannot count jobs after closing its store."""
         last: dict[str, int] = {}
         try:
             last = self._jobs()
@@ -231,9 +231,9 @@ class Daemon:
             self._last_jobs = last
 
     def _look(self) -> None:
-        """What is looked at every few seconds: who may call, and what is wrong with the files that say so."""
+        """The periodic check: permitted callers, and problems of the files that define them."""
         self._peers_changed()
-        # The renewal's thread looks, and so does the operator's reload: who looked first must not speak last.
+        # Both the renewal thread and the operator's reload check: an older result must not overwrite a newer.
         with self._said_lock:
             problem = self._credentials.problem
             try:
@@ -247,13 +247,13 @@ class Daemon:
             self._said = problem
 
     def _peers_changed(self) -> int:
-        """End the calls of removed peers, theirs and ours; how many of theirs there were."""
+        """End the calls of removed peers, theirs and ours; returns the number of theirs."""
         for role in self.roles:
             role.peers_changed()
         return self._auth.sweep()
 
     def state(self) -> str:
-        """loading, serving, draining, or degraded and why."""
+        """loading, serving, draining, or degraded with the reason."""
         if self.node.draining:
             return "draining"
         if not self.node.loaded:
@@ -299,7 +299,7 @@ class Daemon:
         return answer
 
     def _jobs(self) -> dict[str, int]:
-        """Work of all roles by state; of the moment before they let go of the disk, once they have."""
+        """Work of all roles by state; the last count once they have closed their stores."""
         with self._jobs_lock:
             if self._last_jobs is not None:
                 return self._last_jobs
@@ -310,7 +310,7 @@ class Daemon:
             return found
 
     def _certificate_expires(self) -> float:
-        """Unix seconds; 0 while the files cannot be read, which `state` tells."""
+        """Unix seconds; 0 while the files cannot be read, which `state` reports."""
         try:
             return pki.load_identity(self.config.paths.pki).not_after.timestamp()
         except (DdibError, OSError):

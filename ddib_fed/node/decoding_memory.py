@@ -1,7 +1,7 @@
 """A budget of memory for decoding and writing files.
 
-What a file will take is known from its header before it is decoded; what is over the whole budget is refused,
-and what does not fit now waits for those that are at work.
+A file's need is computed from its header before it is decoded; a file over the whole budget is refused,
+and one that does not fit now waits for the running ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class DecodingMemory:
     """The budget of one node, shared by its threads.
 
     Args:
-        total_bytes: What all that is decoded or written at once may take.
+        total_bytes: Limit for all files decoded or written at once.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -31,12 +31,12 @@ class DecodingMemory:
 
     @property
     def taken_bytes(self) -> int:
-        """What is handed out now."""
+        """Bytes handed out now."""
         return self._taken
 
     @property
     def waits(self) -> bool:
-        """Whether somebody waits for memory now."""
+        """Whether a caller waits for memory now."""
         return self._gate.locked()
 
     @contextmanager
@@ -47,13 +47,13 @@ class DecodingMemory:
         cost: Callable[[bytes], int],
         too_large: type[DdibError] = ImageTooLarge,
     ) -> Iterator[bytes]:
-        """A file's content, for as long as it is worked on.
+        """A file's content, with its memory reserved while it is used.
 
         Args:
-            size_bytes: How long it is.
+            size_bytes: Its size.
             load: Reads it.
-            cost: What working on it takes beside it, in bytes, from its header.
-            too_large: The error for what is over the budget.
+            cost: Computes the bytes needed in addition to it, from its header.
+            too_large: The error for a file over the budget.
 
         Raises:
             DdibError: `too_large`; what `load` or `cost` raise.
@@ -72,7 +72,7 @@ class DecodingMemory:
 
     @contextmanager
     def work(self, size_bytes: int, too_large: type[DdibError] = ImageTooLarge) -> Iterator[None]:
-        """Memory for something that is made.
+        """Reserve memory for output.
 
         Raises:
             DdibError: `too_large`: it is over the budget.

@@ -1,4 +1,4 @@
-"""Opens the bundle that node.toml names, and refuses one that the node must not serve."""
+"""Opens the bundle named in node.toml and refuses one that the node must not serve."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def load_hosted(config: NodeConfig) -> Bundle:
     Raises:
         ModelNotFound: There is none.
         BundleInvalid: It fails its checks, or no peer could agree on a contract with it.
-        ConfigError: It is of another domain than node.toml says: peers would be sent what they did not ask for.
+        ConfigError: Its domain differs from node.toml: peers would get results of another domain.
     """
     place = config.paths.bundle
     bundle = load_bundle(place)
@@ -91,7 +91,7 @@ def open_engine(config: NodeConfig) -> ServingParty:
             f"the model {config.paths.bundle} does not fit into the memory of {section.device}",
             hint="a smaller engine.merge_rows or merge_pixels, or another engine.device",
         ) from error
-    except RuntimeError as error:  # torch's word for an operation that a device or dtype lacks
+    except RuntimeError as error:  # what torch raises for an operation that a device or dtype lacks
         raise ConfigError(
             f"the model {config.paths.bundle} cannot run on engine.device = {section.device!a} in "
             f"engine.dtype = {section.dtype!a}: {str(error).partition(chr(10))[0]}",

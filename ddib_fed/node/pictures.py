@@ -1,7 +1,7 @@
-"""Turns a client's file into what the model takes, and what a model gives into the file that a client gets.
+"""Converts a client's file to the model's array, and a model's output to the client's file.
 
-A picture's own size stays with whoever decoded its file. The target knows the model's size alone; the source
-undoes the fit on what comes back. No metadata survives: what goes out is written from pixels.
+A picture's own size stays at the node that decoded its file. The target knows only the model's size; the source
+inverts the fit on the result. No metadata survives: output files are written from pixels.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ MEDIA_FORMATS = {
 
 
 def limits_of(section: LimitsSection) -> ImageLimits:
-    """What a client's picture may be, from node.toml."""
+    """The limits on a client's picture, from node.toml."""
     return ImageLimits(
         max_bytes=section.max_item_bytes, max_pixels=section.max_pixels, formats=tuple(section.formats)
     )
 
 
 def terms_of(manifest: Manifest) -> PictureTerms | None:
-    """What the contract says of the values in this model's files; None for points."""
+    """The contract's description of the values in this model's files; None for points."""
     if manifest.sample_kind != "picture":
         return None
     form = manifest.picture or PictureFormat()
@@ -54,36 +54,36 @@ def terms_of(manifest: Manifest) -> PictureTerms | None:
 
 
 def value_range_of(manifest: Manifest) -> str:
-    """What the numbers of a model's latents stand for: models whose channels differ have no latents in common."""
+    """The meaning of the channels of a model's latents: models with other channels are incompatible."""
     usual, *others = VALUE_RANGES[manifest.sample_kind]
     return usual if manifest.normalisation.colours == "rgb" else others[0]
 
 
 def rule_of(manifest: Manifest) -> PictureRule:
-    """How files become pictures of this model; a manifest that says nothing of it means 8-bit files, resized."""
+    """How files become pictures of this model; without it in the manifest, 8-bit files are resized."""
     channels, height, width = manifest.sample_shape
     form = manifest.picture or PictureFormat()
     return PictureRule(channels, height, width, form.fit, form.low, form.high, form.bits)
 
 
 def read_picture(content: bytes, rule: PictureRule, limits: ImageLimits) -> Fitted:
-    """A client's file as the model takes it.
+    """A client's file as the model's input.
 
     Args:
         content: The file.
         rule: The model's.
-        limits: What the file may claim.
+        limits: Limits on the file.
 
     Raises:
         KindMismatch: It is a .npy of points.
-        ImageUnreadable, ImageTooLarge: It is no picture that is accepted here.
+        ImageUnreadable, ImageTooLarge: It is not a picture that is accepted here.
         PictureMisfit: It is not in the model's units.
     """
     return fit_picture(decode_image(content, limits), rule)
 
 
 def check_size(geometry: Geometry, rule: PictureRule, size_rule: str) -> None:
-    """Return when a contract's size rule takes a picture of this size; "refuse" takes the model's own alone.
+    """Return if a contract's size rule accepts a picture of this size; "refuse" accepts only the model's own.
 
     Raises:
         ShapeMismatch: It does not.
@@ -113,8 +113,8 @@ def read_answer(content: bytes, side: ContractSide) -> Array:
         (1, C, H, W) float32 in [-1, 1].
 
     Raises:
-        ImageUnreadable, ImageTooLarge: It is no PNG, or claims more pixels than were agreed.
-        ShapeMismatch: Its size, channels or bits are not those that were agreed.
+        ImageUnreadable, ImageTooLarge: It is not a PNG, or has more pixels than agreed.
+        ShapeMismatch: Its size, channels or bits are not those agreed.
     """
     rule = rule_of_side(side)
     limits = ImageLimits(max_bytes=len(content), max_pixels=rule.height * rule.width, formats=("PNG",))
@@ -131,12 +131,12 @@ def read_answer(content: bytes, side: ContractSide) -> Array:
 
 
 def write_translated(samples: Array, side: ContractSide, size_rule: str, geometry: Geometry) -> bytes:
-    """The client's PNG of a translation, at the picture's own size, and with nothing but pixels.
+    """The client's PNG of a translation, at the picture's own size, containing only pixels.
 
     Args:
         samples: (1, C, H, W) in [-1, 1].
-        side: The half of the contract of who decoded it: range and bits of its files.
-        size_rule: How the picture was brought to the model's size; it is undone.
+        side: The contract side of the decoding node: range and bits of its files.
+        size_rule: How the picture was fitted to the model's size; it is inverted.
         geometry: The picture's own size.
     """
     return encode_png(from_array(samples[0], _in_numbers(rule_of_side(side, size_rule)), geometry))
@@ -148,7 +148,7 @@ def write_own(samples: Array, rule: PictureRule, geometry: Geometry) -> bytes:
 
 
 def rule_of_side(side: ContractSide, size_rule: str = REFUSE) -> PictureRule:
-    """The other side's rule; where sizes are refused there is nothing to undo, and any fit says so."""
+    """The other side's rule; if sizes are refused there is nothing to invert, and any fit will do."""
     assert side.picture is not None  # a contract of pictures has it
     channels, height, width = side.sample_shape
     terms = side.picture

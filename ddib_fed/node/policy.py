@@ -1,6 +1,6 @@
 """Authorization of calls, and the quota of a peer.
 
-What is not listed is refused. Reading the certificate is over when this is asked; no I/O happens here.
+Calls are denied by default. The certificate has already been verified; no I/O happens here.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Policy:
         """Return when `identity` may call ``/package.Service/Method``.
 
         Raises:
-            PeerUnknown: A node that was not admitted asks for what only peers may do.
+            PeerUnknown: A node that is not admitted calls a method for peers.
             PolicyDenied: Anything else.
         """
         service = full_method.removeprefix("/").partition("/")[0]
@@ -75,10 +75,10 @@ class Policy:
 
 
 def check_depth(settings: SolverSettings, policy: PolicySection) -> None:
-    """Return when latents of the settings' depth are allowed here.
+    """Return if latents of the settings' depth are allowed here.
 
     Raises:
-        PolicyDenied: They would keep more of the picture than `policy.least_depth` says.
+        PolicyDenied: They would keep more of the picture than `policy.least_depth` allows.
     """
     if settings.depth < policy.least_depth:
         raise PolicyDenied(
@@ -93,9 +93,9 @@ def check_depth(settings: SolverSettings, policy: PolicySection) -> None:
 
 
 class Quota:
-    """How many samples each peer may have decoded in a day, each item charged once however often it is sent.
+    """Daily quota of decoded samples per peer; each item is charged once, however often it is sent.
 
-    It lives in memory: a restart forgets what was spent.
+    It is kept in memory: a restart resets it.
 
     Args:
         samples_per_day: 0 for no limit.

@@ -1,7 +1,7 @@
 """Renews a node's certificate before it expires: with the own root, through the issuer, or by a command.
 
-A private key is made where it is used and stays there; only a request and a certificate travel. A node
-that cannot renew says so in its health while the old certificate is still good.
+A private key is made where it is used and stays there; only a request and a certificate are sent. A node
+that cannot renew reports it in its health while the old certificate is still valid.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from ddib_fed.trust.renewal import Clock, check_successor, is_due, renew_through
 
 log = logging.getLogger(__name__)
 
-# Nodes that were started together do not all ask in the same minute: up to this share of the life earlier.
+# Up to this share of the lifetime earlier, so that nodes started together do not all renew in the same minute.
 JITTER: Final = 0.05
 CHECK_INTERVAL_S: Final = 10.0
 COMMAND_TIMEOUT_S: Final = 300.0
 
 
 def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credentials:
-    """Renew a node's certificate in the way that its configuration and its folder allow.
+    """Renew a node's certificate in the way that its configuration and folder provide.
 
     Raises:
         ConfigError: There is no way, or the command failed.
@@ -90,18 +90,18 @@ def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> Crede
 
 
 def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str | None:
-    """Renew a certificate that has expired, or is due, before the port is bound.
+    """Renew an expired or due certificate before the port is bound.
 
     Returns:
-        What was done or what is wrong, for the log; none when nothing was to do.
+        What was done, or the problem, for the log; None if nothing was due.
 
     Raises:
         Unauthenticated: It has expired and cannot be renewed.
         FileMissing: There is no certificate, and no root here to make one.
-        ConfigError: The certificate, or the root here, is of somebody else.
+        ConfigError: The certificate, or the root here, belongs to another identity.
     """
     moment, folder = now or utc_now(), config.paths.pki
-    if has_authority(folder):  # it signs for others too, also while the node's own certificate is good
+    if has_authority(folder):  # it signs for others too, also while the node's own certificate is valid
         own_authority(config)
     if has_authority(folder) and not (folder / "leaf.pem").exists():
         renew_node(config, now=moment)
@@ -128,8 +128,8 @@ class RenewalThread:
     Args:
         config: Of the node.
         clock: Now, with a time zone.
-        on_tick: Called at each look, e.g. to end the calls of peers that were removed.
-        interval_s: Between two looks.
+        on_tick: Called at each check, e.g. to end the calls of removed peers.
+        interval_s: Between two checks.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class RenewalThread:
             self._stop.wait(self._interval_s)
 
     def look(self) -> None:
-        """Renew when it is time; what goes wrong becomes `problem`, and is tried again at the next look."""
+        """Renew if it is due; a failure becomes `problem` and is retried at the next check."""
         try:
             if self._on_tick is not None:
                 self._on_tick()

@@ -29,7 +29,7 @@ from ddib_fed.wire.guidance import NO_GUIDANCE, GuidanceTerms
 
 @dataclass(slots=True)
 class NodeContext:
-    """What the services of one node share."""
+    """State shared by the services of one node."""
 
     config: NodeConfig
     peers: PeerStore
@@ -49,7 +49,7 @@ class NodeContext:
 
         Raises:
             NotReady: The model is not loaded yet.
-            Draining: The node takes no more work.
+            Draining: The node accepts no more work.
         """
         if self._draining.is_set():
             raise Draining(retry_after_s=30)
@@ -68,7 +68,7 @@ class NodeContext:
 
     @property
     def draining(self) -> bool:
-        """Whether the node only finishes what it has."""
+        """Whether the node only finishes accepted work."""
         return self._draining.is_set()
 
     @property
@@ -77,10 +77,10 @@ class NodeContext:
         return self._engine is not None
 
     def set_engine(self, engine: ServingParty) -> None:
-        """The model is warm now.
+        """Set the warm model.
 
         Raises:
-            ConfigError: It is one of pictures, and the key that softens them cannot be used.
+            ConfigError: It is a picture model, and the softening key cannot be used.
         """
         if engine.model.bundle.manifest.sample_kind == "picture":
             self._softener = Softener(load_key(self.config.paths.softening_key), engine.model.bundle.digest)
@@ -88,7 +88,7 @@ class NodeContext:
 
     @property
     def softener(self) -> Softener:
-        """What makes the noise that softens pictures here.
+        """The source of softening noise of this node.
 
         Raises:
             NotReady: No model of pictures is loaded yet.
@@ -98,7 +98,7 @@ class NodeContext:
         return self._softener
 
     def drain(self) -> None:
-        """Take no more work from now on."""
+        """Stop accepting work."""
         self._draining.set()
 
     def side(self) -> ContractSide:
@@ -128,7 +128,7 @@ class NodeContext:
         )
 
     def guidance(self) -> GuidanceTerms | None:
-        """What guidance this node offers when it decodes, by its model and its policy; None for none.
+        """The guidance that this node offers for decoding, from its model and policy; None for none.
 
         Raises:
             NotReady: The model is not loaded yet.
@@ -146,7 +146,7 @@ class NodeContext:
 
     @property
     def size_rule(self) -> str:
-        """How this node brings a picture to its model's size.
+        """How this node fits a picture to its model's size.
 
         Raises:
             NotReady: The model is not loaded yet.
@@ -158,12 +158,12 @@ class NodeContext:
 
 
 def _class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names as a contract has them: all, or none where one cannot be written there; their indices still count."""
+    """The class names for a contract: all, or none if one is not allowed there; indices still work."""
     return tuple(names) if len(names) <= MAX_CLASS_NAMES and all(map(is_class_name, names)) else ()
 
 
 class RoleService(Protocol):
-    """A role at work in one node."""
+    """A running role of one node."""
 
     service_names: tuple[str, ...]
 
@@ -171,31 +171,31 @@ class RoleService(Protocol):
         """Add the servicers; called before the model is loaded."""
 
     def start(self) -> None:
-        """The model is warm: begin with what waits."""
+        """The model is warm: start with the waiting work."""
 
     def jobs(self) -> Mapping[str, int]:
         """Work by state, for the operator."""
 
     def drain(self, timeout_s: float) -> None:
-        """Return when what runs is finished, or after the time."""
+        """Return when running work is finished, or after the time."""
 
     def peers_changed(self) -> None:
-        """Peers may have been removed: let go of them."""
+        """End what belongs to removed peers."""
 
     def close(self) -> None:
-        """Stop at once; what is unfinished goes on at the next start. Calls may still be answered."""
+        """Stop at once; unfinished work continues at the next start. Calls may still be answered."""
 
     def release(self) -> None:
-        """Let go of the disk; no call is answered any more."""
+        """Close files and databases; no call is answered any more."""
 
 
 class Role(Protocol):
-    """What an entry point of `ddib_fed.roles` is."""
+    """The interface of an entry point of `ddib_fed.roles`."""
 
     name: str
 
     def check(self, config: NodeConfig) -> str:
-        """What `open` would find, in a few words; changes nothing.
+        """What `open` would find, as a short text; changes nothing.
 
         Raises:
             DdibError: `open` would fail.
@@ -205,7 +205,7 @@ class Role(Protocol):
         """The role in this node, not started yet.
 
         Raises:
-            DdibError: What it keeps on the disk cannot be used.
+            DdibError: Its files cannot be used.
         """
 
 

@@ -1,6 +1,6 @@
 """Checks whether others would accept a node's certificate now, and who could renew it.
 
-Nothing is changed; `renewal` acts on what is found here.
+It changes nothing; `renewal` acts on the result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def own_authority(config: NodeConfig) -> Authority:
     """The root in the node's folder.
 
     Raises:
-        ConfigError: It is another institution's than node.toml says.
+        ConfigError: It belongs to another institution than node.toml names.
     """
     folder = config.paths.pki
     authority = load_authority(folder)
@@ -37,7 +37,7 @@ def own_credentials(config: NodeConfig) -> Credentials:
     Raises:
         FileMissing: There are none.
         InputError: They cannot be read, or do not belong together.
-        ConfigError: They are of somebody else than node.toml says.
+        ConfigError: They belong to another identity than node.toml names.
     """
     credentials = load_identity(config.paths.pki)
     expected = Identity(config.node.institution, "node", config.node.name)
@@ -50,7 +50,7 @@ def own_credentials(config: NodeConfig) -> Credentials:
 
 
 def not_accepted(credentials: Credentials, now: datetime) -> str | None:
-    """Why nobody would accept the certificate now: expired, not valid yet, of another root; none when they would."""
+    """Why the certificate is not acceptable now: expired, not yet valid, of another root; None if it is."""
     roots = parse_certificates(credentials.roots_pem, "roots.pem")
     try:
         verify_peer_certificate(
@@ -62,13 +62,13 @@ def not_accepted(credentials: Credentials, now: datetime) -> str | None:
 
 
 def look_at_identity(config: NodeConfig, *, now: datetime | None = None) -> list[str]:
-    """What a start would find of the node's certificate: a line, and a warning where somebody should do something.
+    """The state of the node's certificate at a start: a line, and a warning if the operator should act.
 
     Raises:
         FileMissing: There is no certificate, and no root here to make one.
         InputError: A file cannot be read, or two do not belong together.
-        ConfigError: The certificate or the root is of somebody else, or the way to renew it cannot be gone.
-        Unauthenticated: Nobody would accept it, and a start cannot renew it.
+        ConfigError: The certificate or the root belongs to another identity, or the configured renewal cannot work.
+        Unauthenticated: It is not acceptable, and a start cannot renew it.
     """
     moment, folder = now or datetime.now(UTC), config.paths.pki
     issues, command = has_authority(folder), config.identity.renew_command

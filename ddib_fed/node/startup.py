@@ -1,6 +1,6 @@
 """The steps of a node's start, in order: `check` runs all of them, `serve` stops at the first that fails.
 
-One list. A step changes nothing; what a start then does for real (open the jobs, load the model) goes through
+A step changes nothing; what a start then does for real (open the jobs, load the model) uses
 the same code as the step.
 """
 
@@ -26,13 +26,13 @@ from ddib_fed.server.ports import check_bindable
 from ddib_fed.trust.audit import AuditLog
 from ddib_fed.unexpected import as_config_error, explained
 
-# What a start itself writes: databases, an audit line, a socket.
+# Space that a start itself needs: databases, an audit line, a socket.
 MIN_FREE_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a step found to be in order.
+    """The result of a successful step.
 
     Attributes:
         text: What there is.
@@ -45,12 +45,12 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that a start needs.
+    """One precondition of a start.
 
     Attributes:
         name: For the operator.
-        look: Says what there is, or raises.
-        for_real: Whether a start does the same for real later on, so that `begin` leaves it out.
+        look: Describes what it found, or raises.
+        for_real: Whether the start itself does the same later, so that `begin` skips it.
     """
 
     name: str
@@ -60,12 +60,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What `check` says of one step.
+    """The result of one step for `check`.
 
     Attributes:
         step: Its name.
-        problem: Why a start would end here; none when it would not.
-        found: What is in order, when it is.
+        problem: Why a start would fail here; None if it would not.
+        found: The result, if it succeeded.
     """
 
     step: str
@@ -74,12 +74,12 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Whether a start would get past it."""
+        """Whether a start would pass it."""
         return self.problem is None
 
 
 def check(config: NodeConfig) -> list[Finding]:
-    """Every step of a start, whatever the others found; changes nothing."""
+    """Run every step of a start, also after failures; changes nothing."""
     findings = []
     for step in STEPS:
         try:
@@ -90,10 +90,10 @@ def check(config: NodeConfig) -> list[Finding]:
 
 
 def begin(config: NodeConfig) -> tuple[str, ...]:
-    """What a start looks at before it does anything; the warnings, for the log.
+    """Run the checks that precede a start; returns the warnings, for the log.
 
     Raises:
-        DdibError: The first thing that it would fail on.
+        DdibError: The first failure.
     """
     found = [_take(step, config) for step in STEPS if not step.for_real]
     return tuple(warning for each in found for warning in each.warnings)

@@ -90,7 +90,7 @@ _OWN = """\
 
 
 def _trained(domain: str) -> str:
-    """The lines of [train] that name what is learned."""
+    """The lines of [train] that name the training data."""
     built_in = domain in SHIPPED or domain in DOMAINS
     return (_BUILT_IN if built_in else _OWN).format(domain=domain)
 
@@ -133,5 +133,5 @@ def render_node_toml(
 
 
 def _string(text: str) -> str:
-    """A text as TOML writes it; a path may hold quotes and backslashes."""
+    """A text as a TOML string; a path may contain quotes and backslashes."""
     return json.dumps(text, ensure_ascii=False)

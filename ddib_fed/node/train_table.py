@@ -23,7 +23,7 @@ def _duration(value: Any) -> Any:
 
 
 def spell(field: str) -> str:
-    """How node.toml writes the option of a field."""
+    """The key in node.toml of a config field."""
     return f"train.{option_name(field)}"
 
 
@@ -33,10 +33,10 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def check(self, domain: str) -> None:
-        """Refuse options that contradict each other, as far as that needs no other file.
+        """Refuse contradicting options, as far as that needs no other file.
 
         Args:
-            domain: What the node hosts, and what is learned when the table names nothing else.
+            domain: The node's domain, trained on if the table names no data.
 
         Raises:
             ValueError: They do.
@@ -51,12 +51,12 @@ class _Table(BaseModel):
             raise ValueError(f"train: {error.detail}; {error.hint}") from error
 
     def config(self, folder: Path, domain: str, *, name: str, threads: int, command: str) -> AnyConfig:
-        """The run that the table asks for.
+        """The training run described by the table.
 
         Args:
-            folder: What its paths are relative to.
-            domain: What the node hosts, and what is learned when the table names nothing else.
-            name: What the bundle is to call its domain.
+            folder: Base folder of its paths.
+            domain: The node's domain, trained on if the table names no data.
+            name: The bundle's name of its domain.
             threads: Of torch, where the table does not say.
             command: To be recorded in the manifest.
 
@@ -69,7 +69,7 @@ class _Table(BaseModel):
         return train_config(given, spell=spell, hint=_HINT, command=command)
 
     def _given(self, folder: Path, domain: str) -> dict[str, Any]:
-        """What the table says, by the names of the configs' fields."""
+        """The table's values, by the names of the configs' fields."""
         values = {_FIELDS[key]: getattr(self, key) for key in self.model_fields_set}
         given = {name: folder / value if name in _PATHS else value for name, value in values.items()}
         return given if given.keys() & {"domain", "data", "images"} else {"domain": domain, **given}

@@ -4,7 +4,7 @@
     HOST    = IPv4 | "[" IPv6 "]" | DNS name, e.g. localhost, node-1.north.example, source_node
     PORT    = 1 to 65535 in ASCII digits; 0 too for what is bound, where it means a free one
 
-An address is short printable ASCII without spaces, so that it can be shown, logged and dialled as it is.
+An address is short printable ASCII without spaces, so that it can be shown, logged and dialled unchanged.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _FORM: Final = re.compile(
 )
 # Underscores are in no host name by RFC 952, but in many names of containers.
 _LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-# What inet_aton would take for a number: 127.1, 2130706433, 0x7f.1. They have too many ways to be written.
+# Numeric forms that inet_aton accepts: 127.1, 2130706433, 0x7f.1. One address would have many spellings.
 _NUMBER: Final = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
-# gRPC takes these, before a colon, for a kind of address and not for a host.
+# gRPC reads these, before a colon, as an address scheme and not as a host.
 _SCHEMES: Final = frozenset({"dns", "google-c2p", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds"})
 
 
@@ -70,7 +70,7 @@ def _host(host: str, text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine itself reaches a host of this name."""
+    """Whether only this machine can reach a host of this name."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,7 +1,7 @@
 """Checks every answer of a server before it is used, as requests are checked.
 
-No channel of this package is used bare. Between institutions an unknown field is refused; a client and a
-node of one institution may be of different releases, and there a newer node's further fields are dropped unread.
+Every channel of this package is wrapped. Between institutions an unknown field is refused; a client and a
+node of one institution may be of different releases, and there a newer node's additional fields are ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ddib_fed.wire import fields
 
 
 class _Check:
-    """What is done with each answer of one server.
+    """Checks each answer of one server.
 
     Args:
         hop: What the server is called in errors.
@@ -33,7 +33,7 @@ class _Check:
         """The answer.
 
         Raises:
-            InputError: It holds what it must not; the error names the server.
+            InputError: It has invalid content; the error names the server.
         """
         try:
             fields.check(answer, unknown=not self._own)
@@ -48,7 +48,7 @@ class _Check:
 
 
 class _Call:
-    """A call in flight, or its future; everything but the answers is the call's own."""
+    """A running call, or its future; everything but the answers is delegated."""
 
     def __init__(self, call: Any, check: _Check, stuck: StuckCalls) -> None:
         self._call = call
@@ -112,7 +112,7 @@ class CheckedChannel(grpc.Channel):
 
     @property
     def broken(self) -> bool:
-        """Whether it was closed because a call of it was stuck; another channel is needed."""
+        """Whether it was closed because one of its calls was stuck; a new channel is needed."""
         return self._stuck.found
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:

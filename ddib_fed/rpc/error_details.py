@@ -1,8 +1,8 @@
 """Maps errors to the gRPC error detail that crosses the wire, and back.
 
-Of an error only its reason, its fixed sentence, its facts and its differences cross; what was written for
-the person at this machine stays here. What a peer sends back is short and printable, or is cut. A node of ours gives
-each error it ends a call with its detail: a status without one comes from gRPC or from something on the way.
+Only an error's reason, fixed sentence, facts and differences are sent; text for
+the person at this machine stays here. Texts from a peer are made short and printable. Our nodes attach
+a detail to every error: a status without one comes from gRPC or from the network.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ MAX_TEXT: Final = 200
 MAX_INCIDENT: Final = 32
 MAX_RETRY_AFTER_MS: Final = 24 * 3600 * 1000
 
-# What a status without our detail means. PeerUnreachable, the one class of these that is tried again, is what the
-# transport itself ends calls with; the others say the same whenever they are asked.
+# The meaning of a status without our detail. PeerUnreachable, the only class here that is retried, is for statuses
+# that the transport itself produces; the others would recur at each try.
 _BY_STATUS: Final[Mapping[grpc.StatusCode, type[DdibError]]] = {
     grpc.StatusCode.UNAVAILABLE: PeerUnreachable,  # no connection, or it was lost; HTTP 429, 502, 503, 504
     grpc.StatusCode.UNKNOWN: PeerUnreachable,  # "Stream removed": what came was damaged; any other HTTP status
     grpc.StatusCode.INTERNAL: PeerUnreachable,  # the stream was reset, or broke HTTP/2; HTTP 400
-    grpc.StatusCode.CANCELLED: PeerUnreachable,  # a server that stops; who cancels a call here knows it already
+    grpc.StatusCode.CANCELLED: PeerUnreachable,  # a stopping server; a local cancellation is known to its caller
     grpc.StatusCode.DEADLINE_EXCEEDED: PeerUnreachable,  # our own limit for the call, without an answer
     grpc.StatusCode.RESOURCE_EXHAUSTED: PeerUnreachable,  # flow control, or ENHANCE_YOUR_CALM; see _BY_TEXT
     grpc.StatusCode.DATA_LOSS: PeerUnreachable,
@@ -60,7 +60,7 @@ _BY_STATUS: Final[Mapping[grpc.StatusCode, type[DdibError]]] = {
     grpc.StatusCode.FAILED_PRECONDITION: StateConflict,
     grpc.StatusCode.OK: InternalError,
 }
-# Statuses that the transport shares with what can never succeed: gRPC's own words tell them apart. They are only
+# Statuses that gRPC uses both for transport failures and for permanent errors: its texts tell them apart. They are only
 # compared, never repeated.
 _BY_TEXT: Final[tuple[tuple[grpc.StatusCode, str, type[DdibError], str], ...]] = (
     (
@@ -91,12 +91,12 @@ _BY_TEXT: Final[tuple[tuple[grpc.StatusCode, str, type[DdibError], str], ...]] =
 
 
 def to_detail(error: DdibError, institution: str, incident: str) -> pb.ErrorDetail:
-    """What a peer may read of an error.
+    """The detail of an error that is sent to a peer.
 
     Args:
-        error: Whose class decides reason and sentence.
-        institution: Of the node that says so.
-        incident: Under which its log has the rest.
+        error: Its class determines reason and sentence.
+        institution: Of the reporting node.
+        incident: The id in its log.
     """
     detail = pb.ErrorDetail(
         reason=error.reason,
@@ -127,10 +127,10 @@ def _shorten(detail: pb.ErrorDetail) -> None:
 
 
 def from_detail(data: bytes, hop: str) -> DdibError | None:
-    """The error in a detail; none when it is not one.
+    """The error in a detail; None if it cannot be parsed.
 
     Args:
-        data: Serialised ErrorDetail, from a peer: nothing in it is believed beyond its form.
+        data: Serialised ErrorDetail from a peer: untrusted.
         hop: Where the call went, e.g. ``target south.example``.
     """
     if len(data) > MAX_DETAIL_BYTES:
@@ -159,7 +159,7 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
 
 
 def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
-    """What a failed call means.
+    """The error of a failed call.
 
     Args:
         error: From a stub. Its own text is not used: it is the peer's, or gRPC's.
@@ -181,7 +181,7 @@ def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
 
 
 def _unreachable(code: grpc.StatusCode | None, who: str, hop: str) -> PeerUnreachable:
-    """An error that is tried again, in words that tell its status apart."""
+    """A retryable error, with a text for its status."""
     if code is grpc.StatusCode.UNAVAILABLE:
         detail = f"{who} does not answer, or refuses the connection"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -194,13 +194,13 @@ def _unreachable(code: grpc.StatusCode | None, who: str, hop: str) -> PeerUnreac
 
 
 def status_of(error: grpc.RpcError) -> grpc.StatusCode | None:
-    """The status that a call ended with; none when it never began."""
+    """The status of a call; None if it never started."""
     call = _as_call(error)
     return call.code() if call is not None else None
 
 
 def _text_of(error: grpc.RpcError) -> str:
-    """What gRPC, or the peer, says beside the status: to be compared, never to be shown."""
+    """The status text of gRPC or the peer: for comparison only, never shown."""
     call = _as_call(error)
     return (call.details() or "") if call is not None else ""
 
@@ -216,5 +216,5 @@ def _as_call(error: Any) -> grpc.Call | None:
 
 
 def _clean(text: str) -> str:
-    """Text that is short and cannot steer a terminal."""
+    """The text, shortened and without control characters."""
     return escape(text[:MAX_TEXT])[:MAX_TEXT]

@@ -18,7 +18,7 @@ def provenance_message(record: Translation) -> translation_pb2.Provenance:
         record,
         translation_pb2.Provenance,
         local=_LOCAL,
-        # The whole way is left out, so that earlier clients understand.
+        # The default depth is left out, so that earlier clients understand the message.
         solver=solver,
         picture=_picture_message(record),
         classifier_sha256=bytes.fromhex(record.classifier_sha256) or None,

@@ -11,7 +11,7 @@ from ddib_fed.wire.jobs import Settings, settings_to_pb
 
 
 def solver_settings(like: Settings | common_pb2.SolverSettings) -> SolverSettings:
-    """Settings for the engine; an empty name or a zero is the default's."""
+    """Settings for the engine; an empty name or a zero means the default."""
     default = SolverSettings()
     return SolverSettings(
         solver=like.solver or default.solver,
@@ -26,7 +26,7 @@ def settings_message(settings: SolverSettings) -> common_pb2.SolverSettings:
     """Settings for the wire.
 
     Raises:
-        SettingsInvalid: There is something in them that the wire does not carry, and that would be dropped.
+        SettingsInvalid: They have a setting that the wire cannot carry.
     """
     if settings.in_one_process:
         raise SettingsInvalid(

@@ -19,7 +19,7 @@ LOOK_EVERY_S: Final = 0.5
 
 
 class StuckCalls:
-    """Watches the readers of one channel's streams; the thread lives while somebody waits.
+    """Watches the readers of one channel's streams; its thread runs while a reader waits.
 
     Args:
         close: Closes the channel.
@@ -37,7 +37,7 @@ class StuckCalls:
 
     @contextmanager
     def reading(self, call: Any) -> Iterator[None]:
-        """While the next answer of a call is waited for."""
+        """Context while a reader waits for the next answer of a call."""
         with self._lock:
             self._reading[id(call)] = call
             if self._thread is None:

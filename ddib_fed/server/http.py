@@ -1,6 +1,6 @@
 """Plain HTTP /healthz, /readyz and /metrics on loopback, for probes on the same machine.
 
-It shows counts and states only; the configuration refuses any other address.
+It shows only counts and states; the configuration refuses any other address.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ddib_fed.server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-# How long closing takes at most.
+# The longest time that closing takes.
 POLL_S = 0.05
 # Each connection holds a thread and an open file: how long one lasts at most, and how many there are at once. Beyond
-# that the oldest is ended, so that connections that say nothing, or little, keep no probe out.
+# that the oldest is ended, so that silent or slow connections cannot block a probe.
 LONGEST_S = 5.0
 MOST_CONNECTIONS = 16
 
@@ -75,7 +75,7 @@ def _server_class(listen: str) -> type[ThreadingHTTPServer]:
 
 
 class _Bounded(ThreadingHTTPServer):
-    """Keeps a few connections for a few seconds, and its errors out of stderr."""
+    """Bounds number and duration of connections, and keeps errors off stderr."""
 
     def __init__(self, *arguments: Any) -> None:
         self._open: dict[Any, float] = {}
@@ -83,7 +83,7 @@ class _Bounded(ThreadingHTTPServer):
         super().__init__(*arguments)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Begin one, at the cost of the oldest when there are too many."""
+        """Start one, closing the oldest if there are too many."""
         with self._lock:
             self._open[request] = time.monotonic()
             excess = list(self._open)[:-MOST_CONNECTIONS]
@@ -110,7 +110,7 @@ class _Bounded(ThreadingHTTPServer):
 
 
 def _end(requests: list[Any]) -> None:
-    """Let the threads of these connections come to their end."""
+    """Shut these connections down, so that their threads end."""
     for request in requests:
         with suppress(OSError):
             request.shutdown(socket.SHUT_RDWR)

@@ -1,8 +1,8 @@
 """Limits connections that have not made an authorised call: handshake time, number in all, number per address.
 
-gRPC accepts whatever connects, and each connection is an open file of the process until its handshake is done or
-given up. Connections have at most half of the files, one that proves nothing ends after a few seconds, and of
-those that have not made an authorised call yet one address has a few, the youngest.
+gRPC accepts every connection, and each is an open file of the process until its handshake is done or
+fails. Connections use at most half of the files; one without a handshake ends after a few seconds; and of
+those without an authorised call, only the youngest few per address are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 # TLS and the first frame of HTTP/2 take two round trips; gRPC's default is two minutes.
 HANDSHAKE_TIMEOUT_S: Final = 5
-# What the limit is raised to where that is allowed, and below which a start warns.
+# The limit is raised to this where allowed; a start warns below it.
 WANTED_FILES: Final = 65_536
 FEW_FILES: Final = 1_024
 MOST_CONNECTIONS: Final = 4_096
@@ -51,7 +51,7 @@ def attainable_files() -> int:
 
 
 def raise_file_limit() -> int:
-    """Raise this process's limit on open files as far as that goes; what it is then."""
+    """Raise this process's limit on open files as far as allowed, and return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # some systems allow less than they say
         resource.setrlimit(resource.RLIMIT_NOFILE, (attainable_files(), hard))
@@ -65,7 +65,7 @@ def file_limit() -> int:
 
 
 def few_files(limit: int) -> tuple[str, ...]:
-    """What a low limit means, and what to do; nothing for one that is not."""
+    """A warning for a low limit, with a remedy; empty otherwise."""
     if limit > FEW_FILES:
         return ()
     what = f"only {limit} files may be open at once, {most_connections(limit)} of them connections"
@@ -86,7 +86,7 @@ def options(limit: int) -> tuple[tuple[str, int], ...]:
 
 
 def peer_of(text: str) -> Peer | None:
-    """Address and port from gRPC's word for a caller, ``ipv4:127.0.0.1:4000``; none for a Unix socket."""
+    """Address and port from gRPC's name of a caller, ``ipv4:127.0.0.1:4000``; None for a Unix socket."""
     family, _, rest = unquote(text).partition(":")
     host, _, port = rest.rpartition(":")
     if family not in {"ipv4", "ipv6"} or not port.isdigit():
@@ -95,21 +95,21 @@ def peer_of(text: str) -> Peer | None:
 
 
 def _host(text: str) -> str:
-    """An address in one form: IPv4 within IPv6 as IPv4, without a zone."""
+    """An address in normal form: IPv4-mapped IPv6 as IPv4, without a zone."""
     address = ipaddress.ip_address(text.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)
 
 
 def _neighbourhood(host: str) -> str:
-    """Whose connections are counted together: an IPv4 address, or the network of 2^64 that an IPv6 host has."""
+    """The group whose connections are counted together: an IPv4 address, or an IPv6 /64 network."""
     address = ipaddress.ip_address(host)
     return host if address.version == 4 else str(ipaddress.ip_network((host, 64), strict=False))
 
 
 @dataclass(slots=True)
 class _Connection:
-    """One that the port accepted."""
+    """A connection that the port accepted."""
 
     peer: Peer
     since: float
@@ -118,12 +118,12 @@ class _Connection:
 class InboundGuard:
     """Ends the oldest connections without an authorised call of any address that has too many of them.
 
-    gRPC has no hook where it accepts. The process's own open files say who is connected to the port; a connection is
-    ended by a shutdown on a duplicate of its file, which gRPC sees as an end from the other side. Where a system does
-    not show a process its open files, only gRPC's own bounds hold.
+    gRPC has no hook for accepting. The process's own open files show who is connected to the port; a connection is
+    ended by a shutdown on a duplicate of its descriptor, which gRPC sees as a close by the peer. Where a system does
+    not show a process its open files, only gRPC's own limits apply.
 
     Args:
-        most: Connections that gRPC takes in all.
+        most: Connections that gRPC accepts in all.
         per_address: Connections without an authorised call that one address may have.
     """
 
@@ -141,7 +141,7 @@ class InboundGuard:
         self._thread = threading.Thread(target=self._run, name="inbound", daemon=True)
 
     def start(self, port: int) -> None:
-        """Begin to look at the connections of the port that the node listens on."""
+        """Start watching the connections of the port that the node listens on."""
         self._port = port
         self._thread.start()
 
@@ -152,7 +152,7 @@ class InboundGuard:
             self._thread.join()
 
     def admitted(self, caller: str) -> None:
-        """A call of this caller, in gRPC's words, was authorised: its connection is not a stranger's any more."""
+        """Record that a call of this caller (gRPC's name) was authorised: its connection no longer counts."""
         peer = peer_of(caller)
         if peer is not None:
             with self._lock:
@@ -166,7 +166,7 @@ class InboundGuard:
                 log.exception("the node's connections could not be counted")
 
     def look(self) -> int:
-        """Look once; how many connections were ended."""
+        """Check once; returns how many connections were ended."""
         with self._lock:
             before = set(self._proven)
         files = self._refresh()
@@ -182,9 +182,9 @@ class InboundGuard:
         return ended.total()
 
     def _strangers(self, proven_before: set[Peer]) -> dict[str, list[tuple[float, int]]]:
-        """Age and inode of each connection without an authorised call, by where it comes from.
+        """Age and inode of each connection without an authorised call, by origin.
 
-        Of those that were proven before the look, the ones that are gone are forgotten; others may have come since.
+        Connections authorised before this check that have closed since are forgotten.
         """
         found: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
         present = {inode: entry for inode, entry in self._known.items() if entry is not None}
@@ -196,7 +196,7 @@ class InboundGuard:
         return found
 
     def _refresh(self) -> dict[int, int]:
-        """File descriptors by inode, of sockets; what is new among them is asked whose it is."""
+        """File descriptors of sockets by inode; new ones are looked up."""
         files: dict[int, int] = {}
         for name in os.listdir(self._folder) if self._folder is not None else ():  # noqa: PTH208 - five times a second
             with suppress(OSError):  # closed since
@@ -219,7 +219,7 @@ class InboundGuard:
         return None
 
     def _say(self, ended: Counter[str]) -> None:
-        """Say it once a minute: a flood must not fill the log."""
+        """Log at most once a minute: a flood must not fill the log."""
         self._unsaid += ended
         if self._unsaid and time.monotonic() - self._said >= SAY_EVERY_S:
             most = ", ".join(f"{count} from {where}" for where, count in self._unsaid.most_common(3))
@@ -234,10 +234,10 @@ class InboundGuard:
 
 
 def _duplicate(fd: int, inode: int) -> socket.socket:
-    """A second descriptor of the same open socket, so that `fd` may be closed and given anew meanwhile.
+    """A duplicate descriptor of the open socket, so that `fd` may be closed and reused meanwhile.
 
     Raises:
-        OSError: It was closed, or is another file by now.
+        OSError: It was closed, or is another file now.
     """
     duplicate = socket.socket(fileno=os.dup(fd))
     if os.fstat(duplicate.fileno()).st_ino == inode:
@@ -247,7 +247,7 @@ def _duplicate(fd: int, inode: int) -> socket.socket:
 
 
 def _end(fd: int, inode: int) -> bool:
-    """Shut a connection down; whether it was still there."""
+    """Shut a connection down; returns whether it was still open."""
     with suppress(OSError), _duplicate(fd, inode) as end:
         end.shutdown(socket.SHUT_RDWR)
         return True

@@ -1,7 +1,7 @@
 """Authentication, authorization, limits and error mapping of calls.
 
 The order is `ErrorInterceptor`, `AuthInterceptor`, `StreamLimiter`, then the servicer. A call is authorised
-before its message is parsed, and nothing of an exception but its class's fixed sentence leaves.
+before its message is parsed, and only the fixed sentence of an exception's class is sent.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Behaviour = Callable[[Any, grpc.ServicerContext], Any]
 Continuation = Callable[[grpc.HandlerCallDetails], Handler | None]
 
 HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
-# Calls of one identity whose only message has not come yet: each holds a thread of the reserve for unary calls.
+# Unary calls of one identity whose message has not arrived: each holds a thread of the reserve for unary calls.
 MAX_WAITING: Final = 4
 _BUILDERS: Final[dict[tuple[bool, bool], Callable[..., Any]]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -57,7 +57,7 @@ _CALLER: ContextVar[Identity] = ContextVar("caller")
 
 
 def caller() -> Identity:
-    """Whose call the current servicer method serves; also while its responses are generated.
+    """The caller of the current servicer method; also valid while its responses are generated.
 
     Raises:
         LookupError: No authorised call runs in this context, e.g. in a thread that the servicer started.
@@ -87,11 +87,11 @@ def _rebuild(handler: Any, behaviour: Behaviour, *, raw_requests: bool = False) 
 
 
 class ErrorInterceptor(Interceptor):
-    """Outermost: turns whatever fails into a status, a fixed sentence and an `ErrorDetail`.
+    """Outermost: maps every failure to a status, a fixed sentence and an `ErrorDetail`.
 
     Args:
         institution: The node's own, named in the detail.
-        on_outcome: Told the method and the status name of each call that ended.
+        on_outcome: Called with the method and the status name of each call that ended.
     """
 
     def __init__(self, institution: str, on_outcome: Callable[[str, str], None] | None = None) -> None:
@@ -152,14 +152,14 @@ class ErrorInterceptor(Interceptor):
 
 
 def _code(context: Any) -> grpc.StatusCode | None:
-    """What the call will end with, when that was set; not every implementation of a context can say."""
+    """The status that was set for the call, if the context's implementation exposes it."""
     code: grpc.StatusCode | None = context.code()
     return code
 
 
 def _is_grpcs_own(error: Exception, context: grpc.ServicerContext) -> bool:
     """Whether gRPC raised this to end the call itself: after `context.abort`, or when the caller went away."""
-    if error.args:  # gRPC's own have no text; what has some must not leave
+    if error.args:  # gRPC's own have no text; a text must not be sent
         return False
     if type(error) is grpc.RpcError:
         return not context.is_active()
@@ -167,21 +167,21 @@ def _is_grpcs_own(error: Exception, context: grpc.ServicerContext) -> bool:
 
 
 def _whole_stream(messages: Iterator[T], context: grpc.ServicerContext) -> Iterator[T]:
-    """The messages; a caller that went away is an error and not an end, as far as gRPC knows it by then."""
+    """The messages; a caller that went away raises an error, if gRPC knows it by then."""
     yield from messages
     if not context.is_active():
         raise Cancelled("the caller went away in the middle of its stream")
 
 
 class AuthInterceptor(Interceptor):
-    """Authorises each call before its message is read, and again with each message of a stream.
+    """Authorises each call before its message is read, and again for each message of a stream.
 
     Args:
         peers: Who is admitted, now.
         policy: Who may call what.
         audit: Where refusals are recorded.
         clock: Now, with a time zone.
-        on_admitted: Told gRPC's word for the connection of each call that was authorised.
+        on_admitted: Called with gRPC's name of the connection of each authorised call.
     """
 
     def __init__(
@@ -258,7 +258,7 @@ class AuthInterceptor(Interceptor):
         return admission
 
     def _only_message(self, admission: Admission, raw: Iterator[bytes]) -> bytes:
-        """The one message of a call that is no stream; it may never come, so few may wait for it."""
+        """The message of a unary call; it may never arrive, so the number of waiting calls is bounded."""
         with self._waiting.taken(admission.identity.uri):
             message = next(raw, None)
         if message is None:
@@ -293,8 +293,8 @@ class StreamLimiter(Interceptor):
     """Caps streams below the thread pool's size, so that unary calls and Health always find a thread.
 
     Args:
-        total: Streams at once, of everybody.
-        per_identity: Streams at once, of one identity.
+        total: Concurrent streams of all identities.
+        per_identity: Concurrent streams of one identity.
     """
 
     def __init__(self, total: int, per_identity: int) -> None:

@@ -1,6 +1,6 @@
 """Formats log records as text or JSON, one escaped line each.
 
-One record is one line, and what follows it (a traceback) is indented: no text of a peer can begin a line.
+A record is one line, and a traceback after it is indented: no text of a peer can start a line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, for log collectors; exact, since JSON has escapes of its own."""
+    """One JSON object per line, for log collectors; exact, because JSON escapes control characters itself."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The object."""

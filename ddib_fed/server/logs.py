@@ -1,8 +1,8 @@
 """Configures logging of a node's process: one handler, other libraries quiet.
 
-Only our own loggers follow the configured level. Other libraries are heard from WARNING up, those that read
-pictures not at all (Pillow writes the metadata of a picture at debug), and gRPC's C core, which writes to stderr past
-Python's logging, is off.
+Only our own loggers follow the configured level. Other libraries log from WARNING up, those that read
+pictures not at all (Pillow writes the metadata of a picture at debug), and gRPC's C core, which bypasses Python's
+logging and writes to stderr, is off.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final
 
 OWN: Final = ("ddib_fed", "source_node", "target_node")
-# What they have to say of a picture is raised as an error too, without what stands in the picture.
+# Their errors are also raised as exceptions, without the picture's metadata.
 READERS: Final = ("PIL", "tifffile")
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def silence_grpc() -> None:
 
 
 def route(handler: logging.Handler, level: str) -> None:
-    """Send logs, warnings and exceptions that nobody caught to one handler.
+    """Send logs, warnings and uncaught exceptions to one handler.
 
     Args:
         handler: Writes the lines.

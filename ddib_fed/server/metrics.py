@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 
 class Metrics:
-    """One registry a node, so that two nodes in one process do not share counters."""
+    """One registry per node, so that two nodes in one process do not share counters."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

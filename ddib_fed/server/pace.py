@@ -32,7 +32,7 @@ class Pace:
 
     Args:
         stall_s: Between two messages.
-        always: Whether also between two things; otherwise only inside one.
+        always: Whether it applies also between two objects; otherwise only inside one.
     """
 
     def __init__(self, stall_s: float, *, always: bool) -> None:
@@ -41,11 +41,11 @@ class Pace:
         self._until: float | None = None
 
     def begin(self, size_bytes: int) -> None:
-        """Something of this size was announced."""
+        """An object of this size was announced."""
         self._until = time.monotonic() + self._stall_s + size_bytes / SLOWEST_BYTES_PER_S
 
     def end(self) -> None:
-        """It is whole."""
+        """It is complete."""
         self._until = None
 
     def wait_s(self) -> float | None:

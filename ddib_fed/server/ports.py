@@ -1,6 +1,6 @@
 """Checks that an address can be bound, and explains why when it cannot.
 
-What is bound here is let go of at once; gRPC and http.server only say that it failed.
+The address is released at once; gRPC and http.server only report that binding failed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ddib_fed.rpc.addresses import split_address
 
 
 def check_bindable(listen: str, setting: str) -> None:
-    """Bind an address and let go of it.
+    """Bind an address and release it.
 
     Args:
         listen: ``host:port``; port 0 takes a free one.

@@ -1,4 +1,4 @@
-"""A gRPC server with mutual TLS, truthful health and bounded threads.
+"""A gRPC server with mutual TLS, health states and bounded threads.
 
 Streams are capped below the number of threads, so that unary calls and Health always find one free.
 """
@@ -17,7 +17,7 @@ from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server import inbound
 from ddib_fed.trust import tls
 
-# Threads beyond the streams' cap: unary calls, Health, and what is refused at once.
+# Threads beyond the streams' cap: for unary calls, Health, and calls that are refused at once.
 RESERVED_THREADS = 8
 MAX_MESSAGE_BYTES = 4 << 20
 # Longer than the longest stream (a job's day), so that an idle connection is rebuilt but no stream is cut.
@@ -83,7 +83,7 @@ class NodeServer:
         self.set_serving(serving=False)
 
     def set_serving(self, *, serving: bool) -> None:
-        """Health from now on, for the server and each service."""
+        """Set the health of the server and of each service."""
         status = health_pb2.HealthCheckResponse
         for name in self._services:
             self.health.set(name, status.SERVING if serving else status.NOT_SERVING)
@@ -99,7 +99,7 @@ class NodeServer:
 
 
 def probe_own_port(port: int, host: str) -> None:
-    """Refuse to run when the own port accepts TLS 1.2.
+    """Raise if the own port accepts TLS 1.2.
 
     Raises:
         ConfigError: It does (raised by `tls.probe_tls12`).

@@ -1,4 +1,4 @@
-"""Bounded slots for concurrent work; what exceeds them is refused at once."""
+"""Bounded slots for concurrent work; excess work is refused at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ddib_fed.errors import TooManyStreams
 
 
 class Slots:
-    """Counts what runs, in all and for each identity, and refuses what is too much.
+    """Counts running work, in total and per identity, and refuses excess.
 
     Args:
         per_identity: Cap for one identity.

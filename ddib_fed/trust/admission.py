@@ -1,7 +1,7 @@
 """The admission of a caller, which can be checked again while a stream lives.
 
-An admission is as good as the snapshot that it was given under and the certificate that it rests on; when
-either changes or ends, it is asked anew.
+An admission is valid for the snapshot and the certificate that it is based on; when
+either changes or expires, it is checked again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ AuthContext = Mapping[str, Sequence[bytes]]
 
 
 class Authoriser(Protocol):
-    """Says who may call what; see `policy.Policy`."""
+    """Authorises calls; see `policy.Policy`."""
 
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
         """Return, or raise PolicyDenied or PeerUnknown."""
@@ -42,7 +42,7 @@ class _Verified:
 
 
 class Verifier:
-    """Verifies certificates against the current snapshot, each once for as long as nothing changes.
+    """Verifies certificates against the current snapshot; caches each result until the snapshot changes.
 
     Args:
         peers: Where the snapshots come from.
@@ -56,10 +56,10 @@ class Verifier:
         self._cache: OrderedDict[bytes, _Verified] = OrderedDict()
 
     def verify(self, pem: bytes) -> _Verified:
-        """Whom the certificate proves, under the current snapshot and at this moment.
+        """The identity that the certificate proves now, under the current snapshot.
 
         Raises:
-            Unauthenticated: It proves nobody.
+            Unauthenticated: It proves no identity.
             PeerUnknown: Its institution is not known here.
         """
         snapshot, now = self._peers.snapshot(), self._clock()
@@ -122,7 +122,7 @@ def presented_certificate(auth: AuthContext) -> bytes:
     """The certificate that the caller presented over TLS 1.3.
 
     Raises:
-        Unauthenticated: There is none, or the transport is another.
+        Unauthenticated: There is none, or the transport is not TLS 1.3.
     """
     if list(auth.get("transport_security_type", ())) != [b"ssl"]:
         raise Unauthenticated("the call did not come over TLS")

@@ -1,6 +1,6 @@
 """The audit log: an append-only file whose lines are chained by digest.
 
-Who did what, with which digests and peers; never what a picture, a latent or a file holds. An act is
+It records identities, actions, digests and peers, never the content of a picture, latent or file. An act is
 on the disk when `write` returns.
 """
 
@@ -41,13 +41,13 @@ Value = Scalar | Sequence[str | int]
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What reading a whole log found.
+    """The result of reading a whole log.
 
     Attributes:
-        lines: Whole lines that hang together, from the first.
-        head: Digest of the last of them: note it elsewhere, and a log that was cut shows.
+        lines: Valid whole lines, from the first.
+        head: Digest of the last of them; a copy kept elsewhere detects a truncated log.
         torn_bytes: Bytes after the last whole line: a write that a crash interrupted.
-        broken_line: Number (from 1) of the first line that does not hang together, or None.
+        broken_line: Number (from 1) of the first line that breaks the chain, or None.
         problem: What is wrong with it, or with the log as a whole.
     """
 
@@ -59,7 +59,7 @@ class Verified:
 
     @property
     def ok(self) -> bool:
-        """Whether every whole line hangs together; a torn end is a crash, not tampering."""
+        """Whether the chain of whole lines is unbroken; a torn end is a crash, not tampering."""
         return not self.problem
 
 
@@ -67,11 +67,11 @@ class AuditLog:
     """An audit log; several threads and processes may write to one.
 
     Args:
-        path: The file; made, of mode 0600, when it is not there.
+        path: The file; created with mode 0600 if it is missing.
         clock: Now, in UTC.
 
     Raises:
-        ConfigError: It is no file, or cannot be read and written.
+        ConfigError: It is not a file, or cannot be read and written.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -86,10 +86,10 @@ class AuditLog:
 
     @staticmethod
     def check(path: Path) -> None:
-        """Whether a log could be written there; makes nothing.
+        """Check that a log could be written there; creates nothing.
 
         Raises:
-            ConfigError: It is no file, or cannot be read and written.
+            ConfigError: It is not a file, or cannot be read and written.
         """
         check_private_file(path)
 
@@ -101,9 +101,9 @@ class AuditLog:
             values: With whom and what: identities, peers, digests in hex, reasons, numbers.
 
         Raises:
-            ValueError: The act or a key is no plain lower-case name, or a key is one of the log's own.
+            ValueError: The act or a key is not a plain lower-case name, or a key is reserved for the log.
             TypeError: A value is neither a scalar nor a list of strings or integers.
-            OSError: The line could not be written; the caller must not go on with the act.
+            OSError: The line could not be written; the caller must not perform the act.
         """
         record = {key: _checked(key, value) for key, value in values.items()}
         if not _NAME.match(act):
@@ -136,7 +136,7 @@ class AuditLog:
         self._head = _digest(line)
 
     def _catch_up(self, file: int) -> int:
-        """Learn where the log ends, after a start or another's write; cut a torn line: its length."""
+        """Find the end of the log after a start or another process's write; cut a torn line and return its length."""
         size = os.fstat(file).st_size
         if size == self._size:
             return 0
@@ -158,8 +158,8 @@ def verify(path: Path, *, noted: str | None = None) -> Verified:
         path: The log.
         noted: A `head` of earlier, hex: one of the lines must have it as its digest, or the log was cut or replaced.
 
-    A chain shows lines that were changed, dropped or put in between. It cannot show that the end was cut off,
-    or that somebody who may write the file wrote it anew: compare `head` with one that was noted elsewhere.
+    A chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off,
+    or that the whole file was rewritten: compare `head` with a copy kept elsewhere.
 
     Raises:
         FileNotFoundError: There is no log.

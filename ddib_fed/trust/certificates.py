@@ -1,6 +1,6 @@
 """Issues an institution's certificates, and reads certificates and requests.
 
-What a certificate may say is decided here alone; nothing of a request but its key is used.
+This module alone decides the content of a certificate; of a request it uses only the key.
 No file and no socket is touched.
 """
 
@@ -28,7 +28,7 @@ MAX_REQUEST_BYTES: Final = 8 << 10
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """An institution's root and its key; wherever this is, certificates can be made.
+    """An institution's root and its private key, which sign certificates.
 
     Attributes:
         institution: DNS name.
@@ -42,17 +42,17 @@ class Authority:
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
-    """A fresh P-256 key."""
+    """A new P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """``SHA256:ab:cd:...``, as `openssl x509 -fingerprint -sha256` shows, to be read out."""
+    """``SHA256:ab:cd:...``, as `openssl x509 -fingerprint -sha256` prints it."""
     return "SHA256:" + hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest().hex(":")
 
 
 def same_fingerprint(one: str, other: str) -> bool:
-    """Whether two fingerprints are the same; case, colons and prefix do not count."""
+    """Whether two fingerprints are equal, ignoring case, colons and prefix."""
     return _bare(one) == _bare(other)
 
 
@@ -84,7 +84,7 @@ def new_authority(institution: str, *, now: datetime | None = None) -> Authority
     key, start = new_key(), now or datetime.now(UTC)
     public = key.public_key()
     ski = x509.SubjectKeyIdentifier.from_public_key(public)
-    # The key's digest makes the names of an old and a new root differ, so that a chain has one way to go.
+    # The key's digest makes the names of an old and a new root differ, so that a chain is unambiguous.
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, institution[:64]),

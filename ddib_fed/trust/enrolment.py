@@ -1,6 +1,6 @@
 """Enrolment of another machine by files: request, issue, install.
 
-The private key stays in the folder where it was made; what comes back is checked like a stranger's
+The private key stays in the folder where it was made; the answer is checked like one from a stranger
 before it replaces anything.
 """
 
@@ -34,10 +34,10 @@ PENDING_KEY: Final = "request.key"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A certificate request that proved its key.
+    """A certificate request with a proof of possession of its key.
 
     Attributes:
-        identity: Whom it asks to be.
+        identity: The identity that it asks for.
         public_key: Its key.
     """
 
@@ -46,10 +46,10 @@ class Request:
 
 
 def make_request(folder: Path, identity: Identity) -> bytes:
-    """A request in PEM for `identity`; its key waits in the folder, and is the same when asked again.
+    """A request in PEM for `identity`; its key is kept in the folder and reused by later requests.
 
     Raises:
-        InputError: The key that waits cannot be read.
+        InputError: The stored key cannot be read.
     """
     private_folder(folder)
     path = folder / PENDING_KEY
@@ -66,10 +66,10 @@ def make_request(folder: Path, identity: Identity) -> bytes:
 
 
 def read_request(pem: bytes) -> Request:
-    """Whom a request file asks for, and with which key.
+    """The identity and public key of a request file.
 
     Raises:
-        InputError: It is no request of the form that `make_request` writes.
+        InputError: It is not a request as `make_request` writes it.
         PolicyDenied: Its signature or its key is not accepted.
         Unauthenticated: Its key is of a kind that is not accepted.
     """
@@ -92,7 +92,7 @@ def sign_request(
     *,
     now: datetime | None = None,
 ) -> bytes:
-    """The certificate for a request, followed by the roots that its owner is to trust.
+    """The certificate for a request, followed by the roots for its owner to trust.
 
     Raises:
         PolicyDenied: It asks for an identity of another institution.
@@ -110,15 +110,15 @@ def install(
     """Put a signed certificate in place.
 
     Args:
-        folder: Where the key of the request waits.
+        folder: Where the key of the request is.
         pem: The leaf, then the institution's roots; without roots those in the folder hold.
-        expected: Whom it must name.
+        expected: The identity that it must name.
         now: The time to check it at.
 
     Raises:
         InputError: It is not of this form, or for another identity.
-        PolicyDenied: Its roots are none of those that the folder trusts already.
-        FileMissing: No key that fits it waits in the folder.
+        PolicyDenied: None of its roots is already trusted by the folder.
+        FileMissing: The folder has no key for it.
         Unauthenticated: It would not be accepted anywhere; the text says why.
     """
     leaf, *given = parse_certificates(pem, "the signed certificate")

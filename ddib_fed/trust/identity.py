@@ -1,6 +1,6 @@
 """Verifies a peer's certificate and returns its `Identity`.
 
-An institution is vouched for by its own pinned roots and by nobody else's. gRPC checks a chain
+Only an institution's own pinned roots vouch for it. gRPC checks a chain
 against all roots in one bundle and would let one institution's CA mint another's names, so each call is
 checked here.
 
@@ -30,7 +30,7 @@ Pins = Mapping[str, tuple[x509.Certificate, ...]]
 MAX_CERTIFICATE_BYTES = 16 << 10
 MIN_RSA_BITS = 2048
 _URI = re.compile(rf"spiffe://(?P<institution>(?:{LABEL}\.)+{LABEL})/(?P<kind>node|client)/(?P<name>{LABEL})")
-# What cryptography raises for what it cannot read, at loading or when a part is asked for; not all are ValueErrors.
+# What cryptography raises for unreadable input, at loading or when a part is read; not all are ValueErrors.
 UNREADABLE = (
     ValueError,
     TypeError,
@@ -50,7 +50,7 @@ _KNOWN_CRITICAL = frozenset(
 
 
 def check_institution(institution: str) -> str:
-    """The name itself, when it is a DNS name of at least two labels in lower case and no address.
+    """The name itself, if it is a DNS name of at least two labels in lower case and not an address.
 
     Raises:
         InputError: It is not.
@@ -65,7 +65,7 @@ def check_institution(institution: str) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Identity:
-    """Who somebody is; does not depend on any version.
+    """The identity of a node or client; independent of any version.
 
     Attributes:
         institution: DNS name of the institution.
@@ -73,7 +73,7 @@ class Identity:
         name: One DNS label.
 
     Raises:
-        InputError: A part is not of its form, or the DNS name of all is too long.
+        InputError: A part is malformed, or the whole DNS name is too long.
     """
 
     institution: str
@@ -110,7 +110,7 @@ class Identity:
         """Read a URI strictly: no other scheme, case, port, escape, query or path.
 
         Raises:
-            InputError: It is none of ours.
+            InputError: It is not such a URI.
         """
         match = _URI.fullmatch(uri) if len(uri) <= MAX_DNS_NAME + len("spiffe:///client/") else None
         if match is None:
@@ -127,7 +127,7 @@ def verify_peer_certificate(pem: bytes, *, pins: Pins, now: datetime) -> Identit
         now: The time to check validity at, with a time zone.
 
     Raises:
-        Unauthenticated: It is not one that this institution's root would have made, or has expired.
+        Unauthenticated: This institution's root would not have issued it, or it has expired.
         PeerUnknown: No root is pinned for the institution that it names.
     """
     certificate = _parse(pem)  # 1
@@ -163,7 +163,7 @@ def _parse(pem: bytes) -> x509.Certificate:
 def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
     """The certificates in a PEM text, at least one, each read to its end.
 
-    cryptography parses most parts when they are asked for: one that is damaged would be found, by an error of any kind,
+    cryptography parses most parts lazily: a damaged one would be found, by an error of any kind,
     wherever it is used first.
 
     Raises:
@@ -186,7 +186,7 @@ def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
 
 
 def certified_identity(certificate: x509.Certificate) -> Identity:
-    """Steps 2 and 3: exactly one URI that is ours, exactly the DNS name that belongs to it, and nothing else.
+    """Steps 2 and 3: exactly one URI of our form, the DNS name that belongs to it, and nothing else.
 
     Raises:
         Unauthenticated: The names are not of that form.
@@ -295,7 +295,7 @@ def _within(name: str, tree: x509.GeneralName) -> bool:
 
 
 def _check_usage(certificate: x509.Certificate, identity: Identity) -> None:
-    """Step 9: a leaf, with a sound key, for what its role does, with nothing critical that is unknown."""
+    """Step 9: a leaf with an acceptable key and the usages of its role, and no unknown critical extension."""
     try:
         extensions = certificate.extensions
         usages = set(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
@@ -316,7 +316,7 @@ def _check_usage(certificate: x509.Certificate, identity: Identity) -> None:
 
 
 def check_public_key(key: object, what: str) -> None:
-    """A key is of a kind and size that can be trusted: P-256 or P-384, or RSA of at least `MIN_RSA_BITS`.
+    """A key has an accepted type and size: P-256 or P-384, or RSA of at least `MIN_RSA_BITS`.
 
     Raises:
         Unauthenticated: It is not.

@@ -1,6 +1,6 @@
-"""Peer files: the small file by which an institution introduces its node.
+"""Peer files: the file with which an institution introduces its node.
 
-Exactly the known fields, each checked and fitting the others, before anything of it is believed.
+Only the known fields are accepted; all are checked, alone and together, before any is used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FIELDS: Final = frozenset({"format_version", "institution", "identity", "addres
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another institution's node, as its peer file says.
+    """Another institution's node, as described by its peer file.
 
     Attributes:
         institution: DNS name.
@@ -97,7 +97,7 @@ def parse_peer(data: bytes, what: str) -> Peer:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, whose reader sees the first of two values where a parser takes the last."""
+    """A JSON object without repeated keys: of two values a reader sees the first, a parser takes the last."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise InputError("a field stands twice in it")

@@ -1,7 +1,7 @@
 """The store of admitted peers: one file for each, read again when it changes.
 
-What is not in a file that can be read is not admitted, and whoever was withdrawn stays so until a list
-that can be read says otherwise. A snapshot is immutable, so that whoever holds one can tell by identity whether
+A peer without a readable file is not admitted, and a withdrawn identity stays withdrawn until a list
+that can be read no longer names it. A snapshot is immutable, so that its holder can tell by identity whether
 anything has changed since.
 """
 
@@ -40,14 +40,14 @@ _RACY_NS: Final = 2_000_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """Whom this node trusts at one moment; compared by identity.
+    """The peers and roots that this node trusts at one moment; compared by identity.
 
     Attributes:
         institution: The node's own.
         own_roots: Its own institution's roots.
         peers: Admitted peers by institution.
         pins: For each institution known, its roots: the own one and the peers'.
-        withdrawn: Identities that are refused although their certificate is good, e.g. because a key was lost.
+        withdrawn: Identities that are refused although their certificate is valid, e.g. because a key was lost.
     """
 
     institution: str
@@ -104,12 +104,12 @@ class PeerStore:
         self._snapshot: Snapshot | None = None
         self._problems: tuple[str, ...] = ()
         self._withdrawn_problem: str | None = None
-        # Names that a list which was written a moment ago lacks: it may be half written.
+        # Names missing from a list that was changed a moment ago: it may be half written.
         self._held: frozenset[Identity] = frozenset()
 
     @property
     def problem(self) -> str | None:
-        """What cannot be read, for the node's health; none when all is well."""
+        """Files that cannot be read, for the node's health; empty if there are none."""
         self.snapshot()
         return "; ".join(self._problems) or None
 
@@ -134,17 +134,17 @@ class PeerStore:
             return self._snapshot
 
     def _changes_still(self, path: Path) -> bool:
-        """Whether a file changed so short a time ago that somebody may be in the middle of writing it."""
+        """Whether a file changed so recently that it may still be being written."""
         try:
             return abs(self._clock_ns() - path.stat().st_ctime_ns) < _RACY_NS
         except OSError:
             return True
 
     def check_withdrawn(self) -> int:
-        """How many identities are withdrawn, by a list that can be read.
+        """The number of withdrawn identities in a readable list.
 
         Raises:
-            InputError: It cannot be read, or is gone: a node that starts on it might let in whom it refused.
+            InputError: It cannot be read, or is missing: a node that starts with it might admit refused identities.
         """
         withdrawn = self.snapshot().withdrawn
         if self._withdrawn_problem is not None:
@@ -152,7 +152,7 @@ class PeerStore:
         return len(withdrawn)
 
     def keep_withdrawn(self) -> None:
-        """Note who is withdrawn now, so that a list that vanishes while the node is down is missed at its start.
+        """Record who is withdrawn now, so that the next start detects a list that disappeared while the node was down.
 
         Raises:
             OSError: It cannot be written.
@@ -175,7 +175,7 @@ class PeerStore:
         return tuple(peer for _name, peer in sorted(self.snapshot().peers.items()))
 
     def reload(self) -> Sequence[str]:
-        """Read everything again, whatever the time stamps say; what changed since the last look, a line each."""
+        """Read everything again, ignoring time stamps; returns one line per change since the last read."""
         with self._lock:
             before = dict(self._snapshot.peers) if self._snapshot else {}
             refused = self._snapshot.withdrawn if self._snapshot else frozenset()
@@ -191,12 +191,12 @@ class PeerStore:
         return [*lines, *(f"not read: {problem}" for problem in self._problems)]
 
     def add(self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False) -> Path:
-        """Admit a peer, whose every new root must have been compared out of band.
+        """Admit a peer; each of its new roots must have been compared out of band.
 
         Args:
             peer: From its file.
             fingerprints: Those that the other side read out; each is compared, also when the peer is known.
-            replace: Whether an entry that is there may be replaced, e.g. for a new root or address; roots
+            replace: Whether an existing entry may be replaced, e.g. for a new root or address; roots
                 that are pinned already need no fingerprint again.
 
         Returns:
@@ -224,7 +224,7 @@ class PeerStore:
         return self._path(peer.institution)
 
     def remove(self, institution: str) -> None:
-        """Refuse a peer from its next call on.
+        """Remove a peer; it is refused from its next call.
 
         Raises:
             PeerNotFound: It is not there.
@@ -239,7 +239,7 @@ class PeerStore:
         return self._folder / f"{institution}.json"
 
     def _files(self) -> _Paths:
-        # A link that leads nowhere is there, and cannot be read.
+        # A dangling link counts as an unreadable file.
         own = [self._roots_file, *([self._withdrawn_file] if os.path.lexists(self._withdrawn_file) else [])]
         try:
             names = sorted(fnmatch.filter(os.listdir(self._folder), _PEER_FILES))  # noqa: PTH208 - glob hides errors
@@ -260,7 +260,7 @@ class PeerStore:
         return tuple(signature)
 
     def _read(self) -> dict[Path, bytes | str]:
-        """Each file's content, or as text why there is none."""
+        """Each file's content, or the reason (text) why it cannot be read."""
         contents: dict[Path, bytes | str] = {}
         for path in self._files():
             try:
@@ -288,7 +288,7 @@ class PeerStore:
         )
 
     def _withdrawn(self, content: bytes | str | None, problems: _Lines) -> frozenset[Identity]:
-        """Whom the list withdraws; and whom it did before, when it cannot be read or may be half written."""
+        """The withdrawn identities; also the previous ones if the list cannot be read or may be half written."""
         last = None if self._snapshot else last_withdrawn(self._pki_folder)
         before = self._snapshot.withdrawn if self._snapshot else (last or Withdrawn()).identities
         found = judge(content, before, self._withdrawn_file)
@@ -302,7 +302,7 @@ class PeerStore:
         return found.identities | self._held
 
     def _own_roots(self, content: bytes | str, problems: _Lines) -> tuple[x509.Certificate, ...]:
-        """The own roots; those of the last snapshot, and a problem, when the file has become unreadable."""
+        """The own roots; those of the last snapshot and a problem if the file has become unreadable."""
         try:
             return _roots_in(content, self._roots_file)
         except InputError as exc:
@@ -328,7 +328,7 @@ def _roots_in(content: bytes | str, path: Path) -> tuple[x509.Certificate, ...]:
 
 
 def _compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certificate, ...]) -> None:
-    """Compare what was read out with the file, before anything else of the file is looked at.
+    """Compare the given fingerprints with the file, before anything else in the file is used.
 
     Raises:
         PolicyDenied: A fingerprint is of no root in the file, or a root that is not pinned has none.

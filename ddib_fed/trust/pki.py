@@ -1,11 +1,11 @@
 """Creates an institution's certificates and keeps those of a node or client in a folder.
 
-A root's key is never overwritten, no key leaves its folder, and what is read is checked to belong
+A root's key is never overwritten, no key leaves its folder, and files that are read are checked to belong
 together.
 
     ca.pem, ca.key      the institution's root; the key only on the node that issues
-    leaf.pem, leaf.key  who this folder's owner is
-    roots.pem           what this folder's owner trusts of its own institution; two during a roll-over
+    leaf.pem, leaf.key  the identity of this folder's owner
+    roots.pem           the trusted roots of its own institution; two during a roll-over
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Credentials:
         cert_chain_pem: The leaf.
         key_pem: Its private key, PKCS #8.
         roots_pem: The institution's own roots.
-        identity: Whom the leaf names.
+        identity: The identity in the leaf.
         not_before: When the leaf's life began.
         not_after: When it ends.
     """
@@ -86,7 +86,7 @@ class Credentials:
 
 
 def create_institution(folder: Path, institution: str, *, now: datetime | None = None) -> Authority:
-    """Make the root of an institution: P-256, critical name constraints, good for ten years.
+    """Make the root of an institution: P-256, critical name constraints, valid for ten years.
 
     Raises:
         InputError: `institution` is no DNS name.
@@ -133,7 +133,7 @@ def write_identity(
     key: ec.EllipticCurvePrivateKey,
     roots: tuple[x509.Certificate, ...],
 ) -> None:
-    """Put a leaf, its key and the roots in place; a crash at any moment leaves what `load_identity` can use.
+    """Install a leaf, its key and the roots; after a crash at any point `load_identity` still works.
 
     The key file holds the new key and the old one while the certificate is exchanged, and `load_identity`
     takes the key that fits.
@@ -184,7 +184,7 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    """Write a private key where there is none.
+    """Write a private key unless there is one.
 
     Raises:
         AlreadyExists: There is one.
@@ -200,7 +200,7 @@ def load_keys(pem: bytes, path: Path) -> list[ec.EllipticCurvePrivateKey]:
         path: Where it came from, for the error.
 
     Raises:
-        InputError: There is none, or one that is not of ours.
+        InputError: There is none, or one of an unsupported type.
     """
     end = b"-----END PRIVATE KEY-----"
     keys: list[ec.EllipticCurvePrivateKey] = []
@@ -220,7 +220,7 @@ def load_keys(pem: bytes, path: Path) -> list[ec.EllipticCurvePrivateKey]:
 def init_node_identity(
     pki_folder: Path, institution: str, name: str, *, now: datetime | None = None
 ) -> Authority:
-    """What `ddib init node` needs: the institution's root, and this node's leaf from it.
+    """Create the institution's root and this node's leaf from it, for `ddib init node`.
 
     Raises:
         InputError: A name cannot be used.
@@ -255,12 +255,12 @@ def _roots_with(folder: Path, root: x509.Certificate) -> tuple[x509.Certificate,
 def issue_client(
     issuer_folder: Path, client_folder: Path, name: str, *, now: datetime | None = None
 ) -> Credentials:
-    """What `ddib init client` needs: a client's leaf in its own folder, from the issuer on this machine.
+    """Create a client's leaf in its own folder, issued on this machine, for `ddib init client`.
 
     Raises:
         FileMissing: `issuer_folder` does not issue.
         AlreadyExists: `client_folder` holds an identity already.
-        PolicyDenied: The client is withdrawn where the issuer lies.
+        PolicyDenied: The client is withdrawn at the issuer.
     """
     if (client_folder / "leaf.key").exists():
         raise AlreadyExists(f"{client_folder} holds an identity already", hint="choose another folder")
@@ -275,7 +275,7 @@ def issue_client(
 def check_installable(
     certificate: x509.Certificate, roots: tuple[x509.Certificate, ...], now: datetime
 ) -> Identity:
-    """Whom a signed certificate names, when it is one that a node would accept from us.
+    """The identity of a signed certificate that a node would accept from us.
 
     Raises:
         Unauthenticated: It is not; the text says what is wrong with it.

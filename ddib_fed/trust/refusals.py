@@ -13,7 +13,7 @@ from ddib_fed.errors import RefusedError
 
 log = logging.getLogger(__name__)
 
-# The audit log gets one line for the same refusal in this time, so that nobody can fill the disk by knocking.
+# The audit log gets one line for the same refusal in this time, so that refused callers cannot fill the disk.
 REFUSAL_INTERVAL_S: Final = 60.0
 MAX_REFUSALS: Final = 1024
 
@@ -34,7 +34,7 @@ class Refusals:
         self._last: dict[tuple[str, str, str], float] = {}
 
     def record(self, context: grpc.ServicerContext, what: str, error: RefusedError) -> None:
-        """Write to the audit log; when that fails the refusal stands, and the log says so."""
+        """Write to the audit log; a failure is logged and does not lift the refusal."""
         host = context.peer().rpartition(":")[0]
         log.warning("refused %s from %s: %s: %s", what, host, error.reason, error.detail)
         if self._audit is None or not self._is_new((host, what, error.reason)):

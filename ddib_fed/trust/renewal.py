@@ -32,7 +32,7 @@ def utc_now() -> datetime:
 
 
 def is_due(credentials: Credentials, now: datetime, *, jitter: float = 0.0) -> bool:
-    """Whether two thirds of the certificate's life are over; `jitter` is the share of it to be earlier by."""
+    """Whether two thirds of the certificate's lifetime are over; `jitter` is a share of it to be earlier by."""
     life = credentials.not_after - credentials.not_before
     return now >= credentials.not_before + life * (RENEW_AT - jitter)
 
@@ -40,7 +40,7 @@ def is_due(credentials: Credentials, now: datetime, *, jitter: float = 0.0) -> b
 def renew_through(
     folder: Path, *, address: str, server_name: str, hop: str, now: datetime | None = None
 ) -> Credentials:
-    """Ask the institution's issuer for a new certificate with a new key, and put both in place.
+    """Get a new certificate for a new key from the institution's issuer, and install both.
 
     Args:
         folder: Holds the still valid certificate.
@@ -50,8 +50,8 @@ def renew_through(
         now: The time to check the answer at.
 
     Raises:
-        Unauthenticated: What came back is not a certificate for this identity.
-        MessageInvalid: What came back cannot be read.
+        Unauthenticated: The answer is not a certificate for this identity.
+        MessageInvalid: The answer cannot be read.
         DdibError: As the issuer says, or PeerUnreachable.
     """
     current, key = load_identity(folder), new_key()
@@ -72,7 +72,7 @@ def _install(
     answer: pb.RenewResponse,
     now: datetime,
 ) -> Credentials:
-    """Check what the issuer sent before it replaces what works."""
+    """Check the issuer's answer before it replaces the working certificate."""
     try:
         certificate = parse_certificates(answer.certificate.encode(), "the issuer's answer")[0]
         roots = parse_certificates(answer.roots.encode(), "the issuer's answer")
@@ -92,7 +92,7 @@ def check_successor(
     now: datetime,
     what: str,
 ) -> None:
-    """A certificate may take the place of the current one: for the same identity, from a root that is trusted.
+    """Check that a certificate may replace the current one: same identity, from a trusted root.
 
     Raises:
         Unauthenticated: It may not.

@@ -2,7 +2,7 @@
 
     start    a new root is made and trusted beside the old one; peers are given both
     switch   certificates come from the new root from now on
-    finish   the old root is trusted no more, once every certificate from it has been renewed
+    finish   the old root is no longer trusted, once every certificate from it has been renewed
 
 No step needs two machines at the same moment, and no key is overwritten.
 """
@@ -42,7 +42,7 @@ def start(folder: Path) -> Authority:
 
 
 def switch(folder: Path) -> Authority:
-    """Issue from the next root from now on; the old one's files are kept under another name.
+    """Issue from the next root; the old one's files are kept under another name.
 
     Raises:
         StateConflict: No roll-over was started.
@@ -64,7 +64,7 @@ def switch(folder: Path) -> Authority:
 
 
 def _check_next(folder: Path, key: Path, certificate: Path) -> None:
-    """Before a file is moved: the key is the next root's, and that root is trusted already."""
+    """Check, before a file is moved, that the key is the next root's and that the root is trusted."""
     successor = parse_certificates(read_small(certificate), str(certificate))[0]
     if load_keys(read_private(key), key)[0].public_key() != successor.public_key():
         raise InputError(f"{key} is not the key of {certificate}", hint="put both back from a backup")
@@ -76,7 +76,7 @@ def _check_next(folder: Path, key: Path, certificate: Path) -> None:
 
 
 def finish(folder: Path) -> Authority:
-    """Trust the current root alone.
+    """Trust only the current root.
 
     Raises:
         StateConflict: The switch has not happened, or there is one root only.

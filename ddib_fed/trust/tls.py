@@ -1,6 +1,6 @@
 """TLS credentials and channels of a node or client, and the probe that TLS 1.2 is refused.
 
-Both sides present a certificate, over TLS 1.3, or there is no connection; there is no insecure mode.
+Both sides must present a certificate, over TLS 1.3; there is no insecure mode.
 `ddib_fed.rpc` sets the cipher suites for this before grpc is imported.
 """
 
@@ -57,9 +57,9 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 
 
 class ServerCredentials:
-    """A server's credentials, as the files are at each handshake.
+    """A server's credentials, updated from the files at each handshake.
 
-    gRPC asks for them as soon as somebody connects, who may be anybody: a file is read again only when it changed.
+    gRPC asks for them for every connection, before it is authenticated: a file is re-read only after it changed.
 
     Args:
         pki_folder: Of the node.
@@ -89,9 +89,9 @@ class ServerCredentials:
 
     @property
     def problem(self) -> str | None:
-        """Why the files cannot be used any more, for the node's health; connections go on with the last good ones.
+        """Why the files can no longer be used, for the node's health; connections use the last valid ones.
 
-        An expired certificate is a problem too, although it can be read.
+        An expired certificate is also a problem.
         """
         with self._lock:
             self._look()
@@ -101,10 +101,10 @@ class ServerCredentials:
         return self._identity(), self._peers.snapshot().roots_pem
 
     def _identity(self) -> Credentials:
-        """The node's own; what was read before where no file changed since, nor a moment before."""
+        """The node's credentials; the cached ones unless a file changed since, or just before."""
         files = [self._pki_folder / name for name in _IDENTITY_FILES]
         try:
-            # Who may write to the folders counts too.
+            # The folders' permissions count too.
             found = [path.stat() for path in (self._pki_folder, files[0].resolve().parent, *files)]
         except OSError:
             return load_identity(self._pki_folder)  # which says what is missing
@@ -116,10 +116,10 @@ class ServerCredentials:
         return self._seen[1]
 
     def _look(self) -> tuple[Credentials, bytes] | None:
-        """What the files hold now; none, and a problem, when they cannot be used."""
+        """The files' current content; None, with a problem set, if they cannot be used."""
         try:
             found = self._read()
-        except Exception as error:  # gRPC would swallow it and trust on silently
+        except Exception as error:  # gRPC would swallow it and keep the old trust silently
             if self._problem is None:
                 log.exception("certificates cannot be read; the last good ones stay in use")
             hint = getattr(error, "hint", "")
@@ -132,7 +132,7 @@ class ServerCredentials:
         return found
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """What gRPC calls at each handshake: a new configuration, or none when nothing changed."""
+        """Callback of gRPC at each handshake: a new configuration, or None if nothing changed."""
         with self._lock:
             found = self._look()
             if found is None or found == self._current:
@@ -174,8 +174,8 @@ def channel(
         server_name: DNS name that the server's certificate must carry.
         pki_folder: Of the caller.
         hop: What the server is called in errors; its name when none is given.
-        own: Whether the server is of the caller's own institution: then fields of a newer release are passed over.
-        roots_pem: Whom the server's certificate must come from; the own institution's roots when none.
+        own: Whether the server is of the caller's own institution: then unknown fields of a newer release are ignored.
+        roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
         options: Further gRPC options, which win over those of every channel.
 
     Raises:
@@ -207,11 +207,11 @@ class _Open:
 
 
 class PeerChannels:
-    """One channel for each peer; made anew when the own certificate or the peer's entry changes.
+    """One channel for each peer; replaced when the own certificate or the peer's entry changes.
 
-    A channel that was replaced stays open for the streams on it; that of a removed peer is closed at once, which
-    ends them. Own files that can no longer be used do not end what the node does: it calls as it answers, with the last
-    good ones, and `ServerCredentials.problem` says so.
+    A replaced channel stays open for its streams; that of a removed peer is closed at once, which
+    ends them. Unusable own files do not stop the node: it calls and answers with the last
+    valid ones, and `ServerCredentials.problem` reports it.
 
     Args:
         pki_folder: Of the node.
@@ -256,7 +256,7 @@ class PeerChannels:
             return made
 
     def _read_own(self) -> Credentials:
-        """The own certificate and key as they are now, or the last good ones."""
+        """The own certificate and key, or the last valid ones if they cannot be read."""
         try:
             self._own = load_identity(self._pki_folder)
         except DdibError:
@@ -293,9 +293,9 @@ class PeerChannels:
 
 
 def probe_tls12(host: str, port: int) -> None:
-    """Refuse to go on when a server answers a client that speaks TLS 1.2 at most.
+    """Raise if a server answers a client that supports at most TLS 1.2.
 
-    The server's first record is looked at, not the end of the handshake, which would fail for want of a client
+    The server's first record is checked, not the end of the handshake, which would fail for lack of a client
     certificate and look like a refusal.
 
     Raises:

@@ -3,8 +3,8 @@
     # a comment
     spiffe://north.example/client/alice   # a comment on why
 
-Only a list that can be read whole, and does not name somebody any more, lets them in again. A list that is
-damaged, empty or gone withdraws whom it withdrew before.
+An identity is reinstated only by a fully readable list that no longer names it. A list that is
+damaged, empty or missing keeps the previous identities withdrawn.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ddib_fed.files import MAX_SMALL_FILE_BYTES, private_folder, read_small, wri
 from ddib_fed.trust.identity import Identity
 
 WITHDRAWN: Final = "withdrawn.txt"
-# Whom the list withdrew when the node last read it, or a command wrote it: a list that vanishes while the node is down
-# is missed by this.
+# The identities withdrawn when the node last read the list, or a command wrote it: detects a list that disappears while
+# the node is down.
 LAST_WITHDRAWN: Final = "withdrawn.last"
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
@@ -43,7 +43,7 @@ class Entry:
     """A line of the list.
 
     Attributes:
-        identity: Whom it withdraws.
+        identity: The withdrawn identity.
         comment: What follows it, without the #.
     """
 
@@ -53,11 +53,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """What a list says.
+    """The content of a list.
 
     Attributes:
-        entries: The lines that name somebody.
-        problem: Why the list cannot be read whole; none when it can.
+        entries: The lines with an identity.
+        problem: Why the list cannot be fully read; None if it can.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -70,7 +70,7 @@ class Withdrawn:
 
 
 def parse_withdrawn(data: bytes, what: str) -> Withdrawn:
-    """Read a list: UTF-8, one identity a line; lines that are sound count even where others are not.
+    """Read a list: UTF-8, one identity per line; valid lines count even if others are invalid.
 
     Args:
         data: The file's content.
@@ -114,11 +114,11 @@ def _parse_line(line: str) -> list[Entry]:
 
 
 def judge(content: bytes | str | None, before: frozenset[Identity], path: Path) -> Withdrawn:
-    """What a list says, or that it lost whom it withdrew before.
+    """Read a list and report if it lost identities that it named before.
 
     Args:
-        content: Of the file; as text why it cannot be read; None when there is no file.
-        before: Whom it withdrew when it was read last.
+        content: Of the file; a text if it cannot be read (the reason); None if there is no file.
+        before: The identities that it withdrew when it was last read.
         path: Of the file.
     """
     if isinstance(content, str):
@@ -142,7 +142,7 @@ def remedy(folder: Path) -> str:
 
 
 def _content(path: Path) -> bytes | str | None:
-    if not os.path.lexists(path):  # a link that leads nowhere is a list that cannot be read
+    if not os.path.lexists(path):  # a dangling link is an unreadable list
         return None
     try:
         return read_small(path)
@@ -151,13 +151,13 @@ def _content(path: Path) -> bytes | str | None:
 
 
 def last_withdrawn(folder: Path) -> Withdrawn:
-    """Who was withdrawn when `keep_last` last wrote it."""
+    """The identities that `keep_last` last recorded."""
     path = folder / LAST_WITHDRAWN
     return judge(_content(path), frozenset(), path)
 
 
 def keep_last(folder: Path, identities: frozenset[Identity]) -> None:
-    """Note who is withdrawn now; writes nothing when that is noted already.
+    """Record who is withdrawn now; writes nothing if nothing changed.
 
     Raises:
         OSError: It cannot be written.
@@ -173,7 +173,7 @@ def load_withdrawn(folder: Path) -> Withdrawn:
     """The list of a node's folder of certificates.
 
     Raises:
-        InputError: It cannot be read, or is gone although it withdrew somebody.
+        InputError: It cannot be read, or is missing although it withdrew somebody.
     """
     path = folder / WITHDRAWN
     content = _content(path)
@@ -186,7 +186,7 @@ def load_withdrawn(folder: Path) -> Withdrawn:
 
 
 def refuse_withdrawn(folder: Path, identity: Identity) -> None:
-    """Return when the node whose certificates lie in `folder` does not refuse `identity`.
+    """Return if the node whose certificates are in `folder` does not refuse `identity`.
 
     Raises:
         PolicyDenied: It does: a new certificate would be refused as well.
@@ -200,7 +200,7 @@ def refuse_withdrawn(folder: Path, identity: Identity) -> None:
 
 
 def withdraw(folder: Path, identity: Identity, *, comment: str = "") -> bool:
-    """Refuse `identity` from now on; durable when this returns.
+    """Withdraw `identity`; durable when this returns.
 
     Returns:
         Whether it was not withdrawn before.
@@ -218,7 +218,7 @@ def withdraw(folder: Path, identity: Identity, *, comment: str = "") -> bool:
 
 
 def reinstate(folder: Path, identity: Identity) -> bool:
-    """Let `identity` in again: its lines become comments; durable when this returns.
+    """Reinstate `identity`: its lines become comments; durable when this returns.
 
     Returns:
         Whether it was withdrawn before.
@@ -244,7 +244,7 @@ def _names(line: str, identity: Identity) -> bool:
 
 @contextmanager
 def _edited(folder: Path) -> Iterator[tuple[str, Withdrawn]]:
-    """The list's text and what it says, locked against another editor: two at once would lose a name."""
+    """The list's text and content, locked: two editors at once would lose a name."""
     private_folder(folder)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -257,7 +257,7 @@ def _edited(folder: Path) -> Iterator[tuple[str, Withdrawn]]:
 
 
 def _write(folder: Path, text: str, meant: frozenset[Identity]) -> None:
-    """Put a new list in place once it is sure that the node will read from it what is meant."""
+    """Replace the list after checking that the node will read the intended identities from it."""
     path, data = folder / WITHDRAWN, text.encode()
     if len(data) > MAX_SMALL_FILE_BYTES:
         raise InputError(
