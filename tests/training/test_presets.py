@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from ddib_fed.training.config import PointTrainConfig
+from ddib_fed.training.config import ClassifierTrainConfig, PictureTrainConfig, PointTrainConfig
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,13 @@ def test_a_run_is_called_after_its_name_its_domain_or_its_file(tmp_path):
     assert PointTrainConfig(domain="moons").label == "moons"
     assert PointTrainConfig(data=tmp_path / "cells.npy").label == "cells"
     assert PointTrainConfig(domain="moons", name="mine").label == "mine"
+
+
+def test_runs_that_an_earlier_release_began_are_the_same_runs_now(tiny):
+    """Their identities, as that release computed them: another order of fields, or a new one, would refuse a resume."""
+    network = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
+    change = {"batch": 8, "steps": 12, "warmup": 2, "flip": True}
+    pictures = PictureTrainConfig(network=network, **change).settled()
+    classifier = ClassifierTrainConfig(network=network, classes="given", **change).settled()
+    found = [config.identity()[:16] for config in (tiny, pictures, classifier)]
+    assert found == ["ce97e58f4bce7b41", "21d11301b12d3824", "867cb89368d9ab25"]
