@@ -19,7 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.bridge.bridging import (
-    PictureSide,
-    Translated,
-    sample_pictures,
-    translate_pictures,
-)
+from ddib_fed.bridge.arrays import Asked, Stages, draw_samples, translate_array
+from ddib_fed.bridge.local_party import LocalParty, open_party
 from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, load_shipped
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings
@@ -93,9 +89,9 @@ class Pair:
         self.pictures: tuple[ShippedPictures, ShippedPictures] = tuple(map(load_shipped, self.domains))  # type: ignore[assignment]
 
     @cached_property
-    def sides(self) -> tuple[PictureSide, PictureSide]:
+    def sides(self) -> tuple[LocalParty, LocalParty]:
         """Both models, ready to translate."""
-        return PictureSide(self.bundles[0]), PictureSide(self.bundles[1])
+        return open_party(self.bundles[0]), open_party(self.bundles[1])
 
     @cached_property
     def domain(self) -> Domain:
@@ -112,10 +108,13 @@ class Pair:
         """Sources and truths."""
         return self.pictures[0].test[rows], self.pictures[1].test[rows]
 
-    def translate(self, x: np.ndarray, *, cycle: bool = True, **given: Any) -> tuple[Translated, float]:
+    def translate(
+        self, x: np.ndarray, *, cycle: bool = True, depth: float = 1.0, soften: float | None = None
+    ) -> tuple[Stages, float]:
         """A translation, with the way back unless told not to, and the CPU seconds that it took."""
         started = time.process_time()
-        found = translate_pictures(x, *self.sides, self.options.settings, cycle=cycle, **given)
+        asked = Asked(replace(self.options.settings, depth=depth), soften=soften, cycle=cycle)
+        found = translate_array(x, *self.sides, asked)
         return found, time.process_time() - started
 
     def measured(self, name: str, rows: np.ndarray | None, measure: Callable[[], dict[str, Any]]) -> None:
@@ -231,7 +230,7 @@ def _samples(pair: Pair) -> dict[str, Any]:
     """Pictures drawn from each model, and their distance to its own domain."""
     found: dict[str, Any] = {"count": SAMPLES, "samples": {}}
     for side, part in zip(pair.sides, pair.pictures, strict=True):
-        drawn = sample_pictures(side, SAMPLES, settings=pair.options.settings)
+        drawn = draw_samples(side, SAMPLES, Asked(pair.options.settings))
         real = features.features(thinned(part.train, DOMAIN_PICTURES))
         found["samples"][part.domain.name] = {
             "distance": features.distance(features.features(drawn), real),
@@ -296,7 +295,7 @@ def _depth_sheet(pair: Pair, rows: np.ndarray) -> dict[str, Any]:
     return {"depths": list(DEPTHS)}
 
 
-def _translated(pair: Pair, rows: np.ndarray, **given: Any) -> tuple[Translated, dict[str, Any]]:
+def _translated(pair: Pair, rows: np.ndarray, **given: Any) -> tuple[Stages, dict[str, Any]]:
     """A translation of test pictures with the figures of one line of a table."""
     x, truth = pair.test(rows)
     found, spent = pair.translate(x, **given)

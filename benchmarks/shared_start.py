@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pictures import DOCS, white
 from report_pictures import between, markdown
 
-from ddib_fed.bridge.bridging import PictureSide, translate_pictures
+from ddib_fed.bridge.arrays import Asked, translate_array
+from ddib_fed.bridge.local_party import open_party
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_file, write_json
@@ -92,7 +93,7 @@ def _train(
 
 def _measured(models: list[Bundle], maps: dict[str, Any]) -> dict[str, float]:
     x, truth = (halved(maps[name].test) for name in DOMAINS)
-    found = translate_pictures(x, *map(PictureSide, models), SolverSettings(evaluations=32))
+    found = translate_array(x, *map(open_party, models), Asked(SolverSettings(evaluations=32)))
     pairs = compare(found.translated, truth).means()
     return {
         "psnr": pairs["psnr"],

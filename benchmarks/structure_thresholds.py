@@ -13,7 +13,8 @@ import sys
 
 import numpy as np
 
-from ddib_fed.bridge.bridging import PictureSide, translate_pictures
+from ddib_fed.bridge.arrays import Asked, translate_array
+from ddib_fed.bridge.local_party import open_party
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.metrics.structure import doubtful, structure
@@ -33,8 +34,8 @@ def main() -> int:
     for names in (("satellite", "relief"), ("relief", "satellite")):
         models = [pretrained(name) for name in names]
         source, truth = (load_shipped(name).test for name in names)
-        translated = translate_pictures(
-            source, PictureSide(models[0]), PictureSide(models[1]), settings
+        translated = translate_array(
+            source, open_party(models[0]), open_party(models[1]), Asked(settings)
         ).translated
         thresholds = models[0].manifest.structure
         assert thresholds is not None

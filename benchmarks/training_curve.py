@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from pictures import DOCS, PAIRS, white
 from report_pictures import COLUMNS_OF_CURVE, between, markdown
 
-from ddib_fed.bridge.bridging import PictureSide, translate_pictures
+from ddib_fed.bridge.arrays import Asked, translate_array
+from ddib_fed.bridge.local_party import open_party
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_file, write_json
@@ -89,13 +90,15 @@ def _measured(domains: tuple[str, str], bundles: list[Bundle], given: argparse.N
     tests = [load_shipped(domain).test for domain in domains]
     rows = np.linspace(0, len(tests[0]) - 1, min(given.count, len(tests[0]))).round().astype(int)
     x, truth = (part[rows] for part in tests)
-    found = translate_pictures(
-        x, *map(PictureSide, bundles), SolverSettings(evaluations=given.evaluations), cycle=True
-    )
+    asked = Asked(SolverSettings(evaluations=given.evaluations), cycle=True)
+    # What the gate refuses, as of a model that has hardly been trained, has no figures.
+    found = translate_array(x, *map(open_party, bundles), asked, refuse=False)
+    x, truth = x[list(found.rows)], truth[list(found.rows)]
     assert found.back is not None
     latent = white(found.latent)
     return {
         "steps": bundles[0].manifest.training.steps,
+        "refused": len(found.failed),
         "cpu_minutes": [round(b.manifest.training.figures["cpu_seconds"] / 60, 1) for b in bundles],
         **compare(found.translated, truth).means(),
         "partner": retrieval.by_pixels(found.translated, truth)["found"],

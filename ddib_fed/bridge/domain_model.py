@@ -199,7 +199,7 @@ class DomainModel:
                 hint="add --classifier MODEL, or leave --classifier-scale out",
                 facts={"field": "classifier_scale"},
             )
-        if guidance.clip and (not self.is_picture or self.manifest.normalisation != Normalisation()):
+        if guidance.clip and self.is_picture and self.manifest.normalisation != Normalisation():
             raise SettingsInvalid(
                 f"predictions of {name} cannot be clipped: its units are not those of [-1, 1]",
                 hint="--no-clip leaves them as they are",

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ddib_fed.bridge.party import Leg
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 
 
-def pass_latent(latent: Tensor, depth: float) -> LatentStatistics:
+def pass_latent(latent: Tensor, leg: Leg) -> LatentStatistics:
     """Statistics of one item's latent, refused when it is not one that an encoder makes.
+
+    Latents of less than the whole depth are not noise, and none is refused. Nor is one on a leg that the wire cannot
+    carry (guided encoding, noise in decoding, the public code's respacings): it never reaches a node (decision 0077).
 
     Args:
         latent: (N, D) of a set of points, or (N, C, H, W) of pictures, finite.
-        depth: Fraction of the way to noise that it has gone; below 1 no latent is noise, and none is refused.
+        leg: On which it was made, or is decoded.
 
     Raises:
         LatentNotGaussian: See `gaussianity.examine`.
     """
-    return gaussianity.examine(latent) if depth == 1.0 else gaussianity.measure(latent)
+    between_nodes = not (leg.guidance.encoding or leg.settings.in_one_process)
+    if between_nodes and leg.settings.depth == 1.0:
+        return gaussianity.examine(latent)
+    return gaussianity.measure(latent)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddib_fed.bridge.batcher import merge_conditions
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.domain_model import DTYPES, DomainModel
 from ddib_fed.bridge.gate import pass_latent
 from ddib_fed.bridge.party import (
     Decoded,
@@ -27,13 +27,15 @@ from ddib_fed.bridge.party import (
     ToDecode,
     ToEncode,
 )
+from ddib_fed.bridge.sharding import parse_devices
 from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.bridge import OnStep, integrate
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.solvers import Draw, Solver
-from ddib_fed.errors import InputError, LatentNotGaussian
+from ddib_fed.errors import InputError, LatentNotGaussian, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
+from ddib_fed.models.bundle import Bundle
 
 # What is wrong with one item and no other.
 ITEM_ERRORS = (InputError, LatentNotGaussian)
@@ -113,13 +115,12 @@ class LocalParty:
 
     Args:
         model: The model.
-        driver: Advances its solvers; None integrates on the calling thread, 16 pictures or 5,000 points together.
+        driver: Advances its solvers.
     """
 
-    def __init__(self, model: DomainModel, driver: Driver | None = None) -> None:
+    def __init__(self, model: DomainModel, driver: Driver) -> None:
         self.model = model
-        usual = PICTURES_TOGETHER if model.is_picture else POINTS_TOGETHER
-        self.driver: Driver = driver or Inline(usual)
+        self.driver = driver
 
     def describe(self) -> Description:
         """See `Party`."""
@@ -195,7 +196,7 @@ class LocalParty:
         found = {}
         for part, latent in zip(parts, latents, strict=True):
             with _refusing(part.number, failed):
-                statistics = pass_latent(latent, leg.settings.depth)
+                statistics = pass_latent(latent, leg)
                 array = latent.cpu().numpy()
                 self.model.check_samples(array)
                 found[part.number] = Encoded(part.number, Latent.from_array(array), statistics, seconds)
@@ -210,7 +211,7 @@ class LocalParty:
                 model.check_samples(item.latent.data)
                 model.check_decoding(leg.settings, item.label, leg.guidance)
                 z = model.tensor(item.latent.data)
-                pass_latent(z, leg.settings.depth)
+                pass_latent(z, leg)
                 if leg.settings.stochastic and item.draw is None:
                     laid.decoder(z)  # says that there is no noise
                 ready.append(_Part(item.number, z, item.label, item.draw))
@@ -287,6 +288,38 @@ class LocalParty:
                 group, rows = [], 0
         if group:
             yield group
+
+
+def open_party(
+    bundle: Bundle,
+    device: str = "cpu",
+    dtype: str = "float32",
+    *,
+    classifier: Bundle | None = None,
+    together: int = 0,
+    threads: int | None = None,
+) -> LocalParty:
+    """A party that integrates on the calling thread.
+
+    Args:
+        bundle: The model.
+        device: One, as `sharding.parse_devices` takes it.
+        dtype: Of the networks, a name in `DTYPES`.
+        classifier: As in `DomainModel`.
+        together: Samples that are integrated together; 0 for 16 pictures or 5,000 points.
+        threads: CPU threads of torch; None leaves them as they are.
+
+    Raises:
+        BundleInvalid, SettingsInvalid: As `DomainModel`, and for a device or dtype that is not there.
+    """
+    if dtype not in DTYPES:
+        raise SettingsInvalid(f"there is no dtype {dtype!r}", hint=", ".join(DTYPES))
+    found = parse_devices(device)
+    if len(found) != 1:
+        raise SettingsInvalid(f"{device!r} is more than one device", hint="name one: cpu or cuda:0")
+    model = DomainModel(bundle, device=found[0], dtype=DTYPES[dtype], classifier=classifier)
+    usual = PICTURES_TOGETHER if model.is_picture else POINTS_TOGETHER
+    return LocalParty(model, Inline(together or usual, threads))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

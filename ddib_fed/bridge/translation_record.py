@@ -172,6 +172,14 @@ class PictureFigures(_Section):
         return _range(self.low, self.high)
 
 
+class Refusal(_Section):
+    """Why there is no translation: the error's reason, its text and its facts."""
+
+    reason: str
+    detail: str
+    facts: Mapping[str, str] = Field(default_factory=dict)
+
+
 class FolderRun(_Section):
     """What `ddib bridge` adds: what the record answers, and figures over the batch or over further softenings.
 
@@ -222,6 +230,7 @@ class Translation(_Section):
         doubtful: Whether a figure was below its bound; None where nothing was held against one.
         doubts: Which: "cycle_psnr", "structure".
         run: Of `ddib bridge` alone.
+        refused: Of `ddib bridge` alone: why the picture was refused, and there are no files.
     """
 
     format: int = FORMAT
@@ -252,6 +261,7 @@ class Translation(_Section):
     doubtful: bool | None = None
     doubts: tuple[str, ...] | None = None
     run: FolderRun | None = None
+    refused: Refusal | None = None
 
     def with_(self, **changes: Any) -> Self:
         """A copy with other values; `picture` and `seconds` may be mappings, which are merged into what is there."""

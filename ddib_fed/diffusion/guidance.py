@@ -13,7 +13,6 @@ condition, as {"y": (N,) int64}.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import get_args
 
@@ -31,40 +30,6 @@ from ddib_fed.diffusion.denoiser import (
 )
 from ddib_fed.diffusion.schedule import Level
 from ddib_fed.errors import SettingsInvalid
-
-
-def check_guidance(
-    scale: float | None, classifier: bool, classifier_scale: float | None, *, encoding: bool = False
-) -> None:
-    """Return when every part of a guidance has what it acts on.
-
-    Args:
-        scale: Of classifier-free guidance; None for none.
-        classifier: Whether there is a classifier.
-        classifier_scale: Its weight, where one was asked for.
-        encoding: Whether encoding is to be guided too.
-
-    Raises:
-        SettingsInvalid: A weight without a classifier, guided encoding without guidance, both kinds of guidance, or a
-            weight that is not finite.
-    """
-    for name, value in (("guidance", scale), ("classifier_scale", classifier_scale)):
-        if value is not None and not math.isfinite(value):
-            raise SettingsInvalid(f"{name} {value} is not a finite number", facts={"field": name})
-    if scale is not None and classifier:
-        raise SettingsInvalid("guidance is by a classifier or free of one, not both", hint="choose one")
-    if classifier_scale is not None and not classifier:
-        raise SettingsInvalid(
-            f"classifier_scale {classifier_scale:g} weighs a classifier, and there is none",
-            hint="add --classifier MODEL, or leave --classifier-scale out",
-            facts={"field": "classifier_scale"},
-        )
-    if encoding and scale is None and not classifier:
-        raise SettingsInvalid(
-            "encoding is to be guided too, and there is no guidance",
-            hint="add --classifier MODEL or --guidance SCALE, or leave --guide out",
-            facts={"field": "guide"},
-        )
 
 
 class Classifier:

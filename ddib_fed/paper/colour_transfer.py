@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddib_fed.bridge.threads import torch_threads
-from ddib_fed.diffusion.bridge import integrate
+from ddib_fed.bridge.arrays import Counter
+from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.local_party import POINTS_TOGETHER, Inline
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
 from ddib_fed.extras import extra
 from ddib_fed.metrics.points import cycle_error, sliced_w2
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.paper.colour_cloud import Floats, Photograph, Space, dequantised, from_space, to_space
-from ddib_fed.runs.experiment import denormalise, normalise
 
 OnStep = Callable[[int, int], None]
 
@@ -44,7 +44,6 @@ SINKHORN_REGULARISATION = 0.1
 """Of the entropy, for colours in [0, 1] and squared distances: what POT's own example of colours uses."""
 SMOOTH = 0.1
 """Default sigma_s, in standard deviations of the photograph's colours; docs/colours.md shows others."""
-BATCH = 5_000
 JUDGED = 5_000
 _JUDGED_SEED, _COUPLED_SEED, _COMPARED_SEED = 5, 42, 11
 _COMPARED = 10_000
@@ -222,30 +221,28 @@ def _move(
     threads: int,
 ) -> list[Floats]:
     """Points (N, 3) encoded by the first of the path and, if there is a second, decoded by it: latent, colours."""
-    x = normalise(path[0].bundle, points.astype(np.float32))
+    models = [DomainModel(palette.bundle) for palette in path]
     plans = [_plan(settings, palette, smooth) for palette in path]
-    denoisers = [palette.bundle.denoiser() for palette in path]
+    x = models[0].normalise(points.astype(np.float32))
     shrink = float(1.0 / np.hypot(1.0, smooth))
-    total, done = settings.evaluations * len(path) * -(-len(x) // BATCH), 0
-
-    def tell(_: int, __: int) -> None:
-        nonlocal done
-        done += 1
-        if on_step is not None:
-            on_step(done, total)
-
+    driver = Inline(POINTS_TOGETHER, threads)
+    starts = range(0, len(x), driver.together)
+    tell = Counter(settings.evaluations * len(path) * len(starts), on_step)
     latents, colours = [], []
-    with torch_threads(threads):
-        for start in range(0, len(x), BATCH):
-            part = shrink * torch.from_numpy(x[start : start + BATCH])
-            latent = integrate(plans[0].encoder(part), denoisers[0], on_step=tell)
-            latents.append(latent.numpy())
-            if len(path) > 1:
-                moved = integrate(plans[1].decoder(latent), denoisers[1], on_step=tell)
-                colours.append((moved / shrink).numpy())
+    for start in starts:
+        part = models[0].tensor(x[start : start + driver.together]) * shrink
+        latent = driver.drive(
+            plans[0].encoder(part), models[0].plain, steps=settings.evaluations, on_step=tell
+        )
+        latents.append(latent.numpy())
+        if len(path) > 1:
+            moved = driver.drive(
+                plans[1].decoder(latent), models[1].plain, steps=settings.evaluations, on_step=tell
+            )
+            colours.append((moved / shrink).numpy())
     stages: list[Floats] = [np.concatenate(latents).astype(np.float64)]
     if colours:
-        stages.append(denormalise(path[1].bundle, np.concatenate(colours)).astype(np.float64))
+        stages.append(models[1].denormalise(np.concatenate(colours)).astype(np.float64))
     return stages
 
 

@@ -56,15 +56,15 @@ class WayFound:
     Attributes:
         title: From where to where.
         folder: Where the results lie.
-        report: By `judgement.judge`, with `latent`.
-        sheet: PNG of source, translated and back.
-        notes: What could not be measured, and why.
+        report: By `judgement.judge`, with `latent`; empty where every picture was refused.
+        sheet: PNG of source, translated and back; None where every picture was refused.
+        notes: What could not be measured or translated, and why.
     """
 
     title: str
     folder: Path
     report: Figures
-    sheet: bytes
+    sheet: bytes | None
     notes: tuple[str, ...] = ()
 
 
@@ -137,6 +137,12 @@ def _of_side(side: SideFound) -> list[str]:
 
 def _of_way(way: WayFound) -> list[str]:
     report, found = way.report, []
+    if way.sheet is None:
+        found.append(
+            f"{way.title}: no held-out picture has a latent that a node would let pass: train for longer, "
+            "try more --evaluations, or --soften-sigma more."
+        )
+        return found
     cycle, kept, latent = (report.get(key) for key in ("cycle", "structure", "latent"))
     if cycle is not None and cycle["psnr"]["median"] < POOR_CYCLE_DB:
         found.append(
@@ -176,9 +182,11 @@ def _way(way: WayFound) -> list[Html]:
     caption = (
         f"{way.title}: held-out pictures, their translations, and what came back. All of it: {way.folder}"
     )
-    parts = [html.heading(way.title), html.figure(way.sheet, caption)]
+    parts = [html.heading(way.title)]
+    if way.sheet is not None:
+        parts.append(html.figure(way.sheet, caption))
     parts += [html.paragraph(note) for note in way.notes]
-    for table in tables(way.report):
+    for table in tables(way.report) if way.report else ():
         parts += [
             html.paragraph(table.title),
             html.table(table.columns, table.rows),

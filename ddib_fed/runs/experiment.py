@@ -1,31 +1,32 @@
-"""Turns two models and points into the stages of a translation, or of a cycle, and the figures about them.
+"""Translations of points as an experiment: the stages, the figures about them, and their files.
 
-The rule: stages are in the models' normalised units, where the data have unit standard deviation; errors and
+Stages are in the models' normalised units, where the data have unit standard deviation; errors and
 distances are taken there. What is written for people to read on is in the units of the data.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ddib_fed.bridge.step_noise import check_ancestral, point_draw
-from ddib_fed.bridge.threads import torch_threads
+from ddib_fed.bridge.arrays import Asked, Counter, translate_array, turns
+from ddib_fed.bridge.local_party import POINTS_TOGETHER as BATCH
+from ddib_fed.bridge.local_party import open_party
+from ddib_fed.bridge.party import Leg, ToDecode
+from ddib_fed.bridge.seeded_noise import point_draw
 from ddib_fed.datasets.synthetic import DOMAINS
-from ddib_fed.diffusion.bridge import Side, decode, encode
 from ddib_fed.diffusion.gaussianity import measure
-from ddib_fed.diffusion.guidance import Clipped
 from ddib_fed.diffusion.plans import SolverSettings, check_settings
-from ddib_fed.errors import ShapeMismatch
 from ddib_fed.files import write_file, write_json
+from ddib_fed.guidance import Guidance
+from ddib_fed.latent import Latent
 from ddib_fed.metrics import points as metrics
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.reports import plots
@@ -33,9 +34,6 @@ from ddib_fed.samples.points import to_npy
 
 Floats = NDArray[np.float32]
 OnStep = Callable[[int, int], None]
-
-BATCH = 5_000
-"""Points that are integrated together: enough to keep a core busy, few enough to report progress often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,29 +94,22 @@ def run(
     Raises:
         ShapeMismatch: The points, the source and the target do not have the same D.
         SettingsInvalid: Settings that do not exist or do not fit a model's schedule.
+        NotFinite, LatentNotGaussian: As a node refuses the points.
     """
-    shapes = {points.shape[1:], source.manifest.sample_shape, target.manifest.sample_shape}
-    if len(shapes) != 1:
-        raise ShapeMismatch(
-            f"points are {points.shape[1:]}, {source.manifest.name} takes {source.manifest.sample_shape}, "
-            f"{target.manifest.name} takes {target.manifest.sample_shape}"
-        )
-    for model in (source, target):
-        check_ancestral(settings, model.manifest)
+    parties = [open_party(model, together=BATCH, threads=threads) for model in (source, target)]
+    asked = Asked(settings, guidance=Guidance(clip=clip), seed=seed, cycle=cycle)
     wall, cpu = time.monotonic(), time.process_time()
-    x = normalise(source, points)
-    sides = source.side(), target.side()
-    legs = _legs_of(*sides, settings, clip=clip)[: 4 if cycle else 2]
-    counter = _Counter(settings.evaluations * len(legs) * -(-len(x) // BATCH), on_step)
-    with torch_threads(threads):
-        parts = [
-            _walk(torch.from_numpy(part), legs, counter, seed=seed, first=number * BATCH)
-            for number, part in enumerate(_batches(x))
-        ]
-    clouds = [torch.cat(stage).numpy() for stage in zip(*parts, strict=True)]
+    found = translate_array(points, parties[0], parties[1], asked, on_progress=on_step)
     spent = (time.monotonic() - wall, time.process_time() - cpu)
-    back = clouds[2:] if cycle else [None, None]
-    return Stages(x, clouds[0], clouds[1], back[0], back[1], *spent)
+    own, other = (party.model for party in parties)
+    return Stages(
+        own.normalise(points),
+        found.latent,
+        other.normalise(found.translated),
+        found.latent_again,
+        None if found.back is None else own.normalise(found.back),
+        *spent,
+    )
 
 
 def draw(
@@ -142,20 +133,16 @@ def draw(
     Raises:
         SettingsInvalid: Settings that do not exist or do not fit the model's schedule.
     """
-    check_ancestral(settings, bundle.manifest)
+    party = open_party(bundle, together=BATCH, threads=threads)
     dim = bundle.manifest.sample_shape[0]
     noise = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
     if dim > 1:
         noise = noise[torch.argsort(torch.atan2(noise[:, 1], noise[:, 0]))]
     wall, cpu = time.monotonic(), time.process_time()
-    counter = _Counter(settings.evaluations * -(-count // BATCH), on_step)
-    decoding = _decoding(bundle.side(), settings, clip=clip)
-    with torch_threads(threads):
-        parts = [
-            _walk(torch.from_numpy(part), [decoding], counter, seed=seed, first=number * BATCH)[0]
-            for number, part in enumerate(_batches(noise.numpy()))
-        ]
-    cloud = torch.cat(parts).numpy()
+    counter = Counter(settings.evaluations * turns(party, count), on_step)
+    latent = ToDecode(0, Latent.from_array(noise.numpy()), draw=point_draw(seed, 0, dim))
+    decoded = party.decode(latent, Leg(settings, Guidance(clip=clip), on_step=counter.step))
+    cloud = party.model.normalise(decoded.samples)
     report = {
         "model": _model(bundle),
         "points": count,
@@ -166,21 +153,11 @@ def draw(
         "target_cloud": _distances(bundle, cloud, None),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "samples.npy", to_npy(denormalise(bundle, cloud)))
+    write_file(folder / "samples.npy", to_npy(decoded.samples))
     write_file(folder / "latent.npy", to_npy(noise.numpy()))
     plots.stages([("latent", noise.numpy()), ("samples", cloud)], folder / "samples.png")
     write_json(folder / "report.json", report)
     return report
-
-
-def normalise(bundle: Bundle, points: Floats) -> Floats:
-    """Points from the units of the model's data to unit standard deviation."""
-    return bundle.manifest.normalisation.apply(points)
-
-
-def denormalise(bundle: Bundle, points: Floats) -> Floats:
-    """Points from unit standard deviation to the units of the model's data."""
-    return bundle.manifest.normalisation.undo(points)
 
 
 def figures(
@@ -228,7 +205,7 @@ def write(folder: Path, source: Bundle, target: Bundle, stages: Stages, report: 
     owners = {"source": source, "source-again": source, "target": target}
     for name, cloud in stages.named():
         owner = owners.get(name)
-        raw = denormalise(owner, cloud) if owner is not None else cloud
+        raw = owner.manifest.normalisation.undo(cloud) if owner is not None else cloud
         write_file(folder / f"{name}.npy", to_npy(raw))
         plots.scatter(cloud, folder / f"{name}-scatter.png", title=name.replace("-", " "))
         plots.heatmap(cloud, folder / f"{name}-heatmap.png", title=name.replace("-", " "))
@@ -248,71 +225,13 @@ def caption(report: dict[str, Any]) -> str:
     return text
 
 
-class _Counter:
-    """Network evaluations of all legs and batches, told as one count."""
-
-    def __init__(self, total: int, on_step: OnStep | None) -> None:
-        self.total, self.done, self._on_step = total, 0, on_step
-
-    def __call__(self, done: int, of: int) -> None:
-        del done, of
-        self.done += 1
-        if self._on_step is not None:
-            self._on_step(self.done, self.total)
-
-
-def _batches(x: Floats) -> Iterator[Floats]:
-    for start in range(0, len(x), BATCH):
-        yield x[start : start + BATCH]
-
-
-@dataclass(frozen=True, slots=True)
-class _Leg:
-    """One way through one model.
-
-    Attributes:
-        side: The model.
-        settings: How.
-        number: Which of the run's decodings it is, from 0; None for an encoding.
-    """
-
-    side: Side
-    settings: SolverSettings
-    number: int | None
-
-
-def _legs_of(source: Side, target: Side, settings: SolverSettings, *, clip: bool) -> list[_Leg]:
-    """There and back: encode at the source, decode at the target, encode at the target, decode at the source."""
-    ode = settings.of_the_ode()
-    there, back = _decoding(target, settings, clip=clip), _decoding(source, settings, clip=clip)
-    return [_Leg(source, ode, None), there, _Leg(target, ode, None), replace(back, number=1)]
-
-
-def _decoding(side: Side, settings: SolverSettings, *, clip: bool) -> _Leg:
-    return _Leg(replace(side, denoiser=Clipped(side.denoiser)) if clip else side, settings, 0)
-
-
-def _walk(x: Tensor, legs: Sequence[_Leg], counter: _Counter, *, seed: int, first: int) -> list[Tensor]:
-    """What points `first` and on, x (N, D), are after each of the legs."""
-    results: list[Tensor] = []
-    for leg in legs:
-        side = leg.side
-        if leg.number is None:
-            x = encode(x, side.denoiser, side.schedule, leg.settings, on_step=counter)
-        else:
-            draw = point_draw(seed, leg.number, first, x.shape)
-            x = decode(x, side.denoiser, side.schedule, leg.settings, on_step=counter, draw=draw)
-        results.append(x)
-    return results
-
-
 def _model(bundle: Bundle) -> dict[str, str]:
     return {"name": bundle.manifest.name, "domain": bundle.manifest.domain, "digest": bundle.digest}
 
 
 def _distances(target: Bundle, cloud: Floats, reference: Floats | None) -> dict[str, Any] | None:
     if reference is not None:
-        return dict(metrics.distances_to_points(cloud, normalise(target, reference)))
+        return dict(metrics.distances_to_points(cloud, target.manifest.normalisation.apply(reference)))
     if target.manifest.domain in DOMAINS:
         return dict(metrics.distances_to_domain(cloud, target.manifest.domain))
     return None

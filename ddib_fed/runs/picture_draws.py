@@ -1,6 +1,6 @@
-"""Writes pictures that a model draws: samples from noise, and what lies between two pictures.
+"""Pictures that a model draws, as files: samples from noise, and what lies between two pictures.
 
-The rule: what a folder holds is listed in its report.json, which is written last.
+What a folder holds is listed in its report.json, which is written last.
 """
 
 from __future__ import annotations
@@ -11,16 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ddib_fed.bridge.bridging import (
-    BATCH,
-    OnProgress,
-    PictureSide,
-    interpolate_pictures,
-    sample_pictures,
-)
-from ddib_fed.bridge.threads import torch_threads
+from ddib_fed.bridge.arrays import Asked, OnProgress, draw_samples, interpolate_pictures
+from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.diffusion.interpolation import Way
-from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics.pictures import picture_rule
@@ -31,26 +24,20 @@ SHEET_PICTURES = 64
 
 
 def draw(
-    side: PictureSide,
+    party: LocalParty,
     count: int,
-    seed: int,
-    settings: SolverSettings,
+    asked: Asked,
     folder: Path,
     *,
-    batch: int = BATCH,
-    threads: int = 1,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Draw pictures and write each as a PNG, with sheet.png and report.json.
 
     Args:
-        side: The model, with its class and guidance.
+        party: The model.
         count: How many.
-        seed: Of their noise; the first of a seed are the same however many are drawn.
-        settings: How the ODE is integrated.
+        asked: How, and of which `target_class`; the first of a seed are the same however many are drawn.
         folder: Made when missing.
-        batch: Pictures computed together.
-        threads: Of torch.
         on_progress: Told of evaluations.
 
     Returns:
@@ -60,24 +47,23 @@ def draw(
         SettingsInvalid: Settings that do not exist or do not fit the model's schedule.
         NotFinite: The model answers with NaN or infinity.
     """
-    with torch_threads(threads):
-        samples = sample_pictures(side, count, seed, settings, batch=batch, on_progress=on_progress)
-    rule = picture_rule(side.bundle.manifest)
+    samples = draw_samples(party, count, asked, on_progress=on_progress)
+    rule = picture_rule(party.model.manifest)
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"sample_{number:0{len(str(count - 1))}d}.png" for number in range(count)]
     for name, sample in zip(names, samples, strict=True):
         write_file(folder / name, encode_png(from_array(sample, rule)))
-    save_sheet(folder / "sheet.png", [Stage("samples", samples[:SHEET_PICTURES])], caption=_caption(side))
+    save_sheet(folder / "sheet.png", [Stage("samples", samples[:SHEET_PICTURES])], caption=_caption(party))
     report = {
-        "model": _model(side),
-        "class": side.label,
+        "model": _model(party),
+        "class": asked.target_class,
         "count": count,
-        "seed": seed,
-        "settings": settings.described(),
+        "seed": asked.seed,
+        "settings": asked.settings.described(),
         "guidance": {
-            "scale": side.guidance.scale,
-            "classifier_scale": side.guidance.weight,
-            "clip": side.guidance.clip,
+            "scale": asked.guidance.scale,
+            "classifier_scale": asked.guidance.classifier_scale,
+            "clip": asked.guidance.clip,
         },
         "output_scale": dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
         "pictures": names,
@@ -88,18 +74,13 @@ def draw(
 
 def between(
     files: tuple[Path, Path],
-    source: PictureSide,
-    target: PictureSide,
-    settings: SolverSettings,
+    source: LocalParty,
+    target: LocalParty,
+    asked: Asked,
     folder: Path,
     *,
     frames: int = 9,
     way: Way = "slerp",
-    soften: float | None = None,
-    depth: float = 1.0,
-    seed: int = 0,
-    batch: int = BATCH,
-    threads: int = 1,
     limits: ImageLimits | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
@@ -109,15 +90,10 @@ def between(
         files: The two pictures; results have the first one's size.
         source: Encodes them.
         target: Decodes what lies between; the source itself for a way within one domain.
-        settings: How each leg is integrated.
+        asked: How.
         folder: Made when missing.
         frames: How many, the two ends included.
         way: On the sphere or on the straight line.
-        soften: As for `interpolate_pictures`.
-        depth: As for `interpolate_pictures`.
-        seed: Of the softening.
-        batch: Pictures computed together.
-        threads: Of torch.
         limits: Of each file.
         on_progress: Told of evaluations.
 
@@ -132,24 +108,12 @@ def between(
     """
     if frames < 2:
         raise SettingsInvalid(f"{frames} frames; the two ends are two already", hint="use 9, for example")
-    own = picture_rule(source.bundle.manifest)
-    theirs = replace(picture_rule(target.bundle.manifest), fit=own.fit)
+    own = picture_rule(source.model.manifest)
+    theirs = replace(picture_rule(target.model.manifest), fit=own.fit)
     first, second = (read_fitted(path, own, limits) for path in files)
     weights = [number / (frames - 1) for number in range(frames)]
-    with torch_threads(threads):
-        found = interpolate_pictures(
-            np.stack([first.samples, second.samples]),
-            source,
-            target,
-            weights,
-            settings,
-            way=way,
-            soften=soften,
-            depth=depth,
-            seed=seed,
-            batch=batch,
-            on_progress=on_progress,
-        )
+    pair = np.stack([first.samples, second.samples])
+    found = interpolate_pictures(pair, source, target, weights, asked, way=way, on_progress=on_progress)
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"frame_{number:0{len(str(frames - 1))}d}.png" for number in range(frames)]
     for name, frame in zip(names, found, strict=True):
@@ -168,23 +132,23 @@ def between(
         "ends": [path.name for path in files],
         "weights": weights,
         "way": way,
-        "soften": soften,
-        "depth": depth,
-        "seed": seed,
-        "settings": settings.described(),
+        "soften": asked.soften,
+        "depth": asked.settings.depth,
+        "seed": asked.seed,
+        "settings": replace(asked.settings, depth=1.0).described(),
         "pictures": names,
     }
     write_json(folder / "report.json", report)
     return report
 
 
-def _model(side: PictureSide) -> dict[str, str]:
-    manifest = side.bundle.manifest
-    return {"name": manifest.name, "domain": manifest.domain, "digest": side.bundle.digest}
+def _model(party: LocalParty) -> dict[str, str]:
+    manifest = party.model.manifest
+    return {"name": manifest.name, "domain": manifest.domain, "digest": party.model.bundle.digest}
 
 
-def _caption(*sides: PictureSide) -> str:
-    manifests = [side.bundle.manifest for side in sides]
+def _caption(*parties: LocalParty) -> str:
+    manifests = [party.model.manifest for party in parties]
     domains = " to ".join(dict.fromkeys(manifest.domain for manifest in manifests))
     notes = [
         manifest.data.note or manifest.data.source for manifest in manifests if manifest.data is not None

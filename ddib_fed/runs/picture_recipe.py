@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddib_fed.bridge.translation_record import UNCERTAINTY, Part, file_name
-from ddib_fed.diffusion.guidance import check_guidance
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import UsageError
+from ddib_fed.errors import SettingsInvalid, UsageError
+from ddib_fed.guidance import Guidance
 
 RUN_FILE, REPORT_FILE, SHEET_FILE = "run.json", "report.json", "sheet.png"
 """A run's own files, beside its results."""
@@ -73,9 +73,21 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what would be without effect."""
-        check_guidance(
-            self.guidance, self.classifier is not None, self.classifier_scale, encoding=self.guide_encoding
+        if self.classifier_scale is not None and self.classifier is None:
+            raise SettingsInvalid(
+                f"classifier_scale {self.classifier_scale:g} weighs a classifier, and there is none",
+                hint="add --classifier MODEL, or leave --classifier-scale out",
+                facts={"field": "classifier_scale"},
+            )
+        _ = self.guides
+
+    @property
+    def guides(self) -> Guidance:
+        """What is asked of each leg; a classifier without a weight weighs 1."""
+        weight = (
+            1.0 if self.classifier is not None and self.classifier_scale is None else self.classifier_scale
         )
+        return Guidance(self.guidance, weight, encoding=self.guide_encoding, clip=self.clip)
 
     @property
     def legs(self) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ddib_fed.bridge.translation_record import FolderRun, PictureFigures, Translation
-from ddib_fed.errors import FileMissing, InputError, StateConflict
+from ddib_fed.errors import FileMissing, InputError, LatentNotGaussian, StateConflict
 from ddib_fed.files import read_json, write_file, write_json
 from ddib_fed.metrics.pictures import picture_rule, spread
 from ddib_fed.metrics.ranking import worst_first
@@ -79,7 +79,7 @@ def finish(
 
     Args:
         settled: The run.
-        tasks: Its pictures; all are finished.
+        tasks: Its pictures; all are finished, or refused.
         bad: Path and reason of each that was left out.
         out: Its folder.
         limits: Of each file.
@@ -89,18 +89,20 @@ def finish(
 
     Raises:
         StateConflict: A record is gone.
+        LatentNotGaussian: Every picture was refused.
         FileMissing, ImageUnreadable, ImageTooLarge: A file is gone or was changed.
     """
     recipe = settled.recipe
+    tasks, records, refused = translated(tasks, recipe, out)
     paths = [out / task.files(recipe)[RECORD] for task in tasks]
-    records = [_there(path) for path in paths]
     thresholds = thresholds or settled.source.structure
     records = mark(paths, records, thresholds)
     report = {
         **settled.described(),
         "count": len(tasks),
         "computed_now": computed,
-        "bad": [{"path": str(path), "reason": reason} for path, reason in bad],
+        "bad": [{"path": str(path), "reason": reason} for path, reason in (*bad, *refused)],
+        "refused": len(refused),
         "seconds": round(seconds, 3),
         "latent": _latents(records),
         "structure": _structure(records, thresholds),
@@ -121,6 +123,34 @@ def finish(
     report["sheet"] = SHEET_FILE
     write_json(out / REPORT_FILE, report)
     return report
+
+
+def translated(
+    tasks: Sequence[Task], recipe: Recipe, out: Path
+) -> tuple[list[Task], list[Translation], list[tuple[Path, str]]]:
+    """The pictures that were translated, their records, and path and reason of those that were refused.
+
+    Raises:
+        StateConflict: A record is gone.
+        LatentNotGaussian: All were refused.
+    """
+    kept: list[Task] = []
+    records: list[Translation] = []
+    refused: list[tuple[Path, str]] = []
+    for task in tasks:
+        record = _there(out / task.files(recipe)[RECORD])
+        if record.refused is not None:
+            refused.append((task.path, record.refused.detail))
+        else:
+            kept.append(task)
+            records.append(record)
+    if not kept:
+        path, reason = refused[0]
+        raise LatentNotGaussian(
+            f"none of {len(refused)} pictures could be translated; the first, {path}: {reason}",
+            hint="name pictures of the model's domain (ddib model show tells which), or train it longer",
+        )
+    return kept, records, refused
 
 
 def _row(record: Translation) -> dict[str, Any]:

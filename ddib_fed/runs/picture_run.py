@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.bridge.bridging import check_legs
+from ddib_fed.bridge.arrays import check_translation
 from ddib_fed.bridge.sharding import spread
 from ddib_fed.datasets.imagenet import paired_pictures, source_name
-from ddib_fed.errors import AlreadyExists, DdibError, PictureMisfit, SettingsInvalid
+from ddib_fed.errors import AlreadyExists, DdibError, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.files import read_json, write_json
 from ddib_fed.metrics.structure import Thresholds
 from ddib_fed.processes import require_alone
@@ -39,9 +39,10 @@ from ddib_fed.runs.picture_report import Settled, finish
 from ddib_fed.runs.picture_worker import (
     Opener,
     Translator,
+    asked_of,
     finished,
     model_digests,
-    open_sides,
+    open_parties,
 )
 from ddib_fed.samples.images import ImageLimits, PictureRule, check_fit, read_image
 from ddib_fed.samples.scans import Entry, describe, require_outside, scan
@@ -221,18 +222,18 @@ def run(
     require_alone("a translation of pictures")
     require_outside(out, found.folder)
     check_names(found.tasks, recipe)
-    first = (found.tasks[0].source_class, found.tasks[0].target_class)
-    sides = open_sides(recipe, opener, "cpu", first)
+    sides = open_parties(recipe, opener, "cpu", batch)
+    if not all(side.model.is_picture for side in sides):
+        raise ShapeMismatch("both models must be of pictures", hint="ddib model show tells what one is")
+    sigma = 0.0
     for task in {(task.source_class, task.target_class): task for task in found.tasks}.values():
-        sides[0].of_class(task.source_class)
-        sides[1].of_class(task.target_class)
-    sigma = check_legs(*sides, recipe.settings, soften=recipe.soften, depth=recipe.depth)
+        sigma = check_translation(*sides, asked_of(recipe, task))
     if recipe.uncertainty and sigma == 0.0:
         raise SettingsInvalid(
             "without softening there is no uncertainty to measure", hint="--soften-sigma 0.05"
         )
     models = model_digests(*sides)
-    settled = Settled(recipe, sides[0].bundle.manifest, sides[1].bundle.manifest, tuple(models), batch)
+    settled = Settled(recipe, sides[0].model.manifest, sides[1].model.manifest, tuple(models), batch)
     del sides
     _claim(out, settled, force=force)
     started = time.monotonic()
@@ -242,7 +243,7 @@ def run(
         if not all(finished(task, recipe, models, out) for task in piece)
     ]
     start = functools.partial(
-        Translator, recipe=recipe, out=out, opener=opener, classes=first, threads=threads, limits=limits
+        Translator, recipe=recipe, out=out, opener=opener, batch=batch, threads=threads, limits=limits
     )
     done = _Progress(len(left) * recipe.legs * recipe.settings.evaluations, on_progress or _silent)
     done.pictures = len(found.tasks) - sum(map(len, left))

@@ -1,6 +1,6 @@
 """Translates batches of picture files with models that it opened once, and writes what came of each beside a record.
 
-The rule: a record is written last, with the digests of the files that it speaks of; a picture is finished when its
+A record is written last, with the digests of the files that it speaks of; a picture is finished when its
 record answers the request and every file is as the record says.
 """
 
@@ -15,28 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.bridge.bridging import (
-    Floats,
-    Guidance,
-    PictureSide,
-    Translated,
-    translate_pictures,
-    uncertainty,
-)
-from ddib_fed.bridge.picture_side import DTYPES
+from ddib_fed.bridge.arrays import Asked, Stages, translate_array, uncertainty
+from ddib_fed.bridge.domain_model import Array
+from ddib_fed.bridge.local_party import LocalParty, open_party
 from ddib_fed.bridge.sharding import OnTick
-from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.bridge.translation_record import (
     UNCERTAINTY,
     FolderRun,
     LatentFigures,
     Part,
+    Refusal,
     SolverUsed,
     Translation,
     WrittenFile,
 )
 from ddib_fed.diffusion.gaussianity import measure
-from ddib_fed.errors import MemoryExhausted
+from ddib_fed.errors import DdibError, MemoryExhausted
 from ddib_fed.files import write_file
 from ddib_fed.latent import Latent
 from ddib_fed.metrics.pictures import given_figures, mse, output_terms, picture_rule, to_psnr
@@ -67,12 +61,12 @@ class Translator:
         recipe: How.
         out: The run's folder.
         opener: Opens a model by the recipe's name of it.
-        classes: Of the first picture, before and after.
+        batch: Pictures that are integrated together, at least those of a batch.
         threads: Of torch.
         limits: Of each file; None for the usual ones.
 
     Raises:
-        ShapeMismatch, SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used, or not so.
+        SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used.
     """
 
     def __init__(
@@ -82,57 +76,61 @@ class Translator:
         recipe: Recipe,
         out: Path,
         opener: Opener,
-        classes: tuple[int | None, int | None] = (None, None),
+        batch: int = 16,
         threads: int = 1,
         limits: ImageLimits | None = None,
     ) -> None:
-        self._recipe, self._out, self._threads, self._limits = recipe, out, threads, limits
-        self.source, self.target = open_sides(recipe, opener, device, classes)
-        self._rules = picture_rule(self.source.bundle.manifest), picture_rule(self.target.bundle.manifest)
+        self._recipe, self._out, self._limits = recipe, out, limits
+        self.source, self.target = open_parties(recipe, opener, device, batch, threads)
+        self._manifests = self.source.model.manifest, self.target.model.manifest
+        self._rules = picture_rule(self._manifests[0]), picture_rule(self._manifests[1])
 
     def __call__(self, batch: Sequence[Task], on_tick: OnTick) -> int:
         """Translate one batch and write its files; gives the number of pictures.
+
+        Of a picture that is refused, as a node would refuse it, only a record is written, which says why.
 
         Raises:
             FileMissing, ImageUnreadable, ImageTooLarge: A file was changed since it was looked at.
             PictureMisfit: A picture is not in the model's units.
             MemoryExhausted: The GPU's memory does not suffice.
-            NotFinite: A model answers with NaN or infinity.
         """
         given = [read_fitted(task.path, self._rules[0], self._limits) for task in batch]
         x = np.stack([each.samples for each in given])
         try:
-            with torch_threads(self._threads):
-                found, deviation = self._compute(x, batch[0], on_tick)
+            found, deviation = self._compute(x, batch[0], on_tick)
         except torch.cuda.OutOfMemoryError as error:
             raise MemoryExhausted(
                 f"the GPU's memory does not suffice for {len(batch)} pictures at once",
                 hint=f"--batch {max(1, len(batch) // 2)}, or --dtype bfloat16",
             ) from error
-        self._write(batch, given, found, deviation)
+        rows = found.rows
+        if rows:
+            self._write([batch[row] for row in rows], [given[row] for row in rows], found, deviation)
+        for row, why in found.failed.items():
+            self._refuse(batch[row], given[row], why)
         return len(batch)
 
-    def _compute(self, x: Floats, first: Task, on_tick: OnTick) -> tuple[Translated, Floats | None]:
-        recipe = self._recipe
-        source, target = self.source.of_class(first.source_class), self.target.of_class(first.target_class)
-        shared: dict[str, Any] = {
-            "soften": recipe.soften,
-            "depth": recipe.depth,
-            "seed": recipe.seed,
-            "batch": len(x),
-            "on_progress": lambda done, total: on_tick(1),  # noqa: ARG005 - only that there is one more counts
-        }
-        found = translate_pictures(x, source, target, recipe.settings, cycle=recipe.cycle, **shared)
-        if not recipe.uncertainty:
+    def _compute(self, x: Array, first: Task, on_tick: OnTick) -> tuple[Stages, Array | None]:
+        """What became of the batch, and the deviation over softenings of those pictures that were not refused."""
+        asked = asked_of(self._recipe, first)
+
+        def tick(done: int, total: int) -> None:
+            del done, total
+            on_tick(1)
+
+        found = translate_array(x, self.source, self.target, asked, on_progress=tick, refuse=False)
+        if not self._recipe.uncertainty or not found.rows:
             return found, None
-        return found, uncertainty(x, source, target, recipe.settings, times=recipe.uncertainty, **shared)
+        kept, times = x[list(found.rows)], self._recipe.uncertainty
+        return found, uncertainty(kept, self.source, self.target, asked, times=times, on_progress=tick)
 
     def _write(
         self,
         batch: Sequence[Task],
         given: Sequence[Fitted],
-        found: Translated,
-        deviation: Floats | None,
+        found: Stages,
+        deviation: Array | None,
     ) -> None:
         x = np.stack([each.original for each in given])
         kept = structure(x, found.translated)
@@ -142,7 +140,10 @@ class Translator:
             figures = _figures(kept, row)
             if errors is not None:
                 figures |= {"cycle_mse": float(errors[row]), "cycle_psnr": float(to_psnr(errors)[row])}
-            record = self._record(task, fitted, found.latent[row : row + 1]).with_(
+            latent = found.latent[row : row + 1]
+            record = self._record(task, fitted).with_(
+                latent_sha256=Latent.from_array(latent).sha256.hex(),
+                latent=LatentFigures(**asdict(measure(torch.from_numpy(latent)))),
                 files=self._files(task, row, fitted, found, deviation),
                 picture=figures,
                 run=self._run(
@@ -153,13 +154,20 @@ class Translator:
             )
             write_file(self._out / task.files(self._recipe)[RECORD], record.judged().to_json())
 
+    def _refuse(self, task: Task, given: Fitted, error: DdibError) -> None:
+        refusal = Refusal(reason=error.reason, detail=error.detail, facts=dict(error.facts))
+        record = self._record(task, given).with_(refused=refusal, run=self._run(task, None, None))
+        path = self._out / task.files(self._recipe)[RECORD]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, record.to_json())
+
     def _files(
         self,
         task: Task,
         row: int,
         given: Fitted,
-        found: Translated,
-        deviation: Floats | None,
+        found: Stages,
+        deviation: Array | None,
     ) -> dict[str, WrittenFile]:
         """Write the files of one picture, named relative to their record's folder."""
         size = None if self._recipe.public_names else given.geometry
@@ -185,27 +193,24 @@ class Translator:
             written[str(kind)] = WrittenFile(file=path.name, sha256=hashlib.sha256(content).hexdigest())
         return written
 
-    def _record(self, task: Task, given: Fitted, latent: Floats) -> Translation:
-        """What is known of one picture and its latent, (1, C, H, W)."""
+    def _record(self, task: Task, given: Fitted) -> Translation:
+        """What is known of one picture before it is translated."""
         (own, rule), recipe = self._rules, self._recipe
         settings = recipe.settings.described() | {"depth": recipe.depth}
-        manifests = self.source.bundle.manifest, self.target.bundle.manifest
         return Translation(
             input=task.shown,
-            source_domain=manifests[0].domain,
-            target_domain=manifests[1].domain,
-            source_model_sha256=self.source.bundle.digest,
-            target_model_sha256=self.target.bundle.digest,
-            latent_sha256=Latent.from_array(latent).sha256.hex(),
+            source_domain=self._manifests[0].domain,
+            target_domain=self._manifests[1].domain,
+            source_model_sha256=self.source.model.bundle.digest,
+            target_model_sha256=self.target.model.bundle.digest,
             solver=SolverUsed.model_validate(settings),
-            soften_sigma=manifests[0].soften_sigma if recipe.soften is None else recipe.soften,
+            soften_sigma=self.source.model.sigma(recipe.soften),
             source_class="" if task.source_class is None else str(task.source_class),
             target_class="" if task.target_class is None else str(task.target_class),
-            latent=LatentFigures(**asdict(measure(torch.from_numpy(latent)))),
             picture=given_figures(given, own, own.fit).model_copy(update=output_terms(rule)),
         )
 
-    def _run(self, task: Task, chance: dict[str, float] | None, deviation: Floats | None) -> FolderRun:
+    def _run(self, task: Task, chance: dict[str, float] | None, deviation: Array | None) -> FolderRun:
         spread = None
         if deviation is not None:
             spread = {
@@ -223,32 +228,39 @@ class Translator:
         )
 
 
-def open_sides(
-    recipe: Recipe, opener: Opener, device: str, classes: tuple[int | None, int | None] = (None, None)
-) -> tuple[PictureSide, PictureSide]:
-    """The two sides of a recipe on a device, told these classes at first; one network when both are one model.
+def open_parties(
+    recipe: Recipe, opener: Opener, device: str, batch: int, threads: int = 1
+) -> tuple[LocalParty, LocalParty]:
+    """The two parties of a recipe on a device; one when both are one model.
 
     Raises:
-        ShapeMismatch, SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used, or not so.
+        SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used.
     """
-    guidance = Guidance(
-        recipe.guidance,
-        opener(recipe.classifier) if recipe.classifier is not None else None,
-        recipe.classifier_scale,
-        encoding=recipe.guide_encoding,
-        clip=recipe.clip,
-    )
-    shared: dict[str, Any] = {"device": device, "dtype": DTYPES[recipe.dtype], "guidance": guidance}
-    source = PictureSide(opener(recipe.source), label=classes[0], **shared)
+    classifier = opener(recipe.classifier) if recipe.classifier is not None else None
+    shared: dict[str, Any] = {"classifier": classifier, "together": batch, "threads": threads}
+    source = open_party(opener(recipe.source), device, recipe.dtype, **shared)
     if recipe.target == recipe.source:
-        return source, source.of_class(classes[1])
-    return source, PictureSide(opener(recipe.target), label=classes[1], **shared)
+        return source, source
+    return source, open_party(opener(recipe.target), device, recipe.dtype, **shared)
 
 
-def model_digests(source: PictureSide, target: PictureSide) -> list[str]:
+def asked_of(recipe: Recipe, task: Task) -> Asked:
+    """What a recipe asks for a picture of these classes."""
+    return Asked(
+        replace(recipe.settings, depth=recipe.depth),
+        source_class=task.source_class,
+        target_class=task.target_class,
+        guidance=recipe.guides,
+        soften=recipe.soften,
+        seed=recipe.seed,
+        cycle=recipe.cycle,
+    )
+
+
+def model_digests(source: LocalParty, target: LocalParty) -> list[str]:
     """What pins the models of a run, the classifier's included."""
-    guide = source.guidance.classifier
-    return [source.bundle.digest, target.bundle.digest, guide.digest if guide is not None else ""]
+    guide = source.model.classifier
+    return [source.model.bundle.digest, target.model.bundle.digest, "" if guide is None else guide.digest]
 
 
 def finished(task: Task, recipe: Recipe, models: Sequence[str], out: Path) -> bool:
@@ -257,6 +269,8 @@ def finished(task: Task, recipe: Recipe, models: Sequence[str], out: Path) -> bo
     record = Translation.read(path)
     if record is None or record.run is None or record.run.request != task.request(recipe, models):
         return False
+    if record.refused is not None:
+        return True
     if {RECORD, *record.files} != set(task.files(recipe)):
         return False
     return all(_digest(path.parent / each.file) == each.sha256 for each in record.files.values())
@@ -276,7 +290,7 @@ def _figures(kept: Structure, row: int) -> dict[str, float]:
     }
 
 
-def _map(deviation: Floats, rule: PictureRule, geometry: Geometry | None) -> bytes:
+def _map(deviation: Array, rule: PictureRule, geometry: Geometry | None) -> bytes:
     """A grey PNG of 16 bits, 0 to `UNCERTAINTY_WHITE`."""
     grey = replace(rule, channels=1, low=0.0, high=UNCERTAINTY_WHITE, bits=16)
     return encode_png(from_array((deviation / UNCERTAINTY_WHITE * 2.0 - 1.0)[None], grey, geometry))

@@ -18,16 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.bridge.translation_record import Part, Translation
+from ddib_fed.bridge.translation_record import Part
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import ExtraMissing, PictureMisfit, UsageError
+from ddib_fed.errors import ExtraMissing, LatentNotGaussian, PictureMisfit, UsageError
 from ddib_fed.metrics.judgement import Domain, Figures, judge
 from ddib_fed.metrics.latents import whiteness
 from ddib_fed.metrics.pictures import picture_rule
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.processes import require_alone
 from ddib_fed.reports.rehearsal_page import SideFound, WayFound, write_rehearsal
-from ddib_fed.runs.picture_recipe import RECORD, SHEET_FILE, Recipe
+from ddib_fed.runs.picture_recipe import SHEET_FILE, Recipe
+from ddib_fed.runs.picture_report import translated
 from ddib_fed.runs.picture_results import stages
 from ddib_fed.runs.picture_run import Found, entry_tasks, run
 from ddib_fed.samples import folders
@@ -230,16 +231,19 @@ def _translate(
     )
     found = Found(source.held_root, entry_tasks(source.held_root, source.held_out), ())
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    run(
-        recipe,
-        found,
-        out,
-        opener=open_folder,
-        devices=("cuda:0",) if on_gpu else ("cpu",),
-        threads=config.threads,
-        force=True,  # the folder is the rehearsal's own; what is finished for these settings is not done again
-        on_progress=functools.partial(show, f"translating {title}"),
-    )
+    try:
+        run(
+            recipe,
+            found,
+            out,
+            opener=open_folder,
+            devices=("cuda:0",) if on_gpu else ("cpu",),
+            threads=config.threads,
+            force=True,  # the folder is the rehearsal's own; what is finished for these settings is not done again
+            on_progress=functools.partial(show, f"translating {title}"),
+        )
+    except LatentNotGaussian as error:
+        return WayFound(title, out, {}, None, (f"Refused, as a node would refuse it: {error.detail}",))
     report, notes = _judge(found, out, recipe, models, target)
     return WayFound(title, out, report, (out / SHEET_FILE).read_bytes(), tuple(notes))
 
@@ -252,18 +256,23 @@ def open_folder(which: str) -> Bundle:
 def _judge(
     found: Found, out: Path, recipe: Recipe, models: tuple[Bundle, Bundle], target: _Side
 ) -> tuple[Figures, list[str]]:
-    files = [task.files(recipe) for task in found.tasks]
-    records = [record for each in files if (record := Translation.read(out / each[RECORD]))]
-    stacks = {s.title: s.pictures for s in stages(found.tasks, records, out, _manifests(models))}
+    tasks, records, refused = translated(found.tasks, recipe, out)
+    files = [task.files(recipe) for task in tasks]
+    stacks = {s.title: s.pictures for s in stages(tasks, records, out, _manifests(models))}
     rule = picture_rule(models[1].manifest)
     domain = Domain(folders.load(target.train[:DOMAIN_PICTURES], rule))
     own = picture_rule(models[0].manifest)
     given: dict[str, Any] = {
-        "source": np.stack([read_fitted(task.path, own).original for task in found.tasks]),
+        "source": np.stack([read_fitted(task.path, own).original for task in tasks]),
         "back": stacks["back"],
         "thresholds": models[0].manifest.structure,
     }
     notes = []
+    if refused:
+        notes.append(
+            f"Refused, as a node would refuse them: {len(refused)} of {len(found.tasks)} pictures; the first, "
+            f"{refused[0][0].name}: {refused[0][1]}"
+        )
     try:
         report = judge(stacks["translated"], domain=domain, **given)
     except ExtraMissing as error:

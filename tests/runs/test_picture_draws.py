@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.bridging import PictureSide
+from ddib_fed.bridge.arrays import Asked
+from ddib_fed.bridge.local_party import open_party
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.runs.picture_draws import between, draw
@@ -19,13 +20,13 @@ FEW = SolverSettings("unipc", 3, 3)
 
 @pytest.fixture(scope="module")
 def side():
-    return PictureSide(tiny())
+    return open_party(tiny())
 
 
 def test_samples_are_numbered_files_in_a_sheet_and_a_report(side, tmp_path):
     """The first are the same however many are drawn."""
-    draw(side, 11, 5, FEW, tmp_path / "many")
-    report = draw(side, 2, 5, FEW, tmp_path / "few")
+    draw(side, 11, Asked(FEW, seed=5), tmp_path / "many")
+    report = draw(side, 2, Asked(FEW, seed=5), tmp_path / "few")
     assert report["pictures"] == ["sample_0.png", "sample_1.png"]
     assert json.loads((tmp_path / "few" / "report.json").read_text()) == report
     assert (tmp_path / "few" / "sheet.png").exists()
@@ -37,10 +38,10 @@ def test_frames_between_two_pictures_have_the_first_ones_size(side, tmp_path):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path, size in zip(paths, ((12, 10), (8, 8)), strict=True):
         path.write_bytes(encode_png(np.full((*size, 1), 90, np.uint8)))
-    report = between((paths[0], paths[1]), side, side, FEW, tmp_path / "out", frames=3)
+    report = between((paths[0], paths[1]), side, side, Asked(FEW), tmp_path / "out", frames=3)
     assert report["weights"] == [0.0, 0.5, 1.0]
     assert [read_image(tmp_path / "out" / name).pixels.shape for name in report["pictures"]] == [
         (12, 10, 1)
     ] * 3
     with pytest.raises(SettingsInvalid):
-        between((paths[0], paths[1]), side, side, FEW, tmp_path / "out", frames=1)
+        between((paths[0], paths[1]), side, side, Asked(FEW), tmp_path / "out", frames=1)

@@ -15,6 +15,7 @@ from ddib_fed.errors import (
     FileMissing,
     ImageUnreadable,
     InputError,
+    LatentNotGaussian,
     PictureMisfit,
     SettingsInvalid,
     UsageError,
@@ -320,3 +321,27 @@ def test_thresholds_can_be_those_of_a_model(tmp_path):
     with pytest.raises(InputError, match="no thresholds") as caught:
         read_thresholds(tmp_path / "north")
     assert caught.value.hint == f"ddib model thresholds {tmp_path / 'north'} --images FOLDER"
+
+
+def test_a_picture_whose_latent_is_no_noise_is_left_out_with_its_reason(folder, tmp_path):
+    """The others of its batch are translated; a run that goes on neither translates it again nor forgets it."""
+    (folder / "flat.png").write_bytes(encode_png(np.full((8, 8, 1), 255, np.uint8)))
+    report = go(folder, tmp_path / "out", replace(RECIPE, uncertainty=2), batch=8)
+    assert (report["count"], report["refused"]) == (5, 1)
+    (bad,) = report["bad"]
+    assert bad["path"] == str(folder / "flat.png")
+    assert "mean is off by" in bad["reason"]
+    record = json.loads((tmp_path / "out" / "flat.json").read_text())
+    assert record["refused"]["reason"] == "LATENT_NOT_GAUSSIAN"
+    assert record["files"] == {}
+    assert "flat.json" not in report["pictures"]
+    assert not (tmp_path / "out" / "flat.png").exists()
+    again = go(folder, tmp_path / "out", replace(RECIPE, uncertainty=2), batch=8)
+    assert (again["computed_now"], again["bad"]) == (0, report["bad"])
+
+
+def test_a_run_of_which_every_picture_is_refused_says_so(folder, tmp_path):
+    for path in sorted(folder.rglob("*.png")):
+        path.write_bytes(encode_png(np.full((8, 8, 1), 255, np.uint8)))
+    with pytest.raises(LatentNotGaussian, match="none of 5 pictures"):
+        go(folder, tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.class_names import Classes, parse_pairs
 from ddib_fed.cli.models.opening import open_model, shipped_name
 from ddib_fed.cli.output import lines
-from ddib_fed.errors import UsageError
+from ddib_fed.errors import LatentNotGaussian, UsageError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -104,6 +105,12 @@ def translate(
             on_progress=show,
         )
     lines(_summary(report, out))
+    if report["refused"] and not given["skip_bad"]:
+        raise LatentNotGaussian(
+            f"{report['refused']} pictures were refused, as a node would refuse them: their latents are no noise; "
+            f"{out / 'report.json'} names them, and the others are translated",
+            hint="the same command with --skip-bad takes them for no error",
+        )
 
 
 def sample(
@@ -119,28 +126,30 @@ def sample(
     **given: Any,
 ) -> None:
     """Draw pictures from a model: `ddib model sample`."""
-    from ddib_fed.bridge.bridging import Guidance
-    from ddib_fed.bridge.picture_side import open_side
+    from ddib_fed.bridge.arrays import Asked
+    from ddib_fed.bridge.local_party import open_party
+    from ddib_fed.guidance import Guidance
     from ddib_fed.runs.picture_draws import draw
 
     _refuse_unguided(given["classifier"], given["guidance"])
     classifier = open_model(given["classifier"]) if given["classifier"] is not None else None
     held = compat is not None if clip is None else clip
-    guidance = Guidance(given["guidance"], classifier, given["classifier_scale"], clip=held)
-    guide = classifier.manifest if classifier is not None else None
-    label = _class(given["class_"], bundle.manifest, guide)
-    side = open_side(bundle, given["device"], given["dtype"], label=label, guidance=guidance)
+    weight = given["classifier_scale"]
+    if classifier is not None and weight is None:
+        weight = 1.0
+    guidance = Guidance(given["guidance"], weight, clip=held)
+    label = _class(given["class_"], bundle.manifest, None if classifier is None else classifier.manifest)
+    party = open_party(
+        bundle,
+        given["device"],
+        given["dtype"],
+        classifier=classifier,
+        together=given["batch"],
+        threads=threads,
+    )
+    asked = Asked(settings, target_class=label, guidance=guidance, seed=seed)
     with bar("sampling") as show:
-        report = draw(
-            side,
-            count,
-            seed,
-            settings,
-            out,
-            batch=given["batch"],
-            threads=threads,
-            on_progress=lambda done, total: show(done, total, ""),
-        )
+        report = draw(party, count, asked, out, on_progress=lambda done, total: show(done, total, ""))
     lines({"pictures": str(report["count"]), "sheet": str(out / "sheet.png"), "written": str(out)})
 
 
@@ -157,7 +166,8 @@ def interpolate(
     **given: Any,
 ) -> None:
     """Pictures along the latents between two pictures: `ddib bridge interpolate`."""
-    from ddib_fed.bridge.picture_side import open_side
+    from ddib_fed.bridge.arrays import Asked
+    from ddib_fed.bridge.local_party import open_party
     from ddib_fed.runs.picture_draws import between
 
     _refuse_seed(source, given["soften"])
@@ -166,25 +176,29 @@ def interpolate(
         given["source_class"],
         given["target_class"] or (given["source_class"] if source == target else None),
     )
-    labels = [_class(text, model.manifest) for text, model in zip(classes, models, strict=True)]
-    sides = [
-        open_side(model, given["device"], given["dtype"], label=label)
-        for model, label in zip(models, labels, strict=True)
-    ]
+    first_class, second_class = (
+        _class(text, model.manifest) for text, model in zip(classes, models, strict=True)
+    )
+    before, after = (
+        open_party(model, given["device"], given["dtype"], together=given["batch"], threads=threads)
+        for model in models
+    )
+    asked = Asked(
+        replace(settings, depth=given["depth"]),
+        source_class=first_class,
+        target_class=second_class,
+        soften=given["soften"],
+        seed=seed,
+    )
     with bar("interpolating") as show:
         between(
             (first, second),
-            sides[0],
-            sides[1],
-            settings,
+            before,
+            after,
+            asked,
             out,
             frames=given["frames"],
             way=given["way"],
-            soften=given["soften"],
-            depth=given["depth"],
-            seed=seed,
-            batch=given["batch"],
-            threads=threads,
             on_progress=lambda done, total: show(done, total, ""),
         )
     lines({"pictures": str(given["frames"]), "sheet": str(out / "sheet.png"), "written": str(out)})

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from benchmarks.imagenet import SMALL, checkpoint, pictures
 from ddib_fed.cli.models.bridge import bridge
 from ddib_fed.cli.models.model import model
+from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.samples.images import read_image
 
 
@@ -33,8 +34,11 @@ def test_classes_are_translated_from_checkpoints_under_the_public_codes_names(dd
     ddib(model, "import", "diffusion.pt", "--out", "diffusion", "--flags", SMALL.flags)
     ddib(model, "import", "classifier.pt", "--out", "classifier", "--classifier", "--flags", SMALL.flags)
     both = ("--source", "diffusion", "--target", "diffusion", "--classifier", "classifier")
-    how = ("--pairs", "260:261", "--classifier-scale", "1.0", "--steps", "3", "--out", "out")
-    ddib(bridge, "translate", "val", *both, *how)
+    how = ("--pairs", "260:261", "--classifier-scale", "1.0")
+    with pytest.raises(LatentNotGaussian, match="none of 2"):  # random networks make no noise of a picture
+        ddib(bridge, "translate", "val", *both, *how, "--steps", "3", "--out", "refused")
+    public = ("--solver", "ddim", "--compat", "ddib", "--timestep-respacing", "ddim3")
+    ddib(bridge, "translate", "val", *both, *how, *public, "--out", "out")
     names = {path.name for path in (tmp_path / "out").glob("*.PNG")}
     assert names == {"260_1.PNG", "260_2.PNG", "260_1_translated_261.PNG", "260_2_translated_261.PNG"}
     assert json.loads((tmp_path / "out" / "report.json").read_text())["count"] == 2

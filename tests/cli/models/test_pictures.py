@@ -14,7 +14,15 @@ from ddib_fed.cli.models.model import model
 from ddib_fed.cli.models.opening import open_model
 from ddib_fed.cli.models.pictures import classes_of
 from ddib_fed.cli.models.trying import try_
-from ddib_fed.errors import AlreadyExists, ImageUnreadable, SettingsInvalid, UsageError
+from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.errors import (
+    AlreadyExists,
+    ExitCode,
+    ImageUnreadable,
+    LatentNotGaussian,
+    SettingsInvalid,
+    UsageError,
+)
 from ddib_fed.models.bundle import load_bundle, pretrained_domains, save_bundle
 from ddib_fed.samples.images import encode_png
 from tests.runs.tiny_models import tiny, tiny_classifier
@@ -59,6 +67,27 @@ def test_a_folder_goes_there_and_back(place, tmp_path):
     assert "2 (2 were there)" in again
     with pytest.raises(AlreadyExists):
         call(bridge, "cycle", place / "in", *pair, "--out", tmp_path / "out")
+
+
+def test_a_picture_that_a_node_would_refuse_is_refused_and_the_others_are_translated(tmp_path):
+    """A checkerboard is no satellite picture: its latent has a deviation of about 15. --skip-bad makes it no error."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    test = load_shipped("satellite").test[0]
+    (folder / "map.png").write_bytes(
+        encode_png(np.rint((test.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8))
+    )
+    board = np.indices(test.shape[1:]).sum(axis=0) % 2 * 255
+    (folder / "board.png").write_bytes(encode_png(np.repeat(board[..., None], 3, axis=2).astype(np.uint8)))
+    pair = ("--source", "satellite", "--target", "relief", "--evaluations", "12", "--out", tmp_path / "out")
+    with pytest.raises(LatentNotGaussian, match="1 pictures were refused") as refused:
+        call(bridge, "translate", folder, *pair)
+    assert refused.value.exit_code == ExitCode.REFUSED
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["count"], report["bad"][0]["path"]) == (1, str(folder / "board.png"))
+    assert "std is off" in report["bad"][0]["reason"]
+    said = call(bridge, "translate", folder, *pair, "--skip-bad").stdout
+    assert "1 that cannot be used" in said
 
 
 def test_bad_pictures_are_named(place, tmp_path):

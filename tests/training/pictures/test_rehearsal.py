@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 CONFIG = PictureTrainConfig(
     size=8,
-    network={"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "patch": 1},
+    network={"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "patch": 1, "spectral": True},
     batch=8,
     steps=6,
     warmup=2,
@@ -48,7 +48,7 @@ def two(tmp_path):
 
 
 def wanted(two):
-    return Rehearsal(two / "bright", two / "dark", two / "out", CONFIG, pictures=5, evaluations=3)
+    return Rehearsal(two / "bright", two / "dark", two / "out", CONFIG, pictures=5, evaluations=12)
 
 
 def stop_at(part, step):
@@ -82,6 +82,13 @@ def test_a_rehearsal_ends_with_a_page_two_models_and_results_both_ways(two):
     assert not (two / "out" / "a" / "manifest.json").exists()
 
 
+def test_a_rehearsal_whose_latents_are_no_noise_ends_with_a_page_that_says_so(two):
+    """Of 3 evaluations no latent is noise. Nodes would refuse every picture: the page must not promise translations."""
+    page = rehearse(replace(wanted(two), evaluations=3)).read_text(encoding="utf-8")
+    assert page.count("Refused, as a node would refuse it: none of 5 pictures could be translated") == 2
+    assert "no held-out picture has a latent that a node would let pass" in page
+
+
 def test_what_was_stopped_goes_on_and_what_is_finished_is_left(two):
     """Killed in the second training, and once more while translating, it does only what is missing."""
 
@@ -112,7 +119,7 @@ def test_other_solver_settings_keep_the_models(two):
     rehearse(wanted(two))
     weights = (two / "out" / "a" / "model.safetensors").read_bytes()
     parts = set()
-    more = replace(wanted(two), evaluations=4)
+    more = replace(wanted(two), evaluations=13)
     rehearse(more, on_progress=lambda what, *rest: parts.add(what))
     assert (two / "out" / "a" / "model.safetensors").read_bytes() == weights
     assert parts >= {"translating bright to dark", "translating dark to bright"}
