@@ -185,7 +185,7 @@ class RemoteParty:
         latent = Latent.from_bytes(answer.round_trip or b"", self._contract.sample_shape)
         if len(latent.data) != count:
             raise MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")
-        statistics = pass_latent(torch.from_numpy(latent.data.copy()), leg.settings.depth)
+        statistics = pass_latent(torch.from_numpy(latent.data.copy()), leg)
         return Encoded(answer.item, latent, statistics, 0.0)
 
 
