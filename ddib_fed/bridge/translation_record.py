@@ -189,6 +189,7 @@ class FolderRun(_Section):
         settings: The whole recipe.
         chance: Structure figures of the picture with its neighbour's translation; None for one picture alone.
         uncertainty: Deviation over `softenings` softenings: its mean, its maximum and the value drawn white.
+        refused: Why the picture was refused; there are no files then.
     """
 
     request: str = ""
@@ -196,6 +197,7 @@ class FolderRun(_Section):
     settings: Mapping[str, Any] = Field(default_factory=dict)
     chance: Mapping[str, float] | None = None
     uncertainty: Mapping[str, float] | None = None
+    refused: Refusal | None = None
 
 
 class Translation(_Section):
@@ -230,7 +232,6 @@ class Translation(_Section):
         doubtful: Whether a figure was below its bound; None where nothing was held against one.
         doubts: Which: "cycle_psnr", "structure".
         run: Of `ddib bridge` alone.
-        refused: Of `ddib bridge` alone: why the picture was refused, and there are no files.
     """
 
     format: int = FORMAT
@@ -261,7 +262,6 @@ class Translation(_Section):
     doubtful: bool | None = None
     doubts: tuple[str, ...] | None = None
     run: FolderRun | None = None
-    refused: Refusal | None = None
 
     def with_(self, **changes: Any) -> Self:
         """A copy with other values; `picture` and `seconds` may be mappings, which are merged into what is there."""

@@ -139,8 +139,8 @@ def translated(
     refused: list[tuple[Path, str]] = []
     for task in tasks:
         record = _there(out / task.files(recipe)[RECORD])
-        if record.refused is not None:
-            refused.append((task.path, record.refused.detail))
+        if record.run is not None and record.run.refused is not None:
+            refused.append((task.path, record.run.refused.detail))
         else:
             kept.append(task)
             records.append(record)

@@ -156,7 +156,8 @@ class Translator:
 
     def _refuse(self, task: Task, given: Fitted, error: DdibError) -> None:
         refusal = Refusal(reason=error.reason, detail=error.detail, facts=dict(error.facts))
-        record = self._record(task, given).with_(refused=refusal, run=self._run(task, None, None))
+        run = self._run(task, None, None).model_copy(update={"refused": refusal})
+        record = self._record(task, given).with_(run=run)
         path = self._out / task.files(self._recipe)[RECORD]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, record.to_json())
@@ -269,7 +270,7 @@ def finished(task: Task, recipe: Recipe, models: Sequence[str], out: Path) -> bo
     record = Translation.read(path)
     if record is None or record.run is None or record.run.request != task.request(recipe, models):
         return False
-    if record.refused is not None:
+    if record.run.refused is not None:
         return True
     if {RECORD, *record.files} != set(task.files(recipe)):
         return False

@@ -332,7 +332,7 @@ def test_a_picture_whose_latent_is_no_noise_is_left_out_with_its_reason(folder, 
     assert bad["path"] == str(folder / "flat.png")
     assert "mean is off by" in bad["reason"]
     record = json.loads((tmp_path / "out" / "flat.json").read_text())
-    assert record["refused"]["reason"] == "LATENT_NOT_GAUSSIAN"
+    assert record["run"]["refused"]["reason"] == "LATENT_NOT_GAUSSIAN"
     assert record["files"] == {}
     assert "flat.json" not in report["pictures"]
     assert not (tmp_path / "out" / "flat.png").exists()
