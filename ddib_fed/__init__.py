@@ -1,17 +1,47 @@
-"""Image translation between two institutions that share neither pictures nor weights (federated DDIB)."""
+"""Image translation between two institutions that share neither pictures nor weights (federated DDIB).
+
+    >>> import ddib_fed
+    >>> result = ddib_fed.translate("scan.png", "satellite", "relief", cycle=True)
+    >>> result[0].picture.save("relief.png")
+
+`import ddib_fed` loads nothing; each name is imported when it is used, and `Client` without torch.
+"""
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from ddib_fed.client.client import Client as Client
+from ddib_fed.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from ddib_fed.api.model import Model as Model
+    from ddib_fed.api.model import load as load
+    from ddib_fed.api.results import Translated as Translated
+    from ddib_fed.api.results import Translations as Translations
+    from ddib_fed.api.translate import translate as translate
+    from ddib_fed.client.client import Client as Client
+    from ddib_fed.errors import DdibError as DdibError
+
+__all__ = ["Client", "DdibError", "Model", "Translated", "Translations", "load", "translate"]
+
+_HOMES = {
+    "Client": "ddib_fed.client.client",
+    "DdibError": "ddib_fed.errors",
+    "Model": "ddib_fed.api.model",
+    "Translated": "ddib_fed.api.results",
+    "Translations": "ddib_fed.api.results",
+    "load": "ddib_fed.api.model",
+    "translate": "ddib_fed.api.translate",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`ddib_fed.Client`, imported when asked for: `import ddib_fed` loads nothing."""
-    if name == "Client":
-        from ddib_fed.client.client import Client
+    """The public names, imported when they are first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return Client
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """For completion in a notebook."""
+    return sorted([*globals(), *__all__])

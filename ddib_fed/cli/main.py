@@ -16,10 +16,10 @@ from typing import NamedTuple, NoReturn
 
 import click
 
-from ddib_fed import __version__
 from ddib_fed.errors import ExitCode
 from ddib_fed.terminal import escape, relay, say
 from ddib_fed.unexpected import explained
+from ddib_fed.version import __version__
 
 
 class Lazy(NamedTuple):

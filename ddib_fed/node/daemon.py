@@ -13,7 +13,6 @@ import time
 from contextlib import ExitStack, suppress
 from types import FrameType
 
-from ddib_fed import __version__
 from ddib_fed.errors import DdibError
 from ddib_fed.node import startup
 from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
@@ -34,6 +33,7 @@ from ddib_fed.trust import pki, tls
 from ddib_fed.trust.audit import AuditLog
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
+from ddib_fed.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ record answers the request and every file is as the record says.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,14 @@ from ddib_fed.bridge.sharding import OnTick
 from ddib_fed.bridge.translation_record import (
     UNCERTAINTY,
     FolderRun,
-    LatentFigures,
-    Part,
     Refusal,
-    SolverUsed,
     Translation,
     WrittenFile,
 )
-from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.errors import DdibError, MemoryExhausted
 from ddib_fed.files import write_file
-from ddib_fed.latent import Latent
-from ddib_fed.metrics.pictures import given_figures, mse, output_terms, picture_rule, to_psnr
-from ddib_fed.metrics.structure import Structure, structure
 from ddib_fed.models.bundle import Bundle
+from ddib_fed.runs.outcomes import PictureOutcomes
 from ddib_fed.runs.picture_recipe import RECORD, Recipe, Task
 from ddib_fed.samples.images import (
     Fitted,
@@ -46,7 +40,6 @@ from ddib_fed.samples.images import (
     from_array,
     read_fitted,
 )
-from ddib_fed.samples.points import to_npy
 
 # A deviation of this much, in units of [-1, 1], is white on the map.
 UNCERTAINTY_WHITE = 0.5
@@ -82,8 +75,13 @@ class Translator:
     ) -> None:
         self._recipe, self._out, self._limits = recipe, out, limits
         self.source, self.target = open_parties(recipe, opener, device, batch, threads)
-        self._manifests = self.source.model.manifest, self.target.model.manifest
-        self._rules = picture_rule(self._manifests[0]), picture_rule(self._manifests[1])
+        self._outcomes = PictureOutcomes(
+            self.source,
+            self.target,
+            own_size=not recipe.public_names,
+            keep_latents=recipe.keep_latents,
+            keep_source=recipe.public_names,
+        )
 
     def __call__(self, batch: Sequence[Task], on_tick: OnTick) -> int:
         """Translate one batch and write its files; gives the number of pictures.
@@ -95,7 +93,7 @@ class Translator:
             PictureMisfit: A picture is not in the model's units.
             MemoryExhausted: The GPU's memory does not suffice.
         """
-        given = [read_fitted(task.path, self._rules[0], self._limits) for task in batch]
+        given = [read_fitted(task.path, self._outcomes.rules[0], self._limits) for task in batch]
         x = np.stack([each.samples for each in given])
         try:
             found, deviation = self._compute(x, batch[0], on_tick)
@@ -126,90 +124,41 @@ class Translator:
         return found, uncertainty(kept, self.source, self.target, asked, times=times, on_progress=tick)
 
     def _write(
-        self,
-        batch: Sequence[Task],
-        given: Sequence[Fitted],
-        found: Stages,
-        deviation: Array | None,
+        self, batch: Sequence[Task], given: Sequence[Fitted], found: Stages, deviation: Array | None
     ) -> None:
-        x = np.stack([each.original for each in given])
-        kept = structure(x, found.translated)
-        errors = mse(found.back, x) if found.back is not None else None
-        neighbours = structure(x, np.roll(found.translated, 1, axis=0)) if len(x) > 1 else None
-        for row, (task, fitted) in enumerate(zip(batch, given, strict=True)):
-            figures = _figures(kept, row)
-            if errors is not None:
-                figures |= {"cycle_mse": float(errors[row]), "cycle_psnr": float(to_psnr(errors)[row])}
-            latent = found.latent[row : row + 1]
-            record = self._record(task, fitted).with_(
-                latent_sha256=Latent.from_array(latent).sha256.hex(),
-                latent=LatentFigures(**asdict(measure(torch.from_numpy(latent)))),
-                files=self._files(task, row, fitted, found, deviation),
-                picture=figures,
-                run=self._run(
-                    task,
-                    None if neighbours is None else _figures(neighbours, row),
-                    None if deviation is None else deviation[row],
-                ),
+        """Write files and record of each picture, the record last."""
+        records = [self._started(task, fitted) for task, fitted in zip(batch, given, strict=True)]
+        for row, outcome in enumerate(self._outcomes(given, found, records)):
+            task, files = batch[row], dict(outcome.files)
+            spread = None if deviation is None else deviation[row]
+            if spread is not None:
+                size = None if self._recipe.public_names else given[row].geometry
+                files[UNCERTAINTY] = _map(spread, self._outcomes.output_rule, size)
+            record = outcome.record.with_(
+                files=self._put(task, files), run=self._run(task, outcome.chance, spread)
             )
             write_file(self._out / task.files(self._recipe)[RECORD], record.judged().to_json())
+
+    def _started(self, task: Task, given: Fitted) -> Translation:
+        return self._outcomes.started(given, asked_of(self._recipe, task), name=task.shown)
 
     def _refuse(self, task: Task, given: Fitted, error: DdibError) -> None:
         refusal = Refusal(reason=error.reason, detail=error.detail, facts=dict(error.facts))
         run = self._run(task, None, None).model_copy(update={"refused": refusal})
-        record = self._record(task, given).with_(run=run)
+        record = self._started(task, given).with_(run=run)
         path = self._out / task.files(self._recipe)[RECORD]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, record.to_json())
 
-    def _files(
-        self,
-        task: Task,
-        row: int,
-        given: Fitted,
-        found: Stages,
-        deviation: Array | None,
-    ) -> dict[str, WrittenFile]:
+    def _put(self, task: Task, files: Mapping[str, bytes]) -> dict[str, WrittenFile]:
         """Write the files of one picture, named relative to their record's folder."""
-        size = None if self._recipe.public_names else given.geometry
-        source, target = self._rules
-        # The fit that was done to the source is what is undone, whatever the target does to its own pictures.
-        target = replace(target, fit=source.fit)
-        contents: dict[str, bytes] = {
-            Part.TRANSLATION: encode_png(from_array(found.translated[row], target, size))
-        }
-        if self._recipe.public_names:
-            contents[Part.SOURCE] = encode_png(from_array(given.samples, source))
-        if found.back is not None:
-            contents[Part.RETURNED] = encode_png(from_array(found.back[row], source, size))
-        if deviation is not None:
-            contents[UNCERTAINTY] = _map(deviation[row], target, size)
-        if self._recipe.keep_latents:
-            contents[Part.LATENT] = to_npy(found.latent[row : row + 1])
         names, written = task.files(self._recipe), dict[str, WrittenFile]()
-        for kind, content in contents.items():
+        for kind, content in files.items():
             path = self._out / names[kind]
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, content)
             written[str(kind)] = WrittenFile(file=path.name, sha256=hashlib.sha256(content).hexdigest())
         return written
-
-    def _record(self, task: Task, given: Fitted) -> Translation:
-        """What is known of one picture before it is translated."""
-        (own, rule), recipe = self._rules, self._recipe
-        settings = recipe.settings.described() | {"depth": recipe.depth}
-        return Translation(
-            input=task.shown,
-            source_domain=self._manifests[0].domain,
-            target_domain=self._manifests[1].domain,
-            source_model_sha256=self.source.model.bundle.digest,
-            target_model_sha256=self.target.model.bundle.digest,
-            solver=SolverUsed.model_validate(settings),
-            soften_sigma=self.source.model.sigma(recipe.soften),
-            source_class="" if task.source_class is None else str(task.source_class),
-            target_class="" if task.target_class is None else str(task.target_class),
-            picture=given_figures(given, own, own.fit).model_copy(update=output_terms(rule)),
-        )
 
     def _run(self, task: Task, chance: dict[str, float] | None, deviation: Array | None) -> FolderRun:
         spread = None
@@ -282,13 +231,6 @@ def _digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return ""
-
-
-def _figures(kept: Structure, row: int) -> dict[str, float]:
-    return {
-        "edge_correlation": float(kept.edge_correlation[row]),
-        "mutual_information": float(kept.mutual_information[row]),
-    }
 
 
 def _map(deviation: Array, rule: PictureRule, geometry: Geometry | None) -> bytes:

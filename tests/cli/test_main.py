@@ -44,7 +44,7 @@ def test_help_loads_nothing_heavy():
         "assert not heavy, heavy;"
         "ours = sorted(m for m in sys.modules if m.startswith('ddib_fed'));"
         "assert ours == ['ddib_fed', 'ddib_fed.cli', 'ddib_fed.cli.main', 'ddib_fed.errors', 'ddib_fed.rpc', "
-        "'ddib_fed.terminal', 'ddib_fed.unexpected'], ours"
+        "'ddib_fed.terminal', 'ddib_fed.unexpected', 'ddib_fed.version'], ours"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 

@@ -5,48 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddib_fed.errors import AlreadyExists, UsageError
+from ddib_fed.errors import AlreadyExists
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
 
 
 def open_model(which: str) -> Bundle:
-    """The shipped model of a domain given by name or index, else the bundle in a folder.
+    """See `models.shipped.open_bundle`, which imports torch."""
+    from ddib_fed.models.shipped import open_bundle
 
-    Raises:
-        ModelNotFound: There is neither.
-        BundleInvalid: The bundle fails its checks.
-        UsageError: There are both.
-    """
-    from ddib_fed.models.bundle import load_bundle, pretrained
-
-    domain = shipped_name(which)
-    return load_bundle(Path(which)) if domain is None else pretrained(domain)
-
-
-def shipped_name(which: str) -> str | None:
-    """The domain of the shipped model that `which` names; None when it is to be a folder.
-
-    Raises:
-        UsageError: A bundle lies in a folder of that name.
-    """
-    from ddib_fed.datasets.synthetic import domain_name
-    from ddib_fed.errors import DomainNotFound
-    from ddib_fed.models.bundle import MANIFEST_FILE, pretrained_domains
-
-    try:
-        domain = domain_name(which)
-    except DomainNotFound:
-        domain = which
-    if domain not in pretrained_domains():
-        return None
-    if (Path(which) / MANIFEST_FILE).is_file():
-        raise UsageError(
-            f"{which} is a model that ships, and a bundle in a folder here",
-            hint=f"./{which} is the folder; to have the one that ships, call the folder otherwise",
-        )
-    return domain
+    return open_bundle(which)
 
 
 def refuse_overwriting(out: Path, *, force: bool) -> None:

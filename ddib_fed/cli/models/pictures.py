@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.class_names import Classes, parse_pairs
-from ddib_fed.cli.models.opening import open_model, shipped_name
+from ddib_fed.cli.models.opening import open_model
 from ddib_fed.cli.output import lines
 from ddib_fed.errors import LatentNotGaussian, UsageError
 from ddib_fed.terminal import say
@@ -33,6 +33,7 @@ def manifest_of(which: str) -> Manifest:
         UsageError: A shipped model and a folder have that name.
     """
     from ddib_fed.models.bundle import MANIFEST_FILE, parse_manifest
+    from ddib_fed.models.shipped import shipped_name
 
     path = Path(which) / MANIFEST_FILE
     if shipped_name(which) is None and path.is_file():

@@ -134,9 +134,9 @@ class HostedModel:
         Raises:
             ModelNotFound, BundleInvalid, UsageError: There is none, it is damaged, or there are both.
         """
-        from ddib_fed.cli.models.opening import open_model, shipped_name
+        from ddib_fed.models.shipped import open_bundle, shipped_name
 
-        domain, shipped = open_model(which).manifest.domain, shipped_name(which)
+        domain, shipped = open_bundle(which).manifest.domain, shipped_name(which)
         if shipped is not None:
             return cls(domain, "model", shipped)
         folder, here = Path(which).resolve(), out.resolve()

@@ -1,0 +1,64 @@
+"""Models in this process, as a notebook uses them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddib_fed.bridge.local_party import LocalParty
+
+
+class Model:
+    """A model that encodes and decodes in this process; made by `load`.
+
+    Attributes:
+        party: The party behind it, for `ddib_fed.bridge`.
+    """
+
+    def __init__(self, party: LocalParty) -> None:
+        self.party = party
+
+    @property
+    def domain(self) -> str:
+        """Name of its domain."""
+        return self.party.describe().domain
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: (C, H, W) of a picture, (D,) of a point."""
+        return self.party.describe().sample_shape
+
+    def __repr__(self) -> str:
+        """For example ``<Model satellite: pictures of 3 x 32 x 32>``."""
+        size = " x ".join(map(str, self.shape))
+        what = f"pictures of {size}" if self.party.model.is_picture else f"points of {size} coordinates"
+        classes = self.party.describe().classes
+        return f"<Model {self.domain}: {what}{f', {classes} classes' if classes else ''}>"
+
+
+def load(
+    model: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    classifier: str | Path | None = None,
+) -> Model:
+    """Load a model.
+
+    Args:
+        model: The name of a model that ships (`moons`, `satellite`, ...), or the folder of a bundle.
+        device: "cpu", "cuda", "cuda:1".
+        dtype: Of the network: "float32", "bfloat16" or "float16"; what is integrated stays float32.
+        classifier: A bundle of a classifier of noisy pictures, for guidance by `classifier_scale`.
+
+    Raises:
+        ModelNotFound: There is no such model.
+        BundleInvalid: The bundle fails its checks.
+        SettingsInvalid: The device or dtype does not exist here, or the classifier does not fit.
+    """
+    from ddib_fed.bridge.local_party import open_party
+    from ddib_fed.models.shipped import open_bundle
+
+    guide = None if classifier is None else open_bundle(str(classifier))
+    return Model(open_party(open_bundle(str(model)), device, dtype, classifier=guide))

@@ -1,0 +1,140 @@
+"""`ddib_fed.translate` on what a notebook has: arrays, PIL pictures, paths; what it returns, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddib_fed
+from ddib_fed.datasets.shipped import load_shipped
+from ddib_fed.datasets.synthetic import sample
+from ddib_fed.errors import (
+    AlreadyExists,
+    FileMissing,
+    KindMismatch,
+    LatentNotGaussian,
+    PictureMisfit,
+    UsageError,
+)
+
+
+@pytest.fixture(scope="module")
+def satellite():
+    return ddib_fed.load("satellite")
+
+
+@pytest.fixture(scope="module")
+def relief():
+    return ddib_fed.load("relief")
+
+
+def scene(size: tuple[int, int] = (32, 32)) -> Image.Image:
+    """A test crop of the satellite's domain, perhaps at another size."""
+    crop = load_shipped("satellite").test[7]
+    pixels = crop if crop.dtype == np.uint8 else ((crop + 1) * 127.5).round().astype(np.uint8)
+    return Image.fromarray(pixels.transpose(1, 2, 0)).resize(size, Image.Resampling.BICUBIC)
+
+
+UNIT = np.linspace(0, 1, 32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
+"""A picture of values from 0 to 1, where the model takes 0 to 255."""
+
+
+def test_points_come_back_with_their_record() -> None:
+    """Array in, array out; the record says what was done."""
+    points = sample("moons", 200, 1)
+    [result] = ddib_fed.translate(points, "moons", "checkerboards", cycle=True, keep_latents=True)
+    assert result.array.shape == result.latent.shape == (200, 2)
+    np.testing.assert_allclose(result.returned, points, atol=0.5)
+    record = result.record
+    assert (record.source_domain, record.target_domain, record.samples) == ("moons", "checkerboards", 200)
+    assert record.cycle is not None
+    assert record.solver.evaluations == 48
+
+
+def test_array_path_and_pil_picture_give_the_same(satellite, relief, tmp_path) -> None:
+    """One path for all of them: the file."""
+    picture = scene()
+    path = tmp_path / "scene.png"
+    picture.save(path)
+    results = ddib_fed.translate([picture, np.asarray(picture), path], satellite, relief, evaluations=6)
+    first, *others = results.arrays
+    assert first.shape == (32, 32, 3)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+def test_a_picture_keeps_its_own_size(satellite, relief) -> None:
+    """The fit is undone."""
+    results = ddib_fed.translate(scene((50, 40)), satellite, relief, evaluations=6)
+    assert [picture.size for picture in results.pictures] == [(50, 40)]
+
+
+def test_saved_results_are_those_of_the_commands(satellite, relief, tmp_path) -> None:
+    """Files, record, and no overwriting."""
+    [result] = ddib_fed.translate(scene(), satellite, relief, evaluations=6, cycle=True, keep_latents=True)
+    assert result.save(tmp_path, "a") == tmp_path / "a.png"
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"a.png", "a.returned.png", "a.latent.npy", "a.json"}
+    assert json.loads((tmp_path / "a.json").read_text())["files"]["translation"]["file"] == "a.png"
+    assert (tmp_path / "a.latent.npy").stat().st_mode & 0o077 == 0
+    with pytest.raises(AlreadyExists):
+        result.save(tmp_path, "a")
+
+
+def test_a_notebook_shows_pictures_and_figures(satellite, relief) -> None:
+    """HTML with the picture inside; a repr that says what it is."""
+    results = ddib_fed.translate(scene(), satellite, relief, evaluations=6, cycle=True)
+    assert repr(satellite) == "<Model satellite: pictures of 3 x 32 x 32>"
+    assert "satellite to relief: 32 x 32 picture, round trip" in repr(results)
+    html = results._repr_html_()
+    assert html.count("data:image/png;base64,") == 2
+    assert "<Translated" not in html
+
+
+@pytest.mark.parametrize(
+    ("samples", "error"),
+    [
+        ([], UsageError),
+        ("no-such-file.png", FileMissing),
+        (object(), UsageError),
+        (UNIT, PictureMisfit),
+        (np.zeros((40, 2), np.float32), KindMismatch),
+    ],
+    ids=["nothing", "no file", "an object", "another scale", "points"],
+)
+def test_what_cannot_be_translated_is_refused(satellite, relief, samples, error) -> None:
+    """With the reason that a node would give."""
+    with pytest.raises(error):
+        ddib_fed.translate(samples, satellite, relief)
+
+
+def test_the_sample_that_cannot_be_used_is_named(satellite, relief) -> None:
+    """By its number in the list."""
+    with pytest.raises(PictureMisfit, match="sample 1: ") as refused:
+        ddib_fed.translate([scene(), UNIT], satellite, relief)
+    assert refused.value.facts["item"] == "1"
+
+
+def test_a_latent_that_a_node_would_refuse_is_refused_here(satellite, relief) -> None:
+    """A checkerboard is no satellite picture."""
+    board = (np.indices((32, 32)).sum(0) % 2 * 255).astype(np.uint8)
+    with pytest.raises(LatentNotGaussian):
+        ddib_fed.translate(np.repeat(board[..., None], 3, axis=2), satellite, relief, evaluations=6)
+
+
+def test_classes_of_models_here_are_numbers(satellite, relief) -> None:
+    """Names are what nodes take."""
+    with pytest.raises(UsageError, match="takes its number"):
+        ddib_fed.translate(scene(), satellite, relief, target_class="tiger")
+
+
+def test_importing_and_the_client_load_no_torch() -> None:
+    """`ddib_fed.translate` itself is found without torch, and so is the client."""
+    used = "ddib_fed.Client, ddib_fed.translate, ddib_fed.DdibError"
+    code = f"import sys, ddib_fed; {used}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

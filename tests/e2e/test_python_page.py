@@ -1,0 +1,41 @@
+"""docs/python.md: its examples run in order and print what the page says, the last ones through two real nodes."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+def run(block: str, names: dict[str, Any]) -> None:
+    """Run a block statement by statement; `#> TEXT` is what the statement before it shows or prints."""
+    lines = block.splitlines()
+    for statement in ast.parse(block).body:
+        printed = io.StringIO()
+        code = ast.get_source_segment(block, statement) or ""
+        with contextlib.redirect_stdout(printed):
+            if isinstance(statement, ast.Expr) and not code.startswith("print"):
+                printed.write(repr(eval(code, names)))
+            else:
+                exec(code, names)
+        following = lines[statement.end_lineno] if (statement.end_lineno or 0) < len(lines) else ""
+        if following.startswith("#> "):
+            assert printed.getvalue().strip() == following.removeprefix("#> "), code
+
+
+def test_the_page_says_what_happens(pair, tmp_path, monkeypatch) -> None:
+    """North has moons, south checkerboards, as on the page."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"PROFILE": pair.profile}
+    blocks = BLOCK.findall(PAGE.read_text())
+    assert len(blocks) >= 5
+    for block in blocks:
+        run(block, names)
+    assert (tmp_path / "results" / "scan.png").exists()
+    assert (tmp_path / "results" / "scan.json").exists()
