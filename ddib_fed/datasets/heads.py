@@ -1,6 +1,6 @@
 """Coronal slices and cortical sheets of the head template in `nilearn`; the T2 contrast is simulated.
 
-The head is cut into slabs with gaps of `GAP` slices between them, and a slab is of one side or of the test.
+The head is cut into slabs with gaps of `GAP` slices between them; a slab belongs to one side or to the test.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ddib_fed.extras import extra
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-# What is seen of a coronal slice of the 1 mm template, and how small it becomes.
+# The visible part of a coronal slice of the 1 mm template, and its reduced size.
 FIELD = (slice(18, 178), slice(0, 160))
 SLICE, FINER = 48, 3
 """Pixels along a side, and places along a pixel's side that it is the mean of."""
@@ -29,7 +29,7 @@ GAP = 5
 SLABS = MappingProxyType({"source": 6, "test": 12, "target": 6})
 """Slices of a slab of each owner, in the order in which they follow one another, over and over."""
 
-# One averaged head has few slices: a domain is trained on so many sheets through its slabs, moved by so much at most.
+# One averaged head has few slices: number of training sheets through the slabs of a domain, and their largest shift.
 SHEETS = 5_000
 SHEET_SEED = 1_521
 TURN = 8.0
@@ -76,7 +76,7 @@ def _head(name: str) -> Floats:
     if name == "brain-t1":
         return t1.astype(np.float32) / np.float32(255.0)
     grey, white = (_volume(kind).astype(np.float32) / np.float32(255.0) for kind in ("gm", "wm"))
-    # The template shows nothing but brain, so that what is neither grey nor white there is fluid.
+    # The template shows only brain, so that the remainder after grey and white is fluid.
     fluid = np.where(t1 > 0, np.clip(1.0 - grey - white, 0.0, 1.0), 0.0).astype(np.float32)
     inside = (t1 > 0).astype(np.float32)
     signal = spin_echo(grey * inside, white * inside, fluid)
@@ -86,8 +86,8 @@ def _head(name: str) -> Floats:
 def slab_slices(side: str, part: str) -> list[int]:
     """Numbers of the coronal slices of one part of one side.
 
-    The last slice of each of a side's slabs is held out. It lies beside slices of training, so that only the test part
-    tells how a model does on anatomy that it has not seen.
+    The last slice of each of a side's slabs is held out. It is adjacent to training slices, so that only the test part
+    shows how a model performs on unseen anatomy.
     """
     return [number for slab in _slabs(side, part) for number in slab]
 
@@ -112,7 +112,7 @@ def _slabs(side: str, part: str) -> list[range]:
 
 
 def cut_head(name: str, side: str) -> Callable[[str], Bytes]:
-    """What cuts the slices (N, 1, 48, 48) of a part out of the head in the contrast `name`, for one side of the pair.
+    """A function that cuts the slices (N, 1, 48, 48) of a part from the head in the contrast `name`, for one side.
 
     Raises:
         ExtraMissing: The package that carries the head is not installed.
@@ -135,7 +135,7 @@ def cut_head(name: str, side: str) -> Callable[[str], Bytes]:
 
 
 def _sheet(volume: Floats, slab: range, generator: np.random.Generator) -> Floats:
-    """What a curved sheet through a slab shows, turned, stretched, shifted and bent: one head stands for many."""
+    """A curved sheet through a slab, rotated, stretched, shifted and bent: augmentation of one head."""
     angle, scale, ratio, down, right, through = generator.uniform(-1, 1, 6)
     pulls = generator.normal(0, 1, (3, KNOTS, KNOTS))
     turn = np.radians(TURN) * angle

@@ -1,7 +1,7 @@
 """Reads the user's own ILSVRC2012 development kit and validation folder: pictures with the class numbers of models.
 
 A class is its WordNet id. Models number the 1,000 ids in alphabetical order from 0; the kit numbers them
-otherwise, from 1 (ILSVRC2012_ID); nothing here takes the one for the other.
+differently, from 1 (ILSVRC2012_ID); the two are never mixed here.
 
 The kit holds `meta.mat` (a table `synsets` with ILSVRC2012_ID, WNID, words and num_children, 0 for the classes
 themselves) or, in later years, `map_clsloc.txt` (lines of WNID, id, name), and `*validation_ground_truth.txt`: on
@@ -54,12 +54,12 @@ class LabelledPicture:
 
 @dataclass(frozen=True, slots=True)
 class PairedPicture:
-    """A picture of a class that is to become one of another class.
+    """A picture to be translated to another class.
 
     Attributes:
         path: The file.
         source: Its class.
-        target: The class that it is to get.
+        target: The class to translate to.
         ordinal: Its place among the pictures of its class, from 1, in the order of their names.
     """
 
@@ -108,7 +108,7 @@ def read_truth(folder: Path, table: ClassTable) -> tuple[int, ...]:
 
     Raises:
         FileMissing: There is no `*validation_ground_truth.txt`.
-        InputError: A line is no id of the table.
+        InputError: A line is not an id of the table.
     """
     path = _find(folder, "*validation_ground_truth.txt")
     if path is None:
@@ -134,7 +134,7 @@ def validation_pictures(folder: Path, labels: Path | None = None) -> tuple[Label
 
     Raises:
         FileMissing: No such folder, no pictures in it, or no kit where one is needed.
-        InputError: A file or a sub-folder whose class cannot be told.
+        InputError: The class of a file or sub-folder cannot be determined.
         ExtraMissing: SciPy is needed for `meta.mat` and not installed.
     """
     if not folder.is_dir():
@@ -165,7 +165,7 @@ def paired_pictures(
     labels: Path | None = None,
     limit: int | None = None,
 ) -> tuple[PairedPicture, ...]:
-    """The pictures of some classes, each with the class that it is to get, in the order of the pairs.
+    """The pictures of some classes, each with its target class, in the order of the pairs.
 
     Args:
         folder: Of the classes' sub-folders, called by the model's class names, numbers or WordNet ids; or
@@ -173,7 +173,7 @@ def paired_pictures(
         pairs: Classes before and after.
         class_names: The model's.
         labels: ImageNet's development kit.
-        limit: Only so many of each class, in the order of their names.
+        limit: Only this many of each class, in the order of their names.
 
     Raises:
         FileMissing: No such folder, no picture of a class, or no kit where one is needed.
@@ -205,7 +205,7 @@ def class_pairs(text: str, classes: int = CLASSES) -> tuple[tuple[int, int], ...
     """Pairs (from, to) of class numbers from text such as ``260:261,282:283``.
 
     Raises:
-        SettingsInvalid: Not of this form, a number that is not below `classes`, or a pair that is there twice.
+        SettingsInvalid: Malformed, a number not below `classes`, or a repeated pair.
     """
     pairs = []
     for part in text.split(","):
@@ -249,7 +249,7 @@ def _text(path: Path) -> str:
 
 
 def _read_mat(path: Path) -> list[tuple[int, str, str]]:
-    """(id, WordNet id, name) of the table's leaves: the classes; what has children is a group of classes."""
+    """(id, WordNet id, name) of the table's leaves, the classes; an entry with children is a group of classes."""
     with extra("data", "scipy", "reading meta.mat needs scipy, which is not installed"):
         from scipy.io import loadmat
     try:
@@ -259,7 +259,7 @@ def _read_mat(path: Path) -> list[tuple[int, str, str]]:
             for row in table.reshape(-1)
             if int(row["num_children"]) == 0
         ]
-    except Exception as error:  # SciPy raises anything on a file that is no such table
+    except Exception as error:  # SciPy raises any exception on a malformed file
         raise InputError(f"{path} is no table of ILSVRC2012: {type(error).__name__}: {error}") from error
 
 

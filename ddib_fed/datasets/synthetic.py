@@ -1,10 +1,10 @@
 """The six 2-D point sets of the DDIB paper (arXiv 2203.08382, section 4.1).
 
 A domain is one fixed distribution. Its normalisation (one scalar mean and one scalar standard deviation
-over all coordinates) is that of the population, in closed form, so ten points and a million come from the same set.
+over all coordinates) is that of the population, in closed form, so it does not depend on the number of points.
 
-`sample` draws what the paper's figures show: as many points on each ring or edge as the next, in an order in which
-colour by index shows the topology. `draw` gives independent points, point i a function of (seed, step, i).
+`sample` draws as in the paper's figures: equally many points on each ring or edge, in an order in which
+colours by index show the topology. `draw` gives independent points, point i a function of (seed, step, i).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Domain:
 
 
 def shares(n: int, groups: int, rng: np.random.Generator) -> list[int]:
-    """Split n points over groups as evenly as n allows; which groups get one more is drawn, so no group is favoured."""
+    """Split n points over groups as evenly as possible; the groups with one more are drawn at random."""
     extra = set(rng.permutation(groups)[: n % groups].tolist())
     return [n // groups + (k in extra) for k in range(groups)]
 
@@ -204,8 +204,8 @@ def domain(name_or_index: str | int) -> Domain:
 def sample(name_or_index: str | int, n: int, seed: int, *, order: Order = "topology") -> NDArray[np.float32]:
     """Points (n, 2), float32, of zero mean and unit standard deviation as a population.
 
-    As many points lie on each ring, edge or moon as on the next (up to one). In the order "topology" neighbours in
-    the array are neighbours along the shape, so colour by index shows where a translation sends what.
+    Each ring, edge or moon has equally many points (up to one). In the order "topology" neighbours in
+    the array are neighbours along the shape, so colours by index show the map of a translation.
 
     Raises:
         DomainNotFound: There is no such domain.
@@ -224,7 +224,7 @@ def sample(name_or_index: str | int, n: int, seed: int, *, order: Order = "topol
 def uniforms(seed: int, step: int, n: int, columns: int, *, first: int = 0) -> Array:
     """Uniform numbers (n, columns) in [0, 1); row i is a function of (seed, step, first + i, columns) alone.
 
-    Counter-based (Philox): nothing has to be stored to go on, and ranks can draw disjoint rows of one batch.
+    Counter-based (Philox): resuming needs no stored state, and ranks can draw disjoint rows of one batch.
     """
     bits = np.random.Philox(key=np.array([seed, step], np.uint64))
     if first:

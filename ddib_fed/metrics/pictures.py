@@ -4,10 +4,10 @@
     PSNR  10 log10(2^2 / MSE) dB
     SSIM  Wang et al. (2004) as scikit-image has it, on intensities (x + 1) / 2: 7 x 7 windows, mean over channels
 
-SSIM needs intensities that are not negative: where means may be of either sign, its two factors change sign together
-and an inverted picture would be called equal.
+SSIM needs non-negative intensities: if means may have either sign, its two factors change sign together
+and an inverted picture would count as equal.
 
-One figure a picture, and the figure of a set is the mean of its pictures' figures, never the figure of
+There is one figure per picture, and the figure of a set is the mean of its pictures' figures, never the figure of
 a mean. PSNR rewards blur (the mean picture of a domain beats many good translations), so SSIM is given beside it.
 """
 
@@ -43,7 +43,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """How alike pictures are that belong together; each (N,) float64.
+    """Similarity of corresponding pictures; each (N,) float64.
 
     Attributes:
         mse: In [-1, 1].
@@ -80,7 +80,7 @@ class Spread(TypedDict):
 
 
 def compare(pictures: Pictures, truth: Pictures) -> Paired:
-    """MSE, PSNR and SSIM of each picture (N, C, H, W) in [-1, 1] with the one that it should be.
+    """MSE, PSNR and SSIM of each picture (N, C, H, W) in [-1, 1] against its reference.
 
     Raises:
         ShapeMismatch: The stacks differ in shape, are empty, or the pictures are smaller than SSIM's windows.
@@ -109,7 +109,7 @@ def psnr(pictures: Pictures, truth: Pictures) -> Figures:
 
 
 def to_psnr(errors: Figures) -> Figures:
-    """The PSNR in dB that belongs to each MSE in [-1, 1]."""
+    """The PSNR in dB of each MSE in [-1, 1]."""
     least = RANGE**2 / 10 ** (MOST_PSNR / 10)
     figures: Figures = 10.0 * np.log10(RANGE**2 / np.maximum(errors, least))
     return figures
@@ -154,7 +154,7 @@ def spread(figures: Figures) -> Spread:
 
 
 def to_channels(pictures: Pictures, channels: int) -> Pictures:
-    """Pictures (N, C, H, W) with as many channels as asked: colour becomes grey by luma, grey is repeated.
+    """Pictures (N, C, H, W) with the given number of channels: colour becomes grey by luma, grey is repeated.
 
     Raises:
         ShapeMismatch: From or to anything but 1 and 3 channels.
@@ -171,12 +171,12 @@ def to_channels(pictures: Pictures, channels: int) -> Pictures:
 
 
 def given_figures(given: Fitted, rule: PictureRule, size_rule: str) -> PictureFigures:
-    """What a record says of a picture before it is translated.
+    """The part of a record about a picture before it is translated.
 
     Args:
         given: The picture.
         rule: Of the source's model.
-        size_rule: How it was brought to the model's size.
+        size_rule: How it was fitted to the model's size.
     """
     slope, intercept = rule.output_scale
     return PictureFigures(
@@ -194,16 +194,16 @@ def given_figures(given: Fitted, rule: PictureRule, size_rule: str) -> PictureFi
 
 
 def output_terms(rule: PictureRule) -> dict[str, float | int]:
-    """What a record says of the numbers in the translation's file; `rule` is of the target's model."""
+    """The part of a record about the numbers in the translation's file; `rule` is that of the target's model."""
     slope, intercept = rule.output_scale
     return {"low": rule.low, "high": rule.high, "bits": rule.bits, "slope": slope, "intercept": intercept}
 
 
 def picture_rule(manifest: Manifest) -> PictureRule:
-    """How files become what a model of pictures takes, and back: the rule that its manifest states.
+    """The rule in a picture model's manifest for converting files to its input and back.
 
     Raises:
-        UsageError: The model is one of points.
+        UsageError: It is a point model.
     """
     from ddib_fed.samples.images import PictureRule
 
@@ -226,10 +226,10 @@ def picture_rule(manifest: Manifest) -> PictureRule:
 
 
 def check_pair(pictures: Pictures, truth: Pictures) -> None:
-    """Return when two stacks have one shape (N, C, H, W).
+    """Return if two stacks have one shape (N, C, H, W).
 
     Raises:
-        ShapeMismatch: They differ, are empty, or are no stacks of pictures.
+        ShapeMismatch: They differ, are empty, or are not stacks of pictures.
     """
     if pictures.shape != truth.shape or pictures.ndim != 4 or 0 in pictures.shape:
         raise ShapeMismatch(

@@ -1,6 +1,6 @@
 """Distances between two clouds of points, and the cycle error of points.
 
-Every figure is a function of its points alone. What is random (projections, sub-samples) comes from fixed
+Every figure is a function of its points alone. Random parts (projections, sub-samples) use fixed
 seeds, so two runs, two machines and two releases can be compared.
 """
 
@@ -29,7 +29,7 @@ _CHUNK_NUMBERS = 4_000_000
 
 
 class CycleError(TypedDict):
-    """L2 distance between points and where they came back to, in units of the data's standard deviation."""
+    """L2 distance between points and their round-trip results, in units of the data's standard deviation."""
 
     median: float
     mean: float
@@ -38,7 +38,7 @@ class CycleError(TypedDict):
 
 
 class Distances(TypedDict):
-    """How far a cloud is from a distribution, and how far two clouds of that distribution are from one another."""
+    """Distance of a cloud from a distribution, and the floor: between two clouds of that distribution."""
 
     sliced_w2: float
     sliced_w2_floor: float
@@ -69,7 +69,7 @@ def sliced_w2(a: Points, b: Points, *, projections: int = PROJECTIONS) -> float:
     """Sliced 2-Wasserstein distance between the clouds (N, D) and (M, D).
 
     The root of the mean, over fixed random directions, of the squared 1-D distance. Of each cloud at most 10,000
-    points are used, and of both equally many; which ones is fixed.
+    points are used, equally many of both, by a fixed choice.
 
     Raises:
         ShapeMismatch: The clouds are empty, not (N, D), or differ in D.
@@ -130,7 +130,7 @@ def domain_sliced_w2_floor(domain: str, count: int = SLICED_POINTS) -> float:
 
 
 def reference_points(domain: str, count: int) -> NDArray[np.float32]:
-    """Independent points (count, 2) of a synthetic domain, not those of the floor and of no training run.
+    """Independent points (count, 2) of a synthetic domain, different from those of the floor and of training.
 
     Raises:
         DomainNotFound: There is no such domain.
@@ -139,7 +139,7 @@ def reference_points(domain: str, count: int) -> NDArray[np.float32]:
 
 
 def distances_to_domain(cloud: Points, domain: str) -> Distances:
-    """How far a cloud (N, 2) is from a synthetic domain, against as many independent points of that domain.
+    """Distance of a cloud (N, 2) from a synthetic domain, measured to as many independent points of it.
 
     Raises:
         DomainNotFound: There is no such domain.
@@ -151,7 +151,7 @@ def distances_to_domain(cloud: Points, domain: str) -> Distances:
 
 
 def distances_to_points(cloud: Points, data: Points) -> Distances:
-    """How far a cloud (N, D) is from points (M, D) of one's own; the floor draws its pairs from these points.
+    """Distance of a cloud (N, D) from given points (M, D); the floor draws its pairs from these points.
 
     Raises:
         ShapeMismatch: A set is empty, not (N, D), or they differ in D.
@@ -184,7 +184,7 @@ def _pairs(pool: Points, count: int) -> Iterator[tuple[Points, Points]]:
 
 
 def _thin(points: Points, count: int, *, seed: int) -> NDArray[np.float64]:
-    """`count` of the points, which ones being fixed; all of them in their order when there are no more."""
+    """A fixed choice of `count` points; all of them, in order, if there are no more."""
     chosen = points
     if len(points) > count:
         chosen = points[np.random.default_rng(PROJECTION_SEED + seed).permutation(len(points))[:count]]

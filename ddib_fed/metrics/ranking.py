@@ -1,7 +1,7 @@
 """The order in which pages and sheets list pictures: worst first.
 
-A picture is as bad as its worst figure. A good round trip does not make up for structure that was lost, nor
-a kept outline for a round trip that fails.
+A picture is as bad as its worst figure. A good round trip does not compensate for lost structure, nor
+a preserved outline for a failed round trip.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def worst_first(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """Indices of pictures: those marked as doubtful first, then by each one's worst rank in any of its figures.
 
     Args:
-        rows: A picture each: some of `FIGURES`, each a number or None, and perhaps `doubtful`. Figures that not all
+        rows: One per picture: some of `FIGURES`, each a number or None, and perhaps `doubtful`. Figures that not all
             pictures have are left out.
     """
     if not rows:
@@ -34,5 +34,5 @@ def worst_first(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _ranks(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    values = np.where(np.isnan(values), -np.inf, values)  # what could not be measured is no good figure
+    values = np.where(np.isnan(values), -np.inf, values)  # a missing measurement ranks as bad
     return np.searchsorted(np.sort(values), values)

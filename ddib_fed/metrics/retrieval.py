@@ -1,9 +1,9 @@
 """Retrieval: how often the true partner is among a translation's nearest pictures.
 
-A translation may be sharp, plausible and of another place; retrieval notices. Every translation asks, all true
-pictures answer, and chance is k / N.
+A translation may be sharp, plausible and of another place; retrieval detects this. Each translation is a query,
+all true pictures are candidates, and chance is k / N.
 
-A tie counts against the translation, so that no constant picture finds anything.
+A tie counts against the translation, so that a constant picture finds nothing.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Retrieval(TypedDict):
 
     Attributes:
         found: Share of translations whose partner is among the `nearest`.
-        chance: What guessing finds.
-        nearest: How many are looked at.
-        count: How many there are.
+        chance: The share for random guesses.
+        nearest: Number of nearest pictures considered.
+        count: Number of pictures.
     """
 
     found: float
@@ -37,9 +37,9 @@ class Retrieval(TypedDict):
 
 
 def by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) -> Retrieval:
-    """By the MSE of pictures (N, C, H, W) from which the mean of each picture's channel is taken away.
+    """By the MSE of pictures (N, C, H, W) after subtracting each picture's channel means.
 
-    Without that a shift of brightness would decide, of which PSNR tells already.
+    Otherwise a brightness shift would dominate, which PSNR already shows.
 
     Raises:
         ShapeMismatch: The stacks differ in shape or are empty.
@@ -65,7 +65,7 @@ def by_features(
 
 
 def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray[np.int64]:
-    """How many of the answers (N, D) are as near to row i of the asked (N, D) as answer i, itself left out; (N,)."""
+    """Number of candidates (N, D) at least as near to query i (N, D) as candidate i, without itself; (N,)."""
     a, b = np.asarray(asked, np.float64), np.asarray(answers, np.float64)
     distances = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2.0 * (a @ b.T)
     own = np.diagonal(distances)[:, None]

@@ -1,10 +1,10 @@
-"""How much of a source picture's structure its translation kept.
+"""Measures how much of a source picture's structure its translation preserved.
 
     edge correlation     Pearson's r of the two gradient magnitudes (central differences of luma)
     mutual information   of the two lumas in `BINS` equal bins between each one's least and greatest value, in bits
 
-Both are blind to which domain has the light and which the dark, and neither needs the true translation. A low cycle
-error does not show that anatomy was kept: a map that repaints everything can be undone exactly.
+Both are invariant to an exchange of light and dark, and neither needs the true translation. A low cycle
+error does not show that anatomy was preserved: a map that repaints everything can be inverted exactly.
 
 No threshold is absolute; each is measured on pictures of the domain, in one of two ways.
 
@@ -14,7 +14,7 @@ No threshold is absolute; each is measured on pictures of the domain, in one of 
     by translations  from a run over held-out pictures: a translation is doubtful when a figure is beneath the low
                      quantile of that run
 
-The first finds translations that lost their picture and needs one model alone, so it is part of the bundle; the second
+The first finds translations that lost their picture and needs only one model, so it is part of the bundle; the second
 compares with what a pair of models usually keeps.
 """
 
@@ -43,7 +43,7 @@ _BLOCK_PIXELS = 1 << 22
 
 
 class PictureStructure(TypedDict):
-    """What the record beside a picture says; `doubtful` is None where nothing was calibrated."""
+    """The structure part of a picture's record; `doubtful` is None without thresholds."""
 
     edge_correlation: float
     mutual_information: float
@@ -52,7 +52,7 @@ class PictureStructure(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """How much was kept, a figure a picture, each (N,) float64.
+    """Preserved structure, one figure per picture, each (N,) float64.
 
     Attributes:
         edge_correlation: In [-1, 1]; 0 where a picture is flat.
@@ -63,7 +63,7 @@ class Structure:
     mutual_information: Figures
 
     def records(self, thresholds: Thresholds | None = None) -> list[PictureStructure]:
-        """One record a picture, with its mark where thresholds are given."""
+        """One record per picture, with its mark if thresholds are given."""
         marks = (
             [None] * len(self.edge_correlation) if thresholds is None else doubtful(self, thresholds).tolist()
         )
@@ -101,7 +101,7 @@ def calibrate(source: Pictures, translated: Pictures, *, quantile: float = QUANT
     if len(source) < 2:
         raise ShapeMismatch(f"thresholds need at least two pictures, not {len(source)}")
     kept = structure(source, translated)
-    # Each source beside its neighbour's translation: none has its own.
+    # Each source with its neighbour's translation, never its own.
     chance = structure(source, np.roll(translated, 1, axis=0))
     return Thresholds(
         edge_correlation=float(np.quantile(kept.edge_correlation, quantile)),
@@ -116,13 +116,13 @@ def calibrate(source: Pictures, translated: Pictures, *, quantile: float = QUANT
 def calibrate_by_chance(
     some: NDArray[Any], others: NDArray[Any], *, pairs: int = CHANCE_PAIRS, seed: int = 0
 ) -> Thresholds:
-    """Thresholds from pictures that do not belong together: what a translation that lost its picture reaches.
+    """Thresholds from unrelated pictures: the level of a translation that lost its picture.
 
     Args:
         some: Pictures (N, C, H, W), float32 in [-1, 1], or uint8 or uint16 whose whole range is that.
         others: Other pictures (M, C, H, W) of the same domain; none of `some` is among them.
-        pairs: At most so many pairs.
-        seed: Which.
+        pairs: Largest number of pairs.
+        seed: Selects the pairs.
 
     Raises:
         ShapeMismatch: The pictures differ in size, or there are none.
@@ -152,7 +152,7 @@ def calibrate_by_chance(
 
 
 def doubtful(kept: Structure, thresholds: Thresholds) -> NDArray[np.bool_]:
-    """Which pictures are beneath a threshold, (N,)."""
+    """Which pictures are below a threshold, (N,)."""
     return (kept.edge_correlation < thresholds.edge_correlation) | (
         kept.mutual_information < thresholds.mutual_information
     )

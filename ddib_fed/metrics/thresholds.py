@@ -26,14 +26,14 @@ def put_thresholds(
         model: The bundle's folder.
         images: The pictures' folder; they are read by the model's own rule (size, fit, range).
         skip_bad: Leave out pictures that cannot be read.
-        progress: Called with (pictures looked at, in all).
+        progress: Called with (pictures read, total).
 
     Returns:
-        The bundle with its thresholds, and another digest.
+        The bundle with its thresholds and its new digest.
 
     Raises:
         ModelNotFound, BundleInvalid: There is no usable bundle.
-        SettingsInvalid: It is no model that generates pictures.
+        SettingsInvalid: It does not generate pictures.
         FileMissing, ImageUnreadable, PictureMisfit: The pictures cannot be used.
         InputError: There are too few.
     """

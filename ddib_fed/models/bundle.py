@@ -1,8 +1,8 @@
 """A model on disk: a folder of manifest.json and model.safetensors, verified by digest before it is used.
 
 The manifest names the weights' SHA-256, and the bundle's digest is the SHA-256 of the manifest's canonical JSON, so
-one digest pins everything. What is loaded is what was verified (bytes are read once), and a folder appears
-whole or not at all.
+one digest pins everything. The loaded bytes are the verified ones (files are read once), and a folder appears
+completely or not at all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Bundle:
     """A verified model.
 
     Attributes:
-        manifest: What it is.
+        manifest: Its description.
         state: Its weights, float32 on the CPU.
         digest: SHA-256, hex, of the canonical manifest, which names the weights' digest.
     """
@@ -63,12 +63,12 @@ class Bundle:
         return schedule_from_config(self.manifest.schedule)
 
     def network(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> nn.Module:
-        """A network of its own with the weights, in evaluation mode."""
+        """A new network with the weights, in evaluation mode."""
         network = network_with(self.manifest.network, self.state, dtype, device)
         return network.eval().requires_grad_(requires_grad=False)
 
     def denoiser(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Denoiser:
-        """Its network as a function to v; the network computes in `dtype`, what goes in and comes out keeps its own.
+        """Its network as a function that predicts v; it computes in `dtype`, inputs and outputs keep their own.
 
         Raises:
             SettingsInvalid: It is a classifier.
@@ -83,7 +83,7 @@ class Bundle:
         """Its network as a classifier of noisy data, for `guidance.ClassifierGuided`.
 
         Raises:
-            SettingsInvalid: It is no classifier.
+            SettingsInvalid: It is not a classifier.
         """
         self._must_be("classifier")
         return Classifier(self.network(dtype, device), self.manifest.time_input)
@@ -98,7 +98,7 @@ class Bundle:
         """Its denoiser, steered with `scale` by a classifier for the same pictures.
 
         Raises:
-            SettingsInvalid: The roles are others, or the two do not fit; the detail names the field.
+            SettingsInvalid: The roles are wrong, or the two do not fit; the detail names the field.
         """
         guide = classifier.classifier(dtype, device)
         check_guide(self.manifest, classifier.manifest)
@@ -110,7 +110,7 @@ class Bundle:
         """Its denoiser, steered with `scale` by its own null class.
 
         Raises:
-            SettingsInvalid: It was not trained with classes dropped, or is a classifier.
+            SettingsInvalid: It was not trained with dropped labels, or is a classifier.
         """
         null_class = self.manifest.null_class
         if null_class is None:
@@ -149,13 +149,13 @@ def make_bundle(manifest: Manifest, state: Mapping[str, Tensor], *, source: str 
 def save_bundle(
     path: Path, manifest: Manifest, state: Mapping[str, Tensor], *, overwrite: bool = False
 ) -> Bundle:
-    """Write a bundle: whole under its name, or not there.
+    """Write a bundle atomically.
 
     Args:
-        path: The folder to make; its parents are made.
+        path: The folder to create, with its parents.
         manifest: Its `weights_sha256` and `parameters` are replaced by those of `state`.
         state: The network's state dict; its dtypes are kept (float16 halves the file).
-        overwrite: Replace a bundle that is there.
+        overwrite: Replace an existing bundle.
 
     Returns:
         The bundle as `load_bundle` reads it.
@@ -215,10 +215,10 @@ def pretrained_domains() -> tuple[str, ...]:
 
 
 def pretrained(domain: str) -> Bundle:
-    """The model of `domain` that ships with the package.
+    """The shipped model of `domain`.
 
     Raises:
-        ModelNotFound: None ships for this domain.
+        ModelNotFound: There is no shipped model of this domain.
         BundleInvalid: The installation is damaged.
     """
     shipped = pretrained_domains()
@@ -231,7 +231,7 @@ def pretrained(domain: str) -> Bundle:
 
 
 def copy_pretrained(domain: str, path: Path) -> None:
-    """Copy the model of `domain` that ships into a new private folder.
+    """Copy the shipped model of `domain` into a new private folder.
 
     Raises:
         FileExistsError: There is something at `path`.
@@ -265,7 +265,7 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
         source: Name of the bundle, for errors.
 
     Raises:
-        BundleInvalid: No JSON, fields that are missing, unknown or out of range, or another digest.
+        BundleInvalid: Not JSON, fields that are missing, unknown or out of range, or a wrong digest.
     """
     try:
         fields = json.loads(data)
@@ -288,10 +288,10 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
 
 
 def check_guide(generator: Manifest, classifier: Manifest) -> None:
-    """Return when `classifier` can guide `generator`.
+    """Return if `classifier` can guide `generator`.
 
     Raises:
-        SettingsInvalid: It was made for other pictures or levels, or other classes; the detail names the field.
+        SettingsInvalid: It is for other pictures, levels or classes; the detail names the field.
     """
     fields = ["sample_shape", "normalisation"]
     if classifier.time_input == "timestep":
@@ -319,7 +319,7 @@ def _check_state(manifest: Manifest, state: Mapping[str, Tensor], source: str) -
 
 
 def state_problem(key: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """What is wrong with `key` of a state dict, or nothing."""
+    """The problem with `key` of a state dict, or an empty text."""
     if key not in expected:
         return "the network has no such tensor"
     if key not in state:
@@ -349,7 +349,7 @@ def _bundle(manifest: Manifest, state: Mapping[str, Tensor]) -> Bundle:
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as a file holds them: on the CPU, contiguous, in the order of their names."""
+    """The tensors as written to a file: on the CPU, contiguous, sorted by name."""
     return {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
 
 
@@ -358,7 +358,7 @@ def _read_weights(data: bytes, source: str) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise _invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
-    # One by one, so that no second copy of all is made.
+    # One by one, to avoid a second copy of all.
     return {key: tensors.pop(key).float() for key in list(tensors)}
 
 
@@ -383,7 +383,7 @@ def _read(folder: Path | Traversable, name: str, max_bytes: int, source: str) ->
 
 
 def _write_weights(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write a safetensors file, straight from the tensors: its SHA-256, hex."""
+    """Write a safetensors file directly from the tensors; returns its SHA-256, hex."""
     safetensors.torch.save_file(tensors, path)
     path.chmod(0o600)
     with path.open("r+b") as file:

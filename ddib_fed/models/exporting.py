@@ -1,6 +1,6 @@
 """Exports a bundle of the public code's 2-D network as a checkpoint of that code, with its flags.
 
-What the public code would compute otherwise than we do is refused.
+A model that the public code would compute differently is refused.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ NAMED = ("linear", "cosine")
 
 
 def public_checkpoint(bundle: Bundle) -> tuple[bytes, str]:
-    """The content of a .pt file, a state dict in float32, and the flags that the public scripts must be given.
+    """The content of a .pt file, a state dict in float32, and the flags that the public scripts need.
 
     Raises:
-        SettingsInvalid: It is another network than the public code's for points, or one that it cannot be told about.
+        SettingsInvalid: It is not the public code's network for points, or its flags cannot describe it.
     """
     manifest, network = bundle.manifest, bundle.manifest.network
     if not isinstance(network, SyntheticConfig):

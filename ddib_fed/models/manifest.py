@@ -1,7 +1,7 @@
 """The manifest of a bundle: the validated fields of manifest.json, and their digest.
 
 A field that this release does not know is refused; so is a size that no model of ours could have,
-before anything is allocated. A field that a later release added is left out while it is at its default, so that
+before anything is allocated. A field that a later release added is omitted at its default, so that
 older files keep their digests.
 """
 
@@ -39,7 +39,7 @@ class PictureFormat(_Frozen):
     """How picture files become the network's pictures, and back.
 
     Attributes:
-        fit: What is done to a picture of another size; undone on the way out.
+        fit: How a picture of another size is converted; inverted on output.
         low: Raw value that becomes -1.
         high: Raw value that becomes 1.
         bits: Of the files written.
@@ -58,11 +58,11 @@ class PictureFormat(_Frozen):
 
 
 class DataNote(_Frozen):
-    """What is known about the training data.
+    """Information on the training data.
 
     Attributes:
-        source: Where they come from.
-        licence: As found, or what is not known about it.
+        source: Their origin.
+        licence: As stated at the source, or what is unknown about it.
         note: Anything else.
     """
 
@@ -72,7 +72,7 @@ class DataNote(_Frozen):
 
 
 class StructureThresholds(_Frozen):
-    """What structure a translation must keep of its source; with less it is doubtful.
+    """The structure that a translation must keep of its source; with less it is doubtful.
 
     Attributes:
         edge_correlation: Least correlation of the edges of picture and translation.
@@ -95,13 +95,13 @@ class StructureThresholds(_Frozen):
 
 
 class Training(_Frozen):
-    """How the weights came to be.
+    """Provenance of the weights.
 
     Attributes:
-        command: The command that makes them again.
+        command: The command that reproduces them.
         seed: Its seed.
         steps: Optimiser steps.
-        figures: What was measured, e.g. sliced_w2.
+        figures: Measured figures, e.g. sliced_w2.
     """
 
     command: str = Field(default="", max_length=2000)
@@ -116,25 +116,25 @@ class Manifest(_Frozen):
     Attributes:
         format_version: Of this form.
         name: Of the model.
-        domain: What it translates from and to.
+        domain: The domain that it translates from and to.
         sample_kind: "point" or "picture".
         sample_shape: (D,) for points, (channels, height, width) for pictures.
         network: Kind and constructor arguments.
         parameterisation: What the network predicts.
         time_input: How it receives the time.
-        schedule: What it was trained on.
+        schedule: The training schedule.
         normalisation: From raw data to the network's.
         value_range: Of the network's data, where they are bounded.
         soften_sigma: Noise level sigma / alpha to which data are softened before encoding.
-        training: How it was made.
+        training: How it was trained.
         created: Date, ISO 8601, or empty.
         parameters: Numbers in the weights.
         weights_sha256: Of model.safetensors, hex.
-        role: Whether it generates, or says what class a noisy picture has.
+        role: Generator, or classifier of noisy pictures.
         picture: How files become pictures of this model; None for points.
         classes: Names of the classes, by index; empty when there are none, or when they have no names.
-        data: What is known about the training data.
-        structure: What a translation of a picture of this domain must keep; None where it was not measured.
+        data: Information on the training data.
+        structure: Thresholds for translations of this domain's pictures; None if not measured.
     """
 
     format_version: Literal[1] = 1
@@ -173,7 +173,7 @@ class Manifest(_Frozen):
         return self
 
     def _shape_problem(self) -> str:
-        """What does not fit between shape and network, or nothing."""
+        """The conflict between shape and network, or an empty text."""
         network, shape = self.network, self.sample_shape
         if isinstance(network, MlpConfig | SyntheticConfig):
             width = network.dim if isinstance(network, MlpConfig) else network.in_channels
@@ -196,7 +196,7 @@ class Manifest(_Frozen):
         return ""
 
     def _class_problem(self) -> str:
-        """What does not fit between role, classes and network, or nothing."""
+        """The conflict between role, classes and network, or an empty text."""
         classifier = isinstance(self.network, ClassifierConfig)
         if classifier != (self.role == "classifier"):
             return f"the role {self.role} is not that of a network of kind {self.network.kind}"
@@ -205,7 +205,7 @@ class Manifest(_Frozen):
         return ""
 
     def _picture_problem(self) -> str:
-        """What does not fit between normalisation, picture format and shape, or nothing."""
+        """The conflict between normalisation, picture format and shape, or an empty text."""
         if self.picture is not None and self.sample_kind != "picture":
             return "points have no picture format"
         if self.structure is not None and self.sample_kind != "picture":
@@ -216,14 +216,14 @@ class Manifest(_Frozen):
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that the network is conditioned on or tells apart; None without."""
+        """Number of classes that the network is conditioned on or classifies; None without."""
         if isinstance(self.network, UNetConfig | DiffusersUNetConfig | DiffusersDiTConfig):
             return self.network.num_classes
         return self.network.out_channels if isinstance(self.network, ClassifierConfig) else None
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the network answers a variance beside its prediction."""
+        """Whether the network also predicts a variance."""
         network = self.network
         if isinstance(network, MlpConfig | ClassifierConfig):
             return False
@@ -231,7 +231,7 @@ class Manifest(_Frozen):
 
     @property
     def null_class(self) -> int | None:
-        """The index that stands for no class (classifier-free guidance); None when there is none."""
+        """The index of the null class (classifier-free guidance); None if there is none."""
         network = self.network
         guided = isinstance(network, DiffusersDiTConfig) or (
             isinstance(network, UNetConfig) and network.class_dropout
@@ -239,7 +239,7 @@ class Manifest(_Frozen):
         return self.num_classes if guided else None
 
     def fields(self) -> dict[str, Any]:
-        """What manifest.json holds, but for the digest: JSON values."""
+        """The content of manifest.json without the digest, as JSON values."""
         fields = self.model_dump(mode="json")
         schedule = fields["schedule"]
         fields["schedule"] = {

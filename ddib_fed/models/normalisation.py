@@ -1,6 +1,6 @@
 """Normalisation: pictures in [-1, 1] and points to a network's units (colour space, mean, deviation) and back.
 
-The rule: `undo` is the inverse of `apply` for everything that a picture can be.
+`undo` is the inverse of `apply` for every valid picture.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Normalisation(BaseModel):
     Attributes:
         mean: One number, or one for each channel.
         std: The same.
-        colours: What the channels of a colour picture are: red, green and blue, or what `opponent` makes of them.
+        colours: The channels of a colour picture: red, green and blue, or those of `opponent`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,7 +35,7 @@ class Normalisation(BaseModel):
 
     @property
     def channels(self) -> set[int]:
-        """The numbers of channels that it is for; empty when one number serves all."""
+        """The numbers of channels that it supports; empty if one number serves all."""
         found = {len(part) for part in (self.mean, self.std) if isinstance(part, tuple)}
         return found | ({3} if self.colours != "rgb" else set())
 

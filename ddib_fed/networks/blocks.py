@@ -1,7 +1,7 @@
 """Building blocks of the UNet and of the noisy classifier: residual blocks, attention, resampling.
 
 From Dhariwal, Nichol, Diffusion Models Beat GANs (arXiv 2105.05233), section 3 and appendix A. Names and
-shapes in the state dict are those of the public checkpoints; what computes is our own.
+shapes in the state dict are those of the public checkpoints; the computation is our own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Layer = TypeVar("Layer", nn.Conv1d, nn.Conv2d)
 
 @dataclass(frozen=True, slots=True)
 class BlockSettings:
-    """What all blocks of a network share.
+    """Settings shared by all blocks of a network.
 
     Attributes:
         emb_channels: Size of the time embedding.
@@ -62,13 +62,13 @@ class BlockSettings:
         return AttentionBlock(channels, heads, new_order=self.new_order, groups=self.groups)
 
     def down(self, channels: int) -> nn.Module:
-        """What halves height and width."""
+        """The layer that halves height and width."""
         if self.resblock_updown:
             return self.residual(channels, resample="down")
         return Downsample(channels, learned=self.conv_resample)
 
     def up(self, channels: int) -> nn.Module:
-        """What doubles height and width."""
+        """The layer that doubles height and width."""
         if self.resblock_updown:
             return self.residual(channels, resample="up")
         return Upsample(channels, learned=self.conv_resample)
@@ -76,10 +76,10 @@ class BlockSettings:
 
 @dataclass(slots=True)
 class Descent:
-    """The way down, from pictures to the coarsest features.
+    """The down path, from pictures to the coarsest features.
 
     Attributes:
-        blocks: In order; the first is the entering convolution.
+        blocks: In order; the first is the input convolution.
         widths: Channels after each block.
         factor: By which height and width are divided at the end.
     """
@@ -97,11 +97,11 @@ def descend(
     attention: Sequence[int],
     heads: int,
 ) -> Descent:
-    """The blocks of the way down.
+    """The blocks of the down path.
 
     Args:
         settings: Of all blocks.
-        in_channels: Of what enters.
+        in_channels: Of the input.
         widths: Channels of each level, from the finest.
         num_res_blocks: Residual blocks of a level.
         attention: Downsampling factors at which there is attention.
@@ -151,7 +151,7 @@ class TimeEmbed(nn.Sequential):
 
 
 class Timed(nn.Sequential):
-    """Layers in a row, those that know the time told it."""
+    """Layers in sequence; those that depend on the time receive its embedding."""
 
     def forward(self, x: Tensor, emb: Tensor, rows: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Pass x (N, C, H, W) through; emb (K, E), rows as in `spread`."""
@@ -187,7 +187,7 @@ class Downsample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """skip(x) + out_layers(in_layers(x), time); with `resample`, both ways double or halve height and width.
+    """skip(x) + out_layers(in_layers(x), time); with `resample`, both branches double or halve height and width.
 
     The time is added before the last normalisation, or with `scale_shift` scales and shifts after it.
 
@@ -254,7 +254,7 @@ def _resampler(channels: int, resample: str) -> nn.Module:
 
 
 class AttentionBlock(nn.Module):
-    """x + proj_out(attention(qkv(norm(x)))) over all places of a picture.
+    """x + proj_out(attention(qkv(norm(x)))) over all positions of a picture.
 
     Args:
         channels: Of input and output.
@@ -268,7 +268,7 @@ class AttentionBlock(nn.Module):
         self.heads = heads
         self.new_order = new_order
         self.norm = GroupNorm32(channels, groups)
-        # Convolutions of length 1 in name and shape, as checkpoints have them; linear layers in what they do.
+        # Convolutions of length 1 in name and shape, as in checkpoints; computed as linear layers.
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
@@ -294,7 +294,7 @@ def pointwise(layer: nn.Conv1d, tokens: Tensor) -> Tensor:
 
 
 def zeroed(layer: Layer) -> Layer:
-    """`layer` with weights and bias 0: a residual branch that begins as nothing."""
+    """`layer` with weights and bias 0: a residual branch that starts as zero."""
     nn.init.zeros_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)

@@ -23,10 +23,10 @@ POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
 
 class AttentionPool(nn.Module):
-    """What the mean place of a picture sees when it attends to all places and itself (after CLIP's).
+    """Attention pooling (after CLIP): the mean position attends to all positions and itself.
 
     Args:
-        places: Of a picture, without the mean.
+        places: Number of positions of a picture, without the mean.
         channels: Of the input.
         head_channels: Channels of a head; divides `channels`.
         out_channels: Of the output.
@@ -45,7 +45,7 @@ class AttentionPool(nn.Module):
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
         tokens = tokens + self.positional_embedding.T.to(x.dtype)
         count, _, channels = tokens.shape
-        # Only the mean asks; what the other places would see is not used.
+        # Only the mean is a query; the outputs of other positions are not used.
         query, key, value = (
             functional.linear(asked, weight, bias).reshape(count, -1, self.heads, channels // self.heads)
             for asked, weight, bias in zip(
@@ -62,7 +62,7 @@ class AttentionPool(nn.Module):
 
 
 class NoisyClassifier(nn.Module):
-    """Logits of the classes of noisy pictures; arguments as of `UNet`, but for these.
+    """Class logits of noisy pictures; arguments as of `UNet`, except these.
 
     Args:
         image_size: Size of the pictures; binding with pool "attention" alone.
@@ -79,7 +79,7 @@ class NoisyClassifier(nn.Module):
         use_scale_shift_norm: Whether the time scales and shifts after a normalisation, instead of being added.
         resblock_updown: Whether residual blocks resample.
         use_new_attention_order: Whether query, key and value are split before the heads.
-        pool: "adaptive" (mean of all places), "attention" (`AttentionPool`), "spatial" or "spatial_v2" (means of
+        pool: "adaptive" (mean of all positions), "attention" (`AttentionPool`), "spatial" or "spatial_v2" (means of
             the features of every block, through two linear layers).
 
     Attributes:

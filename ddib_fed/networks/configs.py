@@ -36,7 +36,7 @@ class SyntheticConfig(_Frozen):
 
 
 class _PictureNetwork(_Frozen):
-    """What the UNet and the classifier share: arguments of the public constructors, under their names."""
+    """Arguments that the UNet and the classifier share, under the names of the public constructors."""
 
     image_size: int = Field(ge=1, le=4096)
     in_channels: int = Field(default=3, ge=1, le=64)
@@ -62,7 +62,7 @@ class _PictureNetwork(_Frozen):
 
     @property
     def divisor(self) -> int:
-        """What height and width must divide by."""
+        """The number that must divide height and width."""
         return int(2 ** (len(self.channel_mult) - 1))
 
     @model_validator(mode="after")
@@ -91,7 +91,7 @@ class UNetConfig(_PictureNetwork):
     """Arguments of `UNet`, under the public code's names.
 
     Attributes:
-        kind: Tells it from other networks.
+        kind: Discriminator of the network type.
         image_size: Size that it was made for; another is possible, the network is convolutional.
         in_channels: Of a picture.
         model_channels: Channels that `channel_mult` multiplies.
@@ -104,15 +104,15 @@ class UNetConfig(_PictureNetwork):
         num_classes: Classes that it is conditioned on; None for none.
         num_heads: Of attention, where `num_head_channels` is -1.
         num_head_channels: Channels of a head, or -1.
-        num_heads_upsample: Heads on the way up; -1 for `num_heads`.
+        num_heads_upsample: Heads in the up path; -1 for `num_heads`.
         use_scale_shift_norm: Whether the time scales and shifts after a normalisation, instead of being added.
         resblock_updown: Whether residual blocks resample.
         use_new_attention_order: Whether query, key and value are split before the heads.
-        patch: Side of the squares of pixels that become channels on the way in and pixels again on the way out.
-        class_dropout: Whether there is one more class, index `num_classes`, that stands for no class.
+        patch: Side of the squares of pixels that become channels at the input and pixels again at the output.
+        class_dropout: Whether there is one more class, index `num_classes`: the null class.
         norm_groups: Groups of normalisations.
         global_mean: Whether the scaled mean of each channel is one more input channel.
-        spectral: Whether it corrects what mean and spectrum of the pictures tell.
+        spectral: Whether it corrects an estimate from the pictures' mean and spectrum.
     """
 
     kind: Literal["unet"] = "unet"
@@ -126,7 +126,7 @@ class UNetConfig(_PictureNetwork):
 
     @property
     def divisor(self) -> int:
-        """What height and width must divide by."""
+        """The number that must divide height and width."""
         return self.patch * super().divisor
 
     @model_validator(mode="after")
@@ -147,12 +147,12 @@ class UNetConfig(_PictureNetwork):
 
 
 class ClassifierConfig(_PictureNetwork):
-    """Arguments of `NoisyClassifier`, under the public code's names; as in `UNetConfig`, but for these.
+    """Arguments of `NoisyClassifier`, under the public code's names; as in `UNetConfig`, except these.
 
     Attributes:
-        kind: Tells it from other networks.
+        kind: Discriminator of the network type.
         out_channels: Number of classes.
-        pool: How the last features become logits.
+        pool: How the last features are reduced to logits.
     """
 
     kind: Literal["classifier"] = "classifier"

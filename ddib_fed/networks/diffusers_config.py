@@ -23,23 +23,23 @@ MAX_POSITIONS = 1 << 25
 
 
 class DiffusersUNetConfig(BaseModel):
-    """What a `UNet2DModel` of diffusers is, with positional features of the time.
+    """Arguments of a `UNet2DModel` of diffusers with positional time features.
 
     Attributes:
-        kind: Tells it from other networks.
+        kind: Discriminator of the network type.
         image_size: Size that it was made for.
         in_channels: Of a picture.
         out_channels: `in_channels`, or twice as many with a learned variance.
         block_out_channels: Channels of each level, from the finest.
-        layers_per_block: Residual blocks of a level on the way down; there is one more on the way up.
+        layers_per_block: Residual blocks of a level in the down path; the up path has one more.
         down_block_types: Of each level, from the finest: plain, with attention, or resampling by residual blocks.
-        up_block_types: The same on the way up, from the coarsest.
-        mid_block: Whether there is a middle between them.
-        mid_block_scale_factor: What residual sums in the middle are divided by.
-        add_attention: Whether the middle attends.
+        up_block_types: The same for the up path, from the coarsest.
+        mid_block: Whether there is a middle block between them.
+        mid_block_scale_factor: Divisor of residual sums in the middle block.
+        add_attention: Whether the middle block has attention.
         downsample_padding: 1 around the picture, or 0 for one row and column below and to the right.
-        downsample_type: How levels with attention halve: by a convolution or by a residual block.
-        upsample_type: How they double.
+        downsample_type: How levels with attention downsample: by a convolution or by a residual block.
+        upsample_type: How they upsample.
         attention_head_dim: Channels of a head; None for one head.
         norm_num_groups: Groups of normalisations.
         attn_norm_num_groups: Of the one before attention in the middle; None for none with "scale_shift", else as
@@ -47,10 +47,10 @@ class DiffusersUNetConfig(BaseModel):
         norm_eps: Their epsilon.
         resnet_time_scale_shift: Whether the time is added, or scales and shifts after a normalisation.
         flip_sin_to_cos: Whether cosines come first among the features of a time.
-        freq_shift: Taken from the number of frequencies in their exponents' divisor.
+        freq_shift: Subtracted from the number of frequencies in their exponents' divisor.
         time_embedding_dim: Size of a time's embedding; None for 4 x the first width.
         dropout: Probability, in training.
-        center_input_sample: Whether 2 x - 1 is taken instead of x.
+        center_input_sample: Whether 2 x - 1 is the input instead of x.
         num_class_embeds: Classes that it is conditioned on; None for none.
         act_fn: The non-linearity of residual blocks.
     """
@@ -91,7 +91,7 @@ class DiffusersUNetConfig(BaseModel):
 
     @property
     def divisor(self) -> int:
-        """What height and width must divide by."""
+        """The number that must divide height and width."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
     @property
@@ -131,10 +131,10 @@ class DiffusersUNetConfig(BaseModel):
 
 
 class DiffusersDiTConfig(BaseModel):
-    """What a `DiTTransformer2DModel` of diffusers on pixels is (Peebles and Xie, arXiv 2212.09748).
+    """Arguments of a `DiTTransformer2DModel` of diffusers on pixels (Peebles and Xie, arXiv 2212.09748).
 
     Attributes:
-        kind: Tells it from other networks.
+        kind: Discriminator of the network type.
         image_size: Size of its pictures, which are square.
         in_channels: Of a picture.
         out_channels: `in_channels`, or twice as many with a learned variance.
@@ -146,7 +146,7 @@ class DiffusersDiTConfig(BaseModel):
         activation_fn: The non-linearity of feed-forward layers.
         norm_elementwise_affine: Whether normalisations have weights.
         norm_eps: Their epsilon.
-        num_embeds_ada_norm: Classes that it is conditioned on; one more stands for no class.
+        num_embeds_ada_norm: Classes that it is conditioned on; one more is the null class.
         dropout: Probability, in training.
     """
 
@@ -174,7 +174,7 @@ class DiffusersDiTConfig(BaseModel):
 
     @property
     def divisor(self) -> int:
-        """What height and width must divide by."""
+        """The number that must divide height and width."""
         return self.patch_size
 
     @model_validator(mode="after")

@@ -61,7 +61,7 @@ class DiffusersDiT(DiTTransformer2DModel):  # type: ignore[misc]
             x: Pictures (N, in_channels, S, S) of the size that it was made for.
             times: (1,) or (N,), or (K,) with `rows`.
             rows: (N,) pointing into `times`.
-            y: Classes (N,) int64; the number of classes stands for no class.
+            y: Classes (N,) int64; the number of classes is the null class.
 
         Returns:
             (N, out_channels, S, S).
@@ -104,7 +104,7 @@ def diffusers_dit(*, image_size: int, **arguments: Any) -> DiffusersDiT:
     network = DiffusersDiT(sample_size=image_size, **arguments)
     for block in network.transformer_blocks:
         block.norm1.emb.time_proj = _exact(block.norm1.emb.time_proj)
-    # The positions are no weights: on the meta device they would stay without values.
+    # The positions are not weights: on the meta device they would have no values.
     patch = arguments["patch_size"]
     with torch.device("cpu"):
         positions = PatchEmbed(image_size, image_size, patch, 1, network.inner_dim).pos_embed

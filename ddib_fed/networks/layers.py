@@ -39,8 +39,8 @@ def spread(embedding: Tensor, rows: Tensor | None) -> Tensor:
 class GroupNorm32(nn.GroupNorm):
     """Group normalisation, over 32 groups as a rule: statistics in float32 at least, rounded once to the input's dtype.
 
-    A group of one channel loses its mean over the picture, which then is nowhere: networks of few channels need
-    fewer groups to know a picture's brightness and colour.
+    A group of one channel loses its mean over the picture, and nothing else carries it: networks of few channels need
+    fewer groups to represent a picture's brightness and colour.
     """
 
     def __init__(self, channels: int, groups: int = 32) -> None:

@@ -3,7 +3,7 @@
     h = W_in x;   h += W_2 silu((1 + s) * W_1 silu(h) + b) with (s, b) = F e(lambda), for each block;
     out = W_out silu(h)
 
-It is smooth in x and lambda (SiLU, low frequencies), because the solvers' order rests on it.
+It is smooth in x and lambda (SiLU, low frequencies), because the solvers' order requires it.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def build_network(config: AnyConfig) -> nn.Module:
-    """The network that `config` describes, with fresh weights.
+    """The network of `config`, with new weights.
 
     Raises:
         ExtraMissing: It is one of the diffusers library, which is not installed.

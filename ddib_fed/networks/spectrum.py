@@ -5,11 +5,11 @@ x = alpha x_0 + sigma eps, r = U^T (x - alpha m) and S = alpha^2 D + sigma^2 the
 
     E[v | x] = U [alpha sigma (1 - D) / S r] - sigma m,    Var[v | x] = U [D / S] U^T.
 
-The network sees U [r / sqrt(S)], which is white at every noise level, so that fine structure is not lost beside
-coarse, and E[x_0 | x] - m, in which coarse structure is not lost in noise. What it answers, F, is taken in units of
-what is left to know where that is little: v = E[v | x] + U min(1, sqrt(D / S)) U^T F. So it begins where a linear model
-ends, and its latents are nearly white from the first step: what Karras et al. (arXiv 2206.00364, section 5) do for one
-variance of all data, done for each frequency.
+The network's inputs are U [r / sqrt(S)], which is white at every noise level, so that fine structure is not lost
+beside coarse, and E[x_0 | x] - m, in which coarse structure is not lost in noise. Its output F is in units of
+the remaining deviation, capped at 1: v = E[v | x] + U min(1, sqrt(D / S)) U^T F. So it starts from the optimal linear
+model, and its latents are nearly white from the first step: what Karras et al. (arXiv 2206.00364, section 5) do for
+one variance of all data, done for each frequency.
 
 Without the 1, high noise and large D make sqrt(D / S) some 20, and the errors there, which no training
 can remove, come back as gradients 400 times those of anything that can be learned.
@@ -51,13 +51,13 @@ class Spectrum(nn.Module):
         self.register_buffer("log_variance", torch.zeros(channels, size, size))
 
     def measure(self, moments: Moments) -> None:
-        """Take over what was measured, rounded to float16."""
+        """Set the measured values, rounded to float16."""
         mean, variance = moments.result()
         self.mean.copy_(mean.half())
         self.log_variance.copy_(variance.clamp_min(LEAST_VARIANCE).log().half())
 
     def ask(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Asked:
-        """What the network is asked about x (N, C, H, W) at times (K,) of scaled lambda, rows as in `layers.spread`.
+        """The network's inputs for x (N, C, H, W) at times (K,) of scaled lambda, rows as in `layers.spread`.
 
         Raises:
             ValueError: x has another size than the spectrum.
@@ -84,7 +84,7 @@ class Spectrum(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question, and what is known before it is answered.
+    """The network's inputs, and the linear estimate that its output corrects.
 
     Attributes:
         white: x in units of its spectrum (N, C, H, W).
@@ -99,7 +99,7 @@ class Asked:
     left: Tensor
 
     def answer(self, found: Tensor) -> Tensor:
-        """What the network's answer (N, C, H, W) comes to, v."""
+        """The prediction of v from the network's output (N, C, H, W)."""
         return (self.expected + pictures(self.left * cosines(found.to(self.expected.dtype)))).to(found.dtype)
 
 
@@ -117,7 +117,7 @@ class Moments:
         self._squares = torch.zeros_like(self._sum)
 
     def add(self, x0: Tensor) -> None:
-        """Take in clean pictures (N, C, H, W), in the network's units."""
+        """Add clean pictures (N, C, H, W), in the network's units."""
         found = cosines(x0.double())
         self._count += len(found)
         self._sum += found.sum(0)

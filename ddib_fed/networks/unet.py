@@ -26,7 +26,7 @@ class UNet(nn.Module):
     """Predicts eps, x0 or v of pictures (and the variance, when `out_channels` is twice `in_channels`).
 
     Args:
-        image_size: Size that it was made for; kept for the record, the network takes any size that divides.
+        image_size: Size that it was made for; informative, the network accepts any divisible size.
         in_channels: Of a picture.
         model_channels: Channels that `channel_mult` multiplies.
         out_channels: Of the output.
@@ -38,18 +38,18 @@ class UNet(nn.Module):
         num_classes: Classes that it is conditioned on; None for none.
         num_heads: Of attention, where `num_head_channels` is -1.
         num_head_channels: Channels of a head, or -1.
-        num_heads_upsample: Heads on the way up; -1 for `num_heads`.
+        num_heads_upsample: Heads in the up path; -1 for `num_heads`.
         use_scale_shift_norm: Whether the time scales and shifts after a normalisation, instead of being added.
         resblock_updown: Whether residual blocks resample.
         use_new_attention_order: Whether query, key and value are split before the heads.
-        patch: Side of the squares of pixels that become channels on the way in and pixels again on the way out.
-        class_dropout: Whether there is one more class, index `num_classes`, that stands for no class.
+        patch: Side of the squares of pixels that become channels at the input and pixels again at the output.
+        class_dropout: Whether there is one more class, index `num_classes`: the null class.
         norm_groups: Groups of normalisations; networks of less than 128 channels need fewer than 32, see `GroupNorm32`.
         global_mean: Whether the mean of each channel over the picture, times sqrt(H W), is one more input channel. In
             it noise has unit variance as in a pixel, and a picture's brightness and colour stand out of the noise
             long before anything else does.
-        spectral: Whether it corrects what mean and spectrum of the pictures tell, see `spectrum`; for v, told scaled
-            lambda, and for pictures of `image_size` alone.
+        spectral: Whether it corrects an estimate from the pictures' mean and spectrum, see `spectrum`; for v,
+            with scaled lambda as time, and only for pictures of `image_size`.
 
     Attributes:
         checkpointing: Set it to recompute activations in the backward pass instead of keeping them.
@@ -153,7 +153,7 @@ class UNet(nn.Module):
     def _predict(
         self, x: Tensor, times: Tensor, rows: Tensor | None, y: Tensor | None, beside: Tensor | None = None
     ) -> Tensor:
-        """What the layers say of x (N, in_channels, H, W), and of a second look at it, of the same shape."""
+        """The output of the layers for x (N, in_channels, H, W) and a second input of the same shape."""
         mean = x.mean(dim=(2, 3), keepdim=True) * math.sqrt(x[0, 0].numel()) if self.global_mean else None
         if beside is not None:
             x = torch.cat([x, beside], dim=1)

@@ -50,7 +50,7 @@ class SyntheticModel(nn.Module):
         in_channels: Coordinates of a point.
         out_channels: Of the output.
         num_channels: Hidden units, a multiple of 32.
-        num_res_blocks: Blocks on the way in and on the way out.
+        num_res_blocks: Blocks in the input path and in the output path.
         dropout: Probability, in training.
     """
 

@@ -1,6 +1,6 @@
 """An HTML page of the report on a folder of translations.
 
-The worst come first, and the page says how many it leaves out.
+The worst come first, and the page states how many it leaves out.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ COLUMNS = {
 def write_report_page(
     path: Path, title: str, report: Figures, found: Translations, *, most_rows: int = MOST_ROWS
 ) -> None:
-    """Write the page; the file appears whole or not at all.
+    """Write the page; the file appears completely or not at all.
 
     Args:
         path: The file.
         title: Of the page.
         report: By `folder_report.evaluate_folder`.
         found: By the same.
-        most_rows: Pictures that are shown, the worst first.
+        most_rows: Number of pictures to show, the worst first.
     """
     parts = [html.paragraph(note) for note in report["notes"]]
     for table in tables(report):

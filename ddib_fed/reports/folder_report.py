@@ -1,7 +1,7 @@
 """The report on a folder of translations: measured from its files, completed from its records.
 
-What can be measured from the files is measured; a record's figure (the model's own cycle, before rounding;
-the latent, which is in no file) stands where it cannot, and the report says which of the two it is.
+Figures are measured from the files where possible; otherwise a record's figure (the model's own cycle, before
+rounding; the latent, which is in no file) is used, and the report states which of the two it is.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ FROM_FILES, FROM_RECORDS = "files", "records"
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """What belongs to a folder of translations.
+    """The inputs of a report on a folder of translations.
 
     Attributes:
         translations: The translations.
         source: Of the sources.
-        truth: Of what the translations should be.
+        truth: Of the true translations.
         domain: Of the target domain; not the truths.
         source_domain: Of the source domain; not the sources.
-        size: Height and width that all are brought to.
+        size: Height and width that all are resized to.
         span: Raw values that become -1 and 1.
     """
 
@@ -54,14 +54,14 @@ def evaluate_folder(
     on_read: OnRead | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Figures, Translations]:
-    """The report on a folder of translations as JSON values, and the pictures that it is about.
+    """The report on a folder of translations as JSON values, and its pictures.
 
     Raises:
-        FileMissing: A folder is not there or empty, or lacks a picture of another one.
+        FileMissing: A folder is missing or empty, or lacks a picture of another one.
         ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
         UsageError: A file's type has no range of its own, and none was given.
         ShapeMismatch: The pictures are too small to be compared.
-        ExtraMissing: Something was asked for that needs the extra `evaluate`.
+        ExtraMissing: A requested figure needs the extra `evaluate`.
     """
     found = read_translations(
         folders.translations,
@@ -113,7 +113,7 @@ def _fill_cycle(report: Figures, rows: list[Figures], records: Sequence[Translat
 
 
 def _fill_structure(report: Figures, rows: list[Figures], records: Sequence[Translation]) -> None:
-    """Without sources the records' figures, and without thresholds their marks."""
+    """The records' figures if there are no sources, and their marks if there are no thresholds."""
     marks = [record.doubtful for record in records]
     if report["structure"] is not None:
         report["structure"]["from"] = FROM_FILES
@@ -136,7 +136,7 @@ def _fill_structure(report: Figures, rows: list[Figures], records: Sequence[Tran
 
 
 def _latents(found: Translations) -> Figures | None:
-    """Of kept latents all together, beside noise; else what the records say of each."""
+    """Joint statistics of kept latents, beside noise; otherwise those in each record."""
     if found.latents is not None:
         measured = whiteness(torch.from_numpy(found.latents))
         return {

@@ -1,6 +1,6 @@
 """Self-contained HTML pages: figures and pictures in one file that needs no network.
 
-The page holds everything that it shows (pictures as data URIs, a style sheet, no script, a policy that lets
+The page embeds everything (pictures as data URIs, a style sheet, no script, a policy that lets
 it load nothing), and every text from outside is escaped: only this module makes `Html`, out of plain strings.
 """
 
@@ -16,14 +16,14 @@ from ddib_fed.terminal import escape
 
 
 class Html(str):
-    """Text that is safe in the body of a page; made by this module alone."""
+    """Text that is safe in the body of a page; made only by this module."""
 
     __slots__ = ()
 
 
 Cell = str | float | Html | None
 
-# What a page may load: pictures and styles that are part of it.
+# A page may load only its embedded pictures and styles.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #3c3c46; max-width: 1100px; margin: 2em auto; padding: 0 1em }
@@ -38,7 +38,7 @@ img { image-rendering: pixelated; display: inline-block; vertical-align: middle;
 
 
 def page(title: str, parts: Sequence[Html]) -> str:
-    """A whole page of parts made by this module's other functions."""
+    """A complete page of parts made by this module's other functions."""
     return (
         "<!doctype html>\n"
         '<html lang="en"><head><meta charset="utf-8">'
@@ -50,7 +50,7 @@ def page(title: str, parts: Sequence[Html]) -> str:
 
 
 def write_page(path: Path, title: str, parts: Sequence[Html]) -> None:
-    """Write a page; the file appears whole or not at all."""
+    """Write a page; the file appears completely or not at all."""
     write_file(path, page(title, parts).encode("utf-8", "replace"))
 
 
@@ -65,7 +65,7 @@ def paragraph(text: str) -> Html:
 
 
 def doubt(text: str) -> Html:
-    """A word that warns."""
+    """A warning label."""
     return Html(f'<span class="doubt">{_text(text)}</span>')
 
 
@@ -86,7 +86,7 @@ def picture(png: bytes, *, text: str, width: int | None = None) -> Html:
 
     Args:
         png: The file.
-        text: For whoever cannot see it.
+        text: Alternative text.
         width: In pixels of the page; each pixel of the picture stays a square.
     """
     size = f' width="{width:d}"' if width is not None else ""

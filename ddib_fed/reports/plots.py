@@ -1,7 +1,7 @@
 """Plots of point clouds and of training figures.
 
 All panels of all pictures share limits, size of dots and colours (rainbow by index), so that two pictures
-can be laid side by side; no pyplot, hence no state between calls.
+can be compared side by side; no pyplot, hence no state between calls.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Panel:
     """One cloud of a picture.
 
     Attributes:
-        title: A word or two above the panel.
+        title: Short title above the panel.
         points: (N, D); of more than two coordinates the first two are drawn.
         kind: Dots coloured by index, or how many points fall where.
     """
@@ -53,7 +53,7 @@ class Panel:
 
 
 def draw_rows(rows: Sequence[Sequence[Panel]], path: Path, *, caption: str = "") -> None:
-    """Draw rows of panels into a PNG; the file appears whole or not at all.
+    """Draw rows of panels into a PNG; the file appears completely or not at all.
 
     Raises:
         ShapeMismatch: A panel's points are not (N, D), or there are none.
@@ -117,7 +117,7 @@ def stages(clouds: Sequence[tuple[str, Points]], path: Path, *, caption: str = "
 def translation(
     source: Points, latent: Points, target: Points, returned: Points, path: Path, *, caption: str = ""
 ) -> None:
-    """Four panels: source, latent, target and the source that came back, each point keeping its colour.
+    """Four panels: source, latent, target and returned source, each point keeping its colour.
 
     Raises:
         ShapeMismatch: A stage's points are not (N, D), or there are none.
@@ -133,7 +133,7 @@ Curve = Sequence[tuple[int, float]]
 
 
 def loss_curve(training: Curve, path: Path, *, held_out: Curve = ()) -> None:
-    """The training loss as (step, loss) and, where given, the loss on what was held out."""
+    """The training loss as (step, loss) and, if given, the held-out loss."""
     figure = Figure(figsize=(6, 3.4), dpi=DPI, facecolor="white", layout="constrained")
     axis = figure.subplots()
     for label, curve, colour in (("training", training, "#8fa8f0"), ("held out", held_out, "#d33f6a")):
@@ -152,14 +152,14 @@ def loss_curve(training: Curve, path: Path, *, held_out: Curve = ()) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; the file appears whole or not at all."""
+    """Write a figure as PNG; the file appears completely or not at all."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
     write_file(path, buffer.getvalue())
 
 
 def plane(points: Points) -> NDArray[np.float64]:
-    """What of points (N, D) is drawn: the first two coordinates, or the single one over the index; (N, 2).
+    """The drawn part of points (N, D): the first two coordinates, or the single one over the index; (N, 2).
 
     Raises:
         ShapeMismatch: The points are not (N, D), or there are none.
@@ -180,7 +180,7 @@ def _draw(axis: Axes, panel: Panel) -> None:
         axis.imshow(counts.T, origin="lower", extent=extent, cmap="viridis", interpolation="nearest")
     else:
         size = float(np.clip(12_000 / len(points), 0.25, 9))
-        # A fixed shuffle: otherwise the last colours lie on top wherever clouds are dense.
+        # A fixed shuffle: otherwise the last colours cover the others where clouds are dense.
         order = np.random.default_rng(0).permutation(len(points))
         shown = points[order]
         axis.scatter(

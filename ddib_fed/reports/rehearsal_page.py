@@ -1,6 +1,6 @@
 """The page of a rehearsal (`ddib try`): two folders, two models, two directions, and what to try next.
 
-Advice follows from a figure that stands on the page, and says which.
+Advice is based on a figure on the page, and names it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class SideFound:
 
     Attributes:
         folder: The folder.
-        lines: What it is like, a sentence each.
+        lines: Its description, a sentence each.
         pictures: How many there are to train on.
         manifest: The model's.
-        bundle: Where the model lies.
+        bundle: The model's folder.
         loss_chart: PNG of the losses.
         samples: PNG of samples.
-        held_out_losses: As they were measured while training, in order.
+        held_out_losses: As measured during training, in order.
     """
 
     folder: Path
@@ -54,10 +54,10 @@ class WayFound:
     """One direction, on held-out pictures.
 
     Attributes:
-        title: From where to where.
-        folder: Where the results lie.
-        report: By `judgement.judge`, with `latent`; empty where every picture was refused.
-        sheet: PNG of source, translated and back; None where every picture was refused.
+        title: Source and target.
+        folder: The results' folder.
+        report: By `judgement.judge`, with `latent`; empty if every picture was refused.
+        sheet: PNG of source, translation and returned source; None if every picture was refused.
         notes: What could not be measured or translated, and why.
     """
 
@@ -71,13 +71,13 @@ class WayFound:
 def write_rehearsal(
     path: Path, sides: tuple[SideFound, SideFound], ways: tuple[WayFound, WayFound], shared: Sequence[str]
 ) -> None:
-    """Write the page; it appears whole or not at all.
+    """Write the page; it appears completely or not at all.
 
     Args:
         path: The file.
         sides: The two domains.
-        ways: There and back.
-        shared: Files that both folders hold.
+        ways: Both directions.
+        shared: Files in both folders.
     """
     names = " and ".join(side.manifest.domain for side in sides)
     parts = [html.heading("What to try next"), *map(html.paragraph, advice(sides, ways, shared))]

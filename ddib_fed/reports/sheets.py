@@ -1,6 +1,6 @@
 """Contact sheets: one row for each stage, one column for each picture.
 
-Pixels are shown as they are. Small pictures are enlarged by a whole factor, each pixel becoming a square,
+Pixels are shown unchanged. Small pictures are enlarged by an integer factor, each pixel becoming a square,
 and nothing is stretched, smoothed or sorted by how good it looks.
 """
 
@@ -57,14 +57,14 @@ def contact_sheet(
     across: int = ACROSS,
     caption: str = "",
 ) -> bytes:
-    """A PNG of all stages of all pictures, `across` pictures to a band.
+    """A PNG of all stages of all pictures, `across` pictures per band.
 
     Args:
         stages: Lines from above, all with the same number and size of pictures.
         names: Above each picture; as many as pictures, or none.
         doubtful: Which pictures get a red frame and name; as many as pictures, or none.
-        across: Pictures to a band.
-        caption: Beneath the sheet, in as many lines as it takes; where the data come from belongs here.
+        across: Pictures per band.
+        caption: Beneath the sheet, wrapped; state the origin of the data here.
 
     Raises:
         ShapeMismatch: Stages, names and marks do not have the same number, or pictures not one size.
@@ -111,12 +111,12 @@ def save_sheet(
     across: int = ACROSS,
     caption: str = "",
 ) -> None:
-    """Write a contact sheet; the file appears whole or not at all. Arguments and errors as `contact_sheet`."""
+    """Write a contact sheet; the file appears completely or not at all. Arguments and errors as `contact_sheet`."""
     write_file(path, contact_sheet(stages, names=names, doubtful=doubtful, across=across, caption=caption))
 
 
 def to_pixels(pictures: Pictures) -> NDArray[np.uint8]:
-    """Pictures (N, C, H, W) in [-1, 1] as (N, H, W, C) of 0 to 255, what lies outside being cut."""
+    """Pictures (N, C, H, W) in [-1, 1] as (N, H, W, C) of 0 to 255, values outside clipped."""
     levels = np.rint((np.clip(pictures, -1.0, 1.0) + 1.0) * 127.5)
     return np.ascontiguousarray(levels.astype(np.uint8).transpose(0, 2, 3, 1))
 
@@ -158,7 +158,7 @@ def _text_width(text: str) -> int:
 
 
 def _lines(text: str, room: int) -> list[str]:
-    """A text broken between its words into lines of so many pixels; a longer word has a line of its own."""
+    """A text wrapped between words to lines of this many pixels; a longer word gets its own line."""
     lines: list[str] = []
     for word in text.split():
         if lines and _text_width(f"{lines[-1]} {word}") <= room:
@@ -169,7 +169,7 @@ def _lines(text: str, room: int) -> list[str]:
 
 
 def _cut(text: str, room: int) -> str:
-    """As much of a text as fits into so many pixels."""
+    """A text cut to this many pixels."""
     if _text_width(text) <= room:
         return text
     while text and _text_width(f"{text}…") > room:

@@ -1,6 +1,6 @@
 """Tables of the report on a folder of translations, for the terminal and for the page.
 
-A table says what its figures are and what they are to be held against; what is not known is not a line.
+A table explains its figures and what to compare them with; unknown figures have no row.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Some figures.
+    """A table of figures.
 
     Attributes:
         title: Of the table.
         columns: The first names the line.
-        rows: A name and figures; None is not known.
-        note: What a reader must know.
+        rows: A name and figures; None for unknown.
+        note: An explanation for the reader.
     """
 
     title: str

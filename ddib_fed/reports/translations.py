@@ -1,11 +1,11 @@
 """Loads a folder of translations, with sources and truths, as stacks of pictures of one size and scale.
 
-A folder that `ddib bridge` or `ddib translate` wrote has a record beside each picture (NAME.json), which names the
+A folder written by `ddib bridge` or `ddib translate` has a record beside each picture (NAME.json), which names the
 files; in any other folder every picture is a translation. Sources and truths are found by name: the same path
 below their folder, whatever the suffix.
 
-What belongs to a picture is there for every picture, or is named and left out for all; nothing is paired by
-order. Pictures of other sizes than the first are brought to its size, and counted.
+Each kind of file is used only if it exists for every picture, otherwise it is named and left out; nothing is paired by
+order. Pictures of other sizes than the first are resized to its size, and counted.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Item:
     Attributes:
         name: Path below the folder, without suffix.
         translated: Its file.
-        record: How it came about; empty for a picture without a record.
-        files: The further files that the record names and that are there, by kind.
+        record: Its record; empty for a picture without one.
+        files: The other existing files that the record names, by kind.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What brings files to one size and to [-1, 1].
+    """The conversion of files to one size and to [-1, 1].
 
     Attributes:
         height: Of all pictures.
@@ -71,12 +71,12 @@ class Scale:
     ) -> Pictures:
         """The pictures in files, (N, C, H, W) in [-1, 1]; raw values outside of the span lie beyond.
 
-        They are in colour as soon as one of them is: grey is repeated, and no colours are dropped.
+        They are in colour if one of them is: grey is repeated, and no colours are dropped.
 
         Args:
             paths: At least one file.
             scales: Slope and intercept of each file, where the numbers in it may not be raw values; or nothing.
-            tell: Told of each file, and whether it had this size.
+            tell: Called with each file, and whether it had this size.
 
         Raises:
             FileMissing, ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
@@ -111,18 +111,18 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Translations:
-    """Pictures that belong together row by row, each stack (N, C, H, W) in [-1, 1].
+    """Stacks of corresponding pictures, each (N, C, H, W) in [-1, 1].
 
     Attributes:
         names: Of the pictures.
-        records: What is known of each.
-        translated: Always there.
-        source: None where they are not known.
-        truth: None where they are not known.
-        back: None where they are not there.
-        latents: As kept, (N, C', H', W') of any size; None where they were not kept.
-        scale: What pictures of the target's domain are brought to.
-        source_scale: What those of the source's domain are brought to.
+        records: The record of each.
+        translated: The translations.
+        source: None if unknown.
+        truth: None if unknown.
+        back: None if missing.
+        latents: As kept, (N, C', H', W') of any size; None if not kept.
+        scale: Scale of pictures of the target's domain.
+        source_scale: Scale of pictures of the source's domain.
         notes: What was left out, and why.
     """
 
@@ -157,7 +157,7 @@ def find_items(folder: Path) -> list[Item]:
 
 
 def read_item(path: Path, folder: Path) -> Item | None:
-    """The translation whose record is in a file; None when it is no record, or its translation is not there."""
+    """The translation of a record file; None if it is not a record, or its translation is missing."""
     record = Translation.read(path)
     if record is None:
         return None
@@ -194,7 +194,7 @@ def read_translations(
     span: tuple[float, float] | None = None,
     on_read: OnRead | None = None,
 ) -> Translations:
-    """Read a folder of translations and what belongs to them.
+    """Read a folder of translations with sources, truths and latents.
 
     Args:
         folder: The translations, with or without records.
@@ -203,10 +203,10 @@ def read_translations(
         size: Height and width that all are brought to; None for those of the first translation.
         span: Raw values that become -1 and 1; None for the models' ranges where all records say them, else those of
             each file's type.
-        on_read: Told (files read, in all).
+        on_read: Called with (files read, total).
 
     Raises:
-        FileMissing: A folder is not there or empty, or lacks a picture of a folder that was named.
+        FileMissing: A folder is missing or empty, or lacks a picture of another given folder.
         ImageUnreadable, ImageTooLarge: A file cannot be used; the detail names it.
         PictureMisfit: A file is not in the units of `span`.
         UsageError: A file's type has no range of its own, and none was given.
@@ -223,20 +223,20 @@ def read_translations(
         "truth": [] if truth is None else _beside(items, truth),
         "back": _recorded(items, Part.RETURNED, "back", notes),
     }
-    # Translations, and what came back, are files of numbers; sources and truths are raw.
+    # Translations and returned pictures are files of numbers; sources and truths are raw.
     pictures = [item.picture for item in items]
     own, theirs = (
         replace(scale, span=span or _agreed([getattr(picture, side) for picture in pictures]))
         for side in ("source_range", "target_range")
     )
-    # A range that is a type's whole one needs not be the type of truths: 8 bits may stand for the same picture.
+    # A range that is a type's whole range need not be the type of truths: 8 bits may represent the same picture.
     others = replace(theirs, span=span) if theirs.span in OWN_RANGES else theirs
     places = {"translated": theirs, "source": own, "truth": others, "back": own}
     scales = {"translated": [picture.output_scale for picture in pictures]}
     backs = [picture.back_scale for picture in pictures if picture.back_scale is not None]
     if len(backs) == len(pictures):
         scales["back"] = backs
-        if source is None:  # a copy that was written beside has the same numbers
+        if source is None:  # a copy written beside it has the same numbers
             scales["source"] = backs
     elif paths["back"] and (own.span is not None or theirs.span not in {None, *OWN_RANGES}):
         paths["back"] = []
@@ -268,7 +268,7 @@ def read_translations(
 
 
 def _agreed(ranges: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
-    """The range that all records say; None where they differ or one says none."""
+    """The range in all records; None if they differ or one has none."""
     return ranges[0] if len(set(ranges)) == 1 else None
 
 
@@ -300,7 +300,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.float32]:
-    """Raw values as they were given, once they are known to be in the rule's units."""
+    """Raw values, after a check that they are in the rule's units."""
     try:
         return fit_picture(picture, rule).original
     except PictureMisfit as error:
@@ -311,7 +311,7 @@ def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.flo
 
 
 class _Reading:
-    """How many files were read, and how many had another size."""
+    """Counts files read and files of another size."""
 
     def __init__(self, total: int, on_read: OnRead | None) -> None:
         self.done = self.resized = 0
@@ -348,7 +348,7 @@ def _recorded(items: Sequence[Item], kind: str, called: str, notes: list[str]) -
 def _latents(items: Sequence[Item], notes: list[str]) -> NDArray[np.float32] | None:
     paths = _recorded(items, Part.LATENT, "latent", notes)
     latents = [np.load(path, allow_pickle=False) for path in paths]
-    # A node's latent has its one picture as a dimension of its own.
+    # A node's latent has a batch dimension of one.
     latents = [latent[0] if latent.ndim == 4 and len(latent) == 1 else latent for latent in latents]
     if not latents:
         return None
@@ -367,7 +367,7 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """A file below the folder; a record cannot name one elsewhere."""
+    """A file below the folder; a record must not name one elsewhere."""
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
         return None
     path = folder / name

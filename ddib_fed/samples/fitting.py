@@ -2,8 +2,8 @@
 
 A picture is never copied whole: its planes are converted band by band, one after the other.
 
-Whatever is done on the way in (crop, pad, resize, range) is a function of the rule and the original's
-height and width alone, so that it can be undone at the other end from these few numbers.
+The conversion (crop, pad, resize, range) is a function of the rule and the original's
+height and width alone, so that it can be inverted at the other end from these few numbers.
 
 Shrinking follows guided-diffusion (Dhariwal & Nichol, arXiv 2105.05233, its loader's `center_crop_arr`): halve with a
 box filter while the picture is at least twice the wanted size, then resize bicubically.
@@ -35,17 +35,17 @@ MIN_LEVELS = 16
 
 @dataclass(frozen=True, slots=True)
 class PictureRule:
-    """What a model takes and gives.
+    """The array format and file format of a model.
 
     Attributes:
         channels: 1 (grey) or 3 (RGB).
         height: Of the model's array.
         width: Of the model's array.
         fit: ``resize`` squeezes the whole picture, whatever its sides; ``crop`` scales until the picture covers the
-            array and takes the middle; ``pad`` shrinks only what is too large and surrounds it by the value `low`.
+            array and crops the centre; ``pad`` shrinks only larger pictures and pads with the value `low`.
         low: The raw value that becomes -1.
-        high: The raw value that becomes 1; what lies outside is clipped, see `data.units`.
-        bits: 8 or 16, of the pictures that come out.
+        high: The raw value that becomes 1; values outside are clipped, see `samples.units`.
+        bits: 8 or 16, of the output pictures.
     """
 
     channels: int
@@ -77,8 +77,8 @@ class PictureRule:
     def output_scale(self) -> tuple[float, float]:
         """(slope, intercept): raw value = slope * number in the output file + intercept.
 
-        (1, 0) when raw values fit the output's type as whole numbers; otherwise 0 stands for `low` and the type's
-        largest number for `high`, which is to be noted beside the file.
+        (1, 0) if raw values fit the output's type as integers; otherwise 0 stands for `low` and the type's
+        largest number for `high`, and the record beside the file has to state it.
         """
         if self.low >= 0 and self.high <= self.top and self.high - self.low >= MIN_LEVELS:
             return 1.0, 0.0
@@ -95,13 +95,13 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A picture as a model takes it.
+    """A picture converted for a model.
 
     Attributes:
         samples: (C, H, W) float32 in [-1, 1].
-        original: (C, H, W) float32, the same without clipping: what results are compared with. `samples` itself where
+        original: (C, H, W) float32, the same without clipping: the reference for results. `samples` itself if
             nothing was clipped.
-        geometry: The size that it had.
+        geometry: Its original size.
         use: How its values lie in the model's range.
     """
 
@@ -138,7 +138,7 @@ def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, gre
 
 
 def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
-    """A picture as a model takes it, once it is known to be in the model's units.
+    """A picture converted for a model, after the check of its units.
 
     Args:
         picture: Any picture.
@@ -156,9 +156,9 @@ def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, g
 
 
 def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
-    """The model's array of a picture, whatever its units: what a person gives goes through `fit_picture`.
+    """The model's array of a picture, without a check of its units; user input goes through `fit_picture`.
 
-    Pictures of unsigned 8 bits are resized as such, with Pillow's rounding, which is what public models were trained
+    Pictures of unsigned 8 bits are resized in 8 bits, with Pillow's rounding, as public models were trained
     on; all others in float32. RGB becomes grey by the luma of ITU-R BT.601, grey becomes RGB by repetition.
 
     Args:
@@ -193,10 +193,10 @@ def to_raw(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Arr
     Args:
         x: (C, H, W) float, clipped to [-1, 1].
         rule: The model's.
-        geometry: The original's size; None leaves the model's own.
+        geometry: The original's size; None keeps the model's own.
 
     Returns:
-        (H0, W0, C) float32 between `low` and `high`; for ``crop`` the part that was taken, at its own scale.
+        (H0, W0, C) float32 between `low` and `high`; for ``crop`` the cropped part, at its original scale.
 
     Raises:
         ShapeMismatch: `x` is not the rule's (C, H, W).
@@ -215,7 +215,7 @@ def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) ->
     Args:
         x: (C, H, W) float, clipped to [-1, 1].
         rule: The model's.
-        geometry: The original's size; None leaves the model's own.
+        geometry: The original's size; None keeps the model's own.
 
     Returns:
         (H0, W0, C) uint8 or uint16 by `rule.bits`; raw = slope * number + intercept by `rule.output_scale`.
@@ -234,16 +234,16 @@ def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) ->
 
 
 def input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
-    """What `to_array` takes beside the picture, at most, in bytes; `itemsize` is that of the picture's numbers."""
+    """Bytes that `to_array` needs at most in addition to the picture; `itemsize` is that of the picture's numbers."""
     plan, size = _plan(rule, geometry), (geometry.height, geometry.width)
     first = (size[0] // 2, size[1] // 2) if plan.halvings else (plan.height, plan.width)
     return resize_bytes(size, first, 1 if itemsize == 1 else 4) + BYTES_A_BAND * max(BAND, geometry.width)
 
 
 def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
-    """What a PNG of a picture of this size takes while it is made from a model's array, at most, in bytes.
+    """Bytes needed at most to make a PNG of this size from a model's array.
 
-    First the numbers and a plane of floats, then the numbers, Pillow's copy of them, and a file that is no smaller.
+    First the numbers and a plane of floats, then the numbers, Pillow's copy, and a file of at most that size.
     """
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     numbers = height * width * rule.channels * rule.bits // 8
@@ -287,7 +287,7 @@ def _check_shape(x: Array, rule: PictureRule) -> None:
 
 
 def _size_of(rule: PictureRule, geometry: Geometry | None) -> tuple[int, int]:
-    """(H, W) of what is made of a model's array: the original's, or for ``crop`` the part that was taken."""
+    """(H, W) of the output for a model's array: the original's, or for ``crop`` the cropped part's."""
     if geometry is None:
         return rule.height, rule.width
     plan = _plan(rule, geometry)

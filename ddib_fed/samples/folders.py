@@ -1,6 +1,6 @@
 """Splits a scanned folder into a training part and a held-out part, as arrays for a model.
 
-Which side a picture falls on depends on its pixels alone. Scanning is in `scans`, figures and ranges in
+A picture's part depends on its pixels alone. Scanning is in `scans`, figures and ranges in
 `surveys`; both are offered here too.
 """
 
@@ -45,8 +45,8 @@ __all__ = [
 def split(entries: Sequence[Entry], share: float = 0.1) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
     """(training part, held-out part), by the pixels' digests.
 
-    An entry's side depends on its pixels and `share` alone: it stays when pictures are added, and duplicates fall on
-    the same side. With two different pictures or more, neither part is empty, whatever the digests are.
+    An entry's part depends only on its pixels and `share`: it stays when pictures are added, and duplicates are in
+    the same part. With two different pictures or more, neither part is empty.
 
     Raises:
         SettingsInvalid: `share` is not between 0 and 1.
@@ -65,13 +65,13 @@ def split(entries: Sequence[Entry], share: float = 0.1) -> tuple[tuple[Entry, ..
 
 
 def shared(a: Sequence[Entry], b: Sequence[Entry]) -> list[tuple[Path, Path]]:
-    """Pairs of files, one of each, that hold the same pixels: one pair for each such file of `a`."""
+    """Pairs of files, one of each folder, with the same pixels: one pair for each such file of `a`."""
     there = {e.digest: e.path for e in reversed(b)}
     return [(e.path, there[e.digest]) for e in a if e.digest in there]
 
 
 def folder_digest(entries: Sequence[Entry]) -> str:
-    """SHA-256 of the pictures and their classes, whatever the files are called and wherever they lie."""
+    """SHA-256 of the pictures and their classes, independent of names and folders."""
     lines = sorted(f"{e.digest} {e.label or ''}" for e in entries)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -80,7 +80,7 @@ def class_numbers(entries: Sequence[Entry], classes: Sequence[str]) -> NDArray[n
     """(N,) int64: the number of each entry's class in `classes`.
 
     Raises:
-        SettingsInvalid: An entry has no class, or one that is not there.
+        SettingsInvalid: An entry has no class, or an unknown one.
     """
     number = {name: i for i, name in enumerate(classes)}
     for entry in entries:

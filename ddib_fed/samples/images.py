@@ -1,7 +1,7 @@
 """Decodes picture files and encodes PNGs without metadata.
 
-The content decides the format, never the name; what a file claims is checked before it is decoded; what
-goes out carries no metadata. The map between pictures and a model's arrays is in `fitting`, and is offered here too.
+The content decides the format, never the name; a file's claims are checked before it is decoded;
+output has no metadata. The map between pictures and a model's arrays is in `fitting`, and is exported here too.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _MAGICS = (
     (b"MM\0+", "TIFF"),
     (NPY_MAGIC, "NPY"),
 )
-# Formats that people have, which are not read here: what to do with them is worth a word.
+# Common formats that are not supported: the error says how to convert them.
 _OTHERS = (
     (0, b"GIF8", "GIF"),
     (0, b"BM", "BMP"),
@@ -89,15 +89,15 @@ def decode_image(
 ) -> Picture:
     """The one picture in the bytes of a PNG, JPEG, TIFF or .npy.
 
-    It comes upright (EXIF), with palettes, CMYK and other colour spaces as RGB, and transparency flattened.
+    It is upright (EXIF), with palettes, CMYK and other colour spaces converted to RGB, and transparency flattened.
 
     Args:
         content: The file.
         limits: What it may claim; `ImageLimits()` by default.
-        background: What is seen through transparency.
+        background: Colour behind transparent pixels.
 
     Raises:
-        ImageUnreadable: None of the accepted formats, damaged, cut short, not finite, or stored in a way that
+        ImageUnreadable: Not an accepted format, damaged, truncated, not finite, or stored in a way that
             would lose numbers here.
         ImageTooLarge: More bytes, pixels or frames than the limits.
         KindMismatch: A .npy of points.
@@ -147,7 +147,7 @@ def read_fitted(
     windows: bool = False,
     grey: bool = False,
 ) -> Fitted:
-    """The picture in a file as a model takes it; arguments as `read_image` and `fit_picture`.
+    """The picture in a file, converted for a model; arguments as of `read_image` and `fit_picture`.
 
     Raises:
         FileMissing, ImageUnreadable, ImageTooLarge, KindMismatch: As `read_image`.
@@ -196,7 +196,7 @@ def encode_png(pixels: Pixels) -> bytes:
     height, width, channels = pixels.shape
     file = io.BytesIO()
     if pixels.dtype == np.uint8:
-        # Pillow filters rows as the standard recommends, which pypng does not: smaller files.
+        # Pillow filters rows as the standard recommends, pypng does not: smaller files.
         from PIL import Image
 
         Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(file, "PNG")

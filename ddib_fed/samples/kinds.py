@@ -1,6 +1,6 @@
 """Tells files of points from files of pictures.
 
-A .npy is judged by its header alone; one that could be either is left to what the model takes.
+A .npy is classified by its header alone; for an ambiguous one the model's kind decides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SOME_COLUMNS: Final = 16
 
 
 def refuse_points(content: bytes) -> None:
-    """Return when a file that is to be a picture is no .npy of points (N, D).
+    """Return if a file expected to be a picture is not a .npy of points (N, D).
 
     Raises:
         KindMismatch: It is.
@@ -36,11 +36,11 @@ def refuse_points(content: bytes) -> None:
 
 
 def refuse_picture(content: bytes, dim: int | None = None) -> None:
-    """Return when a .npy that is to be points (N, D) is no picture.
+    """Return if a .npy expected to be points (N, D) is not a picture.
 
     Args:
         content: The file.
-        dim: D, where it is known.
+        dim: D, if known.
 
     Raises:
         KindMismatch: It is (H, W, C) or (C, H, W), or (H, W) of a picture's whole numbers; a table of many more rows
@@ -68,7 +68,7 @@ def picture_for_points(what: str, dim: int) -> KindMismatch:
 
 
 def explain_kind(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]:
-    """What is wrong with a file, and what to do: from the facts of a `KindMismatch`, also as they crossed the wire."""
+    """The problem with a file and its remedy, from the facts of a `KindMismatch`, also one read from the wire."""
     if "holds" not in facts or "takes" not in facts:
         return "", ""
     detail = f"{name} holds {facts['holds']}; {facts.get('model', 'the model')} takes {facts['takes']}"
@@ -78,7 +78,7 @@ def explain_kind(facts: Mapping[str, str], name: str = "the file") -> tuple[str,
 
 
 def name_file(error: DdibError, name: str) -> DdibError:
-    """The same error, about a file of this name; what its facts explain is written again with the name."""
+    """The same error for a file of this name; its text is written again with the name."""
     if isinstance(error, PictureMisfit):
         return name_misfit(error, name)
     if isinstance(error, KindMismatch) and (told := explain_kind(error.facts, name))[0]:
@@ -96,7 +96,7 @@ def _mismatch(holds: str, takes: str) -> KindMismatch:
 
 
 def _header(content: bytes) -> Header | None:
-    """Of a .npy; None for anything else, and for a header that whoever decodes it will refuse."""
+    """The header of a .npy; None for anything else, and for a header that the decoder will refuse."""
     if content[:6] != MAGIC:
         return None
     try:

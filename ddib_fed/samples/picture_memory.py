@@ -1,7 +1,7 @@
 """Computes from a file's header how much memory decoding it takes.
 
-The figure is an upper bound: what the decoder of each format holds at once, as measured (docs/operating.md
-has the table), beside the file itself. What the pixels take afterwards is in `fitting.input_bytes` and `output_bytes`.
+The figure is an upper bound of the memory of each format's decoder, as measured (docs/operating.md
+has the table), without the file itself. Later needs are in `fitting.input_bytes` and `output_bytes`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FIXED = 48 << 20
 
 
 class Cost(NamedTuple):
-    """What a picture takes, in bytes.
+    """Memory needs of a picture, in bytes.
 
     Attributes:
         decoding: While it is decoded.
-        pixels: Its pixels, once they are.
+        pixels: Its pixels, after decoding.
         itemsize: Bytes of one number of theirs.
-        geometry: Its size; upright or lying, whichever.
+        geometry: Its size; height and width may be exchanged.
     """
 
     decoding: int
@@ -37,15 +37,15 @@ class Cost(NamedTuple):
 
 
 def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
-    """The most that reading this file and writing a picture of its size will take at once, in bytes; without the file.
+    """Upper bound of the memory to read this file and write a picture of its size, in bytes; without the file.
 
     Args:
         content: The file.
-        limits: What it may claim.
+        limits: Limits on the file.
         rule: The model's.
 
     Raises:
-        ImageUnreadable, ImageTooLarge: As `decode_image`, as far as the header says.
+        ImageUnreadable, ImageTooLarge: As `decode_image`, as far as the header shows it.
     """
     cost = cost_of(content, limits)
     lying = Geometry(cost.geometry.width, cost.geometry.height)
@@ -57,10 +57,10 @@ def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
 
 
 def cost_of(content: bytes, limits: ImageLimits) -> Cost:
-    """What decoding takes, from the header.
+    """Memory needed for decoding, from the header.
 
     Raises:
-        ImageUnreadable, ImageTooLarge: As `decode_image`, as far as the header says.
+        ImageUnreadable, ImageTooLarge: As `decode_image`, as far as the header shows it.
     """
     kind = image_format(content) or ""
     with faults_as_unreadable(kind or "picture"):
@@ -79,7 +79,7 @@ def _png(content: bytes) -> Cost:
     itemsize = 2 if depth == 16 else 1
     flat = (1 if samples < 3 else 3) * itemsize
     held = (2 if samples == 1 and depth == 16 else 1) if samples == 1 else 4
-    # A palette is turned into another picture of Pillow's first.
+    # A palette is first converted to another Pillow image.
     converted = 4 if colour == _PALETTE else 0
     read = samples * itemsize if itemsize == 2 else flat
     most = max(held + converted, held + converted + read, read + flat)
@@ -104,7 +104,7 @@ def _tiff(content: bytes) -> Cost:
     itemsize = max(1, int(page.bitspersample) // 8)
     flat = (1 if samples < 3 else 3) * (itemsize if itemsize <= 2 else 4)
     stored = samples * itemsize
-    # Planes apart, lying pictures and inverted ones are copied once more as stored.
+    # Separate planes, rotated and inverted pictures are copied once more as stored.
     moved = page.planarconfig == _PLANES or page.photometric == _WHITE_IS_ZERO or ORIENTATION in page.tags
     by_pillow = 4 + 4 + max(flat, 4) if itemsize <= 4 else 0
     most = max(stored + (max(stored, flat) if moved else flat), by_pillow)
@@ -120,7 +120,7 @@ def _npy(content: bytes) -> Cost:
 
 
 def _nothing(content: bytes) -> Cost:
-    """No format that is read: it will be refused by its first bytes."""
+    """Not a supported format: it will be refused by its first bytes."""
     del content
     return Cost(0, 0, 1, Geometry(1, 1))
 

@@ -1,6 +1,6 @@
 """Reads and writes points: .npy bytes to (N, D) float32 and back.
 
-The header is not believed before it was compared with the bytes that are there; no pickle is read.
+The header is compared with the actual bytes before it is used; no pickle is read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DESCR = re.compile(r"[<>|=]?(f[248]|[iu][1248])\Z")
 
 
 class Header(NamedTuple):
-    """What the header of a .npy says, once it was checked."""
+    """The checked header of a .npy."""
 
     dtype: np.dtype[Any]
     fortran_order: bool
@@ -42,14 +42,14 @@ def parse_npy(data: bytes, *, max_bytes: int, max_points: int, dim: int | None =
         data: The file.
         max_bytes: The limit on its size.
         max_points: The limit on N.
-        dim: D, when it is known.
+        dim: D, if known.
 
     Returns:
         (N, D) float32 in C order; integers and wider floats are converted, as is the other byte order.
 
     Raises:
         PointsTooMany: More bytes or points than the limit.
-        PointsUnreadable: No .npy file of real numbers, or its size is not what its header says.
+        PointsUnreadable: Not a .npy file of real numbers, or its size contradicts its header.
         ShapeMismatch: The array is not (N, D) with N and D at least 1, or D is not `dim`.
         NotFinite: A value is NaN, infinite, or too large for float32.
     """

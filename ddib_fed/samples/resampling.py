@@ -1,7 +1,7 @@
 """Resizes one plane of a picture with Pillow's filters, without whole copies on the way in and out.
 
-Pillow resizes the plane whole, since the order of its two passes is its own affair and decides roundings;
-what it is filled from and read into goes by bands of rows.
+Pillow resizes the whole plane, because the order of its two passes determines the rounding;
+its input and output are copied by bands of rows.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def resize(image: Any, height: int, width: int, *, box: bool = False) -> Any:
 
 
 def resize_bytes(size: tuple[int, int], wanted: tuple[int, int], itemsize: int) -> int:
-    """What a plane of (H, W) and its resizing take at most, in bytes: itself, what lies between two passes, the result.
+    """Bytes needed at most for a plane (H, W) and its resizing: the plane, the intermediate one, the result.
 
     `itemsize` is that of its numbers, 1 or 4.
     """

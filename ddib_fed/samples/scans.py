@@ -1,7 +1,7 @@
 """Scans a folder of pictures and checks every file.
 
-Every picture is decoded once before anything is trained on it, so that a damaged file is named in the
-first minute and not met in the third hour; order and classes depend on names alone.
+Every picture is decoded once before training, so that a damaged file is found in the
+first minute and not in the third hour; order and classes depend only on names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 Check = Callable[[Picture], object]
 
 SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".npy"})
-# Pictures of formats that are not read here: left out in silence they would be missed much later.
+# Unsupported picture formats: skipped silently, they would be missed much later.
 OTHER_SUFFIXES = frozenset({
     ".bmp", ".dcm", ".gif", ".gz", ".heic", ".jp2", ".mha", ".mhd", ".nii", ".npz", ".nrrd", ".ppm", ".webp",
 })  # fmt: skip
@@ -39,7 +39,7 @@ MAX_LISTED = 10
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """What a decoded picture is like.
+    """Properties of a decoded picture.
 
     Attributes:
         height: In pixels, upright.
@@ -68,7 +68,7 @@ class Entry:
         path: The file.
         label: Its class, when classes were asked for.
         digest: SHA-256 of shape, type and pixels, in hexadecimal: alike for a picture in two formats.
-        looks: What it is like.
+        looks: Its properties.
     """
 
     path: Path
@@ -85,8 +85,8 @@ class Folder:
         root: The folder.
         entries: The good pictures, sorted by their path below the root.
         classes: Names in the order of their numbers; empty without classes.
-        bad: Path and reason of each file that is left out.
-        ignored: How many files are no pictures by name and content (notes, thumbnails' databases).
+        bad: Path and reason of each skipped file.
+        ignored: Number of files that are not pictures by name and content (notes, thumbnail databases).
     """
 
     root: Path
@@ -106,7 +106,7 @@ class Sides(NamedTuple):
 
 
 def two_sides(root: Path) -> Sides | None:
-    """The folders of two domains under one root, or None when `root` is not laid out so."""
+    """The folders of two domains under one root, or None if `root` has no such layout."""
     if not ((root / "trainA").is_dir() and (root / "trainB").is_dir()):
         return None
     tests = [p if p.is_dir() else None for p in (root / "testA", root / "testB")]
@@ -124,22 +124,22 @@ def scan(
 ) -> Folder:
     """Every picture below a folder, decoded once.
 
-    Sub-folders are entered; what begins with a dot is not looked at. A file counts as a picture by its suffix or
+    Sub-folders are included; names that begin with a dot are ignored. A file counts as a picture by its suffix or
     by its first bytes.
 
     Args:
         root: The folder; or one picture.
         classes: ``folders``: the first folder below the root. ``prefix``: the name up to its first underscore.
         limits: Of each file.
-        skip_bad: Leave damaged files out and list them, instead of refusing the folder.
+        skip_bad: Skip damaged files and list them, instead of refusing the folder.
         check: Raises for a picture that cannot be used, which then counts as damaged.
         progress: Called with (files looked at, files in all).
 
     Raises:
         FileMissing: No such folder, or no picture in it.
         ImageUnreadable: There are bad files and `skip_bad` is false; the first ones are named.
-        PictureMisfit: The same, and all of them are what `check` raised so for.
-        UsageError: The folder holds `trainA` and `trainB`: two domains, of which one has to be named.
+        PictureMisfit: The same, and `check` raised it for all of them.
+        UsageError: The folder holds `trainA` and `trainB`: two domains; name one of them.
     """
     limits = limits or ImageLimits()
     if not root.exists():
@@ -184,7 +184,7 @@ def describe(picture: Picture) -> tuple[str, Looks]:
 
 
 def require_outside(out: Path, pictures: Path) -> None:
-    """Return when what is written to `out` would not become pictures of the folder `pictures`.
+    """Return if `out` is not inside the folder `pictures`, where output would become training pictures.
 
     Raises:
         UsageError: It would.
@@ -212,7 +212,7 @@ def _files(root: Path) -> Iterator[Path]:
 def _entry(
     path: Path, root: Path, classes: Classes, limits: ImageLimits, check: Check | None
 ) -> Entry | None:
-    """The entry of a file; None for a file that is no picture and does not claim to be one."""
+    """The entry of a file; None for a file that is not a picture by name or content."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES | OTHER_SUFFIXES and not _begins_like_one(path):
         return None
@@ -246,14 +246,14 @@ def _label(path: Path, root: Path, classes: Classes) -> str | None:
 
 
 def _sorted_names(names: set[str]) -> tuple[str, ...]:
-    """As text; as numbers when all are whole numbers, so that 10 comes after 9."""
+    """Sort as text, or as numbers if all are integers, so that 10 comes after 9."""
     if all(n.isdecimal() for n in names):
         return tuple(sorted(names, key=lambda n: (int(n), n)))
     return tuple(sorted(names))
 
 
 def _bad_files(root: Path, bad: list[tuple[Path, DdibError]], good: int) -> DdibError:
-    """The error that names bad files; of one file alone, and of pictures of other units, with what would fit."""
+    """The error that names bad files; for a single file, and for pictures in other units, with what would fit."""
     path, first = bad[0]
     first = name_file(first, str(path))
     if root.is_file():

@@ -1,6 +1,6 @@
 """Describes a scanned folder (sizes, values, oddities) and chooses the range of values for a model.
 
-A range is chosen from values that were seen, and a warning names the share of it that is never used.
+A range is chosen from the values in the folder, and a warning states its unused share.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PERCENTILES = re.compile(r"p(\d+(?:\.\d+)?):p(\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A folder in figures.
+    """Statistics of a folder.
 
     Attributes:
         pictures: How many good ones.
@@ -94,7 +94,7 @@ class Range:
     Attributes:
         low: Becomes -1.
         high: Becomes 1.
-        warnings: Sentences for the person who trains; empty when all is well.
+        warnings: Sentences for the user; empty if there are none.
     """
 
     low: float
@@ -156,7 +156,7 @@ def choose_range(folder: Folder, spec: str = "type", limits: ImageLimits | None 
 
 
 def range_check(spec: str) -> Check | None:
-    """What refuses pictures that are not in the units of a range `LOW:HIGH`; None for one that follows from them."""
+    """A check that refuses pictures outside the units of a range `LOW:HIGH`; None for a range derived from them."""
     found = _VALUES.fullmatch(spec.strip())
     if found is None or not float(found[1]) < float(found[2]):
         return None
@@ -192,7 +192,7 @@ def _type_range(folder: Folder) -> tuple[float, float]:
 
 
 def _warnings(values: NDArray[np.float32], low: float, high: float) -> list[str]:
-    """What is wasted and what is lost of a range, by a sample of the values."""
+    """Unused and clipped shares of a range, from a sample of the values."""
     out = []
     first, last = (float(v) for v in np.percentile(values, [0.1, 99.9]))
     used = max(0.0, min(last, high) - max(first, low)) / (high - low)

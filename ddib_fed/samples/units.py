@@ -1,8 +1,8 @@
 """Checks whether a picture's values are in a model's units, and explains what to do when they are not.
 
-Values are raw, and none is scaled to fit. A picture is refused when its type cannot hold the model's range,
-or when its values are plainly of another scale; a few values outside the range are clipped, counted, and stay in what
-results are compared with. Nodes, `ddib bridge`, `ddib try`, `ddib evaluate` and training all ask here.
+Values are raw and never rescaled. A picture is refused if its type cannot hold the model's range,
+or if its values are clearly of another scale; a few values outside the range are clipped and counted,
+and kept in the reference for results. Nodes, `ddib bridge`, `ddib try`, `ddib evaluate` and training use this check.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How the values of a picture lie in a range.
+    """Statistics of a picture's values relative to a range.
 
     Attributes:
         low: The smallest value.
@@ -103,7 +103,7 @@ def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = 
 
 
 def check_channels(picture: Picture, channels: int, *, low: float, high: float) -> None:
-    """Return when a picture has, or can be given without loss, the channels of a model.
+    """Return if a picture has the channels of a model, or can be converted to them without loss.
 
     Grey becomes RGB by repetition. RGB whose three channels are the same picture is grey.
 
@@ -126,14 +126,14 @@ def is_coloured(pixels: Pixels, width: float) -> bool:
 
 
 def explain(facts: Mapping[str, str], name: str = "the picture") -> tuple[str, str]:
-    """What is wrong with a picture, and what to do, from the facts of a `PictureMisfit`.
+    """The problem with a picture and its remedy, from the facts of a `PictureMisfit`.
 
     Args:
         facts: Of the error, also as it came over the wire.
         name: Of the file.
 
     Returns:
-        A sentence without its stop, and a hint; empty where the facts say nothing.
+        A sentence without its full stop, and a hint; empty if the facts are missing.
     """
     problem = facts.get("problem", "")
     if problem not in _WHY:
@@ -169,7 +169,7 @@ _HOW: Final[Mapping[str, str]] = {
 
 
 def _problem(dtype: np.dtype[np.generic], low: float, high: float, use: Use) -> Problem | None:
-    """What keeps values of a type from being in the units of a range."""
+    """Why values of a type cannot be in the units of a range."""
     width = high - low
     span = TYPE_RANGES.get(dtype.name)
     if span is not None and min(span[1], high) - max(span[0], low) < LEAST_HELD * width:
@@ -186,7 +186,7 @@ def _problem(dtype: np.dtype[np.generic], low: float, high: float, use: Use) -> 
 def _allowance(
     dtype: np.dtype[np.generic], low: float, high: float, least: float
 ) -> tuple[float, float, float]:
-    """What may lie outside of a range, for values of a type of which `least` is the smallest."""
+    """The tolerance for values outside a range, for a type and its smallest value `least`."""
     eight_bits = dtype == np.uint16 and low >= 0 and high <= 255 and high - low >= BYTE_WIDTH
     if (low, high) in OWN_RANGES or eight_bits:
         return _WHOLE
@@ -209,7 +209,7 @@ def _misfit(picture: Picture, problem: Problem, low: float, high: float, use: Us
 
 
 def _own_range(dtype: np.dtype[np.generic], problem: Problem, use: Use) -> tuple[float, float]:
-    """The range that a model for such pictures has: as far as one picture tells."""
+    """The probable range of a model for such pictures, judging from one picture."""
     if problem == "unit":
         return (0.0, 1.0) if use.low >= 0 else (-1.0, 1.0)
     if problem != "window" and dtype == np.uint8:
@@ -222,11 +222,11 @@ def _own_range(dtype: np.dtype[np.generic], problem: Problem, use: Use) -> tuple
 
 
 def _command(problem: str, name: str, facts: Mapping[str, str]) -> str:
-    """A command that can be pasted, where one line does it."""
+    """A command that can be pasted, if one line is enough."""
     path = PurePath(name)
     low, _, high = facts.get("range", "").partition(":")
     least, _, most = facts.get("fits", "").partition(":")
-    # What came over the wire is not pasted blindly.
+    # Text from the wire is not put into a command unchecked.
     if not path.suffix or not all(_NUMBER.fullmatch(text) for text in (low, high, least, most)):
         return ""
     made = path.with_stem(f"{path.stem}-fitted")
@@ -238,14 +238,14 @@ def _command(problem: str, name: str, facts: Mapping[str, str]) -> str:
     if problem == "colour":
         return _magick(path, "-colorspace Gray", made)
     if to_bytes:
-        # ImageMagick takes 16 bits for the whole scale, also where only 12 of them are used.
+        # ImageMagick assumes the whole 16-bit scale, also if only 12 bits are used.
         share = "" if most == "65535" else f"-level 0,{100 * float(most) / 65535:.6g}% "
         return _magick(path, f"{share}-depth 8", made)
     return ""
 
 
 def _formula(problem: str, taken: tuple[str, str], own: tuple[str, str]) -> str:
-    """What brings x from [0, 1] or [-1, 1] to a range, or into it."""
+    """The expression that maps x from [0, 1] or [-1, 1] to a range, or into it."""
     low, high = taken
     if problem == "window":
         return f"x.clip({low}, {high})"

@@ -1,6 +1,6 @@
 """Negotiates the contract of two sides, or lists the fields in which they differ.
 
-The same function runs at both ends; the caller computes the digest itself and believes no other.
+The same function runs at both ends; the caller computes the digest itself and trusts no other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _shortest(number: float) -> str:
     return repr(float(number)).removesuffix(".0")
 
 
-# In the order in which a person wants to read them.
+# In reading order for the operator.
 _MUST_MATCH = (
     _Field(
         "sample_kind",
@@ -67,7 +67,7 @@ def _mismatches(source: ContractSide, target: ContractSide) -> Iterable[Differen
 
 
 def _size_rule(source: ContractSide, target: ContractSide) -> Iterable[Difference]:
-    """A side that takes only pictures of the model's size agrees with every rule: none is applied then."""
+    """A side that accepts only pictures of the model's size is compatible with every rule: none is applied then."""
     if source.size_rule != target.size_rule and REFUSE not in {source.size_rule, target.size_rule}:
         yield Difference(
             "size_rule",
@@ -104,7 +104,7 @@ def differences(
     source: ContractSide,
     target: ContractSide,
 ) -> tuple[Difference, ...]:
-    """Every field in which the two sides cannot meet; none when they can."""
+    """Every field in which the two sides are incompatible; empty if there is none."""
     version = needed_difference(source_versions, target_versions, max(source.needs, target.needs))
     found = [*_mismatches(source, target), *_size_rule(source, target), *_ends(source, target)]
     return (version, *found) if version else tuple(found)
@@ -127,7 +127,7 @@ def agree(
         limits: What the target accepts.
 
     Raises:
-        ContractMismatch: The sides cannot meet; `differences` names each field, both values and what to do.
+        ContractMismatch: The sides are incompatible; `differences` names each field, both values and what to do.
     """
     ours, theirs = tuple(source_versions), tuple(target_versions)
     found = differences(ours, theirs, source, target)
@@ -149,13 +149,13 @@ def confirm(
     target_institution: str,
     versions: Iterable[Version] = SPOKEN,
 ) -> Contract:
-    """The contract that a target answered with, once the source has made sure that it is the one it can keep.
+    """The contract in a target's answer, after the source has verified it.
 
     Args:
         response: What the target answered.
         source: The side that the source sent.
-        target_institution: The institution that the source meant to reach.
-        versions: What the source speaks.
+        target_institution: The institution that the source addressed.
+        versions: The versions that the source speaks.
 
     Raises:
         MessageInvalid: A field is outside what docs/protocol.md allows.
@@ -179,7 +179,7 @@ def confirm(
 def _tampered(
     contract: Contract, source: ContractSide, target_institution: str, sha256: bytes
 ) -> Iterable[Difference]:
-    """Ways in which an answer is not about what was asked."""
+    """Differences between an answer and its request."""
     if contract.source != source:
         remedy = "The target changed the source's side; ask its operator to upgrade, and report it."
         yield Difference("source", source.domain, contract.source.domain, remedy)

@@ -1,4 +1,4 @@
-"""Canonical JSON (RFC 8785, JSON Canonicalization Scheme) of what both parties hash.
+"""Canonical JSON (RFC 8785, JSON Canonicalization Scheme) of the data that both parties hash.
 
 Only objects, arrays, printable ASCII strings, integers below 2^53 and finite doubles occur: a second implementation
 cannot write any of them differently by mistake.
@@ -28,7 +28,7 @@ def canonical_json(value: Value) -> bytes:
 
 
 def _narrowed(value: Value) -> Any:
-    """The value in the types that the library writes; what is left to implementations is refused."""
+    """The value in the types that the library writes; ambiguous values are refused."""
     if isinstance(value, str):
         if not (value.isascii() and value.isprintable()):
             raise ValueError("only printable ASCII is hashed")

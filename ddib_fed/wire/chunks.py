@@ -1,7 +1,7 @@
 """Splits bytes into stream messages (header, chunks, trailer) and joins and checks them again.
 
-Nothing is buffered before its header was found good, never more than the header announced, and what
-comes out has the announced size and digest. No sockets: the caller brings the messages.
+Nothing is buffered before its header was checked, never more than the header announced, and the
+result has the announced size and digest. No sockets: the caller passes the messages.
 """
 
 from __future__ import annotations
@@ -72,22 +72,22 @@ def stream(
 
 
 class Sink(Protocol):
-    """Takes bytes as they come, e.g. a file."""
+    """A receiver of bytes, e.g. a file."""
 
     def write(self, data: bytes, /) -> object:
-        """Take the next."""
+        """Write the next bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What a header that was found good says of the bytes after it.
+    """The announcement in a valid header about the bytes after it.
 
     Attributes:
         size_bytes: How many follow.
         sha256: Their digest, 32 bytes.
         max_bytes: The receiver's limit.
         too_large: The error for a size over the limit.
-        sink: Where they go as they come; without one they are gathered in memory.
+        sink: Where they are written as they arrive; without one they are kept in memory.
     """
 
     size_bytes: int
@@ -107,14 +107,14 @@ class Announced:
 
 
 class Joiner:
-    """Joins the chunks of one announced thing; memory grows with what has come, not with what was announced.
+    """Joins the chunks of one announced object; memory grows with the received bytes, not the announced size.
 
-    Where there is a sink it does not grow at all.
+    With a sink it does not grow at all.
 
-    After it has raised, or has returned the bytes, it takes nothing more.
+    After it has raised, or has returned the bytes, it accepts nothing more.
 
     Args:
-        announced: What the header said.
+        announced: From the header.
     """
 
     def __init__(self, announced: Announced) -> None:
@@ -127,7 +127,7 @@ class Joiner:
 
     @property
     def received_bytes(self) -> int:
-        """How many bytes have come."""
+        """The number of received bytes."""
         return self._received
 
     def feed(self, index: int, data: bytes) -> None:
@@ -154,14 +154,14 @@ class Joiner:
         self._open = True
 
     def finish(self, chunks: int) -> bytes:
-        """The bytes, once the trailer has come; none of what went to a sink.
+        """The bytes, after the trailer; empty if they went to a sink.
 
         Args:
             chunks: How many chunks the trailer says were sent.
 
         Raises:
             ChunkCorrupt: Another count, size or digest than announced.
-            MessageInvalid: Nothing is expected any more.
+            MessageInvalid: Nothing more is expected.
         """
         self._take()
         if chunks != self._next_index:
@@ -172,7 +172,7 @@ class Joiner:
             raise self._corrupt(
                 "sha256", expected=self._announced.sha256.hex(), received=self._digest.hexdigest()
             )
-        # BytesIO hands over its own buffer here: no second copy.
+        # BytesIO returns its own buffer here: no second copy.
         return self._buffer.getvalue()
 
     def _take(self) -> None:
@@ -197,7 +197,7 @@ class Joiner:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """One thing that has come whole.
+    """One completely received object.
 
     Attributes:
         kind: The oneof field that its header came in.
@@ -215,7 +215,7 @@ Opener = Callable[[Any], Announced]
 
 
 class Assembler:
-    """Puts together what comes in a stream of {header, chunk..., trailer}; one thing at a time is open.
+    """Assembles the objects of a stream of {header, chunk..., trailer}, one at a time.
 
     Args:
         openers: For each oneof field that can be a header, the function that checks it. Any field but these,
@@ -228,13 +228,13 @@ class Assembler:
         self.completed = 0
 
     def feed(self, message: Message) -> Whole | None:
-        """Take the next message of the stream; the whole thing when its trailer has come, otherwise None.
+        """Take the next message of the stream; the complete object after its trailer, otherwise None.
 
         Args:
             message: One with a oneof named ``message``.
 
         Raises:
-            MessageInvalid: A header where a chunk or trailer is due, the other way round, or nothing.
+            MessageInvalid: A header where a chunk or trailer is due, the reverse, or an empty message.
             ChunkCorrupt: Order, size, count or digest are not as announced.
             DdibError: Whatever an opener refuses a header with.
         """
@@ -249,10 +249,10 @@ class Assembler:
         return None
 
     def end(self) -> None:
-        """Say that the stream has ended.
+        """Record the end of the stream.
 
         Raises:
-            ChunkCorrupt: In the middle of something.
+            ChunkCorrupt: Inside an object.
         """
         if self._current is not None:
             received = self._current[2].received_bytes
@@ -286,7 +286,7 @@ class Assembler:
 
 
 def assemble(messages: Iterable[Message], openers: Mapping[str, Opener]) -> Iterator[Whole]:
-    """Every whole thing of a stream that holds nothing else.
+    """Every object of a stream that contains nothing else.
 
     Args:
         messages: The stream, from after its own header where it has one.
@@ -294,7 +294,7 @@ def assemble(messages: Iterable[Message], openers: Mapping[str, Opener]) -> Iter
 
     Raises:
         MessageInvalid: As `Assembler.feed`.
-        ChunkCorrupt: As `Assembler.feed`, or the stream ended in the middle of something.
+        ChunkCorrupt: As `Assembler.feed`, or the stream ended inside an object.
         DdibError: Whatever an opener refuses a header with.
     """
     assembler = Assembler(openers)
@@ -311,7 +311,7 @@ def stream_file(message: Callable[..., M], kind: str, header: Message, file: Bin
     Args:
         message: The stream's message class.
         kind: The oneof field that the header goes into.
-        header: The header, with the size and digest of what the file holds.
+        header: The header, with the size and digest of the file's content.
         file: Open for reading, at its start.
     """
     yield message(**{kind: header})
@@ -335,12 +335,12 @@ def open_file(header: common_pb2.FileHeader, *, max_bytes: int, accepted: Collec
     """Check the header of a file.
 
     Args:
-        header: What was sent.
+        header: As received.
         max_bytes: The receiver's limit for one file.
-        accepted: Which media types the receiver takes.
+        accepted: Media types that the receiver accepts.
 
     Raises:
-        MessageInvalid: Another media type, or a digest that is none.
+        MessageInvalid: Another media type, or a malformed digest.
         PointsTooMany, ImageTooLarge: More bytes than the limit.
     """
     if header.media_type not in accepted:

@@ -1,7 +1,7 @@
 """The contract under which latents move: both sides' descriptions and the limits.
 
-A `ContractSide`, `ContractLimits` or `Contract` that exists has passed every check that
-docs/protocol.md states; nothing else in the program checks those fields again. `agreement` makes contracts.
+Constructing a `ContractSide`, `ContractLimits` or `Contract` runs every check that
+docs/protocol.md states; nothing else checks those fields again. `agreement` makes contracts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LARGEST_VALUE = 1e9
 
 @dataclass(frozen=True, slots=True)
 class PictureTerms:
-    """What the values in a picture's file are; the fields are those of the message of this name.
+    """The values in a picture's file; the fields are those of the message of this name.
 
     Raises:
         MessageInvalid: A field is outside what docs/protocol.md allows; `facts["field"]` names it.
@@ -140,7 +140,7 @@ class ContractSide:
 
     @property
     def prior_gap(self) -> float:
-        """How far the variance of this side's latents is from 1, relatively: exp(2 lambda)."""
+        """Relative deviation of the variance of this side's latents from 1: exp(2 lambda)."""
         return math.exp(2 * min(self.terminal_lambda, 0.0))
 
     @property
@@ -149,7 +149,7 @@ class ContractSide:
         return PICTURES if self.picture is not None or self.class_names else OLDEST
 
     def class_index(self, asked: str, classes: int | None = None) -> int | None:
-        """The class of a name or of a decimal index; None when there is none of either.
+        """The class of a name or of a decimal index; None if there is no such class.
 
         Args:
             asked: The name or index.
@@ -188,13 +188,13 @@ class ContractSide:
 
 
 def is_class_name(name: str) -> bool:
-    """Whether a class may be called so in a contract: 1 to 64 printable ASCII characters."""
+    """Whether a contract allows this class name: 1 to 64 printable ASCII characters."""
     return 1 <= len(name) <= MAX_CLASS_NAME and name.isascii() and name.isprintable()
 
 
 @dataclass(frozen=True, slots=True)
 class ContractLimits:
-    """What the target accepts; the fields are those of the message of this name.
+    """The target's limits; the fields are those of the message of this name.
 
     Raises:
         MessageInvalid: A field is outside what docs/protocol.md allows.
@@ -213,7 +213,7 @@ class ContractLimits:
         require_number(self.max_evaluations, 1, 10_000, "max_evaluations")
 
     def at(self, version: Version | None) -> ContractLimits:
-        """The same without what the version does not know."""
+        """The same without fields that the version does not know."""
         return self if version is not None and version >= GUIDANCE else replace(self, guidance=None)
 
     def values(self) -> dict[str, Value]:
@@ -229,10 +229,10 @@ class ContractLimits:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The whole agreement; `digest` names it on every latent.
+    """The agreement of both sides; every latent carries its `digest`.
 
     Raises:
-        MessageInvalid: The version is none, or the limits say what it does not know.
+        MessageInvalid: The version is invalid, or the limits have fields that it does not know.
     """
 
     version: Version
@@ -252,12 +252,12 @@ class Contract:
 
     @property
     def size_rule(self) -> str:
-        """How the source brings a picture to the model's size: "refuse" as soon as either side says so."""
+        """How the source fits a picture to the model's size: "refuse" if either side has it."""
         return REFUSE if REFUSE in {self.source.size_rule, self.target.size_rule} else self.target.size_rule
 
     @property
     def prior_gap(self) -> float:
-        """How far the variance of either side's latents is from 1 at most, relatively."""
+        """Largest relative deviation of the variance of either side's latents from 1."""
         return max(self.source.prior_gap, self.target.prior_gap)
 
     def canonical(self) -> bytes:

@@ -1,6 +1,6 @@
 """The limits of every field of every message, in one table.
 
-A field stands here with its limit, or with the name of what checks it; a test fails for one that does not.
+Each field has its limit here, or the name of its check; a test fails for a missing field.
 The comments in the protos and docs/protocol.md state the same limits.
 """
 
@@ -175,7 +175,7 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
     "Domain": {
         "institution": _INSTITUTION,
         "domain": _NAME,
-        "sample_kind": _ANY,  # not set where the peer could not be asked
+        "sample_kind": _ANY,  # not set if the peer could not be asked
         "sample_shape": _SHAPE,
         "status": _NAME,
         "latency_ms": Number(0, LONGEST_S),

@@ -1,6 +1,6 @@
 """Refuses messages with fields that this release does not know, or with values outside their stated limits.
 
-Requests and answers pass through `check` alike, before anything of them is used.
+Requests and answers pass through `check` before any part of them is used.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ PACKAGE: Final = "ddib_fed.v1"
 
 
 def check(message: Any, *, unknown: bool = True) -> None:
-    """Return when a message holds nothing but known fields within their limits.
+    """Return if a message has only known fields within their limits.
 
-    Messages of other packages (gRPC's Health), and what is no message, pass.
+    Messages of other packages (gRPC's Health) and other objects pass.
 
     Args:
         message: What was parsed.
@@ -96,7 +96,7 @@ def _outside(limit: Checked, message: str, field: str, detail: str) -> DdibError
 def _limited(
     descriptor: Descriptor,
 ) -> tuple[tuple[FieldDescriptor, Checked], ...]:
-    """The fields of a message that are looked at here."""
+    """The fields of a message that are checked here."""
     limits = FIELDS[descriptor.name]
     return tuple(
         (field, limit) for field in descriptor.fields if not isinstance(limit := limits[field.name], Anything)

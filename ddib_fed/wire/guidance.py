@@ -1,4 +1,4 @@
-"""What guidance a target offers, and whether a request keeps to it."""
+"""The guidance that a target offers, and the check of a request against it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_GUIDANCE = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class GuidanceTerms:
-    """What a target offers; the fields are those of the message of this name.
+    """The guidance that a target offers; the fields are those of the message of this name.
 
     Raises:
         MessageInvalid: A field is outside what docs/protocol.md allows; `facts["field"]` names it.
@@ -56,10 +56,10 @@ NO_GUIDANCE = GuidanceTerms()
 
 
 def guidance_to_pb(asked: Guidance) -> common_pb2.GuidanceSettings | None:
-    """A request's guidance as a message; None for none, so that older peers understand.
+    """A request's guidance as a message; None for none, so that older peers understand the request.
 
     Raises:
-        SettingsInvalid: Guided encoding, which is for one process alone.
+        SettingsInvalid: Guided encoding, which works only in one process.
     """
     if asked.encoding:
         raise SettingsInvalid(
@@ -87,11 +87,11 @@ def guidance_from_pb(message: common_pb2.GuidanceSettings) -> Guidance:
 
 
 def check_offered(asked: Guidance, terms: GuidanceTerms | None, of: str) -> None:
-    """Return when a request asks for no more guidance than a target offers.
+    """Return if a target offers the guidance of a request.
 
     Args:
-        asked: What the request says.
-        terms: What the target offers; None for nothing.
+        asked: The guidance of the request.
+        terms: The target's offer; None for no guidance.
         of: INSTITUTION/DOMAIN of the target, for the error.
 
     Raises:
@@ -137,7 +137,7 @@ def _not_offered(option: str, of: str) -> SettingsInvalid:
 
 
 def check_version(asked: Guidance, version: Version, hop: str, spoken: tuple[Version, ...]) -> None:
-    """Return when a version that was agreed on with `hop` can carry a request's guidance.
+    """Return if the version agreed with `hop` can carry a request's guidance.
 
     Raises:
         ContractMismatch: It is older than guidance; names the versions and what to do.

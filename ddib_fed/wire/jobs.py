@@ -1,4 +1,4 @@
-"""What both ends of `TranslationService` say about a job: its states, its events and how the ODE is integrated."""
+"""Job types shared by both ends of `TranslationService`: states, events and solver settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ddib_fed.wire.mapping import from_message, to_message
 
 
 class JobState(StrEnum):
-    """Where a job is; the names are those of translation.proto without their prefix."""
+    """State of a job; the names are those of translation.proto without their prefix."""
 
     UNKNOWN = "UNKNOWN"
     """A state of a later release."""
@@ -22,12 +22,12 @@ class JobState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to the job by itself."""
+        """Whether the state is final."""
         return self in {JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}
 
 
 class ItemState(StrEnum):
-    """Where an item of a job is; the names are those of translation.proto without their prefix."""
+    """State of an item of a job; the names are those of translation.proto without their prefix."""
 
     UNKNOWN = "UNKNOWN"
     """A state of a later release."""
@@ -40,14 +40,14 @@ class ItemState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the ODE is integrated, on both nodes.
+    """Solver settings, for both nodes.
 
     Attributes:
         solver: ``unipc``, ``ddim``, ``rk4`` or ``alf``.
-        order: 1 to 4 where the solver has orders, 0 for its default.
+        order: 1 to 4 if the solver has orders, 0 for its default.
         evaluations: Network evaluations of one leg, 1 to 10,000.
         grid: ``default``, ``uniform-lambda``, ``karras``, ``integer`` or ``integer:T``.
-        depth: Fraction of the way to noise that is gone, in (0, 1]; below 1 the latent keeps some of the picture, and
+        depth: Fraction of the path to noise, in (0, 1]; below 1 the latent keeps some of the picture, and
             both nodes' policies must allow it.
     """
 
@@ -60,7 +60,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a job; `sequence` only grows, also over a restart of the node."""
+    """An event of a job; `sequence` increases, also across restarts of the node."""
 
     sequence: int
     state: JobState
@@ -74,7 +74,7 @@ class Event:
 
 
 def settings_to_pb(settings: Settings) -> common_pb2.SolverSettings:
-    """Settings as a message; the whole depth is left out, so that earlier peers understand it."""
+    """Settings as a message; the default depth is left out, so that earlier peers understand it."""
     return to_message(settings, common_pb2.SolverSettings, depth=settings.depth % 1.0)
 
 

@@ -1,4 +1,4 @@
-"""The egress guard for latents, and the check of latents that arrive.
+"""The egress guard for latents, and the check of received latents.
 
 Only `approve` makes an `ApprovedLatent`, and only an `ApprovedLatent` makes a `LatentHeader`:
 nothing else can leave a node as a latent.
@@ -42,7 +42,7 @@ SAME_FIGURE = 1e-3
 
 
 class Statistics(Protocol):
-    """White-noise statistics of a latent, as the engine's Gaussian check took them; see docs/protocol.md."""
+    """White-noise statistics of a latent, as measured by the engine's Gaussian check; see docs/protocol.md."""
 
     @property
     def mean(self) -> float:
@@ -74,7 +74,7 @@ _GUARD = object()
 
 
 class ApprovedLatent:
-    """A latent that may be sent under one contract; its bytes cannot change any more. Made by `approve`."""
+    """A latent that may be sent under one contract, with immutable bytes. Made by `approve`."""
 
     __slots__ = ("_payload", "contract_sha256", "item", "sha256", "shape")
     _payload: bytes
@@ -131,17 +131,17 @@ class ApprovedLatent:
 
 
 def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item: int) -> ApprovedLatent:
-    """The egress guard: the one function that makes a latent fit to leave.
+    """The egress guard: the only function that approves a latent for sending.
 
     1. It has the contract's shape and is within its limits.
     2. Every value is finite.
     3. The bytes that will be sent have the digest that the latent was stored with.
-    4. The Gaussian check was made, over these numbers: their count, mean and standard deviation are its own.
+    4. The Gaussian check was made over these numbers: their count, mean and standard deviation equal its figures.
 
     Args:
         latent: What the engine encoded.
-        contract: What was agreed with the peer.
-        statistics: What the engine's Gaussian check measured and let pass.
+        contract: As agreed with the peer.
+        statistics: As measured and accepted by the engine's Gaussian check.
         item: The number under which it is sent.
 
     Raises:
@@ -172,7 +172,7 @@ class LatentOpener:
     """Checks the header of each latent in one stream, before any of its bytes; an `Opener`.
 
     Args:
-        contract: What was agreed with the peer.
+        contract: As agreed with the peer.
         max_items: How many latents may come in the stream.
     """
 
@@ -187,7 +187,7 @@ class LatentOpener:
 
         Raises:
             ContractMismatch: It is under another contract.
-            MessageInvalid: The item number does not rise, more items than announced, or a field is wrong.
+            MessageInvalid: The item number does not increase, there are too many items, or a field is wrong.
             ShapeMismatch: The shape is not the contract's, or the size is not the shape's.
             PointsTooMany, ImageTooLarge: It is over the contract's limits.
         """
@@ -205,7 +205,7 @@ def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announce
     """Check the header of a tensor against a contract.
 
     Raises:
-        MessageInvalid: The type is unknown or the digest is none.
+        MessageInvalid: The type is unknown or the digest is malformed.
         ShapeMismatch: The shape is not the contract's, or the size is not the shape's.
         PointsTooMany, ImageTooLarge: It is over the contract's limits.
     """

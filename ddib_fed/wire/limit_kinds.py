@@ -18,7 +18,7 @@ class Number:
     error: type[DdibError] = MessageInvalid
 
     def problem(self, value: Any) -> str:
-        """What is wrong with a value; empty for nothing."""
+        """The problem with a value; empty if there is none."""
         return "" if self.low <= value <= self.high else f"must be from {self.low:g} to {self.high:g}"
 
 
@@ -31,7 +31,7 @@ class Text:
     error: type[DdibError] = MessageInvalid
 
     def problem(self, value: str) -> str:
-        """What is wrong with a value; empty for nothing."""
+        """The problem with a value; empty if there is none."""
         if len(value) > self.longest:
             return f"must be at most {self.longest} characters"
         return "" if not self.pattern or re.fullmatch(self.pattern, value) else f"must be {self.pattern}"
@@ -46,18 +46,18 @@ class Bytes:
     error: type[DdibError] = MessageInvalid
 
     def problem(self, value: bytes) -> str:
-        """What is wrong with a value; empty for nothing."""
+        """The problem with a value; empty if there is none."""
         return "" if self.least <= len(value) <= self.most else f"must be {self.least} to {self.most} bytes"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An enum that is set; a number of a later release is for the reader to take or to refuse."""
+    """An enum that is set; the reader decides about numbers of a later release."""
 
     error: type[DdibError] = MessageInvalid
 
     def problem(self, value: int) -> str:
-        """What is wrong with a value; empty for nothing."""
+        """The problem with a value; empty if there is none."""
         return "" if value else "must be set"
 
 

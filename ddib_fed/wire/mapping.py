@@ -8,7 +8,7 @@
     Enum                              enum, by the member's name; UNKNOWN for a number that this release does not know
     str                               also an enum, by its name in lower case, or bytes, in hex
 
-Values are not checked here: what arrives passes `fields.check` first, and domain types check themselves.
+Values are not checked here: received messages pass `fields.check` first, and domain types check themselves.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def from_message(
 
     Raises:
         TypeError: The value has a field that the message does not have, and that is neither local nor given.
-        DdibError: What the class raises for values that it refuses.
+        DdibError: The class refuses a value.
     """
     wanted: Any = kind
     pairs = _pairs(wanted, message.DESCRIPTOR, frozenset((*local, *given)))
@@ -117,7 +117,7 @@ def _encoded_one(value: Any, field: FieldDescriptor) -> Any:
 
 
 def _decoded(message: Message, field: FieldDescriptor, hint: Any) -> Any:
-    """A field's value as a domain type has it."""
+    """A field's value in the domain type."""
     inner, optional = _without_none(hint)
     if optional and field.has_presence and not message.HasField(field.name):
         return None

@@ -1,6 +1,6 @@
 """The protocol versions of this release, and the choice of the version that both sides speak.
 
-The highest version that both speak is used; majors never mix.
+The highest version that both speak is used; different majors are never combined.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_NUMBER = 65_535
 
 
 class Version(NamedTuple):
-    """A protocol version; ordered as one expects."""
+    """A protocol version, ordered by major and minor."""
 
     major: int
     minor: int
@@ -50,7 +50,7 @@ def require_version(version: Version) -> Version:
     """The version itself.
 
     Raises:
-        MessageInvalid: The major is 0 (none was set), or a number is absurd.
+        MessageInvalid: The major is 0 (not set), or a number is out of range.
     """
     if not (1 <= version.major <= MAX_NUMBER and version.minor <= MAX_NUMBER):
         raise MessageInvalid(f"{version} is no protocol version", facts={"field": "version"})
@@ -61,7 +61,7 @@ def version_from_pb(message: common_pb2.ProtocolVersion) -> Version:
     """One version read from the wire.
 
     Raises:
-        MessageInvalid: It is no version.
+        MessageInvalid: It is not a version.
     """
     return require_version(from_message(message, Version))
 
@@ -88,7 +88,7 @@ def highest_common(source: Iterable[Version], target: Iterable[Version]) -> Vers
 def needed_difference(
     source: Iterable[Version], target: Iterable[Version], needed: Version
 ) -> Difference | None:
-    """What to say when the highest common version is older than what the two sides set; None when it is not."""
+    """The difference to report if the highest common version is too old for the two sides; None otherwise."""
     ours, theirs = tuple(source), tuple(target)
     common = highest_common(ours, theirs)
     if common is not None and common >= needed:
@@ -97,7 +97,7 @@ def needed_difference(
 
 
 def version_difference(source: Iterable[Version], target: Iterable[Version]) -> Difference:
-    """What to say when there is no common version."""
+    """The difference to report if there is no common version."""
     return Difference(
         field="version",
         source=", ".join(map(str, sorted(source, reverse=True))),
@@ -110,7 +110,7 @@ def require_spoken(message: common_pb2.ProtocolVersion) -> Version:
     """The version that a caller uses, provided that this release speaks it.
 
     Raises:
-        MessageInvalid: It is no version.
+        MessageInvalid: It is not a version.
         ContractMismatch: It is a version that this release does not speak.
     """
     version = version_from_pb(message)

@@ -1,1 +1,1 @@
-"""Imports models of other code as bundles; pickles are read in `checkpoints` alone, with `weights_only`."""
+"""Imports models of other code as bundles; only `checkpoints` reads pickles, with `weights_only`."""

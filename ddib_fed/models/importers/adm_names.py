@@ -1,7 +1,7 @@
 """Converts a UNet of diffusers to our `UNet` where both compute the same function.
 
-Exactly the same function, or none. Features of the time in the other order are columns in the other order;
-query, key and value stand one under the other, as the new attention order has them.
+The function must be exactly the same. Time features in the other order are columns in the other order;
+query, key and value are stacked as in the new attention order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ENDS = {
 
 
 def adm_config(config: DiffusersUNetConfig) -> UNetConfig | None:
-    """The arguments of the `UNet` that computes the same as the network of `config`; None when none does."""
+    """The arguments of the `UNet` equivalent to the network of `config`; None if there is none."""
     widths = config.block_out_channels
     changes = {_change(config, kind, "down") for kind in config.down_block_types[:-1]}
     changes |= {_change(config, kind, "up") for kind in config.up_block_types[:-1]}

@@ -1,6 +1,6 @@
 """Reads state dicts from files of weights, pickles with `weights_only` included.
 
-What comes out are named float32 tensors, or an error that says what the file is instead.
+The result is named float32 tensors, or an error that says what the file is instead.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Checkpoint:
     Attributes:
         path: Of the file.
         state: The state dict, float32, without the prefixes of wrappers.
-        under: Name in the file under which it was found; empty at the top.
+        under: Key in the file under which it was found; empty at the top level.
         dtypes: Of the numbers in the file.
     """
 
@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps that the file's name tells; 0 when it does not."""
+        """Optimiser steps from the file's name; 0 if it has none."""
         found = _AVERAGED.fullmatch(self.path.name) or _RAW.fullmatch(self.path.name)
         return int(found.groups()[-1]) if found else 0
 
@@ -78,7 +78,7 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """The state dict in a .pt file.
 
-    The tensors may lie in the mapped file: it must stay as it is until they are copied.
+    The tensors may be views of the mapped file: it must not change until they are copied.
 
     Raises:
         FileMissing: There is no such file.
@@ -89,9 +89,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if _OPTIMISER.fullmatch(path.name):
         raise _optimiser(path)
     try:
-        # Mapped, so that a checkpoint of gigabytes is not in memory twice; older files cannot be.
+        # Mapped, so that a checkpoint of gigabytes is not in memory twice; older file formats cannot be mapped.
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # on broken bytes an unpickler raises anything, IndexError included
+    except Exception as error:  # on damaged bytes an unpickler raises any exception, IndexError included
         raise BundleInvalid(
             f"{path}: it is no checkpoint that can be read safely (weights only)",
             hint="save the state dict alone: torch.save(model.state_dict(), FILE)",
@@ -108,7 +108,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_tensors(path: Path) -> Checkpoint:
-    """The tensors of a .safetensors file, or of a pickle under any other name.
+    """The tensors of a .safetensors file, or of a pickle with any other suffix.
 
     Raises:
         FileMissing: There is no such file.
@@ -143,8 +143,8 @@ def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Pat
     """Tensors under other names.
 
     Args:
-        found: Under the names of a file.
-        rename: Gives the other name.
+        found: By the names in a file.
+        rename: Returns the new name.
         path: Of the file, for errors.
 
     Raises:
@@ -163,7 +163,7 @@ def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Pat
 
 
 def _unwrap(loaded: Any) -> tuple[dict[str, Tensor] | None, str]:
-    """The state dict in what was loaded, one level down at most, and the name it lies under."""
+    """The state dict in the loaded object, at most one level down, and its key."""
     if not isinstance(loaded, Mapping) or not loaded:
         return None, ""
     inner = [(loaded[name], name) for name in WRAPPERS if isinstance(loaded.get(name), Mapping)]

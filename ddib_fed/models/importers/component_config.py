@@ -1,6 +1,6 @@
 """Reads the config.json of a network of diffusers into the configuration that this release builds it from.
 
-A key that changes what is computed and is not known, or has a value that is not computed exactly, is refused.
+A key that affects the computation and is unknown, or has a value that we cannot compute exactly, is refused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ONLY: Mapping[type[AnyComponent], Mapping[str, tuple[Any, ...]]] = {
         "use_linear_projection": (False,),
     },
 }
-# Read apart, or without a meaning for these networks.
+# Read separately, or without effect for these networks.
 ELSEWHERE: Mapping[type[AnyComponent], tuple[str, ...]] = {
     DiffusersUNetConfig: ("sample_size", "num_train_timesteps"),
     DiffusersDiTConfig: ("sample_size", "norm_num_groups"),
@@ -55,7 +55,7 @@ _DEFAULT_LEVELS = {
 
 
 def network_config(source: Mapping[str, Any], where: str) -> AnyComponent:
-    """The arguments that a config.json says, the library's defaults where it is silent.
+    """The arguments in a config.json, with the library's defaults for missing ones.
 
     Args:
         source: The file's object.
@@ -115,7 +115,7 @@ def _fields(kind: type[AnyComponent], source: Mapping[str, Any], where: str) -> 
 
 
 def _modern(key: str, value: Any) -> Any:
-    """A setting as the library has it today: block types without a prefix, one name for one non-linearity."""
+    """A setting in the library's current form: block types without a prefix, one name for each non-linearity."""
     if key.endswith("block_types") and isinstance(value, list):
         return [kind.removeprefix("UNetRes") if isinstance(kind, str) else kind for kind in value]
     return "silu" if (key, value) == ("act_fn", "swish") else value

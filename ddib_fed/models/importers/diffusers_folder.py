@@ -1,6 +1,6 @@
 """Imports the folder of a diffusers pipeline of pixels; only JSON and tensors are read.
 
-What the folder says that this release cannot compute exactly is refused by its key.
+A setting that this release cannot compute exactly is refused by its key.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
 from ddib_fed.networks.diffusers_config import DiffusersDiTConfig, DiffusersUNetConfig
 from ddib_fed.networks.registry import network_shapes, network_with
 
-# What older weights call the layers of attention.
+# Names of the attention layers in older weights.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -49,7 +49,7 @@ def import_diffusers(
 
     Args:
         folder: As `save_pretrained` writes it: unet/ or transformer/, and scheduler/; or both files at the top.
-        domain: What it was trained on.
+        domain: The domain that it was trained on.
         name: Of the model; the folder's name when empty.
         fit: How pictures of another size are fitted.
         soften_sigma: Noise level to which pictures are softened before encoding.
@@ -113,10 +113,10 @@ def _network_folder(folder: Path) -> Path:
 
 
 def _classes(pipeline: Pipeline, config: AnyComponent, folder: Path) -> tuple[str, ...]:
-    """The classes' names in their order, where the pipeline has them.
+    """The class names in order, if the pipeline has them.
 
     Raises:
-        SettingsInvalid: They are not those of the network's classes.
+        SettingsInvalid: They do not match the network's classes.
     """
     count = config.num_classes or 0
     if pipeline.labels and sorted(pipeline.labels) != list(range(count)):
@@ -131,11 +131,11 @@ def _classes(pipeline: Pipeline, config: AnyComponent, folder: Path) -> tuple[st
 def largest_difference(
     folder: Path, imported: Imported, *, variant: str | None = None, pictures: int = 2, seed: int = 0
 ) -> float:
-    """How far the network's output is from that of the diffusers library on noise, relative to its largest value.
+    """Difference of the network's output from that of the diffusers library on noise, relative to its largest value.
 
     Args:
         folder: As imported.
-        imported: What was made of it.
+        imported: The imported model.
         variant: As imported.
         pictures: How many are compared.
         seed: Of the noise, the steps and the classes.
@@ -202,7 +202,7 @@ def _new_name(key: str) -> str:
 
 
 def _is_old_attention(key: str, tensor: Tensor) -> bool:
-    """Whether it is a linear layer stored as a convolution of one place."""
+    """Whether it is a linear layer stored as a 1 x 1 convolution."""
     return ".attentions." in key and tensor.ndim == 4
 
 

@@ -16,7 +16,7 @@ from ddib_fed.errors import SettingsInvalid
 
 Value = str | int | float | bool | tuple[int, ...] | tuple[float, ...]
 
-# What the public code takes where a flag is not given.
+# Defaults of the public code's flags.
 DEFAULTS: Mapping[str, Value] = {
     "image_size": 64,
     "num_heads": 4,
@@ -34,7 +34,7 @@ DEFAULTS: Mapping[str, Value] = {
 }
 # Classifiers are always built with heads of 64 channels.
 CLASSIFIER_HEAD_CHANNELS = 64
-# Multipliers of channels, by image size, where the flag is not given.
+# Default channel multipliers, by image size.
 CHANNEL_MULT: Mapping[int, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -91,7 +91,7 @@ CLASSIFIER: Mapping[str, Callable[[str], Value]] = {
     "classifier_resblock_updown": _flag,
     "classifier_pool": str,
 }
-# Flags of the public scripts that say nothing about weights, and what they are about.
+# Flags of the public scripts that do not describe weights, and their subject.
 ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("use_fp16", "classifier_use_fp16"), "the precision is chosen when the model is used"),
     **dict.fromkeys(
@@ -138,11 +138,11 @@ _UPSAMPLERS = ("large_size", "small_size")
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """A line of flags.
+    """A parsed line of flags.
 
     Attributes:
-        given: Value of each flag that matters here, in the order of the line.
-        ignored: Each other flag, and why it does not matter.
+        given: Value of each relevant flag, in the order of the line.
+        ignored: Each other flag, and why it is not relevant.
         line: As it was given.
     """
 
@@ -156,14 +156,14 @@ class Flags:
 
 
 def parse_flags(line: str, *, classifier: bool = False) -> Flags:
-    """Read a line such as the README's MODEL_FLAGS, with or without the name in front.
+    """Parse a line such as the README's MODEL_FLAGS, with or without the variable's name.
 
     Args:
         line: E.g. "--image_size 256 --class_cond True"; "--key=value" is read too.
-        classifier: Whether a classifier's flags matter, or a generator's.
+        classifier: Whether the flags are for a classifier or a generator.
 
     Raises:
-        SettingsInvalid: A flag that is not known, has no value or one of another kind; the detail names it.
+        SettingsInvalid: An unknown flag, or one with a missing or malformed value; the detail names it.
     """
     wanted = {**BOTH, **(CLASSIFIER if classifier else MODEL)}
     other, whose = (MODEL, "of the model that it guides") if classifier else (CLASSIFIER, "of the classifier")
@@ -187,7 +187,7 @@ def parse_flags(line: str, *, classifier: bool = False) -> Flags:
 
 
 def written(value: Value) -> str:
-    """A value as one writes it in a line of flags."""
+    """A value as written in a line of flags."""
     if isinstance(value, tuple):
         return ",".join(f"{part:g}" for part in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -196,7 +196,7 @@ def written(value: Value) -> str:
 def _pairs(line: str) -> Iterator[tuple[str, str]]:
     try:
         words = shlex.split(re.sub(r"^\s*[A-Z_]*FLAGS=", "", line))
-        # What was quoted as a whole is one word that holds the line.
+        # A line quoted as a whole is one word.
         words = shlex.split(words[0]) if len(words) == 1 else words
     except ValueError as error:
         raise SettingsInvalid("the flags cannot be read: a quotation mark is not closed") from error

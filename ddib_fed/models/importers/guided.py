@@ -1,7 +1,7 @@
 """Imports checkpoints of guided-diffusion and of the public DDIB code: UNets and noisy classifiers.
 
-What shapes tell is inferred; the rest comes from the flags that it was trained with, or the public defaults. The rule:
-each setting is listed with what it rests on, and a flag that contradicts the shapes is refused.
+Settings are inferred from shapes; the rest comes from the flags that it was trained with, or the public defaults.
+Each setting is listed with its origin, and a flag that contradicts the shapes is refused.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ def import_guided(
 
     Args:
         path: The .pt file, or one of safetensors.
-        flags: The flags that it was trained with, as in the public README; those that are not there have the public
-            defaults, where shapes do not tell.
+        flags: The flags that it was trained with, as in the public README; missing ones have the public
+            defaults, unless shapes determine them.
         classifier: Whether it is a classifier.
-        domain: What it was trained on.
+        domain: The domain that it was trained on.
         name: Of the model; the file's name when empty.
         fit: How pictures of another size are fitted; the public code crops.
         soften_sigma: Noise level to which pictures are softened before encoding.
 
     Raises:
         FileMissing: There is no such file.
-        BundleInvalid: It is no checkpoint, or of another network; the detail names the first tensor that differs.
+        BundleInvalid: It is not a checkpoint, or of another network; the detail names the first tensor that differs.
         SettingsInvalid: Flags that are unknown or contradict the shapes; the detail names the first.
     """
     told = parse_flags(flags, classifier=classifier)
@@ -95,7 +95,7 @@ def import_guided(
 
 
 def _warnings(facts: tuple[Fact, ...], flags: Flags) -> tuple[str, ...]:
-    """That settings which no shape tells are the public defaults alone, when no flags were given."""
+    """A warning that settings not determined by shapes are public defaults, if no flags were given."""
     taken = [f"{fact.key} {fact.value}" for fact in facts if fact.basis.startswith("public default")]
     if flags.line or not taken:
         return ()
@@ -105,13 +105,13 @@ def _warnings(facts: tuple[Fact, ...], flags: Flags) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What shapes, flags and defaults come to.
+    """The settings from shapes, flags and defaults.
 
     Attributes:
         network: Kind and constructor arguments.
         parameterisation: What the network predicts.
-        schedule: What it was trained on.
-        facts: Every setting, with what it rests on.
+        schedule: The training schedule.
+        facts: Every setting, with its origin.
     """
 
     network: UNetConfig | ClassifierConfig
@@ -121,7 +121,7 @@ class Settled:
 
 
 def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, source: str) -> Settled:
-    """What kind of network `state` belongs to; only names and shapes are looked at.
+    """Infer the network of `state` from names and shapes alone.
 
     Args:
         state: The tensors, on any device (meta too).
@@ -130,7 +130,7 @@ def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, sourc
         source: Name of the file, for errors.
 
     Raises:
-        BundleInvalid: It is no public picture network; the detail names a tensor.
+        BundleInvalid: It is not a public picture network; the detail names a tensor.
         SettingsInvalid: Flags contradict the shapes, or name no network or schedule; the detail names the first.
     """
     shapes = look(state, source)
@@ -160,7 +160,7 @@ def _check_kind(shapes: Shapes, source: str, *, classifier: bool) -> None:
 
 
 def _layout(shapes: Shapes, flags: Flags) -> Layout:
-    """The one way to see the blocks as levels that the flags, else the public defaults, allow."""
+    """The one grouping of blocks into levels that the flags, or else the public defaults, allow."""
     left = list(shapes.layouts)
     size = flags.given.get("image_size")
     if shapes.places and isinstance(size, int):
@@ -181,7 +181,7 @@ def _layout(shapes: Shapes, flags: Flags) -> Layout:
 
 @dataclass(slots=True)
 class _Reading:
-    """One checkpoint's shapes and flags, and the list of what was settled by which."""
+    """One checkpoint's shapes and flags, and the origin of each setting."""
 
     shapes: Shapes
     flags: Flags
@@ -194,7 +194,7 @@ class _Reading:
 
     @property
     def prefix(self) -> str:
-        """In front of the flags about a classifier's architecture."""
+        """Prefix of the flags about a classifier's architecture."""
         return "classifier_" if self.shapes.classifier else ""
 
     def told(self, key: str) -> Value:
@@ -204,7 +204,7 @@ class _Reading:
         return value
 
     def seen(self) -> dict[str, Value]:
-        """What the shapes tell, by the name of the flag that would say it."""
+        """Settings inferred from shapes, by the name of the corresponding flag."""
         shapes, way = self.shapes, self.layout
         found: dict[str, Value] = {"in_channels": shapes.in_channels}
         if shapes.classifier:
@@ -232,7 +232,7 @@ class _Reading:
         return found
 
     def check(self) -> None:
-        """List what shapes tell; refuse the first flag of the line that says otherwise."""
+        """Record the settings from shapes; refuse the first contradicting flag."""
         seen = self.seen()
         self.facts += [Fact(key, written(value), SHAPES) for key, value in seen.items()]
         attention = f"{self.prefix}attention_resolutions"
@@ -245,13 +245,13 @@ class _Reading:
                 raise _contradicted(key, written(value), written(seen[key]))
 
     def _plain(self, value: Value) -> Value:
-        """Multipliers as the channels that they give; anything else as it is."""
+        """Multipliers as numbers of channels; other values unchanged."""
         if not isinstance(value, tuple):
             return value
         return tuple(int(part * self.shapes.model_channels) for part in value)
 
     def _check_attention(self, key: str, value: Value, seen: Mapping[str, Value]) -> None:
-        """Resolutions are of pictures of the flags' size: levels that attend are compared."""
+        """Resolutions refer to the flags' image size: compare the levels with attention."""
         size = seen.get("image_size") or self.flags.given.get("image_size")
         if not isinstance(size, int) or not isinstance(value, tuple):
             return
@@ -328,7 +328,7 @@ def _network(reading: _Reading, source: str) -> UNetConfig | ClassifierConfig:
 
 
 def _untold(reading: _Reading) -> Iterator[tuple[str, Value]]:
-    """Arguments of the UNet that no shape tells."""
+    """Arguments of the UNet that shapes do not determine."""
     yield "num_head_channels", (by_width := reading.told("num_head_channels"))
     if by_width == -1:
         for key in ("num_heads", "num_heads_upsample"):

@@ -1,8 +1,7 @@
 """Reads which components a diffusers pipeline has, and refuses those that cannot be imported.
 
-A pipeline of pixels is a network (`UNet2DModel` or `DiTTransformer2DModel`) and a scheduler. Whatever else takes part
-in making a picture (an autoencoder, a text encoder, a LoRA) is refused by its name: the network alone would compute
-something else.
+A pixel pipeline is a network (`UNet2DModel` or `DiTTransformer2DModel`) and a scheduler. Any other component
+(autoencoder, text encoder, LoRA) is refused by name, because the network alone would compute something else.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler"
-# Components that are networks, with the classes that are read.
+# Components that are networks, with the supported classes.
 NETWORKS: Mapping[str, tuple[str, ...]] = {
     "unet": ("UNet2DModel",),
     "transformer": ("DiTTransformer2DModel", "Transformer2DModel"),
@@ -34,7 +33,7 @@ _AUTOENCODERS = re.compile(r"VQ|Autoencoder|VAE", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """What a folder says about a pipeline.
+    """Information on a pipeline from its folder.
 
     Attributes:
         labels: Names of the network's classes by their numbers (`id2label`); empty without.
@@ -48,14 +47,14 @@ class Pipeline:
 
 
 def read_pipeline(folder: Path) -> Pipeline:
-    """What belongs to the network of a folder, when all of it can be imported.
+    """The information on a folder's network, if the whole pipeline can be imported.
 
     Args:
         folder: Of a pipeline, or of one network alone.
 
     Raises:
         BundleInvalid: model_index.json is damaged.
-        SettingsInvalid: The pipeline has a component beyond a network of pixels and a scheduler, or a LoRA lies
+        SettingsInvalid: The pipeline has more than a pixel network and a scheduler, or a LoRA is
             beside it; the detail names them.
     """
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
@@ -171,7 +170,7 @@ def _labels(index: Mapping[str, Any], folder: Path) -> dict[int, str]:
     """`id2label`, by number.
 
     Raises:
-        BundleInvalid: It is no table of numbers and names.
+        BundleInvalid: It is not a table of numbers and names.
     """
     said = index.get("id2label") or {}
     try:

@@ -18,7 +18,7 @@ class Fact:
     Attributes:
         key: Its name in the code that it comes from.
         value: As that code's flags or files write it.
-        basis: What says so: "shapes", "--flags", "public default", or in words.
+        basis: Its origin: "shapes", "--flags", "public default", or a text.
     """
 
     key: str
@@ -42,12 +42,12 @@ class Imported:
     """A model read from other code's files, not yet a bundle.
 
     Attributes:
-        manifest: What it is.
-        state: Its weights, float32; they may lie in the mapped file.
-        facts: Every setting, with what it rests on.
-        ignored: What was said and does not matter here, with the reason.
+        manifest: Its description.
+        state: Its weights, float32; they may be views of the mapped file.
+        facts: Every setting, with its origin.
+        ignored: Given settings that are not used, with the reason.
         remarks: Remarks about the weights.
-        warnings: What was taken on trust, a sentence each; it stands in the manifest's note, too.
+        warnings: Unverified assumptions, a sentence each; also in the manifest's note.
     """
 
     manifest: Manifest

@@ -1,6 +1,6 @@
 """Reads the training schedule and the prediction type from scheduler_config.json of diffusers.
 
-Settings of the process that are not known are refused by their key; settings of sampling, which change no
+Unknown settings of the process are refused by their key; sampling settings, which change no
 level and no weight, are listed as not used.
 """
 
@@ -31,7 +31,7 @@ SCHEDULERS = (
 )
 PREDICTIONS: Mapping[str, Parameterisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _DEFAULT_BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02}
-# Settings under which the network would be told other times or levels than its betas say.
+# Settings that would give the network other times or levels than its betas imply.
 PROCESS: Mapping[str, Any] = {
     "use_flow_sigmas": False,
     "timestep_type": "discrete",
@@ -40,7 +40,7 @@ PROCESS: Mapping[str, Any] = {
 _READ = frozenset({*_DEFAULT_BETAS, *PROCESS, "trained_betas", "prediction_type", "beta_schedule"}) | {
     "rescale_betas_zero_snr"
 }
-# Parts of settings that are listed themselves.
+# Parts of settings that are listed separately.
 _PARTS = frozenset({"clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value"})
 _CLIPS = "of sampling, where the library clips predictions"
 _GRID = "of sampling: steps are placed by --grid"
@@ -56,10 +56,10 @@ _SAMPLING: Mapping[str, str] = {
 
 
 def read_schedule(source: Mapping[str, Any], where: str) -> tuple[ScheduleConfig, Parameterisation]:
-    """The schedule that a scheduler_config.json says, and what the network predicts.
+    """The schedule in a scheduler_config.json, and the prediction type.
 
     Raises:
-        SettingsInvalid: Another scheduler or schedule than those that are known; the detail names the key.
+        SettingsInvalid: An unknown scheduler or schedule; the detail names the key.
     """
     if source.get("_class_name") not in SCHEDULERS:
         raise refused_key(where, "_class_name", source.get("_class_name"), f"one of {', '.join(SCHEDULERS)}")
@@ -103,7 +103,7 @@ def _steps_and_ends(source: Mapping[str, Any], where: str) -> tuple[int, tuple[f
 
 
 def unused(source: Mapping[str, Any]) -> dict[str, str]:
-    """Each setting of a scheduler_config.json that changes nothing here, with the reason, but for those that are off.
+    """Each enabled setting of a scheduler_config.json that has no effect here, with the reason.
 
     Args:
         source: As `read_schedule` takes it.

@@ -1,6 +1,6 @@
 """Infers the arguments of a public picture network from the shapes of its tensors.
 
-Only shapes and names are looked at, and what they leave open is listed, not guessed.
+It reads only shapes and names; what they leave open is listed, not guessed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ POSITIONS = "out.2.positional_embedding"
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block of the way down or up, as its tensors show it.
+    """One block of the down or up path, as its tensors show it.
 
     Attributes:
         width: Channels after its residual block; 0 when it has none.
         attention: Whether it attends.
         scale_shift: Whether the time scales and shifts.
-        resamples: "convolution" or "residual" when a layer that resamples shows; else nothing.
+        resamples: "convolution" or "residual" if a resampling layer has tensors; otherwise empty.
         enters: Channels before its residual block.
     """
 
@@ -41,7 +41,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One way to see the way down as levels.
+    """One grouping of the down path into levels.
 
     Attributes:
         levels: Number of levels.
@@ -58,18 +58,18 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """What the tensors of a network tell.
+    """Properties of a network inferred from its tensors.
 
     Attributes:
-        classifier: Whether it is the half that says the class.
+        classifier: Whether it is a classifier, half a UNet.
         in_channels: Of a picture.
-        out_channels: Of the output, or the number of classes that a classifier tells apart.
+        out_channels: Of the output, or a classifier's number of classes.
         model_channels: Channels that the multipliers multiply.
         num_classes: Classes that a generator is conditioned on; None without.
         pool: How a classifier pools; empty for a generator.
-        places: Places that attention pooling is for; 0 without.
-        down: The blocks of the way down, the entering convolution first.
-        layouts: The ways to see them as levels: one for a generator, perhaps several for a classifier.
+        places: Number of positions of attention pooling; 0 without.
+        down: The blocks of the down path, the input convolution first.
+        layouts: Possible groupings into levels: one for a generator, perhaps several for a classifier.
     """
 
     classifier: bool
@@ -137,7 +137,7 @@ def multiplier(width: int, channels: int) -> float:
 
 
 def look(state: Mapping[str, Tensor], source: str) -> Shapes:
-    """What the shapes in `state` tell.
+    """Infer a network's properties from the shapes in `state`.
 
     Args:
         state: Of a public UNet or noisy classifier.

@@ -1,6 +1,6 @@
 """Imports checkpoints of the public code's 2-D network.
 
-Sizes are inferred from the shapes, and a tensor too many, too few or of another shape is refused by name.
+Sizes are inferred from the shapes; a missing or unexpected tensor, or one of another shape, is refused by name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def import_synthetic(
 
     Args:
         path: The .pt file, as `read_checkpoint` reads it.
-        domain: What it was trained on.
+        domain: The domain that it was trained on.
         name: Of the model; the file's name when empty.
         noise_schedule: "linear" or "cosine", as it was trained.
         diffusion_steps: As it was trained; the public code's default for 2-D is 4,000.
@@ -49,7 +49,7 @@ def import_synthetic(
 
     Raises:
         FileMissing: There is no such file.
-        BundleInvalid: It is no checkpoint, or not of this network; the detail names the first tensor that differs.
+        BundleInvalid: It is not a checkpoint, or not of this network; the detail names the first tensor that differs.
         SettingsInvalid: No such schedule.
     """
     schedule = ScheduleConfig(noise_schedule, diffusion_steps, rescale_timesteps)
@@ -75,7 +75,7 @@ def infer_synthetic(state: Mapping[str, Tensor], source: str) -> SyntheticConfig
     """The constructor arguments of the `SyntheticModel` that `state` belongs to.
 
     Raises:
-        BundleInvalid: It belongs to none; the detail names the first tensor that differs.
+        BundleInvalid: There is none; the detail names the first tensor that differs.
     """
     for key in (ENTER, LEAVE):
         if key not in state or state[key].ndim != 2:

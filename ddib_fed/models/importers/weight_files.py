@@ -3,7 +3,7 @@
     diffusion_pytorch_model[.VARIANT].safetensors                   or .bin
     diffusion_pytorch_model.safetensors.index[.VARIANT].json        names shards, ...[.VARIANT]-00001-of-00002...
 
-An index names plain files of its own folder, each holding exactly what the index says; safetensors come
+An index names files of its own folder, each holding exactly the listed tensors; safetensors come
 before pickles and full weights before variants, and what is ignored is listed.
 """
 
@@ -47,7 +47,7 @@ class Weights:
 
 
 def find_weights(folder: Path, variant: str | None = None) -> tuple[Weights, tuple[str, ...]]:
-    """The set of weights to read, and remarks on others that lie there.
+    """The set of weights to read, and remarks on other sets in the folder.
 
     Args:
         folder: Of the component.
@@ -56,7 +56,7 @@ def find_weights(folder: Path, variant: str | None = None) -> tuple[Weights, tup
     Raises:
         FileMissing: There are none, or not this variant; the detail names those that are there.
         BundleInvalid: There are two sets of one kind, or several variants and none is named.
-        SettingsInvalid: The variant is no word.
+        SettingsInvalid: The variant is not a plain word.
     """
     if variant is not None and not _VARIANT.fullmatch(variant):
         raise SettingsInvalid(f"{variant[:40]!r} is no variant of weights", hint="a word, such as fp16")
@@ -143,7 +143,7 @@ def _shards(weights: Weights) -> Mapping[str, set[str]]:
     """The names of the tensors of each shard.
 
     Raises:
-        BundleInvalid: The index is none, names what is no plain file, or a shard lies there that it does not know.
+        BundleInvalid: The index is malformed or names something else than a plain file, or there is an unlisted shard.
         FileMissing: A shard is not there.
     """
     folder, where = weights.path.parent, weights.path

@@ -1,6 +1,6 @@
 """A decoded picture, the limits on decoding, and the mapping of library exceptions to ours.
 
-What a file claims (bytes, pixels, frames) is compared with the limits before anything of that size exists.
+The claimed size of a file (bytes, pixels, frames) is checked against the limits before memory is allocated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "NPY")
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What a file may claim before it is decoded.
+    """Limits that are checked before a file is decoded.
 
     Attributes:
         max_bytes: Size of the file.
@@ -80,7 +80,7 @@ def too_many_frames(what: str, frames: int | None = None) -> ImageTooLarge:
 
 @contextmanager
 def faults_as_unreadable(format_name: str) -> Iterator[None]:
-    """Whatever a decoder raises on bytes that nobody vouches for becomes `ImageUnreadable`."""
+    """Maps every exception of a decoder on untrusted bytes to `ImageUnreadable`."""
     try:
         yield
     except DdibError:
@@ -91,7 +91,7 @@ def faults_as_unreadable(format_name: str) -> Iterator[None]:
             hint="pip install 'ddib-fed[node]'",
             facts={"extra": "node", "package": str(error.name)},
         ) from error
-    except Exception as error:  # decoders raise anything at all on forged files, MemoryError included
+    except Exception as error:  # decoders raise any exception on forged files, MemoryError included
         raise ImageUnreadable(
             f"the {format_name} cannot be decoded: {type(error).__name__}: {error}"[:300],
             hint="it may be cut short or damaged: open it in a viewer and save it again",
@@ -162,7 +162,7 @@ def flatten(pixels: Pixels, background: str) -> Pixels:
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """The picture as it is to be seen, from EXIF's tag 274 (1 to 8; anything else counts as 1).
+    """The upright picture, by EXIF's tag 274 (1 to 8; other values count as 1).
 
     Args:
         pixels: (H, W, C) as stored.

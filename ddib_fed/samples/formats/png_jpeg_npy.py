@@ -1,7 +1,7 @@
 """Decodes PNG, JPEG and .npy files to pixels.
 
 A PNG is stripped to its critical chunks and checked (sums, size, frames) before a decoder sees it, so that
-text, profiles and animation have no say; sixteen bits stay sixteen bits.
+text, profiles and animation are ignored; sixteen bits stay sixteen bits.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pi
 
     Args:
         content: The file.
-        limits: What it may claim.
-        background: What is seen through transparency.
+        limits: Limits on the file.
+        background: Colour behind transparent pixels.
 
     Raises:
         ImageUnreadable: Broken, or cut short.
@@ -51,13 +51,13 @@ def png_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[Pi
     chunks = list(_chunks(content))
     for chunk in chunks:
         if chunk.name == b"IHDR" and chunk is not chunks[0]:
-            raise ImageUnreadable("the PNG has two headers")  # of which a decoder would believe the last
+            raise ImageUnreadable("the PNG has two headers")  # of which a decoder would use the last
         if chunk.name == b"acTL":
             raise too_many_frames("the animated PNG")
         if chunk.name == b"eXIf":
             orientation = exif_orientation(content[chunk.start + 8 : chunk.end - 4])
         if chunk.name == b"tRNS" and colour in {_GREY, _RGB}:
-            # One colour that counts as transparent: ours to compare, since Pillow mistakes it below 8 bits.
+            # One colour that counts as transparent: compared here, because Pillow gets it wrong below 8 bits.
             key = content[chunk.start + 8 : chunk.end - 4]
         elif chunk.name in _KEPT:
             kept.append(view[chunk.start : chunk.end])
@@ -124,7 +124,7 @@ def npy_shape(content: bytes) -> tuple[int, int, int, int]:
     """(height, width, samples, bytes of a number) of the picture in a .npy, from its header.
 
     Raises:
-        ImageUnreadable: It is none.
+        ImageUnreadable: It is not such a file.
     """
     header, _, planes_first = _npy_header(content)
     shape = header.shape if len(header.shape) == 3 else (*header.shape, 1)
@@ -149,7 +149,7 @@ def _npy_header(content: bytes) -> tuple[Header, int, bool]:
 
 
 def open_pillow(content: bytes, format_name: str) -> Any:
-    """The picture, opened and not decoded, as this format only: no other decoder of Pillow's is reachable."""
+    """The picture, opened but not decoded, as this format only: no other decoder of Pillow can be reached."""
     from PIL import Image
 
     if format_name == "TIFF":
@@ -174,11 +174,11 @@ def pillow_pixels(image: Any, background: str) -> Pixels:
 
 
 def pixels_of(image: Any, background: str | None = None) -> Pixels:
-    """(H, W, C) of one of Pillow's pictures, read by bands: numpy's own way takes three times the result.
+    """(H, W, C) of a Pillow image, read by bands: numpy's conversion needs three times the memory.
 
     Args:
         image: It, decoded or not yet.
-        background: What is seen through its transparency, where it has some.
+        background: Colour behind its transparent pixels, if it has some.
     """
     pixels: Pixels | None = None
     for start, stop, rows in rows_of(image):
@@ -198,13 +198,13 @@ def exif_orientation(exif: bytes) -> int:
     try:
         block.load(exif)
         value = block.get(ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 -- metadata that cannot be read must not cost the picture
+    except Exception:  # noqa: BLE001 -- unreadable metadata must not fail the picture
         return 1
     return value if isinstance(value, int) else 1
 
 
 def sixteen_bits(content: bytes, format_name: str, mode: str, *, byte_order: str) -> Pixels:
-    """(H, W, C) uint16 of a picture of which Pillow's own modes keep the high bytes only.
+    """(H, W, C) uint16 of a picture for which Pillow's own modes keep only the high bytes.
 
     Pillow has no mode of 16-bit colour, but it unpacks from either byte order and keeps the high byte. Decoded
     once as each order, the two results are the two bytes of every number.
@@ -247,7 +247,7 @@ def _png16(content: bytes, colour: int) -> Pixels:
     image = open_pillow(content, "PNG")
     if colour == _GREY:
         return pixels_of(image).astype(np.uint16, copy=False)
-    # Grey and alpha of 16 bits lie as four bytes a pixel, which is what 8-bit RGBA looks like.
+    # Grey and alpha of 16 bits are four bytes per pixel, as in 8-bit RGBA.
     image.tile = [_retold(tile, "RGBA") for tile in image.tile]
     pixels: Pixels = np.empty((image.height, image.width, 2), dtype=np.uint16)
     for start, stop, band in rows_of(image):

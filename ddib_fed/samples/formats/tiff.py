@@ -1,7 +1,7 @@
 """Decodes TIFF files to pixels: 8 and 16 bit, signed, float, one page.
 
-Tifffile tells what the file holds and reads what is stored plainly or deflated; Pillow's libtiff reads the
-other compressions (LZW, PackBits, JPEG); what neither keeps exact is refused with what to convert it to.
+Tifffile parses the file and reads uncompressed and deflated data; Pillow's libtiff reads the
+other compressions (LZW, PackBits, JPEG); data that neither reads exactly is refused, with a format to convert to.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def tiff_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[P
 
     Args:
         content: The file.
-        limits: What it may claim.
-        background: What is seen through transparency.
+        limits: Limits on the file.
+        background: Colour behind transparent pixels.
 
     Raises:
         ImageUnreadable: Broken, or stored in a way that would lose numbers here.
@@ -57,7 +57,7 @@ def tiff_pixels(content: bytes, limits: ImageLimits, background: str) -> tuple[P
 
 
 def first_page(content: bytes) -> Any:
-    """The first page of a TIFF, its tags read and nothing else; its tiles no larger than they may be.
+    """The first page of a TIFF, with only its tags read and the size of its tiles checked.
 
     Raises:
         ImageTooLarge: A tile is much larger than the picture.
@@ -71,7 +71,7 @@ def first_page(content: bytes) -> Any:
 
 
 def _plain(page: Any) -> bool:
-    """Whether its numbers are grey or RGB as they stand."""
+    """Whether its numbers are grey or RGB without conversion."""
     return page.photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB} and page.bitspersample >= 8
 
 
@@ -93,19 +93,19 @@ def _check_one(file: Any, page: Any) -> None:
         pass
     else:
         raise too_many_frames("the TIFF")
-    # ImageJ writes stacks behind one page, and says so only in its own note.
+    # ImageJ writes a stack behind one page, and states it only in its own tag.
     planes = (file.imagej_metadata or {}).get("images", 1) if file.is_imagej else 1
     if page.imagedepth != 1 or planes != 1:
         raise too_many_frames("the TIFF", max(page.imagedepth, int(planes)))
 
 
 def _readable(page: Any, content: bytes) -> bool:
-    """Whether tifffile reads it without more packages, and what is deflated is no larger than the picture."""
+    """Whether tifffile reads it without further packages, and deflated data is not larger than the picture."""
     if page.compression == _NONE:
         return True
     if page.compression not in {_ADOBE_DEFLATE, _DEFLATE} or page.predictor not in {1, 2}:
         return False
-    # Bounded: zlib alone would follow a few bytes to gigabytes.
+    # Bounded: zlib alone would expand a few bytes to gigabytes.
     left = page.nbytes * MOST_PADDING + SMALL_SEGMENT
     for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
         left -= _inflated(memoryview(content)[start : start + size], left)
@@ -115,7 +115,7 @@ def _readable(page: Any, content: bytes) -> bool:
 
 
 def _inflated(packed: memoryview, most: int) -> int:
-    """How many bytes these inflate to, as far as `most` and a piece more; none of them is kept."""
+    """The inflated size, counted up to `most` and one block more; the data is discarded."""
     inflater, rest, found = zlib.decompressobj(), bytes(packed), 0
     while found <= most and not inflater.eof:
         piece = inflater.decompress(rest, INFLATED_PIECE)
@@ -135,7 +135,7 @@ def segment_bytes(page: Any) -> int:
 
 
 def check_segments(page: Any) -> None:
-    """Raise when a tile is much larger than the picture that it is of: decoders make room for the whole tile.
+    """Raise if a tile is much larger than its picture: decoders allocate the whole tile.
 
     Raises:
         ImageTooLarge: It is.
