@@ -104,7 +104,9 @@ TRANSLATING = (
     click.option(
         "--limit", type=click.IntRange(1), metavar="N", help="Pictures: only the first N (of each class)."
     ),
-    click.option("--skip-bad", is_flag=True, help="Pictures: name those that cannot be read or are refused, and go on."),
+    click.option(
+        "--skip-bad", is_flag=True, help="Pictures: name those that cannot be read or are refused, and go on."
+    ),
     click.option(
         "--uncertainty",
         type=click.IntRange(2),
