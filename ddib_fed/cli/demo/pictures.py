@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.bridge.translation_record import Part
 from ddib_fed.cli.client.translate import Order
 from ddib_fed.cli.demo.album import Album, Chosen
 from ddib_fed.cli.demo.nodes import Pair, Site
@@ -250,7 +249,7 @@ def print_hops(album: Album, person: str) -> None:
     seconds = {stage: f"{sum(p.seconds.get(stage, 0.0) for p in provenances):.1f}" for stage in first.seconds}
     sent, latent = sum(path.stat().st_size for path in album.sent), album.latent.nbytes
     back = sum(p.wire_bytes for p in provenances) - latent
-    fetched = sum(result.files[part].stat().st_size for result in album.delivered for part in Part)
+    fetched = sum(path.stat().st_size for result in album.delivered for path in result.files.values())
     steps, count = first.solver.evaluations, len(provenances)
     rows = [
         [f"{person} > {source}", f"{count} PNGs, under numbers", size(sent), "", source],

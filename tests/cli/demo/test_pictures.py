@@ -59,7 +59,8 @@ class Studio:
         pixels = to_pixels(translated), to_pixels(returned)
         delivered = []
         for i, path in enumerate(self.sent):
-            files = {part: self.folder / f"{i}.{part}" for part in Part}
+            delivered_parts = (Part.TRANSLATION, Part.RETURNED, Part.LATENT)
+            files = {part: self.folder / f"{i}.{part}" for part in delivered_parts}
             np.save(self.folder / "latent.npy", self.latent[i : i + 1])
             files[Part.LATENT].write_bytes((self.folder / "latent.npy").read_bytes())
             files[Part.TRANSLATION].write_bytes(encode_png(pixels[0][i]))
