@@ -180,8 +180,9 @@ def _model(config: NodeConfig) -> Found:
     if manifest.sample_kind == "picture":
         check_key(config.paths.softening_key)
     shape = "x".join(map(str, manifest.sample_shape))
+    guided = "" if model.classifier is None else f", guided by {model.classifier.digest[:12]}"
     return Found(
-        f"{config.model.domain}: {manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}"
+        f"{config.model.domain}: {manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}{guided}"
     )
 
 

@@ -196,6 +196,25 @@ def test_guidance_reaches_a_target_that_offers_it(source, targets) -> None:
     assert not south.headers[-1].HasField("guidance")
 
 
+def test_a_guided_cycle_is_guided_on_its_way_back(tmp_path, north, targets) -> None:
+    """By the source's own model, towards the class that the picture has; the latent that goes there is not guided."""
+    form = PictureFormat(high=65535.0, bits=16)
+    own = pictures_engine("scans", classes=("coast", "ridge"), form=form, class_dropout=True)
+    source = Scans(tmp_path / "north", north, own)
+    offer(targets["south"], GuidanceTerms(4.0))
+    asked = {"source_class": "coast", "target_class": "delta", "cycle": True}
+    try:
+        source.start()
+        jobs = [source.translated(**asked, guidance=Guidance(scale)) for scale in (1.0, 4.0)]
+        returned = [source.store.read_part(job.job_id, 0, Part.RETURNED) for job in jobs]
+    finally:
+        source.stop()
+        own.close()
+    (_, plain), (_, guided) = targets["south"].latents
+    assert plain.sha256 == guided.sha256
+    assert returned[0] != returned[1]
+
+
 @pytest.mark.parametrize(
     ("terms", "changes", "reason"),
     [
