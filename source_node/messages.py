@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from ddib_fed.bridge.translation_record import SolverUsed, Translation, guidance_used
 from ddib_fed.errors import Difference, StateConflict, error_class
 from ddib_fed.rpc.error_details import MAX_TEXT, to_detail
+from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.field_limits import LAST_MOMENT
 from ddib_fed.wire.guidance import guidance_to_pb
@@ -91,7 +91,7 @@ def record_of(job: Job, item: Item) -> Translation:
     source_class, target_class = spec.classes_of(item.index)
     return record.with_(
         job_id=job.job_id,
-        solver=SolverUsed(**asdict(spec.solver)),
+        solver=SolverUsed.model_validate(solver_settings(spec.solver).described()),
         source_class=source_class,
         target_class=target_class,
         guidance=guidance_used(spec.guidance),

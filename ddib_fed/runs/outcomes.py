@@ -11,7 +11,7 @@ import torch
 
 from ddib_fed.bridge.arrays import Asked, Stages
 from ddib_fed.bridge.local_party import LocalParty
-from ddib_fed.bridge.translation_record import LatentFigures, Part, SolverUsed, Translation
+from ddib_fed.bridge.translation_record import LatentFigures, Part, SolverUsed, Translation, guidance_used
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.latent import Latent
 from ddib_fed.metrics.pictures import given_figures, mse, output_terms, picture_rule, to_psnr
@@ -102,6 +102,7 @@ class PictureOutcomes:
     def started(self, given: Fitted, asked: Asked, *, name: str = "") -> Translation:
         """What is known of one picture before it is translated; `name` is the file's."""
         own, rule = self.rules
+        guide = None if asked.guidance.classifier_scale is None else self._target.model.classifier
         return Translation(
             input=name,
             source_domain=self._manifests[0].domain,
@@ -112,6 +113,8 @@ class PictureOutcomes:
             soften_sigma=self._source.model.sigma(asked.soften),
             source_class="" if asked.source_class is None else str(asked.source_class),
             target_class="" if asked.target_class is None else str(asked.target_class),
+            guidance=guidance_used(asked.guidance),
+            classifier_sha256="" if guide is None else guide.digest,
             picture=given_figures(given, own, own.fit).model_copy(update=output_terms(rule)),
         )
 

@@ -28,10 +28,24 @@ SUFFIXES = {
 
 
 class TwoNodes:
-    """North serves one model as the source, south another as the target; settings are lines of both node.toml."""
+    """North serves one model as the source, south another as the target, with a classifier that guides or none.
 
-    def __init__(self, folder: Path, north: Bundle, south: Bundle, **settings: object) -> None:
-        self.parties = [ServingParty(bundle, device="cpu", threads=1) for bundle in (north, south)]
+    `settings` are lines of both node.toml.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        north: Bundle,
+        south: Bundle,
+        *,
+        classifier: Bundle | None = None,
+        **settings: object,
+    ) -> None:
+        self.parties = [
+            ServingParty(north, device="cpu", threads=1),
+            ServingParty(south, device="cpu", threads=1, classifier=classifier),
+        ]
         institutions = [make_institution(folder / name, f"{name}.example") for name in ("north", "south")]
         institutions[1].admit(institutions[0])
         domain = south.manifest.domain
@@ -75,6 +89,7 @@ class TwoNodes:
     def results(self, job_id: str, *parts: Part) -> dict[int, Result]:
         """What a client fetches of an ended job, by item."""
         job = self.ended(job_id)
+        assert job.items, job.error
         done = [item.index for item in job.items if item.state == pb.ITEM_STATE_DECODED]
         collector = Collector(job_id, done, frozenset({Part.TRANSLATION, *parts}))
         fetched = self.source.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id))

@@ -52,7 +52,14 @@ def tiny(
     return make_bundle(manifest, state(config, seed))
 
 
-def tiny_classifier(classes: int = 3, *, channels: int = 1, size: int = SIZE, seed: int = 9) -> Bundle:
+def tiny_classifier(
+    classes: int = 3,
+    *,
+    channels: int = 1,
+    size: int = SIZE,
+    seed: int = 9,
+    normalisation: Normalisation = PLAIN,
+) -> Bundle:
     """A classifier of noisy pictures."""
     config = ClassifierConfig(
         image_size=size,
@@ -70,6 +77,7 @@ def tiny_classifier(classes: int = 3, *, channels: int = 1, size: int = SIZE, se
         sample_shape=(channels, size, size),
         network=config,
         role="classifier",
+        normalisation=normalisation,
     )
     return make_bundle(manifest, state(config, seed))
 

@@ -1,0 +1,331 @@
+"""The same samples by two parties in this process and by two nodes: the same files, records and refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddib_fed.bridge import arrays
+from ddib_fed.bridge.arrays import Asked, translate_array
+from ddib_fed.bridge.local_party import open_party
+from ddib_fed.bridge.softening import Softener
+from ddib_fed.bridge.translation_record import Part, Translation, file_name
+from ddib_fed.cli.client.delivery import Input, write_result
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.models.bundle import Bundle, make_bundle
+from ddib_fed.models.manifest import StructureThresholds
+from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.runs.picture_recipe import Recipe
+from ddib_fed.runs.picture_run import folder_tasks, run
+from ddib_fed.samples import images
+from ddib_fed.samples.images import read_image
+from ddib_fed.samples.points import to_npy
+from ddib_fed.v1 import common_pb2
+from source_node.jobs import queries
+from tests.e2e.two_nodes import TwoNodes, same_noise
+from tests.node.picture_examples import SIZE, noise, pictures_model, png_bytes, write_files
+from tests.node.tiny_nodes import gaussian, tiny_bundle
+from tests.runs.tiny_models import tiny_classifier
+
+pytestmark = pytest.mark.e2e
+
+EVALUATIONS = 8
+LEAST = StructureThresholds(
+    edge_correlation=0.25, mutual_information=0.5, chance_edge_correlation=0.0, chance_mutual_information=0.4,
+    quantile=0.95, count=100, basis="chance",
+)  # fmt: skip
+LATENT_BOUND = 2e-5
+"""Of a number of a latent, near N(0, 1): pictures are integrated together here and one by one at a node."""
+LEVELS_BOUND = 1
+"""Of a number in a file of 8 bits: what crosses is rounded to 8 bits before a picture gets its own size again."""
+FIGURE_BOUND = 0.01
+"""Of a figure in a record: those of nodes are of what crossed, rounded to 8 bits."""
+BITS_BOUND = 0.1
+"""Of mutual information, which counts pixels in 16 bins: 256 pixels move between bins when they are rounded."""
+# What names the hop, or what only one of the two can say.
+HOP = {
+    "job_id", "source_institution", "target_institution", "contract_sha256", "wire_bytes", "seconds", "input_sha256",
+    "latent_sha256", "run", "files",
+}  # fmt: skip
+
+
+def scans(*, std: float = 0.5, **options: Any) -> Bundle:
+    """North's model; the smaller `std`, the further out a picture of full contrast lies for it."""
+    manifest, weights = pictures_model("scans", seed=1, structure=LEAST, **options)
+    return make_bundle(manifest.model_copy(update={"normalisation": Normalisation(std=std)}), weights)
+
+
+def relief(**options: Any) -> Bundle:
+    return make_bundle(*pictures_model("relief", seed=2, **options))
+
+
+@pytest.fixture
+def shared_noise(monkeypatch):
+    """Both soften a picture by the same noise: a node's follows from its secret, a folder's from a seed."""
+    monkeypatch.setattr(Softener, "for_picture", lambda self, picture, peer: same_noise(picture))
+    monkeypatch.setattr(arrays, "_softening", lambda model, digest: same_noise)
+
+
+@pytest.fixture
+def open_nodes(tmp_path):
+    made: list[TwoNodes] = []
+
+    def open_two(north: Bundle, south: Bundle, **settings: object) -> TwoNodes:
+        made.append(TwoNodes(tmp_path / f"nodes{len(made)}", north, south, **settings))
+        return made[-1]
+
+    yield open_two
+    for nodes in made:
+        nodes.close()
+
+
+class Compared:
+    """The folders that both ways wrote, and their records."""
+
+    def __init__(self, local: Path, federated: Path, names: list[str]) -> None:
+        self.local, self.federated, self.names = local, federated, names
+
+    def records(self, name: str) -> tuple[Translation, Translation]:
+        found = [Translation.read(folder / f"{name}.json") for folder in (self.local, self.federated)]
+        assert None not in found
+        return found[0], found[1]
+
+    def check(self, *parts: Part) -> None:
+        for name in self.names:
+            for part in (Part.TRANSLATION, *parts):
+                self._check_file(file_name(name, part, ".npy" if part is Part.LATENT else ".png"))
+            mine, theirs = (said(record) for record in self.records(name))
+            assert mine.keys() == theirs.keys()
+            bits = [each.pop("picture.mutual_information") for each in (mine, theirs)]
+            assert bits[0] == pytest.approx(bits[1], abs=BITS_BOUND)
+            assert mine == pytest.approx(theirs, abs=FIGURE_BOUND)
+
+    def _check_file(self, name: str) -> None:
+        if name.endswith(".npy"):
+            mine, theirs = (np.load(folder / name) for folder in (self.local, self.federated))
+            np.testing.assert_allclose(mine, theirs, atol=LATENT_BOUND)
+            return
+        mine, theirs = (
+            read_image(folder / name).pixels.astype(int) for folder in (self.local, self.federated)
+        )
+        assert mine.shape == theirs.shape
+        assert np.abs(mine - theirs).max() <= LEVELS_BOUND
+
+
+def said(record: Translation) -> dict[str, Any]:
+    """A record without what names the hop, flat: the numbers, names and marks in it by their paths."""
+    flat: dict[str, Any] = {}
+
+    def lay(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                lay(f"{prefix}.{key}", inner)
+        elif isinstance(value, list):
+            flat[prefix] = " ".join(map(str, value))
+        else:
+            flat[prefix] = value
+
+    for key, value in record.stored().items():
+        if key not in HOP:
+            lay(key, value)
+    flat["files"] = " ".join(sorted(file.file for file in record.files.values()))
+    return flat
+
+
+def compare(
+    folder: Path,
+    nodes: TwoNodes,
+    *,
+    classes: tuple[int | None, int | None] = (None, None),
+    cycle: bool = False,
+    depth: float = 1.0,
+    header: dict[str, Any] | None = None,
+    recipe: dict[str, Any] | None = None,
+    opener: Callable[[str], Bundle] | None = None,
+) -> Compared:
+    """Translate four files of several formats and sizes both ways."""
+    (folder / "in").mkdir()
+    files = write_files(folder / "in")
+    solver = SolverSettings(evaluations=EVALUATIONS)
+    bundles = {
+        name: party.model.bundle for name, party in zip(("north", "south"), nodes.parties, strict=True)
+    }
+    asked = Recipe("north", "south", solver, depth=depth, cycle=cycle, keep_latents=True, **(recipe or {}))
+    run(
+        asked,
+        folder_tasks(folder / "in", classes=classes),
+        folder / "local",
+        opener=opener or bundles.__getitem__,
+    )
+    job_id = nodes.submit(
+        *files.paths,
+        solver=common_pb2.SolverSettings(evaluations=EVALUATIONS, depth=0.0 if depth == 1.0 else depth),
+        cycle=cycle,
+        keep_latent=True,
+        **{
+            f"{side}_class": str(label)
+            for side, label in zip(("source", "target"), classes, strict=True)
+            if label is not None
+        },
+        **(header or {}),
+    )
+    parts = [Part.LATENT, *([Part.RETURNED] if cycle else [])]
+    (folder / "federated").mkdir()
+    results = nodes.results(job_id, *parts)
+    assert sorted(results) == list(range(len(files.paths)))
+    for number, path in enumerate(files.paths):
+        given = Input(path.stem, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+        write_result(folder / "federated", results[number], given, force=False)
+    return Compared(folder / "local", folder / "federated", list(files.sizes))
+
+
+@pytest.mark.usefixtures("shared_noise")
+def test_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> None:
+    """Softened, at their own sizes; files, figures, marks, ranges and scales are the same."""
+    compared = compare(tmp_path, open_nodes(scans(), relief()), cycle=True)
+    compared.check(Part.RETURNED, Part.LATENT)
+    mine, theirs = compared.records("Ada-png")
+    assert mine.soften_sigma == theirs.soften_sigma == 0.02
+    assert (mine.doubtful, theirs.source_institution, mine.source_institution) == (
+        theirs.doubtful, "north.example", "",
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("shared_noise")
+def test_classes_reach_both_models_alike(tmp_path, open_nodes) -> None:
+    """Two of one side, three of the other, at partial depth."""
+    bundles = scans(classes=("flat", "steep")), relief(classes=("coast", "ridge", "plain"))
+    nodes = open_nodes(*bundles, least_depth=0.3)
+    compared = compare(tmp_path, nodes, classes=(1, 2), cycle=True, depth=0.5)
+    compared.check(Part.RETURNED, Part.LATENT)
+    assert compared.records("Ada-png")[0].target_class == "2"
+
+
+@pytest.mark.usefixtures("shared_noise")
+def test_classifier_free_guidance_is_alike(tmp_path, open_nodes) -> None:
+    """There and back: the source is guided where it decodes, too."""
+    nodes = open_nodes(*(make(classes=("coast", "ridge"), class_dropout=True) for make in (scans, relief)))
+    guidance = common_pb2.GuidanceSettings(guidance=3.0)
+    compared = compare(
+        tmp_path, nodes, classes=(0, 1), cycle=True, recipe={"guidance": 3.0}, header={"guidance": guidance}
+    )
+    compared.check(Part.RETURNED, Part.LATENT)
+    (tmp_path / "plain").mkdir()
+    plain = compare(tmp_path / "plain", nodes, classes=(0, 1))
+    assert differs(compared, plain)
+
+
+@pytest.mark.usefixtures("shared_noise")
+def test_guidance_by_a_classifier_is_alike(tmp_path, open_nodes) -> None:
+    """Of models without classes, by a classifier of the target's."""
+    guide = tiny_classifier(size=SIZE, normalisation=Normalisation(std=0.5))
+    nodes = open_nodes(scans(), relief(), classifier=guide)
+    bundles = {"north": nodes.parties[0].model.bundle, "south": nodes.parties[1].model.bundle, "guide": guide}
+    guidance = common_pb2.GuidanceSettings(classifier_scale=10.0)
+    compared = compare(
+        tmp_path, nodes, classes=(None, 1), opener=bundles.__getitem__, header={"guidance": guidance},
+        recipe={"classifier": "guide", "classifier_scale": 10.0},
+    )  # fmt: skip
+    compared.check(Part.LATENT)
+    assert compared.records("Ada-png")[0].classifier_sha256 == guide.digest
+    (tmp_path / "plain").mkdir()
+    assert differs(compared, compare(tmp_path / "plain", nodes))
+
+
+def differs(guided: Compared, plain: Compared) -> bool:
+    """Whether guidance showed in a file at all; the two are of one node, which repeats itself to the bit."""
+    pixels = [read_image(each.federated / "Ada-png.png").pixels.astype(int) for each in (guided, plain)]
+    return bool(np.abs(pixels[0] - pixels[1]).max() > 0)
+
+
+def test_points_go_there_and_back_alike(tmp_path, open_nodes) -> None:
+    """A set of points is one item: latents, translations and what came back, to rounding."""
+    bundles = tiny_bundle("north", answer=0.02), tiny_bundle("south", answer=-0.03)
+    nodes = open_nodes(*bundles)
+    x = gaussian(200)
+    path = tmp_path / "points.npy"
+    path.write_bytes(to_npy(x))
+    parties = [open_party(bundle) for bundle in bundles]
+    found = translate_array(x, *parties, Asked(SolverSettings(evaluations=EVALUATIONS), cycle=True))
+    solver = common_pb2.SolverSettings(evaluations=EVALUATIONS)
+    result = nodes.results(
+        nodes.submit(path, solver=solver, cycle=True, keep_latent=True), Part.LATENT, Part.RETURNED
+    )[0]
+    stages = {Part.LATENT: found.latent, Part.TRANSLATION: found.translated, Part.RETURNED: found.back}
+    for part, mine in stages.items():
+        (tmp_path / "part.npy").write_bytes(result.files[part].data)
+        np.testing.assert_allclose(np.load(tmp_path / "part.npy"), mine, atol=LATENT_BOUND)
+    assert result.provenance.samples == len(x)
+
+
+def board(size: int = SIZE) -> np.ndarray:
+    """A checkerboard at full contrast: no noise can come of it."""
+    return np.where(np.indices((size, size)).sum(axis=0) % 2, 1.0, -1.0)
+
+
+@pytest.mark.usefixtures("shared_noise")
+def test_a_latent_that_is_no_noise_is_refused_by_both(tmp_path, open_nodes) -> None:
+    """With the same reason and the same figures, while the picture beside it goes its way."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "board.png").write_bytes(png_bytes(board()))
+    (folder / "noise.png").write_bytes(png_bytes(noise()))
+    bundles = scans(std=0.35), relief()
+    nodes = open_nodes(*bundles)
+    recipe = Recipe("north", "south", SolverSettings(evaluations=EVALUATIONS))
+    by_name = dict(zip(("north", "south"), bundles, strict=True))
+    run(recipe, folder_tasks(folder), tmp_path / "local", opener=by_name.__getitem__)
+    solver = common_pb2.SolverSettings(evaluations=EVALUATIONS)
+    job = nodes.ended(nodes.submit(folder / "board.png", folder / "noise.png", solver=solver))
+    refused = Translation.read(tmp_path / "local" / "board.json")
+    assert refused is not None
+    assert refused.run is not None
+    assert refused.run.refused is not None
+    assert refused.run.refused.reason == job.items[0].error.reason == "LATENT_NOT_GAUSSIAN"
+    assert dict(refused.run.refused.facts) == dict(job.items[0].error.facts)
+
+
+class Counting:
+    """A function that counts its calls."""
+
+    def __init__(self, real: Callable[..., Any]) -> None:
+        self.real, self.calls = real, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return self.real(*args, **kwargs)
+
+
+def test_a_clients_file_is_decoded_once_and_hashed_once(tmp_path, open_nodes, monkeypatch) -> None:
+    """For submission, encoding, figures and cycle; its bytes are hashed on their way in and never again.
+
+    A .npy is the client's alone: all that is made here is PNG.
+    """
+    decoded = Counting(images.npy_pixels)
+    monkeypatch.setattr(images, "npy_pixels", decoded)
+    nodes = open_nodes(scans(), relief())
+    data = noise(seed=4).astype(np.float32) * 127.5 + 127.5
+    np.save(tmp_path / "scan.npy", data)
+    content = (tmp_path / "scan.npy").read_bytes()
+    hashed = []
+    real = hashlib.sha256
+
+    def sha256(data: bytes = b"", **options: Any) -> Any:
+        hashed.append(bytes(data) == content)
+        return real(data, **options)
+
+    monkeypatch.setattr(queries.hashlib, "sha256", sha256)
+    job_id = nodes.submit(
+        tmp_path / "scan.npy", solver=common_pb2.SolverSettings(evaluations=EVALUATIONS), cycle=True
+    )
+    result = nodes.results(job_id, Part.RETURNED)[0]
+    assert decoded.calls == 1
+    assert hashed.count(True) <= 1  # the client's own, before it sends
+    assert result.provenance.input_sha256 == real(content).hexdigest()
+    assert json.loads(result.provenance.to_json())["picture"]["cycle_psnr"] > 20
