@@ -38,7 +38,7 @@ class Guidance:
         if self.encoding and not self.steers:
             raise SettingsInvalid(
                 "encoding is to be guided too, and there is no guidance",
-                hint="add --classifier MODEL or --guidance SCALE, or leave --guide out",
+                hint="add --classifier MODEL or --guidance SCALE, or omit --guide",
                 facts={"field": "guide"},
             )
 

@@ -25,7 +25,7 @@ class Classes:
         """
         asked = text.strip()
         if not self.count:
-            raise UsageError(f"{self.owner} has no classes", hint="leave the class out")
+            raise UsageError(f"{self.owner} has no classes", hint="omit the class")
         if asked in self.names:
             return self.names.index(asked)
         if not asked.isdecimal() or int(asked) >= self.count:

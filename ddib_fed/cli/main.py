@@ -38,11 +38,12 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "domains": Lazy(
         "ddib_fed.cli.client.domains:domains",
-        "List the domains that can be translated to, and whether each is ready.",
+        "List the available target domains, and whether each is ready.",
     ),
     "job": Lazy("ddib_fed.cli.client.job:job", "Submit, watch, fetch, cancel and delete jobs."),
     "doctor": Lazy(
-        "ddib_fed.cli.client.doctor:doctor", "Check the client's profile and the way to its source node."
+        "ddib_fed.cli.client.doctor:doctor",
+        "Check the client's profile and its connection to the source node.",
     ),
     "init": Lazy("ddib_fed.cli.node.init:init", "Write a node's configuration or a client's profile."),
     "pki": Lazy(
@@ -52,15 +53,16 @@ COMMANDS: Mapping[str, Lazy] = {
     "peer": Lazy(
         "ddib_fed.cli.node.peer:peer", "Export this node's peer file; add, list, test and remove peers."
     ),
-    "status": Lazy("ddib_fed.cli.node.status:status", "Say how the node on this machine is doing."),
-    "reload": Lazy("ddib_fed.cli.node.status:reload", "Make the node read its peers and certificates again."),
+    "status": Lazy("ddib_fed.cli.node.status:status", "Show the state of the node on this machine."),
+    "reload": Lazy("ddib_fed.cli.node.status:reload", "Make the node re-read its peers and certificates."),
     "drain": Lazy(
-        "ddib_fed.cli.node.status:drain", "Make the node take no more work, finish what runs, and exit."
+        "ddib_fed.cli.node.status:drain",
+        "Drain the node: accept no more work, finish running work, and exit.",
     ),
     "audit": Lazy("ddib_fed.cli.node.audit:audit", "Verify the chain of the node's audit log."),
     "try": Lazy(
         "ddib_fed.cli.models.trying:try_",
-        "Train on two folders of pictures, translate what was held out both ways, and write one page.",
+        "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
     ),
     "model": Lazy("ddib_fed.cli.models.model:model", "Train, sample, show and import models."),
     "classifier": Lazy(
@@ -68,18 +70,18 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "recipe": Lazy(
         "ddib_fed.cli.models.recipe:recipe",
-        "Agree with another institution on everything of a training but data.",
+        "Share training settings, but no data, with another institution.",
     ),
     "colours": Lazy(
         "ddib_fed.cli.models.colours:colours",
-        "Give one photograph the colours of another, beside optimal transport.",
+        "Give one photograph the colours of another; compare with optimal transport.",
     ),
     "bridge": Lazy(
         "ddib_fed.cli.models.bridge:bridge", "Translate between two models in one process, without nodes."
     ),
     "evaluate": Lazy(
         "ddib_fed.cli.models.evaluate:evaluate",
-        "Measure a folder of translated pictures against what is known of them.",
+        "Evaluate a folder of translated pictures against references.",
     ),
 }
 

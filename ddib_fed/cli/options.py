@@ -79,7 +79,7 @@ PROFILE = click.option(
     "profile_path",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The client's profile; without it $DDIB_PROFILE, ./client.toml or ~/.config/ddib/client.toml.",
+    help="The client's profile; default: $DDIB_PROFILE, ./client.toml or ~/.config/ddib/client.toml.",
 )
 
 
@@ -111,7 +111,7 @@ FORMAT = click.option(
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="How to print: for people, or one JSON document for scripts.",
+    help="Output for people, or one JSON document for scripts.",
 )
 OUT_RESULTS = click.option(
     "--out",
@@ -119,15 +119,15 @@ OUT_RESULTS = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
     metavar="DIR",
-    help="Folder for the results; made when missing.",
+    help="Folder for the results; created if missing.",
 )
-FORCE = click.option("--force", is_flag=True, help="Overwrite results that are there already.")
+FORCE = click.option("--force", is_flag=True, help="Overwrite existing results.")
 TARGET = click.option(
     "--to",
     "target",
     required=True,
     metavar="INSTITUTION/DOMAIN",
-    help="Where to, as `ddib domains` lists it.",
+    help="Target, as listed by `ddib domains`.",
 )
 EVALUATIONS = click.option(
     "--evaluations",
@@ -143,7 +143,7 @@ SOLVER = click.option(
     type=click.Choice(SOLVERS),
     default="unipc",
     show_default=True,
-    help="How the ODE is integrated.",
+    help="Solver of the ODE.",
 )
 ORDER = click.option(
     "--order",
@@ -157,33 +157,33 @@ GRID = click.option(
     type=GridName(GRIDS),
     default="default",
     show_default=True,
-    help="Where the steps are placed; integer:T takes them from the linear schedule of T steps.",
+    help="Grid of the steps; integer:T uses those of the linear schedule of T steps.",
 )
 DEPTH = click.option(
     "--depth",
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
-    help="Fraction of the way to noise; less keeps more structure, and reveals more: both nodes must allow it.",
+    help="Fraction of the path to noise; less keeps more structure and reveals more: both nodes must allow it.",
 )
 CYCLE = click.option(
     "--cycle",
     is_flag=True,
-    help="Translate back as well and report the error of the round trip for each item.",
+    help="Also translate back and report each item's round-trip error.",
 )
 KEEP_LATENTS = click.option(
     "--keep-latents",
     "--keep-latent",
     "keep_latent",
     is_flag=True,
-    help="Fetch the latents too. A latent is an invertible encoding: treat it as the picture.",
+    help="Also fetch the latents. A latent is an invertible encoding: protect it like the picture.",
 )
 DEADLINE = click.option(
     "--deadline",
     type=click.FloatRange(min=1),
     default=None,
     metavar="SECONDS",
-    help="Give the job up after this long; without it the node's default.",
+    help="Fail the job after this time; default: the node's.",
 )
 TARGET_CLASS = click.option(
     "--target-class",
@@ -191,19 +191,19 @@ TARGET_CLASS = click.option(
     "target_class",
     default="",
     metavar="CLASS",
-    help="Class of the target to translate to, its name or number, where `ddib domains` lists classes.",
+    help="Class of the target to translate to, by name or number, if `ddib domains` lists classes.",
 )
 SOURCE_CLASS = click.option(
     "--source-class",
     default="",
     metavar="CLASS",
-    help="Class that the files are of, its name or number, where this institution's own model has classes.",
+    help="Class of the files, by name or number, if this institution's model has classes.",
 )
 GUIDANCE = click.option(
     "--guidance",
     type=click.FloatRange(0, MAX_GUIDANCE),
     metavar="SCALE",
-    help="Classifier-free guidance towards --target-class at the target, where its model was trained with dropped "
+    help="Classifier-free guidance towards --target-class at the target, if its model was trained with dropped "
     "labels; 1 is none.",
 )
 CLASSIFIER_SCALE = click.option(
@@ -215,7 +215,7 @@ CLASSIFIER_SCALE = click.option(
 CLIP = click.option(
     "--clip",
     is_flag=True,
-    help="The target holds predictions of the picture within [-1, 1] while it decodes, as the public code does.",
+    help="The target clamps predictions of the picture to [-1, 1] while it decodes, as the public code does.",
 )
 PAIRS = click.option(
     "--pairs",
@@ -226,7 +226,7 @@ LABELS = click.option(
     "--labels",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="ImageNet's development kit, where --pairs needs it to tell classes.",
+    help="ImageNet's development kit, if --pairs needs it to determine classes.",
 )
 LIMIT = click.option(
     "--limit",

@@ -167,7 +167,7 @@ class Client:
         Args:
             files: Paths, bytes, or payloads; each one is an item.
             target: `INSTITUTION/DOMAIN`.
-            settings: How the ODE is integrated.
+            settings: Solver of the ODE.
             cycle: Translate back too, and report the error of each item.
             keep_latent: Keep the latents for fetching.
             request_id: A UUID; the same id with the same content is the same job. Made when missing, and kept
@@ -286,7 +286,7 @@ class Client:
         request = pb.GetJobRequest(job_id=job_id)
         job = job_view(self._connection.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job)
         if job.job_id != job_id:
-            raise MessageInvalid("the node answered with another job than was asked for", hop=self.hop)
+            raise MessageInvalid("the node answered with another job than the requested one", hop=self.hop)
         return job
 
     def list(self, limit: int = 100) -> tuple[JobView, ...]:

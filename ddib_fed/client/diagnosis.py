@@ -135,7 +135,7 @@ def _greet(channel: ssl.SSLSocket, own: Credentials) -> Finding:
             "if that was done, compare the clocks",
         )
     if len(answer) < 4 or answer[3] != _SETTINGS_FRAME:
-        return Finding("not-grpc", "TLS works, but what answers is no gRPC server", "check the port")
+        return Finding("not-grpc", "TLS works, but the server is not a gRPC server", "check the port")
     return Finding("ok", f"{channel.version()}, both certificates accepted")
 
 
@@ -155,15 +155,15 @@ def _distrust(error: ssl.SSLCertVerificationError, server_name: str) -> Finding:
     return Finding(
         "wrong-root",
         f"the node's certificate does not come from the root pinned here: {error.verify_message}",
-        "somebody else answers, or the root was replaced: ask for a new peer file, compare its fingerprint",
+        "another server answers, or the root was replaced: ask for a new peer file and compare its fingerprint",
     )
 
 
 def _no_handshake(text: str) -> Finding:
     if re.search(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL|PACKET_LENGTH", text):
-        return Finding("not-tls", "what answers does not speak TLS", "check the port")
+        return Finding("not-tls", "the server does not speak TLS", "check the port")
     if re.search(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL", text):
-        return Finding("tls-version", "what answers does not speak TLS 1.3", "check the port, or a middlebox")
+        return Finding("tls-version", "the server does not speak TLS 1.3", "check the port, or a middlebox")
     return Finding(
         "not-tls", f"the TLS handshake broke off: {text}", "check the port, or a middlebox on the way"
     )

@@ -49,7 +49,7 @@ _OPENINGS = {
 }
 
 
-_HOW = dict.fromkeys(Media, "is it damaged, or under a wrong name?") | {
+_HOW = dict.fromkeys(Media, "is it damaged, or does it have the wrong suffix?") | {
     Media.NPY: "numpy.save writes such a file: points (N, D), or one picture (H, W) or (H, W, C)"
 }
 

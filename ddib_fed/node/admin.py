@@ -178,7 +178,7 @@ class AdminClient:
             if status_of(error) is not grpc.StatusCode.UNAVAILABLE:
                 failure = from_rpc_error(error, f"node {self._name}")
                 if isinstance(failure, PeerUnreachable):
-                    failure.hint = "it runs, but did not answer: the same command again, then its log"
+                    failure.hint = "it runs, but did not answer: repeat the command, then check its log"
                 raise failure from error
             raise PeerUnreachable(
                 f"no node answers on {self._socket}",

@@ -84,7 +84,7 @@ def admit(
     if not unconstrained_root and not all(has_name_constraints(root) for root in other.roots):
         raise PolicyDenied(
             f"the root of {other.institution} has no name constraints",
-            hint="that is so when a general CA was taken; if you accept that, add --unconstrained-root",
+            hint="this is so for a general CA; to accept it, add --unconstrained-root",
         )
     store = peer_store(config)
     if not fingerprints and store.snapshot().peers.get(other.institution) != other:

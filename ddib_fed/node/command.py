@@ -51,13 +51,13 @@ def node_command(role: Role | None) -> click.Group:
     @group.command()
     @CONFIG
     @click.option(
-        "--force", is_flag=True, help="Start again, whatever is there; without it a run is resumed."
+        "--force", is_flag=True, help="Start over, replacing any existing run; otherwise the run is resumed."
     )
     def train(path: Path, force: bool) -> None:
         """Train the node's own model on its own data, into the bundle that node.toml names.
 
-        The table [train] takes the options of `ddib model train`. A run that was stopped or killed is resumed by the
-        same command and ends bit for bit as one that was not. Training on pictures shares its work among processes:
+        The table [train] accepts the options of `ddib model train`. A stopped or killed run is resumed by the
+        same command and ends bit for bit as an uninterrupted one. Training on pictures can use several processes:
         torchrun --nproc-per-node 2 -m source_node train --config node.toml (for a target node: -m target_node).
         """
         _train(_load(path, role), force=force)
@@ -105,7 +105,7 @@ def node_command(role: Role | None) -> click.Group:
     @group.command()
     @CONFIG
     def check(path: Path) -> None:
-        """Say whether the node could serve: each step of a start is tried, and nothing is changed."""
+        """Check whether the node could serve: run each step of a start, changing nothing."""
         require_alone("checking a node")
         silence_grpc()
         from ddib_fed.node import startup  # imports grpc

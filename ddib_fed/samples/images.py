@@ -214,6 +214,6 @@ def _unaccepted(content: bytes, kind: str | None, limits: ImageLimits) -> ImageU
     what = f"the file is {seen or 'nothing that begins like a picture'}" if content else "the file is empty"
     return ImageUnreadable(
         f"{what}; accepted are {accepted}",
-        hint="convert it to PNG, 16-bit TIFF or .npy first" if seen else "is it a picture, and whole?",
+        hint="convert it to PNG, 16-bit TIFF or .npy first" if seen else "is it a complete picture file?",
         facts={"formats": accepted},
     )

@@ -243,7 +243,7 @@ def _duplicate(fd: int, inode: int) -> socket.socket:
     if os.fstat(duplicate.fileno()).st_ino == inode:
         return duplicate
     duplicate.close()
-    raise OSError(errno.EBADF, "another file by now")
+    raise OSError(errno.EBADF, "another file now")
 
 
 def _end(fd: int, inode: int) -> bool:

@@ -121,7 +121,7 @@ class ServerCredentials:
             found = self._read()
         except Exception as error:  # gRPC would swallow it and keep the old trust silently
             if self._problem is None:
-                log.exception("certificates cannot be read; the last good ones stay in use")
+                log.exception("certificates cannot be read; the last valid ones stay in use")
             hint = getattr(error, "hint", "")
             self._problem = f"certificates: {error}; {hint}" if hint else f"certificates: {error}"
             return None

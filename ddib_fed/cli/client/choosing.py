@@ -67,12 +67,10 @@ def choose(
         DdibError: The node refuses or cannot be reached.
     """
     if pairs is None:
-        options.refuse_idle(
-            ("labels", "limit"), "is for classes", hint="add --pairs 260:261, or leave it out"
-        )
+        options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
         return Chosen.files(files)
     options.refuse_idle(
-        ("source_class", "target_class"), "is said by --pairs already", hint="leave one of them out"
+        ("source_class", "target_class"), "is already set by --pairs", hint="omit one of them"
     )
     if len(files) != 1:
         raise UsageError(

@@ -150,7 +150,7 @@ def _check_free(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
     if any(path.samefile(given) for given in inputs if given.exists()):
         raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
     if not force:
-        raise AlreadyExists(f"{path} is there already", hint="another --out folder, or --force")
+        raise AlreadyExists(f"{path} is there already", hint="choose another --out folder, or add --force")
 
 
 def deliver(
@@ -219,7 +219,9 @@ def write_durably(path: Path, data: bytes, *, force: bool, private: bool = False
     if path.exists() and not force:
         if _digest(path) == hashlib.sha256(data).digest():
             return
-        raise AlreadyExists(f"{path} is there already, with other content", hint="another --out, or --force")
+        raise AlreadyExists(
+            f"{path} exists already, with other content", hint="choose another --out, or add --force"
+        )
     write_file(path, data, private=private)
 
 

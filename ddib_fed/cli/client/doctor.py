@@ -23,9 +23,9 @@ Step = tuple[str, Callable[[], str]]
 @options.FORMAT
 @options.PROFILE
 def doctor(output_format: str, profile_path: Path | None) -> None:
-    """Check the client's profile and the way to its source node.
+    """Check the client's profile and its connection to the source node.
 
-    Step by step, with the cause at the first that fails. Its own TLS handshake names what gRPC cannot: a wrong root,
+    Step by step, with the cause at the first failure. Its own TLS handshake names what gRPC cannot: a wrong root,
     a wrong name, an expired certificate, no TLS at all.
     """
     findings: list[dict[str, object]] = []

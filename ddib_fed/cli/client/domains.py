@@ -21,7 +21,7 @@ MAX_LISTED = 12
 @options.FORMAT
 @options.PROFILE
 def domains(output_format: str, profile_path: Path | None) -> None:
-    """List the domains that can be translated to, and whether each is ready."""
+    """List the available target domains, and whether each is ready."""
     with open_client(profile_path) as client:
         found = client.domains()
     if output_format == "json":
@@ -29,7 +29,7 @@ def domains(output_format: str, profile_path: Path | None) -> None:
         return
     say(f"from {found.institution}/{found.domain} ({kind(found.sample_kind, found.sample_shape)}) to:")
     if not found.targets:
-        say("nowhere yet: the node's operator admits peers with `ddib peer add`")
+        say("none yet: the node's operator admits peers with `ddib peer add`")
         return
     rows = [_row(domain) for domain in found.targets]
     columns = ["!--to", "!samples", "classes", "guidance", "status", ">ms"]

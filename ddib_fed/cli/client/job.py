@@ -32,7 +32,7 @@ from ddib_fed.wire.jobs import ItemState
 def job() -> None:
     """Submit, watch, fetch, cancel and delete jobs.
 
-    A job lives at the source node: it goes on when this machine is switched off, and its results wait there until
+    A job runs at the source node: it continues if this machine is switched off, and its results are kept there until
     they are fetched or expire.
     """
 
@@ -45,7 +45,7 @@ def job() -> None:
     "out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Where the results will be fetched to; keeps the files' names there.",
+    help="Folder where the results will be fetched to; the files' names are kept there.",
 )
 @options.TARGET_CLASS
 @options.SOURCE_CLASS
@@ -68,7 +68,7 @@ def submit(
     profile_path: Path | None,
     **asked: Any,
 ) -> None:
-    """Give FILES to the source node as a job and return at once."""
+    """Submit FILES to the source node as a job and return at once."""
     order, profile = order_of(target, asked), Profile.load(profile_path)
     chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit)
     items = payloads(chosen.paths)
@@ -102,7 +102,7 @@ def list_(limit: int, output_format: str, profile_path: Path | None) -> None:
 @options.FORMAT
 @options.PROFILE
 def show(job_id: str, output_format: str, profile_path: Path | None) -> None:
-    """Show a job, its items, and why it failed if it did."""
+    """Show a job, its items, and why it failed, if it did."""
     with open_client(profile_path) as client:
         view = client.get(job_id)
     if output_format == "json":
@@ -185,8 +185,8 @@ def fetch(
 ) -> None:
     """Fetch the results of a job that are ready.
 
-    They are written, then acknowledged, and so removed at the node. Names come from the folder that the job was
-    submitted for; elsewhere items are called item-0000 and so on.
+    They are written, acknowledged, and then removed at the node. Names come from the folder that the job was
+    submitted for; otherwise items are named item-0000 and so on.
     """
     with open_client(profile_path) as client, explaining_interruption(client, job_id, out):
         view = client.get(job_id)
@@ -216,7 +216,7 @@ def fetch(
 @options.FORMAT
 @options.PROFILE
 def cancel(job_id: str, output_format: str, profile_path: Path | None) -> None:
-    """Stop a job at its next step. What is translated already can still be fetched."""
+    """Stop a job at its next step. Finished items can still be fetched."""
     with open_client(profile_path) as client:
         state = client.cancel(job_id)
     if output_format == "json":
@@ -230,7 +230,7 @@ def cancel(job_id: str, output_format: str, profile_path: Path | None) -> None:
 @options.FORMAT
 @options.PROFILE
 def delete(job_id: str, output_format: str, profile_path: Path | None) -> None:
-    """Remove a job that has ended, and all that the node keeps of it."""
+    """Remove an ended job and all its data at the node."""
     with open_client(profile_path) as client:
         client.delete(job_id)
     if output_format == "json":

@@ -86,7 +86,7 @@ def translate(
         options.refuse_idle(("doubtful_below",), "is a bound on round trips", hint="add --cycle")
     if detach:
         options.refuse_idle(
-            ("doubtful_below",), "is for results that are fetched", hint="give it to `ddib job fetch`"
+            ("doubtful_below",), "applies only to fetched results", hint="give it to `ddib job fetch`"
         )
     profile = Profile.load(profile_path)
     chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit)
@@ -174,7 +174,7 @@ def submit(
         if not client.aborted:
             raise
         raise Cancelled(
-            "interrupted while submitting: the node may or may not have the job", hint="ddib job list"
+            "interrupted while submitting: the node may have accepted the job", hint="ddib job list"
         ) from error
 
 
@@ -238,8 +238,8 @@ def report(
     _say_doubtful(delivered, doubtful_below)
     if clipped := [item.file for item in delivered if (p := item.provenance.picture) and p.clipped]:
         say(
-            f"{len(clipped)} clipped: values outside of the source model's range; the figures compare with the "
-            f"pictures as given ({_some(clipped)})",
+            f"{len(clipped)} clipped: values outside the source model's range; the figures refer to the "
+            f"original pictures ({_some(clipped)})",
             err=True,
         )
 

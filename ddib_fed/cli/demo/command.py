@@ -38,10 +38,10 @@ SHIPPED: Mapping[str, Path] = MappingProxyType({})
     default=Path("ddib-demo"),
     show_default=True,
     metavar="DIR",
-    help="Folder for everything; one that an earlier demo made is made anew.",
+    help="Folder for all output; the folder of an earlier demo is replaced.",
 )
 @click.option(
-    "--keep", is_flag=True, help="Leave the nodes running; print their addresses and what to try next."
+    "--keep", is_flag=True, help="Leave the nodes running; print their addresses and commands to try next."
 )
 @click.option(
     "--points",
@@ -56,10 +56,10 @@ def demo(out: Path, keep: bool, points: int) -> None:
     First points: north.example has moons, south.example checkerboards. Then pictures: east.example has satellite
     pictures, west.example relief maps. Each pair is set up by the same commands that the README shows; two nodes are
     started and translate over mutual TLS; what happened at each hop is printed. Writes DIR/translation.png,
-    DIR/pictures.png and DIR/report.json. Ends non-zero when a figure is out of bounds.
+    DIR/pictures.png and DIR/report.json. Exits non-zero if a figure is out of bounds.
 
     The pictures need the packages of the extra `data` and models of both domains; without them there are the points
-    alone, and the report says what is missing.
+    alone, and the report states what is missing.
     """
     demonstrate(out, keep=keep, points=points)
 

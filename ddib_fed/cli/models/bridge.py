@@ -45,20 +45,20 @@ _OPTIONS = (
         type=click.IntRange(1),
         default=10_000,
         show_default=True,
-        help="Points to draw, where there is no --input.",
+        help="Points to draw if there is no --input.",
     ),
     click.option(
         "--seed",
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Of the points drawn, of the noise that softens pictures, and of the noise that --eta draws.",
+        help="Seed of drawn points, of softening noise for pictures, and of the noise of --eta.",
     ),
     click.option(
         "--reference",
         type=_FILE,
         metavar="FILE",
-        help="Points of the target's data to measure against, .npy.",
+        help="Points of the target's data to compare with, .npy.",
     ),
     options.EVALUATIONS,
     options.SOLVER,
@@ -85,8 +85,8 @@ def translate(**given: Any) -> None:
 
     Points: writes each stage (source, latent, target) as .npy, scatter and heat map, translation.png and report.json.
 
-    Pictures: writes each at its own size under its own name as PNG, a record beside it (NAME.json), sheet.png and
-    report.json. What was killed goes on with the same command.
+    Pictures: writes each as PNG at its own size under its own name, a record beside it (NAME.json), sheet.png and
+    report.json. The same command continues a killed run.
     """
     _run(cycle=False, **given)
 
@@ -94,12 +94,12 @@ def translate(**given: Any) -> None:
 @bridge.command()
 @_shared
 def cycle(**given: Any) -> None:
-    """Translate points, or a folder of pictures, there and back.
+    """Translate points, or a folder of pictures, to another domain and back.
 
     Points: writes each stage (source, latent, target, latent again, source again) as .npy, scatter and heat map,
     cycle.png and report.json with the cycle error.
 
-    Pictures: as `ddib bridge translate`, with each picture as it came back (NAME.returned.png) and its cycle error.
+    Pictures: as `ddib bridge translate`, with each returned picture (NAME.returned.png) and its cycle error.
     """
     _run(cycle=True, **given)
 
@@ -108,19 +108,23 @@ def cycle(**given: Any) -> None:
 @click.argument("first", type=_FILE)
 @click.argument("second", type=_FILE)
 @_SOURCE
-@click.option("--target", metavar="MODEL", help="What decodes; without it the source. As --source.")
+@click.option("--target", metavar="MODEL", help="Model that decodes, as for --source; default: the source.")
 @click.option(
-    "--frames", type=click.IntRange(2), default=9, show_default=True, help="Pictures, the two ends included."
+    "--frames",
+    type=click.IntRange(2),
+    default=9,
+    show_default=True,
+    help="Number of pictures, both ends included.",
 )
 @click.option(
     "--way",
     type=click.Choice(["slerp", "lerp"]),
     default="slerp",
     show_default=True,
-    help="On the sphere, or on the straight line.",
+    help="Interpolate on the sphere or on the straight line.",
 )
 @click.option("--source-class", metavar="CLASS", help="Class of the two pictures, by number or name.")
-@click.option("--target-class", metavar="CLASS", help="Class of what is decoded.")
+@click.option("--target-class", metavar="CLASS", help="Class of the decoded pictures.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the softening.")
 @with_options((DEPTH, SOFTEN, BATCH, DTYPE, DEVICE))
 @options.EVALUATIONS

@@ -26,7 +26,7 @@ _NAMES = tuple(name for name in OPTIONS if name in OF_PICTURES - _LEAST and name
 def classifier() -> None:
     """Train classifiers of noisy pictures, for guidance.
 
-    Beside a classifier there is classifier-free guidance: `ddib model train --classes folders --label-dropout 0.1`.
+    Alternative: classifier-free guidance, `ddib model train --classes folders --label-dropout 0.1`.
     """
 
 
@@ -36,7 +36,7 @@ def classifier() -> None:
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Pictures of one's own: PNG, JPEG, TIFF and .npy below this folder.",
+    help="Your own pictures: PNG, JPEG, TIFF and .npy below this folder.",
 )
 @training.OUT
 @click.option(
@@ -44,7 +44,7 @@ def classifier() -> None:
     "generator",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="BUNDLE",
-    help="The model to be guided: levels, units and size of the pictures are its own.",
+    help="The model to guide; its noise levels, units and picture size are used.",
 )
 @with_options(training_options(_NAMES, ClassifierTrainConfig))
 @training.RESUME
@@ -53,8 +53,8 @@ def classifier() -> None:
 def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **settings: Any) -> None:
     """Train a classifier of noisy pictures on a folder with classes, and write its bundle.
 
-    Classes come from sub-folders, or with --classes prefix from file names. All else is as in `ddib model train`:
-    several processes of torchrun share the work here, too.
+    Classes come from sub-folders, or with --classes prefix from file names. Otherwise as `ddib model train`:
+    several processes of torchrun can share the work.
     """
     options.refuse_both_ways(resume=resume, force=force)
     if settings["generator"] is not None:

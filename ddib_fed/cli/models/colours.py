@@ -25,15 +25,15 @@ from ddib_fed.terminal import say
     type=click.Choice(["rgb", "lab"]),
     default="rgb",
     show_default=True,
-    help="In which space colours are points: the file's own numbers, or CIE L*a*b*.",
+    help="Colour space of the points: the file's own numbers, or CIE L*a*b*.",
 )
-@click.option("--both", is_flag=True, help="Give REFERENCE the colours of CONTENT as well.")
+@click.option("--both", is_flag=True, help="Also give REFERENCE the colours of CONTENT.")
 @click.option(
     "--smooth",
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Blur of the two densities of colours, in their standard deviations; less is more exact and has more speckle.",
+    help="Blur of the two colour densities, in their standard deviations; less is more exact and has more speckle.",
 )
 @click.option(
     "--evaluations",
@@ -51,21 +51,17 @@ from ddib_fed.terminal import say
     show_default=True,
     help="Optimiser steps of each photograph's model; 1,500 take about a minute of one core.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="All randomness follows from it."
-)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness.")
 @click.option(
     "--baselines/--no-baselines",
     default=True,
     show_default=True,
-    help="Compute EMD, Sinkhorn and linear maps beside it (needs POT).",
+    help="Also compute EMD, Sinkhorn and linear maps (needs POT).",
 )
 @THREADS
 @options.OUT_RESULTS
-@click.option(
-    "--resume", is_flag=True, help="Use the models in --out, and go on with those that are unfinished."
-)
-@click.option("--force", is_flag=True, help="Train again, and overwrite results that are there already.")
+@click.option("--resume", is_flag=True, help="Use the models in --out, and continue unfinished ones.")
+@click.option("--force", is_flag=True, help="Train again, and overwrite existing results.")
 def colours(
     *,
     content: str,
@@ -77,7 +73,7 @@ def colours(
     force: bool,
     **given: Any,
 ) -> None:
-    """Give one photograph the colours of another, beside optimal transport.
+    """Give one photograph the colours of another; compare with optimal transport.
 
     CONTENT and REFERENCE are picture files, or photographs that packages carry: sklearn:china, sklearn:flower,
     skimage:astronaut, skimage:coffee, skimage:chelsea, skimage:rocket, skimage:retina, skimage:hubble.

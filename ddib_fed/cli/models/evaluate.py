@@ -39,15 +39,15 @@ class Span(click.ParamType[tuple[float, float]]):
 
 @click.command()
 @click.argument("folder", type=_FOLDER)
+@click.option("--truth", type=_FOLDER, metavar="FOLDER", help="The true translations, by the same names.")
 @click.option(
-    "--truth", type=_FOLDER, metavar="FOLDER", help="What the translations should be, by the same names."
+    "--source", type=_FOLDER, metavar="FOLDER", help="The translated pictures' sources, by the same names."
 )
-@click.option("--source", type=_FOLDER, metavar="FOLDER", help="What was translated, by the same names.")
 @click.option(
     "--domain",
     type=_FOLDER,
     metavar="FOLDER",
-    help="Other pictures of the target domain: for the feature distance and for histogram matching.",
+    help="Other pictures of the target domain, for the feature distance and for histogram matching.",
 )
 @click.option(
     "--source-domain",
@@ -66,18 +66,17 @@ class Span(click.ParamType[tuple[float, float]]):
     "--size",
     type=click.IntRange(7, 4096),
     metavar="PIXELS",
-    help="Height and width that all pictures are brought to; without it those of the first translation.",
+    help="Height and width that all pictures are resized to; default: those of the first translation.",
 )
 @click.option(
     "--range",
     "span",
     type=Span(),
     metavar="LOW:HIGH",
-    help="Raw values that are black and white; without it the models' where the records say them, else those of the "
-    "files' type.",
+    help="Raw values of black and white; default: the models' if the records have them, else those of the files' type.",
 )
 @click.option(
-    "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a page too."
+    "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also write an HTML page."
 )
 @options.FORMAT
 @options.FORCE
@@ -94,13 +93,13 @@ def evaluate(
     output_format: str,
     force: bool,
 ) -> None:
-    """Measure a folder of translated pictures against what is known of them.
+    """Evaluate a folder of translated pictures against references.
 
-    The folder is one that `ddib bridge translate`, `ddib bridge cycle` or `ddib translate` wrote, or any folder of
-    pictures. Everything else is optional; what cannot be measured without it is left out. Pictures belong together
-    by their path below their folder, whatever the suffix.
+    The folder is the output of `ddib bridge translate`, `ddib bridge cycle` or `ddib translate`, or any folder of
+    pictures. Everything else is optional; figures that need a missing input are left out. Pictures are matched
+    by their path below their folder, ignoring the suffix.
 
-    The page of --html holds the pictures, the worst first, and needs nothing else to be shown.
+    The page of --html embeds the pictures, the worst first.
     """
     from ddib_fed.reports.folder_page import write_report_page
     from ddib_fed.reports.folder_report import Folders, evaluate_folder

@@ -31,7 +31,7 @@ _OF_PICTURES = ("fit", "soften_sigma")
     metavar="FLAGS",
     help="The flags that it was trained with: the public README's MODEL_FLAGS line, or a classifier's, in quotes.",
 )
-@click.option("--classifier", is_flag=True, help="It is a noisy classifier, which guides a model.")
+@click.option("--classifier", is_flag=True, help="The checkpoint is a noisy classifier, for guidance.")
 @click.option(
     "--diffusers",
     type=_FOLDER,
@@ -60,10 +60,10 @@ _OF_PICTURES = ("fit", "soften_sigma")
     show_default=True,
     metavar="NAME",
     callback=options.domain_name,
-    help="What the bundle calls its domain.",
+    help="Domain name in the bundle.",
 )
 @click.option(
-    "--name", metavar="NAME", default="", help="What the bundle calls the model, if not the file's name."
+    "--name", metavar="NAME", default="", help="Model name in the bundle; default: the file's name."
 )
 @click.option(
     "--fit",
@@ -74,34 +74,34 @@ _OF_PICTURES = ("fit", "soften_sigma")
     "--soften-sigma",
     type=click.FloatRange(0, 1),
     metavar="SIGMA",
-    help="Pictures: noise level to which they are softened before encoding.  [default: 0]",
+    help="Pictures: noise level of softening before encoding.  [default: 0]",
 )
 @click.option(
     "--noise-schedule",
     type=click.Choice(["linear", "cosine"]),
-    help="With --synthetic: as it was trained.  [default: linear]",
+    help="With --synthetic: noise schedule of its training.  [default: linear]",
 )
 @click.option(
     "--diffusion-steps",
     type=click.IntRange(2),
-    help="With --synthetic: as it was trained.  [default: 4000]",
+    help="With --synthetic: diffusion steps of its training.  [default: 4000]",
 )
 @click.option(
     "--rescale-timesteps", is_flag=True, help="With --synthetic: it was trained with rescaled timesteps."
 )
 @click.option("--predict-xstart", is_flag=True, help="With --synthetic: it predicts x0 instead of the noise.")
 @options.FORMAT
-@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def import_(*, out: Path, force: bool, output_format: str, **given: Any) -> None:
     """Make a bundle of a public checkpoint. Pickles are read with weights_only=True.
 
     CHECKPOINT.pt holds a UNet of guided-diffusion (or of the public DDIB code), or with --classifier its noisy
-    classifier. What the tensors' shapes tell is inferred; the rest is as --flags say, or the public defaults. Every
-    setting is listed with what it rests on; a flag that contradicts the shapes is refused.
+    classifier. Settings are inferred from the tensors' shapes; the rest comes from --flags, or the public defaults.
+    Every setting is listed with its origin; a flag that contradicts the shapes is refused.
 
     With --diffusers, a folder as `save_pretrained` writes it: unet/ (UNet2DModel) or transformer/ (DiT), and
-    scheduler/. What cannot be computed exactly is refused by its key, and so is a pipeline with more than a network of
-    pixels: an autoencoder, a text encoder, a LoRA.
+    scheduler/. A setting that cannot be computed exactly is refused by its key, and so is a pipeline with more than a
+    pixel network: an autoencoder, a text encoder, a LoRA.
     """
     from ddib_fed.models.bundle import save_bundle
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
 
 MODEL_METAVAR = "MODEL"
-MODEL_HELP = "A domain's name, or the paper's index (0 to 5), for a model that ships; or a bundle's folder."
+MODEL_HELP = "A domain's name, or the paper's index (0 to 5), for a shipped model; or a bundle's folder."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,7 +36,7 @@ model.add_command(train)
 @model.command()
 @options.FORMAT
 def presets(*, output_format: str) -> None:
-    """List the networks for pictures, with their size, parameters and what training needs at least."""
+    """List the networks for pictures, with their size, parameters and least memory for training."""
     from ddib_fed.cli.output import print_json
     from ddib_fed.training.presets import preset_costs
 
@@ -51,7 +51,7 @@ def presets(*, output_format: str) -> None:
 @click.argument("which", metavar=MODEL_METAVAR)
 @options.OUT_RESULTS
 @click.option(
-    "--n", "count", type=click.IntRange(1), help="How many to draw; without it 10,000 points or 64 pictures."
+    "--n", "count", type=click.IntRange(1), help="Number of samples; default: 10,000 points or 64 pictures."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
 @options.EVALUATIONS
@@ -77,7 +77,7 @@ def sample(
     Points: samples.npy, latent.npy, samples.png and report.json. Pictures: sample_0.png and on, sheet.png and
     report.json.
 
-    MODEL is a domain's name or index for the model that ships, or a bundle's folder.
+    MODEL is a domain's name or index for a shipped model, or a bundle's folder.
     """
     from ddib_fed.cli.models import pictures
     from ddib_fed.runs import experiment
@@ -122,7 +122,7 @@ model.add_command(import_)
     metavar="FILE.pt",
     help="The checkpoint; the public scripts look for models/synthetic/log2D0/model000000.pt and the like.",
 )
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 def export(*, which: str, out: Path, force: bool) -> None:
     """Write a model of the public DDIB code's 2-D network as that code's checkpoint, and print its flags.
 
@@ -151,9 +151,9 @@ def _units(bundle: Bundle) -> str:
 @click.argument("which", metavar=MODEL_METAVAR)
 @options.FORMAT
 def show(*, which: str, output_format: str) -> None:
-    """Verify a model and print what its manifest says.
+    """Verify a model and print its manifest.
 
-    MODEL is a domain's name or index for the model that ships, or a bundle's folder.
+    MODEL is a domain's name or index for a shipped model, or a bundle's folder.
     """
     from ddib_fed.cli.output import print_json
 
@@ -183,14 +183,14 @@ def show(*, which: str, output_format: str) -> None:
     metavar="FOLDER",
     help="Pictures of the model's domain, at least eight.",
 )
-@click.option("--skip-bad", is_flag=True, help="Name pictures that cannot be read, and go on.")
+@click.option("--skip-bad", is_flag=True, help="List unreadable pictures, and continue.")
 @options.FORMAT
 def thresholds(*, folder: Path, images: Path, skip_bad: bool, output_format: str) -> None:
-    """Measure how much structure unrelated pictures share, and put it into a model's bundle.
+    """Measure how much structure unrelated pictures share, and store it in a model's bundle.
 
-    Translations whose edges or values agree with those of their source no better than that are marked as doubtful.
-    Training does this by itself; this command is for models that were imported, or trained before it did. MODEL is the
-    bundle's folder. Its weights stay the same; its digest changes.
+    Translations whose edges or values agree with their source no better than that are marked as doubtful.
+    Training does this by itself; this command is for models that were imported, or trained by an older release.
+    MODEL is the bundle's folder. Its weights do not change; its digest does.
     """
     from ddib_fed.cli.output import print_json
     from ddib_fed.metrics.thresholds import put_thresholds

@@ -23,7 +23,7 @@ DEPTH = click.option(
     default=1.0,
     show_default=True,
     help="Stop encoding, and start decoding, at this fraction of the schedule's angle. Less than 1 keeps more "
-    "structure, and the latent then holds some of the picture.",
+    "structure, and the latent then contains some of the picture.",
 )
 SOFTEN = click.option(
     "--soften-sigma",
@@ -31,35 +31,35 @@ SOFTEN = click.option(
     "soften",
     type=click.FloatRange(0, 1),
     metavar="SIGMA",
-    help="Pictures: noise level to which they are diffused before encoding; without it each model's own.",
+    help="Pictures: noise level of softening before encoding; default: each model's own.",
 )
 BATCH = click.option(
     "--batch",
     type=click.IntRange(1, 4096),
     default=16,
     show_default=True,
-    help="Pictures: how many are computed together.",
+    help="Pictures: batch size.",
 )
 DTYPE = click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float32",
     show_default=True,
-    help="Pictures: of the networks; what is integrated stays float32.",
+    help="Pictures: dtype of the networks; the integrated state stays float32.",
 )
 DEVICES = click.option(
     "--devices",
     default="cpu",
     show_default=True,
     metavar="LIST",
-    help="Pictures: all (every GPU, else a worker a core), cpu:4, or cuda:0,cuda:1; the files are the same.",
+    help="Pictures: all (every GPU, else one worker per core), cpu:4, or cuda:0,cuda:1; the output is the same.",
 )
 DEVICE = click.option(
     "--device", default="cpu", show_default=True, metavar="NAME", help="Pictures: cpu, cuda or cuda:1."
 )
 GUIDING = (
     click.option(
-        "--classifier", metavar="MODEL", help="Pictures: the classifier's bundle that guides to a class."
+        "--classifier", metavar="MODEL", help="Pictures: bundle of the classifier for guidance to a class."
     ),
     click.option(
         "--classifier-scale",
@@ -77,10 +77,8 @@ GUIDING = (
 TRANSLATING = (
     DEPTH,
     SOFTEN,
-    click.option(
-        "--source-class", metavar="CLASS", help="Pictures: class of all of them, by number or name."
-    ),
-    click.option("--target-class", metavar="CLASS", help="Pictures: class that all of them are to get."),
+    click.option("--source-class", metavar="CLASS", help="Pictures: class of all inputs, by number or name."),
+    click.option("--target-class", metavar="CLASS", help="Pictures: class to translate all inputs to."),
     click.option(
         "--pairs",
         metavar="FROM:TO,...",
@@ -90,7 +88,7 @@ TRANSLATING = (
         "--labels",
         type=_FOLDER,
         metavar="DIR",
-        help="Pictures: ImageNet's development kit, where --pairs needs it to tell classes.",
+        help="Pictures: ImageNet's development kit, if --pairs needs it to determine classes.",
     ),
     *GUIDING,
     click.option(
@@ -98,14 +96,14 @@ TRANSLATING = (
         type=click.Choice(["decode", "both"]),
         default="decode",
         show_default=True,
-        help="Pictures: guide decoding alone, as the public code, or encoding too, so that a cycle closes; with "
+        help="Pictures: guide only decoding, as the public code, or also encoding, so that a cycle closes; with "
         "--classifier or --guidance.",
     ),
     click.option(
         "--limit", type=click.IntRange(1), metavar="N", help="Pictures: only the first N (of each class)."
     ),
     click.option(
-        "--skip-bad", is_flag=True, help="Pictures: name those that cannot be read or are refused, and go on."
+        "--skip-bad", is_flag=True, help="Pictures: list unreadable and refused ones, and continue."
     ),
     click.option(
         "--uncertainty",
@@ -114,7 +112,9 @@ TRANSLATING = (
         help="Pictures: translate with N fresh softenings and write a map of the deviation.",
     ),
     click.option(
-        "--keep-latents", is_flag=True, help="Pictures: write latents too. Treat a latent as the picture."
+        "--keep-latents",
+        is_flag=True,
+        help="Pictures: also write latents. Protect a latent like the picture.",
     ),
     click.option(
         "--thresholds",
@@ -128,7 +128,9 @@ TRANSLATING = (
     DEVICES,
 )
 SAMPLING = (
-    click.option("--class", "class_", metavar="CLASS", help="Pictures: class to draw, by number or name."),
+    click.option(
+        "--class", "class_", metavar="CLASS", help="Pictures: class of the samples, by number or name."
+    ),
     *GUIDING,
     BATCH,
     DTYPE,

@@ -211,13 +211,13 @@ def _refuse_unguided(classifier: str | None, guidance: float | None) -> None:
         options.refuse_idle(
             ("classifier_scale",),
             "weighs --classifier, which is not given",
-            hint="add --classifier MODEL, or leave --classifier-scale out",
+            hint="add --classifier MODEL, or omit --classifier-scale",
         )
     if classifier is None and guidance is None:
         options.refuse_idle(
             ("guide",),
             "needs guidance, and neither --classifier nor --guidance is given",
-            hint="add --classifier MODEL or --guidance SCALE, or leave --guide out",
+            hint="add --classifier MODEL or --guidance SCALE, or omit --guide",
         )
 
 
@@ -247,15 +247,13 @@ def _found(folder: Path, recipe: Recipe, given: dict[str, Any]) -> Found:
         if given["pairs"] is not None:
             if given["source_class"] is not None or given["target_class"] is not None:
                 raise UsageError(
-                    "--pairs says the classes already", hint="leave --source-class and --target-class out"
+                    "--pairs already sets the classes", hint="omit --source-class and --target-class"
                 )
             pairs = parse_pairs(given["pairs"], *(classes_of(each, guide) for each in manifests))
             names = manifests[0].classes
             return class_tasks(folder, pairs, class_names=names, labels=given["labels"], **shared)
         if given["labels"] is not None:
-            raise UsageError(
-                "--labels tells classes apart, which --pairs alone needs", hint="add --pairs 260:261"
-            )
+            raise UsageError("--labels is only used with --pairs", hint="add --pairs 260:261")
         classes = (
             _class(given["source_class"], manifests[0], guide),
             _class(given["target_class"], manifests[1], guide),

@@ -19,25 +19,25 @@ PUBLIC_CODE = (
     click.option(
         "--compat",
         type=click.Choice(["ddib"]),
-        help="Follow the public code's levels at both ends; with --solver ddim, and its grid.",
+        help="Use the public code's noise levels at both ends; with --solver ddim, and its grid.",
     ),
     click.option(
         "--diffusion-steps",
         type=click.IntRange(2, 10_000),
         metavar="T",
-        help="With --compat ddib: steps of the noise schedule, 4000 in the paper's 2-D experiments; all are taken, "
-        "unless --evaluations or --timestep-respacing take fewer. A model trained on such steps has its own.",
+        help="With --compat ddib: steps of the noise schedule, 4000 in the paper's 2-D experiments; all are used, "
+        "unless --evaluations or --timestep-respacing select fewer. A model trained on such steps has its own.",
     ),
     click.option(
         "--noise-schedule",
         type=click.Choice(["linear", "cosine"]),
-        help="With --compat ddib: noise schedule of the --diffusion-steps; without it the model's own, or linear.",
+        help="With --compat ddib: noise schedule of the --diffusion-steps; default: the model's own, or linear.",
     ),
     click.option(
         "--timestep-respacing",
         metavar="COUNTS",
-        help="With --compat ddib: which of the --diffusion-steps are taken: ddim50 for 50 at one stride, 250 for as "
-        "many spread evenly, or 10,20,30 for as many in each third.",
+        help="With --compat ddib: which of the --diffusion-steps are used: ddim50 for 50 with one stride, 250 for 250 "
+        "spread evenly, or 10,20,30 for that many in each third.",
     ),
     click.option(
         "--eta",
@@ -55,8 +55,8 @@ PUBLIC_CODE = (
     click.option(
         "--clip/--no-clip",
         default=None,
-        help="Hold predictions of the data within [-1, 1], in the model's units, while decoding: the public code's "
-        "clip_denoised. Without either, only pictures with --compat ddib are clipped.",
+        help="Clamp predictions of the data to [-1, 1], in the model's units, while decoding: the public code's "
+        "clip_denoised. By default only pictures with --compat ddib are clipped.",
     ),
 )
 _OF_LEVELS = ("noise_schedule", "diffusion_steps", "timestep_respacing", "ddpm")
@@ -122,7 +122,7 @@ def _evaluations(levels: PublicLevels, asked: int, manifests: Sequence[Manifest]
             counts = " and ".join(map(str, sorted(kept)))
             raise UsageError(
                 f"--timestep-respacing {levels.respacing} keeps {counts} of the two models' diffusion steps",
-                hint="both must take as many: write for example ddim50",
+                hint="both must use the same number: for example ddim50",
             )
         return kept.pop()
     own = [manifest.schedule.steps for manifest in manifests if manifest.schedule.steps]

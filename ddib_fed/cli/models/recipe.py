@@ -13,10 +13,10 @@ from ddib_fed.terminal import say
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def recipe() -> None:
-    """Agree with another institution on everything of a training but data.
+    """Share training settings, but no data, with another institution.
 
-    A recipe is a small JSON file: preset, seed, size, range and all other settings of a training on pictures, and the
-    digest of the weights that both start from. It holds neither data nor weights.
+    A recipe is a small JSON file: preset, seed, size, range and all other settings of training on pictures, and the
+    digest of the common initial weights. It contains neither data nor weights.
     """
 
 
@@ -31,7 +31,7 @@ def recipe() -> None:
 )
 @options.FORCE
 def export(*, run: Path, out: Path, force: bool) -> None:
-    """Write the recipe of the training in folder RUN, which was its --out; it may have just begun."""
+    """Write the recipe of the training in folder RUN, its --out; it need not be finished."""
     from ddib_fed.training.recipes import recipe_of_run, write_recipe
 
     made = recipe_of_run(run)
@@ -49,7 +49,7 @@ def export(*, run: Path, out: Path, force: bool) -> None:
 )
 @options.FORMAT
 def use(*, file: Path, init: Path | None, output_format: str) -> None:
-    """Check the recipe in FILE, say what it settles, and print the command that trains by it."""
+    """Check the recipe in FILE, list its settings, and print the command that trains with it."""
     from ddib_fed.cli.output import print_json
     from ddib_fed.errors import SettingsInvalid
     from ddib_fed.models.bundle import load_bundle

@@ -27,7 +27,7 @@ OUT = click.option(
     help="The bundle's folder.",
 )
 RESUME = click.option("--resume", is_flag=True, help="Resume the unfinished run in --out.")
-FORCE = click.option("--force", is_flag=True, help="Start again, whatever is in --out.")
+FORCE = click.option("--force", is_flag=True, help="Start over, replacing the run in --out.")
 HINT = "ddib model train --help"
 
 
@@ -41,7 +41,7 @@ HINT = "ddib model train --help"
 def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **settings: Any) -> None:
     """Train a model and write its bundle, with progress.csv, loss curve, samples and checkpoints in DIR/run.
 
-    A run that was killed and is resumed ends bit for bit as one that was not. Training on pictures shares its work
+    A killed and resumed run ends bit for bit as an uninterrupted one. Training on pictures shares its work
     among processes or GPUs: torchrun --nproc-per-node 4 --no-python ddib model train --images FOLDER ... Training on
     points runs in one process, and refuses several.
     """

@@ -36,7 +36,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     "time_s",
     callback=duration,
     metavar="2h",
-    help="For everything; 2 hours without it and --steps.",
+    help="Time for the whole run; default without --steps: 2 hours.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps of each model, instead of --time.")
 @with_options(training_options(_TRAINING, PictureTrainConfig))
@@ -55,14 +55,14 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     type=click.IntRange(3, 10_000),
     default=48,
     show_default=True,
-    help="Of the networks, a leg.",
+    help="Network evaluations of each leg.",
 )
 @click.option(
     "--pictures",
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="Held-out pictures that are translated, at most, each way.",
+    help="Largest number of held-out pictures translated in each direction.",
 )
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", show_default=True, help="Where."
@@ -83,12 +83,12 @@ def try_(
     soften: float,
     **settings: Any,
 ) -> None:
-    """Train on two folders of pictures, translate what was held out both ways, and write one page.
+    """Train on two folders of pictures, translate held-out pictures both ways, and write one page.
 
     Checks both folders, trains a model of each for half the time, translates held-out pictures there and back, and
-    writes index.html: pictures, figures and what to try next. It is the rehearsal, in one process, of what two
-    institutions do; its models (DIR/a, DIR/b) can be served by their nodes as they are. What was stopped goes on with
-    the same command. One folder that holds trainA and trainB does as well as two.
+    writes index.html: pictures, figures and what to try next. It rehearses in one process what two
+    institutions do; nodes can serve its models (DIR/a, DIR/b) unchanged. A stopped run is continued by
+    the same command. One folder with trainA and trainB is accepted instead of two.
     """
     from ddib_fed.runs.rehearsal import Rehearsal, rehearse, sides_of
 

@@ -23,14 +23,14 @@ def audit() -> None:
 @click.option(
     "--head",
     metavar="DIGEST",
-    help="A head that was noted earlier: the log must still have the line that it is the digest of.",
+    help="A head noted earlier: the log must still contain the line with this digest.",
 )
 @options.FORMAT
 def verify(config_path: Path, head: str | None, output_format: str) -> None:
     """Read the whole log, follow its chain, and print its head.
 
-    A chain shows lines that were changed, dropped or put in between. It cannot show that the end was cut off, or that
-    the file was written anew: note the head elsewhere, and give it with --head the next time.
+    The chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off, or that
+    the file was rewritten: keep the head elsewhere, and pass it with --head the next time.
     """
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.trust import audit as log
@@ -46,9 +46,10 @@ def verify(config_path: Path, head: str | None, output_format: str) -> None:
         say(f"lines  {found.lines}")
         say(f"head   {found.head}")
         if found.torn_bytes:
-            say(f"torn   {found.torn_bytes} bytes of a write that a crash interrupted")
+            say(f"torn   {found.torn_bytes} bytes of a write interrupted by a crash")
     if not found.ok:
         where = "" if found.broken_line is None else f", line {found.broken_line}"
         raise ChunkCorrupt(
-            f"{path}{where}: {found.problem}", hint="keep the file as it is, and ask who could write to it"
+            f"{path}{where}: {found.problem}",
+            hint="keep the file unchanged, and find out who could write to it",
         )

@@ -26,7 +26,7 @@ ROLES: Mapping[str, tuple[Role, ...]] = {
 def init() -> None:
     """Write a node's configuration or a client's profile.
 
-    With the certificates that it needs. Nothing that exists is overwritten.
+    It also makes the certificates. Existing files are not overwritten.
     """
 
 
@@ -43,29 +43,27 @@ def init() -> None:
 @click.option(
     "--model",
     metavar="NAME|DIR",
-    help="The model that it hosts: one that ships (satellite, relief, moons, ...), which is copied, or a folder. "
+    help="The model that it hosts: a shipped one (satellite, relief, moons, ...), which is copied, or a folder. "
     "Without it the model is trained later.",
 )
 @click.option(
     "--classifier",
     metavar="DIR",
-    help="A classifier's folder: guides decoding where a request asks for it (--classifier-scale).",
+    help="Folder of a classifier that guides decoding on request (--classifier-scale).",
 )
-@click.option(
-    "--domain", metavar="NAME", help="What peers call the model's domain; without it what the model calls it."
-)
+@click.option("--domain", metavar="NAME", help="The domain's name for peers; default: the model's own.")
 @click.option("--name", default="node-1", show_default=True, help="The node's name inside the institution.")
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    help="What to bind. Without it the port of --address: on every interface, or on loopback alone for localhost "
-    "and where --address is not given either (127.0.0.1:7443).",
+    help="Address to bind. Default: the port of --address on every interface, or on loopback only if that is localhost "
+    "or not given (127.0.0.1:7443).",
 )
 @click.option(
     "--address",
     metavar="HOST:PORT",
-    help="What clients and peers dial; without it what --listen says, and localhost where that is this machine alone. "
-    "Needed where --listen is 0.0.0.0 or [::].",
+    help="Address that clients and peers dial. Default: that of --listen, with localhost if it is loopback. "
+    "Required if --listen is 0.0.0.0 or [::].",
 )
 @click.option(
     "--client",
@@ -76,14 +74,14 @@ def init() -> None:
 @click.option(
     "--no-ca",
     is_flag=True,
-    help="Another node of the institution issues certificates: write the configuration only.",
+    help="Another node of the institution issues certificates: write only the configuration.",
 )
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path(),
     metavar="DIR",
-    help="Folder for node.toml and its state; without it the current one.",
+    help="Folder for node.toml and its state; default: the current one.",
 )
 def node(
     institution: str,
@@ -164,13 +162,15 @@ def _node_steps(
     "--node-config",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="node.toml of the institution's source node, where that is on this machine.",
+    help="node.toml of the institution's source node, if it is on this machine.",
 )
 @click.option("--institution", metavar="NAME", help="Without --node-config: the institution.")
 @click.option(
     "--node", "node_name", metavar="NAME", help="Without --node-config: the source node's name, else node-1."
 )
-@click.option("--address", metavar="HOST:PORT", help="Where this client reaches the node, when that differs.")
+@click.option(
+    "--address", metavar="HOST:PORT", help="Address at which this client reaches the node, if it differs."
+)
 @click.option("--name", required=True, help="The client's name inside the institution, one DNS label.")
 @click.option(
     "--out",
@@ -189,7 +189,7 @@ def client(
 ) -> None:
     """Write a commented client.toml, and make the client's key and certificate.
 
-    Where the institution's CA is on this machine the certificate is issued at once. Elsewhere the key is made here,
+    If the institution's CA is on this machine, the certificate is issued at once. Otherwise the key is made here,
     a request for the certificate is written beside it, and the next commands are printed.
     """
     source = _source_node(node_config, institution, node_name, address)

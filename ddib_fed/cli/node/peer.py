@@ -40,9 +40,9 @@ def peer() -> None:
 )
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 def export(config_path: Path, out: Path | None, force: bool) -> None:
-    """Write the file that another institution adds, and show the fingerprint to read out to them.
+    """Write the file that another institution adds, and show the fingerprint to read out to it.
 
-    It holds no secret: the root's certificate, this node's name and its address.
+    It contains no secret: the root's certificate, this node's name and its address.
     """
     from ddib_fed.node.admitting import export_peer
     from ddib_fed.node.config import NodeConfig
@@ -66,7 +66,7 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
     "fingerprints",
     multiple=True,
     metavar="SHA256:...",
-    help="What the other operator read out; without it, it is shown and asked about on a terminal.",
+    help="The fingerprint read out by the other operator; without it, a terminal shows it and asks.",
 )
 @click.option("--replace", is_flag=True, help="Replace the entry: a new root, name or address of a peer.")
 @click.option("--unconstrained-root", is_flag=True, help="Accept a root without name constraints.")
@@ -121,7 +121,7 @@ def list_(config_path: Path, output_format: str) -> None:
 @options.FORMAT
 @INSTITUTION
 def test(config_path: Path, output_format: str, institution: str) -> None:
-    """Connect to a peer, and say what is wrong when that fails."""
+    """Connect to a peer, and name the cause if that fails."""
     from ddib_fed.client.diagnosis import diagnose
     from ddib_fed.trust.certificates import certificate_pem
 
@@ -181,7 +181,7 @@ def _explained(error: DdibError, config: NodeConfig) -> DdibError:
         )
     elif isinstance(error, PeerUnreachable):  # whose hint is this command
         error.hint = (
-            "the handshake went well and the call did not: the same command again, then that node's log"
+            "the handshake succeeded but the call failed: repeat the command, then check that node's log"
         )
     return error
 
@@ -190,7 +190,7 @@ def _explained(error: DdibError, config: NodeConfig) -> DdibError:
 @options.CONFIG
 @INSTITUTION
 def remove(config_path: Path, institution: str) -> None:
-    """Refuse a peer from its next call on; its running calls end too."""
+    """Remove a peer: it is refused from its next call, and its running calls end."""
     _config, store = _open(config_path)
     store.remove(institution)
     say(f"removed {institution}; it is refused from now on, without a restart")

@@ -59,12 +59,12 @@ for _command in (withdraw, reinstate, withdrawn):
 @click.option(
     "--roll-over",
     type=click.Choice(["start", "switch", "finish"]),
-    help="Replace the root: trust a new one too, then issue from it, then trust it alone.",
+    help="Replace the root: also trust a new one, then issue from it, then trust only the new one.",
 )
 def init(config_path: Path, roll_over: str | None) -> None:
     """Make the institution's root on this node, and the node's certificate from it.
 
-    The key of the root lies in the node's state folder: who has it can be anybody of this institution.
+    The root's key is in the node's state folder: anyone who has it can pose as any identity of this institution.
     """
     from ddib_fed.trust import pki as keys
     from ddib_fed.trust import rollover
@@ -97,7 +97,9 @@ _ROLL_OVER_NEXT = {
 @options.CONFIG
 @FOLDER
 @click.option(
-    "--identity", metavar="URI", help="With --folder: whom to ask for, spiffe://INSTITUTION/client/NAME."
+    "--identity",
+    metavar="URI",
+    help="With --folder: the identity to request, spiffe://INSTITUTION/client/NAME.",
 )
 @OUT
 def request(config_path: Path, folder: Path | None, identity: str | None, out: Path | None) -> None:
@@ -129,15 +131,17 @@ def request(config_path: Path, folder: Path | None, identity: str | None, out: P
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="PATH", help="File, or with --client folder, to write."
 )
-@click.option("--yes", is_flag=True, help="Do not ask whether the request is from whom it names.")
+@click.option(
+    "--yes", is_flag=True, help="Do not ask whether the request comes from the identity that it names."
+)
 def issue(
     config_path: Path, request_file: Path | None, client_name: str | None, out: Path | None, yes: bool
 ) -> None:
-    """Sign a request, or make a client's certificate; on the node that holds the root's key."""
+    """Sign a request, or make a client's certificate; run it on the node with the root's key."""
     from ddib_fed.trust import pki as keys
 
     if (request_file is None) == (client_name is None):
-        raise UsageError("give either a request file or --client NAME")
+        raise UsageError("give a request file or --client NAME")
     folder = _config(config_path).paths.pki
     if client_name is not None:
         where = out if out is not None else Path(client_name)
@@ -171,7 +175,7 @@ def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> N
 @FOLDER
 @click.argument("certificate", type=click.Path(dir_okay=False, path_type=Path))
 def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
-    """Put a signed certificate in place, after checking that it fits the key, the name and the root."""
+    """Install a signed certificate after checking its key, name and root."""
     from ddib_fed.files import read_small
     from ddib_fed.trust import enrolment
 
@@ -185,7 +189,7 @@ def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
 @FOLDER
 @options.FORMAT
 def show(config_path: Path, folder: Path | None, output_format: str) -> None:
-    """Show whose certificate this is, until when, and whom it trusts of its own institution."""
+    """Show the certificate's identity and expiry, and the trusted roots of its institution."""
     place, _owner = _place(config_path, folder)
     shown = _describe(place)
     if output_format == "json":

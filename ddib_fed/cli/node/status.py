@@ -27,9 +27,9 @@ def _client(config_path: Path) -> AdminClient:
 @options.CONFIG
 @options.FORMAT
 def status(config_path: Path, output_format: str) -> None:
-    """Say how the node on this machine is doing.
+    """Show the state of the node on this machine.
 
-    State, model, peers, jobs, and until when the certificate is good.
+    State, model, peers, jobs, and the certificate's expiry.
     """
     answer = _client(config_path).status()
     if output_format == "json":
@@ -67,9 +67,9 @@ def _show(answer: admin_pb2.StatusResponse) -> None:
 @click.command()
 @options.CONFIG
 def reload(config_path: Path) -> None:
-    """Make the node read its peers and certificates again.
+    """Make the node re-read its peers and certificates.
 
-    Calls of peers that were removed end. The model, the jobs and the rest of node.toml stay.
+    Calls of removed peers end. The model, the jobs and the rest of node.toml stay.
     """
     for change in _client(config_path).reload():
         say(change)
@@ -78,6 +78,6 @@ def reload(config_path: Path) -> None:
 @click.command()
 @options.CONFIG
 def drain(config_path: Path) -> None:
-    """Make the node take no more work, finish what runs, and exit."""
+    """Drain the node: accept no more work, finish running work, and exit."""
     running = _client(config_path).drain()
     say(f"draining; {running} jobs run still")

@@ -26,13 +26,13 @@ IDENTITY = click.argument("identity", metavar="IDENTITY")
 )
 @options.CONFIG
 @options.FORMAT
-@click.option("--comment", default="", metavar="TEXT", help="Why, for the list; without it the date.")
+@click.option("--comment", default="", metavar="TEXT", help="Reason, for the list; default: the date.")
 @IDENTITY
 def withdraw(config_path: Path, output_format: str, comment: str, identity: str) -> None:
-    """Refuse a client or node of this institution although its certificate is good, e.g. because its key was lost.
+    """Refuse a client or node of this institution although its certificate is valid, e.g. because its key was lost.
 
-    The node refuses it on its next call, renewals too, and issues it no certificate. Each node of the institution has a
-    list of its own: do it on each.
+    The node refuses its next call and renewals, and issues it no certificate. Each node of the institution has its
+    own list: run this on each.
     """
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.trust import withdrawn as lists
@@ -48,7 +48,7 @@ def withdraw(config_path: Path, output_format: str, comment: str, identity: str)
 @options.FORMAT
 @IDENTITY
 def reinstate(config_path: Path, output_format: str, identity: str) -> None:
-    """Let an identity in again that was withdrawn on this node; its line in the list becomes a comment."""
+    """Reinstate an identity that was withdrawn on this node; its line in the list becomes a comment."""
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.trust import withdrawn as lists
 

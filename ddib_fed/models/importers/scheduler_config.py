@@ -64,7 +64,7 @@ def read_schedule(source: Mapping[str, Any], where: str) -> tuple[ScheduleConfig
     if source.get("_class_name") not in SCHEDULERS:
         raise refused_key(where, "_class_name", source.get("_class_name"), f"one of {', '.join(SCHEDULERS)}")
     if source.get("trained_betas") is not None:
-        raise refused_key(where, "trained_betas", "...", "betas of one's own are not read")
+        raise refused_key(where, "trained_betas", "...", "custom betas are not supported")
     for key, only in PROCESS.items():
         if source.get(key, only) != only:
             raise refused_key(where, key, source[key], f"only {json.dumps(only)} is read")

@@ -282,7 +282,7 @@ def test_a_call_that_breaks_after_the_handshake_is_no_internal_error(
         listening.echo.on_describe = lambda: wire.arm("to_client")
         with pytest.raises(PeerUnreachable, match="broke off") as error:
             run("test", "west.example", "--config", north)
-    assert "same command again" in error.value.hint
+    assert "repeat the command" in error.value.hint
 
 
 def test_testing_whom_nobody_added_is_an_error(north: Path) -> None:
