@@ -203,7 +203,7 @@ def test_the_python_of_the_page_runs(pair: Machines) -> None:
             exec(compile(code, "README.md", "exec"), {})
         for number in (0, 1, 2):
             mine, commands_ = (
-                read_image(Path(f"relief-{number}.png")), read_image(Path(f"relief/coast-{number + 1}.png"))
+                read_image(Path(f"from-python/coast-{number}.png")), read_image(Path(f"relief/coast-{number + 1}.png"))
             )  # fmt: skip
             assert np.abs(mine.pixels.astype(int) - commands_.pixels).max() <= 2
 
