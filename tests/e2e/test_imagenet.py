@@ -112,6 +112,9 @@ def test_the_page_makes_the_same_pictures_in_one_process_and_through_two_nodes(p
         assert (record["source_class"], record["target_class"]) == (str(source), str(target))
         assert record["guidance"] == {"classifier_scale": 10.0, "clip": False}
         assert record["classifier_sha256"] == load_bundle(place / "adm-256-classifier").digest
+        own = json.loads((place / "imagenet" / f"{source}_1_translated_{target}.json").read_text())
+        for field in ("guidance", "classifier_sha256", "target_model_sha256", "source_class", "target_class"):
+            assert own[field] == record[field]
 
 
 def test_the_flags_of_the_page_are_those_of_the_benchmark() -> None:
