@@ -11,14 +11,14 @@ from ddib_fed.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The classes of a model: whose they are, how many, and their names where they have any."""
+    """The classes of a model: its name, their number, and their names if they have any."""
 
     owner: str
     count: int
     names: Sequence[str] = ()
 
     def number(self, text: str) -> int:
-        """The number of a class that is given by name or number.
+        """The number of a class given by name or number.
 
         Raises:
             UsageError: There is no such class.
@@ -38,8 +38,8 @@ def parse_pairs(text: str, before: Classes, after: Classes) -> tuple[tuple[int, 
     """The pairs of `--pairs`, by numbers or by class names.
 
     Raises:
-        UsageError: A class that is not there, or no pair.
-        SettingsInvalid: A pair that is there twice.
+        UsageError: An unknown class, or not a pair.
+        SettingsInvalid: A repeated pair.
     """
     numbers = []
     for part in text.split(","):

@@ -23,7 +23,7 @@ from ddib_fed.version import __version__
 
 
 class Lazy(NamedTuple):
-    """A command that is not imported yet: where it is, and its line in the list of commands."""
+    """A command that is not imported yet: its location, and its line in the list of commands."""
 
     target: str
     help: str
@@ -177,7 +177,7 @@ def run(args: Sequence[str] | None = None) -> int:
         say("interrupted", err=True)
         return ExitCode.CANCELLED
     except BrokenPipeError:
-        # The reader of a pipe (head, less) has left; a second complaint at interpreter exit helps nobody.
+        # The reader of a pipe (head, less) has left; avoid a second error message at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
@@ -186,7 +186,7 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def _escape_warnings() -> None:
-    """What a library logs of its own accord, e.g. of a file, is printed by logging's handler of last resort."""
+    """Silences library logs, e.g. about a file, that logging's handler of last resort would print."""
 
     class Escaped(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:

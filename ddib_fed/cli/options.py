@@ -1,4 +1,4 @@
-"""The options that several commands share, each defined once: it reads and behaves the same everywhere."""
+"""Options shared by several commands, each defined once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GridName(click.Choice[str]):
 def refuse_idle(names: Collection[str], why: str, *, hint: str) -> None:
     """Refuse the first option of the running command that was given and would have no effect.
 
-    An option that is left at its default says nothing and passes; so does everything outside a command.
+    An option at its default passes; so does every call outside a command.
 
     Args:
         names: Parameters, as the command's function calls them.
@@ -51,20 +51,20 @@ def refuse_idle(names: Collection[str], why: str, *, hint: str) -> None:
 
 
 def refuse_both_ways(*, resume: bool, force: bool) -> None:
-    """Refuse --resume together with --force: the one keeps what the other removes.
+    """Refuse --resume together with --force: one keeps what the other removes.
 
     Raises:
         UsageError: Both are given.
     """
     if resume and force:
-        raise UsageError("--resume goes on with a run, --force starts it again", hint="leave one out")
+        raise UsageError("--resume continues a run, --force starts it again", hint="omit one of them")
 
 
 _GIVEN = ParameterSource.COMMANDLINE
 
 
 def with_options(options: tuple[Decorator, ...]) -> Decorator:
-    """A decorator that adds all of them, in their order."""
+    """A decorator that adds all of the given options, in their order."""
 
     def add(command: Command) -> Command:
         for option in reversed(options):
@@ -87,7 +87,7 @@ def domain_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """A domain's name as typed.
 
     Raises:
-        InputError: It is none that a contract could carry.
+        InputError: A contract cannot carry it.
     """
     del ctx
     try:

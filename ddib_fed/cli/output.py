@@ -12,7 +12,7 @@ from typing import Any
 from ddib_fed.errors import DdibError, KindMismatch, PictureMisfit
 from ddib_fed.terminal import console, say, say_labelled
 
-# What to try next when the error itself does not know; by reason, and the class's own parents after it.
+# The default hint by reason, for errors without their own; parents of the class are tried after it.
 NEXT_STEPS: Mapping[str, str] = {
     "INTERNAL": "give the incident's id to the node's operator, whose log has the rest",
     "INPUT_INVALID": "compare the input with what `ddib domains` lists for this node",
@@ -62,7 +62,7 @@ def next_step(error: DdibError) -> str:
 
 
 def show_error(error: DdibError) -> None:
-    """Write what failed, at which hop, and what to try next, to stderr."""
+    """Write the failure, its hop and the hint to stderr."""
     say_labelled("error: ", f"{error.detail}  [{error.reason}]")
     if error.hop:
         say_labelled("  at:   ", error.hop)
@@ -98,7 +98,7 @@ def _show_differences(error: DdibError) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A small table on stdout.
 
-    Columns whose name starts with `>` are right-aligned; those with `!` are never folded, so that one can copy them.
+    Columns whose name starts with `>` are right-aligned; those with `!` are never wrapped, so that they can be copied.
     """
     from rich import box
     from rich.table import Table
@@ -131,10 +131,10 @@ def print_json(value: object) -> None:
 
 
 def plain(value: object) -> Any:
-    """Dataclasses, pydantic models, enums, bytes (as hex), paths and tuples as what JSON has."""
+    """Dataclasses, pydantic models, enums, bytes (as hex), paths and tuples as JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if hasattr(value, "model_dump"):  # pydantic is not imported for commands that do without
+    if hasattr(value, "model_dump"):  # pydantic is not imported for commands that do not need it
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

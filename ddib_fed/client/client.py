@@ -227,7 +227,7 @@ class Client:
         return ContractMismatch(
             f"{self.hop} does not know what protocol {version} added",
             hop=self.hop,
-            hint="leave --guidance, --classifier-scale, --clip and --pairs out, or let its operator upgrade ddib-fed",
+            hint="omit --guidance, --classifier-scale, --clip and --pairs, or let its operator upgrade ddib-fed",
             differences=(version_difference(SPOKEN, older),),
         )
 

@@ -27,7 +27,7 @@ from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.chunks import stream
 
 MAX_ITEM_BYTES = 1 << 30
-"""What a client offers at most in one item; the node's own limit is usually lower, and in its refusal."""
+"""The client's limit on one item; the node's own limit is usually lower, and in its refusal."""
 
 ANSWER_S = 30.0
 SLOWEST_BYTES_PER_S = 128 * 1024

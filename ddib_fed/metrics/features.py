@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Matrix = NDArray[np.float64]
 
 NAME = "EfficientNet-Lite0, mean of blocks 5 and 11"
-"""To be written wherever a distance is."""
+"""Must accompany each distance."""
 SIDE = 128
 """Pictures are brought to this square, bilinearly: of 32 pixels themselves the eleventh block would see 2 x 2."""
 BLOCKS = (5, 11)

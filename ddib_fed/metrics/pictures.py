@@ -34,7 +34,7 @@ Figures = NDArray[np.float64]
 
 RANGE = 2.0
 MOST_PSNR = 120.0
-"""Said of equal pictures, whose PSNR is infinite: JSON has no infinity, and float32 does not tell them apart."""
+"""The PSNR of equal pictures, instead of infinity: JSON has none, and float32 does not resolve more."""
 WINDOW = 7
 """Side of SSIM's windows: pictures must be at least as large."""
 LUMA = (0.299, 0.587, 0.114)

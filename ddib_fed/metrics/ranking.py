@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 FIGURES = ("cycle_psnr", "psnr", "ssim", "edge_correlation", "mutual_information")
-"""Of all of them more is better."""
+"""For all of them, more is better."""
 
 
 def worst_first(rows: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -98,7 +98,7 @@ def _ask(other: Peer, otherwise: str) -> tuple[str, ...]:
     if not sys.stdin.isatty():
         raise UsageError(
             "a peer is added with the fingerprint that the other operator read out",
-            hint=f"{otherwise}; only a terminal is asked",
+            hint=f"{otherwise}; the question is asked only on a terminal",
         )
     say(f"node         {other.identity}", f"address      {other.address}", "fingerprint:")
     say(*other.fingerprints)  # last and alone: no text of the file comes after it

@@ -117,7 +117,7 @@ def node_command(role: Role | None) -> click.Group:
         if wrong:
             raise ConfigError(
                 f"the node cannot serve yet: {', '.join(wrong)}",
-                hint="correct the lines that do not begin with ok",
+                hint="correct the lines that do not start with ok",
             )
 
     return group

@@ -271,7 +271,7 @@ class NodeConfig(Section):
             split_address(self.node.address),
         )
         if is_every_address(dialled):
-            return f"node.address = {self.node.address!a} is nothing that clients and peers could dial"
+            return f"node.address = {self.node.address!a} is not an address that clients and peers can dial"
         if is_loopback(dialled) and not is_loopback(listens):
             said = f"node.address = {self.node.address!a}, node.listen = {self.node.listen!a}"
             return f"{said}: others cannot dial that address"

@@ -193,7 +193,7 @@ class Daemon:
 
     def _drain(self) -> None:
         """Health first, so that no new work arrives; then the running work; then the open calls."""
-        log.info("draining: no new work; what runs has %.0f s", self.config.limits.drain_s)
+        log.info("draining: no new work; running work has %.0f s", self.config.limits.drain_s)
         self.server.set_serving(serving=False)
         self.node.drain()
         deadline = time.monotonic() + self.config.limits.drain_s
@@ -239,7 +239,7 @@ class Daemon:
             try:
                 self.peers.keep_withdrawn()
             except OSError as error:
-                problem = problem or f"whom the node refuses cannot be noted: {error}"
+                problem = problem or f"the withdrawn identities cannot be recorded: {error}"
             if problem and problem != self._said:
                 log.error("degraded: %s", problem)
             elif self._said and not problem:

@@ -92,7 +92,7 @@ def check_size(geometry: Geometry, rule: PictureRule, size_rule: str) -> None:
         said, wanted = f"{geometry.height}x{geometry.width}", f"{rule.height}x{rule.width}"
         raise ShapeMismatch(
             f"a picture of {said} pixels where {wanted} alone is taken",
-            hint="bring it to that size, or let both operators set policy.size_rule to model",
+            hint="resize it to that size, or let both operators set policy.size_rule to model",
             facts={"size": said, "expected": wanted, "size_rule": REFUSE},
         )
 

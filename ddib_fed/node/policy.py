@@ -83,7 +83,7 @@ def check_depth(settings: SolverSettings, policy: PolicySection) -> None:
     if settings.depth < policy.least_depth:
         raise PolicyDenied(
             f"a depth of {settings.depth:g} where at least {policy.least_depth:g} is allowed",
-            hint="leave --depth out, or let the operators of both nodes lower policy.least_depth",
+            hint="omit --depth, or let the operators of both nodes lower policy.least_depth",
             facts={
                 "policy": "least_depth",
                 "depth": f"{settings.depth:g}",

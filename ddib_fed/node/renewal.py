@@ -53,7 +53,7 @@ def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credential
         return _run_command(config.identity.renew_command, folder, moment)
     if config.identity.issuer is None:
         raise ConfigError(
-            "there is no way to renew the certificate: no ca.key here, and neither identity.issuer nor "
+            "the certificate cannot be renewed: no ca.key here, and neither identity.issuer nor "
             "identity.renew_command in node.toml",
             hint='add [identity] issuer = "NODE@HOST:PORT", the issuing node of this institution',
         )
@@ -83,7 +83,7 @@ def _run_command(command: tuple[str, ...], folder: Path, now: datetime) -> Crede
     certificate = parse_certificates(renewed.cert_chain_pem, "leaf.pem")[0]
     roots = parse_certificates(renewed.roots_pem, "roots.pem")
     try:
-        check_successor(current, certificate, roots, now, f"what it left in {folder}")
+        check_successor(current, certificate, roots, now, f"the files it left in {folder}")
     except Unauthenticated as exc:
         raise ConfigError(f"identity.renew_command {command[0]!r}: {exc.detail}") from exc
     return renewed

@@ -14,7 +14,7 @@ from ddib_fed.samples.units import name_misfit
 
 MANY_ROWS: Final = 16
 FEW_COLUMNS: Final = 4
-"""No picture is so narrow and at least `MANY_ROWS` high."""
+"""Fewer columns than any picture of at least `MANY_ROWS` rows."""
 SOME_COLUMNS: Final = 16
 """Floats in so few columns and `MANY_ROWS` times as many rows are points, too."""
 

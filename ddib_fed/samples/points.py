@@ -103,16 +103,16 @@ def _parse_header(text: bytes) -> Header:
     try:
         fields = ast.literal_eval(text.decode("utf-8").strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
-        raise _unreadable("its header is no dictionary of plain values") from error
+        raise _unreadable("its header is not a dictionary of plain values") from error
     if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
         raise _unreadable("its header does not have descr, fortran_order and shape")
     descr, order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
     if not isinstance(descr, str) or not _DESCR.match(descr):
-        raise _unreadable("it holds no real numbers of 1 to 8 bytes", dtype=str(descr)[:40])
+        raise _unreadable("it does not have real numbers of 1 to 8 bytes", dtype=str(descr)[:40])
     if not isinstance(order, bool) or not isinstance(shape, tuple):
         raise _unreadable("its fortran_order or shape has the wrong type")
     if not all(type(n) is int and n >= 0 for n in shape):
-        raise _unreadable("its shape is not of whole numbers from 0")
+        raise _unreadable("its shape is not made of integers from 0")
     return Header(np.dtype(descr), order, shape)
 
 

@@ -23,13 +23,13 @@ from ddib_fed.samples.formats.decoded import Picture, Pixels
 Problem = Literal["type", "scale", "unit", "window", "colour"]
 
 TYPE_RANGES: Final = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": (-32768.0, 32767.0)}
-"""All that a type of whole numbers can hold."""
+"""The range of each integer type."""
 OWN_RANGES: Final = frozenset({*TYPE_RANGES.values(), (0.0, 1.0), (-1.0, 1.0)})
-"""Ranges that are a whole scale of their own: what lies far outside is of another one."""
+"""Ranges that are a complete scale: values far outside belong to another one."""
 LEAST_HELD: Final = 0.95
 """Part of a model's range that a picture's type must be able to hold."""
 FEW: Final = 0.01
-"""Part of a picture's values: what so few do decides nothing, as a bright pixel of a detector."""
+"""Part of a picture's values too small to decide anything, like a detector's bright pixel."""
 BYTE_WIDTH: Final = 128.0
 """A range within 0 to 255 that is at least so wide is one of 8 bits, whatever percentiles it was cut at."""
 UNIT_WIDTH: Final = 64.0

@@ -69,7 +69,7 @@ class Verifier:
             return known
         identity = verify_peer_certificate(pem, pins=snapshot.pins, now=now)
         if identity in snapshot.withdrawn:
-            raise PeerUnknown(f"{identity} was withdrawn here")
+            raise PeerUnknown(f"{identity} is withdrawn here")
         roots = snapshot.pins[identity.institution]
         ends = [c.not_valid_after_utc for c in (x509.load_pem_x509_certificate(pem), *roots)]
         found = _Verified(snapshot, identity, min(end for end in ends if end > now))

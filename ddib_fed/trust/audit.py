@@ -22,7 +22,7 @@ from pathlib import Path
 from ddib_fed.files import check_private_file
 
 FIRST = "0" * 64
-"""What the first line gives as the digest of the line before it."""
+"""The previous digest in the first line."""
 
 MAX_VALUE = 256
 """Characters of one value; longer ones are cut, so that nothing large can hide in the log."""

@@ -76,7 +76,7 @@ def parse_certificates(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
     try:
         return read_certificates(pem)
     except ValueError as exc:
-        raise InputError(f"{what} holds no certificate in PEM that can be read") from exc
+        raise InputError(f"{what} has no readable certificate in PEM") from exc
 
 
 def new_authority(institution: str, *, now: datetime | None = None) -> Authority:

@@ -78,7 +78,7 @@ def read_request(pem: bytes) -> Request:
         names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         key = check_request(request)
     except (*UNREADABLE, x509.ExtensionNotFound) as exc:
-        raise InputError("this is no certificate request of ddib pki request") from exc
+        raise InputError("this is not a certificate request of ddib pki request") from exc
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
         raise InputError("the request must ask for one identity")
@@ -135,7 +135,7 @@ def install(
                 (folder / PENDING_KEY).unlink(missing_ok=True)
                 return identity
     raise FileMissing(
-        f"{folder} holds no key that fits the certificate of {identity}",
+        f"{folder} has no key for the certificate of {identity}",
         hint="ddib pki request here, have that request signed, and install the answer",
     )
 
@@ -152,7 +152,7 @@ def _roots(folder: Path, given: tuple[x509.Certificate, ...]) -> tuple[x509.Cert
         raise InputError(f"at most {MAX_ROOTS} roots can be trusted at once")
     if given and known and not set(given) & set(known):
         raise PolicyDenied(
-            f"the root {fingerprint(given[0])} is none of those trusted in {folder}",
+            f"the root {fingerprint(given[0])} is not among those trusted in {folder}",
             hint=f"compare it with `ddib pki show` at the issuer; to start over, move {path} away",
         )
     return given or known

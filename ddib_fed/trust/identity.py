@@ -57,8 +57,8 @@ def check_institution(institution: str) -> str:
     """
     if not is_institution(institution):
         raise InputError(
-            f"{institution!r} is no DNS name in lower case such as north.example",
-            hint="two labels or more of a-z 0-9 -, the last of two characters or more and no number",
+            f"{institution!r} is not a DNS name in lower case such as north.example",
+            hint="two or more labels of a-z 0-9 -, the last of two or more characters and not a number",
         )
     return institution
 
@@ -86,8 +86,8 @@ class Identity:
             raise InputError(f"{self.kind!r} is neither node nor client")
         if not is_label(self.name):
             raise InputError(
-                f"{self.name!r} is no DNS label in lower case such as node-1",
-                hint="1 to 63 of a-z 0-9 -, neither first nor last a dash",
+                f"{self.name!r} is not a DNS label in lower case such as node-1",
+                hint="1 to 63 of a-z 0-9 -, not starting or ending with a dash",
             )
         if len(self.dns_name) > MAX_DNS_NAME:
             raise InputError(f"{self.dns_name} is longer than {MAX_DNS_NAME} characters")
@@ -194,7 +194,7 @@ def certified_identity(certificate: x509.Certificate) -> Identity:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as exc:
-        raise Unauthenticated("the certificate has no subject alternative names that can be read") from exc
+        raise Unauthenticated("the certificate has no readable subject alternative names") from exc
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
         raise Unauthenticated(f"one URI is expected in the certificate, it has {len(uris)}")
@@ -301,7 +301,7 @@ def _check_usage(certificate: x509.Certificate, identity: Identity) -> None:
         usages = set(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
         constraints = [e.value for e in extensions if isinstance(e.value, x509.BasicConstraints)]
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as exc:
-        raise Unauthenticated(f"the certificate of {identity} does not say what it is for") from exc
+        raise Unauthenticated(f"the certificate of {identity} does not state its purpose") from exc
     if any(value.ca for value in constraints):
         raise Unauthenticated(f"the certificate of {identity} is a CA's")
     if ExtendedKeyUsageOID.CLIENT_AUTH not in usages:

@@ -100,7 +100,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object without repeated keys: of two values a reader sees the first, a parser takes the last."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise InputError("a field stands twice in it")
+        raise InputError("a field is repeated")
     return found
 
 
@@ -110,7 +110,9 @@ def _address(text: str, what: str) -> str:
     except ValueError as exc:
         raise InputError(f"{what}: {exc}") from exc
     if "%" in host:
-        raise InputError(f"{what}: {text!r} names an interface of one machine, which another has not")
+        raise InputError(
+            f"{what}: {text!r} names a network interface of one machine, which others do not have"
+        )
     return text
 
 

@@ -208,7 +208,7 @@ class PeerStore:
             AlreadyExists: Another entry for the institution exists, and `replace` is false.
         """
         if peer.institution == self._institution:
-            raise PolicyDenied(f"{peer.institution} is this node's own institution, it is no peer")
+            raise PolicyDenied(f"{peer.institution} is this node's own institution, not a peer")
         known = self.snapshot().peers.get(peer.institution)
         _compare(peer, fingerprints, pinned=known.roots if known else ())
         if known == peer:
@@ -218,7 +218,7 @@ class PeerStore:
             write_file(self._path(peer.institution), peer.to_bytes(), private=True, overwrite=replace)
         except AlreadyExists as exc:
             raise AlreadyExists(
-                f"{peer.institution} is a peer already, with other particulars",
+                f"{peer.institution} is already a peer, with other data",
                 hint="ddib peer add --replace FILE",
             ) from exc
         return self._path(peer.institution)
@@ -316,7 +316,7 @@ class PeerStore:
             raise InputError(content)
         peer = parse_peer(content, str(path))
         if peer.institution != path.stem or peer.institution == self._institution:
-            raise InputError(f"{path} names {peer.institution}: it does not belong here")
+            raise InputError(f"{path} names {peer.institution}: it is in the wrong place")
         return peer
 
 
@@ -333,7 +333,7 @@ def _compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Cert
     Raises:
         PolicyDenied: A fingerprint is of no root in the file, or a root that is not pinned has none.
     """
-    hint = "compare it with what `ddib peer export` printed there; if it differs, stop"
+    hint = "compare it with the output of `ddib peer export` there; if it differs, stop"
     for text in fingerprints:
         if not any(same_fingerprint(own, text) for own in peer.fingerprints):
             raise PolicyDenied(

@@ -113,7 +113,7 @@ def load_authority(folder: Path) -> Authority:
         FileMissing: The folder does not issue.
         InputError: Root and key cannot be read, or do not belong together.
     """
-    hint = "certificates are issued where ca.key lies: run this on that node"
+    hint = "certificates are issued on the node with ca.key: run this there"
     key = load_keys(read_private(folder / "ca.key", hint=hint), folder / "ca.key")[0]
     certificate = parse_certificates(read_small(folder / "ca.pem", hint=hint), f"{folder / 'ca.pem'}")[0]
     if certificate.public_key() != key.public_key():
@@ -208,12 +208,12 @@ def load_keys(pem: bytes, path: Path) -> list[ec.EllipticCurvePrivateKey]:
         try:
             key = serialization.load_pem_private_key(block + end, password=None)
         except (ValueError, TypeError) as exc:
-            raise InputError(f"{path} holds a key that cannot be read", hint=_KEY_HINT) from exc
+            raise InputError(f"{path} has an unreadable key", hint=_KEY_HINT) from exc
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise InputError(f"{path} holds a key that is not of an elliptic curve", hint=_KEY_HINT)
+            raise InputError(f"{path} has a key that is not an elliptic curve key", hint=_KEY_HINT)
         keys.append(key)
     if not keys:
-        raise InputError(f"{path} holds no private key in PEM (PKCS #8)", hint=_KEY_HINT)
+        raise InputError(f"{path} has no private key in PEM (PKCS #8)", hint=_KEY_HINT)
     return keys
 
 
@@ -259,11 +259,11 @@ def issue_client(
 
     Raises:
         FileMissing: `issuer_folder` does not issue.
-        AlreadyExists: `client_folder` holds an identity already.
+        AlreadyExists: `client_folder` already has an identity.
         PolicyDenied: The client is withdrawn at the issuer.
     """
     if (client_folder / "leaf.key").exists():
-        raise AlreadyExists(f"{client_folder} holds an identity already", hint="choose another folder")
+        raise AlreadyExists(f"{client_folder} already has an identity", hint="choose another folder")
     authority = load_authority(issuer_folder)
     refuse_withdrawn(issuer_folder, Identity(authority.institution, "client", name))
     credentials = issue_to_folder(authority, client_folder, "client", name, now=now)

@@ -125,7 +125,9 @@ def judge(content: bytes | str | None, before: frozenset[Identity], path: Path) 
         return Withdrawn(problem=content)
     if before and (content is None or not content.removeprefix(_BOM).strip()):
         how = "is gone" if content is None else "is empty"
-        return Withdrawn(problem=f"{path} {how}, and whom it withdrew stays refused ({len(before)} in all)")
+        return Withdrawn(
+            problem=f"{path} {how}, and the identities it withdrew stay refused ({len(before)} in all)"
+        )
     return parse_withdrawn(content or b"", str(path))
 
 
@@ -133,12 +135,10 @@ def remedy(folder: Path) -> str:
     """What to do about a list that cannot be read."""
     kept = folder / LAST_WITHDRAWN
     if kept.exists() and not os.path.lexists(folder / WITHDRAWN):
-        return (
-            f"restore it: cp {kept} {folder / WITHDRAWN}; whom to let in again: ddib pki reinstate IDENTITY"
-        )
+        return f"restore it: cp {kept} {folder / WITHDRAWN}; to reinstate: ddib pki reinstate IDENTITY"
     if not os.path.isfile(folder / WITHDRAWN) or not os.access(folder / WITHDRAWN, os.R_OK):  # noqa: PTH113 - never raises
-        return f"namei -l {folder / WITHDRAWN} shows what lies there, and who may read it"
-    return f"correct {folder / WITHDRAWN}: UTF-8 text, one identity a line, # begins a comment"
+        return f"namei -l {folder / WITHDRAWN} shows the file and who may read it"
+    return f"correct {folder / WITHDRAWN}: UTF-8 text, one identity per line, # starts a comment"
 
 
 def _content(path: Path) -> bytes | str | None:
@@ -195,7 +195,7 @@ def refuse_withdrawn(folder: Path, identity: Identity) -> None:
     if identity in load_withdrawn(folder).identities:
         raise PolicyDenied(
             f"{identity} is withdrawn in {folder / WITHDRAWN}",
-            hint=f"choose another name; or let it in again: ddib pki reinstate {identity}",
+            hint=f"choose another name, or reinstate it: ddib pki reinstate {identity}",
         )
 
 
@@ -266,7 +266,8 @@ def _write(folder: Path, text: str, meant: frozenset[Identity]) -> None:
     found = parse_withdrawn(data, str(path))
     if found.problem or found.identities != meant:
         raise InputError(
-            found.problem or f"{path} would not name whom it should", hint="give a comment of one line"
+            found.problem or f"{path} would not name the intended identities",
+            hint="give a comment of one line",
         )
     write_file(path, data, private=True)
     keep_last(folder, meant)

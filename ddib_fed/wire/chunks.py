@@ -18,13 +18,13 @@ from ddib_fed.errors import ChunkCorrupt, DdibError, ImageTooLarge, MessageInval
 from ddib_fed.v1 import common_pb2
 
 MIN_CHUNK = 64 * 1024
-"""Every chunk but the last holds at least this many bytes, or small chunks would exhaust the receiver."""
+"""Smallest size of every chunk but the last: small chunks would exhaust the receiver."""
 
 MAX_CHUNK = 1024 * 1024
-"""No chunk holds more; gRPC's 4 MiB message limit stays where it is."""
+"""Largest size of a chunk; gRPC's 4 MiB message limit is unchanged."""
 
 CHUNK = 512 * 1024
-"""What this release sends: 256 KiB to 1 MiB were measured to be fastest."""
+"""The chunk size of this release: 256 KiB to 1 MiB were measured to be fastest."""
 
 DIGEST_BYTES = 32
 

@@ -18,13 +18,13 @@ from ddib_fed.wire.guidance import GuidanceTerms
 from ddib_fed.wire.version import GUIDANCE, OLDEST, PICTURES, Version, require_version
 
 HIGHEST_TERMINAL_LAMBDA = -4.5
-"""Where a latent lives at most: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
+"""The largest terminal lambda: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
 
 LOWEST_INITIAL_LAMBDA = 3.0
-"""Where the data end of the ODE is at least."""
+"""The smallest lambda of the ODE's data end."""
 
 LAMBDA_RANGE = 1_000.0
-"""No log signal-to-noise beyond this means anything; a schedule that ends at zero SNR states a number."""
+"""The largest meaningful log signal-to-noise ratio; a schedule that ends at zero SNR states a number."""
 
 MAX_SIDE_LENGTH = 65_536
 MAX_SAMPLE_NUMBERS = 2**28
@@ -33,15 +33,15 @@ SAMPLE_KINDS = {"point": common_pb2.SAMPLE_KIND_POINT, "picture": common_pb2.SAM
 ITEM_BYTES = {"float32": 4}
 RANKS = {"point": 1, "picture": 3}
 VALUE_RANGES = {"point": ("unit-std",), "picture": ("minus-one-to-one", "minus-one-to-one-opponent")}
-"""What the numbers of a sample are, before a model normalises them; the first of each kind is the usual one."""
+"""Value ranges of a sample, before a model normalises them; the first of each kind is the usual one."""
 REFUSE = "refuse"
-"""The size rule of a side that takes no picture of another size than the model's."""
+"""The size rule of a side that accepts only pictures of the model's size."""
 SIZE_RULES = {"point": ("none",), "picture": ("resize", "crop", "pad", REFUSE)}
 PICTURE_BITS = (8, 16)
 MAX_CLASS_NAMES = 10_000
 MAX_CLASS_NAME = 64
 LARGEST_VALUE = 1e9
-"""No raw value of a picture's file is beyond it."""
+"""The largest raw value of a picture's file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,14 @@ from ddib_fed.wire.version import MAX_VERSIONS
 LAST_MOMENT: Final = 253_402_300_799.0
 """The end of the year 9999 in Unix seconds: no calendar goes further."""
 LONGEST_S: Final = 1e10
-"""No duration is longer: 300 years."""
+"""The longest duration: 300 years."""
 LARGEST: Final = 1e12
-"""No figure of an ODE, an error or a statistic is beyond it."""
+"""The largest figure of an ODE, an error or a statistic."""
 MOST_BYTES: Final = 1 << 50
 MOST_ITEMS: Final = 1_000_000
 MAX_EVALUATIONS: Final = 10_000
 LONGEST_LINE: Final = 4_000
-"""What a node tells its operator on one line; it cuts what is longer."""
+"""The longest line of a node's answer to its operator; longer texts are cut."""
 
 
 _DIGEST = Bytes(DIGEST_BYTES, DIGEST_BYTES)

@@ -12,7 +12,7 @@ from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES, require, require_num
 from ddib_fed.wire.version import GUIDANCE, Version
 
 MAX_GUIDANCE = 1000.0
-"""No scale beyond it is anything but a mistake: the published ones are 1 to 10."""
+"""The largest scale; published scales are 1 to 10."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ def guidance_to_pb(asked: Guidance) -> common_pb2.GuidanceSettings | None:
     """
     if asked.encoding:
         raise SettingsInvalid(
-            "nodes guide decoding alone: a latent of guided encoding is not noise, and is not sent",
-            hint="leave --guide out, or use `ddib bridge translate` in one process",
+            "nodes guide decoding alone: the latent of a guided encoding is not noise and is not sent",
+            hint="omit --guide, or use `ddib bridge translate` in one process",
         )
     if asked == UNGUIDED:
         return None
@@ -124,7 +124,7 @@ def check_offered(asked: Guidance, terms: GuidanceTerms | None, of: str) -> None
 
 
 _LACKS = {
-    "--guidance": "its model has no class for none, or its policy allows no guidance",
+    "--guidance": "its model has no null class, or its policy allows no guidance",
     "--classifier-scale": "its node hosts no classifier, or its policy allows none",
     "--clip": "its model's units are not those of [-1, 1]",
 }
@@ -148,7 +148,7 @@ def check_version(asked: Guidance, version: Version, hop: str, spoken: tuple[Ver
     raise ContractMismatch(
         f"guidance needs protocol {GUIDANCE}, and {hop} speaks {version}",
         hop=hop,
-        hint="leave --guidance, --classifier-scale and --clip out, or let its operator upgrade ddib-fed",
+        hint="omit --guidance, --classifier-scale and --clip, or let its operator upgrade ddib-fed",
         differences=(
             Difference(
                 "version",

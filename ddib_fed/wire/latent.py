@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Message)
 
 SAME_FIGURE = 1e-3
-"""How far two measurements of one latent may be apart: sums in another order or on another device."""
+"""Tolerance between two measurements of one latent: sums in another order or on another device."""
 
 
 class Statistics(Protocol):

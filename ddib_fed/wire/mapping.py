@@ -29,7 +29,7 @@ Domain = TypeVar("Domain")
 Wire = TypeVar("Wire", bound=Message)
 Member = TypeVar("Member", bound=Enum)
 UNKNOWN = "UNKNOWN"
-"""What a number is called that is unspecified, or of a later release."""
+"""The name of an unspecified number, or of one from a later release."""
 
 
 def to_message(value: object, kind: type[Wire], *, local: Collection[str] = (), **given: Any) -> Wire:

@@ -179,7 +179,7 @@ def test_a_node_that_cannot_renew_starts_while_its_certificate_is_good(
 ) -> None:
     """And says so; when it has expired it does not start."""
     config = second_node(issuer, tmp_path, "", age=17 * HOUR)
-    assert "no way to renew" in (recover_at_start(config) or "")
+    assert "cannot be renewed" in (recover_at_start(config) or "")
     with pytest.raises(Unauthenticated, match="expired"):
         recover_at_start(config, now=NOW + 8 * HOUR)
 

@@ -214,7 +214,7 @@ def test_several_frames_are_refused(content):
     with pytest.raises(ImageTooLarge) as caught:
         decode_image(content)
     assert caught.value.facts["limit_frames"] == "1"
-    assert "file of its own" in caught.value.hint
+    assert "separate file" in caught.value.hint
 
 
 def test_an_object_array_is_refused_unread():

@@ -119,7 +119,7 @@ def test_a_dns_name_that_would_be_too_long_is_no_identity() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ([], "no subject alternative names"),
+        ([], "no readable subject alternative names"),
         ([x509.DNSName("node-1.north.example")], "one URI"),
         ([*names("north.example"), *names("north.example", "node-2")], "one URI"),
         ([x509.UniformResourceIdentifier("https://north.example/node/node-1")], "not an identity"),
@@ -199,7 +199,7 @@ def test_a_root_without_constraints_vouches_for_its_own_institution_only() -> No
 @pytest.mark.parametrize(
     ("kind", "usages", "says"),
     [
-        ("node", (), "does not say"),
+        ("node", (), "does not state its purpose"),
         ("node", (Usage.SERVER_AUTH,), "not for clientAuth"),
         ("node", (Usage.CLIENT_AUTH,), "serverAuth"),
         ("client", (Usage.CLIENT_AUTH, Usage.SERVER_AUTH), "serverAuth"),

@@ -19,12 +19,12 @@ from ddib_fed.errors import DomainNotFound, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What is sent, in order.
+    """The files to send, in order.
 
     Attributes:
         paths: The files.
-        inputs: What each is called.
-        classes: (source class, target class) of each; empty where all have one, or none.
+        inputs: The name of each.
+        classes: (source class, target class) of each; empty if all have the same, or none.
     """
 
     paths: tuple[Path, ...]
@@ -33,7 +33,7 @@ class Chosen:
 
     @classmethod
     def files(cls, paths: Sequence[Path]) -> Chosen:
-        """Plain files, whose results are called as they are."""
+        """Plain files, whose results have the same names."""
         return cls(tuple(paths), tuple(Input(path.stem, path.name) for path in paths))
 
     @property
@@ -51,7 +51,7 @@ def choose(
     labels: Path | None,
     limit: int | None,
 ) -> Chosen:
-    """The files that `ddib translate` was given.
+    """The files given to `ddib translate`.
 
     Args:
         files: Files; with `pairs`, one folder.
@@ -62,7 +62,7 @@ def choose(
         limit: Only so many pictures of each class.
 
     Raises:
-        UsageError: Options that do not go together, or a class that is not there.
+        UsageError: Conflicting options, or an unknown class.
         FileMissing, InputError, ExtraMissing: As `paired_pictures`.
         DdibError: The node refuses or cannot be reached.
     """

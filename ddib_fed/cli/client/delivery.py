@@ -1,7 +1,7 @@
 """Writes fetched results and their provenance; keeps the file names, which never leave this machine.
 
-A result is acknowledged only when its files and their folder are on the disk; a result that is there is
-not overwritten unless asked, and an input never.
+A result is acknowledged only when its files and their folder are on the disk; an existing result is
+overwritten only on request, and an input never.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STATE_PREFIX = ".ddib-job-"
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What one item is called here.
+    """The local names of an item.
 
     Attributes:
         name: The file's name without its suffix, or another one; results are named after it.
@@ -55,13 +55,13 @@ class Input:
     source: str = ""
 
     def file_name(self, part: Part, media: Media) -> str:
-        """What the file of a part is called."""
+        """The file name of a part."""
         if self.source and part in {Part.SOURCE, Part.TRANSLATION}:
             return f"{self.source if part is Part.SOURCE else self.name}.PNG"
         return file_name(self.name, part, media)
 
     def file_names(self) -> Iterator[tuple[str, bool]]:
-        """Every file name that its results could have, and whether other items may have the same file."""
+        """Every possible file name of its results, and whether other items may share the file."""
         yield f"{self.name}.json", False
         for part in Part:
             for media in Media:
@@ -70,7 +70,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class JobFile:
-    """The hidden file `DIR/.ddib-job-REQUEST_ID.json`, from before a job is submitted until all of it is here."""
+    """The hidden file `DIR/.ddib-job-REQUEST_ID.json`, from before submission until all results are here."""
 
     request_id: str
     target: str
@@ -86,7 +86,7 @@ class JobFile:
         write_file(self.path(out), text.encode(), private=True)
 
     def remove(self, out: Path) -> None:
-        """All results are here and acknowledged."""
+        """Remove it: all results are here and acknowledged."""
         self.path(out).unlink(missing_ok=True)
 
     @classmethod
@@ -109,7 +109,7 @@ class JobFile:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """One result on the disk: its files, and what was written in its record."""
+    """One result on the disk: its files and its record."""
 
     item: int
     file: str
@@ -119,16 +119,16 @@ class Delivered:
 
 
 def check_names(paths: Sequence[Path], inputs: Sequence[Input], out: Path, *, force: bool) -> None:
-    """See that every result will have a name of its own, and that nothing is lost by writing it.
+    """Check that every result has a unique name and that writing it overwrites nothing.
 
     Args:
         paths: The files.
-        inputs: What they are called.
+        inputs: Their names.
         out: Where their results go.
-        force: Whether results that are there may be overwritten.
+        force: Whether existing results may be overwritten.
 
     Raises:
-        UsageError: Two inputs would have results of one name, or a result would replace an input.
+        UsageError: Two inputs would have results of the same name, or a result would replace an input.
         AlreadyExists: A result is there already and `force` is not set.
     """
     owner: dict[str, int] = {}
@@ -162,13 +162,13 @@ def deliver(
     force: bool,
     doubtful_below: float = DOUBTFUL_BELOW,
 ) -> Iterator[Delivered]:
-    """Fetch what is ready, write it, and acknowledge each item once it is on the disk.
+    """Fetch the ready results, write them, and acknowledge each item once it is on the disk.
 
     Pictures whose round trip has a PSNR below `doubtful_below` dB, or whose structure is below the thresholds of the
     source's model, are marked in their records.
 
     Raises:
-        ChunkCorrupt: A result is not of what was sent.
+        ChunkCorrupt: A result does not belong to the sent file.
         AlreadyExists: A result is there already with other content, and `force` is not set.
         DdibError: The node refuses or cannot be reached.
     """
@@ -211,7 +211,7 @@ def write_result(
 
 
 def write_durably(path: Path, data: bytes, *, force: bool, private: bool = False) -> None:
-    """Write a file as a whole and flush it to the disk; the same content again is no overwriting.
+    """Write a file atomically and flush it to the disk; writing the same content again is allowed.
 
     Raises:
         AlreadyExists: It is there with other content, and `force` is not set.
@@ -232,13 +232,13 @@ def _digest(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def named(out: Path, job_file: JobFile) -> Iterator[None]:
-    """Keep the names on the disk; a job that could not even be submitted leaves nothing behind."""
+    """Keep the names on the disk; a job that could not be submitted leaves nothing behind."""
     out.mkdir(parents=True, exist_ok=True)
     job_file.save(out)
     try:
         yield
     except (UnavailableError, DeadlineExceeded, Cancelled):
-        raise  # the node may have taken the job although its answer did not come
+        raise  # the node may have accepted the job although its answer was lost
     except Exception:
         job_file.remove(out)
         raise

@@ -1,4 +1,4 @@
-"""`ddib doctor`: each step of the way from the profile to the source node, and the cause at the first that fails."""
+"""`ddib doctor`: checks each step from the profile to the source node, and names the cause of the first failure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def doctor(output_format: str, profile_path: Path | None) -> None:
 
 
 def _show(finding: dict[str, object]) -> None:
-    """One line; what is wrong with a step that fails is said once, as the command's error."""
+    """One line of output; the cause of a failed step is printed once, as the command's error."""
     if finding["ok"]:
         say(f"ok    {finding['step']:<12} {finding['finding']}")
     else:
@@ -55,7 +55,7 @@ def _show(finding: dict[str, object]) -> None:
 
 
 def _steps(profile_path: Path | None) -> Iterator[Step]:
-    """The steps, each made only when those before it went well."""
+    """The steps; each runs only if the earlier ones succeeded."""
     found: list[Profile] = []
 
     def load() -> str:
@@ -70,7 +70,7 @@ def _steps(profile_path: Path | None) -> Iterator[Step]:
 
 
 def _certificate(profile: Profile) -> str:
-    """That the folder's certificate is the profile's; whether it is valid now is the connection's business."""
+    """Check that the folder's certificate is the profile's; its validity is checked by the connection."""
     own, expected = load_identity(profile.pki_folder), f"spiffe://{profile.institution}/client/{profile.name}"
     if own.identity.uri != expected:
         raise Unauthenticated(
@@ -82,7 +82,7 @@ def _certificate(profile: Profile) -> str:
 
 
 def _connection(profile: Profile) -> str:
-    """That both sides take the other's certificate over TLS 1.3."""
+    """Check that both sides accept the other's certificate over TLS 1.3."""
     finding = diagnose(
         profile.source_address, server_name=profile.source_identity, pki_folder=profile.pki_folder
     )
@@ -94,7 +94,7 @@ def _connection(profile: Profile) -> str:
 
 
 def _service(profile: Profile) -> str:
-    """Whether the node serves this client, and what it can reach."""
+    """Check that the node serves this client, and list what it can reach."""
     with open_client(profile, patience_s=0) as client:
         found = client.domains()
     targets = ", ".join(f"{d.target} {d.status}" for d in found.targets) or "no targets yet"

@@ -1,4 +1,4 @@
-"""`ddib domains`: what the source node can translate to, and whether each target is ready now."""
+"""`ddib domains`: lists the target domains of the source node, and whether each is ready."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _row(domain: Domain) -> list[str]:
 
 
 def guidance(terms: GuidanceTerms) -> str:
-    """Which options of guidance the target takes, and up to what."""
+    """The guidance options that the target accepts, with their limits."""
     found = []
     if terms.max_guidance:
         found.append(f"--guidance {terms.max_guidance:g}")
@@ -56,10 +56,10 @@ def guidance(terms: GuidanceTerms) -> str:
 
 
 def classes(count: int, names: Sequence[str]) -> str:
-    """What --target-class takes: the names when they are few, otherwise their number."""
+    """The values of --target-class: the names if they are few, otherwise their number."""
     return ", ".join(names) if 0 < len(names) <= MAX_LISTED else f"0 to {count - 1}" if count else "-"
 
 
 def kind(sample_kind: str, shape: tuple[int, ...]) -> str:
-    """What one sample is, e.g. `point 2`."""
+    """The kind and shape of a sample, e.g. `point 2`."""
     return f"{sample_kind} {'x'.join(map(str, shape))}"

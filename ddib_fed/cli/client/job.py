@@ -1,4 +1,4 @@
-"""`ddib job ...`: the single steps of a translation, for jobs that outlive the terminal they came from."""
+"""`ddib job ...`: the single steps of a translation, for jobs that outlive their terminal."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class JobProgress:
             )
 
     def wait(self, error: DdibError, delay_s: float) -> None:
-        """Say that the node is away; once a second try was needed, and only once each time."""
+        """Report that the node is away, from the second try on and once per outage."""
         self._waits += 1
         if self._waits == 2:
             self._progress.console.print(f"{error.hop or 'the node'}: {error.detail}; trying again")

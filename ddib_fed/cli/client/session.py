@@ -1,7 +1,7 @@
 """Opens a client whose calls Ctrl-C ends in order.
 
-An interruption never surfaces inside gRPC, which holds locks there and can hang for good when an exception
-appears between taking and releasing one. The signal only ends the connection; the call that runs then fails as any
+An interruption must not be raised inside gRPC, which holds locks and can hang forever if an exception
+occurs between taking and releasing one. The signal only ends the connection; the running call then fails like any
 other call does. A second Ctrl-C interrupts at once.
 """
 
@@ -28,7 +28,7 @@ def open_client(
     """A client for one command.
 
     Args:
-        profile: It, or its file, or none for the usual places.
+        profile: The profile, its file, or None for the usual places.
         on_wait: Told when a call waits for the node.
         patience_s: How long a node that was reached may be away.
 
@@ -42,7 +42,7 @@ def open_client(
 
 @contextlib.contextmanager
 def _interruptible(client: Client) -> Iterator[None]:
-    """While this lasts the first Ctrl-C ends the client's calls."""
+    """Within this context the first Ctrl-C ends the client's calls."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -75,10 +75,10 @@ def explaining_interruption(client: Client, job_id: str, out: Path | None = None
     except DdibError as error:
         if not client.aborted:
             raise
-        # The id is the node's word, and these lines are there to be pasted.
+        # The id comes from the node, and these lines are meant to be pasted.
         job, more = shlex.quote(job_id), f" --profile {shlex.quote(str(client.profile.path))}"
         raise Cancelled(
-            f"interrupted; job {job_id} goes on at the source node",
+            f"interrupted; job {job_id} continues at the source node",
             hint=f"ddib job watch {job}{more}\n"
             f"ddib job fetch {job} --out {shlex.quote(str(out or 'DIR'))}{more}\n"
             f"ddib job cancel {job}{more}   (to stop it)",

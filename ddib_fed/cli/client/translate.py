@@ -1,4 +1,4 @@
-"""`ddib translate`: files in, results with provenance out; the names of the files never leave this machine."""
+"""`ddib translate`: translates files and writes results with provenance; file names never leave this machine."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def translate(
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is asked for, apart from the files."""
+    """The request, apart from the files."""
 
     target: str
     settings: Settings
@@ -123,7 +123,7 @@ class Order:
 
 
 def order_of(target: str, asked: Mapping[str, Any]) -> Order:
-    """What the options of a command ask for.
+    """The request from the options of a command.
 
     Raises:
         SettingsInvalid: Both kinds of guidance.
@@ -143,7 +143,7 @@ def order_of(target: str, asked: Mapping[str, Any]) -> Order:
 def submit(
     client: Client, chosen: Chosen, items: Sequence[Payload], order: Order, out: Path | None
 ) -> tuple[Submitted, tuple[Input, ...]]:
-    """Give the job to the node; what the items are called is on this disk before."""
+    """Submit the job, after writing the names of its items to disk."""
     split_target(order.target)
     request_id = str(uuid.uuid4())
     pairs = zip(chosen.inputs, items, strict=True)
@@ -188,7 +188,7 @@ def receive(
     force: bool,
     doubtful_below: float = DOUBTFUL_BELOW,
 ) -> tuple[JobView, list[Delivered]]:
-    """Watch a job to its end and write what it made, also when a part of it failed."""
+    """Watch a job to its end and write its results, also if a part of it failed."""
     with explaining_interruption(client, submitted.job_id, out):
         for event in client.watch(submitted.job_id):
             progress.event(event)
@@ -199,7 +199,7 @@ def receive(
 
 
 def print_submitted(job: Submitted, target: str, out: Path | None, output_format: str) -> None:
-    """The job, and how to go on with it."""
+    """Print the job and the commands to follow it."""
     if output_format == "json":
         print_json({"job_id": job.job_id, "request_id": job.request_id, "state": job.state, "target": target})
         return
@@ -217,7 +217,7 @@ def report(
     *,
     doubtful_below: float = DOUBTFUL_BELOW,
 ) -> None:
-    """What was written: a table, or one JSON document."""
+    """Print the written results: a table, or one JSON document."""
     if output_format == "json":
         items = [_as_json(item) for item in delivered]
         print_json(

@@ -1,7 +1,7 @@
 """Writes the demo's test pictures as files, and reads the results back.
 
-A picture that is sent holds nothing but its pixels, and the true picture of the same ground in the target's
-domain is written nowhere: it is kept here, to be compared with.
+A sent picture contains only its pixels, and the true picture of the same place in the target's
+domain is never written: it is kept here for comparison.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ddib_fed.samples.images import encode_png, read_image
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Some test pictures of a pair, row i of each being of one place.
+    """Test pictures of a pair; row i of each shows the same place.
 
     Attributes:
-        rows: Which of the test part, (N,).
+        rows: Their rows in the test part, (N,).
         source: (N, C, H, W) float32 in [-1, 1].
         truth: (N, C', H', W') float32 in [-1, 1]: what the target's pictures of the same places are.
     """
@@ -41,7 +41,7 @@ class Chosen:
         return cls(tuple(rows.tolist()), source.test[rows], target.test[rows])
 
     def write(self, folder: Path) -> list[Path]:
-        """The sources as PNGs, called by their rows."""
+        """The sources as PNGs, named by their rows."""
         folder.mkdir(parents=True)
         paths = [folder / f"{row:03}.png" for row in self.rows]
         for path, pixels in zip(paths, to_pixels(self.source), strict=True):
@@ -51,15 +51,15 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Album:
-    """The chosen pictures at each stage, as the client's files hold them.
+    """The chosen pictures at each stage, from the client's files.
 
     Attributes:
-        chosen: What was sent, and the truth.
+        chosen: The sent pictures, and the truth.
         sent: The files that were sent.
-        delivered: What is recorded of each.
-        latent: What crossed, (N, C, H, W) float32.
-        translated: What came of it, (N, C', H', W') float32 in [-1, 1].
-        returned: What came back, (N, C, H, W) float32 in [-1, 1].
+        delivered: The record of each.
+        latent: The sent latents, (N, C, H, W) float32.
+        translated: The translations, (N, C', H', W') float32 in [-1, 1].
+        returned: The returned pictures, (N, C, H, W) float32 in [-1, 1].
     """
 
     chosen: Chosen = field(repr=False)
@@ -71,10 +71,10 @@ class Album:
 
     @classmethod
     def load(cls, chosen: Chosen, sent: Sequence[Path], delivered: Sequence[Delivered]) -> Album:
-        """Read what the client wrote: one result for each file, in their order.
+        """Read the client's results: one for each file, in their order.
 
         Raises:
-            ImageUnreadable: A result is no picture.
+            ImageUnreadable: A result is not a picture.
         """
         latents = [np.load(result.files[Part.LATENT], allow_pickle=False) for result in delivered]
         return cls(

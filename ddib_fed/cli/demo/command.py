@@ -65,17 +65,17 @@ def demo(out: Path, keep: bool, points: int) -> None:
 
 
 def demonstrate(out: Path, *, keep: bool, points: int, models: Mapping[str, Path] = SHIPPED) -> None:
-    """What `ddib demo` does.
+    """Run the demo.
 
     Args:
         out: Folder for everything.
         keep: Leave the nodes running.
         points: How many.
-        models: Bundles by domain, instead of those that ship.
+        models: Bundles by domain, instead of the shipped ones.
 
     Raises:
         ModuleNotFoundError: A package of the [node] extra is missing.
-        AlreadyExists: There is something in the folder that no demo made.
+        AlreadyExists: The folder is not empty and was not made by a demo.
         StateConflict: The nodes of an earlier demo still run.
         OutOfBounds: A figure is not within its bound.
         DdibError: A node could not start, or a translation failed.
@@ -107,15 +107,15 @@ def demonstrate(out: Path, *, keep: bool, points: int, models: Mapping[str, Path
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One half of the demo.
+    """One part of the demo: points or pictures.
 
     Attributes:
-        heading: Over its commands.
+        heading: Heading of its commands.
         sites: The two institutions.
-        person: Who has something translated.
-        translate: What is done while both nodes serve.
-        shown: Files to try again, as one would type them, `{out}` being the demo's folder.
-        skipped: What stands in the report instead, when the part cannot be done here.
+        person: The client's name.
+        translate: Function that runs while both nodes serve.
+        shown: Example files for the user's own commands; `{out}` is the demo's folder.
+        skipped: The report's entry if the part cannot run here.
     """
 
     heading: str
@@ -155,7 +155,7 @@ def _way(source: Site, target: Site) -> str:
 
 
 def require_node_extra() -> None:
-    """The demo runs nodes: say at once when they are not installed.
+    """Raise at once if the node's packages are not installed.
 
     Raises:
         ModuleNotFoundError: A package of the [node] extra is missing.
@@ -166,10 +166,10 @@ def require_node_extra() -> None:
 
 
 def prepare(out: Path) -> None:
-    """An empty folder of ours.
+    """Make or empty the demo's folder.
 
     Raises:
-        AlreadyExists: There is something that no demo made.
+        AlreadyExists: The folder was not made by a demo.
         StateConflict: The nodes of an earlier demo still run.
     """
     from ddib_fed.cli.demo.institutions import still_runs
@@ -190,7 +190,7 @@ def prepare(out: Path) -> None:
 
 @contextlib.contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Take SIGTERM as Ctrl-C, so that the nodes are stopped."""
+    """Treat SIGTERM like Ctrl-C, so that the nodes are stopped."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -213,10 +213,10 @@ def show_outcome(outcome: Outcome) -> None:
 
 
 def finish(report: Path, outcomes: Sequence[Outcome], seconds: float) -> None:
-    """Write the report and judge.
+    """Write the report and check the bounds.
 
     Raises:
-        OutOfBounds: A figure is not within its bound; the report is there all the same.
+        OutOfBounds: A figure is not within its bound; the report is still written.
     """
     from ddib_fed.cli.demo.report import write_report
 

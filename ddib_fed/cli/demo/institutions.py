@@ -37,7 +37,7 @@ def free_ports(count: int) -> tuple[int, ...]:
 
 
 def run_command(show: Show, *words: str | Path) -> str:
-    """Run a `ddib` command in this process, as it would be typed; what it printed."""
+    """Run a `ddib` command in this process, as typed; returns its output."""
     show("ddib " + " ".join(str(word) for word in words))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -52,8 +52,8 @@ class Institution:
     Attributes:
         name: A DNS name.
         role: Of its node, "source" or "target".
-        domain: What its model is of.
-        folder: With node.toml, the model and the node's state.
+        domain: The domain of its model.
+        folder: Contains node.toml, the model and the node's state.
         port: Of loopback, that the node listens on.
         bundle: Its model; None for the one of the domain that ships with the package.
         process: The node, once it was started.
@@ -74,11 +74,11 @@ class Institution:
 
     @property
     def log_path(self) -> Path:
-        """What its node writes."""
+        """The node's log file."""
         return self.folder / "node.log"
 
     def set_up(self, show: Show) -> str:
-        """Make its node with a copy of the model that ships, or the given one; the fingerprint of its peer file."""
+        """Make its node with a copy of the shipped model, or the given one; returns its fingerprint."""
         printed = run_command(
             show, "init", "node", "--institution", self.name, "--role", self.role, "--domain", self.domain,
             "--model", self.bundle or self.domain, "--address", f"localhost:{self.port}", "--out", self.folder,
@@ -90,7 +90,7 @@ class Institution:
 
     @property
     def peer_file(self) -> Path:
-        """What the other institution adds."""
+        """Its peer file, for the other institution."""
         return self.folder / f"{self.name}.peer"
 
     def admit(self, show: Show, peer_file: Path, fingerprint: str) -> None:
@@ -100,7 +100,7 @@ class Institution:
         )
 
     def start(self, show: Show) -> None:
-        """Start its node, in a session of its own: Ctrl-C is for the demo, which then stops it in order."""
+        """Start its node in a separate session: Ctrl-C reaches only the demo, which then stops it in order."""
         words = ["-m", f"{self.role}_node", "serve", "--config", str(self.config_path)]
         show(f"ddib-{self.role}-node serve --config {self.config_path} &")
         with self.log_path.open("wb") as log:
@@ -113,7 +113,7 @@ class Institution:
             )
 
     def wait_ready(self, timeout_s: float = START_S) -> None:
-        """Return once the node says on its socket that it serves.
+        """Return once the node reports on its socket that it serves.
 
         Raises:
             NotReady: It ended, or did not become ready in time; with the end of its log.
@@ -138,7 +138,7 @@ class Institution:
         )
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL when that does not suffice."""
+        """SIGTERM, then SIGKILL if necessary."""
         if self.process is None or self.process.poll() is not None:
             return
         self.process.send_signal(signal.SIGTERM)

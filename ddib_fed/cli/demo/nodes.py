@@ -1,7 +1,7 @@
 """Sets up two institutions whose nodes admit one another, and translates files through them.
 
-Everything is done by the commands and the client that users have, and each command is shown as one would
-type it. Nodes that were started are stopped, whatever happens, unless they are to be kept.
+Everything is done with the commands and the client that users have, and each command is printed as one would
+type it. Started nodes are always stopped, unless they are to be kept.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def show(command: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where one of two institutions is to be.
+    """Description of one of the two institutions.
 
     Attributes:
         name: A DNS name.
-        domain: What its model is of.
+        domain: The domain of its model.
         bundle: Its model; None for the one that ships with the package.
     """
 
@@ -43,13 +43,13 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two institutions in one folder, and a person of the first.
+    """Two institutions in one folder, and a client of the first.
 
     Attributes:
         out: The folder.
-        source: Whose pictures or points are translated.
-        target: To whose domain.
-        person: Who has them translated.
+        source: The institution whose pictures or points are translated.
+        target: The institution of the target domain.
+        person: The client's name.
     """
 
     out: Path
@@ -59,7 +59,7 @@ class Pair:
 
     @classmethod
     def of(cls, out: Path, source: Site, target: Site, person: str) -> Pair:
-        """Two institutions that are not set up yet, on free ports; their folders are called by their first labels."""
+        """Two institutions, not yet set up, on free ports; their folders are named by their first labels."""
         from ddib_fed.cli.demo.institutions import Institution, free_ports
 
         first, second = (
@@ -85,7 +85,7 @@ class Pair:
 
     @contextlib.contextmanager
     def running(self, *, keep: bool) -> Iterator[None]:
-        """Both nodes set up, admitted by one another, and serving; stopped in the end unless they are kept."""
+        """Set up both nodes, let them admit each other, and serve; stop them at the end unless they are kept."""
         try:
             self._set_up()
             with console(stderr=True).status("the nodes load and warm up their models"):
@@ -118,19 +118,19 @@ class Pair:
         )  # fmt: skip
 
     def translate(self, files: Sequence[Path], order: Order, out: Path, *, shown: str) -> list[Delivered]:
-        """What `ddib translate --cycle --keep-latents` does, through the client.
+        """Translate like `ddib translate --cycle --keep-latents`, through the client.
 
         Args:
-            files: What is translated.
-            order: How.
+            files: The files to translate.
+            order: The solver settings.
             out: Folder of the results.
             shown: The files, as one would type them.
 
         Returns:
-            One result a file, in their order.
+            One result per file, in their order.
 
         Raises:
-            DdibError: The job failed, or a node is gone.
+            DdibError: The job failed, or a node is unreachable.
         """
         from ddib_fed.cli.client.choosing import Chosen
         from ddib_fed.cli.client.progress import JobProgress
@@ -150,7 +150,7 @@ class Pair:
         return sorted(delivered, key=lambda result: result.item)
 
     def say_how_to_go_on(self, shown: str) -> None:
-        """Addresses, and commands to try on the files that are written as `shown`."""
+        """Print addresses, and example commands for the files in `shown`."""
         for institution in self.institutions:
             pid = institution.process.pid if institution.process is not None else "-"
             say(
@@ -169,7 +169,7 @@ class Pair:
 
 
 def _command(shown: str, order: Order, out: Path, profile: Path) -> str:
-    """The order as one would type it; what is as by default is left out."""
+    """The settings as options; defaults are omitted."""
     from ddib_fed.wire.jobs import Settings
 
     words = ["ddib translate", shown, "--to", order.target]

@@ -1,7 +1,7 @@
 """The demo's pictures: 16 test pictures translated and returned through two nodes, with figures.
 
-The pictures show ground that neither model was trained on. Figures come from the files that the client
-wrote, in [-1, 1], and beside them stand those of translations that need no network and those of true noise.
+The pictures show places that neither model was trained on. Figures come from the files that the client
+wrote, in [-1, 1], and are reported beside those of baselines without a network and of true noise.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CYCLE_MIN = 30.0
 
 
 def sites(models: Mapping[str, Path]) -> tuple[Site, Site]:
-    """The two institutions, with models of `models`, by domain, instead of those that ship."""
+    """The two institutions, with `models` by domain instead of the shipped ones."""
     source, target = (
         Site(name, domain, models.get(domain)) for name, domain in zip(INSTITUTIONS, PAIR, strict=True)
     )
@@ -54,10 +54,10 @@ def sites(models: Mapping[str, Path]) -> tuple[Site, Site]:
 
 
 def missing(models: Mapping[str, Path]) -> Outcome | None:
-    """What stands in the report instead of pictures; None when there are pictures and models.
+    """The report's entry if pictures or models are missing; None otherwise.
 
     Args:
-        models: Bundles by domain that stand in for those that ship.
+        models: Bundles by domain, instead of the shipped ones.
     """
     absent = sorted({shipped_domain(name).package for name in PAIR if not available(name)})
     if absent:
@@ -77,7 +77,7 @@ class Baselines:
     Attributes:
         source: The source unchanged.
         histogram: Values matched to the target domain's, unpaired.
-        random: Pictures of the target's training part, whatever was asked.
+        random: Random pictures of the target's training part.
         colour_map: A quadratic map of colours, fitted on true pairs that no party of a bridge has.
     """
 
@@ -88,7 +88,7 @@ class Baselines:
 
     @classmethod
     def measure(cls, chosen: Chosen, source: ShippedPictures, target: ShippedPictures) -> Baselines:
-        """Of the pictures that were chosen."""
+        """Measure it for the chosen pictures."""
         truth = chosen.truth
         count, channels = len(truth), truth.shape[1]
         drawn = [random_pictures(target.train, count, seed=seed) for seed in range(RANDOM_DRAWS)]
@@ -104,7 +104,7 @@ class Baselines:
 
 @dataclass(frozen=True, slots=True)
 class Whiteness:
-    """How white the latents that crossed are.
+    """Whiteness of the sent latents.
 
     Attributes:
         mean: Of all numbers.
@@ -125,7 +125,7 @@ class Whiteness:
 
     @classmethod
     def measure(cls, album: Album) -> Whiteness:
-        """Of the latents that the source node sent."""
+        """Measure it for the latents that the source node sent."""
         measured = whiteness(torch.from_numpy(album.latent))
         one = (1, *album.latent.shape[1:])
         return cls(
@@ -140,7 +140,7 @@ class Whiteness:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is measured of pictures; the report's object."""
+    """The figures of pictures; the report's object."""
 
     count: int
     steps: int
@@ -156,7 +156,7 @@ class Figures:
     items: tuple[Mapping[str, Any], ...]
 
     def bounds(self) -> tuple[Bound, ...]:
-        """What they are held to: a return, a translation better than chance, latents near noise."""
+        """Their bounds: round trip, translation better than chance, latents near noise."""
         return (
             Bound.at_least("pictures.cycle_psnr.median", self.cycle_psnr["median"], CYCLE_MEDIAN),
             Bound.at_least("pictures.cycle_psnr.min", self.cycle_psnr["min"], CYCLE_MIN),
@@ -170,7 +170,7 @@ class Figures:
 
 
 def translate_pictures(pair: Pair) -> Outcome:
-    """Take test pictures there and back through both nodes, and measure and draw what came."""
+    """Translate test pictures there and back through both nodes, and measure and draw the results."""
     source, target = load_shipped(pair.source.domain), load_shipped(pair.target.domain)
     chosen = Chosen.evenly(source, target, COUNT)
     paths = chosen.write(pair.out / FOLDER / "in")
@@ -192,7 +192,7 @@ def outcome(figures: Figures, sheet: Path) -> Outcome:
 
 
 def measure(album: Album, baseline: Baselines) -> Figures:
-    """Compare what came with what was sent, and with the truth."""
+    """Compare the results with the sent pictures and with the truth."""
     chosen, provenance = album.chosen, album.delivered[0].provenance
     cycle = to_psnr(mse(album.returned, chosen.source))
     paired = mse(album.translated, chosen.truth)
@@ -222,7 +222,7 @@ def measure(album: Album, baseline: Baselines) -> Figures:
 
 
 def draw(album: Album, figures: Figures, path: Path) -> None:
-    """Source, translation, truth and return beneath one another, a column a picture."""
+    """Source, translation, truth and returned picture, one column per picture."""
     chosen = album.chosen
     stages = (
         Stage(f"source: {figures.source}", chosen.source),
@@ -231,7 +231,9 @@ def draw(album: Album, figures: Figures, path: Path) -> None:
         Stage("and back", album.returned),
     )
     said = (shipped_domain(name).note.split("; ") for name in (figures.source, figures.target))
-    notes = dict.fromkeys(note for part in said for note in part)  # what both domains say is written once
+    notes = dict.fromkeys(
+        note for part in said for note in part
+    )  # a note common to both domains is written once
     save_sheet(
         path,
         stages,
@@ -242,7 +244,7 @@ def draw(album: Album, figures: Figures, path: Path) -> None:
 
 
 def print_hops(album: Album, person: str) -> None:
-    """What happened at each hop, and who could see it; an institution goes by the first label of its name."""
+    """Table of each hop and who could see it; an institution is named by its first label."""
     provenances = [result.provenance for result in album.delivered]
     first = provenances[0]
     source, target = (name.partition(".")[0] for name in (first.source_institution, first.target_institution))
@@ -271,7 +273,7 @@ def _say(source: str, target: str, sigma: float) -> None:
         f"{target} saw latents, which look like noise, and what it made of them: never a picture of {source}'s.",
         f"Neither saw the other's model or training data. Before encoding, {source} mixed noise of {number(sigma)}",
         "times the data's spread into each picture, by a secret of its own, so that flat regions become noise too.",
-        "But a latent is an invertible encoding for whoever holds, or can train, a model like the sender's.",
+        "But a latent is an invertible encoding for anyone who has, or can train, a model like the sender's.",
         "",
     )
     say(*lines)

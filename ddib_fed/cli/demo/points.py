@@ -1,6 +1,6 @@
 """The demo's points: translated and returned through two nodes, with figures.
 
-Figures come from the files that the client wrote and not from what the nodes say of themselves.
+Figures come from the files that the client wrote, not from the nodes' own reports.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INSTITUTIONS = ("north.example", "south.example")
 PERSON = "alice"
 STEPS = 48
 SEED = 1
-# What was promised at 48 evaluations a leg, on points of unit standard deviation.
+# The bounds at 48 evaluations per leg, on points of unit standard deviation.
 CYCLE_MEDIAN = 3e-4
 CYCLE_MEAN = 1e-3
 CYCLE_P99 = 5e-3
@@ -56,14 +56,14 @@ class Clouds:
 
     @classmethod
     def load(cls, source: Path, files: Mapping[Part, Path]) -> Clouds:
-        """Read what was sent and what the client wrote."""
+        """Read the sent points and the client's files."""
         parts = (files[part] for part in (Part.LATENT, Part.TRANSLATION, Part.RETURNED))
         return cls(*(np.load(path, allow_pickle=False) for path in (source, *parts)))
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is measured of points; the report's object."""
+    """The figures of points; the report's object."""
 
     count: int
     steps: int
@@ -74,7 +74,7 @@ class Figures:
     wire_bytes: int
 
     def bounds(self) -> tuple[Bound, ...]:
-        """What was promised of them."""
+        """Their bounds."""
         return (
             Bound.at_most("cycle.median", self.cycle["median"], CYCLE_MEDIAN),
             Bound.at_most("cycle.mean", self.cycle["mean"], CYCLE_MEAN),
@@ -84,7 +84,7 @@ class Figures:
 
 
 def sites(models: Mapping[str, Path]) -> tuple[Site, Site]:
-    """The two institutions, with models of `models`, by domain, instead of those that ship."""
+    """The two institutions, with `models` by domain instead of the shipped ones."""
     source, target = (
         Site(name, domain, models.get(domain)) for name, domain in zip(INSTITUTIONS, PAIR, strict=True)
     )
@@ -92,7 +92,7 @@ def sites(models: Mapping[str, Path]) -> tuple[Site, Site]:
 
 
 def translate_points(pair: Pair, points: int) -> Outcome:
-    """Draw points, translate them there and back through both nodes, and measure and draw what came."""
+    """Draw points, translate them there and back through both nodes, and measure and plot the results."""
     path = pair.out / "points.npy"
     np.save(path, sample(pair.source.domain, points, SEED))
     order = Order(pair.to, Settings(evaluations=STEPS), cycle=True, keep_latent=True, deadline_s=None)
@@ -132,7 +132,7 @@ def draw(clouds: Clouds, figures: Figures, path: Path) -> None:
 
 
 def print_hops(clouds: Clouds, provenance: Translation, person: str) -> None:
-    """What happened at each hop, and who could see it; an institution goes by the first label of its name."""
+    """Table of each hop and who could see it; an institution is named by its first label."""
     source, target = (
         name.partition(".")[0] for name in (provenance.source_institution, provenance.target_institution)
     )
@@ -150,4 +150,4 @@ def print_hops(clouds: Clouds, provenance: Translation, person: str) -> None:
     ]
     print_table("What happened at each hop", ["hop", "what", ">bytes", ">seconds", "seen by"], rows)
     say(f"Neither node saw the other's model or training data, and {target} never saw the points. But a")
-    say("latent is an invertible encoding for whoever holds, or can train, a model like the sender's.", "")
+    say("latent is an invertible encoding for anyone who has, or can train, a model like the sender's.", "")

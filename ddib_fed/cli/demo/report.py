@@ -13,7 +13,7 @@ from ddib_fed.files import write_json
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A figure, and the most or the least that it may be."""
+    """A figure with its upper or lower bound."""
 
     name: str
     value: float
@@ -40,8 +40,8 @@ class Outcome:
         name: Its key in the report.
         title: Over its table of bounds.
         figures: Its object in the report, as JSON values.
-        bounds: Figures that are held to something.
-        files: What was written, to be shown.
+        bounds: Figures with bounds.
+        files: Written files, to be listed.
     """
 
     name: str

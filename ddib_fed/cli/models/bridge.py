@@ -232,7 +232,7 @@ def _run_points(
 
 
 def _points(bundle: Bundle, path: Path | None, count: int, seed: int) -> Array:
-    """The points of a file, or points drawn from the source's synthetic domain, in the units of its data."""
+    """The points of a file, or drawn from the source's synthetic domain, in the units of its data."""
     from ddib_fed.datasets.synthetic import DOMAINS, sample
 
     if path is not None:
@@ -251,7 +251,7 @@ def read_points(path: Path) -> Array:
 
     Raises:
         FileMissing: There is no such file.
-        PointsUnreadable: The file is no array of numbers.
+        PointsUnreadable: The file is not an array of numbers.
         ShapeMismatch: The array is not (N, D).
         NotFinite: There is a NaN or an infinity.
     """

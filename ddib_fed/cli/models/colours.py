@@ -105,7 +105,7 @@ def colours(
 
 
 class _Bars:
-    """One bar after another: a new one whenever what is being done changes."""
+    """One progress bar after another: a new one for each step."""
 
     def __init__(self) -> None:
         self._what = ""

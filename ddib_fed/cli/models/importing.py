@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _TOLERANCE = 1e-4
-# Options that only one of the three kinds of file has.
+# Options for only one of the three kinds of file.
 _OF_POINTS = ("noise_schedule", "diffusion_steps", "rescale_timesteps", "predict_xstart")
 _OF_PICTURES = ("fit", "soften_sigma")
 
@@ -113,7 +113,7 @@ def import_(*, out: Path, force: bool, output_format: str, **given: Any) -> None
 
 
 def _read(given: dict[str, Any]) -> Imported | Bundle:
-    """The model that the options name; what contradicts itself is a usage error."""
+    """The model named by the options; contradictions are usage errors."""
     named = [key for key in ("checkpoint", "diffusers", "synthetic") if given[key] is not None]
     if len(named) != 1:
         raise UsageError(
@@ -162,7 +162,7 @@ def _read(given: dict[str, Any]) -> Imported | Bundle:
 
 
 def _compare(relative: float) -> None:
-    """Say how far outputs are from the library's; what is not the same is no import."""
+    """Report the difference from the library's outputs; refuse an import that differs."""
     say(f"outputs differ from the library's by {relative:.1e} of their largest value", err=True)
     if not relative <= _TOLERANCE:
         raise BundleInvalid(
@@ -172,7 +172,7 @@ def _compare(relative: float) -> None:
 
 
 def _of_synthetic(saved: Bundle) -> tuple[str, ...]:
-    """What was taken on trust of a network for points, when none of its options was given."""
+    """A warning for a point network imported without its options."""
     context = click.get_current_context(silent=True)
     told = [] if context is None else [key for key in _OF_POINTS if context.params.get(key)]
     if told:

@@ -19,10 +19,10 @@ def open_model(which: str) -> Bundle:
 
 
 def refuse_overwriting(out: Path, *, force: bool) -> None:
-    """Stop before computing when results are there already.
+    """Stop before computing if there are results already.
 
     Raises:
-        AlreadyExists: `out` holds a report and `force` is not given.
+        AlreadyExists: `out` has a report and `force` is not given.
     """
     if (out / "report.json").exists() and not force:
         raise AlreadyExists(f"{out} holds results already", hint="choose another folder, or --force")

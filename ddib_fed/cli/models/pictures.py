@@ -206,7 +206,7 @@ def interpolate(
 
 
 def _refuse_unguided(classifier: str | None, guidance: float | None) -> None:
-    """Options of guidance need guidance: without it pictures would come out unguided, in silence."""
+    """Guidance options need guidance: otherwise pictures would silently be unguided."""
     if classifier is None:
         options.refuse_idle(
             ("classifier_scale",),
@@ -222,7 +222,7 @@ def _refuse_unguided(classifier: str | None, guidance: float | None) -> None:
 
 
 def _refuse_seed(source: str, soften: float | None) -> None:
-    """A seed is of the softening's noise: without softening nothing follows from it."""
+    """A seed is for softening noise: without softening it has no effect."""
     if soften == 0.0 or (soften is None and manifest_of(source).soften_sigma == 0.0):
         options.refuse_idle(
             ("seed",),
@@ -262,7 +262,7 @@ def _found(folder: Path, recipe: Recipe, given: dict[str, Any]) -> Found:
 
 
 def classes_of(manifest: Manifest, guide: Manifest | None = None) -> Classes:
-    """The classes that can be asked of a model, or of the classifier that guides one without classes."""
+    """The classes of a model, or of the classifier that guides a model without classes."""
     owner = manifest if manifest.num_classes is not None or guide is None else guide
     return Classes(owner.name, owner.num_classes or 0, owner.classes)
 

@@ -63,15 +63,15 @@ _OF_LEVELS = ("noise_schedule", "diffusion_steps", "timestep_respacing", "ddpm")
 
 
 def take_settings(given: dict[str, Any], manifests: Sequence[Manifest]) -> SolverSettings:
-    """Take the options of the integration out of `given`; what contradicts itself is a usage error.
+    """Remove the integration options from `given`; contradictions are usage errors.
 
     Args:
         given: The command's options by name; `compat` and `clip` stay.
-        manifests: Of the models that are gone through.
+        manifests: Of the models used.
 
     Raises:
-        UsageError: Options that do not go together.
-        SettingsInvalid: A respacing that does not exist, or of steps that are not known.
+        UsageError: Conflicting options.
+        SettingsInvalid: An invalid respacing, or unknown steps.
     """
     from ddib_fed.diffusion.plans import COMPAT_GRID, SolverSettings
     from ddib_fed.diffusion.public_levels import PublicLevels
@@ -107,9 +107,9 @@ def _refuse_levels(named: dict[str, Any]) -> None:
 
 
 def _evaluations(levels: PublicLevels, asked: int, manifests: Sequence[Manifest]) -> int:
-    """Evaluations of a leg: --evaluations where given, else what the respacing keeps, else all of --diffusion-steps.
+    """Evaluations of a leg: --evaluations if given, else those of the respacing, else all of --diffusion-steps.
 
-    Without any of them 48, or as many as the models' own steps where those are fewer.
+    Without any of them 48, or the models' own steps if those are fewer.
     """
     from ddib_fed.diffusion.schedule import schedule_from_config
 

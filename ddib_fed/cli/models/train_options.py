@@ -36,7 +36,7 @@ _NEGATED = frozenset({"dequantise"})
 
 
 def spell(field: str) -> str:
-    """How the command line writes the option of a field."""
+    """The command-line option of a field."""
     name = option_name(field).replace("_", "-")
     return f"--no-{name}" if field in _NEGATED else f"--{name}"
 
@@ -54,13 +54,13 @@ def training_options(names: Iterable[str], kind: type[TrainConfig] | None = None
 
     Args:
         names: Fields of the configs.
-        kind: The config that they are for; None where the options decide on points or pictures, which is then said.
+        kind: The config that they are for; None if the options decide between points and pictures; the help states it.
     """
     return tuple(_option(name, kind) for name in names)
 
 
 def asked_for(ctx: click.Context, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were on the command line: only these override a recipe or a preset."""
+    """The options given on the command line: only these override a recipe or a preset."""
     return {
         name: value
         for name, value in settings.items()

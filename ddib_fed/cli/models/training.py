@@ -56,7 +56,7 @@ def command_line() -> str:
 
 
 def run(config: AnyConfig, out: Path, *, resume: bool, force: bool) -> None:
-    """Train, and say what came of it."""
+    """Train, and print the result."""
     from ddib_fed.runs.training import train_at_terminal
 
     done = train_at_terminal(config, out, resume=resume, force=force)
@@ -65,7 +65,7 @@ def run(config: AnyConfig, out: Path, *, resume: bool, force: bool) -> None:
 
 
 def summary(bundle: Bundle) -> str:
-    """A line about a bundle that was made."""
+    """A line about the new bundle."""
     figures = bundle.manifest.training.figures
     text = f"{bundle.manifest.parameters:,} parameters"
     if "sliced_w2" in figures:

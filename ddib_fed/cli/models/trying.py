@@ -93,7 +93,7 @@ def try_(
     from ddib_fed.runs.rehearsal import Rehearsal, rehearse, sides_of
 
     if time_s is not None and steps is not None:
-        raise UsageError("--time and --steps both say how long", hint="leave one out")
+        raise UsageError("--time and --steps both say how long", hint="omit one of them")
     if steps is None and time_s is None:
         time_s = 7200.0
     first, second, test_a, test_b = sides_of(a, b)
@@ -113,7 +113,7 @@ def try_(
 def _config(fields: dict[str, Any], *, soften: float) -> PictureTrainConfig:
     chosen = with_preset({name: value for name, value in fields.items() if value is not None})
     chosen["command"] = f"ddib model train --images FOLDER --preset {chosen['preset']}"
-    # The range belongs to a folder, which is filled in for each side.
+    # A range belongs to one folder, so it is filled in for each side.
     return checked(
         PictureTrainConfig, {"images": Path(), "soften_sigma": soften, **chosen}, "ddib try --help"
     )

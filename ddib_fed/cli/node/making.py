@@ -19,11 +19,11 @@ LISTEN: Final = "127.0.0.1:7443"
 
 
 def addresses(listen: str | None, address: str | None, example: str) -> tuple[str, str]:
-    """What a node binds, and what clients and peers dial; either follows from the other where it is not given.
+    """The bind address and the dial address of a node; each is derived from the other if it is missing.
 
     Raises:
-        UsageError: `listen` alone was given, and is every address of the machine.
-        InputError: One is no address, or nobody could dial it.
+        UsageError: Only `listen` was given, and it is every address of the machine.
+        InputError: One is not an address, or cannot be dialled.
     """
     from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 
@@ -41,7 +41,7 @@ def addresses(listen: str | None, address: str | None, example: str) -> tuple[st
         raise InputError(str(error), hint=HELP) from error
     if is_every_address(host) or not port:
         raise InputError(
-            f"{dialled} is nothing that clients and peers could dial",
+            f"{dialled} is not an address that clients and peers can dial",
             hint=f"--address with a name and a port that they reach, e.g. {example}:7443",
         )
     return bound, dialled
@@ -69,8 +69,8 @@ def make_node(
         name: Of the node, in its institution.
         listen: Address to bind.
         address: Address to dial.
-        domain: What peers call the model's domain; None for the model's own name of it.
-        model: One that ships, which is copied, or a folder; None for one that is to be trained.
+        domain: The domain's name for peers; None for the model's own name.
+        model: A shipped one, which is copied, or a folder; None for one to be trained.
         classifier: Folder of the classifier that guides it; None for none.
         with_ca: Make the institution's root and the node's certificate.
 
@@ -105,7 +105,7 @@ def make_node(
         raise InputError(_first_line(error), hint=HELP) from error
     check_private_folder(out / "state")
     out.mkdir(parents=True, exist_ok=True)
-    # The configuration comes last: whatever goes wrong, the same command can be given again.
+    # The configuration is written last, so that the command can be repeated after a failure.
     hosted.copy_to(out)
     if with_ca:
         pki.init_node_identity(pki_folder, institution, name)
@@ -118,9 +118,9 @@ class HostedModel:
     """The model of a new node.
 
     Attributes:
-        domain: What it calls its domain.
+        domain: Its own name of its domain.
         place: Its folder, as node.toml names it.
-        shipped: The name of one that ships, which is copied to the node's folder; None for any other.
+        shipped: The name of a shipped model, which is copied to the node's folder; None for any other.
     """
 
     domain: str
@@ -129,7 +129,7 @@ class HostedModel:
 
     @classmethod
     def find(cls, which: str, out: Path) -> HostedModel:
-        """A model that ships, or the one in a folder, for the node in `out`.
+        """A shipped model, or the one in a folder, for the node in `out`.
 
         Raises:
             ModelNotFound, BundleInvalid, UsageError: There is none, it is damaged, or there are both.
@@ -143,10 +143,10 @@ class HostedModel:
         return cls(domain, str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
 
     def copy_to(self, out: Path) -> None:
-        """Copy one that ships, so that the node's model stays when another version of the package is installed.
+        """Copy a shipped model, so that the node's model does not change with the package version.
 
         Raises:
-            AlreadyExists: Another model lies there.
+            AlreadyExists: Another model is there.
         """
         if self.shipped is None:
             return
@@ -163,7 +163,7 @@ class HostedModel:
 
 @dataclass(frozen=True, slots=True)
 class SourceNode:
-    """The node that a client will talk to, and the folder that issues for it if that is on this machine."""
+    """The client's node, and the issuing folder if it is on this machine."""
 
     identity: Identity
     address: str
@@ -171,7 +171,7 @@ class SourceNode:
 
     @classmethod
     def of(cls, path: Path, address: str | None = None) -> SourceNode:
-        """The node of a node.toml, reached at another address than that says where one is given.
+        """The node of a node.toml, at its own address or the given one.
 
         Raises:
             InputError: It is no source node.
@@ -236,7 +236,7 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def _first_line(error: ValueError) -> str:
-    """The first thing that pydantic complains of, without its web address."""
+    """The first error message of pydantic, without its web address."""
     problems = getattr(error, "errors", None)
     if problems is None:
         return str(error)

@@ -1,4 +1,4 @@
-"""`ddib peer`: who may send latents here, and where this node's latents may go."""
+"""`ddib peer`: manages the peers that this node exchanges latents with."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test(config_path: Path, output_format: str, institution: str) -> None:
 
 
 def _describe(config: NodeConfig, store: PeerStore, institution: str) -> decoding_pb2.ContractSide | None:
-    """What the peer decodes to; a peer that is a source only has nothing to say, which is no failure."""
+    """The domain that the peer decodes to; None for a peer that is only a source."""
     import grpc
 
     from ddib_fed.rpc.error_details import from_rpc_error, status_of
@@ -179,7 +179,7 @@ def _explained(error: DdibError, config: NodeConfig) -> DdibError:
             f"TLS knows our root, but that node has not admitted {config.node.name}: "
             "ddib peer export here, ddib peer add there"
         )
-    elif isinstance(error, PeerUnreachable):  # whose hint is this command
+    elif isinstance(error, PeerUnreachable):  # whose hint would be this command
         error.hint = (
             "the handshake succeeded but the call failed: repeat the command, then check that node's log"
         )

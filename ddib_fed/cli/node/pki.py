@@ -36,7 +36,7 @@ def _config(path: Path) -> NodeConfig:
 
 
 def _place(config_path: Path, folder: Path | None) -> tuple[Path, Identity | None]:
-    """The folder of certificates, and whom it belongs to when a node.toml says so."""
+    """The folder of certificates, and its identity if a node.toml gives it."""
     from ddib_fed.trust.identity import Identity
 
     if folder is not None:
@@ -162,7 +162,9 @@ def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> N
     authority = keys.load_authority(folder)
     asked = read_request(read_small(request_file, pipe=True))
     refuse_withdrawn(folder, asked.identity)
-    if not yes and not confirm(f"sign for {asked.identity}? Whoever holds this request's key will be it"):
+    if not yes and not confirm(
+        f"sign for {asked.identity}? Whoever has this request's key gets this identity"
+    ):
         raise click.Abort
     roots = parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
     path = out if out is not None else Path(f"{asked.identity.name}.pem")

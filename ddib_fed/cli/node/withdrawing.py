@@ -1,6 +1,6 @@
 """`ddib pki withdraw|reinstate|withdrawn`: identities that this node refuses.
 
-A command that returns without an error says from when the node obeys.
+A successful command prints when the node applies the change.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ def withdrawn(config_path: Path, output_format: str) -> None:
 
 
 def _of_institution(config: NodeConfig, text: str) -> Identity:
-    """The identity, when it is one that this node's list can refuse.
+    """The identity, if this node's list can refuse it.
 
     Raises:
-        InputError: It is no identity.
-        PolicyDenied: It is another institution's.
+        InputError: It is not an identity.
+        PolicyDenied: It belongs to another institution.
     """
     from ddib_fed.errors import InputError, PolicyDenied
     from ddib_fed.trust.identity import Identity
@@ -106,7 +106,7 @@ def _of_institution(config: NodeConfig, text: str) -> Identity:
 def _report(
     config: NodeConfig, identity: Identity, output_format: str, *, changed: bool, withdrawn: bool
 ) -> None:
-    """Say what was done, from when the node obeys it, and where else it is to be done."""
+    """Report what was done, when the node applies it, and where else to run the command."""
     from ddib_fed.trust.withdrawn import WITHDRAWN
 
     file = config.paths.pki / WITHDRAWN
@@ -141,7 +141,7 @@ def _report(
 
 
 def _obeyed(config: NodeConfig) -> bool:
-    """Make the node on this state read the list now; whether one runs.
+    """Make the node on this state folder read the list now; returns whether one runs.
 
     Raises:
         InputError: It runs and cannot read the list.

@@ -99,7 +99,9 @@ def _warnings(facts: tuple[Fact, ...], flags: Flags) -> tuple[str, ...]:
     taken = [f"{fact.key} {fact.value}" for fact in facts if fact.basis.startswith("public default")]
     if flags.line or not taken:
         return ()
-    trust = f"without --flags these settings are the public defaults, which no tensor confirms: {', '.join(taken)}"
+    trust = (
+        f"without --flags these settings are public defaults, not confirmed by tensors: {', '.join(taken)}"
+    )
     return (f"{trust}; where the model was trained with others, its results are wrong without an error",)
 
 

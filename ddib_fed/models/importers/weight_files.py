@@ -156,7 +156,7 @@ def _shards(weights: Weights) -> Mapping[str, set[str]]:
         if not plain:
             raise BundleInvalid(
                 f"{where}: {key[:100]}: {str(name)[:80]!r} is no plain name of a {weights.suffix} file",
-                hint="copy it again from where it is known to be good",
+                hint="copy it again from a good source",
                 facts={"field": key[:100]},
             )
         shards.setdefault(name, set()).add(key)

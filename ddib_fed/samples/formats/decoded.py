@@ -73,7 +73,7 @@ def too_many_frames(what: str, frames: int | None = None) -> ImageTooLarge:
     count = f"{frames} frames" if frames else "more than one frame"
     return ImageTooLarge(
         f"{what} holds {count}, one is the limit",
-        hint="write each frame or slice into a file of its own",
+        hint="write each frame or slice to a separate file",
         facts={"frames": frames or "several", "limit_frames": 1},
     )
 
@@ -94,7 +94,7 @@ def faults_as_unreadable(format_name: str) -> Iterator[None]:
     except Exception as error:  # decoders raise any exception on forged files, MemoryError included
         raise ImageUnreadable(
             f"the {format_name} cannot be decoded: {type(error).__name__}: {error}"[:300],
-            hint="it may be cut short or damaged: open it in a viewer and save it again",
+            hint="it may be truncated or damaged: open it in a viewer and save it again",
         ) from error
 
 

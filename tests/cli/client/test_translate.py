@@ -208,7 +208,7 @@ def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys, method
     assert translate(scan) == ExitCode.CANCELLED
     (job_id,) = north.service.jobs
     said = capsys.readouterr().err
-    assert "goes on at the source node" in said
+    assert "continues at the source node" in said
     for command in ("watch", "fetch", "cancel"):
         assert f"ddib job {command} {job_id}" in said
 
@@ -224,7 +224,7 @@ def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north,
 
     north.script.on_call = interrupt
     assert translate(scan) == ExitCode.CANCELLED
-    assert "goes on at the source node" in capsys.readouterr().err
+    assert "continues at the source node" in capsys.readouterr().err
 
 
 def test_ctrl_c_while_submitting_says_that_nobody_knows(translate, scan, north, tmp_path, capsys):

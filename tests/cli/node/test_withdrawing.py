@@ -104,7 +104,7 @@ def test_a_list_that_cannot_be_read_is_an_error_of_each_command(north, capsys):
         assert run(["pki", *words, "--config", str(north)]) == ExitCode.BAD_INPUT
         shown = capsys.readouterr().err
         assert "withdrawn.txt, line 1" in shown
-        assert "one identity a line" in shown
+        assert "one identity per line" in shown
     assert path.read_text() == f"{ALICE} spiffe://north.example/client/bob\n"
 
 
