@@ -90,7 +90,7 @@ def test_what_is_no_json_object_is_refused(data: bytes) -> None:
 def test_a_field_that_stands_twice_is_refused(south: Institution) -> None:
     """Whoever reads the file sees the first, JSON takes the last."""
     text = south.peer().to_bytes().decode().replace("{", '{"address": "south.example:1",', 1)
-    with pytest.raises(InputError, match="twice"):
+    with pytest.raises(InputError, match="repeated"):
         parse_peer(text.encode(), "south.peer")
 
 
