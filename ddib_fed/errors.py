@@ -16,7 +16,7 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     ├── StateConflict              FAILED_PRECONDITION   the job is not in a state that allows this
     ├── RefusedError
     │   ├── Unauthenticated        UNAUTHENTICATED       no usable certificate
-    │   ├── PeerUnknown            PERMISSION_DENIED     a good certificate that nobody admitted
+    │   ├── PeerUnknown            PERMISSION_DENIED     a valid certificate of an identity not admitted
     │   ├── PolicyDenied           PERMISSION_DENIED
     │   └── LatentNotGaussian      PERMISSION_DENIED
     ├── NotFoundError              NOT_FOUND             JobNotFound, ItemNotFound, DomainNotFound, PeerNotFound,
@@ -28,8 +28,8 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     ├── ChunkCorrupt               DATA_LOSS
     ├── Cancelled                  CANCELLED
     ├── DeadlineExceeded           DEADLINE_EXCEEDED
-    ├── JobFailed                  (client)              a job that ended badly, with its recorded reason
-    ├── OutOfBounds                (client)              the demo's figures are not what was promised
+    ├── JobFailed                  (client)              a failed job, with its recorded reason
+    ├── OutOfBounds                (client)              the demo's figures are out of bounds
     └── InternalError              INTERNAL              "internal error, incident ID"; our bugs
 """
 
@@ -78,16 +78,16 @@ class Difference:
 
 
 class DdibError(Exception):
-    """Root of the tree.
+    """Root of the error tree.
 
     Args:
         detail: What failed, with the thing's name; for this machine's log and terminal only.
         hint: The next command or step to try; for this machine only.
         hop: Where it failed, e.g. ``client``, ``source north.example``, ``target south.example``.
         facts: Short values that may cross the wire.
-        retry_after_s: Seconds after which trying again makes sense.
+        retry_after_s: Seconds after which a retry makes sense.
         differences: Fields in which contracts differ (ContractMismatch only).
-        incident: The id under which the node that failed logged it; set on errors read from the wire.
+        incident: The id under which the failing node logged it; set on errors read from the wire.
     """
 
     reason: ClassVar[str] = "INTERNAL"
@@ -117,7 +117,7 @@ class DdibError(Exception):
 
 
 class InputError(DdibError):
-    """What was given cannot be used."""
+    """Input that cannot be used."""
 
     reason = "INPUT_INVALID"
     status = "INVALID_ARGUMENT"
@@ -149,7 +149,7 @@ class ExtraMissing(InputError):
 
 
 class ImageUnreadable(InputError):
-    """Bytes that are no picture of an accepted format."""
+    """Bytes that are not a picture of an accepted format."""
 
     reason = "IMAGE_UNREADABLE"
     sentence = "the picture cannot be read"
@@ -163,7 +163,7 @@ class ImageTooLarge(InputError):
 
 
 class PointsUnreadable(InputError):
-    """Bytes that are no .npy array of numbers."""
+    """Bytes that are not a .npy array of numbers."""
 
     reason = "POINTS_UNREADABLE"
     sentence = (
@@ -193,14 +193,14 @@ class ShapeMismatch(InputError):
 
 
 class PictureMisfit(InputError):
-    """A picture whose type, values or channels are not those that the model takes; see `data.units`."""
+    """A picture whose type, values or channels do not fit the model; see `samples.units`."""
 
     reason = "PICTURE_MISFIT"
     sentence = "the picture's type, values or channels are not those that the model takes"
 
 
 class KindMismatch(InputError):
-    """Points for a model of pictures, or a picture for a model of points."""
+    """Points for a picture model, or a picture for a point model."""
 
     reason = "KIND_MISMATCH"
     sentence = "the file holds another kind of sample than the model takes: points and pictures differ"
@@ -214,7 +214,7 @@ class SettingsInvalid(InputError):
 
 
 class MessageInvalid(InputError):
-    """A message or a stream that breaks the protocol."""
+    """A message or a stream that violates the protocol."""
 
     reason = "MESSAGE_INVALID"
     sentence = "the message breaks the protocol"
@@ -244,7 +244,7 @@ class ContractMismatch(DdibError):
 
 
 class StateConflict(DdibError):
-    """A job whose state does not allow what was asked."""
+    """A job whose state does not allow the request."""
 
     reason = "STATE_CONFLICT"
     status = "FAILED_PRECONDITION"
@@ -253,7 +253,7 @@ class StateConflict(DdibError):
 
 
 class RefusedError(DdibError):
-    """Somebody may not do this."""
+    """The caller is not permitted to do this."""
 
     reason = "REFUSED"
     status = "PERMISSION_DENIED"
@@ -270,7 +270,7 @@ class Unauthenticated(RefusedError):
 
 
 class PeerUnknown(RefusedError):
-    """A certificate of somebody who was not admitted."""
+    """A certificate of an identity that is not admitted."""
 
     reason = "PEER_UNKNOWN"
     sentence = "this identity has not been admitted here"
@@ -284,7 +284,7 @@ class PolicyDenied(RefusedError):
 
 
 class LatentNotGaussian(RefusedError):
-    """A latent that no encoder makes: a picture's is not white noise, or a point's is out of reach of N(0, I)."""
+    """A latent that no encoder produces: a picture's is not white noise, or a point's is out of reach of N(0, I)."""
 
     reason = "LATENT_NOT_GAUSSIAN"
     sentence = "the latent is not one that an encoder makes"
@@ -351,7 +351,7 @@ class RequestIdConflict(DdibError):
 
 
 class AlreadyExists(DdibError):
-    """Something is there already and is not overwritten."""
+    """Something exists already and is not overwritten."""
 
     reason = "ALREADY_EXISTS"
     status = "ALREADY_EXISTS"
@@ -360,7 +360,7 @@ class AlreadyExists(DdibError):
 
 
 class ExhaustedError(DdibError):
-    """A bound was reached; later it may be free again."""
+    """A limit was reached; a later retry may succeed."""
 
     reason = "EXHAUSTED"
     status = "RESOURCE_EXHAUSTED"
@@ -369,7 +369,7 @@ class ExhaustedError(DdibError):
 
 
 class MemoryExhausted(ExhaustedError):
-    """The memory does not suffice for the smallest piece of the work; local."""
+    """Not enough memory for the smallest piece of the work; local."""
 
     reason = "MEMORY_EXHAUSTED"
     sentence = "the memory does not suffice"
@@ -413,7 +413,7 @@ class NotReady(UnavailableError):
 
 
 class Draining(UnavailableError):
-    """The node is finishing its work and takes no more."""
+    """The node is finishing its work and accepts no more."""
 
     reason = "DRAINING"
     sentence = "the node is draining"
@@ -427,14 +427,14 @@ class PeerUnreachable(UnavailableError):
 
 
 class ContractUnknown(UnavailableError):
-    """A contract that this process did not agree on: it was restarted in between, and is to be asked again."""
+    """A contract unknown to this process, which was restarted: negotiate again."""
 
     reason = "CONTRACT_UNKNOWN"
     sentence = "this contract was not agreed on with this node: negotiate again"
 
 
 class ChunkCorrupt(DdibError):
-    """Bytes that do not have the digest, order or size that was announced."""
+    """Bytes whose digest, order or size differs from what was announced."""
 
     reason = "CHUNK_CORRUPT"
     status = "DATA_LOSS"
@@ -452,7 +452,7 @@ class Cancelled(DdibError):
 
 
 class DeadlineExceeded(DdibError):
-    """The deadline passed first."""
+    """The deadline passed."""
 
     reason = "DEADLINE_EXCEEDED"
     status = "DEADLINE_EXCEEDED"
@@ -461,7 +461,7 @@ class DeadlineExceeded(DdibError):
 
 
 class JobFailed(DdibError):
-    """A job that ended badly, seen from the client."""
+    """A failed job, seen from the client."""
 
     reason = "JOB_FAILED"
     status = "FAILED_PRECONDITION"

@@ -1,7 +1,7 @@
 """Durable, private files: written whole or not at all, mode 0600; keys are read only where others cannot.
 
-A reader sees the old bytes or the new ones, never a part; nothing is overwritten unless asked; and a key that
-others can read, or exchange, is not used, as with ssh.
+A reader sees the old bytes or the new ones, never a part; nothing is overwritten by default; and a key that
+others can read or replace is not used, as with ssh.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def private_folder(folder: Path) -> Path:
 def model_folder(path: Path) -> Path:
     """Make a folder for weights, of mode 0700; others lose their rights to one that is there. Parents are as usual.
 
-    Weights can give away what they were trained on. Reading asks for nothing: everybody may read bundles that ship
-    with the package.
+    Weights can reveal their training data. Reading does not check modes: shipped bundles are readable by everybody.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
@@ -50,10 +49,10 @@ def model_folder(path: Path) -> Path:
 
 
 def check_private_folder(folder: Path) -> None:
-    """A folder is this user's alone to write in, or can be made.
+    """Check that only this user can write to a folder, or that it can be created.
 
     Raises:
-        ConfigError: It is no folder, belongs to somebody else, or others may write there: whoever can, decides whom
+        ConfigError: It is not a folder, belongs to another user, or others may write there and so control whom
             the node trusts.
     """
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
@@ -72,7 +71,7 @@ def check_private_folder(folder: Path) -> None:
 
 
 def check_private_file(path: Path) -> None:
-    """A file can be read and written by this user, or is not there.
+    """Check that this user can read and write a file, or that it is missing.
 
     Raises:
         ConfigError: It is something else, or cannot.
@@ -112,13 +111,13 @@ def _user(number: int) -> str:
 
 
 def write_file(path: Path, data: bytes, *, private: bool = False, overwrite: bool = True) -> None:
-    """Write a file as a whole, and durably: a temporary file beside it, synced, that takes its name.
+    """Write a file atomically and durably: a synced temporary file beside it is renamed.
 
     Args:
         path: Where; its folder must exist.
         data: The whole content.
         private: Mode 0600, whatever the umask and the file before it: for keys, weights and what they are made from.
-        overwrite: Whether a file that is there already is replaced.
+        overwrite: Whether an existing file is replaced.
 
     Raises:
         AlreadyExists: There is one, and `overwrite` is false.
@@ -150,7 +149,7 @@ def _place(temporary: Path, path: Path, *, overwrite: bool) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names that came into a folder, or went from it, durable."""
+    """Make added and removed names of a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -169,7 +168,7 @@ def write_json(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file of JSON; None when there is none that can be read."""
+    """The object in a JSON file; None if it cannot be read."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -206,7 +205,7 @@ def read_small(path: Path, *, hint: str = "", pipe: bool = False) -> bytes:
     Args:
         path: The file.
         hint: For the error when it cannot be read.
-        pipe: Whether it may be a pipe, e.g. a person's /dev/stdin; a node must not wait for who never writes.
+        pipe: Whether it may be a pipe, e.g. a person's /dev/stdin; a node must not wait for a writer.
 
     Raises:
         FileMissing: There is no such file.
@@ -216,15 +215,15 @@ def read_small(path: Path, *, hint: str = "", pipe: bool = False) -> bytes:
 
 
 def read_private(path: Path, *, hint: str = "") -> bytes:
-    """The whole of a file that holds a secret, when nobody but its owner can read it or put another in its place.
+    """The content of a secret file, if only its owner can read or replace it.
 
-    What counts is the file that is read, also where `path` is a link to it: it belongs to this user or to root, its
-    group and others have no rights to it, and they cannot write to the folder of either.
+    The file that is read counts, also if `path` is a link to it: it must belong to this user or to root, its
+    group and others must have no rights to it, and must not be able to write to the folder of either.
 
     Raises:
         FileMissing: There is no such file.
         InputError: It is larger than `MAX_SMALL_FILE_BYTES`, or cannot be read.
-        ConfigError: Others could have read or written it; the hint is the command that closes it.
+        ConfigError: Others could have read or written it; the hint is the command that fixes it.
     """
     for folder in dict.fromkeys((path.parent, path.resolve().parent)):
         if folder.is_dir():
@@ -233,10 +232,10 @@ def read_private(path: Path, *, hint: str = "") -> bytes:
 
 
 def refuse_open_folder(folder: Path) -> None:
-    """Return when nobody but its owner, this user or root, can put files into a folder.
+    """Return if only its owner, this user or root, can put files into a folder.
 
     Raises:
-        ConfigError: Others can; the hint is the command that closes it.
+        ConfigError: Others can; the hint is the command that fixes it.
         FileMissing: There is no such folder.
     """
     try:
