@@ -32,7 +32,7 @@ KEPT = (500, 1_000, 2_000, 4_000)
 """Steps whose checkpoints stay, for benchmarks/training_curve.py."""
 # The level to which pictures are softened before they are encoded; docs/latents.md has the table that it is from.
 SOFTEN_SIGMA = {"satellite": 0.05, "relief": 0.05, "brain-t1": 0.1, "brain-t2": 0.1}
-# Light and dark are exchanged between sea and land of the two maps, hues are not; decision 0058.
+# Light and dark are exchanged between sea and land of the two maps, hues are not; decision 0030.
 COLOURS = {"satellite": "opponent", "relief": "opponent"}
 
 

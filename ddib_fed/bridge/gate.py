@@ -13,7 +13,7 @@ def pass_latent(latent: Tensor, leg: Leg) -> LatentStatistics:
     """Statistics of one item's latent, refused when it is not one that an encoder makes.
 
     Latents of less than the whole depth are not noise, and none is refused. Nor is one on a leg that the wire cannot
-    carry (guided encoding, noise in decoding, the public code's respacings): it never reaches a node (decision 0083).
+    carry (guided encoding, noise in decoding, the public code's respacings): it never reaches a node (decision 0055).
 
     Args:
         latent: (N, D) of a set of points, or (N, C, H, W) of pictures, finite.

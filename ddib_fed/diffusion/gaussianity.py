@@ -27,7 +27,7 @@ from torch import Tensor
 from ddib_fed.errors import LatentNotGaussian
 
 PATCH = 8
-# Allowances for one picture's latent at any size, decision 0060: somewhat more than the widest that the shipped models
+# Allowances for one picture's latent at any size, decision 0032: somewhat more than the widest that the shipped models
 # leave on test pictures. Correlation tells a picture from a latent; the others catch what is out of all proportion.
 MEAN_ALLOWANCE = 0.15
 LOG_STD_ALLOWANCE = 0.56

@@ -104,7 +104,7 @@ class PointTrainConfig(TrainConfig):
     )
 
     domain: Domain = None
-    data: Annotated[Path | None, _says("Points (N, D) of one's own, .npy.")] = None
+    data: Annotated[Path | None, _says("Your points (N, D), .npy.")] = None
     name: Name = None
     seed: Seed = 0
     steps: Steps = None
@@ -113,7 +113,7 @@ class PointTrainConfig(TrainConfig):
     levels: Annotated[int, _says("Distinct noise levels in one batch; must divide it.", ge=1)] = 256
     reference: Annotated[
         int,
-        _says("Points that a target's posterior runs over (decision 0030).", ge=0),
+        _says("Points that a target's posterior runs over (decision 0016).", ge=0),
     ] = 1024
     learning_rate: Annotated[float, _says(RATE, gt=0)] = 2e-3
     warmup: Annotated[int, _says("Steps over which the learning rate grows.", ge=0)] = 100
@@ -210,7 +210,7 @@ class PictureTrainConfig(TrainConfig):
 
     domain: Domain = None
     images: Annotated[
-        Path | None, _says("Pictures of one's own: PNG, JPEG, TIFF and .npy below this folder.")
+        Path | None, _says("Your pictures: PNG, JPEG, TIFF and .npy below this folder.")
     ] = None
     name: Name = None
     preset: Annotated[
