@@ -209,9 +209,7 @@ class PictureTrainConfig(TrainConfig):
     )  # fmt: skip
 
     domain: Domain = None
-    images: Annotated[
-        Path | None, _says("Your pictures: PNG, JPEG, TIFF and .npy below this folder.")
-    ] = None
+    images: Annotated[Path | None, _says("Your pictures: PNG, JPEG, TIFF and .npy below this folder.")] = None
     name: Name = None
     preset: Annotated[
         str,
