@@ -1,4 +1,4 @@
-"""Turns the store's rows into the messages that clients read."""
+"""The messages that clients read, from the store's records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns accepted jobs into finished ones: while item n is on the wire, n+1 is being encoded and n-1 returned.
+"""Runs accepted jobs on a few worker threads; one job's items overlap: encode n+1, send n, return n-1.
 
 A job is a pipeline of three bounded stages (encode, remote, return) that a kill may interrupt anywhere: what is on
 disk decides what is left to do. A latent once made is stored and sent again as it is. An unreachable peer is tried

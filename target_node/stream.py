@@ -1,4 +1,4 @@
-"""Turns the latents of one Decode call into translations, in the order they came, while the next ones still arrive.
+"""One Decode call: latents in, translations out in order, while further latents arrive.
 
 Three kinds of thread: a reader that assembles latents, a few workers that wait for the engine (which merges them into
 common network calls), and gRPC's own, which sends what is finished. At most `IN_FLIGHT` items are in memory.

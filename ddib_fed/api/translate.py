@@ -41,8 +41,8 @@ def translate(
 ) -> Translations:
     """Translate samples of the source's domain to the target's and, for a cycle, back.
 
-    In this process, source and target are models. Between institutions, `source` is a `ddib_fed.Client` of one's own
-    source node and `target` a text like ``"west.example/relief"``; only latents leave the institution.
+    In this process, source and target are models. Between institutions, `source` is a `ddib_fed.Client` of the
+    institution's source node and `target` a text like ``"west.example/relief"``; only latents leave the institution.
 
     Args:
         samples: PIL pictures, arrays or paths, one or a list of them. An array is one sample: (H, W) or (H, W, C) raw

@@ -1,8 +1,8 @@
-"""Turns many solver generators into few network calls: one worker thread, one call a turn, one level per row.
+"""Continuous batching: one worker thread merges the network calls of many solvers, with one noise level for each row.
 
 Continuous batching at the step: whoever is active when a turn begins is merged into that turn's call, up to
 `merge_rows` samples; large trajectories run alone, by turns, because merging them further only misses caches
-(docs/benchmarks.md). The rule: only the worker advances or closes a generator, and grad mode is never open across a
+(docs/benchmarks.md). Only the worker advances or closes a generator, and grad mode is never open across a
 yield. Progress, cancelling and deadlines are looked at before every evaluation.
 """
 

@@ -1,6 +1,6 @@
-"""Spreads work over devices: one spawned process each, or this process when there is one device.
+"""Distributes work over devices: one spawned process each, or this process for a single device.
 
-The rule: a piece of work gives the same result wherever it is done, so neither the number of devices nor their order
+A piece of work gives the same result wherever it is done, so neither the number of devices nor their order
 shows in what comes out. Processes are spawned, never forked: torch and CUDA do not survive a fork.
 """
 

@@ -1,8 +1,8 @@
-"""Turns the node's secret and what is encoded into the noise that softens it: repeatable here, unknown elsewhere.
+"""Softening noise from a secret of the node: repeatable here, unknown elsewhere.
 
     seed = HMAC-SHA256(secret; purpose, what, peer, model),   n = Box-Muller of the numbers of SHAKE-256(seed)
 
-The rule: neither the secret, nor a seed, nor the noise leaves the node. The numbers come from SHAKE-256 and not from a
+Neither the secret, nor a seed, nor the noise leaves the node. The numbers come from SHAKE-256 and not from a
 library's generator, so that the same request gives the same noise under every version of every library.
 """
 

@@ -1,6 +1,6 @@
-"""How many threads torch computes with, for the length of one computation.
+"""Sets the number of torch threads for the length of one computation.
 
-The rule: one thread unless told otherwise; a second one on a busy machine makes small networks much slower.
+One thread unless told otherwise; a second one on a busy machine makes small networks much slower.
 """
 
 from __future__ import annotations

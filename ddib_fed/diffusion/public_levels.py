@@ -69,7 +69,7 @@ def public_grids(schedule: Schedule, levels: PublicLevels, evaluations: int) -> 
     else:
         name, steps = levels.noise_schedule or "linear", levels.diffusion_steps or evaluations
         table, told = discrete_schedule(name, steps), schedule
-        # Without a T the table is a rescaled linear one, which peers of before have always followed as it is.
+        # Without a T the table is a rescaled linear one, which earlier peers have always followed as it is.
         if levels.noise_schedule or levels.diffusion_steps:
             _check_range(schedule, table)
     grids = ddib_compat_grids(table, levels.respacing or [evaluations], told=told)

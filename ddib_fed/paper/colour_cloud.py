@@ -1,11 +1,11 @@
-"""Turns a photograph into a cloud of colours, 3-D points, and colours back into pixels.
+"""A photograph as a cloud of 3-D colours, and the way back to pixels.
 
     rgb   2 r - 1 with r in [0, 1], the numbers of the file (sRGB, as they are)
     lab   (L / 50 - 1, a / 50, b / 50): CIE 1976 L*a*b*, D65, in which equal distances look about equally far
 
 A photograph is kept as the colours that occur, how often, and where: what is done to a colour is done once.
 
-The rule: pixels of k bits are whole numbers, and a density of whole numbers is spikes; to train on, each becomes a
+Pixels of k bits are whole numbers, and a density of whole numbers is spikes; to train on, each becomes a
 random point of its own cell (uniform dequantisation). To translate, each stands at the middle of its cell, so that
 equal pixels stay equal.
 """
@@ -88,7 +88,7 @@ class Photograph:
         colours: That occur, (K, 3), uint8 or uint16, each once.
         index: Which colour each pixel has, (H, W) int32.
         counts: How many pixels have each, (K,).
-        credit: What must be said wherever it is shown; empty for a file of one's own.
+        credit: What must be said wherever it is shown; empty for a user's file.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Turns two photographs and their models into one in the colours of the other, and compares with optimal transport.
+"""Colour transfer between two photographs with their models, compared with optimal transport.
 
     z = ODESolve(x; v_content, sigma_s -> sigma_max),   y = ODESolve(z; v_reference, sigma_max -> sigma_s)
 
@@ -7,7 +7,7 @@ blurred by sigma_s into one another. The exact densities have gaps, and a map be
 apart to either side of a gap, which shows the blocks of a JPEG as speckle; between blurred densities nothing is torn.
 Nothing random is added, and there and back remain inverse to one another.
 
-The rule: a map moves colours, not pixels. Equal pixels stay equal, whichever map it is.
+A map moves colours, not pixels. Equal pixels stay equal, whichever map it is.
 
 Baselines, all from POT on the same points: `emd` and `sinkhorn` couple `COUPLED` pixels of each photograph and move
 every other colour along with the nearest coupled one (Ferradans et al., arXiv 1307.5551), `linear` is the optimal map

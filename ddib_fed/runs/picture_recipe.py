@@ -1,7 +1,7 @@
-"""What a run over a folder of pictures does to each, and the fixed batches in which it does it.
+"""The recipe of a run over a folder of pictures, and its fixed batches.
 
-The rule: a recipe holds all that the results depend on and nothing else. Its digest with a picture's is the request
-that the record beside a result answers, which is how a run that goes on knows what is finished.
+A recipe holds all that the results depend on and nothing else. Its digest with a picture's is the request
+that the record beside a result answers, which is how a resumed run knows what is finished.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Turns the records of a run over pictures into its report, marks doubtful pictures, and draws the contact sheet.
+"""The report of a run over pictures: doubtful pictures, contact sheet, figures.
 
-The rule: everything here is read from the records and the files; a run that was killed and went on reports the same.
+Everything here is read from the records and the files; a run that was killed and resumed reports the same.
 """
 
 from __future__ import annotations

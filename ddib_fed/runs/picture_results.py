@@ -1,6 +1,6 @@
-"""Reads back what a run over pictures wrote, at the model's size, for sheets and figures.
+"""Reads the results of a run over pictures, at the model's size, for sheets and figures.
 
-The rule: what is shown is what is in the files, not what was in memory when they were made.
+What is shown is what is in the files, not what was in memory when they were made.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Turns a folder of pictures into a folder of translations with records, a report and a contact sheet.
+"""A run over a folder of pictures: translations with records, a report and a contact sheet.
 
     out/run.json             what is asked for, written first
     out/NAME.png, NAME.json  each picture's translation and its record (`picture_worker`)
     out/sheet.png            source, translated, back
     out/report.json          all records in one, written last
 
-The rule: what is finished is not done again, and what is done again is the same. Pictures are computed in fixed batches
+What is finished is not done again, and what is done again is the same. Pictures are computed in fixed batches
 (`picture_recipe.batches`), so neither a kill nor the number of devices shows in the files.
 """
 

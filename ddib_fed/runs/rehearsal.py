@@ -1,10 +1,10 @@
-"""Two folders of pictures to a first impression of the bridge between them: checked, trained, translated, judged.
+"""A rehearsal (`ddib try`): two folders are checked, trained on, translated both ways and evaluated.
 
     out/a, out/b                   the two models, as `train` writes them
     out/a-to-b, out/b-to-a         held-out pictures there and back, as `picture_run.run` writes them
     out/index.html                 one page, written last
 
-The rule: each part knows by itself what of it is finished, so a rehearsal that was killed goes on with the same call.
+Each part knows by itself what of it is finished, so a rehearsal that was killed resumes with the same call.
 """
 
 from __future__ import annotations

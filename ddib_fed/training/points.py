@@ -1,6 +1,6 @@
-"""Learning a model of points: of a synthetic domain without end, or of a file of one's own.
+"""Learning a model of points: of a synthetic domain without end, or of a user's file.
 
-The points of a step are a function of (seed, step, sample). Points of one's own are normalised by one scalar mean and
+The points of a step are a function of (seed, step, sample). A user's points are normalised by one scalar mean and
 one scalar standard deviation, and a tenth of them is never trained on.
 """
 
@@ -241,7 +241,7 @@ def _domain(name: str, config: PointTrainConfig) -> PointSource:
 
 
 def points_source(path: Path, held_out_points: int) -> PointSource:
-    """Points of one's own.
+    """Points of a user's file.
 
     Args:
         path: A .npy file of an array (N, D).

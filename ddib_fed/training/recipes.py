@@ -1,9 +1,9 @@
-"""What two parties agree on before each trains alone: everything but data, and never weights.
+"""Recipes: the settings that two parties agree on before each trains alone; no data and no weights.
 
     {"format": "ddib recipe 1", "settings": {"preset": ..., "seed": ..., "size": ..., "range": ...}, "start": DIGEST}
 
-A recipe holds settings and the digest of the initial weights; whoever uses it brings the weights, and is
-refused when they are others.
+A recipe holds settings and the digest of the initial weights; its user brings the weights, and other
+weights are refused.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Recipe(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def settings(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of a config: what was agreed on with one's own.
+        """Fields of a config: the agreed fields with the user's own.
 
         Args:
             own: Fields of `PictureTrainConfig` that the party adds.

@@ -1,4 +1,4 @@
-"""Pictures to train on: of a shipped domain, a folder of one's own, or arrays; all in memory.
+"""Pictures to train on: of a shipped domain, a user's folder, or arrays; all in memory.
 
 Held-out pictures are never trained on, and neither decide the normalisation.
 """
@@ -258,7 +258,7 @@ def folder_source(
         held_out_labels=folders.class_numbers(held_out, folder.classes) if classes else None,
         classes=folder.classes,
         picture=PictureFormat(fit=rule.fit, low=rule.low, high=rule.high, bits=8 if rule.bits == 8 else 16),
-        note=DataNote(source=f"{len(train)} pictures of one's own, {len(held_out)} held out"),
+        note=DataNote(source=f"{len(train)} pictures of a user's folder, {len(held_out)} held out"),
         size=size if config.crop else None,
         quantum=2.0 / (rule.high - rule.low) if whole_numbers else 0.0,
     )

@@ -1,6 +1,6 @@
-"""Turns a path into the node's SQLite database: private, in WAL mode, of this release's schema.
+"""The SQLite database of a source node: private, in WAL mode, with this release's schema.
 
-The rule: a transaction that has ended without an exception is on the disk; one process at a time.
+A transaction that has ended without an exception is on the disk; one process at a time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Turns what workers report into what watchers of a job read, in memory, however slow a watcher is.
+"""Events of jobs in memory, from workers to watchers, however slow a watcher is.
 
-The rule: a job keeps a bounded number of events. A step replaces the one before it of the same item and
+A job keeps a bounded number of events. A step replaces the one before it of the same item and
 stage: a watcher that falls behind misses steps, not changes of state. Sequence numbers rise within a job, also
 over a restart.
 """

@@ -1,6 +1,6 @@
-"""Turns the job database and the spool into jobs, items and files, for whoever may see them.
+"""Read access to jobs, items and their files.
 
-The rule: another's job is as good as none; bytes are checked against the digest they were written with.
+Another's job is as good as none; bytes are checked against the digest they were written with.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a job is, as frozen records; the names of states are those of translation.proto without their prefix.
+"""Jobs and items as frozen records; the names of states are those of translation.proto without their prefix.
 
-The rule: an item goes RECEIVED, ENCODED, DECODED, DELIVERED, or from one of the first two to FAILED.
+An item goes RECEIVED, ENCODED, DECODED, DELIVERED, or from one of the first two to FAILED.
 """
 
 from __future__ import annotations

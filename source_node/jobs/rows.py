@@ -1,4 +1,4 @@
-"""Turns records into rows of the job database and rows into records."""
+"""Maps records to rows of the job database and back."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Turns (job, item, part) into a private file and back; no name that a client gave reaches the disk.
+"""The spool: one private file for each (job, item, part); no name from a client reaches the disk.
 
-The rule: a file under its final name is whole and on the disk; what no row of the database names is swept at
+A file under its final name is whole and on the disk; what no row of the database names is swept at
 start.
 """
 

@@ -1,6 +1,6 @@
-"""Turns a job that arrives item by item into a queued job, or into nothing.
+"""Receives a job item by item; it is queued as a whole or not at all.
 
-The rule: a job is accepted when `commit` returns, and not before; the same request is accepted once.
+A job is accepted when `commit` returns, and not before; the same request is accepted once.
 """
 
 from __future__ import annotations

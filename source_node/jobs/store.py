@@ -1,6 +1,6 @@
-"""Turns what clients ask for into jobs that outlive the process, and hands each to one worker at a time.
+"""The job store: jobs that outlive the process, each claimed by one worker at a time.
 
-The rule: what a method has returned is on the disk; files are written before the row that names them and
+What a method has returned is on the disk; files are written before the row that names them and
 removed after it, so a kill leaves at most files without a row, which the next start sweeps.
 """
 
