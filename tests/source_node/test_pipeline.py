@@ -148,6 +148,7 @@ def test_a_latent_of_a_model_that_was_replaced_is_made_again(source, target) -> 
     target.decodes = [hang]
     job_id = source.start().submit()
     wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
+    assert target.asked.wait(10)
     source.stop()
     replaced = tiny_engine("another")
     source.open(replaced)
@@ -165,6 +166,7 @@ def test_a_stored_latent_that_the_disk_lost_is_made_again(source, target) -> Non
     target.decodes = [hang]
     job_id = source.start().submit()
     wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
+    assert target.asked.wait(10)
     source.stop()
     path = next(source.config.paths.spool.rglob("0.encoded"))
     path.write_bytes(b"\0" + path.read_bytes()[1:])
@@ -177,6 +179,7 @@ def test_another_contract_between_two_tries_is_what_the_record_names(source, tar
     target.decodes = [hang]
     job_id = source.start().submit()
     wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
+    assert target.asked.wait(10)
     source.stop()
     target.limits = ContractLimits(50, 5_000, 40_000, 5_000)
     source.open(source.node.running_engine)
