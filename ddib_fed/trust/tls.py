@@ -34,6 +34,7 @@ KEEPALIVE_TIME_MS: Final = 20_000
 # Both are needed: keepalive_timeout alone noticed a dead peer after 65 s, with ping_timeout after 8.
 KEEPALIVE_TIMEOUT_MS: Final = 8_000
 PROBE_TIMEOUT_S: Final = 5.0
+CONNECT_TIMEOUT_MS: Final = 10_000
 # A channel whose certificate was replaced is closed after the longest stream that may still use it.
 RETIRED_CHANNEL_S: Final = 25 * 3600.0
 _HANDSHAKE_RECORD: Final = 22
@@ -51,7 +52,8 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # Time limit of one attempt to connect, TCP and TLS together: some round trips, perhaps to a busy machine.
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -206,10 +206,16 @@ def test_jobs_that_had_ended_are_what_they_were(world: World) -> None:
 
 
 def test_results_that_nobody_had_fetched_are_delivered(world: World) -> None:
-    """Byte for byte what the earlier release would have delivered, with the same record."""
+    """Byte for byte what the earlier release would have delivered, with the same record.
+
+    But for the solver's order, which the earlier release gave as 0 where it took the default.
+    """
+    earlier = world.results["1"]
+    used = earlier.provenance.solver.model_copy(update={"order": 3})
+    assert earlier.provenance.solver.order == 0
     with world.client("alice") as client:
         left = list(client.fetch(world.jobs["fetched"].job_id))
-        assert left == [world.results["1"]]
+        assert left == [replace(earlier, provenance=earlier.provenance.with_(solver=used))]
         found = sorted(client.fetch(world.jobs["unfetched"].job_id), key=lambda result: result.item)
     assert [set(result.files) for result in found] == [{Part.TRANSLATION, Part.RETURNED, Part.LATENT}] * 2
     for result in found:

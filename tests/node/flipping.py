@@ -17,10 +17,12 @@ class BitFlipper:
 
     Args:
         upstream: Port of the server.
+        delay_s: How long each piece of data is held, as on a long line.
     """
 
-    def __init__(self, upstream: int) -> None:
+    def __init__(self, upstream: int, *, delay_s: float = 0.0) -> None:
         self._upstream = upstream
+        self._delay_s = delay_s
         self._armed: set[Direction] = set()
         self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -54,6 +56,7 @@ class BitFlipper:
     def _pump(self, source: socket.socket, sink: socket.socket, direction: Direction) -> None:
         try:
             while data := bytearray(source.recv(65_536)):
+                threading.Event().wait(self._delay_s)
                 if direction in self._armed:
                     self._armed.discard(direction)
                     data[-1] ^= 1  # the end of a record: its authentication tag

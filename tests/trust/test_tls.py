@@ -20,6 +20,7 @@ from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.wire.version import versions_to_pb
+from tests.node.flipping import BitFlipper
 from tests.node.institutions import Institution
 from tests.server.listening import Listening
 
@@ -55,6 +56,20 @@ def test_an_admitted_node_gets_through(node: Listening, north: Institution) -> N
     """Both certificates, TLS 1.3."""
     with node.stub(north) as stub:
         assert stub.DescribeDomain(ASK, timeout=5).side.institution == "spiffe://north.example/node/node-1"
+
+
+def test_a_handshake_may_take_as_long_as_on_a_line_around_the_world(
+    node: Listening, north: Institution
+) -> None:
+    """Round trips of 0.5 s: the first attempt succeeds."""
+    roots = certificate_pem(node.south.root)
+    name, folder = node.south.identity.dns_name, north.pki
+    with (
+        BitFlipper(node.port, delay_s=0.25) as line,
+        tls.channel(line.address, server_name=name, pki_folder=folder, roots_pem=roots) as channel,
+    ):
+        stub = decoding_pb2_grpc.DecodingServiceStub(channel)
+        assert stub.DescribeDomain(ASK, timeout=10).side.institution == "spiffe://north.example/node/node-1"
 
 
 def test_tls_12_is_refused(node: Listening, north: Institution) -> None:
