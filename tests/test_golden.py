@@ -157,6 +157,7 @@ def test_ends_zero_and_prints_a_line_for_each_output(capsys):
     assert all(name in printed for name in ("eps", "reverse_step", "step", "latent", "decoded"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["eps", "reverse_step", "step", "latent", "decoded"])
 @pytest.mark.parametrize("spoil", [1e-3, float("nan")])
 def test_ends_one_when_an_output_differs(output, spoil, tmp_path, capsys):

@@ -43,6 +43,7 @@ def test_the_float64_files_agree_with_the_float32_files():
         assert golden_float64.largest(one, other) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [1e-8, float("nan")])
 def test_ends_one_when_a_translation_is_off_in_the_eighth_digit(spoil, tmp_path, capsys):
     """What float32 cannot see is found."""

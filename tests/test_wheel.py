@@ -33,6 +33,7 @@ def names(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
+@pytest.mark.slow
 def test_the_contract_and_the_models_are_in_the_wheel(wheel: Path) -> None:
     """Protos, type marker, licence and the six bundles travel with the package."""
     inside = names(wheel)

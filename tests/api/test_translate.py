@@ -44,6 +44,7 @@ UNIT = np.linspace(0, 1, 32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
 """A picture of values from 0 to 1, where the model takes 0 to 255."""
 
 
+@pytest.mark.slow
 def test_points_come_back_with_their_record() -> None:
     """Array in, array out; the record says what was done."""
     points = sample("moons", 200, 1)
@@ -56,6 +57,7 @@ def test_points_come_back_with_their_record() -> None:
     assert record.solver.evaluations == 48
 
 
+@pytest.mark.slow
 def test_array_path_and_pil_picture_give_the_same(satellite, relief, tmp_path) -> None:
     """One path for all of them: the file."""
     picture = scene()
@@ -68,12 +70,14 @@ def test_array_path_and_pil_picture_give_the_same(satellite, relief, tmp_path) -
         np.testing.assert_array_equal(other, first)
 
 
+@pytest.mark.slow
 def test_a_picture_keeps_its_own_size(satellite, relief) -> None:
     """The fit is undone."""
     results = ddib_fed.translate(scene((50, 40)), satellite, relief, evaluations=6)
     assert [picture.size for picture in results.pictures] == [(50, 40)]
 
 
+@pytest.mark.slow
 def test_saved_results_are_those_of_the_commands(satellite, relief, tmp_path) -> None:
     """Files, record, and no overwriting."""
     [result] = ddib_fed.translate(scene(), satellite, relief, evaluations=6, cycle=True, keep_latents=True)
@@ -86,6 +90,7 @@ def test_saved_results_are_those_of_the_commands(satellite, relief, tmp_path) ->
         result.save(tmp_path, "a")
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_pictures_and_figures(satellite, relief) -> None:
     """HTML with the picture inside; a repr that says what it is."""
     results = ddib_fed.translate(scene(), satellite, relief, evaluations=6, cycle=True)
@@ -113,6 +118,7 @@ def test_what_cannot_be_translated_is_refused(satellite, relief, samples, error)
         ddib_fed.translate(samples, satellite, relief)
 
 
+@pytest.mark.slow
 def test_the_sample_that_cannot_be_used_is_named(satellite, relief) -> None:
     """By its number in the list."""
     with pytest.raises(PictureMisfit, match="sample 1: ") as refused:
@@ -127,12 +133,14 @@ def test_a_latent_that_a_node_would_refuse_is_refused_here(satellite, relief) ->
         ddib_fed.translate(np.repeat(board[..., None], 3, axis=2), satellite, relief, evaluations=6)
 
 
+@pytest.mark.slow
 def test_classes_of_models_here_are_numbers(satellite, relief) -> None:
     """Names are what nodes take."""
     with pytest.raises(UsageError, match="takes its number"):
         ddib_fed.translate(scene(), satellite, relief, target_class="tiger")
 
 
+@pytest.mark.slow
 def test_importing_and_the_client_load_no_torch() -> None:
     """`ddib_fed.translate` itself is found without torch, and so is the client."""
     used = "ddib_fed.Client, ddib_fed.translate, ddib_fed.DdibError"

@@ -41,6 +41,7 @@ def in_twos(*parties):
     return [LocalParty(party.model, Inline(2)) for party in parties]
 
 
+@pytest.mark.slow
 def test_a_cycle_has_every_stage_and_comes_back(north, south):
     """Without softening the way back undoes the way there; the translation is another picture."""
     x = 0.9 * pictures(3)
@@ -53,6 +54,7 @@ def test_a_cycle_has_every_stage_and_comes_back(north, south):
     assert np.array_equal(one_way.translated, found.translated)
 
 
+@pytest.mark.slow
 def test_batches_do_not_show(north, south):
     """Nor do neighbours: softening's noise belongs to the picture."""
     x = pictures(5)
@@ -95,6 +97,7 @@ def test_softening_is_standard_normal_and_not_shared_between_purposes(north):
     assert abs((one * other).mean()) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colours", ["rgb", "opponent"])
 def test_each_models_units_stay_inside(colours):
     """Numbers for each channel, other colours: a model bridged to itself in other units moves as the plain one."""
@@ -130,6 +133,7 @@ def test_every_evaluation_is_told_once(north, south):
     assert told == [(k, 48) for k in range(1, 49)]
 
 
+@pytest.mark.slow
 def test_uncertainty_is_the_deviation_over_fresh_softenings(north, south):
     x = pictures(2)
     found = uncertainty(x, north, south, Asked(FEW, seed=7), times=3)
@@ -147,6 +151,7 @@ def test_samples_are_numbered(north):
     assert np.abs(many[0] - many[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_way_between_two_pictures_begins_and_ends_with_them(north):
     """Within one model; the middle is neither."""
     pair = 0.9 * pictures(2)

@@ -278,6 +278,7 @@ class Told(torch.nn.Module):
         return x * 0 if y is None else torch.full_like(x, 0) + y.float()[:, None] / 100
 
 
+@pytest.mark.slow
 def test_each_row_is_told_its_own_class_in_a_merged_call() -> None:
     """And who is told none is in no call with who is told one."""
     batcher, told = Batcher(merge_rows=64), Denoiser(Told(), parameterisation="v")

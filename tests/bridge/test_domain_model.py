@@ -34,6 +34,7 @@ def drawn(party, label=None, guidance=None, count=2):
     return draw_samples(party, count, Asked(FEW, target_class=label, guidance=guidance or Guidance()))
 
 
+@pytest.mark.slow
 def test_a_class_changes_the_picture_and_one_can_be_given_to_each(classy):
     """One class for each picture gives what one class for all gives, row by row."""
     party = open_party(classy, together=2)

@@ -78,6 +78,7 @@ def test_a_peer_file_with_a_sequence_in_its_address_is_refused_in_plain_words(
     assert not list(NodeConfig.load(config).paths.peers.glob("*"))
 
 
+@pytest.mark.slow
 def test_the_fingerprint_comes_last_and_alone(tmp_path: Path) -> None:
     """At a terminal, right before the question, on a line of its own."""
     config, south = north_node(tmp_path / "north"), Institution("south.example", tmp_path / "south")
@@ -90,6 +91,7 @@ def test_the_fingerprint_comes_last_and_alone(tmp_path: Path) -> None:
     assert code == 5
 
 
+@pytest.mark.slow
 def test_a_root_slipped_in_beside_the_genuine_one_is_counted(tmp_path: Path) -> None:
     """Two roots are a roll-over, or an attacker's beside the real one: the question is about all of them, by number."""
     config, south = north_node(tmp_path / "north"), Institution("south.example", tmp_path / "south")

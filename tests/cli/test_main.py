@@ -49,6 +49,7 @@ def test_help_loads_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_help_answers_within_its_time():
     """The best of several runs, in CPU seconds, because other processes share the machine."""
     best = min(

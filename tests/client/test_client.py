@@ -92,6 +92,7 @@ def test_an_item_that_is_refused_is_called_by_its_file(alice, north, tmp_path, n
     assert caught.value.facts["item"] == "0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["away", "lose_answer"])
 def test_submitting_again_is_the_same_job(alice, north, fault):
     """When the node is away, or its answer is lost, the same request id is sent again: one job, not two."""
@@ -180,6 +181,7 @@ def test_watching_outlives_a_restart_of_the_node(north):
     assert [event.sequence for event in (first, *rest)] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "direction"),
     [
@@ -355,6 +357,7 @@ def test_a_cancelled_job_is_raised_as_such(alice, north):
         alice.require_finished(job.job_id)
 
 
+@pytest.mark.slow
 def test_the_client_loads_neither_torch_nor_the_science():
     """Imported in a fresh process, also as `ddib_fed.Client`; and `import ddib_fed` loads its version alone."""
     code = (

@@ -104,6 +104,7 @@ def test_pictures_have_the_stated_form(name: str) -> None:
         assert array.std(axis=(1, 2, 3)).mean() > 0.05
 
 
+@pytest.mark.slow
 def test_relief_shows_the_ground_that_the_satellite_shows() -> None:
     # The sea is blue on both.
     first, second = (pictures_of(name).test for name in ("satellite", "relief"))
@@ -114,6 +115,7 @@ def test_relief_shows_the_ground_that_the_satellite_shows() -> None:
     assert own > 0.2 + correlation(warm[0], np.roll(warm[1], len(first) // 2))
 
 
+@pytest.mark.slow
 def test_both_contrasts_show_the_same_slices() -> None:
     first, second = (pictures_of(name).test for name in ("brain-t1", "brain-t2"))
     # Outside of the brain both are black, to the pixels that are part in, part out.

@@ -72,6 +72,7 @@ def test_counts_numbers():
     assert measure(noise(7, 3)).count == 21
 
 
+@pytest.mark.slow
 def test_latents_of_the_shipped_models_pass():
     """Each domain's own points have white latents, from 200 points on."""
     from ddib_fed.datasets.synthetic import DOMAINS, sample
@@ -100,6 +101,7 @@ def test_statistics_survive_as_fields():
     assert LatentStatistics(found.mean, found.std, found.kurtosis, found.correlation, found.count) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1, 4, 100])
 def test_a_part_of_a_domain_may_be_translated(share):
     """The latents of the first points of a domain, in order, fill a part of the plane; that is no fault."""

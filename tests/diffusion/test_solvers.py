@@ -38,6 +38,7 @@ def error(name, order, intervals, decoding):
     return float((integrate(start, gaussian_denoiser()) - exact).abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoding", [False, True], ids=["encode", "decode"])
 @pytest.mark.parametrize(("name", "order"), CASES)
 def test_shows_its_order_of_accuracy(name, order, decoding):
@@ -88,6 +89,7 @@ def there_and_back(x, denoiser, grid):
     return (back - x).norm(dim=1), (z - x).norm(dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize(
     ("dtype", "mean", "largest"), [(torch.float32, 1e-6, 1e-4), (torch.float64, 1e-11, 1e-11)]

@@ -63,6 +63,7 @@ def test_the_scale_of_a_number_does_not_decide_the_kernel_distance():
     assert kernel_distance(a * scales + 5, b * scales + 5) == pytest.approx(kernel_distance(a, b), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_network_tells_squares_from_noise():
     """Two sets of squares are near, noise is far, by every distance."""
     squares, more = features(blocks(12, channels=3)), features(blocks(12, seed=1, channels=3))

@@ -38,6 +38,7 @@ def test_the_translation_beats_what_knows_nothing_and_not_the_fitted_map(whole):
     assert others["colour_map"]["psnr"] > own
 
 
+@pytest.mark.slow
 def test_partners_are_found_and_chance_stands_beside(whole):
     found = whole["retrieval"]
     assert found["translated"]["pixels"]["found"] == 1.0

@@ -64,6 +64,7 @@ def test_energy_distance_is_zero_for_a_cloud_and_itself_and_grows_with_a_shift(c
     assert 0 < near < far
 
 
+@pytest.mark.slow
 def test_energy_distance_in_chunks_is_that_of_the_whole(cloud, monkeypatch):
     other = cloud + 0.3
     whole = metrics.energy_distance(cloud, other)
@@ -98,6 +99,7 @@ def test_the_floor_falls_with_the_number_of_points():
     assert metrics.domain_sliced_w2_floor("moons", 4_000) < metrics.domain_sliced_w2_floor("moons", 400)
 
 
+@pytest.mark.slow
 def test_points_of_ones_own_are_their_own_pool(cloud):
     found = metrics.distances_to_points(cloud[:1_000], cloud[1_000:])
     assert found["sliced_w2"] < 2 * found["sliced_w2_floor"]

@@ -81,6 +81,7 @@ def test_the_question_is_white_and_what_is_left_has_the_stated_size(lam):
     assert float((cosines(asked.seen) * missed).mean(0).abs().max()) < 0.04 * float(variance.max())
 
 
+@pytest.mark.slow
 def test_a_network_that_answers_nothing_encodes_gaussian_pictures_to_noise():
     """Where one without a spectrum leaves the picture in its latent."""
     least = {"image_size": SIZE, "channel_mult": (1,), "num_res_blocks": 1, "attention_resolutions": ()}

@@ -62,6 +62,7 @@ def test_the_public_networks_state_dict_is_unchanged():
     assert {key: tuple(value.shape) for key, value in network_shapes(config).items()} == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "parameters"), [(None, 552_814_086), (1000, 553_838_086)])
 def test_the_256_pixel_networks_have_their_published_size(num_classes, parameters):
     """The public unconditional and class-conditional 256 x 256 networks, built without memory."""
@@ -107,6 +108,7 @@ def test_classes_are_given_if_and_only_if_the_network_has_them():
         unet()(picture({}), torch.ones(1), y=torch.arange(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 def test_half_precision_stays_near_float32(dtype, tolerance):
     """Within a few roundings of the largest value."""

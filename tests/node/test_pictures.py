@@ -192,6 +192,7 @@ def test_a_model_that_softens_encodes_nothing_without_noise(plain):
         encode(plain, grey(), QUICK)
 
 
+@pytest.mark.slow
 def test_the_class_is_what_the_network_is_told(classes):
     """Each class another translation; the same alone as beside others in one network call."""
     latent = encode(classes, grey(), QUICK, label=0, noise=np.zeros_like).latent

@@ -273,6 +273,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_check_finds_what_serve_ends_with(node: Node, name: str, capsys, monkeypatch) -> None:
     """The same reason, exit code 3 of `check` and a documented one of `serve`, no traceback, and nothing is changed."""

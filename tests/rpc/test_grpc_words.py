@@ -48,6 +48,7 @@ def refuse(data: object) -> bytes:
     raise ValueError(data)
 
 
+@pytest.mark.slow
 def test_a_message_over_our_limit_or_the_peers_is_final(node, north) -> None:
     """Refused before it is sent, or, where the caller has no limit of its own, by the node's gRPC."""
     for options in ((), (("grpc.max_send_message_length", -1),)):

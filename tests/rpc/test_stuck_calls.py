@@ -57,6 +57,7 @@ class StuckChannel(grpc.Channel):
         self.close()
 
 
+@pytest.mark.slow
 def test_a_reader_that_grpc_forgot_is_woken() -> None:
     """Its channel is closed and known to be broken; before, reading never returned, whatever the deadline."""
     channel = CheckedChannel(StuckChannel(), "target south.example", own=False)

@@ -87,6 +87,7 @@ def written(out):
     }
 
 
+@pytest.mark.slow
 def test_each_picture_comes_back_at_its_own_size_with_a_record(folder, tmp_path):
     report = go(folder, tmp_path / "out")
     for name, size in (("a", (12, 10)), ("sub/d", (8, 8))):
@@ -158,6 +159,7 @@ def test_another_run_is_not_mixed_into_a_folder(folder, tmp_path):
     assert go(folder, tmp_path / "out", replace(RECIPE, seed=1), force=True)["computed_now"] == 5
 
 
+@pytest.mark.slow
 def test_models_of_16_bits_write_16_bits(folder, tmp_path):
     """On the target's scale; what comes back is on the source's."""
     go(folder, tmp_path / "out", Recipe("north", "deep", FEW, cycle=True))
@@ -282,6 +284,7 @@ def test_pictures_of_another_scale_are_refused_before_any_is_translated(folder, 
         go(folder, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_figures_compare_with_the_picture_as_given(folder, tmp_path):
     """A few values outside of the range are clipped for the model, counted, and count against the round trip."""
     bright = drawn(8, 8, 0).astype(np.uint16)
@@ -300,6 +303,7 @@ def test_figures_compare_with_the_picture_as_given(folder, tmp_path):
     assert records[0]["picture"]["cycle_mse"] > records[1]["picture"]["cycle_mse"]
 
 
+@pytest.mark.slow
 def test_the_source_models_own_thresholds_mark_by_default(folder, tmp_path):
     """No option is needed: what its bundle says is applied, stands in the report, and gives way to --thresholds."""
     report = go(folder, tmp_path / "out", replace(RECIPE, source="strict"))
@@ -323,6 +327,7 @@ def test_thresholds_can_be_those_of_a_model(tmp_path):
     assert caught.value.hint == f"ddib model thresholds {tmp_path / 'north'} --images FOLDER"
 
 
+@pytest.mark.slow
 def test_a_picture_whose_latent_is_no_noise_is_left_out_with_its_reason(folder, tmp_path):
     """The others of its batch are translated; a run that goes on neither translates it again nor forgets it."""
     (folder / "flat.png").write_bytes(encode_png(np.full((8, 8, 1), 255, np.uint8)))

@@ -158,6 +158,7 @@ def test_classes_come_from_the_first_sub_folder(tmp_path):
     assert class_numbers(found.entries, found.classes).tolist() == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_classes_come_from_the_name_up_to_an_underscore(tmp_path):
     """As the public code has it."""
     put_pictures(tmp_path, "dog_1.png", "x/cat_b_2.png")

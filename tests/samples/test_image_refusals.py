@@ -97,6 +97,7 @@ def test_a_changed_byte_never_does_more_than_a_named_error(name, place, value):
     "magic", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"\x93NUMPY\x01\0"]
 )
 @given(tail=st.binary(max_size=200))
+@pytest.mark.slow
 def test_random_bytes_behind_a_right_beginning_are_unreadable(magic, tail):
     """The decoders' own errors, of any kind, become one."""
     with pytest.raises(DdibError):
@@ -139,6 +140,7 @@ def test_a_png_that_claims_too_many_pixels_is_refused_by_its_header(depth, colou
     assert caught.value.facts == {"pixels": "3600000000", "limit_pixels": str(ImageLimits().max_pixels)}
 
 
+@pytest.mark.slow
 def test_a_png_that_unpacks_to_more_than_its_picture_is_read_no_further():
     """100 MB of zeros behind ten rows: the decoder fills the picture and stops."""
     import tracemalloc

@@ -111,6 +111,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_decoding_takes_no_more_than_its_header_states(name, measured, tmp_path) -> None:
     """As a process of its own measures it."""
@@ -181,6 +182,7 @@ def test_a_tile_larger_than_its_picture_is_refused() -> None:
         decode_image(bytes(content))
 
 
+@pytest.mark.slow
 def test_a_deflated_bomb_is_counted_and_not_kept() -> None:
     """A TIFF of a few pixels whose strip inflates to 64 MiB: no more than a piece of it is in memory."""
     from ddib_fed.samples.formats.tiff import INFLATED_PIECE, _inflated

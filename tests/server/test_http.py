@@ -99,6 +99,7 @@ def connected(server: ProbeServer, said: bytes = b"") -> socket.socket:
     return made
 
 
+@pytest.mark.slow
 def test_connections_that_say_nothing_keep_no_probe_out(probes: tuple[ProbeServer, State, Metrics]) -> None:
     """The oldest make room: there are never more than a few, and a probe is answered at once."""
     server, _, _ = probes
@@ -113,6 +114,7 @@ def test_connections_that_say_nothing_keep_no_probe_out(probes: tuple[ProbeServe
         end.close()
 
 
+@pytest.mark.slow
 def test_a_connection_that_says_little_ends(probes: tuple[ProbeServer, State, Metrics], monkeypatch) -> None:
     """A byte now and then does not keep it: its whole time is bounded, not the time between two bytes."""
     monkeypatch.setattr("ddib_fed.server.http.LONGEST_S", 0.3)

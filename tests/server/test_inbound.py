@@ -97,6 +97,7 @@ def test_whoever_made_an_authorised_call_is_no_stranger(crowded: Guarded, north:
         assert crowded.guard._proven == {friend}
 
 
+@pytest.mark.slow
 def test_with_room_left_a_stranger_has_a_moment(south: Institution) -> None:
     """Many that connect at once behind one address are no attack as long as the cap on all is far."""
     roomy = Guarded(south, most=1_000)
@@ -124,6 +125,7 @@ def test_grpcs_word_for_a_caller_is_an_address(text: str, peer: tuple[str, int] 
     assert peer_of(text) == peer
 
 
+@pytest.mark.slow
 def test_a_handshake_that_is_not_finished_ends_soon(south: Institution, north: Institution) -> None:
     """Nothing at all, half a greeting, and TLS with a good certificate but without HTTP/2: gRPC ends each of them."""
     server = NodeServer("127.0.0.1:0", tls.server_credentials(south.pki, south.store).grpc, [], max_streams=1)

@@ -22,6 +22,7 @@ def wire(institutions, target):
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["to_client", "to_server"])
 def test_a_flipped_bit_in_a_stream_is_tried_again(source, target, wire, direction) -> None:
     """From target to source gRPC says UNKNOWN, "Stream removed", and the other way UNAVAILABLE: both are retried."""
@@ -41,6 +42,7 @@ def test_a_flipped_bit_in_a_stream_is_tried_again(source, target, wire, directio
     assert (len(target.seen), wire.flipped) == (2, 1)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_a_negotiation_is_tried_again(source, target, wire) -> None:
     """A unary call is ended by it with the same status as a stream."""
     negotiations: list[int] = []

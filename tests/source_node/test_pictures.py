@@ -110,6 +110,7 @@ def source(tmp_path, north, targets, engine):
     made.stop()
 
 
+@pytest.mark.slow
 def test_a_picture_is_softened_by_other_noise_for_each_peer(source, targets) -> None:
     """The two latents of a picture differ by the noise of both; the same peer gets the same latent again."""
     for peer in ("south", "west", "south"):
@@ -121,6 +122,7 @@ def test_a_picture_is_softened_by_other_noise_for_each_peer(source, targets) -> 
     assert np.std(south.data - west.data) == pytest.approx(2**0.5 * sigma, rel=0.3)
 
 
+@pytest.mark.slow
 def test_the_class_of_the_picture_decides_its_latent(source, targets) -> None:
     """By name or by index, of the source's own classes."""
     for asked in ("coast", "ridge", "1"):
@@ -130,6 +132,7 @@ def test_the_class_of_the_picture_decides_its_latent(source, targets) -> None:
     assert np.abs(coast.data - ridge.data).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_class_of_the_picture_decides_how_its_cycle_ends(source, targets) -> None:
     """The same latent comes back for both; what is made of it is of the class that the picture has."""
     made = []
@@ -140,6 +143,7 @@ def test_the_class_of_the_picture_decides_how_its_cycle_ends(source, targets) ->
     assert made[0] != made[1]
 
 
+@pytest.mark.slow
 def test_the_target_is_told_the_index_of_its_own_class(source, targets) -> None:
     """ "coast" is another number there than here."""
     for asked in ("coast", "1", ""):
@@ -168,6 +172,7 @@ def test_a_class_that_is_not_there_costs_neither_a_call_nor_an_evaluation(source
     assert (targets["south"].headers, engine.counters["calls"]) == ([], calls)
 
 
+@pytest.mark.slow
 def test_items_of_several_classes_go_in_one_call_for_each_class_of_the_target(source, targets) -> None:
     """Each encoded as its own class; the record of each says its own."""
     pairs = (("coast", "ridge"), ("ridge", "1"), ("0", "delta"), ("coast", "2"))
@@ -182,6 +187,7 @@ def test_items_of_several_classes_go_in_one_call_for_each_class_of_the_target(so
     assert [(record.source_class, record.target_class) for record in records] == list(pairs)
 
 
+@pytest.mark.slow
 def test_guidance_reaches_a_target_that_offers_it(source, targets) -> None:
     """As asked; the record says so, and which classifier it was."""
     south = targets["south"]
@@ -197,6 +203,7 @@ def test_guidance_reaches_a_target_that_offers_it(source, targets) -> None:
     assert not south.headers[-1].HasField("guidance")
 
 
+@pytest.mark.slow
 def test_a_guided_cycle_is_guided_on_its_way_back(tmp_path, north, targets) -> None:
     """By the source's own model, towards the class that the picture has; the latent that goes there is not guided."""
     form = PictureFormat(high=65535.0, bits=16)
@@ -270,6 +277,7 @@ def test_results_of_the_models_size_have_the_picture_as_the_model_saw_it(source,
     assert np.corrcoef(fitted.ravel(), noise().ravel())[0, 1] > 0.95
 
 
+@pytest.mark.slow
 def test_a_cycle_and_a_latent_are_made_and_kept_only_where_they_were_asked_for(source, targets) -> None:
     """A latent is as private as its picture."""
     for changes, kept in (

@@ -89,6 +89,7 @@ def test_an_answer_that_cannot_be_used_fails_its_item_alone(source, target, answ
     assert not source.store.parts(job.job_id, 1)
 
 
+@pytest.mark.slow
 def test_a_returned_latent_that_is_no_noise_fails_its_item_alone(source, target) -> None:
     """Its size is right, and its bytes are not what a latent looks like."""
 
@@ -205,6 +206,7 @@ def test_an_item_that_this_node_cannot_encode_fails_alone(source, target) -> Non
     assert sorted(target.seen[0]) == [0, 2]
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_removed_gets_no_further_latent(source: Source, target) -> None:
     """Its open call is ended, and the job fails with that reason."""
     target.decodes = [hang]

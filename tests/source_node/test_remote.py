@@ -225,6 +225,7 @@ def test_seconds_that_are_no_number_are_not_recorded(remotes, target) -> None:
     assert Call(remotes).run()[0].seconds == 0.0
 
 
+@pytest.mark.slow
 def test_a_silent_peer_is_given_up(remotes, target) -> None:
     """Long before the job's deadline, as unreachable: the job is tried again."""
     target.decodes = [hang]
@@ -232,6 +233,7 @@ def test_a_silent_peer_is_given_up(remotes, target) -> None:
         Call(remotes).run()
 
 
+@pytest.mark.slow
 def test_a_peer_that_shows_life_is_waited_for(remotes, target) -> None:
     """Signs of life over twice the patience, and then the answers."""
 
@@ -280,6 +282,7 @@ def test_cancelling_ends_a_negotiation(remotes, target) -> None:
     assert time.monotonic() - started < 9
 
 
+@pytest.mark.slow
 def test_the_jobs_deadline_ends_a_call(remotes, target) -> None:
     """A peer that hangs does not take a job past it."""
     target.decodes = [hang]
@@ -289,6 +292,7 @@ def test_the_jobs_deadline_ends_a_call(remotes, target) -> None:
     wait_until(lambda: call.control.over)
 
 
+@pytest.mark.slow
 def test_no_thread_outlives_its_call(remotes, target) -> None:
     """Neither the listener nor gRPC's own is left, however the call ends."""
     before = threading.active_count()

@@ -19,6 +19,7 @@ def waits(source, job_id: str) -> None:
     wait_until(lambda: (last := source.events.last(job_id)) and last.stage == "wait")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [NotReady(retry_after_s=0.01), QuotaSpent(retry_after_s=0.01)])
 def test_a_peer_that_is_away_is_tried_again(source, target, error) -> None:
     """UNAVAILABLE or RESOURCE_EXHAUSTED, then fine: the job is finished."""
@@ -38,6 +39,7 @@ def test_retry_after_is_kept(source, target) -> None:
     assert source.events.last(patient).reason == "QUOTA"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED])
 def test_a_peer_that_gives_a_call_up_does_not_end_the_job(source, target, status) -> None:
     """A target that is stopped hard ends its calls so; nobody here cancelled anything."""
@@ -50,6 +52,7 @@ def test_a_peer_that_gives_a_call_up_does_not_end_the_job(source, target, status
     assert source.start().ended(source.submit()).state == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_hung_peer_lets_go_of_the_worker(tmp_path, institutions, target, engine) -> None:
     """It is given up, and the next try succeeds."""
     source = Source(tmp_path / "north", institutions[0], engine, silence_s=0.4)
@@ -105,6 +108,7 @@ def test_a_job_cancelled_while_it_fails_to_reach_its_peer_need_not_wait(source, 
     wait_until(lambda: source.events.last(asked[0]).state == JobState.CANCELLED)
 
 
+@pytest.mark.slow
 def test_a_deadline_ends_a_job_whose_peer_hangs(source, target) -> None:
     """With that reason, and not much later."""
     target.decodes = [hang]
@@ -147,6 +151,7 @@ class FullDisk:
         monkeypatch.setattr(owner, name, method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["claim", "finish"])
 def test_a_disk_that_was_full_for_a_while_loses_no_job(source, target, monkeypatch, method) -> None:
     """Neither the worker nor the job is lost when the store cannot write; once it can, the job ends once."""
@@ -159,6 +164,7 @@ def test_a_disk_that_was_full_for_a_while_loses_no_job(source, target, monkeypat
     assert source.ended(job_id).state == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_store_that_can_neither_end_nor_put_back_a_job_keeps_it(source, target, monkeypatch) -> None:
     """Running in the books with nobody at work: it is taken back as soon as the disk allows."""
     disks = [FullDisk(monkeypatch, source.store, name, QueueFull("full")) for name in ("finish", "put_back")]
@@ -170,6 +176,7 @@ def test_a_store_that_can_neither_end_nor_put_back_a_job_keeps_it(source, target
     assert len(target.seen) == 1, "the item was done already"
 
 
+@pytest.mark.slow
 def test_without_an_audit_log_no_latent_leaves_and_the_job_waits(source, target, monkeypatch) -> None:
     """A full disk is no reason to fail the job, and none to send unrecorded."""
     disk = FullDisk(monkeypatch, source.node.audit, "write", OSError(28, "No space left on device"))

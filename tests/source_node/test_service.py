@@ -286,6 +286,7 @@ def test_a_silent_peer_is_listed_as_unreachable(served, target) -> None:
     assert (answer.domain, answer.domains[0].status) == ("moons", "PEER_UNREACHABLE")
 
 
+@pytest.mark.slow
 def test_removed_peers_get_nothing_more_from_running_jobs(served, target) -> None:
     """What a reload and the regular look call: the open call ends, and so does the job."""
     target.decodes = [hang]

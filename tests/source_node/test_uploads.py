@@ -74,6 +74,7 @@ def test_what_has_come_of_an_item_is_on_the_disk(open_served) -> None:
     assert staged_bytes(served) == 0
 
 
+@pytest.mark.slow
 def test_a_stalled_upload_is_ended_and_leaves_nothing(open_served) -> None:
     """Its place is free again, and so is the disk; it held both until its client went away."""
     served, upload = open_served(stall_s=0.3), Upload()
@@ -85,6 +86,7 @@ def test_a_stalled_upload_is_ended_and_leaves_nothing(open_served) -> None:
     assert not list(served.node.config.paths.spool.iterdir())
 
 
+@pytest.mark.slow
 def test_a_stream_that_says_nothing_after_its_header_is_ended(open_served) -> None:
     """Between two items too: a client has them all before it begins."""
     served, go = open_served(stall_s=0.3), threading.Event()
@@ -123,6 +125,7 @@ def test_bytes_of_another_digest_leave_nothing(open_served) -> None:
     assert staged_bytes(served) == 0
 
 
+@pytest.mark.slow
 def test_a_picture_beyond_the_memory_for_decoding_is_refused_with_both_figures(open_served) -> None:
     """From its header, with the item's number; the job is not accepted."""
     engine = pictures_engine()

@@ -92,6 +92,7 @@ def test_the_class_decides_the_translation(engine):
     assert decoded(engine, 1, label=0)[0].file != decoded(engine, 1, label=1)[0].file
 
 
+@pytest.mark.slow
 def test_guidance_of_one_call_is_not_that_of_another_beside_it(dropped):
     """Two calls at once, guided and not: each gives the pictures that it gives alone."""
     alone = {scale: decoded(dropped, 3, guidance=Guidance(scale)) for scale in (None, 4.0)}

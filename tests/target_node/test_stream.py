@@ -103,6 +103,7 @@ def test_a_stream_that_breaks_ends_the_call(engine) -> None:
         list(open_stream(engine, broken()).run())
 
 
+@pytest.mark.slow
 def test_only_so_many_items_are_in_memory_whatever_the_peer_sends(engine) -> None:
     """The reader stops while nobody takes results: those in flight and the one in its hand."""
     delivered, most = 0, 0
@@ -156,6 +157,7 @@ def test_cancelling_ends_everything_at_the_next_step(engine) -> None:
     wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("decode")])
 
 
+@pytest.mark.slow
 def test_a_call_that_is_dropped_costs_no_further_step(fresh_engine) -> None:
     """Its sender is closed, as gRPC does when the caller is gone: nobody has cancelled, and the engine stops."""
     events = open_stream(fresh_engine, latents(*[500] * 8), evaluations=5_000).run()

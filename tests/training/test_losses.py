@@ -21,6 +21,7 @@ def draw(count, seed=0):
     return x0, torch.from_numpy(synthetic.normals(u[:, 4:])).float()
 
 
+@pytest.mark.slow
 def test_levels_cover_the_range_to_both_ends(schedule):
     lams = LambdaSampler(schedule)(torch.linspace(0, 1, 10_001, dtype=torch.float64))
     assert float(lams[0]) == pytest.approx(schedule.lambda_max)

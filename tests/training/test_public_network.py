@@ -94,6 +94,7 @@ def test_the_public_network_is_told_how_long(small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_our_own_network_learns_on_the_public_codes_steps_too(tiny, tmp_path):
     """v at any level within the range of the 4,000 linear steps; the bundle has the table."""
     config = tiny.model_copy(update={"schedule": "linear", "diffusion_steps": 4000})

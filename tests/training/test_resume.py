@@ -49,6 +49,7 @@ def test_killed_twice_and_resumed_is_the_run_that_was_not_killed(tiny, through, 
     assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
 
 
+@pytest.mark.slow
 def test_the_folders_of_a_run_are_their_owners_alone(tiny, tmp_path):
     """At every moment, also of a run that an older release began: folders 0700; weights, settings and figures 0600."""
     out, seen = tmp_path / "model", []
@@ -88,6 +89,7 @@ def test_where_a_run_was_interrupted_does_not_show_in_its_progress_file(tiny, th
     assert steps[0] == steps[1] == ["step", "10", "20", "30", "40"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fits_a_time_keeps_its_number_of_steps_when_resumed(tiny, tmp_path):
     """The rate is measured once; what it became is in run.json, whatever the machine does later."""
     timed = tiny.model_copy(update={"steps": None, "time_s": 0.5})
@@ -104,6 +106,7 @@ def test_a_run_that_fits_a_time_keeps_its_number_of_steps_when_resumed(tiny, tmp
     assert f'"steps": {bundle.manifest.training.steps}' in settled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 41}, {"domain": "checkerboards"}, {"batch": 128}])
 def test_a_run_with_other_settings_is_not_continued(tiny, through, change):
     (through / "manifest.json").unlink()

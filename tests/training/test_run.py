@@ -22,6 +22,7 @@ def trainer(config):
     return Trainer(PointTask(config, open_points(config)), World(0, 1, torch.device("cpu")))
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_bundle_and_its_records(tiny, tmp_path):
     seen = []
     bundle = train(tiny, tmp_path / "out", lambda progress: seen.append((progress.step, progress.steps)))
@@ -35,6 +36,7 @@ def test_a_run_ends_with_a_bundle_and_its_records(tiny, tmp_path):
     assert float(rows[-1]["held_out"]) > 0
 
 
+@pytest.mark.slow
 def test_the_manifest_says_how_the_model_was_made(tiny, tmp_path):
     made = train(tiny.model_copy(update={"command": "ddib model train ..."}), tmp_path / "out").manifest
     assert (made.domain, made.sample_shape, made.training.seed, made.training.steps) == ("moons", (2,), 0, 40)
@@ -52,6 +54,7 @@ def test_a_finished_model_is_kept_unless_told_otherwise(tiny, tmp_path):
     assert again.manifest.weights_sha256 != first.manifest.weights_sha256
 
 
+@pytest.mark.slow
 def test_a_finished_model_of_other_points_is_not_what_resuming_gives(tiny, tmp_path):
     """The settings are the same, the file at the path is not."""
     points = np.random.default_rng(1).normal(size=(500, 2)).astype(np.float32)
@@ -84,6 +87,7 @@ def test_the_same_config_gives_the_same_weights_and_leaves_torchs_generator_alon
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_points_of_ones_own_give_a_bundle_with_their_scale(tiny, tmp_path):
     np.save(tmp_path / "cells.npy", np.random.default_rng(0).normal(5, 3, (400, 3)))
     config = tiny.model_copy(update={"domain": None, "data": tmp_path / "cells.npy"})

@@ -58,6 +58,7 @@ def test_an_admitted_node_gets_through(node: Listening, north: Institution) -> N
         assert stub.DescribeDomain(ASK, timeout=5).side.institution == "spiffe://north.example/node/node-1"
 
 
+@pytest.mark.slow
 def test_a_handshake_may_take_as_long_as_on_a_line_around_the_world(
     node: Listening, north: Institution
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_proxy_in_the_environment_is_not_used(
         stub.DescribeDomain(ASK, timeout=5)
 
 
+@pytest.mark.slow
 def test_the_suites_are_set_before_grpc_wherever_one_begins() -> None:
     """Importing any module of the package is enough, and a weaker value of the environment does not win."""
     code = "import os, ddib_fed.node.policy; print(os.environ['GRPC_SSL_CIPHER_SUITES'])"

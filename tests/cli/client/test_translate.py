@@ -194,6 +194,7 @@ def test_a_translation_of_something_else_is_not_written(translate, scan, north, 
     assert not north.script.seen("AcknowledgeItems")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["WatchJob", "FetchResults", "AcknowledgeItems"])
 def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys, method):
     """Interrupted while the node is at work: exit 12, and the commands that watch, fetch and cancel the job."""
@@ -213,6 +214,7 @@ def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys, method
         assert f"ddib job {command} {job_id}" in said
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north, capsys):
     """Also between two tries nobody has to press it twice."""
     main = threading.main_thread().ident

@@ -167,6 +167,7 @@ def test_the_report_has_the_promised_keys(studio: Studio) -> None:
     assert [bound["name"] for bound in report["bounds"]] == [bound.name for bound in figures.bounds()]
 
 
+@pytest.mark.slow
 def test_the_sheet_shows_four_stages_of_every_picture(studio: Studio) -> None:
     """Each picture's own pixels, enlarged, are on it, and the source of the data is written beneath."""
     translated = studio.target.train[:COUNT]

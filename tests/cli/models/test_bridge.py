@@ -58,6 +58,7 @@ def test_the_figures_are_those_of_the_files(ddib, tmp_path):
     assert np.linalg.norm(gap, axis=1).max() == pytest.approx(report["cycle"]["max"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_translation_has_three_stages_and_translates_given_points(ddib, tmp_path):
     np.save(tmp_path / "points.npy", sample("moons", 123, 5))
     ddib("translate", *PAIR, "--input", tmp_path / "points.npy", "--out", tmp_path / "t")
@@ -67,6 +68,7 @@ def test_a_translation_has_three_stages_and_translates_given_points(ddib, tmp_pa
     assert not (tmp_path / "t" / "source-again.npy").exists()
 
 
+@pytest.mark.slow
 def test_the_public_codes_levels_can_be_followed(ddib, tmp_path):
     ddib(
         "translate",

@@ -38,6 +38,7 @@ def test_a_domain_by_its_index_is_trained_into_a_bundle(ddib, tmp_path):
     assert load_bundle(tmp_path / "m").manifest.domain == "moons"
 
 
+@pytest.mark.slow
 def test_points_of_ones_own_are_trained_into_a_bundle(ddib, tmp_path):
     np.save(tmp_path / "cells.npy", np.random.default_rng(0).normal(size=(300, 2)))
     ddib("train", "--data", tmp_path / "cells.npy", "--out", tmp_path / "m", *SMALL)
@@ -103,6 +104,7 @@ def test_a_checkpoint_of_the_public_code_becomes_a_bundle(ddib, tmp_path):
     assert (made.network.kind, made.parameterisation, made.schedule.steps) == ("synthetic", "eps", 4000)
 
 
+@pytest.mark.slow
 def test_a_name_that_is_a_folder_too_is_refused(ddib, tmp_path, monkeypatch):
     """It would be open which of the two translates."""
     np.save(tmp_path / "cells.npy", np.random.default_rng(0).normal(size=(300, 2)))

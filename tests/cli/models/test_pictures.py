@@ -56,6 +56,7 @@ def call(group, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_folder_goes_there_and_back(place, tmp_path):
     pair = ("--source", place / "north", "--target", place / "south", *FEW)
     said = call(bridge, "cycle", place / "in", *pair, "--depth", "0.5", "--out", tmp_path / "out").stdout
@@ -69,6 +70,7 @@ def test_a_folder_goes_there_and_back(place, tmp_path):
         call(bridge, "cycle", place / "in", *pair, "--out", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_picture_that_a_node_would_refuse_is_refused_and_the_others_are_translated(tmp_path):
     """A checkerboard is no satellite picture: its latent has a deviation of about 15. --skip-bad makes it no error."""
     folder = tmp_path / "in"

@@ -150,6 +150,7 @@ def test_a_model_of_fewer_steps_than_the_default_takes_all_of_them(ddib, tmp_pat
     assert "ddim40" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_two_models_of_other_steps_are_translated_where_both_keep_as_many(ddib, there, tmp_path):
     """ddim50 of 1,000 and of 4,000; sections of both sizes cannot be all steps."""
     other = public_bundle(tmp_path / "other", name="cosine", steps=400)

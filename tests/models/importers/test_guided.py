@@ -105,6 +105,7 @@ def saved(tmp_path, content, name="model.pt"):
     return tmp_path / name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", README.values(), ids=README)
 def test_the_published_models_are_what_the_public_constructor_makes_of_the_readmes_flags(line):
     """Shapes alone (no memory), up to 552 million parameters."""

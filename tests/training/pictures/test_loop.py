@@ -28,6 +28,7 @@ def trainer(config, source):
     return Trainer(PictureTask(settled, source, open_start(settled, source)), ALONE)
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing_but_rounding(tiny, spots):
     found = []
     for microbatch in (8, 3):

@@ -53,6 +53,7 @@ def test_the_same_channels_take_the_weights_as_they_are(asked, spots, begun):
     assert all(torch.equal(state[name], value) for name, value in start.bundle.state.items())
 
 
+@pytest.mark.slow
 def test_grey_pictures_get_what_the_rgb_network_says_of_them_in_all_channels(asked, spots):
     times, x = torch.tensor([0.5]), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     rgb, grey = (network_from(asked, spots_source(channels)) for channels in (3, 1))
