@@ -20,7 +20,7 @@ _LINES = 10
 
 @contextmanager
 def bar(what: str) -> Iterator[Show]:
-    """Give a function that is told (done, in all, remark) and shows it.
+    """A function that shows progress, called with (done, total, remark).
 
     Args:
         what: The word in front.

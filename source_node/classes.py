@@ -50,7 +50,7 @@ def decoded_class(
         guidance: What is asked for.
 
     Raises:
-        SettingsInvalid: There is no such class, the side does not offer the guidance, or that needs a class.
+        SettingsInvalid: The class does not exist, the side does not offer this guidance, or the guidance needs a class.
         PolicyDenied: The side's policy does not allow as much.
     """
     of = f"{side.institution}/{side.domain}"

@@ -35,7 +35,7 @@ from source_node.jobs.events import EventHub
 from source_node.jobs.records import PENDING_ITEMS, JobSpec, Part, error_record
 from source_node.jobs.store import Item, Job, JobStore
 from source_node.remote import Remotes
-from source_node.remote_party import RemoteParty
+from source_node.remote_party import RemoteParty, description_of
 from source_node.samples import Given, samples_of
 
 log = logging.getLogger(__name__)
@@ -234,7 +234,7 @@ class Pipeline:
         return encoded
 
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
-        """The end of a cycle; progress is told as that of a stage of its own."""
+        """Decode the latents that a cycle returns; progress is reported as the stage "return"."""
 
         def on_step(number: int, _: str, step: int, steps: int) -> None:
             self._step(number, "return", step, steps)
@@ -341,17 +341,7 @@ class JobSource:
 
     def describe(self) -> Description:
         """See `Party`."""
-        side = self._side
-        return Description(
-            side.institution,
-            "",
-            side.domain,
-            side.sample_kind,
-            side.sample_shape,
-            side.model_sha256.hex(),
-            side.soften_sigma,
-            side.classes,
-        )
+        return description_of(self._side)
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
         """See `Party`."""
@@ -377,7 +367,7 @@ class _Labels:
     target_by_name: Mapping[str, int | None]
 
     def own(self, item: Item) -> int | None:
-        """The class that the own model is told."""
+        """The class with which the own model encodes the item."""
         return self.own_by_name[self.spec.classes_of(item.index)[0]]
 
     def target(self, item: Item) -> int | None:

@@ -30,7 +30,7 @@ from ddib_fed.bridge.party import (
 )
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, MessageInvalid, PolicyDenied
 from ddib_fed.latent import Latent
-from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.contract import Contract, ContractSide
 from ddib_fed.wire.latent import ApprovedLatent
 from source_node.decode_call import Answer, DecodeCall, Progress
 from source_node.remote import Remote
@@ -43,6 +43,20 @@ UNANSWERED = 8
 POLL_S = 0.2
 
 log = logging.getLogger(__name__)
+
+
+def description_of(side: ContractSide) -> Description:
+    """One side of a contract as a party describes itself; a contract does not carry the model's name."""
+    return Description(
+        side.institution,
+        "",
+        side.domain,
+        side.sample_kind,
+        side.sample_shape,
+        side.model_sha256.hex(),
+        side.soften_sigma,
+        side.classes,
+    )
 
 
 class RemoteParty:
@@ -73,17 +87,7 @@ class RemoteParty:
 
     def describe(self) -> Description:
         """See `Party`."""
-        side = self._contract.target
-        return Description(
-            side.institution,
-            "",
-            side.domain,
-            side.sample_kind,
-            side.sample_shape,
-            side.model_sha256.hex(),
-            side.soften_sigma,
-            side.classes,
-        )
+        return description_of(self._contract.target)
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:  # noqa: ARG002
         """See `Party`; a node encodes for its own clients alone.

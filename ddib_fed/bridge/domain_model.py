@@ -207,7 +207,7 @@ class DomainModel:
             )
 
     def check_label(self, label: Labels, guidance: Guidance = UNGUIDED) -> None:
-        """Return when the model, guided so, can be told this class, these, or none.
+        """Check that the model, guided like this, accepts this class, these classes, or none.
 
         Raises:
             SettingsInvalid: It has no such class, has no classes, or cannot do without one.
@@ -277,7 +277,7 @@ class DomainModel:
             self.check_label(label, guidance)
 
     def condition(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> Condition:
-        """What the network is told of `rows` samples of a class that was checked; None where it is told nothing."""
+        """The network's condition for `rows` samples of a checked class; None for an unconditional network."""
         if self.manifest.num_classes is None and guidance.classifier_scale is None:
             return None
         index = self.manifest.null_class if label is None else label

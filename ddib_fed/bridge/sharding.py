@@ -31,7 +31,7 @@ class Worker(Protocol[Piece_contra, Result_co]):
     """What does one piece of work after another on one device, and tells of each unit of it."""
 
     def __call__(self, piece: Piece_contra, on_tick: OnTick, /) -> Result_co:
-        """Do one piece; `on_tick` is told how many units more are done."""
+        """Do one piece; `on_tick` gets the number of units that were completed since the last call."""
 
 
 def parse_devices(text: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Sets the number of torch threads for the length of one computation.
 
-One thread unless told otherwise; a second one on a busy machine makes small networks much slower.
+One thread by default; a second one on a busy machine makes small networks much slower.
 """
 
 from __future__ import annotations

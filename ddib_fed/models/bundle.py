@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ddib_fed.diffusion.bridge import Side
 from ddib_fed.diffusion.denoiser import Denoiser
-from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided
+from ddib_fed.diffusion.guidance import Classifier
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
 from ddib_fed.files import copy_folder, move_into_place, sync_folder, write_file
@@ -87,38 +87,6 @@ class Bundle:
         """
         self._must_be("classifier")
         return Classifier(self.network(dtype, device), self.manifest.time_input)
-
-    def guided_by(
-        self,
-        classifier: Bundle,
-        scale: float,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> ClassifierGuided:
-        """Its denoiser, steered with `scale` by a classifier for the same pictures.
-
-        Raises:
-            SettingsInvalid: The roles are wrong, or the two do not fit; the detail names the field.
-        """
-        guide = classifier.classifier(dtype, device)
-        check_guide(self.manifest, classifier.manifest)
-        return ClassifierGuided(self.denoiser(dtype, device), guide, scale)
-
-    def classifier_free(
-        self, scale: float, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> ClassifierFree:
-        """Its denoiser, steered with `scale` by its own null class.
-
-        Raises:
-            SettingsInvalid: It was not trained with dropped labels, or is a classifier.
-        """
-        null_class = self.manifest.null_class
-        if null_class is None:
-            raise SettingsInvalid(
-                f"the model {self.manifest.name} was not trained with classes dropped",
-                hint="guide it by a classifier, or train it with class dropout",
-            )
-        return ClassifierFree(self.denoiser(dtype, device), scale, null_class)
 
     def _must_be(self, role: str) -> None:
         if self.manifest.role != role:

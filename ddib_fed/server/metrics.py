@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 
@@ -31,10 +29,6 @@ class Metrics:
         )
         self.streams = Gauge("ddib_active_streams", "Streams that are open now.", registry=self.registry)
         self.ready = Gauge("ddib_ready", "1 when the model is loaded and warm.", registry=self.registry)
-
-    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A gauge whose value is read at each scrape."""
-        Gauge(name, text, registry=self.registry).set_function(read)
 
     def exposition(self) -> bytes:
         """What /metrics answers."""

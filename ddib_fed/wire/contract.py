@@ -134,11 +134,6 @@ class ContractSide:
         require(math.prod(self.sample_shape) <= MAX_SAMPLE_NUMBERS, "sample_shape", "is too large")
 
     @property
-    def sample_bytes(self) -> int:
-        """Bytes of one sample as a tensor."""
-        return math.prod(self.sample_shape) * ITEM_BYTES[self.dtype]
-
-    @property
     def prior_gap(self) -> float:
         """Relative deviation of the variance of this side's latents from 1: exp(2 lambda)."""
         return math.exp(2 * min(self.terminal_lambda, 0.0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ddib_fed.errors import ContractMismatch, Difference, MessageInvalid
+from ddib_fed.errors import Difference, MessageInvalid
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.mapping import from_message, to_message
 
@@ -104,19 +104,3 @@ def version_difference(source: Iterable[Version], target: Iterable[Version]) -> 
         target=", ".join(map(str, sorted(target, reverse=True))),
         remedy="Upgrade ddib-fed on the side whose newest version is lower.",
     )
-
-
-def require_spoken(message: common_pb2.ProtocolVersion) -> Version:
-    """The version that a caller uses, provided that this release speaks it.
-
-    Raises:
-        MessageInvalid: It is not a version.
-        ContractMismatch: It is a version that this release does not speak.
-    """
-    version = version_from_pb(message)
-    if version not in SPOKEN:
-        raise ContractMismatch(
-            f"the caller speaks protocol {version}, this release speaks {', '.join(map(str, SPOKEN))}",
-            differences=(version_difference([version], SPOKEN),),
-        )
-    return version

@@ -214,7 +214,7 @@ class JobLimits:
         max_staged_bytes: Bytes of one client's jobs that are being received at once.
         retention_s: How long an ended job waits to be fetched.
         default_deadline_s: Deadline of a job that names none.
-        retry_after_s: What a client is told to wait when the queue is full.
+        retry_after_s: Seconds after which a client should retry when the queue is full.
     """
 
     max_open_jobs: int = 64

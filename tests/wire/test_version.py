@@ -4,14 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddib_fed.errors import ContractMismatch, MessageInvalid
+from ddib_fed.errors import MessageInvalid
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.version import (
     MAX_VERSIONS,
     SPOKEN,
     Version,
     highest_common,
-    require_spoken,
     versions_from_pb,
     versions_to_pb,
 )
@@ -46,16 +45,3 @@ def test_no_absurd_or_too_many_versions_are_taken(messages):
     """A named error for each."""
     with pytest.raises(MessageInvalid):
         versions_from_pb(messages)
-
-
-def test_a_version_that_is_not_spoken_names_both():
-    """The caller learns what this release speaks."""
-    with pytest.raises(ContractMismatch) as caught:
-        require_spoken(common_pb2.ProtocolVersion(major=2))
-    (difference,) = caught.value.differences
-    assert (difference.field, difference.source, difference.target) == ("version", "2.0", "1.2, 1.1, 1.0")
-
-
-def test_a_spoken_version_is_returned():
-    """For the caller to use."""
-    assert require_spoken(common_pb2.ProtocolVersion(major=1)) == Version(1, 0)

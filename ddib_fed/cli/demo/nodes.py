@@ -1,7 +1,7 @@
 """Sets up two institutions whose nodes admit one another, and translates files through them.
 
-Everything is done with the commands and the client that users have, and each command is printed as one would
-type it. Started nodes are always stopped, unless they are to be kept.
+Everything runs through the commands and the client that users have, and each command is printed so that it can be
+pasted. Started nodes are always stopped, unless they are to be kept.
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
+from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.cli.models.model import model
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, UsageError
+from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle
 from tests.models.importers.test_guided import FLAGS, HALF, SMALL, random_state
 
@@ -78,7 +80,7 @@ def test_a_classifier_fits_the_model_that_it_guides(ddib, checkpoint, tmp_path):
     ddib("import", tmp_path / "classifier.pt", "--out", tmp_path / "c", "--classifier", "--flags", FLAGS)
     guided, guide = load_bundle(tmp_path / "m"), load_bundle(tmp_path / "c")
     assert guide.manifest.role == "classifier"
-    assert guided.guided_by(guide, 1.0) is not None
+    assert DomainModel(guided, classifier=guide).denoiser(Guidance(classifier_scale=1.0)) is not None
     assert (guided.manifest.picture.fit, guided.manifest.soften_sigma) == ("resize", 0.02)
 
 

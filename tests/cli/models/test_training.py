@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.cli.models import training
 from ddib_fed.cli.models.classifier import classifier
 from ddib_fed.cli.models.model import model
@@ -14,6 +15,7 @@ from ddib_fed.cli.models.recipe import recipe
 from ddib_fed.cli.models.trying import try_
 from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.errors import ImageUnreadable, InputError, SettingsInvalid, UsageError
+from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import options, presets
 from ddib_fed.training.config import SOFTEN_SIGMA
@@ -176,7 +178,7 @@ def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_pat
     model_bundle, guide = (load_bundle(tmp_path / name) for name in "mc")
     assert (guide.manifest.role, guide.manifest.classes) == ("classifier", ("even", "odd"))
     assert guide.manifest.normalisation == model_bundle.manifest.normalisation
-    model_bundle.guided_by(guide, 1.0)
+    assert DomainModel(model_bundle, classifier=guide).denoiser(Guidance(classifier_scale=1.0)) is not None
 
 
 @pytest.mark.slow
