@@ -28,6 +28,8 @@ FIRST_SLICE, LAST_SLICE = 45, 190
 GAP = 5
 SLABS = MappingProxyType({"source": 6, "test": 12, "target": 6})
 """Slices of a slab of each owner, in the order in which they follow one another, over and over."""
+NEIGHBOURS = 4
+"""Adjacent test slices, of 1 mm, that count as one in intervals."""
 
 # One averaged head has few slices: number of training sheets through the slabs of a domain, and their largest shift.
 SHEETS = 5_000
@@ -109,6 +111,14 @@ def _slabs(side: str, part: str) -> list[range]:
             found.append(range(end - 1, end))
         start = end + GAP
     raise AssertionError("unreachable")
+
+
+def head_clusters() -> NDArray[np.int64]:
+    """A number for each test slice, (N,): `NEIGHBOURS` adjacent slices of a slab have the same."""
+    sizes = [len(slab) for slab in _slabs("source", "test")]
+    blocks = [np.arange(size) // NEIGHBOURS for size in sizes]
+    starts = np.cumsum([0, *(int(block[-1]) + 1 for block in blocks[:-1])])
+    return np.concatenate([block + start for block, start in zip(blocks, starts, strict=True)])
 
 
 def cut_head(name: str, side: str) -> Callable[[str], Bytes]:

@@ -79,6 +79,18 @@ def cut_map(name: str, side: str) -> Callable[[str], Bytes]:
     return cut
 
 
+def map_clusters() -> NDArray[np.int64]:
+    """A number for each test crop, (N,): crops that overlap, also through others, have the same."""
+    from scipy.sparse import csgraph
+
+    places = np.array(
+        [place for stripe in _stripes("source", "test") for place in _places(stripe, TEST_STEP)]
+    )
+    overlapping = (np.abs(places[:, None] - places[None]) < CROP).all(axis=2)
+    labels: NDArray[np.int64] = csgraph.connected_components(overlapping)[1].astype(np.int64)
+    return labels
+
+
 def _stripes(side: str, part: str) -> list[int]:
     """Numbers of the stripes of one part of one side."""
     count = MAP_SIZE[0] // STRIPE

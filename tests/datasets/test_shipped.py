@@ -151,3 +151,21 @@ def test_unknown_domains_and_missing_packages_are_named(monkeypatch: pytest.Monk
         shipped.load_shipped("brain-t1")
     assert "ddib-fed[data]" in missing.value.hint
     assert not shipped.available("satellite")
+
+
+@pytest.mark.slow
+def test_crops_of_different_clusters_do_not_overlap() -> None:
+    labels = shipped.shipped_clusters("relief")
+    places = np.array([p for stripe in maps._stripes("source", "test") for p in maps._places(stripe, 16)])
+    assert len(labels) == len(places)
+    assert len(set(labels)) > 10
+    apart = labels[:, None] != labels[None]
+    assert (np.abs(places[:, None] - places[None]).max(axis=2) >= maps.CROP)[apart].all()
+    assert np.array_equal(labels, shipped.shipped_clusters("satellite"))
+
+
+def test_neighbouring_slices_of_a_slab_are_one_cluster() -> None:
+    labels, slices = shipped.shipped_clusters("brain-t1"), heads.slab_slices("source", "test")
+    for number in set(labels):
+        own = [one for one, label in zip(slices, labels, strict=True) if label == number]
+        assert own == list(range(own[0], own[0] + heads.NEIGHBOURS))
