@@ -144,7 +144,7 @@ def load_shipped(name: str) -> ShippedPictures:
 def shipped_clusters(name: str) -> NDArray[np.int64]:
     """Which test pictures of a domain show overlapping or neighbouring places: a number for each, (N,).
 
-    For intervals (`metrics.bootstrap`): 21 clusters of overlapping crops of maps, 12 of four adjacent slices of the head.
+    For intervals (`metrics.bootstrap`): 21 clusters of crops that overlap, or 12 of four adjacent slices of the head.
 
     Raises:
         DomainNotFound: There is no such domain.
