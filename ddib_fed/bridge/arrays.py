@@ -23,6 +23,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError, SettingsInvalid, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
+from ddib_fed.models.channel_map import ChannelMap
 
 # Told (network evaluations done, in all), over all legs and batches.
 OnProgress = Callable[[int, int], None]
@@ -41,6 +42,7 @@ class Asked:
         soften: Noise level before encoding; None for the source model's own. What was decoded is never softened.
         seed: Of the softening's noise, and of the noise that decoding draws where the settings say so.
         cycle: Whether to come back.
+        calibration: A rotation of the source's channels; see `Leg`. The target's legs are plain.
     """
 
     settings: SolverSettings = DEFAULT_SETTINGS
@@ -50,10 +52,18 @@ class Asked:
     soften: float | None = None
     seed: int = 0
     cycle: bool = False
+    calibration: ChannelMap | None = None
 
     def leg(self, on_step: Callable[[int, Stage, int, int], None] | None = None) -> Leg:
         """The same for a party."""
-        return Leg(self.settings, self.guidance, self.soften, self.cycle, on_step=on_step)
+        return Leg(
+            self.settings,
+            self.guidance,
+            self.soften,
+            self.cycle,
+            on_step=on_step,
+            calibration=self.calibration,
+        )
 
 
 PLAIN = Asked()
@@ -87,7 +97,7 @@ def check_translation(source: LocalParty, target: LocalParty, asked: Asked) -> f
         The noise level that the source softens by.
 
     Raises:
-        SettingsInvalid: Settings, guidance or classes that do not exist or do not fit.
+        SettingsInvalid: Settings, guidance, classes or a calibration that do not exist or do not fit.
         ShapeMismatch: The models are of different sizes or numbers of channels.
     """
     models = source.model, target.model
@@ -99,6 +109,7 @@ def check_translation(source: LocalParty, target: LocalParty, asked: Asked) -> f
         )
     settings, guidance = asked.settings, asked.guidance
     source.model.check_encoding(settings, asked.source_class, guidance, asked.soften)
+    source.model.check_calibration(asked.leg().calibration)
     target.model.check_decoding(settings, asked.target_class, guidance)
     if asked.cycle:
         target.model.check_encoding(settings, asked.target_class, guidance, 0.0)
@@ -228,7 +239,8 @@ def draw_samples(
             label = _label_of(asked.target_class, number)
             yield ToDecode(number, latent, label, picture_draw(party.model, name, "sample"))
 
-    outcomes = party.decode_each(latents(), replace(asked.leg(tell.step), round_trip=False))
+    leg = replace(asked.leg(tell.step), round_trip=False, calibration=None)
+    outcomes = party.decode_each(latents(), leg)
     return clipped(np.concatenate([only(outcome).samples for outcome in outcomes]))
 
 
@@ -273,7 +285,8 @@ def interpolate_pictures(
         ToDecode(row, Latent.from_array(latent[None]), asked.target_class)
         for row, latent in enumerate(between)
     )
-    return clipped(np.concatenate([only(each).samples for each in target.decode_each(latents, leg)]))
+    decoded = target.decode_each(latents, replace(leg, calibration=None))
+    return clipped(np.concatenate([only(each).samples for each in decoded]))
 
 
 def clipped(x: Array) -> Array:

@@ -17,9 +17,11 @@ from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
 from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
+from ddib_fed.diffusion.rotation import Rotated, rotated
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle, check_guide
+from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ Labels = int | Sequence[int] | None
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FARTHEST = 3.0
 """A number beyond it lies a whole range outside of [-1, 1]: the pictures are of another scale, as 0 to 255."""
-# Guidances whose denoisers are kept: queries are merged into one network call when they share the object.
-MAX_GUIDED = 16
+# Denoisers that are kept, by guidance and basis: queries that share the object are merged into one network call.
+MAX_WRAPPED = 16
 
 
 class DomainModel:
@@ -68,7 +70,7 @@ class DomainModel:
         self.classifier = classifier
         self.device = torch.device(device)
         self._dtype = dtype
-        self._guided: dict[Guidance, Denoiser] = {}
+        self._wrapped: dict[tuple[Guidance, ChannelMap | None], Denoiser] = {}
         self._lock = threading.Lock()
 
     @property
@@ -91,18 +93,21 @@ class DomainModel:
         """The network as it was trained, made when it is first asked for."""
         return self.bundle.denoiser(self._dtype, self.device)
 
-    def denoiser(self, guidance: Guidance = UNGUIDED) -> Denoiser:
-        """The network with what clips it and what guides it around it, in the public code's order.
+    def denoiser(self, guidance: Guidance = UNGUIDED, calibration: ChannelMap | None = None) -> Denoiser:
+        """The network with what clips it and what guides it around it, in the public code's order, and in its basis.
 
-        The same guidance gives the same object, so that its queries can be merged.
+        The same guidance and calibration give the same object, so that its queries can be merged.
         """
+        key = guidance, calibration
         with self._lock:
-            found = self._guided.get(guidance)
+            found = self._wrapped.get(key)
             if found is None:
-                found = self._wrapped(guidance)
-                if len(self._guided) >= MAX_GUIDED:
-                    del self._guided[next(iter(self._guided))]
-                self._guided[guidance] = found
+                found = self._guided(guidance)
+                if calibration is not None:
+                    found = Rotated(found, self._rotation(calibration))
+                if len(self._wrapped) >= MAX_WRAPPED:
+                    del self._wrapped[next(iter(self._wrapped))]
+                self._wrapped[key] = found
             return found
 
     def plan(self, settings: SolverSettings, soften_sigma: float = 0.0) -> Plan:
@@ -139,6 +144,14 @@ class DomainModel:
             SettingsInvalid: A level outside [0, 1], or one above 0 without noise.
         """
         return bridge.soften(x, sigma, None if noise is None else self.tensor(noise))
+
+    def into_basis(self, x: Tensor, calibration: ChannelMap | None) -> Tensor:
+        """X (N, C, H, W), in the model's units or a latent, in the basis of a calibration; itself without one."""
+        return x if calibration is None else rotated(x, self._rotation(calibration).to(x.dtype))
+
+    def out_of_basis(self, x: Tensor, calibration: ChannelMap | None) -> Tensor:
+        """The inverse of `into_basis`."""
+        return x if calibration is None else rotated(x, self._rotation(calibration).T.to(x.dtype))
 
     # Checks
 
@@ -204,6 +217,28 @@ class DomainModel:
                 f"predictions of {name} cannot be clipped: its units are not those of [-1, 1]",
                 hint="--no-clip leaves them as they are",
                 facts={"field": "clip"},
+            )
+
+    def check_calibration(self, calibration: ChannelMap | None) -> None:
+        """Return when the model can work in the basis of a calibration.
+
+        Raises:
+            SettingsInvalid: Its samples are points, or have another number of channels.
+        """
+        if calibration is None:
+            return
+        if not self.is_picture:
+            raise SettingsInvalid(
+                f"{self.manifest.name} is a model of points, and a calibration maps the channels of pictures",
+                hint="leave the calibration out; points are translated without one",
+                facts={"field": "calibration"},
+            )
+        if calibration.channels != self.sample_shape[0]:
+            raise SettingsInvalid(
+                f"the calibration maps {calibration.channels} channels, and pictures of {self.manifest.name} have "
+                f"{self.sample_shape[0]}",
+                hint="ddib model show tells a model's shape; a calibration is for two models of one shape",
+                facts={"field": "calibration"},
             )
 
     def check_label(self, label: Labels, guidance: Guidance = UNGUIDED) -> None:
@@ -291,7 +326,10 @@ class DomainModel:
         assert self.classifier is not None  # `check_guidance` was asked before
         return self.classifier.classifier(self._dtype, self.device)
 
-    def _wrapped(self, guidance: Guidance) -> Denoiser:
+    def _rotation(self, calibration: ChannelMap) -> Tensor:
+        return torch.from_numpy(calibration.matrix).to(self.device, torch.float32)
+
+    def _guided(self, guidance: Guidance) -> Denoiser:
         inner: Denoiser = Clipped(self.plain) if guidance.clip else self.plain
         null_class = self.manifest.null_class
         if guidance.scale is not None and null_class is not None:

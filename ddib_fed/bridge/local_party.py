@@ -167,6 +167,7 @@ class LocalParty:
 
     def _encode_together(self, items: Sequence[ToEncode], leg: Leg) -> list[Encoded | Failed]:
         model, sigma = self.model, self.model.sigma(leg.soften)
+        model.check_calibration(leg.calibration)
         failed: dict[int, Failed] = {}
         ready: list[_Part] = []
         for item in items:
@@ -176,15 +177,16 @@ class LocalParty:
                 model.check_samples(normalised)  # what is finite may overflow in the model's units
                 model.check_encoding(leg.settings, item.label, leg.guidance, leg.soften)
                 noise = item.noise(normalised) if sigma and item.noise is not None else None
+                # Softened before it is rotated: a picture's calibrated latent is its plain one, rotated.
                 x = model.softened(model.tensor(normalised), sigma, noise)
-                ready.append(_Part(item.number, x, item.label))
+                ready.append(_Part(item.number, model.into_basis(x, leg.calibration), item.label))
         found = self._to_noise(ready, leg, sigma, failed)
         return [found[item.number] if item.number in found else failed[item.number] for item in items]
 
     def _to_noise(
         self, parts: Sequence[_Part], leg: Leg, sigma: float, failed: dict[int, Failed]
     ) -> dict[int, Encoded]:
-        """Encode what is in the model's units and softened; what the gate refuses goes to `failed`."""
+        """Encode what is in the model's units and the leg's basis, softened; what the gate refuses goes to `failed`."""
         laid = self.model.plan(leg.settings.of_the_ode(), sigma)
         guidance = leg.guidance if leg.guidance.encoding else UNGUIDED
 
@@ -204,6 +206,7 @@ class LocalParty:
 
     def _decode_together(self, items: Sequence[ToDecode], leg: Leg) -> list[Decoded | Failed]:
         model, laid = self.model, self.model.plan(leg.settings)
+        model.check_calibration(leg.calibration)
         failed: dict[int, Failed] = {}
         ready: list[_Part] = []
         for item in items:
@@ -220,7 +223,7 @@ class LocalParty:
         kept: list[_Part] = []
         for part, x in zip(ready, samples, strict=True):
             with _refusing(part.number, failed):
-                normalised = x.cpu().numpy()
+                normalised = model.out_of_basis(x, leg.calibration).cpu().numpy()
                 model.check_samples(normalised)
                 decoded[part.number] = Decoded(
                     part.number, model.denormalise(normalised), normalised, seconds
@@ -247,7 +250,7 @@ class LocalParty:
         counts = [len(part.x) for part in parts]
         x = torch.cat([part.x for part in parts])
         cond = merge_conditions([self.model.condition(part.label, len(part.x), guidance) for part in parts])
-        denoiser = self.model.denoiser(guidance)
+        denoiser = self.model.denoiser(guidance, leg.calibration)
         together = self.driver.together or len(x)
         starts = range(0, len(x), together)
         done = []
@@ -324,7 +327,7 @@ def open_party(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """One item's rows, in the model's units on its device."""
+    """One item's rows, in the model's units and the leg's basis, on its device."""
 
     number: int
     x: Tensor

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import DdibError
+from ddib_fed.errors import DdibError, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
+from ddib_fed.models.channel_map import ChannelMap
 
 Array = NDArray[np.float32]
 Labels = int | Sequence[int] | None
@@ -54,6 +55,11 @@ class Leg:
         round_trip: Whether what was decoded is encoded again.
         control: Cancelling and deadline; None for neither.
         on_step: Progress.
+        calibration: A rotation of the channels. The party's model works in the rotated basis: latents leave it, and
+            come to it, in that basis; samples are in the units of the data as ever. None for the model's own basis.
+
+    Raises:
+        SettingsInvalid: A map that is no rotation: a model needs training for it, and its bundle holds it then.
     """
 
     settings: SolverSettings = DEFAULT_SETTINGS
@@ -62,6 +68,15 @@ class Leg:
     round_trip: bool = False
     control: Control | None = None
     on_step: OnStep | None = None
+    calibration: ChannelMap | None = None
+
+    def __post_init__(self) -> None:
+        if self.calibration is not None and self.calibration.rotation is None:
+            raise SettingsInvalid(
+                "only a rotation of the channels is applied while encoding and decoding",
+                hint="ddib model train --init OWN --calibration FILE makes a model that works with any other map",
+                facts={"field": "calibration"},
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -69,6 +69,7 @@ class _Way:
 
     def __init__(self, source: Party, target: Party, leg: Leg) -> None:
         self._source, self._target, self._leg = source, target, leg
+        self._plain = replace(leg, calibration=None)
         self._items: dict[int, Item] = {}
         self._encoded: dict[int, Encoded] = {}
         self._decoded: dict[int, Decoded] = {}
@@ -76,7 +77,7 @@ class _Way:
 
     def there(self, items: Iterable[Item]) -> Iterator[Decoded]:
         """What the target decodes."""
-        for outcome in self._target.decode_each(self._latents(items), self._leg):
+        for outcome in self._target.decode_each(self._latents(items), self._plain):
             if isinstance(outcome, Failed):
                 self._fail(outcome)
             else:
@@ -136,7 +137,8 @@ def translate(
         source: Encodes and, for a cycle, decodes what comes back.
         target: Decodes.
         items: Taken as they are needed.
-        leg: Asked of every leg; `round_trip` makes it a cycle, `soften` is of the source's encoding.
+        leg: Asked of every leg; `round_trip` makes it a cycle, `soften` is of the source's encoding, `calibration` of
+            both legs of the source: the target's are plain.
 
     Raises:
         SettingsInvalid: A leg cannot be computed.
