@@ -1,0 +1,325 @@
+"""The aggregate that a target publishes about its pictures: one noised histogram, and no value of any picture.
+
+    cell        (colour in the model's units, cut into `bins` intervals a channel; level of local contrast)
+    histogram   h = (1 / M) sum_i h_i, h_i the shares of picture i's pixels in each cell
+    published   round((h + N(0, sigma^2)) / QUANTUM), one integer a cell
+
+Replacing one picture changes h by at most sqrt(2) / M in L2, whatever the number of cells. sigma is that of the
+analytic Gaussian mechanism (Balle and Wang, 2018, Theorem 8) for the stated epsilon and delta; rounding is
+post-processing. An aggregate is noised once: a second draw of the same pictures would cost epsilon again.
+
+Epsilon is for one picture. Of k pictures that show the same thing (overlapping crops, slices of one patient) it is k
+times as much (group privacy). The normalisation's mean and deviation count as public.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from random import SystemRandom
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from ddib_fed.bridge.calibration.record import Sha256, units_digest
+from ddib_fed.errors import InputError
+from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.names import is_domain
+from ddib_fed.wire.canonical import canonical_json
+
+Floats = npt.NDArray[np.floating]
+Numbers = npt.NDArray[np.float64]
+Draw = Callable[[int], Numbers]
+"""Gives that many independent draws of N(0, 1)."""
+
+MAX_BYTES = 64 * 1024
+"""Of an aggregate's canonical JSON."""
+MAX_CELLS = 4096
+MIN_PICTURES = 200
+DEFAULT_PICTURES = 4000
+"""Largest number of pictures that are taken unless asked otherwise, evenly spaced over those there are."""
+QUANTUM = 1e-5
+LARGEST_COUNT = 2_000_000
+"""Of either sign: all of the mass, and the noise of the smallest epsilon on it."""
+REACH = 3.0
+"""Units that are cut into bins, either way from 0; what lies beyond counts in the outermost."""
+COLOUR_BINS, GREY_BINS = 10, 48
+CONTRAST_EDGES = (0.1, 0.3)
+"""Between levels of local contrast, in the model's units."""
+Epsilon = Annotated[FiniteFloat, Field(ge=0.01, le=8.0)]
+Delta = Annotated[FiniteFloat, Field(ge=1e-12, le=1e-3)]
+
+
+class Cells(BaseModel):
+    """How colours and contrasts are cut into cells.
+
+    Attributes:
+        channels: Of the pictures.
+        bins: Intervals a channel, of equal width on [-reach, reach].
+        reach: In the model's units; what lies beyond counts in the outermost interval.
+        contrast_edges: Between the levels of local contrast, rising; empty for one level.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: Literal[1, 3]
+    bins: int = Field(ge=4, le=64)
+    reach: FiniteFloat = Field(default=REACH, ge=1, le=8)
+    contrast_edges: tuple[Annotated[FiniteFloat, Field(gt=0, le=10)], ...] = Field(default=(), max_length=7)
+
+    @property
+    def levels(self) -> int:
+        """Of contrast."""
+        return len(self.contrast_edges) + 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(bins, ..., bins, levels)."""
+        return (*(self.bins,) * self.channels, self.levels)
+
+    @property
+    def count(self) -> int:
+        """Number of cells."""
+        return math.prod(self.shape)
+
+    def centres(self) -> Numbers:
+        """Centres of the intervals of one channel, (bins,)."""
+        width = 2 * self.reach / self.bins
+        return np.linspace(width / 2 - self.reach, self.reach - width / 2, self.bins)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Cells:
+        if self.count > MAX_CELLS:
+            raise ValueError(f"{self.count} cells are more than {MAX_CELLS}")
+        if list(self.contrast_edges) != sorted(set(self.contrast_edges)):
+            raise ValueError("the edges of the contrast do not rise")
+        return self
+
+
+class Aggregate(BaseModel):
+    """What the target publishes.
+
+    Attributes:
+        format: Version of this layout.
+        domain: The target's domain.
+        units_sha256: Digest of the units of its model.
+        cells: What the counts are of.
+        pictures: M, the number of pictures that the histogram is the mean of.
+        epsilon: Of differential privacy under replacing one picture.
+        delta: The same.
+        sigma: Deviation of the noise on each cell's share, at least what epsilon and delta demand.
+        counts: Noised shares in multiples of QUANTUM, in the order of `Cells.shape`, the last index fastest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    domain: str = Field(max_length=64)
+    units_sha256: Sha256
+    cells: Cells
+    pictures: int = Field(ge=MIN_PICTURES, le=1_000_000)
+    epsilon: Epsilon
+    delta: Delta
+    sigma: FiniteFloat = Field(gt=0)
+    counts: tuple[Annotated[int, Field(ge=-LARGEST_COUNT, le=LARGEST_COUNT, strict=True)], ...] = Field(
+        max_length=MAX_CELLS
+    )
+
+    @property
+    def canonical(self) -> bytes:
+        """The canonical JSON that crosses and that is hashed; at most MAX_BYTES."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def sha256(self) -> bytes:
+        """Digest of `canonical`, 32 bytes."""
+        return hashlib.sha256(self.canonical).digest()
+
+    @property
+    def shares(self) -> Numbers:
+        """The noised shares, of the shape of the cells; some are negative."""
+        return np.array(self.counts, dtype=np.float64).reshape(self.cells.shape) * QUANTUM
+
+    def describe(self) -> str:
+        """What would leave, in a few lines for the operator."""
+        cells = self.cells
+        colours = (
+            f"{cells.bins} intervals in each of {cells.channels} channels"
+            if cells.channels > 1
+            else (f"{cells.bins} intervals of grey")
+        )
+        over = f"{colours} x {cells.levels} levels of local contrast"
+        lines = (
+            f"aggregate of {self.domain}: {cells.count} whole numbers, {len(self.canonical)} bytes",
+            f"  one histogram of pixel values ({over}), the mean over {self.pictures} pictures",
+            "  no picture, no pixel and no position is in it",
+            f"  noise of deviation {self.sigma:.2g} on each share: epsilon {self.epsilon:g}, delta {self.delta:g}",
+            "  for one picture, k times that epsilon for k pictures of the same thing",
+            f"  sha256 {self.sha256.hex()}",
+        )
+        return "\n".join(lines)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Aggregate:
+        if not is_domain(self.domain):
+            raise ValueError("the domain is no name of a domain")
+        if len(self.counts) != self.cells.count:
+            raise ValueError(f"{len(self.counts)} counts for {self.cells.count} cells")
+        if self.sigma < 0.999 * noise_sigma(self.pictures, self.epsilon, self.delta):
+            raise ValueError("the noise is less than epsilon and delta demand")
+        if len(self.canonical) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes of JSON")
+        return self
+
+
+def make_aggregate(
+    pictures: Floats,
+    normalisation: Normalisation,
+    domain: str,
+    *,
+    epsilon: float = 1.0,
+    delta: float = 1e-5,
+    at_most: int = DEFAULT_PICTURES,
+    cells: Cells | None = None,
+    generator: np.random.Generator | None = None,
+) -> Aggregate:
+    """The noised aggregate of a domain's pictures.
+
+    Args:
+        pictures: (N, C, H, W) in [-1, 1], C being 1 or 3.
+        normalisation: Of the domain's model.
+        domain: Its name.
+        epsilon: Of one picture's differential privacy, 0.01 to 8.
+        delta: The same, 1e-12 to 1e-3.
+        at_most: Pictures that are taken, evenly spaced; fewer of overlapping pictures overlap less.
+        cells: How values are cut; None for `default_cells`.
+        generator: Repeats a benchmark's noise. None, for anything that leaves, draws from the operating system.
+
+    Raises:
+        InputError: Fewer than MIN_PICTURES pictures, other channels, or bounds that are not kept.
+    """
+    taken = thinned(pictures, at_most)
+    if taken.ndim != 4 or len(taken) < MIN_PICTURES:
+        raise InputError(
+            f"an aggregate is of at least {MIN_PICTURES} pictures, not of an array of shape {taken.shape}",
+            hint="with fewer pictures, calibrate from anchors",
+        )
+    try:
+        chosen = cells or default_cells(taken.shape[1])
+        sigma = noise_sigma(len(taken), epsilon, delta)
+        exact = histogram(normalisation.apply(taken), chosen)
+        draw = secure_normal if generator is None else generator.standard_normal
+        noised = exact + sigma * draw(chosen.count).reshape(chosen.shape)
+        return Aggregate(
+            domain=domain,
+            units_sha256=units_digest(normalisation),
+            cells=chosen,
+            pictures=len(taken),
+            epsilon=epsilon,
+            delta=delta,
+            sigma=sigma,
+            counts=tuple(int(count) for count in np.rint(noised / QUANTUM).ravel()),
+        )
+    except ValidationError as error:
+        raise InputError(f"no such aggregate: {_first(error)}", hint="epsilon is from 0.01 to 8") from error
+
+
+def read_aggregate(content: bytes) -> Aggregate:
+    """An aggregate from its JSON, all bounds checked.
+
+    Raises:
+        InputError: More than MAX_BYTES, or no aggregate.
+    """
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{len(content)} bytes are more than an aggregate may have, {MAX_BYTES}")
+    try:
+        return Aggregate.model_validate_json(content)
+    except ValidationError as error:
+        raise InputError(f"no aggregate: {_first(error)}") from error
+
+
+def default_cells(channels: int) -> Cells:
+    """The cells of pictures of 1 or 3 channels.
+
+    Raises:
+        ValidationError: Other channels.
+    """
+    colour = channels > 1
+    return Cells.model_validate(
+        {
+            "channels": channels,
+            "bins": COLOUR_BINS if colour else GREY_BINS,
+            "contrast_edges": CONTRAST_EDGES,
+        }
+    )
+
+
+def thinned(pictures: Floats, at_most: int) -> Floats:
+    """At most so many pictures, evenly spaced, the first among them."""
+    if len(pictures) <= at_most:
+        return pictures
+    return pictures[np.arange(at_most) * len(pictures) // at_most]
+
+
+def histogram(units: Floats, cells: Cells) -> Numbers:
+    """Mean over pictures (N, C, H, W), in the model's units, of the shares of pixels in each cell.
+
+    All pictures have as many pixels, so that the mean of the shares is the share of all pixels.
+    """
+    scaled = (units + cells.reach) * (cells.bins / (2 * cells.reach))
+    places = np.floor(scaled).clip(0, cells.bins - 1).astype(np.int64)
+    parts = [*np.moveaxis(places, 1, 0), np.digitize(contrast(units), cells.contrast_edges)]
+    flat = np.ravel_multi_index([part.ravel() for part in parts], cells.shape)
+    found = np.bincount(flat, minlength=cells.count).astype(np.float64)
+    shaped: Numbers = (found / flat.size).reshape(cells.shape)
+    return shaped
+
+
+def contrast(units: Floats) -> Numbers:
+    """Local contrast (N, H, W) of pictures (N, C, H, W): root of the mean squared colour step right and down.
+
+    The last row and column repeat. No orthogonal change of the channels alters it.
+    """
+    wide = units.astype(np.float64)
+    right = np.diff(wide, axis=3, append=wide[:, :, :, -1:])
+    down = np.diff(wide, axis=2, append=wide[:, :, -1:, :])
+    found: Numbers = np.sqrt(((right**2 + down**2) / 2).sum(axis=1))
+    return found
+
+
+def noise_sigma(pictures: int, epsilon: float, delta: float) -> float:
+    """Smallest deviation of Gaussian noise on shares with (epsilon, delta) under replacing one of M pictures.
+
+    Balle and Wang (2018), Theorem 8: Phi(D / 2s - e s / D) - exp(e) Phi(-D / 2s - e s / D) <= delta, D = sqrt(2) / M.
+    """
+    low, high = 1e-3, 1e6
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if _spent(middle, epsilon) <= delta else (middle, high)
+    return high * math.sqrt(2.0) / pictures
+
+
+def _spent(ratio: float, epsilon: float) -> float:
+    """Delta of noise of `ratio` times the sensitivity."""
+    inner, shift = 0.5 / ratio, epsilon * ratio
+    # exp(epsilon) Phi(x) where Phi is tiny: epsilon is at most 8, so neither factor overflows.
+    return _phi(inner - shift) - math.exp(epsilon) * _phi(-inner - shift)
+
+
+def _phi(x: float) -> float:
+    return 0.5 * math.erfc(-x / math.sqrt(2.0))
+
+
+def secure_normal(count: int) -> Numbers:
+    """Draws of N(0, 1) from the operating system's generator; those that leave are rounded to QUANTUM."""
+    source = SystemRandom()
+    return np.array([source.normalvariate() for _ in range(count)])
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
