@@ -31,7 +31,7 @@ STRIPES = ("source", "target", "source", "target", "test")
 ROWS = (112, 1088)
 """From 75 degrees north to 55 degrees south: beyond lie ice and stretched pixels."""
 TRAIN_STEP, TEST_STEP = 2, 16
-"""Pixels between neighbouring crops, which overlap; those of training lie `detail` times as far apart, to fit memory."""
+"""Pixels between neighbouring crops, which overlap; those of training `detail` times as far apart."""
 LAND = (0.15, 0.9)
 """Share of a crop that is land, at least and at most: coasts."""
 WATER = (25, 5)
