@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from ddib_fed.bridge.calibration.record import Kind
 from ddib_fed.names import check_domain, is_institution, is_label
 from ddib_fed.node.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
@@ -138,6 +139,10 @@ class PolicySection(Section):
     # for no guidance of that kind.
     max_guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 10.0
     max_classifier_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 10.0
+    # Kinds of calibration that may be agreed on and used; each reveals something of both domains.
+    calibration: tuple[Kind, ...] = ()
+    # A proposal of a peer: "ask" waits for the operator; "auto" signs one whose checks pass and whose figures suffice.
+    calibration_accept: Literal["ask", "auto"] = "ask"
 
 
 class IdentitySection(Section):
@@ -190,6 +195,8 @@ class NodePaths:
     spool: Path
     audit: Path
     softening_key: Path
+    calibrations: Path
+    aggregate: Path
     admin_socket: Path
 
 
@@ -291,5 +298,7 @@ class NodeConfig(Section):
             spool=state / "spool",
             audit=state / "audit.jsonl",
             softening_key=state / "softening.key",
+            calibrations=state / "calibrations",
+            aggregate=state / "aggregate.json",
             admin_socket=_socket_path(state),
         )

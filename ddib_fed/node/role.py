@@ -13,6 +13,7 @@ from typing import Protocol
 
 import grpc
 
+from ddib_fed.bridge.calibration.record import units_digest
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.bridge.softening import Softener, load_key
 from ddib_fed.errors import ConfigError, Draining, NotReady
@@ -22,6 +23,7 @@ from ddib_fed.node.decoding_memory import DecodingMemory
 from ddib_fed.node.pictures import rule_of, terms_of, value_range_of
 from ddib_fed.server.metrics import Metrics
 from ddib_fed.trust.audit import AuditLog
+from ddib_fed.trust.calibration_store import CalibrationStore
 from ddib_fed.trust.peers import PeerStore
 from ddib_fed.wire.contract import MAX_CLASS_NAMES, REFUSE, ContractSide, is_class_name
 from ddib_fed.wire.guidance import NO_GUIDANCE, GuidanceTerms
@@ -36,12 +38,14 @@ class NodeContext:
     audit: AuditLog
     metrics: Metrics
     decoding: DecodingMemory = field(init=False)
+    calibrations: CalibrationStore = field(init=False)
     _engine: ServingParty | None = None
     _softener: Softener | None = None
     _draining: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
+        self.calibrations = CalibrationStore(self.config.paths.calibrations)
 
     @property
     def engine(self) -> ServingParty:
@@ -143,6 +147,15 @@ class NodeContext:
             clip=model.is_picture and model.manifest.normalisation == Normalisation(),
         )
         return None if terms == NO_GUIDANCE else terms
+
+    @property
+    def units_sha256(self) -> str:
+        """Digest of the units of this node's model, which calibrations are bound to; hexadecimal.
+
+        Raises:
+            NotReady: The model is not loaded yet.
+        """
+        return units_digest(self.running_engine.model.bundle.manifest.normalisation)
 
     @property
     def size_rule(self) -> str:

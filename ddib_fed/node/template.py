@@ -65,6 +65,8 @@ seed = 0
 # least_depth = 1.0             # of a latent, in (0, 1]: less keeps structure, and some of the picture
 # max_guidance = 10.0           # largest --guidance; 0 for none
 # max_classifier_scale = 10.0   # largest --classifier-scale; 0 for none
+# calibration = []              # kinds that peers may agree on: "rotation", "tone", "colour-map"; none by default
+# calibration_accept = "ask"    # target: a proposal waits for `ddib calibrate accept`; "auto" signs one with a margin
 # size_rule = "model"           # pictures of other sizes: fitted as the model's manifest says, or "refuse"
 # samples_per_day = 0           # target: quota for each peer, 0 for none
 

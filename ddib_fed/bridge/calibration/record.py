@@ -10,7 +10,15 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    field_serializer,
+    model_validator,
+)
 
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
@@ -63,7 +71,7 @@ class Making(_Section):
         crossed_bytes: Bytes that crossed before the calibration itself.
         epsilon: Of differential privacy of one of the target's pictures; None where nothing noised crossed.
         delta: The same.
-        command: The command that repeats it.
+        command: The command that repeats it, without names of files and folders: the other institution reads it.
         created: When.
     """
 
@@ -75,7 +83,7 @@ class Making(_Section):
     crossed_bytes: int = Field(default=0, ge=0)
     epsilon: float | None = Field(default=None, gt=0)
     delta: float | None = Field(default=None, gt=0, lt=1)
-    command: str = Field(default="", max_length=2000)
+    command: str = Field(default="", max_length=2000, pattern=r"^[ -~]*$")
     created: AwareDatetime
 
 
@@ -101,8 +109,14 @@ class Effect(_Section):
     distance_before: Figure
     distance: Figure
     margin: Figure
-    figures: dict[Annotated[str, Field(max_length=64)], Figure] = Field(default_factory=dict, max_length=32)
+    figures: dict[Annotated[str, Field(pattern=r"^[a-z0-9_.-]{1,64}$")], Figure] = Field(
+        default_factory=dict, max_length=32
+    )
     forced: bool = False
+
+    @field_serializer("forced")
+    def _forced(self, value: bool) -> int:
+        return int(value)  # canonical JSON has no booleans
 
 
 class Calibration(_Section):
@@ -153,5 +167,6 @@ class Calibration(_Section):
 
 
 def units_digest(units: Normalisation) -> str:
-    """SHA-256, hex, of a model's units: what a calibration's numbers are in."""
-    return hashlib.sha256(canonical_json(units.model_dump(mode="json"))).hexdigest()
+    """SHA-256, hex, of a model's units before a calibration: what a calibration's numbers are in."""
+    plain = units.model_dump(mode="json", exclude_none=True, exclude={"calibrated"})
+    return hashlib.sha256(canonical_json(plain)).hexdigest()

@@ -1,0 +1,296 @@
+"""Signs calibrations with the keys of nodes, and verifies the two signatures of one.
+
+    signature = ECDSA-SHA-256(key of the leaf, PREFIX + statement + newline + canonical JSON of the calibration)
+
+The statement names the side, the node and the second of signing, so that none of them can be exchanged. The leaf
+is kept beside the signature: it must have been valid at that second and come from a root that is pinned now.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration
+from ddib_fed.errors import (
+    CalibrationAltered,
+    CalibrationExpired,
+    CalibrationForeign,
+    CalibrationInvalid,
+    CalibrationSigner,
+    CalibrationUnsigned,
+    RefusedError,
+)
+from ddib_fed.trust.certificates import CLOCK_SKEW
+from ddib_fed.trust.identity import (
+    MAX_CERTIFICATE_BYTES,
+    Identity,
+    Pins,
+    read_certificates,
+    verify_peer_certificate,
+)
+from ddib_fed.trust.pki import Credentials
+from ddib_fed.wire.canonical import canonical_json
+
+Side = Literal["source", "target"]
+SIDES: Final[tuple[Side, Side]] = ("source", "target")
+PREFIX: Final = b"ddib-fed calibration signature 1\n"
+"""Domain separation: nothing else that a node signs begins with it."""
+MAX_SIGNATURE_BYTES: Final = 256
+MAX_CALIBRATION_BYTES: Final = 16 << 10
+"""Of the canonical JSON."""
+RECALIBRATE: Final = "calibrate again: ddib calibrate --peer INSTITUTION/DOMAIN"
+
+
+class Signature(BaseModel):
+    """The signature of one institution.
+
+    Attributes:
+        signed_at: The second of signing, in UTC.
+        certificate: The leaf of the node that signed, in PEM.
+        signature: ECDSA over P-256 or P-384 with SHA-256, DER in base64.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    signed_at: AwareDatetime
+    certificate: Annotated[str, Field(max_length=MAX_CERTIFICATE_BYTES)]
+    signature: Annotated[str, Field(max_length=MAX_SIGNATURE_BYTES * 4 // 3 + 4)]
+
+    @field_validator("signed_at")
+    @classmethod
+    def _whole_second(cls, value: datetime) -> datetime:
+        if value.microsecond:
+            raise ValueError("a signature is of a whole second")
+        return value
+
+
+class SignedCalibration(BaseModel):
+    """A calibration with the signatures that it has so far.
+
+    Attributes:
+        calibration: What is signed.
+        source: The source's signature; None while it is missing.
+        target: The target's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    calibration: Calibration
+    source: Signature | None = None
+    target: Signature | None = None
+
+    @property
+    def sha256(self) -> bytes:
+        """Digest of the calibration, 32 bytes; the signatures are not part of it."""
+        return self.calibration.sha256
+
+    @property
+    def complete(self) -> bool:
+        """Whether both sides have signed; says nothing of whether the signatures are good."""
+        return self.source is not None and self.target is not None
+
+    def signature_of(self, side: Side) -> Signature | None:
+        """The signature of one side."""
+        return self.source if side == "source" else self.target
+
+
+def sign(calibration: Calibration, side: Side, credentials: Credentials, *, now: datetime) -> Signature:
+    """Sign for one side with the key of this node.
+
+    Args:
+        calibration: What is signed.
+        side: The side that this node's institution has in it.
+        credentials: Of the node.
+        now: The time, with a time zone.
+
+    Raises:
+        CalibrationForeign: The side is of another institution.
+        CalibrationExpired: It has ended.
+    """
+    identity = credentials.identity
+    if identity.institution != _side(calibration, side).institution:
+        raise CalibrationForeign(
+            f"{identity} cannot sign as the {side}, which is {_side(calibration, side).institution or 'unnamed'}"
+        )
+    _refuse_expired(calibration, now)
+    moment = now.astimezone(UTC).replace(microsecond=0)
+    key = serialization.load_pem_private_key(credentials.key_pem, password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)  # `load_identity` reads no other
+    made = key.sign(_signed(calibration, side, identity, moment), ec.ECDSA(hashes.SHA256()))
+    return Signature(
+        signed_at=moment,
+        certificate=credentials.cert_chain_pem.decode(),
+        signature=base64.b64encode(made).decode(),
+    )
+
+
+def parse_calibration(data: bytes, what: str) -> Calibration:
+    """Read the canonical JSON of a calibration.
+
+    Args:
+        data: What was received.
+        what: What to call it in an error.
+
+    Raises:
+        CalibrationInvalid: It is too large, is no calibration, or is not in canonical form.
+    """
+    if len(data) > MAX_CALIBRATION_BYTES:
+        raise CalibrationInvalid(
+            f"{what} is larger than {MAX_CALIBRATION_BYTES} bytes", facts={"limit": MAX_CALIBRATION_BYTES}
+        )
+    try:
+        found = Calibration.model_validate_json(data)
+        canonical = found.canonical
+    except (ValidationError, ValueError) as error:
+        raise CalibrationInvalid(f"{what} is no calibration: {_first(error)}") from error
+    if canonical != data:
+        raise CalibrationInvalid(f"{what} is not in the canonical form that is signed")
+    return found
+
+
+def parse_signed(data: bytes, what: str) -> SignedCalibration:
+    """Read a signed calibration in JSON; nothing is verified.
+
+    Raises:
+        CalibrationInvalid: It is none.
+    """
+    try:
+        return SignedCalibration.model_validate_json(data)
+    except ValidationError as error:
+        raise CalibrationInvalid(f"{what} is no signed calibration: {_first(error)}") from error
+
+
+def _first(error: ValueError) -> str:
+    """The first thing that is wrong, without the value."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def verify(
+    signed: SignedCalibration,
+    *,
+    pins: Pins,
+    now: datetime,
+    withdrawn: frozenset[Identity] = frozenset(),
+) -> Calibration:
+    """The calibration, if both institutions have signed it and it has not ended.
+
+    Args:
+        signed: As it was stored or received.
+        pins: For each institution known here, its own roots.
+        now: The time, with a time zone.
+        withdrawn: Identities that are refused whatever their certificates say.
+
+    Raises:
+        CalibrationExpired: It has ended.
+        CalibrationUnsigned: A signature is missing.
+        CalibrationSigner: A signer is no node of its institution, its root is not pinned here (e.g. the peer was
+            removed), it is withdrawn, its certificate was not valid when it signed, or it signed in the future.
+        CalibrationAltered: A signature is not one over this content.
+    """
+    _refuse_expired(signed.calibration, now)
+    for side in SIDES:
+        verify_side(signed, side, pins=pins, now=now, withdrawn=withdrawn)
+    return signed.calibration
+
+
+def verify_side(
+    signed: SignedCalibration,
+    side: Side,
+    *,
+    pins: Pins,
+    now: datetime,
+    withdrawn: frozenset[Identity] = frozenset(),
+) -> Identity:
+    """The node that signed for one side.
+
+    Raises:
+        CalibrationUnsigned, CalibrationSigner, CalibrationAltered: As `verify` says.
+    """
+    signature, named = signed.signature_of(side), _side(signed.calibration, side)
+    if signature is None:
+        raise CalibrationUnsigned(
+            f"the calibration {signed.sha256.hex()[:12]} has no signature of the {side} {named.institution}",
+            hint=f"have the operator of {named.institution} accept it: ddib calibrate accept",
+            facts={"side": side},
+        )
+    identity = _signer(signature, side, named, pins)
+    if identity in withdrawn:
+        raise CalibrationSigner(
+            f"{identity}, which signed as the {side}, is withdrawn here",
+            hint=f"ddib pki reinstate {identity}, or {RECALIBRATE}",
+            facts={"side": side},
+        )
+    if signature.signed_at > now + CLOCK_SKEW:
+        raise CalibrationSigner(
+            f"the {side}'s signature is of {signature.signed_at:%Y-%m-%d %H:%M} UTC, which is in the future",
+            hint="compare the clocks of both machines: date -u",
+            facts={"side": side},
+        )
+    _check_signature(signed.calibration, side, signature, identity)
+    return identity
+
+
+def _signer(signature: Signature, side: Side, named: CalibratedSide, pins: Pins) -> Identity:
+    """The identity that the enclosed certificate proved at the time of signing."""
+    pem = signature.certificate.encode("ascii", "replace")
+    try:
+        identity = verify_peer_certificate(pem, pins=pins, now=signature.signed_at)
+    except RefusedError as error:
+        raise CalibrationSigner(
+            f"the {side}'s signature of the calibration: {error.detail}",
+            hint=error.hint or RECALIBRATE,
+            facts={"side": side},
+        ) from error
+    if identity.kind != "node" or identity.institution != named.institution:
+        raise CalibrationSigner(
+            f"{identity} signed as the {side}, which must be a node of {named.institution or 'an institution'}",
+            hint=RECALIBRATE,
+            facts={"side": side},
+        )
+    return identity
+
+
+def _check_signature(calibration: Calibration, side: Side, signature: Signature, identity: Identity) -> None:
+    """Return if the signature is one over this content by the key of the enclosed certificate."""
+    key = read_certificates(signature.certificate.encode())[0].public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise CalibrationSigner(f"the key of {identity} is on no elliptic curve", facts={"side": side})
+    try:
+        made = base64.b64decode(signature.signature, validate=True)
+        key.verify(made, _signed(calibration, side, identity, signature.signed_at), ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, binascii.Error, ValueError) as error:
+        raise CalibrationAltered(
+            f"the {side}'s signature is not one by {identity} over this calibration: one of them was altered",
+            hint=RECALIBRATE,
+            facts={"side": side},
+        ) from error
+
+
+def _signed(calibration: Calibration, side: Side, identity: Identity, moment: datetime) -> bytes:
+    """The bytes that are signed."""
+    at = f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    statement = canonical_json({"side": side, "node": identity.uri, "signed_at": at})
+    return PREFIX + statement + b"\n" + calibration.canonical
+
+
+def _side(calibration: Calibration, side: Side) -> CalibratedSide:
+    return calibration.source if side == "source" else calibration.target
+
+
+def _refuse_expired(calibration: Calibration, now: datetime) -> None:
+    if calibration.expired(now):
+        raise CalibrationExpired(
+            f"the calibration {calibration.sha256.hex()[:12]} ended at {calibration.expires:%Y-%m-%d %H:%M} UTC",
+            hint=RECALIBRATE,
+        )

@@ -1,0 +1,106 @@
+"""Which calibrations a node uses: each refusal has its own error."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from ddib_fed.errors import (
+    CalibrationExpired,
+    CalibrationForeign,
+    CalibrationKindDenied,
+    CalibrationSigner,
+    CalibrationUnits,
+    CalibrationUnknown,
+    CalibrationUnsigned,
+)
+from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.node.calibrating import check_terms, usable_calibration
+from ddib_fed.node.config import PolicySection
+from ddib_fed.node.role import NodeContext
+from ddib_fed.trust import pki
+from ddib_fed.trust.calibrations import SignedCalibration, sign
+from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine
+from tests.trust.calibration_examples import UNITS, calibration
+
+NORTH, SOUTH = ("north.example", "photos"), ("south.example", "maps")
+ALLOWED = PolicySection(calibration=("rotation",))
+
+
+@pytest.fixture
+def node(tmp_path):
+    """South's, which admits north, and both sign; `.signed` is what they agreed on."""
+    north, south = (make_institution(tmp_path / name, f"{name}.example") for name in ("north", "south"))
+    south.admit(north)
+    engine = tiny_engine()
+    made = make_context(
+        make_config(tmp_path / "south", south.name, "target", calibration='["rotation"]'), south, engine
+    )
+    agreed, now = calibration(), datetime.now(UTC)
+    signed = SignedCalibration(
+        calibration=agreed,
+        source=sign(agreed, "source", pki.load_identity(north.pki), now=now),
+        target=sign(agreed, "target", pki.load_identity(south.pki), now=now),
+    )
+    yield made, signed
+    engine.close()
+
+
+def use(node: NodeContext, signed: SignedCalibration, **changes):
+    return usable_calibration(
+        node, signed.sha256, **{"source": NORTH, "target": SOUTH, "side": "target", **changes}
+    )
+
+
+def test_an_agreed_calibration_is_used_until_it_is_taken_out_of_use(node) -> None:
+    """Unknown before it is stored, and after the operator removed it."""
+    context, signed = node
+    with pytest.raises(CalibrationUnknown, match="is not stored here"):
+        use(context, signed)
+    context.calibrations.add(signed)
+    assert use(context, signed) == signed.calibration
+    context.calibrations.deactivate(signed.sha256)
+    with pytest.raises(CalibrationUnknown, match="taken out of use"):
+        use(context, signed)
+
+
+def test_a_calibration_is_not_used_when_its_conditions_have_ended(node) -> None:
+    """It expired, a signature is missing, or the peer was removed."""
+    context, signed = node
+    context.calibrations.add(signed)
+    with pytest.raises(CalibrationExpired):
+        use(context, signed, now=signed.calibration.expires)
+    context.calibrations.add(signed.model_copy(update={"target": None}))
+    with pytest.raises(CalibrationUnsigned):
+        use(context, signed)
+    context.calibrations.add(signed)
+    context.peers.remove("north.example")
+    with pytest.raises(CalibrationSigner, match=r"north\.example has not been admitted"):
+        use(context, signed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"source": ("west.example", "photos")}, CalibrationForeign, r"not from west\.example/photos"),
+        ({"target": ("south.example", "drawings")}, CalibrationForeign, "south.example/drawings"),
+        ({"units": "0" * 64}, CalibrationUnits, "now has 000000000000"),
+        ({"policy": PolicySection()}, CalibrationKindDenied, "allows none"),
+        ({"policy": PolicySection(calibration=("tone",))}, CalibrationKindDenied, "allows tone"),
+    ],
+)
+def test_terms_that_differ_are_refused(changes, error, says) -> None:
+    """Names, units of the own model, kind."""
+    terms = {"source": NORTH, "target": SOUTH, "side": "target", "units": UNITS, "policy": ALLOWED}
+    check_terms(calibration(), **terms)
+    with pytest.raises(error, match=says) as refused:
+        check_terms(calibration(), **terms | changes)
+    assert refused.value.hint
+
+
+def test_the_units_of_a_model_are_those_before_a_calibration(node) -> None:
+    """The digest that both sides compare."""
+    context, _ = node
+    assert context.units_sha256 == UNITS
+    assert context.running_engine.model.manifest.normalisation == Normalisation()
