@@ -91,18 +91,20 @@ class PictureTerms(_message.Message):
     def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ..., bits: _Optional[int] = ...) -> None: ...
 
 class SolverSettings(_message.Message):
-    __slots__ = ("solver", "order", "evaluations", "grid", "depth")
+    __slots__ = ("solver", "order", "evaluations", "grid", "depth", "encoder")
     SOLVER_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     GRID_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_FIELD_NUMBER: _ClassVar[int]
     solver: str
     order: int
     evaluations: int
     grid: str
     depth: float
-    def __init__(self, solver: _Optional[str] = ..., order: _Optional[int] = ..., evaluations: _Optional[int] = ..., grid: _Optional[str] = ..., depth: _Optional[float] = ...) -> None: ...
+    encoder: str
+    def __init__(self, solver: _Optional[str] = ..., order: _Optional[int] = ..., evaluations: _Optional[int] = ..., grid: _Optional[str] = ..., depth: _Optional[float] = ..., encoder: _Optional[str] = ...) -> None: ...
 
 class GuidanceSettings(_message.Message):
     __slots__ = ("guidance", "classifier_scale", "clip")
@@ -127,6 +129,16 @@ class GuidanceTerms(_message.Message):
     classifier_classes: int
     clip: bool
     def __init__(self, max_guidance: _Optional[float] = ..., max_classifier_scale: _Optional[float] = ..., classifier_sha256: _Optional[bytes] = ..., classifier_classes: _Optional[int] = ..., clip: _Optional[bool] = ...) -> None: ...
+
+class CalibrationTerms(_message.Message):
+    __slots__ = ("sha256", "kind", "expires")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    sha256: bytes
+    kind: str
+    expires: int
+    def __init__(self, sha256: _Optional[bytes] = ..., kind: _Optional[str] = ..., expires: _Optional[int] = ...) -> None: ...
 
 class LatentStatistics(_message.Message):
     __slots__ = ("mean", "std", "kurtosis", "correlation", "count")

@@ -74,7 +74,7 @@ class ListDomainsResponse(_message.Message):
     def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., domains: _Optional[_Iterable[_Union[Domain, _Mapping]]] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Domain(_message.Message):
-    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "status", "latency_ms", "classes", "class_names", "size_rule", "guidance")
+    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "status", "latency_ms", "classes", "class_names", "size_rule", "guidance", "calibration")
     INSTITUTION_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_KIND_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class Domain(_message.Message):
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     SIZE_RULE_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     institution: str
     domain: str
     sample_kind: _common_pb2.SampleKind
@@ -95,7 +96,8 @@ class Domain(_message.Message):
     class_names: _containers.RepeatedScalarFieldContainer[str]
     size_rule: str
     guidance: _common_pb2.GuidanceTerms
-    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., status: _Optional[str] = ..., latency_ms: _Optional[int] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., size_rule: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceTerms, _Mapping]] = ...) -> None: ...
+    calibration: _common_pb2.CalibrationTerms
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., status: _Optional[str] = ..., latency_ms: _Optional[int] = ..., classes: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., size_rule: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceTerms, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ...) -> None: ...
 
 class SubmitJobRequest(_message.Message):
     __slots__ = ("header", "item", "chunk", "trailer")
@@ -110,7 +112,7 @@ class SubmitJobRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[JobHeader, _Mapping]] = ..., item: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., chunk: _Optional[_Union[_common_pb2.Chunk, _Mapping]] = ..., trailer: _Optional[_Union[_common_pb2.Trailer, _Mapping]] = ...) -> None: ...
 
 class JobHeader(_message.Message):
-    __slots__ = ("version", "request_id", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "items", "deadline_s", "source_class", "target_class", "guidance", "item_classes", "model_size")
+    __slots__ = ("version", "request_id", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "items", "deadline_s", "source_class", "target_class", "guidance", "item_classes", "model_size", "no_calibration")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TARGET_INSTITUTION_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +127,7 @@ class JobHeader(_message.Message):
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     ITEM_CLASSES_FIELD_NUMBER: _ClassVar[int]
     MODEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NO_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     version: _common_pb2.ProtocolVersion
     request_id: str
     target_institution: str
@@ -139,7 +142,8 @@ class JobHeader(_message.Message):
     guidance: _common_pb2.GuidanceSettings
     item_classes: _containers.RepeatedCompositeFieldContainer[ItemClasses]
     model_size: bool
-    def __init__(self, version: _Optional[_Union[_common_pb2.ProtocolVersion, _Mapping]] = ..., request_id: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., items: _Optional[int] = ..., deadline_s: _Optional[int] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., item_classes: _Optional[_Iterable[_Union[ItemClasses, _Mapping]]] = ..., model_size: _Optional[bool] = ...) -> None: ...
+    no_calibration: bool
+    def __init__(self, version: _Optional[_Union[_common_pb2.ProtocolVersion, _Mapping]] = ..., request_id: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., items: _Optional[int] = ..., deadline_s: _Optional[int] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., item_classes: _Optional[_Iterable[_Union[ItemClasses, _Mapping]]] = ..., model_size: _Optional[bool] = ..., no_calibration: _Optional[bool] = ...) -> None: ...
 
 class ItemClasses(_message.Message):
     __slots__ = ("source_class", "target_class")
@@ -202,7 +206,7 @@ class GetJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "request_id", "state", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "created", "finished", "expires", "items", "error", "source_class", "target_class", "guidance", "model_size")
+    __slots__ = ("job_id", "request_id", "state", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "created", "finished", "expires", "items", "error", "source_class", "target_class", "guidance", "model_size", "no_calibration")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +224,7 @@ class Job(_message.Message):
     TARGET_CLASS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     MODEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NO_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     request_id: str
     state: JobState
@@ -237,7 +242,8 @@ class Job(_message.Message):
     target_class: str
     guidance: _common_pb2.GuidanceSettings
     model_size: bool
-    def __init__(self, job_id: _Optional[str] = ..., request_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., created: _Optional[float] = ..., finished: _Optional[float] = ..., expires: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., model_size: _Optional[bool] = ...) -> None: ...
+    no_calibration: bool
+    def __init__(self, job_id: _Optional[str] = ..., request_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., created: _Optional[float] = ..., finished: _Optional[float] = ..., expires: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., model_size: _Optional[bool] = ..., no_calibration: _Optional[bool] = ...) -> None: ...
 
 class Item(_message.Message):
     __slots__ = ("index", "state", "size_bytes", "sha256", "error", "classes")
@@ -310,7 +316,7 @@ class ResultHeader(_message.Message):
     def __init__(self, item: _Optional[int] = ..., part: _Optional[_Union[ResultPart, str]] = ..., file: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
 
 class Provenance(_message.Message):
-    __slots__ = ("job_id", "source_institution", "source_domain", "target_institution", "target_domain", "contract_sha256", "source_model_sha256", "target_model_sha256", "input_sha256", "latent_sha256", "solver", "soften_sigma", "latent", "wire_bytes", "seconds", "cycle", "samples", "picture", "source_class", "target_class", "guidance", "classifier_sha256")
+    __slots__ = ("job_id", "source_institution", "source_domain", "target_institution", "target_domain", "contract_sha256", "source_model_sha256", "target_model_sha256", "input_sha256", "latent_sha256", "solver", "soften_sigma", "latent", "wire_bytes", "seconds", "cycle", "samples", "picture", "source_class", "target_class", "guidance", "classifier_sha256", "calibration_sha256", "calibration_kind")
     class SecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -340,6 +346,8 @@ class Provenance(_message.Message):
     TARGET_CLASS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     CLASSIFIER_SHA256_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_SHA256_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_KIND_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     source_institution: str
     source_domain: str
@@ -362,7 +370,9 @@ class Provenance(_message.Message):
     target_class: str
     guidance: _common_pb2.GuidanceSettings
     classifier_sha256: bytes
-    def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[bytes] = ..., source_model_sha256: _Optional[bytes] = ..., target_model_sha256: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., latent_sha256: _Optional[bytes] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[bytes] = ...) -> None: ...
+    calibration_sha256: bytes
+    calibration_kind: str
+    def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[bytes] = ..., source_model_sha256: _Optional[bytes] = ..., target_model_sha256: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., latent_sha256: _Optional[bytes] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[bytes] = ..., calibration_sha256: _Optional[bytes] = ..., calibration_kind: _Optional[str] = ...) -> None: ...
 
 class PictureFigures(_message.Message):
     __slots__ = ("height", "width", "size_rule", "terms", "cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information", "slope", "intercept", "least_edge_correlation", "least_mutual_information", "structure_doubtful", "clipped", "source_low", "source_high", "back_slope", "back_intercept", "outside", "used")

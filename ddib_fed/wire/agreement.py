@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ddib_fed.errors import ContractMismatch, Difference
 from ddib_fed.v1 import decoding_pb2
+from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.contract import (
     HIGHEST_TERMINAL_LAMBDA,
     LOWEST_INITIAL_LAMBDA,
@@ -19,7 +20,7 @@ from ddib_fed.wire.contract import (
     ContractSide,
 )
 from ddib_fed.wire.mapping import from_message
-from ddib_fed.wire.version import SPOKEN, Version, highest_common, needed_difference
+from ddib_fed.wire.version import CALIBRATION, OLDEST, SPOKEN, Version, highest_common, needed_difference
 
 
 class _Field(NamedTuple):
@@ -103,9 +104,11 @@ def differences(
     target_versions: Iterable[Version],
     source: ContractSide,
     target: ContractSide,
+    calibration: CalibrationTerms | None = None,
 ) -> tuple[Difference, ...]:
     """Every field in which the two sides are incompatible; empty if there is none."""
-    version = needed_difference(source_versions, target_versions, max(source.needs, target.needs))
+    proposal = OLDEST if calibration is None else CALIBRATION
+    version = needed_difference(source_versions, target_versions, max(source.needs, target.needs, proposal))
     found = [*_mismatches(source, target), *_size_rule(source, target), *_ends(source, target)]
     return (version, *found) if version else tuple(found)
 
@@ -116,6 +119,7 @@ def agree(
     source: ContractSide,
     target: ContractSide,
     limits: ContractLimits,
+    calibration: CalibrationTerms | None = None,
 ) -> Contract:
     """The contract between two sides: the highest common version, the target's limits.
 
@@ -125,12 +129,14 @@ def agree(
         source: The source's side.
         target: The target's side.
         limits: What the target accepts.
+        calibration: Under which the source encodes, checked by the target against its store and policy; None for none.
 
     Raises:
+        MessageInvalid: A calibration of points.
         ContractMismatch: The sides are incompatible; `differences` names each field, both values and what to do.
     """
     ours, theirs = tuple(source_versions), tuple(target_versions)
-    found = differences(ours, theirs, source, target)
+    found = differences(ours, theirs, source, target, calibration)
     version = highest_common(ours, theirs)
     if found or version is None:
         names = ", ".join(difference.field for difference in found)
@@ -139,7 +145,7 @@ def agree(
             hint="each difference names what to do about it",
             differences=found,
         )
-    return Contract(version, source, target, limits.at(version))
+    return Contract(version, source, target, limits.at(version), calibration)
 
 
 def confirm(
@@ -147,6 +153,7 @@ def confirm(
     *,
     source: ContractSide,
     target_institution: str,
+    calibration: CalibrationTerms | None = None,
     versions: Iterable[Version] = SPOKEN,
 ) -> Contract:
     """The contract in a target's answer, after the source has verified it.
@@ -155,6 +162,7 @@ def confirm(
         response: What the target answered.
         source: The side that the source sent.
         target_institution: The institution that the source addressed.
+        calibration: That the source proposed; None for none.
         versions: The versions that the source speaks.
 
     Raises:
@@ -164,8 +172,9 @@ def confirm(
     """
     contract = from_message(response.contract, Contract)
     found = [
-        *differences(versions, [contract.version], source, contract.target),
+        *differences(versions, [contract.version], source, contract.target, calibration),
         *_tampered(contract, source, target_institution, response.sha256),
+        *_recalibrated(calibration, contract.calibration),
     ]
     if found:
         names = ", ".join(difference.field for difference in found)
@@ -189,3 +198,16 @@ def _tampered(
     if contract.digest != sha256:
         remedy = "The two releases write the contract differently; upgrade the older one."
         yield Difference("contract_sha256", contract.digest.hex(), sha256.hex()[:64], remedy)
+
+
+def _recalibrated(
+    proposed: CalibrationTerms | None, answered: CalibrationTerms | None
+) -> Iterable[Difference]:
+    """The calibration is the source's proposal: the target accepts it as it is, or refuses the contract."""
+    if proposed != answered:
+        yield Difference(
+            "calibration",
+            str(proposed or "none"),
+            str(answered or "none"),
+            "The target changed the calibration that was proposed; ask its operator to upgrade, and report it.",
+        )

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
 from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.canonical import Value, canonical_json
 from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES, require, require_number
 from ddib_fed.wire.guidance import GuidanceTerms
-from ddib_fed.wire.version import GUIDANCE, OLDEST, PICTURES, Version, require_version
+from ddib_fed.wire.version import CALIBRATION, GUIDANCE, OLDEST, PICTURES, Version, require_version
 
 HIGHEST_TERMINAL_LAMBDA = -4.5
 """The largest terminal lambda: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
@@ -227,18 +228,25 @@ class Contract:
     """The agreement of both sides; every latent carries its `digest`.
 
     Raises:
-        MessageInvalid: The version is invalid, or the limits have fields that it does not know.
+        MessageInvalid: The version is invalid, the limits have fields that it does not know, or there is a calibration
+            that it does not know, or of points.
     """
 
     version: Version
     source: ContractSide
     target: ContractSide
     limits: ContractLimits
+    calibration: CalibrationTerms | None = None
 
     def __post_init__(self) -> None:
         require_version(self.version)
         offered = self.limits.guidance is not None
         require(not offered or self.version >= GUIDANCE, "guidance", f"came with {GUIDANCE}")
+        calibrated = self.calibration is not None
+        require(not calibrated or self.version >= CALIBRATION, "calibration", f"came with {CALIBRATION}")
+        require(
+            not calibrated or self.source.sample_kind == "picture", "calibration", "is for pictures alone"
+        )
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -257,8 +265,12 @@ class Contract:
 
     def canonical(self) -> bytes:
         """The canonical JSON that both sides hash; docs/protocol.md has an example."""
+        later: dict[str, Value] = {}
+        if self.calibration is not None:
+            later["calibration"] = self.calibration.values()
         return canonical_json(
-            {
+            later
+            | {
                 "limits": self.limits.values(),
                 "source": self.source.values(),
                 "target": self.target.values(),

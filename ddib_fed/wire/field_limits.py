@@ -53,6 +53,7 @@ _SIDE = Anything("wire.contract.ContractSide")
 _LIMITS = Anything("wire.contract.ContractLimits")
 _TERMS = Anything("wire.contract.PictureTerms")
 _GUIDANCE = Anything("wire.guidance.GuidanceTerms")
+_CALIBRATION = Anything("wire.calibration.CalibrationTerms")
 _TARGET = Anything("target_node.service")
 _SOURCE = Anything("source_node.service")
 _STORE = Anything("node.jobs.JobStore")
@@ -77,6 +78,7 @@ _COMMON: Final[Mapping[str, Mapping[str, Limit]]] = {
         "evaluations": _setting(1, MAX_EVALUATIONS),
         "grid": Text(64, error=SettingsInvalid),
         "depth": _setting(0, 1),
+        "encoder": Text(0, error=SettingsInvalid),
     },
     "GuidanceSettings": {
         **dict.fromkeys(("guidance", "classifier_scale"), _setting(0, MAX_GUIDANCE)),
@@ -86,6 +88,7 @@ _COMMON: Final[Mapping[str, Mapping[str, Limit]]] = {
         ("max_guidance", "max_classifier_scale", "classifier_sha256", "classifier_classes", "clip"),
         _GUIDANCE,
     ),
+    "CalibrationTerms": dict.fromkeys(("sha256", "kind", "expires"), _CALIBRATION),
     "LatentStatistics": {
         **dict.fromkeys(("mean", "kurtosis", "correlation"), _FIGURE),
         "std": _ERROR,
@@ -136,8 +139,15 @@ _DECODING: Final[Mapping[str, Mapping[str, Limit]]] = {
         ),
         "guidance": Inner(),
     },
-    "Contract": dict.fromkeys(("version", "source", "target", "limits"), Inner(required=True)),
-    "NegotiateContractRequest": {"versions": _VERSIONS, "source": Inner(required=True)},
+    "Contract": {
+        **dict.fromkeys(("version", "source", "target", "limits"), Inner(required=True)),
+        "calibration": Inner(),
+    },
+    "NegotiateContractRequest": {
+        "versions": _VERSIONS,
+        "source": Inner(required=True),
+        "calibration": Inner(),
+    },
     "NegotiateContractResponse": {
         "contract": Inner(required=True),
         "sha256": Anything("wire.agreement.confirm"),
@@ -183,6 +193,7 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         "class_names": _CLASS_NAMES,
         "size_rule": _NAME,
         "guidance": Inner(),
+        "calibration": Inner(),
     },
     "SubmitJobRequest": dict.fromkeys(("header", "item", "chunk", "trailer"), Inner()),
     "JobHeader": {
@@ -200,6 +211,7 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         "guidance": Inner(),
         "item_classes": Many(Inner(), MOST_ITEMS),
         "model_size": _ANY,
+        "no_calibration": _ANY,
     },
     "ItemClasses": dict.fromkeys(("source_class", "target_class"), _CLASS),
     "SubmitJobResponse": {"job_id": _JOB_ID, "state": Choice(), "repeated_request": _ANY},
@@ -233,6 +245,7 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         "target_class": _CLASS,
         "guidance": Inner(),
         "model_size": _ANY,
+        "no_calibration": _ANY,
     },
     "Item": {
         "index": _COUNT,
@@ -275,6 +288,8 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         "target_class": _CLASS,
         "guidance": Inner(),
         "classifier_sha256": _DIGEST,
+        "calibration_sha256": _DIGEST,
+        "calibration_kind": _NAME,
     },
     "PictureFigures": {
         **dict.fromkeys(("height", "width"), Number(1, 1 << 30)),

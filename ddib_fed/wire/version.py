@@ -29,8 +29,8 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-SPOKEN: tuple[Version, ...] = (Version(1, 0), Version(1, 1), Version(1, 2))
-"""Every version this release speaks: its own minor, and the two before."""
+SPOKEN: tuple[Version, ...] = tuple(Version(1, minor) for minor in range(4))
+"""Every version this release speaks: its own minor, and those before."""
 
 OLDEST = SPOKEN[0]
 
@@ -39,6 +39,9 @@ PICTURES = Version(1, 1)
 
 GUIDANCE = Version(1, 2)
 """The first version with guidance, and with classes of their own for the items of a job."""
+
+CALIBRATION = Version(1, 3)
+"""The first version with calibrations, and with a choice of the encoder."""
 
 
 def versions_to_pb(versions: Iterable[Version] = SPOKEN) -> list[common_pb2.ProtocolVersion]:

@@ -4,12 +4,17 @@ import numpy as np
 
 from ddib_fed.latent import Latent
 from ddib_fed.wire.agreement import agree
+from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide, PictureTerms
 from ddib_fed.wire.version import SPOKEN
 
 LIMITS = ContractLimits(
     max_items_per_stream=8, max_samples_per_item=100_000, max_latent_bytes=2 << 20, max_evaluations=1_000
 )
+
+
+TERMS = CalibrationTerms(bytes(range(32)), "rotation", 1_798_761_600)
+"""Until the first day of 2027."""
 
 
 def side(**changes) -> ContractSide:
@@ -40,11 +45,15 @@ def picture_side(**changes) -> ContractSide:
 
 
 def contract(**changes) -> Contract:
-    """A contract between two sides that agree; `limits`, `versions` and fields of both sides can be changed."""
+    """A contract between two sides that agree.
+
+    `limits`, `versions`, `calibration` and fields of both sides can be changed.
+    """
+    calibration = changes.pop("calibration", None)
     limits, versions = changes.pop("limits", LIMITS), changes.pop("versions", SPOKEN)
     make = picture_side if changes.get("sample_kind") == "picture" else side
     target = {"institution": "south.example", "domain": "checkerboards", **changes}
-    return agree(versions, versions, make(**changes), make(**target), limits)
+    return agree(versions, versions, make(**changes), make(**target), limits, calibration)
 
 
 def latent(samples: int = 1_000, seed: int = 0) -> Latent:

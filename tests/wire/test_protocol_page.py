@@ -18,7 +18,7 @@ from ddib_fed.errors import (
 from ddib_fed.wire.chunks import CHUNK, MAX_CHUNK, MIN_CHUNK
 from ddib_fed.wire.contract import ContractSide
 from ddib_fed.wire.version import MAX_VERSIONS, SPOKEN, Version
-from tests.wire.examples import contract
+from tests.wire.examples import TERMS, contract
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 LOCAL = {UsageError, ConfigError, ExtraMissing, FileMissing, MemoryExhausted, OutOfBounds, DdibError}
@@ -46,6 +46,13 @@ def test_the_example_contract_and_its_digest_are_those_of_the_code():
     made = contract(versions=[Version(1, 0)])
     assert example.encode() == made.canonical()
     assert f"`{made.digest.hex()}`" in PAGE
+
+
+def test_the_example_of_a_calibration_is_that_of_the_code():
+    """The first field of the canonical JSON."""
+    made = contract(sample_kind="picture", calibration=TERMS)
+    field, _, _ = made.canonical().decode().partition('"limits"')
+    assert f'{field}"limits":...' in PAGE
 
 
 def test_every_field_of_a_side_is_explained():
