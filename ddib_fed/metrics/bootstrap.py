@@ -143,10 +143,13 @@ def frechet_draws(judged: Matrix, real: Matrix, weights: NDArray[np.float64]) ->
     found = np.empty(len(weights))
     gap = np.square(means - real.mean(axis=0)).sum(axis=1)
     for i, (row, mean, n) in enumerate(zip(weights, means, total, strict=True)):
-        centred = judged - mean
-        own = (centred * row[:, None]).T @ centred / (n - 1)
-        shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ own @ root), 0.0)).sum()
-        found[i] = gap[i] + np.trace(own) + np.trace(covariance) - 2.0 * shared
+        there = row > 0
+        rows = (judged[there] - mean) * np.sqrt(row[there] / (n - 1))[:, None]
+        # tr (S1^(1/2) S2 S1^(1/2))^(1/2) is the sum of the singular values of these rows times S1^(1/2).
+        both = rows @ root
+        square = both @ both.T if len(both) < both.shape[1] else both.T @ both
+        shared = np.sqrt(np.maximum(np.linalg.eigvalsh(square), 0.0)).sum()
+        found[i] = gap[i] + np.square(rows).sum() + np.trace(covariance) - 2.0 * shared
     return np.maximum(found, 0.0)
 
 

@@ -1,18 +1,19 @@
-"""All figures of a set of translations: similarity, baselines, distances, marks.
+"""All figures of a set of translations: similarity, baselines, distances, marks, and their intervals.
 
 A figure that cannot be computed from the inputs is None; each is reported with what it must be
-compared with (baselines, chance, the distance between real pictures).
+compared with (baselines, chance, the distance between real pictures) and with its bootstrap interval over pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ddib_fed.metrics import baselines, features, pictures, retrieval
+from ddib_fed.metrics import baselines, bootstrap, features, pictures, retrieval
 from ddib_fed.metrics.features import Features
 from ddib_fed.metrics.pictures import Pictures
 from ddib_fed.metrics.structure import Thresholds, calibrate, structure
@@ -20,7 +21,9 @@ from ddib_fed.metrics.structure import Thresholds, calibrate, structure
 Figures = dict[str, Any]
 OnStep = Callable[[str], None]
 FEWEST = 4
-"""Pictures from which on a set has distances and neighbours."""
+"""Pictures from which on a set has distances, neighbours and intervals."""
+WITHOUT_SOURCE = frozenset({"mean", "random"})
+"""Baselines that give the same for every source: no retrieval and no distance is asked of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,23 @@ class Domain:
     source: Pictures | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What else the figures are taken of and over.
+
+    Attributes:
+        others: Further translations of the same sources, by the key of their name in `reports.tables.TITLES`.
+        clusters: A label for each picture; those of one cluster are drawn together for the intervals. None for
+            independent pictures.
+    """
+
+    others: Mapping[str, Pictures] = field(default_factory=dict)
+    clusters: NDArray[Any] | None = None
+
+
+NOTHING = Beside()
+
+
 def judge(
     translated: Pictures,
     *,
@@ -44,6 +64,7 @@ def judge(
     back: Pictures | None = None,
     domain: Domain | None = None,
     thresholds: Thresholds | None = None,
+    beside: Beside = NOTHING,
     on_step: OnStep | None = None,
 ) -> Figures:
     """All figures of translations (N, C, H, W) in [-1, 1], as JSON values.
@@ -55,10 +76,12 @@ def judge(
         back: The returned sources.
         domain: Of the target, for the feature distance and for baselines without pairs.
         thresholds: Least structure of a picture that is not doubtful.
+        beside: Further baselines, and which pictures belong together.
         on_step: Called with the name of each step.
 
     Returns:
-        One section per subject, None if it cannot be computed, and `pictures`: the figures of each picture.
+        One section per subject, None if it cannot be computed; `intervals`, with the same keys, of every mean, share
+        and distance; and `pictures`: the figures of each picture.
 
     Raises:
         ShapeMismatch: Corresponding stacks differ in number or size.
@@ -66,46 +89,64 @@ def judge(
     """
     tell = on_step or _silent
     rows: list[Figures] = [{} for _ in translated]
+    drawn = bootstrap.resample(len(translated), beside.clusters) if len(translated) >= FEWEST else None
     report: Figures = {"count": len(translated), "shape": list(translated.shape[1:])}
     tell("pairs")
     report["paired"] = None if truth is None else _paired(translated, truth, rows)
     report["cycle"] = None if source is None or back is None else _cycle(back, source, rows)
     report["structure"] = None if source is None else _structure(source, translated, thresholds, rows)
     report["pictures"] = rows
-    # Baselines are clipped like a file's values; the references are not.
-    within = None if source is None else np.clip(source, -1.0, 1.0)
-    others = _others(translated, within, truth, domain, tell)
-    report["baselines"] = None if truth is None else {name: _means(x, truth) for name, x in others.items()}
-    report["retrieval"] = report["features"] = None
-    if len(translated) < FEWEST:
+    tell("baselines")
+    others = _others(translated, source, truth, domain) | dict(beside.others)
+    report["retrieval"] = report["features"] = report["intervals"] = None
+    compared = {} if truth is None else {name: pictures.compare(x, truth) for name, x in others.items()}
+    report["baselines"] = None if truth is None else {name: one.means() for name, one in compared.items()}
+    if drawn is None:
         return report
+    report["intervals"] = _intervals(rows, compared, drawn, beside)
+    judged = {"translated": translated} | {k: x for k, x in others.items() if k not in WITHOUT_SOURCE}
     if truth is not None:
-        report["retrieval"] = {
-            name: {"pixels": retrieval.by_pixels(x, truth)} for name, x in _judged(translated, others).items()
-        }
+        _retrieval(judged, truth, report, drawn)
     if domain is not None and len(domain.target) >= FEWEST:
-        report["features"] = _features(translated, truth, others, domain, report["retrieval"], tell)
+        _features(judged, truth, domain.target, report, drawn, tell)
     return report
 
 
 def _others(
-    translated: Pictures, source: Pictures | None, truth: Pictures | None, domain: Domain | None, tell: OnStep
+    translated: Pictures, source: Pictures | None, truth: Pictures | None, domain: Domain | None
 ) -> dict[str, Pictures]:
     """The baselines that can be computed from the inputs."""
-    tell("baselines")
-    channels, count = translated.shape[1], len(translated)
-    found: dict[str, Pictures] = {}
-    if source is not None:
-        found["source"] = baselines.unchanged(source, channels)
-    if domain is not None:
-        if source is not None:
-            own = domain.source if domain.source is not None else source
-            found["histogram"] = baselines.HistogramMatch.fit(own, domain.target)(source)
-        found["mean"] = baselines.mean_picture(domain.target, count)
-        found["random"] = baselines.random_pictures(domain.target, count)
-    if source is not None and truth is not None and count >= FEWEST:
-        found["colour_map"] = baselines.cross_fitted_colour_map(source, truth)
+    # They are clipped like a file's values; the references are not.
+    within = None if source is None else np.clip(source, -1.0, 1.0)
+    reference = None if domain is None else (domain.source, domain.target)
+    found = baselines.unpaired(within, reference, count=len(translated), channels=translated.shape[1])
+    if within is not None and truth is not None and len(translated) >= FEWEST:
+        found["colour_map"] = baselines.cross_fitted_colour_map(within, truth)
     return found
+
+
+def _intervals(
+    rows: list[Figures], compared: Mapping[str, pictures.Paired], drawn: bootstrap.Resamples, beside: Beside
+) -> Figures:
+    """Of the means of the figures that each picture has, and of the baselines'."""
+    known = [key for key, value in rows[0].items() if key != "doubtful" and value is not None]
+    return {
+        "level": bootstrap.LEVEL,
+        "clusters": None if beside.clusters is None else drawn.counts.shape[1],
+        "translated": {key: drawn.mean([row[key] for row in rows]) for key in known},
+        "baselines": {
+            name: {key: drawn.mean(getattr(one, key)) for key in ("psnr", "ssim", "mse")}
+            for name, one in compared.items()
+        },
+    }
+
+
+def _retrieval(
+    judged: Mapping[str, Pictures], truth: Pictures, report: Figures, drawn: bootstrap.Resamples
+) -> None:
+    hits = {name: retrieval.hits_by_pixels(x, truth) for name, x in judged.items()}
+    report["retrieval"] = {name: {"pixels": retrieval.share(one)} for name, one in hits.items()}
+    report["intervals"]["retrieval"] = {name: {"pixels": drawn.mean(one)} for name, one in hits.items()}
 
 
 def _paired(translated: Pictures, truth: Pictures, rows: list[Figures]) -> Figures:
@@ -115,15 +156,6 @@ def _paired(translated: Pictures, truth: Pictures, rows: list[Figures]) -> Figur
         "psnr": put(rows, "psnr", found.psnr),
         "ssim": put(rows, "ssim", found.ssim),
     }
-
-
-def _judged(translated: Pictures, others: Mapping[str, Pictures]) -> dict[str, Pictures]:
-    """The translations for retrieval and domain distance: without those that are the same for every picture."""
-    return {"translated": translated} | {k: x for k, x in others.items() if k in {"source", "histogram"}}
-
-
-def _means(judged: Pictures, truth: Pictures) -> pictures.PairedMeans:
-    return pictures.compare(judged, truth).means()
 
 
 def _cycle(back: Pictures, source: Pictures, rows: list[Figures]) -> Figures:
@@ -166,31 +198,40 @@ def put(rows: list[Figures], name: str, column: pictures.Figures) -> pictures.Sp
 
 
 def _features(
-    translated: Pictures,
+    judged: Mapping[str, Pictures],
     truth: Pictures | None,
-    others: Mapping[str, Pictures],
-    domain: Domain,
-    found: Figures | None,
+    target: Pictures,
+    report: Figures,
+    drawn: bootstrap.Resamples,
     tell: OnStep,
-) -> Figures:
-    """Distances to the target domain; retrieval by features goes into `found`."""
+) -> None:
+    """Distances to the target domain and retrieval by features, with their intervals, into the report."""
     tell("features of the target domain")
-    real = features.features(domain.target)
-    rows = _judged(translated, others)
+    real = features.features(target)
+    rows = dict(judged)
     if truth is not None:
         rows["truth"] = np.clip(truth, -1.0, 1.0)
     made: dict[str, Features] = {}
     for name, stack in rows.items():
         tell(f"features: {name}")
         made[name] = features.features(stack)
-    if found is not None and truth is not None:
-        for name in found:
-            found[name]["features"] = retrieval.by_features(made[name].joined, made["truth"].joined)
-    return {
+    intervals = report["intervals"]
+    for name in report["retrieval"] or {}:
+        hits = retrieval.hits_by_features(made[name].joined, made["truth"].joined)
+        report["retrieval"][name]["features"] = retrieval.share(hits)
+        intervals["retrieval"][name]["features"] = drawn.mean(hits)
+    tell("intervals of the distances")
+    intervals["features"] = {
+        name: bootstrap.feature_distances(one, real, drawn) for name, one in made.items()
+    }
+    report["features"] = {
         "network": features.NAME,
-        "domain_pictures": len(domain.target),
-        "distance": {name: features.distance(one, real) for name, one in made.items()},
-        "floor": features.floor(real, len(translated)),
+        "domain_pictures": len(target),
+        "distance": {
+            name: {key: one["value"] for key, one in found.items()}
+            for name, found in intervals["features"].items()
+        },
+        "floor": features.floor(real, len(drawn)),
     }
 
 

@@ -44,8 +44,7 @@ def by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) 
     Raises:
         ShapeMismatch: The stacks differ in shape or are empty.
     """
-    check_pair(translated, truth)
-    return _retrieval(_flat(translated), _flat(truth), nearest)
+    return share(hits_by_pixels(translated, truth, nearest=nearest), nearest)
 
 
 def by_features(
@@ -56,12 +55,32 @@ def by_features(
     Raises:
         ShapeMismatch: The features differ in shape or are empty.
     """
+    return share(hits_by_features(translated, truth, nearest=nearest), nearest)
+
+
+def hits_by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) -> NDArray[np.bool_]:
+    """Of each picture whether `by_pixels` finds its partner, (N,); errors as there."""
+    check_pair(translated, truth)
+    return ranks(_flat(translated), _flat(truth)) < nearest
+
+
+def hits_by_features(
+    translated: NDArray[np.floating], truth: NDArray[np.floating], *, nearest: int = NEAREST
+) -> NDArray[np.bool_]:
+    """Of each picture whether `by_features` finds its partner, (N,); errors as there."""
     if translated.shape != truth.shape or translated.ndim != 2 or 0 in translated.shape:
         raise ShapeMismatch(
             f"features (N, D) of one shape are expected, not {translated.shape} and {truth.shape}"
         )
     centre, scale = truth.mean(axis=0), truth.std(axis=0) + _EPSILON
-    return _retrieval((translated - centre) / scale, (truth - centre) / scale, nearest)
+    return ranks((translated - centre) / scale, (truth - centre) / scale) < nearest
+
+
+def share(hits: NDArray[np.bool_], nearest: int = NEAREST) -> Retrieval:
+    """The share of hits (N,), N at least 1, beside that by chance."""
+    return Retrieval(
+        found=float(hits.mean()), chance=min(1.0, nearest / len(hits)), nearest=nearest, count=len(hits)
+    )
 
 
 def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -72,16 +91,6 @@ def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray
     slack = _EPSILON * np.maximum(1.0, np.abs(own))
     closer: NDArray[np.int64] = (distances <= own + slack).sum(axis=1) - 1
     return closer
-
-
-def _retrieval(asked: NDArray[np.floating], answers: NDArray[np.floating], nearest: int) -> Retrieval:
-    count = len(asked)
-    return Retrieval(
-        found=float((ranks(asked, answers) < nearest).mean()),
-        chance=min(1.0, nearest / count),
-        nearest=nearest,
-        count=count,
-    )
 
 
 def _flat(pictures: Pictures) -> NDArray[np.float64]:

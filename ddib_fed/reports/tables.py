@@ -21,10 +21,25 @@ TITLES = {
     "histogram": "histogram match, unpaired",
     "mean": "mean picture of the domain",
     "random": "random picture of the domain",
-    "colour_map": "quadratic colour map, fitted on pairs",
+    "gaussian": "Gaussian bridge in closed form, unpaired",
+    "colour_map": "quadratic colour map, fitted on half of these pairs",
+    "oracle": "oracle: the truth's own latent, decoded",
     "truth": "the truth itself",
     "floor": "real pictures among themselves",
 }
+
+
+COUNTED = {
+    "colour_map": "quadratic colour map on {} pairs",
+    "supervised": "small supervised network on {} pairs",
+}
+"""Of baselines of so many pairs, whose keys end in the number."""
+
+
+def title_of(name: str) -> str:
+    """The title of a baseline by its key: one of `TITLES`, or `colour_map_8`."""
+    kind, _, count = name.rpartition("_")
+    return TITLES.get(name) or COUNTED[kind].format(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +75,49 @@ def _quality(report: Figures) -> Table | None:
     paired = report["paired"]
     if paired is None:
         return None
-    own = tuple(paired[name]["mean"] for name in ("psnr", "ssim", "mse"))
-    rows = [("translated", *own)]
+    names = ("psnr", "ssim", "mse")
+    bounds = report["intervals"] or {"translated": {}, "baselines": {}}
+    rows: list[tuple[Cell, ...]] = [
+        (TITLES["translated"], *(_ranged(paired[n]["mean"], bounds["translated"].get(n)) for n in names))
+    ]
     rows += [
-        (TITLES[name], means["psnr"], means["ssim"], means["mse"])
+        (title_of(name), *(_ranged(means[n], bounds["baselines"].get(name, {}).get(n)) for n in names))
         for name, means in report["baselines"].items()
     ]
     note = "Means over the pictures. PSNR rewards blur: the mean picture of a domain beats many good translations."
-    return Table("Translation and truth", ("", "PSNR dB", "SSIM", "MSE in [-1, 1]"), tuple(rows), note)
+    return Table(
+        "Translation and truth",
+        ("", "PSNR dB", "SSIM", "MSE in [-1, 1]"),
+        tuple(rows),
+        f"{note}{_of_intervals(report)}",
+    )
+
+
+def _ranged(value: float, bounds: Figures | None) -> Cell:
+    """A figure with its interval, or the number alone."""
+    if bounds is None:
+        return value
+    return f"{value:.3g} [{bounds['low']:.3g}, {bounds['high']:.3g}]"
+
+
+def _of_intervals(report: Figures) -> str:
+    """What the brackets are."""
+    found = report["intervals"]
+    if found is None:
+        return ""
+    over = f"{report['count']} pictures" if found["clusters"] is None else f"{found['clusters']} clusters"
+    return f" In brackets: {found['level']:.0%} of bootstrap draws of the {over}."
 
 
 def _round_trip(report: Figures) -> Table | None:
     rows: list[tuple[Cell, ...]] = []
     notes = []
     if (cycle := report["cycle"]) is not None:
-        rows.append(("round trip, PSNR dB", *_spread(cycle["psnr"]), None))
+        rows.append(("round trip, PSNR dB", *_spread(cycle["psnr"], report, "cycle_psnr"), None))
     if (kept := report["structure"]) is not None:
         chance = kept["chance"] or {}
         rows += [
-            (title, *_spread(kept[key]), chance.get(key))
+            (title, *_spread(kept[key], report, key), chance.get(key))
             for title, key in (
                 ("edge correlation", "edge_correlation"),
                 ("mutual information, bits", "mutual_information"),
@@ -98,23 +137,31 @@ def _least(thresholds: Figures | None) -> str:
     return f" Edge correlation below {edges:.2f} or mutual information below {shared:.2f} bits is doubtful."
 
 
-def _spread(spread: Figures) -> tuple[Cell, ...]:
-    return spread["median"], spread["mean"], spread["min"]
+def _spread(spread: Figures, report: Figures, key: str) -> tuple[Cell, ...]:
+    bounds = (report["intervals"] or {"translated": {}})["translated"].get(key)
+    return spread["median"], _ranged(spread["mean"], bounds), spread["min"]
 
 
 def _retrieval(report: Figures) -> Table | None:
     found = report["retrieval"]
     if found is None:
         return None
+    bounds = report["intervals"]["retrieval"]
     rows = tuple(
-        (TITLES[name], one["pixels"]["found"], one["features"]["found"] if "features" in one else None)
+        (
+            title_of(name),
+            *(
+                _ranged(one[by]["found"], bounds[name][by]) if by in one else None
+                for by in ("pixels", "features")
+            ),
+        )
         for name, one in found.items()
     )
     first: dict[str, Any] = found["translated"]["pixels"]
     chance = ("by chance", first["chance"], first["chance"])
     title = f"True partner among the {first['nearest']} nearest of {first['count']}"
     note = "By the MSE of pictures less their mean, and by features of an ImageNet classifier."
-    return Table(title, ("", "by pixels", "by features"), (*rows, chance), note)
+    return Table(title, ("", "by pixels", "by features"), (*rows, chance), f"{note}{_of_intervals(report)}")
 
 
 def _features(report: Figures) -> Table | None:
@@ -122,12 +169,21 @@ def _features(report: Figures) -> Table | None:
     if found is None:
         return None
     keys = ("frechet_early", "frechet_late", "kernel_early", "kernel_late")
-    named = {**found["distance"], "floor": found["floor"]}
-    rows = tuple((TITLES[name], *(one[key] for key in keys)) for name, one in named.items())
+    bounds = report["intervals"]["features"]
+    rows = tuple(
+        (title_of(name), *(_ranged(one[key], bounds[name][key]) for key in keys))
+        for name, one in found["distance"].items()
+    )
+    floor = (TITLES["floor"], *(found["floor"][key] for key in keys))
     note = f"To {found['domain_pictures']} pictures of the domain, on {NAME}; not the published FID or KID. "
     note += "With few pictures the Frechet distance is too large: compare with the last line."
     columns = ("", "Frechet, block 5", "Frechet, block 11", "kernel, block 5", "kernel, block 11")
-    return Table("Feature distance to the target domain", columns, rows, note)
+    return Table(
+        "Feature distance to the target domain",
+        columns,
+        (*rows, floor),
+        f"{note}{_of_intervals(report)}",
+    )
 
 
 def _latent(report: Figures) -> Table | None:

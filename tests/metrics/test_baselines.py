@@ -9,8 +9,10 @@ from ddib_fed.metrics.baselines import (
     HistogramMatch,
     cross_fitted_colour_map,
     mean_picture,
+    paired,
     random_pictures,
     unchanged,
+    unpaired,
 )
 from ddib_fed.metrics.pictures import mse
 from tests.runs.tiny_models import pictures
@@ -67,6 +69,25 @@ def test_the_cross_fitted_map_never_sees_the_picture_that_it_maps():
     mapped = cross_fitted_colour_map(source, target)
     assert mapped[:4] == pytest.approx(source[:4] * -0.5, abs=1e-5)
     assert mapped[4:] == pytest.approx(source[4:] * 0.5, abs=1e-5)
+
+
+def test_colour_maps_are_fitted_on_as_many_pairs_as_there_are():
+    given, asked = pictures(10), pictures(3, seed=1)
+    found = paired(asked, (given, given * 0.5))
+    assert set(found) == {"colour_map_2", "colour_map_8"}
+    assert found["colour_map_8"] == pytest.approx(asked * 0.5, abs=1e-5)
+
+
+def test_the_baselines_follow_from_what_is_there():
+    source, target = pictures(4), pictures(20, seed=1)
+    assert set(unpaired(None, None, count=4, channels=1)) == set()
+    assert set(unpaired(source, None, count=4, channels=1)) == {"source"}
+    assert set(unpaired(None, (None, target), count=4, channels=1)) == {"mean", "random"}
+    few = unpaired(source, (None, target), count=4, channels=1)
+    assert set(few) == {"source", "histogram", "mean", "random"}
+    own = unpaired(source, (pictures(20, seed=2), target), count=4, channels=1)
+    assert set(own) == set(few) | {"gaussian"}
+    assert all(stack.shape == (4, *target.shape[1:]) for stack in own.values())
 
 
 def test_what_is_no_pair_is_refused():

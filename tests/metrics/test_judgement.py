@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ddib_fed.metrics.judgement import Domain, judge
+from ddib_fed.metrics.judgement import Beside, Domain, judge
 from ddib_fed.metrics.pictures import psnr
 from ddib_fed.metrics.structure import calibrate
 from ddib_fed.reports.tables import per_picture, tables
@@ -20,6 +20,7 @@ def whole():
     translated = np.clip(0.8 * truth + 0.1 * blocks(12, seed=1), -1, 1)
     thresholds = calibrate(source, translated)
     domain = Domain(-blocks(16, seed=2), blocks(16, seed=3))
+    beside = Beside({"colour_map_2": np.clip(truth + 0.3, -1, 1)}, np.arange(12) // 2)
     return judge(
         translated,
         source=source,
@@ -27,13 +28,14 @@ def whole():
         back=np.clip(source + 0.02, -1, 1),
         domain=domain,
         thresholds=thresholds,
+        beside=beside,
     )
 
 
 @pytest.mark.slow
 def test_the_translation_beats_what_knows_nothing_and_not_the_fitted_map(whole):
     own, others = whole["paired"]["psnr"]["mean"], whole["baselines"]
-    assert set(others) == {"source", "histogram", "mean", "random", "colour_map"}
+    assert set(others) == {"source", "histogram", "gaussian", "mean", "random", "colour_map", "colour_map_2"}
     assert own > max(others[name]["psnr"] for name in ("source", "histogram", "mean", "random"))
     assert others["colour_map"]["psnr"] > own
 
@@ -49,7 +51,8 @@ def test_partners_are_found_and_chance_stands_beside(whole):
 
 def test_distances_are_to_the_target_domain(whole):
     found = whole["features"]
-    assert set(found["distance"]) == {"translated", "source", "histogram", "truth"}
+    assert set(found["distance"]) == set(whole["retrieval"]) | {"truth"}
+    assert set(found["distance"]).isdisjoint({"mean", "random"})
     assert found["domain_pictures"] == 16
     assert found["floor"]["frechet_early"] > 0
 
@@ -63,6 +66,35 @@ def test_each_picture_has_its_row_and_sections_have_their_spread(whole):
         assert whole[section][key]["median"] == np.median(each)
     assert whole["cycle"]["psnr"]["median"] == pytest.approx(np.median([row["cycle_psnr"] for row in rows]))
     assert whole["structure"]["doubtful"] == sum(row["doubtful"] for row in rows) > 0
+
+
+def test_every_mean_share_and_distance_has_its_interval(whole):
+    bounds = whole["intervals"]
+    assert bounds["clusters"] == 6
+    figures = [(whole["paired"][key]["mean"], bounds["translated"][key]) for key in ("psnr", "ssim", "mse")]
+    figures += [
+        (means[key], bounds["baselines"][name][key])
+        for name, means in whole["baselines"].items()
+        for key in ("psnr", "ssim", "mse")
+    ]
+    figures += [
+        (one["found"], bounds["retrieval"][name][by])
+        for name, found in whole["retrieval"].items()
+        for by, one in found.items()
+    ]
+    figures += [
+        (value, bounds["features"][name][key])
+        for name, found in whole["features"]["distance"].items()
+        for key, value in found.items()
+    ]
+    assert len(figures) > 50
+    for value, interval in figures:
+        assert interval["value"] == pytest.approx(value)
+        assert interval["low"] <= value <= interval["high"]
+    assert any("[" in str(cell) for table in tables(whole) for row in table.rows for cell in row)
+    assert all(
+        "6 clusters" in table.note for table in tables(whole) if table.title != "Round trip and structure"
+    )
 
 
 def test_the_report_is_json(whole):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.metrics.retrieval import by_features, by_pixels, ranks
+from ddib_fed.metrics.retrieval import by_features, by_pixels, hits_by_pixels, ranks
 from tests.runs.tiny_models import pictures
 
 
@@ -50,3 +50,11 @@ def test_shapes_must_be_one():
         by_features(np.zeros((3, 2)), np.zeros((3, 4)))
     with pytest.raises(ShapeMismatch):
         by_pixels(pictures(2), pictures(3))
+
+
+def test_each_picture_has_its_hit_and_the_share_is_their_mean():
+    truth = pictures(20)
+    translated = np.concatenate([truth[:12], pictures(8, seed=1)])
+    hits = hits_by_pixels(translated, truth, nearest=1)
+    assert hits[:12].all()
+    assert by_pixels(translated, truth, nearest=1)["found"] == hits.mean() < 1
