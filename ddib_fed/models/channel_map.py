@@ -1,9 +1,11 @@
-"""Maps of a picture's channels from the units of one model to those of another, pixel by pixel.
+"""Maps of a picture's channels from the units of one model to those of another, pixel by pixel, and their inverses.
 
     rotation    v = R u, R orthogonal: the ODE commutes with it, so a model needs no training to work in the new basis
     quadratic   v = W phi(u), phi(u) = (1, u_i, u_i u_j for i <= j): 3 numbers for grey, 30 for colour
+    curve       grey: v is linear in u between knots; two knots at one u are a jump. No value v is met twice
 
-u are channels in the units of the source's model, v in those of the target's.
+u are channels in the units of the source's model, v in those of the target's. A rotation and a curve have exact
+inverses. A quadratic map can fold; its inverse is the solution that a descent from the regression of u on v finds.
 """
 
 from __future__ import annotations
@@ -12,11 +14,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from ddib_fed.models.folded_maps import solve_quadratic
+from ddib_fed.models.tone_curve import ToneCurve
+
 Floats = npt.NDArray[np.floating]
 Row = tuple[FiniteFloat, ...]
 ORTHOGONAL_WITHIN = 1e-5
 """Largest deviation of R R^T from the identity."""
 LARGEST_COEFFICIENT = 100.0
+MOST_KNOTS = 32
 
 
 class ChannelMap(BaseModel):
@@ -25,39 +31,72 @@ class ChannelMap(BaseModel):
     Attributes:
         rotation: R, (C, C); the determinant is 1 or -1.
         quadratic: W, (C, 1 + C + C (C + 1) / 2).
+        curve: Knots (u, v) of a map of one channel, u rising; see `ToneCurve`.
 
     Raises:
-        ValidationError: Neither or both kinds, no square matrix of 1 or 3 channels, one that is not orthogonal, or
-            coefficients of another shape or above 100.
+        ValidationError: Not exactly one kind, no square matrix of 1 or 3 channels, one that is not orthogonal,
+            coefficients of another shape or above 100, or a curve that meets a value twice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rotation: tuple[Row, ...] | None = Field(default=None, max_length=3)
     quadratic: tuple[Row, ...] | None = Field(default=None, max_length=3)
+    curve: tuple[Row, ...] | None = Field(default=None, max_length=MOST_KNOTS)
 
     @property
     def channels(self) -> int:
         """C."""
-        return len(self.rotation or self.quadratic or ())
+        return 1 if self.curve is not None else len(self.rotation or self.quadratic or ())
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers say what the map is."""
+        return int(self.matrix.size)
 
     @property
     def matrix(self) -> npt.NDArray[np.float64]:
-        """R or W."""
-        return np.array(self.rotation or self.quadratic, dtype=np.float64)
+        """R, W, or the knots (K, 2)."""
+        return np.array(self.rotation or self.quadratic or self.curve, dtype=np.float64)
 
     def apply(self, u: Floats) -> Floats:
         """V (N, C, ...) of u (N, C, ...), float64."""
         values = u.astype(np.float64)
+        if self.curve is not None:
+            return ToneCurve(self.matrix).apply(values)
         found: Floats = np.einsum(
             "ij,nj...->ni...", self.matrix, values if self.rotation else monomials(values)
         )
         return found
 
+    def undo(self, v: Floats) -> Floats:
+        """U (N, C, ...) of v (N, C, ...), float64: where the map has no such value, the u whose value is nearest."""
+        values = v.astype(np.float64)
+        if self.curve is not None:
+            return ToneCurve(self.matrix).undo(values)
+        if self.rotation is not None:
+            found: Floats = np.einsum("ji,nj...->ni...", self.matrix, values)
+            return found
+        first = np.moveaxis(values, 1, 0)
+        solved = solve_quadratic(self.matrix, first.reshape(self.channels, -1))
+        return np.moveaxis(solved.reshape(first.shape), 0, 1)
+
     @model_validator(mode="after")
     def _one_kind(self) -> ChannelMap:
-        if (self.rotation is None) == (self.quadratic is None):
-            raise ValueError("a channel map has either a rotation or quadratic coefficients")
+        kinds = (self.rotation, self.quadratic, self.curve)
+        if sum(kind is not None for kind in kinds) != 1:
+            raise ValueError("a channel map is exactly one of a rotation, quadratic coefficients and a curve")
+        if self.curve is not None:
+            if any(len(knot) != 2 for knot in self.curve):
+                raise ValueError("each knot of a curve has 2 numbers")
+            ToneCurve(self.matrix).check()
+        else:
+            self._check_matrix()
+        if np.abs(self.matrix).max() > LARGEST_COEFFICIENT:
+            raise ValueError(f"a coefficient is above {LARGEST_COEFFICIENT:g}")
+        return self
+
+    def _check_matrix(self) -> None:
         channels = self.channels
         if channels not in {1, 3}:
             raise ValueError(f"a channel map is for 1 or 3 channels, not {channels}")
@@ -67,9 +106,6 @@ class ChannelMap(BaseModel):
         matrix = self.matrix
         if self.rotation and np.abs(matrix @ matrix.T - np.eye(channels)).max() > ORTHOGONAL_WITHIN:
             raise ValueError("the rotation is not orthogonal")
-        if np.abs(matrix).max() > LARGEST_COEFFICIENT:
-            raise ValueError(f"a coefficient is above {LARGEST_COEFFICIENT:g}")
-        return self
 
 
 def monomials(u: Floats) -> Floats:

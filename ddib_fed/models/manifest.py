@@ -210,6 +210,8 @@ class Manifest(_Frozen):
             return "points have no picture format"
         if self.structure is not None and self.sample_kind != "picture":
             return "points have no structure thresholds"
+        if self.normalisation.calibrated is not None and self.sample_kind != "picture":
+            return "points are not calibrated"
         if self.normalisation.channels - {self.sample_shape[0]}:
             return f"the normalisation has another number of channels than {self.sample_shape[0]}"
         return ""
@@ -247,8 +249,7 @@ class Manifest(_Frozen):
             for key, value in schedule.items()
             if key not in LATER_SCHEDULE_FIELDS or value is not None
         }
-        if self.normalisation.colours == "rgb":
-            del fields["normalisation"]["colours"]
+        fields["normalisation"] = self.normalisation.fields()
         later = type(self).model_fields
         return {
             key: value

@@ -1,15 +1,17 @@
 """Normalisation: pictures in [-1, 1] and points to a network's units (colour space, mean, deviation) and back.
 
-`undo` is the inverse of `apply` for every valid picture.
+`undo` is the inverse of `apply` for every valid picture; with a map of channels that folds, where it does not.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from ddib_fed.models.channel_map import ChannelMap
 
 Positive = Annotated[FiniteFloat, Field(gt=0.0)]
 Floats = npt.NDArray[np.floating]
@@ -21,10 +23,13 @@ BLACK = 0.02
 class Normalisation(BaseModel):
     """Data are (raw - mean) / std; pictures have been mapped to [-1, 1] before, and their colours to `colours`.
 
+    With a calibration they are mapped on, from these units to those of the model that they are translated to.
+
     Attributes:
         mean: One number, or one for each channel.
         std: The same.
         colours: The channels of a colour picture: red, green and blue, or those of `opponent`.
+        calibrated: The map of a calibration, applied after mean and std; None for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,22 +37,37 @@ class Normalisation(BaseModel):
     mean: FiniteFloat | tuple[FiniteFloat, ...] = 0.0
     std: Positive | tuple[Positive, ...] = 1.0
     colours: Colours = "rgb"
+    calibrated: ChannelMap | None = None
+
+    @property
+    def plain(self) -> Normalisation:
+        """The same without a calibration."""
+        return self.model_copy(update={"calibrated": None})
 
     @property
     def channels(self) -> set[int]:
         """The numbers of channels that it supports; empty if one number serves all."""
         found = {len(part) for part in (self.mean, self.std) if isinstance(part, tuple)}
-        return found | ({3} if self.colours != "rgb" else set())
+        found |= {3} if self.colours != "rgb" else set()
+        return found | (set() if self.calibrated is None else {self.calibrated.channels})
+
+    def fields(self) -> dict[str, Any]:
+        """JSON values; what earlier releases did not have is left out at its default, so that digests stay."""
+        found = self.model_dump(mode="json", exclude_none=True)
+        if self.colours == "rgb":
+            del found["colours"]
+        return found
 
     def apply(self, raw: Floats) -> Floats:
         """From raw data (N, D) or (N, C, H, W), any float dtype, to the network's units: float32."""
         mean, std = self._numbers(raw.ndim)
-        return ((self.recoloured(raw) - mean) / std).astype(np.float32)
+        data = (self.recoloured(raw) - mean) / std
+        return (data if self.calibrated is None else self.calibrated.apply(data)).astype(np.float32)
 
     def undo(self, data: Floats) -> Floats:
         """The inverse of `apply`, float32."""
         mean, std = self._numbers(data.ndim)
-        raw = data * std + mean
+        raw = (data if self.calibrated is None else self.calibrated.undo(data)) * std + mean
         return (raw if self.colours == "rgb" else from_opponent(raw)).astype(np.float32)
 
     def recoloured(self, raw: Floats) -> Floats:
@@ -63,7 +83,7 @@ class Normalisation(BaseModel):
     @model_validator(mode="after")
     def _agrees(self) -> Normalisation:
         if 0 in self.channels or len(self.channels) > 1:
-            raise ValueError("mean, std and colours are for different numbers of channels")
+            raise ValueError("mean, std, colours and calibrated are for different numbers of channels")
         return self
 
 

@@ -1,0 +1,107 @@
+"""Maps of channels: each is undone, and what cannot be undone is refused or goes to the nearest value."""
+
+import json
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from ddib_fed.bridge.calibration.record import units_digest
+from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.normalisation import Normalisation
+from tests.models import examples
+
+FLIP = ((-1.2, -1.5), (-0.6, -0.9), (-0.6, 2.0), (0.4, 1.0), (1.2, -0.4))
+"""Background rises; above -0.6 the tissues fall."""
+TURN = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
+BENT = np.concatenate([[[0.2]] * 3, TURN, np.random.default_rng(4).normal(0, 0.05, (3, 6))], axis=1)
+
+
+def rows(matrix):
+    """A matrix as a field of a map."""
+    return tuple(map(tuple, np.asarray(matrix).tolist()))
+
+
+@pytest.mark.parametrize(
+    ("made", "atol"),
+    [
+        (ChannelMap(rotation=rows(TURN)), 1e-12),
+        (ChannelMap(quadratic=rows(BENT)), 1e-4),
+        (ChannelMap(quadratic=((0.3, -0.8, 0.05),)), 1e-4),
+        (ChannelMap(curve=FLIP), 1e-12),
+    ],
+)
+def test_a_map_is_undone(made, atol):
+    """Whatever the number of dimensions after the channels."""
+    for shape in ((5, made.channels), (2, made.channels, 6, 4)):
+        u = np.random.default_rng(0).uniform(-1.1, 1.1, shape).astype(np.float32)
+        v = made.apply(u)
+        assert v.shape == u.shape
+        assert v.dtype == np.float64
+        assert np.allclose(made.undo(v), u, atol=atol)
+
+
+def test_a_curve_jumps_and_goes_on_beyond_its_ends():
+    """Values between two branches go to the nearer branch's end; at the curve's own ends the lines go on."""
+    made = ChannelMap(curve=FLIP)
+    u = np.array([[-1.5], [-0.601], [-0.6], [2.0]])
+    assert np.allclose(made.apply(u)[:, 0], [-1.8, -0.901, 2.0, -1.8], atol=1e-9)
+    v = np.array([[-1.8], [-0.7], [-0.6], [2.5]])
+    assert np.allclose(made.undo(v)[:, 0], [-1.5, -0.6, 1.2, -0.6])
+
+
+def test_a_quadratic_map_keeps_to_the_side_of_the_fold_where_the_mean_is():
+    """Beyond the fold the vertex is the nearest."""
+    made = ChannelMap(quadratic=((0.0, -1.0, 0.25),))
+    u = np.array([[-1.0], [1.5], [3.0]])
+    assert np.allclose(made.undo(made.apply(u))[:, 0], [-1.0, 1.5, 1.0], atol=1e-3)
+    assert made.undo(np.array([[-5.0]]))[0, 0] == pytest.approx(2.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"rotation": ((1.0,),), "curve": FLIP},
+        {"rotation": ((1.0, 0.0), (0.0, 1.0))},
+        {"rotation": rows(2 * TURN)},
+        {"quadratic": ((0.0, 1.0),)},
+        {"quadratic": ((0.0, 101.0, 0.0),)},
+        {"curve": ((0.0, 0.0),)},
+        {"curve": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))},
+        {"curve": ((1.0, 0.0), (0.0, 1.0))},
+        {"curve": ((0.0, 0.0), (1.0, 1.0), (2.0, 0.5))},
+        {"curve": ((0.0, 0.0), (1.0, 1.0), (1.0, 0.9), (2.0, 3.0))},
+        {"curve": ((0.0, 0.0), (1.0, 1.0), (1.0, 2.0))},
+    ],
+)
+def test_what_is_no_map_is_refused(wrong):
+    """Of no kind or two, of another shape, not orthogonal, too steep, or a curve that cannot be undone."""
+    with pytest.raises(ValidationError):
+        ChannelMap(**wrong)
+
+
+def test_calibrated_units_map_after_mean_and_deviation_and_come_back():
+    """Manifests of plain units say nothing of it, and a calibration is bound to the plain units."""
+    plain = Normalisation(mean=0.1, std=0.5)
+    made = plain.model_copy(update={"calibrated": ChannelMap(curve=FLIP)})
+    raw = np.random.default_rng(1).uniform(-0.4, 0.6, (2, 1, 4, 4)).astype(np.float32)
+    assert np.allclose(made.apply(raw), made.calibrated.apply(plain.apply(raw)), atol=1e-6)
+    assert made.apply(raw).dtype == made.undo(raw).dtype == np.float32
+    assert np.allclose(made.undo(made.apply(raw)), raw, atol=1e-6)
+    assert made.plain == plain
+    assert units_digest(made) == units_digest(plain)
+    assert "calibrated" not in json.loads(examples.manifest().canonical())["normalisation"]
+    with pytest.raises(ValidationError, match="channels"):
+        Normalisation(mean=(0.0,) * 3, calibrated=ChannelMap(curve=FLIP))
+
+
+def test_a_manifest_with_a_calibration_comes_back_and_points_have_none():
+    """Its digest covers the map."""
+    units = Normalisation(calibrated=ChannelMap(curve=FLIP))
+    fields = {**examples.manifest().fields(), "normalisation": units.fields()}
+    with pytest.raises(ValidationError, match="points are not calibrated"):
+        Manifest.model_validate(fields)
+    assert Normalisation.model_validate(units.fields()) == units
+    assert set(units.fields()["calibrated"]) == {"curve"}
