@@ -53,6 +53,10 @@ COMMANDS: Mapping[str, Lazy] = {
     "peer": Lazy(
         "ddib_fed.cli.node.peer:peer", "Export this node's peer file; add, list, test and remove peers."
     ),
+    "calibrate": Lazy(
+        "ddib_fed.cli.calibrate.command:calibrate",
+        "Agree with a peer on how two domains correspond; evaluate such a calibration.",
+    ),
     "status": Lazy("ddib_fed.cli.node.status:status", "Show the state of the node on this machine."),
     "reload": Lazy("ddib_fed.cli.node.status:reload", "Make the node re-read its peers and certificates."),
     "drain": Lazy(
@@ -87,7 +91,7 @@ COMMANDS: Mapping[str, Lazy] = {
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Translate": ("translate", "domains", "job", "doctor", "demo"),
-    "Run a node": ("init", "pki", "peer", "status", "reload", "drain", "audit"),
+    "Run a node": ("init", "pki", "peer", "calibrate", "status", "reload", "drain", "audit"),
     "Work with models, without nodes": (
         "try",
         "model",

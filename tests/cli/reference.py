@@ -51,8 +51,6 @@ def render() -> str:
     lines: list[str] = []
     for name, command in commands():
         lines += [f"### `{name}`", "", inspect.cleandoc(command.help or "").replace("\b\n", ""), ""]
-        if isinstance(command, click.Group):
-            continue
         rows = list(parameters(command))
         arguments = " ".join(written for written, text in rows if not text)
         if arguments:

@@ -1,0 +1,1 @@
+"""`ddib calibrate`: agree on how two domains correspond."""

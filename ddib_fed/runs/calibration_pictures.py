@@ -1,0 +1,192 @@
+"""The pictures that a calibration is made and measured with: a domain's own, and anchors by the same names.
+
+Pictures come from a folder, or from the shipped data of the model's domain; they are in [-1, 1] and of the model's
+size. A part of them is held out, by content, for measuring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.datasets.shipped import SHIPPED, available, load_shipped, shipped_clusters
+from ddib_fed.errors import InputError, UsageError
+from ddib_fed.metrics.pictures import Pictures, picture_rule
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.samples.folders import load, range_check, scan, split
+from ddib_fed.samples.scans import Entry
+
+MOST_PICTURES = 4_000
+"""Of a side, evenly spaced: a histogram of more hardly differs, and they must fit into memory."""
+MOST_HELD_OUT = 400
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class DomainPictures:
+    """Pictures of one domain, (N, C, H, W) float32 in [-1, 1] each.
+
+    Attributes:
+        source: Where they come from, for messages.
+        train: To make a calibration with.
+        held_out: To measure it with; none of them is in `train`.
+    """
+
+    source: str
+    train: Pictures = field(repr=False)
+    held_out: Pictures = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """Pictures of the same things in two domains; row i of both shows the same.
+
+    Attributes:
+        names: Of the files, without suffix.
+        source: (N, C, H, W) float32 in [-1, 1].
+        target: (N, C', H', W') float32 in [-1, 1].
+        clusters: A number for each; pictures that overlap have the same, for intervals. None where all are independent.
+    """
+
+    names: tuple[str, ...]
+    source: Pictures = field(repr=False)
+    target: Pictures = field(repr=False)
+    clusters: NDArray[np.int64] | None = field(default=None, repr=False)
+
+
+def domain_pictures(bundle: Bundle, which: str | None) -> DomainPictures:
+    """The pictures of a model's domain.
+
+    Args:
+        bundle: The model.
+        which: A folder, or the name of a shipped domain for its training pictures; None for the shipped domain that
+            the model's domain is.
+
+    Raises:
+        UsageError: Nothing is given and no shipped domain has the model's domain's name; a shipped domain of that name
+            and a folder are there; or the model is one of points.
+        FileMissing, ImageUnreadable, PictureMisfit: The folder holds no pictures that the model takes.
+        ExtraMissing: The package that carries the shipped pictures is not installed.
+        InputError: The folder's pictures are all the same, or the shipped ones are not of the model's shape.
+    """
+    manifest = bundle.manifest
+    rule = picture_rule(manifest)
+    name = _shipped_name(manifest, which)
+    if name is not None:
+        return _shipped_pictures(manifest, name)
+    folder = Path(str(which))
+    scanned = scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}"))
+    train, held_out = split(scanned.entries)
+    if not train or not held_out:
+        raise InputError(f"the pictures below {folder} are all the same", hint="add pictures")
+    return DomainPictures(
+        str(folder),
+        load(_spaced_entries(train, MOST_PICTURES), rule),
+        load(_spaced_entries(held_out, MOST_HELD_OUT), rule),
+    )
+
+
+def folder_anchors(source: Bundle, target: Bundle, folders: tuple[Path, Path]) -> Anchors:
+    """The pictures of two folders that have the same names.
+
+    Raises:
+        InputError: A file of one folder has no partner in the other.
+        FileMissing, ImageUnreadable, PictureMisfit, UsageError: As `domain_pictures`.
+    """
+    found = []
+    for bundle, folder in zip((source, target), folders, strict=True):
+        rule = picture_rule(bundle.manifest)
+        entries = scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}")).entries
+        found.append(({_name(entry.path, folder): entry for entry in entries}, rule))
+    (first, own), (second, other) = found
+    for missing, folder, here in (
+        (first.keys() - second.keys(), folders[1], folders[0]),
+        (second.keys() - first.keys(), folders[0], folders[1]),
+    ):
+        if missing:
+            some = ", ".join(sorted(missing)[:MOST_NAMED])
+            raise InputError(
+                f"{len(missing)} pictures of {here} have no partner in {folder}: {some}",
+                hint="name both pictures of one thing alike, and remove what has no partner",
+            )
+    names = sorted(first)
+    return Anchors(
+        tuple(names),
+        load([first[name] for name in names], own),
+        load([second[name] for name in names], other),
+    )
+
+
+def shipped_truth(source: Bundle, target: Bundle, count: int) -> Anchors | None:
+    """Test pictures of two shipped domains that show the same places; None where there are none.
+
+    Args:
+        source: The source's model.
+        target: The target's model.
+        count: The largest number, evenly spaced.
+    """
+    names = source.manifest.domain, target.manifest.domain
+    if any(name not in SHIPPED or not available(name) for name in names):
+        return None
+    if len({SHIPPED[name].package for name in names}) > 1:
+        return None
+    first, second = (load_shipped(name).test for name in names)
+    if len(first) != len(second):
+        return None
+    rows = _evenly(len(first), count)
+    clusters = shipped_clusters(names[0])[rows]
+    return Anchors(tuple(f"{row:03}" for row in rows), first[rows], second[rows], clusters)
+
+
+def spaced(pictures: Pictures, most: int) -> Pictures:
+    """At most so many pictures, evenly spaced."""
+    found: Pictures = pictures[_evenly(len(pictures), most)]
+    return found
+
+
+def _spaced_entries(entries: Sequence[Entry], most: int) -> list[Entry]:
+    return [entries[row] for row in _evenly(len(entries), most)]
+
+
+def _evenly(count: int, most: int) -> NDArray[np.int64]:
+    """At most so many rows of `count`, from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
+
+
+def _name(path: Path, folder: Path) -> str:
+    """A file's path below its folder, without the suffix."""
+    return str(path.relative_to(folder).with_suffix(""))
+
+
+def _shipped_name(manifest: Manifest, which: str | None) -> str | None:
+    """The shipped domain that is meant; None where a folder is."""
+    if which is None:
+        if manifest.domain not in SHIPPED:
+            raise UsageError(
+                f"no pictures of {manifest.domain} ship with this package, and none are given",
+                hint="name a folder of them with --pictures",
+            )
+        return manifest.domain
+    if which not in SHIPPED:
+        return None
+    if Path(which).is_dir():
+        raise UsageError(
+            f"{which} is a domain that ships, and a folder here", hint=f"--pictures ./{which} is the folder"
+        )
+    return which
+
+
+def _shipped_pictures(manifest: Manifest, name: str) -> DomainPictures:
+    if SHIPPED[name].shape != tuple(manifest.sample_shape):
+        raise InputError(
+            f"pictures of {name} are {SHIPPED[name].shape}, and {manifest.name} takes {tuple(manifest.sample_shape)}",
+            hint="name a folder of the model's own pictures with --pictures",
+        )
+    found = load_shipped(name)
+    parts = spaced(found.train, MOST_PICTURES), spaced(found.held_out, MOST_HELD_OUT)
+    return DomainPictures(f"{name}, as it ships", *parts)
