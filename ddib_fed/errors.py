@@ -22,7 +22,7 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     │   └── CalibrationRefused     PERMISSION_DENIED     CalibrationUnknown, -Expired, -Unsigned, -Altered, -Signer,
     │                                                    -KindDenied, -Foreign, -Units, -Invalid, -Ineffective
     ├── NotFoundError              NOT_FOUND             JobNotFound, ItemNotFound, DomainNotFound, PeerNotFound,
-    │                                                    ModelNotFound, FileMissing (local)
+    │                                                    ModelNotFound, AggregateNotFound, FileMissing (local)
     ├── RequestIdConflict          ALREADY_EXISTS
     ├── AlreadyExists              ALREADY_EXISTS        (local: will not overwrite)
     ├── ExhaustedError             RESOURCE_EXHAUSTED    QueueFull, QuotaSpent, TooManyStreams, MemoryExhausted (local)
@@ -411,6 +411,13 @@ class ModelNotFound(NotFoundError):
 
     reason = "MODEL_NOT_FOUND"
     sentence = "no such model"
+
+
+class AggregateNotFound(NotFoundError):
+    """The target's operator has published no aggregate."""
+
+    reason = "AGGREGATE_NOT_FOUND"
+    sentence = "no aggregate of this domain has been published"
 
 
 class FileMissing(NotFoundError):

@@ -31,7 +31,7 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
 from ddib_fed.server.pace import Pace, paced
-from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
+from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import agree
 from ddib_fed.wire.chunks import Announced, Assembler, Whole, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
@@ -46,6 +46,7 @@ from ddib_fed.wire.version import (
     versions_from_pb,
     versions_to_pb,
 )
+from target_node.calibration import CalibrationServicer
 from target_node.stream import DecodeStream, StreamSettings, Translated
 
 # Contracts remembered of one peer: it needs one at a time, and an old one lives on for calls that are on their way.
@@ -320,14 +321,16 @@ def _control_of(context: grpc.ServicerContext) -> Control:
 class TargetService:
     """The target role in one node."""
 
-    service_names = ("ddib_fed.v1.DecodingService",)
+    service_names = ("ddib_fed.v1.DecodingService", "ddib_fed.v1.CalibrationService")
 
     def __init__(self, node: NodeContext) -> None:
         self._servicer = DecodingServicer(node)
+        self._calibrations = CalibrationServicer(node)
 
     def register(self, server: grpc.Server) -> None:
         """See `RoleService`."""
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self._servicer, server)
+        calibration_pb2_grpc.add_CalibrationServiceServicer_to_server(self._calibrations, server)
 
     def start(self) -> None:
         """Nothing waits at a target: it keeps no jobs."""

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 TRANSLATION: Final = "ddib_fed.v1.TranslationService"
 DECODING: Final = "ddib_fed.v1.DecodingService"
+CALIBRATION: Final = "ddib_fed.v1.CalibrationService"
 IDENTITY: Final = "ddib_fed.v1.IdentityService"
 HEALTH: Final = "grpc.health.v1.Health"
+FOR_PEERS: Final = frozenset({DECODING, CALIBRATION})
+"""The target's services, for the nodes of admitted peers."""
 DAY_S: Final = 24 * 3600.0
 # (request, item) pairs remembered as charged; beyond it the oldest is forgotten, and would be charged again.
 MAX_CHARGED: Final = 100_000
@@ -45,7 +48,7 @@ class Policy:
         if "source" in roles:
             self._services.add(TRANSLATION)
         if "target" in roles:
-            self._services.add(DECODING)
+            self._services |= FOR_PEERS
         if issuer:
             self._services.add(IDENTITY)
 
@@ -64,9 +67,9 @@ class Policy:
             return
         if service == TRANSLATION and own and identity.kind == "client":
             return
-        if service == DECODING and snapshot.is_admitted_node(identity):
+        if service in FOR_PEERS and snapshot.is_admitted_node(identity):
             return
-        if service == DECODING and identity.kind == "node" and not own:
+        if service in FOR_PEERS and identity.kind == "node" and not own:
             raise PeerUnknown(
                 f"{identity} is not the node in the peer file of {identity.institution}",
                 hint="ddib peer list; if it was moved, ddib peer add --replace FILE",

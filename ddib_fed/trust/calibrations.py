@@ -37,6 +37,7 @@ from ddib_fed.trust.identity import (
     verify_peer_certificate,
 )
 from ddib_fed.trust.pki import Credentials
+from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.wire.canonical import canonical_json
 
 Side = Literal["source", "target"]
@@ -120,7 +121,7 @@ def sign(calibration: Calibration, side: Side, credentials: Credentials, *, now:
         raise CalibrationForeign(
             f"{identity} cannot sign as the {side}, which is {_side(calibration, side).institution or 'unnamed'}"
         )
-    _refuse_expired(calibration, now)
+    refuse_expired(calibration, now)
     moment = now.astimezone(UTC).replace(microsecond=0)
     key = serialization.load_pem_private_key(credentials.key_pem, password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)  # `load_identity` reads no other
@@ -129,6 +130,24 @@ def sign(calibration: Calibration, side: Side, credentials: Credentials, *, now:
         signed_at=moment,
         certificate=credentials.cert_chain_pem.decode(),
         signature=base64.b64encode(made).decode(),
+    )
+
+
+def signature_to_pb(signature: Signature) -> pb.CalibrationSignature:
+    """A signature as a message."""
+    return pb.CalibrationSignature(
+        signed_at=int(signature.signed_at.timestamp()),
+        certificate=signature.certificate,
+        signature=base64.b64decode(signature.signature),
+    )
+
+
+def signature_from_pb(message: pb.CalibrationSignature) -> Signature:
+    """A signature from a message whose fields were checked."""
+    return Signature(
+        signed_at=datetime.fromtimestamp(message.signed_at, UTC),
+        certificate=message.certificate,
+        signature=base64.b64encode(message.signature).decode(),
     )
 
 
@@ -198,7 +217,7 @@ def verify(
             removed), it is withdrawn, its certificate was not valid when it signed, or it signed in the future.
         CalibrationAltered: A signature is not one over this content.
     """
-    _refuse_expired(signed.calibration, now)
+    refuse_expired(signed.calibration, now)
     for side in SIDES:
         verify_side(signed, side, pins=pins, now=now, withdrawn=withdrawn)
     return signed.calibration
@@ -288,7 +307,12 @@ def _side(calibration: Calibration, side: Side) -> CalibratedSide:
     return calibration.source if side == "source" else calibration.target
 
 
-def _refuse_expired(calibration: Calibration, now: datetime) -> None:
+def refuse_expired(calibration: Calibration, now: datetime) -> None:
+    """Return if a calibration has not ended.
+
+    Raises:
+        CalibrationExpired: It has.
+    """
     if calibration.expired(now):
         raise CalibrationExpired(
             f"the calibration {calibration.sha256.hex()[:12]} ended at {calibration.expires:%Y-%m-%d %H:%M} UTC",

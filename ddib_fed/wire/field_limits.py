@@ -327,6 +327,19 @@ _IDENTITY: Final[Mapping[str, Mapping[str, Limit]]] = {
     "RenewRequest": {"certificate_request": Bytes(1, 8 << 10)},
     "RenewResponse": {"certificate": Text(64 << 10), "roots": Text(64 << 10)},
 }
+_SIGNING: Final[Mapping[str, Mapping[str, Limit]]] = {
+    "GetAggregateRequest": {"domain": _NAME},
+    "GetAggregateResponse": {"aggregate": Bytes(1, 64 << 10)},
+    "GetUnitsRequest": {"domain": _NAME},
+    "GetUnitsResponse": {"units": Bytes(1, 4 << 10)},
+    "CalibrationSignature": {
+        "signed_at": Number(0, LAST_MOMENT),
+        "certificate": Text(16 << 10),
+        "signature": Bytes(1, 256),
+    },
+    "SignCalibrationRequest": {"calibration": Bytes(1, 16 << 10), "source": Inner(required=True)},
+    "SignCalibrationResponse": {"state": Choice(), "target": Inner()},
+}
 _ADMIN: Final[Mapping[str, Mapping[str, Limit]]] = {
     "StatusRequest": {},
     "StatusResponse": {
@@ -364,6 +377,6 @@ _ADMIN: Final[Mapping[str, Mapping[str, Limit]]] = {
     "DrainResponse": {"running_jobs": _COUNT},
 }
 FIELDS: Final[Mapping[str, Mapping[str, Limit]]] = MappingProxyType(
-    {**_COMMON, **_DECODING, **_TRANSLATION, **_IDENTITY, **_ADMIN}
+    {**_COMMON, **_DECODING, **_TRANSLATION, **_SIGNING, **_IDENTITY, **_ADMIN}
 )
 """The limit of each field, by the names of the message and the field; docs/protocol.md and the protos state them."""

@@ -33,6 +33,7 @@ EVERYBODY = (OWN_NODE, OWN_CLIENT, PEER_NODE, PEER_OTHER_NODE, PEER_CLIENT)
 
 SUBMIT = "/ddib_fed.v1.TranslationService/SubmitJob"
 DECODE = "/ddib_fed.v1.DecodingService/Decode"
+SIGN = "/ddib_fed.v1.CalibrationService/SignCalibration"
 RENEW = "/ddib_fed.v1.IdentityService/Renew"
 HEALTH = "/grpc.health.v1.Health/Check"
 
@@ -53,6 +54,7 @@ def may(
     [
         (SUBMIT, {OWN_CLIENT}),
         (DECODE, {PEER_NODE}),
+        (SIGN, {PEER_NODE}),
         (RENEW, {OWN_NODE, OWN_CLIENT}),
         (HEALTH, set(EVERYBODY)),
         ("/ddib_fed.v1.AdminService/Drain", set()),
@@ -70,6 +72,7 @@ def test_a_role_that_the_node_does_not_have_is_refused() -> None:
     """Whoever asks."""
     assert not may(OWN_CLIENT, SUBMIT, roles=("target",))
     assert not may(PEER_NODE, DECODE, roles=("source",))
+    assert not may(PEER_NODE, SIGN, roles=("source",))
     assert not may(OWN_CLIENT, RENEW, issuer=False)
 
 

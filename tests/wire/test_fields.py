@@ -9,13 +9,13 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from ddib_fed.errors import InputError, MessageInvalid, SettingsInvalid, UnknownFields
-from ddib_fed.v1 import admin_pb2, common_pb2, decoding_pb2, identity_pb2, translation_pb2
+from ddib_fed.v1 import admin_pb2, calibration_pb2, common_pb2, decoding_pb2, identity_pb2, translation_pb2
 from ddib_fed.wire.contract import LARGEST_VALUE
 from ddib_fed.wire.field_limits import FIELDS, LAST_MOMENT
 from ddib_fed.wire.fields import check
 from ddib_fed.wire.limit_kinds import Anything, Bytes, Choice, Inner, Many, Number, Text
 
-FILES = (admin_pb2, common_pb2, decoding_pb2, identity_pb2, translation_pb2)
+FILES = (admin_pb2, calibration_pb2, common_pb2, decoding_pb2, identity_pb2, translation_pb2)
 MESSAGES = {
     name: GetMessageClass(descriptor)
     for file in FILES

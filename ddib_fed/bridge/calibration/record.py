@@ -168,5 +168,9 @@ class Calibration(_Section):
 
 def units_digest(units: Normalisation) -> str:
     """SHA-256, hex, of a model's units before a calibration: what a calibration's numbers are in."""
-    plain = units.model_dump(mode="json", exclude_none=True, exclude={"calibrated"})
-    return hashlib.sha256(canonical_json(plain)).hexdigest()
+    return hashlib.sha256(plain_units(units)).hexdigest()
+
+
+def plain_units(units: Normalisation) -> bytes:
+    """The canonical JSON of a model's units before a calibration; `units_digest` is its digest."""
+    return canonical_json(units.model_dump(mode="json", exclude_none=True, exclude={"calibrated"}))

@@ -1,0 +1,164 @@
+"""The source's calls to a target's CalibrationService; every answer is checked before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import grpc
+from pydantic import ValidationError
+
+from ddib_fed.bridge.calibration.aggregates import Aggregate, read_aggregate
+from ddib_fed.bridge.calibration.record import units_digest
+from ddib_fed.errors import (
+    AggregateNotFound,
+    DdibError,
+    InputError,
+    MessageInvalid,
+    PeerUnreachable,
+    PolicyDenied,
+    StateConflict,
+)
+from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.node.admitting import peer_store
+from ddib_fed.rpc.error_details import from_rpc_error, status_of
+from ddib_fed.trust.calibrations import (
+    SignedCalibration,
+    signature_from_pb,
+    signature_to_pb,
+    verify,
+)
+from ddib_fed.trust.tls import PeerChannels
+from ddib_fed.v1 import calibration_pb2 as pb
+from ddib_fed.v1 import calibration_pb2_grpc
+
+if TYPE_CHECKING:
+    from ddib_fed.node.config import NodeConfig
+
+CALL_TIMEOUT_S: Final = 20.0
+R = TypeVar("R")
+
+
+class CalibrationPeer:
+    """A peer's node, called with this node's certificate.
+
+    Args:
+        config: Of this node.
+        institution: The peer.
+        domain: The peer's domain.
+
+    Raises:
+        PeerNotFound: It is not admitted here.
+    """
+
+    def __init__(self, config: NodeConfig, institution: str, domain: str) -> None:
+        self._peers = peer_store(config)
+        self._peers.get(institution)
+        self._channels = PeerChannels(config.paths.pki, self._peers)
+        self._institution, self._domain = institution, domain
+        self.hop = f"target {institution}"
+        self._stub = calibration_pb2_grpc.CalibrationServiceStub(self._channels.get(institution))
+
+    def aggregate(self, units: Normalisation) -> Aggregate:
+        """What the peer's operator published.
+
+        Args:
+            units: Of the peer's model, as it said.
+
+        Raises:
+            AggregateNotFound: Nothing was published.
+            MessageInvalid: It is no aggregate, or one of another domain or model.
+            DdibError: As the peer says, or PeerUnreachable.
+        """
+        answer = self._ask(self._stub.GetAggregate, pb.GetAggregateRequest(domain=self._domain))
+        try:
+            found = read_aggregate(answer.aggregate)
+        except InputError as error:
+            raise MessageInvalid(f"{self.hop} sent {error.detail}", hop=self.hop) from error
+        if found.canonical != answer.aggregate:
+            raise MessageInvalid(f"{self.hop} sent an aggregate that is not canonical", hop=self.hop)
+        if found.domain != self._domain or found.units_sha256 != units_digest(units):
+            raise MessageInvalid(
+                f"{self.hop} sent an aggregate of {found.domain} in other units than its model's",
+                hop=self.hop,
+            )
+        return found
+
+    def units(self) -> Normalisation:
+        """The units of the peer's model.
+
+        Raises:
+            MessageInvalid: They are none.
+            DdibError: As the peer says, or PeerUnreachable.
+        """
+        answer = self._ask(self._stub.GetUnits, pb.GetUnitsRequest(domain=self._domain))
+        try:
+            return Normalisation.model_validate_json(answer.units)
+        except ValidationError as error:
+            raise MessageInvalid(f"{self.hop} sent units that cannot be read", hop=self.hop) from error
+
+    def propose(self, proposed: SignedCalibration, *, now: datetime | None = None) -> SignedCalibration:
+        """Send a calibration that this node has signed; it comes back with the peer's signature, if it has one.
+
+        Raises:
+            CalibrationRefused: As the peer says; or its signature is not good (`calibrations.verify`).
+            DdibError: As the peer says, or PeerUnreachable.
+        """
+        if proposed.source is None:
+            raise StateConflict("a proposal is signed before it is sent")
+        request = pb.SignCalibrationRequest(
+            calibration=proposed.calibration.canonical, source=signature_to_pb(proposed.source)
+        )
+        answer = self._ask(self._stub.SignCalibration, request)
+        if answer.state == pb.CALIBRATION_STATE_PENDING:
+            return proposed
+        if answer.state != pb.CALIBRATION_STATE_SIGNED or not answer.HasField("target"):
+            raise MessageInvalid(f"{self.hop} sent neither a signature nor that it is pending", hop=self.hop)
+        complete = proposed.model_copy(update={"target": signature_from_pb(answer.target)})
+        snapshot = self._peers.snapshot()
+        verify(complete, pins=snapshot.pins, withdrawn=snapshot.withdrawn, now=now or datetime.now(UTC))
+        return complete
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channels.close()
+
+    def _ask(self, method: Callable[..., R], request: Any) -> R:
+        try:
+            return method(request, timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
+                raise PolicyDenied(
+                    f"{self.hop} does not know calibrations: it is no target, or a release before protocol 1.3",
+                    hop=self.hop,
+                    hint=f"ddib peer test {self._institution}",
+                ) from error
+            raise self._explained(from_rpc_error(error, self.hop)) from error
+
+    def _explained(self, error: DdibError) -> DdibError:
+        """The next step, where the peer's answer has one that this operator can take or ask for."""
+        if isinstance(error, AggregateNotFound):
+            error.hint = (
+                f"ask the operator of {self._institution} to run: ddib calibrate publish --config node.toml"
+            )
+        elif isinstance(error, PolicyDenied) and error.facts.get("policy") == "calibration":
+            error.hint = f"ask the operator of {self._institution} for [policy] calibration in its node.toml"
+        elif isinstance(error, PeerUnreachable) and not error.hint:
+            error.hint = f"ddib peer test {self._institution}"
+        return error
+
+
+@contextmanager
+def calling(config: NodeConfig, institution: str, domain: str) -> Iterator[CalibrationPeer]:
+    """A peer for the time of some calls.
+
+    Raises:
+        PeerNotFound: It is not admitted here.
+    """
+    peer = CalibrationPeer(config, institution, domain)
+    try:
+        yield peer
+    finally:
+        peer.close()

@@ -1,0 +1,214 @@
+"""The CalibrationService: what a target gives an admitted peer for a calibration, and its signature.
+
+Every answer is either bytes that the operator published, the units of the model, or a signature over a proposal that
+passed every check of `node.proposals`. Each act and each refusal is in the audit log.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Final
+
+import grpc
+
+from ddib_fed.bridge.calibration.judgement import judge
+from ddib_fed.bridge.calibration.record import plain_units
+from ddib_fed.errors import (
+    CalibrationForeign,
+    CalibrationIneffective,
+    CalibrationRefused,
+    CalibrationUnknown,
+    DomainNotFound,
+    NotReady,
+    PolicyDenied,
+    QuotaSpent,
+)
+from ddib_fed.node.policy import Quota
+from ddib_fed.node.proposals import Target, check_proposal, countersign
+from ddib_fed.node.published import find_published, served_aggregate
+from ddib_fed.node.role import NodeContext
+from ddib_fed.node.standing import own_credentials
+from ddib_fed.server.interceptors import caller
+from ddib_fed.trust.calibration_store import Stored
+from ddib_fed.trust.calibrations import (
+    SignedCalibration,
+    parse_calibration,
+    signature_from_pb,
+    signature_to_pb,
+)
+from ddib_fed.v1 import calibration_pb2 as pb
+from ddib_fed.v1 import calibration_pb2_grpc
+
+CALLS_PER_DAY: Final = 200
+"""Of one peer, to all methods of the service."""
+MAX_WAITING: Final = 8
+"""Proposals of one peer that wait for the operator."""
+AUDIT_RETRY_S: Final = 30.0
+
+log = logging.getLogger(__name__)
+
+
+class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
+    """See calibration.proto; every method answers for the peer that called it.
+
+    Args:
+        node: This node.
+        clock: Now, with a time zone.
+    """
+
+    def __init__(
+        self, node: NodeContext, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._node = node
+        self._clock = clock
+        self._quota = Quota(CALLS_PER_DAY)
+        self._calls = itertools.count()
+        self._lock = threading.Lock()
+
+    def GetAggregate(
+        self, request: pb.GetAggregateRequest, context: grpc.ServicerContext
+    ) -> pb.GetAggregateResponse:
+        """See calibration.proto."""
+        self._open(request.domain)
+        aggregate = served_aggregate(self._node.config, self._node.units_sha256)
+        self._audit(
+            "aggregate_served",
+            peer=str(caller()),
+            aggregate=aggregate.sha256.hex(),
+            bytes=len(aggregate.canonical),
+            epsilon=aggregate.epsilon,
+            delta=aggregate.delta,
+        )
+        return pb.GetAggregateResponse(aggregate=aggregate.canonical)
+
+    def GetUnits(self, request: pb.GetUnitsRequest, context: grpc.ServicerContext) -> pb.GetUnitsResponse:
+        """See calibration.proto."""
+        self._open(request.domain)
+        return pb.GetUnitsResponse(units=plain_units(self._node.running_engine.model.manifest.normalisation))
+
+    def SignCalibration(
+        self, request: pb.SignCalibrationRequest, context: grpc.ServicerContext
+    ) -> pb.SignCalibrationResponse:
+        """See calibration.proto."""
+        self._open(self._node.config.model.domain)
+        with self._refusals_noted():
+            calibration = parse_calibration(request.calibration, "what the peer proposed")
+            if calibration.source.institution != caller().institution:
+                raise CalibrationForeign(
+                    f"{caller()} proposed a calibration of {calibration.source.institution or 'no institution'}",
+                    facts={"source": calibration.source.institution},
+                )
+            source = signature_from_pb(request.source)
+            answer = self._decide(SignedCalibration(calibration=calibration, source=source))
+        if answer.target is None:
+            return pb.SignCalibrationResponse(state=pb.CALIBRATION_STATE_PENDING)
+        return pb.SignCalibrationResponse(
+            state=pb.CALIBRATION_STATE_SIGNED, target=signature_to_pb(answer.target)
+        )
+
+    def _decide(self, proposed: SignedCalibration) -> SignedCalibration:
+        """The proposal as it is stored afterwards, with the target's signature if there is one."""
+        now, target = self._clock(), self._target()
+        check_proposal(proposed, target, now=now)
+        with self._lock:
+            known = self._node.calibrations.find(proposed.sha256)
+            if known is not None and not known.active:
+                raise CalibrationUnknown(f"{proposed.sha256.hex()[:12]} was taken out of use here")
+            if known is not None and known.signed.complete:
+                return known.signed
+            if known is None:
+                self._keep(proposed)
+            if self._node.config.policy.calibration_accept != "auto" or not suffices(proposed):
+                return proposed
+            complete = countersign(proposed, own_credentials(self._node.config), target, now=now)
+            self._audit_calibration("calibration_signed", complete, by="policy")
+            self._node.calibrations.add(complete, now=now)
+            return complete
+
+    def _keep(self, proposed: SignedCalibration) -> None:
+        """Store a new proposal, if the peer has not too many waiting."""
+        peer, now = caller().institution, self._clock()
+        waiting = [stored for stored in self._node.calibrations.list() if _waits(stored, peer, now)]
+        if len(waiting) >= MAX_WAITING:
+            raise QuotaSpent(
+                f"{len(waiting)} proposals of {peer} wait for the operator",
+                hint="ddib calibrate list; ddib calibrate accept SHA256, or remove SHA256",
+                facts={"limit": MAX_WAITING},
+            )
+        self._audit_calibration("calibration_proposed", proposed)
+        self._node.calibrations.add(proposed, now=now)
+
+    def _target(self) -> Target:
+        config = self._node.config
+        return Target(
+            place=(config.node.institution, config.model.domain),
+            units_sha256=self._node.units_sha256,
+            policy=config.policy,
+            peers=self._node.peers.snapshot(),
+            published=find_published(config),
+        )
+
+    def _open(self, domain: str) -> None:
+        """Return if the service answers at all: ready, allowed, of this domain, within the quota."""
+        _ = self._node.engine  # refuses while loading or draining
+        config, peer = self._node.config, caller()
+        self._quota.charge(peer.institution, f"calibration {next(self._calls)}", 0)
+        if not config.policy.calibration:
+            raise PolicyDenied(
+                "no kind of calibration is allowed here",
+                hint=f'[policy] calibration = ["rotation"] in {config.path}',
+                facts={"policy": "calibration"},
+            )
+        if domain != config.model.domain:
+            raise DomainNotFound(
+                f"{peer} asks for {domain!a}, and {config.model.domain} is served",
+                facts={"asked": domain, "served": config.model.domain},
+            )
+
+    @contextmanager
+    def _refusals_noted(self) -> Iterator[None]:
+        """Note in the audit log what was refused and why."""
+        try:
+            yield
+        except CalibrationRefused as error:
+            self._audit("calibration_refused", peer=str(caller()), reason=error.reason, detail=error.detail)
+            raise
+
+    def _audit_calibration(self, act: str, signed: SignedCalibration, **more: str) -> None:
+        self._audit(
+            act,
+            peer=str(caller()),
+            calibration=signed.sha256.hex(),
+            kind=signed.calibration.kind,
+            expires=signed.calibration.expires.isoformat(),
+            **more,
+        )
+
+    def _audit(self, act: str, **values: str | float) -> None:
+        """Write to the audit log, or refuse the act for now."""
+        try:
+            self._node.audit.write(act, **values)
+        except OSError as error:
+            log.exception("the audit log cannot be written: %s is refused", act)
+            raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
+
+
+def suffices(proposed: SignedCalibration) -> bool:
+    """Whether a policy may sign without the operator: from the published aggregate, not forced, with good figures."""
+    calibration = proposed.calibration
+    if calibration.made.method != "aggregates" or calibration.effect.forced:
+        return False
+    try:
+        judge(calibration.effect)
+    except CalibrationIneffective:
+        return False
+    return True
+
+
+def _waits(stored: Stored, peer: str, now: datetime) -> bool:
+    return stored.state(now) == "proposed" and stored.signed.calibration.source.institution == peer

@@ -1,0 +1,267 @@
+"""What a target gives a peer for a calibration, and which proposals it signs: real certificates over a real port."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import numpy as np
+import pytest
+
+from ddib_fed.bridge.calibration.aggregates import make_aggregate
+from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Making, units_digest
+from ddib_fed.errors import (
+    AggregateNotFound,
+    CalibrationAltered,
+    CalibrationExpired,
+    CalibrationForeign,
+    CalibrationInvalid,
+    CalibrationKindDenied,
+    CalibrationSigner,
+    CalibrationUnits,
+    CalibrationUnknown,
+    DomainNotFound,
+    PeerUnknown,
+    PeerUnreachable,
+    PolicyDenied,
+    QuotaSpent,
+)
+from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.node import calibration_peer
+from ddib_fed.node.calibration_peer import calling
+from ddib_fed.node.published import keep_published
+from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.trust import pki
+from ddib_fed.trust.calibrations import SignedCalibration, sign, signature_to_pb
+from ddib_fed.v1 import calibration_pb2 as pb
+from target_node import calibration as service
+from tests.node.tiny_nodes import make_config
+from tests.trust.calibration_examples import UNITS, calibration, figure
+
+ROTATION = '["rotation"]'
+PICTURES = np.random.default_rng(0).uniform(-1, 1, (200, 3, 4, 4)).astype(np.float32)
+AGGREGATE = make_aggregate(PICTURES, Normalisation(), "moons", generator=np.random.default_rng(1))
+
+
+def agreed(**changes) -> Calibration:
+    """North's proposal, made from what south published."""
+    made = Making(
+        method="aggregates",
+        source_pictures=200,
+        target_pictures=AGGREGATE.pictures,
+        aggregate_sha256=AGGREGATE.sha256.hex(),
+        crossed_bytes=len(AGGREGATE.canonical),
+        epsilon=AGGREGATE.epsilon,
+        delta=AGGREGATE.delta,
+        created=datetime.now(UTC),
+    )
+    target = CalibratedSide(institution="south.example", domain="moons", units_sha256=UNITS)
+    return calibration(**{"made": made, "target": target, **changes})
+
+
+class North:
+    """The source's operator, who calls south with north's certificate."""
+
+    def __init__(self, folder, institutions, address: str) -> None:
+        self.institutions = institutions
+        institutions["north"].admit(institutions["south"], address)
+        self.config = make_config(folder, "north.example", "source")
+
+    def calls(self, domain: str = "moons"):
+        return calling(self.config, "south.example", domain)
+
+    def signed(self, proposed: Calibration, by: str = "north", **moment) -> SignedCalibration:
+        now = moment.get("now", datetime.now(UTC))
+        source = sign(proposed, "source", pki.load_identity(self.institutions[by].pki), now=now)
+        return SignedCalibration(calibration=proposed, source=source)
+
+    def propose(self, proposed: SignedCalibration) -> SignedCalibration:
+        with self.calls() as south:
+            return south.propose(proposed)
+
+
+@pytest.fixture
+def open_pair(tmp_path, institutions, open_target):
+    """South's node with a published aggregate, and north; settings are of south's policy."""
+
+    def open_it(*, published: bool = True, calibration: str = ROTATION, accept: str = '"auto"'):
+        target = open_target(calibration=calibration, calibration_accept=accept)
+        if published:
+            keep_published(target.config, AGGREGATE)
+        return target, North(tmp_path / "north", institutions, target.server.address)
+
+    return open_it
+
+
+def acts(target) -> list[str]:
+    return [json.loads(line)["act"] for line in target.config.paths.audit.read_text().splitlines()]
+
+
+def test_a_proposal_is_signed_by_policy_and_stored_by_both(open_pair) -> None:
+    """The aggregate crosses as it was published, and the answer has both signatures."""
+    target, north = open_pair()
+    with north.calls() as south:
+        units = south.units()
+        assert south.aggregate(units) == AGGREGATE
+    signed = north.propose(north.signed(agreed()))
+    assert signed.complete
+    assert target.node.calibrations.find(signed.sha256).signed == signed
+    assert acts(target) == ["aggregate_served", "calibration_proposed", "calibration_signed"]
+
+
+def test_a_proposal_waits_for_the_operator(open_pair) -> None:
+    """The default: nothing is signed, and the same proposal fetches the signature later; a removed one stays so."""
+    target, north = open_pair(accept='"ask"')
+    proposal = north.signed(agreed())
+    assert not north.propose(proposal).complete
+    assert not north.propose(proposal).complete
+    assert acts(target) == ["calibration_proposed"]
+    target.node.calibrations.deactivate(proposal.sha256)
+    with pytest.raises(CalibrationUnknown):
+        north.propose(proposal)
+
+
+@pytest.mark.parametrize(
+    "effect",
+    [
+        {"margin": figure(0.0)},
+        {"distance": figure(1.0)},
+        {"forced": True},
+    ],
+)
+def test_a_policy_signs_nothing_doubtful(open_pair, effect) -> None:
+    """A mirrored optimum close by, no gain, or forced: the operator sees the figures first."""
+    _, north = open_pair()
+    doubtful = agreed()
+    doubtful = doubtful.model_copy(update={"effect": doubtful.effect.model_copy(update=effect)})
+    assert not north.propose(north.signed(doubtful)).complete
+
+
+OTHER = "0" * 64
+
+
+def side(institution: str = "south.example", domain: str = "moons", units: str = UNITS) -> CalibratedSide:
+    return CalibratedSide(institution=institution, domain=domain, units_sha256=units)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"target": side(domain="maps")}, CalibrationForeign),
+        ({"target": side("west.example")}, CalibrationForeign),
+        ({"target": side(units=OTHER)}, CalibrationUnits),
+        ({"kind": "tone", "map": ChannelMap(quadratic=((0, 1, 0),))}, CalibrationKindDenied),
+        ({"expires": datetime.now(UTC) + timedelta(days=800)}, CalibrationInvalid),
+        ({"made": agreed().made.model_copy(update={"aggregate_sha256": OTHER})}, CalibrationInvalid),
+        ({"made": agreed().made.model_copy(update={"epsilon": 0.1})}, CalibrationInvalid),
+    ],
+)
+def test_a_proposal_that_is_not_for_this_node_is_refused(open_pair, changes, error) -> None:
+    """Another domain, institution, model, kind, aggregate or privacy, or without an end."""
+    target, north = open_pair()
+    with pytest.raises(error) as refused:
+        north.propose(north.signed(agreed(**changes)))
+    assert refused.value.hop == "target south.example"
+    assert acts(target) == ["calibration_refused"]
+    assert target.node.calibrations.list() == ()
+
+
+def test_an_expired_proposal_is_refused(open_pair) -> None:
+    """Signed while it was alive."""
+    _, north = open_pair()
+    now = datetime.now(UTC)
+    ended = agreed(expires=now - timedelta(minutes=1))
+    with pytest.raises(CalibrationExpired):
+        north.propose(north.signed(ended, now=now - timedelta(minutes=2)))
+
+
+def test_a_signature_over_something_else_is_refused(open_pair) -> None:
+    """One number of the map differs from what was signed."""
+    _, north = open_pair()
+    signed = north.signed(agreed())
+    other = agreed(map=ChannelMap(rotation=((1, 0, 0), (0, 1, 0), (0, 0, 1))))
+    with pytest.raises(CalibrationAltered):
+        north.propose(signed.model_copy(update={"calibration": other}))
+
+
+def test_a_proposal_of_another_institution_is_refused(open_pair) -> None:
+    """North cannot pass on what west signed, nor sign for west."""
+    _, north = open_pair()
+    west = CalibratedSide(institution="west.example", domain="photos", units_sha256=UNITS)
+    with pytest.raises(CalibrationForeign):
+        north.propose(north.signed(agreed(source=west), by="west"))
+    by_west = north.signed(agreed(source=west), by="west").source
+    with pytest.raises(CalibrationSigner):
+        north.propose(SignedCalibration(calibration=agreed(), source=by_west))
+
+
+def test_a_peer_that_was_removed_gets_nothing(open_pair) -> None:
+    """Neither the aggregate nor a signature."""
+    target, north = open_pair()
+    target.node.peers.remove("north.example")
+    with north.calls() as south, pytest.raises((PeerUnknown, PeerUnreachable)):
+        south.units()
+
+
+def test_nothing_is_answered_without_a_kind_in_the_policy(open_pair) -> None:
+    """The default of a node; the hint says whom to ask."""
+    _, north = open_pair(calibration="[]")
+    with north.calls() as south:
+        for ask in (south.units, lambda: south.aggregate(Normalisation())):
+            with pytest.raises(PolicyDenied) as refused:
+                ask()
+            assert "[policy] calibration" in refused.value.hint
+    with pytest.raises(PolicyDenied):
+        north.propose(north.signed(agreed()))
+
+
+def test_what_was_not_published_is_not_served(open_pair) -> None:
+    """Nor one of another model, nor of another domain."""
+    target, north = open_pair(published=False)
+    with north.calls() as south, pytest.raises(AggregateNotFound) as refused:
+        south.aggregate(Normalisation())
+    assert "ddib calibrate publish" in refused.value.hint
+    with north.calls("maps") as south, pytest.raises(DomainNotFound):
+        south.units()
+    replaced = make_aggregate(PICTURES, Normalisation(std=2.0), "moons", generator=np.random.default_rng(1))
+    keep_published(target.config, replaced)
+    with north.calls() as south, pytest.raises(CalibrationUnits):
+        south.aggregate(Normalisation())
+    assert replaced.units_sha256 != units_digest(Normalisation())
+
+
+def test_a_peer_may_ask_only_so_often(open_pair, monkeypatch) -> None:
+    """Calls in a day, and proposals that wait."""
+    monkeypatch.setattr(service, "MAX_WAITING", 1)
+    target, north = open_pair(accept='"ask"')
+    north.propose(north.signed(agreed()))
+    with pytest.raises(QuotaSpent):
+        north.propose(north.signed(agreed(expires=datetime.now(UTC) + timedelta(days=9))))
+    target.service._calibrations._quota._limit = 3
+    with north.calls() as south:
+        south.units()
+        with pytest.raises(QuotaSpent):
+            south.units()
+
+
+def test_an_answer_with_a_false_signature_is_not_stored(open_pair, monkeypatch) -> None:
+    """South answers with a signature of its own over something else."""
+    target, north = open_pair()
+    other = sign(agreed(), "target", pki.load_identity(target.south.pki), now=datetime.now(UTC))
+    monkeypatch.setattr(service, "signature_to_pb", lambda _: signature_to_pb(other))
+    with pytest.raises(CalibrationAltered, match="the target's signature"):
+        north.propose(north.signed(agreed(expires=datetime.now(UTC) + timedelta(days=5))))
+
+
+def test_what_is_no_calibration_is_refused_before_anything_else(open_pair) -> None:
+    """Bytes that are not canonical JSON of one; a message over its limits never gets that far."""
+    _, north = open_pair()
+    signature = signature_to_pb(north.signed(agreed()).source)
+    with north.calls() as south:
+        for content, error in ((b"{}", "CALIBRATION_INVALID"), (bytes(20_000), "MESSAGE_INVALID")):
+            request = pb.SignCalibrationRequest(calibration=content, source=signature)
+            with pytest.raises(grpc.RpcError) as refused:
+                south._stub.SignCalibration(request, timeout=calibration_peer.CALL_TIMEOUT_S)
+            assert from_rpc_error(refused.value, "target south.example").reason == error
