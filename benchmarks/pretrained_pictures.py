@@ -28,8 +28,8 @@ STEPS = {
     "satellite": 8_000,
     "relief": 8_000,
     "etopo": 4_000,
-    "satellite-64": 4_000,
-    "relief-64": 4_000,
+    "satellite-64": 2_000,
+    "relief-64": 2_000,
     "brain-t1": 2_500,
     "brain-t2": 2_500,
 }

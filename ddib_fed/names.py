@@ -21,6 +21,21 @@ _INSTITUTION: Final = re.compile(rf"(?:{LABEL}\.)+{LABEL}")
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+_SIZE: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+
+
+def size_from(text: str) -> tuple[int, int]:
+    """Height and width in pixels from a text as ``700x150``.
+
+    Raises:
+        ValueError: It is none; the text has one that is.
+    """
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!a} is no size: write HEIGHTxWIDTH in pixels, e.g. 700x150")
+    return int(found[1]), int(found[2])
+
+
 def is_label(text: str) -> bool:
     """Whether it is one DNS label in lower case: the name of a node or a client."""
     return _LABEL.fullmatch(text) is not None

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ddib_fed.errors import BundleInvalid, InputError, MessageInvalid
 from ddib_fed.models.bundle import make_bundle
-from ddib_fed.names import domain_from, is_domain, is_institution
+from ddib_fed.names import domain_from, is_domain, is_institution, size_from
 from ddib_fed.node.config import ModelSection, NodeSection
 from ddib_fed.training.config import PictureTrainConfig, PointTrainConfig
 from ddib_fed.trust.identity import check_institution
@@ -69,3 +69,10 @@ def test_a_file_of_any_name_names_a_domain() -> None:
     assert PointTrainConfig(data="é.npy").label == "points"
     for text in ("my points", "..hidden", "x" * 300, "a/b\n"):
         assert is_domain(domain_from(text))
+
+
+def test_sizes_are_height_by_width() -> None:
+    assert size_from("700x150") == (700, 150)
+    for text in ("700", "700 x 150", "0x150", "-1x2", "700x150x3", "999999x1", "ownx1"):
+        with pytest.raises(ValueError, match=r"e\.g\. 700x150"):
+            size_from(text)

@@ -43,6 +43,7 @@ def load(
     device: str = "cpu",
     dtype: str = "float32",
     classifier: str | Path | None = None,
+    scene: tuple[int, int] | None = None,
 ) -> Model:
     """Load a model.
 
@@ -51,14 +52,20 @@ def load(
         device: "cpu", "cuda", "cuda:1".
         dtype: Of the network: "float32", "bfloat16" or "float16"; what is integrated stays float32.
         classifier: A bundle of a classifier of noisy pictures, for guidance by `classifier_scale`.
+        scene: Height and width of pictures that are larger than the model's, which it works on in overlapping tiles;
+            both models of a translation need the same.
 
     Raises:
         ModelNotFound: There is no such model.
         BundleInvalid: The bundle fails its checks.
-        SettingsInvalid: The device or dtype does not exist here, or the classifier does not fit.
+        SettingsInvalid: The device or dtype does not exist here, or the classifier does not fit, or the scene is
+            smaller than the model's pictures.
     """
     from ddib_fed.bridge.local_party import open_party
     from ddib_fed.models.shipped import open_bundle
 
     guide = None if classifier is None else open_bundle(str(classifier))
-    return Model(open_party(open_bundle(str(model)), device, dtype, classifier=guide))
+    bundle = open_bundle(str(model))
+    if scene is not None:
+        bundle = bundle.of_scenes(*scene)
+    return Model(open_party(bundle, device, dtype, classifier=guide))

@@ -76,6 +76,13 @@ class Places:
         alpha, sigma = (table[:, i].to(x.device, x.dtype)[rows].reshape(shape) for i in (0, 1))
         return cls(table, rows, alpha, sigma)
 
+    def chosen(self, which: Tensor) -> Places:
+        """Of rows `which` (K,) int64, which may repeat."""
+        if self.rows is None or isinstance(self.alpha, float) or isinstance(self.sigma, float):
+            return self
+        which = which.to(self.rows.device)
+        return replace(self, rows=self.rows[which], alpha=self.alpha[which], sigma=self.sigma[which])
+
     def twice(self) -> Places:
         """For a batch under itself."""
         if self.rows is None or isinstance(self.alpha, float) or isinstance(self.sigma, float):

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -30,6 +30,7 @@ from ddib_fed.diffusion.bridge import Side
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.guidance import Classifier
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
+from ddib_fed.diffusion.tiles import Tiled, starts
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
 from ddib_fed.files import copy_folder, move_into_place, sync_folder, write_file
 from ddib_fed.models.manifest import Manifest
@@ -51,11 +52,13 @@ class Bundle:
         manifest: Its description.
         state: Its weights, float32 on the CPU.
         digest: SHA-256, hex, of the canonical manifest, which names the weights' digest.
+        tile: Height and width of the pictures that the network takes, where the samples are larger scenes; else None.
     """
 
     manifest: Manifest
     state: Mapping[str, Tensor] = field(repr=False)
     digest: str
+    tile: tuple[int, int] | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -75,7 +78,33 @@ class Bundle:
         """
         self._must_be("generator")
         network = self.network(dtype, device)
-        return Denoiser(network, self.manifest.parameterisation, self.manifest.time_input)
+        denoiser = Denoiser(network, self.manifest.parameterisation, self.manifest.time_input)
+        if self.tile is None:
+            return denoiser
+        height, width = self.manifest.sample_shape[1:]
+        return Tiled(denoiser, self.tile, (height, width))
+
+    def of_scenes(self, height: int, width: int) -> Bundle:
+        """The same model for pictures of that size, which its network sees in overlapping tiles (`diffusion.tiles`).
+
+        Weights and digest are the same; `manifest.sample_shape` is the scene's. Nothing is changed on disk.
+
+        Args:
+            height: Of a scene in pixels, at least that of the model's pictures.
+            width: The same.
+
+        Raises:
+            SettingsInvalid: It is no generator of pictures, or the scene is smaller than a picture.
+        """
+        self._must_be("generator")
+        if self.manifest.sample_kind != "picture":
+            raise SettingsInvalid(f"{self.manifest.name} is a model of points, which have no size")
+        channels, *own = self.manifest.sample_shape
+        tile = self.tile or (own[0], own[1])
+        for length, side in zip((height, width), tile, strict=True):
+            starts(length, side)
+        manifest = self.manifest.model_copy(update={"sample_shape": (channels, height, width)})
+        return replace(self, manifest=manifest, tile=tile)
 
     def classifier(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from ddib_fed.bridge.calibration.record import Kind
-from ddib_fed.names import check_domain, is_institution, is_label
+from ddib_fed.names import check_domain, is_institution, is_label, size_from
 from ddib_fed.node.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.toml_files import load_toml
@@ -79,17 +79,27 @@ class ModelSection(Section):
         domain: What peers call it.
         bundle_domain: The bundle's own name of its domain, if it differs; None for `domain`.
         classifier: Folder of the classifier that guides decoding on request; None for no classifier.
+        scene: HEIGHTxWIDTH of the pictures to translate, larger than the model's, in overlapping tiles of the model's
+            size; both nodes of a contract need the same. None for the model's size.
     """
 
     bundle: str = "model"
     domain: str
     bundle_domain: str | None = None
     classifier: str | None = None
+    scene: str | None = None
 
     @field_validator("domain")
     @classmethod
     def _domain(cls, value: str) -> str:
         return check_domain(value)
+
+    @field_validator("scene")
+    @classmethod
+    def _scene(cls, value: str | None) -> str | None:
+        if value is not None:
+            size_from(value)
+        return value
 
 
 class LimitsSection(Section):

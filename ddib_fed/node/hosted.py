@@ -7,6 +7,7 @@ import torch
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.errors import BundleInvalid, ConfigError, MemoryExhausted, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, check_guide, load_bundle
+from ddib_fed.names import size_from
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.wire.contract import HIGHEST_TERMINAL_LAMBDA
 
@@ -17,7 +18,8 @@ def load_hosted(config: NodeConfig) -> Bundle:
     Raises:
         ModelNotFound: There is none.
         BundleInvalid: It fails its checks, or no peer could agree on a contract with it.
-        ConfigError: Its domain differs from node.toml: peers would get results of another domain.
+        ConfigError: Its domain differs from node.toml: peers would get results of another domain; or the scene is
+            smaller than its pictures.
     """
     place = config.paths.bundle
     bundle = load_bundle(place)
@@ -35,7 +37,15 @@ def load_hosted(config: NodeConfig) -> Bundle:
             f"{HIGHEST_TERMINAL_LAMBDA} or less",
             hint="train it with a schedule that ends in noise, e.g. the default one",
         )
-    return bundle
+    if config.model.scene is None:
+        return bundle
+    try:
+        return bundle.of_scenes(*size_from(config.model.scene))
+    except SettingsInvalid as error:
+        raise ConfigError(
+            f"scene = {config.model.scene!a} in [model] of {config.path} cannot be used: {error.detail}",
+            hint=error.hint,
+        ) from error
 
 
 def load_classifier(config: NodeConfig, bundle: Bundle) -> Bundle | None:

@@ -24,6 +24,7 @@ state = "state"                 # keys, peers, jobs, audit; keep it private and 
 domain = "{domain}"             # the domain's name, as peers see it
 bundle = {bundle:23} # manifest.json and model.safetensors; written by `{command} train`
 {classifier:31} # folder of a classifier of noisy pictures, for requests that are guided by it
+# scene = "512x512"             # HEIGHTxWIDTH of pictures, in overlapping tiles of the model's size; both nodes alike
 {bundle_domain:31} # what the bundle calls its domain, where that is another name on purpose
 
 [train]                         # the options of `ddib model train`, e.g. held_out for --held-out

@@ -47,6 +47,7 @@ class Recipe:
         dtype: Of the networks.
         uncertainty: Fresh softenings for a map of the deviation; 0 for none.
         keep_latents: Whether latents are written.
+        scene: Height and width at which pictures are translated, in tiles of the models' size; None for that size.
         public_names: Whether the source is written as the model sees it and results keep the model's size, under the
             public code's names.
 
@@ -70,6 +71,7 @@ class Recipe:
     uncertainty: int = 0
     keep_latents: bool = False
     public_names: bool = False
+    scene: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would be without effect."""
@@ -104,6 +106,8 @@ class Recipe:
         for place in ("source", "target", "classifier"):
             del fields[place]
         del fields["settings"]
+        if self.scene is None:
+            del fields["scene"]
         # Written out, as every release did: a request of an older run is still the same request.
         fields["classifier_scale"] = 1.0 if self.classifier_scale is None else self.classifier_scale
         return self.settings.described() | fields
@@ -120,6 +124,7 @@ class Task:
         digest: Of its pixels, hex.
         source_class: Class that it has; None without.
         target_class: Class that it is to get; None without.
+        size: Height and width in pixels; None where it is not known.
     """
 
     path: Path
@@ -128,6 +133,7 @@ class Task:
     digest: str
     source_class: int | None = None
     target_class: int | None = None
+    size: tuple[int, int] | None = None
 
     def request(self, recipe: Recipe, models: Sequence[str]) -> str:
         """What is asked for, as one digest: the recipe, the models' digests, the picture and the classes."""

@@ -22,7 +22,14 @@ from typing import Any
 from ddib_fed.bridge.arrays import check_translation
 from ddib_fed.bridge.sharding import spread
 from ddib_fed.datasets.imagenet import paired_pictures, source_name
-from ddib_fed.errors import AlreadyExists, DdibError, PictureMisfit, SettingsInvalid, ShapeMismatch
+from ddib_fed.errors import (
+    AlreadyExists,
+    DdibError,
+    PictureMisfit,
+    SettingsInvalid,
+    ShapeMismatch,
+    UsageError,
+)
 from ddib_fed.files import read_json, write_json
 from ddib_fed.metrics.structure import Thresholds
 from ddib_fed.processes import require_alone
@@ -111,9 +118,29 @@ def entry_tasks(
     root = folder if folder.is_dir() else folder.parent
     shown = [entry.path.relative_to(root).as_posix() for entry in entries]
     return tuple(
-        Task(entry.path, each, name, entry.digest, *classes)
+        Task(entry.path, each, name, entry.digest, *classes, (entry.looks.height, entry.looks.width))
         for entry, each, name in zip(entries, shown, names(shown), strict=True)
     )
+
+
+def own_scene(found: Found) -> tuple[int, int]:
+    """Height and width of the pictures of a folder, for a `Recipe.scene` that resizes none.
+
+    Raises:
+        UsageError: They are not of one size.
+    """
+    first = found.tasks[0]
+    for task in found.tasks:
+        if task.size is None or task.size != first.size:
+            sizes = " and ".join(
+                f"{each.shown} {'x'.join(map(str, each.size or ('?',)))}" for each in (first, task)
+            )
+            raise UsageError(
+                f"scenes of one run have one size, and these are of several: {sizes}",
+                hint="--scene HEIGHTxWIDTH brings all to one size, or translate them one by one",
+            )
+    assert first.size is not None
+    return first.size
 
 
 def class_tasks(
@@ -150,13 +177,15 @@ def class_tasks(
     found = paired_pictures(folder, pairs, class_names=class_names, labels=labels, limit=limit)
     bad: list[tuple[Path, str]] = []
     digests: dict[Path, str] = {}
+    sizes: dict[Path, tuple[int, int]] = {}
     wanted = list(dict.fromkeys(each.path for each in found))
     for done, path in enumerate(wanted, start=1):
         try:
             picture = read_image(path, limits)
             if rule is not None:
                 check_fit(picture, rule)
-            digests[path] = describe(picture)[0]
+            digests[path], looks = describe(picture)
+            sizes[path] = looks.height, looks.width
         except DdibError as error:
             if not skip_bad:
                 if isinstance(error, PictureMisfit):
@@ -173,6 +202,7 @@ def class_tasks(
             digests[each.path],
             each.source,
             each.target,
+            sizes[each.path],
         )
         for each in found
         if each.path in digests

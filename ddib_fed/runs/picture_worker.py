@@ -186,12 +186,17 @@ def open_parties(
     Raises:
         SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used.
     """
+
+    def opened(name: str) -> Bundle:
+        bundle = opener(name)
+        return bundle if recipe.scene is None else bundle.of_scenes(*recipe.scene)
+
     classifier = opener(recipe.classifier) if recipe.classifier is not None else None
     shared: dict[str, Any] = {"classifier": classifier, "together": batch, "threads": threads}
-    source = open_party(opener(recipe.source), device, recipe.dtype, **shared)
+    source = open_party(opened(recipe.source), device, recipe.dtype, **shared)
     if recipe.target == recipe.source:
         return source, source
-    return source, open_party(opener(recipe.target), device, recipe.dtype, **shared)
+    return source, open_party(opened(recipe.target), device, recipe.dtype, **shared)
 
 
 def asked_of(recipe: Recipe, task: Task) -> Asked:

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from ddib_fed.diffusion.schedule import ScheduleConfig
-from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound
+from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
 from ddib_fed.files import copy_folder
 from ddib_fed.models import bundle as bundles
 from ddib_fed.models.bundle import (
@@ -27,6 +27,7 @@ from ddib_fed.models.bundle import (
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.configs import SyntheticConfig
 from tests.models.examples import SMALL, manifest, state
+from tests.runs.tiny_models import tiny
 
 
 @pytest.fixture
@@ -306,3 +307,23 @@ def test_shipped_models_of_pictures_say_what_is_doubtful():
         found = pretrained(domain).manifest.structure
         assert found.basis == "chance"
         assert found.chance_edge_correlation < found.edge_correlation < 0.5
+
+
+def test_a_model_of_scenes_is_the_same_model_in_tiles():
+    own = tiny("small", channels=3)
+    scenes = own.of_scenes(12, 20)
+    assert scenes.manifest.sample_shape == (3, 12, 20)
+    assert (scenes.digest, scenes.tile, own.tile) == (own.digest, (8, 8), None)
+    assert scenes.of_scenes(30, 9).tile == (8, 8)
+    # Random weights, whose answer hangs on a whole tile: at a corner the scene's is that of the only tile there.
+    x, level = torch.randn(1, 3, 12, 20, generator=torch.Generator().manual_seed(0)), own.schedule.level(0.0)
+    of_scene, of_tile = scenes.denoiser()(x, level), own.denoiser()(x[:, :, :8, :8], level)
+    assert torch.allclose(of_scene[:, :, 0, 0], of_tile[:, :, 0, 0], atol=1e-5)
+    assert not torch.allclose(of_scene[:, :, 7, 7], of_tile[:, :, 7, 7], atol=1e-3)
+
+
+def test_only_pictures_have_scenes_and_none_smaller_than_a_picture():
+    with pytest.raises(SettingsInvalid, match="model of points"):
+        make_bundle(manifest(), state()).of_scenes(12, 20)
+    with pytest.raises(SettingsInvalid, match="7 pixels a side is smaller than the model's pictures, 8"):
+        tiny().of_scenes(12, 7)

@@ -100,3 +100,9 @@ def test_a_result_is_not_called_as_a_file_of_the_run(name):
     with pytest.raises(UsageError, match="of the run itself"):
         check_names([task("a"), task(name)], RECIPE)
     check_names([task("sub/" + name)], RECIPE)
+
+
+def test_a_scene_is_asked_for_and_without_one_a_request_is_that_of_earlier_releases():
+    assert "scene" not in RECIPE.described()
+    scenes = [task("a").request(replace(RECIPE, scene=size), []) for size in (None, (8, 9), (9, 8))]
+    assert len(set(scenes)) == 3

@@ -26,7 +26,7 @@ from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.runs.picture_recipe import Recipe
 from ddib_fed.runs.picture_report import read_thresholds
-from ddib_fed.runs.picture_run import class_tasks, folder_tasks, run
+from ddib_fed.runs.picture_run import class_tasks, folder_tasks, own_scene, run
 from ddib_fed.samples.images import encode_png, read_image
 from tests.runs.tiny_models import tiny
 
@@ -350,3 +350,24 @@ def test_a_run_of_which_every_picture_is_refused_says_so(folder, tmp_path):
         path.write_bytes(encode_png(np.full((8, 8, 1), 255, np.uint8)))
     with pytest.raises(LatentNotGaussian, match="none of 5 pictures"):
         go(folder, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_scenes_are_translated_at_their_own_size(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        (tmp_path / "in" / f"{number}.png").write_bytes(encode_png(drawn(13, 18, number)))
+    found = folder_tasks(tmp_path / "in")
+    recipe = replace(RECIPE, scene=own_scene(found), keep_latents=True)
+    run(recipe, found, tmp_path / "out", opener=opened, batch=2)
+    latent = np.load(tmp_path / "out" / "0.latent.npy")
+    assert latent.shape == (1, 1, 13, 18)
+    assert read_image(tmp_path / "out" / "0.png").pixels.shape == (13, 18, 1)
+    record = json.loads((tmp_path / "out" / "0.json").read_text())
+    assert record["run"]["settings"]["scene"] == [13, 18]
+    assert (record["picture"]["height"], record["picture"]["width"]) == (13, 18)
+
+
+def test_scenes_of_several_sizes_are_told_apart(folder):
+    with pytest.raises(UsageError, match=r"of several: a.png 12x10 and b.png 8x8"):
+        own_scene(folder_tasks(folder))

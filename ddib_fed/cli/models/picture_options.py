@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
+
+from ddib_fed.names import size_from
 
 Command = Callable[..., None]
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -40,6 +43,30 @@ SOFTEN = click.option(
     type=click.FloatRange(0, 1),
     metavar="SIGMA",
     help="Pictures: noise level of softening before encoding; default: each model's own.",
+)
+
+
+class SceneSize(click.ParamType[tuple[int, int] | str]):
+    """HEIGHTxWIDTH as (height, width), or "own"."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.ParamType`."""
+        if value == "own" or isinstance(value, tuple):
+            return value
+        try:
+            return size_from(value)
+        except ValueError as error:
+            return self.fail(f"{error}; or own", param, ctx)
+
+
+SCENE = click.option(
+    "--scene",
+    type=SceneSize(),
+    metavar="SIZE",
+    help="Pictures larger than the models': translate them at this size, HEIGHTxWIDTH, or at their own size (own), in "
+    "overlapping tiles of the models' size.",
 )
 BATCH = click.option(
     "--batch",
@@ -99,6 +126,7 @@ TRANSLATING = (
         metavar="DIR",
         help="Pictures: ImageNet's development kit, if --pairs needs it to determine classes.",
     ),
+    SCENE,
     *GUIDING,
     click.option(
         "--guide",

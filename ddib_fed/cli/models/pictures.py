@@ -60,7 +60,7 @@ def translate(
     from ddib_fed.bridge.sharding import parse_devices
     from ddib_fed.runs.picture_recipe import Recipe
     from ddib_fed.runs.picture_report import read_thresholds
-    from ddib_fed.runs.picture_run import run
+    from ddib_fed.runs.picture_run import own_scene, run
 
     if folder is None:
         raise UsageError(
@@ -92,6 +92,8 @@ def translate(
     thresholds = read_thresholds(given["thresholds"]) if given["thresholds"] is not None else None
     found = _found(folder, recipe, given)
     _name_bad(found)
+    if given["scene"] is not None:
+        recipe = replace(recipe, scene=own_scene(found) if given["scene"] == "own" else given["scene"])
     with bar("translating") as show:
         report = run(
             recipe,
