@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ddib_fed.bridge.calibration.applied import leg_map
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.party import Array, Decoded, Description, Encoded, Failed, Leg, ToDecode, ToEncode
 from ddib_fed.bridge.translate import Item as Sample
@@ -30,6 +31,7 @@ from ddib_fed.wire.guidance import check_version
 from ddib_fed.wire.jobs import ItemState, JobState
 from ddib_fed.wire.latent import ApprovedLatent, approve
 from ddib_fed.wire.version import SPOKEN
+from source_node.calibrations import calibration_of, recorded
 from source_node.classes import own_classes, target_classes
 from source_node.jobs.events import EventHub
 from source_node.jobs.records import PENDING_ITEMS, JobSpec, Part, error_record
@@ -85,7 +87,13 @@ class Pipeline:
         """
         spec = self._job.spec
         remote = self._remotes.get(spec.target_institution)
-        contract = remote.negotiate(self._node.side(), spec.target_domain, self._control)
+        calibration = calibration_of(self._node, spec)
+        contract = remote.negotiate(
+            self._node.side(),
+            spec.target_domain,
+            self._control,
+            None if calibration is None else calibration.terms,
+        )
         check_version(spec.guidance, contract.version, remote.hop, SPOKEN)
         labels = _Labels(
             spec,
@@ -105,6 +113,7 @@ class Pipeline:
             round_trip=spec.cycle,
             control=self._control,
             on_step=self._step,
+            calibration=leg_map(calibration, self._engine.model.bundle.manifest),
         )
         source = JobSource(self, contract)
         given = self._given(labels.by_target(items), contract, labels)
@@ -147,17 +156,22 @@ class Pipeline:
     def _stored(
         self, item: Item, record: Translation, contract: Contract
     ) -> tuple[Latent, LatentStatistics] | None:
-        """The latent that was made before, to be sent as it is; none when it is another model's, or damaged.
+        """The latent that was made before, to be sent as it is; none of another model or calibration, or damaged.
 
         Then the item is one that was only received, and is encoded again.
         """
         job_id = self._job.job_id
         try:
-            if record.source_model_sha256 == contract.source.model_sha256.hex():
+            before = record.source_model_sha256, record.calibration_sha256
+            if before == (contract.source.model_sha256.hex(), recorded(contract)["calibration_sha256"]):
                 data = self._store.read_part(job_id, item.index, Part.ENCODED)
                 latent = Latent.from_bytes(data, self._engine.model.sample_shape)
                 return latent, LatentStatistics(**record.latent.model_dump())
-            log.info("item %d of job %s is encoded again: the model was replaced", item.index, job_id)
+            log.info(
+                "item %d of job %s is encoded again: the model or the calibration was replaced",
+                item.index,
+                job_id,
+            )
         except (ChunkCorrupt, ItemNotFound) as error:
             log.warning("item %d of job %s is encoded again: %s", item.index, job_id, error.detail)
         self._store.advance(job_id, item.index, ItemState.RECEIVED)
@@ -205,6 +219,7 @@ class Pipeline:
             "target_model_sha256": contract.target.model_sha256.hex(),
             "classifier_sha256": offered.classifier_sha256.hex() if guided and offered else "",
             "soften_sigma": contract.source.soften_sigma,
+            **recorded(contract),
         }
 
     # What the own model does

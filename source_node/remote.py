@@ -27,13 +27,15 @@ from ddib_fed.errors import (
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.rpc.settings import settings_message
 from ddib_fed.trust import tls
-from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
+from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import confirm
+from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.guidance import GuidanceTerms, guidance_to_pb
 from ddib_fed.wire.latent import ApprovedLatent
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import (
+    CALIBRATION,
     OLDEST,
     SPOKEN,
     Version,
@@ -67,14 +69,21 @@ def _named(hop: str) -> Iterator[None]:
         raise
 
 
-def _too_old(error: DdibError, own: ContractSide, hop: str) -> DdibError:
-    """What a peer means that does not know the fields of our side: it is of an older release."""
-    if not isinstance(error, UnknownFields) or own.needs <= OLDEST:
+def _too_old(
+    error: DdibError, own: ContractSide, calibration: CalibrationTerms | None, hop: str
+) -> DdibError:
+    """What a peer means that does not know the fields of our request: it is of an older release."""
+    needed = own.needs if calibration is None else CALIBRATION
+    if not isinstance(error, UnknownFields) or needed <= OLDEST:
         return error
-    older = [version for version in SPOKEN if version < own.needs]
+    older = [version for version in SPOKEN if version < needed]
+    what = "pictures and classes" if calibration is None else "calibrations"
     return ContractMismatch(
-        f"{hop} does not know what protocol {own.needs} added for pictures and classes",
+        f"{hop} does not know what protocol {needed} added for {what}",
         hop=hop,
+        hint=""
+        if calibration is None
+        else "ddib translate --no-calibration, or let its operator upgrade ddib-fed",
         differences=(version_difference(SPOKEN, older),),
     )
 
@@ -122,17 +131,32 @@ class Remote:
             )
         return Described(side, version, limits.guidance)
 
-    def negotiate(self, own: ContractSide, domain: str, control: Control) -> Contract:
+    def negotiate(
+        self,
+        own: ContractSide,
+        domain: str,
+        control: Control,
+        calibration: CalibrationTerms | None = None,
+    ) -> Contract:
         """Agree with the peer, believing nothing that was not computed here.
 
+        Args:
+            own: This node's side.
+            domain: That the peer must serve.
+            control: Cancelling ends the call.
+            calibration: Under which this node will encode; None for none.
+
         Raises:
+            CalibrationRefused: The peer does not use the calibration; the class says why.
             ContractMismatch: Each differing field, both values, and what to do.
             DomainNotFound: The peer serves another domain.
             MessageInvalid: The answer holds what the protocol does not allow.
             DdibError: As the peer says, or PeerUnreachable.
         """
         request = decoding_pb2.NegotiateContractRequest(
-            versions=versions_to_pb(), source=to_message(own, decoding_pb2.ContractSide)
+            versions=versions_to_pb(),
+            source=to_message(own, decoding_pb2.ContractSide),
+            calibration=None if calibration is None else to_message(calibration, common_pb2.CalibrationTerms),
         )
         remaining = control.remaining_s()
         timeout = UNARY_TIMEOUT_S if remaining is None else min(UNARY_TIMEOUT_S, remaining)
@@ -144,11 +168,13 @@ class Remote:
             control.check()
             raise self._closed() from error
         except grpc.RpcError as error:
-            raise _too_old(failure(error, self.hop, control), own, self.hop) from error
+            raise _too_old(failure(error, self.hop, control), own, calibration, self.hop) from error
         except ValueError as error:
             raise self._closed() from error
         with _named(self.hop):
-            contract = confirm(answer, source=own, target_institution=self.institution)
+            contract = confirm(
+                answer, source=own, target_institution=self.institution, calibration=calibration
+            )
         if contract.target.domain != domain:
             raise DomainNotFound(
                 f"{self.institution} serves {contract.target.domain}, not {domain}",

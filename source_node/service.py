@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import grpc
 
+from ddib_fed.bridge.calibration.applied import leg_map
 from ddib_fed.errors import (
     DdibError,
     InputError,
@@ -36,6 +37,7 @@ from ddib_fed.wire.contract import SAMPLE_KINDS
 from ddib_fed.wire.jobs import ItemState, JobState
 from ddib_fed.wire.mapping import to_message
 from source_node import messages
+from source_node.calibrations import active_terms, calibration_of
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
 from source_node.jobs.records import PENDING_ITEMS
@@ -101,6 +103,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         header = _job_header(request_iterator)
         spec = spec_of(header, self._node)
         self._check_target(spec)
+        leg_map(calibration_of(self._node, spec), self._node.engine.model.manifest)
         pace = Pace(self._node.config.limits.stall_s, always=True)
         with self._store.stage(spec) as staging, paced(request_iterator, pace) as requests:
             received = 0
@@ -296,6 +299,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             answer.classes = side.classes
             answer.class_names.extend(side.class_names)
             answer.size_rule = side.size_rule
+            terms = active_terms(self._node, (side.institution, side.domain))
+            if terms is not None:
+                answer.calibration.CopyFrom(to_message(terms, common_pb2.CalibrationTerms))
             if peer.guidance is not None:
                 answer.guidance.CopyFrom(to_message(peer.guidance, common_pb2.GuidanceTerms))
         answer.latency_ms = round(1000 * (time.perf_counter() - started))

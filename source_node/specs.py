@@ -13,7 +13,7 @@ from ddib_fed.v1 import translation_pb2
 from ddib_fed.wire.contract import MAX_CLASS_NAME
 from ddib_fed.wire.guidance import check_version, guidance_from_pb
 from ddib_fed.wire.jobs import Settings
-from ddib_fed.wire.version import GUIDANCE, PICTURES, SPOKEN, Version, version_from_pb
+from ddib_fed.wire.version import CALIBRATION, GUIDANCE, PICTURES, SPOKEN, Version, version_from_pb
 from source_node.classes import own_classes, target_classes
 from source_node.jobs.records import JobSpec
 from source_node.remote import Described
@@ -53,6 +53,7 @@ def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
         guidance=guidance,
         item_classes=tuple((each.source_class, each.target_class) for each in header.item_classes),
         model_size=header.model_size,
+        no_calibration=header.no_calibration,
     )
     if spec.model_size and not node.engine.model.is_picture:
         raise MessageInvalid("points have no size", facts={"field": "model_size"})
@@ -117,6 +118,7 @@ def _check_version(header: translation_pb2.JobHeader, guidance: Guidance, versio
         "guidance": (GUIDANCE, guidance != UNGUIDED),
         "item_classes": (GUIDANCE, len(header.item_classes) > 0),
         "model_size": (GUIDANCE, header.model_size),
+        "no_calibration": (CALIBRATION, header.no_calibration),
     }
     for field, (since, there) in later.items():
         if there and version < since:

@@ -33,6 +33,7 @@ from ddib_fed.server.interceptors import caller
 from ddib_fed.server.pace import Pace, paced
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import agree
+from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.chunks import Announced, Assembler, Whole, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.guidance import check_offered, guidance_from_pb
@@ -47,6 +48,7 @@ from ddib_fed.wire.version import (
     versions_to_pb,
 )
 from target_node.calibration import CalibrationServicer
+from target_node.contract_calibration import check_calibration
 from target_node.stream import DecodeStream, StreamSettings, Translated
 
 # Contracts remembered of one peer: it needs one at a time, and an old one lives on for calls that are on their way.
@@ -111,11 +113,25 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 f"{peer} proposed a contract for {source.institution}",
                 facts={"institution": source.institution},
             )
-        contract = agree(versions_from_pb(request.versions), SPOKEN, source, self._node.side(), self.limits())
+        proposed = request.calibration if request.HasField("calibration") else None
+        contract = agree(
+            versions_from_pb(request.versions),
+            SPOKEN,
+            source,
+            self._node.side(),
+            self.limits(),
+            None if proposed is None else from_message(proposed, CalibrationTerms),
+        )
+        check_calibration(self._node, contract)
         with self._lock:
             new = contract.digest not in self._contracts
         if new:
-            self._audit("contract_agreed", peer=str(peer), contract=contract.digest.hex())
+            self._audit(
+                "contract_agreed",
+                peer=str(peer),
+                contract=contract.digest.hex(),
+                calibration=str(contract.calibration or ""),
+            )
         self._remember(contract)
         return decoding_pb2.NegotiateContractResponse(
             contract=to_message(contract, decoding_pb2.Contract), sha256=contract.digest
@@ -134,6 +150,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             contract, solver_settings(header.solver), header.round_trip, label, guidance
         )
         self._check_header(header, contract)
+        check_calibration(self._node, contract)
         check_offered(
             guidance, contract.limits.guidance, f"{contract.target.institution}/{contract.target.domain}"
         )

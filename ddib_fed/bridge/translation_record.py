@@ -65,7 +65,6 @@ class SolverUsed(_Section):
     evaluations: int = 48
     grid: str = "default"
     depth: float = 1.0
-    encoder: str = "ode"
 
 
 class GuidanceUsed(_Section):
@@ -225,6 +224,8 @@ class Translation(_Section):
         target_class: Class that was decoded to, the same.
         guidance: How decoding was guided; None for not at all.
         classifier_sha256: Of the bundle of the classifier that guided at the target; empty for none.
+        calibration_sha256: Of the calibration under which it was encoded; empty for none.
+        calibration_kind: What it is: "rotation", "tone" or "colour-map"; empty for none.
         samples: How many samples: points of a cloud, 1 for a picture.
         latent: Statistics of the latent.
         wire_bytes: Bytes of tensors and files that crossed between the nodes, both ways.
@@ -255,6 +256,8 @@ class Translation(_Section):
     target_class: str = ""
     guidance: GuidanceUsed | None = None
     classifier_sha256: str = ""
+    calibration_sha256: str = ""
+    calibration_kind: str = ""
     samples: int = 1
     latent: LatentFigures = LatentFigures()
     wire_bytes: int = 0

@@ -178,6 +178,11 @@ KEEP_LATENTS = click.option(
     is_flag=True,
     help="Also fetch the latents. A latent is an invertible encoding: protect it like the picture.",
 )
+NO_CALIBRATION = click.option(
+    "--no-calibration",
+    is_flag=True,
+    help="Leave out the calibration that both operators agreed on for this target (`ddib domains` lists it).",
+)
 DEADLINE = click.option(
     "--deadline",
     type=click.FloatRange(min=1),

@@ -51,6 +51,7 @@ from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.guidance import guidance_to_pb
 from ddib_fed.wire.jobs import Event, ItemState, JobState, Settings, settings_to_pb
 from ddib_fed.wire.version import (
+    CALIBRATION,
     GUIDANCE,
     OLDEST,
     PICTURES,
@@ -161,6 +162,7 @@ class Client:
         guidance: Guidance = UNGUIDED,
         classes: Sequence[tuple[str, str]] = (),
         model_size: bool = False,
+        no_calibration: bool = False,
     ) -> Submitted:
         """Submit a job; returns once it is on the node's disk.
 
@@ -179,6 +181,7 @@ class Client:
             classes: (source class, target class) of each item, instead of one of each for all.
             model_size: Whether pictures come back at the models' size, each with the picture as the source's model saw
                 it (`Part.SOURCE`).
+            no_calibration: Leave out the calibration that is active for the target; needs protocol 1.3 at the node.
 
         Raises:
             ContractMismatch: The node is of an older release and does not support the request.
@@ -194,6 +197,8 @@ class Client:
             version = PICTURES
         if guidance != UNGUIDED or classes or model_size:
             version = GUIDANCE
+        if no_calibration:
+            version = CALIBRATION
         header = pb.JobHeader(
             version=versions_to_pb([version])[0],
             request_id=request_id or str(uuid.uuid4()),
@@ -209,6 +214,7 @@ class Client:
             guidance=guidance_to_pb(guidance),
             item_classes=[pb.ItemClasses(source_class=own, target_class=other) for own, other in classes],
             model_size=model_size,
+            no_calibration=no_calibration,
         )
         try:
             answer = self._connection.call(lambda stub: send_job(stub, header, items))
@@ -227,7 +233,8 @@ class Client:
         return ContractMismatch(
             f"{self.hop} does not know what protocol {version} added",
             hop=self.hop,
-            hint="omit --guidance, --classifier-scale, --clip and --pairs, or let its operator upgrade ddib-fed",
+            hint="omit --guidance, --classifier-scale, --clip, --pairs and --no-calibration, or let its operator "
+            "upgrade ddib-fed",
             differences=(version_difference(SPOKEN, older),),
         )
 
@@ -398,6 +405,7 @@ class Client:
         guidance: Guidance = UNGUIDED,
         classes: Sequence[tuple[str, str]] = (),
         model_size: bool = False,
+        no_calibration: bool = False,
         on_event: Callable[[Event], None] | None = None,
         acknowledge: bool = True,
     ) -> tuple[Result, ...]:
@@ -422,6 +430,7 @@ class Client:
             guidance=guidance,
             classes=classes,
             model_size=model_size,
+            no_calibration=no_calibration,
         )
         for event in self.watch(job.job_id):
             if on_event is not None:

@@ -10,6 +10,7 @@ from ddib_fed.bridge.translation_record import Part, Translation
 from ddib_fed.errors import DdibError, Difference, error_class
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.guidance import NO_GUIDANCE, GuidanceTerms, guidance_from_pb
 from ddib_fed.wire.jobs import Event, ItemState, JobState, Settings, settings_from_pb
 from ddib_fed.wire.mapping import enum_members, from_message
@@ -42,6 +43,7 @@ class Domain:
     class_names: tuple[str, ...] = ()
     size_rule: str = ""
     guidance: GuidanceTerms = NO_GUIDANCE
+    calibration: CalibrationTerms | None = None
 
     @property
     def target(self) -> str:
@@ -116,6 +118,7 @@ class JobView:
     target_class: str = ""
     guidance: Guidance = UNGUIDED
     model_size: bool = False
+    no_calibration: bool = False
 
     @property
     def expected_parts(self) -> frozenset[Part]:

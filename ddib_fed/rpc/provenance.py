@@ -13,18 +13,16 @@ _TERMS = ("low", "high", "bits")
 
 def provenance_message(record: Translation) -> translation_pb2.Provenance:
     """The record of a finished translation, for the client."""
-    # Defaults are left out, so that earlier clients understand the message.
-    encoder = "" if record.solver.encoder == "ode" else record.solver.encoder
-    solver = to_message(
-        record.solver, common_pb2.SolverSettings, depth=record.solver.depth % 1.0, encoder=encoder
-    )
+    solver = to_message(record.solver, common_pb2.SolverSettings, depth=record.solver.depth % 1.0)
     return to_message(
         record,
         translation_pb2.Provenance,
         local=_LOCAL,
+        # The default depth is left out, so that earlier clients understand the message.
         solver=solver,
         picture=_picture_message(record),
         classifier_sha256=bytes.fromhex(record.classifier_sha256) or None,
+        calibration_sha256=bytes.fromhex(record.calibration_sha256) or None,
     )
 
 
@@ -42,9 +40,7 @@ def provenance_record(pb: translation_pb2.Provenance) -> Translation:
         pb,
         Translation,
         local=_LOCAL,
-        solver=from_message(
-            pb.solver, SolverUsed, depth=pb.solver.depth or 1.0, encoder=pb.solver.encoder or "ode"
-        ),
+        solver=from_message(pb.solver, SolverUsed, depth=pb.solver.depth or 1.0),
         picture=_picture(pb.picture) if pb.HasField("picture") else None,
     )
 

@@ -92,6 +92,7 @@ class JobSpec:
         guidance: How decoding is guided, at the target and, for a cycle, here.
         item_classes: (source class, target class) of each item, where each has its own; otherwise none.
         model_size: Whether results keep the models' size, and the picture as the model saw it is one of them.
+        no_calibration: Whether the calibration that is active for the target is left out.
 
     Raises:
         MessageInvalid: The request id is no UUID, or classes are given both for all items and for each.
@@ -110,6 +111,7 @@ class JobSpec:
     guidance: Guidance = UNGUIDED
     item_classes: tuple[tuple[str, str], ...] = ()
     model_size: bool = False
+    no_calibration: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -151,7 +153,14 @@ def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
     What came later counts only where it is anything: a job that an older release accepted keeps its digest.
     """
     usual = JobSpec("", spec.request_id, "", "")
-    later = ("source_class", "target_class", "guidance", "item_classes", "model_size")
+    later = (
+        "source_class",
+        "target_class",
+        "guidance",
+        "item_classes",
+        "model_size",
+        "no_calibration",
+    )
     left_out = {"owner", "request_id"} | {k for k in later if getattr(spec, k) == getattr(usual, k)}
     settings = {k: v for k, v in asdict(spec).items() if k not in left_out}
     if spec.solver.depth == 1.0:

@@ -44,8 +44,8 @@ def pictures_model(
     )  # fmt: skip
     manifest = Manifest(
         name=domain, domain=domain, sample_kind="picture", sample_shape=(1, SIZE, SIZE), network=network,
-        normalisation=Normalisation(std=0.5), soften_sigma=0.02, picture=form or PictureFormat(),
-        classes=classes, **changes,
+        soften_sigma=0.02, picture=form or PictureFormat(), classes=classes,
+        **{"normalisation": Normalisation(std=0.5), **changes},
     )  # fmt: skip
     torch.manual_seed(seed)
     module = build_network(network)

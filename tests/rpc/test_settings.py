@@ -24,14 +24,15 @@ def test_what_the_wire_does_not_carry_is_not_dropped_in_silence(settings):
         settings_message(settings)
 
 
-def test_the_wire_has_the_five_fields_that_it_had():
-    """Peers of 1.0 and 1.1 read all of a message, and all of it comes back."""
+def test_the_wire_has_the_fields_that_it_had_and_the_encoder():
+    """Peers of earlier minors read all of a message without an encoder, and all of it comes back."""
     assert [field.name for field in common_pb2.SolverSettings.DESCRIPTOR.fields] == [
         "solver",
         "order",
         "evaluations",
         "grid",
         "depth",
+        "encoder",
     ]
     settings = SolverSettings("ddim", 1, 50, "ddib")
     assert solver_settings(settings_message(settings)) == settings

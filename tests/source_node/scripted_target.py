@@ -21,6 +21,7 @@ from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.agreement import agree
+from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.chunks import assemble, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.latent import LatentOpener, approve
@@ -107,7 +108,9 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.negotiation()
         source = from_message(request.source, ContractSide)
         versions = versions_from_pb(request.versions)
-        self.contract = agree(versions, self.spoken, source, self._side(), self.limits)
+        proposed = request.calibration if request.HasField("calibration") else None
+        terms = None if proposed is None else from_message(proposed, CalibrationTerms)
+        self.contract = agree(versions, self.spoken, source, self._side(), self.limits, terms)
         answer = pb.NegotiateContractResponse(
             contract=to_message(self.contract, pb.Contract), sha256=self.contract.digest
         )

@@ -23,6 +23,7 @@ from pydantic import (
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.names import is_domain, is_institution
+from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.canonical import canonical_json
 
 Kind = Literal["rotation", "tone", "colour-map"]
@@ -151,6 +152,11 @@ class Calibration(_Section):
     def sha256(self) -> bytes:
         """Digest of `canonical`, 32 bytes."""
         return hashlib.sha256(self.canonical).digest()
+
+    @property
+    def terms(self) -> CalibrationTerms:
+        """What a contract says of it."""
+        return CalibrationTerms(self.sha256, self.kind, int(self.expires.timestamp()))
 
     def expired(self, now: datetime | None = None) -> bool:
         """Whether it has ended."""

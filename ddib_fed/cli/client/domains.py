@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ from ddib_fed.cli.client.session import open_client
 from ddib_fed.cli.output import print_json, print_table
 from ddib_fed.client.views import Domain
 from ddib_fed.terminal import say
+from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.guidance import GuidanceTerms
 
 MAX_LISTED = 12
@@ -32,8 +34,8 @@ def domains(output_format: str, profile_path: Path | None) -> None:
         say("none yet: the node's operator admits peers with `ddib peer add`")
         return
     rows = [_row(domain) for domain in found.targets]
-    columns = ["!--to", "!samples", "classes", "guidance", "status", ">ms"]
-    empty = {place for place in (2, 3) if all(row[place] == "-" for row in rows)}
+    columns = ["!--to", "!samples", "classes", "guidance", "calibration", "status", ">ms"]
+    empty = {place for place in (2, 3, 4) if all(row[place] == "-" for row in rows)}
     shown = [[cell for place, cell in enumerate(row) if place not in empty] for row in (columns, *rows)]
     print_table("", shown[0], shown[1:])
 
@@ -42,7 +44,15 @@ def _row(domain: Domain) -> list[str]:
     what = kind(domain.sample_kind, domain.sample_shape) if domain.sample_shape else "-"
     target = domain.target if domain.domain else f"{domain.institution}/?"
     offers, there = guidance(domain.guidance), classes(domain.classes, domain.class_names)
-    return [target, what, there, offers, domain.status, str(domain.latency_ms)]
+    calibrated = calibration(domain.calibration)
+    return [target, what, there, offers, calibrated, domain.status, str(domain.latency_ms)]
+
+
+def calibration(terms: CalibrationTerms | None) -> str:
+    """The kind and the last day of the calibration that jobs to the target use."""
+    if terms is None:
+        return "-"
+    return f"{terms.kind} until {datetime.fromtimestamp(terms.expires, UTC):%Y-%m-%d}"
 
 
 def guidance(terms: GuidanceTerms) -> str:

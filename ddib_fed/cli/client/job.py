@@ -54,6 +54,7 @@ def job() -> None:
 @options.CYCLE
 @options.with_options(options.SOLVING)
 @options.KEEP_LATENTS
+@options.NO_CALIBRATION
 @options.DEADLINE
 @options.FORMAT
 @options.PROFILE
@@ -119,6 +120,7 @@ def _show(view: JobView) -> None:
     say(
         f"solver   {settings.solver}, order {settings.order or 'default'}, {settings.evaluations} evaluations, "
         f"grid {settings.grid}{', cycle' if view.cycle else ''}{', latent kept' if view.keep_latent else ''}"
+        f"{', no calibration' if view.no_calibration else ''}"
     )
     say(f"created  {when(view.created)}   finished {when(view.finished)}   expires {when(view.expires)}")
     if view.failure is not None:

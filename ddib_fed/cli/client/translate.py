@@ -51,6 +51,7 @@ from ddib_fed.wire.jobs import JobState, Settings
 @options.DOUBTFUL
 @options.with_options(options.SOLVING)
 @options.KEEP_LATENTS
+@options.NO_CALIBRATION
 @options.DEADLINE
 @options.FORCE
 @click.option("--detach", is_flag=True, help="Only submit; print the job and how to watch and fetch it.")
@@ -120,6 +121,7 @@ class Order:
     source_class: str = ""
     target_class: str = ""
     guidance: Guidance = UNGUIDED
+    no_calibration: bool = False
 
 
 def order_of(target: str, asked: Mapping[str, Any]) -> Order:
@@ -137,6 +139,7 @@ def order_of(target: str, asked: Mapping[str, Any]) -> Order:
         asked["source_class"],
         asked["target_class"],
         Guidance(asked["guidance"], asked["classifier_scale"], clip=asked["clip"]),
+        asked["no_calibration"],
     )
 
 
@@ -163,6 +166,7 @@ def submit(
             guidance=order.guidance,
             classes=chosen.classes,
             model_size=chosen.by_class,
+            no_calibration=order.no_calibration,
         )
 
     try:
@@ -234,6 +238,8 @@ def report(
     else:
         columns, rows = _point_table(delivered, cycle=job.cycle)
     print_table("", columns, rows)
+    if said := _calibrated(delivered):
+        say(said)
     say(f"{len(delivered)} of {len(job.items)} items of job {job.job_id} are in {out}")
     _say_doubtful(delivered, doubtful_below)
     if clipped := [item.file for item in delivered if (p := item.provenance.picture) and p.clipped]:
@@ -242,6 +248,12 @@ def report(
             f"original pictures ({_some(clipped)})",
             err=True,
         )
+
+
+def _calibrated(delivered: Sequence[Delivered]) -> str:
+    """Under which calibration the items were encoded; empty for none."""
+    found = {(p.calibration_kind, p.calibration_sha256[:12]) for p in (d.provenance for d in delivered)}
+    return ", ".join(f"calibration: {kind} {sha256}" for kind, sha256 in sorted(found) if sha256)
 
 
 def _say_doubtful(delivered: Sequence[Delivered], below: float) -> None:

@@ -1,0 +1,74 @@
+"""What a calibration asks of the source's leg, and what it asks of the source's model."""
+
+from __future__ import annotations
+
+from ddib_fed.bridge.calibration.record import RETRAINED, CalibratedSide, Calibration, units_digest
+from ddib_fed.errors import CalibrationForeign, CalibrationUnits
+from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.manifest import Manifest
+
+
+def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | None:
+    """The map for `Leg.calibration`: that of a rotation; None where the model's own units have it, or there is none.
+
+    Args:
+        calibration: Of the translation; None for none.
+        source: Of the model that encodes.
+
+    Raises:
+        CalibrationUnits: The model must be trained with the calibration and is not, or it is trained with another map
+            than the translation's.
+    """
+    held = source.normalisation.calibrated
+    if calibration is not None and calibration.kind in RETRAINED:
+        if held != calibration.map:
+            raise _untrained(calibration, source, other=held is not None)
+        return None
+    if held is not None:
+        raise CalibrationUnits(
+            f"{source.name} was trained with the map of a calibration, and this translation has "
+            + ("none" if calibration is None else f"a {calibration.kind}"),
+            hint="use the calibration it was trained with (ddib calibrate list; in one process --calibration FILE), or "
+            "the model from before: ddib model show",
+            facts={"model": source.name},
+        )
+    return None if calibration is None else calibration.map
+
+
+def check_models(calibration: Calibration, source: Manifest, target: Manifest) -> None:
+    """Return if a calibration is between two models' domains, and in their units; for translations in one process.
+
+    Raises:
+        CalibrationForeign: It is between other domains.
+        CalibrationUnits: It was made for models of other units.
+    """
+    found = calibration.source.domain, calibration.target.domain
+    if found != (source.domain, target.domain):
+        raise CalibrationForeign(
+            f"the calibration leads from {found[0]} to {found[1]}, not from {source.domain} to {target.domain}",
+            hint=f"ddib calibrate --local {source.domain} {target.domain}",
+            facts={"source": found[0], "target": found[1]},
+        )
+    for side, manifest in ((calibration.source, source), (calibration.target, target)):
+        _check_units(side, manifest)
+
+
+def _check_units(side: CalibratedSide, manifest: Manifest) -> None:
+    units = units_digest(manifest.normalisation)
+    if side.units_sha256 != units:
+        raise CalibrationUnits(
+            f"the calibration was made for a model of {side.domain} with the units {side.units_sha256[:12]}; "
+            f"{manifest.name} has {units[:12]}",
+            hint="calibrate again with this model: ddib calibrate --local A B",
+            facts={"model": manifest.name},
+        )
+
+
+def _untrained(calibration: Calibration, source: Manifest, *, other: bool) -> CalibrationUnits:
+    why = "was trained with the map of another one" if other else "was not trained with it"
+    return CalibrationUnits(
+        f"the {calibration.kind} {calibration.sha256.hex()[:12]} needs a source model trained with it, and "
+        f"{source.name} {why}",
+        hint="ddib model train --init OWN --calibration FILE --out NEW, then serve NEW",
+        facts={"model": source.name, "calibration": calibration.sha256.hex()},
+    )

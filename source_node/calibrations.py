@@ -1,0 +1,68 @@
+"""The calibration of a job: the active one for its target, unless the client wants none."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from ddib_fed.bridge.calibration.record import Calibration
+from ddib_fed.errors import CalibrationRefused
+from ddib_fed.node.calibrating import usable_calibration
+from ddib_fed.node.role import NodeContext
+from ddib_fed.trust.calibration_store import Place, place_of
+from ddib_fed.wire.calibration import CalibrationTerms
+from ddib_fed.wire.contract import Contract
+from source_node.jobs.records import JobSpec
+
+
+def calibration_of(node: NodeContext, spec: JobSpec) -> Calibration | None:
+    """The calibration under which a job's items are encoded; None for none.
+
+    One that has ended, and that no newer one replaces, is refused and not left out: translations without it differ.
+
+    Raises:
+        CalibrationRefused: As `usable_calibration` says.
+        NotReady: The model is not loaded yet.
+    """
+    target = spec.target_institution, spec.target_domain
+    return None if spec.no_calibration else _active(node, target)
+
+
+def active_terms(node: NodeContext, target: Place) -> CalibrationTerms | None:
+    """What `ddib domains` lists: the terms of the calibration that jobs use; None for none, or one that is refused."""
+    try:
+        found = _active(node, target)
+    except CalibrationRefused:
+        return None
+    return None if found is None else found.terms
+
+
+def recorded(contract: Contract) -> dict[str, str]:
+    """What an item's record says of the contract's calibration: digest in hex and kind, empty for none."""
+    terms = contract.calibration
+    return {
+        "calibration_sha256": "" if terms is None else terms.sha256.hex(),
+        "calibration_kind": "" if terms is None else terms.kind,
+    }
+
+
+def _active(node: NodeContext, target: Place) -> Calibration | None:
+    source, now = (node.config.node.institution, node.config.model.domain), datetime.now(UTC)
+    stored = node.calibrations.active(source, target, now=now)
+    if stored is None:
+        stored = next(
+            (
+                each
+                for each in node.calibrations.list()
+                if each.state(now) == "expired"
+                and place_of(each.signed.calibration.source) == source
+                and place_of(each.signed.calibration.target) == target
+            ),
+            None,
+        )
+    if stored is None:
+        return None
+    try:
+        return usable_calibration(node, stored.sha256, source=source, target=target, side="source", now=now)
+    except CalibrationRefused as error:
+        error.hint = f"{error.hint}; ddib translate --no-calibration leaves it out"
+        raise

@@ -1,0 +1,41 @@
+"""Calibrations that two institutions of a test signed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
+from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.trust import pki
+from ddib_fed.trust.calibrations import SignedCalibration, sign
+from tests.node.institutions import Institution
+from tests.trust.calibration_examples import calibration
+
+MIRRORED = ChannelMap(rotation=((-1.0,),))
+"""The only rotation of one channel: light and dark are exchanged."""
+UNITS = Normalisation(std=0.5)
+"""Of the models of `picture_examples`."""
+
+
+def agreed(north: Institution, south: Institution, **changes: Any) -> SignedCalibration:
+    """A mirrored scale of greys from north/scans to south/relief, signed by both; `changes` are fields of it."""
+    places = {"source": (north, "scans"), "target": (south, "relief")}
+    sides = {
+        side: CalibratedSide(institution=owner.name, domain=domain, units_sha256=units_digest(UNITS))
+        for side, (owner, domain) in places.items()
+    }
+    made = calibration(**{"map": MIRRORED, **sides, **changes})
+    now = datetime.now(UTC)
+    return SignedCalibration(
+        calibration=made,
+        source=sign(made, "source", pki.load_identity(north.pki), now=now),
+        target=sign(made, "target", pki.load_identity(south.pki), now=now),
+    )
+
+
+def ended(signed: SignedCalibration) -> SignedCalibration:
+    """The same, after its time; nothing looks at its signatures any more."""
+    past = signed.calibration.model_copy(update={"expires": datetime.now(UTC) - timedelta(days=1)})
+    return signed.model_copy(update={"calibration": past})

@@ -1,0 +1,190 @@
+"""Under which calibration a source encodes: the active one for the target, or none when the client says so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddib_fed.bridge.calibration.record import units_digest
+from ddib_fed.errors import CalibrationExpired, CalibrationUnits, UnknownFields
+from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.wire.jobs import ItemState
+from source_node.calibrations import active_terms, calibration_of
+from source_node.jobs.records import Part, content_digest
+from source_node.messages import job_message, record_of
+from source_node.specs import _check_fields
+from tests.node.agreed_calibrations import agreed, ended
+from tests.node.picture_examples import pictures_engine
+from tests.node.tiny_nodes import make_institution
+from tests.source_node.conftest import wait_until
+from tests.source_node.jobs.job_examples import spec
+from tests.source_node.scripted_target import hang
+from tests.source_node.test_pictures import Scans, picture_target
+
+TO = ("south.example", "relief")
+DEEP = PictureFormat(high=65535.0, bits=16)
+JOB = spec(target_institution=TO[0], target_domain=TO[1])
+
+
+@pytest.fixture(scope="module")
+def engine():
+    made = pictures_engine("scans", form=DEEP)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def institutions(tmp_path):
+    """North and south, which admitted each other."""
+    north, south = (make_institution(tmp_path / name, f"{name}.example") for name in ("north", "south"))
+    south.admit(north)
+    return north, south
+
+
+@pytest.fixture
+def target(institutions):
+    north, south = institutions
+    made = picture_target(south)
+    north.admit(south, made.address)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def source(tmp_path, institutions, target, engine):
+    """Not started; it allows every kind."""
+    made = Scans(
+        tmp_path / "north", institutions[0], engine, domain="scans",
+        calibration='["rotation", "tone", "colour-map"]',
+    )  # fmt: skip
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def signed(institutions):
+    return agreed(*institutions)
+
+
+@pytest.mark.slow
+def test_items_are_encoded_under_the_active_calibration(source, target, signed) -> None:
+    """The contract, the latent and the record have it; with `no_calibration` none of them has."""
+    source.node.calibrations.add(signed)
+    source.start()
+    jobs = [source.translated(no_calibration=each) for each in (False, True)]
+    calibrated, plain = (latent.data for _, latent in target.latents)
+    np.testing.assert_allclose(calibrated, -plain, atol=1e-5)
+    records = [record_of(job, job.items[0]) for job in jobs]
+    assert [record.calibration_sha256 for record in records] == [signed.sha256.hex(), ""]
+    assert [record.calibration_kind for record in records] == ["rotation", ""]
+    assert [job_message(job).no_calibration for job in jobs] == [False, True]
+    assert target.contract.calibration is None
+
+
+@pytest.mark.slow
+def test_a_latent_of_another_calibration_is_made_again(source, target, signed) -> None:
+    """It was stored before there was one; the item is encoded anew under the contract of the second try."""
+    target.decodes = [hang]
+    job_id = source.start().submitted()
+    wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
+    assert target.asked.wait(10)
+    stored = source.store.read_part(job_id, 0, Part.ENCODED)
+    source.stop()
+    source.open(source.node.running_engine)
+    source.node.calibrations.add(signed)
+    job = source.start().ended(job_id)
+    assert str(job.state) == "FINISHED"
+    np.testing.assert_allclose(target.latents[-1][1].data.ravel(), -np.frombuffer(stored, "<f4"), atol=1e-5)
+    assert record_of(job, job.items[0]).calibration_sha256 == signed.sha256.hex()
+
+
+def test_a_target_that_changes_the_calibration_ends_the_job(source, target, signed) -> None:
+    """It answers with a contract without one: the translation would be another than the record says."""
+
+    def leave_out(answer) -> None:
+        if hasattr(answer, "contract"):
+            answer.contract.ClearField("calibration")
+
+    target.forge = leave_out
+    source.node.calibrations.add(signed)
+    job = source.start().translated()
+    assert str(job.state) == "FAILED"
+    assert job.error["reason"] == "CONTRACT_MISMATCH"
+    fields = [difference["field"] for difference in job.error["differences"]]
+    assert sorted(fields) == ["calibration", "contract_sha256"]
+    assert not target.latents
+
+
+def test_a_target_of_an_older_release_is_named_with_what_to_do(source, target, signed) -> None:
+    """It does not know the field; without the calibration the same job goes through."""
+
+    def refuse_unknown() -> None:
+        raise UnknownFields
+
+    target.negotiation = refuse_unknown
+    source.node.calibrations.add(signed)
+    job = source.start().translated()
+    (difference,) = job.error["differences"]
+    assert (job.error["reason"], difference["target"]) == ("CONTRACT_MISMATCH", "1.2, 1.1, 1.0")
+    target.negotiation = lambda: None
+    assert source.translated(no_calibration=True).state == "FINISHED"
+
+
+def test_what_has_ended_is_refused_and_not_left_out(source, signed) -> None:
+    """Until a newer one replaces it; the error says how to go on without."""
+    node = source.node
+    node.calibrations.add(ended(signed))
+    with pytest.raises(CalibrationExpired, match="ended") as refused:
+        calibration_of(node, JOB)
+    assert "--no-calibration" in refused.value.hint
+    assert active_terms(node, TO) is None
+    node.calibrations.add(signed)
+    assert calibration_of(node, JOB) == signed.calibration
+    assert active_terms(node, TO) == signed.calibration.terms
+    assert calibration_of(node, spec(target_institution=TO[0], target_domain="drawings")) is None
+
+
+@pytest.mark.slow
+def test_a_kind_that_needs_training_needs_the_bundle_that_has_it(source, institutions, signed) -> None:
+    """And such a bundle needs the calibration: the job fails with the command that helps."""
+    tone = agreed(*institutions, kind="tone", map=ChannelMap(quadratic=((0.0, 1.0, 0.1),)))
+    source.node.calibrations.add(tone)
+    job = source.start().translated()
+    assert job.error["reason"] == CalibrationUnits.reason
+    source.stop()
+    mapped = Normalisation(std=0.5, calibrated=tone.calibration.map)
+    trained = pictures_engine("scans", form=DEEP, normalisation=mapped)
+    source.open(trained)
+    assert source.start().translated().state == "FINISHED"
+    assert source.translated(no_calibration=True).error["reason"] == CalibrationUnits.reason
+    source.node.calibrations.deactivate(tone.sha256)
+    source.node.calibrations.add(signed)
+    assert source.translated().error["reason"] == CalibrationUnits.reason
+    source.runner.close()
+    trained.close()
+
+
+def test_units_are_those_before_the_map(institutions, signed) -> None:
+    """A retrained model is still of the units that the calibration was made for."""
+    plain = signed.calibration.source.units_sha256
+    mapped = Normalisation(std=0.5, calibrated=ChannelMap(rotation=((-1.0,),)))
+    assert units_digest(mapped) == plain
+
+
+def test_jobs_of_earlier_releases_keep_their_content(source) -> None:
+    """The field counts only where it is set."""
+    assert content_digest(spec(), ()) == content_digest(spec(no_calibration=False), ())
+    assert content_digest(spec(request_id=JOB.request_id), ()) != content_digest(
+        spec(request_id=JOB.request_id, no_calibration=True), ()
+    )
+
+
+def test_an_older_version_knows_no_choice_of_calibration(source) -> None:
+    header = pb.JobHeader(items=1, no_calibration=True)
+    header.version.major, header.version.minor = 1, 2
+    with pytest.raises(UnknownFields) as refused:
+        _check_fields(header, JOB.guidance, source.config.limits)
+    assert refused.value.facts["field"] == "no_calibration"

@@ -1,0 +1,157 @@
+"""Which calibrations a target agrees to: those that it holds itself, as both signed them, and allows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ddib_fed.errors import (
+    CalibrationExpired,
+    CalibrationForeign,
+    CalibrationKindDenied,
+    CalibrationUnits,
+    CalibrationUnknown,
+    CalibrationUnsigned,
+    ContractMismatch,
+    ContractUnknown,
+)
+from ddib_fed.node.role import NodeContext
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.wire.calibration import CalibrationTerms
+from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.mapping import from_message, to_message
+from ddib_fed.wire.version import versions_to_pb
+from tests.node.agreed_calibrations import agreed, ended
+from tests.node.picture_examples import SIZE, pictures_engine
+from tests.target_node.conftest import Target, asking
+from tests.wire.examples import TERMS, PictureTerms, picture_side
+
+SCANS = {
+    "domain": "scans", "sample_shape": (1, SIZE, SIZE), "size_rule": "resize", "picture": PictureTerms(0.0, 255.0, 8),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def relief():
+    made = pictures_engine("relief", seed=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def target(tmp_path, institutions, relief):
+    """South's node, which allows rotations."""
+    made = Target(
+        tmp_path / "south", institutions["south"], relief, domain="relief", calibration='["rotation"]'
+    )
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def signed(institutions):
+    return agreed(institutions["north"], institutions["south"])
+
+
+def negotiate(target: Target, who, terms: CalibrationTerms | None, **side) -> Contract:
+    """The contract that a source of scans gets."""
+    source = picture_side(institution=who.name, **{**SCANS, **side})
+    request = pb.NegotiateContractRequest(
+        versions=versions_to_pb(),
+        source=to_message(source, pb.ContractSide),
+        calibration=None if terms is None else to_message(terms, common_pb2.CalibrationTerms),
+    )
+    with target.called_by(who) as stub:
+        return from_message(asking(stub.NegotiateContract, request).contract, Contract)
+
+
+def test_a_calibration_that_is_held_here_is_agreed_on_and_audited(target, north, signed) -> None:
+    """The contract has its terms; without the proposal the same two have another contract."""
+    target.node.calibrations.add(signed)
+    contract = negotiate(target, north, signed.calibration.terms)
+    assert contract.calibration == signed.calibration.terms
+    assert negotiate(target, north, None).digest != contract.digest
+    lines = target.config.paths.audit.read_text().splitlines()
+    found = [line for line in lines if "contract_agreed" in line]
+    assert f"rotation {signed.sha256.hex()}" in found[0]
+    assert signed.sha256.hex() not in found[1]
+
+
+def test_a_calibration_that_is_not_held_here_is_refused(target, north) -> None:
+    with pytest.raises(CalibrationUnknown):
+        negotiate(target, north, TERMS)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (ended, CalibrationExpired),
+        (lambda signed: signed.model_copy(update={"source": None}), CalibrationUnsigned),
+    ],
+)
+def test_a_calibration_that_is_no_longer_good_is_refused(target, north, signed, change, error) -> None:
+    changed = change(signed)
+    target.node.calibrations.add(changed)
+    with pytest.raises(error):
+        negotiate(target, north, changed.calibration.terms)
+
+
+def test_a_calibration_of_others_is_refused(target, institutions, north, signed) -> None:
+    """Of another source, or of another domain of the same."""
+    target.node.calibrations.add(signed)
+    with pytest.raises(CalibrationForeign):
+        negotiate(target, institutions["west"], signed.calibration.terms)
+    with pytest.raises(CalibrationForeign):
+        negotiate(target, north, signed.calibration.terms, domain="drawings")
+
+
+def test_a_calibration_in_the_units_of_another_model_is_refused(target, institutions, north, signed) -> None:
+    other = signed.calibration.target.model_copy(update={"units_sha256": "0" * 64})
+    changed = agreed(institutions["north"], institutions["south"], target=other)
+    target.node.calibrations.add(changed)
+    with pytest.raises(CalibrationUnits):
+        negotiate(target, north, changed.calibration.terms)
+
+
+def test_a_kind_that_the_policy_does_not_list_is_refused(target, north, signed) -> None:
+    target.node.calibrations.add(signed)
+    forbid(target.node)
+    with pytest.raises(CalibrationKindDenied):
+        negotiate(target, north, signed.calibration.terms)
+
+
+@pytest.mark.parametrize("change", [{"expires": 1}, {"kind": "tone"}])
+def test_terms_that_are_not_those_of_the_signed_calibration_are_refused(
+    target, north, signed, change
+) -> None:
+    """Its digest with another end or kind."""
+    target.node.calibrations.add(signed)
+    with pytest.raises(ContractMismatch) as refused:
+        negotiate(target, north, replace(signed.calibration.terms, **change))
+    assert [difference.field for difference in refused.value.differences] == ["calibration"]
+
+
+def test_a_contract_lives_no_longer_than_its_calibration(target, north, signed) -> None:
+    """Each call looks again: taken out of use, nothing is decoded under it any more."""
+    target.node.calibrations.add(signed)
+    contract = negotiate(target, north, signed.calibration.terms)
+    target.node.calibrations.deactivate(signed.sha256)
+    header = pb.DecodeHeader(
+        contract_sha256=contract.digest, request_id="job", items=1,
+        solver=common_pb2.SolverSettings(evaluations=8),
+    )  # fmt: skip
+    with pytest.raises(CalibrationUnknown):
+        target.decode(north, pb.DecodeRequest(header=header))
+    plain = pb.DecodeHeader(contract_sha256=bytes(32), request_id="job", items=1, solver=header.solver)
+    with pytest.raises(ContractUnknown):
+        target.decode(north, pb.DecodeRequest(header=plain))
+
+
+def forbid(node: NodeContext) -> None:
+    """The node allows no kind of calibration from now on."""
+    policy = node.config.policy.model_copy(update={"calibration": ()})
+    copy = node.config.model_copy(update={"policy": policy})
+    copy._folder, copy._name = node.config._folder, node.config._name
+    node.config = copy
