@@ -129,16 +129,21 @@ def _intervals(
     rows: list[Figures], compared: Mapping[str, pictures.Paired], drawn: bootstrap.Resamples, beside: Beside
 ) -> Figures:
     """Of the means of the figures that each picture has, and of the baselines'."""
-    known = [key for key, value in rows[0].items() if key != "doubtful" and value is not None]
     return {
         "level": bootstrap.LEVEL,
         "clusters": None if beside.clusters is None else drawn.counts.shape[1],
-        "translated": {key: drawn.mean([row[key] for row in rows]) for key in known},
+        "translated": intervals_of(rows, drawn),
         "baselines": {
             name: {key: drawn.mean(getattr(one, key)) for key in ("psnr", "ssim", "mse")}
             for name, one in compared.items()
         },
     }
+
+
+def intervals_of(rows: list[Figures], drawn: bootstrap.Resamples) -> dict[str, bootstrap.Interval]:
+    """The mean of each figure that all rows have, with its interval."""
+    known = [key for key, value in rows[0].items() if key not in {"doubtful", "name"} and value is not None]
+    return {key: drawn.mean([row[key] for row in rows]) for key in known}
 
 
 def _retrieval(

@@ -6,21 +6,25 @@ rounding; the latent, which is in no file) is used, and the report states which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 
 from ddib_fed.bridge.translation_record import PictureFigures, Translation
-from ddib_fed.metrics.judgement import Domain, Figures, OnStep, judge, put
+from ddib_fed.metrics.bootstrap import resample
+from ddib_fed.metrics.judgement import Beside, Domain, Figures, OnStep, intervals_of, judge, put
 from ddib_fed.metrics.latents import whiteness
+from ddib_fed.metrics.pictures import Pictures
 from ddib_fed.metrics.structure import Thresholds
 from ddib_fed.reports.translations import OnRead, Translations, read_domain, read_translations
 
 DOMAIN_PICTURES = 1000
+Further = Callable[[Translations, OnStep], Mapping[str, Pictures]]
+"""Makes further baselines of the pictures that were read."""
 FROM_FILES, FROM_RECORDS = "files", "records"
 
 
@@ -36,6 +40,7 @@ class Folders:
         source_domain: Of the source domain; not the sources.
         size: Height and width that all are resized to.
         span: Raw values that become -1 and 1.
+        by_folder: Whether pictures of one folder below `translations` are one cluster of the intervals.
     """
 
     translations: Path
@@ -45,12 +50,14 @@ class Folders:
     source_domain: Path | None = None
     size: int | None = None
     span: tuple[float, float] | None = None
+    by_folder: bool = False
 
 
 def evaluate_folder(
     folders: Folders,
     *,
     thresholds: Thresholds | None = None,
+    further: Further | None = None,
     on_read: OnRead | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[Figures, Translations]:
@@ -71,6 +78,8 @@ def evaluate_folder(
         span=folders.span,
         on_read=on_read,
     )
+    others = {} if further is None else further(found, on_step or _silent)
+    clusters = np.array([str(PurePosixPath(name).parent) for name in found.names])
     report = judge(
         found.translated,
         source=found.source,
@@ -78,15 +87,23 @@ def evaluate_folder(
         back=found.back,
         domain=_domain(folders, found),
         thresholds=thresholds,
+        beside=Beside(others, clusters if folders.by_folder else None),
         on_step=on_step,
     )
     rows = report.pop("pictures")
     _fill_cycle(report, rows, found.records)
     _fill_structure(report, rows, found.records)
+    if report["intervals"] is not None:
+        drawn = resample(len(rows), clusters if folders.by_folder else None)
+        report["intervals"]["translated"] = intervals_of(rows, drawn)
     report["latent"] = _latents(found)
     report["notes"] = list(found.notes)
     report["pictures"] = [{"name": name, **row} for name, row in zip(found.names, rows, strict=True)]
     return report, found
+
+
+def _silent(step: str) -> None:
+    del step
 
 
 def _domain(folders: Folders, found: Translations) -> Domain | None:

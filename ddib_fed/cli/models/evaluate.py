@@ -56,6 +56,29 @@ class Span(click.ParamType[tuple[float, float]]):
     help="Other pictures of the source domain, for histogram matching; without it the sources themselves.",
 )
 @click.option(
+    "--pairs",
+    nargs=2,
+    type=_FOLDER,
+    metavar="SOURCES TRUTHS",
+    help="Two folders of other true pairs, by the same names: colour maps on 2, 8 and 32 of them as baselines.",
+)
+@click.option(
+    "--supervised",
+    is_flag=True,
+    help="Also train a small network on the same pairs; a minute each on one core.",
+)
+@click.option(
+    "--target-model",
+    type=_FOLDER,
+    metavar="MODEL",
+    help="The target's model: the truth's own latent, decoded, as a baseline that no bridge can beat.",
+)
+@click.option(
+    "--by-folder",
+    is_flag=True,
+    help="Intervals draw whole folders of pictures, such as the slices of one patient, instead of single pictures.",
+)
+@click.option(
     "--thresholds",
     type=_FILE,
     metavar="REPORT",
@@ -86,6 +109,10 @@ def evaluate(
     source: Path | None,
     domain: Path | None,
     source_domain: Path | None,
+    pairs: tuple[Path, Path] | None,
+    supervised: bool,
+    target_model: Path | None,
+    by_folder: bool,
     thresholds: Path | None,
     size: int | None,
     span: tuple[float, float] | None,
@@ -97,12 +124,13 @@ def evaluate(
 
     The folder is the output of `ddib bridge translate`, `ddib bridge cycle` or `ddib translate`, or any folder of
     pictures. Everything else is optional; figures that need a missing input are left out. Pictures are matched
-    by their path below their folder, ignoring the suffix.
+    by their path below their folder, ignoring the suffix. Each mean has its bootstrap interval of 95 % in brackets.
 
     The page of --html embeds the pictures, the worst first.
     """
     from ddib_fed.reports.folder_page import write_report_page
     from ddib_fed.reports.folder_report import Folders, evaluate_folder
+    from ddib_fed.runs.further_baselines import FurtherBaselines
     from ddib_fed.runs.picture_report import read_thresholds
 
     if html is not None and html.exists() and not force:
@@ -111,11 +139,18 @@ def evaluate(
         options.refuse_idle(
             ("source_domain",), "is matched with pictures of the target domain", hint="add --domain FOLDER"
         )
-    folders = Folders(folder, source, truth, domain, source_domain, size, span)
+    if pairs is None:
+        options.refuse_idle(("supervised",), "trains on pairs", hint="add --pairs SOURCES TRUTHS")
+    if truth is None:
+        options.refuse_idle(
+            ("pairs", "target_model"), "makes a baseline for the truth", hint="add --truth FOLDER"
+        )
+    folders = Folders(folder, source, truth, domain, source_domain, size, span, by_folder)
     with bar("reading") as show:
         report, found = evaluate_folder(
             folders,
             thresholds=None if thresholds is None else read_thresholds(thresholds),
+            further=FurtherBaselines(pairs, supervised, target_model),
             on_read=lambda done, total: show(done, total, ""),
         )
     if report["structure"] is None or report["structure"]["from"] != "files":

@@ -157,6 +157,9 @@ def test_training_and_import_refuse_what_they_would_not_use(refused, place, line
         (("--source-domain", "other"), "--domain"),
         (("--domain", "other", "--source-domain", "other"), "--source"),
         (("--thresholds", "held.json"), "--source"),
+        (("--pairs", "in", "in"), "--truth"),
+        (("--target-model", "in"), "--truth"),
+        (("--truth", "in", "--supervised"), "--pairs"),
     ],
 )
 def test_evaluate_refuses_what_it_cannot_use(place, monkeypatch, words, named):
@@ -167,7 +170,8 @@ def test_evaluate_refuses_what_it_cannot_use(place, monkeypatch, words, named):
     )
     report = {"structure": {"calibrated": found | {"quantile": 0.05, "count": 30}}}
     (place / "held.json").write_text(json.dumps(report))
-    with pytest.raises(UsageError, match=words[-2]) as caught:
+    option = next(word for word in reversed(words) if word.startswith("--"))
+    with pytest.raises(UsageError, match=option) as caught:
         CliRunner().invoke(cli, ["evaluate", "in", *words], catch_exceptions=False, standalone_mode=False)
     assert named in f"{caught.value.detail} {caught.value.hint}"
 

@@ -1,0 +1,163 @@
+"""One directed pair of shipped domains: models, test pictures, and the figures of translations with their intervals.
+
+All tables of calibration use these figures, so that they can be compared with one another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddib_fed.bridge.local_party import LocalParty, open_party
+from ddib_fed.datasets.heads import cut_head
+from ddib_fed.datasets.maps import FILES, cut_map
+from ddib_fed.datasets.shipped import ShippedPictures, load_shipped, shipped_clusters
+from ddib_fed.metrics import bootstrap, features, retrieval
+from ddib_fed.metrics.features import Features
+from ddib_fed.metrics.latents import whiteness
+from ddib_fed.metrics.pictures import Pictures, compare, psnr
+from ddib_fed.metrics.structure import structure
+from ddib_fed.models.bundle import Bundle, load_bundle, pretrained
+from ddib_fed.models.manifest import StructureThresholds
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "docs" / "benchmarks" / "calibration"
+BUILD = ROOT / "build" / "calibration"
+DIRECTIONS = (
+    ("satellite", "relief"),
+    ("relief", "satellite"),
+    ("satellite", "etopo"),
+    ("etopo", "satellite"),
+    ("brain-t1", "brain-t2"),
+    ("brain-t2", "brain-t1"),
+)
+DOMAIN_PICTURES = 500
+"""Of the target's training part, for feature distances, as in benchmarks/pictures.py."""
+UNPAIRED_PICTURES = 4_000
+"""Of each training part, evenly thinned, for what is fitted without pairs."""
+
+
+def thinned(pictures: Pictures, most: int) -> Pictures:
+    """At most so many, evenly spread."""
+    return pictures[:: -(-len(pictures) // most)]
+
+
+@dataclass
+class Directed:
+    """A source domain and a target domain.
+
+    Attributes:
+        source_name: Of the source domain.
+        target_name: Of the target domain.
+        models: Folder of bundles, one a domain; None for those that ship.
+    """
+
+    source_name: str
+    target_name: str
+    models: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """SOURCE-TARGET."""
+        return f"{self.source_name}-{self.target_name}"
+
+    @cached_property
+    def pictures(self) -> tuple[ShippedPictures, ShippedPictures]:
+        """Of both domains."""
+        return load_shipped(self.source_name), load_shipped(self.target_name)
+
+    @cached_property
+    def bundles(self) -> tuple[Bundle, Bundle]:
+        """Of both domains."""
+        return tuple(  # type: ignore[return-value]
+            pretrained(name) if self.models is None else load_bundle(self.models / name)
+            for name in (self.source_name, self.target_name)
+        )
+
+    @cached_property
+    def parties(self) -> tuple[LocalParty, LocalParty]:
+        """Both models, ready to translate."""
+        return open_party(self.bundles[0]), open_party(self.bundles[1])
+
+    @property
+    def test(self) -> tuple[Pictures, Pictures]:
+        """Sources and truths, (N, C, H, W) in [-1, 1]."""
+        return self.pictures[0].test, self.pictures[1].test
+
+    @cached_property
+    def clusters(self) -> np.ndarray:
+        """Which test pictures overlap."""
+        return shipped_clusters(self.source_name)
+
+    @cached_property
+    def drawn(self) -> bootstrap.Resamples:
+        """Draws of the test pictures, the same for every figure."""
+        return bootstrap.resample(len(self.test[0]), self.clusters)
+
+    @cached_property
+    def unpaired(self) -> tuple[Pictures, Pictures]:
+        """Training pictures of each side, of different places."""
+        return tuple(thinned(part.train, UNPAIRED_PICTURES) for part in self.pictures)  # type: ignore[return-value]
+
+    @cached_property
+    def real(self) -> Features:
+        """Features of the target domain."""
+        return features.features(thinned(self.pictures[1].train, DOMAIN_PICTURES))
+
+    @property
+    def thresholds(self) -> StructureThresholds | None:
+        """Of the source's bundle."""
+        return self.bundles[0].manifest.structure
+
+    def pairs(self, count: int, seed: int) -> tuple[Pictures, Pictures]:
+        """True pairs from the source's training places, none of them a test picture: anchors that both sides hold."""
+        rows = np.random.default_rng(seed).choice(len(self.pictures[0].train), count, replace=False)
+        return self.pictures[0].train[rows], self._partners[rows].astype(np.float32) / np.float32(
+            127.5
+        ) - np.float32(1.0)
+
+    @cached_property
+    def _partners(self) -> np.ndarray:
+        """The source's training places as the target domain shows them, uint8."""
+        side = self.pictures[0].domain.side
+        cut = cut_map if self.target_name in FILES else cut_head
+        return cut(self.target_name, side)("train")
+
+    def paired(self, translated: Pictures) -> dict[str, bootstrap.Interval]:
+        """psnr, ssim and partner of translations of all test pictures."""
+        truth = self.test[1]
+        same = compare(translated, truth)
+        return {
+            "psnr": self.drawn.mean(same.psnr),
+            "ssim": self.drawn.mean(same.ssim),
+            "partner": self.drawn.mean(retrieval.hits_by_pixels(translated, truth)),
+        }
+
+    def figures(
+        self, translated: Pictures, *, back: Pictures | None = None, latent: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Figures of translations of all test pictures, each with its interval over clusters of them.
+
+        Returns:
+            psnr, ssim, partner (true partner among the 5 nearest), edge_correlation and the feature distances, each
+            {value, low, high}; cycle_psnr with `back`; latent_ratio (patch correlation over that of noise) and
+            latent_std with `latent`.
+        """
+        x, drawn = self.test[0], self.drawn
+        found: dict[str, Any] = {
+            **self.paired(translated),
+            "edge_correlation": drawn.mean(structure(x, translated).edge_correlation),
+            **bootstrap.feature_distances(features.features(translated), self.real, drawn),
+        }
+        if back is not None:
+            found["cycle_psnr"] = drawn.mean(psnr(back, x))
+        if latent is not None:
+            white = whiteness(torch.from_numpy(latent))
+            found["latent_ratio"], found["latent_std"] = white.ratio, white.latent.std
+            found["latent"] = asdict(white.latent)
+        return found

@@ -1,0 +1,126 @@
+"""The table of calibration: what each way of telling the bridge how two domains correspond gains, both directions.
+
+    python -m benchmarks.calibration.table                              measure what is missing
+    python -m benchmarks.calibration.table --pairs satellite-relief --variants plain histogram
+    python -m benchmarks.calibration.table --list                       the variants
+
+One JSON a variant and directed pair below docs/benchmarks/calibration/table; one that is there for the same models and
+settings is not measured again. Translations are kept in build/calibration, for sheets. All test pictures, one thread,
+float32; every figure with its bootstrap interval over clusters of overlapping pictures. `python -m
+benchmarks.calibration.report` writes docs/pictures.md from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.calibration.directed import BUILD, DIRECTIONS, OUT, Directed
+from benchmarks.calibration.variants import VARIANTS, Made, Variant
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.files import write_json
+from ddib_fed.metrics.pictures import Pictures
+
+TABLE = OUT / "table"
+
+
+def main() -> int:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [f"{source}-{target}" for source, target in DIRECTIONS]
+    parser.add_argument("--pairs", nargs="+", choices=names, default=names, metavar="SOURCE-TARGET")
+    parser.add_argument("--variants", nargs="+", default=[each.name for each in VARIANTS], metavar="NAME")
+    parser.add_argument("--evaluations", type=int, default=48, help="of one leg")
+    parser.add_argument(
+        "--models", type=Path, help="folder of bundles, one a domain; default: those that ship"
+    )
+    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
+    parser.add_argument("--list", action="store_true", help="only name the variants")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = [each for each in VARIANTS if each.name in given.variants]
+    if given.list:
+        print("\n".join(f"{each.name:28}{each.title}" for each in chosen))
+        return 0
+    settings = SolverSettings(evaluations=given.evaluations)
+    for source, target in DIRECTIONS:
+        if f"{source}-{target}" in given.pairs:
+            directed = Directed(source, target, given.models)
+            for variant in chosen:
+                if variant.when(directed):
+                    measured(directed, variant, settings, fresh=given.fresh)
+    return 0
+
+
+def measured(directed: Directed, variant: Variant, settings: SolverSettings, *, fresh: bool = False) -> None:
+    """Measure a variant, unless its file is there for these models and settings."""
+    path = TABLE / directed.name / f"{variant.name}.json"
+    asked = {
+        "variant": variant.name,
+        "source": directed.source_name,
+        "target": directed.target_name,
+        # No figure depends on the thresholds in a bundle.
+        "models": [
+            b.manifest.model_copy(update={"structure": None}).digest().removeprefix("sha256:")
+            for b in directed.bundles
+        ],
+        "settings": asdict(settings),
+    }
+    if path.exists() and not fresh:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if all(there[key] == json.loads(json.dumps(value)) for key, value in asked.items()):
+            return
+    started = time.process_time()
+    made = variant.make(directed, settings)
+    figures = _figures(directed, made)
+    kept = BUILD / directed.name / f"{variant.name}.npz"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    stacks = {"translated": made.translated, "back": made.back, "latent": made.latent}
+    np.savez(kept, **{name: stack for name, stack in stacks.items() if stack is not None})
+    spent = round(time.process_time() - started, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        path,
+        {
+            **asked,
+            "count": len(made.translated),
+            "clusters": len(set(directed.clusters.tolist())),
+            "figures": figures,
+            "notes": made.notes or {},
+            "cpu_seconds": spent,
+            "torch": str(torch.__version__),
+        },
+    )
+    print(directed.name, variant.name, f"{spent:.0f} s CPU", flush=True)
+
+
+def _figures(directed: Directed, made: Made) -> dict[str, Any]:
+    """Of the translations; of several draws, psnr, ssim and partner are means, with the least and the largest value."""
+    found = directed.figures(made.translated, back=made.back, latent=made.latent)
+    others = [directed.paired(each) for each in made.repeats]
+    for key in ("psnr", "ssim", "partner") if others else ():
+        draws = [found[key], *(one[key] for one in others)]
+        values = [draw["value"] for draw in draws]
+        means = {part: float(np.mean([draw[part] for draw in draws])) for part in ("value", "low", "high")}
+        found[key] = {**means, "least": min(values), "most": max(values)}
+    return found
+
+
+def kept(directed: Directed, name: str) -> Pictures | None:
+    """The kept translations of a variant, or None."""
+    path = BUILD / directed.name / f"{name}.npz"
+    return np.load(path)["translated"] if path.exists() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
