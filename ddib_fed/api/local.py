@@ -35,6 +35,7 @@ class Wanted:
 
     Attributes:
         settings: Solver, order, evaluations, grid, depth.
+        encoder: How the source encodes.
         classes: Of the source and of the target.
         guidance: Of decoding.
         cycle: Whether to come back.
@@ -45,6 +46,7 @@ class Wanted:
     """
 
     settings: tuple[str, int, int, str, float]
+    encoder: str
     classes: tuple[int | str | None, int | str | None]
     guidance: Guidance
     cycle: bool
@@ -61,7 +63,7 @@ def translate_here(
     there, back = (each if isinstance(each, Model) else load(each) for each in (source, target))
     solver, order, evaluations, grid, depth = wanted.settings
     asked = Asked(
-        SolverSettings(solver, order, evaluations, grid, depth=depth),
+        SolverSettings(solver, order, evaluations, grid, depth=depth, encoder=wanted.encoder),
         source_class=_number(wanted.classes[0], "source_class"),
         target_class=_number(wanted.classes[1], "target_class"),
         guidance=wanted.guidance,

@@ -30,6 +30,7 @@ def translate(
     order: int = 0,
     grid: str = "default",
     depth: float = 1.0,
+    encoder: str = "ode",
     source_class: Label = None,
     target_class: Label = None,
     guidance: float | None = None,
@@ -55,6 +56,8 @@ def translate(
         order: Of the solver; 0 for its default.
         grid: "default", "uniform-lambda", "karras", "integer" or "integer:T".
         depth: Fraction of the way to noise, in (0, 1]; below 1 the latent keeps some of the sample.
+        encoder: How the source encodes pictures: "ode", "mixed" or "linear"; other than "ode" the latent shows more of
+            the picture. In this process only.
         source_class: Class of the samples, by number (between nodes by name too), where the source's model has classes.
         target_class: Class to translate to.
         guidance: Scale of classifier-free guidance at the target; None for none.
@@ -80,6 +83,7 @@ def translate(
         for name, idle in (
             ("soften_sigma", soften_sigma),
             ("seed", seed or None),
+            ("encoder", None if encoder == "ode" else encoder),
             ("on_progress", on_progress),
         ):
             if idle is not None:
@@ -87,7 +91,7 @@ def translate(
         return _through_nodes(files, source, target, settings, classes, guided, cycle, keep_latents)
     from ddib_fed.api.local import Wanted, translate_here
 
-    wanted = Wanted(settings, classes, guided, cycle, keep_latents, soften_sigma, seed, on_progress)
+    wanted = Wanted(settings, encoder, classes, guided, cycle, keep_latents, soften_sigma, seed, on_progress)
     return translate_here(files, source, target, wanted)
 
 

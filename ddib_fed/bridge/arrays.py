@@ -112,7 +112,8 @@ def check_translation(source: LocalParty, target: LocalParty, asked: Asked) -> f
     source.model.check_calibration(asked.leg().calibration)
     target.model.check_decoding(settings, asked.target_class, guidance)
     if asked.cycle:
-        target.model.check_encoding(settings, asked.target_class, guidance, 0.0)
+        back = replace(settings, encoder="ode")
+        target.model.check_encoding(back, asked.target_class, guidance, 0.0)
         source.model.check_decoding(settings, asked.source_class, guidance)
     return source.model.sigma(asked.soften)
 

@@ -23,6 +23,7 @@ from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle, check_guide
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.networks.encoders import SHARES, SharedWithLinear, spectrum_of
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import Manifest
@@ -70,7 +71,7 @@ class DomainModel:
         self.classifier = classifier
         self.device = torch.device(device)
         self._dtype = dtype
-        self._wrapped: dict[tuple[Guidance, ChannelMap | None], Denoiser] = {}
+        self._wrapped: dict[tuple[Guidance, ChannelMap | None, str], Denoiser] = {}
         self._lock = threading.Lock()
 
     @property
@@ -93,16 +94,27 @@ class DomainModel:
         """The network as it was trained, made when it is first asked for."""
         return self.bundle.denoiser(self._dtype, self.device)
 
-    def denoiser(self, guidance: Guidance = UNGUIDED, calibration: ChannelMap | None = None) -> Denoiser:
+    def denoiser(
+        self,
+        guidance: Guidance = UNGUIDED,
+        calibration: ChannelMap | None = None,
+        encoder: str = "ode",
+    ) -> Denoiser:
         """The network with what clips it and what guides it around it, in the public code's order, and in its basis.
 
-        The same guidance and calibration give the same object, so that its queries can be merged.
+        The same arguments give the same object, so that its queries can be merged.
+
+        Raises:
+            SettingsInvalid: The encoder needs a spectrum that the network lacks.
         """
-        key = guidance, calibration
+        key = guidance, calibration, encoder
         with self._lock:
             found = self._wrapped.get(key)
             if found is None:
                 found = self._guided(guidance)
+                if encoder != "ode":
+                    self.check_encoder(encoder, guidance)
+                    found = SharedWithLinear(found, SHARES[encoder])
                 if calibration is not None:
                     found = Rotated(found, self._rotation(calibration))
                 if len(self._wrapped) >= MAX_WRAPPED:
@@ -219,6 +231,28 @@ class DomainModel:
                 facts={"field": "clip"},
             )
 
+    def check_encoder(self, encoder: str, guidance: Guidance = UNGUIDED) -> None:
+        """Return when the model can encode so; guidance is that of encoding.
+
+        Raises:
+            SettingsInvalid: The encoder is linear, at least in part, and the model has no mean and spectrum of its
+                pictures, or encoding is guided.
+        """
+        if encoder == "ode":
+            return
+        if guidance.steers:
+            raise SettingsInvalid(
+                f"the encoder {encoder} cannot be guided",
+                hint="--guide decode, or leave --encoder out",
+                facts={"field": "encoder"},
+            )
+        if spectrum_of(self.plain.network) is None:
+            raise SettingsInvalid(
+                f"{self.manifest.name} has no mean and spectrum of its pictures, which the encoder {encoder} needs",
+                hint="leave --encoder out; ddib model train makes picture models with a spectrum",
+                facts={"field": "encoder"},
+            )
+
     def check_calibration(self, calibration: ChannelMap | None) -> None:
         """Return when the model can work in the basis of a calibration.
 
@@ -302,10 +336,12 @@ class DomainModel:
         """Return when a leg from data to noise can be computed so.
 
         Raises:
-            SettingsInvalid: As `check_decoding`, and a noise level that the grid does not have.
+            SettingsInvalid: As `check_decoding`, a noise level that the grid does not have, and an encoder that the
+                model does not have.
         """
         self.plan(settings.of_the_ode(), self.sigma(soften))
         guidance = guidance if guidance.encoding else UNGUIDED
+        self.check_encoder(settings.encoder, guidance)
         self.check_guidance(guidance)
         # A model without classes may be given the class that its classifier needs to decode.
         if self.manifest.num_classes is not None or guidance.steers or self.classifier is None:

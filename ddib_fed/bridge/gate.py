@@ -12,6 +12,7 @@ from ddib_fed.diffusion.gaussianity import LatentStatistics
 def pass_latent(latent: Tensor, leg: Leg) -> LatentStatistics:
     """Statistics of one item's latent, refused when it is not one that an encoder makes.
 
+    Those of an encoder that is linear, at least in part, have wider bounds.
     Latents of less than the whole depth are not noise, and none is refused. Nor is one on a leg that the wire cannot
     carry (guided encoding, noise in decoding, the public code's respacings): it never reaches a node (decision 0055).
 
@@ -24,5 +25,5 @@ def pass_latent(latent: Tensor, leg: Leg) -> LatentStatistics:
     """
     between_nodes = not (leg.guidance.encoding or leg.settings.in_one_process)
     if between_nodes and leg.settings.depth == 1.0:
-        return gaussianity.examine(latent)
+        return gaussianity.examine(latent, structured=leg.settings.encoder != "ode")
     return gaussianity.measure(latent)

@@ -180,11 +180,17 @@ class LocalParty:
                 # Softened before it is rotated: a picture's calibrated latent is its plain one, rotated.
                 x = model.softened(model.tensor(normalised), sigma, noise)
                 ready.append(_Part(item.number, model.into_basis(x, leg.calibration), item.label))
-        found = self._to_noise(ready, leg, sigma, failed)
+        found = self._to_noise(ready, leg, sigma, failed, encoder=leg.settings.encoder)
         return [found[item.number] if item.number in found else failed[item.number] for item in items]
 
     def _to_noise(
-        self, parts: Sequence[_Part], leg: Leg, sigma: float, failed: dict[int, Failed]
+        self,
+        parts: Sequence[_Part],
+        leg: Leg,
+        sigma: float,
+        failed: dict[int, Failed],
+        *,
+        encoder: str = "ode",
     ) -> dict[int, Encoded]:
         """Encode what is in the model's units and the leg's basis, softened; what the gate refuses goes to `failed`."""
         laid = self.model.plan(leg.settings.of_the_ode(), sigma)
@@ -194,7 +200,9 @@ class LocalParty:
             del draw
             return laid.encoder(x, cond)
 
-        latents, seconds = self._integrate(parts, solver, guidance, laid.evaluations, leg, "encode")
+        latents, seconds = self._integrate(
+            parts, solver, guidance, laid.evaluations, leg, "encode", encoder=encoder
+        )
         found = {}
         for part, latent in zip(parts, latents, strict=True):
             with _refusing(part.number, failed):
@@ -218,7 +226,10 @@ class LocalParty:
                 if leg.settings.stochastic and item.draw is None:
                     laid.decoder(z)  # says that there is no noise
                 ready.append(_Part(item.number, z, item.label, item.draw))
-        samples, seconds = self._integrate(ready, laid.decoder, leg.guidance, laid.evaluations, leg, "decode")
+        encoder = leg.settings.encoder if leg.returning else "ode"
+        samples, seconds = self._integrate(
+            ready, laid.decoder, leg.guidance, laid.evaluations, leg, "decode", encoder=encoder
+        )
         decoded: dict[int, Decoded] = {}
         kept: list[_Part] = []
         for part, x in zip(ready, samples, strict=True):
@@ -242,6 +253,8 @@ class LocalParty:
         evaluations: int,
         leg: Leg,
         stage: Stage,
+        *,
+        encoder: str,
     ) -> tuple[list[Tensor], float]:
         """What becomes of each part, and the seconds that one took; `driver.together` rows at a time."""
         if not parts:
@@ -250,7 +263,7 @@ class LocalParty:
         counts = [len(part.x) for part in parts]
         x = torch.cat([part.x for part in parts])
         cond = merge_conditions([self.model.condition(part.label, len(part.x), guidance) for part in parts])
-        denoiser = self.model.denoiser(guidance, leg.calibration)
+        denoiser = self.model.denoiser(guidance, leg.calibration, encoder)
         together = self.driver.together or len(x)
         starts = range(0, len(x), together)
         done = []

@@ -49,7 +49,8 @@ class Leg:
     """What is asked of a party for all items of a stream.
 
     Attributes:
-        settings: Solver and grid, the same both ways. Encoding leaves out what draws noise.
+        settings: Solver and grid, the same both ways. Encoding leaves out what draws noise. Their encoder is of samples
+            that are encoded, and of latents that come back; all else is integrated by the network alone.
         guidance: Of decoding, and of encoding where it says so.
         soften: Noise level to which items are diffused before they are encoded; None for the model's own.
         round_trip: Whether what was decoded is encoded again.
@@ -57,6 +58,7 @@ class Leg:
         on_step: Progress.
         calibration: A rotation of the channels. The party's model works in the rotated basis: latents leave it, and
             come to it, in that basis; samples are in the units of the data as ever. None for the model's own basis.
+        returning: Whether latents to decode are of samples that the other party encoded again: a cycle's way back.
 
     Raises:
         SettingsInvalid: A map that is no rotation: a model needs training for it, and its bundle holds it then.
@@ -69,6 +71,7 @@ class Leg:
     control: Control | None = None
     on_step: OnStep | None = None
     calibration: ChannelMap | None = None
+    returning: bool = False
 
     def __post_init__(self) -> None:
         if self.calibration is not None and self.calibration.rotation is None:

@@ -86,7 +86,7 @@ class _Way:
 
     def back(self, items: Iterable[Item]) -> Iterator[Decoded]:
         """What the source decodes of the translations' latents."""
-        leg = replace(self._leg, round_trip=False)
+        leg = replace(self._leg, round_trip=False, returning=True)
         for outcome in self._source.decode_each(self._returning(items), leg):
             if isinstance(outcome, Failed):
                 self._fail(outcome)

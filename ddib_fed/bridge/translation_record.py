@@ -65,6 +65,7 @@ class SolverUsed(_Section):
     evaluations: int = 48
     grid: str = "default"
     depth: float = 1.0
+    encoder: str = "ode"
 
 
 class GuidanceUsed(_Section):

@@ -26,7 +26,9 @@ MAX_EVALUATIONS = 10_000
 COMPAT_GRID = "ddib"
 OWN_LEVELS = PublicLevels()
 # Fields of `SolverSettings` that the first release did not have.
-LATER_FIELDS = frozenset({"levels", "eta", "ancestral"})
+LATER_FIELDS = frozenset({"encoder", "levels", "eta", "ancestral"})
+# How the source takes a picture to its latent; `networks.encoders` says what they are.
+ENCODERS = ("ode", "mixed", "linear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class SolverSettings:
         grid: A name in `GRIDS`, "integer:T", or "ddib" (with ddim) for the public code's levels.
         depth: Fraction of the schedule's angle phi, from its data end to its noise end, at which encoding stops
             and decoding starts; 1 for the whole way. A latent of less depth still holds some of the picture.
+        encoder: A name in `ENCODERS`: by which ODE the source encodes, and decodes what comes back to it. Other than
+            "ode", the latent keeps more of the picture. The target's way is always the network's.
         levels: With the grid "ddib": which of whose levels.
         eta: Share of fresh noise in each step of decoding, in [0, 1] (with ddim); 0 follows the ODE. Encoding has none.
         ancestral: With the grid "ddib": decode as DDPM with the larger variance, the public code's p_sample.
@@ -98,6 +102,7 @@ class SolverSettings:
     evaluations: int = 48
     grid: str = "default"
     depth: float = 1.0
+    encoder: str = "ode"
     levels: PublicLevels = OWN_LEVELS
     eta: float = 0.0
     ancestral: bool = False
@@ -274,6 +279,12 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
 
 def _check_later(settings: SolverSettings) -> None:
     """Return when what the first release did not have fits the rest."""
+    if settings.encoder not in ENCODERS:
+        raise SettingsInvalid(
+            f"there is no encoder {settings.encoder!r}",
+            hint=f"encoders: {', '.join(ENCODERS)}",
+            facts={"encoder": settings.encoder[:40]},
+        )
     if not 0.0 <= settings.eta <= 1.0:
         raise SettingsInvalid(f"eta {settings.eta} is outside [0, 1]", hint="0 is DDIM, 1 is DDPM")
     if settings.stochastic and settings.solver != "ddim":

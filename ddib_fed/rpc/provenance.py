@@ -13,12 +13,15 @@ _TERMS = ("low", "high", "bits")
 
 def provenance_message(record: Translation) -> translation_pb2.Provenance:
     """The record of a finished translation, for the client."""
-    solver = to_message(record.solver, common_pb2.SolverSettings, depth=record.solver.depth % 1.0)
+    # Defaults are left out, so that earlier clients understand the message.
+    encoder = "" if record.solver.encoder == "ode" else record.solver.encoder
+    solver = to_message(
+        record.solver, common_pb2.SolverSettings, depth=record.solver.depth % 1.0, encoder=encoder
+    )
     return to_message(
         record,
         translation_pb2.Provenance,
         local=_LOCAL,
-        # The default depth is left out, so that earlier clients understand the message.
         solver=solver,
         picture=_picture_message(record),
         classifier_sha256=bytes.fromhex(record.classifier_sha256) or None,
@@ -40,7 +43,9 @@ def provenance_record(pb: translation_pb2.Provenance) -> Translation:
         pb,
         Translation,
         local=_LOCAL,
-        solver=from_message(pb.solver, SolverUsed, depth=pb.solver.depth or 1.0),
+        solver=from_message(
+            pb.solver, SolverUsed, depth=pb.solver.depth or 1.0, encoder=pb.solver.encoder or "ode"
+        ),
         picture=_picture(pb.picture) if pb.HasField("picture") else None,
     )
 

@@ -48,6 +48,7 @@ def tiny(
         normalisation=normalisation,
         picture=picture,
         structure=structure,
+        time_input="scaled-lambda" if config.spectral else "lambda",
     )
     return make_bundle(manifest, state(config, seed))
 

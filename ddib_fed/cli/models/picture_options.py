@@ -28,6 +28,14 @@ DEPTH = click.option(
     help="Stop encoding, and start decoding, at this fraction of the schedule's angle. Less than 1 keeps more "
     "structure, and the latent then contains some of the picture.",
 )
+ENCODER = click.option(
+    "--encoder",
+    type=click.Choice(["ode", "mixed", "linear"]),
+    default="ode",
+    show_default=True,
+    help="Pictures: how the source encodes: by its network, by the mean and spectrum of its pictures alone, or by half "
+    "of each. Other than ode keeps more structure, and the latent then shows more of the picture.",
+)
 SOFTEN = click.option(
     "--soften-sigma",
     "--soften",
@@ -103,6 +111,7 @@ GUIDING = (
 )
 TRANSLATING = (
     DEPTH,
+    ENCODER,
     SOFTEN,
     click.option("--source-class", metavar="CLASS", help="Pictures: class of all inputs, by number or name."),
     click.option("--target-class", metavar="CLASS", help="Pictures: class to translate all inputs to."),

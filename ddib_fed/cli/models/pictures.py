@@ -71,7 +71,7 @@ def translate(
     recipe = Recipe(
         source,
         target,
-        settings,
+        replace(settings, encoder=given["encoder"]),
         soften=0.0 if compat is not None and given["soften"] is None else given["soften"],
         depth=given["depth"],
         seed=seed,
