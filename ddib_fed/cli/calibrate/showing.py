@@ -1,0 +1,76 @@
+"""Prints a calibration, and what is known of its effect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ddib_fed.cli.output import lines, number, print_table, size
+
+if TYPE_CHECKING:
+    from ddib_fed.bridge.calibration.record import Calibration, Figure
+    from ddib_fed.runs.calibration_report import Compared
+
+
+def show_calibration(calibration: Calibration) -> None:
+    """What it is, how it was made, and what it does, a line each on stdout."""
+    made, effect = calibration.made, calibration.effect
+    text = {
+        "calibration": f"{calibration.kind}, {_side(calibration.source)} to {_side(calibration.target)}",
+        "made from": _made_from(calibration),
+        "distance": f"{interval(effect.distance_before)} without it, {interval(effect.distance)} with it",
+        "margin": f"{interval(effect.margin)} of the distance without it, to the next best solution",
+    }
+    text |= {name: interval(figure) for name, figure in effect.figures.items()}
+    if made.crossed_bytes:
+        text["crosses"] = f"{size(made.crossed_bytes)} of aggregate, once"
+        if made.epsilon is not None and made.delta is not None:
+            text["crosses"] += f", with noise: epsilon {made.epsilon:g}, delta {made.delta:g} for one picture"
+    else:
+        text["crosses"] = "nothing but the calibration itself"
+    text["expires"] = f"{calibration.expires:%Y-%m-%d}"
+    text["sha256"] = calibration.sha256.hex()
+    if effect.forced:
+        text["forced"] = "its figures were refused, and --force took it"
+    lines(text)
+
+
+def show_compared(title: str, rows: Sequence[Compared]) -> None:
+    """Figures without and with a calibration, and of its map alone, beside one another."""
+    print_table(
+        title,
+        ["figure", ">without", ">with", ">gain", "", ">map alone"],
+        [
+            [
+                row.name,
+                *map(_plain, (row.without, row.calibrated)),
+                "" if row.gain is None else interval(row.gain),
+                row.verdict,
+                _plain(row.alone),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _plain(figure: Figure | None) -> str:
+    return "" if figure is None else number(figure.value)
+
+
+def interval(figure: Figure) -> str:
+    """A figure with its interval of 95 %, where it has one."""
+    if figure.low == figure.high:
+        return number(figure.value)
+    return f"{number(figure.value)} ({number(figure.low)} to {number(figure.high)})"
+
+
+def _made_from(calibration: Calibration) -> str:
+    made = calibration.made
+    if made.method == "anchors":
+        return f"{made.anchors} anchors, pictures of the same things in both domains"
+    return f"{made.source_pictures} pictures of the source, and an aggregate over {made.target_pictures} of the target"
+
+
+def _side(side: object) -> str:
+    institution, domain = (str(getattr(side, name)) for name in ("institution", "domain"))
+    return f"{institution}/{domain}" if institution else domain

@@ -1,0 +1,236 @@
+"""What is known of a calibration: figures with and without it, of pictures that it was not fitted to.
+
+    distance     of the source's colours, in the target's units, from the target's: sliced W2 over held-out pixels
+    whiteness    patch correlation of the latents, in multiples of true noise's
+    round trip   PSNR of pictures that were translated there and back
+    truth        PSNR, SSIM and retrieval of translations whose true picture is known
+
+The first three need no pairs. The intervals are of 95 %, bootstrapped over pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ddib_fed.bridge.arrays import PLAIN, Asked, Stages, translate_array
+from ddib_fed.bridge.calibration.record import Figure
+from ddib_fed.bridge.local_party import LocalParty
+from ddib_fed.metrics.bootstrap import Resamples, resample
+from ddib_fed.metrics.latents import whiteness
+from ddib_fed.metrics.pictures import Pictures, psnr, ssim
+from ddib_fed.metrics.points import sliced_w2
+from ddib_fed.metrics.retrieval import NEAREST, hits_by_pixels
+from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.runs.calibration_pictures import Anchors
+
+PIXELS = 16
+"""Taken from each held-out picture: neighbouring pixels say the same."""
+DISTANCE_DRAWS = 40
+PROJECTIONS = 32
+SEED = 0
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One figure with the calibration, and beside it without.
+
+    Attributes:
+        name: What it is, and its unit.
+        calibrated: With the calibration.
+        without: Without it; None where there is no model without it.
+        gain: `calibrated` less `without`, of the same draws of pictures; None where there is nothing to compare with.
+        alone: Of the map applied to the picture, without any network; None where it says nothing.
+        rising: Whether a larger figure is better.
+        judges: Whether it says that a calibration is right; a round trip is as good with a wrong one.
+    """
+
+    name: str
+    calibrated: Figure
+    without: Figure | None = None
+    gain: Figure | None = None
+    alone: Figure | None = None
+    rising: bool = True
+    judges: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """What the interval of the gain says: better, worse, or no difference; empty where there is none."""
+        if self.gain is None:
+            return ""
+        if self.gain.low <= 0 <= self.gain.high:
+            return "no difference"
+        return "better" if (self.gain.low > 0) == self.rising else "worse"
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """The parties of a comparison.
+
+    Attributes:
+        target: The target's model.
+        calibrated: The source's model with the calibration: with `rotation`, or trained with the map.
+        rotation: Of the calibrated leg; None for a model that was trained with the map.
+        without: The source's model without the calibration; None where there is none.
+    """
+
+    target: LocalParty
+    calibrated: LocalParty
+    rotation: ChannelMap | None
+    without: LocalParty | None
+
+
+def colour_distance(
+    source: Pictures,
+    target: Pictures,
+    channel_map: ChannelMap,
+    units: tuple[Normalisation, Normalisation],
+) -> Compared:
+    """How far the source's colours are from the target's, in the target's units.
+
+    Args:
+        source: Held-out pictures, (N, C, H, W) in [-1, 1].
+        target: Of the other domain, (M, C, H, W) in [-1, 1].
+        channel_map: The calibration's.
+        units: Of the source's and of the target's model, both uncalibrated.
+    """
+    own, other = (_pixels(own.apply(x)) for own, x in zip(units, (source, target), strict=True))
+    reference = other.reshape(-1, other.shape[2])
+    rng = np.random.default_rng(SEED)
+    draws = [rng.integers(len(own), size=len(own)) for _ in range(DISTANCE_DRAWS)]
+
+    mapped = np.moveaxis(channel_map.apply(np.moveaxis(own, 2, 1)), 1, 2)
+    whole = [_distance(colours, reference) for colours in (mapped, own)]
+    parts = np.array([[_distance(colours[rows], reference) for colours in (mapped, own)] for rows in draws])
+    return Compared(
+        "distance of colours",
+        _around(whole[0], parts[:, 0]),
+        _around(whole[1], parts[:, 1]),
+        gain=_around(whole[0] - whole[1], parts[:, 0] - parts[:, 1]),
+        rising=False,
+        judges=True,
+    )
+
+
+def there_and_back(
+    pictures: Pictures, ways: Ways, asked: Asked = PLAIN, *, on_progress: OnProgress | None = None
+) -> tuple[Stages, Stages | None]:
+    """Pictures there and back: with the calibration, and without.
+
+    Args:
+        pictures: (N, C, H, W) in [-1, 1], of the source's domain.
+        ways: The models.
+        asked: How.
+        on_progress: Told (evaluations done, in all), over both.
+
+    Raises:
+        DdibError: As `translate_array`; a refused latent refuses the whole.
+    """
+    parties = [(ways.calibrated, ways.rotation)] + ([] if ways.without is None else [(ways.without, None)])
+    found = []
+    for number, (party, rotation) in enumerate(parties):
+
+        def tell(done: int, total: int, number: int = number) -> None:
+            if on_progress is not None:
+                on_progress(number * total + done, len(parties) * total)
+
+        leg = replace(asked, cycle=True, calibration=rotation)
+        found.append(translate_array(pictures, party, ways.target, leg, on_progress=tell))
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def unpaired(pictures: Pictures, stages: tuple[Stages, Stages | None]) -> list[Compared]:
+    """Whiteness and round trip of translations with and without the calibration."""
+    ratios, backs = [], []
+    for each in filter(None, stages):
+        assert each.back is not None  # `there_and_back` asks for it
+        ratio = whiteness(torch.from_numpy(each.latent)).ratio
+        ratios.append(Figure(value=ratio, low=ratio, high=ratio))
+        backs.append(psnr(each.back, pictures))
+    return [
+        Compared(
+            "latents: patch correlation / noise's",
+            ratios[0],
+            ratios[1] if len(ratios) > 1 else None,
+            rising=False,
+        ),
+        compared("round trip, dB", backs, resample(len(pictures))),
+    ]
+
+
+def paired(stages: tuple[Stages, Stages | None], mapped: Pictures, anchors: Anchors) -> list[Compared]:
+    """PSNR, SSIM and retrieval of translations whose truth is known.
+
+    Args:
+        stages: With and without the calibration.
+        mapped: The anchors' sources, with the map alone, (N, C, H, W) in [-1, 1].
+        anchors: The truth.
+
+    Raises:
+        ExtraMissing: SSIM needs scikit-image.
+    """
+    drawn, truth = resample(len(anchors.target), anchors.clusters), anchors.target
+    sets = [each.translated for each in filter(None, stages)]
+    figures: dict[str, Callable[[Pictures, Pictures], ArrayLike]] = {
+        "PSNR, dB": psnr,
+        "SSIM": ssim,
+        f"true partner among the {NEAREST} nearest": hits_by_pixels,
+    }
+    return [
+        compared(name, [of(x, truth) for x in sets], drawn, alone=of(mapped, truth), judges=True)
+        for name, of in figures.items()
+    ]
+
+
+def map_alone(
+    pictures: Pictures, channel_map: ChannelMap, units: tuple[Normalisation, Normalisation]
+) -> Pictures:
+    """Pictures (N, C, H, W) in [-1, 1] of the source's domain with their channels mapped, without any network."""
+    own, other = units
+    found: Pictures = np.clip(other.undo(channel_map.apply(own.apply(pictures))), -1.0, 1.0)
+    return found
+
+
+def compared(
+    name: str,
+    values: Sequence[ArrayLike],
+    drawn: Resamples,
+    *,
+    alone: ArrayLike | None = None,
+    judges: bool = False,
+) -> Compared:
+    """Figures of each picture, with the calibration and without if there are two, as means with intervals."""
+    each = [np.asarray(value, np.float64) for value in values]
+    means = [Figure(**drawn.mean(value)) for value in each]
+    gain = Figure(**drawn.mean(each[0] - each[1])) if len(each) > 1 else None
+    beside = None if alone is None else Figure(**drawn.mean(alone))
+    without = means[1] if len(means) > 1 else None
+    return Compared(name, means[0], without, gain=gain, alone=beside, judges=judges)
+
+
+def _pixels(units: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(N, PIXELS, C): of each picture (N, C, H, W), evenly spaced."""
+    flat = units.reshape(*units.shape[:2], -1)
+    places = np.linspace(0, flat.shape[2] - 1, PIXELS).round().astype(int)
+    return np.moveaxis(flat[:, :, places], 1, 2).astype(np.float64)
+
+
+def _around(value: float, draws: NDArray[np.float64]) -> Figure:
+    """Its interval; a draw has pictures twice and lacks others, so that it is farther away than the whole: shifted."""
+    low, high = np.quantile(draws, [0.025, 0.975]) - (draws.mean() - value)
+    return Figure(value=value, low=float(low), high=float(high))
+
+
+def _distance(colours: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
+    return sliced_w2(
+        colours.reshape(-1, colours.shape[2]).astype(np.float32),
+        reference.astype(np.float32),
+        projections=PROJECTIONS,
+    )
