@@ -91,7 +91,7 @@ class DomainModel:
 
     @cached_property
     def plain(self) -> Denoiser:
-        """The network as it was trained, made when it is first asked for."""
+        """The network as it was trained, of one tile where samples are scenes; made when it is first asked for."""
         return self.bundle.denoiser(self._dtype, self.device)
 
     def denoiser(
@@ -115,6 +115,7 @@ class DomainModel:
                 if encoder != "ode":
                     self.check_encoder(encoder, guidance)
                     found = SharedWithLinear(found, SHARES[encoder])
+                found = self.bundle.over_samples(found)
                 if calibration is not None:
                     found = Rotated(found, self._rotation(calibration))
                 if len(self._wrapped) >= MAX_WRAPPED:

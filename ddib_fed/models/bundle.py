@@ -73,21 +73,24 @@ class Bundle:
     def denoiser(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Denoiser:
         """Its network as a function that predicts v; it computes in `dtype`, inputs and outputs keep their own.
 
+        Of a model of scenes it takes tiles; see `over_samples`.
+
         Raises:
             SettingsInvalid: It is a classifier.
         """
         self._must_be("generator")
         network = self.network(dtype, device)
-        denoiser = Denoiser(network, self.manifest.parameterisation, self.manifest.time_input)
+        return Denoiser(network, self.manifest.parameterisation, self.manifest.time_input)
+
+    def over_samples(self, denoiser: Denoiser) -> Denoiser:
+        """A denoiser of what the network takes as one of whole samples: itself, or in tiles where these are scenes."""
         if self.tile is None:
             return denoiser
         height, width = self.manifest.sample_shape[1:]
         return Tiled(denoiser, self.tile, (height, width))
 
     def of_scenes(self, height: int, width: int) -> Bundle:
-        """The same model for pictures of that size, which its network sees in overlapping tiles (`diffusion.tiles`).
-
-        Weights and digest are the same; `manifest.sample_shape` is the scene's. Nothing is changed on disk.
+        """The same model, of the same digest, for pictures of that size in overlapping tiles (`diffusion.tiles`).
 
         Args:
             height: Of a scene in pixels, at least that of the model's pictures.
@@ -123,7 +126,7 @@ class Bundle:
 
     def side(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Side:
         """Denoiser and schedule, for `bridge.translate` and `bridge.cycle`."""
-        return Side(self.denoiser(dtype, device), self.schedule)
+        return Side(self.over_samples(self.denoiser(dtype, device)), self.schedule)
 
 
 def make_bundle(manifest: Manifest, state: Mapping[str, Tensor], *, source: str = "the new model") -> Bundle:

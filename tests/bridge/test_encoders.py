@@ -48,6 +48,18 @@ def south():
     return open_party(spectral("south", 2))
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_encoder_works_on_scenes(encoder):
+    """Tile by tile, since the spectrum is that of a tile; the way back undoes it."""
+    sides = [open_party(spectral(*each).of_scenes(12, 16)) for each in (("north", 1), ("south", 2))]
+    x = pictures(1, channels=3)
+    scene = np.tile(x, (1, 1, 2, 2))[:, :, :12, :16]
+    asked = Asked(SolverSettings("unipc", 3, 24, encoder=encoder), cycle=True, calibration=TURN)
+    found = translate_array(scene, *sides, asked)
+    assert found.latent.shape == scene.shape
+    assert np.abs(found.back - scene).max() < 0.05
+
+
 def closed_form(model, x, depth=1.0):
     """Where the ODE of Gaussian pictures takes x (N, C, H, W), from the clean end, written down."""
     schedule, spectrum = model.bundle.schedule, spectrum_of(model.plain.network)
