@@ -303,7 +303,7 @@ def test_an_amended_bundle_keeps_its_weights_and_verifies(saved):
 
 
 def test_shipped_models_of_pictures_say_what_is_doubtful():
-    for domain in ("satellite", "relief", "brain-t1", "brain-t2"):
+    for domain in ("satellite", "relief", "etopo", "brain-t1", "brain-t2"):
         found = pretrained(domain).manifest.structure
         assert found.basis == "chance"
         assert found.chance_edge_correlation < found.edge_correlation < 0.5
