@@ -49,6 +49,10 @@ class CalibrationPeer:
         institution: The peer.
         domain: The peer's domain.
 
+    Attributes:
+        hop: What the peer is called in errors.
+        crossed: Bytes of what has crossed, by what it was; without the framing of gRPC and TLS.
+
     Raises:
         PeerNotFound: It is not admitted here.
     """
@@ -59,6 +63,7 @@ class CalibrationPeer:
         self._channels = PeerChannels(config.paths.pki, self._peers)
         self._institution, self._domain = institution, domain
         self.hop = f"target {institution}"
+        self.crossed: dict[str, int] = {}
         self._stub = calibration_pb2_grpc.CalibrationServiceStub(self._channels.get(institution))
 
     def aggregate(self, units: Normalisation) -> Aggregate:
@@ -77,6 +82,7 @@ class CalibrationPeer:
             found = read_aggregate(answer.aggregate)
         except InputError as error:
             raise MessageInvalid(f"{self.hop} sent {error.detail}", hop=self.hop) from error
+        self.crossed["aggregate received"] = len(answer.aggregate)
         if found.canonical != answer.aggregate:
             raise MessageInvalid(f"{self.hop} sent an aggregate that is not canonical", hop=self.hop)
         if found.domain != self._domain or found.units_sha256 != units_digest(units):
@@ -94,6 +100,7 @@ class CalibrationPeer:
             DdibError: As the peer says, or PeerUnreachable.
         """
         answer = self._ask(self._stub.GetUnits, pb.GetUnitsRequest(domain=self._domain))
+        self.crossed["units received"] = len(answer.units)
         try:
             return Normalisation.model_validate_json(answer.units)
         except ValidationError as error:
@@ -112,6 +119,10 @@ class CalibrationPeer:
             calibration=proposed.calibration.canonical, source=signature_to_pb(proposed.source)
         )
         answer = self._ask(self._stub.SignCalibration, request)
+        self.crossed["calibration sent"] = len(request.calibration)
+        self.crossed["own signature and certificate sent"] = request.source.ByteSize()
+        if answer.HasField("target"):
+            self.crossed["signature and certificate received"] = answer.target.ByteSize()
         if answer.state == pb.CALIBRATION_STATE_PENDING:
             return proposed
         if answer.state != pb.CALIBRATION_STATE_SIGNED or not answer.HasField("target"):

@@ -126,13 +126,13 @@ def node_command(role: Role | None) -> click.Group:
 def _show(finding: Finding) -> None:
     """One step of a start: ok and what there is, or what is wrong and what to do."""
     if finding.problem is None:
-        say(f"{finding.step:10} ok {finding.found.text}")
+        say(f"{finding.step:12} ok {finding.found.text}")
         for warning in finding.found.warnings:
-            say(f"{'':10} warning: {warning}")
+            say(f"{'':12} warning: {warning}")
         return
-    say(f"{finding.step:10} {finding.problem.detail}  [{finding.problem.reason}]")
+    say(f"{finding.step:12} {finding.problem.detail}  [{finding.problem.reason}]")
     if finding.problem.hint:
-        say(f"{'':10} try: {finding.problem.hint}")
+        say(f"{'':12} try: {finding.problem.hint}")
 
 
 def _logged(error: DdibError, otherwise: str) -> int:

@@ -17,6 +17,7 @@ from ddib_fed.errors import DdibError
 from ddib_fed.node import startup
 from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
 from ddib_fed.node.admitting import peer_store
+from ddib_fed.node.calibration_overview import overview
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.hosted import open_engine
 from ddib_fed.node.issuer import IdentityServicer
@@ -296,6 +297,16 @@ class Daemon:
                 fingerprint=" ".join(peer.fingerprints),
             )
         answer.jobs.update(self._jobs())
+        for each in overview(self.config, self.node.calibrations, self.peers):
+            answer.calibrations.add(
+                sha256=each.sha256,
+                kind=each.kind,
+                source=each.source,
+                target=each.target,
+                state=each.state,
+                expires=each.expires.timestamp(),
+                warning=each.warning,
+            )
         return answer
 
     def _jobs(self) -> dict[str, int]:

@@ -16,6 +16,7 @@ from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.admin import check_socket
 from ddib_fed.node.admitting import peer_store
+from ddib_fed.node.calibration_overview import overview
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.hosted import open_engine
 from ddib_fed.node.role import find_roles
@@ -24,6 +25,7 @@ from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.inbound import attainable_files, few_files, most_connections
 from ddib_fed.server.ports import check_bindable
 from ddib_fed.trust.audit import AuditLog
+from ddib_fed.trust.calibration_store import CalibrationStore
 from ddib_fed.unexpected import as_config_error, explained
 
 # Space that a start itself needs: databases, an audit line, a socket.
@@ -142,6 +144,19 @@ def _peers(config: NodeConfig) -> Found:
     return Found(peers or "none admitted yet: ddib peer add", problem)
 
 
+def _calibrations(config: NodeConfig) -> Found:
+    store = CalibrationStore(config.paths.calibrations)
+    found = overview(config, store, peer_store(config))
+    states = [each.state for each in found]
+    text = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none"
+    warnings = [
+        f"{each.sha256[:12]} ({each.source} to {each.target}): {each.warning}"
+        for each in found
+        if each.warning
+    ]
+    return Found(text, (*warnings, *(f"not read: {problem}" for problem in store.problems())))
+
+
 def _audit(config: NodeConfig) -> Found:
     AuditLog.check(config.paths.audit)
     return Found(str(config.paths.audit))
@@ -190,6 +205,7 @@ STEPS: Final = (
     Step("state", _state),
     Step("identity", _identity),
     Step("peers", _peers),
+    Step("calibrations", _calibrations),
     Step("audit", _audit),
     Step("listen", _listen),
     Step("operator", _operator),

@@ -11,7 +11,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("institution", "name", "roles", "version", "state", "listen", "address", "model", "peers", "jobs", "uptime_s", "certificate_expires", "active_streams")
+    __slots__ = ("institution", "name", "roles", "version", "state", "listen", "address", "model", "peers", "jobs", "uptime_s", "certificate_expires", "active_streams", "calibrations")
     class JobsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class StatusResponse(_message.Message):
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_EXPIRES_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATIONS_FIELD_NUMBER: _ClassVar[int]
     institution: str
     name: str
     roles: _containers.RepeatedScalarFieldContainer[str]
@@ -45,7 +46,26 @@ class StatusResponse(_message.Message):
     uptime_s: float
     certificate_expires: float
     active_streams: int
-    def __init__(self, institution: _Optional[str] = ..., name: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., listen: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[ModelStatus, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., jobs: _Optional[_Mapping[str, int]] = ..., uptime_s: _Optional[float] = ..., certificate_expires: _Optional[float] = ..., active_streams: _Optional[int] = ...) -> None: ...
+    calibrations: _containers.RepeatedCompositeFieldContainer[CalibrationStatus]
+    def __init__(self, institution: _Optional[str] = ..., name: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., listen: _Optional[str] = ..., address: _Optional[str] = ..., model: _Optional[_Union[ModelStatus, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., jobs: _Optional[_Mapping[str, int]] = ..., uptime_s: _Optional[float] = ..., certificate_expires: _Optional[float] = ..., active_streams: _Optional[int] = ..., calibrations: _Optional[_Iterable[_Union[CalibrationStatus, _Mapping]]] = ...) -> None: ...
+
+class CalibrationStatus(_message.Message):
+    __slots__ = ("sha256", "kind", "source", "target", "state", "expires", "warning")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    WARNING_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    kind: str
+    source: str
+    target: str
+    state: str
+    expires: float
+    warning: str
+    def __init__(self, sha256: _Optional[str] = ..., kind: _Optional[str] = ..., source: _Optional[str] = ..., target: _Optional[str] = ..., state: _Optional[str] = ..., expires: _Optional[float] = ..., warning: _Optional[str] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
     __slots__ = ("domain", "kind", "sample_shape", "sha256", "parameters", "device")

@@ -356,6 +356,13 @@ _ADMIN: Final[Mapping[str, Mapping[str, Limit]]] = {
         "uptime_s": _SECONDS,
         "certificate_expires": _TIME,
         "active_streams": _COUNT,
+        "calibrations": Many(Inner(), 1_000),
+    },
+    "CalibrationStatus": {
+        **dict.fromkeys(("sha256", "kind", "state"), _NAME),
+        **dict.fromkeys(("source", "target"), Text(318)),
+        "expires": _TIME,
+        "warning": Text(LONGEST_LINE),
     },
     "ModelStatus": {
         "domain": _NAME,

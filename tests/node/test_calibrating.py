@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -16,7 +16,9 @@ from ddib_fed.errors import (
     CalibrationUnsigned,
 )
 from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.node import startup
 from ddib_fed.node.calibrating import check_terms, usable_calibration
+from ddib_fed.node.calibration_overview import overview
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
 from ddib_fed.trust import pki
@@ -104,3 +106,44 @@ def test_the_units_of_a_model_are_those_before_a_calibration(node) -> None:
     context, _ = node
     assert context.units_sha256 == UNITS
     assert context.running_engine.model.manifest.normalisation == Normalisation()
+
+
+def test_the_operator_sees_what_to_do_about_each_calibration(node) -> None:
+    """Nothing, accept it, make a new one, or why it is refused."""
+    context, signed = node
+    config, store, peers = context.config, context.calibrations, context.peers
+    ends = signed.calibration.expires
+
+    def seen(now: datetime | None = None) -> tuple[str, str]:
+        (found,) = overview(config, store, peers, now)
+        return found.state, found.warning
+
+    assert overview(config, store, peers) == []
+    store.add(signed)
+    assert seen() == ("active", "")
+    assert seen(ends - timedelta(days=13, hours=12)) == ("active", f"it ends at {ends:%Y-%m-%d}, in 13 days")
+    assert seen(ends)[0] == "expired"
+    peers.remove("north.example")
+    assert seen()[0] == "refused"
+    store.add(signed.model_copy(update={"target": None}))
+    assert seen() == (
+        "proposed",
+        f"it waits for you: ddib calibrate accept {signed.sha256.hex()[:12]}",
+    )
+    store.deactivate(signed.sha256)
+    assert overview(config, store, peers) == []
+
+
+def test_a_check_of_a_node_lists_its_calibrations(node) -> None:
+    """With warnings for what the operator must do; an altered file is one."""
+    context, signed = node
+    store = context.calibrations
+    (step,) = [step for step in startup.STEPS if step.name == "calibrations"]
+    assert step.look(context.config).text == "none"
+    store.add(signed.model_copy(update={"target": None}))
+    found = step.look(context.config)
+    assert found.text == "1 proposed"
+    assert "it waits for you" in found.warnings[0]
+    (file,) = context.config.paths.calibrations.iterdir()
+    file.write_text("{}")
+    assert "is no stored calibration" in step.look(context.config).warnings[0]

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.calibrate import stored
+from ddib_fed.cli.calibrate.asking import YES
+from ddib_fed.cli.calibrate.publishing import publish
 from ddib_fed.cli.models.picture_options import THREADS
 from ddib_fed.cli.options import with_options
 from ddib_fed.errors import UsageError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_OF_PEER = ("peer", "existing", "yes", "config_path")
+_NOT_OF_PEER = ("anchors", "epsilon", "delta", "count", "threads", "out")
 WAYS = ("peer", "local", "evaluate")
 
 _OPTIONS = (
+    click.option(
+        "--peer",
+        metavar="INSTITUTION/DOMAIN",
+        help="Agree with this peer, on the machine of the own source node: fetch what its operator published, fit with "
+        "own --pictures, show, ask, sign, send.",
+    ),
     click.option(
         "--local",
         nargs=2,
@@ -100,6 +112,15 @@ _OPTIONS = (
     click.option(
         "--force", is_flag=True, help="Write, or accept, a calibration that is refused for its figures."
     ),
+    click.option(
+        "--from",
+        "existing",
+        type=_FILE,
+        metavar="FILE",
+        help="With --peer: propose the map of this calibration, with the figures that it has.",
+    ),
+    YES,
+    options.CONFIG,
     options.FORMAT,
 )
 
@@ -117,6 +138,7 @@ def calibrate(context: click.Context, /, **given: Any) -> None:
     with its figures; --force takes it nevertheless.
     """
     asked = [name for name in WAYS if given.get(name)]
+    of_peer = {name: given.pop(name) for name in _OF_PEER}
     if context.invoked_subcommand is not None:
         if asked:
             raise UsageError(
@@ -124,7 +146,38 @@ def calibrate(context: click.Context, /, **given: Any) -> None:
                 hint=f"ddib calibrate {context.invoked_subcommand} --help",
             )
         return
+    if len(asked) > 1 and "peer" in asked:
+        raise UsageError(f"--peer and --{asked[1]} contradict each other", hint="run two commands")
+    if of_peer["peer"] is not None:
+        _with_peer(of_peer, given)
+        return
     raise UsageError(
         "nothing to calibrate is named",
-        hint="ddib calibrate --local A B, or --evaluate FILE; ddib calibrate --help",
+        hint="ddib calibrate --peer INSTITUTION/DOMAIN, --local A B, or --evaluate FILE; ddib calibrate --help",
     )
+
+
+def _with_peer(of_peer: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """`--peer`."""
+    from ddib_fed.cli.calibrate import peer
+
+    options.refuse_idle(_NOT_OF_PEER, "is not for --peer", hint="leave it out; ddib calibrate --help")
+    if len(given["pictures"]) > 1:
+        raise UsageError("--peer takes one --pictures: this node's own", hint="leave the other one out")
+    institution, domain = peer.split_peer(of_peer["peer"])
+    asked = peer.Asked(
+        institution,
+        domain,
+        given["kind"],
+        given["pictures"][0] if given["pictures"] else None,
+        of_peer["existing"],
+        given["days"],
+        given["seed"],
+        given["force"],
+        of_peer["yes"],
+    )
+    peer.run(of_peer["config_path"], asked, given["output_format"])
+
+
+for _command in (publish, stored.accept, stored.send, stored.list_, stored.show, stored.remove):
+    calibrate.add_command(_command)

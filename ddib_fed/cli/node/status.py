@@ -29,7 +29,7 @@ def _client(config_path: Path) -> AdminClient:
 def status(config_path: Path, output_format: str) -> None:
     """Show the state of the node on this machine.
 
-    State, model, peers, jobs, and the certificate's expiry.
+    State, model, peers, calibrations, jobs, and the certificate's expiry.
     """
     answer = _client(config_path).status()
     if output_format == "json":
@@ -62,6 +62,12 @@ def _show(answer: admin_pb2.StatusResponse) -> None:
         say(f"peer         {peer.institution}: {peer.identity} at {peer.address}")
     if not answer.peers:
         say("peers        none: ddib peer add")
+    for each in answer.calibrations:
+        about = f": {each.warning}" if each.warning else ""
+        say(
+            f"calibration  {each.sha256[:12]} {each.kind}, {each.source} to {each.target}, until {when(each.expires)}, "
+            f"{each.state}{about}"
+        )
 
 
 @click.command()

@@ -20,6 +20,10 @@ def answer() -> pb.StatusResponse:
     )  # fmt: skip
     status.model.CopyFrom(pb.ModelStatus(domain="moons", kind="point", sample_shape=[2], parameters=397_000))
     status.peers.add(institution="south.example", address="localhost:7442", fingerprint="SHA256:ab")
+    status.calibrations.add(
+        sha256="ab" * 32, kind="rotation", source="north.example/photos", target="south.example/maps",
+        state="active", expires=1.9e9, warning="it ends at 2030-03-17, in 3 days",
+    )  # fmt: skip
     return status
 
 
@@ -44,7 +48,15 @@ def test_status_shows_the_node(admin, capsys):
     """State, model, peers and jobs, for people and for scripts."""
     assert run(["status", "--config", str(admin)]) == 0
     shown = capsys.readouterr().out
-    for text in ("serving", "moons", "397,000", "south.example", "2 running"):
+    for text in (
+        "serving",
+        "moons",
+        "397,000",
+        "south.example",
+        "2 running",
+        "abababababab rotation",
+        "in 3 days",
+    ):
         assert text in shown
     assert run(["status", "--config", str(admin), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "serving"

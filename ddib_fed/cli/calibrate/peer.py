@@ -1,0 +1,169 @@
+"""`ddib calibrate --peer`: agree on a calibration with another institution's node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddib_fed.cli.calibrate.asking import confirmed
+from ddib_fed.cli.calibrate.showing import show_calibration
+from ddib_fed.cli.output import print_json
+from ddib_fed.errors import CalibrationKindDenied, InputError, UsageError
+from ddib_fed.names import is_domain, is_institution
+from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Kind
+    from ddib_fed.models.bundle import Bundle
+    from ddib_fed.node.calibration_peer import CalibrationPeer
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust.calibrations import SignedCalibration
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What `ddib calibrate --peer` was asked for.
+
+    Attributes:
+        institution: The peer.
+        domain: Its domain.
+        kind: What the map is to be.
+        pictures: The source's own: a folder or the name of a shipped domain; None for the model's shipped domain.
+        existing: A calibration whose map is proposed instead of a new one.
+        days: Until it expires.
+        seed: Of the search.
+        force: Propose it although its figures are refused.
+        yes: Do not ask.
+    """
+
+    institution: str
+    domain: str
+    kind: Kind
+    pictures: str | None
+    existing: Path | None
+    days: int
+    seed: int
+    force: bool
+    yes: bool
+
+
+def split_peer(text: str) -> tuple[str, str]:
+    """Institution and domain of INSTITUTION/DOMAIN.
+
+    Raises:
+        UsageError: It is not of that form.
+    """
+    institution, _, domain = text.partition("/")
+    if not is_institution(institution) or not is_domain(domain):
+        raise UsageError(
+            f"{text!a} is not INSTITUTION/DOMAIN", hint="e.g. --peer south.example/relief; ddib peer list"
+        )
+    return institution, domain
+
+
+def run(config_path: Path, asked: Asked, output_format: str) -> None:
+    """Fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
+    from ddib_fed.node.agreeing import require_role, send
+    from ddib_fed.node.calibration_peer import calling
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.hosted import load_hosted
+
+    config = NodeConfig.load(config_path)
+    require_role(config, "source", "ddib calibrate --peer")
+    _refuse_kind(config, asked)
+    bundle, now = load_hosted(config), datetime.now(UTC).replace(microsecond=0)
+    with calling(config, asked.institution, asked.domain) as peer:
+        made = _existing(asked, config, bundle, peer, now)
+        _show_leaving(made, asked)
+        confirmed("Sign this calibration and send it?", yes=asked.yes)
+        signed = send(config, made, peer, now=datetime.now(UTC))
+        if output_format == "json":
+            print_json(
+                {"sha256": signed.sha256, "state": _state(signed), "crossed": peer.crossed, **_plain(made)}
+            )
+            return
+        _show_outcome(signed, peer, asked)
+
+
+def _refuse_kind(config: NodeConfig, asked: Asked) -> None:
+    """Before anything crosses: is the kind allowed here?"""
+    if asked.existing is None and asked.kind not in config.policy.calibration:
+        raise CalibrationKindDenied(
+            f"policy.calibration of {config.path} does not list {asked.kind}",
+            hint=f'[policy] calibration = ["{asked.kind}"] in {config.path}, then restart the node',
+        )
+
+
+def _existing(
+    asked: Asked, config: NodeConfig, bundle: Bundle, peer: CalibrationPeer, now: datetime
+) -> Calibration:
+    """The map of a calibration in a file, proposed to the peer with the figures that it has."""
+    from ddib_fed.bridge.calibration.files import read_calibration
+    from ddib_fed.bridge.calibration.record import units_digest
+    from ddib_fed.node.agreeing import refuse_doubtful
+
+    if asked.existing is None:
+        raise UsageError("no calibration is given", hint="--from FILE, as ddib calibrate --local writes it")
+    found = read_calibration(asked.existing)
+    theirs = units_digest(peer.units())
+    source, target = _sides(asked, config, bundle, theirs)
+    if (found.source.units_sha256, found.target.units_sha256) != (source.units_sha256, target.units_sha256):
+        raise InputError(
+            f"{asked.existing} was made for models of other units than those of this node and of {asked.institution}",
+            hint="make one for these models, or leave out --from",
+        )
+    if not asked.force:
+        refuse_doubtful(found)
+    ends = now + timedelta(days=asked.days)
+    return found.model_copy(update={"source": source, "target": target, "expires": ends})
+
+
+def _sides(
+    asked: Asked, config: NodeConfig, bundle: Bundle, theirs: str
+) -> tuple[CalibratedSide, CalibratedSide]:
+    """Both sides, by their names as nodes."""
+    from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
+
+    own = CalibratedSide(
+        institution=config.node.institution,
+        domain=config.model.domain,
+        units_sha256=units_digest(bundle.manifest.normalisation),
+    )
+    return own, CalibratedSide(institution=asked.institution, domain=asked.domain, units_sha256=theirs)
+
+
+def _show_leaving(made: Calibration, asked: Asked) -> None:
+    """What would leave, before it does."""
+    show_calibration(made)
+    say(
+        f"would leave  {len(made.canonical)} bytes of calibration with the numbers and figures above, and this node's "
+        f"signature and certificate, to {asked.institution}; no picture and no part of one",
+        err=True,
+    )
+
+
+def _show_outcome(signed: SignedCalibration, peer: CalibrationPeer, asked: Asked) -> None:
+    crossed = ", ".join(f"{name} {count} bytes" for name, count in peer.crossed.items())
+    say(f"crossed      {crossed}")
+    short = signed.sha256.hex()[:12]
+    if signed.complete:
+        say(
+            f"agreed       both institutions have signed {short}; jobs to {asked.institution} use it from now on"
+        )
+        return
+    say(
+        f"proposed     {short} waits for the operator of {asked.institution}, who runs there:",
+        f"  ddib calibrate accept {short} --config node.toml",
+        "then, here:",
+        f"  ddib calibrate send {short} --config node.toml",
+    )
+
+
+def _state(signed: SignedCalibration) -> str:
+    return "signed" if signed.complete else "pending"
+
+
+def _plain(made: Calibration) -> dict[str, object]:
+    return {"calibration": made.model_dump(mode="json", exclude_none=True)}

@@ -1,0 +1,88 @@
+"""The calibrations of a node in a few words, for `check`, the operator and the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from ddib_fed.errors import RefusedError
+from ddib_fed.trust.calibration_store import CalibrationStore, Stored
+from ddib_fed.trust.calibrations import verify
+from ddib_fed.trust.peers import PeerStore, Snapshot
+
+if TYPE_CHECKING:
+    from ddib_fed.node.config import NodeConfig
+
+SOON: Final = timedelta(days=14)
+"""A calibration that ends within this time is warned of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """One calibration of a node.
+
+    Attributes:
+        sha256: Its digest, hexadecimal.
+        kind: Its kind.
+        source: INSTITUTION/DOMAIN.
+        target: The same.
+        state: active, proposed, expired, inactive or refused.
+        expires: When it ends.
+        warning: What the operator should do or know; empty for nothing.
+    """
+
+    sha256: str
+    kind: str
+    source: str
+    target: str
+    state: str
+    expires: datetime
+    warning: str = ""
+
+
+def overview(
+    config: NodeConfig, store: CalibrationStore, peers: PeerStore, now: datetime | None = None
+) -> list[Overview]:
+    """The calibrations of a node that were not taken out of use, the newest first.
+
+    Args:
+        config: Of the node.
+        store: Its calibrations.
+        peers: Its peers.
+        now: The time, with a time zone.
+    """
+    moment, snapshot = now or datetime.now(UTC), peers.snapshot()
+    return [_look(config, stored, snapshot, moment) for stored in store.list() if stored.active]
+
+
+def _look(config: NodeConfig, stored: Stored, peers: Snapshot, now: datetime) -> Overview:
+    calibration, state = stored.signed.calibration, stored.state(now)
+    warning = ""
+    if state == "active":
+        state, warning = _usable(config, stored, peers, now)
+    elif state == "expired":
+        warning = f"it ended at {calibration.expires:%Y-%m-%d}: ddib calibrate --peer makes a new one"
+    elif calibration.target.institution == config.node.institution:
+        warning = f"it waits for you: ddib calibrate accept {stored.sha256.hex()[:12]}"
+    source, target = (
+        f"{side.institution}/{side.domain}" for side in (calibration.source, calibration.target)
+    )
+    return Overview(
+        stored.sha256.hex(), calibration.kind, source, target, state, calibration.expires, warning
+    )
+
+
+def _usable(config: NodeConfig, stored: Stored, peers: Snapshot, now: datetime) -> tuple[str, str]:
+    """State and warning of one that both have signed."""
+    calibration = stored.signed.calibration
+    try:
+        verify(stored.signed, pins=peers.pins, withdrawn=peers.withdrawn, now=now)
+    except RefusedError as error:
+        return "refused", error.detail
+    if calibration.kind not in config.policy.calibration:
+        return "refused", f"policy.calibration does not list {calibration.kind}"
+    left = calibration.expires - now
+    if left <= SOON:
+        return "active", f"it ends at {calibration.expires:%Y-%m-%d}, in {left.days} days"
+    return "active", ""
