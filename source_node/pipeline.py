@@ -27,10 +27,8 @@ from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contract import Contract
-from ddib_fed.wire.guidance import check_version
 from ddib_fed.wire.jobs import ItemState, JobState
 from ddib_fed.wire.latent import ApprovedLatent, approve
-from ddib_fed.wire.version import SPOKEN
 from source_node.calibrations import calibration_of, recorded
 from source_node.classes import own_classes, target_classes
 from source_node.jobs.events import EventHub
@@ -39,6 +37,7 @@ from source_node.jobs.store import Item, Job, JobStore
 from source_node.remote import Remotes
 from source_node.remote_party import RemoteParty, description_of
 from source_node.samples import Given, samples_of
+from source_node.specs import check_versions
 
 log = logging.getLogger(__name__)
 # What is wrong with one item and no other.
@@ -94,7 +93,7 @@ class Pipeline:
             self._control,
             None if calibration is None else calibration.terms,
         )
-        check_version(spec.guidance, contract.version, remote.hop, SPOKEN)
+        check_versions(spec, contract.version, remote.hop)
         labels = _Labels(
             spec,
             own_classes(self._node, spec),

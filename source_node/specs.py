@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ddib_fed.errors import DomainNotFound, MessageInvalid, SettingsInvalid, UnknownFields
+from ddib_fed.errors import ContractMismatch, DomainNotFound, MessageInvalid, SettingsInvalid, UnknownFields
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.policy import check_depth
+from ddib_fed.node.policy import check_depth, check_encoder
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
@@ -13,7 +13,15 @@ from ddib_fed.v1 import translation_pb2
 from ddib_fed.wire.contract import MAX_CLASS_NAME
 from ddib_fed.wire.guidance import check_version, guidance_from_pb
 from ddib_fed.wire.jobs import Settings
-from ddib_fed.wire.version import CALIBRATION, GUIDANCE, PICTURES, SPOKEN, Version, version_from_pb
+from ddib_fed.wire.version import (
+    CALIBRATION,
+    GUIDANCE,
+    PICTURES,
+    SPOKEN,
+    Version,
+    version_difference,
+    version_from_pb,
+)
 from source_node.classes import own_classes, target_classes
 from source_node.jobs.records import JobSpec
 from source_node.remote import Described
@@ -39,12 +47,20 @@ def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
     _check_fields(header, guidance, node.config.limits)
     settings = solver_settings(header.solver)
     check_depth(settings, node.config.policy)
+    check_encoder(settings, node.config.policy)
     spec = JobSpec(
         request_id=header.request_id,
         owner=caller_uri(),
         target_institution=header.target_institution,
         target_domain=header.target_domain,
-        solver=Settings(settings.solver, settings.order, settings.evaluations, settings.grid, settings.depth),
+        solver=Settings(
+            settings.solver,
+            settings.order,
+            settings.evaluations,
+            settings.grid,
+            settings.depth,
+            settings.encoder,
+        ),
         cycle=header.cycle,
         keep_latent=header.keep_latent,
         deadline_s=float(header.deadline_s),
@@ -75,8 +91,25 @@ def check_peer(spec: JobSpec, peer: Described, hop: str) -> None:
             facts={"asked": spec.target_domain[:100], "served": peer.side.domain},
         )
     if peer.version is not None:  # without a common version the contract says so
-        check_version(spec.guidance, peer.version, hop, SPOKEN)
+        check_versions(spec, peer.version, hop)
     target_classes(peer.side, peer.guidance, spec)
+
+
+def check_versions(spec: JobSpec, version: Version, hop: str) -> None:
+    """Return if the version agreed with `hop` can carry the guidance and the encoder of a job.
+
+    Raises:
+        ContractMismatch: It is older; names the versions and what to do.
+    """
+    check_version(spec.guidance, version, hop, SPOKEN)
+    if spec.solver.encoder != "ode" and version < CALIBRATION:
+        older = [each for each in SPOKEN if each <= version]
+        raise ContractMismatch(
+            f"the encoder {spec.solver.encoder} needs protocol {CALIBRATION}, and {hop} speaks {version}",
+            hop=hop,
+            hint="omit --encoder, or let its operator upgrade ddib-fed",
+            differences=(version_difference(SPOKEN, older),),
+        )
 
 
 def _check_fields(header: translation_pb2.JobHeader, guidance: Guidance, limits: LimitsSection) -> None:
@@ -115,6 +148,7 @@ def _check_version(header: translation_pb2.JobHeader, guidance: Guidance, versio
     later = {
         "target_class": (PICTURES, bool(header.source_class or header.target_class)),
         "solver.depth": (PICTURES, bool(header.solver.depth)),
+        "solver.encoder": (CALIBRATION, bool(header.solver.encoder)),
         "guidance": (GUIDANCE, guidance != UNGUIDED),
         "item_classes": (GUIDANCE, len(header.item_classes) > 0),
         "model_size": (GUIDANCE, header.model_size),

@@ -26,7 +26,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.policy import Quota, check_depth
+from ddib_fed.node.policy import Quota, check_depth, check_encoder
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
@@ -40,6 +40,7 @@ from ddib_fed.wire.guidance import check_offered, guidance_from_pb
 from ddib_fed.wire.latent import LatentOpener
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import (
+    CALIBRATION,
     GUIDANCE,
     PICTURES,
     SPOKEN,
@@ -228,12 +229,16 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             raise UnknownFields(f"protocol {contract.version} knows neither classes nor depth")
         if contract.version < GUIDANCE and header.HasField("guidance"):
             raise UnknownFields(f"protocol {contract.version} knows no guidance")
+        if contract.version < CALIBRATION and header.solver.encoder:
+            raise UnknownFields(f"protocol {contract.version} knows no choice of the encoder")
         if header.solver.evaluations > limits.max_evaluations:
             raise SettingsInvalid(
                 f"{header.solver.evaluations} evaluations",
                 facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
             )
-        check_depth(solver_settings(header.solver), self._node.config.policy)
+        settings = solver_settings(header.solver)
+        check_depth(settings, self._node.config.policy)
+        check_encoder(settings, self._node.config.policy)
         if header.round_trip and not self._node.config.policy.round_trip:
             raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
 

@@ -14,6 +14,9 @@ import torch
 from ddib_fed.api.model import Model, load
 from ddib_fed.api.results import Translated, Translations
 from ddib_fed.bridge.arrays import Asked, OnProgress, translate_array
+from ddib_fed.bridge.calibration.applied import map_between
+from ddib_fed.bridge.calibration.files import read_calibration
+from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.bridge.translation_record import CycleError, LatentFigures, Part, SolverUsed, Translation
 from ddib_fed.diffusion.gaussianity import measure
@@ -43,6 +46,7 @@ class Wanted:
         soften: Noise level.
         seed: Of the softening's noise.
         on_progress: Called with (evaluations done, in all).
+        calibration: Under which the source encodes: the object or its file; None for none.
     """
 
     settings: tuple[str, int, int, str, float]
@@ -54,6 +58,7 @@ class Wanted:
     soften: float | None
     seed: int
     on_progress: OnProgress | None
+    calibration: Calibration | str | Path | None = None
 
 
 def translate_here(
@@ -62,6 +67,8 @@ def translate_here(
     """See `ddib_fed.translate`."""
     there, back = (each if isinstance(each, Model) else load(each) for each in (source, target))
     solver, order, evaluations, grid, depth = wanted.settings
+    calibration = _calibration(wanted.calibration)
+    manifests = there.party.model.manifest, back.party.model.manifest
     asked = Asked(
         SolverSettings(solver, order, evaluations, grid, depth=depth, encoder=wanted.encoder),
         source_class=_number(wanted.classes[0], "source_class"),
@@ -70,9 +77,18 @@ def translate_here(
         soften=wanted.soften,
         seed=wanted.seed,
         cycle=wanted.cycle,
+        calibration=map_between(calibration, *manifests),
     )
-    translate_files = _pictures if there.party.model.is_picture else _points
-    return Translations(translate_files(files, there.party, back.party, asked, wanted))
+    if not there.party.model.is_picture:
+        return Translations(_points(files, there.party, back.party, asked, wanted))
+    outcomes = PictureOutcomes(
+        there.party, back.party, keep_latents=wanted.keep_latents, calibration=calibration
+    )
+    return Translations(_pictures(files, there.party, back.party, asked, outcomes, wanted.on_progress))
+
+
+def _calibration(given: Calibration | str | Path | None) -> Calibration | None:
+    return read_calibration(Path(given)) if isinstance(given, str | Path) else given
 
 
 @contextmanager
@@ -100,15 +116,15 @@ def _pictures(
     source: LocalParty,
     target: LocalParty,
     asked: Asked,
-    wanted: Wanted,
+    outcomes: PictureOutcomes,
+    on_progress: OnProgress | None,
 ) -> list[Translated]:
-    outcomes = PictureOutcomes(source, target, keep_latents=wanted.keep_latents)
     fitted = []
     for number, content in enumerate(files):
         with _naming(number):
             fitted.append(fit_picture(decode_image(content), outcomes.rules[0]))
     x = np.stack([each.samples for each in fitted])
-    found = translate_array(x, source, target, asked, on_progress=wanted.on_progress)
+    found = translate_array(x, source, target, asked, on_progress=on_progress)
     records = [
         outcomes.started(each, asked).with_(input_sha256=hashlib.sha256(content).hexdigest())
         for each, content in zip(fitted, files, strict=True)

@@ -13,6 +13,7 @@ from ddib_fed.guidance import Guidance
 
 if TYPE_CHECKING:
     from ddib_fed.api.model import Model
+    from ddib_fed.bridge.calibration.record import Calibration
     from ddib_fed.client.client import Client
 
 OnProgress = Callable[[int, int], None]
@@ -38,6 +39,8 @@ def translate(
     soften_sigma: float | None = None,
     seed: int = 0,
     keep_latents: bool = False,
+    calibration: Calibration | str | Path | None = None,
+    no_calibration: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Translations:
     """Translate samples of the source's domain to the target's and, for a cycle, back.
@@ -57,7 +60,7 @@ def translate(
         grid: "default", "uniform-lambda", "karras", "integer" or "integer:T".
         depth: Fraction of the way to noise, in (0, 1]; below 1 the latent keeps some of the sample.
         encoder: How the source encodes pictures: "ode", "mixed" or "linear"; other than "ode" the latent shows more of
-            the picture. In this process only.
+            the picture, and between nodes both policies must allow it.
         source_class: Class of the samples, by number (between nodes by name too), where the source's model has classes.
         target_class: Class to translate to.
         guidance: Scale of classifier-free guidance at the target; None for none.
@@ -65,6 +68,9 @@ def translate(
         soften_sigma: Noise level before encoding; None for the source model's own. In this process only.
         seed: Of the softening's noise. In this process only: a node derives it from a secret.
         keep_latents: Whether results carry latents.
+        calibration: Under which the source encodes: the object, or the file that `ddib calibrate --local` writes. In
+            this process only: nodes use the one that both operators agreed on.
+        no_calibration: Leave that one out. Between nodes only.
         on_progress: Called with (evaluations done, in all); in this process only.
 
     Returns:
@@ -83,15 +89,40 @@ def translate(
         for name, idle in (
             ("soften_sigma", soften_sigma),
             ("seed", seed or None),
-            ("encoder", None if encoder == "ode" else encoder),
+            ("calibration", calibration),
             ("on_progress", on_progress),
         ):
             if idle is not None:
                 raise UsageError(f"{name} has no effect between nodes", hint=f"leave {name} out")
-        return _through_nodes(files, source, target, settings, classes, guided, cycle, keep_latents)
+        return _through_nodes(
+            files,
+            source,
+            target,
+            (*settings, encoder),
+            classes,
+            guided,
+            cycle,
+            keep_latents,
+            no_calibration,
+        )
+    if no_calibration:
+        raise UsageError(
+            "no_calibration has no effect in one process", hint="leave no_calibration and calibration out"
+        )
     from ddib_fed.api.local import Wanted, translate_here
 
-    wanted = Wanted(settings, encoder, classes, guided, cycle, keep_latents, soften_sigma, seed, on_progress)
+    wanted = Wanted(
+        settings,
+        encoder,
+        classes,
+        guided,
+        cycle,
+        keep_latents,
+        soften_sigma,
+        seed,
+        on_progress,
+        calibration,
+    )
     return translate_here(files, source, target, wanted)
 
 
@@ -99,11 +130,12 @@ def _through_nodes(
     files: Sequence[bytes],
     client: Client,
     target: object,
-    settings: tuple[str, int, int, str, float],
+    settings: tuple[str, int, int, str, float, str],
     classes: tuple[Label, Label],
     guidance: Guidance,
     cycle: bool,
     keep_latents: bool,
+    no_calibration: bool,
 ) -> Translations:
     from ddib_fed.wire.jobs import Settings
 
@@ -122,6 +154,7 @@ def _through_nodes(
         source_class=before,
         target_class=after,
         guidance=guidance,
+        no_calibration=no_calibration,
     )
     return Translations(
         [

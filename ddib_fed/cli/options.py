@@ -239,7 +239,15 @@ LIMIT = click.option(
     metavar="N",
     help="With --pairs: only the first N pictures of each class.",
 )
-SOLVING = (EVALUATIONS, SOLVER, ORDER, GRID, DEPTH)
+ENCODER = click.option(
+    "--encoder",
+    type=click.Choice(["ode", "mixed", "linear"]),
+    default="ode",
+    show_default=True,
+    help="How the source encodes pictures. Latents of mixed and linear keep more structure and show more of the "
+    "picture; both nodes must allow them ([policy] encoders).",
+)
+SOLVING = (EVALUATIONS, SOLVER, ORDER, GRID, DEPTH, ENCODER)
 GUIDING = (GUIDANCE, CLASSIFIER_SCALE, CLIP)
 PAIRING = (PAIRS, LABELS, LIMIT)
 DOUBTFUL = click.option(

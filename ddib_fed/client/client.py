@@ -197,7 +197,7 @@ class Client:
             version = PICTURES
         if guidance != UNGUIDED or classes or model_size:
             version = GUIDANCE
-        if no_calibration:
+        if no_calibration or chosen.encoder != "ode":
             version = CALIBRATION
         header = pb.JobHeader(
             version=versions_to_pb([version])[0],
@@ -233,8 +233,8 @@ class Client:
         return ContractMismatch(
             f"{self.hop} does not know what protocol {version} added",
             hop=self.hop,
-            hint="omit --guidance, --classifier-scale, --clip, --pairs and --no-calibration, or let its operator "
-            "upgrade ddib-fed",
+            hint="omit --guidance, --classifier-scale, --clip, --pairs, --encoder and --no-calibration, or let its "
+            "operator upgrade ddib-fed",
             differences=(version_difference(SPOKEN, older),),
         )
 

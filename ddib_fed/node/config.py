@@ -145,6 +145,8 @@ class PolicySection(Section):
     samples_per_day: Annotated[int, Field(ge=0)] = 0
     # The least depth of a latent, in (0, 1]: 1 for pure noise. Less keeps structure, and some of the picture.
     least_depth: Annotated[float, Field(gt=0, le=1)] = 1.0
+    # How latents that leave, or are decoded here, may be made: those of "mixed" and "linear" show more of the picture.
+    encoders: tuple[Literal["ode", "mixed", "linear"], ...] = ("ode",)
     # Largest scale of classifier-free guidance, and largest weight of the classifier, that a request may ask for; 0
     # for no guidance of that kind.
     max_guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 10.0

@@ -95,6 +95,21 @@ def check_depth(settings: SolverSettings, policy: PolicySection) -> None:
         )
 
 
+def check_encoder(settings: SolverSettings, policy: PolicySection) -> None:
+    """Return if latents of the settings' encoder are allowed here.
+
+    Raises:
+        PolicyDenied: They show more of the picture than those that `policy.encoders` lists.
+    """
+    if settings.encoder not in policy.encoders:
+        allowed = ", ".join(policy.encoders) or "none"
+        raise PolicyDenied(
+            f"the encoder {settings.encoder}, where policy.encoders allows {allowed}",
+            hint="omit --encoder, or let the operators of both nodes add it to policy.encoders",
+            facts={"policy": "encoders", "encoder": settings.encoder, "allowed": allowed},
+        )
+
+
 class Quota:
     """Daily quota of decoded samples per peer; each item is charged once, however often it is sent.
 

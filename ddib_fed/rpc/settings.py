@@ -19,6 +19,7 @@ def solver_settings(like: Settings | common_pb2.SolverSettings) -> SolverSetting
         evaluations=like.evaluations or default.evaluations,
         grid=like.grid or default.grid,
         depth=like.depth or default.depth,
+        encoder=like.encoder or default.encoder,
     )
 
 
@@ -28,11 +29,6 @@ def settings_message(settings: SolverSettings) -> common_pb2.SolverSettings:
     Raises:
         SettingsInvalid: They have a setting that the wire cannot carry.
     """
-    if settings.encoder != "ode":
-        raise SettingsInvalid(
-            f"the encoder {settings.encoder} does not travel between nodes",
-            hint="leave --encoder out, or use `ddib bridge translate` in one process",
-        )
     if settings.in_one_process:
         raise SettingsInvalid(
             "noise in decoding, and the public code's schedules and respacings, do not travel between nodes",

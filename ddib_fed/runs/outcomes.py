@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ddib_fed.bridge.arrays import Asked, Stages
+from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.bridge.translation_record import LatentFigures, Part, SolverUsed, Translation, guidance_used
 from ddib_fed.diffusion.gaussianity import measure
@@ -44,6 +45,7 @@ class PictureOutcomes:
         own_size: Whether files have each picture's own size; else the model's.
         keep_latents: Whether latents are among the files.
         keep_source: Whether the source at the model's size is among them.
+        calibration: Under which they were encoded; None for none.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class PictureOutcomes:
         own_size: bool = True,
         keep_latents: bool = False,
         keep_source: bool = False,
+        calibration: Calibration | None = None,
     ) -> None:
         self._source, self._target = source, target
         self._manifests = source.model.manifest, target.model.manifest
         self.rules = picture_rule(self._manifests[0]), picture_rule(self._manifests[1])
         # The fit that was done to the source is what is undone, whatever the target does to its own pictures.
         self.output_rule = replace(self.rules[1], fit=self.rules[0].fit)
+        self._calibration = calibration
         self._own_size, self._keep_latents, self._keep_source = own_size, keep_latents, keep_source
 
     def __call__(
@@ -115,6 +119,8 @@ class PictureOutcomes:
             target_class="" if asked.target_class is None else str(asked.target_class),
             guidance=guidance_used(asked.guidance),
             classifier_sha256="" if guide is None else guide.digest,
+            calibration_sha256="" if self._calibration is None else self._calibration.sha256.hex(),
+            calibration_kind="" if self._calibration is None else self._calibration.kind,
             picture=given_figures(given, own, own.fit).model_copy(update=output_terms(rule)),
         )
 

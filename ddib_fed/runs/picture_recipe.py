@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.bridge.translation_record import UNCERTAINTY, Part, file_name
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid, UsageError
@@ -48,6 +49,7 @@ class Recipe:
         uncertainty: Fresh softenings for a map of the deviation; 0 for none.
         keep_latents: Whether latents are written.
         scene: Height and width at which pictures are translated, in tiles of the models' size; None for that size.
+        calibration: Under which the source encodes; None for none.
         public_names: Whether the source is written as the model sees it and results keep the model's size, under the
             public code's names.
 
@@ -72,6 +74,7 @@ class Recipe:
     keep_latents: bool = False
     public_names: bool = False
     scene: tuple[int, int] | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would be without effect."""
@@ -108,6 +111,9 @@ class Recipe:
         del fields["settings"]
         if self.scene is None:
             del fields["scene"]
+        del fields["calibration"]
+        if self.calibration is not None:
+            fields["calibration"] = self.calibration.sha256.hex()
         # Written out, as every release did: a request of an older run is still the same request.
         fields["classifier_scale"] = 1.0 if self.classifier_scale is None else self.classifier_scale
         return self.settings.described() | fields

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ddib_fed.bridge.arrays import Asked, Stages, translate_array, uncertainty
+from ddib_fed.bridge.calibration.applied import map_between, rotation_of
 from ddib_fed.bridge.domain_model import Array
 from ddib_fed.bridge.local_party import LocalParty, open_party
 from ddib_fed.bridge.sharding import OnTick
@@ -81,6 +82,7 @@ class Translator:
             own_size=not recipe.public_names,
             keep_latents=recipe.keep_latents,
             keep_source=recipe.public_names,
+            calibration=recipe.calibration,
         )
 
     def __call__(self, batch: Sequence[Task], on_tick: OnTick) -> int:
@@ -185,6 +187,7 @@ def open_parties(
 
     Raises:
         SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used.
+        CalibrationForeign, CalibrationUnits: The calibration is not one of these models.
     """
 
     def opened(name: str) -> Bundle:
@@ -193,10 +196,11 @@ def open_parties(
 
     classifier = opener(recipe.classifier) if recipe.classifier is not None else None
     shared: dict[str, Any] = {"classifier": classifier, "together": batch, "threads": threads}
-    source = open_party(opened(recipe.source), device, recipe.dtype, **shared)
-    if recipe.target == recipe.source:
-        return source, source
-    return source, open_party(opened(recipe.target), device, recipe.dtype, **shared)
+    source = target = open_party(opened(recipe.source), device, recipe.dtype, **shared)
+    if recipe.target != recipe.source:
+        target = open_party(opened(recipe.target), device, recipe.dtype, **shared)
+    map_between(recipe.calibration, source.model.manifest, target.model.manifest)
+    return source, target
 
 
 def asked_of(recipe: Recipe, task: Task) -> Asked:
@@ -209,6 +213,7 @@ def asked_of(recipe: Recipe, task: Task) -> Asked:
         soften=recipe.soften,
         seed=recipe.seed,
         cycle=recipe.cycle,
+        calibration=rotation_of(recipe.calibration),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.bridge.translation_record import Part
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ExtraMissing, LatentNotGaussian, PictureMisfit, UsageError
@@ -62,6 +63,8 @@ class Rehearsal:
         test_b: The same of `b`.
         pictures: Held-out pictures that are translated, at most, each way.
         evaluations: Network evaluations of a leg.
+        calibration: For the way between whose domains it leads, made after an earlier call trained the models; None
+            for none.
     """
 
     a: Path
@@ -73,6 +76,7 @@ class Rehearsal:
     test_b: Path | None = None
     pictures: int = 64
     evaluations: int = 48
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +224,10 @@ def _translate(
 ) -> WayFound:
     """Held-out pictures of a side there and back, and what can be said of them."""
     out = wanted.out / f"{source.letter}-to-{target.letter}"
-    title = f"{models[0].manifest.domain} to {models[1].manifest.domain}"
+    domains = models[0].manifest.domain, models[1].manifest.domain
+    title = " to ".join(domains)
+    calibration = wanted.calibration
+    leads = calibration is not None and domains == (calibration.source.domain, calibration.target.domain)
     recipe = Recipe(
         str(wanted.out / source.letter),
         str(wanted.out / target.letter),
@@ -228,6 +235,7 @@ def _translate(
         cycle=True,
         keep_latents=True,
         seed=config.seed,
+        calibration=calibration if leads else None,
     )
     found = Found(source.held_root, entry_tasks(source.held_root, source.held_out), ())
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
@@ -245,6 +253,10 @@ def _translate(
     except LatentNotGaussian as error:
         return WayFound(title, out, {}, None, (f"Refused, as a node would refuse it: {error.detail}",))
     report, notes = _judge(found, out, recipe, models, target)
+    if recipe.calibration is not None:
+        notes.insert(
+            0, f"Under the {recipe.calibration.kind} calibration {recipe.calibration.sha256.hex()[:12]}."
+        )
     return WayFound(title, out, report, (out / SHEET_FILE).read_bytes(), tuple(notes))
 
 

@@ -78,7 +78,7 @@ _COMMON: Final[Mapping[str, Mapping[str, Limit]]] = {
         "evaluations": _setting(1, MAX_EVALUATIONS),
         "grid": Text(64, error=SettingsInvalid),
         "depth": _setting(0, 1),
-        "encoder": Text(0, error=SettingsInvalid),
+        "encoder": Text(32, error=SettingsInvalid),
     },
     "GuidanceSettings": {
         **dict.fromkeys(("guidance", "classifier_scale"), _setting(0, MAX_GUIDANCE)),

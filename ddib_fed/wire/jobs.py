@@ -49,6 +49,8 @@ class Settings:
         grid: ``default``, ``uniform-lambda``, ``karras``, ``integer`` or ``integer:T``.
         depth: Fraction of the path to noise, in (0, 1]; below 1 the latent keeps some of the picture, and
             both nodes' policies must allow it.
+        encoder: ``ode``, ``mixed`` or ``linear``: how the source encodes; the latents of the last two show more of the
+            picture, and both nodes' policies must allow them.
     """
 
     solver: str = "unipc"
@@ -56,6 +58,7 @@ class Settings:
     evaluations: int = 48
     grid: str = "default"
     depth: float = 1.0
+    encoder: str = "ode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,11 @@ class Event:
 
 
 def settings_to_pb(settings: Settings) -> common_pb2.SolverSettings:
-    """Settings as a message; the default depth is left out, so that earlier peers understand it."""
-    return to_message(settings, common_pb2.SolverSettings, depth=settings.depth % 1.0)
+    """Settings as a message; depth and encoder are left out at their defaults, so that earlier peers understand it."""
+    encoder = "" if settings.encoder == "ode" else settings.encoder
+    return to_message(settings, common_pb2.SolverSettings, depth=settings.depth % 1.0, encoder=encoder)
 
 
 def settings_from_pb(message: common_pb2.SolverSettings) -> Settings:
     """Settings read from the wire."""
-    return from_message(message, Settings, depth=message.depth or 1.0)
+    return from_message(message, Settings, depth=message.depth or 1.0, encoder=message.encoder or "ode")

@@ -165,6 +165,8 @@ def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
     settings = {k: v for k, v in asdict(spec).items() if k not in left_out}
     if spec.solver.depth == 1.0:
         del settings["solver"]["depth"]
+    if spec.solver.encoder == "ode":
+        del settings["solver"]["encoder"]
     files = [[item.media_type, item.sha256.hex()] for item in items]
     return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).digest()
 

@@ -11,16 +11,19 @@ import pytest
 from PIL import Image
 
 import ddib_fed
+from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.errors import (
     AlreadyExists,
+    CalibrationForeign,
     FileMissing,
     KindMismatch,
     LatentNotGaussian,
     PictureMisfit,
     UsageError,
 )
+from tests.trust.calibration_examples import calibration
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +149,22 @@ def test_importing_and_the_client_load_no_torch() -> None:
     used = "ddib_fed.Client, ddib_fed.translate, ddib_fed.DdibError"
     code = f"import sys, ddib_fed; {used}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_a_calibration_is_applied_and_recorded(satellite, relief) -> None:
+    """The object or its file; between nodes it is the operators', and in one process there is none to leave out."""
+    sides = {
+        side: CalibratedSide(domain=model.domain, units_sha256=units_digest(model.party.model.manifest.normalisation))
+        for side, model in (("source", satellite), ("target", relief))
+    }  # fmt: skip
+    made = calibration(**sides)
+    asked = {"evaluations": 6, "keep_latents": True, "soften_sigma": 0.0}
+    [plain] = ddib_fed.translate(scene(), satellite, relief, **asked)
+    [found] = ddib_fed.translate(scene(), satellite, relief, calibration=made, **asked)
+    np.testing.assert_allclose(found.latent, made.map.apply(plain.latent), atol=1e-3)
+    assert found.record.calibration_sha256 == made.sha256.hex()
+    with pytest.raises(CalibrationForeign):
+        ddib_fed.translate(scene(), relief, satellite, calibration=made, **asked)
+    with pytest.raises(UsageError, match="no_calibration"):
+        ddib_fed.translate(scene(), satellite, relief, no_calibration=True)

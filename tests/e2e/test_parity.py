@@ -18,7 +18,9 @@ from ddib_fed.bridge.softening import Softener
 from ddib_fed.bridge.translation_record import Part, Translation, file_name
 from ddib_fed.cli.client.delivery import Input, write_result
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import CalibrationUnits
 from ddib_fed.models.bundle import Bundle, make_bundle
+from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import StructureThresholds
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.runs.picture_recipe import Recipe
@@ -29,6 +31,7 @@ from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
 from source_node.jobs import queries
 from tests.e2e.two_nodes import TwoNodes, same_noise
+from tests.node.agreed_calibrations import agreed
 from tests.node.picture_examples import SIZE, noise, pictures_model, png_bytes, write_files
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.runs.tiny_models import tiny_classifier
@@ -195,6 +198,46 @@ def test_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> None:
     assert (mine.doubtful, theirs.source_institution, mine.source_institution) == (
         theirs.doubtful, "north.example", "",
     )  # fmt: skip
+
+
+@pytest.mark.usefixtures("shared_noise")
+def test_calibrated_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> None:
+    """Both parties apply the same object, and name it; each way without it is another translation."""
+    nodes = open_nodes(scans(), relief(), calibration='["rotation"]')
+    signed = agreed(*nodes.institutions)
+    nodes.agree_on(signed)
+    compared = compare(tmp_path, nodes, cycle=True, recipe={"calibration": signed.calibration})
+    compared.check(Part.RETURNED, Part.LATENT)
+    mine, theirs = compared.records("Ada-png")
+    assert mine.calibration_sha256 == theirs.calibration_sha256 == signed.sha256.hex()
+    assert mine.calibration_kind == theirs.calibration_kind == "rotation"
+    (tmp_path / "plain").mkdir()
+    plain = compare(tmp_path / "plain", nodes, cycle=True, header={"no_calibration": True})
+    plain.check(Part.RETURNED, Part.LATENT)
+    assert plain.records("Ada-png")[1].calibration_sha256 == ""
+    assert plain.records("Ada-png")[1].contract_sha256 != theirs.contract_sha256
+    for folder in ("local", "federated"):
+        calibrated, without = (
+            np.load(getattr(each, folder) / "Ada-png.latent.npy") for each in (compared, plain)
+        )
+        np.testing.assert_allclose(calibrated, -without, atol=LATENT_BOUND)
+
+
+@pytest.mark.usefixtures("shared_noise")
+def test_a_model_trained_with_a_calibration_goes_alike(tmp_path, open_nodes) -> None:
+    """Its units are mapped, the target's are not, and neither way works without the calibration."""
+    tone = ChannelMap(quadratic=((0.1, 0.9, 0.05),))
+    trained = scans()
+    manifest = trained.manifest.model_copy(update={"normalisation": Normalisation(std=0.5, calibrated=tone)})
+    nodes = open_nodes(make_bundle(manifest, trained.state), relief(), calibration='["tone"]')
+    signed = agreed(*nodes.institutions, kind="tone", map=tone)
+    nodes.agree_on(signed)
+    compared = compare(tmp_path, nodes, cycle=True, recipe={"calibration": signed.calibration})
+    compared.check(Part.RETURNED, Part.LATENT)
+    assert compared.records("Ada-png")[1].calibration_kind == "tone"
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(CalibrationUnits):
+        compare(tmp_path / "plain", nodes)
 
 
 @pytest.mark.usefixtures("shared_noise")

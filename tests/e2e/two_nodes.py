@@ -11,6 +11,7 @@ from ddib_fed.bridge.translation_record import Part
 from ddib_fed.client.results import Collector
 from ddib_fed.client.views import Result
 from ddib_fed.models.bundle import Bundle
+from ddib_fed.trust.calibrations import SignedCalibration
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.chunks import file_header, stream
@@ -46,7 +47,9 @@ class TwoNodes:
             ServingParty(north, device="cpu", threads=1),
             ServingParty(south, device="cpu", threads=1, classifier=classifier),
         ]
-        institutions = [make_institution(folder / name, f"{name}.example") for name in ("north", "south")]
+        institutions = self.institutions = [
+            make_institution(folder / name, f"{name}.example") for name in ("north", "south")
+        ]
         institutions[1].admit(institutions[0])
         domain = south.manifest.domain
         self.target = Target(folder / "south", institutions[1], self.parties[1], domain=domain, **settings)
@@ -64,6 +67,11 @@ class TwoNodes:
             f'source_address = "{self.source.server.address}"\nsource_identity = "node-1.north.example"\n'
         )
         return path
+
+    def agree_on(self, signed: SignedCalibration) -> None:
+        """Both nodes hold the calibration."""
+        for node in (self.source.node, self.target.node):
+            node.calibrations.add(signed)
 
     def submit(self, *files: Path, **header: object) -> str:
         """Give a job to north; `header` are fields of its header."""

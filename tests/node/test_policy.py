@@ -9,7 +9,7 @@ import pytest
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import PeerUnknown, PolicyDenied, QuotaSpent, RefusedError
 from ddib_fed.node.config import PolicySection
-from ddib_fed.node.policy import DAY_S, MAX_REPEATS, Policy, Quota, check_depth
+from ddib_fed.node.policy import DAY_S, MAX_REPEATS, Policy, Quota, check_depth, check_encoder
 from ddib_fed.trust.certificates import new_authority
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peer_file import Peer
@@ -147,6 +147,15 @@ def test_the_least_depth_itself_is_allowed() -> None:
     with pytest.raises(PolicyDenied) as denied:
         check_depth(SolverSettings(depth=0.79), policy)
     assert denied.value.facts["least"] == "0.8"
+
+
+def test_encoders_that_show_more_are_allowed_by_name() -> None:
+    """Without a word the ODE alone."""
+    check_encoder(SolverSettings(), PolicySection())
+    check_encoder(SolverSettings(encoder="mixed"), PolicySection(encoders=("ode", "mixed")))
+    with pytest.raises(PolicyDenied, match="allows ode") as denied:
+        check_encoder(SolverSettings(encoder="linear"), PolicySection())
+    assert denied.value.facts == {"policy": "encoders", "encoder": "linear", "allowed": "ode"}
 
 
 def test_items_of_another_request_or_number_are_charged_for_themselves() -> None:

@@ -34,5 +34,6 @@ def test_the_wire_has_the_fields_that_it_had_and_the_encoder():
         "depth",
         "encoder",
     ]
-    settings = SolverSettings("ddim", 1, 50, "ddib")
-    assert solver_settings(settings_message(settings)) == settings
+    for settings in (SolverSettings("ddim", 1, 50, "ddib"), SolverSettings(encoder="mixed")):
+        assert solver_settings(settings_message(settings)) == settings
+    assert settings_message(SolverSettings()).encoder == ""

@@ -192,6 +192,14 @@ def test_a_job_goes_from_submission_to_acknowledged(served) -> None:
             },
             UnknownFields,
         ),
+        ({"solver": common_pb2.SolverSettings(evaluations=8, encoder="linear")}, PolicyDenied),
+        (
+            {
+                "solver": common_pb2.SolverSettings(evaluations=8, encoder="linear"),
+                "version": common_pb2.ProtocolVersion(major=1, minor=2),
+            },
+            UnknownFields,
+        ),
         ({"source_class": "cat"}, SettingsInvalid),
         ({"target_class": "cat"}, SettingsInvalid),
         ({"target_class": "c" * 65}, MessageInvalid),

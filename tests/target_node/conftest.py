@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import grpc
@@ -18,7 +18,7 @@ from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.wire.contract import Contract, ContractSide
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import versions_to_pb
+from ddib_fed.wire.version import SPOKEN, Version, versions_to_pb
 from target_node.service import TargetService
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine
@@ -59,9 +59,11 @@ class Target:
         ) as channel:
             yield decoding_pb2_grpc.DecodingServiceStub(channel)
 
-    def negotiate(self, who: Institution, domain: str = "moons") -> Contract:
+    def negotiate(
+        self, who: Institution, domain: str = "moons", versions: Sequence[Version] = SPOKEN
+    ) -> Contract:
         request = pb.NegotiateContractRequest(
-            versions=versions_to_pb(), source=to_message(side(who.name, domain), pb.ContractSide)
+            versions=versions_to_pb(versions), source=to_message(side(who.name, domain), pb.ContractSide)
         )
         with self.called_by(who) as stub:
             return from_message(asking(stub.NegotiateContract, request).contract, Contract)

@@ -228,6 +228,18 @@ def test_a_latent_of_less_depth_is_no_noise_and_is_decoded_where_that_is_allowed
     assert results(target.decode(north, half, *sent(contract, bad)))[0].shape == (300, 2)
 
 
+def test_an_encoder_that_shows_more_is_refused_unless_allowed(open_target, north) -> None:
+    """By the policy, and by a contract of a version that does not know it."""
+    target = open_target()
+    contract = target.negotiate(north)
+    solver = common_pb2.SolverSettings(evaluations=8, encoder="mixed")
+    with pytest.raises(PolicyDenied):
+        target.decode(north, header(contract, solver=solver))
+    older = target.negotiate(north, versions=[Version(1, 2)])
+    with pytest.raises(UnknownFields):
+        target.decode(north, header(older, solver=solver))
+
+
 def test_a_latent_with_nan_is_refused_by_its_number(target, north) -> None:
     """Before it reaches the network."""
     contract = target.negotiate(north)

@@ -23,7 +23,7 @@ def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | N
     if calibration is not None and calibration.kind in RETRAINED:
         if held != calibration.map:
             raise _untrained(calibration, source, other=held is not None)
-        return None
+        return rotation_of(calibration)
     if held is not None:
         raise CalibrationUnits(
             f"{source.name} was trained with the map of a calibration, and this translation has "
@@ -32,16 +32,27 @@ def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | N
             "the model from before: ddib model show",
             facts={"model": source.name},
         )
-    return None if calibration is None else calibration.map
+    return rotation_of(calibration)
 
 
-def check_models(calibration: Calibration, source: Manifest, target: Manifest) -> None:
-    """Return if a calibration is between two models' domains, and in their units; for translations in one process.
+def map_between(calibration: Calibration | None, source: Manifest, target: Manifest) -> ChannelMap | None:
+    """As `leg_map`, for two models in one process: the calibration must be between their domains and in their units.
 
     Raises:
         CalibrationForeign: It is between other domains.
-        CalibrationUnits: It was made for models of other units.
+        CalibrationUnits: It was made for models of other units, or as `leg_map` says.
     """
+    if calibration is not None:
+        _check_models(calibration, source, target)
+    return leg_map(calibration, source)
+
+
+def rotation_of(calibration: Calibration | None) -> ChannelMap | None:
+    """The map that `leg_map` gave when it checked the models; None for none."""
+    return None if calibration is None or calibration.kind in RETRAINED else calibration.map
+
+
+def _check_models(calibration: Calibration, source: Manifest, target: Manifest) -> None:
     found = calibration.source.domain, calibration.target.domain
     if found != (source.domain, target.domain):
         raise CalibrationForeign(

@@ -117,10 +117,15 @@ def _show(view: JobView) -> None:
     say(f"job      {view.job_id}  {view.state.lower()}")
     whose = f", class {view.target_class}" if view.target_class else ""
     say(f"to       {view.target}{whose}{guided(view.guidance)}")
+    asked = {
+        f"encoder {settings.encoder}": settings.encoder != "ode",
+        "cycle": view.cycle,
+        "latent kept": view.keep_latent,
+        "no calibration": view.no_calibration,
+    }
     say(
         f"solver   {settings.solver}, order {settings.order or 'default'}, {settings.evaluations} evaluations, "
-        f"grid {settings.grid}{', cycle' if view.cycle else ''}{', latent kept' if view.keep_latent else ''}"
-        f"{', no calibration' if view.no_calibration else ''}"
+        f"grid {settings.grid}{''.join(f', {what}' for what, there in asked.items() if there)}"
     )
     say(f"created  {when(view.created)}   finished {when(view.finished)}   expires {when(view.expires)}")
     if view.failure is not None:

@@ -132,7 +132,14 @@ def order_of(target: str, asked: Mapping[str, Any]) -> Order:
     """
     return Order(
         target,
-        Settings(asked["solver"], asked["order"], asked["evaluations"], asked["grid"], asked["depth"]),
+        Settings(
+            asked["solver"],
+            asked["order"],
+            asked["evaluations"],
+            asked["grid"],
+            asked["depth"],
+            asked["encoder"],
+        ),
         asked["cycle"],
         asked["keep_latent"],
         asked["deadline"],

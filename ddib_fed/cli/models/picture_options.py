@@ -75,6 +75,12 @@ BATCH = click.option(
     show_default=True,
     help="Pictures: batch size.",
 )
+CALIBRATION = click.option(
+    "--calibration",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Pictures: translate under this calibration (`ddib calibrate --local` makes one).",
+)
 DTYPE = click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -160,6 +166,7 @@ TRANSLATING = (
         help="Pictures: report.json of a run over held-out pictures, or a model's folder; a picture with less "
         "structure is doubtful. Without it the source model's own thresholds count.",
     ),
+    CALIBRATION,
     BATCH,
     DTYPE,
     DEVICES,

@@ -15,6 +15,7 @@ from ddib_fed.errors import LatentNotGaussian, UsageError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
+    from ddib_fed.bridge.calibration.record import Calibration
     from ddib_fed.diffusion.plans import SolverSettings
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.manifest import Manifest
@@ -85,6 +86,7 @@ def translate(
         uncertainty=given["uncertainty"] or 0,
         keep_latents=given["keep_latents"],
         public_names=given["pairs"] is not None,
+        calibration=read_given(given["calibration"]),
     )
     if not settings.stochastic:
         _refuse_seed(source, recipe.soften)
@@ -114,6 +116,13 @@ def translate(
             f"{out / 'report.json'} names them, and the others are translated",
             hint="the same command with --skip-bad takes them for no error",
         )
+
+
+def read_given(path: Path | None) -> Calibration | None:
+    """The calibration in the file of --calibration; None without."""
+    from ddib_fed.bridge.calibration.files import read_calibration
+
+    return None if path is None else read_calibration(path)
 
 
 def sample(

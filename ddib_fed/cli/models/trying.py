@@ -12,7 +12,8 @@ import click
 
 from ddib_fed.bars import Show, bar
 from ddib_fed.cli import options
-from ddib_fed.cli.models.picture_options import THREADS
+from ddib_fed.cli.models.picture_options import CALIBRATION, THREADS
+from ddib_fed.cli.models.pictures import read_given
 from ddib_fed.cli.models.train_options import duration, training_options
 from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines
@@ -67,6 +68,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", show_default=True, help="Where."
 )
+@CALIBRATION
 @THREADS
 @options.OUT_RESULTS
 @options.FORCE
@@ -81,6 +83,7 @@ def try_(
     pictures: int,
     evaluations: int,
     soften: float,
+    calibration: Path | None,
     **settings: Any,
 ) -> None:
     """Train on two folders of pictures, translate held-out pictures both ways, and write one page.
@@ -88,7 +91,8 @@ def try_(
     Checks both folders, trains a model of each for half the time, translates held-out pictures there and back, and
     writes index.html: pictures, figures and what to try next. It rehearses in one process what two
     institutions do; nodes can serve its models (DIR/a, DIR/b) unchanged. A stopped run is continued by
-    the same command. One folder with trainA and trainB is accepted instead of two.
+    the same command. One folder with trainA and trainB is accepted instead of two. After `ddib calibrate --local DIR/a
+    DIR/b`, the same command with --calibration translates again, under the calibration.
     """
     from ddib_fed.runs.rehearsal import Rehearsal, rehearse, sides_of
 
@@ -98,7 +102,8 @@ def try_(
         time_s = 7200.0
     first, second, test_a, test_b = sides_of(a, b)
     config = _config({"steps": steps, **settings}, soften=soften)
-    wanted = Rehearsal(first, second, out, config, time_s, test_a, test_b, pictures, evaluations)
+    agreed = read_given(calibration)
+    wanted = Rehearsal(first, second, out, config, time_s, test_a, test_b, pictures, evaluations, agreed)
     with _bars() as on_progress:
         page = rehearse(wanted, force=force, say=partial(say, err=True), on_progress=on_progress)
     lines(

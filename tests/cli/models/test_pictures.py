@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from ddib_fed.bridge.calibration.files import write_calibration
+from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
 from ddib_fed.cli.class_names import parse_pairs
 from ddib_fed.cli.models.bridge import bridge
 from ddib_fed.cli.models.model import model
@@ -17,6 +19,7 @@ from ddib_fed.cli.models.trying import try_
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import (
     AlreadyExists,
+    CalibrationForeign,
     ExitCode,
     ImageUnreadable,
     LatentNotGaussian,
@@ -24,8 +27,11 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.models.bundle import load_bundle, pretrained_domains, save_bundle
+from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.samples.images import encode_png
 from tests.runs.tiny_models import tiny, tiny_classifier
+from tests.trust.calibration_examples import calibration
 
 FEW = ("--steps", "3")
 
@@ -68,6 +74,30 @@ def test_a_folder_goes_there_and_back(place, tmp_path):
     assert "2 (2 were there)" in again
     with pytest.raises(AlreadyExists):
         call(bridge, "cycle", place / "in", *pair, "--out", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_calibration_in_a_file_is_applied_and_named(place, tmp_path):
+    """Another one is another run; one of other domains is refused before anything is written."""
+    units = units_digest(Normalisation())
+    sides = {
+        side: CalibratedSide(domain=domain, units_sha256=units)
+        for side, domain in (("source", "north"), ("target", "south"))
+    }
+    made = calibration(**sides, map=ChannelMap(rotation=((-1.0,),)))
+    write_calibration(made, tmp_path / "c.json")
+    pair = ("--source", place / "north", "--target", place / "south", *FEW, "--depth", "0.5")
+    with_it = ("--calibration", tmp_path / "c.json")
+    call(bridge, "translate", place / "in", *pair, *with_it, "--out", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "0" / "scan1.json").read_text())
+    assert record["calibration_sha256"] == made.sha256.hex() == record["run"]["settings"]["calibration"]
+    assert record["calibration_kind"] == "rotation"
+    with pytest.raises(AlreadyExists):
+        call(bridge, "translate", place / "in", *pair, "--out", tmp_path / "out")
+    back = ("--source", place / "south", "--target", place / "north", *FEW)
+    with pytest.raises(CalibrationForeign):
+        call(bridge, "translate", place / "in", *back, *with_it, "--out", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 @pytest.mark.slow
