@@ -49,7 +49,8 @@ class Compared:
         gain: `calibrated` less `without`, of the same draws of pictures; None where there is nothing to compare with.
         alone: Of the map applied to the picture, without any network; None where it says nothing.
         rising: Whether a larger figure is better.
-        judges: Whether it says that a calibration is right; a round trip is as good with a wrong one.
+        judges: Whether it says that a calibration is right: a round trip is as good with a wrong one, and a wrong
+            rotation can bring colours nearer.
     """
 
     name: str
@@ -115,7 +116,6 @@ def colour_distance(
         _around(whole[1], parts[:, 1]),
         gain=_around(whole[0] - whole[1], parts[:, 0] - parts[:, 1]),
         rising=False,
-        judges=True,
     )
 
 
@@ -184,7 +184,13 @@ def paired(stages: tuple[Stages, Stages | None], mapped: Pictures, anchors: Anch
         f"true partner among the {NEAREST} nearest": hits_by_pixels,
     }
     return [
-        compared(name, [of(x, truth) for x in sets], drawn, alone=of(mapped, truth), judges=True)
+        compared(
+            name,
+            [of(x, truth) for x in sets],
+            drawn,
+            alone=of(mapped, truth),
+            judges=of is not hits_by_pixels,
+        )
         for name, of in figures.items()
     ]
 

@@ -43,7 +43,7 @@ def map_between(calibration: Calibration | None, source: Manifest, target: Manif
         CalibrationUnits: It was made for models of other units, or as `leg_map` says.
     """
     if calibration is not None:
-        _check_models(calibration, source, target)
+        check_models(calibration, source, target)
     return leg_map(calibration, source)
 
 
@@ -52,7 +52,13 @@ def rotation_of(calibration: Calibration | None) -> ChannelMap | None:
     return None if calibration is None or calibration.kind in RETRAINED else calibration.map
 
 
-def _check_models(calibration: Calibration, source: Manifest, target: Manifest) -> None:
+def check_models(calibration: Calibration, source: Manifest, target: Manifest) -> None:
+    """Return if a calibration is between two models' domains, and in their units without a calibration.
+
+    Raises:
+        CalibrationForeign: It is between other domains.
+        CalibrationUnits: It was made for models of other units.
+    """
     found = calibration.source.domain, calibration.target.domain
     if found != (source.domain, target.domain):
         raise CalibrationForeign(

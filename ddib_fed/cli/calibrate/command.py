@@ -19,8 +19,9 @@ from ddib_fed.errors import UsageError
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _OF_PEER = ("peer", "existing", "yes", "config_path")
-_NOT_OF_PEER = ("anchors", "epsilon", "delta", "count", "threads", "out")
+_NOT_OF_PEER = ("anchors", "epsilon", "delta", "count", "without", "evaluations", "threads", "out")
 WAYS = ("peer", "local", "evaluate")
+_OF_MAKING = ("kind", "epsilon", "delta", "days", "out")
 
 _OPTIONS = (
     click.option(
@@ -87,12 +88,19 @@ _OPTIONS = (
         help="Days until the calibration expires.",
     ),
     click.option(
+        "--without",
+        metavar="MODEL",
+        help="With --evaluate, of a tone or colour-map: the source's model before it was trained with the map, for "
+        "comparison; default: the one that ships.",
+    ),
+    click.option(
         "--count",
         type=click.IntRange(2),
         default=32,
         show_default=True,
         help="Most pictures that --evaluate translates.",
     ),
+    options.EVALUATIONS,
     click.option(
         "--seed",
         type=click.IntRange(0),
@@ -151,10 +159,23 @@ def calibrate(context: click.Context, /, **given: Any) -> None:
     if of_peer["peer"] is not None:
         _with_peer(of_peer, given)
         return
+    if asked:
+        options.refuse_idle(_OF_PEER, "is for --peer", hint="leave it out")
+    if given["evaluate"] is not None:
+        _evaluate(given)
+        return
     raise UsageError(
         "nothing to calibrate is named",
         hint="ddib calibrate --peer INSTITUTION/DOMAIN, --local A B, or --evaluate FILE; ddib calibrate --help",
     )
+
+
+def _evaluate(given: Mapping[str, Any]) -> None:
+    """`--evaluate`."""
+    from ddib_fed.cli.calibrate.evaluating import evaluate
+
+    options.refuse_idle(_OF_MAKING, "is for making a calibration, not for --evaluate", hint="leave it out")
+    evaluate(**{name: value for name, value in given.items() if name not in _OF_MAKING})
 
 
 def _with_peer(of_peer: Mapping[str, Any], given: Mapping[str, Any]) -> None:
