@@ -15,7 +15,7 @@ import torch
 
 from ddib_fed.bridge.local_party import LocalParty, open_party
 from ddib_fed.datasets.heads import cut_head
-from ddib_fed.datasets.maps import FILES, cut_map
+from ddib_fed.datasets.maps import cut_map
 from ddib_fed.datasets.shipped import ShippedPictures, load_shipped, shipped_clusters
 from ddib_fed.metrics import bootstrap, features, retrieval
 from ddib_fed.metrics.features import Features
@@ -36,6 +36,8 @@ DIRECTIONS = (
     ("brain-t1", "brain-t2"),
     ("brain-t2", "brain-t1"),
 )
+FURTHER = (("satellite-64", "relief-64"),)
+"""Directions whose models do not ship: with --models alone."""
 DOMAIN_PICTURES = 500
 """Of the target's training part, for feature distances, as in benchmarks/pictures.py."""
 UNPAIRED_PICTURES = 4_000
@@ -124,9 +126,9 @@ class Directed:
     @cached_property
     def _partners(self) -> np.ndarray:
         """The source's training places as the target domain shows them, uint8."""
-        side = self.pictures[0].domain.side
-        cut = cut_map if self.target_name in FILES else cut_head
-        return cut(self.target_name, side)("train")
+        side, target = self.pictures[0].domain.side, self.pictures[1].domain
+        cut = cut_map(target.map, side, target.detail) if target.map else cut_head(target.name, side)
+        return cut("train")
 
     def paired(self, translated: Pictures) -> dict[str, bootstrap.Interval]:
         """psnr, ssim and partner of translations of all test pictures."""
