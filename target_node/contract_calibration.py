@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ddib_fed.bridge.calibration.applied import check_target
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.errors import ContractMismatch, Difference
 from ddib_fed.node.calibrating import usable_calibration
@@ -15,7 +16,7 @@ def check_calibration(node: NodeContext, contract: Contract) -> None:
     It is checked when the contract is agreed on, and again at each call: it may have ended, or been taken out of use.
 
     Raises:
-        CalibrationRefused: As `usable_calibration` says.
+        CalibrationRefused: As `usable_calibration` says, or the model served here has mapped units.
         ContractMismatch: The terms are not those of the signed calibration.
     """
     terms = contract.calibration
@@ -29,6 +30,7 @@ def check_calibration(node: NodeContext, contract: Contract) -> None:
         side="target",
     )
     _require_terms(found, contract)
+    check_target(node.running_engine.model.manifest)
 
 
 def _require_terms(found: Calibration, contract: Contract) -> None:

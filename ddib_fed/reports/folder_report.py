@@ -6,6 +6,7 @@ rounding; the latent, which is in no file) is used, and the report states which 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -97,9 +98,18 @@ def evaluate_folder(
         drawn = resample(len(rows), clusters if folders.by_folder else None)
         report["intervals"]["translated"] = intervals_of(rows, drawn)
     report["latent"] = _latents(found)
-    report["notes"] = list(found.notes)
+    report["notes"] = [*found.notes, *_calibrations(found.records)]
     report["pictures"] = [{"name": name, **row} for name, row in zip(found.names, rows, strict=True)]
     return report, found
+
+
+def _calibrations(records: Sequence[Translation]) -> list[str]:
+    """A sentence for each calibration under which pictures were encoded."""
+    named = Counter((r.calibration_kind, r.calibration_sha256[:12]) for r in records if r.calibration_sha256)
+    return [
+        f"{count} of {len(records)} pictures were translated under the {kind} calibration {sha256}."
+        for (kind, sha256), count in named.items()
+    ]
 
 
 def _silent(step: str) -> None:

@@ -148,6 +148,7 @@ def compare(
     classes: tuple[int | None, int | None] = (None, None),
     cycle: bool = False,
     depth: float = 1.0,
+    encoder: str = "ode",
     header: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
     opener: Callable[[str], Bundle] | None = None,
@@ -155,7 +156,7 @@ def compare(
     """Translate four files of several formats and sizes both ways."""
     (folder / "in").mkdir()
     files = write_files(folder / "in")
-    solver = SolverSettings(evaluations=EVALUATIONS)
+    solver = SolverSettings(evaluations=EVALUATIONS, encoder=encoder)
     bundles = {
         name: party.model.bundle for name, party in zip(("north", "south"), nodes.parties, strict=True)
     }
@@ -168,7 +169,11 @@ def compare(
     )
     job_id = nodes.submit(
         *files.paths,
-        solver=common_pb2.SolverSettings(evaluations=EVALUATIONS, depth=0.0 if depth == 1.0 else depth),
+        solver=common_pb2.SolverSettings(
+            evaluations=EVALUATIONS,
+            depth=0.0 if depth == 1.0 else depth,
+            encoder="" if encoder == "ode" else encoder,
+        ),
         cycle=cycle,
         keep_latent=True,
         **{
@@ -221,6 +226,22 @@ def test_calibrated_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> No
             np.load(getattr(each, folder) / "Ada-png.latent.npy") for each in (compared, plain)
         )
         np.testing.assert_allclose(calibrated, -without, atol=LATENT_BOUND)
+
+
+@pytest.mark.usefixtures("shared_noise")
+def test_a_mixed_encoder_with_a_calibration_is_alike(tmp_path, open_nodes) -> None:
+    """There and back, where both policies list it."""
+    nodes = open_nodes(
+        scans(spectral=True), relief(), calibration='["rotation"]', encoders='["ode", "mixed"]'
+    )
+    signed = agreed(*nodes.institutions)
+    nodes.agree_on(signed)
+    compared = compare(
+        tmp_path, nodes, cycle=True, encoder="mixed", recipe={"calibration": signed.calibration}
+    )
+    compared.check(Part.RETURNED, Part.LATENT)
+    records = compared.records("Ada-png")
+    assert [record.solver.encoder for record in records] == ["mixed", "mixed"]
 
 
 @pytest.mark.usefixtures("shared_noise")

@@ -34,17 +34,19 @@ def pictures_model(
     classes: tuple[str, ...] = (),
     form: PictureFormat | None = None,
     class_dropout: bool = False,
+    spectral: bool = False,
     **changes,
 ) -> tuple[Manifest, dict[str, torch.Tensor]]:
     """Manifest and weights of a model for `domain`; one of classes answers differently to each."""
     network = UNetConfig(
         image_size=SIZE, in_channels=1, model_channels=32, out_channels=1, num_res_blocks=1,
         channel_mult=(1.0, 1.0), num_classes=len(classes) or None, use_scale_shift_norm=True,
-        class_dropout=class_dropout,
+        class_dropout=class_dropout, spectral=spectral,
     )  # fmt: skip
     manifest = Manifest(
         name=domain, domain=domain, sample_kind="picture", sample_shape=(1, SIZE, SIZE), network=network,
-        soften_sigma=0.02, picture=form or PictureFormat(), classes=classes,
+        time_input="scaled-lambda" if spectral else "lambda", soften_sigma=0.02,
+        picture=form or PictureFormat(), classes=classes,
         **{"normalisation": Normalisation(std=0.5), **changes},
     )  # fmt: skip
     torch.manual_seed(seed)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ddib_fed.bridge.translation_record import Translation, WrittenFile
 from ddib_fed.reports.folder_page import write_report_page
 from ddib_fed.reports.folder_report import Folders, evaluate_folder
 from tests.runs.picture_folders import blocks, record, write
@@ -71,3 +72,17 @@ def test_the_page_shows_the_worst_first_and_says_what_it_leaves_out(tmp_path):
     assert "1 more are left out here." in page
     assert page.count("data:image/png;base64,") == 2
     assert "Doubtful: 1 of 3." in page
+
+
+def test_the_calibration_is_named_on_the_page(tmp_path):
+    """With how many pictures were translated under it."""
+    write(tmp_path, blocks(3))
+    for name in ("p00", "p01", "p02"):
+        named = {"calibration_sha256": "ab" * 32, "calibration_kind": "rotation"} if name != "p01" else {}
+        files = {"translation": WrittenFile(file=f"{name}.png")}
+        (tmp_path / f"{name}.json").write_bytes(Translation(files=files, **named).to_json())
+    report, found = evaluate_folder(Folders(tmp_path))
+    said = "2 of 3 pictures were translated under the rotation calibration abababababab."
+    assert report["notes"] == [said]
+    write_report_page(tmp_path / "page.html", "title", report, found)
+    assert said in (tmp_path / "page.html").read_text()

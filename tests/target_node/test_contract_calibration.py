@@ -16,6 +16,8 @@ from ddib_fed.errors import (
     ContractMismatch,
     ContractUnknown,
 )
+from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.role import NodeContext
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
@@ -147,6 +149,23 @@ def test_a_contract_lives_no_longer_than_its_calibration(target, north, signed) 
     plain = pb.DecodeHeader(contract_sha256=bytes(32), request_id="job", items=1, solver=header.solver)
     with pytest.raises(ContractUnknown):
         target.decode(north, pb.DecodeRequest(header=plain))
+
+
+def test_a_model_of_mapped_units_decodes_under_no_calibration(tmp_path, institutions, north, signed) -> None:
+    """The map leads to the units that its model had before."""
+    mapped = Normalisation(std=0.5, calibrated=ChannelMap(quadratic=((0.0, 1.0, 0.1),)))
+    engine = pictures_engine("relief", seed=2, normalisation=mapped)
+    target = Target(
+        tmp_path / "mapped", institutions["south"], engine, domain="relief", calibration='["rotation"]'
+    )
+    target.node.calibrations.add(signed)
+    try:
+        with pytest.raises(CalibrationUnits):
+            negotiate(target, north, signed.calibration.terms)
+        assert negotiate(target, north, None).calibration is None
+    finally:
+        target.close()
+        engine.close()
 
 
 def forbid(node: NodeContext) -> None:

@@ -44,7 +44,23 @@ def map_between(calibration: Calibration | None, source: Manifest, target: Manif
     """
     if calibration is not None:
         check_models(calibration, source, target)
+        check_target(target)
     return leg_map(calibration, source)
+
+
+def check_target(target: Manifest) -> None:
+    """Return if a model can decode what was encoded under a calibration: the map leads to its plain units.
+
+    Raises:
+        CalibrationUnits: Its own units are mapped.
+    """
+    if target.normalisation.calibrated is not None:
+        raise CalibrationUnits(
+            f"{target.name} was trained with the map of a calibration, and latents under another one lead to its units "
+            "without that map",
+            hint="decode by the model from before that training: ddib model show",
+            facts={"model": target.name},
+        )
 
 
 def rotation_of(calibration: Calibration | None) -> ChannelMap | None:

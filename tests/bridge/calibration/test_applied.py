@@ -13,6 +13,7 @@ from tests.runs.tiny_models import tiny
 from tests.trust.calibration_examples import calibration
 
 PLAIN = Normalisation()
+TURN = ((0, 1, 0), (1, 0, 0), (0, 0, 1))
 CURVE = ChannelMap(quadratic=((0.0, 1.0, 0.1),))
 
 
@@ -74,3 +75,13 @@ def test_a_calibration_of_other_domains_or_units_is_refused(given, error):
     with pytest.raises(error) as refused:
         map_between(given, NORTH, SOUTH)
     assert "ddib calibrate --local" in refused.value.hint
+
+
+def test_a_target_of_mapped_units_is_refused():
+    """The calibration leads to the units that its model had before."""
+    mapped = tiny(
+        "south", channels=3, normalisation=Normalisation(calibrated=ChannelMap(rotation=TURN))
+    ).manifest
+    with pytest.raises(CalibrationUnits, match="south was trained"):
+        map_between(between(), NORTH, mapped)
+    assert map_between(None, NORTH, mapped) is None
