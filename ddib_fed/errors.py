@@ -355,6 +355,13 @@ class CalibrationUnits(CalibrationRefused):
     sentence = "the calibration is for the units of another model"
 
 
+class CalibrationModel(CalibrationRefused):
+    """The model and the calibration do not belong together: one was made with a map that the other does not have."""
+
+    reason = "CALIBRATION_MODEL"
+    sentence = "the model was trained with another calibration than this translation's, or with none"
+
+
 class CalibrationInvalid(CalibrationRefused):
     """It is no calibration, is over a limit, or names an aggregate that was not published here."""
 

@@ -16,7 +16,8 @@ def check_calibration(node: NodeContext, contract: Contract) -> None:
     It is checked when the contract is agreed on, and again at each call: it may have ended, or been taken out of use.
 
     Raises:
-        CalibrationRefused: As `usable_calibration` says, or the model served here has mapped units.
+        CalibrationRefused: As `usable_calibration` says.
+        CalibrationModel: The model served here has mapped units.
         ContractMismatch: The terms are not those of the signed calibration.
     """
     terms = contract.calibration

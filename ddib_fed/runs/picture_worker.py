@@ -187,7 +187,7 @@ def open_parties(
 
     Raises:
         SettingsInvalid, ModelNotFound, BundleInvalid: The models cannot be used.
-        CalibrationForeign, CalibrationUnits: The calibration is not one of these models.
+        CalibrationForeign, CalibrationUnits, CalibrationModel: The calibration is not one of these models.
     """
 
     def opened(name: str) -> Bundle:

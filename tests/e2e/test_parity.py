@@ -18,7 +18,7 @@ from ddib_fed.bridge.softening import Softener
 from ddib_fed.bridge.translation_record import Part, Translation, file_name
 from ddib_fed.cli.client.delivery import Input, write_result
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import CalibrationUnits
+from ddib_fed.errors import CalibrationModel
 from ddib_fed.models.bundle import Bundle, make_bundle
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import StructureThresholds
@@ -257,7 +257,7 @@ def test_a_model_trained_with_a_calibration_goes_alike(tmp_path, open_nodes) -> 
     compared.check(Part.RETURNED, Part.LATENT)
     assert compared.records("Ada-png")[1].calibration_kind == "tone"
     (tmp_path / "plain").mkdir()
-    with pytest.raises(CalibrationUnits):
+    with pytest.raises(CalibrationModel):
         compare(tmp_path / "plain", nodes)
 
 

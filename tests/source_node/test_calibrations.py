@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.bridge.calibration.record import units_digest
-from ddib_fed.errors import CalibrationExpired, CalibrationUnits, UnknownFields
+from ddib_fed.errors import CalibrationExpired, CalibrationModel, UnknownFields
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.normalisation import Normalisation
@@ -153,16 +153,17 @@ def test_a_kind_that_needs_training_needs_the_bundle_that_has_it(source, institu
     tone = agreed(*institutions, kind="tone", map=ChannelMap(quadratic=((0.0, 1.0, 0.1),)))
     source.node.calibrations.add(tone)
     job = source.start().translated()
-    assert job.error["reason"] == CalibrationUnits.reason
+    assert job.error["reason"] == CalibrationModel.reason
+    assert "ddib model train --init OWN --calibration FILE" in job.error["facts"]["remedy"]
     source.stop()
     mapped = Normalisation(std=0.5, calibrated=tone.calibration.map)
     trained = pictures_engine("scans", form=DEEP, normalisation=mapped)
     source.open(trained)
     assert source.start().translated().state == "FINISHED"
-    assert source.translated(no_calibration=True).error["reason"] == CalibrationUnits.reason
+    assert source.translated(no_calibration=True).error["reason"] == CalibrationModel.reason
     source.node.calibrations.deactivate(tone.sha256)
     source.node.calibrations.add(signed)
-    assert source.translated().error["reason"] == CalibrationUnits.reason
+    assert source.translated().error["reason"] == CalibrationModel.reason
     source.runner.close()
     trained.close()
 

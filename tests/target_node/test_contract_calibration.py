@@ -10,6 +10,7 @@ from ddib_fed.errors import (
     CalibrationExpired,
     CalibrationForeign,
     CalibrationKindDenied,
+    CalibrationModel,
     CalibrationUnits,
     CalibrationUnknown,
     CalibrationUnsigned,
@@ -160,7 +161,7 @@ def test_a_model_of_mapped_units_decodes_under_no_calibration(tmp_path, institut
     )
     target.node.calibrations.add(signed)
     try:
-        with pytest.raises(CalibrationUnits):
+        with pytest.raises(CalibrationModel):
             negotiate(target, north, signed.calibration.terms)
         assert negotiate(target, north, None).calibration is None
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ddib_fed.bridge.calibration.record import RETRAINED, CalibratedSide, Calibration, units_digest
-from ddib_fed.errors import CalibrationForeign, CalibrationUnits
+from ddib_fed.errors import CalibrationForeign, CalibrationModel, CalibrationUnits
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import Manifest
 
@@ -16,7 +16,7 @@ def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | N
         source: Of the model that encodes.
 
     Raises:
-        CalibrationUnits: The model must be trained with the calibration and is not, or it is trained with another map
+        CalibrationModel: The model must be trained with the calibration and is not, or it is trained with another map
             than the translation's.
     """
     held = source.normalisation.calibrated
@@ -25,12 +25,12 @@ def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | N
             raise _untrained(calibration, source, other=held is not None)
         return rotation_of(calibration)
     if held is not None:
-        raise CalibrationUnits(
+        raise _refused(
+            source,
             f"{source.name} was trained with the map of a calibration, and this translation has "
             + ("none" if calibration is None else f"a {calibration.kind}"),
-            hint="use the calibration it was trained with (ddib calibrate list; in one process --calibration FILE), or "
-            "the model from before: ddib model show",
-            facts={"model": source.name},
+            "ddib calibrate list shows a node's calibrations, --calibration FILE names one in one process; or use the "
+            "model from before that training",
         )
     return rotation_of(calibration)
 
@@ -40,7 +40,8 @@ def map_between(calibration: Calibration | None, source: Manifest, target: Manif
 
     Raises:
         CalibrationForeign: It is between other domains.
-        CalibrationUnits: It was made for models of other units, or as `leg_map` says.
+        CalibrationUnits: It was made for models of other units.
+        CalibrationModel: As `leg_map` and `check_target` say.
     """
     if calibration is not None:
         check_models(calibration, source, target)
@@ -52,14 +53,14 @@ def check_target(target: Manifest) -> None:
     """Return if a model can decode what was encoded under a calibration: the map leads to its plain units.
 
     Raises:
-        CalibrationUnits: Its own units are mapped.
+        CalibrationModel: Its own units are mapped.
     """
     if target.normalisation.calibrated is not None:
-        raise CalibrationUnits(
+        raise _refused(
+            target,
             f"{target.name} was trained with the map of a calibration, and latents under another one lead to its units "
             "without that map",
-            hint="decode by the model from before that training: ddib model show",
-            facts={"model": target.name},
+            "decode by the model from before that training; ddib model show MODEL lists the map",
         )
 
 
@@ -97,11 +98,16 @@ def _check_units(side: CalibratedSide, manifest: Manifest) -> None:
         )
 
 
-def _untrained(calibration: Calibration, source: Manifest, *, other: bool) -> CalibrationUnits:
+def _untrained(calibration: Calibration, source: Manifest, *, other: bool) -> CalibrationModel:
     why = "was trained with the map of another one" if other else "was not trained with it"
-    return CalibrationUnits(
+    return _refused(
+        source,
         f"the {calibration.kind} {calibration.sha256.hex()[:12]} needs a source model trained with it, and "
         f"{source.name} {why}",
-        hint="ddib model train --init OWN --calibration FILE --out NEW, then serve NEW",
-        facts={"model": source.name, "calibration": calibration.sha256.hex()},
+        "ddib model train --init OWN --calibration FILE --out NEW, then serve NEW",
     )
+
+
+def _refused(model: Manifest, detail: str, remedy: str) -> CalibrationModel:
+    """The remedy is among the facts, too: they cross to the client of a node."""
+    return CalibrationModel(detail, hint=remedy, facts={"model": model.name, "remedy": remedy})

@@ -6,7 +6,7 @@ import pytest
 
 from ddib_fed.bridge.calibration.applied import leg_map, map_between
 from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
-from ddib_fed.errors import CalibrationForeign, CalibrationUnits
+from ddib_fed.errors import CalibrationForeign, CalibrationModel, CalibrationUnits
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
 from tests.runs.tiny_models import tiny
@@ -54,7 +54,7 @@ def test_a_rotation_is_the_legs_and_any_other_map_the_models():
 )
 def test_a_model_and_a_calibration_that_do_not_belong_together_are_refused(given, source, says, command):
     """In both directions, with what to do."""
-    with pytest.raises(CalibrationUnits, match=says) as refused:
+    with pytest.raises(CalibrationModel, match=says) as refused:
         leg_map(given, source)
     assert command in refused.value.hint
 
@@ -82,6 +82,6 @@ def test_a_target_of_mapped_units_is_refused():
     mapped = tiny(
         "south", channels=3, normalisation=Normalisation(calibrated=ChannelMap(rotation=TURN))
     ).manifest
-    with pytest.raises(CalibrationUnits, match="south was trained"):
+    with pytest.raises(CalibrationModel, match="south was trained"):
         map_between(between(), NORTH, mapped)
     assert map_between(None, NORTH, mapped) is None
