@@ -29,7 +29,7 @@ STEPS = {
     "relief": 8_000,
     "etopo": 4_000,
     "satellite-64": 2_000,
-    "relief-64": 1_400,
+    "relief-64": 1_000,
     "brain-t1": 2_500,
     "brain-t2": 2_500,
 }
