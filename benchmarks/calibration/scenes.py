@@ -81,9 +81,8 @@ class Scene:
     @cached_property
     def rotation(self) -> ChannelMap:
         """Fitted by the source against the target's aggregate."""
-        from ddib_fed.bridge.calibration.fitting import propose
-
         from ddib_fed.bridge.calibration.aggregates import make_aggregate
+        from ddib_fed.bridge.calibration.fitting import propose
 
         own, target = self.directed.unpaired
         units = [bundle.manifest.normalisation for bundle in self.directed.bundles]

@@ -1,6 +1,6 @@
 """The aggregate that a target publishes about its pictures: one noised histogram, and no value of any picture.
 
-    cell        (colour in the model's units, cut into `bins` intervals a channel; level of local contrast)
+    cell        a box of colours in the model's units: `bins` intervals a channel
     histogram   h = (1 / M) sum_i h_i, h_i the shares of picture i's pixels in each cell
     published   round((h + N(0, sigma^2)) / QUANTUM), one integer a cell
 
@@ -47,20 +47,17 @@ LARGEST_COUNT = 2_000_000
 REACH = 3.0
 """Units that are cut into bins, either way from 0; what lies beyond counts in the outermost."""
 COLOUR_BINS, GREY_BINS = 10, 48
-CONTRAST_EDGES = (0.1, 0.3)
-"""Between levels of local contrast, in the model's units."""
 Epsilon = Annotated[FiniteFloat, Field(ge=0.01, le=8.0)]
 Delta = Annotated[FiniteFloat, Field(ge=1e-12, le=1e-3)]
 
 
 class Cells(BaseModel):
-    """How colours and contrasts are cut into cells.
+    """How colours are cut into cells.
 
     Attributes:
         channels: Of the pictures.
         bins: Intervals a channel, of equal width on [-reach, reach].
         reach: In the model's units; what lies beyond counts in the outermost interval.
-        contrast_edges: Between the levels of local contrast, rising; empty for one level.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,17 +65,11 @@ class Cells(BaseModel):
     channels: Literal[1, 3]
     bins: int = Field(ge=4, le=64)
     reach: FiniteFloat = Field(default=REACH, ge=1, le=8)
-    contrast_edges: tuple[Annotated[FiniteFloat, Field(gt=0, le=10)], ...] = Field(default=(), max_length=7)
-
-    @property
-    def levels(self) -> int:
-        """Of contrast."""
-        return len(self.contrast_edges) + 1
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(bins, ..., bins, levels)."""
-        return (*(self.bins,) * self.channels, self.levels)
+        """(bins, ..., bins), an axis a channel."""
+        return (self.bins,) * self.channels
 
     @property
     def count(self) -> int:
@@ -94,8 +85,6 @@ class Cells(BaseModel):
     def _bounded(self) -> Cells:
         if self.count > MAX_CELLS:
             raise ValueError(f"{self.count} cells are more than {MAX_CELLS}")
-        if list(self.contrast_edges) != sorted(set(self.contrast_edges)):
-            raise ValueError("the edges of the contrast do not rise")
         return self
 
 
@@ -151,10 +140,9 @@ class Aggregate(BaseModel):
             if cells.channels > 1
             else (f"{cells.bins} intervals of grey")
         )
-        over = f"{colours} x {cells.levels} levels of local contrast"
         lines = (
             f"aggregate of {self.domain}: {cells.count} whole numbers, {len(self.canonical)} bytes",
-            f"  one histogram of pixel values ({over}), the mean over {self.pictures} pictures",
+            f"  one histogram of pixel values ({colours}), the mean over {self.pictures} pictures",
             "  no picture, no pixel and no position is in it",
             f"  noise of deviation {self.sigma:.2g} on each share: epsilon {self.epsilon:g}, delta {self.delta:g}",
             "  for one picture, k times that epsilon for k pictures of the same thing",
@@ -190,7 +178,7 @@ def make_aggregate(
 
     Args:
         pictures: (N, C, H, W) in [-1, 1], C being 1 or 3.
-        normalisation: Of the domain's model.
+        normalisation: Of the domain's model; a calibration that it has is left out.
         domain: Its name.
         epsilon: Of one picture's differential privacy, 0.01 to 8.
         delta: The same, 1e-12 to 1e-3.
@@ -210,7 +198,7 @@ def make_aggregate(
     try:
         chosen = cells or default_cells(taken.shape[1])
         sigma = noise_sigma(len(taken), epsilon, delta)
-        exact = histogram(normalisation.apply(taken), chosen)
+        exact = histogram(normalisation.plain.apply(taken), chosen)
         draw = secure_normal if generator is None else generator.standard_normal
         noised = exact + sigma * draw(chosen.count).reshape(chosen.shape)
         return Aggregate(
@@ -247,14 +235,7 @@ def default_cells(channels: int) -> Cells:
     Raises:
         ValidationError: Other channels.
     """
-    colour = channels > 1
-    return Cells.model_validate(
-        {
-            "channels": channels,
-            "bins": COLOUR_BINS if colour else GREY_BINS,
-            "contrast_edges": CONTRAST_EDGES,
-        }
-    )
+    return Cells.model_validate({"channels": channels, "bins": GREY_BINS if channels == 1 else COLOUR_BINS})
 
 
 def thinned(pictures: Floats, at_most: int) -> Floats:
@@ -271,23 +252,10 @@ def histogram(units: Floats, cells: Cells) -> Numbers:
     """
     scaled = (units + cells.reach) * (cells.bins / (2 * cells.reach))
     places = np.floor(scaled).clip(0, cells.bins - 1).astype(np.int64)
-    parts = [*np.moveaxis(places, 1, 0), np.digitize(contrast(units), cells.contrast_edges)]
-    flat = np.ravel_multi_index([part.ravel() for part in parts], cells.shape)
+    flat = np.ravel_multi_index([place.ravel() for place in np.moveaxis(places, 1, 0)], cells.shape)
     found = np.bincount(flat, minlength=cells.count).astype(np.float64)
     shaped: Numbers = (found / flat.size).reshape(cells.shape)
     return shaped
-
-
-def contrast(units: Floats) -> Numbers:
-    """Local contrast (N, H, W) of pictures (N, C, H, W): root of the mean squared colour step right and down.
-
-    The last row and column repeat. No orthogonal change of the channels alters it.
-    """
-    wide = units.astype(np.float64)
-    right = np.diff(wide, axis=3, append=wide[:, :, :, -1:])
-    down = np.diff(wide, axis=2, append=wide[:, :, -1:, :])
-    found: Numbers = np.sqrt(((right**2 + down**2) / 2).sum(axis=1))
-    return found
 
 
 def noise_sigma(pictures: int, epsilon: float, delta: float) -> float:

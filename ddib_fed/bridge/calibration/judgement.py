@@ -7,7 +7,7 @@ from typing import Final
 from ddib_fed.bridge.calibration.record import Effect
 from ddib_fed.errors import CalibrationIneffective
 
-LEAST_MARGIN: Final = 0.02
+LEAST_MARGIN: Final = 0.05
 """Least margin to the next optimum, as a share of the distance without a calibration."""
 
 

@@ -15,7 +15,6 @@ from ddib_fed.bridge.calibration.aggregates import (
     QUANTUM,
     Aggregate,
     Cells,
-    contrast,
     default_cells,
     histogram,
     make_aggregate,
@@ -46,16 +45,7 @@ def test_the_histogram_is_that_of_numpy() -> None:
         np.clip(np.moveaxis(units, 1, -1).reshape(-1, 3), -2.999, 2.999), bins=4, range=[(-3, 3)] * 3
     )
     found = histogram(units, SMALL)
-    assert np.allclose(found[..., 0], expected / expected.sum())
-
-
-def test_contrast_is_the_colour_step_and_rotation_leaves_it() -> None:
-    flat = np.zeros((1, 3, 2, 2))
-    flat[0, :, :, 1] = 1.0
-    assert np.allclose(contrast(flat), [[math.sqrt(1.5), 0.0], [math.sqrt(1.5), 0.0]])
-    rotation = np.linalg.qr(np.random.default_rng(3).standard_normal((3, 3)))[0]
-    units = pictures(3)
-    assert np.allclose(contrast(units), contrast(np.einsum("ij,njhw->nihw", rotation, units)))
+    assert np.allclose(found, expected / expected.sum())
 
 
 def test_the_noise_spends_exactly_epsilon_and_delta() -> None:
@@ -92,7 +82,7 @@ def test_the_operator_reads_what_would_leave() -> None:
     found = made(epsilon=0.5)
     said = found.describe()
     for part in (
-        "3000 whole numbers",
+        "1000 whole numbers",
         f"{len(found.canonical)} bytes",
         "200 pictures",
         "epsilon 0.5",
@@ -114,7 +104,7 @@ def test_the_operator_reads_what_would_leave() -> None:
         {"counts": [3_000_000] * 64},
         {"counts": [0.5] * 64},
         {"cells": {"channels": 3, "bins": 17}},
-        {"cells": {"channels": 3, "bins": 4, "contrast_edges": [0.3, 0.1]}},
+        {"cells": {"channels": 3, "bins": 4, "reach": 0.5}},
         {"domain": "no domain"},
         {"extra": 1},
     ],
