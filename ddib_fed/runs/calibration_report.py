@@ -1,6 +1,6 @@
 """What is known of a calibration: figures with and without it, of pictures that it was not fitted to.
 
-    distance     of the source's colours, in the target's units, from the target's: sliced W2 over held-out pixels
+    distance     of the source's colours, in the target's units, from the target's: sliced W2 over pixels
     whiteness    patch correlation of the latents, in multiples of true noise's
     round trip   PSNR of pictures that were translated there and back
     truth        PSNR, SSIM and retrieval of translations whose true picture is known
@@ -18,21 +18,22 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ddib_fed.bridge.arrays import PLAIN, Asked, Stages, translate_array
+from ddib_fed.bridge.calibration.evaluation import colour_distance as sliced_distance
 from ddib_fed.bridge.calibration.record import Figure
 from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.metrics.bootstrap import Resamples, resample
 from ddib_fed.metrics.latents import whiteness
 from ddib_fed.metrics.pictures import Pictures, psnr, ssim
-from ddib_fed.metrics.points import sliced_w2
 from ddib_fed.metrics.retrieval import NEAREST, hits_by_pixels
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
-from ddib_fed.runs.calibration_pictures import Anchors
+from ddib_fed.runs.calibration_pictures import Anchors, spaced
 
 PIXELS = 16
-"""Taken from each held-out picture: neighbouring pixels say the same."""
+"""Taken from each picture: neighbouring pixels say the same."""
+COLOURED = 1_000
+"""Pictures of a side whose colours are compared."""
 DISTANCE_DRAWS = 40
-PROJECTIONS = 32
 SEED = 0
 
 OnProgress = Callable[[int, int], None]
@@ -97,24 +98,27 @@ def colour_distance(
     """How far the source's colours are from the target's, in the target's units.
 
     Args:
-        source: Held-out pictures, (N, C, H, W) in [-1, 1].
+        source: Pictures, (N, C, H, W) in [-1, 1]; at most `COLOURED` are taken, evenly spaced.
         target: Of the other domain, (M, C, H, W) in [-1, 1].
         channel_map: The calibration's.
         units: Of the source's and of the target's model, both uncalibrated.
     """
-    own, other = (_pixels(own.apply(x)) for own, x in zip(units, (source, target), strict=True))
+    parts = zip(units, (source, target), strict=True)
+    own, other = (_pixels(side.apply(spaced(x, COLOURED))) for side, x in parts)
     reference = other.reshape(-1, other.shape[2])
     rng = np.random.default_rng(SEED)
     draws = [rng.integers(len(own), size=len(own)) for _ in range(DISTANCE_DRAWS)]
 
     mapped = np.moveaxis(channel_map.apply(np.moveaxis(own, 2, 1)), 1, 2)
     whole = [_distance(colours, reference) for colours in (mapped, own)]
-    parts = np.array([[_distance(colours[rows], reference) for colours in (mapped, own)] for rows in draws])
+    draws_of = np.array(
+        [[_distance(colours[rows], reference) for colours in (mapped, own)] for rows in draws]
+    )
     return Compared(
         "distance of colours",
-        _around(whole[0], parts[:, 0]),
-        _around(whole[1], parts[:, 1]),
-        gain=_around(whole[0] - whole[1], parts[:, 0] - parts[:, 1]),
+        _around(whole[0], draws_of[:, 0]),
+        _around(whole[1], draws_of[:, 1]),
+        gain=_around(whole[0] - whole[1], draws_of[:, 0] - draws_of[:, 1]),
         rising=False,
     )
 
@@ -235,8 +239,4 @@ def _around(value: float, draws: NDArray[np.float64]) -> Figure:
 
 
 def _distance(colours: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
-    return sliced_w2(
-        colours.reshape(-1, colours.shape[2]).astype(np.float32),
-        reference.astype(np.float32),
-        projections=PROJECTIONS,
-    )
+    return sliced_distance(colours.reshape(-1, colours.shape[2]), reference)

@@ -50,14 +50,13 @@ def evaluate(
     source, target = _models(calibration, local)
     folders = two_folders(pictures)
     ways = _ways(calibration, source, target, without, threads)
-    held = [
-        domain_pictures(model, folder).held_out
-        for model, folder in zip((source, target), folders, strict=True)
-    ]
+    own, other = (
+        domain_pictures(model, folder) for model, folder in zip((source, target), folders, strict=True)
+    )
     units = source.manifest.normalisation.plain, target.manifest.normalisation.plain
-    rows = [report.colour_distance(held[0], held[1], calibration.map, units)]
+    rows = [report.colour_distance(own.train, other.train, calibration.map, units)]
     truth = _truth(source, target, anchors, count)
-    given = truth.source if truth is not None else spaced(held[0], count)
+    given = truth.source if truth is not None else spaced(own.held_out, count)
     if ways is not None:
         with bar("translating") as show:
             stages = report.there_and_back(
@@ -173,25 +172,26 @@ def _print(calibration: Calibration, rows: list[Compared], said: list[str], outp
 
 
 def _refuse(calibration: Calibration, rows: list[Compared], *, force: bool) -> None:
-    """With a truth, a calibration must gain in PSNR or SSIM and lose in neither; else its own figures must support it.
+    """With a truth, a calibration must gain in PSNR or SSIM and lose in neither; else colours must come nearer.
 
     Raises:
-        CalibrationIneffective: They do not, and `force` is not set.
+        CalibrationIneffective: They do not, or its own figures do not support it, and `force` is not set.
     """
     from ddib_fed.bridge.calibration.judgement import judge
 
     if force:
         return
-    verdicts = [row.verdict for row in rows if row.judges and row.verdict]
-    if not verdicts:
+    judged = [row for row in rows if row.judges and row.verdict] or rows[:1]
+    verdicts = [row.verdict for row in judged]
+    if "better" not in verdicts or "worse" in verdicts:
+        gains = "; ".join(f"{row.name} {_signed(row)}" for row in judged)
+        raise CalibrationIneffective(
+            f"the calibration is not better than none: {gains}",
+            hint="calibrate from anchors (--anchors A_DIR B_DIR), or take it nevertheless with --force",
+        )
+    if judged == rows[:1]:
         judge(calibration.effect)
-        return
-    if "better" in verdicts and "worse" not in verdicts:
-        return
-    gains = "; ".join(
-        f"{row.name} {interval(row.gain)} more" for row in rows if row.judges and row.gain is not None
-    )
-    raise CalibrationIneffective(
-        f"the calibration is not better than none: {gains}",
-        hint="calibrate from anchors (--anchors A_DIR B_DIR), or take it nevertheless with --force",
-    )
+
+
+def _signed(row: Compared) -> str:
+    return interval(row.calibrated) if row.gain is None else f"changes by {interval(row.gain)}"

@@ -18,10 +18,8 @@ def show_calibration(calibration: Calibration) -> None:
     text = {
         "calibration": f"{calibration.kind}, {_side(calibration.source)} to {_side(calibration.target)}",
         "made from": _made_from(calibration),
-        "distance": f"{interval(effect.distance_before)} without it, {interval(effect.distance)} with it",
-        "margin": f"{interval(effect.margin)} of the distance without it, to the next best solution",
+        **_effect(calibration),
     }
-    text |= {name: interval(figure) for name, figure in effect.figures.items()}
     if made.crossed_bytes:
         text["crosses"] = f"{size(made.crossed_bytes)} of aggregate, once"
         if made.epsilon is not None and made.delta is not None:
@@ -33,6 +31,30 @@ def show_calibration(calibration: Calibration) -> None:
     if effect.forced:
         text["forced"] = "its figures were refused, and --force took it"
     lines(text)
+
+
+def _effect(calibration: Calibration) -> dict[str, str]:
+    """What its figures are, in words."""
+    effect = calibration.effect
+    before, after = interval(effect.distance_before), interval(effect.distance)
+    if calibration.made.method == "anchors":
+        text = {
+            "error": f"{before} without it, {after} with it: mean squared, each anchor by a map of the others",
+            "gain": f"{interval(effect.margin)} of the error goes",
+        }
+    else:
+        text = {
+            "distance": f"{before} without it, {after} with it: of the source's colours to the target's",
+            "margin": f"{interval(effect.margin)}: the next best solution is farther by this share of the first",
+        }
+    return text | {_NAMES.get(name, name): interval(figure) for name, figure in effect.figures.items()}
+
+
+_NAMES = {
+    "anchors_psnr": "PSNR, dB",
+    "anchors_psnr_without": "without, dB",
+    "undone_psnr": "undone, dB",
+}
 
 
 def show_compared(title: str, rows: Sequence[Compared]) -> None:

@@ -1,0 +1,97 @@
+"""Makes the record of a calibration: from the target's aggregate and the source's pictures.
+
+Whoever has a `Calibration` from here has one whose figures were accepted, or one that says that it was forced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from ddib_fed.bridge.calibration.aggregates import Aggregate
+from ddib_fed.bridge.calibration.fitting import MOST_PICTURES, propose
+from ddib_fed.bridge.calibration.proposal import Proposal
+from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Kind, Making, units_digest
+from ddib_fed.metrics.pictures import Pictures
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.normalisation import Normalisation
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of a calibration.
+
+    Attributes:
+        kind: What the map is to be.
+        source: The side that applies it.
+        target: The side whose units it leads to.
+        days: Until it expires.
+        command: That repeats it; without names of files or folders, because the other institution reads it.
+        seed: Of the search.
+        force: Take it although its figures are refused; the record says so.
+    """
+
+    kind: Kind
+    source: CalibratedSide
+    target: CalibratedSide
+    days: int
+    command: str
+    seed: int = 0
+    force: bool = False
+
+
+def side(manifest: Manifest, institution: str = "") -> CalibratedSide:
+    """One side of a calibration, from its model's manifest."""
+    return CalibratedSide(
+        institution=institution,
+        domain=manifest.domain,
+        units_sha256=units_digest(manifest.normalisation),
+    )
+
+
+def from_aggregate(
+    pictures: Pictures, normalisation: Normalisation, aggregate: Aggregate, wanted: Wanted
+) -> Calibration:
+    """A calibration from the source's pictures and what the target published.
+
+    Args:
+        pictures: Of the source's domain, (N, C, H, W) in [-1, 1].
+        normalisation: Of the source's model.
+        aggregate: The target's.
+        wanted: What is asked.
+
+    Raises:
+        CalibrationIneffective: The figures do not support it, and `force` is not set.
+        InputError: Pictures and aggregate do not fit, or the kind needs anchors.
+        ExtraMissing: A colour map needs POT.
+    """
+    found = propose(pictures, normalisation, aggregate, wanted.kind, seed=wanted.seed, force=wanted.force)
+    making = Making(
+        method="aggregates",
+        source_pictures=min(len(pictures), MOST_PICTURES),
+        target_pictures=aggregate.pictures,
+        aggregate_sha256=aggregate.sha256.hex(),
+        crossed_bytes=len(aggregate.canonical),
+        epsilon=aggregate.epsilon,
+        delta=aggregate.delta,
+        command=wanted.command,
+        created=_now(),
+    )
+    return _recorded(found, making, wanted)
+
+
+def _recorded(found: Proposal, making: Making, wanted: Wanted) -> Calibration:
+    return Calibration(
+        kind=wanted.kind,
+        source=wanted.source,
+        target=wanted.target,
+        map=found.map,
+        made=making,
+        effect=found.effect,
+        expires=making.created + timedelta(days=wanted.days),
+    )
+
+
+def _now() -> datetime:
+    """To the second: a record needs no more."""
+    return datetime.now(UTC).replace(microsecond=0)
