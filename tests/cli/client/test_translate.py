@@ -50,7 +50,7 @@ def test_writes_results_and_provenance(translate, scan, tmp_path, capsys):
     record = json.loads((out / "scan.json").read_text())
     assert record["input"] == "scan.npy"
     assert record["solver"] == {
-        "solver": "ddim", "order": 0, "evaluations": 24, "grid": "default", "depth": 1.0
+        "solver": "ddim", "order": 0, "evaluations": 24, "grid": "default", "depth": 1.0, "encoder": "ode",
     }  # fmt: skip
     assert record["contract_sha256"] == (b"c" * 32).hex()
     assert record["cycle"] == {"median": 1e-4, "mean": 2e-4, "p99": 3e-3, "max": 0.5}
@@ -252,6 +252,18 @@ def test_guidance_is_sent_as_it_was_asked_for(translate, scan, north):
     assert (guided.version.minor, guided.guidance.guidance, guided.guidance.clip) == (2, 2.5, True)
     assert not guided.guidance.HasField("classifier_scale")
     assert (plain.version.minor, plain.HasField("guidance")) == (0, False)
+
+
+def test_an_encoder_and_no_calibration_are_sent_with_the_version_that_has_them(translate, scan, north):
+    """Each alone needs 1.3; without them nothing of it is sent."""
+    assert translate(scan, "--encoder", "mixed") == 0
+    assert translate(scan, "--no-calibration", "--force") == 0
+    assert translate(scan, "--encoder", "ode", "--force") == 0
+    sent = [
+        (header.version.minor, header.solver.encoder, header.no_calibration)
+        for header in north.script.seen("SubmitJob")
+    ]
+    assert sent == [(3, "mixed", False), (3, "", True), (0, "", False)]
 
 
 @pytest.mark.parametrize(
