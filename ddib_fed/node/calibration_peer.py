@@ -15,15 +15,18 @@ from ddib_fed.bridge.calibration.record import units_digest
 from ddib_fed.errors import (
     AggregateNotFound,
     DdibError,
+    DomainNotFound,
     InputError,
     MessageInvalid,
     PeerUnreachable,
     PolicyDenied,
+    ShapeMismatch,
     StateConflict,
 )
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.rpc.error_details import from_rpc_error, status_of
+from ddib_fed.samples.fitting import Fit, PictureRule
 from ddib_fed.trust.calibrations import (
     SignedCalibration,
     signature_from_pb,
@@ -32,12 +35,17 @@ from ddib_fed.trust.calibrations import (
 )
 from ddib_fed.trust.tls import PeerChannels
 from ddib_fed.v1 import calibration_pb2 as pb
-from ddib_fed.v1 import calibration_pb2_grpc
+from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
+from ddib_fed.wire.contract import ContractSide
+from ddib_fed.wire.mapping import from_message
+from ddib_fed.wire.version import versions_to_pb
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
 
 CALL_TIMEOUT_S: Final = 20.0
+_FITS: Final[dict[str, Fit]] = {"resize": "resize", "crop": "crop", "pad": "pad"}
+"""By the size rule of a side; one that refuses other sizes has none of its own."""
 R = TypeVar("R")
 
 
@@ -64,7 +72,8 @@ class CalibrationPeer:
         self._institution, self._domain = institution, domain
         self.hop = f"target {institution}"
         self.crossed: dict[str, int] = {}
-        self._stub = calibration_pb2_grpc.CalibrationServiceStub(self._channels.get(institution))
+        self._channel = self._channels.get(institution)
+        self._stub = calibration_pb2_grpc.CalibrationServiceStub(self._channel)
 
     def aggregate(self, units: Normalisation) -> Aggregate:
         """What the peer's operator published.
@@ -105,6 +114,38 @@ class CalibrationPeer:
             return Normalisation.model_validate_json(answer.units)
         except ValidationError as error:
             raise MessageInvalid(f"{self.hop} sent units that cannot be read", hop=self.hop) from error
+
+    def picture_rule(self, shape: tuple[int, ...]) -> PictureRule:
+        """How pictures of the peer's domain become the input of its model, from its side of a contract.
+
+        Args:
+            shape: (C, H, W) of this node's model, which the peer's must have too.
+
+        Raises:
+            ShapeMismatch: Its model is of another shape.
+            DomainNotFound: It serves another domain.
+            MessageInvalid: It says what the protocol does not allow.
+            DdibError: As the peer says, or PeerUnreachable.
+        """
+        request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())
+        answer = self._ask(decoding_pb2_grpc.DecodingServiceStub(self._channel).DescribeDomain, request)
+        side = from_message(answer.side, ContractSide)
+        if side.domain != self._domain:
+            raise DomainNotFound(
+                f"{self._institution} serves {side.domain}, not {self._domain}",
+                hop=self.hop,
+                hint=f"ddib calibrate --peer {self._institution}/{side.domain}",
+            )
+        if side.picture is None or side.sample_shape != shape:
+            raise ShapeMismatch(
+                f"the model of {self._institution} is of the shape {side.sample_shape}, the one here of {shape}",
+                hop=self.hop,
+            )
+        channels, height, width = shape
+        fit = _FITS.get(side.size_rule, "resize")
+        return PictureRule(
+            channels, height, width, fit, side.picture.low, side.picture.high, side.picture.bits
+        )
 
     def propose(self, proposed: SignedCalibration, *, now: datetime | None = None) -> SignedCalibration:
         """Send a calibration that this node has signed; it comes back with the peer's signature, if it has one.

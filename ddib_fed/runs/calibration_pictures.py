@@ -18,6 +18,7 @@ from ddib_fed.errors import InputError, UsageError
 from ddib_fed.metrics.pictures import Pictures, picture_rule
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.samples.fitting import PictureRule
 from ddib_fed.samples.folders import load, range_check, scan, split
 from ddib_fed.samples.scans import Entry
 
@@ -98,9 +99,18 @@ def folder_anchors(source: Bundle, target: Bundle, folders: tuple[Path, Path]) -
         InputError: A file of one folder has no partner in the other.
         FileMissing, ImageUnreadable, PictureMisfit, UsageError: As `domain_pictures`.
     """
+    return anchors_of((picture_rule(source.manifest), picture_rule(target.manifest)), folders)
+
+
+def anchors_of(rules: tuple[PictureRule, PictureRule], folders: tuple[Path, Path]) -> Anchors:
+    """The pictures of two folders that have the same names, each read by its domain's rule.
+
+    Raises:
+        InputError: A file of one folder has no partner in the other.
+        FileMissing, ImageUnreadable, PictureMisfit: A folder holds no pictures of its rule.
+    """
     found = []
-    for bundle, folder in zip((source, target), folders, strict=True):
-        rule = picture_rule(bundle.manifest)
+    for rule, folder in zip(rules, folders, strict=True):
         entries = scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}")).entries
         found.append(({_name(entry.path, folder): entry for entry in entries}, rule))
     (first, own), (second, other) = found

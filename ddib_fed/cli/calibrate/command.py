@@ -19,7 +19,7 @@ from ddib_fed.errors import UsageError
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _OF_PEER = ("peer", "existing", "yes", "config_path")
-_NOT_OF_PEER = ("anchors", "epsilon", "delta", "count", "without", "evaluations", "threads", "out")
+_NOT_OF_PEER = ("epsilon", "delta", "count", "without", "evaluations", "threads", "out")
 WAYS = ("peer", "local", "evaluate")
 _OF_MAKING = ("kind", "epsilon", "delta", "days", "out")
 
@@ -185,12 +185,17 @@ def _with_peer(of_peer: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     options.refuse_idle(_NOT_OF_PEER, "is not for --peer", hint="leave it out; ddib calibrate --help")
     if len(given["pictures"]) > 1:
         raise UsageError("--peer takes one --pictures: this node's own", hint="leave the other one out")
+    ways = [f"--{name}" for name in ("pictures", "anchors") if given[name]]
+    ways += ["--from"] if of_peer["existing"] else []
+    if len(ways) > 1:
+        raise UsageError(f"{ways[0]} and {ways[1]} contradict each other", hint="leave one of them out")
     institution, domain = peer.split_peer(of_peer["peer"])
     asked = peer.Asked(
         institution,
         domain,
         given["kind"],
         given["pictures"][0] if given["pictures"] else None,
+        given["anchors"],
         of_peer["existing"],
         given["days"],
         given["seed"],

@@ -12,13 +12,14 @@ from ddib_fed.cli.calibrate.showing import show_calibration
 from ddib_fed.cli.output import print_json
 from ddib_fed.errors import CalibrationKindDenied, InputError, UsageError
 from ddib_fed.names import is_domain, is_institution
-from ddib_fed.terminal import say
+from ddib_fed.terminal import console, say
 
 if TYPE_CHECKING:
     from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Kind
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.node.calibration_peer import CalibrationPeer
     from ddib_fed.node.config import NodeConfig
+    from ddib_fed.runs.calibrating import Wanted
     from ddib_fed.trust.calibrations import SignedCalibration
 
 
@@ -31,6 +32,7 @@ class Asked:
         domain: Its domain.
         kind: What the map is to be.
         pictures: The source's own: a folder or the name of a shipped domain; None for the model's shipped domain.
+        anchors: Folders of the same things in the source's modality and in the peer's; None for the peer's aggregate.
         existing: A calibration whose map is proposed instead of a new one.
         days: Until it expires.
         seed: Of the search.
@@ -42,6 +44,7 @@ class Asked:
     domain: str
     kind: Kind
     pictures: str | None
+    anchors: tuple[Path, Path] | None
     existing: Path | None
     days: int
     seed: int
@@ -75,7 +78,12 @@ def run(config_path: Path, asked: Asked, output_format: str) -> None:
     _refuse_kind(config, asked)
     bundle, now = load_hosted(config), datetime.now(UTC).replace(microsecond=0)
     with calling(config, asked.institution, asked.domain) as peer:
-        made = _existing(asked, config, bundle, peer, now)
+        if asked.existing is not None:
+            made = _existing(asked.existing, asked, config, bundle, peer, now)
+        elif asked.anchors is not None:
+            made = _from_anchors(asked.anchors, asked, config, bundle, peer)
+        else:
+            made = _from_aggregate(asked, config, bundle, peer)
         _show_leaving(made, asked)
         confirmed("Sign this calibration and send it?", yes=asked.yes)
         signed = send(config, made, peer, now=datetime.now(UTC))
@@ -96,22 +104,60 @@ def _refuse_kind(config: NodeConfig, asked: Asked) -> None:
         )
 
 
+def _from_aggregate(asked: Asked, config: NodeConfig, bundle: Bundle, peer: CalibrationPeer) -> Calibration:
+    """A calibration from the peer's aggregate and own pictures."""
+    from ddib_fed.runs.calibrating import from_aggregate
+    from ddib_fed.runs.calibration_pictures import domain_pictures
+
+    aggregate = peer.aggregate(peer.units())
+    say(*aggregate.describe().split("\n"), err=True)
+    pictures = domain_pictures(bundle, asked.pictures).train
+    wanted = _wanted(asked, config, bundle, aggregate.units_sha256)
+    with console(stderr=True).status(f"fitting the {asked.kind} to {len(pictures)} own pictures"):
+        return from_aggregate(pictures, bundle.manifest.normalisation.plain, aggregate, wanted)
+
+
+def _from_anchors(
+    folders: tuple[Path, Path], asked: Asked, config: NodeConfig, bundle: Bundle, peer: CalibrationPeer
+) -> Calibration:
+    """A calibration from pictures of the same things that this institution holds in both modalities."""
+    from ddib_fed.bridge.calibration.record import units_digest
+    from ddib_fed.metrics.pictures import picture_rule
+    from ddib_fed.runs.calibrating import from_anchors
+    from ddib_fed.runs.calibration_pictures import anchors_of
+
+    units = bundle.manifest.normalisation.plain, peer.units()
+    anchors = anchors_of(
+        (picture_rule(bundle.manifest), peer.picture_rule(bundle.manifest.sample_shape)), folders
+    )
+    wanted = _wanted(asked, config, bundle, units_digest(units[1]))
+    with console(stderr=True).status(f"fitting the {asked.kind} to {len(anchors.names)} anchors"):
+        return from_anchors(anchors, units, wanted)
+
+
+def _wanted(asked: Asked, config: NodeConfig, bundle: Bundle, theirs: str) -> Wanted:
+    from ddib_fed.runs.calibrating import Wanted
+
+    how = "" if asked.anchors is None else " --anchors"
+    command = f"ddib calibrate --peer {asked.institution}/{asked.domain} --kind {asked.kind} --seed {asked.seed}{how}"
+    sides = _sides(asked, config, bundle, theirs)
+    return Wanted(asked.kind, *sides, asked.days, command, asked.seed, asked.force)
+
+
 def _existing(
-    asked: Asked, config: NodeConfig, bundle: Bundle, peer: CalibrationPeer, now: datetime
+    file: Path, asked: Asked, config: NodeConfig, bundle: Bundle, peer: CalibrationPeer, now: datetime
 ) -> Calibration:
     """The map of a calibration in a file, proposed to the peer with the figures that it has."""
     from ddib_fed.bridge.calibration.files import read_calibration
     from ddib_fed.bridge.calibration.record import units_digest
     from ddib_fed.node.agreeing import refuse_doubtful
 
-    if asked.existing is None:
-        raise UsageError("no calibration is given", hint="--from FILE, as ddib calibrate --local writes it")
-    found = read_calibration(asked.existing)
+    found = read_calibration(file)
     theirs = units_digest(peer.units())
     source, target = _sides(asked, config, bundle, theirs)
     if (found.source.units_sha256, found.target.units_sha256) != (source.units_sha256, target.units_sha256):
         raise InputError(
-            f"{asked.existing} was made for models of other units than those of this node and of {asked.institution}",
+            f"{file} was made for models of other units than those of this node and of {asked.institution}",
             hint="make one for these models, or leave out --from",
         )
     if not asked.force:
@@ -158,6 +204,20 @@ def _show_outcome(signed: SignedCalibration, peer: CalibrationPeer, asked: Asked
         f"  ddib calibrate accept {short} --config node.toml",
         "then, here:",
         f"  ddib calibrate send {short} --config node.toml",
+    )
+
+
+def _show_use(signed: SignedCalibration, asked: Asked) -> None:
+    """What makes jobs use it: nothing for a rotation, a model trained with it for the other kinds."""
+    from ddib_fed.bridge.calibration.record import RETRAINED
+
+    if signed.calibration.kind not in RETRAINED:
+        say(f"jobs to {asked.institution} use it from now on; ddib translate --no-calibration leaves it out")
+        return
+    say(
+        f"jobs to {asked.institution} are refused until this node's model is trained with it:",
+        f"  ddib calibrate show {signed.sha256.hex()[:12]} --out calibration.json --config node.toml",
+        "  ddib model train --images PICTURES --init MODEL --calibration calibration.json --out NEW",
     )
 
 
