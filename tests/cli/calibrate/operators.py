@@ -1,0 +1,80 @@
+"""Both operators at two nodes that run in this process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from ddib_fed.bridge.calibration.files import write_calibration
+from ddib_fed.bridge.calibration.record import CalibratedSide, Making, units_digest
+from ddib_fed.cli.main import cli
+from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.trust.calibration_store import CalibrationStore
+from tests.e2e.two_nodes import TwoNodes
+from tests.node.picture_examples import pictures_model
+from tests.trust.calibration_examples import calibration
+
+TO = "south.example/drawings"
+
+
+def run(*arguments: object, answer: str | None = None) -> str:
+    """A command that must succeed, what it says on stdout and stderr; its error is raised otherwise."""
+    result = CliRunner().invoke(cli, ["calibrate", *map(str, arguments)], input=answer)
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+@dataclass
+class Operators:
+    """Both operators at their nodes."""
+
+    nodes: TwoNodes
+    folder: Path
+
+    @property
+    def north(self) -> Path:
+        return self.folder / "north" / "node.toml"
+
+    @property
+    def south(self) -> Path:
+        return self.folder / "south" / "node.toml"
+
+    def stored(self, at: str) -> CalibrationStore:
+        return CalibrationStore(self.folder / at / "state" / "calibrations")
+
+    def clear(self) -> None:
+        """No calibration, nothing published, nothing in the audit logs."""
+        for at in ("north", "south"):
+            state = self.folder / at / "state"
+            for file in (*(state / "calibrations").glob("*.json"), *state.glob("aggregate.json")):
+                file.unlink()
+            (state / "audit.jsonl").unlink(missing_ok=True)
+
+    def acts(self, at: str) -> list[str]:
+        lines = (self.folder / at / "state" / "audit.jsonl").read_text().splitlines()
+        return [json.loads(line)["act"] for line in lines]
+
+    def anchored(self, **changes) -> Path:
+        """A file with a calibration from anchors: light and dark are exchanged."""
+        units = units_digest(pictures_model("scans", seed=1)[0].normalisation)
+        sides = {"source": "scans", "target": "drawings"}
+        made = calibration(
+            map=ChannelMap(rotation=((-1,),)),
+            made=Making(method="anchors", anchors=8, created=datetime.now(UTC)),
+            **{name: CalibratedSide(domain=domain, units_sha256=units) for name, domain in sides.items()},
+            **changes,
+        )
+        path = self.folder / f"{made.sha256.hex()[:8]}.json"
+        write_calibration(made, path)
+        return path
+
+    def propose(self, **changes) -> str:
+        """North proposes it; its digest."""
+        file = self.anchored(**changes)
+        run("--peer", TO, "--from", file, "--yes", "--config", self.north)
+        return self.stored("north").list()[0].sha256.hex()

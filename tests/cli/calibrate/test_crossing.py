@@ -1,0 +1,129 @@
+"""`ddib calibrate --peer` through a relay that keeps every decrypted byte: what crosses, and what does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddib_fed.errors import CalibrationIneffective
+from ddib_fed.reports.sheets import to_pixels
+from ddib_fed.trust import pki
+from tests.cli.calibrate.operators import TO, Operators, run
+from tests.e2e.harness import raw_windows, weight_windows
+from tests.e2e.relay import Tap
+from tests.e2e.test_promises import windows
+from tests.runs.picture_folders import blocks, write
+
+pytestmark = pytest.mark.slow
+ROTATION_TO_THE_NEGATIVE = ((-1.0,),)
+
+
+def skewed(count: int, *, seed: int, negative: bool = False) -> np.ndarray:
+    """Grey pictures that are mostly dark, or mostly light."""
+    dark = (blocks(count, seed=seed) + 1) ** 3 / 4 - 1
+    return -dark if negative else dark
+
+
+@pytest.fixture
+def tapped(open_nodes) -> tuple[Operators, Tap]:
+    """Both operators, whose nodes reach each other through the tap; south signs by policy."""
+    both = open_nodes(calibration='["rotation", "tone"]', calibration_accept='"auto"')
+    north, south = both.nodes.source.north, both.nodes.target.south
+    tap = Tap(both.nodes.target.server.port, south.pki, north.pki)
+    north.store.add(
+        south.peer(f"localhost:{tap.port}"), fingerprints=[pki.fingerprint(south.root)], replace=True
+    )
+    yield both, tap
+    tap.close()
+
+
+def test_only_aggregate_calibration_and_signatures_cross(tapped) -> None:
+    """Every byte of both directions is accounted for; no pixel, weight, name or folder is among them."""
+    both, tap = tapped
+    pictures = {"north": skewed(260, seed=1), "south": skewed(260, seed=2, negative=True)}
+    folders = {at: write(both.folder / f"Ada-{at}", drawn) for at, drawn in pictures.items()}
+    run("publish", "--pictures", folders["south"], "--yes", "--config", both.south)
+    said = run(
+        "--peer", TO, "--pictures", folders["north"], "--yes", "--config", both.north, "--format", "json"
+    )
+    shown = json.loads(said[said.index("{\n") :])
+    tap.close()
+    sent, received = bytes(tap.to_target), bytes(tap.to_source)
+
+    (stored,) = both.stored("north").list()
+    assert stored.signed.complete
+    assert stored.signed.calibration.map.rotation == ROTATION_TO_THE_NEGATIVE
+    aggregate = (both.folder / "south" / "state" / "aggregate.json").read_bytes()
+    crossed = shown["crossed"]
+    assert aggregate in received
+    assert stored.signed.calibration.canonical in sent
+    assert crossed["aggregate received"] == len(aggregate)
+    framing = {
+        "sent": len(sent) - sum(size for name, size in crossed.items() if name.endswith(" sent")),
+        "received": len(received) - sum(size for name, size in crossed.items() if name.endswith(" received")),
+    }
+    assert all(0 < size < 2_500 for size in framing.values()), (crossed, framing)
+    for secret in _secrets(both, pictures, folders):
+        assert secret not in sent + received
+
+
+def _secrets(both: Operators, pictures: dict[str, np.ndarray], folders: dict[str, Path]) -> list[bytes]:
+    """Runs of every picture as it lies in memory and on the disk, of the weights, and names."""
+    found = [b"Ada-", b".png", str(both.folder).encode()]
+    for at, drawn in pictures.items():
+        for values in (drawn, drawn / np.float32(0.5)):
+            found += [window for picture in values for window in windows(picture)]
+        for pixels, file in zip(to_pixels(drawn), sorted(folders[at].iterdir()), strict=True):
+            found += raw_windows(pixels.tobytes(), count=4) + raw_windows(file.read_bytes(), count=4)
+        found += weight_windows(both.folder / at / "model", count=100)
+    return found
+
+
+def test_pictures_that_do_not_tell_the_mirrored_map_propose_nothing(tapped) -> None:
+    """Both maps of symmetrical pictures fit alike: refused with the margin before anything is signed or sent."""
+    both, tap = tapped
+    folders = [
+        write(both.folder / name, blocks(260, seed=seed)) for seed, name in enumerate(("own", "others"))
+    ]
+    run("publish", "--pictures", folders[1], "--yes", "--config", both.south)
+    with pytest.raises(CalibrationIneffective):
+        run("--peer", TO, "--pictures", folders[0], "--yes", "--config", both.north)
+    tap.close()
+    assert b"effect" not in bytes(tap.to_target)
+    assert both.stored("north").list() == both.stored("south").list() == ()
+
+
+def test_anchors_cross_nothing_but_the_calibration(tapped) -> None:
+    """Nothing is published; the peer's units come, and the proposal waits for its operator."""
+    both, tap = tapped
+    anchors = skewed(2, seed=5)
+    folders = [
+        write(both.folder / "scan", anchors, names=[f"phantom-{i}" for i in range(2)]),
+        write(both.folder / "drawing", -anchors, names=[f"phantom-{i}" for i in range(2)]),
+    ]
+    said = run(
+        "--peer",
+        TO,
+        "--kind",
+        "tone",
+        "--anchors",
+        *folders,
+        "--yes",
+        "--config",
+        both.north,
+        "--format",
+        "json",
+    )
+    tap.close()
+    both_ways = bytes(tap.to_target) + bytes(tap.to_source)
+    assert set(json.loads(said[said.index("{\n") :])["crossed"]) == {
+        "units received", "calibration sent", "own signature and certificate sent",
+    }  # fmt: skip
+    assert b"phantom" not in both_ways
+    (stored,) = both.stored("south").list()
+    assert not stored.signed.complete
+    assert stored.signed.calibration.kind == "tone"
+    assert stored.signed.calibration.made.anchors == 2
