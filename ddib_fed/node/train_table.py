@@ -68,6 +68,15 @@ class _Table(BaseModel):
         given = {"threads": threads, **self._given(folder, domain), "name": name}
         return train_config(given, spell=spell, hint=_HINT, command=command)
 
+    def pictures(self, folder: Path) -> str | None:
+        """The pictures that the table names: their folder, or a built-in domain; None for neither.
+
+        Args:
+            folder: Base folder of its paths.
+        """
+        found = {_FIELDS[key]: getattr(self, key) for key in self.model_fields_set}
+        return str(folder / found["images"]) if found.get("images") else found.get("domain")
+
     def _given(self, folder: Path, domain: str) -> dict[str, Any]:
         """The table's values, by the names of the configs' fields."""
         values = {_FIELDS[key]: getattr(self, key) for key in self.model_fields_set}

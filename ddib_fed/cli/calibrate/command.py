@@ -56,7 +56,8 @@ _OPTIONS = (
         multiple=True,
         metavar="FOLDER",
         help="Pictures of a domain, unpaired: a folder, or the name of a domain that ships; with --local twice, A's "
-        "and B's. Default: the domains that ship under the models' names.",
+        "and B's; with --peer this node's. Default: the domains that ship under the models' names; with --peer what "
+        "[train] of node.toml names.",
     ),
     click.option(
         "--anchors",

@@ -31,7 +31,7 @@ class Asked:
         institution: The peer.
         domain: Its domain.
         kind: What the map is to be.
-        pictures: The source's own: a folder or the name of a shipped domain; None for the model's shipped domain.
+        pictures: The source's own: a folder or the name of a shipped domain; None for what [train] of node.toml names.
         anchors: Folders of the same things in the source's modality and in the peer's; None for the peer's aggregate.
         existing: A calibration whose map is proposed instead of a new one.
         days: Until it expires.
@@ -111,7 +111,7 @@ def _from_aggregate(asked: Asked, config: NodeConfig, bundle: Bundle, peer: Cali
 
     aggregate = peer.aggregate(peer.units())
     say(*aggregate.describe().split("\n"), err=True)
-    pictures = domain_pictures(bundle, asked.pictures).train
+    pictures = domain_pictures(bundle, asked.pictures or config.train.pictures(config.folder)).train
     wanted = _wanted(asked, config, bundle, aggregate.units_sha256)
     with console(stderr=True).status(f"fitting the {asked.kind} to {len(pictures)} own pictures"):
         return from_aggregate(pictures, bundle.manifest.normalisation.plain, aggregate, wanted)

@@ -18,8 +18,8 @@ from ddib_fed.terminal import console, say
 @click.option(
     "--pictures",
     metavar="FOLDER",
-    help="This node's pictures: a folder, or the name of a domain that ships. Default: the domain that ships under the "
-    "model's domain.",
+    help="This node's pictures: a folder, or the name of a domain that ships. Default: what [train] of "
+    "node.toml names, else the domain that ships under the model's domain.",
 )
 @click.option(
     "--epsilon",
@@ -79,7 +79,7 @@ def publish(
             hint="keep it; or add --again, e.g. because the pictures or the model have changed",
         )
     bundle = load_hosted(config)
-    own = domain_pictures(bundle, pictures).train
+    own = domain_pictures(bundle, pictures or config.train.pictures(config.folder)).train
     with console(stderr=True).status(f"counting {len(own)} pictures"):
         aggregate = make_aggregate(
             own,

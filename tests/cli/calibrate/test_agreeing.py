@@ -90,7 +90,9 @@ def test_nothing_leaves_unless_it_is_confirmed(both) -> None:
 def test_an_aggregate_is_published_once(both) -> None:
     """It says what would leave; a second draw must be asked for; peers get what is published, byte for byte."""
     pictures = write(both.folder / "pictures", blocks(260))
-    said = run("publish", "--pictures", pictures, "--yes", "--config", both.south)
+    named = both.south.with_name("named.toml")
+    named.write_text(both.south.read_text().replace("[train]", f'[train]\nimages = "{pictures}"\nsize = 16'))
+    said = run("publish", "--yes", "--config", named)
     assert "no picture, no pixel and no position" in said
     assert "epsilon 1, delta 1e-05" in said
     first = (both.folder / "south" / "state" / "aggregate.json").read_bytes()
