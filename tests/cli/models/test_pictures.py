@@ -212,7 +212,7 @@ def test_an_unconditional_model_has_its_classifiers_classes():
 
 @pytest.mark.slow
 def test_trying_two_folders_ends_with_a_page(tmp_path):
-    """All options reach the rehearsal."""
+    """All options reach the rehearsal; with a calibration its way is translated again by the same models."""
     rng = np.random.default_rng(0)
     for name in ("left", "right"):
         (tmp_path / name).mkdir()
@@ -240,6 +240,22 @@ def test_trying_two_folders_ends_with_a_page(tmp_path):
     assert load_bundle(tmp_path / "out" / "a").manifest.picture.fit == "pad"
     with pytest.raises(UsageError):
         call(try_, *where, *options, "--time", "5m")
+    models = [load_bundle(tmp_path / "out" / letter).manifest for letter in ("a", "b")]
+    sides = {
+        side: CalibratedSide(domain=each.domain, units_sha256=units_digest(each.normalisation))
+        for side, each in zip(("source", "target"), models, strict=True)
+    }
+    made = calibration(**sides, map=ChannelMap(rotation=((-1.0,),)))
+    write_calibration(made, tmp_path / "c.json")
+    call(try_, *where, *options, "--calibration", tmp_path / "c.json")
+    assert f"rotation calibration {made.sha256.hex()[:12]}" in (tmp_path / "out" / "index.html").read_text()
+    there, back = (
+        json.loads(next((tmp_path / "out" / way).glob("*[0-9].json")).read_text())
+        for way in ("a-to-b", "b-to-a")
+    )
+    assert there["calibration_sha256"] == made.sha256.hex()
+    assert back["calibration_sha256"] == ""
+    assert [load_bundle(tmp_path / "out" / letter).manifest for letter in ("a", "b")] == models
 
 
 @pytest.mark.parametrize("name", pretrained_domains())
