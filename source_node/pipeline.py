@@ -273,6 +273,7 @@ class Pipeline:
             peer=peer,
             latent=latent.latent.sha256.hex(),
             contract=contract.digest.hex(),
+            calibration=str(contract.calibration or ""),
         )
         self._node.metrics.latent_bytes.labels("out").inc(approved.size_bytes)
         return approved

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -82,6 +84,9 @@ def test_items_are_encoded_under_the_active_calibration(source, target, signed) 
     assert [record.calibration_kind for record in records] == ["rotation", ""]
     assert [job_message(job).no_calibration for job in jobs] == [False, True]
     assert target.contract.calibration is None
+    lines = map(json.loads, source.config.paths.audit.read_text().splitlines())
+    sent = [line["calibration"] for line in lines if line["act"] == "latent_sent"]
+    assert sent == [f"rotation {signed.sha256.hex()}", ""]
 
 
 @pytest.mark.slow
