@@ -9,6 +9,7 @@
     blended       overlapping tiles, each translated by itself, the finished ones averaged
     one-ode       overlapping tiles whose velocities are averaged at each step: `Bundle.of_scenes`
     ... -rotated  the same under the rotation fitted without pairs against the target's noised aggregate (epsilon 1)
+    ... -mixed    and encoded half by the network, half linearly (`SolverSettings.encoder`), which reveals more
 
 The scene is a part of a test stripe. Writes docs/benchmarks/calibration/scenes/PAIR.json and
 docs/images/pictures/scenes-PAIR.png; arrays stay in build/calibration/scenes. One thread, float32.
@@ -46,8 +47,8 @@ from ddib_fed.samples.images import PictureRule, decode_image, encode_png, from_
 
 STRIPE, ROWS = 3, (200, 412)
 """Ten to twenty degrees east, 63 to 35 degrees north: from Scandinavia to Sicily."""
-WAYS = ("fitted", "cut", "blended", "one-ode", "blended-rotated", "one-ode-rotated")
-SHOWN = ("source", "cut", "one-ode", "one-ode-rotated", "truth")
+WAYS = ("fitted", "cut", "blended", "one-ode", "blended-rotated", "one-ode-rotated", "one-ode-rotated-mixed")
+SHOWN = ("source", "cut", "one-ode", "one-ode-rotated", "one-ode-rotated-mixed", "truth")
 GAP = 8
 MOST_TILES = 64
 
@@ -167,8 +168,12 @@ def fitted(scene: Scene, asked: Asked) -> tuple[Pictures, Pictures, None]:
 
 def make(scene: Scene, way: str) -> tuple[Pictures, Pictures, np.ndarray | None]:
     """The scene translated in one of the `WAYS`."""
-    asked = Asked(scene.settings, calibration=scene.rotation if way.endswith("-rotated") else None)
-    plain = way.removesuffix("-rotated")
+    rotated, mixed = way.removesuffix("-mixed"), way.endswith("-mixed")
+    asked = Asked(
+        replace(scene.settings, encoder="mixed" if mixed else "ode"),
+        calibration=scene.rotation if rotated.endswith("-rotated") else None,
+    )
+    plain = rotated.removesuffix("-rotated")
     if plain == "one-ode":
         return one_ode(scene, asked)
     if plain == "fitted":

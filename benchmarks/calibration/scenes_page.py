@@ -19,6 +19,7 @@ TITLES = {
     "one-ode": "**overlapping tiles, one ODE**",
     "blended-rotated": "averaged when finished, calibrated",
     "one-ode-rotated": "**one ODE, calibrated**",
+    "one-ode-rotated-mixed": "the same, encoder mixed",
 }
 COLUMNS = ("PSNR dB", "SSIM", "seams", "edges", "round trip dB", "CPU s")
 CROPS = {"histogram": "histogram matching", "plain": "without calibration"}
