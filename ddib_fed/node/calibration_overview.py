@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from ddib_fed.errors import RefusedError
-from ddib_fed.trust.calibration_store import CalibrationStore, Stored
+from ddib_fed.bridge.calibration.applied import leg_map
+from ddib_fed.bridge.calibration.record import Calibration
+from ddib_fed.errors import CalibrationModel, RefusedError
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.trust.calibration_store import CalibrationStore, Stored, place_of
 from ddib_fed.trust.calibrations import verify
 from ddib_fed.trust.peers import PeerStore, Snapshot
 
@@ -54,6 +58,33 @@ def overview(
     """
     moment, snapshot = now or datetime.now(UTC), peers.snapshot()
     return [_look(config, stored, snapshot, moment) for stored in store.list() if stored.active]
+
+
+def unusable_with(
+    config: NodeConfig, store: CalibrationStore, source: Manifest, now: datetime | None = None
+) -> tuple[str, ...]:
+    """Why a source node refuses jobs with the model that it serves: a line for each calibration, or for want of one.
+
+    Args:
+        config: Of the node.
+        store: Its calibrations.
+        source: Of its model.
+        now: The time, with a time zone.
+    """
+    own, moment = (config.node.institution, config.model.domain), now or datetime.now(UTC)
+    active = [
+        stored.signed.calibration
+        for stored in store.list()
+        if stored.state(moment) == "active" and place_of(stored.signed.calibration.source) == own
+    ]
+    found = []
+    held: Sequence[Calibration | None] = active or [None]
+    for calibration in held:
+        try:
+            leg_map(calibration, source)
+        except CalibrationModel as error:
+            found.append(f"{error.detail}: {error.hint}")
+    return tuple(found)
 
 
 def _look(config: NodeConfig, stored: Stored, peers: Snapshot, now: datetime) -> Overview:

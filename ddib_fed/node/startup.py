@@ -16,7 +16,7 @@ from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.admin import check_socket
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.calibration_overview import overview
+from ddib_fed.node.calibration_overview import overview, unusable_with
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.hosted import open_engine
 from ddib_fed.node.role import find_roles
@@ -196,8 +196,12 @@ def _model(config: NodeConfig) -> Found:
         check_key(config.paths.softening_key)
     shape = "x".join(map(str, manifest.sample_shape))
     guided = "" if model.classifier is None else f", guided by {model.classifier.digest[:12]}"
+    warnings: tuple[str, ...] = ()
+    if "source" in config.node.roles:
+        warnings = unusable_with(config, CalibrationStore(config.paths.calibrations), manifest)
     return Found(
-        f"{config.model.domain}: {manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}{guided}"
+        f"{config.model.domain}: {manifest.sample_kind} {shape}, {model.bundle.digest[:12]}, {model.device}{guided}",
+        warnings,
     )
 
 

@@ -12,6 +12,7 @@ from ddib_fed.errors import CalibrationExpired, CalibrationModel, UnknownFields
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.node.calibration_overview import unusable_with
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.jobs import ItemState
 from source_node.calibrations import active_terms, calibration_of
@@ -171,6 +172,27 @@ def test_a_kind_that_needs_training_needs_the_bundle_that_has_it(source, institu
     assert source.translated().error["reason"] == CalibrationModel.reason
     source.runner.close()
     trained.close()
+
+
+def test_a_check_says_that_jobs_would_be_refused(source, institutions, signed) -> None:
+    """A calibration that the model was not trained with; a model whose calibration is missing."""
+    tone = agreed(*institutions, kind="tone", map=ChannelMap(quadratic=((0.0, 1.0, 0.1),)))
+    plain = source.node.running_engine.model.manifest
+    units = Normalisation(std=0.5, calibrated=tone.calibration.map)
+    trained = plain.model_copy(update={"normalisation": units})
+
+    def warned(manifest) -> tuple[str, ...]:
+        return unusable_with(source.config, source.node.calibrations, manifest)
+
+    assert warned(plain) == ()
+    (missing,) = warned(trained)
+    assert "this translation has none" in missing
+    source.node.calibrations.add(tone)
+    assert warned(trained) == ()
+    (untrained,) = warned(plain)
+    assert "ddib model train --init OWN --calibration FILE" in untrained
+    source.node.calibrations.add(signed)
+    assert len(warned(trained)) == 1
 
 
 def test_units_are_those_before_the_map(institutions, signed) -> None:
