@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from ddib_fed.datasets.shipped import SHIPPED
-from ddib_fed.models.bundle import amend_bundle
+from ddib_fed.models.bundle import amend_bundle, load_bundle
 from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.run import train
 from ddib_fed.training.sheet import thresholds
@@ -82,7 +82,8 @@ def main() -> int:
     asked = parser.parse_args()
     for domain in asked.domain:
         if asked.thresholds:
-            found = amend_bundle(asked.out / domain, structure=thresholds(shipped_source(domain)))
+            units = load_bundle(asked.out / domain).manifest.normalisation
+            found = amend_bundle(asked.out / domain, structure=thresholds(shipped_source(domain), units))
             print(f"{domain}: {found.manifest.structure}")
             continue
         started = time.process_time()

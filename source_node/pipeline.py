@@ -22,6 +22,7 @@ from ddib_fed.bridge.translation_record import LatentFigures, Translation
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.errors import ChunkCorrupt, DdibError, InputError, ItemNotFound, LatentNotGaussian
 from ddib_fed.latent import Latent
+from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.samples.points import to_npy
@@ -75,6 +76,7 @@ class Pipeline:
         self._control = control
         self._samples = samples_of(self._engine, node.config.limits)
         self._work: dict[int, _Work] = {}
+        self._rotation: ChannelMap | None = None
         self._lock = threading.Lock()
         self._done = sum(item.state not in PENDING_ITEMS for item in job.items)
 
@@ -106,13 +108,14 @@ class Pipeline:
             read=lambda file, count: self._samples.answer(file, contract.target, count),
             release=lambda latent: self._release(latent, contract),
         )
+        self._rotation = leg_map(calibration, self._engine.model.bundle.manifest)
         leg = Leg(
             solver_settings(spec.solver),
             spec.guidance,
             round_trip=spec.cycle,
             control=self._control,
             on_step=self._step,
-            calibration=leg_map(calibration, self._engine.model.bundle.manifest),
+            calibration=self._rotation,
         )
         source = JobSource(self, contract)
         given = self._given(labels.by_target(items), contract, labels)
@@ -292,7 +295,7 @@ class Pipeline:
         translation = self._write(
             work,
             Part.TRANSLATION,
-            lambda: self._samples.translation(decoded.samples, contract.target, work.given),
+            lambda: self._samples.translation(decoded.samples, contract.target, work.given, self._rotation),
         )
         if work.given.model_size:
             self._write(work, Part.SOURCE, lambda: self._samples.source(work.given))

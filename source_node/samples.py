@@ -23,7 +23,8 @@ from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnre
 from ddib_fed.metrics.pictures import given_figures, output_terms, psnr
 from ddib_fed.metrics.pictures import mse as picture_mse
 from ddib_fed.metrics.points import cycle_error
-from ddib_fed.metrics.structure import doubtful, structure
+from ddib_fed.metrics.structure import doubtful, expected, structure
+from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.pictures import (
     MEDIA_FORMATS,
@@ -175,8 +176,17 @@ class Samples(Protocol):
             InputError: It is not what was agreed.
         """
 
-    def translation(self, samples: Array, side: ContractSide, given: Given) -> Result:
-        """What was decoded, as the client gets it; `side` is the half of the contract of who decoded it."""
+    def translation(
+        self, samples: Array, side: ContractSide, given: Given, rotation: ChannelMap | None = None
+    ) -> Result:
+        """What was decoded, as the client gets it.
+
+        Args:
+            samples: What was decoded.
+            side: The half of the contract of who decoded it.
+            given: What was submitted.
+            rotation: Of the leg by which it was encoded, as `Leg.calibration`.
+        """
 
     def returned(self, engine: ServingParty, given: Given, back: Decoded) -> Result:
         """What came back over the cycle, as the client gets it, and how far it is from what was given."""
@@ -238,7 +248,13 @@ class PointSamples:
             raise ShapeMismatch(f"{len(points)} samples came back for {count}")
         return points
 
-    def translation(self, samples: Array, side: ContractSide, given: Given) -> Result:  # noqa: ARG002
+    def translation(
+        self,
+        samples: Array,
+        side: ContractSide,  # noqa: ARG002
+        given: Given,  # noqa: ARG002
+        rotation: ChannelMap | None = None,  # noqa: ARG002
+    ) -> Result:
         """See `Samples`."""
         return Result(to_npy(samples), {})
 
@@ -266,7 +282,7 @@ class PictureSamples:
 
     def __init__(self, engine: ServingParty, limits: LimitsSection) -> None:
         self._rule = rule_of(engine.model.bundle.manifest)
-        self._thresholds = engine.model.bundle.manifest.structure
+        self._manifest = engine.model.bundle.manifest
         self._limits = limits_of(limits)
 
     @property
@@ -315,20 +331,25 @@ class PictureSamples:
         """See `Samples`."""
         return read_answer(file, side)
 
-    def translation(self, samples: Array, side: ContractSide, given: Given) -> Result:
+    def translation(
+        self, samples: Array, side: ContractSide, given: Given, rotation: ChannelMap | None = None
+    ) -> Result:
         """See `Samples`."""
         assert given.picture is not None
         file = write_translated(samples, side, given.picture.size_rule, given.geometry)
-        kept = structure(given.original, samples.clip(-1.0, 1.0))
+        kept = structure(given.original, samples.clip(-1.0, 1.0), expected(self._manifest, rotation))
         figures = {
             **output_terms(rule_of_side(side)),
             "edge_correlation": float(kept.edge_correlation[0]),
             "mutual_information": float(kept.mutual_information[0]),
         }
-        if (least := self._thresholds) is not None:
+        if kept.agreement is not None:
+            figures["agreement"] = float(kept.agreement[0])
+        if (least := self._manifest.structure) is not None:
             figures |= {
                 "least_edge_correlation": least.edge_correlation,
                 "least_mutual_information": least.mutual_information,
+                "least_agreement": None if kept.agreement is None else least.agreement,
                 "structure_doubtful": bool(doubtful(kept, least)[0]),
             }
         return Result(file, {"picture": figures})

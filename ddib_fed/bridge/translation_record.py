@@ -124,7 +124,9 @@ class PictureFigures(_Section):
         mutual_information: Of their values, in bits.
         least_edge_correlation: Below it the translation is doubtful.
         least_mutual_information: The same, in bits.
-        structure_doubtful: Whether one of the two figures is below its threshold.
+        agreement: Of the channels that the calibration expects with those of the translation; None without one.
+        least_agreement: The same as for edges.
+        structure_doubtful: Whether structure is below its thresholds (`metrics.structure.doubtful`).
         clipped: Values of the picture outside the range of the source's model.
         outside: The same as a share of all values, rounded to 4 digits.
         used: Share of the range between the least and the greatest value within it, rounded to 4 digits.
@@ -148,6 +150,8 @@ class PictureFigures(_Section):
     mutual_information: float | None = None
     least_edge_correlation: float | None = None
     least_mutual_information: float | None = None
+    agreement: float | None = None
+    least_agreement: float | None = None
     structure_doubtful: bool | None = None
     clipped: int = 0
     outside: float | None = None

@@ -2,15 +2,19 @@
 
     edge correlation     Pearson's r of the two gradient magnitudes (central differences of luma)
     mutual information   of the two lumas in `BINS` equal bins between each one's least and greatest value, in bits
+    agreement            under a calibration, which says what colours become: Pearson's r of the expected channels
+                         with the translation's
 
-Both are invariant to an exchange of light and dark, and neither needs the true translation. A low cycle
+None needs the true translation. The first two are invariant to an exchange of light and dark, so they do not see where
+land became sea and sea land along the same coast; the agreement is negative there. A low cycle
 error does not show that anatomy was preserved: a map that repaints everything can be inverted exactly.
 
 No threshold is absolute; each is measured on pictures of the domain, in one of two ways.
 
     by chance        at the end of training, from pairs of a held-out and a training picture: a translation is doubtful
                      when its edges agree with those of its source no better than `CHANCE_QUANTILE` of pictures that do
-                     not belong together, or when its values share less than half of such pairs do
+                     not belong together, or when its values share less than half of such pairs do; under a calibration,
+                     when the agreement is no better than that quantile of such pairs, or edges are below their mean
     by translations  from a run over held-out pictures: a translation is doubtful when a figure is beneath the low
                      quantile of that run
 
@@ -28,7 +32,9 @@ from numpy.typing import NDArray
 
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.metrics.pictures import Figures, Pictures, to_channels
-from ddib_fed.models.manifest import StructureThresholds
+from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.manifest import Manifest, StructureThresholds
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
 
 BINS = 16
@@ -38,6 +44,7 @@ QUANTILE = 0.05
 CHANCE_QUANTILE = 0.95
 """On the test crops of the shipped maps this marks 97 % of unrelated pairs and 9 % of true ones (docs/pictures.md)."""
 CHANCE_PAIRS = 2_000
+_FLAT = 1e-12
 _BLOCK_PIXELS = 1 << 22
 """Pairs are measured in blocks of so many pixels, so that large pictures do not lie in memory as floats all at once."""
 
@@ -51,16 +58,47 @@ class PictureStructure(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """What a calibration says that a picture's channels become.
+
+    Attributes:
+        units: Of the source's model, without a calibration.
+        map: Of the calibration.
+    """
+
+    units: Normalisation
+    map: ChannelMap
+
+    def __call__(self, source: Pictures) -> NDArray[np.float64]:
+        """The mapped channels of pictures (N, C, H, W) in [-1, 1], in the map's units."""
+        return np.asarray(self.map.apply(self.units.apply(source)), np.float64)
+
+
+def expected(source: Manifest, rotation: ChannelMap | None) -> Expected | None:
+    """What the calibration of a translation says; None without one.
+
+    Args:
+        source: Of the model that encodes, which may have been trained with a calibration.
+        rotation: Of the leg, as `Leg.calibration`.
+    """
+    found = source.normalisation.calibrated or rotation
+    return None if found is None else Expected(source.normalisation.plain, found)
+
+
+@dataclass(frozen=True, slots=True)
 class Structure:
     """Preserved structure, one figure per picture, each (N,) float64.
 
     Attributes:
         edge_correlation: In [-1, 1]; 0 where a picture is flat.
         mutual_information: In bits, from 0 to log2(`BINS`).
+        agreement: In [-1, 1]: of the channels that the calibration expects and those of the translation; None without
+            a calibration, or where the two sides differ in channels.
     """
 
     edge_correlation: Figures
     mutual_information: Figures
+    agreement: Figures | None = None
 
     def records(self, thresholds: Thresholds | None = None) -> list[PictureStructure]:
         """One record per picture, with its mark if thresholds are given."""
@@ -73,10 +111,10 @@ class Structure:
         ]
 
 
-def structure(source: Pictures, translated: Pictures) -> Structure:
+def structure(source: Pictures, translated: Pictures, expects: Expected | None = None) -> Structure:
     """Edge correlation and mutual information of pictures (N, C, H, W) in [-1, 1] with their translations.
 
-    The two may differ in channels: both are taken on luma.
+    The two may differ in channels: both are taken on luma. With a calibration (`expects`) also the agreement.
 
     Raises:
         ShapeMismatch: The stacks differ in count or size, or are empty.
@@ -86,10 +124,28 @@ def structure(source: Pictures, translated: Pictures) -> Structure:
         raise ShapeMismatch(
             f"sources of shape {source.shape} have no translations of shape {translated.shape}"
         )
+    agreed = None
+    if expects is not None and source.shape == translated.shape:
+        agreed = agreement(expects(source), expects.units.apply(translated))
     return Structure(
         np.array([_correlation(_edges(a), _edges(b)) for a, b in zip(before, after, strict=True)]),
         np.array([_mutual_information(a, b) for a, b in zip(before, after, strict=True)]),
+        agreed,
     )
+
+
+def agreement(wanted: NDArray[np.floating], found: NDArray[np.floating]) -> Figures:
+    """Correlation of channels (N, C, H, W) with others, the mean over channels by the variance of `wanted`; (N,).
+
+    Mean and scale of a channel do not matter, so that the source's units serve for the target's pictures too.
+    Other than edges, it is negative where light and dark, or land and sea, are exchanged.
+    """
+    a, b = (np.asarray(part, np.float64).reshape(*part.shape[:2], -1) for part in (wanted, found))
+    a, b = a - a.mean(axis=2, keepdims=True), b - b.mean(axis=2, keepdims=True)
+    weights, scale = np.square(a).sum(axis=2), np.square(b).sum(axis=2)
+    each = (a * b).sum(axis=2) / np.sqrt(np.maximum(weights * scale, _FLAT))
+    figures: Figures = (each * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), _FLAT)
+    return figures
 
 
 def calibrate(source: Pictures, translated: Pictures, *, quantile: float = QUANTILE) -> Thresholds:
@@ -103,10 +159,12 @@ def calibrate(source: Pictures, translated: Pictures, *, quantile: float = QUANT
     kept = structure(source, translated)
     # Each source with its neighbour's translation, never its own.
     chance = structure(source, np.roll(translated, 1, axis=0))
+    by_chance = float(chance.edge_correlation.mean())
     return Thresholds(
-        edge_correlation=float(np.quantile(kept.edge_correlation, quantile)),
+        # Whatever the run kept: below chance nothing is.
+        edge_correlation=max(by_chance, float(np.quantile(kept.edge_correlation, quantile))),
         mutual_information=float(np.quantile(kept.mutual_information, quantile)),
-        chance_edge_correlation=float(chance.edge_correlation.mean()),
+        chance_edge_correlation=by_chance,
         chance_mutual_information=float(chance.mutual_information.mean()),
         quantile=quantile,
         count=len(source),
@@ -114,13 +172,19 @@ def calibrate(source: Pictures, translated: Pictures, *, quantile: float = QUANT
 
 
 def calibrate_by_chance(
-    some: NDArray[Any], others: NDArray[Any], *, pairs: int = CHANCE_PAIRS, seed: int = 0
+    some: NDArray[Any],
+    others: NDArray[Any],
+    *,
+    units: Normalisation | None = None,
+    pairs: int = CHANCE_PAIRS,
+    seed: int = 0,
 ) -> Thresholds:
     """Thresholds from unrelated pictures: the level of a translation that lost its picture.
 
     Args:
         some: Pictures (N, C, H, W), float32 in [-1, 1], or uint8 or uint16 whose whole range is that.
         others: Other pictures (M, C, H, W) of the same domain; none of `some` is among them.
+        units: Of the model, for the agreement under a calibration; None to leave it out.
         pairs: Largest number of pairs.
         seed: Selects the pairs.
 
@@ -134,10 +198,12 @@ def calibrate_by_chance(
     drawn = np.random.default_rng(seed).integers(0, len(some) * len(others), pairs)
     first, second = np.unravel_index(np.unique(drawn), (len(some), len(others)))
     block = max(1, _BLOCK_PIXELS // int(np.prod(some.shape[1:])))
-    found = [
-        structure(expand(some[first[start : start + block]]), expand(others[second[start : start + block]]))
-        for start in range(0, len(first), block)
-    ]
+    found, agreed = [], []
+    for start in range(0, len(first), block):
+        a, b = expand(some[first[start : start + block]]), expand(others[second[start : start + block]])
+        found.append(structure(a, b))
+        if units is not None:
+            agreed.append(agreement(units.apply(a), units.apply(b)))
     edges = np.concatenate([each.edge_correlation for each in found])
     shared = np.concatenate([each.mutual_information for each in found])
     return Thresholds(
@@ -148,11 +214,19 @@ def calibrate_by_chance(
         quantile=CHANCE_QUANTILE,
         count=len(first),
         basis="chance",
+        agreement=round(float(np.quantile(np.concatenate(agreed), CHANCE_QUANTILE)), 4) if agreed else None,
     )
 
 
 def doubtful(kept: Structure, thresholds: Thresholds) -> NDArray[np.bool_]:
-    """Which pictures are below a threshold, (N,)."""
+    """Which pictures are below a threshold, (N,).
+
+    Under a calibration the agreement decides, and edges only where they are below chance.
+    """
+    if kept.agreement is not None and thresholds.agreement is not None:
+        return (kept.agreement < thresholds.agreement) | (
+            kept.edge_correlation < thresholds.chance_edge_correlation
+        )
     return (kept.edge_correlation < thresholds.edge_correlation) | (
         kept.mutual_information < thresholds.mutual_information
     )

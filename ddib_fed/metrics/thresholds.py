@@ -57,5 +57,7 @@ def put_thresholds(
         )
     entries = entries[:: -(-len(entries) // MOST)]
     pictures = folders.load(entries, rule)
-    found = calibrate_by_chance(pictures[::2], pictures[1::2], pairs=CHANCE_PAIRS)
+    found = calibrate_by_chance(
+        pictures[::2], pictures[1::2], units=manifest.normalisation.plain, pairs=CHANCE_PAIRS
+    )
     return amend_bundle(model, structure=found)

@@ -81,6 +81,8 @@ class StructureThresholds(_Frozen):
         chance_mutual_information: Mean over pairs that do not belong together, in bits.
         quantile: Of edge correlations, from which `edge_correlation` is.
         count: Pairs of pictures that it was taken over.
+        agreement: Least correlation of the channels that a calibration expects with those of the translation, from the
+            same pairs and quantile; None where it was not measured (earlier releases).
         basis: "translations": the low quantile of both figures over translations of held-out pictures. "chance": what
             pictures of the domain reach that do not belong together; of mutual information the median.
     """
@@ -92,6 +94,7 @@ class StructureThresholds(_Frozen):
     quantile: float = Field(ge=0.0, le=1.0)
     count: int = Field(ge=1)
     basis: Literal["translations", "chance"] = "translations"
+    agreement: float | None = Field(default=None, ge=-1.0, le=1.0)
 
 
 class Training(_Frozen):
@@ -250,6 +253,8 @@ class Manifest(_Frozen):
             if key not in LATER_SCHEDULE_FIELDS or value is not None
         }
         fields["normalisation"] = self.normalisation.fields()
+        if self.structure is not None and self.structure.agreement is None:
+            del fields["structure"]["agreement"]  # digests of earlier bundles stay
         later = type(self).model_fields
         return {
             key: value

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from ddib_fed.bridge.arrays import Asked, Stages
+from ddib_fed.bridge.calibration.applied import rotation_of
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.bridge.translation_record import LatentFigures, Part, SolverUsed, Translation, guidance_used
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.latent import Latent
 from ddib_fed.metrics.pictures import given_figures, mse, output_terms, picture_rule, to_psnr
-from ddib_fed.metrics.structure import Structure, doubtful, structure
+from ddib_fed.metrics.structure import Structure, doubtful, expected, structure
 from ddib_fed.samples.images import Fitted, encode_png, from_array
 from ddib_fed.samples.points import to_npy
 
@@ -64,6 +65,7 @@ class PictureOutcomes:
         # The fit that was done to the source is what is undone, whatever the target does to its own pictures.
         self.output_rule = replace(self.rules[1], fit=self.rules[0].fit)
         self._calibration = calibration
+        self._expected = expected(self._manifests[0], rotation_of(calibration))
         self._own_size, self._keep_latents, self._keep_source = own_size, keep_latents, keep_source
 
     def __call__(
@@ -77,7 +79,7 @@ class PictureOutcomes:
             records: What `started` gave for each.
         """
         x = np.stack([each.original for each in given])
-        kept = structure(x, found.translated)
+        kept = structure(x, found.translated, self._expected)
         errors = mse(found.back, x) if found.back is not None else None
         least = self._manifests[0].structure
         marks = None if least is None else doubtful(kept, least).tolist()
@@ -85,12 +87,15 @@ class PictureOutcomes:
         outcomes = []
         for row, (fitted, record) in enumerate(zip(given, records, strict=True)):
             figures: dict[str, Any] = dict(_figures(kept, row))
+            if kept.agreement is not None:
+                figures["agreement"] = float(kept.agreement[row])
             if errors is not None:
                 figures |= {"cycle_mse": float(errors[row]), "cycle_psnr": float(to_psnr(errors)[row])}
             if marks is not None and least is not None:
                 figures |= {
                     "least_edge_correlation": least.edge_correlation,
                     "least_mutual_information": least.mutual_information,
+                    "least_agreement": None if kept.agreement is None else least.agreement,
                     "structure_doubtful": marks[row],
                 }
             latent = found.latent[row : row + 1]

@@ -168,18 +168,21 @@ def mark(
         records: As they are in the files.
         thresholds: Of structure; None holds the round trip alone against its bound.
     """
-    marks = None if thresholds is None else doubtful(_kept(records), thresholds).tolist()
+    kept = _kept(records)
+    marks = None if thresholds is None else doubtful(kept, thresholds).tolist()
     found = []
     for row, (path, record) in enumerate(zip(paths, records, strict=True)):
         held: dict[str, Any] = {
             "least_edge_correlation": None,
             "least_mutual_information": None,
+            "least_agreement": None,
             "structure_doubtful": None,
         }
         if thresholds is not None and marks is not None:
             held = {
                 "least_edge_correlation": thresholds.edge_correlation,
                 "least_mutual_information": thresholds.mutual_information,
+                "least_agreement": None if kept.agreement is None else thresholds.agreement,
                 "structure_doubtful": marks[row],
             }
         marked = record.with_(picture=held).judged()
@@ -262,10 +265,12 @@ def _structure(records: Sequence[Translation], thresholds: Thresholds | None) ->
     beside = [chance for record in records if (chance := _run(record).chance) is not None]
     calibrated = None
     if len(beside) > 1:
+        by_chance = float(np.mean([chance["edge_correlation"] for chance in beside]))
         calibrated = Thresholds(
-            edge_correlation=float(np.quantile(kept.edge_correlation, QUANTILE)),
+            # Whatever the run kept: below chance nothing is.
+            edge_correlation=max(by_chance, float(np.quantile(kept.edge_correlation, QUANTILE))),
             mutual_information=float(np.quantile(kept.mutual_information, QUANTILE)),
-            chance_edge_correlation=float(np.mean([chance["edge_correlation"] for chance in beside])),
+            chance_edge_correlation=by_chance,
             chance_mutual_information=float(np.mean([chance["mutual_information"] for chance in beside])),
             quantile=QUANTILE,
             count=len(records),
@@ -280,7 +285,12 @@ def _structure(records: Sequence[Translation], thresholds: Thresholds | None) ->
 
 
 def _kept(records: Sequence[Translation]) -> Structure:
-    return Structure(_column(records, "edge_correlation"), _column(records, "mutual_information"))
+    agreed = all(_picture(record).agreement is not None for record in records)
+    return Structure(
+        _column(records, "edge_correlation"),
+        _column(records, "mutual_information"),
+        _column(records, "agreement") if agreed else None,
+    )
 
 
 def _ranges(records: Sequence[Translation], model: Manifest) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class PictureTask:
             "picture": source.picture,
             "classes": source.classes if config.classes is not None else (),
             "data": source.note,
-            "structure": None if start.classifies else sheet.thresholds(source),
+            "structure": None if start.classifies else sheet.thresholds(source, self.normal),
         }
 
     def _moments(self) -> Moments:

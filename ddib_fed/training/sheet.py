@@ -138,10 +138,15 @@ def nearness(source: PictureSource, drawn: Floats, *, flip: bool, most: int = 20
     return Nearness(*(_nearest(some - mean, train - mean) for some in (_small(drawn), held_out)))
 
 
-def thresholds(source: PictureSource) -> Thresholds:
-    """What a translation must keep of a picture, from pairs of held-out and training pictures at the network's size."""
+def thresholds(source: PictureSource, units: Normalisation) -> Thresholds:
+    """What a translation must keep of a picture, from pairs of held-out and training pictures at the network's size.
+
+    Args:
+        source: The pictures.
+        units: Of the model.
+    """
     size = source.shape[1:]
-    return calibrate_by_chance(_middle(source.held_out, size), _middle(source.train, size))
+    return calibrate_by_chance(_middle(source.held_out, size), _middle(source.train, size), units=units.plain)
 
 
 def _middle(pixels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:

@@ -311,7 +311,7 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
             _FIGURE,
         ),
         **dict.fromkeys(("outside", "used"), Number(0, 1)),
-        "least_edge_correlation": Number(-1, 1),
+        **dict.fromkeys(("least_edge_correlation", "agreement", "least_agreement"), Number(-1, 1)),
         "least_mutual_information": Number(0, 64),
         "structure_doubtful": _ANY,
         "clipped": Number(0, 1 << 40),

@@ -5,8 +5,19 @@ import pytest
 
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.metrics.structure import BINS, calibrate, calibrate_by_chance, doubtful, structure
+from ddib_fed.metrics.structure import (
+    BINS,
+    Expected,
+    agreement,
+    calibrate,
+    calibrate_by_chance,
+    doubtful,
+    expected,
+    structure,
+)
 from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
 from tests.runs.tiny_models import pictures
 
@@ -96,6 +107,75 @@ def test_shipped_thresholds_catch_lost_pictures_and_leave_true_ones(domains):
     lost = [structure(source, np.roll(target, shift, axis=0)) for shift in (20, 50, 80, 110)]
     assert np.mean([doubtful(each, thresholds) for each in lost]) > 0.9
     assert doubtful(structure(source, target), thresholds).mean() < 1 / 7
+
+
+def rotation_between(domains) -> tuple[ChannelMap, tuple[Normalisation, Normalisation]]:
+    """The rotation nearest to the pixels of the test pairs, in the units of both models."""
+    units = tuple(pretrained(name).manifest.normalisation.plain for name in domains)
+    u, v = (
+        np.moveaxis(each.apply(load_shipped(name).test), 1, -1).reshape(-1, 3)
+        for each, name in zip(units, domains, strict=True)
+    )
+    left, _, right = np.linalg.svd(v.T.astype(np.float64) @ u)
+    return ChannelMap(rotation=tuple(map(tuple, (left @ right).tolist()))), units
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domains", [("satellite", "relief"), ("relief", "satellite")])
+def test_land_and_sea_exchanged_is_marked_under_a_calibration_and_true_partners_are_not(domains):
+    """True test pictures with each colour put on the other side of the picture's mean: coasts stay where they are."""
+    source, target = (load_shipped(name).test for name in domains)
+    rotation, units = rotation_between(domains)
+    channels = units[1].apply(target)
+    exchanged = units[1].undo(2 * channels.mean(axis=(2, 3), keepdims=True) - channels).clip(-1, 1)
+    manifest = pretrained(domains[0]).manifest
+    expects = expected(manifest, rotation)
+    marked = {
+        name: doubtful(structure(source, stack, under), manifest.structure).mean()
+        for name, stack, under in (
+            ("exchanged, none", exchanged, None),
+            ("exchanged", exchanged, expects),
+            ("true", target, expects),
+            ("lost", np.roll(target, 50, axis=0), expects),
+        )
+    }
+    assert marked["exchanged, none"] < 0.3
+    assert marked["exchanged"] > 0.95
+    assert marked["true"] < 0.15
+    assert marked["lost"] > 0.9
+
+
+def test_what_has_less_edges_than_chance_is_always_doubtful():
+    """Under a calibration, and where the run that gave the thresholds had lost its pictures itself."""
+    x = smooth(12, channels=3)
+    units = Normalisation()
+    expects = Expected(units, ChannelMap(rotation=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))))
+    thresholds = calibrate(x, smooth(12, seed=5, channels=3))
+    assert thresholds.edge_correlation >= thresholds.chance_edge_correlation
+    chance = calibrate_by_chance(x, smooth(9, seed=6, channels=3), units=units)
+    kept = structure(x, smooth(12, seed=7, channels=3), expects)
+    below = kept.edge_correlation < chance.chance_edge_correlation
+    assert 0 < below.sum() < 12
+    assert doubtful(kept, chance)[below].all()
+
+
+def test_the_agreement_knows_no_units_and_is_negative_where_light_and_dark_are_exchanged():
+    x = smooth(4, channels=3)
+    assert agreement(x, 3 * x + 0.2) == pytest.approx(np.ones(4))
+    assert agreement(x, 1 - x) == pytest.approx(-np.ones(4))
+    assert agreement(x, np.zeros_like(x)) == pytest.approx(np.zeros(4))
+    grey = structure(x, x[:, :1], Expected(Normalisation(), ChannelMap(rotation=((1.0,),))))
+    assert grey.agreement is None
+
+
+def test_a_model_trained_with_a_map_or_a_rotated_leg_expects_its_colours():
+    swap = ChannelMap(rotation=((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
+    own = pretrained("satellite").manifest
+    held = own.model_copy(update={"normalisation": own.normalisation.model_copy(update={"calibrated": swap})})
+    x = smooth(3, channels=3)
+    assert expected(own, None) is None
+    for found in (expected(own, swap), expected(held, None)):
+        assert found(x) == pytest.approx(swap.apply(own.normalisation.apply(x)), abs=1e-5)
 
 
 def test_chance_is_measured_the_same_on_bytes_and_floats():

@@ -8,6 +8,7 @@ import pytest
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.pictures import terms_of, value_range_of
 from ddib_fed.reports.sheets import to_pixels
@@ -33,12 +34,12 @@ def samples():
     engine.close()
 
 
-def figures(samples, source, translated):
+def figures(samples, source, translated, rotation=None):
     """The record of one picture (C, H, W) in [-1, 1] and its translation."""
     given = samples.read(encode_png(to_pixels(source[None])[0]), "resize")
     side = side_of(pretrained("relief").manifest)
     came = samples.answer(encode_png(to_pixels(translated[None])[0]), side, 1)
-    return samples.translation(came, side, given).figures["picture"]
+    return samples.translation(came, side, given, rotation).figures["picture"]
 
 
 @pytest.mark.slow
@@ -49,6 +50,26 @@ def test_a_coast_that_became_another_sea_is_doubtful(samples):
     assert (kept["structure_doubtful"], lost["structure_doubtful"]) == (False, True)
     assert lost["edge_correlation"] < lost["least_edge_correlation"] < kept["edge_correlation"]
     assert figures(samples, source[8], np.full_like(truth[8], -0.2))["structure_doubtful"]
+
+
+@pytest.mark.slow
+def test_land_and_sea_exchanged_is_doubtful_under_a_calibration(samples):
+    """The same coast: its edges agree, so that without a calibration nothing is seen."""
+    source, truth = load_shipped("satellite").test[8], load_shipped("relief").test[8]
+    units = pretrained("relief").manifest.normalisation
+    channels = units.apply(truth[None])
+    turned = units.undo(2 * channels.mean(axis=(2, 3), keepdims=True) - channels).clip(-1, 1)[0]
+    own = pretrained("satellite").manifest.normalisation.apply(source[None])
+    left, _, right = np.linalg.svd(np.einsum("nihw,njhw->ij", channels, own).astype(np.float64))
+    rotation = ChannelMap(rotation=tuple(map(tuple, (left @ right).tolist())))
+    plain, kept, lost = (
+        figures(samples, source, turned),
+        figures(samples, source, truth, rotation),
+        figures(samples, source, turned, rotation),
+    )
+    assert (plain["structure_doubtful"], "agreement" in plain) == (False, False)
+    assert (kept["structure_doubtful"], lost["structure_doubtful"]) == (False, True)
+    assert lost["agreement"] < 0 < lost["least_agreement"] < kept["agreement"]
 
 
 def test_a_model_without_thresholds_marks_nothing():

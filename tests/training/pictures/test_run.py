@@ -46,7 +46,7 @@ def test_the_manifest_says_how_the_model_was_made(tiny, spots, tmp_path):
     assert (made.picture.low, made.picture.high, made.picture.bits) == (0, 255, 8)
     wanted = {"held_out_loss", "cpu_seconds", "nearest_training_picture", "nearest_training_picture_held_out"}
     assert made.training.figures.keys() >= wanted
-    assert made.structure == calibrate_by_chance(spots.held_out, spots.train)
+    assert made.structure == calibrate_by_chance(spots.held_out, spots.train, units=made.normalisation)
     assert made.structure.basis == "chance"
 
 
