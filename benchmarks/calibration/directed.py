@@ -28,6 +28,8 @@ from ddib_fed.models.manifest import StructureThresholds
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "benchmarks" / "calibration"
 BUILD = ROOT / "build" / "calibration"
+CALIBRATED = ROOT / "build" / "calibrated"
+"""Source models that were trained with a calibration, SOURCE-TARGET-SEED."""
 DIRECTIONS = (
     ("satellite", "relief"),
     ("relief", "satellite"),

@@ -43,7 +43,7 @@ def main() -> int:
         "--pairs", nargs="+", choices=[*names, *further], default=names, metavar="SOURCE-TARGET"
     )
     parser.add_argument("--variants", nargs="+", default=[each.name for each in VARIANTS], metavar="NAME")
-    parser.add_argument("--evaluations", type=int, default=48, help="of one leg")
+    parser.add_argument("--evaluations", type=int, default=24, help="of one leg")
     parser.add_argument(
         "--models", type=Path, help="folder of bundles, one a domain; default: those that ship"
     )

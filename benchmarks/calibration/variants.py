@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.calibration.directed import Directed
+from benchmarks.calibration.directed import BUILD, CALIBRATED, Directed
 from ddib_fed.bridge.arrays import Asked, translate_array
-from ddib_fed.bridge.local_party import LocalParty
+from ddib_fed.bridge.calibration.aggregates import make_aggregate
+from ddib_fed.bridge.calibration.fitting import propose
+from ddib_fed.bridge.calibration.rotation import degrees
+from ddib_fed.bridge.local_party import LocalParty, only, open_party
+from ddib_fed.bridge.party import Leg, ToDecode
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.files import write_json
+from ddib_fed.latent import Latent
 from ddib_fed.metrics.baselines import ColourMap, HistogramMatch, unchanged
 from ddib_fed.metrics.gaussian_bridge import GaussianBridge
 from ddib_fed.metrics.pictures import Pictures
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.runs.supervised import supervised
 
 DRAWS_OF_PAIRS = 5
 """Draws of k pairs that a colour map's figures are taken over: a few pairs may be lucky ones."""
@@ -60,16 +72,17 @@ class Variant:
 
 
 def bridged(directed: Directed, settings: SolverSettings, **asked: Any) -> Made:
-    """By both models, there and back."""
+    """By both models."""
     return through(directed, directed.parties, settings, **asked)
 
 
 def through(
     directed: Directed, parties: tuple[LocalParty, LocalParty], settings: SolverSettings, **asked: Any
 ) -> Made:
-    """By these models, there and back; with the CPU seconds of both ways."""
+    """By these models, at full depth there and back; with the CPU seconds that it took."""
     started = time.process_time()
-    found = translate_array(directed.test[0], *parties, Asked(settings, cycle=True, **asked))
+    asked = {"cycle": settings.depth == 1.0} | asked
+    found = translate_array(directed.test[0], *parties, Asked(settings, **asked))
     spent = round(time.process_time() - started, 1)
     return Made(found.translated, found.back, found.latent, {"translating_cpu_seconds": spent})
 
@@ -119,21 +132,212 @@ def units(directed: Directed) -> tuple[Any, Any]:
     return tuple(bundle.manifest.normalisation.plain for bundle in directed.bundles)  # type: ignore[return-value]
 
 
-def at_depth(settings: SolverSettings, depth: float) -> SolverSettings:
-    """The same to a partial depth."""
-    return replace(settings, depth=depth)
+def procrustes(directed: Directed, count: int, seed: int = 0) -> np.ndarray:
+    """The rotation nearest to pairs of pixels, of determinant 1 (Kabsch, 1976), in the models' units, (C, C)."""
+    u, v = (
+        np.moveaxis(normalisation.apply(stack), 1, -1).reshape(-1, stack.shape[1])
+        for normalisation, stack in zip(units(directed), directed.pairs(count, seed), strict=True)
+    )
+    left, _, right = np.linalg.svd(v.T.astype(np.float64) @ u)
+    left[:, -1] *= np.linalg.det(left @ right)
+    found: np.ndarray = left @ right
+    return found
 
 
+def nearest_signed_permutation(rotation: np.ndarray) -> np.ndarray:
+    """Of the 2^C C! signed permutations the one nearest to a rotation (C, C)."""
+    channels = len(rotation)
+    every = (
+        np.diag(signs)[list(order)]
+        for order in itertools.permutations(range(channels))
+        for signs in itertools.product((1.0, -1.0), repeat=channels)
+    )
+    best: np.ndarray = max(every, key=lambda one: float((one * rotation).sum()))
+    return best
+
+
+def as_map(rotation: np.ndarray) -> ChannelMap:
+    """The map of a calibration."""
+    return ChannelMap(rotation=tuple(map(tuple, rotation.tolist())))
+
+
+def decoded(directed: Directed, settings: SolverSettings, rotation: np.ndarray) -> Made:
+    """The latents of `plain`, rotated, decoded by the target: what a calibrated leg gives, without encoding again."""
+    kept = BUILD / directed.name / "plain.npz"
+    latent = np.load(kept)["latent"] if kept.exists() else bridged(directed, settings).latent
+    turned = np.einsum("ij,njhw->nihw", rotation, latent).astype(np.float32)
+    items = (ToDecode(row, Latent.from_array(turned[row : row + 1])) for row in range(len(turned)))
+    found = directed.parties[1].decode_each(items, Leg(settings))
+    translated = np.concatenate([only(each).samples for each in found]).clip(-1.0, 1.0)
+    return Made(translated, latent=turned, notes={"rotation": rotation.tolist()})
+
+
+def rotation_of_pairs(count: int) -> Callable[[Directed, SolverSettings], Made]:
+    """By the rotation from pixels of so many pairs."""
+    return lambda directed, settings: decoded(directed, settings, procrustes(directed, count))
+
+
+def signed_permutation(directed: Directed, settings: SolverSettings) -> Made:
+    """By the signed permutation of the channels that is nearest to the rotation of 512 pairs."""
+    return decoded(directed, settings, nearest_signed_permutation(procrustes(directed, 512)))
+
+
+def gaussian_rotated(directed: Directed, settings: SolverSettings) -> Made:
+    """The closed form in the rotated basis, without a network."""
+    del settings
+    rotation = procrustes(directed, 512)
+    bridge = GaussianBridge.fit(*directed.unpaired, units=units(directed), rotation=rotation)
+    return Made(bridge(directed.test[0]), notes={"rotation": rotation.tolist()})
+
+
+def agreed(directed: Directed) -> tuple[ChannelMap, dict[str, Any]]:
+    """The rotation from the target's noised aggregate without pairs, and how it was found; kept in build/.
+
+    The aggregate's noise is drawn once (it may not be repeated), so the file has it for all variants.
+    """
+    path = BUILD / directed.name / "rotation.json"
+    if not path.exists():
+        own, target = units(directed)
+        aggregate = make_aggregate(directed.pictures[1].train, target, directed.target_name)
+        found = propose(directed.pictures[0].train, own, aggregate, "rotation", force=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            path,
+            {
+                "rotation": found.map.matrix.tolist(),
+                "effect": found.effect.model_dump(),
+                "degrees_from_pairs": degrees(found.map.matrix, procrustes(directed, 512)),
+                "epsilon": aggregate.epsilon,
+                "delta": aggregate.delta,
+                "pictures": aggregate.pictures,
+                "bytes": len(aggregate.canonical),
+            },
+        )
+    notes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return as_map(np.array(notes["rotation"])), notes
+
+
+def calibrated(depth: float = 1.0, encoder: str = "ode") -> Callable[[Directed, SolverSettings], Made]:
+    """By the rotation without pairs, there and back."""
+
+    def make(directed: Directed, settings: SolverSettings) -> Made:
+        found, notes = agreed(directed)
+        asked = replace(settings, depth=depth, encoder=encoder)
+        made = bridged(directed, asked, calibration=found)
+        return replace(made, notes={**(made.notes or {}), **notes})
+
+    return make
+
+
+def uncalibrated(depth: float = 1.0, encoder: str = "ode") -> Callable[[Directed, SolverSettings], Made]:
+    """The same without a calibration."""
+    return lambda directed, settings: bridged(directed, replace(settings, depth=depth, encoder=encoder))
+
+
+def retrained(depth: float = 1.0) -> Callable[[Directed, SolverSettings], Made]:
+    """By source models that were trained on their own mapped pictures, one a seed."""
+
+    def make(directed: Directed, settings: SolverSettings) -> Made:
+        asked = replace(settings, depth=depth)
+        made = [
+            through(
+                directed,
+                (open_party(load_bundle(path)), directed.parties[1]),
+                asked,
+                cycle=number == 0 and depth == 1.0,
+            )
+            for number, path in enumerate(trained(directed))
+        ]
+        notes = {**(made[0].notes or {}), "seeds": len(made)}
+        return replace(made[0], notes=notes, repeats=tuple(each.translated for each in made[1:]))
+
+    return make
+
+
+def trained(directed: Directed) -> list[Path]:
+    """Bundles SOURCE-TARGET-SEED below `CALIBRATED`."""
+    return sorted(path.parent for path in CALIBRATED.glob(f"{directed.name}-[0-9]/manifest.json"))
+
+
+def supervised_on(count: int) -> Callable[[Directed, SolverSettings], Made]:
+    """By a small network that is trained on so many pairs."""
+
+    def make(directed: Directed, settings: SolverSettings) -> Made:
+        del settings
+        return Made(supervised(*directed.pairs(count, 0), directed.test[0]))
+
+    return make
+
+
+def colours(directed: Directed) -> bool:
+    """Whether there are channels to rotate."""
+    return directed.test[0].shape[1] > 1
+
+
+def has_trained(directed: Directed) -> bool:
+    """Whether there are source models that were trained with a calibration."""
+    return bool(trained(directed))
+
+
+ONCE = "aggregate once"
 VARIANTS: tuple[Variant, ...] = (
     Variant("source", "source unchanged", "–", unchanged_source),
     Variant("histogram", "histogram matching", "quantiles", histogram),
-    Variant("gaussian", "Gaussian bridge in closed form", "mean and spectrum", gaussian),
-    Variant("plain", "as shipped", "the latent", bridged),
+    Variant("gaussian", "Gaussian bridge in closed form, no network", "mean, spectrum", gaussian),
+    Variant("plain", "as shipped", "latent", bridged),
+    Variant("calibrated", "**rotation without pairs**", f"latent, {ONCE}", calibrated(), colours),
+    Variant("calibrated-0.7", "the same at depth .7", f"partial latent, {ONCE}", calibrated(0.7), colours),
+    Variant("calibrated-0.5", "the same at depth .5", f"partial latent, {ONCE}", calibrated(0.5), colours),
+    Variant(
+        "retrained", "**source retrained on its mapped pictures**", "{crosses}", retrained(), has_trained
+    ),
+    Variant("retrained-0.7", "the same at depth .7", "{partial}", retrained(0.7), has_trained),
+    Variant("retrained-0.5", "the same at depth .5", "{partial}", retrained(0.5), has_trained),
+    Variant("linear", "linear encoder", "linear latent", uncalibrated(encoder="linear")),
+    Variant(
+        "linear-calibrated",
+        "linear encoder and rotation",
+        f"linear latent, {ONCE}",
+        calibrated(encoder="linear"),
+        colours,
+    ),
+    Variant("mixed", "mixed encoder", "mixed latent", uncalibrated(encoder="mixed")),
+    Variant(
+        "mixed-calibrated",
+        "mixed encoder and rotation",
+        f"mixed latent, {ONCE}",
+        calibrated(encoder="mixed"),
+        colours,
+    ),
     Variant("oracle", "oracle: the truth's own latent, decoded", "–", oracle),
+    Variant(
+        "rotation-512-pairs",
+        "rotation from pixels of 512 pairs",
+        "latent, anchors",
+        rotation_of_pairs(512),
+        colours,
+    ),
+    Variant(
+        "rotation-2-pairs",
+        "rotation from pixels of 2 pairs",
+        "latent, anchors",
+        rotation_of_pairs(2),
+        colours,
+    ),
+    Variant("signed", "nearest signed permutation of the channels", "latent, 6 bits", signed_permutation),
+    Variant(
+        "gaussian-rotated",
+        "Gaussian bridge with the rotation of 512 pairs, no network",
+        "mean, spectrum, anchors",
+        gaussian_rotated,
+        colours,
+    ),
     *(
-        Variant(
-            f"colour-map-{k}", f"quadratic colour map on {k} pairs, no model", f"{k} anchors", colour_map(k)
-        )
+        Variant(f"colour-map-{k}", f"quadratic colour map on {k} pairs, no model", "anchors", colour_map(k))
+        for k in (2, 8, 32)
+    ),
+    *(
+        Variant(f"supervised-{k}", f"small supervised network on {k} pairs", "anchors", supervised_on(k))
         for k in (2, 8, 32)
     ),
 )
