@@ -338,7 +338,7 @@ class PictureSamples:
         assert given.picture is not None
         file = write_translated(samples, side, given.picture.size_rule, given.geometry)
         kept = structure(given.original, samples.clip(-1.0, 1.0), expected(self._manifest, rotation))
-        figures = {
+        figures: dict[str, float | None] = {
             **output_terms(rule_of_side(side)),
             "edge_correlation": float(kept.edge_correlation[0]),
             "mutual_information": float(kept.mutual_information[0]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,18 +14,18 @@ import numpy as np
 from benchmarks.calibration.directed import BUILD, CALIBRATED, Directed
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.calibration.aggregates import make_aggregate
-from ddib_fed.bridge.calibration.fitting import propose
+from ddib_fed.bridge.calibration.files import read_calibration, write_calibration
 from ddib_fed.bridge.calibration.rotation import degrees
 from ddib_fed.bridge.local_party import LocalParty, only, open_party
 from ddib_fed.bridge.party import Leg, ToDecode
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.files import write_json
 from ddib_fed.latent import Latent
 from ddib_fed.metrics.baselines import ColourMap, HistogramMatch, unchanged
 from ddib_fed.metrics.gaussian_bridge import GaussianBridge
 from ddib_fed.metrics.pictures import Pictures
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.runs.calibrating import Wanted, from_aggregate, side
 from ddib_fed.runs.supervised import supervised
 
 DRAWS_OF_PAIRS = 5
@@ -191,30 +190,28 @@ def gaussian_rotated(directed: Directed, settings: SolverSettings) -> Made:
 
 
 def agreed(directed: Directed) -> tuple[ChannelMap, dict[str, Any]]:
-    """The rotation from the target's noised aggregate without pairs, and how it was found; kept in build/.
+    """The rotation from the target's noised aggregate without pairs, and how it was found.
 
-    The aggregate's noise is drawn once (it may not be repeated), so the file has it for all variants.
+    It is that of benchmarks/calibration/unpaired.py where it is there; otherwise it is found here, even where its
+    figures are refused. The noise is drawn once (an aggregate may not be drawn again), so build/ keeps the result.
     """
-    path = BUILD / directed.name / "rotation.json"
+    path = CALIBRATED / f"{directed.name}-0-rotation.json"
     if not path.exists():
-        own, target = units(directed)
-        aggregate = make_aggregate(directed.pictures[1].train, target, directed.target_name)
-        found = propose(directed.pictures[0].train, own, aggregate, "rotation", force=True)
+        path = BUILD / directed.name / "rotation.json"
+    if not path.exists():
+        aggregate = make_aggregate(directed.pictures[1].train, units(directed)[1], directed.target_name)
+        own, target = (bundle.manifest for bundle in directed.bundles)
+        wanted = Wanted("rotation", side(own), side(target), days=365, command=COMMAND, force=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            path,
-            {
-                "rotation": found.map.matrix.tolist(),
-                "effect": found.effect.model_dump(),
-                "degrees_from_pairs": degrees(found.map.matrix, procrustes(directed, 512)),
-                "epsilon": aggregate.epsilon,
-                "delta": aggregate.delta,
-                "pictures": aggregate.pictures,
-                "bytes": len(aggregate.canonical),
-            },
-        )
-    notes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return as_map(np.array(notes["rotation"])), notes
+        made = from_aggregate(directed.pictures[0].train, own.normalisation, aggregate, wanted)
+        write_calibration(made, path)
+    found = read_calibration(path)
+    return found.map, {
+        "rotation": found.map.matrix.tolist(),
+        "effect": found.effect.model_dump(mode="json"),
+        "made": found.made.model_dump(mode="json"),
+        "degrees_from_pairs": degrees(found.map.matrix, procrustes(directed, 512)),
+    }
 
 
 def calibrated(depth: float = 1.0, encoder: str = "ode") -> Callable[[Directed, SolverSettings], Made]:
@@ -279,6 +276,7 @@ def has_trained(directed: Directed) -> bool:
     return bool(trained(directed))
 
 
+COMMAND = "python -m benchmarks.calibration.table"
 ONCE = "aggregate once"
 VARIANTS: tuple[Variant, ...] = (
     Variant("source", "source unchanged", "–", unchanged_source),
