@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from ddib_fed.bridge.calibration.applied import fits
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.errors import CalibrationRefused
 from ddib_fed.node.calibrating import usable_calibration
 from ddib_fed.node.role import NodeContext
-from ddib_fed.trust.calibration_store import Place, place_of
+from ddib_fed.trust.calibration_store import Place
 from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.contract import Contract
 from source_node.jobs.records import JobSpec
@@ -17,7 +18,9 @@ from source_node.jobs.records import JobSpec
 def calibration_of(node: NodeContext, spec: JobSpec) -> Calibration | None:
     """The calibration under which a job's items are encoded; None for none.
 
-    One that has ended, and that no newer one replaces, is refused and not left out: translations without it differ.
+    It is the newest that both signed and that the model can encode under: after a colour map is agreed on, an earlier
+    rotation is used until the model is trained with the map. One that has ended, and that no newer one replaces, is
+    refused and not left out: translations without it differ.
 
     Raises:
         CalibrationRefused: As `usable_calibration` says.
@@ -47,18 +50,12 @@ def recorded(contract: Contract) -> dict[str, str]:
 
 def _active(node: NodeContext, target: Place) -> Calibration | None:
     source, now = (node.config.node.institution, node.config.model.domain), datetime.now(UTC)
-    stored = node.calibrations.active(source, target, now=now)
-    if stored is None:
-        stored = next(
-            (
-                each
-                for each in node.calibrations.list()
-                if each.state(now) == "expired"
-                and place_of(each.signed.calibration.source) == source
-                and place_of(each.signed.calibration.target) == target
-            ),
-            None,
-        )
+    held = node.calibrations.between(source, target)
+    active = [stored for stored in held if stored.state(now) == "active"]
+    ended = [stored for stored in held if stored.state(now) == "expired"]
+    manifest = node.running_engine.model.manifest
+    fitting = [stored for stored in active if fits(stored.signed.calibration, manifest)]
+    stored = next(iter((*fitting, *active, *ended)), None)
     if stored is None:
         return None
     try:

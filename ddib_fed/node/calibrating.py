@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from ddib_fed.bridge.calibration.record import Calibration
+from ddib_fed.bridge.calibration.record import Calibration, Kind
 from ddib_fed.errors import (
     CalibrationForeign,
     CalibrationKindDenied,
@@ -98,9 +98,15 @@ def check_terms(
         raise CalibrationKindDenied(
             f"a calibration of the kind {calibration.kind}, where policy.calibration allows "
             f"{', '.join(policy.calibration) or 'none'}",
-            hint=f'[policy] calibration = ["{calibration.kind}"] in node.toml, on both nodes, then restart them',
+            hint=f"{allow(calibration.kind, policy)} in node.toml, on both nodes, then restart them",
             facts={"policy": "calibration", "kind": calibration.kind, "side": side},
         )
+
+
+def allow(kind: Kind, policy: PolicySection) -> str:
+    """The line of [policy] that allows one more kind."""
+    kinds = ", ".join(f'"{each}"' for each in (*policy.calibration, kind))
+    return f"[policy] calibration = [{kinds}]"
 
 
 def _text(place: Place) -> str:

@@ -124,18 +124,18 @@ class CalibrationStore:
                 found.append(error.detail)
         return tuple(found)
 
+    def between(self, source: Place, target: Place) -> tuple[Stored, ...]:
+        """Every calibration from a source's domain to a target's, whatever its state, the newest first."""
+        return tuple(
+            stored
+            for stored in self.list()
+            if place_of(stored.signed.calibration.source) == source
+            and place_of(stored.signed.calibration.target) == target
+        )
+
     def active(self, source: Place, target: Place, *, now: datetime) -> Stored | None:
         """The newest calibration from a source's domain to a target's that both signed and that has not ended."""
-        return next(
-            (
-                stored
-                for stored in self.list()
-                if stored.state(now) == "active"
-                and place_of(stored.signed.calibration.source) == source
-                and place_of(stored.signed.calibration.target) == target
-            ),
-            None,
-        )
+        return next((s for s in self.between(source, target) if s.state(now) == "active"), None)
 
     def deactivate(self, sha256: bytes) -> Stored:
         """Keep a calibration and use it no longer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -151,6 +152,18 @@ def test_what_has_ended_is_refused_and_not_left_out(source, signed) -> None:
     assert calibration_of(node, JOB) == signed.calibration
     assert active_terms(node, TO) == signed.calibration.terms
     assert calibration_of(node, spec(target_institution=TO[0], target_domain="drawings")) is None
+
+
+def test_an_earlier_rotation_is_used_until_the_model_is_trained_with_the_map(
+    source, institutions, signed
+) -> None:
+    """Agreeing on a map interrupts no job."""
+    tone = agreed(*institutions, kind="tone", map=ChannelMap(quadratic=((0.0, 1.0, 0.1),)))
+    source.node.calibrations.add(signed, now=datetime.now(UTC) - timedelta(days=1))
+    source.node.calibrations.add(tone)
+    assert calibration_of(source.node, JOB) == signed.calibration
+    source.node.calibrations.deactivate(signed.sha256)
+    assert calibration_of(source.node, JOB) == tone.calibration
 
 
 @pytest.mark.slow

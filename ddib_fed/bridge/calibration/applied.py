@@ -35,6 +35,15 @@ def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | N
     return rotation_of(calibration)
 
 
+def fits(calibration: Calibration, source: Manifest) -> bool:
+    """Whether a model can encode under a calibration as it is trained now; `leg_map` says why not."""
+    try:
+        leg_map(calibration, source)
+    except CalibrationModel:
+        return False
+    return True
+
+
 def map_between(calibration: Calibration | None, source: Manifest, target: Manifest) -> ChannelMap | None:
     """As `leg_map`, for two models in one process: the calibration must be between their domains and in their units.
 

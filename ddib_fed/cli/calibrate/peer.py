@@ -95,10 +95,12 @@ def run(config_path: Path, asked: Asked, output_format: str) -> None:
 
 def _refuse_kind(config: NodeConfig, asked: Asked) -> None:
     """Before anything crosses: is the kind allowed here?"""
+    from ddib_fed.node.calibrating import allow
+
     if asked.existing is None and asked.kind not in config.policy.calibration:
         raise CalibrationKindDenied(
             f"policy.calibration of {config.path} does not list {asked.kind}",
-            hint=f'[policy] calibration = ["{asked.kind}"] in {config.path}, then restart the node',
+            hint=f"{allow(asked.kind, config.policy)} in {config.path}, then restart the node",
         )
 
 
@@ -195,7 +197,7 @@ def _show_use(signed: SignedCalibration, asked: Asked) -> None:
         say(f"jobs to {asked.institution} use it from now on; ddib translate --no-calibration leaves it out")
         return
     say(
-        f"jobs to {asked.institution} are refused until this node's model is trained with it:",
+        f"jobs to {asked.institution} use it once this node's model is trained with it:",
         f"  ddib calibrate show {signed.sha256.hex()[:12]} --out calibration.json --config node.toml",
         "  ddib model train --images PICTURES --init MODEL --calibration calibration.json --out NEW",
     )
