@@ -46,7 +46,9 @@ LARGEST_COUNT = 2_000_000
 """Of either sign: all of the mass, and the noise of the smallest epsilon on it."""
 REACH = 3.0
 """Units that are cut into bins, either way from 0; what lies beyond counts in the outermost."""
-COLOUR_BINS, GREY_BINS = 10, 48
+GREY_BINS = 48
+COLOUR_BINS = ((2000.0, 10), (700.0, 8), (0.0, 6))
+"""Intervals of each of three channels from so much M x epsilon on: more cells than the noise allows say less."""
 Epsilon = Annotated[FiniteFloat, Field(ge=0.01, le=8.0)]
 Delta = Annotated[FiniteFloat, Field(ge=1e-12, le=1e-3)]
 
@@ -196,7 +198,7 @@ def make_aggregate(
             hint="with fewer pictures, calibrate from anchors",
         )
     try:
-        chosen = cells or default_cells(taken.shape[1])
+        chosen = cells or default_cells(taken.shape[1], len(taken) * epsilon)
         sigma = noise_sigma(len(taken), epsilon, delta)
         exact = histogram(normalisation.plain.apply(taken), chosen)
         draw = secure_normal if generator is None else generator.standard_normal
@@ -229,13 +231,18 @@ def read_aggregate(content: bytes) -> Aggregate:
         raise InputError(f"no aggregate: {_first(error)}") from error
 
 
-def default_cells(channels: int) -> Cells:
+def default_cells(channels: int, strength: float) -> Cells:
     """The cells of pictures of 1 or 3 channels.
+
+    Args:
+        channels: 1 or 3.
+        strength: M x epsilon.
 
     Raises:
         ValidationError: Other channels.
     """
-    return Cells.model_validate({"channels": channels, "bins": GREY_BINS if channels == 1 else COLOUR_BINS})
+    bins = GREY_BINS if channels == 1 else next(bins for least, bins in COLOUR_BINS if strength >= least)
+    return Cells.model_validate({"channels": channels, "bins": bins})
 
 
 def thinned(pictures: Floats, at_most: int) -> Floats:

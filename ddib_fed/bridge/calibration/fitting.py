@@ -16,7 +16,7 @@ from ddib_fed.bridge.calibration.judgement import judge
 from ddib_fed.bridge.calibration.proposal import Proposal
 from ddib_fed.bridge.calibration.record import Kind
 from ddib_fed.bridge.calibration.rotation import search
-from ddib_fed.errors import InputError
+from ddib_fed.errors import CalibrationIneffective, InputError
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
 
@@ -44,7 +44,7 @@ def propose(
         aggregate: What the target published.
         kind: rotation or colour-map.
         seed: Of draws and starts: the same seed gives the same map.
-        force: Give it although its figures do not support it; the effect says so.
+        force: Give it although its figures are refused; the effect says so.
 
     Raises:
         InputError: There are fewer than 20 pictures, channels differ from the aggregate's, or the kind is for other
@@ -64,9 +64,13 @@ def propose(
         if kind == "rotation"
         else fit_colour_map(cloud, target, found.best.matrix)
     )
-    effect = effect_of(found, mapped, colours, target, seed=seed).model_copy(update={"forced": force})
-    if not force:
+    effect = effect_of(found, mapped, colours, target, seed=seed)
+    try:
         judge(effect)
+    except CalibrationIneffective:
+        if not force:
+            raise
+        effect = effect.model_copy(update={"forced": True})
     return Proposal(mapped, effect)
 
 

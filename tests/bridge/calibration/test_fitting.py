@@ -33,6 +33,7 @@ def test_a_rotation_is_proposed_with_its_figures() -> None:
     found = propose(pictures(300, 2), UNITS, aggregate(), "rotation")
     assert degrees(found.map.matrix, TURN) < 12
     effect = found.effect
+    assert not effect.forced
     assert effect.distance.high < 0.5 * effect.distance_before.low
     assert effect.margin.low > 0.05
     for figure in (effect.distance, effect.distance_before, effect.margin):

@@ -1,0 +1,171 @@
+"""Calibrations without pairs: from one noised aggregate, three seeds, the source's model retrained on its mapped pictures.
+
+    python -m benchmarks.calibration.unpaired --pairs satellite-relief --seeds 0 1 2
+
+A seed is that of the aggregate's noise, of the search and of the training. Bundles and calibrations go to
+build/calibrated/SOURCE-TARGET-SEED, figures of all test pictures to docs/benchmarks/calibration/unpaired.
+What is there already is neither trained nor measured again. A pair that is refused is reported with its figures, and
+nothing is trained for it, unless --force.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.calibration.directed import DIRECTIONS, OUT, ROOT, Directed
+from ddib_fed.bridge.arrays import Asked, translate_array
+from ddib_fed.bridge.calibration.aggregates import Aggregate, make_aggregate
+from ddib_fed.bridge.calibration.files import read_calibration, write_calibration
+from ddib_fed.bridge.calibration.record import Calibration, Kind
+from ddib_fed.bridge.local_party import open_party
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import CalibrationIneffective
+from ddib_fed.files import write_json
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.runs.calibrating import Wanted, from_aggregate, side
+from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.run import train
+from ddib_fed.training.trainer import Progress
+
+MADE = ROOT / "build" / "calibrated"
+KINDS: tuple[Kind, ...] = ("rotation", "colour-map")
+DEPTHS = {"rotation": (1.0,), "colour-map": (1.0, 0.7)}
+STEPS, BATCH = 600, 32
+DAYS = 3650
+
+
+def main() -> int:
+    """Make and measure what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [f"{source}-{target}" for source, target in DIRECTIONS]
+    parser.add_argument("--pairs", nargs="+", choices=names, default=names[:1], metavar="SOURCE-TARGET")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epsilon", type=float, default=1.0)
+    parser.add_argument("--force", action="store_true", help="go on where the calibration is refused")
+    parser.add_argument("--only", choices=["calibrations", "models", "figures"], help="stop there, or do that")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for source, target in DIRECTIONS:
+        if f"{source}-{target}" in given.pairs:
+            for seed in given.seeds:
+                one(Directed(source, target), seed, given)
+    return 0
+
+
+def one(directed: Directed, seed: int, given: argparse.Namespace) -> None:
+    """Make and measure the calibrations of one seed."""
+    folder = MADE / f"{directed.name}-{seed}"
+    found = calibrations(directed, seed, folder, epsilon=given.epsilon, force=given.force)
+    if found is None or given.only == "calibrations":
+        return
+    if not (folder / "manifest.json").is_file():
+        retrain(directed, seed, folder)
+    if given.only == "models":
+        return
+    for kind, depths in DEPTHS.items():
+        for depth in depths:
+            out = OUT / "unpaired" / f"{directed.name}-{seed}-{kind}-{depth:g}.json"
+            if not out.is_file():
+                report = measured(directed, found[kind], folder, depth)
+                out.parent.mkdir(parents=True, exist_ok=True)
+                write_json(out, report)
+                print(out.name, _short(report["figures"]), flush=True)
+
+
+def calibrations(
+    directed: Directed, seed: int, folder: Path, *, epsilon: float, force: bool
+) -> dict[str, Calibration] | None:
+    """Both kinds from one aggregate; None where they are refused."""
+    paths = {kind: folder.parent / f"{folder.name}-{kind}.json" for kind in KINDS}
+    if not all(path.is_file() for path in paths.values()):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        own, units = directed.pictures[0].train, directed.bundles[0].manifest
+        published = aggregate(directed, seed, epsilon)
+        for kind, path in paths.items():
+            command = f"python -m benchmarks.calibration.unpaired --pairs {directed.name} --seeds {seed}"
+            wanted = Wanted(kind, side(units), side(directed.bundles[1].manifest), DAYS, command, seed, force)
+            try:
+                made = from_aggregate(own, units.normalisation, published, wanted)
+            except CalibrationIneffective as refused:
+                print(f"{directed.name} {seed} {kind}: refused: {refused.detail}", flush=True)
+                return None
+            write_calibration(made, path)
+            print(f"{path.name}: margin {made.effect.margin}, distance {made.effect.distance}", flush=True)
+    return {kind: read_calibration(path) for kind, path in paths.items()}
+
+
+def aggregate(directed: Directed, seed: int, epsilon: float) -> Aggregate:
+    """What the target would publish, its noise repeatable by the seed."""
+    return make_aggregate(
+        directed.pictures[1].train,
+        directed.bundles[1].manifest.normalisation,
+        directed.target_name,
+        epsilon=epsilon,
+        generator=np.random.default_rng(seed),
+    )
+
+
+def retrain(directed: Directed, seed: int, folder: Path) -> None:
+    """The source's model on its mapped pictures."""
+    name, started = directed.source_name, time.process_time()
+    config = PictureTrainConfig(
+        domain=name,
+        name=name,
+        preset="tiny-32",
+        steps=STEPS,
+        batch=BATCH,
+        microbatch=BATCH,
+        seed=seed,
+        precision="bfloat16",
+        init=ROOT / "ddib_fed" / "models" / "pretrained" / name,
+        calibration=folder.parent / f"{folder.name}-colour-map.json",
+        soften_sigma=directed.bundles[0].manifest.soften_sigma,
+        checkpoint_every=200,
+        command=f"python -m benchmarks.calibration.unpaired --pairs {directed.name} --seeds {seed}",
+    )
+
+    def tell(now: Progress) -> None:
+        if now.step % 100 == 0:
+            spent = time.process_time() - started
+            print(f"{folder.name}: step {now.step}, loss {now.loss:.4f}, {spent:.0f} CPU s", flush=True)
+
+    train(config, folder, tell, resume=True)
+
+
+def measured(directed: Directed, calibration: Calibration, folder: Path, depth: float) -> dict[str, Any]:
+    """Figures of all test pictures under a calibration; the round trip at full depth."""
+    rotated = calibration.kind == "rotation"
+    source = directed.parties[0] if rotated else open_party(load_bundle(folder))
+    settings = replace(SolverSettings(evaluations=48), depth=depth)
+    asked = Asked(settings, cycle=depth == 1.0, calibration=calibration.map if rotated else None)
+    made = translate_array(directed.test[0], source, directed.parties[1], asked)
+    np.savez_compressed(folder.parent / f"{folder.name}-{calibration.kind}-{depth:g}.npz", translated=made.translated)
+    return {
+        "kind": calibration.kind,
+        "depth": depth,
+        "made": calibration.made.model_dump(mode="json"),
+        "effect": calibration.effect.model_dump(mode="json"),
+        "source_digest": source.model.bundle.digest,
+        "target_digest": directed.bundles[1].digest,
+        "count": len(made.translated),
+        "figures": directed.figures(made.translated, back=made.back, latent=made.latent),
+    }
+
+
+def _short(figures: dict[str, Any]) -> str:
+    named = ("psnr", "ssim", "partner", "frechet_early", "cycle_psnr")
+    return ", ".join(f"{name} {figures[name]['value']:.3f}" for name in named if name in figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
