@@ -1,4 +1,4 @@
-"""Calibrations without pairs: from one noised aggregate, three seeds, the source's model retrained on its mapped pictures.
+"""Calibrations without pairs: one noised aggregate each, the source's model retrained on its mapped pictures.
 
     python -m benchmarks.calibration.unpaired --pairs satellite-relief --seeds 0 1 2
 
@@ -38,7 +38,7 @@ from ddib_fed.training.trainer import Progress
 MADE = ROOT / "build" / "calibrated"
 KINDS: tuple[Kind, ...] = ("rotation", "colour-map")
 DEPTHS = {"rotation": (1.0,), "colour-map": (1.0, 0.7)}
-STEPS, BATCH = 600, 32
+STEPS, BATCH = 400, 32
 DAYS = 3650
 
 
@@ -52,7 +52,9 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epsilon", type=float, default=1.0)
     parser.add_argument("--force", action="store_true", help="go on where the calibration is refused")
-    parser.add_argument("--only", choices=["calibrations", "models", "figures"], help="stop there, or do that")
+    parser.add_argument(
+        "--only", choices=["calibrations", "models", "figures"], help="stop there, or do that"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     for source, target in DIRECTIONS:
@@ -86,7 +88,7 @@ def calibrations(
     directed: Directed, seed: int, folder: Path, *, epsilon: float, force: bool
 ) -> dict[str, Calibration] | None:
     """Both kinds from one aggregate; None where they are refused."""
-    paths = {kind: folder.parent / f"{folder.name}-{kind}.json" for kind in KINDS}
+    paths = {kind: path_of(folder, kind) for kind in KINDS}
     if not all(path.is_file() for path in paths.values()):
         folder.parent.mkdir(parents=True, exist_ok=True)
         own, units = directed.pictures[0].train, directed.bundles[0].manifest
@@ -102,6 +104,11 @@ def calibrations(
             write_calibration(made, path)
             print(f"{path.name}: margin {made.effect.margin}, distance {made.effect.distance}", flush=True)
     return {kind: read_calibration(path) for kind, path in paths.items()}
+
+
+def path_of(folder: Path, kind: Kind) -> Path:
+    """Of the calibration's file: the one that the bundle was trained with has its name."""
+    return folder.parent / (f"{folder.name}.json" if kind == "colour-map" else f"{folder.name}-{kind}.json")
 
 
 def aggregate(directed: Directed, seed: int, epsilon: float) -> Aggregate:
@@ -128,7 +135,7 @@ def retrain(directed: Directed, seed: int, folder: Path) -> None:
         seed=seed,
         precision="bfloat16",
         init=ROOT / "ddib_fed" / "models" / "pretrained" / name,
-        calibration=folder.parent / f"{folder.name}-colour-map.json",
+        calibration=path_of(folder, "colour-map"),
         soften_sigma=directed.bundles[0].manifest.soften_sigma,
         checkpoint_every=200,
         command=f"python -m benchmarks.calibration.unpaired --pairs {directed.name} --seeds {seed}",
@@ -149,7 +156,9 @@ def measured(directed: Directed, calibration: Calibration, folder: Path, depth: 
     settings = replace(SolverSettings(evaluations=48), depth=depth)
     asked = Asked(settings, cycle=depth == 1.0, calibration=calibration.map if rotated else None)
     made = translate_array(directed.test[0], source, directed.parties[1], asked)
-    np.savez_compressed(folder.parent / f"{folder.name}-{calibration.kind}-{depth:g}.npz", translated=made.translated)
+    np.savez_compressed(
+        folder.parent / f"{folder.name}-{calibration.kind}-{depth:g}.npz", translated=made.translated
+    )
     return {
         "kind": calibration.kind,
         "depth": depth,
