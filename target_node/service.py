@@ -1,6 +1,7 @@
 """The DecodingService: latents of admitted peers to pictures of this node's domain.
 
-The target keeps no picture and no latent; what it remembers are the contracts it agreed to and the quota spent.
+The target keeps no picture and no latent; what it remembers are the contracts it agreed to and the quota spent. Only
+calibrations are on its disk.
 """
 
 from __future__ import annotations
@@ -383,7 +384,7 @@ class _TargetRole:
     def check(self, config: NodeConfig) -> str:
         """See `Role`."""
         del config
-        return "keeps nothing"
+        return "keeps no pictures"
 
     def open(self, node: NodeContext) -> TargetService:
         """See `Role`."""

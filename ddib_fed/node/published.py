@@ -22,7 +22,7 @@ def find_published(config: NodeConfig) -> Aggregate | None:
     """What is published; None if nothing is.
 
     Raises:
-        InputError: The file is damaged.
+        AggregateNotFound: The file is damaged.
     """
     from ddib_fed.bridge.calibration.aggregates import read_aggregate
 
@@ -32,16 +32,15 @@ def find_published(config: NodeConfig) -> Aggregate | None:
     try:
         return read_aggregate(read_small(path))
     except InputError as error:
-        raise InputError(f"{path}: {error.detail}", hint=f"{PUBLISH} --again") from error
+        raise AggregateNotFound(f"{path} is damaged: {error.detail}", hint=f"{PUBLISH} --again") from error
 
 
 def served_aggregate(config: NodeConfig, units_sha256: str) -> Aggregate:
     """What is published, if it is of the model that the node serves.
 
     Raises:
-        AggregateNotFound: Nothing is published.
+        AggregateNotFound: Nothing is published, or the file is damaged.
         CalibrationUnits: It is in the units of a model that was replaced since.
-        InputError: The file is damaged.
     """
     found = find_published(config)
     if found is None:

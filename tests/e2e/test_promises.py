@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ddib_fed.v1 import decoding_pb2
+from ddib_fed.v1 import calibration_pb2, decoding_pb2
+from ddib_fed.wire.field_limits import FIELDS
 from tests.e2e.harness import Pair, ddib, find_any, moons, weight_windows
 from tests.e2e.test_translate import TARGET, npy
 
@@ -78,6 +79,25 @@ def test_no_message_can_carry_a_weight_or_a_training_picture() -> None:
         walk(method.input_type, set())
         walk(method.output_type, set())
     assert {name for name in fields if not name.endswith("sha256")} == {"ddib_fed.v1.Chunk.data"}
+
+
+def test_no_message_of_a_calibration_is_large_enough_for_pictures() -> None:
+    """Its fields of bytes are bounded, and the receiver parses each as one object of bounded numbers."""
+    service = calibration_pb2.DESCRIPTOR.services_by_name["CalibrationService"]
+    messages = {kind for method in service.methods for kind in (method.input_type, method.output_type)}
+    messages |= {field.message_type for kind in messages for field in kind.fields if field.message_type}
+    bounds = {
+        f"{kind.name}.{field.name}": FIELDS[kind.name][field.name].most
+        for kind in messages
+        for field in kind.fields
+        if field.type == field.TYPE_BYTES
+    }
+    assert bounds == {
+        "GetAggregateResponse.aggregate": 64 << 10,
+        "GetUnitsResponse.units": 4 << 10,
+        "SignCalibrationRequest.calibration": 16 << 10,
+        "CalibrationSignature.signature": 256,
+    }
 
 
 def test_neither_folder_holds_the_other_side(pair: Pair) -> None:

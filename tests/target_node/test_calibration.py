@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -22,6 +23,7 @@ from ddib_fed.errors import (
     CalibrationUnits,
     CalibrationUnknown,
     DomainNotFound,
+    MessageInvalid,
     PeerUnknown,
     PeerUnreachable,
     PolicyDenied,
@@ -36,6 +38,7 @@ from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import pki
 from ddib_fed.trust.calibrations import SignedCalibration, sign, signature_to_pb
 from ddib_fed.v1 import calibration_pb2 as pb
+from ddib_fed.v1 import calibration_pb2_grpc
 from target_node import calibration as service
 from tests.node.tiny_nodes import make_config
 from tests.trust.calibration_examples import UNITS, calibration, figure
@@ -265,3 +268,39 @@ def test_what_is_no_calibration_is_refused_before_anything_else(open_pair) -> No
             with pytest.raises(grpc.RpcError) as refused:
                 south._stub.SignCalibration(request, timeout=calibration_peer.CALL_TIMEOUT_S)
             assert from_rpc_error(refused.value, "target south.example").reason == error
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{}",
+        AGGREGATE.canonical + b" ",
+        AGGREGATE.canonical.replace(b'"moons"', b'"maps"'),
+        AGGREGATE.canonical.replace(b'"epsilon":1,', b'"epsilon":0.5,'),
+        AGGREGATE.canonical.replace(AGGREGATE.units_sha256.encode(), OTHER.encode()),
+    ],
+)
+def test_an_aggregate_that_is_not_what_it_says_is_not_used(open_pair, monkeypatch, content) -> None:
+    """None at all, not canonical, of another domain or model, or with less noise than its epsilon demands."""
+    _, north = open_pair()
+    forged = SimpleNamespace(canonical=content, sha256=bytes(32), epsilon=1.0, delta=1e-5)
+    monkeypatch.setattr(service, "served_aggregate", lambda *_: forged)
+    with north.calls() as south, pytest.raises(MessageInvalid) as refused:
+        south.aggregate(south.units())
+    assert refused.value.hop == "target south.example"
+
+
+def test_a_damaged_aggregate_is_not_served(open_pair) -> None:
+    """The operator's log names the file; the peer learns that there is none."""
+    target, north = open_pair()
+    target.config.paths.aggregate.write_bytes(AGGREGATE.canonical[:-2])
+    with north.calls() as south, pytest.raises(AggregateNotFound):
+        south.aggregate(Normalisation())
+
+
+def test_a_target_without_the_service_is_named(open_target, institutions, tmp_path, monkeypatch) -> None:
+    """A release before 1.3, or a node that is only a source."""
+    monkeypatch.setattr(calibration_pb2_grpc, "add_CalibrationServiceServicer_to_server", lambda *_: None)
+    north = North(tmp_path / "north", institutions, open_target().server.address)
+    with north.calls() as south, pytest.raises(PolicyDenied, match=r"a release before protocol 1\.3"):
+        south.units()
