@@ -54,7 +54,8 @@ def demo(out: Path, keep: bool, points: int) -> None:
     """Two institutions on this machine translate there and back.
 
     First points: north.example has moons, south.example checkerboards. Then pictures: east.example has satellite
-    pictures, west.example relief maps. Each pair is set up by the same commands that the README shows; two nodes are
+    pictures, west.example relief maps; they are translated once as they are, and once more after the two nodes have
+    calibrated. Each pair is set up by the same commands that the README shows; two nodes are
     started and translate over mutual TLS; what happened at each hop is printed. Writes DIR/translation.png,
     DIR/pictures.png and DIR/report.json. Exits non-zero if a figure is out of bounds.
 
@@ -92,7 +93,7 @@ def demonstrate(out: Path, *, keep: bool, points: int, models: Mapping[str, Path
                 say(f"left out: {part.skipped.figures['skipped']}; {part.skipped.figures['command']}")
                 outcomes.append(part.skipped)
                 continue
-            pair = Pair.of(out, *part.sites, part.person)
+            pair = Pair.of(out, *part.sites, part.person, part.calibration)
             nodes.enter_context(pair.running(keep=keep))
             outcomes.append(part.translate(pair))
             show_outcome(outcomes[-1])
@@ -116,6 +117,7 @@ class Part:
         translate: Function that runs while both nodes serve.
         shown: Example files for the user's own commands; `{out}` is the demo's folder.
         skipped: The report's entry if the part cannot run here.
+        calibration: Kind of calibration that both nodes' policies allow; empty for none.
     """
 
     heading: str
@@ -124,6 +126,7 @@ class Part:
     translate: Callable[[Pair], Outcome]
     shown: str
     skipped: Outcome | None = None
+    calibration: str = ""
 
 
 def _parts(points: int, models: Mapping[str, Path]) -> tuple[Part, Part]:
@@ -146,6 +149,7 @@ def _parts(points: int, models: Mapping[str, Path]) -> tuple[Part, Part]:
             demo_pictures.translate_pictures,
             "{out}/pictures/in/*.png",
             demo_pictures.missing(models),
+            demo_pictures.CALIBRATION,
         ),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import signal
 import socket
 import subprocess
@@ -87,6 +88,25 @@ class Institution:
         if not words:
             raise InternalError("`ddib init node` printed no fingerprint")
         return words[0]
+
+    def allow_calibration(self, show: Show, kind: str) -> None:
+        """Let its policy allow calibrations of a kind; a target signs one without asking if its figures support it.
+
+        Raises:
+            InternalError: Its node.toml has not the lines that `ddib init node` writes.
+        """
+        settings = [("calibration", "[]", f'["{kind}"]')]
+        if self.role == "target":
+            settings.append(("calibration_accept", '"ask"', '"auto"'))
+        text = self.config_path.read_text(encoding="utf-8")
+        for key, default, value in settings:
+            text, found = re.subn(
+                rf"^# {key} = {re.escape(default)}( .*)$", rf"{key} = {value}\1", text, flags=re.MULTILINE
+            )
+            if found != 1:
+                raise InternalError(f"{self.config_path} has no line for {key}")
+            show(f"# {self.config_path}: [policy] {key} = {value}")
+        self.config_path.write_text(text, encoding="utf-8")
 
     @property
     def peer_file(self) -> Path:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddib_fed.errors import Cancelled
+from ddib_fed.errors import Cancelled, InternalError
 from ddib_fed.terminal import console, say
 
 if TYPE_CHECKING:
+    from ddib_fed.bridge.calibration.record import Calibration
     from ddib_fed.cli.client.delivery import Delivered
     from ddib_fed.cli.client.translate import Order
     from ddib_fed.cli.demo.institutions import Institution
@@ -50,15 +52,17 @@ class Pair:
         source: The institution whose pictures or points are translated.
         target: The institution of the target domain.
         person: The client's name.
+        calibration: Kind of calibration that both policies allow; empty for none, as at a real node.
     """
 
     out: Path
     source: Institution
     target: Institution
     person: str
+    calibration: str = ""
 
     @classmethod
-    def of(cls, out: Path, source: Site, target: Site, person: str) -> Pair:
+    def of(cls, out: Path, source: Site, target: Site, person: str, calibration: str = "") -> Pair:
         """Two institutions, not yet set up, on free ports; their folders are named by their first labels."""
         from ddib_fed.cli.demo.institutions import Institution, free_ports
 
@@ -66,7 +70,7 @@ class Pair:
             Institution(site.name, role, site.domain, out / site.name.partition(".")[0], port, site.bundle)
             for site, role, port in zip((source, target), ("source", "target"), free_ports(2), strict=True)
         )
-        return cls(out, first, second, person)
+        return cls(out, first, second, person, calibration)
 
     @property
     def institutions(self) -> tuple[Institution, Institution]:
@@ -111,6 +115,8 @@ class Pair:
         source.admit(show, target.peer_file, target_print)
         target.admit(show, source.peer_file, source_print)
         for institution in self.institutions:
+            if self.calibration:
+                institution.allow_calibration(show, self.calibration)
             institution.start(show)
         run_command(
             show, "init", "client", "--node-config", self.source.config_path, "--name", self.person,
@@ -148,6 +154,26 @@ class Pair:
             job, delivered = receive(client, submitted, inputs, progress, out, force=False)
         require_finished(job, f"source {profile.institution}")
         return sorted(delivered, key=lambda result: result.item)
+
+    def calibrate(self) -> Calibration:
+        """Publish an aggregate of the target's pictures, and calibrate the source to it, as the operators do."""
+        from ddib_fed.cli.demo.institutions import run_command
+        from ddib_fed.node.config import NodeConfig
+        from ddib_fed.trust.calibration_store import CalibrationStore
+
+        source, target = self.institutions
+        for words in (
+            ("publish", "--config", target.config_path, "--pictures", target.domain, "--yes"),
+            ("--peer", self.to, "--config", source.config_path, "--pictures", source.domain,
+             "--kind", self.calibration, "--yes"),
+        ):  # fmt: skip
+            say(*run_command(show, "calibrate", *words).splitlines())
+        store = CalibrationStore(NodeConfig.load(source.config_path).paths.calibrations)
+        places = (source.name, source.domain), (target.name, target.domain)
+        found = store.active(*places, now=datetime.now(UTC))
+        if found is None:
+            raise InternalError("`ddib calibrate --peer` left no calibration that both have signed")
+        return found.signed.calibration
 
     def say_how_to_go_on(self, shown: str) -> None:
         """Print addresses, and example commands for the files in `shown`."""

@@ -1,4 +1,4 @@
-"""The demo's pictures: 16 test pictures translated and returned through two nodes, with figures.
+"""The demo's pictures: 16 test pictures through two nodes: there and back, and once more calibrated, with figures.
 
 The pictures show places that neither model was trained on. Figures come from the files that the client
 wrote, in [-1, 1], and are reported beside those of baselines without a network and of true noise.
@@ -6,7 +6,7 @@ wrote, in [-1, 1], and are reported beside those of baselines without a network 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddib_fed.bridge.translation_record import Part
 from ddib_fed.cli.client.translate import Order
-from ddib_fed.cli.demo.album import Album, Chosen
+from ddib_fed.cli.demo.album import Album, Chosen, read_unit
+from ddib_fed.cli.demo.calibrated import Calibrated, CalibratedPictures, caption, what_crossed
 from ddib_fed.cli.demo.nodes import Pair, Site
 from ddib_fed.cli.demo.report import Bound, Outcome
 from ddib_fed.cli.output import number, print_table, size
@@ -40,6 +42,8 @@ TRAIN = f"python benchmarks/pretrained_pictures.py --domain {' '.join(PAIR)}"
 EXTRA = "pip install 'ddib-fed[data]'"
 RANDOM_DRAWS = 20
 """Of as many pictures as there are; a single draw says little."""
+CALIBRATION = "rotation"
+"""Kind that the two nodes agree on; the demo's policies allow it, those of a real node allow none."""
 CYCLE_MEDIAN = 38.0
 CYCLE_MIN = 30.0
 """dB, as is the median."""
@@ -154,9 +158,10 @@ class Figures:
     doubtful: int
     wire_bytes: int
     items: tuple[Mapping[str, Any], ...]
+    calibrated: Calibrated
 
     def bounds(self) -> tuple[Bound, ...]:
-        """Their bounds: round trip, translation better than chance, latents near noise."""
+        """Their bounds: round trip, translation better than chance, latents near noise, calibrated better than not."""
         return (
             Bound.at_least("pictures.cycle_psnr.median", self.cycle_psnr["median"], CYCLE_MEDIAN),
             Bound.at_least("pictures.cycle_psnr.min", self.cycle_psnr["min"], CYCLE_MIN),
@@ -166,23 +171,34 @@ class Figures:
                 self.latent.patch_correlation,
                 WHITE_RATIO * self.latent.patch_correlation_noise,
             ),
+            Bound.at_most("pictures.calibrated.paired_mse", self.calibrated.paired_mse, self.paired_mse),
         )
 
 
 def translate_pictures(pair: Pair) -> Outcome:
-    """Translate test pictures there and back through both nodes, and measure and draw the results."""
+    """Translate test pictures there and back, calibrate, translate them again, and measure and draw the results."""
     source, target = load_shipped(pair.source.domain), load_shipped(pair.target.domain)
     chosen = Chosen.evenly(source, target, COUNT)
     paths = chosen.write(pair.out / FOLDER / "in")
+    shown = f"{pair.out / FOLDER / 'in'}/*.png"
     order = Order(pair.to, Settings(evaluations=STEPS), cycle=True, keep_latent=True, deadline_s=None)
-    delivered = pair.translate(
-        paths, order, pair.out / FOLDER / "translated", shown=f"{pair.out / FOLDER / 'in'}/*.png"
-    )
+    delivered = pair.translate(paths, order, pair.out / FOLDER / "translated", shown=shown)
     album = Album.load(chosen, paths, delivered)
     print_hops(album, pair.person)
-    figures = measure(album, Baselines.measure(chosen, source, target))
-    draw(album, figures, pair.out / SHEET)
+    calibrated = translate_calibrated(pair, paths, shown)
+    figures = measure(album, Baselines.measure(chosen, source, target), calibrated)
+    draw(album, calibrated, figures, pair.out / SHEET)
     return outcome(figures, pair.out / SHEET)
+
+
+def translate_calibrated(pair: Pair, paths: Sequence[Path], shown: str) -> CalibratedPictures:
+    """Calibrate the two nodes, and translate the same files one way."""
+    calibration = pair.calibrate()
+    order = Order(pair.to, Settings(evaluations=STEPS), cycle=False, keep_latent=False, deadline_s=None)
+    delivered = pair.translate(paths, order, pair.out / FOLDER / "calibrated", shown=shown)
+    translated = np.stack([read_unit(result.files[Part.TRANSLATION]) for result in delivered])
+    say("", *what_crossed(calibration), "")
+    return CalibratedPictures(calibration, translated)
 
 
 def outcome(figures: Figures, sheet: Path) -> Outcome:
@@ -191,7 +207,7 @@ def outcome(figures: Figures, sheet: Path) -> Outcome:
     return Outcome("pictures", title, asdict(figures), figures.bounds(), (sheet,))
 
 
-def measure(album: Album, baseline: Baselines) -> Figures:
+def measure(album: Album, baseline: Baselines, calibrated: CalibratedPictures) -> Figures:
     """Compare the results with the sent pictures and with the truth."""
     chosen, provenance = album.chosen, album.delivered[0].provenance
     cycle = to_psnr(mse(album.returned, chosen.source))
@@ -218,17 +234,19 @@ def measure(album: Album, baseline: Baselines) -> Figures:
         doubtful=sum(bool(item["doubtful"]) for item in items),
         wire_bytes=sum(result.provenance.wire_bytes for result in album.delivered),
         items=items,
+        calibrated=calibrated.measure(chosen),
     )
 
 
-def draw(album: Album, figures: Figures, path: Path) -> None:
-    """Source, translation, truth and returned picture, one column per picture."""
+def draw(album: Album, calibrated: CalibratedPictures, figures: Figures, path: Path) -> None:
+    """Source, translation, calibrated translation, truth and returned picture, one column per picture."""
     chosen = album.chosen
     stages = (
         Stage(f"source: {figures.source}", chosen.source),
-        Stage(f"translated: {figures.target}", album.translated),
+        Stage(f"{figures.target}, uncalibrated", album.translated),
+        Stage(f"{figures.target}, calibrated", calibrated.translated),
         Stage("ground truth", chosen.truth),
-        Stage("and back", album.returned),
+        Stage("back, uncalibrated", album.returned),
     )
     said = (shipped_domain(name).note.split("; ") for name in (figures.source, figures.target))
     notes = dict.fromkeys(
@@ -239,7 +257,7 @@ def draw(album: Album, figures: Figures, path: Path) -> None:
         stages,
         names=[f"{row}" for row in chosen.rows],
         doubtful=[bool(result.provenance.doubtful) for result in album.delivered],
-        caption="; ".join(notes),
+        caption=f"{caption(calibrated.calibration)} Red frame: the uncalibrated one is doubtful. {'; '.join(notes)}",
     )
 
 

@@ -12,15 +12,17 @@ import pytest
 from ddib_fed.bridge.translation_record import CycleError, Part, Translation
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.demo.command import MARKER, NODES, demonstrate, finish, prepare
-from ddib_fed.cli.demo.institutions import still_runs
+from ddib_fed.cli.demo.institutions import Institution, still_runs
 from ddib_fed.cli.demo.pictures import PAIR
 from ddib_fed.cli.demo.points import Clouds, measure
 from ddib_fed.cli.demo.report import Bound, Outcome, write_report
 from ddib_fed.cli.main import run
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.diffusion.schedule import ScheduleConfig
-from ddib_fed.errors import AlreadyExists, ExitCode, NotReady, OutOfBounds
+from ddib_fed.errors import AlreadyExists, ExitCode, InternalError, NotReady, OutOfBounds
 from ddib_fed.models.bundle import save_bundle
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.template import render_node_toml
 from tests.node.tiny_nodes import manifest, state
 
 
@@ -129,3 +131,25 @@ def test_a_node_that_cannot_start_is_shown_by_its_log_and_all_others_are_stopped
 def test_a_folder_without_a_node_has_none_running(tmp_path):
     """Neither without a configuration nor with a stopped node."""
     assert not still_runs(tmp_path / "node.toml")
+
+
+@pytest.mark.parametrize(("role", "accept"), [("source", "ask"), ("target", "auto")])
+def test_the_policies_of_the_demo_are_what_the_shown_lines_say(tmp_path, role, accept):
+    """A node as `ddib init node` writes it allows no calibration; only the demo's target signs without asking."""
+    text = render_node_toml(
+        institution="x.example",
+        name="n",
+        roles=(role,),
+        domain="relief",
+        listen="127.0.0.1:0",
+        address="localhost:1",
+    )
+    (tmp_path / "node.toml").write_text(text)
+    node, shown = Institution("x.example", role, "relief", tmp_path, 1), []
+    assert NodeConfig.load(node.config_path).policy.calibration == ()
+    node.allow_calibration(shown.append, "rotation")
+    policy = NodeConfig.load(node.config_path).policy
+    assert (policy.calibration, policy.calibration_accept) == (("rotation",), accept)
+    assert len(shown) == (1 if role == "source" else 2)
+    with pytest.raises(InternalError):
+        node.allow_calibration(shown.append, "rotation")  # the lines are other ones now

@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Effect, Figure, Making
 from ddib_fed.bridge.translation_record import LatentFigures, Part, PictureFigures, SolverUsed, Translation
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.demo import pictures as demo_pictures
 from ddib_fed.cli.demo.album import Album, Chosen, read_unit
+from ddib_fed.cli.demo.calibrated import CalibratedPictures, what_crossed
 from ddib_fed.cli.demo.pictures import Baselines, draw, measure, missing, print_hops, sites
 from ddib_fed.cli.demo.report import write_report
 from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, load_shipped
 from ddib_fed.metrics.structure import structure
+from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.samples.images import decode_image, encode_png
 
@@ -31,6 +35,25 @@ def shipped(name: str, seed: int) -> ShippedPictures:
     shape = SHIPPED[name].shape
     parts = [np.float32(generator.integers(0, 256, (count, *shape)) / 127.5 - 1.0) for count in (40, 10, 31)]
     return ShippedPictures(SHIPPED[name], *parts)
+
+
+def agreed() -> Calibration:
+    """A rotation from an aggregate, between the demo's two institutions."""
+    figure, made = Figure(value=0.5, low=0.5, high=0.5), datetime(2026, 11, 25, tzinfo=UTC)
+    sides = (
+        CalibratedSide(institution=f"{name}.example", domain=domain, units_sha256="0" * 64)
+        for name, domain in (("east", "satellite"), ("west", "relief"))
+    )
+    return Calibration(
+        kind="rotation", source=next(sides), target=next(sides),
+        map=ChannelMap(rotation=((0, 1, 0), (1, 0, 0), (0, 0, 1))),
+        made=Making(method="aggregates", target_pictures=4_000, crossed_bytes=4_180, epsilon=1, delta=1e-5,
+                    created=made),
+        effect=Effect(distance_before=figure, distance=figure, margin=figure), expires=made.replace(year=2027),
+    )  # fmt: skip
+
+
+CALIBRATION = agreed()
 
 
 def provenance(correlation: float) -> Translation:
@@ -53,6 +76,7 @@ class Studio:
         self.folder = folder
         self.latent = np.random.default_rng(3).standard_normal((COUNT, 3, 32, 32)).astype(np.float32)
         self.baselines = Baselines.measure(self.chosen, self.source, self.target)
+        self.calibrated = CalibratedPictures(CALIBRATION, self.chosen.truth)
 
     def album(self, translated: np.ndarray, returned: np.ndarray, *, doubtful: tuple[int, ...] = ()) -> Album:
         """What comes of files with these pictures."""
@@ -110,7 +134,9 @@ def test_figures_come_from_the_files(studio: Studio) -> None:
     """Provenance says 40 dB of each; the files say that one came back as its opposite, and the others exactly."""
     returned = studio.chosen.source.copy()
     returned[2] *= -1
-    figures = measure(studio.album(studio.chosen.truth, returned, doubtful=(2,)), studio.baselines)
+    figures = measure(
+        studio.album(studio.chosen.truth, returned, doubtful=(2,)), studio.baselines, studio.calibrated
+    )
     expected = 10 * np.log10(4 / np.square(2 * studio.chosen.source[2]).mean())
     assert figures.cycle_psnr["min"] == pytest.approx(expected, abs=1e-3)
     assert figures.cycle_psnr["median"] == 120.0
@@ -119,7 +145,7 @@ def test_figures_come_from_the_files(studio: Studio) -> None:
     assert (figures.doubtful, figures.wire_bytes, figures.count) == (1, COUNT * 30_000, COUNT)
     assert {bound.name: bound.ok for bound in figures.bounds()} == {
         "pictures.cycle_psnr.median": True, "pictures.cycle_psnr.min": False, "pictures.paired_mse": True,
-        "pictures.latent.patch_correlation": True,
+        "pictures.latent.patch_correlation": True, "pictures.calibrated.paired_mse": True,
     }  # fmt: skip
 
 
@@ -129,13 +155,17 @@ def test_a_translation_that_is_no_better_than_chance_is_out_of_bounds(studio: St
         -2, 2, 32, dtype=np.float32
     )
     album = studio.album(np.clip(-2 * studio.chosen.truth, -1, 1), studio.chosen.source)
-    wrong = [bound.name for bound in measure(album, studio.baselines).bounds() if not bound.ok]
+    wrong = [
+        bound.name for bound in measure(album, studio.baselines, studio.calibrated).bounds() if not bound.ok
+    ]
     assert wrong == ["pictures.paired_mse", "pictures.latent.patch_correlation"]
 
 
 def test_whiteness_stands_beside_noise_and_what_the_source_said(studio: Studio) -> None:
     """The latents here are noise: all together and, in the mean, one by one."""
-    latent = measure(studio.album(studio.chosen.truth, studio.chosen.source), studio.baselines).latent
+    latent = measure(
+        studio.album(studio.chosen.truth, studio.chosen.source), studio.baselines, studio.calibrated
+    ).latent
     assert latent.per_picture == pytest.approx(0.125)  # of 0.10 to 0.15, as provenance says
     assert latent.patch_correlation == pytest.approx(latent.patch_correlation_noise, rel=0.1)
     assert latent.patch_correlation < latent.per_picture_noise
@@ -154,7 +184,9 @@ def test_baselines_are_those_of_the_pictures_that_were_sent(studio: Studio) -> N
 
 def test_the_report_has_the_promised_keys(studio: Studio) -> None:
     """And is JSON without infinities."""
-    figures = measure(studio.album(studio.chosen.truth, studio.chosen.source), studio.baselines)
+    figures = measure(
+        studio.album(studio.chosen.truth, studio.chosen.source), studio.baselines, studio.calibrated
+    )
     outcome = demo_pictures.outcome(figures, studio.folder / "pictures.png")
     write_report(studio.folder / "report.json", [outcome], 1.0)
     report = json.loads((studio.folder / "report.json").read_text(), parse_constant=pytest.fail)
@@ -168,12 +200,12 @@ def test_the_report_has_the_promised_keys(studio: Studio) -> None:
 
 
 @pytest.mark.slow
-def test_the_sheet_shows_four_stages_of_every_picture(studio: Studio) -> None:
+def test_the_sheet_shows_every_stage_of_every_picture(studio: Studio) -> None:
     """Each picture's own pixels, enlarged, are on it, and the source of the data is written beneath."""
     translated = studio.target.train[:COUNT]
     album = studio.album(translated, studio.chosen.source)
     path = studio.folder / "pictures.png"
-    draw(album, measure(album, studio.baselines), path)
+    draw(album, studio.calibrated, measure(album, studio.baselines, studio.calibrated), path)
     sheet = decode_image(path.read_bytes()).pixels
     for stage in (studio.chosen.source, translated, studio.chosen.truth):
         row = to_pixels(stage)[0, 0].repeat(3, axis=0)  # the first line of the first picture
@@ -189,6 +221,28 @@ def test_the_hops_are_told_with_what_crossed(studio: Studio, capsys) -> None:
     assert "west decode, encode: 2 x 32 12.0 west" in told
     assert "west > east translations and their latents 103.8 KiB" in told
     assert "invertible encoding" in told
+
+
+def test_a_calibration_that_makes_translations_worse_is_out_of_bounds(studio: Studio) -> None:
+    """The truth without it, its opposite with it."""
+    worse = CalibratedPictures(CALIBRATION, -studio.chosen.truth)
+    figures = measure(studio.album(studio.chosen.truth, studio.chosen.source), studio.baselines, worse)
+    assert [bound.name for bound in figures.bounds() if not bound.ok] == ["pictures.calibrated.paired_mse"]
+    assert figures.calibrated.sha256 == CALIBRATION.sha256.hex()
+    assert figures.calibrated.paired_mse == pytest.approx(np.square(2 * studio.chosen.truth).mean(), rel=1e-5)
+
+
+def test_what_crossed_for_the_calibration_is_told() -> None:
+    """Bytes, pictures, noise and numbers of this one, and that a node's default allows none."""
+    told = " ".join(what_crossed(CALIBRATION))
+    for part in (
+        "west sent east once 4.1 KiB",
+        "4,000 of its pictures",
+        "epsilon 1, delta 1e-05",
+        "9 numbers",
+        "by default a node allows no",
+    ):
+        assert part in told
 
 
 def test_without_its_package_the_report_names_the_extra_and_the_command(monkeypatch) -> None:
