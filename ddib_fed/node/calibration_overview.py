@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -11,7 +10,7 @@ from ddib_fed.bridge.calibration.applied import leg_map
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.errors import CalibrationModel, RefusedError
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.trust.calibration_store import CalibrationStore, Stored, place_of
+from ddib_fed.trust.calibration_store import CalibrationStore, Place, Stored, place_of
 from ddib_fed.trust.calibrations import verify
 from ddib_fed.trust.peers import PeerStore, Snapshot
 
@@ -63,7 +62,9 @@ def overview(
 def unusable_with(
     config: NodeConfig, store: CalibrationStore, source: Manifest, now: datetime | None = None
 ) -> tuple[str, ...]:
-    """Why a source node refuses jobs with the model that it serves: a line for each calibration, or for want of one.
+    """Why a source node refuses jobs with its model: a line for each target, or one for want of a calibration.
+
+    A target is served where the model fits one of its active calibrations.
 
     Args:
         config: Of the node.
@@ -72,19 +73,23 @@ def unusable_with(
         now: The time, with a time zone.
     """
     own, moment = (config.node.institution, config.model.domain), now or datetime.now(UTC)
-    active = [
-        stored.signed.calibration
-        for stored in store.list()
-        if stored.state(moment) == "active" and place_of(stored.signed.calibration.source) == own
-    ]
-    found = []
-    held: Sequence[Calibration | None] = active or [None]
-    for calibration in held:
-        try:
-            leg_map(calibration, source)
-        except CalibrationModel as error:
-            found.append(f"{error.detail}: {error.hint}")
-    return tuple(found)
+    by_target: dict[Place, list[Calibration | None]] = {}
+    for stored in store.list():
+        calibration = stored.signed.calibration
+        if stored.state(moment) == "active" and place_of(calibration.source) == own:
+            by_target.setdefault(place_of(calibration.target), []).append(calibration)
+    held = list(by_target.values()) or [[None]]
+    problems = ([_misfit(calibration, source) for calibration in each] for each in held)
+    return tuple(found[0] for found in problems if all(found))
+
+
+def _misfit(calibration: Calibration | None, source: Manifest) -> str:
+    """Why a model cannot encode under a calibration, or without one; empty where it can."""
+    try:
+        leg_map(calibration, source)
+    except CalibrationModel as error:
+        return f"{error.detail}: {error.hint}"
+    return ""
 
 
 def _look(config: NodeConfig, stored: Stored, peers: Snapshot, now: datetime) -> Overview:
