@@ -29,12 +29,12 @@ import torch
 
 from ddib_fed.bridge.arrays import Asked, Stages, draw_samples, translate_array
 from ddib_fed.bridge.local_party import LocalParty, open_party
-from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, load_shipped
+from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, load_shipped, shipped_clusters
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_json
 from ddib_fed.metrics import features, retrieval
-from ddib_fed.metrics.judgement import Domain, judge
+from ddib_fed.metrics.judgement import Beside, Domain, judge
 from ddib_fed.metrics.latents import whiteness
 from ddib_fed.metrics.pictures import compare, mse, psnr, spread
 from ddib_fed.metrics.structure import Thresholds, calibrate, structure
@@ -186,7 +186,13 @@ def _quality(pair: Pair, rows: np.ndarray) -> dict[str, Any]:
     assert found.back is not None
     thresholds = _thresholds(pair)
     figures = judge(
-        found.translated, source=x, truth=truth, back=found.back, domain=pair.domain, thresholds=thresholds
+        found.translated,
+        source=x,
+        truth=truth,
+        back=found.back,
+        domain=pair.domain,
+        thresholds=thresholds,
+        beside=Beside(clusters=shipped_clusters(pair.domains[0])[rows]),
     )
     each = figures.pop("pictures")
     shown = np.linspace(0, len(x) - 1, min(SHOWN, len(x))).round().astype(int)

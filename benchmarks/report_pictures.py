@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from pages import between, markdown
 from pictures import DEPTHS, DOCS, PAIRS, SIGMAS
 
 from ddib_fed.datasets.shipped import SHIPPED
@@ -56,13 +57,6 @@ def report(out: Path) -> None:
 def _filled(text: str, name: str, new: str) -> str:
     """The page with what stands between the markers of a pair replaced; as it was where nothing is measured."""
     return between(text, name, "benchmarks/pictures.py", new) if new else text
-
-
-def between(text: str, name: str, writer: str, new: str) -> str:
-    """The page with `new` between the markers of `name`."""
-    begin, end = f"<!-- {name}: written by {writer} -->", f"<!-- end of {name} -->"
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n\n{new.strip()}\n\n{end}{rest.split(end)[1]}"
 
 
 def _read(out: Path, pair: str, name: str) -> Found | None:
@@ -268,19 +262,6 @@ def _cost(rows: list[Found]) -> str:
 
 def _picture(pair: str, name: str, text: str) -> str:
     return f"![{pair}: {text}](images/pictures/{pair}-{name}.png)"
-
-
-def markdown(columns: tuple[str, ...], rows: tuple[tuple[Any, ...], ...]) -> str:
-    """A table."""
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _draw(curves: dict[str, list[Found]], path: Path) -> None:

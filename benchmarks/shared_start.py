@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pages import between, markdown
 from pictures import DOCS, white
-from report_pictures import between, markdown
 
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.local_party import open_party

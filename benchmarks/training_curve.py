@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from pages import between, markdown
 from pictures import DOCS, PAIRS, white
-from report_pictures import COLUMNS_OF_CURVE, between, markdown
+from report_pictures import COLUMNS_OF_CURVE
 
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.local_party import open_party

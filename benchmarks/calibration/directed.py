@@ -113,6 +113,12 @@ class Directed:
         """Features of the target domain."""
         return features.features(thinned(self.pictures[1].train, DOMAIN_PICTURES))
 
+    @cached_property
+    def truth_distance(self) -> bootstrap.Interval:
+        """Frechet distance of the truth itself, block 5."""
+        found = bootstrap.feature_distances(features.features(self.test[1]), self.real, self.drawn)
+        return found["frechet_early"]
+
     @property
     def thresholds(self) -> StructureThresholds | None:
         """Of the source's bundle."""

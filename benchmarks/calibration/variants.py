@@ -32,6 +32,10 @@ DRAWS_OF_PAIRS = 5
 """Draws of k pairs that a colour map's figures are taken over: a few pairs may be lucky ones."""
 
 
+COMMAND = "python -m benchmarks.calibration.table"
+ONCE = "aggregate once"
+
+
 @dataclass(frozen=True)
 class Made:
     """Translations of all test pictures.
@@ -68,6 +72,10 @@ class Variant:
     crosses: str
     make: Callable[[Directed, SolverSettings], Made]
     when: Callable[[Directed], bool] = bool
+
+    def crosses_of(self, pair: str) -> str:
+        """The same for one pair: a tone of the heads is from anchors, a map of colours from an aggregate."""
+        return self.crosses.replace("CALIBRATION", "8 anchors" if pair.startswith("brain") else ONCE)
 
 
 def bridged(directed: Directed, settings: SolverSettings, **asked: Any) -> Made:
@@ -276,8 +284,6 @@ def has_trained(directed: Directed) -> bool:
     return bool(trained(directed))
 
 
-COMMAND = "python -m benchmarks.calibration.table"
-ONCE = "aggregate once"
 VARIANTS: tuple[Variant, ...] = (
     Variant("source", "source unchanged", "–", unchanged_source),
     Variant("histogram", "histogram matching", "quantiles", histogram),
@@ -287,10 +293,18 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("calibrated-0.7", "the same at depth .7", f"partial latent, {ONCE}", calibrated(0.7), colours),
     Variant("calibrated-0.5", "the same at depth .5", f"partial latent, {ONCE}", calibrated(0.5), colours),
     Variant(
-        "retrained", "**source retrained on its mapped pictures**", "{crosses}", retrained(), has_trained
+        "retrained",
+        "**source retrained on its mapped pictures**",
+        "latent, CALIBRATION",
+        retrained(),
+        has_trained,
     ),
-    Variant("retrained-0.7", "the same at depth .7", "{partial}", retrained(0.7), has_trained),
-    Variant("retrained-0.5", "the same at depth .5", "{partial}", retrained(0.5), has_trained),
+    Variant(
+        "retrained-0.7", "the same at depth .7", "partial latent, CALIBRATION", retrained(0.7), has_trained
+    ),
+    Variant(
+        "retrained-0.5", "the same at depth .5", "partial latent, CALIBRATION", retrained(0.5), has_trained
+    ),
     Variant("linear", "linear encoder", "linear latent", uncalibrated(encoder="linear")),
     Variant(
         "linear-calibrated",

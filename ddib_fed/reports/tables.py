@@ -76,7 +76,7 @@ def _quality(report: Figures) -> Table | None:
     if paired is None:
         return None
     names = ("psnr", "ssim", "mse")
-    bounds = report["intervals"] or {"translated": {}, "baselines": {}}
+    bounds = report.get("intervals") or {"translated": {}, "baselines": {}}
     rows: list[tuple[Cell, ...]] = [
         (TITLES["translated"], *(_ranged(paired[n]["mean"], bounds["translated"].get(n)) for n in names))
     ]
@@ -102,7 +102,7 @@ def _ranged(value: float, bounds: Figures | None) -> Cell:
 
 def _of_intervals(report: Figures) -> str:
     """What the brackets are."""
-    found = report["intervals"]
+    found = report.get("intervals")
     if found is None:
         return ""
     over = f"{report['count']} pictures" if found["clusters"] is None else f"{found['clusters']} clusters"
@@ -138,7 +138,7 @@ def _least(thresholds: Figures | None) -> str:
 
 
 def _spread(spread: Figures, report: Figures, key: str) -> tuple[Cell, ...]:
-    bounds = (report["intervals"] or {"translated": {}})["translated"].get(key)
+    bounds = (report.get("intervals") or {"translated": {}})["translated"].get(key)
     return spread["median"], _ranged(spread["mean"], bounds), spread["min"]
 
 
@@ -146,12 +146,12 @@ def _retrieval(report: Figures) -> Table | None:
     found = report["retrieval"]
     if found is None:
         return None
-    bounds = report["intervals"]["retrieval"]
+    bounds = (report.get("intervals") or {}).get("retrieval", {})
     rows = tuple(
         (
             title_of(name),
             *(
-                _ranged(one[by]["found"], bounds[name][by]) if by in one else None
+                _ranged(one[by]["found"], bounds.get(name, {}).get(by)) if by in one else None
                 for by in ("pixels", "features")
             ),
         )
@@ -169,9 +169,9 @@ def _features(report: Figures) -> Table | None:
     if found is None:
         return None
     keys = ("frechet_early", "frechet_late", "kernel_early", "kernel_late")
-    bounds = report["intervals"]["features"]
+    bounds = (report.get("intervals") or {}).get("features", {})
     rows = tuple(
-        (title_of(name), *(_ranged(one[key], bounds[name][key]) for key in keys))
+        (title_of(name), *(_ranged(one[key], bounds.get(name, {}).get(key)) for key in keys))
         for name, one in found["distance"].items()
     )
     floor = (TITLES["floor"], *(found["floor"][key] for key in keys))
