@@ -184,7 +184,8 @@ def calibrate_by_chance(
     Args:
         some: Pictures (N, C, H, W), float32 in [-1, 1], or uint8 or uint16 whose whole range is that.
         others: Other pictures (M, C, H, W) of the same domain; none of `some` is among them.
-        units: Of the model, for the agreement under a calibration; None to leave it out.
+        units: Of the model, for the agreement under a calibration; None to leave it out. With a map in them, `others`
+            are mapped, as translations are.
         pairs: Largest number of pairs.
         seed: Selects the pairs.
 
@@ -201,7 +202,7 @@ def calibrate_by_chance(
     found, agreed = [], []
     for start in range(0, len(first), block):
         a, b = expand(some[first[start : start + block]]), expand(others[second[start : start + block]])
-        found.append(structure(a, b))
+        found.append(structure(a, b if units is None else units.mapped(b)))
         if units is not None:
             agreed.append(agreement(units.apply(a), units.apply(b)))
     edges = np.concatenate([each.edge_correlation for each in found])

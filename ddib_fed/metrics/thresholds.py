@@ -58,6 +58,6 @@ def put_thresholds(
     entries = entries[:: -(-len(entries) // MOST)]
     pictures = folders.load(entries, rule)
     found = calibrate_by_chance(
-        pictures[::2], pictures[1::2], units=manifest.normalisation.plain, pairs=CHANCE_PAIRS
+        pictures[::2], pictures[1::2], units=manifest.normalisation, pairs=CHANCE_PAIRS
     )
     return amend_bundle(model, structure=found)

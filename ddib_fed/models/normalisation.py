@@ -70,6 +70,13 @@ class Normalisation(BaseModel):
         raw = (data if self.calibrated is None else self.calibrated.undo(data)) * std + mean
         return (raw if self.colours == "rgb" else from_opponent(raw)).astype(np.float32)
 
+    def mapped(self, raw: Floats) -> Floats:
+        """Raw data (N, C, ...) as the calibration maps them, with this normalisation's mean, std and colours: float32.
+
+        They show the target's contrasts but not its brightness, which is not known here; without a calibration, `raw`.
+        """
+        return raw.astype(np.float32) if self.calibrated is None else self.plain.undo(self.apply(raw))
+
     def recoloured(self, raw: Floats) -> Floats:
         """Raw data (N, C, ...) with their channels as `colours` says."""
         return raw if self.colours == "rgb" else opponent(raw)

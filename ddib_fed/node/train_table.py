@@ -11,7 +11,7 @@ from ddib_fed.errors import DdibError
 from ddib_fed.training.config import AnyConfig
 from ddib_fed.training.options import OPTIONS, field_of, option_name, refuse_idle, seconds, train_config
 
-_PATHS = frozenset({"data", "images", "init", "recipe"})
+_PATHS = frozenset({"data", "images", "init", "recipe", "calibration"})
 _NOT_HERE = frozenset({"name"})
 """The bundle is named after the domain that the node hosts."""
 _FIELDS = {option_name(name): name for name in OPTIONS if name not in _NOT_HERE} | {"time_s": "time_s"}

@@ -12,54 +12,35 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.normalisation import Colours
-from ddib_fed.names import check_domain, domain_from
+from ddib_fed.names import domain_from
 from ddib_fed.networks.configs import ClassifierConfig
+from ddib_fed.training.fields import (
+    BATCH,
+    EMA,
+    NETWORK,
+    RATE,
+    Domain,
+    Name,
+    Precision,
+    Seed,
+    Steps,
+    StoredDtype,
+    Threads,
+    Time,
+    says,
+)
 from ddib_fed.training.presets import PRESETS, Preset
 
 SOFTEN_SIGMA = 0.05
 """From docs/latents.md: the least noise that makes the maps' latents white by its measure."""
+CALIBRATED_STEPS, CALIBRATED_RATE, CALIBRATED_EMA = 600, 1e-3, 0.99
+"""Steps, peak of the learning rate and decay of the averages of a run with a calibration (decision 0058)."""
 POINT_STEPS = 2_000
 """Steps of a run on points that is given neither steps nor time: about 100 s of one core for a 2-D domain."""
-
-
-def _says(text: str, **limits: Any) -> Any:
-    """A field with its limits and its description."""
-    return Field(description=text, **limits)
-
-
-Domain = Annotated[
-    str | None,
-    _says(
-        "A synthetic domain, by name or by the paper's index 0 to 5, or a domain of pictures that packages carry: "
-        "satellite, relief, etopo, satellite-64, relief-64, brain-t1, brain-t2."
-    ),
-]
-Name = Annotated[
-    Annotated[str, AfterValidator(check_domain)] | None,
-    _says("What the bundle calls its domain, if not after what it is made of."),
-]
-Seed = Annotated[int, _says("All randomness follows from it.", ge=0, lt=2**63)]
-Steps = Annotated[int | None, _says("Optimiser steps; without it and --time 2,000, or the preset's.", ge=1)]
-Time = Annotated[float | None, _says("Take as many steps as fit into this time.", gt=0, allow_inf_nan=False)]
-Threads = Annotated[int, _says("Threads of torch; more may be slower.", ge=1)]
-Precision = Annotated[
-    Literal["float32", "bfloat16"],
-    _says("Of matrix products; bfloat16 is faster only on machines that have it."),
-]
-StoredDtype = Annotated[
-    Literal["float32", "float16"], _says("Of stored weights: float32 for points, float16 for pictures.")
-]
-BATCH = "Points (2,048) or pictures (the preset's) a step, over all processes."
-RATE = "Its peak: 2e-3, or the preset's."
-EMA = "Decay of the averaged weights."
-NETWORK = (
-    "Pictures: another value of a field of the network, e.g. model_channels=48 or channel_mult=1,2,3. Points: public, "
-    "for the public DDIB code's network and objective, and with it num_channels, num_res_blocks, dropout."
-)
 
 
 class TrainConfig(BaseModel):
@@ -104,49 +85,49 @@ class PointTrainConfig(TrainConfig):
     )
 
     domain: Domain = None
-    data: Annotated[Path | None, _says("Your points (N, D), .npy.")] = None
+    data: Annotated[Path | None, says("Your points (N, D), .npy.")] = None
     name: Name = None
     seed: Seed = 0
     steps: Steps = None
     time_s: Time = None
-    batch: Annotated[int, _says(BATCH, ge=1)] = 2048
-    levels: Annotated[int, _says("Distinct noise levels in one batch; must divide it.", ge=1)] = 256
+    batch: Annotated[int, says(BATCH, ge=1)] = 2048
+    levels: Annotated[int, says("Distinct noise levels in one batch; must divide it.", ge=1)] = 256
     reference: Annotated[
         int,
-        _says("Points that a target's posterior runs over (decision 0016).", ge=0),
+        says("Points that a target's posterior runs over (decision 0016).", ge=0),
     ] = 1024
-    learning_rate: Annotated[float, _says(RATE, gt=0)] = 2e-3
-    warmup: Annotated[int, _says("Steps over which the learning rate grows.", ge=0)] = 100
-    ema: Annotated[float, _says(EMA, ge=0, lt=1)] = 0.999
-    clip: Annotated[float | None, _says("Largest norm of the gradient; None for any.", gt=0)] = 1.0
+    learning_rate: Annotated[float, says(RATE, gt=0)] = 2e-3
+    warmup: Annotated[int, says("Steps over which the learning rate grows.", ge=0)] = 100
+    ema: Annotated[float, says(EMA, ge=0, lt=1)] = 0.999
+    clip: Annotated[float | None, says("Largest norm of the gradient; None for any.", gt=0)] = 1.0
     precision: Precision = "float32"
     threads: Threads = 1
-    width: Annotated[int, _says("Hidden units.", ge=1, le=4096)] = 160
-    blocks: Annotated[int, _says("Residual blocks.", ge=1, le=64)] = 4
+    width: Annotated[int, says("Hidden units.", ge=1, le=4096)] = 160
+    blocks: Annotated[int, says("Residual blocks.", ge=1, le=64)] = 4
     schedule: Annotated[
         Literal["linear", "cosine"],
-        _says("Noise schedule; without it cosine, or linear for --network public."),
+        says("Noise schedule; without it cosine, or linear for --network public."),
     ] = "cosine"
-    checkpoint_every: Annotated[int, _says("Steps between checkpoints and sample sheets.", ge=1)] = 250
-    samples: Annotated[int, _says("Points drawn from the finished model, for its figures.", ge=1)] = 10_000
+    checkpoint_every: Annotated[int, says("Steps between checkpoints and sample sheets.", ge=1)] = 250
+    samples: Annotated[int, says("Points drawn from the finished model, for its figures.", ge=1)] = 10_000
     dtype: StoredDtype = "float32"
-    command: Annotated[str, _says("The command to be recorded in the manifest.")] = ""
+    command: Annotated[str, says("The command to be recorded in the manifest.")] = ""
 
-    network: Annotated[Literal["mlp", "public"], _says(NETWORK)] = "mlp"
+    network: Annotated[Literal["mlp", "public"], says(NETWORK)] = "mlp"
     diffusion_steps: Annotated[
         int | None,
-        _says(
+        says(
             "Integer steps of the schedule, as in the public code; without it continuous time, or 4000 for "
             "--network public.",
             ge=2,
             le=10_000,
         ),
     ] = None
-    num_channels: Annotated[int, _says("Hidden units: public network.", ge=32, le=4096, multiple_of=32)] = 256
-    num_res_blocks: Annotated[int, _says("Residual blocks of the public network, each way.", ge=1, le=64)] = 3
-    dropout: Annotated[float, _says("Of the public network while it is trained.", ge=0, lt=1)] = 0.0
-    decay: Annotated[Literal["cosine", "none"], _says("Of the learning rate after the warm-up.")] = "cosine"
-    beta2: Annotated[float, _says("Decay of AdamW's second moments.", gt=0, lt=1)] = 0.99
+    num_channels: Annotated[int, says("Hidden units: public network.", ge=32, le=4096, multiple_of=32)] = 256
+    num_res_blocks: Annotated[int, says("Residual blocks of the public network, each way.", ge=1, le=64)] = 3
+    dropout: Annotated[float, says("Of the public network while it is trained.", ge=0, lt=1)] = 0.0
+    decay: Annotated[Literal["cosine", "none"], says("Of the learning rate after the warm-up.")] = "cosine"
+    beta2: Annotated[float, says("Decay of AdamW's second moments.", gt=0, lt=1)] = 0.99
 
     weight_decay: ClassVar[float] = 0.0
     soften_sigma: ClassVar[float] = 0.0
@@ -204,100 +185,107 @@ class PictureTrainConfig(TrainConfig):
     free = frozenset(
         {
             "images", "name", "init", "command", "recipe", "checkpoint_every", "samples", "dtype", "time_s",
-            "microbatch", "skip_bad", "soften_sigma", "device", "generator",
+            "microbatch", "skip_bad", "soften_sigma", "device", "generator", "calibration",
         }
     )  # fmt: skip
+    later = frozenset({"calibration_digest"})
 
     domain: Domain = None
-    images: Annotated[Path | None, _says("Your pictures: PNG, JPEG, TIFF and .npy below this folder.")] = None
+    images: Annotated[Path | None, says("Your pictures: PNG, JPEG, TIFF and .npy below this folder.")] = None
     name: Name = None
     preset: Annotated[
         str,
-        _says(
+        says(
             "Network and all that goes with its size; `ddib model presets` lists them. Without it tiny-32, or small-64 "
             "from --size 64 on."
         ),
     ] = "tiny-32"
-    size: Annotated[int | None, _says("Height and width for the network.", ge=8, le=1024)] = None
-    channels: Annotated[Literal[1, 3] | None, _says("Grey or RGB; without it, as most are.")] = None
-    network: Annotated[dict[str, Any], _says(NETWORK)] = Field(default_factory=dict)
+    size: Annotated[int | None, says("Height and width for the network.", ge=8, le=1024)] = None
+    channels: Annotated[Literal[1, 3] | None, says("Grey or RGB; without it, as most are.")] = None
+    network: Annotated[dict[str, Any], says(NETWORK)] = Field(default_factory=dict)
     seed: Seed = 0
     steps: Steps = None
     time_s: Time = None
-    batch: Annotated[int | None, _says(BATCH, ge=1)] = None
-    microbatch: Annotated[int | None, _says("How many at once; halved when memory runs out.", ge=1)] = None
-    learning_rate: Annotated[float | None, _says(RATE, gt=0, allow_inf_nan=False)] = None
-    warmup: Annotated[int | None, _says("Steps over which the rate grows; a fifth of all at most.", ge=0)] = (
+    batch: Annotated[int | None, says(BATCH, ge=1)] = None
+    microbatch: Annotated[int | None, says("How many at once; halved when memory runs out.", ge=1)] = None
+    learning_rate: Annotated[float | None, says(RATE, gt=0, allow_inf_nan=False)] = None
+    warmup: Annotated[int | None, says("Steps over which the rate grows; a fifth of all at most.", ge=0)] = (
         None
     )
-    weight_decay: Annotated[float, _says("Of AdamW.", ge=0)] = 0.0
-    ema: Annotated[float | None, _says(EMA, ge=0, lt=1)] = None
-    clip: Annotated[float, _says("Largest norm of the gradient.", gt=0, allow_inf_nan=False)] = 1.0
+    weight_decay: Annotated[float, says("Of AdamW.", ge=0)] = 0.0
+    ema: Annotated[float | None, says(EMA, ge=0, lt=1)] = None
+    clip: Annotated[float, says("Largest norm of the gradient.", gt=0, allow_inf_nan=False)] = 1.0
     parameterisation: Annotated[
         Literal["v", "eps"] | None,
-        _says("What the network predicts; without it v, or as the initial weights."),
+        says("What the network predicts; without it v, or as the initial weights."),
     ] = None
-    schedule: Annotated[str | None, _says("Noise schedule; without it cosine, or the initial weights'.")] = (
+    schedule: Annotated[str | None, says("Noise schedule; without it cosine, or the initial weights'.")] = (
         None
     )
-    learn_sigma: Annotated[bool, _says("Learn variances too, by the hybrid loss.")] = False
+    learn_sigma: Annotated[bool, says("Learn variances too, by the hybrid loss.")] = False
     sampler: Annotated[
         Literal["grid", "uniform", "loss-second-moment"],
-        _says("How noise levels are drawn; grid without it, as the solvers place their steps."),
+        says("How noise levels are drawn; grid without it, as the solvers place their steps."),
     ] = "grid"
     precision: Precision = "float32"
     threads: Threads = 1
     device: Annotated[
-        Literal["cpu", "cuda", "auto"], _says("cpu without it; auto is a GPU where there is one.")
+        Literal["cpu", "cuda", "auto"], says("cpu without it; auto is a GPU where there is one.")
     ] = "cpu"
     fit: Annotated[
         Literal["resize", "crop", "pad"] | None,
-        _says("Fit to the size, undone on output: resize without it; pad suits scans."),
+        says("Fit to the size, undone on output: resize without it; pad suits scans."),
     ] = None
     range: Annotated[
-        str, _says("Raw values that become -1 and 1, as -1000:2000, p1:p99 or type (the default).")
+        str, says("Raw values that become -1 and 1, as -1000:2000, p1:p99 or type (the default).")
     ] = "type"
-    flip: Annotated[bool, _says("Mirror half of them, left to right.")] = False
-    crop: Annotated[bool, _says("Cut random windows, from pictures an eighth larger.")] = False
-    dequantise: Annotated[bool, _says("Add no noise within a quantisation step.")] = True
+    flip: Annotated[bool, says("Mirror half of them, left to right.")] = False
+    crop: Annotated[bool, says("Cut random windows, from pictures an eighth larger.")] = False
+    dequantise: Annotated[bool, says("Add no noise within a quantisation step.")] = True
     normalise: Annotated[
         Literal["channel", "scalar", "none"],
-        _says("Zero mean and unit deviation by channel, by one scalar, or neither."),
+        says("Zero mean and unit deviation by channel, by one scalar, or neither."),
     ] = "channel"
     colours: Annotated[
         Colours,
-        _says(
+        says(
             "What the network's channels are, rgb without it; opponent (lightness, blue against red, green against "
             "both) pairs hues with hues where light and dark are exchanged. Both sides alike."
         ),
     ] = "rgb"
     classes: Annotated[
         Literal["folders", "prefix", "given"] | None,
-        _says("Learn classes, from sub-folders or from the file name up to the first underscore."),
+        says("Learn classes, from sub-folders or from the file name up to the first underscore."),
     ] = None
     label_dropout: Annotated[
         float,
-        _says("Share of samples without their class, for classifier-free guidance, e.g. 0.1.", ge=0, lt=1),
+        says("Share of samples without their class, for classifier-free guidance, e.g. 0.1.", ge=0, lt=1),
     ] = 0.0
-    skip_bad: Annotated[bool, _says("Leave out files that cannot be read, and list them.")] = False
-    held_out: Annotated[float, _says("Share never trained on; 0.1 without it.", gt=0, lt=0.9)] = 0.1
-    init: Annotated[Path | None, _says("Start from the weights of this bundle, RGB or grey.")] = None
-    init_digest: Annotated[str, _says("Digest of that bundle; filled in.")] = ""
+    skip_bad: Annotated[bool, says("Leave out files that cannot be read, and list them.")] = False
+    held_out: Annotated[float, says("Share never trained on; 0.1 without it.", gt=0, lt=0.9)] = 0.1
+    init: Annotated[Path | None, says("Start from the weights of this bundle, RGB or grey.")] = None
+    init_digest: Annotated[str, says("Digest of that bundle; filled in.")] = ""
     soften_sigma: Annotated[
         float,
-        _says(
+        says(
             f"Noise level from which they will be encoded; goes into the manifest; {SOFTEN_SIGMA:g} without it.",
             ge=0,
             le=1,
         ),
     ] = SOFTEN_SIGMA
     dtype: StoredDtype = "float16"
-    checkpoint_every: Annotated[int | None, _says("Steps between checkpoints and sample sheets.", ge=1)] = (
-        None
-    )
-    samples: Annotated[int, _says("Pictures on the sample sheet.", ge=1)] = 16
-    command: Annotated[str, _says("The command to be recorded in the manifest.")] = ""
-    recipe: Annotated[str, _says("Digest of the recipe that this run follows, or empty.")] = ""
+    checkpoint_every: Annotated[int | None, says("Steps between checkpoints and sample sheets.", ge=1)] = None
+    samples: Annotated[int, says("Pictures on the sample sheet.", ge=1)] = 16
+    command: Annotated[str, says("The command to be recorded in the manifest.")] = ""
+    recipe: Annotated[str, says("Digest of the recipe that this run follows, or empty.")] = ""
+    calibration: Annotated[
+        Path | None,
+        says(
+            "Continue the --init model on its pictures mapped by this calibration (tone, colour-map); "
+            f"{CALIBRATED_STEPS} steps without --steps."
+        ),
+    ] = None
+    calibration_digest: Annotated[str, says("Digest of its map; filled in.")] = ""
 
     decay: ClassVar[str] = "cosine"
     beta2: ClassVar[float] = 0.99
@@ -312,6 +300,10 @@ class PictureTrainConfig(TrainConfig):
             raise ValueError("give either steps or time_s")
         if self.label_dropout and self.classes is None:
             raise ValueError("label_dropout needs classes")
+        if self.calibration is not None and self.init is None:
+            raise ValueError("calibration needs init, the model that was trained on the pictures as they are")
+        if self.calibration is not None and self.learn_sigma:
+            raise ValueError("learn_sigma takes the likelihood of grey steps, which a calibration moves")
         if self.learn_sigma and self.colours != "rgb":
             raise ValueError("learn_sigma needs the colours rgb: it takes the likelihood of their steps")
         if (self.crop or self.range != "type") and self.images is None:
@@ -348,6 +340,13 @@ class PictureTrainConfig(TrainConfig):
         if self.init is None:
             # Spelt out, so that a preset that changes from release to release changes no run that has begun.
             values["network"] = {**self.preset_network(), **self.network}
+        if self.calibration is not None:
+            values |= {
+                "learning_rate": self.learning_rate or CALIBRATED_RATE,
+                "ema": CALIBRATED_EMA if self.ema is None else self.ema,
+            }
+            if self.steps is None and self.time_s is None:
+                values["steps"] = CALIBRATED_STEPS
         values["microbatch"] = min(self.microbatch or preset.microbatch, int(values["batch"]))
         if steps is not None:
             values |= {"steps": steps, "time_s": None}
@@ -363,9 +362,9 @@ class ClassifierTrainConfig(PictureTrainConfig):
 
     generator: Annotated[
         Path | None,
-        _says("The model to be guided: levels, units and size of the pictures are its own."),
+        says("The model to be guided: levels, units and size of the pictures are its own."),
     ] = None
-    generator_digest: Annotated[str, _says("Digest of that bundle; filled in.")] = ""
+    generator_digest: Annotated[str, says("Digest of that bundle; filled in.")] = ""
 
     @model_validator(mode="after")
     def _is_a_classifier(self) -> Self:

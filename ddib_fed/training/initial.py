@@ -23,6 +23,7 @@ from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
 from ddib_fed.networks.registry import build_network
+from ddib_fed.training.calibrated import calibrated_units
 from ddib_fed.training.config import ClassifierTrainConfig, PictureTrainConfig
 from ddib_fed.training.sources import PictureSource
 
@@ -66,6 +67,7 @@ def open_start(config: PictureTrainConfig, source: PictureSource) -> Start:
         ModelNotFound: There is no bundle at `config.init`.
         BundleInvalid: The bundle fails its checks, or holds no UNet.
         SettingsInvalid: The network's fields cannot be, or contradict the bundle.
+        FileMissing, CalibrationRefused: See `calibrated_units`.
     """
     if isinstance(config, ClassifierTrainConfig):
         return _classifier_start(config, source)
@@ -87,7 +89,8 @@ def open_start(config: PictureTrainConfig, source: PictureSource) -> Start:
         )
     network = _network({**made.network.model_dump(), **_demanded(config, source)})
     _refuse_contradictions(config, bundle, network)
-    return Start(network, made.schedule, made.parameterisation, made.time_input, bundle)
+    normal = None if config.calibration is None else calibrated_units(config, made)
+    return Start(network, made.schedule, made.parameterisation, made.time_input, bundle, normal)
 
 
 def new_network(start: Start, seed: int) -> nn.Module:

@@ -26,7 +26,8 @@ OPTIONS: Final = (
     "domain", "data", "images", "name", "steps", "time_s", "seed", "batch", "learning_rate", "width", "blocks",
     "schedule", "diffusion_steps", "threads", "precision", "dtype", "preset", "size", "channels", "network", "fit",
     "range", "classes", "skip_bad", "held_out", "flip", "crop", "dequantise", "colours", "sampler", "microbatch", "ema",
-    "checkpoint_every", "device", "label_dropout", "parameterisation", "learn_sigma", "init", "soften_sigma", "recipe",
+    "checkpoint_every", "device", "label_dropout", "parameterisation", "learn_sigma", "init", "calibration",
+    "soften_sigma", "recipe",
 )  # fmt: skip
 """Fields of the configs that can be asked for, in the order of the help."""
 RENAMED: Final = {"time_s": "time", "parameterisation": "predict", "schedule": "noise_schedule"}

@@ -23,7 +23,7 @@ from ddib_fed.training.config import PictureTrainConfig
 OWN = frozenset(
     {
         "domain", "images", "name", "microbatch", "threads", "device", "skip_bad", "held_out", "init", "init_digest",
-        "checkpoint_every", "samples", "command", "recipe", "time_s",
+        "checkpoint_every", "samples", "command", "recipe", "time_s", "calibration", "calibration_digest",
     }
 )  # fmt: skip
 """Settings that are each party's own affair."""

@@ -23,6 +23,7 @@ from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.processes import require_alone
 from ddib_fed.samples.scans import require_outside
+from ddib_fed.training.calibrated import map_digest
 from ddib_fed.training.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.config import AnyConfig, ClassifierTrainConfig, PictureTrainConfig, PointTrainConfig
 from ddib_fed.training.distributed import World, open_world
@@ -143,6 +144,11 @@ def _open_pictures(
     start = open_start(config, pictures)
     if start.bundle is not None:
         found["init_digest"] = start.bundle.digest
+    if start.bundle is not None and start.normal is not None and start.normal.calibrated is not None:
+        found["calibration_digest"] = map_digest(start.normal.calibrated)
+        if "soften_sigma" not in config.model_fields_set:
+            # Both sides of a bridge soften alike, so the run keeps what the model had.
+            found["soften_sigma"] = start.bundle.manifest.soften_sigma
     if isinstance(config, ClassifierTrainConfig) and config.generator is not None:
         found["generator_digest"] = load_bundle(config.generator).digest
     return _Opened(

@@ -146,7 +146,7 @@ def thresholds(source: PictureSource, units: Normalisation) -> Thresholds:
         units: Of the model.
     """
     size = source.shape[1:]
-    return calibrate_by_chance(_middle(source.held_out, size), _middle(source.train, size), units=units.plain)
+    return calibrate_by_chance(_middle(source.held_out, size), _middle(source.train, size), units=units)
 
 
 def _middle(pixels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:

@@ -29,8 +29,9 @@ _METAVARS: Mapping[str, str] = {
     "init": "BUNDLE",
     "generator": "BUNDLE",
     "recipe": "FILE",
+    "calibration": "FILE",
 }
-_FILES = frozenset({"data", "recipe"})
+_FILES = frozenset({"data", "recipe", "calibration"})
 _NEGATED = frozenset({"dequantise"})
 """Flags that are on by default: their option switches them off."""
 
