@@ -4,7 +4,8 @@
 
 Exchanged are the true partners with each channel mirrored at its picture's mean, so that land has the sea's colours
 and coasts stay where they are; and of the translations those whose channels correlate negatively with the truth's.
-Each is marked without a calibration, and under one (the rotation from pixels of 512 pairs). Writes
+Each is marked without a calibration, and under one: the rotation from the target's aggregate, or where that is refused
+the one from pixels of 512 pairs. Writes
 docs/benchmarks/structure_thresholds.json; minutes of CPU, less where benchmarks/calibration/table.py
 has left its translations.
 """
@@ -20,7 +21,7 @@ import torch
 
 from benchmarks.calibration.directed import OUT, Directed
 from benchmarks.calibration.table import kept
-from benchmarks.calibration.variants import as_map, bridged, decoded, procrustes, units
+from benchmarks.calibration.variants import agreed, as_map, bridged, decoded, procrustes, units
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_json
 from ddib_fed.metrics.pictures import Pictures
@@ -59,10 +60,12 @@ def measured(directed: Directed, settings: SolverSettings) -> dict[str, Any]:
     least = manifest.structure
     assert least is not None
     x, truth = directed.test
-    rotation = procrustes(directed, 512)
+    found, notes = agreed(directed)
+    refused = notes["effect"]["forced"]
+    rotation = procrustes(directed, 512) if refused else found.matrix
     plain = kept(directed, "plain")
     plain = bridged(directed, settings).translated if plain is None else plain
-    calibrated = kept(directed, "rotation-512-pairs")
+    calibrated = kept(directed, "rotation-512-pairs" if refused else "calibrated")
     calibrated = decoded(directed, settings, rotation).translated if calibrated is None else calibrated
     stacks = {
         "true partners": truth,
@@ -97,6 +100,7 @@ def measured(directed: Directed, settings: SolverSettings) -> dict[str, Any]:
         "source": directed.source_name,
         "target": directed.target_name,
         "pictures": len(x),
+        "calibration": "512 pairs" if refused else "aggregate",
         "marked": marked,
         "thresholds": least.model_dump(),
     }

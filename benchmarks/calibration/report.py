@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.calibration.directed import BUILD, DIRECTIONS, ROOT, Directed
 from benchmarks.calibration.table import TABLE
-from benchmarks.calibration.variants import VARIANTS
+from benchmarks.calibration.variants import VARIANTS, agreed
 from benchmarks.pages import between, markdown
 from benchmarks.structure_thresholds import REPORT
 from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.files import write_file
+from ddib_fed.metrics.structure import doubtful, expected, structure
 from ddib_fed.reports.sheets import Stage, save_sheet
 
 PAGE = ROOT / "docs" / "pictures.md"
@@ -149,10 +151,9 @@ def _marks(found: list[dict[str, Any]]) -> str:
                 for end in ("", "_without", "_under")
             ]
             rows.append((name, *shares, *counts))
-        parts += [
-            f"{one['source']} → {one['target']}, {one['pictures']} test pictures:",
-            markdown(columns, tuple(rows)),
-        ]
+        told = "one aggregate" if one["calibration"] == "aggregate" else "512 pairs"
+        heading = f"{one['source']} → {one['target']}, {one['pictures']} test pictures; the rotation is from {told}:"
+        parts += [heading, markdown(columns, tuple(rows))]
     return "\n\n".join(parts)
 
 
@@ -170,9 +171,26 @@ def sheet(directed: Directed) -> bool:
             if stacks[name].exists()
         ]
         stages.append(Stage(directed.target_name, truth[rows]))
+        marks = _doubtful(directed, stacks["calibrated"])
         notes = dict.fromkeys(part.domain.note for part in directed.pictures)
-        save_sheet(path, stages, names=[str(row) for row in rows], caption=". ".join(notes))
+        caption = ". ".join(notes)
+        if len(marks):
+            caption = f"Red: the calibrated translation is doubtful. {caption}"
+        names = [str(row) for row in rows]
+        save_sheet(
+            path, stages, names=names, doubtful=marks[rows].tolist() if len(marks) else (), caption=caption
+        )
     return path.exists()
+
+
+def _doubtful(directed: Directed, kept: Path) -> np.ndarray:
+    """Which calibrated translations are doubtful; nothing where there are none."""
+    manifest = directed.bundles[0].manifest
+    if not kept.exists() or manifest.structure is None:
+        return np.zeros(0, bool)
+    expects = expected(manifest, agreed(directed)[0])
+    figures = structure(directed.test[0], np.load(kept)["translated"], expects)
+    return doubtful(figures, manifest.structure)
 
 
 if __name__ == "__main__":
