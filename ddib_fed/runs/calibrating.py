@@ -1,4 +1,4 @@
-"""Makes the record of a calibration: from the target's aggregate and the source's pictures.
+"""Makes the record of a calibration: from the target's aggregate and the source's pictures, or from anchors.
 
 Whoever has a `Calibration` from here has one whose figures were accepted, or one that says that it was forced.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from ddib_fed.bridge.calibration import anchors as anchored
 from ddib_fed.bridge.calibration.aggregates import Aggregate
 from ddib_fed.bridge.calibration.fitting import MOST_PICTURES, propose
 from ddib_fed.bridge.calibration.proposal import Proposal
@@ -15,6 +16,7 @@ from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Kind
 from ddib_fed.metrics.pictures import Pictures
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.runs.calibration_pictures import Anchors
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,25 @@ def from_aggregate(
         command=wanted.command,
         created=_now(),
     )
+    return _recorded(found, making, wanted)
+
+
+def from_anchors(anchors: Anchors, units: tuple[Normalisation, Normalisation], wanted: Wanted) -> Calibration:
+    """A calibration from pictures of the same things in both domains; nothing crosses for it.
+
+    Args:
+        anchors: The pictures.
+        units: Of the source's and of the target's model.
+        wanted: What is asked.
+
+    Raises:
+        CalibrationIneffective: The figures do not support it, and `force` is not set.
+        InputError: There are too few anchors, or the kind is for other channels.
+    """
+    found = anchored.fit(
+        anchors.source, anchors.target, units, wanted.kind, seed=wanted.seed, force=wanted.force
+    )
+    making = Making(method="anchors", anchors=len(anchors.names), command=wanted.command, created=_now())
     return _recorded(found, making, wanted)
 
 

@@ -45,6 +45,9 @@ SHORTER = {
     "--out there-and-back": "--evaluations 6 --out there-and-back",
     "--out painted": "--evaluations 12 --out painted",
     "--out points": "--n 500 --out points",
+    "calibrate publish": "calibrate publish --yes",
+    "calibrate --peer": "calibrate --yes --peer",
+    "calibrate accept": "calibrate accept --yes",
 }
 
 
@@ -96,7 +99,7 @@ class Machines:
             elif words[1] == "serve":
                 self._serve(who, words)
             else:
-                if words[1] == "translate":
+                if words[1] in {"translate", "calibrate"}:
                     for node in self.nodes.values():
                         node.wait_serving()
                 self.shown[f"{who} {words[1]}"] = in_process(words)
@@ -111,10 +114,13 @@ class Machines:
         return found
 
     def _serve(self, who: str, words: list[str]) -> None:
-        """Bring the peer file over, start the node on a terminal, and answer yes."""
-        file = words[words.index("--peer") + 1]
-        shutil.copy(self.folder / file.split(".")[0] / file.split(".")[0] / file, file)
-        self.copied.append(file)
+        """Bring the peer file over if one is named, start the node on a terminal, and answer yes."""
+        if "--peer" in words:
+            file = words[words.index("--peer") + 1]
+            shutil.copy(self.folder / file.split(".")[0] / file.split(".")[0] / file, file)
+            self.copied.append(file)
+        else:
+            self.nodes[who].stop()
         node = Node(Path(who).resolve(), words[0].split("-")[1], f"{who}.example", 0)
         keyboard, terminal = os.openpty()
         os.write(keyboard, b"y\n")
@@ -208,6 +214,29 @@ def test_the_python_of_the_page_runs(pair: Machines) -> None:
             assert np.abs(mine.pixels.astype(int) - commands_.pixels).max() <= 2
 
 
+def test_a_calibration_is_agreed_on_and_used(pair: Machines) -> None:
+    """By the page's lines; the records name it, and the translations are others than without it.
+
+    After the test of the page's Python, whose translations are those without."""
+    page = section("Calibrate")
+    line = blocks(page, "toml")[0].splitlines()[1]
+    for who in ("east", "west"):
+        config = pair.machine(who) / who / "node.toml"
+        text, found = re.subn(r"(?m)^# calibration = \[\] .*$", line, config.read_text())
+        assert found == 1
+        config.write_text(text)
+    for who, command in commands(page):
+        digest = re.findall(r"^sha256 +([0-9a-f]{64})$", pair.shown.get("east calibrate", ""), re.MULTILINE)
+        pair.type(who, command.replace("DIGEST", digest[-1] if digest else "DIGEST"))
+    out = pair.machine("east") / "calibrated"
+    for path in sorted((ROOT / "docs/images/satellite").glob("*.png")):
+        record = json.loads((out / f"{path.stem}.json").read_text())
+        assert record["calibration_kind"] == "rotation"
+        assert record["calibration_sha256"] in pair.shown["west calibrate"] + pair.shown["east calibrate"]
+        plain = pair.machine("east") / "relief" / path.name
+        assert not np.array_equal(read_image(plain).pixels, read_image(out / path.name).pixels)
+
+
 def test_own_pictures_are_trained_on_and_translated(tmp_path: Path) -> None:
     """From folders to translations by `train` at both nodes; nothing of north's data or weights is at south."""
     machines = Machines(tmp_path)
@@ -256,7 +285,7 @@ def test_the_commands_without_nodes_run(tmp_path: Path) -> None:
 def test_no_command_of_the_page_is_left_out() -> None:
     """Every block of commands is in a section that a test types, but for make's, whose goals are there."""
     typed = [title for title in re.findall(r"^## (.+)$", README, re.MULTILINE) if commands(section(title))]
-    assert typed == ["Two institutions, seven commands", "Your own pictures", "Without nodes"]
+    assert typed == ["Two institutions, seven commands", "Calibrate", "Your own pictures", "Without nodes"]
     goals = re.findall(r"^make (\S+)", README.split("\n## ")[0], re.MULTILINE)
     assert goals == ["demo", "test"]
     assert all(re.search(rf"^{goal}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for goal in goals)

@@ -21,6 +21,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 _OF_PEER = ("peer", "existing", "yes", "config_path")
 _NOT_OF_PEER = ("anchors", "epsilon", "delta", "count", "without", "evaluations", "threads", "out")
 WAYS = ("peer", "local", "evaluate")
+_OF_EVALUATING = ("count", "without", "evaluations")
 _OF_MAKING = ("kind", "epsilon", "delta", "days", "out")
 
 _OPTIONS = (
@@ -165,6 +166,9 @@ def calibrate(context: click.Context, /, **given: Any) -> None:
     if given["evaluate"] is not None:
         _evaluate(given)
         return
+    if given["local"] is not None:
+        _local(given)
+        return
     raise UsageError(
         "nothing to calibrate is named",
         hint="ddib calibrate --peer INSTITUTION/DOMAIN, --local A B, or --evaluate FILE; ddib calibrate --help",
@@ -177,6 +181,15 @@ def _evaluate(given: Mapping[str, Any]) -> None:
 
     options.refuse_idle(_OF_MAKING, "is for making a calibration, not for --evaluate", hint="leave it out")
     evaluate(**{name: value for name, value in given.items() if name not in _OF_MAKING})
+
+
+def _local(given: Mapping[str, Any]) -> None:
+    """`--local`."""
+    from ddib_fed.cli.calibrate.local import make
+
+    options.refuse_idle(_OF_EVALUATING, "is for --evaluate", hint="leave it out")
+    left_out = {"evaluate", *_OF_EVALUATING}
+    make(**{name: value for name, value in given.items() if name not in left_out})
 
 
 def _with_peer(of_peer: Mapping[str, Any], given: Mapping[str, Any]) -> None:

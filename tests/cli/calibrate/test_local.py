@@ -1,0 +1,130 @@
+"""`ddib calibrate --local`: a calibration of two models in this process, as a file with the next command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ddib_fed.bridge.calibration.files import read_calibration
+from ddib_fed.cli.main import cli
+from ddib_fed.errors import AlreadyExists, CalibrationIneffective, InputError, UsageError
+from ddib_fed.models.bundle import save_bundle
+from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.reports.sheets import to_pixels
+from ddib_fed.samples.images import encode_png
+from tests.runs.tiny_models import pictures, tiny
+
+CENTRES = np.array([[0.9, -0.3, 0.0], [-0.8, 0.7, -0.2], [0.0, -0.6, 0.8], [-0.4, -0.2, -0.3]])
+
+
+def coloured(count: int, seed: int) -> np.ndarray:
+    """Pictures of four colours in unequal shares, so that no other rotation fits them."""
+    rng = np.random.default_rng(seed)
+    chosen = CENTRES[rng.choice(4, (count, 8, 8), p=[0.5, 0.25, 0.15, 0.1])]
+    mixed = 0.9 * chosen + 0.05 * rng.standard_normal(chosen.shape)
+    return np.clip(np.moveaxis(mixed, 3, 1), -1, 1).astype(np.float32)
+
+
+def write(folder: Path, stack: np.ndarray) -> None:
+    folder.mkdir()
+    for number, pixels in enumerate(to_pixels(stack)):
+        (folder / f"{number:03}.png").write_bytes(encode_png(pixels))
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two models of 3 channels and two of grey, in the working folder."""
+    for name, channels in (("north", 3), ("south", 3), ("t1", 1), ("t2", 1)):
+        bundle = tiny(name, channels=channels, normalisation=Normalisation(mean=-0.3, std=0.3))
+        save_bundle(tmp_path / name, bundle.manifest, bundle.state)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words: str) -> tuple[str, BaseException | None]:
+    done = CliRunner().invoke(cli, ["calibrate", "--local", *words])
+    return done.output, done.exception
+
+
+def test_anchors_give_a_rotation_and_the_next_command(desk: Path) -> None:
+    """The swap of two channels is found exactly; the file names no folder, and nothing crosses."""
+    x = coloured(6, 1)
+    write(desk / "A", x)
+    write(desk / "B", x[:, [1, 0, 2]])
+    shown, raised = run("north", "south", "--anchors", "A", "B", "--days", "30", "--out", "swap.json")
+    assert raised is None, shown
+    found = read_calibration(desk / "swap.json")
+    assert np.allclose(found.map.matrix, [[0, 1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-3)
+    assert (found.made.method, found.made.anchors, found.made.crossed_bytes) == ("anchors", 6, 0)
+    assert (found.expires - found.made.created).days == 30
+    assert found.made.command == "ddib calibrate --local north south --kind rotation --seed 0 --anchors"
+    assert "crosses      nothing but the calibration itself" in shown
+    assert "ddib bridge translate PICTURES --source north --target south --calibration swap.json" in shown
+    before = (desk / "swap.json").read_bytes()
+    _, raised = run("north", "south", "--anchors", "A", "B", "--out", "swap.json")
+    assert isinstance(raised, AlreadyExists)
+    assert (desk / "swap.json").read_bytes() == before
+
+
+def test_a_colour_map_names_the_training_that_it_needs(desk: Path) -> None:
+    """The source's model has to be trained with it before it translates."""
+    x = coloured(6, 1)
+    write(desk / "A", x)
+    write(desk / "B", 0.5 * x[:, [2, 0, 1]])
+    shown, raised = run("north", "south", "--kind", "colour-map", "--anchors", "A", "B")
+    assert raised is None, shown
+    assert read_calibration(desk / "calibration.json").map.quadratic is not None
+    assert "ddib model train --images PICTURES --init north --calibration calibration.json" in shown
+
+
+def test_anchors_that_are_no_pairs_are_refused_unless_forced(desk: Path) -> None:
+    """Nothing is written; with --force the record says that it was forced."""
+    write(desk / "A", pictures(6, channels=3, seed=1))
+    write(desk / "B", pictures(6, channels=3, seed=2))
+    words = ("north", "south", "--anchors", "A", "B", "--out", "forced.json")
+    _, raised = run(*words)
+    assert isinstance(raised, CalibrationIneffective)
+    assert not (desk / "forced.json").exists()
+    shown, raised = run(*words, "--force")
+    assert raised is None
+    assert read_calibration(desk / "forced.json").effect.forced
+    assert "its figures were refused" in shown
+
+
+@pytest.mark.slow
+def test_an_aggregate_finds_the_rotation_and_says_what_would_cross(desk: Path) -> None:
+    """Between pictures that are no pairs."""
+    write(desk / "A", coloured(240, 1))
+    write(desk / "B", coloured(260, 2)[:, [1, 0, 2]])
+    shown, raised = run("north", "south", "--pictures", "A", "--pictures", "B", "--epsilon", "8")
+    assert raised is None, (shown, raised)
+    found = read_calibration(desk / "calibration.json")
+    assert np.abs(found.map.matrix - [[0, 1, 0], [1, 0, 0], [0, 0, 1]]).max() < 0.3
+    assert found.made.crossed_bytes > 1000
+    assert (found.made.epsilon, found.made.delta) == (8.0, 1e-5)
+    assert "epsilon 8, delta 1e-05 for one picture" in shown
+
+
+def test_what_cannot_be_is_said_before_anything_is_read(desk: Path) -> None:
+    """One folder for two sides; few pictures for an aggregate; options of the other way."""
+    del desk
+    for words in (
+        ("north", "south", "--pictures", "A"),
+        ("north", "south", "--anchors", "A", "B", "--epsilon", "2"),
+        ("north", "south", "--count", "4"),
+        ("north", "south", "--config", "node.toml"),
+        ("north", "south"),
+    ):
+        _, raised = run(*words)
+        assert isinstance(raised, UsageError), (words, raised)
+
+
+def test_few_pictures_are_no_aggregate(desk: Path) -> None:
+    """They would need so much noise that nothing is left."""
+    write(desk / "A", pictures(6, channels=3))
+    _, raised = run("north", "south", "--pictures", "A", "--pictures", "A")
+    assert isinstance(raised, InputError)
+    assert "anchors" in raised.hint
