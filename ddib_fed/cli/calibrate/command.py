@@ -19,7 +19,7 @@ from ddib_fed.errors import UsageError
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _OF_PEER = ("peer", "existing", "yes", "config_path")
-_NOT_OF_PEER = ("anchors", "epsilon", "delta", "count", "without", "evaluations", "threads", "out")
+_NOT_OF_PEER = ("epsilon", "delta", "count", "without", "evaluations", "threads", "out")
 WAYS = ("peer", "local", "evaluate")
 _OF_EVALUATING = ("count", "without", "evaluations")
 _OF_MAKING = ("kind", "epsilon", "delta", "days", "out")

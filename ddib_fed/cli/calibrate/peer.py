@@ -80,6 +80,8 @@ def run(config_path: Path, asked: Asked, output_format: str) -> None:
     with calling(config, asked.institution, asked.domain) as peer:
         if asked.existing is not None:
             made = _existing(asked.existing, asked, config, bundle, peer, now)
+        elif asked.anchors is not None:
+            made = _from_anchors(asked.anchors, asked, config, bundle, peer)
         else:
             made = _from_aggregate(asked, config, bundle, peer)
         _show_leaving(made, asked)
@@ -115,6 +117,24 @@ def _from_aggregate(asked: Asked, config: NodeConfig, bundle: Bundle, peer: Cali
     wanted = _wanted(asked, config, bundle, aggregate.units_sha256)
     with console(stderr=True).status(f"fitting the {asked.kind} to {len(pictures)} own pictures"):
         return from_aggregate(pictures, bundle.manifest.normalisation.plain, aggregate, wanted)
+
+
+def _from_anchors(
+    folders: tuple[Path, Path], asked: Asked, config: NodeConfig, bundle: Bundle, peer: CalibrationPeer
+) -> Calibration:
+    """A calibration from pictures of the same things that this institution holds in both modalities."""
+    from ddib_fed.bridge.calibration.record import units_digest
+    from ddib_fed.metrics.pictures import picture_rule
+    from ddib_fed.runs.calibrating import from_anchors
+    from ddib_fed.runs.calibration_pictures import anchors_of
+
+    units = bundle.manifest.normalisation.plain, peer.units()
+    anchors = anchors_of(
+        (picture_rule(bundle.manifest), peer.picture_rule(bundle.manifest.sample_shape)), folders
+    )
+    wanted = _wanted(asked, config, bundle, units_digest(units[1]))
+    with console(stderr=True).status(f"fitting the {asked.kind} to {len(anchors.names)} anchors"):
+        return from_anchors(anchors, units, wanted)
 
 
 def _wanted(asked: Asked, config: NodeConfig, bundle: Bundle, theirs: str) -> Wanted:

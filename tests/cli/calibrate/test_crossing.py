@@ -94,3 +94,36 @@ def test_pictures_that_do_not_tell_the_mirrored_map_propose_nothing(tapped) -> N
     tap.close()
     assert b"effect" not in bytes(tap.to_target)
     assert both.stored("north").list() == both.stored("south").list() == ()
+
+
+def test_anchors_cross_nothing_but_the_calibration(tapped) -> None:
+    """Nothing is published; the peer's units come, and the proposal waits for its operator."""
+    both, tap = tapped
+    anchors = skewed(2, seed=5)
+    folders = [
+        write(both.folder / "scan", anchors, names=[f"phantom-{i}" for i in range(2)]),
+        write(both.folder / "drawing", -anchors, names=[f"phantom-{i}" for i in range(2)]),
+    ]
+    said = run(
+        "--peer",
+        TO,
+        "--kind",
+        "tone",
+        "--anchors",
+        *folders,
+        "--yes",
+        "--config",
+        both.north,
+        "--format",
+        "json",
+    )
+    tap.close()
+    both_ways = bytes(tap.to_target) + bytes(tap.to_source)
+    assert set(json.loads(said[said.index("{\n") :])["crossed"]) == {
+        "units received", "calibration sent", "own signature and certificate sent",
+    }  # fmt: skip
+    assert b"phantom" not in both_ways
+    (stored,) = both.stored("south").list()
+    assert not stored.signed.complete
+    assert stored.signed.calibration.kind == "tone"
+    assert stored.signed.calibration.made.anchors == 2
