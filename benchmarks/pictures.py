@@ -10,12 +10,14 @@
     depth       partial depth: what structure it keeps, and what of the picture is left in the latent
 
 One JSON for each measurement under OUT/benchmarks/pictures; one that is there for the same models and settings is not
-measured again. One thread, float32. Every figure has the CPU seconds that it took beside it.
+measured again, and translations are kept in build/pictures, so that new figures of them take seconds. One
+thread, float32. Every figure has the CPU seconds that it took beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -112,17 +114,37 @@ class Pair:
         self, x: np.ndarray, *, cycle: bool = True, depth: float = 1.0, soften: float | None = None
     ) -> tuple[Stages, float]:
         """A translation, with the way back unless told not to, and the CPU seconds that it took."""
-        started = time.process_time()
         asked = Asked(replace(self.options.settings, depth=depth), soften=soften, cycle=cycle)
+        path = self.kept(x, asked)
+        if path.exists():
+            there = np.load(path)
+            back = there.get("back")
+            rows = tuple(range(len(x)))
+            return Stages(rows, there["latent"], there["translated"], back=back), float(there["seconds"])
+        started = time.process_time()
         found = translate_array(x, *self.sides, asked)
-        return found, time.process_time() - started
+        spent = time.process_time() - started
+        stacks = {"latent": found.latent, "translated": found.translated, "back": found.back}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, seconds=spent, **{name: one for name, one in stacks.items() if one is not None})
+        return found, spent
+
+    def kept(self, x: np.ndarray, asked: Asked) -> Path:
+        """The file of a translation by these models."""
+        said = json.dumps([self.digests, asdict(asked.settings), asked.soften, asked.cycle, asked.seed])
+        key = hashlib.sha256(said.encode() + x.tobytes()).hexdigest()[:24]
+        return ROOT / "build" / "pictures" / f"{self.name}-{key}.npz"
+
+    @property
+    def digests(self) -> list[str]:
+        """Of both models, without the thresholds, on which no figure depends."""
+        return [b.manifest.model_copy(update={"structure": None}).digest() for b in self.bundles]
 
     def measured(self, name: str, rows: np.ndarray | None, measure: Callable[[], dict[str, Any]]) -> None:
         """Run a measurement, unless its file is there for these models, pictures and settings."""
         asked = {
             "pair": self.name,
-            # No figure depends on the thresholds in the bundle.
-            "digests": [b.manifest.model_copy(update={"structure": None}).digest() for b in self.bundles],
+            "digests": self.digests,
             "pictures": [] if rows is None else rows.tolist(),
             "settings": asdict(self.options.settings),
         }

@@ -86,9 +86,9 @@ def bridged(directed: Directed, settings: SolverSettings, **asked: Any) -> Made:
 def through(
     directed: Directed, parties: tuple[LocalParty, LocalParty], settings: SolverSettings, **asked: Any
 ) -> Made:
-    """By these models, at full depth there and back; with the CPU seconds that it took."""
+    """By these models, by the ODE at full depth there and back; with the CPU seconds that it took."""
     started = time.process_time()
-    asked = {"cycle": settings.depth == 1.0} | asked
+    asked = {"cycle": settings.depth == 1.0 and settings.encoder == "ode"} | asked
     found = translate_array(directed.test[0], *parties, Asked(settings, **asked))
     spent = round(time.process_time() - started, 1)
     return Made(found.translated, found.back, found.latent, {"translating_cpu_seconds": spent})
