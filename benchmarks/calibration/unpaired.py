@@ -5,12 +5,13 @@
 A seed is that of the aggregate's noise, of the search and of the training. Bundles and calibrations go to
 build/calibrated/SOURCE-TARGET-SEED, figures of all test pictures to docs/benchmarks/calibration/unpaired.
 What is there already is neither trained nor measured again. A pair that is refused is reported with its figures, and
-nothing is trained for it, unless --force.
+nothing is trained for it, unless --force. --ship SEED copies that seed's model to the package.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -29,13 +30,16 @@ from ddib_fed.bridge.local_party import open_party
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.files import write_json
-from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.bundle import CALIBRATION_FILE, MANIFEST_FILE, WEIGHTS_FILE, amend_bundle, load_bundle
 from ddib_fed.runs.calibrating import Wanted, from_aggregate, side
 from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.run import train
+from ddib_fed.training.sheet import thresholds
+from ddib_fed.training.sources import shipped_source
 from ddib_fed.training.trainer import Progress
 
 MADE = ROOT / "build" / "calibrated"
+PRETRAINED = ROOT / "ddib_fed" / "models" / "pretrained"
 KINDS: tuple[Kind, ...] = ("rotation", "colour-map")
 DEPTHS = {"rotation": (1.0,), "colour-map": (1.0, 0.7)}
 STEPS, BATCH = 400, 32
@@ -52,11 +56,16 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epsilon", type=float, default=1.0)
     parser.add_argument("--force", action="store_true", help="go on where the calibration is refused")
+    parser.add_argument("--ship", type=int, metavar="SEED", help="make the shipped model of this seed's")
     parser.add_argument(
         "--only", choices=["calibrations", "models", "figures"], help="stop there, or do that"
     )
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.ship is not None:
+        for name in given.pairs:
+            ship(MADE / f"{name}-{given.ship}", *next(pair for pair in DIRECTIONS if "-".join(pair) == name))
+        return 0
     for source, target in DIRECTIONS:
         if f"{source}-{target}" in given.pairs:
             for seed in given.seeds:
@@ -106,6 +115,17 @@ def calibrations(
     return {kind: read_calibration(path) for kind, path in paths.items()}
 
 
+def ship(folder: Path, source: str, target: str) -> None:
+    """Copy a retrained model and its calibration to the package, as SOURCE-as-TARGET."""
+    out = PRETRAINED / f"{source}-as-{target}"
+    out.mkdir(exist_ok=True)
+    for file in (MANIFEST_FILE, WEIGHTS_FILE):
+        shutil.copyfile(folder / file, out / file)
+    units = load_bundle(out).manifest.normalisation
+    amend_bundle(out, name=out.name, structure=thresholds(shipped_source(source), units))
+    shutil.copyfile(path_of(folder, "colour-map"), out / CALIBRATION_FILE)
+
+
 def path_of(folder: Path, kind: Kind) -> Path:
     """Of the calibration's file: the one that the bundle was trained with has its name."""
     return folder.parent / (f"{folder.name}.json" if kind == "colour-map" else f"{folder.name}-{kind}.json")
@@ -134,7 +154,7 @@ def retrain(directed: Directed, seed: int, folder: Path) -> None:
         microbatch=BATCH,
         seed=seed,
         precision="bfloat16",
-        init=ROOT / "ddib_fed" / "models" / "pretrained" / name,
+        init=PRETRAINED / name,
         calibration=path_of(folder, "colour-map"),
         soften_sigma=directed.bundles[0].manifest.soften_sigma,
         checkpoint_every=200,

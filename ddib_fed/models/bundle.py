@@ -39,6 +39,8 @@ from ddib_fed.networks.registry import network_shapes, network_with
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "model.safetensors"
+CALIBRATION_FILE = "calibration.json"
+"""Of a shipped model that was trained with one."""
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 8 << 30
 REMAKE = "train or import the model again, or copy the whole folder again"
@@ -228,6 +230,12 @@ def pretrained(domain: str) -> Bundle:
             hint=f"there are: {', '.join(shipped) or 'none'}",
         )
     return _load(_pretrained_folder() / domain, f"pretrained {domain}")
+
+
+def shipped_calibration(name: str) -> bytes | None:
+    """JSON of the calibration that a shipped model was trained with; None where there is no such model, or none."""
+    file = _pretrained_folder() / name / CALIBRATION_FILE
+    return file.read_bytes() if name in pretrained_domains() and file.is_file() else None
 
 
 def copy_pretrained(domain: str, path: Path) -> None:

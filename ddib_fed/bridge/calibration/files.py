@@ -13,13 +13,14 @@ from ddib_fed.files import read_small, write_file
 
 
 def read_calibration(path: Path) -> Calibration:
-    """The calibration in a file; signatures beside it are not verified here.
+    """The calibration in a file, or of the shipped model of this name; signatures beside it are not verified here.
 
     Raises:
         FileMissing: There is no such file.
         CalibrationInvalid: It is no calibration.
     """
-    content = read_small(path, hint="ddib calibrate makes one")
+    content = _shipped(str(path)) if not path.exists() else None
+    content = content or read_small(path, hint="ddib calibrate makes one")
     try:
         found = json.loads(content)
         inner = found.get("calibration", found) if isinstance(found, dict) else found
@@ -40,3 +41,10 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
     """
     text = json.dumps(calibration.model_dump(mode="json", exclude_none=True), indent=2)
     write_file(path, text.encode() + b"\n", overwrite=False)
+
+
+def _shipped(name: str) -> bytes | None:
+    # Bundles load torch, which a file does not need.
+    from ddib_fed.models.bundle import shipped_calibration
+
+    return shipped_calibration(name)

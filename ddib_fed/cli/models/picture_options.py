@@ -79,7 +79,8 @@ CALIBRATION = click.option(
     "--calibration",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Pictures: translate under this calibration (`ddib calibrate --local` makes one).",
+    help="Pictures: translate under this calibration (`ddib calibrate --local` makes one), or that of a shipped "
+    "model, by its name.",
 )
 DTYPE = click.option(
     "--dtype",

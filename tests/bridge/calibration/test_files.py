@@ -11,6 +11,7 @@ import pytest
 from ddib_fed.bridge.calibration.files import read_calibration, write_calibration
 from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Effect, Figure, Making
 from ddib_fed.errors import AlreadyExists, CalibrationInvalid, FileMissing
+from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.channel_map import ChannelMap
 
 THIRD = 1.0 / 3.0
@@ -65,3 +66,18 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path, content: str, said: s
     assert "c.json" in told.value.detail
     with pytest.raises(FileMissing):
         read_calibration(tmp_path / "none.json")
+
+
+def test_a_shipped_models_calibration_goes_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its map is the one that the model's units have; a file of that name here comes first."""
+    shipped = read_calibration(Path("satellite-as-relief"))
+    assert shipped.map == pretrained("satellite-as-relief").manifest.normalisation.calibrated
+    assert (shipped.source.domain, shipped.target.domain) == ("satellite", "relief")
+    assert shipped.made.epsilon == 1.0
+    monkeypatch.chdir(tmp_path)
+    write_calibration(calibration(), Path("satellite-as-relief"))
+    assert read_calibration(Path("satellite-as-relief")) == calibration()
+    with pytest.raises(FileMissing):
+        read_calibration(Path("satellite"))
