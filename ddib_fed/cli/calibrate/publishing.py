@@ -13,7 +13,10 @@ from ddib_fed.errors import AlreadyExists
 from ddib_fed.terminal import console, say
 
 
-@click.command(epilog="\b\nExample:\n  ddib calibrate publish --pictures pictures --config south/node.toml")
+@click.command(
+    short_help="Publish a noised histogram for peers.",
+    epilog="\b\nExample:\n  ddib calibrate publish --pictures pictures --config south/node.toml",
+)
 @options.CONFIG
 @click.option(
     "--pictures",

@@ -31,7 +31,10 @@ def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:
     return config, CalibrationStore(config.paths.calibrations)
 
 
-@click.command(epilog="\b\nExample:\n  ddib calibrate accept 1f3b5c7d9e0a --config south/node.toml")
+@click.command(
+    short_help="Sign what a peer proposed to this target.",
+    epilog="\b\nExample:\n  ddib calibrate accept 1f3b5c7d9e0a --config south/node.toml",
+)
 @options.CONFIG
 @NAME
 @click.option("--force", is_flag=True, help="Also if its figures are refused.")
@@ -58,7 +61,10 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
     )
 
 
-@click.command(epilog="\b\nExample:\n  ddib calibrate send 1f3b5c7d9e0a --config north/node.toml")
+@click.command(
+    short_help="Send a proposal again; fetch the signature.",
+    epilog="\b\nExample:\n  ddib calibrate send 1f3b5c7d9e0a --config north/node.toml",
+)
 @options.CONFIG
 @NAME
 def send(config_path: Path, name: str) -> None:
@@ -78,7 +84,7 @@ def send(config_path: Path, name: str) -> None:
         say(f"proposed     {short} still waits for the operator of {target}: ddib calibrate accept {short}")
 
 
-@click.command(name="list")
+@click.command(name="list", short_help="List those of this node.")
 @options.CONFIG
 @options.FORMAT
 def list_(config_path: Path, output_format: str) -> None:
@@ -109,7 +115,10 @@ def _row(stored: Stored, now: datetime) -> dict[str, str]:
     }
 
 
-@click.command(epilog="\b\nExample:\n  ddib calibrate show 1f3b5c7d9e0a --out calibration.json")
+@click.command(
+    short_help="Show one, and verify its signatures.",
+    epilog="\b\nExample:\n  ddib calibrate show 1f3b5c7d9e0a --out calibration.json",
+)
 @options.CONFIG
 @options.FORMAT
 @NAME
@@ -157,7 +166,7 @@ def _checked(config: NodeConfig, signed: SignedCalibration, side: Side, now: dat
     return f"{signer}, {signature.signed_at:%Y-%m-%d %H:%M} UTC"
 
 
-@click.command()
+@click.command(short_help="Use one no longer.")
 @options.CONFIG
 @NAME
 @click.option("--forget", is_flag=True, help="Delete its file too; the peer may then propose it again.")
