@@ -1,12 +1,12 @@
 """Heads with a tone curve from 8 anchors, the source's model retrained on its mapped pictures; both directions.
 
-    python -m benchmarks.calibration.anchors --fit --train --measure [--pairs brain-t1-brain-t2] [--seeds 0 1 2]
+    python -m benchmarks.calibration.anchors --fit --train --measure [--further] [--pairs PAIR] [--seeds 0 1 2]
 
 Anchors are sheets through the slabs that the source alone is trained on, in both contrasts: as if one subject had
 travelled to both scanners. None is in the test part, and the target's model has seen none of them. A seed chooses the
 anchors and is the seed of the retraining. `--fit` writes build/calibrated/SOURCE-TARGET-SEED.json, `--train` the bundle
 SOURCE-TARGET-SEED beside it, `--measure` one JSON a seed below docs/benchmarks/calibration/anchors, with all test
-slices, every depth and level of softening, and sheets in build/calibration.
+slices, and a sheet in build/calibration.
 
 A round trip is compared with the source's own picture, through the inverse of the curve (`cycle_psnr`), and in the
 contrast that the curve leads to (`cycle_psnr_mapped`).
@@ -37,13 +37,23 @@ from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.run import train
 from ddib_fed.training.sheet import draw_sheet
 
+Way = tuple[float, float, str]
 HEADS = (("brain-t1", "brain-t2"), ("brain-t2", "brain-t1"))
 ANCHORS = 8
 STEPS, BATCH = 500, 16
 """Of the retraining: about 140 s of one core."""
-DEPTHS = (1.0, 0.85, 0.7, 0.5)
-SOFTENINGS = (0.1, 0.05, 0.02)
-"""The shipped bundles' own first; the others are measured at full depth alone."""
+SOFTENING = 0.02
+"""Noise level from which the ODE encodes: with the shipped bundles' 0.1 no round trip is above about 30 dB."""
+WAYS = ((1.0, SOFTENING, "ode"), (0.85, SOFTENING, "ode"))
+"""Depth, softening and encoder that every seed is measured with."""
+FURTHER_WAYS = (
+    (0.7, SOFTENING, "ode"),
+    (0.5, SOFTENING, "ode"),
+    (1.0, 0.05, "ode"),
+    (1.0, 0.1, "ode"),
+    (1.0, SOFTENING, "mixed"),
+)
+"""With --further."""
 DAYS = 365
 
 
@@ -56,6 +66,7 @@ def main() -> int:
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--further", action="store_true", help="measure further depths and softenings too")
     parser.add_argument("--pairs", nargs="+", choices=list(names), default=list(names))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "calibrated")
@@ -73,7 +84,10 @@ def main() -> int:
             if asked.train:
                 train(retraining(directed, file, seed), where, _tell, resume=True, say=print)
             if asked.measure:
-                write_json(OUT / "anchors" / f"{pair}-{seed}.json", measured(directed, where, seed))
+                ways = WAYS + FURTHER_WAYS * asked.further
+                result = OUT / "anchors" / f"{pair}-{seed}.json"
+                result.parent.mkdir(parents=True, exist_ok=True)
+                write_json(result, measured(directed, where, seed, ways))
     return 0
 
 
@@ -119,8 +133,8 @@ def retraining(directed: Directed, calibration: Path, seed: int) -> PictureTrain
     )
 
 
-def measured(directed: Directed, where: Path, seed: int) -> dict[str, Any]:
-    """Figures of the retrained bundle for every depth, and for every softening at full depth."""
+def measured(directed: Directed, where: Path, seed: int, ways: tuple[Way, ...]) -> dict[str, Any]:
+    """Figures of the retrained bundle for each depth, softening and encoder."""
     bundle = load_bundle(where)
     units = bundle.manifest.normalisation
     parties = open_party(bundle), directed.parties[1]
@@ -137,16 +151,17 @@ def measured(directed: Directed, where: Path, seed: int) -> dict[str, Any]:
         "runs": [],
     }
     shown = [x, mapped]
-    ways = [(depth, SOFTENINGS[0]) for depth in DEPTHS] + [(1.0, sigma) for sigma in SOFTENINGS[1:]]
-    for depth, sigma in ways:
-        asked = Asked(SolverSettings(depth=depth), cycle=True, soften=sigma, seed=0)
+    for depth, sigma, encoder in ways:
+        settings = SolverSettings(depth=depth, encoder=encoder)
+        asked = Asked(settings, cycle=True, soften=sigma, seed=0)
         made = translate_array(x, *parties, asked)
         figures = directed.figures(made.translated, back=made.back, latent=made.latent)
         again = np.clip(directed.bundles[1].manifest.normalisation.undo(units.apply(made.back)), -1, 1)
         figures["cycle_psnr_mapped"] = directed.drawn.mean(psnr(again, mapped))
-        found["runs"].append({"depth": depth, "soften_sigma": sigma, **figures})
+        way = {"depth": depth, "soften_sigma": sigma, "encoder": encoder}
+        found["runs"].append({**way, **figures})
         shown.append(made.translated)
-        print(directed.name, seed, depth, sigma, _line(figures), flush=True)
+        print(directed.name, seed, depth, sigma, encoder, _line(figures), flush=True)
     _sheet([*shown, directed.test[1]], BUILD / f"anchors-{directed.name}-{seed}.png")
     return found
 

@@ -19,7 +19,7 @@ from ddib_fed.bridge.calibration.judgement import judge
 from ddib_fed.bridge.calibration.proposal import Proposal
 from ddib_fed.bridge.calibration.record import Effect, Figure, Kind
 from ddib_fed.bridge.calibration.tone_fit import fit_tone
-from ddib_fed.errors import InputError, ShapeMismatch
+from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch
 from ddib_fed.models.channel_map import ChannelMap, monomials
 from ddib_fed.models.normalisation import Normalisation
 
@@ -84,10 +84,13 @@ def fit(
             "anchors_psnr_without": _psnr(draws, _squares(shown[1], shown[0])),
             "undone_psnr": _psnr(draws, _squares(back, source)),
         },
-        forced=force,
     )
-    if not force:
+    try:
         judge(effect)
+    except CalibrationIneffective:
+        if not force:
+            raise
+        effect = effect.model_copy(update={"forced": True})
     return Proposal(found, effect)
 
 
