@@ -1,11 +1,12 @@
-"""What the structure thresholds of the shipped maps mark: true partners, other places, exchanged land and sea.
+"""What the structure thresholds of the shipped models mark: true partners, other places, exchanged land and sea.
 
     python -m benchmarks.structure_thresholds [--evaluations 48]
 
 Exchanged are the true partners with each channel mirrored at its picture's mean, so that land has the sea's colours
 and coasts stay where they are; and of the translations those whose channels correlate negatively with the truth's.
-Each is marked without a calibration, and under one: the rotation from the target's aggregate, or where that is refused
-the one from pixels of 512 pairs. Writes
+Each is marked without a calibration, and under one: of the maps the rotation from the target's aggregate, or where that
+is refused the one from pixels of 512 pairs; of the heads the tone from eight anchors in build/calibrated, where
+benchmarks/calibration/anchors.py has left it. Writes
 docs/benchmarks/structure_thresholds.json; minutes of CPU, less where benchmarks/calibration/table.py
 has left its translations.
 """
@@ -14,27 +15,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.calibration.directed import OUT, Directed
+from benchmarks.calibration.directed import CALIBRATED, DIRECTIONS, OUT, Directed
 from benchmarks.calibration.table import kept
-from benchmarks.calibration.variants import agreed, as_map, bridged, decoded, procrustes, units
+from benchmarks.calibration.variants import agreed, as_map, bridged, colours, procrustes, units
+from ddib_fed.bridge.calibration.files import read_calibration
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_json
 from ddib_fed.metrics.pictures import Pictures
-from ddib_fed.metrics.structure import agreement, doubtful, expected, structure
+from ddib_fed.metrics.structure import Expected, agreement, doubtful, structure
+from ddib_fed.models.channel_map import ChannelMap
 
 SHIFTS = (20, 50, 80, 110)
 """Partners that are so many test crops away show another place."""
-DIRECTIONS = (
-    ("satellite", "relief"),
-    ("relief", "satellite"),
-    ("satellite", "etopo"),
-    ("etopo", "satellite"),
-)
 REPORT = OUT.parent / "structure_thresholds.json"
 
 
@@ -48,48 +46,72 @@ def main() -> int:
     torch.set_num_threads(1)
     found = []
     for names in DIRECTIONS:
-        found.append(measured(Directed(*names), settings))
-        print(found[-1], flush=True)
+        directed = Directed(*names)
+        if (under := calibration_of(directed)) is not None:
+            found.append(measured(directed, under, settings))
+            print(found[-1], flush=True)
     write_json(REPORT, found)
     return 0
 
 
-def measured(directed: Directed, settings: SolverSettings) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Under:
+    """The calibration under which translations are marked.
+
+    Attributes:
+        map: Its numbers.
+        told: From what it is.
+        variant: Of benchmarks/calibration/table.py, whose translations are under it.
+    """
+
+    map: ChannelMap
+    told: str
+    variant: str
+
+
+def calibration_of(directed: Directed) -> Under | None:
+    """That of a directed pair; None where a tone is not there."""
+    if colours(directed):
+        found, notes = agreed(directed)
+        if notes["effect"]["forced"]:
+            return Under(as_map(procrustes(directed, 512)), "a rotation from 512 pairs", "rotation-512-pairs")
+        return Under(found, "a rotation from one aggregate", "calibrated")
+    path = CALIBRATED / f"{directed.name}-0.json"
+    return Under(read_calibration(path).map, "a tone from 8 pairs", "retrained") if path.exists() else None
+
+
+def measured(directed: Directed, under: Under, settings: SolverSettings) -> dict[str, Any]:
     """Shares and counts that are marked, in one direction."""
     manifest = directed.bundles[0].manifest
     least = manifest.structure
     assert least is not None
     x, truth = directed.test
-    found, notes = agreed(directed)
-    refused = notes["effect"]["forced"]
-    rotation = procrustes(directed, 512) if refused else found.matrix
     plain = kept(directed, "plain")
     plain = bridged(directed, settings).translated if plain is None else plain
-    calibrated = kept(directed, "rotation-512-pairs" if refused else "calibrated")
-    calibrated = decoded(directed, settings, rotation).translated if calibrated is None else calibrated
     stacks = {
         "true partners": truth,
         "exchanged true partners": exchanged(directed, truth),
         "translations": plain,
-        "calibrated translations": calibrated,
     }
+    if (calibrated := kept(directed, under.variant)) is not None:
+        stacks["calibrated translations"] = calibrated
     marked: dict[str, Any] = {}
-    expects = expected(manifest, as_map(rotation))
+    expects = Expected(manifest.normalisation.plain, under.map)
     for name, stack in stacks.items():
-        without, under = (
+        without, held = (
             doubtful(figures, least) for figures in (structure(x, stack), structure(x, stack, expects))
         )
         wrong = agreement(units(directed)[1].apply(truth), units(directed)[1].apply(stack)) < 0
         below = structure(x, stack).edge_correlation < least.chance_edge_correlation
         marked[name] = {
             "without": float(without.mean()),
-            "under": float(under.mean()),
+            "under": float(held.mean()),
             "exchanged": int(wrong.sum()),
             "exchanged_without": int(without[wrong].sum()),
-            "exchanged_under": int(under[wrong].sum()),
+            "exchanged_under": int(held[wrong].sum()),
             "edges_below_chance": int(below.sum()),
             "edges_below_chance_without": int(without[below].sum()),
-            "edges_below_chance_under": int(under[below].sum()),
+            "edges_below_chance_under": int(held[below].sum()),
         }
     lost = [np.roll(truth, shift, axis=0) for shift in SHIFTS]
     marked["other places"] = {
@@ -100,7 +122,7 @@ def measured(directed: Directed, settings: SolverSettings) -> dict[str, Any]:
         "source": directed.source_name,
         "target": directed.target_name,
         "pictures": len(x),
-        "calibration": "512 pairs" if refused else "aggregate",
+        "calibration": under.told,
         "marked": marked,
         "thresholds": least.model_dump(),
     }

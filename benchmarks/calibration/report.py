@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.calibration.directed import BUILD, DIRECTIONS, ROOT, Directed
+from benchmarks.calibration.directed import BUILD, DIRECTIONS, OUT, ROOT, Directed
 from benchmarks.calibration.table import TABLE
 from benchmarks.calibration.variants import VARIANTS, agreed
 from benchmarks.pages import between, markdown
@@ -29,6 +29,7 @@ SHOWN = 12
 COLUMNS = (
     "",
     "crosses",
+    "evaluations",
     "PSNR dB",
     "SSIM",
     "partner among 5",
@@ -36,6 +37,16 @@ COLUMNS = (
     "round trip dB",
     "patch correlation / noise's",
 )
+UNPAIRED = {
+    "calibrated": "rotation-1",
+    "retrained": "colour-map-1",
+    "retrained-0.7": "colour-map-0.7",
+    "retrained-0.5": "colour-map-0.5",
+}
+"""Variants that benchmarks/calibration/unpaired.py measures, by their JSON."""
+ANCHORS = {"tone": None, "retrained": 1.0, "retrained-0.85": 0.85, "retrained-0.7": 0.7, "retrained-0.5": 0.5}
+"""Variants that benchmarks/calibration/anchors.py measures, by depth; None for the tone alone."""
+EVALUATIONS_OF_SEEDS = 48
 IN_SHEET = (
     ("plain", "as shipped"),
     ("calibrated", "calibrated"),
@@ -50,8 +61,9 @@ def main() -> int:
     text = PAGE.read_text(encoding="utf-8")
     for source, target in DIRECTIONS:
         name = f"{source}-{target}"
-        if (found := _measured(name)) and f"<!-- calibration {name}:" in text:
-            parts = [_heading(found), _table(name, found)]
+        found = _measured(name)
+        if any("settings" in one for one in found.values()) and f"<!-- calibration {name}:" in text:
+            parts = [_heading(name, found), _table(name, found)]
             if sheet(Directed(source, target)):
                 parts.append(
                     f"![{name}: without and with a calibration](images/pictures/{name}-calibrated.png)"
@@ -64,28 +76,76 @@ def main() -> int:
 
 
 def _measured(name: str) -> dict[str, dict[str, Any]]:
-    """What there is of a directed pair, in the order of the variants."""
+    """What there is of a directed pair, in the order of the variants: of several seeds where they are measured."""
     found = {}
     for variant in VARIANTS:
         path = TABLE / name / f"{variant.name}.json"
+        seeds = _of_unpaired(name, variant.name) + _of_anchors(name, variant.name)
         if path.exists():
             found[variant.name] = json.loads(path.read_text(encoding="utf-8"))
+        if seeds:
+            found[variant.name] = found.get(variant.name, {}) | {
+                "figures": _mean([one["figures"] for one in seeds]),
+                "evaluations": EVALUATIONS_OF_SEEDS,
+                "seeds": len(seeds),
+            }
     return found
 
 
-def _heading(found: dict[str, dict[str, Any]]) -> str:
-    first = next(iter(found.values()))
-    evaluations = sorted({one["settings"]["evaluations"] for one in found.values()})
-    spent = sum(one["cpu_seconds"] for one in found.values())
-    notes = [SHIPPED[first[side]].note for side in ("source", "target")]
-    head = (
-        f"{first['source']} → {first['target']}: all {first['count']} test pictures, "
-        f"{' or '.join(map(str, evaluations))} evaluations a leg; in brackets 95 % of bootstrap draws of the "
-        f"{first['clusters']} clusters of overlapping or neighbouring pictures. Measured in {spent:.0f} s of CPU "
-        f"on one thread. Source: {notes[0]}. Target: {notes[1]}."
+def _of_unpaired(name: str, variant: str) -> list[dict[str, Any]]:
+    """What benchmarks/calibration/unpaired.py has measured of a variant, one a seed."""
+    if variant not in UNPAIRED:
+        return []
+    paths = sorted((OUT / "unpaired").glob(f"{name}-[0-9]-{UNPAIRED[variant]}.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def _of_anchors(name: str, variant: str) -> list[dict[str, Any]]:
+    """What benchmarks/calibration/anchors.py has measured of a variant, one a seed, at its first softening."""
+    if variant not in ANCHORS:
+        return []
+    files = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((OUT / "anchors").glob(f"{name}-[0-9].json"))
+    ]
+    depth = ANCHORS[variant]
+    if depth is None:
+        return [{"figures": one["map_alone"]} for one in files]
+    return [{"figures": next(run for run in one["runs"] if run["depth"] == depth)} for one in files]
+
+
+def _mean(figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of several seeds: means of values and bounds, with the least and the largest value."""
+    merged: dict[str, Any] = {}
+    for key, first in figures[0].items():
+        parts = [one[key] for one in figures if key in one]
+        if isinstance(first, dict) and "low" in first:
+            values = [part["value"] for part in parts]
+            merged[key] = {
+                side: float(np.mean([part[side] for part in parts])) for side in ("value", "low", "high")
+            }
+            if len(parts) > 1:
+                merged[key] |= {"least": min(values), "most": max(values)}
+        elif key == "latent_ratio":
+            merged[key] = float(np.mean(parts))
+    return merged
+
+
+def _heading(name: str, found: dict[str, dict[str, Any]]) -> str:
+    source, target = next(pair for pair in DIRECTIONS if "-".join(pair) == name)
+    own = [one for one in found.values() if "settings" in one]
+    spent = sum(one["cpu_seconds"] for one in own)
+    seeds = [one["seeds"] for one in found.values() if "seeds" in one]
+    pictures = (
+        f"{source} → {target}: all {own[0]['count']} test pictures. In brackets 95 % of bootstrap draws of the "
+        f"{own[0]['clusters']} clusters of overlapping or neighbouring pictures; after them the least and the largest "
+        "of several seeds or draws of pairs, whose mean the figure is."
     )
-    lines = [head]
-    if (calibrated := found.get("calibrated")) is not None:
+    cost = f"{spent:.0f} s of CPU on one thread" + (
+        f", without the lines of {max(seeds)} seeds." if seeds else "."
+    )
+    lines = [pictures, cost, f"Source: {SHIPPED[source].note}. Target: {SHIPPED[target].note}."]
+    if "notes" in (calibrated := found.get("calibrated", {})):
         made, effect = calibrated["notes"]["made"], calibrated["notes"]["effect"]
         forced = " **Its figures were refused; it is shown all the same.**" if effect["forced"] else ""
         lines.append(
@@ -93,10 +153,6 @@ def _heading(found: dict[str, dict[str, Any]]) -> str:
             f"{made['crossed_bytes']} bytes, epsilon {made['epsilon']:g}, delta {made['delta']:g}. It is "
             f"{calibrated['notes']['degrees_from_pairs']:.0f} degrees from that of 512 pairs; its margin over the next "
             f"optimum is {_ranged(effect['margin'])}.{forced}"
-        )
-    if (trained := found.get("retrained")) is not None:
-        lines.append(
-            f"The source was retrained {trained['notes']['seeds']} times; figures of pairs are means."
         )
     return "\n".join(lines)
 
@@ -112,11 +168,26 @@ def _table(name: str, found: dict[str, dict[str, Any]]) -> str:
                 for key in ("psnr", "ssim", "partner", "frechet_early", "cycle_psnr")
             ]
             ratio = figures.get("latent_ratio")
-            rows.append((variant.title, crosses, *cells, "–" if ratio is None else f"{ratio:.2f}"))
-    truth = found.get("plain", {}).get("truth")
+            rows.append(
+                (
+                    variant.title,
+                    crosses,
+                    _evaluations(found[variant.name]),
+                    *cells,
+                    "–" if ratio is None else f"{ratio:.2f}",
+                )
+            )
+    truth = next((one["truth"] for one in found.values() if "truth" in one), None)
     if truth is not None:
-        rows.append(("the truth itself", "–", "–", "–", "–", _ranged(truth), "–", "–"))
+        rows.append(("the truth itself", "–", "–", "–", "–", "–", _ranged(truth), "–", "–"))
     return markdown(COLUMNS, tuple(rows))
+
+
+def _evaluations(one: dict[str, Any]) -> str:
+    """Of a leg; nothing where there is no model."""
+    if "evaluations" in one:
+        return str(one["evaluations"])
+    return str(one["settings"]["evaluations"]) if "latent_ratio" in one["figures"] else "–"
 
 
 def _ranged(figure: dict[str, float] | None) -> str:
@@ -151,8 +222,9 @@ def _marks(found: list[dict[str, Any]]) -> str:
                 for end in ("", "_without", "_under")
             ]
             rows.append((name, *shares, *counts))
-        told = "one aggregate" if one["calibration"] == "aggregate" else "512 pairs"
-        heading = f"{one['source']} → {one['target']}, {one['pictures']} test pictures; the rotation is from {told}:"
+        heading = (
+            f"{one['source']} → {one['target']}, {one['pictures']} test pictures, under {one['calibration']}:"
+        )
         parts += [heading, markdown(columns, tuple(rows))]
     return "\n\n".join(parts)
 

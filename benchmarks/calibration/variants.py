@@ -32,6 +32,12 @@ DRAWS_OF_PAIRS = 5
 """Draws of k pairs that a colour map's figures are taken over: a few pairs may be lucky ones."""
 
 
+def never(directed: Directed) -> bool:
+    """Of variants that benchmarks/calibration/anchors.py measures."""
+    del directed
+    return False
+
+
 COMMAND = "python -m benchmarks.calibration.table"
 ONCE = "aggregate once"
 
@@ -239,19 +245,21 @@ def uncalibrated(depth: float = 1.0, encoder: str = "ode") -> Callable[[Directed
     return lambda directed, settings: bridged(directed, replace(settings, depth=depth, encoder=encoder))
 
 
-def retrained(depth: float = 1.0) -> Callable[[Directed, SolverSettings], Made]:
+def retrained(
+    depth: float = 1.0, encoder: str = "ode", seeds: int | None = None
+) -> Callable[[Directed, SolverSettings], Made]:
     """By source models that were trained on their own mapped pictures, one a seed."""
 
     def make(directed: Directed, settings: SolverSettings) -> Made:
-        asked = replace(settings, depth=depth)
+        asked = replace(settings, depth=depth, encoder=encoder)
         made = [
             through(
                 directed,
                 (open_party(load_bundle(path)), directed.parties[1]),
                 asked,
-                cycle=number == 0 and depth == 1.0,
+                cycle=number == 0 and depth == 1.0 and encoder == "ode",
             )
-            for number, path in enumerate(trained(directed))
+            for number, path in enumerate(trained(directed)[:seeds])
         ]
         notes = {**(made[0].notes or {}), "seeds": len(made)}
         return replace(made[0], notes=notes, repeats=tuple(each.translated for each in made[1:]))
@@ -299,11 +307,19 @@ VARIANTS: tuple[Variant, ...] = (
         retrained(),
         has_trained,
     ),
+    Variant("retrained-0.85", "the same at depth .85", "partial latent, CALIBRATION", retrained(0.85), never),
     Variant(
         "retrained-0.7", "the same at depth .7", "partial latent, CALIBRATION", retrained(0.7), has_trained
     ),
     Variant(
         "retrained-0.5", "the same at depth .5", "partial latent, CALIBRATION", retrained(0.5), has_trained
+    ),
+    Variant(
+        "retrained-mixed",
+        "the same with the mixed encoder",
+        "mixed latent, CALIBRATION",
+        retrained(encoder="mixed", seeds=1),
+        has_trained,
     ),
     Variant("linear", "linear encoder", "linear latent", uncalibrated(encoder="linear")),
     Variant(
@@ -344,6 +360,7 @@ VARIANTS: tuple[Variant, ...] = (
         gaussian_rotated,
         colours,
     ),
+    Variant("tone", "the tone of 8 pairs alone, no model", "anchors", retrained(), never),
     *(
         Variant(f"colour-map-{k}", f"quadratic colour map on {k} pairs, no model", "anchors", colour_map(k))
         for k in (2, 8, 32)
