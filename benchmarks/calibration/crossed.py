@@ -29,7 +29,7 @@ from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.trust import pki
-from tests.cli.calibrate.operators import Operators, run
+from tests.cli.calibrate.operators import Operators, printed, run
 from tests.e2e.relay import Tap
 from tests.e2e.two_nodes import TwoNodes
 
@@ -88,8 +88,8 @@ def _one(both: Operators, kind: str, source: str, target: str) -> dict[str, Any]
     )
     arguments = ("--peer", f"south.example/{target}", "--kind", kind, "--pictures", source, "--yes")
     try:
-        said = run(*arguments, "--config", both.north, "--format", "json")
-        shown = json.loads(said[said.index("{\n") :])
+        said = printed(*arguments, "--config", both.north, "--format", "json")
+        shown = json.loads(said)
         outcome, crossed = shown["state"], dict(shown["crossed"])
     except DdibError as error:
         outcome, crossed = error.reason, {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -84,7 +86,8 @@ def run(config_path: Path, asked: Asked, output_format: str) -> None:
             made = _from_anchors(asked.anchors, asked, config, bundle, peer)
         else:
             made = _from_aggregate(asked, config, bundle, peer)
-        _show_leaving(made, asked)
+        with redirect_stdout(sys.stderr if output_format == "json" else sys.stdout):
+            _show_leaving(made, asked)
         confirmed("Sign this calibration and send it?", yes=asked.yes)
         signed = send(config, made, peer, now=datetime.now(UTC))
         if output_format == "json":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from ddib_fed.bridge.calibration.files import write_calibration
 from ddib_fed.bridge.calibration.record import CalibratedSide, Making, units_digest
@@ -23,10 +23,19 @@ TO = "south.example/drawings"
 
 def run(*arguments: object, answer: str | None = None) -> str:
     """A command that must succeed, what it says on stdout and stderr; its error is raised otherwise."""
+    return _invoked(arguments, answer).output
+
+
+def printed(*arguments: object) -> str:
+    """The same; only what is on stdout."""
+    return _invoked(arguments, None).stdout
+
+
+def _invoked(arguments: tuple[object, ...], answer: str | None) -> Result:
     result = CliRunner().invoke(cli, ["calibrate", *map(str, arguments)], input=answer)
     if result.exception is not None:
         raise result.exception
-    return result.output
+    return result
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.trust import pki
-from tests.cli.calibrate.operators import TO, Operators, run
+from tests.cli.calibrate.operators import TO, Operators, printed, run
 from tests.e2e.harness import raw_windows, weight_windows
 from tests.e2e.relay import Tap
 from tests.e2e.test_promises import windows
@@ -46,10 +46,10 @@ def test_only_aggregate_calibration_and_signatures_cross(tapped) -> None:
     pictures = {"north": skewed(260, seed=1), "south": skewed(260, seed=2, negative=True)}
     folders = {at: write(both.folder / f"Ada-{at}", drawn) for at, drawn in pictures.items()}
     run("publish", "--pictures", folders["south"], "--yes", "--config", both.south)
-    said = run(
+    said = printed(
         "--peer", TO, "--pictures", folders["north"], "--yes", "--config", both.north, "--format", "json"
     )
-    shown = json.loads(said[said.index("{\n") :])
+    shown = json.loads(said)
     tap.close()
     sent, received = bytes(tap.to_target), bytes(tap.to_source)
 
@@ -104,7 +104,7 @@ def test_anchors_cross_nothing_but_the_calibration(tapped) -> None:
         write(both.folder / "scan", anchors, names=[f"phantom-{i}" for i in range(2)]),
         write(both.folder / "drawing", -anchors, names=[f"phantom-{i}" for i in range(2)]),
     ]
-    said = run(
+    said = printed(
         "--peer",
         TO,
         "--kind",
@@ -119,7 +119,7 @@ def test_anchors_cross_nothing_but_the_calibration(tapped) -> None:
     )
     tap.close()
     both_ways = bytes(tap.to_target) + bytes(tap.to_source)
-    assert set(json.loads(said[said.index("{\n") :])["crossed"]) == {
+    assert set(json.loads(said)["crossed"]) == {
         "units received", "calibration sent", "own signature and certificate sent",
     }  # fmt: skip
     assert b"phantom" not in both_ways
