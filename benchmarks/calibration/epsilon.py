@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
+from benchmarks.pages import between
 from ddib_fed.bridge.calibration.aggregates import (
     Cells,
     Floats,
@@ -39,7 +40,6 @@ PICTURES = (500, 1500, 4000)
 DRAWS = 3
 FOLDER = OUT / "epsilon"
 PAGE = OUT.parents[1] / "calibration.md"
-BEGIN, END = "<!-- epsilon: written by benchmarks/calibration/epsilon.py -->", "<!-- end of epsilon -->"
 COLOURS = [f"{source}-{target}" for source, target in DIRECTIONS if not source.startswith("brain")]
 
 
@@ -62,9 +62,8 @@ def main() -> int:
         FOLDER.mkdir(parents=True, exist_ok=True)
         write_json(FOLDER / f"{name}.json", {"delta": 1e-5, "without": plain(directed), "points": points})
     text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
     tables = "\n\n".join(table(path) for path in sorted(FOLDER.glob("*.json")))
-    write_file(PAGE, f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}".encode())
+    write_file(PAGE, between(text, "epsilon", "benchmarks/calibration/epsilon.py", tables).encode())
     return 0
 
 
