@@ -14,6 +14,7 @@ has left its translations.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -42,15 +43,22 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--evaluations", type=int, default=48, help="of one leg")
-    settings = SolverSettings(evaluations=parser.parse_args().evaluations)
+    names = [f"{source}-{target}" for source, target in DIRECTIONS]
+    parser.add_argument("--pairs", nargs="+", choices=names, default=names, metavar="SOURCE-TARGET")
+    given = parser.parse_args()
+    settings = SolverSettings(evaluations=given.evaluations)
     torch.set_num_threads(1)
-    found = []
-    for names in DIRECTIONS:
-        directed = Directed(*names)
-        if (under := calibration_of(directed)) is not None:
-            found.append(measured(directed, under, settings))
-            print(found[-1], flush=True)
-    write_json(REPORT, found)
+    for source, target in DIRECTIONS:
+        directed = Directed(source, target)
+        if directed.name in given.pairs and (under := calibration_of(directed)) is not None:
+            found = measured(directed, under, settings)
+            print(found, flush=True)
+            there = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else []
+            others = [one for one in there if (one["source"], one["target"]) != (source, target)]
+            write_json(
+                REPORT,
+                sorted([*others, found], key=lambda one: DIRECTIONS.index((one["source"], one["target"]))),
+            )
     return 0
 
 

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.calibration.directed import BUILD, DIRECTIONS, OUT, ROOT, Directed
+from benchmarks.calibration.directed import BUILD, CALIBRATED, DIRECTIONS, OUT, ROOT, Directed
 from benchmarks.calibration.table import TABLE
 from benchmarks.calibration.variants import VARIANTS, agreed
 from benchmarks.pages import between, markdown
 from benchmarks.structure_thresholds import REPORT
 from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.files import write_file
+from ddib_fed.metrics.pictures import Pictures
 from ddib_fed.metrics.structure import doubtful, expected, structure
 from ddib_fed.reports.sheets import Stage, save_sheet
 
@@ -50,6 +50,7 @@ EVALUATIONS_OF_SEEDS = 48
 IN_SHEET = (
     ("plain", "as shipped"),
     ("calibrated", "calibrated"),
+    ("rotation-512-pairs", "by 512 pairs"),
     ("retrained", "retrained"),
     ("retrained-0.7", "retrained, depth .7"),
 )
@@ -232,18 +233,16 @@ def _marks(found: list[dict[str, Any]]) -> str:
 def sheet(directed: Directed) -> bool:
     """Draw test pictures as shipped and calibrated, where translations are kept; whether the sheet is there."""
     path = SHEETS / f"{directed.name}-calibrated.png"
-    stacks = {name: BUILD / directed.name / f"{name}.npz" for name, _ in IN_SHEET}
-    if all(stacks[name].exists() for name in ("plain",)) and sum(p.exists() for p in stacks.values()) > 1:
+    stacks = {name: stack for name, _ in IN_SHEET if (stack := _kept(directed, name)) is not None}
+    if "plain" in stacks and len(stacks) > 1:
+        if "calibrated" in stacks:
+            stacks.pop("rotation-512-pairs", None)
         x, truth = directed.test
         rows = np.linspace(0, len(x) - 1, SHOWN).round().astype(int)
         stages = [Stage(directed.source_name, x[rows])]
-        stages += [
-            Stage(title, np.load(stacks[name])["translated"][rows])
-            for name, title in IN_SHEET
-            if stacks[name].exists()
-        ]
+        stages += [Stage(title, stacks[name][rows]) for name, title in IN_SHEET if name in stacks]
         stages.append(Stage(directed.target_name, truth[rows]))
-        marks = _doubtful(directed, stacks["calibrated"])
+        marks = _doubtful(directed, stacks.get("calibrated"))
         notes = dict.fromkeys(part.domain.note for part in directed.pictures)
         caption = ". ".join(notes)
         if len(marks):
@@ -255,13 +254,20 @@ def sheet(directed: Directed) -> bool:
     return path.exists()
 
 
-def _doubtful(directed: Directed, kept: Path) -> np.ndarray:
+def _kept(directed: Directed, variant: str) -> Pictures | None:
+    """Translations that this table or benchmarks/calibration/unpaired.py has left, or None."""
+    path = CALIBRATED / f"{directed.name}-0-{UNPAIRED.get(variant, '')}.npz"
+    path = path if variant in UNPAIRED and path.exists() else BUILD / directed.name / f"{variant}.npz"
+    return np.load(path)["translated"] if path.exists() else None
+
+
+def _doubtful(directed: Directed, translated: Pictures | None) -> np.ndarray:
     """Which calibrated translations are doubtful; nothing where there are none."""
     manifest = directed.bundles[0].manifest
-    if not kept.exists() or manifest.structure is None:
+    if translated is None or manifest.structure is None:
         return np.zeros(0, bool)
     expects = expected(manifest, agreed(directed)[0])
-    figures = structure(directed.test[0], np.load(kept)["translated"], expects)
+    figures = structure(directed.test[0], translated, expects)
     return doubtful(figures, manifest.structure)
 
 
