@@ -95,7 +95,7 @@ def run(config_path: Path, asked: Asked, output_format: str) -> None:
                 {"sha256": signed.sha256, "state": _state(signed), "crossed": peer.crossed, **_plain(made)}
             )
             return
-        _show_outcome(signed, peer, asked)
+        _show_outcome(signed, peer, asked, config.path)
 
 
 def _refuse_kind(config: NodeConfig, asked: Asked) -> None:
@@ -195,7 +195,7 @@ def _show_leaving(made: Calibration, asked: Asked) -> None:
     )
 
 
-def _show_outcome(signed: SignedCalibration, peer: CalibrationPeer, asked: Asked) -> None:
+def _show_outcome(signed: SignedCalibration, peer: CalibrationPeer, asked: Asked, config_path: Path) -> None:
     crossed = ", ".join(f"{name} {count} bytes" for name, count in peer.crossed.items())
     say(f"crossed      {crossed}")
     short = signed.sha256.hex()[:12]
@@ -208,7 +208,7 @@ def _show_outcome(signed: SignedCalibration, peer: CalibrationPeer, asked: Asked
         f"proposed     {short} waits for the operator of {asked.institution}, who runs there:",
         f"  ddib calibrate accept {short} --config node.toml",
         "then, here:",
-        f"  ddib calibrate send {short} --config node.toml",
+        f"  ddib calibrate send {short} --config {config_path}",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ddib_fed.cli.output import lines, number, print_table, size
@@ -47,14 +47,19 @@ def _effect(calibration: Calibration) -> dict[str, str]:
             "distance": f"{before} without it, {after} with it: of the source's colours to the target's",
             "margin": f"{interval(effect.margin)}: the next best solution is farther by this share of the first",
         }
-    return text | {_NAMES.get(name, name): interval(figure) for name, figure in effect.figures.items()}
+    return text | _anchored(effect.figures)
 
 
-_NAMES = {
-    "anchors_psnr": "PSNR, dB",
-    "anchors_psnr_without": "without, dB",
-    "undone_psnr": "undone, dB",
-}
+def _anchored(figures: Mapping[str, Figure]) -> dict[str, str]:
+    """Further figures: those of anchors in words, any others by their names."""
+    shown = {name: interval(figure) for name, figure in figures.items()}
+    text = {}
+    if {"anchors_psnr", "anchors_psnr_without"} <= shown.keys():
+        with_it, without = shown.pop("anchors_psnr"), shown.pop("anchors_psnr_without")
+        text["PSNR"] = f"{without} dB without it, {with_it} dB with it: of the anchors, by the map alone"
+    if "undone_psnr" in shown:
+        text["undone"] = f"{shown.pop('undone_psnr')} dB: pictures mapped and mapped back"
+    return text | shown
 
 
 def show_compared(title: str, rows: Sequence[Compared]) -> None:
