@@ -45,7 +45,7 @@ def _effect(calibration: Calibration) -> dict[str, str]:
     else:
         text = {
             "distance": f"{before} without it, {after} with it: of the source's colours to the target's",
-            "margin": f"{interval(effect.margin)}: the next best solution is farther by this share of the first",
+            "margin": f"{interval(effect.margin)} of the distance without it: so much farther is the next best one",
         }
     return text | _anchored(effect.figures)
 
