@@ -89,6 +89,13 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
     def GetUnits(self, request: pb.GetUnitsRequest, context: grpc.ServicerContext) -> pb.GetUnitsResponse:
         """See calibration.proto."""
         self._open(request.domain)
+        if not self._node.config.policy.calibration_units:
+            raise PolicyDenied(
+                "policy.calibration_units is off: the units of the model are not told",
+                hint=f"[policy] calibration_units = true in {self._node.config.path}, then restart the node",
+                facts={"policy": "calibration_units"},
+            )
+        self._audit("units_served", peer=str(caller()), units=self._node.units_sha256)
         return pb.GetUnitsResponse(units=plain_units(self._node.running_engine.model.manifest.normalisation))
 
     def SignCalibration(

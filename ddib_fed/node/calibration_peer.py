@@ -11,7 +11,6 @@ import grpc
 from pydantic import ValidationError
 
 from ddib_fed.bridge.calibration.aggregates import Aggregate, read_aggregate
-from ddib_fed.bridge.calibration.record import units_digest
 from ddib_fed.errors import (
     AggregateNotFound,
     DdibError,
@@ -75,15 +74,12 @@ class CalibrationPeer:
         self._channel = self._channels.get(institution)
         self._stub = calibration_pb2_grpc.CalibrationServiceStub(self._channel)
 
-    def aggregate(self, units: Normalisation) -> Aggregate:
-        """What the peer's operator published.
-
-        Args:
-            units: Of the peer's model, as it said.
+    def aggregate(self) -> Aggregate:
+        """What the peer's operator published, in the units that its `units_sha256` names.
 
         Raises:
             AggregateNotFound: Nothing was published.
-            MessageInvalid: It is no aggregate, or one of another domain or model.
+            MessageInvalid: It is no aggregate, or one of another domain.
             DdibError: As the peer says, or PeerUnreachable.
         """
         answer = self._ask(self._stub.GetAggregate, pb.GetAggregateRequest(domain=self._domain))
@@ -94,17 +90,17 @@ class CalibrationPeer:
         self.crossed["aggregate received"] = len(answer.aggregate)
         if found.canonical != answer.aggregate:
             raise MessageInvalid(f"{self.hop} sent an aggregate that is not canonical", hop=self.hop)
-        if found.domain != self._domain or found.units_sha256 != units_digest(units):
+        if found.domain != self._domain:
             raise MessageInvalid(
-                f"{self.hop} sent an aggregate of {found.domain} in other units than its model's",
-                hop=self.hop,
+                f"{self.hop} sent an aggregate of {found.domain}, not of {self._domain}", hop=self.hop
             )
         return found
 
     def units(self) -> Normalisation:
-        """The units of the peer's model.
+        """The units of the peer's model, for anchors: mean and deviation of its channels, not noised.
 
         Raises:
+            PolicyDenied: The peer's `policy.calibration_units` does not allow it.
             MessageInvalid: They are none.
             DdibError: As the peer says, or PeerUnreachable.
         """

@@ -155,6 +155,8 @@ class PolicySection(Section):
     calibration: tuple[Kind, ...] = ()
     # A proposal of a peer: "ask" waits for the operator; "auto" signs one whose checks pass and whose figures suffice.
     calibration_accept: Literal["ask", "auto"] = "ask"
+    # Whether a peer that calibrates with anchors is told the units of this model, which are not noised.
+    calibration_units: bool = False
 
 
 class IdentitySection(Section):

@@ -89,8 +89,10 @@ class North:
 def open_pair(tmp_path, institutions, open_target):
     """South's node with a published aggregate, and north; settings are of south's policy."""
 
-    def open_it(*, published: bool = True, calibration: str = ROTATION, accept: str = '"auto"'):
-        target = open_target(calibration=calibration, calibration_accept=accept)
+    def open_it(
+        *, published: bool = True, calibration: str = ROTATION, accept: str = '"auto"', units: str = "true"
+    ):
+        target = open_target(calibration=calibration, calibration_accept=accept, calibration_units=units)
         if published:
             keep_published(target.config, AGGREGATE)
         return target, North(tmp_path / "north", institutions, target.server.address)
@@ -106,8 +108,7 @@ def test_a_proposal_is_signed_by_policy_and_stored_by_both(open_pair) -> None:
     """The aggregate crosses as it was published, and the answer has both signatures."""
     target, north = open_pair()
     with north.calls() as south:
-        units = south.units()
-        assert south.aggregate(units) == AGGREGATE
+        assert south.aggregate() == AGGREGATE
     signed = north.propose(north.signed(agreed()))
     assert signed.complete
     assert target.node.calibrations.find(signed.sha256).signed == signed
@@ -212,7 +213,7 @@ def test_nothing_is_answered_without_a_kind_in_the_policy(open_pair) -> None:
     """The default of a node; the hint says whom to ask."""
     _, north = open_pair(calibration="[]")
     with north.calls() as south:
-        for ask in (south.units, lambda: south.aggregate(Normalisation())):
+        for ask in (south.units, south.aggregate):
             with pytest.raises(PolicyDenied) as refused:
                 ask()
             assert "[policy] calibration" in refused.value.hint
@@ -220,18 +221,37 @@ def test_nothing_is_answered_without_a_kind_in_the_policy(open_pair) -> None:
         north.propose(north.signed(agreed()))
 
 
+def test_units_are_told_only_where_the_policy_says_so(open_pair) -> None:
+    """They are not noised; an aggregate and a proposal need none."""
+    target, north = open_pair(units="false")
+    with north.calls() as south:
+        assert south.aggregate() == AGGREGATE
+        with pytest.raises(PolicyDenied) as refused:
+            south.units()
+    assert "calibration_units = true" in refused.value.hint
+    assert acts(target) == ["aggregate_served"]
+
+
+def test_units_that_were_told_are_in_the_audit_log(open_pair) -> None:
+    """They are those that an aggregate names."""
+    target, north = open_pair()
+    with north.calls() as south:
+        assert units_digest(south.units()) == AGGREGATE.units_sha256
+    assert acts(target) == ["units_served"]
+
+
 def test_what_was_not_published_is_not_served(open_pair) -> None:
     """Nor one of another model, nor of another domain."""
     target, north = open_pair(published=False)
     with north.calls() as south, pytest.raises(AggregateNotFound) as refused:
-        south.aggregate(Normalisation())
+        south.aggregate()
     assert "ddib calibrate publish" in refused.value.hint
     with north.calls("maps") as south, pytest.raises(DomainNotFound):
         south.units()
     replaced = make_aggregate(PICTURES, Normalisation(std=2.0), "moons", generator=np.random.default_rng(1))
     keep_published(target.config, replaced)
     with north.calls() as south, pytest.raises(CalibrationUnits):
-        south.aggregate(Normalisation())
+        south.aggregate()
     assert replaced.units_sha256 != units_digest(Normalisation())
 
 
@@ -277,16 +297,15 @@ def test_what_is_no_calibration_is_refused_before_anything_else(open_pair) -> No
         AGGREGATE.canonical + b" ",
         AGGREGATE.canonical.replace(b'"moons"', b'"maps"'),
         AGGREGATE.canonical.replace(b'"epsilon":1,', b'"epsilon":0.5,'),
-        AGGREGATE.canonical.replace(AGGREGATE.units_sha256.encode(), OTHER.encode()),
     ],
 )
 def test_an_aggregate_that_is_not_what_it_says_is_not_used(open_pair, monkeypatch, content) -> None:
-    """None at all, not canonical, of another domain or model, or with less noise than its epsilon demands."""
+    """None at all, not canonical, of another domain, or with less noise than its epsilon demands."""
     _, north = open_pair()
     forged = SimpleNamespace(canonical=content, sha256=bytes(32), epsilon=1.0, delta=1e-5)
     monkeypatch.setattr(service, "served_aggregate", lambda *_: forged)
     with north.calls() as south, pytest.raises(MessageInvalid) as refused:
-        south.aggregate(south.units())
+        south.aggregate()
     assert refused.value.hop == "target south.example"
 
 
@@ -295,7 +314,7 @@ def test_a_damaged_aggregate_is_not_served(open_pair) -> None:
     target, north = open_pair()
     target.config.paths.aggregate.write_bytes(AGGREGATE.canonical[:-2])
     with north.calls() as south, pytest.raises(AggregateNotFound):
-        south.aggregate(Normalisation())
+        south.aggregate()
 
 
 def test_a_target_without_the_service_is_named(open_target, institutions, tmp_path, monkeypatch) -> None:

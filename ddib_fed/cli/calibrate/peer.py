@@ -81,7 +81,7 @@ def run(config_path: Path, asked: Asked, output_format: str) -> None:
     bundle, now = load_hosted(config), datetime.now(UTC).replace(microsecond=0)
     with calling(config, asked.institution, asked.domain) as peer:
         if asked.existing is not None:
-            made = _existing(asked.existing, asked, config, bundle, peer, now)
+            made = _existing(asked.existing, asked, config, bundle, now)
         elif asked.anchors is not None:
             made = _from_anchors(asked.anchors, asked, config, bundle, peer)
         else:
@@ -114,7 +114,7 @@ def _from_aggregate(asked: Asked, config: NodeConfig, bundle: Bundle, peer: Cali
     from ddib_fed.runs.calibrating import from_aggregate
     from ddib_fed.runs.calibration_pictures import domain_pictures
 
-    aggregate = peer.aggregate(peer.units())
+    aggregate = peer.aggregate()
     say(*aggregate.describe().split("\n"), err=True)
     pictures = domain_pictures(bundle, asked.pictures or config.train.pictures(config.folder)).train
     wanted = _wanted(asked, config, bundle, aggregate.units_sha256)
@@ -149,21 +149,17 @@ def _wanted(asked: Asked, config: NodeConfig, bundle: Bundle, theirs: str) -> Wa
     return Wanted(asked.kind, *sides, asked.days, command, asked.seed, asked.force)
 
 
-def _existing(
-    file: Path, asked: Asked, config: NodeConfig, bundle: Bundle, peer: CalibrationPeer, now: datetime
-) -> Calibration:
-    """The map of a calibration in a file, proposed to the peer with the figures that it has."""
+def _existing(file: Path, asked: Asked, config: NodeConfig, bundle: Bundle, now: datetime) -> Calibration:
+    """The map of a calibration in a file, proposed with the figures that it has; the peer checks its own units."""
     from ddib_fed.bridge.calibration.files import read_calibration
-    from ddib_fed.bridge.calibration.record import units_digest
     from ddib_fed.node.agreeing import refuse_doubtful
 
     found = read_calibration(file)
-    theirs = units_digest(peer.units())
-    source, target = _sides(asked, config, bundle, theirs)
-    if (found.source.units_sha256, found.target.units_sha256) != (source.units_sha256, target.units_sha256):
+    source, target = _sides(asked, config, bundle, found.target.units_sha256)
+    if found.source.units_sha256 != source.units_sha256:
         raise InputError(
-            f"{file} was made for models of other units than those of this node and of {asked.institution}",
-            hint="make one for these models, or leave out --from",
+            f"{file} was made for a model of other units than that of this node",
+            hint="make one for this model, or leave out --from",
         )
     if not asked.force:
         refuse_doubtful(found)

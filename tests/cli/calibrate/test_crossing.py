@@ -30,7 +30,9 @@ def skewed(count: int, *, seed: int, negative: bool = False) -> np.ndarray:
 @pytest.fixture
 def tapped(open_nodes) -> tuple[Operators, Tap]:
     """Both operators, whose nodes reach each other through the tap; south signs by policy."""
-    both = open_nodes(calibration='["rotation", "tone"]', calibration_accept='"auto"')
+    both = open_nodes(
+        calibration='["rotation", "tone"]', calibration_accept='"auto"', calibration_units="true"
+    )
     north, south = both.nodes.source.north, both.nodes.target.south
     tap = Tap(both.nodes.target.server.port, south.pki, north.pki)
     north.store.add(
