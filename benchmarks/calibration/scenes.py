@@ -50,6 +50,8 @@ STRIPE, ROWS = 3, (200, 412)
 WAYS = ("fitted", "cut", "blended", "one-ode", "blended-rotated", "one-ode-rotated", "one-ode-rotated-mixed")
 SHOWN = ("source", "cut", "one-ode", "one-ode-rotated", "one-ode-rotated-mixed", "truth")
 GAP = 8
+Made = tuple[Pictures, Pictures | None, np.ndarray | None]
+"""Translation, what comes back, and the latent, where there are."""
 MOST_TILES = 64
 
 
@@ -61,11 +63,13 @@ class Scene:
         directed: The pair.
         detail: 1 for models of 32 pixels, 2 for 64.
         settings: Of each leg.
+        cycle: Whether the way back is measured, at the cost of the way there.
     """
 
     directed: Directed
     detail: int
     settings: SolverSettings
+    cycle: bool = True
 
     @cached_property
     def pictures(self) -> tuple[Pictures, Pictures]:
@@ -102,23 +106,23 @@ class Scene:
         ]
 
 
-def one_ode(scene: Scene, asked: Asked) -> tuple[Pictures, Pictures, np.ndarray]:
+def one_ode(scene: Scene, asked: Asked) -> Made:
     """Translation, what comes back, and the latent."""
     height, width = scene.pictures[0].shape[2:]
     source, target = (open_party(bundle.of_scenes(height, width)) for bundle in scene.directed.bundles)
-    found = translate_array(scene.pictures[0], source, target, replace(asked, cycle=True))
-    assert found.back is not None
+    found = translate_array(scene.pictures[0], source, target, replace(asked, cycle=scene.cycle))
     return found.translated, found.back, found.latent
 
 
-def of_their_own(scene: Scene, overlap: float, asked: Asked) -> tuple[Pictures, Pictures, None]:
+def of_their_own(scene: Scene, overlap: float, asked: Asked) -> Made:
     """Tiles translated one by one and put together; the way back begins at the finished scene, as a user's would."""
     source, target = (open_party(bundle, together=MOST_TILES) for bundle in scene.directed.bundles)
     there = _tile_by_tile(
         scene, scene.pictures[0], overlap, lambda x: translate_array(x, source, target, asked).translated
     )
-    back = _tile_by_tile(scene, there, overlap, lambda x: _returned(x, source, target, asked))
-    return there, back, None
+    if not scene.cycle:
+        return there, None, None
+    return there, _tile_by_tile(scene, there, overlap, lambda x: _returned(x, source, target, asked)), None
 
 
 def _returned(x: Pictures, source: LocalParty, target: LocalParty, asked: Asked) -> Pictures:
@@ -151,22 +155,22 @@ def _tile_by_tile(
     return found
 
 
-def fitted(scene: Scene, asked: Asked) -> tuple[Pictures, Pictures, None]:
+def fitted(scene: Scene, asked: Asked) -> Made:
     """The scene squeezed to the model's size, translated, and stretched again."""
     x = scene.pictures[0]
     source, target = (open_party(bundle) for bundle in scene.directed.bundles)
     rule = PictureRule(3, scene.tile, scene.tile)
     small, size = to_array(decode_image(encode_png(to_pixels(x)[0])), rule)
-    found = translate_array(small[None], source, target, replace(asked, cycle=True))
-    assert found.back is not None
+    found = translate_array(small[None], source, target, replace(asked, cycle=scene.cycle))
     stretched = [
         from_array(part[0], rule, size).transpose(2, 0, 1)[None].astype(np.float32) / np.float32(127.5) - 1
         for part in (found.translated, found.back)
+        if part is not None
     ]
-    return stretched[0], stretched[1], None
+    return stretched[0], stretched[1] if scene.cycle else None, None
 
 
-def make(scene: Scene, way: str) -> tuple[Pictures, Pictures, np.ndarray | None]:
+def make(scene: Scene, way: str) -> Made:
     """The scene translated in one of the `WAYS`."""
     rotated, mixed = way.removesuffix("-mixed"), way.endswith("-mixed")
     asked = Asked(
@@ -181,7 +185,7 @@ def make(scene: Scene, way: str) -> tuple[Pictures, Pictures, np.ndarray | None]
     return of_their_own(scene, tiles.OVERLAP if plain == "blended" else 0.0, asked)
 
 
-def figures(scene: Scene, made: tuple[Pictures, Pictures, np.ndarray | None]) -> dict[str, Any]:
+def figures(scene: Scene, made: Made) -> dict[str, Any]:
     """Against the truth, of the seams, and of the way back."""
     translated, back, latent = made
     x, truth = scene.pictures
@@ -191,8 +195,9 @@ def figures(scene: Scene, made: tuple[Pictures, Pictures, np.ndarray | None]) ->
         "ssim": float(same.ssim[0]),
         "seams": seams(scene, translated),
         "edges": _steps(translated).mean() / _steps(truth).mean(),
-        "cycle_psnr": float(psnr(back, x)[0]),
     }
+    if back is not None:
+        found["cycle_psnr"] = float(psnr(back, x)[0])
     if latent is not None:
         statistics = measure(torch.from_numpy(latent))
         found |= {"latent_std": statistics.std, "patch_correlation": statistics.correlation}
@@ -244,6 +249,7 @@ def main() -> int:
     )
     parser.add_argument("--shipped", action="store_true", help="the bundles that ship instead")
     parser.add_argument("--evaluations", type=int, default=48, help="of one leg")
+    parser.add_argument("--one-way", action="store_true", help="leave the way back out")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--out", type=Path, default=OUT / "scenes")
     parser.add_argument("--picture", type=Path, help="default: docs/images/pictures/scenes-PAIR.png")
@@ -251,7 +257,9 @@ def main() -> int:
     torch.set_num_threads(1)
     names = [f"{kind}-64" if given.detail == 2 else kind for kind in ("satellite", "relief")]
     directed = Directed(names[0], names[1], None if given.shipped else given.models)
-    scene = Scene(directed, given.detail, SolverSettings(evaluations=given.evaluations))
+    scene = Scene(
+        directed, given.detail, SolverSettings(evaluations=given.evaluations), cycle=not given.one_way
+    )
     path, arrays = given.out / f"{directed.name}.json", BUILD / "scenes" / directed.name
     for folder in (arrays, given.out):
         folder.mkdir(parents=True, exist_ok=True)
@@ -271,12 +279,15 @@ def main() -> int:
     for way in given.ways:
         started = time.process_time()
         made = make(scene, way)
-        np.savez(arrays / f"{way}.npz", translated=made[0], back=made[1])
+        kept = {"translated": made[0], "back": made[1]}
+        np.savez(arrays / f"{way}.npz", **{name: part for name, part in kept.items() if part is not None})
         ways[way] = figures(scene, made) | {"cpu_seconds": round(time.process_time() - started, 1)}
         write_json(path, {**asked, "ways": {name: ways[name] for name in WAYS if name in ways}})
         print(way, ways[way], flush=True)
-    kept = {name: np.load(arrays / f"{name}.npz")["translated"] for name in ways}
-    draw(scene, kept, given.picture or ROOT / "docs" / "images" / "pictures" / f"scenes-{directed.name}.png")
+    stacks = {name: np.load(arrays / f"{name}.npz")["translated"] for name in ways}
+    draw(
+        scene, stacks, given.picture or ROOT / "docs" / "images" / "pictures" / f"scenes-{directed.name}.png"
+    )
     return 0
 
 
