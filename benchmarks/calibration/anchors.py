@@ -1,6 +1,6 @@
 """Heads with a tone curve from 8 anchors, the source's model retrained on its mapped pictures; both directions.
 
-    python -m benchmarks.calibration.anchors --fit --train --measure [--further] [--pairs PAIR] [--seeds 0 1 2]
+    python -m benchmarks.calibration.anchors --fit --train --measure --page [--further] [--pairs PAIR] [--seeds 0]
 
 Anchors are sheets through the slabs that the source alone is trained on, in both contrasts: as if one subject had
 travelled to both scanners. None is in the test part, and the target's model has seen none of them. A seed chooses the
@@ -15,6 +15,7 @@ contrast that the curve leads to (`cycle_psnr_mapped`).
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.calibration.directed import BUILD, OUT, ROOT, Directed
+from benchmarks.pages import between, markdown
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.calibration.anchors import fit
 from ddib_fed.bridge.calibration.files import write_calibration
@@ -38,6 +40,13 @@ from ddib_fed.training.run import train
 from ddib_fed.training.sheet import draw_sheet
 
 Way = tuple[float, float, str]
+COLUMNS = {
+    "psnr": "PSNR dB",
+    "ssim": "SSIM",
+    "partner": "partner among 5",
+    "cycle_psnr": "round trip dB",
+    "cycle_psnr_mapped": "the same in the mapped contrast",
+}
 HEADS = (("brain-t1", "brain-t2"), ("brain-t2", "brain-t1"))
 ANCHORS = 8
 STEPS, BATCH = 500, 16
@@ -70,6 +79,7 @@ def main() -> int:
     parser.add_argument("--pairs", nargs="+", choices=list(names), default=list(names))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "calibrated")
+    parser.add_argument("--page", action="store_true", help="write the table of docs/calibration.md")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for pair in asked.pairs:
@@ -87,7 +97,10 @@ def main() -> int:
                 ways = WAYS + FURTHER_WAYS * asked.further
                 result = OUT / "anchors" / f"{pair}-{seed}.json"
                 result.parent.mkdir(parents=True, exist_ok=True)
-                write_json(result, measured(directed, where, seed, ways))
+                before = json.loads(result.read_bytes()) if result.exists() else {}
+                write_json(result, measured(directed, where, seed, ways, before))
+    if asked.page:
+        write_page(ROOT / "docs" / "calibration.md")
     return 0
 
 
@@ -133,9 +146,13 @@ def retraining(directed: Directed, calibration: Path, seed: int) -> PictureTrain
     )
 
 
-def measured(directed: Directed, where: Path, seed: int, ways: tuple[Way, ...]) -> dict[str, Any]:
-    """Figures of the retrained bundle for each depth, softening and encoder."""
+def measured(
+    directed: Directed, where: Path, seed: int, ways: tuple[Way, ...], before: dict[str, Any]
+) -> dict[str, Any]:
+    """Figures of the retrained bundle for each depth, softening and encoder; what `before` has of it is kept."""
     bundle = load_bundle(where)
+    kept = before["runs"] if before.get("digest") == bundle.digest else []
+    there = {(run["depth"], run["soften_sigma"], run["encoder"]) for run in kept}
     units = bundle.manifest.normalisation
     parties = open_party(bundle), directed.parties[1]
     x = directed.test[0]
@@ -148,10 +165,10 @@ def measured(directed: Directed, where: Path, seed: int, ways: tuple[Way, ...]) 
         "digest": bundle.digest,
         "cpu_seconds_of_training": bundle.manifest.training.figures["cpu_seconds"],
         "map_alone": directed.figures(mapped),
-        "runs": [],
+        "runs": list(kept),
     }
     shown = [x, mapped]
-    for depth, sigma, encoder in ways:
+    for depth, sigma, encoder in (way for way in ways if way not in there):
         settings = SolverSettings(depth=depth, encoder=encoder)
         asked = Asked(settings, cycle=True, soften=sigma, seed=0)
         made = translate_array(x, *parties, asked)
@@ -162,8 +179,34 @@ def measured(directed: Directed, where: Path, seed: int, ways: tuple[Way, ...]) 
         found["runs"].append({**way, **figures})
         shown.append(made.translated)
         print(directed.name, seed, depth, sigma, encoder, _line(figures), flush=True)
-    _sheet([*shown, directed.test[1]], BUILD / f"anchors-{directed.name}-{seed}.png")
+    if not kept:
+        _sheet([*shown, directed.test[1]], BUILD / f"anchors-{directed.name}-{seed}.png")
     return found
+
+
+def write_page(path: Path) -> None:
+    """Put the table of all results between the markers of a page."""
+    results = [json.loads(file.read_bytes()) for file in sorted((OUT / "anchors").glob("*.json"))]
+    rows: list[tuple[Any, ...]] = []
+    for result in results:
+        where = f"{result['source']} → {result['target']}, {result['seed']}"
+        rows.append((where, "the curve alone", *_cells(result["map_alone"])))
+        for run in result["runs"]:
+            way = f"depth {run['depth']:g}, softening {run['soften_sigma']:g}"
+            encoder = "" if run["encoder"] == "ode" else f", {run['encoder']} encoder"
+            rows.append((where, way + encoder, *_cells(run)))
+    columns = ("direction, seed", "way", *COLUMNS.values(), "patch correlation / noise")
+    table = markdown(columns, tuple(rows))
+    path.write_text(between(path.read_text(), "anchors", "benchmarks/calibration/anchors.py", table))
+
+
+def _cells(figures: dict[str, Any]) -> tuple[Any, ...]:
+    found: list[Any] = []
+    for name in COLUMNS:
+        digits = 1 if "psnr" in name else 2
+        parts = [f"{number:.{digits}f}" for number in figures.get(name, {}).values()]
+        found.append(f"{parts[0]} [{parts[1]}, {parts[2]}]" if parts else None)
+    return (*found, figures.get("latent_ratio"))
 
 
 def _sheet(rows: list[Pictures], path: Path) -> None:

@@ -70,8 +70,9 @@ def fit(
     without = [fitted(np.delete(u, i, 0), np.delete(v, i, 0)).apply(u[i : i + 1])[0] for i in range(len(u))]
     found = fitted(u, v)
     before, after = _squares(u, v), _squares(np.stack(without), v)
-    # What a map that knows nothing reaches: a rotation no less than unchanged pictures, another the mean colour.
-    plain = before if kind == "rotation" else _squares(v.mean((0, 2, 3), keepdims=True), v)
+    # A map that knows nothing of the source gives the mean colour; a rotation cannot.
+    mean = _squares(v.mean((0, 2, 3), keepdims=True), v)
+    plain = before if kind == "rotation" or before.mean() < mean.mean() else mean
     draws = np.random.default_rng(seed).integers(0, len(u), (RESAMPLES, len(u)))
     shown = (target, *(np.clip(units[1].plain.undo(part), -1, 1) for part in (u, np.stack(without))))
     back = np.clip(units[0].plain.undo(found.undo(found.apply(u).astype(np.float32))), -1, 1)
