@@ -13,7 +13,8 @@ from ddib_fed.bridge.calibration.aggregates import Aggregate
 from ddib_fed.bridge.calibration.fitting import MOST_PICTURES, propose
 from ddib_fed.bridge.calibration.proposal import Proposal
 from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Kind, Making, units_digest
-from ddib_fed.metrics.pictures import Pictures
+from ddib_fed.errors import ShapeMismatch, UsageError
+from ddib_fed.metrics.pictures import Pictures, picture_rule
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.runs.calibration_pictures import Anchors
@@ -49,6 +50,33 @@ def side(manifest: Manifest, institution: str = "") -> CalibratedSide:
         domain=manifest.domain,
         units_sha256=units_digest(manifest.normalisation),
     )
+
+
+def check_models(source: Manifest, target: Manifest, kind: Kind, *, anchored: bool) -> None:
+    """Return if a calibration of this kind can be made for two models, before any picture is read.
+
+    Raises:
+        UsageError: A model is not one of pictures, the kind is for other channels, or needs anchors.
+        ShapeMismatch: The models are of different sizes or numbers of channels.
+    """
+    for manifest in (source, target):
+        picture_rule(manifest)
+    if source.sample_shape != target.sample_shape:
+        raise ShapeMismatch(
+            f"{source.name} is of {source.sample_shape}, {target.name} of {target.sample_shape}",
+            hint="a calibration is for two models of one size and number of channels",
+        )
+    channels = source.sample_shape[0]
+    if channels != (1 if kind == "tone" else 3):
+        raise UsageError(
+            f"a {kind} is not for pictures of {channels} channel{'s' * (channels > 1)}, as {source.name} has them",
+            hint="--kind rotation or colour-map" if channels > 1 else "--kind tone --anchors A_DIR B_DIR",
+        )
+    if kind == "tone" and not anchored:
+        raise UsageError(
+            "a tone is fitted to anchors: nothing in a histogram of grey tells a contrast from its negative",
+            hint="--kind tone --anchors A_DIR B_DIR; docs/recipes/phantom.md",
+        )
 
 
 def from_aggregate(

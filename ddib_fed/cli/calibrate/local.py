@@ -40,7 +40,7 @@ def make(
     """Make a calibration of two models, write it, and print what is known of it."""
     from ddib_fed.bridge.calibration.files import write_calibration
     from ddib_fed.bridge.threads import torch_threads
-    from ddib_fed.runs.calibrating import Wanted, side
+    from ddib_fed.runs.calibrating import Wanted, check_models, side
 
     if out.exists():
         raise AlreadyExists(f"{out} exists", hint="name another file with --out, or remove this one")
@@ -50,6 +50,7 @@ def make(
             ("pictures", "epsilon", "delta"), "is for aggregates, not for --anchors", hint="leave it out"
         )
     source, target = (open_model(name) for name in local)
+    check_models(source.manifest, target.manifest, kind, anchored=anchors is not None)
     how = "--anchors" if anchors is not None else f"--epsilon {epsilon:g} --delta {delta:g}"
     wanted = Wanted(
         kind,

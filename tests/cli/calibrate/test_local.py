@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from ddib_fed.bridge.calibration.files import read_calibration
 from ddib_fed.cli.main import cli
-from ddib_fed.errors import AlreadyExists, CalibrationIneffective, InputError, UsageError
+from ddib_fed.errors import AlreadyExists, CalibrationIneffective, InputError, ShapeMismatch, UsageError
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.reports.sheets import to_pixels
@@ -117,9 +117,16 @@ def test_what_cannot_be_is_said_before_anything_is_read(desk: Path) -> None:
         ("north", "south", "--count", "4"),
         ("north", "south", "--config", "node.toml"),
         ("north", "south"),
+        ("north", "south", "--kind", "tone", "--anchors", "A", "B"),
+        ("t1", "t2", "--anchors", "A", "B"),
+        ("t1", "t2", "--kind", "tone"),
+        ("moons", "checkerboards"),
     ):
         _, raised = run(*words)
         assert isinstance(raised, UsageError), (words, raised)
+        assert raised.hint
+    _, raised = run("north", "t1")
+    assert isinstance(raised, ShapeMismatch)
 
 
 def test_few_pictures_are_no_aggregate(desk: Path) -> None:
