@@ -191,8 +191,9 @@ class CalibrationPeer:
             error.hint = (
                 f"ask the operator of {self._institution} to run: ddib calibrate publish --config node.toml"
             )
-        elif isinstance(error, PolicyDenied) and error.facts.get("policy") == "calibration":
-            error.hint = f"ask the operator of {self._institution} for [policy] calibration in its node.toml"
+        elif isinstance(error, PolicyDenied) and "policy" in error.facts:
+            setting = error.facts["policy"]
+            error.hint = f"ask the operator of {self._institution} for [policy] {setting} in its node.toml"
         elif isinstance(error, PeerUnreachable) and not error.hint:
             error.hint = f"ddib peer test {self._institution}"
         return error

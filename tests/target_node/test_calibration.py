@@ -228,7 +228,7 @@ def test_units_are_told_only_where_the_policy_says_so(open_pair) -> None:
         assert south.aggregate() == AGGREGATE
         with pytest.raises(PolicyDenied) as refused:
             south.units()
-    assert "calibration_units = true" in refused.value.hint
+    assert "[policy] calibration_units" in refused.value.hint
     assert acts(target) == ["aggregate_served"]
 
 
