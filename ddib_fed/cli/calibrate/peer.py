@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddib_fed.cli.calibrate.asking import confirmed
-from ddib_fed.cli.calibrate.showing import show_calibration
+from ddib_fed.cli.calibrate.showing import how_jobs_use, show_calibration
 from ddib_fed.cli.output import print_json
 from ddib_fed.errors import CalibrationKindDenied, InputError, UsageError
 from ddib_fed.names import is_domain, is_institution
@@ -95,7 +95,7 @@ def run(config_path: Path, asked: Asked, output_format: str) -> None:
                 {"sha256": signed.sha256, "state": _state(signed), "crossed": peer.crossed, **_plain(made)}
             )
             return
-        _show_outcome(signed, peer, asked, config.path)
+        _show_outcome(signed, peer, config)
 
 
 def _refuse_kind(config: NodeConfig, asked: Asked) -> None:
@@ -191,34 +191,18 @@ def _show_leaving(made: Calibration, asked: Asked) -> None:
     )
 
 
-def _show_outcome(signed: SignedCalibration, peer: CalibrationPeer, asked: Asked, config_path: Path) -> None:
+def _show_outcome(signed: SignedCalibration, peer: CalibrationPeer, config: NodeConfig) -> None:
     crossed = ", ".join(f"{name} {count} bytes" for name, count in peer.crossed.items())
     say(f"crossed      {crossed}")
-    short = signed.sha256.hex()[:12]
+    short, target = signed.sha256.hex()[:12], signed.calibration.target.institution
     if signed.complete:
-        say(
-            f"agreed       both institutions have signed {short}; jobs to {asked.institution} use it from now on"
-        )
+        say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
         return
     say(
-        f"proposed     {short} waits for the operator of {asked.institution}, who runs there:",
+        f"proposed     {short} waits for the operator of {target}, who runs there:",
         f"  ddib calibrate accept {short} --config node.toml",
         "then, here:",
-        f"  ddib calibrate send {short} --config {config_path}",
-    )
-
-
-def _show_use(signed: SignedCalibration, asked: Asked) -> None:
-    """What makes jobs use it: nothing for a rotation, a model trained with it for the other kinds."""
-    from ddib_fed.bridge.calibration.record import RETRAINED
-
-    if signed.calibration.kind not in RETRAINED:
-        say(f"jobs to {asked.institution} use it from now on; ddib translate --no-calibration leaves it out")
-        return
-    say(
-        f"jobs to {asked.institution} use it once this node's model is trained with it:",
-        f"  ddib calibrate show {signed.sha256.hex()[:12]} --out calibration.json --config node.toml",
-        "  ddib model train --images PICTURES --init MODEL --calibration calibration.json --out NEW",
+        f"  ddib calibrate send {short} --config {config.path}",
     )
 
 

@@ -9,6 +9,7 @@ from ddib_fed.cli.output import lines, number, print_table, size
 
 if TYPE_CHECKING:
     from ddib_fed.bridge.calibration.record import Calibration, Figure
+    from ddib_fed.node.config import NodeConfig
     from ddib_fed.runs.calibration_report import Compared
 
 
@@ -31,6 +32,31 @@ def show_calibration(calibration: Calibration) -> None:
     if effect.forced:
         text["forced"] = "its figures were refused, and --force took it"
     lines(text)
+
+
+def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...]:
+    """What a source does, once both have signed, so that its jobs use it: lines for its operator.
+
+    Nothing for a rotation; for the other kinds a model that was trained with it, unless the node has one.
+    """
+    from ddib_fed.bridge.calibration.applied import fits
+    from ddib_fed.node.hosted import load_hosted
+    from ddib_fed.training.options import SHIPPED
+
+    short, target, path = calibration.sha256.hex()[:12], calibration.target.institution, config.path
+    if fits(calibration, load_hosted(config).manifest):
+        return (f"jobs to {target} use it from now on; ddib translate --no-calibration leaves it out",)
+    model = config.paths.bundle
+    named = config.train.pictures(config.folder) or "PICTURES"
+    own = f"--domain {named}" if named in SHIPPED else f"--images {named}"
+    name = config.model.bundle_domain or config.model.domain
+    file, trained = config.folder / f"{short}.json", config.folder / f"{model.name}-{short}"
+    return (
+        f"jobs to {target} use it once this node's model is trained with it:",
+        f"  ddib calibrate show {short} --out {file} --config {path}",
+        f"  ddib model train {own} --name {name} --init {model} --calibration {file} --out {trained}",
+        f'then [model] bundle = "{trained.name}" in {path}, and restart the node',
+    )
 
 
 def _effect(calibration: Calibration) -> dict[str, str]:

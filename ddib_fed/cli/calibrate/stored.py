@@ -10,7 +10,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.calibrate.asking import YES, confirmed
-from ddib_fed.cli.calibrate.showing import show_calibration
+from ddib_fed.cli.calibrate.showing import how_jobs_use, show_calibration
 from ddib_fed.cli.output import print_json, print_table
 from ddib_fed.errors import RefusedError
 from ddib_fed.terminal import say
@@ -79,7 +79,7 @@ def send(config_path: Path, name: str) -> None:
         signed = agreeing.send(config, calibration, peer, now=datetime.now(UTC))
     short, target = signed.sha256.hex()[:12], calibration.target.institution
     if signed.complete:
-        say(f"agreed       both institutions have signed {short}; jobs to {target} use it from now on")
+        say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
     else:
         say(f"proposed     {short} still waits for the operator of {target}: ddib calibrate accept {short}")
 

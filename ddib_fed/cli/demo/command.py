@@ -93,7 +93,7 @@ def demonstrate(out: Path, *, keep: bool, points: int, models: Mapping[str, Path
                 say(f"left out: {part.skipped.figures['skipped']}; {part.skipped.figures['command']}")
                 outcomes.append(part.skipped)
                 continue
-            pair = Pair.of(out, *part.sites, part.person, part.calibration)
+            pair = Pair.of(out, *part.sites, part.person, part.calibrations)
             nodes.enter_context(pair.running(keep=keep))
             outcomes.append(part.translate(pair))
             show_outcome(outcomes[-1])
@@ -117,7 +117,7 @@ class Part:
         translate: Function that runs while both nodes serve.
         shown: Example files for the user's own commands; `{out}` is the demo's folder.
         skipped: The report's entry if the part cannot run here.
-        calibration: Kind of calibration that both nodes' policies allow; empty for none.
+        calibrations: Kinds of calibration that both nodes' policies allow.
     """
 
     heading: str
@@ -126,7 +126,7 @@ class Part:
     translate: Callable[[Pair], Outcome]
     shown: str
     skipped: Outcome | None = None
-    calibration: str = ""
+    calibrations: tuple[str, ...] = ()
 
 
 def _parts(points: int, models: Mapping[str, Path]) -> tuple[Part, Part]:
@@ -149,7 +149,7 @@ def _parts(points: int, models: Mapping[str, Path]) -> tuple[Part, Part]:
             demo_pictures.translate_pictures,
             "{out}/pictures/in/*.png",
             demo_pictures.missing(models),
-            demo_pictures.CALIBRATION,
+            (demo_pictures.CALIBRATION,),
         ),
     )
 

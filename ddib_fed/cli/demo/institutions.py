@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,24 +89,40 @@ class Institution:
             raise InternalError("`ddib init node` printed no fingerprint")
         return words[0]
 
-    def allow_calibration(self, show: Show, kind: str) -> None:
-        """Let its policy allow calibrations of a kind; a target signs one without asking if its figures support it.
+    def allow_calibrations(self, show: Show, kinds: Sequence[str]) -> None:
+        """Let its policy allow calibrations of these kinds; a target signs those whose figures suffice unasked.
 
         Raises:
             InternalError: Its node.toml has not the lines that `ddib init node` writes.
         """
-        settings = [("calibration", "[]", f'["{kind}"]')]
+        listed = ", ".join(f'"{kind}"' for kind in kinds)
+        self.configure(show, "policy", "calibration", "[]", f"[{listed}]")
         if self.role == "target":
-            settings.append(("calibration_accept", '"ask"', '"auto"'))
-        text = self.config_path.read_text(encoding="utf-8")
-        for key, default, value in settings:
-            text, found = re.subn(
-                rf"^# {key} = {re.escape(default)}( .*)$", rf"{key} = {value}\1", text, flags=re.MULTILINE
-            )
-            if found != 1:
-                raise InternalError(f"{self.config_path} has no line for {key}")
-            show(f"# {self.config_path}: [policy] {key} = {value}")
+            self.configure(show, "policy", "calibration_accept", '"ask"', '"auto"')
+
+    def configure(self, show: Show, section: str, key: str, default: str, value: str) -> None:
+        """Replace a value of node.toml, which its node reads when it starts.
+
+        Args:
+            show: Gets the change.
+            section: Of node.toml, for `show`.
+            key: What is replaced.
+            default: Its value in the file so far, in TOML; the line may be a comment.
+            value: The new one, in TOML.
+
+        Raises:
+            InternalError: Its node.toml has no such line, or several.
+        """
+        text, found = re.subn(
+            rf"^(?:# )?{key} = {re.escape(default)}( .*)?$",
+            lambda line: f"{key} = {value}{line[1] or ''}",
+            self.config_path.read_text(encoding="utf-8"),
+            flags=re.MULTILINE,
+        )
+        if found != 1:
+            raise InternalError(f"{self.config_path} has {found} lines {key} = {default}")
         self.config_path.write_text(text, encoding="utf-8")
+        show(f"# {self.config_path}: [{section}] {key} = {value}")
 
     @property
     def peer_file(self) -> Path:

@@ -52,17 +52,21 @@ class Pair:
         source: The institution whose pictures or points are translated.
         target: The institution of the target domain.
         person: The client's name.
-        calibration: Kind of calibration that both policies allow; empty for none, as at a real node.
+        calibrations: Kinds of calibration that both policies allow; none by default, as at a real node.
+        settings: Further changes of both node.toml: section, key, default and value (`Institution.configure`).
     """
 
     out: Path
     source: Institution
     target: Institution
     person: str
-    calibration: str = ""
+    calibrations: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str, str, str], ...] = ()
 
     @classmethod
-    def of(cls, out: Path, source: Site, target: Site, person: str, calibration: str = "") -> Pair:
+    def of(
+        cls, out: Path, source: Site, target: Site, person: str, calibrations: tuple[str, ...] = ()
+    ) -> Pair:
         """Two institutions, not yet set up, on free ports; their folders are named by their first labels."""
         from ddib_fed.cli.demo.institutions import Institution, free_ports
 
@@ -70,7 +74,7 @@ class Pair:
             Institution(site.name, role, site.domain, out / site.name.partition(".")[0], port, site.bundle)
             for site, role, port in zip((source, target), ("source", "target"), free_ports(2), strict=True)
         )
-        return cls(out, first, second, person, calibration)
+        return cls(out, first, second, person, calibrations)
 
     @property
     def institutions(self) -> tuple[Institution, Institution]:
@@ -115,8 +119,10 @@ class Pair:
         source.admit(show, target.peer_file, target_print)
         target.admit(show, source.peer_file, source_print)
         for institution in self.institutions:
-            if self.calibration:
-                institution.allow_calibration(show, self.calibration)
+            if self.calibrations:
+                institution.allow_calibrations(show, self.calibrations)
+            for setting in self.settings:
+                institution.configure(show, *setting)
             institution.start(show)
         run_command(
             show, "init", "client", "--node-config", self.source.config_path, "--name", self.person,
@@ -155,23 +161,37 @@ class Pair:
         require_finished(job, f"source {profile.institution}")
         return sorted(delivered, key=lambda result: result.item)
 
-    def calibrate(self) -> Calibration:
-        """Publish an aggregate of the target's pictures, and calibrate the source to it, as the operators do."""
+    def publish(self) -> None:
+        """Publish an aggregate of the target's pictures, as its operator does."""
+        from ddib_fed.cli.demo.institutions import run_command
+
+        target = self.target
+        words = ("publish", "--config", target.config_path, "--pictures", target.domain, "--yes")
+        say(*run_command(show, "calibrate", *words).splitlines())
+
+    def agree(self, kind: str) -> Calibration:
+        """Calibrate the source to what the target published, as its operator does."""
         from ddib_fed.cli.demo.institutions import run_command
         from ddib_fed.node.config import NodeConfig
         from ddib_fed.trust.calibration_store import CalibrationStore
 
-        source, target = self.institutions
-        for words in (
-            ("publish", "--config", target.config_path, "--pictures", target.domain, "--yes"),
-            ("--peer", self.to, "--config", source.config_path, "--pictures", source.domain,
-             "--kind", self.calibration, "--yes"),
-        ):  # fmt: skip
-            say(*run_command(show, "calibrate", *words).splitlines())
+        source, target = self.source, self.target
+        words = (
+            "--peer",
+            self.to,
+            "--config",
+            source.config_path,
+            "--pictures",
+            source.domain,
+            "--kind",
+            kind,
+            "--yes",
+        )
+        say(*run_command(show, "calibrate", *words).splitlines())
         store = CalibrationStore(NodeConfig.load(source.config_path).paths.calibrations)
         places = (source.name, source.domain), (target.name, target.domain)
         found = store.active(*places, now=datetime.now(UTC))
-        if found is None:
+        if found is None or found.signed.calibration.kind != kind:
             raise InternalError("`ddib calibrate --peer` left no calibration that both have signed")
         return found.signed.calibration
 

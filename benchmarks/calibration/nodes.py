@@ -1,0 +1,283 @@
+"""A calibration and all test pictures between two nodes, by the commands that their operators and a client type.
+
+    python -m benchmarks.calibration.nodes [--pair satellite-relief] [--kind colour-map] [--steps 400]
+
+Two institutions with the shipped models in one folder, their nodes as processes. The target publishes one aggregate of
+its training pictures (epsilon 1, noise from the system's generator), the source calibrates to it, and for a colour map
+its model is trained again with what both signed. The client translates the same files before and after. Figures are of
+the files that the client wrote and of their records; JSON in docs/benchmarks/calibration/nodes, table in
+docs/calibration.md. With --measure FOLDER nothing runs but the figures of an earlier --out FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
+from benchmarks.calibration.nodes_page import write_page
+from ddib_fed.bridge.translation_record import Translation
+from ddib_fed.cli.demo.album import Chosen, read_unit
+from ddib_fed.cli.demo.institutions import run_command
+from ddib_fed.cli.demo.nodes import Pair, Site
+from ddib_fed.files import write_json
+from ddib_fed.metrics.baselines import HistogramMatch
+from ddib_fed.metrics.bootstrap import Resamples, resample
+from ddib_fed.metrics.pictures import Pictures
+
+FOLDER = OUT / "nodes"
+INSTITUTIONS = ("east.example", "west.example")
+PERSON = "bob"
+LEAST_DEPTH = 0.7
+BATCH = 32
+CROSSED = "crossed.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One job of all pictures.
+
+    Attributes:
+        name: Its folder, and its name in the JSON.
+        depth: `--depth`.
+        cycle: `--cycle`.
+    """
+
+    name: str
+    depth: float = 1.0
+    cycle: bool = True
+
+
+PLAIN = Run("uncalibrated")
+ROTATION = (Run("rotation"), Run("rotation-0.7", LEAST_DEPTH))
+COLOUR_MAP = (Run("colour-map"), Run("colour-map-0.7", LEAST_DEPTH))
+BESIDE = (Run("rotation", cycle=False),)
+"""With a colour map, while its model is not trained yet."""
+NAMES = tuple(run.name for run in (PLAIN, *ROTATION, *COLOUR_MAP))
+
+
+@dataclass
+class Some(Directed):
+    """A directed pair with evenly spaced test pictures only.
+
+    Attributes:
+        count: How many; 0 for all.
+    """
+
+    count: int = 0
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Rows of the test part."""
+        total = len(self.pictures[0].test)
+        return np.linspace(0, total - 1, self.count or total).round().astype(int)
+
+    @property
+    def test(self) -> tuple[Pictures, Pictures]:
+        """Sources and truths of these rows."""
+        source, target = super().test
+        return source[self.rows], target[self.rows]
+
+    @cached_property
+    def drawn(self) -> Resamples:
+        """Draws of these rows."""
+        return resample(len(self.rows), self.clusters[self.rows])
+
+
+def main() -> int:
+    """Run, measure, write JSON and page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [f"{source}-{target}" for source, target in DIRECTIONS if not source.startswith("brain")]
+    parser.add_argument("--pair", choices=names, default=names[0], metavar="SOURCE-TARGET")
+    parser.add_argument("--kind", choices=["rotation", "colour-map"], default="colour-map")
+    parser.add_argument("--steps", type=int, default=400, help="of the source's training")
+    parser.add_argument(
+        "--count", type=int, default=0, help="translate so many test pictures; writes no page"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep everything in this new folder")
+    parser.add_argument("--measure", type=Path, metavar="FOLDER", help="only the figures of such a folder")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    directed = Some(*given.pair.split("-"), count=given.count)
+    with ExitStack() as kept:
+        folder = given.measure or given.out or Path(kept.enter_context(tempfile.TemporaryDirectory()))
+        if given.measure is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            between_nodes(folder, directed, given.kind, given.steps)
+        found = {**measured(folder, directed), "steps": given.steps}
+    if given.count:
+        print(json.dumps(found, indent=2))
+        return 0
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    write_json(FOLDER / f"{given.pair}.json", found)
+    write_page(given.pair, found)
+    return 0
+
+
+def between_nodes(folder: Path, directed: Directed, kind: str, steps: int) -> None:
+    """All commands; what they leave is below the folder."""
+    source, target = (
+        Site(name, domain)
+        for name, domain in zip(INSTITUTIONS, (directed.source_name, directed.target_name), strict=True)
+    )
+    kinds = ("rotation",) if kind == "rotation" else ("rotation", "colour-map")
+    pair = replace(
+        Pair.of(folder, source, target, PERSON, kinds),
+        settings=(
+            ("policy", "least_depth", "1.0", f"{LEAST_DEPTH:g}"),
+            ("engine", "threads", "0", "1"),
+        ),
+    )
+    files = Chosen(tuple(range(len(directed.test[0]))), *directed.test).write(folder / "in")
+    crossed: dict[str, Any] = {}
+    with pair.running(keep=False):
+        _translate(pair, files, PLAIN)
+        with _timed("publish"):
+            pair.publish()
+        crossed["rotation"] = _agree(pair, "rotation")
+        for run in ROTATION if kind == "rotation" else BESIDE:
+            _translate(pair, files, run)
+        if kind == "colour-map":
+            crossed["colour-map"] = _agree(pair, "colour-map")
+            _retrain(pair, crossed["colour-map"]["sha256"], steps)
+            for run in COLOUR_MAP:
+                _translate(pair, files, run)
+    write_json(folder / CROSSED, crossed)
+
+
+def _translate(pair: Pair, files: list[Path], run: Run) -> None:
+    words = ["--to", pair.to, "--out", pair.out / run.name, "--keep-latents", "--profile", pair.profile]
+    words += ["--cycle"] if run.cycle else []
+    words += ["--depth", f"{run.depth:g}"] if run.depth < 1 else []
+    with _timed(run.name):
+        run_command(_brief, "translate", *files, *words)
+
+
+def _agree(pair: Pair, kind: str) -> dict[str, Any]:
+    """`ddib calibrate --peer`; what it reports: digest, state, bytes that crossed, the calibration."""
+    with _timed(f"calibrate {kind}"):
+        printed = run_command(
+            _brief, "calibrate", "--peer", pair.to, "--kind", kind, "--pictures", pair.source.domain, "--yes",
+            "--config", pair.source.config_path, "--format", "json",
+        )  # fmt: skip
+    found: dict[str, Any] = json.loads(printed[printed.index("{\n") :])
+    if found["state"] != "signed":
+        raise SystemExit(f"the target has not signed: {found['state']}")
+    return found
+
+
+def _retrain(pair: Pair, sha256: str, steps: int) -> None:
+    """The source's model again, on its pictures mapped by what both signed; its node then serves it."""
+    source = pair.source
+    file = source.folder / "colours.json"
+    run_command(_brief, "calibrate", "show", sha256[:12], "--out", file, "--config", source.config_path)
+    with _timed("train"):
+        run_command(
+            _brief, "model", "train", "--domain", source.domain, "--init", source.folder / "model",
+            "--calibration", file, "--out", source.folder / "mapped", "--steps", str(steps), "--batch", str(BATCH),
+            "--microbatch", str(BATCH), "--precision", "bfloat16",
+        )  # fmt: skip
+    source.stop()
+    source.configure(_brief, "model", "bundle", '"model"', '"mapped"')
+    source.start(_brief)
+    source.wait_ready()
+
+
+def _brief(command: str) -> None:
+    """A command with its many files as one pattern."""
+    words = command.split(" ")
+    files = [word for word in words if word.endswith(".png")]
+    if files:
+        words = [word for word in words if word not in files[1:]]
+        words[words.index(files[0])] = str(Path(files[0]).parent / "*.png")
+    print("$", " ".join(words), flush=True)
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    started = time.perf_counter(), time.process_time()
+    yield
+    wall, own = time.perf_counter() - started[0], time.process_time() - started[1]
+    print(f"# {what}: {wall:.0f} s, {own:.0f} CPU s of this process", flush=True)
+
+
+def measured(folder: Path, directed: Some) -> dict[str, Any]:
+    """Figures of each job whose results are there, of histogram matching and of what crossed."""
+    matched = HistogramMatch.fit(*directed.unpaired)(directed.test[0])
+    found = {
+        "source": directed.source_name,
+        "target": directed.target_name,
+        "count": len(directed.test[0]),
+        "clusters": len(np.unique(directed.clusters[directed.rows])),
+        "histogram": directed.figures(matched),
+        "truth_distance": directed.truth_distance,
+        "runs": {name: _figures(folder / name, directed) for name in NAMES if (folder / name).is_dir()},
+        "crossed": json.loads((folder / CROSSED).read_text(encoding="utf-8")),
+    }
+    for figures in found["runs"].values():
+        figures["less_than_uncalibrated"] = _lost(figures, found["runs"][PLAIN.name], directed)
+    for figures in found["runs"].values():
+        del figures["of_each"]
+    return found
+
+
+def _figures(folder: Path, directed: Some) -> dict[str, Any]:
+    """Of one job: of its files, as `Directed.figures` has them, and of its records."""
+    names = [f"{row:03}" for row in range(len(directed.test[0]))]
+    cycle = (folder / f"{names[0]}.returned.png").is_file()
+    records = [Translation.read(folder / f"{name}.json") for name in names]
+    translated = np.stack([read_unit(folder / f"{name}.png") for name in names])
+    latent = np.concatenate([np.load(folder / f"{name}.latent.npy") for name in names]).astype(np.float32)
+    back = np.stack([read_unit(folder / f"{name}.returned.png") for name in names]) if cycle else None
+    each = {
+        "latent_std": [record.latent.std for record in records],
+        "latent_correlation": [record.latent.correlation for record in records],
+        **({"recorded_cycle_psnr": [record.picture.cycle_psnr for record in records]} if cycle else {}),
+    }
+    first, recorded = records[0], each.get("recorded_cycle_psnr")
+    return {
+        "figures": directed.figures(translated, back=back, latent=latent),
+        "records": {name: directed.drawn.mean(np.array(values)) for name, values in each.items()},
+        "least_cycle_psnr": None if recorded is None else min(recorded),
+        "doubtful": {
+            doubt: sum(doubt in (record.doubts or ()) for record in records)
+            for doubt in ("cycle_psnr", "structure")
+        },
+        "wire_bytes": {
+            "least": min(r.wire_bytes for r in records),
+            "most": max(r.wire_bytes for r in records),
+        },
+        "solver": first.solver.model_dump(mode="json"),
+        "soften_sigma": first.soften_sigma,
+        "calibration": {"kind": first.calibration_kind, "sha256": first.calibration_sha256},
+        "source_model_sha256": first.source_model_sha256,
+        "target_model_sha256": first.target_model_sha256,
+        "of_each": each,
+    }
+
+
+def _lost(figures: dict[str, Any], plain: dict[str, Any], directed: Some) -> dict[str, Any]:
+    """What the records' figures lost against those without a calibration, picture by picture, with intervals."""
+    return {
+        name: directed.drawn.mean(np.array(plain["of_each"][name]) - np.array(values))
+        for name, values in figures["of_each"].items()
+        if name in plain["of_each"]
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
