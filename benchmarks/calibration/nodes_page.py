@@ -123,7 +123,13 @@ def _sent(found: Mapping[str, Any]) -> str:
 
 
 def _bounds(found: Mapping[str, Any]) -> str:
-    columns = ("bounds of issue 11", *NAMES.values(), "all intervals beyond histogram matching")
+    columns = (
+        "held against bounds",
+        *NAMES.values(),
+        "all four intervals beyond histogram matching",
+        "round trip less than without, dB",
+        "patch correlation more than without",
+    )
     rows = []
     for name in BOUNDS:
         if name in found["runs"]:
@@ -132,7 +138,11 @@ def _bounds(found: Mapping[str, Any]) -> str:
                 f"{row.value:.3g} {'≤' if row.name == 'frechet_early' else '≥'} {row.bound:.3g}: {_yes(row.holds)}"
                 for row in held_
             ]
-            rows.append((TITLES[name], *cells, _yes(all(row.beyond_histogram for row in held_))))
+            lost = found["runs"][name]["less_than_uncalibrated"]
+            more = {key: -lost["latent_correlation"][key] for key in ("value", "low", "high")}
+            more["low"], more["high"] = more["high"], more["low"]
+            beyond = _yes(all(row.beyond_histogram for row in held_))
+            rows.append((TITLES[name], *cells, beyond, ranged(lost.get("recorded_cycle_psnr")), ranged(more)))
     return markdown(columns, tuple(rows))
 
 

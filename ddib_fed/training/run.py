@@ -138,6 +138,7 @@ def _open_pictures(
         require_outside(out, config.images)
     pictures = open_source(config, source, say=say, progress=on_scan)
     found: dict[str, Any] = {}
+    name = config.domain or pictures.name
     if config.images is not None:
         # What most pictures have becomes a setting, so that a recipe of this run carries it.
         found["channels"] = pictures.shape[0]
@@ -146,6 +147,7 @@ def _open_pictures(
         found["init_digest"] = start.bundle.digest
     if start.bundle is not None and start.normal is not None and start.normal.calibrated is not None:
         found["calibration_digest"] = map_digest(start.normal.calibrated)
+        name = start.bundle.manifest.domain  # the calibration's: a node of that domain is to serve it
         if "soften_sigma" not in config.model_fields_set:
             # Both sides of a bridge soften alike, so the run keeps what the model had.
             found["soften_sigma"] = start.bundle.manifest.soften_sigma
@@ -153,7 +155,7 @@ def _open_pictures(
         found["generator_digest"] = load_bundle(config.generator).digest
     return _Opened(
         config.model_copy(update=found),
-        config.domain or pictures.name,
+        name,
         pictures.digest,
         lambda settled: PictureTask(settled, pictures, start),
     )

@@ -49,12 +49,11 @@ def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...
     model = config.paths.bundle
     named = config.train.pictures(config.folder) or "PICTURES"
     own = f"--domain {named}" if named in SHIPPED else f"--images {named}"
-    name = config.model.bundle_domain or config.model.domain
     file, trained = config.folder / f"{short}.json", config.folder / f"{model.name}-{short}"
     return (
         f"jobs to {target} use it once this node's model is trained with it:",
         f"  ddib calibrate show {short} --out {file} --config {path}",
-        f"  ddib model train {own} --name {name} --init {model} --calibration {file} --out {trained}",
+        f"  ddib model train {own} --init {model} --calibration {file} --out {trained}",
         f'then [model] bundle = "{trained.name}" in {path}, and restart the node',
     )
 

@@ -57,5 +57,4 @@ def test_a_curve_is_used_by_a_model_trained_with_it(north) -> None:
     for line in (show, train):
         assert north.folder / f"{short}.json" in parsed(line).values()
     assert f"--init {north.folder / 'model'} " in train
-    assert "--name scans " in train
     assert f'bundle = "model-{short}" in {north.path}' in then

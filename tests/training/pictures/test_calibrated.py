@@ -133,8 +133,9 @@ def test_a_run_with_a_calibration_is_short_and_runs_without_keep_their_identity(
 
 @pytest.mark.slow
 def test_a_calibrated_run_goes_on_where_it_was_stopped_and_not_with_another_map(tiny, tmp_path):
-    """Its spectrum is that of mapped pictures; softening stays that of the initial model."""
+    """Its spectrum is that of mapped pictures; softening and domain stay those of the initial model."""
     source = replace(spots_source(1), labels=None, classes=())
+    renamed = replace(source, name="a-folder")
     network = {**tiny.network, "patch": 2, "spectral": True}
     first = tiny.model_copy(update={"network": network, "steps": 2, "soften_sigma": 0.07})
     own = train(first, tmp_path / "own", source=source).manifest
@@ -143,11 +144,12 @@ def test_a_calibrated_run_goes_on_where_it_was_stopped_and_not_with_another_map(
         init=tmp_path / "own", calibration=tmp_path / "c.json", batch=8, steps=4, samples=1, dtype="float32"
     )
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "made", stop_at(2), source=source)
-    train(config, tmp_path / "made", source=source, resume=True)
+        train(config, tmp_path / "made", stop_at(2), source=renamed)
+    train(config, tmp_path / "made", source=renamed, resume=True)
     made, plain = load_bundle(tmp_path / "made"), load_bundle(tmp_path / "own")
     assert made.manifest.normalisation == own.normalisation.model_copy(update={"calibrated": FLIP})
     assert made.manifest.soften_sigma == 0.07
+    assert made.manifest.domain == own.domain
     assert made.manifest.structure != plain.manifest.structure
     means = [float(bundle.state["spectrum.mean"].mean()) for bundle in (plain, made)]
     assert np.sign(means[0]) != np.sign(means[1]) or abs(means[0] - means[1]) > 0.1
