@@ -112,7 +112,8 @@ def _of_anchors(name: str, variant: str) -> list[dict[str, Any]]:
     depth = ANCHORS[variant]
     if depth is None:
         return [{"figures": one["map_alone"]} for one in files]
-    return [{"figures": next(run for run in one["runs"] if run["depth"] == depth)} for one in files]
+    runs = [next((run for run in one["runs"] if run["depth"] == depth), None) for one in files]
+    return [{"figures": run} for run in runs if run is not None]
 
 
 def _mean(figures: list[dict[str, Any]]) -> dict[str, Any]:
