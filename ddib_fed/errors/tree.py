@@ -1,0 +1,83 @@
+"""The root of the error tree, what a command ends with, and the fields in which two contracts differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """What the `ddib` and node commands end with; documented in docs/cli.md and tested."""
+
+    OK = 0
+    INTERNAL = 1
+    USAGE = 2
+    BAD_INPUT = 3
+    CONTRACT = 4
+    REFUSED = 5
+    NOT_FOUND = 6
+    CONFLICT = 7
+    EXHAUSTED = 8
+    UNAVAILABLE = 9
+    CORRUPT = 10
+    JOB_FAILED = 11
+    CANCELLED = 12
+    OUT_OF_BOUNDS = 13
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field in which two contracts differ.
+
+    Attributes:
+        field: Name of the field in the contract, e.g. ``sample_shape``.
+        source: The source side's value, as text.
+        target: The target side's value, as text.
+        remedy: What to do about it, one sentence.
+    """
+
+    field: str
+    source: str
+    target: str
+    remedy: str
+
+
+class DdibError(Exception):
+    """Root of the error tree.
+
+    Args:
+        detail: What failed, with the thing's name; for this machine's log and terminal only.
+        hint: The next command or step to try; for this machine only.
+        hop: Where it failed, e.g. ``client``, ``source north.example``, ``target south.example``.
+        facts: Short values that may cross the wire.
+        retry_after_s: Seconds after which a retry makes sense.
+        differences: Fields in which contracts differ (ContractMismatch only).
+        incident: The id under which the failing node logged it; set on errors read from the wire.
+    """
+
+    reason: ClassVar[str] = "INTERNAL"
+    status: ClassVar[str] = "INTERNAL"
+    exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
+    sentence: ClassVar[str] = "internal error"
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        hint: str = "",
+        hop: str = "",
+        facts: Mapping[str, str | int | float] | None = None,
+        retry_after_s: float | None = None,
+        differences: tuple[Difference, ...] = (),
+        incident: str = "",
+    ) -> None:
+        super().__init__(detail or self.sentence)
+        self.detail = detail or self.sentence
+        self.hint = hint
+        self.hop = hop
+        self.facts: dict[str, str] = {k: str(v) for k, v in (facts or {}).items()}
+        self.retry_after_s = retry_after_s
+        self.differences = differences
+        self.incident = incident
