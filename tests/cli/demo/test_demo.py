@@ -147,9 +147,9 @@ def test_the_policies_of_the_demo_are_what_the_shown_lines_say(tmp_path, role, a
     (tmp_path / "node.toml").write_text(text)
     node, shown = Institution("x.example", role, "relief", tmp_path, 1), []
     assert NodeConfig.load(node.config_path).policy.calibration == ()
-    node.allow_calibration(shown.append, "rotation")
+    node.allow_calibrations(shown.append, ["rotation"])
     policy = NodeConfig.load(node.config_path).policy
     assert (policy.calibration, policy.calibration_accept) == (("rotation",), accept)
     assert len(shown) == (1 if role == "source" else 2)
     with pytest.raises(InternalError):
-        node.allow_calibration(shown.append, "rotation")  # the lines are other ones now
+        node.allow_calibrations(shown.append, ["rotation"])  # the lines are other ones now
