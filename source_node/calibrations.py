@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from ddib_fed.bridge.calibration.applied import fits
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.errors import CalibrationRefused
-from ddib_fed.node.calibrating import usable_calibration
+from ddib_fed.node.calibration.checks import usable_calibration
 from ddib_fed.node.role import NodeContext
 from ddib_fed.trust.calibration_store import Place
 from ddib_fed.wire.calibration import CalibrationTerms

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ddib_fed.bridge.calibration.applied import check_target
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.errors import ContractMismatch, Difference
-from ddib_fed.node.calibrating import usable_calibration
+from ddib_fed.node.calibration.checks import usable_calibration
 from ddib_fed.node.role import NodeContext
 from ddib_fed.wire.contract import Contract
 

@@ -31,7 +31,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.files import write_json
 from ddib_fed.models.bundle import CALIBRATION_FILE, MANIFEST_FILE, WEIGHTS_FILE, amend_bundle, load_bundle
-from ddib_fed.runs.calibrating import Wanted, from_aggregate, side
+from ddib_fed.runs.calibration.making import Wanted, from_aggregate, side
 from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.run import train
 from ddib_fed.training.sheet import thresholds

@@ -25,7 +25,7 @@ from ddib_fed.metrics.gaussian_bridge import GaussianBridge
 from ddib_fed.metrics.pictures import Pictures
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.runs.calibrating import Wanted, from_aggregate, side
+from ddib_fed.runs.calibration.making import Wanted, from_aggregate, side
 from ddib_fed.runs.supervised import supervised
 
 DRAWS_OF_PAIRS = 5

@@ -17,7 +17,7 @@ from ddib_fed.errors import DdibError
 from ddib_fed.node import startup
 from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.calibration_overview import overview
+from ddib_fed.node.calibration.overview import overview
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.hosted import open_engine
 from ddib_fed.node.issuer import IdentityServicer

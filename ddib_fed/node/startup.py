@@ -16,7 +16,7 @@ from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.admin import check_socket
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.calibration_overview import overview, unusable_with
+from ddib_fed.node.calibration.overview import overview, unusable_with
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.hosted import open_engine
 from ddib_fed.node.role import find_roles

@@ -11,8 +11,8 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.metrics.bootstrap import resample
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
-from ddib_fed.runs.calibration_pictures import Anchors
-from ddib_fed.runs.calibration_report import (
+from ddib_fed.runs.calibration.pictures import Anchors
+from ddib_fed.runs.calibration.report import (
     Ways,
     colour_distance,
     compared,

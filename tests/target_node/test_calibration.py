@@ -31,9 +31,9 @@ from ddib_fed.errors import (
 )
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
-from ddib_fed.node import calibration_peer
-from ddib_fed.node.calibration_peer import calling
-from ddib_fed.node.published import keep_published
+from ddib_fed.node.calibration import peer as calibration_peer
+from ddib_fed.node.calibration.peer import calling
+from ddib_fed.node.calibration.published import keep_published
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import pki
 from ddib_fed.trust.calibrations import SignedCalibration, sign, signature_to_pb

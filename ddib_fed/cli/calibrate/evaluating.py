@@ -15,8 +15,8 @@ from ddib_fed.terminal import say
 if TYPE_CHECKING:
     from ddib_fed.bridge.calibration.record import Calibration
     from ddib_fed.models.bundle import Bundle
-    from ddib_fed.runs.calibration_pictures import Anchors
-    from ddib_fed.runs.calibration_report import Compared, Ways
+    from ddib_fed.runs.calibration.pictures import Anchors
+    from ddib_fed.runs.calibration.report import Compared, Ways
 
 Folders = tuple[Path, Path]
 
@@ -43,8 +43,8 @@ def evaluate(
     from ddib_fed.bridge.arrays import Asked
     from ddib_fed.bridge.calibration.files import read_calibration
     from ddib_fed.diffusion.plans import SolverSettings
-    from ddib_fed.runs import calibration_report as report
-    from ddib_fed.runs.calibration_pictures import domain_pictures, spaced
+    from ddib_fed.runs.calibration import report
+    from ddib_fed.runs.calibration.pictures import domain_pictures, spaced
 
     calibration = read_calibration(evaluate)
     source, target = _models(calibration, local)
@@ -113,7 +113,7 @@ def _ways(
     """The models of the comparison; None if the source's model would have to be trained with the map first."""
     from ddib_fed.bridge.calibration.record import RETRAINED
     from ddib_fed.bridge.local_party import open_party
-    from ddib_fed.runs.calibration_report import Ways
+    from ddib_fed.runs.calibration.report import Ways
 
     decoder = open_party(target, threads=threads)
     if calibration.kind not in RETRAINED:
@@ -135,7 +135,7 @@ def _ships(domain: str) -> bool:
 
 
 def _truth(source: Bundle, target: Bundle, anchors: Folders | None, count: int) -> Anchors | None:
-    from ddib_fed.runs.calibration_pictures import folder_anchors, shipped_truth
+    from ddib_fed.runs.calibration.pictures import folder_anchors, shipped_truth
 
     if anchors is not None:
         return folder_anchors(source, target, anchors)

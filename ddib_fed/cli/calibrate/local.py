@@ -17,7 +17,7 @@ from ddib_fed.terminal import console, say
 if TYPE_CHECKING:
     from ddib_fed.bridge.calibration.record import Calibration, Kind
     from ddib_fed.models.bundle import Bundle
-    from ddib_fed.runs.calibrating import Wanted
+    from ddib_fed.runs.calibration.making import Wanted
 
 Folders = tuple[Path, Path]
 
@@ -40,7 +40,7 @@ def make(
     """Make a calibration of two models, write it, and print what is known of it."""
     from ddib_fed.bridge.calibration.files import write_calibration
     from ddib_fed.bridge.threads import torch_threads
-    from ddib_fed.runs.calibrating import Wanted, check_models, side
+    from ddib_fed.runs.calibration.making import Wanted, check_models, side
 
     if out.exists():
         raise AlreadyExists(f"{out} exists", hint="name another file with --out, or remove this one")
@@ -83,8 +83,8 @@ def _from_aggregate(
     wanted: Wanted,
 ) -> Calibration:
     from ddib_fed.bridge.calibration.aggregates import make_aggregate
-    from ddib_fed.runs.calibrating import from_aggregate
-    from ddib_fed.runs.calibration_pictures import domain_pictures
+    from ddib_fed.runs.calibration.making import from_aggregate
+    from ddib_fed.runs.calibration.pictures import domain_pictures
 
     own, other = folders
     theirs = domain_pictures(target, other).train
@@ -96,8 +96,8 @@ def _from_aggregate(
 
 
 def _from_anchors(source: Bundle, target: Bundle, folders: Folders, wanted: Wanted) -> Calibration:
-    from ddib_fed.runs.calibrating import from_anchors
-    from ddib_fed.runs.calibration_pictures import folder_anchors
+    from ddib_fed.runs.calibration.making import from_anchors
+    from ddib_fed.runs.calibration.pictures import folder_anchors
 
     found = folder_anchors(source, target, folders)
     return from_anchors(found, (source.manifest.normalisation, target.manifest.normalisation), wanted)

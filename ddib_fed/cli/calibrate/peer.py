@@ -19,9 +19,9 @@ from ddib_fed.terminal import console, say
 if TYPE_CHECKING:
     from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Kind
     from ddib_fed.models.bundle import Bundle
-    from ddib_fed.node.calibration_peer import CalibrationPeer
+    from ddib_fed.node.calibration.peer import CalibrationPeer
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.runs.calibrating import Wanted
+    from ddib_fed.runs.calibration.making import Wanted
     from ddib_fed.trust.calibrations import SignedCalibration
 
 
@@ -70,8 +70,8 @@ def split_peer(text: str) -> tuple[str, str]:
 
 def run(config_path: Path, asked: Asked, output_format: str) -> None:
     """Fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
-    from ddib_fed.node.agreeing import require_role, send
-    from ddib_fed.node.calibration_peer import calling
+    from ddib_fed.node.calibration.agreeing import require_role, send
+    from ddib_fed.node.calibration.peer import calling
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.hosted import load_hosted
 
@@ -100,7 +100,7 @@ def run(config_path: Path, asked: Asked, output_format: str) -> None:
 
 def _refuse_kind(config: NodeConfig, asked: Asked) -> None:
     """Before anything crosses: is the kind allowed here?"""
-    from ddib_fed.node.calibrating import allow
+    from ddib_fed.node.calibration.checks import allow
 
     if asked.existing is None and asked.kind not in config.policy.calibration:
         raise CalibrationKindDenied(
@@ -111,8 +111,8 @@ def _refuse_kind(config: NodeConfig, asked: Asked) -> None:
 
 def _from_aggregate(asked: Asked, config: NodeConfig, bundle: Bundle, peer: CalibrationPeer) -> Calibration:
     """A calibration from the peer's aggregate and own pictures."""
-    from ddib_fed.runs.calibrating import from_aggregate
-    from ddib_fed.runs.calibration_pictures import domain_pictures
+    from ddib_fed.runs.calibration.making import from_aggregate
+    from ddib_fed.runs.calibration.pictures import domain_pictures
 
     aggregate = peer.aggregate()
     say(*aggregate.describe().split("\n"), err=True)
@@ -128,8 +128,8 @@ def _from_anchors(
     """A calibration from pictures of the same things that this institution holds in both modalities."""
     from ddib_fed.bridge.calibration.record import units_digest
     from ddib_fed.metrics.pictures import picture_rule
-    from ddib_fed.runs.calibrating import from_anchors
-    from ddib_fed.runs.calibration_pictures import anchors_of
+    from ddib_fed.runs.calibration.making import from_anchors
+    from ddib_fed.runs.calibration.pictures import anchors_of
 
     units = bundle.manifest.normalisation.plain, peer.units()
     anchors = anchors_of(
@@ -141,7 +141,7 @@ def _from_anchors(
 
 
 def _wanted(asked: Asked, config: NodeConfig, bundle: Bundle, theirs: str) -> Wanted:
-    from ddib_fed.runs.calibrating import Wanted
+    from ddib_fed.runs.calibration.making import Wanted
 
     how = "" if asked.anchors is None else " --anchors"
     command = f"ddib calibrate --peer {asked.institution}/{asked.domain} --kind {asked.kind} --seed {asked.seed}{how}"
@@ -152,7 +152,7 @@ def _wanted(asked: Asked, config: NodeConfig, bundle: Bundle, theirs: str) -> Wa
 def _existing(file: Path, asked: Asked, config: NodeConfig, bundle: Bundle, now: datetime) -> Calibration:
     """The map of a calibration in a file, proposed with the figures that it has; the peer checks its own units."""
     from ddib_fed.bridge.calibration.files import read_calibration
-    from ddib_fed.node.agreeing import refuse_doubtful
+    from ddib_fed.node.calibration.agreeing import refuse_doubtful
 
     found = read_calibration(file)
     source, target = _sides(asked, config, bundle, found.target.units_sha256)

@@ -68,10 +68,10 @@ def publish(
     It shows what would leave and asks. Admitted peers get it only while [policy] calibration lists a kind.
     """
     from ddib_fed.bridge.calibration.aggregates import make_aggregate
-    from ddib_fed.node import agreeing
+    from ddib_fed.node.calibration import agreeing
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.hosted import load_hosted
-    from ddib_fed.runs.calibration_pictures import domain_pictures
+    from ddib_fed.runs.calibration.pictures import domain_pictures
 
     config = NodeConfig.load(config_path)
     agreeing.require_role(config, "target", "ddib calibrate publish")

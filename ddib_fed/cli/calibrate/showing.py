@@ -10,7 +10,7 @@ from ddib_fed.cli.output import lines, number, print_table, size
 if TYPE_CHECKING:
     from ddib_fed.bridge.calibration.record import Calibration, Figure
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.runs.calibration_report import Compared
+    from ddib_fed.runs.calibration.report import Compared
 
 
 def show_calibration(calibration: Calibration) -> None:

@@ -45,7 +45,7 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
     SHA256 is its digest, or the first 8 or more digits. The source's signature, the units of this node's model, the
     aggregate that it published, and the policy are checked first. The figures are those that the source measured.
     """
-    from ddib_fed.node import agreeing
+    from ddib_fed.node.calibration import agreeing
 
     config, store = _open(config_path)
     stored = store.named(name)
@@ -69,8 +69,8 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
 @NAME
 def send(config_path: Path, name: str) -> None:
     """Send a proposed calibration to its target again, and store the target's signature when it comes."""
-    from ddib_fed.node import agreeing
-    from ddib_fed.node.calibration_peer import calling
+    from ddib_fed.node.calibration import agreeing
+    from ddib_fed.node.calibration.peer import calling
 
     config, store = _open(config_path)
     calibration = store.named(name).signed.calibration
@@ -175,7 +175,7 @@ def remove(config_path: Path, name: str, forget: bool) -> None:
 
     It is kept, so that results made with it can be explained, and the peer cannot bring it back.
     """
-    from ddib_fed.node import agreeing
+    from ddib_fed.node.calibration import agreeing
 
     config, store = _open(config_path)
     stored = store.named(name)

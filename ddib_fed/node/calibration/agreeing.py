@@ -13,11 +13,11 @@ from ddib_fed.bridge.calibration.judgement import judge
 from ddib_fed.bridge.calibration.record import Calibration, units_digest
 from ddib_fed.errors import CalibrationIneffective, PolicyDenied, StateConflict, Unauthenticated
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.calibrating import check_terms
-from ddib_fed.node.calibration_peer import CalibrationPeer
+from ddib_fed.node.calibration.checks import check_terms
+from ddib_fed.node.calibration.peer import CalibrationPeer
+from ddib_fed.node.calibration.proposals import Target, countersign
+from ddib_fed.node.calibration.published import find_published, keep_published
 from ddib_fed.node.hosted import load_hosted
-from ddib_fed.node.proposals import Target, countersign
-from ddib_fed.node.published import find_published, keep_published
 from ddib_fed.node.standing import not_accepted, own_credentials
 from ddib_fed.trust.audit import AuditLog
 from ddib_fed.trust.calibration_store import CalibrationStore, Place, Stored, place_of

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.errors import CalibrationForeign, CalibrationInvalid, CalibrationSigner
-from ddib_fed.node.calibrating import check_terms
+from ddib_fed.node.calibration.checks import check_terms
 from ddib_fed.node.config import PolicySection
 from ddib_fed.trust.calibration_store import Place, place_of
 from ddib_fed.trust.calibrations import SignedCalibration, refuse_expired, sign, verify, verify_side

@@ -17,8 +17,8 @@ from ddib_fed.errors import (
 )
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node import startup
-from ddib_fed.node.calibrating import check_terms, usable_calibration
-from ddib_fed.node.calibration_overview import overview
+from ddib_fed.node.calibration.checks import check_terms, usable_calibration
+from ddib_fed.node.calibration.overview import overview
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
 from ddib_fed.trust import pki

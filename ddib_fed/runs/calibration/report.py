@@ -27,7 +27,7 @@ from ddib_fed.metrics.pictures import Pictures, psnr, ssim
 from ddib_fed.metrics.retrieval import NEAREST, hits_by_pixels
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
-from ddib_fed.runs.calibration_pictures import Anchors, spaced
+from ddib_fed.runs.calibration.pictures import Anchors, spaced
 
 PIXELS = 16
 """Taken from each picture: neighbouring pixels say the same."""

@@ -1,0 +1,1 @@
+"""Calibrations at a node: agreed on with a peer, checked at each use, shown to the operator."""

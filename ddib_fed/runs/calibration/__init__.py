@@ -1,0 +1,1 @@
+"""Calibrations made and evaluated with pictures of folders or of shipped domains."""
