@@ -236,8 +236,8 @@ def sheet(directed: Directed) -> bool:
     path = SHEETS / f"{directed.name}-calibrated.png"
     stacks = {name: stack for name, _ in IN_SHEET if (stack := _kept(directed, name)) is not None}
     if "plain" in stacks and len(stacks) > 1:
-        if "calibrated" in stacks:
-            stacks.pop("rotation-512-pairs", None)
+        refused = "calibrated" in stacks and agreed(directed)[1]["effect"]["forced"]
+        stacks.pop("calibrated" if refused else "rotation-512-pairs" if "calibrated" in stacks else "", None)
         x, truth = directed.test
         rows = np.linspace(0, len(x) - 1, SHOWN).round().astype(int)
         stages = [Stage(directed.source_name, x[rows])]
