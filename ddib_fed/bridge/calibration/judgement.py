@@ -7,8 +7,9 @@ from typing import Final
 from ddib_fed.bridge.calibration.record import Effect
 from ddib_fed.errors import CalibrationIneffective
 
-LEAST_MARGIN: Final = 0.05
-"""Least margin to the next optimum, as a share of the distance without a calibration."""
+LEAST_MARGIN: Final = 0.025
+"""Of the lower bound of the margin, a share of the distance without a calibration: it lies between the bounds of right
+and of wrong rotations over draws of the noise (decision 0057)."""
 
 
 def judge(effect: Effect) -> None:

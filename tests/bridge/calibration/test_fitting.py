@@ -16,7 +16,7 @@ from ddib_fed.bridge.calibration.colour_map import (
 )
 from ddib_fed.bridge.calibration.evaluation import colour_distance, effect_of
 from ddib_fed.bridge.calibration.fitting import as_rotation, propose
-from ddib_fed.bridge.calibration.judgement import judge
+from ddib_fed.bridge.calibration.judgement import LEAST_MARGIN, judge
 from ddib_fed.bridge.calibration.rotation import Optimum, Search, degrees
 from ddib_fed.errors import CalibrationIneffective, InputError
 from ddib_fed.models.channel_map import ChannelMap, monomials
@@ -36,7 +36,7 @@ def test_a_rotation_is_proposed_with_its_figures() -> None:
     effect = found.effect
     assert not effect.forced
     assert effect.distance.high < 0.5 * effect.distance_before.low
-    assert effect.margin.low > 0.05
+    assert effect.margin.low > LEAST_MARGIN
     for figure in (effect.distance, effect.distance_before, effect.margin):
         assert figure.low < figure.value < figure.high
 

@@ -60,7 +60,7 @@ def test_thresholds_come_from_a_report_on_held_out_pictures(ddib, folders):
     options = ("--source", folders / "s", "--format", "json", "--thresholds")
     said = json.loads(ddib(folders / "t", *options, folders / "report.json").stdout)
     assert said["structure"]["doubtful"] == 5
-    assert said["structure"]["thresholds"] == found | {"basis": "translations"}
+    assert said["structure"]["thresholds"] == found | {"basis": "translations", "agreement": None}
     (folders / "report.json").write_text("{}")
     with pytest.raises(InputError):
         ddib(folders / "t", *options, folders / "report.json")
