@@ -106,7 +106,7 @@ def check_report(report: dict) -> None:
     assert pictures["count"] == len(pictures["items"]) == 16
     assert pictures["cycle_psnr"]["min"] <= pictures["cycle_psnr"]["median"]
     assert pictures["paired_mse"] < pictures["baseline_mse"]["source"]
-    assert len(report["bounds"]) == 8
+    assert len(report["bounds"]) == 9
     assert all(bound["ok"] for bound in report["bounds"])
 
 
