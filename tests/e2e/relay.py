@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
 from pathlib import Path
+
+POLL_S = 0.5
+"""At most so long after a connection was shut down a reader notices."""
 
 
 class Tap:
@@ -59,23 +63,24 @@ class Tap:
         far = self._client.wrap_socket(socket.create_connection(("127.0.0.1", self._upstream)))
         self._open.append(near)
         with near, far:
-            back = threading.Thread(target=self._pump, args=(far, near, self.to_source), daemon=True)
+            ends = _End(near), _End(far)
+            back = threading.Thread(target=self._pump, args=(*ends[::-1], self.to_source), daemon=True)
             back.start()
-            self._pump(near, far, self.to_target)
+            self._pump(*ends, self.to_target)
             back.join()
 
     @staticmethod
-    def _pump(source: ssl.SSLSocket, sink: ssl.SSLSocket, record: bytearray) -> None:
+    def _pump(source: _End, sink: _End, record: bytearray) -> None:
         try:
-            while data := source.recv(65_536):
+            while data := source.receive():
                 record += data
-                sink.sendall(data)
+                sink.send(data)
         except (OSError, ValueError):
             return
         finally:
             for end in (source, sink):
                 with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+                    end.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End every connection, and wait until what it carried is recorded."""
@@ -87,3 +92,37 @@ class Tap:
                 near.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(timeout=5)
+
+
+class _End:
+    """One end of a relayed connection, read by one thread and written by another.
+
+    OpenSSL allows one of them at a time to use a connection, and Python before 3.13 has no lock for it.
+    """
+
+    def __init__(self, secured: ssl.SSLSocket) -> None:
+        self.socket = secured
+        self._lock = threading.Lock()
+        secured.setblocking(False)
+
+    def receive(self) -> bytes:
+        """What came next; empty at the end."""
+        while True:
+            with self._lock:
+                try:
+                    return self.socket.recv(65_536)
+                except ssl.SSLWantReadError:
+                    pass
+            select.select([self.socket], [], [], POLL_S)
+
+    def send(self, data: bytes) -> None:
+        """All of it."""
+        left = memoryview(data)
+        while left:
+            with self._lock:
+                try:
+                    left = left[self.socket.send(left) :]
+                    continue
+                except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                    pass
+            select.select([], [self.socket], [], POLL_S)
