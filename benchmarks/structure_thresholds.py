@@ -24,8 +24,9 @@ import torch
 
 from benchmarks.calibration.directed import CALIBRATED, DIRECTIONS, OUT, Directed
 from benchmarks.calibration.table import kept
-from benchmarks.calibration.variants import agreed, as_map, bridged, colours, procrustes, units
+from benchmarks.calibration.variants import agreed, bridged, colours, procrustes, units
 from ddib_fed.bridge.calibration.files import read_calibration
+from ddib_fed.bridge.calibration.rotation import as_map
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_json
 from ddib_fed.metrics.pictures import Pictures

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.calibration.directed import BUILD, OUT, Directed
+from ddib_fed.bridge.calibration.rotation import nearest_orthogonal
 from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import soften
@@ -232,8 +233,7 @@ def _rotation(directed: Directed) -> Tensor:
         for bundle, x in sides
     )
     u, v = (each.astype(np.float64) - each.mean(1, keepdims=True) for each in (u, v))
-    left, _, right = np.linalg.svd(v @ u.T)
-    return torch.from_numpy(left @ right).float()
+    return torch.from_numpy(nearest_orthogonal(v @ u.T)).float()
 
 
 def _turned(z: np.ndarray, rotation: Tensor | None) -> np.ndarray:

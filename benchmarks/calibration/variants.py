@@ -15,7 +15,7 @@ from benchmarks.calibration.directed import BUILD, CALIBRATED, Directed
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.calibration.aggregates import make_aggregate
 from ddib_fed.bridge.calibration.files import read_calibration, write_calibration
-from ddib_fed.bridge.calibration.rotation import degrees
+from ddib_fed.bridge.calibration.rotation import degrees, nearest_orthogonal
 from ddib_fed.bridge.local_party import LocalParty, only, open_party
 from ddib_fed.bridge.party import Leg, ToDecode
 from ddib_fed.diffusion.plans import SolverSettings
@@ -151,10 +151,7 @@ def procrustes(directed: Directed, count: int, seed: int = 0) -> np.ndarray:
         np.moveaxis(normalisation.apply(stack), 1, -1).reshape(-1, stack.shape[1])
         for normalisation, stack in zip(units(directed), directed.pairs(count, seed), strict=True)
     )
-    left, _, right = np.linalg.svd(v.T.astype(np.float64) @ u)
-    left[:, -1] *= np.linalg.det(left @ right)
-    found: np.ndarray = left @ right
-    return found
+    return nearest_orthogonal(v.T.astype(np.float64) @ u, proper=True)
 
 
 def nearest_signed_permutation(rotation: np.ndarray) -> np.ndarray:
@@ -167,11 +164,6 @@ def nearest_signed_permutation(rotation: np.ndarray) -> np.ndarray:
     )
     best: np.ndarray = max(every, key=lambda one: float((one * rotation).sum()))
     return best
-
-
-def as_map(rotation: np.ndarray) -> ChannelMap:
-    """The map of a calibration."""
-    return ChannelMap(rotation=tuple(map(tuple, rotation.tolist())))
 
 
 def decoded(directed: Directed, settings: SolverSettings, rotation: np.ndarray) -> Made:

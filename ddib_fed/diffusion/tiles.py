@@ -4,8 +4,8 @@
 
 x_k is the part of the scene that tile k shows, v_k what the model answers there, w_k a window that falls to 0 towards
 the tile's sides. The mean is taken of the velocities at each step (Bar-Tal et al., MultiDiffusion, arXiv 2302.08113),
-not of finished tiles: the scene follows one ODE, so that it has one latent, there are no seams between tiles that were
-translated to different colours, and encoding and decoding undo each other as they do for one tile.
+not of finished tiles. So the scene follows one ODE and has one latent, neighbouring tiles get the same colours, and
+encoding and decoding are inverse as for one tile.
 """
 
 from __future__ import annotations

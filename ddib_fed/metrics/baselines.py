@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.metrics import gaussian_bridge
 from ddib_fed.metrics.pictures import Pictures, to_channels
+from ddib_fed.models.channel_map import monomials
 
 QUANTILES = 1025
 MOST_PIXELS = 2_000_000
@@ -137,7 +138,7 @@ class ColourMap:
     """A quadratic map from a pixel's channels to the other domain's, made by `fit` from true pairs.
 
     Attributes:
-        weights: (terms, C') by `_terms`.
+        weights: (terms, C') by `monomials`.
         channels: C of the sources.
     """
 
@@ -153,14 +154,14 @@ class ColourMap:
         """
         if len(source) != len(target) or source.shape[2:] != target.shape[2:] or 0 in source.shape:
             raise ShapeMismatch(f"pictures {source.shape} and {target.shape} are no pairs")
-        weights, *_ = np.linalg.lstsq(_terms(_pixels(source)), _pixels(target), rcond=None)
+        weights, *_ = np.linalg.lstsq(monomials(_pixels(source)), _pixels(target), rcond=None)
         return ColourMap(np.asarray(weights, np.float64), source.shape[1])
 
     def __call__(self, pictures: Pictures) -> Pictures:
         """Map pictures (N, C, H, W), the result clipped to [-1, 1]; errors as `to_channels`."""
         given = to_channels(pictures, self.channels)
         pixels = given.transpose(0, 2, 3, 1).reshape(-1, self.channels)
-        mapped = np.clip(_terms(pixels.astype(np.float64)) @ self.weights, -1.0, 1.0)
+        mapped = np.clip(monomials(pixels.astype(np.float64)) @ self.weights, -1.0, 1.0)
         shape = (len(given), *given.shape[2:], self.weights.shape[1])
         return np.ascontiguousarray(mapped.reshape(shape).transpose(0, 3, 1, 2), dtype=np.float32)
 
@@ -183,10 +184,3 @@ def _pixels(pictures: Pictures) -> NDArray[np.float64]:
     """Pixels (P, C), evenly thinned to `MOST_PIXELS`: equal strides of pairs give equal pixels."""
     pixels = pictures.transpose(0, 2, 3, 1).reshape(-1, pictures.shape[1])
     return pixels[:: -(-len(pixels) // MOST_PIXELS)].astype(np.float64)
-
-
-def _terms(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1, each channel, and each product of two channels, (P, terms)."""
-    channels = pixels.shape[1]
-    products = [pixels[:, i] * pixels[:, j] for i in range(channels) for j in range(i, channels)]
-    return np.stack([np.ones(len(pixels)), *pixels.T, *products], axis=1)

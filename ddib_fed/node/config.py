@@ -155,7 +155,7 @@ class PolicySection(Section):
     calibration: tuple[Kind, ...] = ()
     # A proposal of a peer: "ask" waits for the operator; "auto" signs one whose checks pass and whose figures suffice.
     calibration_accept: Literal["ask", "auto"] = "ask"
-    # Whether a peer that calibrates with anchors is told the units of this model, which are not noised.
+    # Whether peers may read the units of this model, to calibrate with anchors. No noise is added to them.
     calibration_units: bool = False
 
 

@@ -15,11 +15,12 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from ddib_fed.bridge.calibration.judgement import judge
+from ddib_fed.bridge.calibration.judgement import judged
 from ddib_fed.bridge.calibration.proposal import Proposal
 from ddib_fed.bridge.calibration.record import Effect, Figure, Kind
+from ddib_fed.bridge.calibration.rotation import as_map, nearest_orthogonal
 from ddib_fed.bridge.calibration.tone_fit import fit_tone
-from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch
+from ddib_fed.errors import InputError, ShapeMismatch
 from ddib_fed.models.channel_map import ChannelMap, monomials
 from ddib_fed.models.normalisation import Normalisation
 
@@ -86,26 +87,13 @@ def fit(
             "undone_psnr": _psnr(draws, _squares(back, source)),
         },
     )
-    try:
-        judge(effect)
-    except CalibrationIneffective:
-        if not force:
-            raise
-        effect = effect.model_copy(update={"forced": True})
-    return Proposal(found, effect)
+    return Proposal(found, judged(effect, force=force))
 
 
 def fit_rotation(u: Floats, v: Floats) -> ChannelMap:
     """The orthogonal R with R u nearest to v, both (k, C, H, W) in model units."""
-    channels = u.shape[1]
     joint = np.einsum("nihw,njhw->ij", v, u)
-    left, _, right = np.linalg.svd(joint)
-    if len(u) < FREE:
-        left[:, -1] *= np.sign(np.linalg.det(left @ right))
-    turn = left @ right
-    return ChannelMap(
-        rotation=tuple(tuple(float(turn[i, j]) for j in range(channels)) for i in range(channels))
-    )
+    return as_map(nearest_orthogonal(joint, proper=len(u) < FREE))
 
 
 def fit_colours(u: Floats, v: Floats) -> ChannelMap:

@@ -12,12 +12,11 @@ from ddib_fed.bridge.calibration.aggregates import Aggregate, Floats, Numbers, t
 from ddib_fed.bridge.calibration.clouds import cleaned, drawn, own
 from ddib_fed.bridge.calibration.colour_map import fit_colour_map
 from ddib_fed.bridge.calibration.evaluation import effect_of
-from ddib_fed.bridge.calibration.judgement import judge
+from ddib_fed.bridge.calibration.judgement import judged
 from ddib_fed.bridge.calibration.proposal import Proposal
 from ddib_fed.bridge.calibration.record import Kind
-from ddib_fed.bridge.calibration.rotation import search
-from ddib_fed.errors import CalibrationIneffective, InputError
-from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.bridge.calibration.rotation import as_map, search
+from ddib_fed.errors import InputError
 from ddib_fed.models.normalisation import Normalisation
 
 FEWEST_PICTURES = 20
@@ -60,23 +59,10 @@ def propose(
     cloud: Numbers = generator.permutation(colours.reshape(-1, colours.shape[2]))
     found = search(cloud, target, seed=seed)
     mapped = (
-        as_rotation(found.best.matrix)
-        if kind == "rotation"
-        else fit_colour_map(cloud, target, found.best.matrix)
+        as_map(found.best.matrix) if kind == "rotation" else fit_colour_map(cloud, target, found.best.matrix)
     )
     effect = effect_of(found, mapped, colours, target, seed=seed)
-    try:
-        judge(effect)
-    except CalibrationIneffective:
-        if not force:
-            raise
-        effect = effect.model_copy(update={"forced": True})
-    return Proposal(mapped, effect)
-
-
-def as_rotation(matrix: Numbers) -> ChannelMap:
-    """An orthogonal matrix (C, C) as a map."""
-    return ChannelMap(rotation=tuple(tuple(float(number) for number in row) for row in matrix))
+    return Proposal(mapped, judged(effect, force=force))
 
 
 def _check(pictures: Floats, aggregate: Aggregate, kind: Kind) -> None:

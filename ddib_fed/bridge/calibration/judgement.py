@@ -33,3 +33,18 @@ def judge(effect: Effect) -> None:
             f"({margin.low:.3g} to {margin.high:.3g}), at least {LEAST_MARGIN:g} is needed",
             hint=hint,
         )
+
+
+def judged(effect: Effect, *, force: bool) -> Effect:
+    """The effect of a calibration that is good enough, or that is forced, which the effect then says.
+
+    Raises:
+        CalibrationIneffective: As `judge`, unless forced.
+    """
+    try:
+        judge(effect)
+    except CalibrationIneffective:
+        if not force:
+            raise
+        return effect.model_copy(update={"forced": True})
+    return effect

@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from ddib_fed.bridge.calibration.aggregates import Numbers
+from ddib_fed.models.channel_map import ChannelMap
 
 DIRECTIONS = 24
 QUANTILES = 96
@@ -139,9 +140,21 @@ def quantiles(values: Numbers) -> Numbers:
     return found
 
 
-def nearest_orthogonal(matrix: Numbers) -> Numbers:
-    """The orthogonal matrix nearest to a square one, of either determinant (Procrustes)."""
+def as_map(matrix: Numbers) -> ChannelMap:
+    """An orthogonal matrix (C, C) as a map."""
+    return ChannelMap(rotation=tuple(tuple(float(number) for number in row) for row in matrix))
+
+
+def nearest_orthogonal(matrix: Numbers, *, proper: bool = False) -> Numbers:
+    """The orthogonal matrix nearest to a square one (Procrustes; Schoenemann, 1966).
+
+    Args:
+        matrix: (C, C).
+        proper: Only of determinant 1 (Kabsch, 1976); else of either.
+    """
     left, _, right = np.linalg.svd(matrix)
+    if proper:
+        left[:, -1] *= np.sign(np.linalg.det(left @ right))
     found: Numbers = left @ right
     return found
 

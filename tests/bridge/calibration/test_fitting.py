@@ -15,9 +15,9 @@ from ddib_fed.bridge.calibration.colour_map import (
     unfolded_fit,
 )
 from ddib_fed.bridge.calibration.evaluation import colour_distance, effect_of
-from ddib_fed.bridge.calibration.fitting import as_rotation, propose
+from ddib_fed.bridge.calibration.fitting import propose
 from ddib_fed.bridge.calibration.judgement import LEAST_MARGIN, judge
-from ddib_fed.bridge.calibration.rotation import Optimum, Search, degrees
+from ddib_fed.bridge.calibration.rotation import Optimum, Search, as_map, degrees
 from ddib_fed.errors import CalibrationIneffective, InputError
 from ddib_fed.models.channel_map import ChannelMap, monomials
 from tests.bridge.calibration.two_worlds import TURN, UNITS, aggregate, colours, pictures
@@ -117,8 +117,8 @@ def test_the_mirrored_optimum_is_refused_by_its_own_figures() -> None:
     own, target = colours(3000, 2).reshape(300, 10, 3), colours(3000, 3) @ TURN.T
     mirror = np.diag([1.0, 1.0, -1.0]) @ TURN
     right, wrong = Optimum(TURN, 0.0), Optimum(mirror, 1.0)
-    judge(effect_of(Search(right, wrong), as_rotation(TURN), own, target))
-    exchanged = effect_of(Search(wrong, right), as_rotation(mirror), own, target)
+    judge(effect_of(Search(right, wrong), as_map(TURN), own, target))
+    exchanged = effect_of(Search(wrong, right), as_map(mirror), own, target)
     assert exchanged.margin.high < 0
     with pytest.raises(CalibrationIneffective):
         judge(exchanged)
