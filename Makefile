@@ -11,7 +11,7 @@ WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-fast check format format-check lint types layers drift proto install clean benchmarks pretrained help
+.PHONY: demo test test-fast check format format-check lint types layers drift proto install clean bench benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -50,6 +50,9 @@ drift: $(VENV)/.dev
 	$(BIN)/python protos/generate.py --check
 
 install: $(VENV)/.dev  ## The virtual environment, with everything for development
+
+bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/benchmarks.md, fails when a bound is missed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.everything
 
 benchmarks: $(VENV)/.dev  ## Measure the solvers again (about two hours; writes docs/benchmarks)
 	$(BIN)/python benchmarks/solvers.py
