@@ -12,9 +12,10 @@ from ddib_fed.server.interceptors import caller
 from ddib_fed.v1 import translation_pb2
 from ddib_fed.wire.contract import MAX_CLASS_NAME
 from ddib_fed.wire.guidance import check_version, guidance_from_pb
-from ddib_fed.wire.jobs import Settings
+from ddib_fed.wire.jobs import LATER_GRIDS, LATER_SOLVERS, Settings
 from ddib_fed.wire.version import (
     CALIBRATION,
+    ECONOMY,
     GUIDANCE,
     PICTURES,
     SPOKEN,
@@ -96,20 +97,21 @@ def check_peer(spec: JobSpec, peer: Described, hop: str) -> None:
 
 
 def check_versions(spec: JobSpec, version: Version, hop: str) -> None:
-    """Return if the version agreed with `hop` can carry the guidance and the encoder of a job.
+    """Return if the version agreed with `hop` can carry the guidance and the solver settings of a job.
 
     Raises:
         ContractMismatch: It is older; names the versions and what to do.
     """
     check_version(spec.guidance, version, hop, SPOKEN)
-    if spec.solver.encoder != "ode" and version < CALIBRATION:
-        older = [each for each in SPOKEN if each <= version]
-        raise ContractMismatch(
-            f"the encoder {spec.solver.encoder} needs protocol {CALIBRATION}, and {hop} speaks {version}",
-            hop=hop,
-            hint="omit --encoder, or let its operator upgrade ddib-fed",
-            differences=(version_difference(SPOKEN, older),),
-        )
+    for what, since in spec.solver.later():
+        if version < since:
+            older = [each for each in SPOKEN if each <= version]
+            raise ContractMismatch(
+                f"the {what} needs protocol {since}, and {hop} speaks {version}",
+                hop=hop,
+                hint=f"omit --{what.split()[0]}, or let its operator upgrade ddib-fed",
+                differences=(version_difference(SPOKEN, older),),
+            )
 
 
 def _check_fields(header: translation_pb2.JobHeader, guidance: Guidance, limits: LimitsSection) -> None:
@@ -149,6 +151,8 @@ def _check_version(header: translation_pb2.JobHeader, guidance: Guidance, versio
         "target_class": (PICTURES, bool(header.source_class or header.target_class)),
         "solver.depth": (PICTURES, bool(header.solver.depth)),
         "solver.encoder": (CALIBRATION, bool(header.solver.encoder)),
+        "solver.solver": (ECONOMY, header.solver.solver in LATER_SOLVERS),
+        "solver.grid": (ECONOMY, header.solver.grid in LATER_GRIDS),
         "guidance": (GUIDANCE, guidance != UNGUIDED),
         "item_classes": (GUIDANCE, len(header.item_classes) > 0),
         "model_size": (GUIDANCE, header.model_size),

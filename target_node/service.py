@@ -38,10 +38,12 @@ from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.chunks import Announced, Assembler, Whole, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.guidance import check_offered, guidance_from_pb
+from ddib_fed.wire.jobs import LATER_GRIDS, LATER_SOLVERS
 from ddib_fed.wire.latent import LatentOpener
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import (
     CALIBRATION,
+    ECONOMY,
     GUIDANCE,
     PICTURES,
     SPOKEN,
@@ -232,6 +234,10 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             raise UnknownFields(f"protocol {contract.version} knows no guidance")
         if contract.version < CALIBRATION and header.solver.encoder:
             raise UnknownFields(f"protocol {contract.version} knows no choice of the encoder")
+        if contract.version < ECONOMY and (
+            header.solver.solver in LATER_SOLVERS or header.solver.grid in LATER_GRIDS
+        ):
+            raise UnknownFields(f"protocol {contract.version} knows neither learned grids nor flow maps")
         if header.solver.evaluations > limits.max_evaluations:
             raise SettingsInvalid(
                 f"{header.solver.evaluations} evaluations",

@@ -193,12 +193,13 @@ class Client:
         institution, domain = split_target(target)
         chosen = settings or Settings()
         version = OLDEST
-        if source_class or target_class or chosen.depth != 1.0:
+        if source_class or target_class:
             version = PICTURES
         if guidance != UNGUIDED or classes or model_size:
             version = GUIDANCE
-        if no_calibration or chosen.encoder != "ode":
+        if no_calibration:
             version = CALIBRATION
+        version = max(version, chosen.needs)
         header = pb.JobHeader(
             version=versions_to_pb([version])[0],
             request_id=request_id or str(uuid.uuid4()),
@@ -233,8 +234,8 @@ class Client:
         return ContractMismatch(
             f"{self.hop} does not know what protocol {version} added",
             hop=self.hop,
-            hint="omit --guidance, --classifier-scale, --clip, --pairs, --encoder and --no-calibration, or let its "
-            "operator upgrade ddib-fed",
+            hint="omit --guidance, --classifier-scale, --clip, --pairs, --encoder, --grid, --quality and "
+            "--no-calibration, or let its operator upgrade ddib-fed",
             differences=(version_difference(SPOKEN, older),),
         )
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
 
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.mapping import from_message, to_message
+from ddib_fed.wire.version import CALIBRATION, ECONOMY, OLDEST, PICTURES, Version
+
+LATER_SOLVERS: Final[Mapping[str, Version]] = MappingProxyType({"flow-map": ECONOMY})
+"""Solvers that 1.0 does not have, with the first version of each."""
+
+LATER_GRIDS: Final[Mapping[str, Version]] = MappingProxyType({"learned": ECONOMY})
+"""The same of grids."""
 
 
 class JobState(StrEnum):
@@ -59,6 +69,24 @@ class Settings:
     grid: str = "default"
     depth: float = 1.0
     encoder: str = "ode"
+
+    def later(self) -> Iterator[tuple[str, Version]]:
+        """The settings that 1.0 does not know, as an operator reads them, each with the first version that does."""
+        if self.depth != 1.0:
+            yield f"depth {self.depth:g}", PICTURES
+        if self.encoder != "ode":
+            yield f"encoder {self.encoder}", CALIBRATION
+        for what, name, since in (
+            ("solver", self.solver, LATER_SOLVERS),
+            ("grid", self.grid, LATER_GRIDS),
+        ):
+            if name in since:
+                yield f"{what} {name}", since[name]
+
+    @property
+    def needs(self) -> Version:
+        """The oldest version that can carry these settings."""
+        return max((version for _, version in self.later()), default=OLDEST)
 
 
 @dataclass(frozen=True, slots=True)

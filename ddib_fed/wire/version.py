@@ -29,7 +29,7 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-SPOKEN: tuple[Version, ...] = tuple(Version(1, minor) for minor in range(4))
+SPOKEN: tuple[Version, ...] = tuple(Version(1, minor) for minor in range(5))
 """Every version this release speaks: its own minor, and those before."""
 
 OLDEST = SPOKEN[0]
@@ -42,6 +42,9 @@ GUIDANCE = Version(1, 2)
 
 CALIBRATION = Version(1, 3)
 """The first version with calibrations, and with a choice of the encoder."""
+
+ECONOMY = Version(1, 4)
+"""The first version with latents of 16 bits, learned grids and flow maps."""
 
 
 def versions_to_pb(versions: Iterable[Version] = SPOKEN) -> list[common_pb2.ProtocolVersion]:

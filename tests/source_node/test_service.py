@@ -200,6 +200,20 @@ def test_a_job_goes_from_submission_to_acknowledged(served) -> None:
             },
             UnknownFields,
         ),
+        (
+            {
+                "solver": common_pb2.SolverSettings(evaluations=8, grid="learned"),
+                "version": common_pb2.ProtocolVersion(major=1, minor=3),
+            },
+            UnknownFields,
+        ),
+        (
+            {
+                "solver": common_pb2.SolverSettings(evaluations=8, solver="flow-map"),
+                "version": common_pb2.ProtocolVersion(major=1, minor=3),
+            },
+            UnknownFields,
+        ),
         ({"source_class": "cat"}, SettingsInvalid),
         ({"target_class": "cat"}, SettingsInvalid),
         ({"target_class": "c" * 65}, MessageInvalid),

@@ -240,6 +240,15 @@ def test_an_encoder_that_shows_more_is_refused_unless_allowed(open_target, north
         target.decode(north, header(older, solver=solver))
 
 
+@pytest.mark.parametrize("setting", [{"grid": "learned"}, {"solver": "flow-map"}])
+def test_names_of_later_solvers_are_refused_under_an_older_contract(target, north, setting) -> None:
+    """The peer said that it does not know them; by 1.3 they have no meaning."""
+    older = target.negotiate(north, versions=[Version(1, 3)])
+    solver = common_pb2.SolverSettings(evaluations=8, **setting)
+    with pytest.raises(UnknownFields):
+        target.decode(north, header(older, solver=solver))
+
+
 def test_a_latent_with_nan_is_refused_by_its_number(target, north) -> None:
     """Before it reaches the network."""
     contract = target.negotiate(north)
