@@ -55,7 +55,7 @@ def translate(
         target: A model from `load`, its name or folder; with a client INSTITUTION/DOMAIN.
         cycle: Whether to come back, for the error of the round trip.
         evaluations: Network evaluations of each leg.
-        solver: "unipc", "ddim", "rk4" or "alf".
+        solver: "unipc", "ddim", "rk4", "alf" or "flow-map" (both models distilled).
         order: Of the solver; 0 for its default.
         grid: "default", "uniform-lambda", "karras", "integer" or "integer:T".
         depth: Fraction of the way to noise, in (0, 1]; below 1 the latent keeps some of the sample.

@@ -224,13 +224,14 @@ class Batcher:
         with torch.no_grad():
             if len(queries) == 1:
                 query = queries[0]
-                return [denoiser(query.x, query.level, query.cond)]
+                return [denoiser(query.x, query.level, query.cond, query.to)]
             counts = [query.x.shape[0] for query in queries]
             merged = denoiser.evaluate_merged(
                 torch.cat([query.x for query in queries]),
                 [query.level for query in queries],
                 counts,
                 merge_conditions([query.cond for query in queries]),
+                [query.to for query in queries],
             )
             return torch.split(merged, counts)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddib_fed.bridge.distilled import check_steps
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
@@ -323,6 +325,7 @@ class DomainModel:
             SettingsInvalid: The settings, the guidance or the class cannot be used, or not together.
         """
         self.plan(settings)
+        check_steps(self.bundle, replace(settings, encoder="ode"), guidance)
         self.check_guidance(guidance)
         self.check_label(label, guidance)
         self._check_ancestral(settings, guidance)
@@ -342,6 +345,7 @@ class DomainModel:
         """
         self.plan(settings.of_the_ode(), self.sigma(soften))
         guidance = guidance if guidance.encoding else UNGUIDED
+        check_steps(self.bundle, settings, guidance)
         self.check_encoder(settings.encoder, guidance)
         self.check_guidance(guidance)
         # A model without classes may be given the class that its classifier needs to decode.

@@ -104,7 +104,7 @@ def _fastest_threads(model: DomainModel) -> int:
 
     def evaluate() -> None:
         with torch.no_grad():
-            model.denoiser()(query.x, query.level, query.cond)
+            model.denoiser()(query.x, query.level, query.cond, query.to)
 
     timings = {count: _median_seconds(evaluate, count) for count in (1, cores)}
     torch.set_num_threads(cores)

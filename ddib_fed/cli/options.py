@@ -16,7 +16,7 @@ from ddib_fed.wire.guidance import MAX_GUIDANCE
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
-SOLVERS = ("unipc", "ddim", "rk4", "alf")
+SOLVERS = ("unipc", "ddim", "rk4", "alf", "flow-map")
 GRIDS = ("default", "uniform-lambda", "karras", "integer")
 
 
@@ -143,7 +143,7 @@ SOLVER = click.option(
     type=click.Choice(SOLVERS),
     default="unipc",
     show_default=True,
-    help="Solver of the ODE.",
+    help="Solver of the ODE; flow-map takes 1 to 8 evaluations of a model from `ddib model distil`.",
 )
 ORDER = click.option(
     "--order",

@@ -78,7 +78,7 @@ def integrate(
             query = next(solver)
             done = 0
             while True:
-                v = denoiser(query.x, query.level, query.cond)
+                v = denoiser(query.x, query.level, query.cond, query.to)
                 done += 1
                 if on_step is not None:
                     on_step(done, evaluations)

@@ -7,6 +7,9 @@ dx/dphi = v, v = alpha eps - sigma x0 (Salimans, Ho, arXiv 2202.00512, appendix 
     back:     x0 = alpha x - sigma v           eps = sigma x + alpha v
 
 Where a network cannot know (eps at alpha = 0, x0 at sigma = 0) v is 0, never NaN or infinite.
+
+A flow map is a network of two levels: u(x, t, s), the mean of v along the ODE's path from x at level t to level s, so
+that x_s = x + (phi_s - phi_t) u in one evaluation (Geng et al., MeanFlow, arXiv 2505.13447, (3)); u(x, t, t) = v.
 """
 
 from __future__ import annotations
@@ -40,11 +43,13 @@ class Query:
         x: State (N, *sample_shape). It is the solver's buffer: valid until the solver is sent the answer.
         level: Its noise level.
         cond: What the network is conditioned on, first dimension N; or None.
+        to: The level to which the mean velocity is asked, of a flow map; None for the velocity at `level`.
     """
 
     x: Tensor
     level: Level
     cond: Condition = None
+    to: Level | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +61,28 @@ class Places:
         rows: (N,) pointing into `table`, on the device of the batch; None when all rows share its only level.
         alpha: Of each row: a number, or a tensor that broadcasts over the batch.
         sigma: The same.
+        to: Levels (K, 3) to which the mean velocity is asked, beside those of `table`; None for the velocity.
     """
 
     table: Tensor
     rows: Tensor | None
     alpha: float | Tensor
     sigma: float | Tensor
+    to: Tensor | None = None
 
     @classmethod
-    def shared(cls, level: Level) -> Places:
-        """All rows at one level."""
-        return cls(torch.tensor([level], dtype=torch.float64), None, level.alpha, level.sigma)
+    def shared(cls, level: Level, to: Level | None = None) -> Places:
+        """All rows at one level, and asked to one level."""
+        asked = None if to is None else torch.tensor([to], dtype=torch.float64)
+        return cls(torch.tensor([level], dtype=torch.float64), None, level.alpha, level.sigma, asked)
 
     @classmethod
-    def by_row(cls, x: Tensor, table: Tensor, rows: Tensor) -> Places:
-        """Rows of x (N, ...) at levels `table` (K, 3) that `rows` (N,) point into."""
+    def by_row(cls, x: Tensor, table: Tensor, rows: Tensor, to: Tensor | None = None) -> Places:
+        """Rows of x (N, ...) at levels `table` (K, 3), asked to levels `to` (K, 3), that `rows` (N,) point into."""
         rows = rows.to(x.device)
         shape = (-1,) + (1,) * (x.ndim - 1)
         alpha, sigma = (table[:, i].to(x.device, x.dtype)[rows].reshape(shape) for i in (0, 1))
-        return cls(table, rows, alpha, sigma)
+        return cls(table, rows, alpha, sigma, to)
 
     def chosen(self, which: Tensor) -> Places:
         """Of rows `which` (K,) int64, which may repeat."""
@@ -134,7 +142,8 @@ class Denoiser:
     """A network with what it predicts and how it receives the time; called, it answers v.
 
     The network is called as ``network(x, times, rows=None, **cond)``: `times` is (1,) for all rows, or (K,)
-    with `rows` (N,) saying which of them each row of x has, so that time embeddings are made once per level.
+    with `rows` (N,) saying which of them each row of x has, so that time embeddings are made once per level. A flow
+    map (a network with the attribute `flow_map` set) also receives ``to``, the times of the levels asked to.
 
     Args:
         network: Module; it is put into evaluation mode.
@@ -155,18 +164,28 @@ class Denoiser:
                 f"there is no time input {time_input!r}", hint=f"one of {', '.join(get_args(TimeInput))}"
             )
         self.network = network.eval()
+        self.flow_map = bool(getattr(network, "flow_map", False))
         self.parameterisation = parameterisation
         self.time_input = time_input
         parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
         self.dtype = parameter.dtype
         self.device = parameter.device
 
-    def __call__(self, x: Tensor, level: Level, cond: Condition = None) -> Tensor:
-        """Evaluate v at (x, level): shape and dtype of x (N, *sample_shape); a fresh tensor."""
-        return self.at(x, Places.shared(level), cond)
+    def __call__(self, x: Tensor, level: Level, cond: Condition = None, to: Level | None = None) -> Tensor:
+        """Evaluate v at (x, level), or its mean from there to the level `to`: like x; a fresh tensor.
+
+        Raises:
+            SettingsInvalid: A mean is asked of a network that is no flow map.
+        """
+        return self.at(x, Places.shared(level, to), cond)
 
     def evaluate_merged(
-        self, x: Tensor, levels: Sequence[Level], counts: Sequence[int], cond: Condition = None
+        self,
+        x: Tensor,
+        levels: Sequence[Level],
+        counts: Sequence[int],
+        cond: Condition = None,
+        to: Sequence[Level | None] | None = None,
     ) -> Tensor:
         """Evaluate v for several requests in one network call.
 
@@ -175,13 +194,21 @@ class Denoiser:
             levels: One level a request.
             counts: Rows of each request.
             cond: As in `Query`, for all rows.
+            to: As in `Query`, one a request; None for the velocity of all.
 
         Returns:
             v, shape and dtype of x; within rounding what one call a request gives.
+
+        Raises:
+            SettingsInvalid: A mean is asked of a network that is no flow map.
         """
         table = torch.tensor(list(levels), dtype=torch.float64)
         rows = torch.repeat_interleave(torch.arange(len(levels)), torch.tensor(list(counts)))
-        return self.at(x, Places.by_row(x, table, rows), cond)
+        asked = None
+        if to is not None and any(target is not None for target in to):
+            pairs = zip(to, levels, strict=True)
+            asked = torch.tensor([target or level for target, level in pairs], dtype=torch.float64)
+        return self.at(x, Places.by_row(x, table, rows, asked), cond)
 
     def evaluate(
         self, x: Tensor, times: Tensor, alphas: Tensor, sigmas: Tensor, cond: Condition = None
@@ -193,7 +220,7 @@ class Denoiser:
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
         """Evaluate v of x (N, *sample_shape) at `places`: what the other ways to ask come to; a fresh tensor."""
-        out = self._network(x, places.table, places.rows, cond)
+        out = self._network(x, places.table, places.rows, cond, places.to)
         if self.parameterisation == "eps":
             return v_from_eps(out, x, places.alpha, places.sigma)
         if self.parameterisation == "x0":
@@ -204,10 +231,19 @@ class Denoiser:
         """What the network itself says at (x, level): eps, x0 or v, in the dtype of x."""
         return self._network(x, torch.tensor([level], dtype=torch.float64), None, cond)
 
-    def _network(self, x: Tensor, table: Tensor, rows: Tensor | None, cond: Condition) -> Tensor:
+    def _network(
+        self, x: Tensor, table: Tensor, rows: Tensor | None, cond: Condition, to: Tensor | None = None
+    ) -> Tensor:
         # Times stay in float32: a step number has more digits than half precision keeps.
         wide = torch.promote_types(self.dtype, torch.float32)
         times = told_times(table, self.time_input).to(self.device, wide)
-        extra: Mapping[str, Any] = cond or {}
+        extra: dict[str, Any] = dict(cond or {})
+        if self.flow_map and to is not None:
+            extra["to"] = told_times(to, self.time_input).to(self.device, wide)
+        elif to is not None:
+            raise SettingsInvalid(
+                "the network knows velocities at one level alone, and flow-map asks for means between two",
+                hint="ddib model distil makes a network for it; or --solver unipc",
+            )
         out: Tensor = self.network(x.to(self.dtype), times, rows=rows, **extra)
         return out[:, : x.shape[1]].to(x.dtype)

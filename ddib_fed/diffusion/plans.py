@@ -25,6 +25,7 @@ MAX_EVALUATIONS = 10_000
 # The public code's levels at both ends, for `ddim` alone.
 COMPAT_GRID = "ddib"
 OWN_LEVELS = PublicLevels()
+FLOW_MAP = "flow-map"
 # Fields of `SolverSettings` that the first release did not have.
 LATER_FIELDS = frozenset({"encoder", "levels", "eta", "ancestral"})
 # How the source takes a picture to its latent; `networks.encoders` says what they are.
@@ -44,6 +45,7 @@ class SolverSpec:
         reversible: Whether it is algebraically reversible (with its auxiliary state).
         accuracy: Exponent with which its error falls with the step, by order.
         summary: One line for help texts.
+        distilled: Whether it needs a network that `ddib model distil` made.
     """
 
     name: str
@@ -54,6 +56,7 @@ class SolverSpec:
     reversible: bool
     accuracy: Mapping[int, int]
     summary: str
+    distilled: bool = False
 
 
 def _spec(
@@ -72,6 +75,10 @@ SOLVERS: Mapping[str, SolverSpec] = MappingProxyType(
             _spec("ddim", {1: 1}, 1, 1, 0, False, "the paper's; the baseline"),
             _spec("rk4", {4: 4}, 4, 4, 0, False, "classical Runge-Kutta"),
             _spec("alf", {2: 2}, 2, 1, 1, True, "asynchronous leapfrog, reversible"),
+            replace(
+                _spec(FLOW_MAP, {1: 1}, 1, 1, 0, False, "1 to 8 steps of a model that was distilled"),
+                distilled=True,
+            ),
         )
     }
 )
@@ -200,6 +207,7 @@ class Plan:
             "ddim": solvers.ddim,
             "rk4": solvers.rk4,
             "alf": solvers.alf,
+            FLOW_MAP: solvers.flow_map,
         }
         return simple[self.settings.solver](x, grid, cond=cond)
 

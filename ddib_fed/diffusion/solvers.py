@@ -49,6 +49,18 @@ def ddim(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
     return x
 
 
+def flow_map(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
+    """Steps of a network that knows the mean of v over an interval: x_s = x_t + (phi_s - phi_t) u(x_t, t, s).
+
+    Its error is the network's alone (Geng et al., MeanFlow, arXiv 2505.13447, (12)). Arguments as in `ddim`.
+    """
+    x = x.clone()
+    for (level, following), h in zip(pairwise(grid.levels), _steps(grid), strict=True):
+        u = yield Query(x, level, cond, following)
+        x.add_(u, alpha=h)
+    return x
+
+
 def stochastic_ddim(
     x: Tensor, grid: Grid, *, eta: float, draw: Draw, large: bool = False, cond: Condition = None
 ) -> Solver:

@@ -27,8 +27,9 @@ from ddib_fed.networks.configs import (
 from ddib_fed.networks.diffusers_config import DiffusersDiTConfig, DiffusersUNetConfig
 
 # Fields of `Manifest` that the first release did not have.
-LATER_FIELDS = frozenset({"role", "picture", "classes", "data", "structure"})
+LATER_FIELDS = frozenset({"role", "picture", "classes", "data", "structure", "distilled"})
 LATER_SCHEDULE_FIELDS = frozenset({"beta_start", "beta_end"})
+LATER_NETWORK_FIELDS = frozenset({"flow_map"})
 
 
 class _Frozen(BaseModel):
@@ -113,6 +114,51 @@ class Training(_Frozen):
     figures: dict[str, FiniteFloat] = Field(default_factory=dict)
 
 
+class DistilledError(_Frozen):
+    """How far a distilled model is from its teacher at a number of evaluations, on held-out samples.
+
+    The distance of a sample is the root mean square, over its numbers, of the difference of the two models' answers to
+    the same input, in the units of the network's data.
+
+    Attributes:
+        evaluations: Of one leg of the distilled model.
+        encode: Median distance of the latents.
+        encode_p95: The distance that 95 % of the latents stay below.
+        decode: Median distance of the samples, from the same latents.
+        decode_p95: As `encode_p95`, of the samples.
+        round_trip: Median distance of a sample from itself, encoded and decoded by the distilled model.
+    """
+
+    evaluations: int = Field(ge=1, le=10_000)
+    encode: float = Field(ge=0.0)
+    encode_p95: float = Field(ge=0.0)
+    decode: float = Field(ge=0.0)
+    decode_p95: float = Field(ge=0.0)
+    round_trip: float = Field(ge=0.0)
+
+
+class Distilled(_Frozen):
+    """What a distilled model was made from, and how well it follows that.
+
+    Attributes:
+        teacher: Digest of the teacher's bundle, hex.
+        teacher_name: Its name.
+        solver: Solver that the teacher's answers, which the errors are distances from, were computed with.
+        evaluations: Its evaluations of one leg.
+        samples: Held-out samples, and latents, that the errors were measured on.
+        grid: The grid that the errors were measured on.
+        errors: By evaluations, ascending.
+    """
+
+    teacher: str = Field(pattern=r"^[0-9a-f]{64}$")
+    teacher_name: str = Field(min_length=1, max_length=100)
+    solver: str = Field(max_length=32)
+    evaluations: int = Field(ge=1, le=10_000)
+    samples: int = Field(ge=1)
+    grid: str = Field(max_length=32)
+    errors: tuple[DistilledError, ...] = Field(min_length=1, max_length=16)
+
+
 class Manifest(_Frozen):
     """The fields of manifest.json but its digest.
 
@@ -138,6 +184,7 @@ class Manifest(_Frozen):
         classes: Names of the classes, by index; empty when there are none, or when they have no names.
         data: Information on the training data.
         structure: Thresholds for translations of this domain's pictures; None if not measured.
+        distilled: What a distilled model, whose network is a flow map, was made from; None for other models.
     """
 
     format_version: Literal[1] = 1
@@ -162,6 +209,7 @@ class Manifest(_Frozen):
     classes: tuple[Annotated[str, Field(max_length=200)], ...] = Field(default=(), max_length=100_000)
     data: DataNote | None = None
     structure: StructureThresholds | None = None
+    distilled: Distilled | None = None
 
     @field_validator("domain")
     @classmethod
@@ -170,7 +218,12 @@ class Manifest(_Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> Manifest:
-        for problem in (self._shape_problem(), self._class_problem(), self._picture_problem()):
+        for problem in (
+            self._shape_problem(),
+            self._class_problem(),
+            self._picture_problem(),
+            self._distilled_problem(),
+        ):
             if problem:
                 raise ValueError(problem)
         return self
@@ -219,6 +272,19 @@ class Manifest(_Frozen):
             return f"the normalisation has another number of channels than {self.sample_shape[0]}"
         return ""
 
+    def _distilled_problem(self) -> str:
+        """The conflict between network and distillation, or an empty text."""
+        if self.is_flow_map != (self.distilled is not None):
+            return "a flow map says what it was distilled from, and no other network does"
+        if self.is_flow_map and self.parameterisation != "v":
+            return "a flow map predicts means of v"
+        return ""
+
+    @property
+    def is_flow_map(self) -> bool:
+        """Whether the network also knows means of v between two levels, which the solver flow-map needs."""
+        return isinstance(self.network, MlpConfig | UNetConfig) and self.network.flow_map
+
     @property
     def num_classes(self) -> int | None:
         """Number of classes that the network is conditioned on or classifies; None without."""
@@ -251,6 +317,9 @@ class Manifest(_Frozen):
             key: value
             for key, value in schedule.items()
             if key not in LATER_SCHEDULE_FIELDS or value is not None
+        }
+        fields["network"] = {
+            key: value for key, value in fields["network"].items() if key not in LATER_NETWORK_FIELDS or value
         }
         fields["normalisation"] = self.normalisation.fields()
         if self.structure is not None and self.structure.agreement is None:

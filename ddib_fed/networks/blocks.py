@@ -150,6 +150,29 @@ class TimeEmbed(nn.Sequential):
         return emb
 
 
+class SpanEmbed(nn.Sequential):
+    """What a flow map adds to the embedding of its first time: of the second, and of their difference; 0 at first.
+
+    Args:
+        channels: Number of features of each of the two numbers, and a quarter of the embedding's size.
+    """
+
+    def __init__(self, channels: int) -> None:
+        last = nn.Linear(4 * channels, 4 * channels)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(nn.Linear(2 * channels, 4 * channels), nn.SiLU(), last)
+        self.channels = channels
+
+    def forward(self, times: Tensor, to: Tensor) -> Tensor:  # type: ignore[override]
+        """Embed steps from times (K,) to `to` (K,): (K, 4 channels)."""
+        parts = [timestep_embedding(part, self.channels) for part in (to, to - times)]
+        emb = torch.cat(parts, dim=1).to(next(self.parameters()).dtype)
+        for layer in self:
+            emb = layer(emb)
+        return emb
+
+
 class Timed(nn.Sequential):
     """Layers in sequence; those that depend on the time receive its embedding."""
 

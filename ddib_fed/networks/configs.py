@@ -22,6 +22,7 @@ class MlpConfig(_Frozen):
     blocks: int = Field(default=4, ge=1, le=64)
     embedding: int = Field(default=128, ge=1, le=4096)
     features: int = Field(default=64, ge=2, le=1024, multiple_of=2)
+    flow_map: bool = False
 
 
 class SyntheticConfig(_Frozen):
@@ -113,6 +114,7 @@ class UNetConfig(_PictureNetwork):
         norm_groups: Groups of normalisations.
         global_mean: Whether the scaled mean of each channel is one more input channel.
         spectral: Whether it corrects an estimate from the pictures' mean and spectrum.
+        flow_map: Whether it also receives the time of a second level, and predicts the mean of v from one to the other.
     """
 
     kind: Literal["unet"] = "unet"
@@ -123,6 +125,7 @@ class UNetConfig(_PictureNetwork):
     norm_groups: Literal[1, 2, 4, 8, 16, 32] = 32
     global_mean: bool = False
     spectral: bool = False
+    flow_map: bool = False
 
     @property
     def divisor(self) -> int:

@@ -32,11 +32,7 @@ class LambdaEmbedding(nn.Module):
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
-        # On the CPU also where the network is built on the meta device: torch would import its compiler for this `exp`.
-        ladder = torch.linspace(
-            math.log(0.1), math.log(1.0), features // 2, dtype=torch.float64, device="cpu"
-        ).exp()
-        self.register_buffer("frequencies", ladder.float(), persistent=False)
+        self.register_buffer("frequencies", _ladder(features), persistent=False)
         self.inner = nn.Linear(features, width)
         self.outer = nn.Linear(width, width)
 
@@ -45,6 +41,39 @@ class LambdaEmbedding(nn.Module):
         angle = lam[:, None] * self.frequencies.to(lam.dtype)[None]
         features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1).to(self.inner.weight.dtype)
         return functional.silu(self.outer(functional.silu(self.inner(features))))
+
+
+class SpanEmbedding(nn.Module):
+    """What a flow map adds to the embedding of its first level: of the second, and of how far it is; 0 at first.
+
+    Args:
+        features: Cosines and sines of each of the two numbers.
+        width: Size of the embedding.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", _ladder(features), persistent=False)
+        self.inner = nn.Linear(2 * features, width)
+        self.outer = nn.Linear(width, width)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, lam: Tensor, to: Tensor) -> Tensor:
+        """Embed steps from lam (K,) to `to` (K,): (K, width)."""
+        angle = torch.stack([to, to - lam], dim=1)[:, :, None] * self.frequencies.to(lam.dtype)
+        features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1).flatten(1)
+        out: Tensor = self.outer(functional.silu(self.inner(features.to(self.inner.weight.dtype))))
+        return out
+
+
+def _ladder(features: int) -> Tensor:
+    """Half as many frequencies as features, 0.1 to 1 rad per unit of lambda."""
+    # On the CPU also where the network is built on the meta device: torch would import its compiler for this `exp`.
+    ends = math.log(0.1), math.log(1.0)
+    return torch.linspace(*ends, features // 2, dtype=torch.float64, device="cpu").exp().float()
 
 
 class FilmBlock(nn.Module):
@@ -84,20 +113,43 @@ class ResidualMLP(nn.Module):
         blocks: Residual blocks.
         embedding: Size of the time embedding.
         features: Cosines and sines of lambda.
+        flow_map: Whether it also receives a second lambda, and predicts the mean of v from one level to the other.
     """
 
     def __init__(
-        self, dim: int = 2, width: int = 160, blocks: int = 4, embedding: int = 128, features: int = 64
+        self,
+        dim: int = 2,
+        width: int = 160,
+        blocks: int = 4,
+        embedding: int = 128,
+        features: int = 64,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
+        self.flow_map = flow_map
         self.embed = LambdaEmbedding(features, embedding)
+        self.embed_span = SpanEmbedding(features, embedding) if flow_map else None
         self.enter = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(FilmBlock(width, embedding) for _ in range(blocks))
         self.leave = nn.Linear(width, dim)
 
-    def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The prediction at x (N, dim): times (1,) or (N,), or (K,) with rows (N,) pointing into them; shape of x."""
+    def forward(
+        self, x: Tensor, times: Tensor, rows: Tensor | None = None, to: Tensor | None = None
+    ) -> Tensor:
+        """The prediction at x.
+
+        Args:
+            x: Points (N, dim).
+            times: (1,) or (N,), or (K,) with `rows`.
+            rows: (N,) pointing into `times`.
+            to: Of a flow map, the times of the levels asked to, like `times`; None for the same levels.
+
+        Returns:
+            Shape of x.
+        """
         emb = self.embed(times)
+        if self.embed_span is not None:
+            emb = emb + self.embed_span(times, times if to is None else to)
         if rows is None and len(times) > 1:
             rows = torch.arange(len(times), device=x.device)
         if torch.is_grad_enabled() or len(x) <= INFERENCE_ROWS:

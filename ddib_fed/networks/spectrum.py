@@ -14,6 +14,14 @@ one variance of all data, done for each frequency.
 Without the 1, high noise and large D make sqrt(D / S) some 20, and the errors there, which no training
 can remove, come back as gradients 400 times those of anything that can be learned.
 
+Of a flow map the answer is the mean of v from the angle phi_t to phi_s. If pictures were Gaussian, the ODE would take
+r to sqrt(S_s / S_t) r, so with delta = phi_s - phi_t
+
+    E[u | x] = U [(S_s - S_t) / (delta sqrt(S_t) (sqrt(S_t) + sqrt(S_s))) r] + (alpha_s - alpha_t) / delta m,
+
+and the network's output is in units of min(1, sqrt(S_s) (psi_s - psi_t) / delta), psi = atan2(sigma, sqrt(D) alpha):
+what the deviation of v comes to where the linear ODE carries it on to s. At s = t these are the terms above.
+
 The spectrum is measured once, before the first step, and rounded as a bundle will store it.
 """
 
@@ -56,8 +64,10 @@ class Spectrum(nn.Module):
         self.mean.copy_(mean.half())
         self.log_variance.copy_(variance.clamp_min(LEAST_VARIANCE).log().half())
 
-    def ask(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Asked:
+    def ask(self, x: Tensor, times: Tensor, rows: Tensor | None = None, to: Tensor | None = None) -> Asked:
         """The network's inputs for x (N, C, H, W) at times (K,) of scaled lambda, rows as in `layers.spread`.
+
+        With `to` (K,), the scaled lambdas of the levels that a flow map is asked to, the estimate is that of the mean.
 
         Raises:
             ValueError: x has another size than the spectrum.
@@ -65,20 +75,21 @@ class Spectrum(nn.Module):
         if x.shape[1:] != self.mean.shape:
             raise ValueError(f"pictures {tuple(x.shape[1:])} for a spectrum of {tuple(self.mean.shape)}")
         wide = torch.promote_types(x.dtype, torch.float32)
-        lam = times.double() / LAMBDA_SCALE
-        alpha, sigma = (
-            torch.sigmoid(sign * 2 * lam).sqrt().to(wide)[:, None, None, None] for sign in (1, -1)
-        )
-        if rows is not None:
-            alpha, sigma = alpha[rows], sigma[rows]
+        alpha, sigma = _scales(times, rows, wide)
         mean, variance = self.mean.to(wide), self.log_variance.to(wide).exp()
         spread = alpha.square() * variance + sigma.square()
         found = cosines(x.to(wide) - alpha * mean)
+        if to is None:
+            gain, drift = alpha * sigma * (1.0 - variance) / spread, -sigma
+            left = (variance / spread).sqrt()
+        else:
+            terms = _mean_terms(_angles(times), _angles(to), variance)
+            gain, drift, left = terms if rows is None else (term[rows] for term in terms)
         return Asked(
             white=pictures(found * spread.rsqrt()).to(x.dtype),
             seen=pictures(alpha * variance / spread * found).to(x.dtype),
-            expected=pictures(alpha * sigma * (1.0 - variance) / spread * found) - sigma * mean,
-            left=(variance / spread).sqrt().clamp_max(1.0),
+            expected=pictures(gain * found) + drift * mean,
+            left=left.clamp_max(1.0),
         )
 
 
@@ -101,6 +112,35 @@ class Asked:
     def answer(self, found: Tensor) -> Tensor:
         """The prediction of v from the network's output (N, C, H, W)."""
         return (self.expected + pictures(self.left * cosines(found.to(self.expected.dtype)))).to(found.dtype)
+
+
+def _scales(times: Tensor, rows: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Alpha and sigma at times (K,) of scaled lambda, as factors of pictures."""
+    lam = times.double() / LAMBDA_SCALE
+    alpha, sigma = (torch.sigmoid(sign * 2 * lam).sqrt().to(dtype)[:, None, None, None] for sign in (1, -1))
+    return (alpha, sigma) if rows is None else (alpha[rows], sigma[rows])
+
+
+def _angles(times: Tensor) -> Tensor:
+    """Phi at times (K,) of scaled lambda, float64, as a factor of pictures."""
+    return torch.atan(torch.exp(-times.double() / LAMBDA_SCALE))[:, None, None, None]
+
+
+def _mean_terms(start: Tensor, end: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What multiplies r, m and the network's output between two angles, without cancellation at equal ones."""
+    dtype, delta, middle = variance.dtype, end - start, start + end
+    spreads = [
+        (phi.cos().square().to(dtype) * variance + phi.sin().square().to(dtype)) for phi in (start, end)
+    ]
+    here, there = (spread.sqrt() for spread in spreads)
+    change = (middle.sin() * torch.sinc(delta / math.pi)).to(dtype) * (1.0 - variance)
+    drift = (-(middle / 2).sin() * torch.sinc(delta / (2 * math.pi))).to(dtype)
+    root = variance.sqrt()
+    across = (start.cos() * end.cos()).to(dtype) * variance + (start.sin() * end.sin()).to(dtype)
+    turned = torch.atan2(root * delta.sin().to(dtype), across)
+    still = (delta == 0.0).to(variance.device)
+    turn = torch.where(still, root / spreads[0], turned / torch.where(still, 1.0, delta).to(dtype))
+    return change / (here * (here + there)), drift, there * turn
 
 
 class Moments:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ddib_fed.networks.blocks import BlockSettings, Timed, TimeEmbed, descend, middle, zeroed
+from ddib_fed.networks.blocks import BlockSettings, SpanEmbed, Timed, TimeEmbed, descend, middle, zeroed
 from ddib_fed.networks.layers import GroupNorm32, spread
 from ddib_fed.networks.spectrum import Spectrum
 
@@ -50,6 +50,7 @@ class UNet(nn.Module):
             long before anything else does.
         spectral: Whether it corrects an estimate from the pictures' mean and spectrum, see `spectrum`; for v,
             with scaled lambda as time, and only for pictures of `image_size`.
+        flow_map: Whether it also receives a second time, and predicts the mean of v from one level to the other.
 
     Attributes:
         checkpointing: Set it to recompute activations in the backward pass instead of keeping them.
@@ -78,12 +79,14 @@ class UNet(nn.Module):
         norm_groups: int = 32,
         global_mean: bool = False,
         spectral: bool = False,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
         self.image_size = image_size
         self.num_classes = num_classes
         self.patch = patch
         self.global_mean = global_mean
+        self.flow_map = flow_map
         self.checkpointing = False
         self.spectrum = Spectrum(in_channels, image_size) if spectral else None
         emb_channels = 4 * model_channels
@@ -99,6 +102,7 @@ class UNet(nn.Module):
             norm_groups,
         )
         self.time_embed = TimeEmbed(model_channels)
+        self.span_embed = SpanEmbed(model_channels) if flow_map else None
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes + class_dropout, emb_channels)
         entering = in_channels * (patch**2 * (1 + spectral) + global_mean)
@@ -125,7 +129,12 @@ class UNet(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, times: Tensor, rows: Tensor | None = None, y: Tensor | None = None
+        self,
+        x: Tensor,
+        times: Tensor,
+        rows: Tensor | None = None,
+        y: Tensor | None = None,
+        to: Tensor | None = None,
     ) -> Tensor:
         """The prediction at x.
 
@@ -134,6 +143,7 @@ class UNet(nn.Module):
             times: (1,) or (N,), or (K,) with `rows`.
             rows: (N,) pointing into `times`.
             y: Classes (N,) int64, if and only if the network has classes.
+            to: Of a flow map, the times of the levels asked to, like `times`; None for the same levels.
 
         Returns:
             (N, out_channels, H, W).
@@ -143,16 +153,24 @@ class UNet(nn.Module):
         """
         if (y is None) != (self.num_classes is None):
             raise ValueError("classes are given if and only if the network has classes")
+        told = self._embedded(times, rows, y, to)
         if self.spectrum is None:
-            return self._predict(x, times, rows, y)
-        asked = self.spectrum.ask(x, times, rows)
-        found = self._predict(asked.white, times, rows, y, asked.seen)
+            return self._predict(x, *told)
+        asked = self.spectrum.ask(x, times, rows, to)
+        found = self._predict(asked.white, *told, asked.seen)
         channels = x.shape[1]  # what follows them is a learned variance
         return torch.cat([asked.answer(found[:, :channels]), found[:, channels:]], dim=1)
 
-    def _predict(
-        self, x: Tensor, times: Tensor, rows: Tensor | None, y: Tensor | None, beside: Tensor | None = None
-    ) -> Tensor:
+    def _embedded(
+        self, times: Tensor, rows: Tensor | None, y: Tensor | None, to: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The embedding of times, spans and classes, and which of its rows each picture has, as in `spread`."""
+        emb: Tensor = self.time_embed(times)
+        if self.span_embed is not None:
+            emb = emb + self.span_embed(times, times if to is None else to)
+        return (emb, rows) if y is None else (spread(emb, rows) + self.label_emb(y), None)
+
+    def _predict(self, x: Tensor, emb: Tensor, rows: Tensor | None, beside: Tensor | None = None) -> Tensor:
         """The output of the layers for x (N, in_channels, H, W) and a second input of the same shape."""
         mean = x.mean(dim=(2, 3), keepdim=True) * math.sqrt(x[0, 0].numel()) if self.global_mean else None
         if beside is not None:
@@ -161,9 +179,6 @@ class UNet(nn.Module):
             x = functional.pixel_unshuffle(x, self.patch)
         if mean is not None:
             x = torch.cat([x, mean.expand(-1, -1, *x.shape[2:])], dim=1)
-        emb = self.time_embed(times)
-        if y is not None:
-            emb, rows = spread(emb, rows) + self.label_emb(y), None
         h = x
         skips = []
         for block in self.input_blocks:

@@ -53,7 +53,7 @@ class Settings:
     """Solver settings, for both nodes.
 
     Attributes:
-        solver: ``unipc``, ``ddim``, ``rk4`` or ``alf``.
+        solver: ``unipc``, ``ddim``, ``rk4``, ``alf`` or ``flow-map``.
         order: 1 to 4 if the solver has orders, 0 for its default.
         evaluations: Network evaluations of one leg, 1 to 10,000.
         grid: ``default``, ``uniform-lambda``, ``karras``, ``integer`` or ``integer:T``.

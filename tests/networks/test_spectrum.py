@@ -128,7 +128,7 @@ def test_a_learned_variance_passes_by():
     x = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
         asked = network.spectrum.ask(x, torch.zeros(1))
-        inner = network._predict(asked.white, torch.zeros(1), None, None, asked.seen)
+        inner = network._predict(asked.white, network.time_embed(torch.zeros(1)), None, asked.seen)
         outer = network(x, torch.zeros(1))
     assert torch.equal(outer[:, 1], inner[:, 1])
     assert torch.allclose(outer[:, :1], asked.answer(inner[:, :1]))
