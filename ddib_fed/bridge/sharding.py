@@ -1,25 +1,26 @@
 """Distributes work over devices: one spawned process each, or this process for a single device.
 
 A piece of work gives the same result wherever it is done, so neither the number of devices nor their order
-shows in what comes out. Processes are spawned, never forked: torch and CUDA do not survive a fork.
+shows in what comes out.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.queues import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
 
-from ddib_fed.errors import InternalError, SettingsInvalid
+from ddib_fed.bridge.worker_process import Channel, WorkerProcess, portable
+from ddib_fed.errors import DdibError, InternalError, SettingsInvalid
 from ddib_fed.models.devices import device_problem
 
 MAX_WORKERS = 256
-POLL_S = 0.2
 Piece = TypeVar("Piece")
 Piece_contra = TypeVar("Piece_contra", contravariant=True)
 Result = TypeVar("Result")
@@ -96,52 +97,123 @@ def spread(
     yield from _in_processes(pieces, devices, start, on_tick)
 
 
+class _Ended:
+    """A worker process has ended."""
+
+
+@dataclass(slots=True)
+class _Pool(Generic[Piece, Result]):
+    """Worker processes, and what they say."""
+
+    start: Callable[[str], Worker[Piece, Result]]
+    workers: list[WorkerProcess] = field(default_factory=list)
+    said: SimpleQueue[tuple[int, Any]] = field(default_factory=SimpleQueue)
+
+    def add(self, device: str) -> None:
+        """Start a process, and listen to it."""
+        worker = WorkerProcess(_serve, (self.start, device), name=f"worker on {device}")
+        number = len(self.workers)
+        self.workers.append(worker)
+        threading.Thread(
+            target=self._listen, args=(number, worker), name=f"listen-{number}", daemon=True
+        ).start()
+
+    def _listen(self, number: int, worker: WorkerProcess) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                self.said.put((number, worker.channel.receive()))
+        self.said.put((number, _Ended()))
+
+
 def _in_processes(
     pieces: Sequence[Piece],
     devices: Sequence[str],
     start: Callable[[str], Worker[Piece, Result]],
     on_tick: OnTick,
 ) -> Iterator[Result]:
-    context = multiprocessing.get_context("spawn")
-    count = min(len(devices), len(pieces))
-    free: SimpleQueue[str] = context.SimpleQueue()
-    ticks: SimpleQueue[int] = context.SimpleQueue()
-    for device in devices[:count]:
-        free.put(device)
-    pool = ProcessPoolExecutor(count, context, _begin, (start, free, ticks))
+    pool: _Pool[Piece, Result] = _Pool(start)
+    finished = False
     try:
-        waiting: set[Future[Result]] = {pool.submit(_do, piece) for piece in pieces}
-        while waiting:
-            done, waiting = wait(waiting, timeout=POLL_S, return_when=FIRST_COMPLETED)
-            results = [future.result() for future in done]
-            while not ticks.empty():
-                on_tick(ticks.get())
-            yield from results
-    except BrokenProcessPool as error:
-        raise InternalError(
-            "a worker process was killed, perhaps for want of memory",
-            hint="the same command again goes on where it stopped; fewer --devices or a smaller --batch need less",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for device in devices[: len(pieces)]:
+            pool.add(device)
+        yield from _hand_out(pieces, pool, on_tick)
+        finished = True
+    except DdibError:
+        finished = True
+        raise
+    finally:  # what was interrupted (Ctrl-C, or nobody takes further results) is not waited for
+        for worker in pool.workers:
+            worker.end() if finished else worker.kill()
 
 
-# The worker of this process, made once by `_begin`; whoever runs a pool has no other place for it.
-_OWN: dict[str, Any] = {}
+def _hand_out(pieces: Sequence[Piece], pool: _Pool[Piece, Result], on_tick: OnTick) -> Iterator[Result]:
+    """Give each worker a piece at a time until all are done, or until one failed and the others have done theirs."""
+    left = deque(pieces)
+    busy = set(range(len(pool.workers)))
+    failure: Exception | None = None
+    for number in busy:
+        _give(pool.workers[number], left.popleft())
+    while busy:
+        number, said = pool.said.get()
+        if isinstance(said, _Tick):
+            on_tick(said.units)
+            continue
+        busy.discard(number)
+        if isinstance(said, _Done):
+            if left and failure is None:
+                _give(pool.workers[number], left.popleft())
+                busy.add(number)
+            yield said.result
+        elif isinstance(said, _Failure):
+            failure = failure or said.error
+        else:
+            failure = failure or _killed(pool.workers[number])
+    if failure is not None:
+        raise failure
 
 
-def _begin(start: Callable[[str], Worker[Any, Any]], free: SimpleQueue[str], ticks: SimpleQueue[int]) -> None:
-    _OWN["tick"] = ticks.put
+def _give(worker: WorkerProcess, piece: Any) -> None:
+    with suppress(OSError):  # it has ended, which who listens to it tells
+        worker.channel.send(piece)
+
+
+def _killed(worker: WorkerProcess) -> InternalError:
+    return InternalError(
+        f"a worker process {worker.ending}, perhaps for want of memory",
+        hint="the same command again goes on where it stopped; fewer --devices or a smaller --batch need less",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tick:
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: Exception
+
+
+def _serve(channel: Channel, start: Callable[[str], Worker[Any, Any]], device: str) -> None:
+    """In the process: do one piece after another, until one fails."""
     try:
-        _OWN["worker"] = start(free.get())
-    except Exception as error:  # noqa: BLE001 - the pool would only say that it is broken: the first piece tells why
-        _OWN["error"] = error
-
-
-def _do(piece: Any) -> Any:
-    if "error" in _OWN:
-        raise _OWN["error"]
-    return _OWN["worker"](piece, _OWN["tick"])
+        worker = start(device)
+    except Exception as error:  # noqa: BLE001 - the parent raises it
+        channel.send(_Failure(portable(error)))
+        return
+    while True:
+        piece = channel.receive()
+        try:
+            result = worker(piece, lambda units: channel.send(_Tick(units)))
+        except Exception as error:  # noqa: BLE001 - as above
+            channel.send(_Failure(portable(error)))
+            return
+        channel.send(_Done(result))
 
 
 def _check_there(device: str) -> None:

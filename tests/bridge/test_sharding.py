@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 
 import pytest
@@ -70,3 +71,11 @@ def test_what_goes_wrong_in_a_worker_is_told_with_its_hint(fault, error, said):
 def test_nothing_left_needs_nobody():
     """What goes on with a finished run, on several devices."""
     assert list(spread([], ["cpu", "cpu"], doubler, lambda count: None)) == []
+
+
+def test_who_stops_reading_early_leaves_no_process():
+    """As after Ctrl-C: what has begun is not waited for."""
+    running = spread(range(1000), ["cpu", "cpu"], doubler, lambda count: None)
+    next(running)
+    running.close()
+    assert multiprocessing.active_children() == []

@@ -1,0 +1,221 @@
+"""A spawned process and the messages to and from it: arrays cross by a pipe as raw bytes, and it ends with its parent.
+
+Processes are spawned, never forked: torch and CUDA do not survive a fork. This module imports no torch, so that a
+process watches its parent before it loads anything large.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, Final
+
+from ddib_fed.errors import InternalError
+
+Serve = Callable[..., None]
+"""What runs in the process: called with its `Channel` and further arguments; a function of a module."""
+END_S: Final = 5.0
+"""How long a process that was told to end may take before it is killed."""
+PR_SET_PDEATHSIG: Final = 1
+ORPHANED: Final = 70
+"""Exit code of a process whose parent is gone."""
+
+
+Packed = tuple[bytes, list[memoryview]]
+"""A message: what was pickled, and the bytes of the arrays in it."""
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles tensors as the arrays that share their memory: torch's own way copies and compresses them."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """See `pickle.Pickler`."""
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(value, torch.Tensor) or value.dtype is torch.bfloat16:
+            return NotImplemented
+        return _tensor, (value.detach().cpu().contiguous().numpy(),)
+
+
+def _tensor(array: Any) -> Any:
+    import torch  # not above: see the module's first lines
+
+    return torch.from_numpy(array)
+
+
+def pack(message: Any) -> Packed:
+    """A message as bytes; those of its arrays and tensors are the memory that they have, not copies.
+
+    Raises:
+        Exception: It cannot be pickled.
+    """
+    arrays: list[pickle.PickleBuffer] = []
+    head = io.BytesIO()
+    _Pickler(head, protocol=5, buffer_callback=arrays.append).dump(message)
+    return head.getvalue(), [array.raw() for array in arrays]
+
+
+def unpack(head: bytes, arrays: Sequence[bytearray]) -> Any:
+    """The message of `pack`, whose arrays live in `arrays`.
+
+    Only what a process of this program packed is read: a pickle of anybody else could do anything.
+    """
+    return pickle.loads(head, buffers=arrays)  # noqa: S301 - see above
+
+
+def portable(error: Exception) -> Exception:
+    """The error itself if it can be sent; else one of ours that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - what was just pickled
+    except Exception:  # noqa: BLE001 - whatever its class does when it is pickled
+        return InternalError(f"{type(error).__name__}: {error}")
+    return error
+
+
+class Channel:
+    """One end of a pipe that carries messages to and from a process that this program started."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+
+    def send(self, message: Any) -> None:
+        """Send one message; waits while the pipe is full. Any thread may.
+
+        Raises:
+            OSError: The other end is gone.
+            Exception: The message cannot be pickled; nothing was sent.
+        """
+        head, arrays = pack(message)
+        with self._sending:
+            self._connection.send_bytes(pickle.dumps([array.nbytes for array in arrays]))
+            self._connection.send_bytes(head)
+            for array in arrays:
+                if array.nbytes:
+                    self._connection.send_bytes(array)
+
+    def receive(self) -> Any:
+        """The next message; one thread at a time.
+
+        Raises:
+            EOFError, OSError: The other end is gone.
+        """
+        sizes = pickle.loads(self._connection.recv_bytes())  # noqa: S301 - of a process that we started
+        head = self._connection.recv_bytes()
+        arrays = [bytearray(size) for size in sizes]
+        for array in arrays:
+            if array:
+                self._connection.recv_bytes_into(array)
+        return unpack(head, arrays)
+
+    def close(self) -> None:
+        """End the conversation: `receive` and `send` raise, at both ends and also where one waits in them."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as pipe:
+            pipe.shutdown(socket.SHUT_RDWR)
+
+
+class WorkerProcess:
+    """A spawned process that runs `serve(channel, *args)`.
+
+    The thread that makes one must live as long as the process should: on Linux the kernel ends the process with it.
+
+    Args:
+        serve: What it runs.
+        args: Further arguments; they are pickled.
+        name: Of the process.
+
+    Attributes:
+        channel: To the process; whoever reads it reads until EOFError, which is when the process has ended.
+    """
+
+    def __init__(self, serve: Serve, args: Sequence[Any] = (), *, name: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_begin, args=(os.getpid(), theirs, serve, tuple(args)), name=name, daemon=True
+        )
+        try:
+            self._process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.channel = Channel(ours)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid or 0
+
+    def end(self, timeout_s: float = END_S) -> None:
+        """Close the channel, which tells it to end; kill it when it does not."""
+        self.channel.close()
+        self._process.join(timeout_s)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
+        self._process.kill()
+        self._process.join()
+
+    @property
+    def ending(self) -> str:
+        """How it ended, for a sentence; waits until it has."""
+        self._process.join()
+        code = self._process.exitcode or 0
+        if code >= 0:
+            return f"ended with code {code}"
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"was killed by signal {-code}"
+
+
+def _begin(parent: int, connection: Connection, serve: Serve, args: tuple[Any, ...]) -> None:
+    end_with_parent(parent)
+    # A terminal and a service manager signal all processes of a node; when work ends is the parent's decision.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    channel = Channel(connection)
+    try:
+        serve(channel, *args)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        # The parent closed the channel: nobody waits for what other threads still compute.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    channel.close()
+
+
+def end_with_parent(parent: int) -> None:
+    """End this spawned process soon after its parent ended, however that happened.
+
+    A thread waits on a pipe whose other end only the parent has, which works everywhere. On Linux the kernel kills the
+    process, too, in case that a library holds the interpreter's lock.
+
+    Args:
+        parent: Its process id.
+    """
+    found = multiprocessing.parent_process()
+    if found is None:
+        return
+
+    def watch() -> None:
+        wait([found.sentinel])
+        os._exit(ORPHANED)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the kernel was asked
+            os._exit(ORPHANED)

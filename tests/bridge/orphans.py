@@ -1,0 +1,97 @@
+"""A process that starts workers and then waits to be killed; each worker holds a connection to the test while it lives.
+
+python -m tests.bridge.orphans SOCKET worker|unwarned|spread
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from ddib_fed.bridge.sharding import spread
+from ddib_fed.bridge.worker_process import PR_SET_PDEATHSIG, WorkerProcess
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 20.0
+"""To start, on a busy machine."""
+SOON_S = 5.0
+"""To end; on an idle machine it takes milliseconds."""
+
+
+def tell(address: str) -> socket.socket:
+    """Connect to the test; what is connected to it lives."""
+    line = socket.socket(socket.AF_UNIX)
+    line.connect(address)
+    line.sendall(str(os.getpid()).encode())
+    return line
+
+
+def hold(channel, address, *, unwarned=False):
+    """A worker that computes for ever and never looks at its channel."""
+    if unwarned and sys.platform == "linux":  # the portable way has to do
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
+    line = tell(address)
+    while line:
+        sum(range(1000))
+
+
+def holder(device, *, address):
+    """The same for `spread`."""
+    line = tell(address)
+
+    def work(piece, on_tick):
+        threading.Event().wait()
+        return line, piece
+
+    return work
+
+
+@contextlib.contextmanager
+def abandoned(kind: str, folder: Path, workers: int):
+    """Lines to the workers of a process that was killed with SIGKILL when all of them lived."""
+    address = str(folder / "alive")
+    with socket.socket(socket.AF_UNIX) as server, contextlib.ExitStack() as lines:
+        server.bind(address)
+        server.listen()
+        server.settimeout(PATIENCE_S)
+        parent = subprocess.Popen([sys.executable, "-m", "tests.bridge.orphans", address, kind], cwd=ROOT)
+        try:
+            there = [lines.enter_context(server.accept()[0]) for _ in range(workers)]
+            processes = [int(line.recv(20)) for line in there]
+        finally:
+            parent.send_signal(signal.SIGKILL)
+            parent.wait()
+        assert parent.pid not in processes
+        yield there
+
+
+def all_ended(lines) -> bool:
+    """Whether the workers at the other ends of the lines end soon."""
+    for line in lines:
+        line.settimeout(SOON_S)
+        try:
+            if line.recv(1):
+                return False
+        except TimeoutError:
+            return False
+    return True
+
+
+def main(address: str, kind: str) -> None:
+    if kind == "spread":
+        list(spread([1, 2], ["cpu", "cpu"], functools.partial(holder, address=address), lambda count: None))
+    else:
+        worker = WorkerProcess(functools.partial(hold, unwarned=kind == "unwarned"), (address,), name="held")
+        worker.channel.receive()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

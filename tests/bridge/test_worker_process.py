@@ -1,0 +1,116 @@
+"""Messages to a spawned process arrive as they were sent; the process ends with its channel, and with its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.bridge.worker_process import WorkerProcess, pack, portable, unpack
+from ddib_fed.errors import InternalError, SettingsInvalid
+from tests.bridge.echoing import deaf, echo
+from tests.bridge.orphans import abandoned, all_ended
+
+pytestmark = pytest.mark.slow  # processes are started
+
+
+@pytest.fixture(scope="module")
+def echoing():
+    worker = WorkerProcess(echo, name="echo")
+    yield worker
+    worker.end()
+
+
+def test_tensors_are_packed_without_a_copy_of_their_bytes():
+    """What is pickled is a few hundred bytes; the rest is the tensor's own memory."""
+    x = torch.arange(1_000_000.0).reshape(10, -1)
+    head, arrays = pack({"x": x})
+    assert len(head) < 500
+    (raw,) = arrays
+    assert np.frombuffer(raw, np.float32).ctypes.data == x.data_ptr()
+    assert torch.equal(unpack(head, [bytearray(raw)])["x"], x)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        np.zeros((0, 2), np.float32),
+        torch.arange(6).reshape(2, 3),
+        torch.ones(3, dtype=torch.bfloat16),
+        torch.ones(4, 6)[:, ::2],
+        (np.arange(3_000_000, dtype=np.int64), "and", torch.ones(5)),
+    ],
+    ids=["empty", "integers", "bfloat16", "strided", "several, larger than the pipe"],
+)
+def test_what_is_sent_comes_back(echoing, message):
+    """Arrays and tensors, through the pipe and back; what came may be written to."""
+    echoing.channel.send(message)
+    found = echoing.channel.receive()
+    assert pack(found)[1] == pack(message)[1]
+    first = found[0] if isinstance(found, tuple) else found
+    first[...] = 0
+
+
+def test_a_terminal_and_a_service_manager_do_not_end_a_worker(echoing):
+    """Both signal all processes of a node that is to drain first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(echoing.pid, number)
+    echoing.channel.send("still here")
+    assert echoing.channel.receive() == "still here"
+
+
+def test_closing_wakes_who_listens_and_ends_the_process():
+    """Another thread is waiting for a message when the channel is closed."""
+    worker = WorkerProcess(echo, name="closed")
+    heard = []
+
+    def listen():
+        try:
+            worker.channel.receive()
+        except EOFError:
+            heard.append("end")
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    worker.end()
+    thread.join(5)
+    assert heard == ["end"]
+    assert worker.ending == "ended with code 0"
+
+
+def test_a_process_that_never_looks_is_killed():
+    """It is told in the words of an error."""
+    worker = WorkerProcess(deaf, ("busy",), name="deaf")
+    assert worker.channel.receive() == "busy"
+    worker.end(timeout_s=0.1)
+    assert worker.ending == "was killed by SIGKILL"
+
+
+def test_how_a_process_ended_is_told():
+    worker = WorkerProcess(echo, name="seven")
+    worker.channel.send(7)
+    with pytest.raises((EOFError, OSError)):
+        worker.channel.receive()
+    assert worker.ending == "ended with code 7"
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("worker", 1), ("unwarned", 1), ("spread", 2)])
+def test_workers_end_with_a_parent_that_was_killed(tmp_path, kind, workers):
+    """SIGKILL leaves the parent no time to say anything; `unwarned` has no help of the kernel."""
+    with abandoned(kind, tmp_path, workers) as lines:
+        assert all_ended(lines)
+
+
+def test_an_error_that_cannot_be_sent_is_replaced():
+    """One of ours goes as it is, with its hint; one with a lock in it becomes ours."""
+    own = SettingsInvalid("no", hint="yes")
+    assert portable(own) is own
+    foreign = RuntimeError("lost")
+    foreign.lock = threading.Lock()
+    found = portable(foreign)
+    assert isinstance(found, InternalError)
+    assert "RuntimeError: lost" in str(found)
