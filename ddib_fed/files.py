@@ -135,6 +135,24 @@ def write_file(path: Path, data: bytes, *, private: bool = False, overwrite: boo
     sync_folder(path.parent)
 
 
+def write_aside(path: Path, data: bytes) -> Path:
+    """Write a private file beside `path`, not yet synced; the caller syncs it and renames it to `path`, or removes it.
+
+    For files that are made durable together.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb", buffering=0) as file:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) or 0 :]
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
 def _place(temporary: Path, path: Path, *, overwrite: bool) -> None:
     if overwrite:
         temporary.replace(path)

@@ -208,13 +208,13 @@ class JobRunner:
     def _finish_by_items(self, job: Job) -> None:
         """Finished when at least one item came through; failed, with the first item's error, when none did."""
         self._pauses.pop(job.job_id, None)
-        items = self._store.get(job.job_id).items
-        failed = [item for item in items if item.state == ItemState.FAILED]
-        if len(failed) < len(items):
+        progress = self._store.progress(job.job_id)
+        if progress.count(ItemState.FAILED) < progress.items:
             self._store.finish(job.job_id, JobState.FINISHED)
             self._announce(job, JobState.FINISHED, "")
         else:
-            error = failed[0].error or error_record(InternalError())
+            first = self._store.first_failed(job.job_id)
+            error = (first.error if first is not None else None) or error_record(InternalError())
             self._store.finish(job.job_id, JobState.FAILED, error)
             self._announce(job, JobState.FAILED, error["reason"])
 
@@ -233,12 +233,12 @@ class JobRunner:
             log.exception("the end of job %s could not be written to the audit log", job.job_id)
 
     def _publish(self, job: Job, state: JobState, *, stage: str = "", reason: str = "") -> None:
-        items = self._store.get(job.job_id).items
+        progress = self._store.progress(job.job_id)
         self._events.publish(
             job.job_id,
             state=state,
             stage=stage,
             reason=reason,
-            items_done=sum(item.state not in PENDING_ITEMS for item in items),
-            items=len(items),
+            items_done=progress.done,
+            items=progress.items,
         )

@@ -34,13 +34,12 @@ from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from ddib_fed.wire.chunks import Announced, assemble, open_file, stream_file
 from ddib_fed.wire.contract import SAMPLE_KINDS
-from ddib_fed.wire.jobs import ItemState, JobState
+from ddib_fed.wire.jobs import JobState
 from ddib_fed.wire.mapping import to_message
 from source_node import messages
 from source_node.calibrations import active_terms, calibration_of
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
-from source_node.jobs.records import PENDING_ITEMS
 from source_node.jobs.store import ItemSpec, Job, JobLimits, JobSpec, JobStore, Staging
 from source_node.remote import Remotes
 from source_node.runner import JobRunner
@@ -136,7 +135,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self, request: translation_pb2.WatchJobRequest, context: grpc.ServicerContext
     ) -> Iterator[translation_pb2.WatchJobResponse]:
         """See translation.proto."""
-        job = self._store.get(request.job_id, caller_uri())
+        job = self._store.head(request.job_id, caller_uri())
         if self._events.last(job.job_id) is None:  # not since the node was started
             self._tell(job.job_id)
         for event in self._events.subscribe(
@@ -173,15 +172,12 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self, request: translation_pb2.FetchResultsRequest, context: grpc.ServicerContext
     ) -> Iterator[translation_pb2.FetchResultsResponse]:
         """See translation.proto."""
-        job = self._store.get(request.job_id, caller_uri())
-        ready = {item.index: item for item in job.items if item.state == ItemState.DECODED}
+        job = self._store.head(request.job_id, caller_uri())
+        ready = self._store.ready(job.job_id)
         _require_once(request.items)
-        wanted = list(request.items) or sorted(ready)
-        for index in wanted:
-            if index not in ready:
-                raise ItemNotFound(
-                    f"item {index} of job {job.job_id}", facts={"item": index, "job": job.job_id}
-                )
+        wanted = list(request.items) or ready
+        for index in sorted(set(wanted).difference(ready)):
+            raise ItemNotFound(f"item {index} of job {job.job_id}", facts={"item": index, "job": job.job_id})
         for index in wanted:
             yield from self._result(job, index)
 
@@ -209,14 +205,10 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def _tell(self, job_id: str) -> None:
         """Publish a job's state; again when the runner has changed it meanwhile: a watcher ends with the last word."""
         told = None
-        while told != (job := self._store.get(job_id)).state:
-            told = job.state
-            self._events.publish(
-                job_id,
-                state=told,
-                items_done=sum(item.state not in PENDING_ITEMS for item in job.items),
-                items=len(job.items),
-            )
+        while told != (state := self._store.head(job_id).state):
+            told = state
+            progress = self._store.progress(job_id)
+            self._events.publish(job_id, state=told, items_done=progress.done, items=progress.items)
 
     # What a job must be to be accepted
 
@@ -308,7 +300,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         return answer
 
     def _result(self, job: Job, index: int) -> Iterator[translation_pb2.FetchResultsResponse]:
-        item = next(item for item in job.items if item.index == index)
+        item = self._store.item(job.job_id, index)
         provenance: translation_pb2.Provenance | None = provenance_message(messages.record_of(job, item))
         kept = self._store.parts(job.job_id, index)
         for part in [part for part in messages.PARTS if part in kept]:

@@ -68,6 +68,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # Items have a part "decoded", which a release that knows schema 1 alone does not expect.
     (),
+    # Items have parts "encoded.0", "encoded.1", ...: latents of the row ranges of a large item.
+    (),
 )
 
 

@@ -6,19 +6,41 @@ Another's job is as good as none; bytes are checked against the digest they were
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any
 
 from ddib_fed.errors import ChunkCorrupt, ItemNotFound, JobNotFound, StateConflict
-from ddib_fed.wire.jobs import JobState
+from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.database import JobDatabase
-from source_node.jobs.records import Item, Job, Part, PartRecord
+from source_node.jobs.records import PENDING_ITEMS, Item, Job, Part, PartRecord
 from source_node.jobs.rows import item_from_row, job_from_row, part_from_row
 from source_node.jobs.spool import Spool
 
 DEFAULT_LIST = 100
 LONGEST_LIST = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How many items of a job are in each state."""
+
+    by_state: Mapping[ItemState, int]
+
+    @property
+    def items(self) -> int:
+        """All."""
+        return sum(self.by_state.values())
+
+    def count(self, *states: ItemState) -> int:
+        """Those in one of these states."""
+        return sum(self.by_state.get(state, 0) for state in states)
+
+    @property
+    def done(self) -> int:
+        """Those that are decoded or failed, delivered or not."""
+        return self.items - self.count(*PENDING_ITEMS)
 
 
 class JobQueries:
@@ -42,6 +64,44 @@ class JobQueries:
             items = self._db.read("SELECT * FROM items WHERE job_id = ? ORDER BY item", (job_id,))
         return job_from_row(row, items)
 
+    def head(self, job_id: str, owner: str | None = None) -> Job:
+        """As `get`, without the items."""
+        return job_from_row(self._row(job_id, owner))
+
+    def item(self, job_id: str, item: int) -> Item:
+        """One item of a job.
+
+        Raises:
+            ItemNotFound: It has no such item.
+        """
+        return self._item(job_id, item)
+
+    def progress(self, job_id: str) -> Progress:
+        """How many items of a job are in each state, without reading them."""
+        rows = self._db.read(
+            "SELECT state, count(*) AS n FROM items WHERE job_id = ? GROUP BY state", (job_id,)
+        )
+        return Progress({ItemState(row["state"]): row["n"] for row in rows})
+
+    def _in_states(self, job_id: str, states: Iterable[ItemState]) -> tuple[int, ...]:
+        """Numbers of the items in these states, in order."""
+        wanted = tuple(states)
+        marks = ", ".join("?" * len(wanted))
+        rows = self._db.read(
+            f"SELECT item FROM items WHERE job_id = ? AND state IN ({marks}) ORDER BY item",  # noqa: S608 - marks
+            (job_id, *wanted),
+        )
+        return tuple(row["item"] for row in rows)
+
+    def first_failed(self, job_id: str) -> Item | None:
+        """The first item that failed; None when none did."""
+        failed = self._in_states(job_id, [ItemState.FAILED])
+        return self._item(job_id, failed[0]) if failed else None
+
+    def ready(self, job_id: str) -> tuple[int, ...]:
+        """Numbers of the items whose results can be fetched."""
+        return self._in_states(job_id, [ItemState.DECODED])
+
     def list(self, owner: str, limit: int = DEFAULT_LIST) -> tuple[Job, ...]:
         """The owner's jobs, newest first, without items; at most `limit` (0 for 100, never over 1,000)."""
         rows = self._db.read(
@@ -64,7 +124,19 @@ class JobQueries:
     def parts(self, job_id: str, item: int) -> Mapping[Part, PartRecord]:
         """What the spool has of an item."""
         rows = self._db.read("SELECT * FROM parts WHERE job_id = ? AND item = ?", (job_id, item))
-        return {record.part: record for record in map(part_from_row, rows)}
+        return {record.part: record for record in map(part_from_row, rows) if record.range is None}
+
+    def ranges(self, job_id: str, item: int) -> Mapping[int, PartRecord]:
+        """What the spool has of the latents of an item's row ranges, by the range's number."""
+        rows = self._db.read("SELECT * FROM parts WHERE job_id = ? AND item = ?", (job_id, item))
+        return {record.range: record for record in map(part_from_row, rows) if record.range is not None}
+
+    def read_range(self, job_id: str, item: int, record: PartRecord) -> bytes:
+        """The file of a range; raises as `read_part`."""
+        data = self._spool.get(job_id, item, record.name)
+        if hashlib.sha256(data).digest() != record.sha256:
+            raise _changed(job_id, item, record.name)
+        return data
 
     def _part(self, job_id: str, item: int, part: Part | str) -> PartRecord:
         record = self.parts(job_id, item).get(Part(part))

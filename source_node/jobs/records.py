@@ -173,12 +173,26 @@ def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """A file in the spool: what it is, how large, and the digest it was written with."""
+    """A file in the spool: what it is, how large, and the digest it was written with.
+
+    Attributes:
+        part: What it is.
+        media_type: A `MediaType` of common.proto.
+        size_bytes: How large it is.
+        sha256: Digest of its bytes, 32 bytes.
+        range: Number of the row range of a large item that it holds; None for the whole item.
+    """
 
     part: Part
     media_type: int
     size_bytes: int
     sha256: bytes
+    range: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As in the database and the spool: "encoded", or "encoded.3" for a range."""
+        return str(self.part) if self.range is None else f"{self.part}.{self.range}"
 
 
 @dataclass(frozen=True, slots=True)

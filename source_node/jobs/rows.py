@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -58,15 +58,31 @@ def insert_part(db: sqlite3.Connection, job_id: str, item: int, part: PartRecord
     db.execute(
         "INSERT OR REPLACE INTO parts (job_id, item, part, media_type, size_bytes, sha256)"
         " VALUES (?, ?, ?, ?, ?, ?)",
-        (job_id, item, part.part, part.media_type, part.size_bytes, part.sha256),
+        (job_id, item, part.name, part.media_type, part.size_bytes, part.sha256),
     )
 
 
-def delete_parts(db: sqlite3.Connection, job_id: str, item: int, parts: Iterable[Part]) -> None:
-    """Files that may be removed from the spool once this is committed."""
+def delete_parts(db: sqlite3.Connection, job_id: str, item: int, parts: Iterable[Part]) -> list[str]:
+    """Names of files, whole and of ranges, that may be removed from the spool once this is committed."""
+    wanted = set(parts)
+    return _delete(db, job_id, item, lambda record: record.part in wanted)
+
+
+def delete_ranges(db: sqlite3.Connection, job_id: str, item: int) -> list[str]:
+    """As `delete_parts`, of all ranges."""
+    return _delete(db, job_id, item, lambda record: record.range is not None)
+
+
+def _delete(
+    db: sqlite3.Connection, job_id: str, item: int, chosen: Callable[[PartRecord], bool]
+) -> list[str]:
+    rows = db.execute("SELECT * FROM parts WHERE job_id = ? AND item = ?", (job_id, item)).fetchall()
+    names = [record.name for record in map(part_from_row, rows) if chosen(record)]
     db.executemany(
-        "DELETE FROM parts WHERE job_id = ? AND item = ? AND part = ?", [(job_id, item, p) for p in parts]
+        "DELETE FROM parts WHERE job_id = ? AND item = ? AND part = ?",
+        [(job_id, item, name) for name in names],
     )
+    return names
 
 
 def update_item(
@@ -142,7 +158,10 @@ def item_from_row(row: sqlite3.Row) -> Item:
 
 def part_from_row(row: sqlite3.Row) -> PartRecord:
     """A file of the spool."""
-    return PartRecord(Part(row["part"]), row["media_type"], row["size_bytes"], row["sha256"])
+    name, _, number = row["part"].partition(".")
+    return PartRecord(
+        Part(name), row["media_type"], row["size_bytes"], row["sha256"], int(number) if number else None
+    )
 
 
 def _json(value: Mapping[str, Any] | None) -> str | None:

@@ -12,15 +12,17 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
 from ddib_fed.errors import ItemNotFound, QueueFull
-from ddib_fed.files import check_private_folder, sync_folder, write_file
+from ddib_fed.files import check_private_folder, sync_folder, write_aside
 
 _JOB = re.compile(r"[0-9a-f]{32}\Z")
-_PART = re.compile(r"[a-z_]{1,32}\Z")
+_PART = re.compile(r"[a-z_]{1,32}(\.[0-9]{1,6})?\Z")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # How often a full disk is worth looking at again.
 RETRY_AFTER_S = 60.0
@@ -68,9 +70,21 @@ class Spool:
         """What a staged file holds."""
         return (self._staging(job_id) / f"{item:d}.{_checked(_PART, part)}").read_bytes()
 
-    def adopt(self, job_id: str) -> None:
-        """All that was staged becomes the job's, at once."""
+    def adopt(self, job_id: str, durable: Collection[str]) -> None:
+        """All that was staged becomes the job's, at once.
+
+        Args:
+            job_id: Which job.
+            durable: Parts that are on the disk when this returns; others can be made again.
+
+        Raises:
+            QueueFull: The disk is full.
+        """
         staging = self._staging(job_id)
+        with _disk_full_as_queue_full():
+            for path in staging.iterdir():
+                if path.name.partition(".")[2] in durable:
+                    _sync(path)
         sync_folder(staging)
         staging.rename(self._job(job_id))
         sync_folder(self._folder)
@@ -79,17 +93,40 @@ class Spool:
         """Remove what was staged."""
         self._remove_tree(self._staging(job_id))
 
-    def put(self, job_id: str, item: int, part: str, data: bytes) -> None:
-        """Write, or replace, one file; either the old or the new one is there whatever happens.
+    def put_together(self, files: Sequence[ToWrite]) -> Mapping[int, Exception]:
+        """Write, or replace, files; of each either the old or the new one is there whatever happens.
 
-        Raises:
-            QueueFull: The disk is full.
+        Returns:
+            Why files could not be written, by their place in `files`: QueueFull for a full disk. All others are on the
+            disk.
         """
-        path = self._path(job_id, item, part)
+        failed: dict[int, Exception] = {}
+        temporary: dict[int, Path] = {}
+        folders: dict[Path, list[int]] = {}
+        for number, file in enumerate(files):
+            path = self._path(file.job_id, file.item, file.part)
+            folders.setdefault(path.parent, []).append(number)
+            with _noting(number, failed):
+                temporary[number] = write_aside(path, file.data)
+        for number, aside in temporary.items():
+            with _noting(number, failed):
+                _sync(aside)
+                self._place(aside, files[number])
+        for folder, numbers in folders.items():
+            try:
+                with _disk_full_as_queue_full():
+                    sync_folder(folder)
+            except (OSError, QueueFull) as error:
+                failed |= {number: error for number in numbers if number not in failed}
+        for number in failed.keys() & temporary.keys():
+            temporary[number].unlink(missing_ok=True)
+        return failed
+
+    def _place(self, aside: Path, file: ToWrite) -> None:
+        path = self._path(file.job_id, file.item, file.part)
         before = path.stat().st_size if path.exists() else 0
-        with _disk_full_as_queue_full():
-            write_file(path, data, private=True)
-        self._count(len(data) - before)
+        aside.replace(path)
+        self._count(len(file.data) - before)
 
     def get(self, job_id: str, item: int, part: str) -> bytes:
         """What a file holds.
@@ -169,6 +206,16 @@ class Spool:
             self._used_bytes += size
 
 
+@dataclass(frozen=True, slots=True)
+class ToWrite:
+    """A file for `Spool.put_together`."""
+
+    job_id: str
+    item: int
+    part: str
+    data: bytes
+
+
 class StagedFile:
     """A file of mode 0600 that grows; what is written counts in the spool at once."""
 
@@ -192,18 +239,8 @@ class StagedFile:
         self.size_bytes += len(data)
         self._count(len(data))
 
-    def finish(self) -> None:
-        """It is whole: on the disk when this returns.
-
-        Raises:
-            QueueFull: The disk is full.
-        """
-        with _disk_full_as_queue_full():
-            os.fsync(self._file.fileno())
-        self.close()
-
     def close(self) -> None:
-        """Let go of it; whoever staged it removes it."""
+        """Let go of it: it is on the disk after `Spool.adopt`; whoever staged it removes it otherwise."""
         self._file.close()
 
 
@@ -214,6 +251,24 @@ class _disk_full_as_queue_full:  # noqa: N801 - reads as the statement it is
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise QueueFull("the disk of the spool is full", retry_after_s=RETRY_AFTER_S) from error
+
+
+@contextmanager
+def _noting(number: int, failed: dict[int, Exception]) -> Iterator[None]:
+    """A file that cannot be written leaves the others as they are."""
+    try:
+        with _disk_full_as_queue_full():
+            yield
+    except (OSError, QueueFull) as error:
+        failed[number] = error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _checked(pattern: re.Pattern[str], name: str) -> str:

@@ -121,14 +121,10 @@ class Staging:
         return self._incoming
 
     def keep(self, media_type: int, sha256: bytes) -> ItemSpec:
-        """What was received last is the next item, whole and of this digest.
-
-        Raises:
-            QueueFull: The disk is full.
-        """
+        """What was received last is the next item, whole and of this digest; on the disk after `commit`."""
         assert self._incoming is not None
         staged = self._incoming.staged
-        staged.finish()
+        staged.close()
         self._incoming = None
         item = ItemSpec(len(self._items), media_type, staged.size_bytes, sha256)
         self._items.append(item)
@@ -136,6 +132,8 @@ class Staging:
 
     def keep_decoded(self, data: bytes) -> None:
         """Keep the samples of the item that was kept last, so that it is not decoded again.
+
+        They are not synced: after a power cut that tore them, the item's file is decoded again.
 
         Raises:
             QueueFull: The spool, the client's share of it, or the disk is full.
@@ -145,7 +143,6 @@ class Staging:
         staged = self._spool.stage(self._job_id, index, Part.DECODED)
         try:
             staged.write(data)
-            staged.finish()
         finally:
             staged.close()
         digest = hashlib.sha256(data).digest()
@@ -203,7 +200,7 @@ class Staging:
         earlier = self._accepted()
         if earlier is not None:
             return self._same(earlier, content), True
-        self._spool.adopt(self._job_id)
+        self._spool.adopt(self._job_id, durable={Part.INPUT})
         try:
             return self._insert(content)
         except BaseException:

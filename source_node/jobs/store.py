@@ -6,12 +6,12 @@ removed after it, so a kill leaves at most files without a row, which the next s
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from ddib_fed.errors import ChunkCorrupt, QueueFull, StateConflict
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.database import JobDatabase
+from source_node.jobs.group_commit import Change, GroupCommit, NewFile, transition
 from source_node.jobs.queries import JobQueries
 from source_node.jobs.records import (
     OPEN_STATES,
     PENDING_ITEMS,
-    TRANSITIONS,
     ErrorRecord,
     Item,
     ItemSpec,
@@ -36,13 +36,13 @@ from source_node.jobs.records import (
 from source_node.jobs.rows import (
     delete_parts,
     end_job,
-    insert_part,
     update_item,
 )
 from source_node.jobs.spool import Spool
 from source_node.jobs.staging import Staging
 
 __all__ = [
+    "Change",
     "ErrorRecord",
     "Item",
     "ItemSpec",
@@ -50,11 +50,14 @@ __all__ = [
     "JobLimits",
     "JobSpec",
     "JobStore",
+    "NewFile",
     "Part",
     "PartRecord",
     "Staging",
 ]
 
+Dropped = Sequence[tuple[int, Sequence[str]]]
+"""Items, and the names of their files that go."""
 CANCELLED_ERROR: ErrorRecord = {"reason": "CANCELLED", "sentence": "cancelled", "incident": "", "facts": {}}
 
 
@@ -83,6 +86,7 @@ class JobStore(JobQueries):
         self._clock = clock
         self._db = JobDatabase(database)
         self._spool = Spool(spool)
+        self._commits = GroupCommit(self._db, self._spool)
         self._staging_lock = threading.Lock()
         self._staging = 0
         self._staged_bytes: Counter[str] = Counter()
@@ -101,7 +105,8 @@ class JobStore(JobQueries):
             return int(db.execute("SELECT value FROM node_state WHERE key = 'boot'").fetchone()[0])
 
     def close(self) -> None:
-        """Let another process have the store."""
+        """Finish the changes that were given, and let another process have the store."""
+        self._commits.close()
         self._db.close()
 
     # Receive
@@ -189,6 +194,31 @@ class JobStore(JobQueries):
                 self.put_back(job_id, 0)
         return len(rows)
 
+    def keep(self, change: Change) -> Future[None]:
+        """Keep files of an item of a running job, and take it further, all of it or nothing.
+
+        Changes that come close behind one another are made durable together, across items and jobs.
+
+        Args:
+            change: ENCODED needs its `encoded` part, kept now or before; DECODED its `translation` (the last step:
+                input and intermediate latents go); RECEIVED has an encoded item encoded again.
+
+        Returns:
+            Done when it is on the disk. It raises:
+
+            StateConflict: The job does not run, the step is not one, or its part is not in the spool.
+            ItemNotFound: It has no such item.
+            QueueFull: The disk is full.
+        """
+        if change.state == ItemState.DELIVERED:
+            raise StateConflict("an item becomes DELIVERED by acknowledge()")
+        return self._commits.submit(change)
+
+    @property
+    def groups(self) -> int:
+        """Transactions in which changes were made durable so far."""
+        return self._commits.groups
+
     def put_part(
         self,
         job_id: str,
@@ -196,46 +226,18 @@ class JobStore(JobQueries):
         part: Part | str,
         data: bytes,
         media_type: int = common_pb2.MEDIA_TYPE_NPY,
-    ) -> PartRecord:
-        """Keep a file of an item of a running job; replaces one of the same part.
-
-        Raises:
-            StateConflict: The job does not run.
-            ItemNotFound: It has no such item.
-            QueueFull: The disk is full.
-        """
-        record = PartRecord(Part(part), media_type, len(data), hashlib.sha256(data).digest())
-        self._require_running(job_id)
-        self._item(job_id, item)
-        if record.part in self.parts(job_id, item):
-            # A row must never name bytes that are no longer there.
-            with self._db.transaction() as db:
-                delete_parts(db, job_id, item, [record.part])
-        self._spool.put(job_id, item, record.part, data)
-        with self._db.transaction() as db:
-            self._require_running(job_id)
-            insert_part(db, job_id, item, record)
-        return record
+    ) -> None:
+        """As `keep`, one file; on the disk when this returns."""
+        self.keep(Change(job_id, item, (NewFile(Part(part), data, media_type),))).result()
 
     def advance(
         self, job_id: str, item: int, state: ItemState | str, provenance: Mapping[str, Any] | None = None
     ) -> None:
-        """Take an item of a running job one state further, and remove files that it needs no more.
-
-        Args:
-            job_id: Which job.
-            item: Which item.
-            state: ENCODED (its `encoded` part was put), DECODED (its `translation` was put; the last step:
-                input and intermediate latents go), or RECEIVED to have an encoded item encoded again.
-            provenance: Replaces what is recorded of how the result came about; None leaves it.
-
-        Raises:
-            StateConflict: The job does not run, the step is not one, or its part is not in the spool.
-            ItemNotFound: It has no such item.
-        """
+        """As `keep`, one step; on the disk when this returns."""
+        state = ItemState(state)
         if state in {ItemState.DELIVERED, ItemState.FAILED}:
             raise StateConflict(f"an item becomes {state} by acknowledge() or fail_item()")
-        self._move(job_id, item, ItemState(state), provenance=provenance)
+        self.keep(Change(job_id, item, state=state, provenance=provenance)).result()
 
     def fail_item(self, job_id: str, item: int, error: ErrorRecord) -> None:
         """Give an item of a running job up; its files are removed.
@@ -244,26 +246,7 @@ class JobStore(JobQueries):
             StateConflict: The job does not run, or the item is decoded or failed already.
             ItemNotFound: It has no such item.
         """
-        self._move(job_id, item, ItemState.FAILED, error=error)
-
-    def _move(
-        self,
-        job_id: str,
-        item: int,
-        state: ItemState,
-        *,
-        provenance: Mapping[str, Any] | None = None,
-        error: ErrorRecord | None = None,
-    ) -> None:
-        with self._db.transaction() as db:
-            self._require_running(job_id)
-            before = self._item(job_id, item).state
-            needed, dropped = _transition(job_id, item, before, state)
-            if needed is not None and needed not in self.parts(job_id, item):
-                raise StateConflict(f"item {item} of job {job_id} cannot be {state}: it has no {needed}")
-            update_item(db, job_id, item, state, provenance=provenance, error=error)
-            delete_parts(db, job_id, item, dropped)
-        self._spool.remove(job_id, item, dropped)
+        self.keep(Change(job_id, item, state=ItemState.FAILED, error=error)).result()
 
     def finish(self, job_id: str, state: JobState | str, error: ErrorRecord | None = None) -> None:
         """End a running job, once. Items left to do fail with it; decoded ones wait for the client.
@@ -283,24 +266,25 @@ class JobStore(JobQueries):
 
     def _end(
         self, db: sqlite3.Connection, job_id: str, state: JobState, error: ErrorRecord | None
-    ) -> tuple[int, ...]:
+    ) -> Dropped:
         """Inside a transaction; which items' files go."""
-        pending = tuple(item.index for item in self.get(job_id).items if item.state in PENDING_ITEMS)
+        pending = self._in_states(job_id, PENDING_ITEMS)
         if not state.ended or (state == JobState.FINISHED and pending):
             raise StateConflict(f"job {job_id} with {len(pending)} items left cannot become {state}")
         if state == JobState.CANCELLED:
             error = error or CANCELLED_ERROR
         now = self._clock()
+        dropped = []
         for item in pending:
             update_item(db, job_id, item, ItemState.FAILED, error=error)
-            delete_parts(db, job_id, item, Part)
+            dropped.append((item, delete_parts(db, job_id, item, Part)))
         end_job(db, job_id, state, finished=now, expires=now + self.limits.retention_s, error=error)
-        return pending
+        return dropped
 
-    def _after_end(self, job_id: str, dropped: Iterable[int]) -> None:
+    def _after_end(self, job_id: str, dropped: Dropped) -> None:
         self._cancelled.discard(job_id)
-        for item in dropped:
-            self._spool.remove(job_id, item, Part)
+        for item, names in dropped:
+            self._spool.remove(job_id, item, names)
 
     # What the client decides
 
@@ -314,7 +298,7 @@ class JobStore(JobQueries):
         Raises:
             JobNotFound: There is none, or it is another's.
         """
-        dropped: tuple[int, ...] = ()
+        dropped: Dropped = []
         with self._db.transaction() as db:
             state = JobState(self._row(job_id, owner)["state"])
             if state.ended:
@@ -344,25 +328,24 @@ class JobStore(JobQueries):
             StateConflict: An item is not decoded.
             ChunkCorrupt: A digest is not the translation's; nothing was removed.
         """
-        delivered = []
+        delivered: list[tuple[int, list[str]]] = []
         with self._db.transaction() as db:
             self._row(job_id, owner)
             for item, sha256 in dict(items).items():
                 state = self._item(job_id, item).state
                 if state == ItemState.DELIVERED:
                     continue
-                _, dropped = _transition(job_id, item, state, ItemState.DELIVERED)
-                if self.parts(job_id, item)[Part.TRANSLATION].sha256 != sha256:
+                _, dropped = transition(job_id, item, state, ItemState.DELIVERED)
+                if self._part(job_id, item, Part.TRANSLATION).sha256 != sha256:
                     raise ChunkCorrupt(
                         f"item {item} of job {job_id} was written with another digest", facts={"item": item}
                     )
                 update_item(db, job_id, item, ItemState.DELIVERED)
-                delete_parts(db, job_id, item, dropped)
-                delivered.append(item)
-        for item in delivered:
-            self._spool.remove(job_id, item, Part)
-        done = {ItemState.DELIVERED, ItemState.FAILED}
-        return sum(item.state not in done for item in self.get(job_id).items)
+                delivered.append((item, delete_parts(db, job_id, item, dropped)))
+        for item, names in delivered:
+            self._spool.remove(job_id, item, names)
+        progress = self.progress(job_id)
+        return progress.items - progress.count(ItemState.DELIVERED, ItemState.FAILED)
 
     def delete(self, job_id: str, owner: str) -> None:
         """Remove an ended job and all that is kept of it.
@@ -391,15 +374,3 @@ class JobStore(JobQueries):
         for row in rows:
             self._spool.remove_job(row["job_id"])
         return len(rows)
-
-
-def _transition(
-    job_id: str, item: int, before: ItemState, after: ItemState
-) -> tuple[Part | None, frozenset[Part]]:
-    try:
-        return TRANSITIONS[before, after]
-    except KeyError:
-        raise StateConflict(
-            f"item {item} of job {job_id} is {before} and cannot become {after}",
-            facts={"item": item, "state": before},
-        ) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ItemNotFound, QueueFull
-from source_node.jobs.spool import Spool
+from source_node.jobs.spool import Spool, ToWrite
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def job(spool):
     """A job that was received with one input."""
     job_id = spool.new_job_id()
     stage(spool, job_id, b"points")
-    spool.adopt(job_id)
+    spool.adopt(job_id, {"input"})
     return job_id
 
 
@@ -33,7 +33,13 @@ def stage(spool, job_id: str, data: bytes) -> None:
     """Its first input, as it comes."""
     file = spool.stage(job_id, 0, "input")
     file.write(data)
-    file.finish()
+    file.close()
+
+
+def put(spool, job_id: str, item: int, part: str, data: bytes) -> None:
+    """One file, or what keeps it from being written."""
+    for error in spool.put_together([ToWrite(job_id, item, part, data)]).values():
+        raise error
 
 
 def names(folder) -> set[str]:
@@ -52,8 +58,8 @@ def test_files_and_folders_are_private(spool, job, folder):
     try:
         other = spool.new_job_id()
         stage(spool, other, b"x")
-        spool.adopt(other)
-        spool.put(other, 0, "encoded", b"x")
+        spool.adopt(other, {"input"})
+        put(spool, other, 0, "encoded", b"x")
     finally:
         os.umask(old)
     modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
@@ -71,16 +77,16 @@ def test_what_was_abandoned_leaves_nothing(spool, folder):
 
 def test_a_file_is_replaced_whole(spool, job, folder):
     """And nothing of the replacing is left."""
-    spool.put(job, 0, "encoded", b"first")
-    spool.put(job, 0, "encoded", b"2nd")
+    put(spool, job, 0, "encoded", b"first")
+    put(spool, job, 0, "encoded", b"2nd")
     assert spool.get(job, 0, "encoded") == b"2nd"
     assert names(folder) == {f"{job}/0.input", f"{job}/0.encoded"}
 
 
 def test_bytes_are_counted_as_they_come_and_go(spool, job, folder):
     """Also when replaced, and again by the next start."""
-    spool.put(job, 0, "encoded", b"first")
-    spool.put(job, 0, "encoded", b"2nd")
+    put(spool, job, 0, "encoded", b"first")
+    put(spool, job, 0, "encoded", b"2nd")
     assert spool.used_bytes == len(b"points") + len(b"2nd") == Spool(folder).used_bytes
     spool.remove(job, 0, ["input", "latent"])
     assert spool.used_bytes == 3
@@ -99,7 +105,7 @@ def test_the_sweep_removes_what_no_row_names(spool, job, folder):
     """Staged leftovers, torn writes, parts and jobs without a row; nothing else."""
     left = spool.new_job_id()
     stage(spool, left, b"x")
-    spool.put(job, 0, "encoded", b"x")
+    put(spool, job, 0, "encoded", b"x")
     (folder / job / ".0.translation-abcd").write_bytes(b"torn")
     (folder / ("0" * 32)).mkdir()
     (folder / "stray").write_bytes(b"x")
@@ -111,14 +117,14 @@ def test_the_sweep_removes_what_no_row_names(spool, job, folder):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_a_full_queue(spool, job, folder, monkeypatch, code):
     """The client is told to come again; the file that was there stays."""
-    spool.put(job, 0, "encoded", b"first")
+    put(spool, job, 0, "encoded", b"first")
 
     def full(_: int) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(QueueFull) as caught:
-        spool.put(job, 0, "encoded", b"second")
+        put(spool, job, 0, "encoded", b"second")
     assert caught.value.retry_after_s
     assert spool.get(job, 0, "encoded") == b"first"
     assert names(folder) == {f"{job}/0.input", f"{job}/0.encoded"}
@@ -144,12 +150,12 @@ def test_files_are_on_the_disk_before_anybody_is_told(spool, folder, monkeypatch
     monkeypatch.setattr(os, "fsync", noting)
     job_id = spool.new_job_id()
     stage(spool, job_id, b"input")
-    spool.adopt(job_id)
+    spool.adopt(job_id, {"input"})
     staged, by_name, spool_folder = synced
     assert staged[1] == b"input"
     assert by_name[0].endswith(job_id)
     assert spool_folder[0] == folder.name
     synced.clear()
-    spool.put(job_id, 0, "latent", b"latent")
+    put(spool, job_id, 0, "latent", b"latent")
     assert [content for _, content in synced] == [b"latent", None]
     assert synced[1][0] == job_id

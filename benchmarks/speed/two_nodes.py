@@ -1,0 +1,251 @@
+"""Two real nodes, each pinned to a core of its own, and the same work in two pinned processes without nodes.
+
+What `federated`, `clients` and `soak` measure with: no benchmark by itself.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.speed.harness import ROOT
+from ddib_fed.client.views import Result
+from ddib_fed.wire.jobs import Settings
+from tests.e2e.harness import Pair
+
+Array = NDArray[np.float32]
+EVALUATIONS = 48
+
+
+def two_cores() -> tuple[int, int]:
+    """The cores of the source's and the target's node.
+
+    Raises:
+        SystemExit: There is only one.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit("two cores are needed: one for each node")
+    return cores[0], cores[1]
+
+
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """Inside, this thread and the processes that it starts run on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def two_nodes(source: str, target: str, settings: Mapping[str, object] | None = None) -> Iterator[Pair]:
+    """North with the shipped model of `source`, south with that of `target`: started by their commands, pinned, warm.
+
+    Args:
+        source: Domain of the source's node.
+        target: Domain of the target's node.
+        settings: Lines of both node.toml that differ from the template's, e.g. `running_jobs`.
+    """
+    with tempfile.TemporaryDirectory(prefix="ddib-speed-") as folder:
+        pair = Pair.create(Path(folder), target, domain=source)
+        try:
+            for node, core in zip((pair.north, pair.south), two_cores(), strict=True):
+                configure(node.config_path, {"threads": 1, **(settings or {})})
+                node.environment["PYTHONPATH"] = str(ROOT)
+                with pinned(core):
+                    node.start(wait=False)
+            pair.north.wait_serving()
+            pair.south.wait_serving()
+            yield pair
+        finally:
+            pair.stop()
+
+
+def configure(path: Path, settings: Mapping[str, object]) -> None:
+    """Set keys of a node.toml that the template has, commented out."""
+    lines = path.read_text().splitlines()
+    for key, value in settings.items():
+        found = [n for n, line in enumerate(lines) if line.lstrip("# ").startswith(f"{key} = ")]
+        if not found:
+            raise SystemExit(f"the template of node.toml has no {key}")
+        lines[found[0]] = f"{key} = {value}"
+    path.write_text("\n".join(lines) + "\n")
+
+
+def translate(
+    pair: Pair, files: Sequence[bytes], target: str, evaluations: int = EVALUATIONS
+) -> list[Result]:
+    """One job through the nodes, as a client has it: submitted, watched, fetched and acknowledged."""
+    with pair.client() as client:
+        return list(client.translate(files, f"south.example/{target}", Settings(evaluations=evaluations)))
+
+
+def processor_seconds(pid: int) -> dict[str, float]:
+    """Seconds of CPU of each thread of a process so far, by the thread's number."""
+    tick = os.sysconf("SC_CLK_TCK")
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        found[task.name] = (int(fields[11]) + int(fields[12])) / tick
+    return found
+
+
+def png_files(count: int) -> tuple[list[bytes], Array]:
+    """Test pictures of the shipped satellite domain, as files and as (N, 3, 32, 32) in [-1, 1]; repeated as needed."""
+    from ddib_fed.datasets.shipped import load_shipped
+    from ddib_fed.samples.images import encode_png
+
+    pictures = load_shipped("satellite").test
+    chosen = pictures[np.arange(count) % len(pictures)]
+    pixels = np.rint((chosen.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
+    return [encode_png(each) for each in pixels], chosen
+
+
+def npy_file(points: Array) -> bytes:
+    """Points as a client sends them."""
+    buffer = io.BytesIO()
+    np.save(buffer, points)
+    return buffer.getvalue()
+
+
+# The same work without nodes
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """What one process of `InProcess` is told."""
+
+    source: str
+    target: str
+    together: int
+    core: int
+
+
+class InProcess:
+    """Two pinned processes that each translate half of the samples with both models: the best setting without nodes.
+
+    Args:
+        source: Domain of the model that encodes.
+        target: Domain of the model that decodes.
+        together: Samples of a network call.
+    """
+
+    def __init__(self, source: str, target: str, together: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection[Any, Any]] = []
+        self._processes = []
+        for core in two_cores():
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, _Half(source, target, together, core)))
+            process.start()
+            self._pipes.append(here)
+            self._processes.append(process)
+        for pipe in self._pipes:
+            pipe.recv()  # the models are loaded and warm
+
+    def translate(self, samples: Array, evaluations: int = EVALUATIONS) -> float:
+        """Seconds until both halves are translated."""
+        started = time.perf_counter()
+        for pipe, half in zip(self._pipes, np.array_split(samples, 2), strict=True):
+            pipe.send((half, evaluations))
+        for pipe in self._pipes:
+            pipe.recv()
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """End both processes."""
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            pipe.send(None)
+            process.join()
+
+
+def _serve(pipe: Connection[Any, Any], half: _Half) -> None:
+    """One process of `InProcess`."""
+    os.sched_setaffinity(0, {half.core})
+    from importlib import resources
+
+    from ddib_fed.bridge.local_party import open_party
+    from ddib_fed.models.bundle import load_bundle
+
+    folder = resources.files("ddib_fed.models") / "pretrained"
+    parties = []
+    for name in (half.source, half.target):
+        with resources.as_file(folder / name) as path:
+            parties.append(open_party(load_bundle(path), together=half.together, threads=1))
+    shape = parties[0].model.sample_shape
+    _translate(parties, np.zeros((half.together, *shape), np.float32) + 0.1, 4)
+    pipe.send("ready")
+    while (work := pipe.recv()) is not None:
+        pipe.send(_translate(parties, *work))
+
+
+def _translate(parties: Sequence[Any], samples: Array, evaluations: int) -> int:
+    """Pictures as an item each, points as one item; how many were translated."""
+    from ddib_fed.bridge.party import Leg
+    from ddib_fed.bridge.translate import Item, Translated, translate
+    from ddib_fed.diffusion.plans import SolverSettings
+
+    generator = np.random.default_rng(0)
+    picture = parties[0].model.is_picture
+    items = [
+        Item(number, each, noise=lambda x: generator.standard_normal(x.shape, np.float32))
+        for number, each in enumerate(np.split(samples, len(samples)) if picture else [samples])
+    ]
+    leg = Leg(SolverSettings(evaluations=evaluations))
+    outcomes = list(translate(parties[0], parties[1], items, leg))
+    return sum(isinstance(outcome, Translated) for outcome in outcomes)
+
+
+# Memory
+
+
+class ResidentMemory:
+    """Samples the resident bytes of processes beside a piece of work.
+
+    Args:
+        pids: Of which.
+        every_s: Between two samples.
+    """
+
+    def __init__(self, pids: Sequence[int], every_s: float) -> None:
+        self.samples: list[tuple[float, tuple[int, ...]]] = []
+        self._pids = pids
+        self._every_s = every_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._every_s):
+            self.samples.append((time.monotonic(), tuple(map(resident_bytes, self._pids))))
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process without what it maps from files."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise ProcessLookupError(pid)
