@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddib_fed.networks.layers import GroupNorm32, spread, timestep_embedding
+from ddib_fed.networks.layers import (
+    Embedded,
+    GroupNorm32,
+    activated,
+    joined,
+    remembered,
+    spread,
+    timestep_embedding,
+)
 
 Layer = TypeVar("Layer", nn.Conv1d, nn.Conv2d)
 
@@ -176,10 +184,10 @@ class SpanEmbed(nn.Sequential):
 class Timed(nn.Sequential):
     """Layers in sequence; those that depend on the time receive its embedding."""
 
-    def forward(self, x: Tensor, emb: Tensor, rows: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Pass x (N, C, H, W) through; emb (K, E), rows as in `spread`."""
+    def forward(self, x: Tensor, told: Embedded) -> Tensor:  # type: ignore[override]
+        """Pass x (N, C, H, W) through, told the levels."""
         for layer in self:
-            x = layer(x, emb, rows) if isinstance(layer, ResBlock) else layer(x)
+            x = layer(x, told) if isinstance(layer, ResBlock) else layer(x)
         return x
 
 
@@ -250,24 +258,31 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(GroupNorm32(width, groups), nn.SiLU(), nn.Dropout(dropout), last)
         self.skip_connection = nn.Identity() if width == channels else nn.Conv2d(channels, width, 1)
 
-    def forward(self, x: Tensor, emb: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Pass x (N, C, H, W) through the block; emb (K, E), rows as in `spread`."""
-        norm, activate, enter = self.in_layers
-        h = activate(norm(x))
+    def forward(self, x: Tensor, told: Embedded) -> Tensor:
+        """Pass x (N, C, H, W) through the block, told the levels."""
+        norm, _, enter = self.in_layers
+        h = activated(norm(x))
         if self.resamples:
             h, x = self.h_upd(h), self.x_upd(x)
-        h = enter(h)
-        told = spread(self.emb_layers(emb), rows)[:, :, None, None]
-        norm, *rest = self.out_layers
-        if self.scale_shift:
-            scale, shift = told.chunk(2, dim=1)
-            h = torch.addcmul(shift, norm(h), 1.0 + scale)
-        else:
-            h = norm(h + told)
+        h = self._told(enter(h), told)
+        _, _, *rest = self.out_layers
+        h = activated(h)
         for layer in rest:
             h = layer(h)
-        out: Tensor = self.skip_connection(x) + h
-        return out
+        return joined(self.skip_connection(x), h)
+
+    def _told(self, h: Tensor, told: Embedded) -> Tensor:
+        """The second normalisation, with the time before or after it; h (N, C, H, W) is this block's own."""
+        norm = cast("GroupNorm32", self.out_layers[0])
+        factors = told.through(self.emb_layers)
+        if self.scale_shift and told.shared:
+            # One level: scale and shift go into the normalisation's weights instead of over all pixels.
+            return norm.scaled(h, *remembered(told.kept, norm, lambda: norm.modulated(*factors[0].chunk(2))))
+        factors = spread(factors, told.rows)[:, :, None, None]
+        if not self.scale_shift:
+            return cast("Tensor", norm(joined(factors, h)))
+        scale, shift = factors.chunk(2, dim=1)
+        return torch.addcmul(shift, norm(h), 1.0 + scale)
 
 
 def _resampler(channels: int, resample: str) -> nn.Module:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ddib_fed.networks.blocks import BlockSettings, TimeEmbed, descend, middle, pointwise, zeroed
-from ddib_fed.networks.layers import GroupNorm32
+from ddib_fed.networks.layers import Embedded, GroupNorm32
 
 HIDDEN = 2048
 POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
@@ -151,14 +151,14 @@ class NoisyClassifier(nn.Module):
         Returns:
             (N, classes).
         """
-        emb = self.time_embed(times)
+        told = Embedded(self.time_embed(times), rows)
         h = x
         means = []
         for block in (*self.input_blocks, self.middle_block):
             if self.checkpointing and torch.is_grad_enabled():
-                h = cast("Tensor", checkpoint(block, h, emb, rows, use_reentrant=False))
+                h = cast("Tensor", checkpoint(block, h, told, use_reentrant=False))
             else:
-                h = block(h, emb, rows)
+                h = block(h, told)
             if self.by_block:
                 means.append(h.mean(dim=(2, 3)))
         out: Tensor = self.out(torch.cat(means, dim=-1) if self.by_block else h)

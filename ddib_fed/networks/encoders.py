@@ -46,7 +46,7 @@ class SharedWithLinear(Wrapped):
         """As `Denoiser.at`."""
         wide = torch.promote_types(x.dtype, torch.float32)
         times = told_times(places.table, "scaled-lambda").to(x.device, wide)
-        linear = self._spectrum.ask(x, times, places.rows).expected.to(x.dtype)
+        linear = self._spectrum.ask(x, times, places.rows).expected().to(x.dtype)
         if self.share == 0.0:
             return linear
         return linear.lerp_(self.inner.at(x, places, cond), self.share)

@@ -6,10 +6,16 @@ A time embedding has one row per distinct time; `rows` spreads it over the batch
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+T = TypeVar("T")
+Kept = dict[Hashable, Any]
+"""What a network with fixed weights derived from one level (or pair of levels) alone, by who made it."""
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -36,6 +42,41 @@ def spread(embedding: Tensor, rows: Tensor | None) -> Tensor:
     return embedding if rows is None else embedding.index_select(0, rows)
 
 
+def remembered(kept: Kept | None, key: Hashable, make: Callable[[], T]) -> T:
+    """What `make` gives; kept under `key`, and made once, where there is something to keep it in."""
+    if kept is None:
+        return make()
+    if key not in kept:
+        kept[key] = make()
+    return cast("T", kept[key])
+
+
+class Embedded:
+    """The embedding of the levels of a batch on its way through a network's blocks.
+
+    Args:
+        emb: (K, E).
+        rows: As in `spread`.
+        kept: Of a call whose rows share one level, without gradients: layers of fixed weights are asked once.
+    """
+
+    __slots__ = ("emb", "kept", "rows")
+
+    def __init__(self, emb: Tensor, rows: Tensor | None = None, kept: Kept | None = None) -> None:
+        self.emb = emb
+        self.rows = rows
+        self.kept = kept
+
+    @property
+    def shared(self) -> bool:
+        """Whether all rows share one level."""
+        return self.rows is None and len(self.emb) == 1
+
+    def through(self, layer: nn.Module) -> Tensor:
+        """What `layer` makes of the embedding: (K, width), not spread over the rows."""
+        return cast("Tensor", remembered(self.kept, layer, lambda: layer(self.emb)))
+
+
 class GroupNorm32(nn.GroupNorm):
     """Group normalisation, over 32 groups as a rule: statistics in float32 at least, rounded once to the input's dtype.
 
@@ -48,9 +89,26 @@ class GroupNorm32(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (N, channels, ...)."""
+        return self.scaled(x, self.weight, self.bias)
+
+    def scaled(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Normalise x (N, channels, ...) with other weights and biases (channels,) than its own."""
         # Kernels for half precision accumulate in float32, without a copy of x in it. Not functional.group_norm:
         # that refuses one row of 32 channels, groups of one number, which are the bias.
-        normal = torch.group_norm(
-            x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
-        )
+        normal = torch.group_norm(x, self.num_groups, weight.to(x.dtype), bias.to(x.dtype), self.eps)
         return normal.to(x.dtype)
+
+    def modulated(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias with which `scaled` computes norm(x) (1 + scale) + shift; scale, shift (channels,)."""
+        gain = 1.0 + scale
+        return self.weight * gain, self.bias * gain + shift
+
+
+def activated(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else holds: written over it where no gradient needs it."""
+    return functional.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def joined(x: Tensor, branch: Tensor) -> Tensor:
+    """X + branch; written over `branch`, which nobody else holds, where no gradient needs it."""
+    return x + branch if torch.is_grad_enabled() else branch.add_(x)

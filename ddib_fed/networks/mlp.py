@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddib_fed.networks.layers import spread
+from ddib_fed.networks.layers import Embedded, Kept, activated, joined, remembered, spread
 
 # Rows computed together without gradients: the activations of 1,024 x 160 floats stay in a core's cache.
 INFERENCE_ROWS = 1024
@@ -88,20 +88,19 @@ class FilmBlock(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, h: Tensor, emb: Tensor, rows: Tensor | None) -> Tensor:
-        """Pass h (N, width) through the block; emb (K, embedding), rows as in `spread`."""
-        scale, shift = self.film(emb).chunk(2, dim=-1)
+    def forward(self, h: Tensor, told: Embedded) -> Tensor:
+        """Pass h (N, width) through the block, told the levels."""
+        scale, shift = told.through(self.film).chunk(2, dim=-1)
         inner = functional.silu(h)
-        if rows is None and len(emb) == 1:
+        if told.shared and len(h) > len(self.first.weight):
             # One level: scale and shift go into the small weight instead of over all rows.
             gain = 1.0 + scale[0]
             inner = functional.linear(
                 inner, self.first.weight * gain[:, None], self.first.bias * gain + shift[0]
             )
         else:
-            inner = torch.addcmul(spread(shift, rows), self.first(inner), spread(1.0 + scale, rows))
-        out: Tensor = h + self.second(functional.silu(inner))
-        return out
+            inner = torch.addcmul(spread(shift, told.rows), self.first(inner), spread(1.0 + scale, told.rows))
+        return joined(h, self.second(activated(inner)))
 
 
 class ResidualMLP(nn.Module):
@@ -134,7 +133,12 @@ class ResidualMLP(nn.Module):
         self.leave = nn.Linear(width, dim)
 
     def forward(
-        self, x: Tensor, times: Tensor, rows: Tensor | None = None, to: Tensor | None = None
+        self,
+        x: Tensor,
+        times: Tensor,
+        rows: Tensor | None = None,
+        to: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> Tensor:
         """The prediction at x.
 
@@ -143,27 +147,27 @@ class ResidualMLP(nn.Module):
             times: (1,) or (N,), or (K,) with `rows`.
             rows: (N,) pointing into `times`.
             to: Of a flow map, the times of the levels asked to, like `times`; None for the same levels.
+            kept: As in `UNet.forward`.
 
         Returns:
             Shape of x.
         """
-        emb = self.embed(times)
-        if self.embed_span is not None:
-            emb = emb + self.embed_span(times, times if to is None else to)
+        emb = remembered(kept, self.embed, lambda: self._embedded(times, to))
         if rows is None and len(times) > 1:
             rows = torch.arange(len(times), device=x.device)
         if torch.is_grad_enabled() or len(x) <= INFERENCE_ROWS:
-            return self._rows(x, emb, rows)
-        pieces = range(0, len(x), INFERENCE_ROWS)
-        cut = [
-            (x[i : i + INFERENCE_ROWS], None if rows is None else rows[i : i + INFERENCE_ROWS])
-            for i in pieces
-        ]
-        return torch.cat([self._rows(part, emb, index) for part, index in cut])
+            return self._rows(x, Embedded(emb, rows, kept))
+        pieces = [slice(i, i + INFERENCE_ROWS) for i in range(0, len(x), INFERENCE_ROWS)]
+        told = (Embedded(emb, None if rows is None else rows[piece], kept) for piece in pieces)
+        return torch.cat([self._rows(x[piece], each) for piece, each in zip(pieces, told, strict=True)])
 
-    def _rows(self, x: Tensor, emb: Tensor, rows: Tensor | None) -> Tensor:
+    def _embedded(self, times: Tensor, to: Tensor | None) -> Tensor:
+        emb: Tensor = self.embed(times)
+        return emb if self.embed_span is None else emb + self.embed_span(times, times if to is None else to)
+
+    def _rows(self, x: Tensor, told: Embedded) -> Tensor:
         h = self.enter(x)
         for block in self.blocks:
-            h = block(h, emb, rows)
-        out: Tensor = self.leave(functional.silu(h))
+            h = block(h, told)
+        out: Tensor = self.leave(activated(h))
         return out

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE
+from ddib_fed.networks.layers import Kept, remembered, spread
 
 LEAST_VARIANCE = 1e-8
 
@@ -64,10 +65,22 @@ class Spectrum(nn.Module):
         self.mean.copy_(mean.half())
         self.log_variance.copy_(variance.clamp_min(LEAST_VARIANCE).log().half())
 
-    def ask(self, x: Tensor, times: Tensor, rows: Tensor | None = None, to: Tensor | None = None) -> Asked:
-        """The network's inputs for x (N, C, H, W) at times (K,) of scaled lambda, rows as in `layers.spread`.
+    def ask(
+        self,
+        x: Tensor,
+        times: Tensor,
+        rows: Tensor | None = None,
+        to: Tensor | None = None,
+        kept: Kept | None = None,
+    ) -> Asked:
+        """The network's inputs for x at its levels.
 
-        With `to` (K,), the scaled lambdas of the levels that a flow map is asked to, the estimate is that of the mean.
+        Args:
+            x: (N, C, H, W).
+            times: (K,) of scaled lambda.
+            rows: (N,) pointing into `times`, as in `layers.spread`.
+            to: (K,), the scaled lambdas of the levels that a flow map is asked to: the estimate is that of the mean.
+            kept: As in `UNet.forward`.
 
         Raises:
             ValueError: x has another size than the spectrum.
@@ -75,21 +88,54 @@ class Spectrum(nn.Module):
         if x.shape[1:] != self.mean.shape:
             raise ValueError(f"pictures {tuple(x.shape[1:])} for a spectrum of {tuple(self.mean.shape)}")
         wide = torch.promote_types(x.dtype, torch.float32)
-        alpha, sigma = _scales(times, rows, wide)
+        terms = remembered(kept, self, lambda: self._terms(times, to, wide)).of(rows)
+        residual = cosines(x.to(wide) - terms.at)
+        inputs = pictures(residual[:, None] * terms.inputs).flatten(1, 2)
+        return Asked(inputs.to(x.dtype), residual, terms)
+
+    def _terms(self, times: Tensor, to: Tensor | None, wide: torch.dtype) -> Terms:
+        """What holds for every picture at times (K,), asked to levels `to` (K,), of dtype `wide`."""
+        alpha, sigma = _scales(times, wide)
         mean, variance = self.mean.to(wide), self.log_variance.to(wide).exp()
-        spread = alpha.square() * variance + sigma.square()
-        found = cosines(x.to(wide) - alpha * mean)
+        power = alpha.square() * variance + sigma.square()
         if to is None:
-            gain, drift = alpha * sigma * (1.0 - variance) / spread, -sigma
-            left = (variance / spread).sqrt()
+            gain, drift = alpha * sigma * (1.0 - variance) / power, -sigma
+            left = (variance / power).sqrt()
         else:
-            terms = _mean_terms(_angles(times), _angles(to), variance)
-            gain, drift, left = terms if rows is None else (term[rows] for term in terms)
-        return Asked(
-            white=pictures(found * spread.rsqrt()).to(x.dtype),
-            seen=pictures(alpha * variance / spread * found).to(x.dtype),
-            expected=pictures(gain * found) + drift * mean,
+            gain, drift, left = _mean_terms(_angles(times), _angles(to), variance)
+        return Terms(
+            at=alpha * mean,
+            inputs=torch.stack([power.rsqrt(), alpha * variance / power], dim=1),
+            gain=gain,
+            drift=drift * mean,
             left=left.clamp_max(1.0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What multiplies and shifts pictures at each of K levels; float32 at least.
+
+    Attributes:
+        at: alpha m, (K, C, H, W).
+        inputs: From r to the network's two inputs by frequency, (K, 2, C, H, W).
+        gain: From r to E[v | x] by frequency, (K, C, H, W).
+        drift: What is added to that, by pixel, (K, C, H, W).
+        left: Deviation of v from it by frequency, at most 1, (K, C, H, W).
+    """
+
+    at: Tensor
+    inputs: Tensor
+    gain: Tensor
+    drift: Tensor
+    left: Tensor
+
+    def of(self, rows: Tensor | None) -> Terms:
+        """Of each of `rows` (N,), as in `layers.spread`."""
+        if rows is None:
+            return self
+        return Terms(
+            *(spread(term, rows) for term in (self.at, self.inputs, self.gain, self.drift, self.left))
         )
 
 
@@ -98,27 +144,32 @@ class Asked:
     """The network's inputs, and the linear estimate that its output corrects.
 
     Attributes:
-        white: x in units of its spectrum (N, C, H, W).
-        seen: E[x_0 | x] - m if pictures were Gaussian, the same shape.
-        expected: E[v | x] if pictures were Gaussian, the same shape, float32 at least.
-        left: Deviation of v from that by frequency, at most 1, of that dtype; broadcasts over them.
+        inputs: x in units of its spectrum, and E[x_0 | x] - m if pictures were Gaussian: (N, 2 C, H, W).
+        residual: r by frequency (N, C, H, W), float32 at least.
+        terms: Of the pictures' levels.
     """
 
-    white: Tensor
-    seen: Tensor
-    expected: Tensor
-    left: Tensor
+    inputs: Tensor
+    residual: Tensor
+    terms: Terms
+
+    def expected(self) -> Tensor:
+        """E[v | x] if pictures were Gaussian, (N, C, H, W), float32 at least."""
+        return pictures(self.terms.gain * self.residual) + self.terms.drift
 
     def answer(self, found: Tensor) -> Tensor:
         """The prediction of v from the network's output (N, C, H, W)."""
-        return (self.expected + pictures(self.left * cosines(found.to(self.expected.dtype)))).to(found.dtype)
+        correction = self.terms.left * cosines(found.to(self.residual.dtype))
+        return (pictures(torch.addcmul(correction, self.terms.gain, self.residual)) + self.terms.drift).to(
+            found.dtype
+        )
 
 
-def _scales(times: Tensor, rows: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _scales(times: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Alpha and sigma at times (K,) of scaled lambda, as factors of pictures."""
     lam = times.double() / LAMBDA_SCALE
     alpha, sigma = (torch.sigmoid(sign * 2 * lam).sqrt().to(dtype)[:, None, None, None] for sign in (1, -1))
-    return (alpha, sigma) if rows is None else (alpha[rows], sigma[rows])
+    return alpha, sigma
 
 
 def _angles(times: Tensor) -> Tensor:

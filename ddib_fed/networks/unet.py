@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ddib_fed.networks.blocks import BlockSettings, SpanEmbed, Timed, TimeEmbed, descend, middle, zeroed
-from ddib_fed.networks.layers import GroupNorm32, spread
+from ddib_fed.networks.layers import Embedded, GroupNorm32, Kept, activated, remembered, spread
 from ddib_fed.networks.spectrum import Spectrum
 
 
@@ -83,6 +83,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size = image_size
+        self.in_channels = in_channels
         self.num_classes = num_classes
         self.patch = patch
         self.global_mean = global_mean
@@ -135,6 +136,7 @@ class UNet(nn.Module):
         rows: Tensor | None = None,
         y: Tensor | None = None,
         to: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> Tensor:
         """The prediction at x.
 
@@ -144,6 +146,8 @@ class UNet(nn.Module):
             rows: (N,) pointing into `times`.
             y: Classes (N,) int64, if and only if the network has classes.
             to: Of a flow map, the times of the levels asked to, like `times`; None for the same levels.
+            kept: What earlier calls at these very times derived from them, and this one adds to; for one time, fixed
+                weights and no gradients.
 
         Returns:
             (N, out_channels, H, W).
@@ -153,28 +157,33 @@ class UNet(nn.Module):
         """
         if (y is None) != (self.num_classes is None):
             raise ValueError("classes are given if and only if the network has classes")
-        told = self._embedded(times, rows, y, to)
+        told = self._embedded(times, rows, y, to, kept)
         if self.spectrum is None:
-            return self._predict(x, *told)
-        asked = self.spectrum.ask(x, times, rows, to)
-        found = self._predict(asked.white, *told, asked.seen)
-        channels = x.shape[1]  # what follows them is a learned variance
-        return torch.cat([asked.answer(found[:, :channels]), found[:, channels:]], dim=1)
+            return self._predict(x, told)
+        asked = self.spectrum.ask(x, times, rows, to, kept)
+        found = self._predict(asked.inputs, told)
+        channels = x.shape[1]
+        answer = asked.answer(found[:, :channels])
+        if found.shape[1] == channels:
+            return answer
+        return torch.cat([answer, found[:, channels:]], dim=1)  # a learned variance
 
     def _embedded(
-        self, times: Tensor, rows: Tensor | None, y: Tensor | None, to: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The embedding of times, spans and classes, and which of its rows each picture has, as in `spread`."""
-        emb: Tensor = self.time_embed(times)
-        if self.span_embed is not None:
-            emb = emb + self.span_embed(times, times if to is None else to)
-        return (emb, rows) if y is None else (spread(emb, rows) + self.label_emb(y), None)
+        self, times: Tensor, rows: Tensor | None, y: Tensor | None, to: Tensor | None, kept: Kept | None
+    ) -> Embedded:
+        """The embedding of times, spans and classes."""
+        emb = remembered(kept, self.time_embed, lambda: self._of_times(times, to))
+        return Embedded(emb, rows, kept) if y is None else Embedded(spread(emb, rows) + self.label_emb(y))
 
-    def _predict(self, x: Tensor, emb: Tensor, rows: Tensor | None, beside: Tensor | None = None) -> Tensor:
-        """The output of the layers for x (N, in_channels, H, W) and a second input of the same shape."""
-        mean = x.mean(dim=(2, 3), keepdim=True) * math.sqrt(x[0, 0].numel()) if self.global_mean else None
-        if beside is not None:
-            x = torch.cat([x, beside], dim=1)
+    def _of_times(self, times: Tensor, to: Tensor | None) -> Tensor:
+        emb: Tensor = self.time_embed(times)
+        return emb if self.span_embed is None else emb + self.span_embed(times, times if to is None else to)
+
+    def _predict(self, x: Tensor, told: Embedded) -> Tensor:
+        """The output of the layers for x (N, in_channels, H, W); of a spectrum, (N, 2 in_channels, H, W)."""
+        mean = None
+        if self.global_mean:
+            mean = x[:, : self.in_channels].mean(dim=(2, 3), keepdim=True) * math.sqrt(x[0, 0].numel())
         if self.patch > 1:
             x = functional.pixel_unshuffle(x, self.patch)
         if mean is not None:
@@ -182,15 +191,16 @@ class UNet(nn.Module):
         h = x
         skips = []
         for block in self.input_blocks:
-            h = self._through(block, h, emb, rows)
+            h = self._through(block, h, told)
             skips.append(h)
-        h = self._through(self.middle_block, h, emb, rows)
+        h = self._through(self.middle_block, h, told)
         for block in self.output_blocks:
-            h = self._through(block, torch.cat([h, skips.pop()], dim=1), emb, rows)
-        out: Tensor = self.out(h)
+            h = self._through(block, torch.cat([h, skips.pop()], dim=1), told)
+        norm, _, leave = self.out
+        out: Tensor = leave(activated(norm(h)))
         return functional.pixel_shuffle(out, self.patch) if self.patch > 1 else out
 
-    def _through(self, block: nn.Module, h: Tensor, emb: Tensor, rows: Tensor | None) -> Tensor:
+    def _through(self, block: nn.Module, h: Tensor, told: Embedded) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return cast("Tensor", checkpoint(block, h, emb, rows, use_reentrant=False))
-        return cast("Tensor", block(h, emb, rows))
+            return cast("Tensor", checkpoint(block, h, told, use_reentrant=False))
+        return cast("Tensor", block(h, told))

@@ -11,6 +11,7 @@ from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE, Denoiser
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
+from ddib_fed.networks.layers import Embedded
 from ddib_fed.networks.spectrum import Moments, Spectrum, cosines, pictures
 from tests.networks.picture_networks import unet
 
@@ -69,16 +70,17 @@ def test_the_question_is_white_and_what_is_left_has_the_stated_size(lam):
     alpha, sigma = (torch.sigmoid(torch.tensor(sign * 2 * lam)).sqrt() for sign in (1, -1))
     x = alpha * x0 + sigma * eps
     asked = spectrum.ask(x, torch.tensor([LAMBDA_SCALE * lam]))
-    white = cosines(asked.white)
+    question, seen = asked.inputs.chunk(2, dim=1)
+    white = cosines(question)
     assert torch.allclose(white.var(0), torch.ones(1, SIZE, SIZE), atol=0.08)
     scale = (variance / (alpha.double() ** 2 * variance + sigma.double() ** 2)).sqrt().float()
-    assert torch.allclose(asked.left, scale.clamp(max=1.0), rtol=0.05)
-    left = cosines(alpha * eps - sigma * x0 - asked.expected) / scale
+    assert torch.allclose(asked.terms.left, scale.clamp(max=1.0), rtol=0.05)
+    left = cosines(alpha * eps - sigma * x0 - asked.expected()) / scale
     assert torch.allclose(left.var(0), torch.ones(1, SIZE, SIZE), atol=0.08)
     assert float((white * left).mean(0).abs().max()) < 0.04
-    missed = cosines(x0 - mean.float() - asked.seen)
+    missed = cosines(x0 - mean.float() - seen)
     assert torch.allclose(missed.var(0), (sigma * scale).square().expand(1, SIZE, SIZE), rtol=0.1)
-    assert float((cosines(asked.seen) * missed).mean(0).abs().max()) < 0.04 * float(variance.max())
+    assert float((cosines(seen) * missed).mean(0).abs().max()) < 0.04 * float(variance.max())
 
 
 @pytest.mark.slow
@@ -128,7 +130,7 @@ def test_a_learned_variance_passes_by():
     x = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
         asked = network.spectrum.ask(x, torch.zeros(1))
-        inner = network._predict(asked.white, network.time_embed(torch.zeros(1)), None, asked.seen)
+        inner = network._predict(asked.inputs, Embedded(network.time_embed(torch.zeros(1))))
         outer = network(x, torch.zeros(1))
     assert torch.equal(outer[:, 1], inner[:, 1])
     assert torch.allclose(outer[:, :1], asked.answer(inner[:, :1]))
