@@ -116,6 +116,7 @@ class Pipeline:
             control=self._control,
             on_step=self._step,
             calibration=self._rotation,
+            flow=self._job.job_id,
         )
         source = JobSource(self, contract)
         given = self._given(labels.by_target(items), contract, labels)
@@ -226,29 +227,35 @@ class Pipeline:
 
     # What the own model does
 
-    def encode(self, item: ToEncode, leg: Leg) -> Encoded:
-        """The item's latent: the stored one after an interruption, else a new one, stored before it is sent.
+    def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
+        """The items' latents: the stored one after an interruption, else a new one, stored before it is handed on.
 
         Raises:
-            InputError, LatentNotGaussian: The item cannot be encoded.
             DdibError: As the leg's control says, or the store.
         """
-        work, job_id = self._work[item.number], self._job.job_id
-        if work.stored is not None:
-            latent, statistics = work.stored
-            return Encoded(item.number, latent, statistics, 0.0)
-        encoded = self._engine.encode(item, leg)
+        for outcome in self._engine.encode_each(items, leg, known=self._known):
+            if isinstance(outcome, Encoded) and self._work[outcome.number].stored is None:
+                self._keep_latent(outcome)
+            yield outcome
+
+    def _known(self, item: ToEncode) -> Encoded | None:
+        """The latent that was stored before."""
+        stored = self._work[item.number].stored
+        return None if stored is None else Encoded(item.number, *stored, 0.0)
+
+    def _keep_latent(self, encoded: Encoded) -> None:
+        """Store a latent, before it can leave."""
+        work, job_id = self._work[encoded.number], self._job.job_id
         work.record = work.record.with_(
             latent_sha256=encoded.latent.sha256.hex(),
             latent=LatentFigures(**asdict(encoded.statistics)),
             seconds={"encode": encoded.seconds},
         )
-        self._store.put_part(job_id, item.number, Part.ENCODED, encoded.latent.to_bytes())
+        self._store.put_part(job_id, encoded.number, Part.ENCODED, encoded.latent.to_bytes())
         if self._job.spec.keep_latent:
-            self._store.put_part(job_id, item.number, Part.LATENT, to_npy(encoded.latent.data))
-        self._store.advance(job_id, item.number, ItemState.ENCODED, work.record.stored())
-        self._observe("encode", encoded.seconds, len(item.samples))
-        return encoded
+            self._store.put_part(job_id, encoded.number, Part.LATENT, to_npy(encoded.latent.data))
+        self._store.advance(job_id, encoded.number, ItemState.ENCODED, work.record.stored())
+        self._observe("encode", encoded.seconds, len(encoded.latent.data))
 
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
         """Decode the latents that a cycle returns; progress is reported as the stage "return"."""
@@ -363,13 +370,7 @@ class JobSource:
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
         """See `Party`."""
-        for item in items:
-            if leg.control is not None:
-                leg.control.check()
-            try:
-                yield self._pipeline.encode(item, leg)
-            except ITEM_ERRORS as error:
-                yield Failed(item.number, error)
+        return self._pipeline.encode_each(items, leg)
 
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
         """See `Party`."""

@@ -166,6 +166,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             _latents(request_iterator, contract, header.items, self._node.config.limits.stall_s),
             control,
             self._charge(header.request_id, contract),
+            flow=f"{caller().institution}/{header.request_id}",
         )
         with self._counted():
             for event in decoding.run():

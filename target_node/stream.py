@@ -1,7 +1,8 @@
 """One Decode call: latents in, translations out in order, while further latents arrive.
 
-Three kinds of thread: a reader that assembles latents, a few workers that wait for the engine (which merges them into
-common network calls), and gRPC's own, which sends what is finished. At most `IN_FLIGHT` items are in memory.
+Three threads: the engine's feeder, which assembles latents and begins them; a writer, which takes what is decoded and
+writes the files; and gRPC's own, which sends what is finished. The engine's window bounds the latents that are in
+memory, `READY` the files.
 """
 
 from __future__ import annotations
@@ -9,13 +10,11 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.party import Decoded, Encoded, Leg, OnStep, Stage, ToDecode
+from ddib_fed.bridge.party import Decoded, Encoded, Failed, Leg, Stage, ToDecode
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError
@@ -27,9 +26,9 @@ from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, approve
 
-# Items of one call that are decoded, or wait for it, at once: enough for small ones to share network calls.
-IN_FLIGHT = 4
-# Progress of an item is sent at most this often, and not at all while so much of it waits to be sent.
+# Translations of one call that wait to be sent: one is written while another is on the wire.
+READY = 2
+# Progress is sent at most this often, and not at all while so much of it waits to be sent.
 PROGRESS_EVERY_S = 0.1
 MAX_PROGRESS = 64
 # Something is said at least this often, whatever the engine does: the source gives up a node that hangs.
@@ -62,8 +61,8 @@ class _EndOfItems:
     """The peer has sent its last item."""
 
 
-Event = decoding_pb2.DecodeProgress | Future[Translated] | BaseException | _EndOfItems | None
-"""What the threads tell the sender: progress, an item accepted, a broken stream, the end, or (None) look again."""
+Event = decoding_pb2.DecodeProgress | Translated | BaseException | _EndOfItems
+"""What the threads tell the sender: progress, a translation, what broke the stream or an item, or the end."""
 
 
 class DecodeStream:
@@ -75,6 +74,8 @@ class DecodeStream:
         latents: The items that arrive, (number, latent); it may block and raise.
         control: Cancelled when the call ends.
         on_item: Called before an item is decoded (quota); may raise.
+        flow: Whose call it is, for the engine's fairness between calls.
+        weight: Of the peer; see `Leg`.
     """
 
     def __init__(
@@ -84,6 +85,9 @@ class DecodeStream:
         latents: Iterator[tuple[int, Latent]],
         control: Control,
         on_item: Callable[[int, Latent], None],
+        *,
+        flow: str = "",
+        weight: float = 1.0,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -91,8 +95,17 @@ class DecodeStream:
         self._control = control
         self._on_item = on_item
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._slots = threading.Semaphore(IN_FLIGHT)
-        self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="decode")
+        self._slots = threading.Semaphore(READY)
+        self._told = 0.0
+        self._leg = Leg(
+            settings.solver,
+            settings.guidance,
+            round_trip=settings.round_trip,
+            control=control,
+            on_step=self._on_step,
+            flow=flow,
+            weight=weight,
+        )
 
     def run(self) -> Iterator[decoding_pb2.DecodeProgress | Translated]:
         """Progress and translations, until the last item that was sent is done.
@@ -100,63 +113,55 @@ class DecodeStream:
         Raises:
             DdibError: What broke the stream or an item; `facts["item"]` names the item where it is one's.
         """
-        reader = threading.Thread(target=self._read, name="decode-reader", daemon=True)
-        reader.start()
-        pending: deque[Future[Translated]] = deque()
-        reading = True
+        threading.Thread(target=self._work, name="decode", daemon=True).start()
         try:
-            while reading or pending:
+            while True:
                 try:
                     event = self._events.get(timeout=SIGN_OF_LIFE_S)
                 except queue.Empty:
                     event = decoding_pb2.DecodeProgress()
-                if isinstance(event, decoding_pb2.DecodeProgress):
-                    yield event
-                elif isinstance(event, Future):
-                    pending.append(event)
-                elif isinstance(event, _EndOfItems):
-                    reading = False
-                elif isinstance(event, BaseException):
+                if isinstance(event, _EndOfItems):
+                    return
+                if isinstance(event, BaseException):
                     raise event
-                while pending and pending[0].done():
-                    yield pending.popleft().result()
+                yield event
+                if isinstance(event, Translated):
                     self._slots.release()
         finally:
+            # Not joined: the feeder may wait for the peer's next latent until the call is over.
             self._control.cancel()
-            self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self) -> None:
+    def _work(self) -> None:
         try:
-            for number, latent in self._latents:
+            for outcome in self._engine.decode_each(self._items(), self._leg):
                 while not self._slots.acquire(timeout=0.2):
                     self._control.check()
-                future = self._pool.submit(self._work, number, latent)
-                self._events.put(future)
-                future.add_done_callback(lambda _: self._events.put(None))
+                self._events.put(self._translated(outcome))
         except BaseException as error:  # noqa: BLE001 - handed over to the sender, which raises it
             self._events.put(error)
         else:
             self._events.put(_EndOfItems())
 
-    def _work(self, number: int, latent: Latent) -> Translated:
+    def _items(self) -> Iterator[ToDecode]:
+        for number, latent in self._latents:
+            try:
+                self._on_item(number, latent)
+            except DdibError as error:
+                error.facts.setdefault("item", str(number))
+                raise
+            yield ToDecode(number, latent, self._settings.label)
+
+    def _translated(self, outcome: Decoded | Failed) -> Translated:
+        number = outcome.number
         try:
-            self._on_item(number, latent)
-            decoded = self._engine.decode(
-                ToDecode(number, latent, self._settings.label),
-                Leg(
-                    self._settings.solver,
-                    self._settings.guidance,
-                    round_trip=self._settings.round_trip,
-                    control=self._control,
-                    on_step=self._progress(),
-                ),
-            )
-            round_trip = self._approved(decoded.again) if decoded.again is not None else None
-            file, media_type = self._file(decoded)
+            if isinstance(outcome, Failed):
+                raise outcome.error
+            round_trip = self._approved(outcome.again) if outcome.again is not None else None
+            file, media_type = self._file(outcome)
         except DdibError as error:
             error.facts.setdefault("item", str(number))
             raise
-        return Translated(number, file, media_type, decoded.seconds, round_trip)
+        return Translated(number, file, media_type, outcome.seconds, round_trip)
 
     def _file(self, decoded: Decoded) -> tuple[bytes, int]:
         """What goes back, and what it is."""
@@ -168,16 +173,8 @@ class DecodeStream:
     def _approved(self, again: Encoded) -> ApprovedLatent:
         return approve(again.latent, self._settings.contract, again.statistics, item=again.number)
 
-    def _progress(self) -> OnStep:
-        last = 0.0
-
-        def on_step(number: int, stage: Stage, step: int, steps: int) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last >= PROGRESS_EVERY_S and self._events.qsize() < MAX_PROGRESS:
-                last = now
-                self._events.put(
-                    decoding_pb2.DecodeProgress(item=number, stage=stage, step=step, steps=steps)
-                )
-
-        return on_step
+    def _on_step(self, number: int, stage: Stage, step: int, steps: int) -> None:
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_EVERY_S and self._events.qsize() < MAX_PROGRESS:
+            self._told = now
+            self._events.put(decoding_pb2.DecodeProgress(item=number, stage=stage, step=step, steps=steps))

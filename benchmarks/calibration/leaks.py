@@ -32,7 +32,7 @@ from benchmarks.calibration.directed import BUILD, OUT, Directed
 from ddib_fed.bridge.calibration.rotation import nearest_orthogonal
 from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.diffusion import solvers
-from ddib_fed.diffusion.bridge import soften
+from ddib_fed.diffusion.bridge import integrate, soften
 from ddib_fed.diffusion.grids import Grid, grid_of, make_grid
 from ddib_fed.diffusion.plans import SolverSettings, lambda_at, plan
 from ddib_fed.files import write_file, write_json
@@ -219,7 +219,7 @@ def _decoded(directed: Directed, z: np.ndarray, depth: float) -> np.ndarray:
     party = directed.parties[1]
     laid = plan(SolverSettings(evaluations=DECODING, depth=depth), party.model.bundle.schedule)
     parts = [
-        party.driver.drive(laid.decoder(part), party.model.plain, steps=DECODING)
+        integrate(laid.decoder(part), party.model.plain)
         for part in torch.split(torch.from_numpy(z), TOGETHER)
     ]
     return np.clip(party.model.denormalise(torch.cat(parts).numpy()), -1.0, 1.0)

@@ -315,8 +315,9 @@ class Counter:
 
 
 def turns(party: LocalParty, rows: int) -> int:
-    """How many times so many samples are integrated."""
-    return -(-rows // (party.driver.together or rows))
+    """How many times so many samples are integrated, one after another or beside each other."""
+    alone = party.executor.beside and party.model.is_picture
+    return rows if alone else -(-rows // party.executor.rows)
 
 
 def _items(x: Array, source: DomainModel, target: DomainModel, asked: Asked) -> Iterator[Item]:

@@ -60,6 +60,11 @@ class Control:
         return self._cancelled.is_set()
 
     @property
+    def error(self) -> DdibError | None:
+        """Why it was cancelled; None when it was not."""
+        return self._error if self.cancelled else None
+
+    @property
     def over(self) -> bool:
         """Whether `check` would raise."""
         return self.cancelled or (self.deadline is not None and time.monotonic() > self.deadline)

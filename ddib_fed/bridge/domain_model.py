@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +38,8 @@ FARTHEST = 3.0
 """A number beyond it lies a whole range outside of [-1, 1]: the pictures are of another scale, as 0 to 255."""
 # Denoisers that are kept, by guidance and basis: queries that share the object are merged into one network call.
 MAX_WRAPPED = 16
+# Plans that are kept: each item of a job asks for its job's.
+MAX_PLANS = 64
 
 
 class DomainModel:
@@ -74,6 +76,7 @@ class DomainModel:
         self.device = torch.device(device)
         self._dtype = dtype
         self._wrapped: dict[tuple[Guidance, ChannelMap | None, str], Denoiser] = {}
+        self._plans = lru_cache(MAX_PLANS)(self._plan)
         self._lock = threading.Lock()
 
     @property
@@ -131,6 +134,9 @@ class DomainModel:
         Raises:
             SettingsInvalid: A name is unknown, a number out of range, or the schedule cannot have it.
         """
+        return self._plans(settings, soften_sigma)
+
+    def _plan(self, settings: SolverSettings, soften_sigma: float) -> Plan:
         return plan(settings, self.bundle.schedule, soften_sigma=soften_sigma)
 
     def sigma(self, soften: float | None = None) -> float:
@@ -352,15 +358,22 @@ class DomainModel:
         if self.manifest.num_classes is not None or guidance.steers or self.classifier is None:
             self.check_label(label, guidance)
 
-    def condition(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> Condition:
-        """The network's condition for `rows` samples of a checked class; None for an unconditional network."""
+    def class_rows(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> NDArray[np.int64] | None:
+        """The class that the network is told for each of `rows` samples of a checked class, (rows,); None for none."""
         if self.manifest.num_classes is None and guidance.classifier_scale is None:
             return None
         index = self.manifest.null_class if label is None else label
         if index is None:
             return None
-        every = np.broadcast_to(np.asarray(index, dtype=np.int64), (rows,))
-        return {"y": torch.from_numpy(every.copy()).to(self.device)}
+        return np.broadcast_to(np.asarray(index, dtype=np.int64), (rows,)).copy()
+
+    def condition(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> Condition:
+        """The network's condition for `rows` samples of a checked class; None for an unconditional network."""
+        return self.told(self.class_rows(label, rows, guidance))
+
+    def told(self, classes: NDArray[np.int64] | None) -> Condition:
+        """The network's condition for rows of these classes, (N,), from `class_rows`."""
+        return None if classes is None else {"y": torch.from_numpy(classes).to(self.device)}
 
     @cached_property
     def _classifier(self) -> Classifier:

@@ -1,126 +1,67 @@
-"""A party whose model is in this process, driven inline or by the node's batcher."""
+"""A party whose model is in this process or in workers of it: it checks and prepares items, and judges what comes out.
+
+The way of an item: checked and prepared, a `Trajectory`, submitted, a future, the latent gate, an outcome. With an
+executor that works beside its caller each item is a trajectory, and enough of them are in flight to fill it; on the
+calling thread items are integrated together.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ddib_fed.bridge.batcher import merge_conditions
-from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.domain_model import DTYPES, DomainModel
+from ddib_fed.bridge.engine.executor import CallingThread, Executor
+from ddib_fed.bridge.engine.joining import done, submit_ranges, then
+from ddib_fed.bridge.engine.parts import Integrated, Part, Work, draw_of
+from ddib_fed.bridge.engine.shared_time import SharedTime
+from ddib_fed.bridge.engine.stream import Begun, flowing
+from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.gate import pass_latent
 from ddib_fed.bridge.party import (
     Decoded,
     Description,
     Encoded,
     Failed,
-    Labels,
     Leg,
-    RowDraw,
     Stage,
     ToDecode,
     ToEncode,
 )
 from ddib_fed.bridge.sharding import parse_devices
-from ddib_fed.bridge.threads import torch_threads
-from ddib_fed.diffusion.bridge import OnStep, integrate
-from ddib_fed.diffusion.denoiser import Condition, Denoiser
-from ddib_fed.diffusion.solvers import Draw, Solver
-from ddib_fed.errors import InputError, LatentNotGaussian, SettingsInvalid
+from ddib_fed.diffusion.bridge import OnStep
+from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import Bundle
 
-# What is wrong with one item and no other.
-ITEM_ERRORS = (InputError, LatentNotGaussian)
 PICTURES_TOGETHER = 16
 POINTS_TOGETHER = 5_000
 """Enough to keep a core busy, few enough to report progress often."""
 
 _Item = TypeVar("_Item", ToEncode, ToDecode)
-_Outcome = TypeVar("_Outcome", Encoded, Decoded)
-
-
-class Driver(Protocol):
-    """Advances solvers to their ends."""
-
-    together: int
-    """How many samples of a stream are integrated as one; 0 for one item at a time, however large."""
-
-    def drive(
-        self,
-        solver: Solver,
-        denoiser: Denoiser,
-        *,
-        steps: int,
-        control: Control | None = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """What the solver returns, its queries answered by the denoiser; `steps` is how many there will be.
-
-        Raises:
-            Cancelled, DeadlineExceeded: As `control` says.
-        """
-
-    def close(self) -> None:
-        """Take no more work."""
-
-
-class Inline:
-    """Integrates on the calling thread.
-
-    Args:
-        together: Samples that are integrated together.
-        threads: CPU threads of torch; None leaves them as they are.
-    """
-
-    def __init__(self, together: int, threads: int | None = None) -> None:
-        self.together = together
-        self.threads = threads
-
-    def drive(
-        self,
-        solver: Solver,
-        denoiser: Denoiser,
-        *,
-        steps: int,
-        control: Control | None = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """See `Driver`."""
-
-        def tell(done: int, of: int) -> None:
-            if on_step is not None:
-                on_step(done, of)
-            if control is not None and done < of:
-                control.check()
-
-        if control is not None:
-            control.check()
-        with torch_threads(self.threads or torch.get_num_threads()):
-            return integrate(solver, denoiser, on_step=tell, evaluations=steps)
-
-    def close(self) -> None:
-        """See `Driver`; there is nothing to stop."""
+_Outcome = TypeVar("_Outcome")
+_Found = TypeVar("_Found", Encoded, Decoded)
 
 
 class LocalParty:
-    """A model and what drives it.
+    """A model and what integrates it.
 
     Args:
         model: The model.
-        driver: Advances its solvers.
+        executor: Carries out its legs.
     """
 
-    def __init__(self, model: DomainModel, driver: Driver) -> None:
+    def __init__(self, model: DomainModel, executor: Executor) -> None:
         self.model = model
-        self.driver = driver
+        self.executor = executor
+        self._time = SharedTime()
 
     def describe(self) -> Description:
         """See `Party`."""
@@ -137,8 +78,13 @@ class LocalParty:
         )
 
     def close(self) -> None:
-        """Stop the driver; unfinished work fails with `Draining`."""
-        self.driver.close()
+        """Stop the executor; unfinished work fails with `Draining`."""
+        self.executor.close()
+
+    @property
+    def window(self) -> int:
+        """Rows of a stream that are in flight at once: as many as are computed, and as many that wait for them."""
+        return 2 * self.executor.rows * self.executor.width
 
     def encode(self, item: ToEncode, leg: Leg) -> Encoded:
         """The latent of one item.
@@ -149,148 +95,55 @@ class LocalParty:
             LatentNotGaussian: What came out is no noise.
             Cancelled, DeadlineExceeded: As the leg's control says.
         """
-        return only(self._encode_together([item], leg)[0])
+        return only(_finished(self._begin_encoding([item], leg))[0])
 
     def decode(self, item: ToDecode, leg: Leg) -> Decoded:
         """The samples of one latent; errors as in `encode`, and of the latent before anything is computed."""
-        return only(self._decode_together([item], leg)[0])
+        return only(_finished(self._begin_decoding([item], leg))[0])
 
-    def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
-        """See `Party`."""
-        for group in self._groups(items):
-            yield from self._encode_together(group, leg)
+    def encode_each(
+        self,
+        items: Iterable[ToEncode],
+        leg: Leg,
+        *,
+        known: Callable[[ToEncode], Encoded | None] | None = None,
+    ) -> Iterator[Encoded | Failed]:
+        """See `Party`.
+
+        Args:
+            items: See `Party`.
+            leg: See `Party`.
+            known: What an item was encoded to before, which takes its place among the others; None to encode it. It is
+                asked on the thread that takes the items.
+        """
+
+        def begin(group: Sequence[ToEncode], leg: Leg) -> Begun[Encoded | Failed]:
+            before = None if known is None else known(group[0])
+            if before is None:
+                return self._begin_encoding(group, leg)
+            found = [before]
+            return Begun(done(None), lambda: [*found])
+
+        return self._each(items, leg, begin)
 
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
         """See `Party`."""
-        for group in self._groups(latents):
-            yield from self._decode_together(group, leg)
+        return self._each(latents, leg, self._begin_decoding)
 
-    def _encode_together(self, items: Sequence[ToEncode], leg: Leg) -> list[Encoded | Failed]:
-        model, sigma = self.model, self.model.sigma(leg.soften)
-        model.check_calibration(leg.calibration)
-        failed: dict[int, Failed] = {}
-        ready: list[_Part] = []
-        for item in items:
-            with _refusing(item.number, failed):
-                model.check_given(item.samples)
-                normalised = model.normalise(item.samples)
-                model.check_samples(normalised)  # what is finite may overflow in the model's units
-                model.check_encoding(leg.settings, item.label, leg.guidance, leg.soften)
-                noise = item.noise(normalised) if sigma and item.noise is not None else None
-                # Softened before it is rotated: a picture's calibrated latent is its plain one, rotated.
-                x = model.softened(model.tensor(normalised), sigma, noise)
-                ready.append(_Part(item.number, model.into_basis(x, leg.calibration), item.label))
-        found = self._to_noise(ready, leg, sigma, failed, encoder=leg.settings.encoder)
-        return [found[item.number] if item.number in found else failed[item.number] for item in items]
-
-    def _to_noise(
-        self,
-        parts: Sequence[_Part],
-        leg: Leg,
-        sigma: float,
-        failed: dict[int, Failed],
-        *,
-        encoder: str = "ode",
-    ) -> dict[int, Encoded]:
-        """Encode what is in the model's units and the leg's basis, softened; what the gate refuses goes to `failed`."""
-        laid = self.model.plan(leg.settings.of_the_ode(), sigma)
-        guidance = leg.guidance if leg.guidance.encoding else UNGUIDED
-
-        def solver(x: Tensor, cond: Condition, draw: Draw) -> Solver:
-            del draw
-            return laid.encoder(x, cond)
-
-        latents, seconds = self._integrate(
-            parts, solver, guidance, laid.evaluations, leg, "encode", encoder=encoder
-        )
-        found = {}
-        for part, latent in zip(parts, latents, strict=True):
-            with _refusing(part.number, failed):
-                statistics = pass_latent(latent, leg)
-                array = latent.cpu().numpy()
-                self.model.check_samples(array)
-                found[part.number] = Encoded(part.number, Latent.from_array(array), statistics, seconds)
-        return found
-
-    def _decode_together(self, items: Sequence[ToDecode], leg: Leg) -> list[Decoded | Failed]:
-        model, laid = self.model, self.model.plan(leg.settings)
-        model.check_calibration(leg.calibration)
-        failed: dict[int, Failed] = {}
-        ready: list[_Part] = []
-        for item in items:
-            with _refusing(item.number, failed):
-                model.check_samples(item.latent.data)
-                model.check_decoding(leg.settings, item.label, leg.guidance)
-                z = model.tensor(item.latent.data)
-                pass_latent(z, leg)
-                if leg.settings.stochastic and item.draw is None:
-                    laid.decoder(z)  # says that there is no noise
-                ready.append(_Part(item.number, z, item.label, item.draw))
-        encoder = leg.settings.encoder if leg.returning else "ode"
-        samples, seconds = self._integrate(
-            ready, laid.decoder, leg.guidance, laid.evaluations, leg, "decode", encoder=encoder
-        )
-        decoded: dict[int, Decoded] = {}
-        kept: list[_Part] = []
-        for part, x in zip(ready, samples, strict=True):
-            with _refusing(part.number, failed):
-                normalised = model.out_of_basis(x, leg.calibration).cpu().numpy()
-                model.check_samples(normalised)
-                decoded[part.number] = Decoded(
-                    part.number, model.denormalise(normalised), normalised, seconds
-                )
-                kept.append(replace(part, x=x))
-        if leg.round_trip:
-            again = self._to_noise(kept, leg, 0.0, failed)
-            decoded = {number: replace(decoded[number], again=latent) for number, latent in again.items()}
-        return [decoded[item.number] if item.number in decoded else failed[item.number] for item in items]
-
-    def _integrate(
-        self,
-        parts: Sequence[_Part],
-        solver: Callable[[Tensor, Condition, Draw], Solver],
-        guidance: Guidance,
-        evaluations: int,
-        leg: Leg,
-        stage: Stage,
-        *,
-        encoder: str,
-    ) -> tuple[list[Tensor], float]:
-        """What becomes of each part, and the seconds that one took; `driver.together` rows at a time."""
-        if not parts:
-            return [], 0.0
-        started = time.perf_counter()
-        counts = [len(part.x) for part in parts]
-        x = torch.cat([part.x for part in parts])
-        cond = merge_conditions([self.model.condition(part.label, len(part.x), guidance) for part in parts])
-        denoiser = self.model.denoiser(guidance, leg.calibration, encoder)
-        together = self.driver.together or len(x)
-        starts = range(0, len(x), together)
-        done = []
-        for turn, start in enumerate(starts):
-            rows = slice(start, min(start + together, len(x)))
-            query = solver(x[rows], _rows_of(cond, rows), self._draw(parts, rows))
-            tell = _tell(leg, parts[0].number, stage, turn * evaluations, len(starts) * evaluations)
-            done.append(
-                self.driver.drive(query, denoiser, steps=evaluations, control=leg.control, on_step=tell)
+    def _each(
+        self, items: Iterable[_Item], leg: Leg, begin: Callable[[Sequence[_Item], Leg], Begun[_Outcome]]
+    ) -> Iterator[_Outcome]:
+        if self.executor.beside:
+            yield from flowing(
+                items,
+                lambda item, control: begin([item], replace(leg, control=control)),
+                rows=_rows_of,
+                most=self.window,
+                control=leg.control,
             )
-        whole = done[0] if len(done) == 1 else torch.cat(done)
-        return list(torch.split(whole, counts)), (time.perf_counter() - started) / len(parts)
-
-    def _draw(self, parts: Sequence[_Part], rows: slice) -> Draw:
-        """The noise of a step for `rows` of all parts, one under the other."""
-
-        def draw(step: int) -> Tensor:
-            drawn, start = [], 0
-            for part in parts:
-                stop = start + len(part.x)
-                within = slice(max(rows.start, start) - start, min(rows.stop, stop) - start)
-                if within.start < within.stop and part.draw is not None:
-                    drawn.append(self.model.tensor(part.draw(step, within)))
-                start = stop
-            return torch.cat(drawn)
-
-        return draw
+            return
+        for group in self._groups(items):
+            yield from _finished(begin(group, leg))
 
     def _groups(self, items: Iterable[_Item]) -> Iterator[list[_Item]]:
         """Items that are integrated together, taken from the stream no earlier than they are needed."""
@@ -298,12 +151,160 @@ class LocalParty:
         rows = 0
         for item in items:
             group.append(item)
-            rows += len(item.samples if isinstance(item, ToEncode) else item.latent.data)
-            if rows >= self.driver.together:
+            rows += _rows_of(item)
+            if rows >= self.executor.rows:
                 yield group
                 group, rows = [], 0
         if group:
             yield group
+
+    # From data to noise
+
+    def _begin_encoding(self, items: Sequence[ToEncode], leg: Leg) -> Begun[Encoded | Failed]:
+        model, sigma = self.model, self.model.sigma(leg.soften)
+        model.check_calibration(leg.calibration)
+        work = Work([item.number for item in items])
+        for item in items:
+            with work.refusing(item.number):
+                work.parts.append(self._to_encode(item, leg, sigma))
+        future = self._to_noise(work, leg, sigma, leg.settings.encoder)
+        return Begun(future, lambda: work.outcomes(self._encoded(work, future.result(), leg)))
+
+    def _to_encode(self, item: ToEncode, leg: Leg, sigma: float) -> Part:
+        """The checked samples, in the model's units and the leg's basis, softened."""
+        model = self.model
+        model.check_given(item.samples)
+        normalised = model.normalise(item.samples)
+        model.check_samples(normalised)  # what is finite may overflow in the model's units
+        model.check_encoding(leg.settings, item.label, leg.guidance, leg.soften)
+        noise = item.noise(normalised) if sigma and item.noise is not None else None
+        # Softened before it is rotated: a picture's calibrated latent is its plain one, rotated.
+        x = model.softened(model.tensor(normalised), sigma, noise)
+        return Part(item.number, model.into_basis(x, leg.calibration), item.label)
+
+    def _to_noise(self, work: Work, leg: Leg, sigma: float, encoder: str = "ode") -> Future[Integrated]:
+        """Encode what is in the model's units and the leg's basis, softened to sigma."""
+        guidance = leg.guidance if leg.guidance.encoding else UNGUIDED
+        return self._integrate(work.parts, "encode", leg, guidance, encoder, sigma)
+
+    def _encoded(self, work: Work, found: Integrated, leg: Leg) -> dict[int, Encoded]:
+        """The latents that pass the gate; the others' errors are the work's."""
+        encoded = {}
+        for part, latent in zip(work.parts, found.split(work.parts), strict=True):
+            with work.refusing(part.number):
+                statistics = pass_latent(latent, leg)
+                array = latent.cpu().numpy()
+                self.model.check_samples(array)
+                encoded[part.number] = Encoded(
+                    part.number, Latent.from_array(array), statistics, found.seconds
+                )
+        return encoded
+
+    # From noise to data
+
+    def _begin_decoding(self, items: Sequence[ToDecode], leg: Leg) -> Begun[Decoded | Failed]:
+        self.model.check_calibration(leg.calibration)
+        work = Work([item.number for item in items])
+        for item in items:
+            with work.refusing(item.number):
+                work.parts.append(self._to_decode(item, leg))
+        encoder = leg.settings.encoder if leg.returning else "ode"
+        first = self._integrate(work.parts, "decode", leg, leg.guidance, encoder)
+        if not leg.round_trip:
+            return Begun(first, lambda: work.outcomes(self._decoded(work, first.result(), leg)))
+        returned = Work(work.numbers, failed=work.failed)
+
+        def encode_again(found: Integrated) -> Future[Integrated]:
+            for part, x in zip(work.parts, found.split(work.parts), strict=True):
+                if bool(torch.isfinite(x).all()):  # what is not is refused when the samples are looked at
+                    returned.parts.append(replace(part, x=x, draw=None))
+            return self._to_noise(returned, leg, 0.0)
+
+        second = then(first, encode_again)
+        return Begun(second, lambda: work.outcomes(self._round_trips(work, first, returned, second, leg)))
+
+    def _to_decode(self, item: ToDecode, leg: Leg) -> Part:
+        model = self.model
+        model.check_samples(item.latent.data)
+        model.check_decoding(leg.settings, item.label, leg.guidance)
+        z = model.tensor(item.latent.data)
+        pass_latent(z, leg)
+        if leg.settings.stochastic and item.draw is None:
+            model.plan(leg.settings).decoder(z)  # says that there is no noise
+        return Part(item.number, z, item.label, item.draw)
+
+    def _decoded(self, work: Work, found: Integrated, leg: Leg) -> dict[int, Decoded]:
+        """The samples that are finite; the others' errors are the work's."""
+        decoded = {}
+        for part, x in zip(work.parts, found.split(work.parts), strict=True):
+            with work.refusing(part.number):
+                normalised = self.model.out_of_basis(x, leg.calibration).cpu().numpy()
+                self.model.check_samples(normalised)
+                samples = self.model.denormalise(normalised)
+                decoded[part.number] = Decoded(part.number, samples, normalised, found.seconds)
+        return decoded
+
+    def _round_trips(
+        self,
+        work: Work,
+        first: Future[Integrated],
+        returned: Work,
+        second: Future[Integrated],
+        leg: Leg,
+    ) -> dict[int, Decoded]:
+        """What was decoded with its latent, where that passes the gate."""
+        again = second.result()
+        decoded = self._decoded(work, first.result(), leg)
+        return {
+            number: replace(decoded[number], again=latent)
+            for number, latent in self._encoded(returned, again, leg).items()
+            if number in decoded
+        }
+
+    # Either way
+
+    def _integrate(
+        self,
+        parts: Sequence[Part],
+        stage: Stage,
+        leg: Leg,
+        guidance: Guidance,
+        encoder: str,
+        sigma: float = 0.0,
+    ) -> Future[Integrated]:
+        """Submit all parts as one trajectory; the future gives what becomes of their rows."""
+        if not parts:
+            return done(Integrated(torch.empty(0), 0.0))
+        classes = [self.model.class_rows(part.label, len(part.x), guidance) for part in parts]
+        told = [each for each in classes if each is not None]
+        trajectory = Trajectory(
+            stage,
+            parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts]),
+            leg.settings.of_the_ode() if stage == "encode" else leg.settings,
+            sigma,
+            guidance,
+            leg.calibration,
+            encoder,
+            np.concatenate(told) if told else None,
+            draw_of(parts) if stage == "decode" and leg.settings.stochastic else None,
+            leg.flow,
+            leg.weight,
+        )
+        end = self._time.begin(trajectory.rows)
+        tell = _tell(leg, parts[0].number, stage)
+        try:
+            future = submit_ranges(self.executor, trajectory, control=leg.control, on_step=tell)
+        except BaseException:
+            end()
+            raise
+        seconds = 0.0
+
+        def ended(_: Future[Tensor]) -> None:
+            nonlocal seconds
+            seconds = end() / len(parts)
+
+        future.add_done_callback(ended)
+        return then(future, lambda x: done(Integrated(x, seconds)))
 
 
 def open_party(
@@ -335,29 +336,15 @@ def open_party(
         raise SettingsInvalid(f"{device!r} is more than one device", hint="name one: cpu or cuda:0")
     model = DomainModel(bundle, device=found[0], dtype=DTYPES[dtype], classifier=classifier)
     usual = PICTURES_TOGETHER if model.is_picture else POINTS_TOGETHER
-    return LocalParty(model, Inline(together or usual, threads))
+    return LocalParty(model, CallingThread(model, together or usual, threads))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """One item's rows, in the model's units and the leg's basis, on its device."""
-
-    number: int
-    x: Tensor
-    label: Labels
-    draw: RowDraw | None = None
+def _finished(begun: Begun[_Outcome]) -> list[_Outcome]:
+    begun.future.exception()  # waits; `finish` raises it
+    return begun.finish()
 
 
-@contextmanager
-def _refusing(number: int, failed: dict[int, Failed]) -> Iterator[None]:
-    """What is wrong with one item does not end the others."""
-    try:
-        yield
-    except ITEM_ERRORS as error:
-        failed[number] = Failed(number, error)
-
-
-def only(outcome: _Outcome | Failed) -> _Outcome:
+def only(outcome: _Found | Failed) -> _Found:
     """The outcome of an item that must not fail.
 
     Raises:
@@ -368,12 +355,12 @@ def only(outcome: _Outcome | Failed) -> _Outcome:
     return outcome
 
 
-def _rows_of(cond: Condition, rows: slice) -> Condition:
-    return {key: value[rows] for key, value in cond.items()} if cond else None
+def _rows_of(item: ToEncode | ToDecode) -> int:
+    return len(item.samples if isinstance(item, ToEncode) else item.latent.data)
 
 
-def _tell(leg: Leg, number: int, stage: Stage, before: int, total: int) -> OnStep | None:
+def _tell(leg: Leg, number: int, stage: Stage) -> OnStep | None:
     told = leg.on_step
     if told is None:
         return None
-    return lambda done, of: told(number, stage, before + done, total)  # noqa: ARG005 - of all turns
+    return lambda done, of: told(number, stage, done, of)

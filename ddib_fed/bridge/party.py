@@ -40,7 +40,7 @@ RowDraw = Callable[[int, slice], Array]
 Stage = Literal["encode", "decode"]
 OnStep = Callable[[int, Stage, int, int], None]
 """Called after each network evaluation with (item, stage, evaluations done, evaluations); must be quick. Of items that
-are integrated together it is called once, with the first one's number."""
+are one trajectory it is called once, with the first one's number."""
 DEFAULT_SETTINGS = SolverSettings()
 
 
@@ -59,6 +59,9 @@ class Leg:
         calibration: A rotation of the channels. The party's model works in the rotated basis: latents leave it, and
             come to it, in that basis; samples are in the units of the data as ever. None for the model's own basis.
         returning: Whether latents to decode are of samples that the other party encoded again: a cycle's way back.
+        flow: Whose work it is, for fairness in an engine that several share: a job, or a peer's request. Empty: each
+            item is a flow of its own.
+        weight: Of the flow, above 0: a flow of weight 2 gets twice the time of one of weight 1.
 
     Raises:
         SettingsInvalid: A map that is no rotation: a model needs training for it, and its bundle holds it then.
@@ -72,6 +75,8 @@ class Leg:
     on_step: OnStep | None = None
     calibration: ChannelMap | None = None
     returning: bool = False
+    flow: str = ""
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.calibration is not None and self.calibration.rotation is None:
@@ -126,7 +131,7 @@ class Encoded:
         number: Of its item.
         latent: (N, *sample_shape).
         statistics: What the gate measured.
-        seconds: Of the integration; of all items that were integrated together, divided by their number.
+        seconds: Of the integration; what is integrated at the same time shares the time, so that items add up.
     """
 
     number: int

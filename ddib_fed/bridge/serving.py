@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ddib_fed.bridge.batcher import Batcher
 from ddib_fed.bridge.domain_model import DTYPES, DomainModel, pixels
+from ddib_fed.bridge.engine.batcher import Batcher
+from ddib_fed.bridge.engine.executor import Executor
+from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ConfigError, NotReady
@@ -48,7 +50,7 @@ class ServingParty(LocalParty):
         dtype: str = "float32",
         merge_rows: int = 2_048,
         merge_pixels: int = 65_536,
-        max_trajectories: int = 16,
+        max_trajectories: int = 64,
         classifier: Bundle | None = None,
     ) -> None:
         model = DomainModel(bundle, device=_device(device), dtype=DTYPES[dtype], classifier=classifier)
@@ -56,14 +58,15 @@ class ServingParty(LocalParty):
             merge_rows = max(1, merge_pixels // pixels(model))
         self.threads = threads or _fastest_threads(model)
         on_cpu = model.device.type == "cpu"
-        self._batcher = Batcher(
-            merge_rows=merge_rows,
+        batcher = Batcher(
+            model,
+            rows=merge_rows,
             max_trajectories=max_trajectories,
             threads=self.threads if on_cpu else None,
         )
-        super().__init__(model, self._batcher)
+        super().__init__(model, batcher)
         try:
-            _warm_up(model, self._batcher, merge_rows)
+            _warm_up(model, self.executor)
         except BaseException:
             self.close()
             raise
@@ -71,21 +74,22 @@ class ServingParty(LocalParty):
     @property
     def counters(self) -> Mapping[str, int]:
         """Network calls made and samples evaluated in them."""
-        return {"calls": self._batcher.calls, "rows": self._batcher.rows}
+        return self.executor.counters
 
 
-def _warm_up(model: DomainModel, batcher: Batcher, merge_rows: int) -> None:
+def _warm_up(model: DomainModel, executor: Executor) -> None:
     """Run short legs of two sizes, and one guided by the classifier, so that the first request pays for nothing."""
-    laid = model.plan(SolverSettings(evaluations=2 if model.is_picture else 8))
+    settings = SolverSettings(evaluations=2 if model.is_picture else 8)
     guided = [Guidance(classifier_scale=1.0)] if model.classifier is not None else []
     for guidance, rows in [
         (UNGUIDED, 1),
-        (UNGUIDED, min(2, merge_rows) if model.is_picture else 64),
+        (UNGUIDED, min(2, executor.rows) if model.is_picture else 64),
         *((each, 1) for each in guided),
     ]:
         label = 0 if model.classes(guidance) else None
-        solver = laid.decoder(_noise(model, rows), model.condition(label, rows, guidance))
-        out = batcher.drive(solver, model.denoiser(guidance), steps=laid.evaluations)
+        classes = model.class_rows(label, rows, guidance)
+        noise = Trajectory("decode", _noise(model, rows), settings, guidance=guidance, label=classes)
+        out = executor.submit(noise).result()
         if not torch.isfinite(out).all():
             raise NotReady(
                 "the model answers with NaN or infinity to noise",

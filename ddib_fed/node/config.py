@@ -133,7 +133,7 @@ class EngineSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     merge_rows: Annotated[int, Field(ge=1)] = 2_048
     merge_pixels: Annotated[int, Field(ge=1)] = 65_536
-    max_trajectories: Annotated[int, Field(ge=1, le=64)] = 16
+    max_trajectories: Annotated[int, Field(ge=1, le=64)] = 64
     running_jobs: Annotated[int, Field(ge=1, le=16)] = 2
 
 

@@ -58,7 +58,7 @@ seed = 0
 # dtype = "float32"             # of the network: float32, bfloat16, float16; what is integrated stays float32
 # merge_rows = 2048             # points of several requests evaluated in one network call
 # merge_pixels = 65536          # pictures: their pixels together
-# max_trajectories = 16         # requests that are integrated at once; more wait
+# max_trajectories = 64         # items, or ranges of large ones, that are integrated at once; more wait
 # running_jobs = 2              # source: jobs worked on at once
 
 [policy]

@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 
 from ddib_fed.bridge.arrays import Counter
 from ddib_fed.bridge.domain_model import DomainModel
-from ddib_fed.bridge.local_party import POINTS_TOGETHER, Inline
+from ddib_fed.bridge.local_party import POINTS_TOGETHER
+from ddib_fed.bridge.threads import torch_threads
+from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
 from ddib_fed.extras import extra
@@ -225,21 +227,17 @@ def _move(
     plans = [_plan(settings, palette, smooth) for palette in path]
     x = models[0].normalise(points.astype(np.float32))
     shrink = float(1.0 / np.hypot(1.0, smooth))
-    driver = Inline(POINTS_TOGETHER, threads)
-    starts = range(0, len(x), driver.together)
+    starts = range(0, len(x), POINTS_TOGETHER)
     tell = Counter(settings.evaluations * len(path) * len(starts), on_step)
     latents, colours = [], []
-    for start in starts:
-        part = models[0].tensor(x[start : start + driver.together]) * shrink
-        latent = driver.drive(
-            plans[0].encoder(part), models[0].plain, steps=settings.evaluations, on_step=tell
-        )
-        latents.append(latent.numpy())
-        if len(path) > 1:
-            moved = driver.drive(
-                plans[1].decoder(latent), models[1].plain, steps=settings.evaluations, on_step=tell
-            )
-            colours.append((moved / shrink).numpy())
+    with torch_threads(threads):
+        for start in starts:
+            part = models[0].tensor(x[start : start + POINTS_TOGETHER]) * shrink
+            latent = integrate(plans[0].encoder(part), models[0].plain, on_step=tell)
+            latents.append(latent.numpy())
+            if len(path) > 1:
+                moved = integrate(plans[1].decoder(latent), models[1].plain, on_step=tell)
+                colours.append((moved / shrink).numpy())
     stages: list[Floats] = [np.concatenate(latents).astype(np.float64)]
     if colours:
         stages.append(models[1].denormalise(np.concatenate(colours)).astype(np.float64))

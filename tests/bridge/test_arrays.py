@@ -15,7 +15,8 @@ from ddib_fed.bridge.arrays import (
     translate_array,
     uncertainty,
 )
-from ddib_fed.bridge.local_party import Inline, LocalParty, open_party
+from ddib_fed.bridge.engine.executor import CallingThread
+from ddib_fed.bridge.local_party import LocalParty, open_party
 from ddib_fed.bridge.seeded_noise import seeded_noise
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.plans import SolverSettings
@@ -38,7 +39,7 @@ def south():
 
 def in_twos(*parties):
     """The same models, two pictures together."""
-    return [LocalParty(party.model, Inline(2)) for party in parties]
+    return [LocalParty(party.model, CallingThread(party.model, 2)) for party in parties]
 
 
 @pytest.mark.slow

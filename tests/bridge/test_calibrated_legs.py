@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from ddib_fed.bridge.arrays import Asked, draw_samples, interpolate_pictures, translate_array
-from ddib_fed.bridge.batcher import Batcher
 from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.engine.batcher import Batcher
+from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.local_party import open_party
 from ddib_fed.bridge.party import Leg, ToEncode
+from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid
@@ -54,9 +56,7 @@ def test_a_calibrated_latent_is_the_plain_one_rotated(north, south, sign):
     assert np.allclose(calibrated.latent, calibration.apply(plain.latent), atol=WITHIN)
     assert np.abs(calibrated.latent - plain.latent).max() > 0.1
     model = south.model
-    again = south.driver.drive(
-        model.plan(FEW).decoder(torch.from_numpy(calibrated.latent.copy())), model.plain, steps=6
-    )
+    again = integrate(model.plan(FEW).decoder(torch.from_numpy(calibrated.latent.copy())), model.plain)
     assert np.allclose(calibrated.translated, np.clip(model.denormalise(again.numpy()), -1, 1), atol=1e-5)
 
 
@@ -138,7 +138,7 @@ def test_one_calibration_is_one_denoiser(north):
 
 def test_calibrated_legs_share_network_calls(north):
     model, calibration = north.model, turned()
-    batcher = Batcher(merge_rows=64)
+    batcher = Batcher(model, rows=64)
     entered, go_on = threading.Event(), threading.Event()
 
     def hold(step, of):
@@ -148,8 +148,7 @@ def test_calibrated_legs_share_network_calls(north):
 
     def submit(seed, on_step=None):
         x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-        solver = model.plan(FEW).encoder(x)
-        return batcher.submit(solver, model.denoiser(UNGUIDED, calibration), steps=6, on_step=on_step)
+        return batcher.submit(Trajectory("encode", x, FEW, calibration=calibration), on_step=on_step)
 
     try:
         first = submit(0, hold)
@@ -158,7 +157,7 @@ def test_calibrated_legs_share_network_calls(north):
         go_on.set()
         found = [future.result(10) for future in (first, *rest)]
         alone = submit(3).result(10)
-        assert batcher.calls <= 6 + 7
+        assert batcher.counters["calls"] <= 6 + 7
     finally:
         batcher.close()
     torch.testing.assert_close(found[-1], alone, atol=1e-4, rtol=1e-4)

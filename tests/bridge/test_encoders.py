@@ -13,6 +13,7 @@ from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.gate import pass_latent
 from ddib_fed.bridge.local_party import only, open_party
 from ddib_fed.bridge.party import Leg, ToEncode
+from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import ENCODERS, SolverSettings, lambda_at
 from ddib_fed.errors import LatentNotGaussian, SettingsInvalid
 from ddib_fed.guidance import Guidance
@@ -92,7 +93,7 @@ def test_the_target_decodes_by_its_network(north, south):
     found = translate_array(x, north, south, Asked(FEW))
     model = south.model
     solver = model.plan(FEW).decoder(torch.from_numpy(found.latent.copy()))
-    again = south.driver.drive(solver, model.plain, steps=6)
+    again = integrate(solver, model.plain)
     assert np.array_equal(found.translated, np.clip(model.denormalise(again.numpy()), -1, 1))
 
 

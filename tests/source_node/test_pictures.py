@@ -181,8 +181,10 @@ def test_items_of_several_classes_go_in_one_call_for_each_class_of_the_target(so
     south = targets["south"]
     calls = [(header.target_class, set(seen)) for header, seen in zip(south.headers, south.seen, strict=True)]
     assert calls == [(0, {0}), (1, {1, 2}), (2, {3})]
-    latents = dict(south.latents)
-    assert latents[0].sha256 == latents[2].sha256 == latents[3].sha256 != latents[1].sha256
+    latents = {number: latent.data for number, latent in south.latents}
+    for other in (2, 3):  # the same up to how many rows shared a network call
+        np.testing.assert_allclose(latents[other], latents[0], atol=1e-4)
+    assert np.abs(latents[1] - latents[0]).max() > 0.01
     records = [record_of(job, item) for item in job.items]
     assert [(record.source_class, record.target_class) for record in records] == list(pairs)
 

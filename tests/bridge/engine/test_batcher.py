@@ -5,20 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-from ddib_fed.bridge.batcher import Batcher
 from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.engine.batcher import Batcher
+from ddib_fed.bridge.engine.trajectory import Integration, Trajectory
 from ddib_fed.diffusion.denoiser import Denoiser, Query
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining
 from ddib_fed.networks.mlp import ResidualMLP
+from tests.node.tiny_nodes import tiny_bundle
 
-PLAN = plan(SolverSettings(evaluations=12), LinearSchedule())
+SETTINGS = SolverSettings(evaluations=12)
+PLAN = plan(SETTINGS, LinearSchedule())
 PLAN_LEVEL = next(PLAN.encoder(torch.zeros(1, 2))).level
 
 
@@ -31,9 +37,31 @@ def denoiser() -> Denoiser:
     return Denoiser(network)
 
 
+@dataclass(frozen=True, eq=False)
+class Given(Trajectory):
+    """A trajectory whose solver and network are the test's."""
+
+    work: Integration | None = None
+
+    def on(self, model: DomainModel) -> Integration:
+        return self.work
+
+
+def submit(
+    batcher: Batcher, denoiser: Denoiser, x: torch.Tensor, *, solver=None, cond=None, flow="", **options
+) -> Future[torch.Tensor]:
+    """Encode x by the network, or whatever the solver does."""
+    work = Integration(solver or PLAN.encoder(x, cond), denoiser, 12)
+    return batcher.submit(Given("encode", x, SETTINGS, flow=flow, work=work), **options)
+
+
+def make_batcher(**options) -> Batcher:
+    return Batcher(DomainModel(tiny_bundle()), **options)
+
+
 @pytest.fixture
 def batcher() -> Iterator[Batcher]:
-    made = Batcher(merge_rows=64)
+    made = make_batcher(rows=64)
     yield made
     made.close()
 
@@ -72,34 +100,32 @@ def test_merged_trajectories_give_what_each_gives_alone(batcher: Batcher, denois
     """Requests of several sizes, in different steps of their way, agree with one-at-a-time to 1e-5."""
     gate = Gate()
     clouds = [points(rows, rows) for rows in (1, 3, 8, 20, 50)]
-    first = batcher.submit(PLAN.encoder(points(1, 99)), denoiser, steps=12, on_step=gate)
+    first = submit(batcher, denoiser, points(1, 99), on_step=gate)
     assert gate.entered.wait(10)
-    futures = [batcher.submit(PLAN.encoder(cloud), denoiser, steps=12) for cloud in clouds]
+    futures = [submit(batcher, denoiser, cloud) for cloud in clouds]
     gate.open.set()
     for future, cloud in zip(futures, clouds, strict=True):
         torch.testing.assert_close(future.result(10), alone(denoiser, cloud), atol=1e-5, rtol=1e-5)
     first.result(10)
-    assert batcher.calls < 12 * (1 + len(clouds))
+    assert batcher.counters["calls"] < 12 * (1 + len(clouds))
 
 
 def test_small_requests_share_calls(batcher: Batcher, denoiser: Denoiser) -> None:
     """Eight requests that wait together cost little more than one."""
     gate = Gate()
-    first = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, on_step=gate)
+    first = submit(batcher, denoiser, points(1, 0), on_step=gate)
     assert gate.entered.wait(10)
-    rest = [batcher.submit(PLAN.encoder(points(2, n)), denoiser, steps=12) for n in range(8)]
+    rest = [submit(batcher, denoiser, points(2, n)) for n in range(8)]
     gate.open.set()
     for future in (first, *rest):
         future.result(10)
-    assert batcher.calls <= 14
+    assert batcher.counters["calls"] <= 14
 
 
 def test_progress_counts_every_evaluation(batcher: Batcher, denoiser: Denoiser) -> None:
     """`on_step` hears 1 to steps, in order."""
     seen: list[tuple[int, int]] = []
-    batcher.submit(
-        PLAN.encoder(points(4, 1)), denoiser, steps=12, on_step=lambda *at: seen.append(at)
-    ).result(10)
+    submit(batcher, denoiser, points(4, 1), on_step=lambda *at: seen.append(at)).result(10)
     assert seen == [(step, 12) for step in range(1, 13)]
 
 
@@ -114,9 +140,7 @@ def test_cancelling_takes_effect_at_the_next_step(batcher: Batcher, denoiser: De
             control.cancel()
 
     with pytest.raises(Cancelled):
-        batcher.submit(
-            PLAN.encoder(points(4, 1)), denoiser, steps=12, control=control, on_step=on_step
-        ).result(10)
+        submit(batcher, denoiser, points(4, 1), control=control, on_step=on_step).result(10)
     assert steps == [1, 2, 3]
 
 
@@ -124,8 +148,8 @@ def test_a_deadline_stops_the_work(batcher: Batcher, denoiser: Denoiser) -> None
     """A trajectory past its deadline is given up before an evaluation, not after all of them."""
     control = Control(time.monotonic() - 1)
     with pytest.raises(DeadlineExceeded):
-        batcher.submit(PLAN.encoder(points(4, 1)), denoiser, steps=12, control=control).result(10)
-    assert batcher.calls == 0
+        submit(batcher, denoiser, points(4, 1), control=control).result(10)
+    assert batcher.counters["calls"] == 0
 
 
 def test_one_failing_trajectory_leaves_the_others_alone(batcher: Batcher, denoiser: Denoiser) -> None:
@@ -134,8 +158,8 @@ def test_one_failing_trajectory_leaves_the_others_alone(batcher: Batcher, denois
     def fail(step: int, steps: int) -> None:
         raise RuntimeError("boom")
 
-    bad = batcher.submit(PLAN.encoder(points(4, 1)), denoiser, steps=12, on_step=fail)
-    good = batcher.submit(PLAN.encoder(points(4, 2)), denoiser, steps=12)
+    bad = submit(batcher, denoiser, points(4, 1), on_step=fail)
+    good = submit(batcher, denoiser, points(4, 2))
     with pytest.raises(RuntimeError, match="boom"):
         bad.result(10)
     assert good.result(10).shape == (4, 2)
@@ -144,17 +168,17 @@ def test_one_failing_trajectory_leaves_the_others_alone(batcher: Batcher, denois
 def test_generators_are_closed_when_the_batcher_is(denoiser: Denoiser) -> None:
     """Closing fails what is unfinished with `Draining` and closes its generators."""
     gate = Gate()
-    batcher = Batcher()
-    running = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, on_step=gate)
+    batcher = make_batcher()
+    running = submit(batcher, denoiser, points(1, 0), on_step=gate)
     assert gate.entered.wait(10)
-    waiting = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12)
+    waiting = submit(batcher, denoiser, points(1, 0))
     threading.Timer(0.1, gate.open.set).start()
     batcher.close()
     for future in (running, waiting):
         with pytest.raises(Draining):
             future.result(10)
     with pytest.raises(Draining):
-        batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12)
+        submit(batcher, denoiser, points(1, 0))
 
 
 def test_control_waits_and_wakes() -> None:
@@ -169,11 +193,11 @@ def test_control_waits_and_wakes() -> None:
 def test_who_is_cancelled_while_waiting_for_room_hears_it_at_once(denoiser: Denoiser) -> None:
     """Cancelling needs no free place: the next turn of whoever has it is enough."""
     gate, control = Gate(), Control()
-    batcher = Batcher(max_trajectories=1)
-    first = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, on_step=gate)
+    batcher = make_batcher(max_trajectories=1)
+    first = submit(batcher, denoiser, points(1, 0), on_step=gate)
     assert gate.entered.wait(10)
     done = threading.Event()
-    waiting = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, control=control)
+    waiting = submit(batcher, denoiser, points(1, 0), control=control)
     waiting.add_done_callback(lambda _: first.done() or done.set())
     control.cancel()
     gate.open.set()
@@ -194,16 +218,23 @@ def test_a_worker_that_dies_leaves_nobody_waiting(denoiser: Denoiser, caplog) ->
                     yield Query(points(1, 0), PLAN_LEVEL, None)
 
     gate, control = Gate(), Control()
-    batcher = Batcher(merge_rows=1)
-    bystander = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, on_step=gate)
+    batcher = make_batcher(rows=1)
+    bystander = submit(batcher, denoiser, points(1, 0), on_step=gate)
     assert gate.entered.wait(10)
-    bad = batcher.submit(stubborn(), denoiser, steps=2, control=control, on_step=lambda *_: control.cancel())
+    bad = submit(
+        batcher,
+        denoiser,
+        points(1, 0),
+        solver=stubborn(),
+        control=control,
+        on_step=lambda *_: control.cancel(),
+    )
     gate.open.set()
     for future in (bad, bystander):
         with pytest.raises((Cancelled, Draining)):
             future.result(10)
     with pytest.raises(Draining):
-        batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12).result(10)
+        submit(batcher, denoiser, points(1, 0)).result(10)
     assert "worker failed" in caplog.text
 
 
@@ -223,15 +254,12 @@ def test_cancelling_interrupts_who_cannot_look() -> None:
 
 def test_large_trajectories_take_turns(denoiser: Denoiser) -> None:
     """Neither waits for the other's end."""
-    batcher = Batcher(merge_rows=8)
+    batcher = make_batcher(rows=8)
     gate, order = Gate(), []
-    gated = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, on_step=gate)
+    gated = submit(batcher, denoiser, points(1, 0), on_step=gate)
     assert gate.entered.wait(10)
     futures = [
-        batcher.submit(
-            PLAN.encoder(points(30, n)), denoiser, steps=12, on_step=lambda *_, n=n: order.append(n)
-        )
-        for n in (1, 2)
+        submit(batcher, denoiser, points(30, n), on_step=lambda *_, n=n: order.append(n)) for n in (1, 2)
     ]
     gate.open.set()
     for future in (gated, *futures):
@@ -242,23 +270,23 @@ def test_large_trajectories_take_turns(denoiser: Denoiser) -> None:
 
 def test_one_call_holds_no_more_rows_than_may_be_merged(denoiser: Denoiser) -> None:
     """Five of 30 rows, 64 at most: two calls of two and one of one a step."""
-    batcher = Batcher(merge_rows=64)
+    batcher = make_batcher(rows=64)
     gate = Gate()
-    gated = batcher.submit(PLAN.encoder(points(1, 0)), denoiser, steps=12, on_step=gate)
+    gated = submit(batcher, denoiser, points(1, 0), on_step=gate)
     assert gate.entered.wait(10)
-    calls, rows = batcher.calls, batcher.rows
-    futures = [batcher.submit(PLAN.encoder(points(30, n)), denoiser, steps=12) for n in range(5)]
+    calls, rows = batcher.counters["calls"], batcher.counters["rows"]
+    futures = [submit(batcher, denoiser, points(30, n)) for n in range(5)]
     gate.open.set()
     for future in (gated, *futures):
         future.result(10)
     batcher.close()
-    assert batcher.rows - rows == 5 * 12 * 30 + 11
-    assert batcher.calls - calls >= 30
+    assert batcher.counters["rows"] - rows == 5 * 12 * 30 + 11
+    assert batcher.counters["calls"] - calls >= 30
 
 
 def test_no_gradients_are_kept(batcher: Batcher, denoiser: Denoiser) -> None:
     """Nobody trains here: a graph over all steps would hold every activation."""
-    assert not batcher.submit(PLAN.encoder(points(3, 0)), denoiser, steps=12).result(10).requires_grad
+    assert not submit(batcher, denoiser, points(3, 0)).result(10).requires_grad
     assert next(denoiser.network.parameters()).requires_grad
 
 
@@ -281,19 +309,19 @@ class Told(torch.nn.Module):
 @pytest.mark.slow
 def test_each_row_is_told_its_own_class_in_a_merged_call() -> None:
     """And who is told none is in no call with who is told one."""
-    batcher, told = Batcher(merge_rows=64), Denoiser(Told(), parameterisation="v")
+    batcher, told = make_batcher(rows=64), Denoiser(Told(), parameterisation="v")
     gate = Gate()
 
     def ask(label: int | None, **options):
         cond = None if label is None else {"y": torch.full((3,), label)}
-        return batcher.submit(PLAN.encoder(points(3, 0), cond), told, steps=12, **options)
+        return submit(batcher, told, points(3, 0), cond=cond, **options)
 
     gated = ask(None, on_step=gate)
     assert gate.entered.wait(10)
     merged = [ask(label) for label in (1, 2, None)]
     gate.open.set()
     first, second, none = (future.result(10) for future in merged)
-    calls = batcher.calls
+    calls = batcher.counters["calls"]
     for label, found in ((1, first), (2, second), (None, none)):
         torch.testing.assert_close(ask(label).result(10), found, atol=1e-5, rtol=0)
     batcher.close()
@@ -305,7 +333,7 @@ def test_each_row_is_told_its_own_class_in_a_merged_call() -> None:
 
 def test_only_so_many_are_on_their_way_at_once(denoiser: Denoiser) -> None:
     """The others have not begun: each holds what its solver remembers."""
-    batcher = Batcher(max_trajectories=2)
+    batcher = make_batcher(max_trajectories=2)
     now, most = 0, 0
 
     def counted(seed: int):
@@ -317,9 +345,9 @@ def test_only_so_many_are_on_their_way_at_once(denoiser: Denoiser) -> None:
         return result
 
     gate = Gate()
-    futures = [batcher.submit(counted(0), denoiser, steps=12, on_step=gate)]
+    futures = [submit(batcher, denoiser, points(3, 0), solver=counted(0), on_step=gate)]
     assert gate.entered.wait(10)
-    futures += [batcher.submit(counted(seed), denoiser, steps=12) for seed in range(1, 6)]
+    futures += [submit(batcher, denoiser, points(3, 0), solver=counted(seed)) for seed in range(1, 6)]
     gate.open.set()
     for future in futures:
         future.result(10)

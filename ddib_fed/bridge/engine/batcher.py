@@ -1,7 +1,7 @@
 """Continuous batching: one worker thread merges the network calls of many solvers, with one noise level for each row.
 
 Continuous batching at the step: whoever is active when a turn begins is merged into that turn's call, up to
-`merge_rows` samples; large trajectories run alone, by turns, because merging them further only misses caches
+`rows` samples; large trajectories run alone, by turns, because merging them further only misses caches
 (docs/benchmarks.md). Only the worker advances or closes a generator, and grad mode is never open across a
 yield. Progress, cancelling and deadlines are looked at before every evaluation.
 """
@@ -11,34 +11,66 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import torch
 
 from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.engine.trajectory import Integration, Trajectory
+from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, Query
 from ddib_fed.diffusion.solvers import Solver
 from ddib_fed.errors import DdibError, Draining
 
 log = logging.getLogger(__name__)
 
-OnStep = Callable[[int, int], None]
-
 
 @dataclass(slots=True, eq=False)
-class _Trajectory:
-    """One generator on its way, and who waits for it."""
+class _Running:
+    """A trajectory on its way, and who waits for it."""
 
-    solver: Solver
-    denoiser: Denoiser
+    trajectory: Trajectory
     control: Control
     on_step: OnStep | None
-    steps: int
     future: Future[torch.Tensor] = field(default_factory=Future)
     step: int = 0
+    _work: Integration | None = None
     _query: Query | None = None
+
+    def start(self, model: DomainModel) -> None:
+        """Ask for the first evaluation.
+
+        Raises:
+            StopIteration: There is none.
+        """
+        self._work = self.trajectory.on(model)
+        self._query = next(self._work.solver)
+
+    @property
+    def solver(self) -> Solver:
+        """Its generator, once it was started."""
+        assert self._work is not None
+        return self._work.solver
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """What answers it."""
+        assert self._work is not None
+        return self._work.denoiser
+
+    @property
+    def evaluations(self) -> int:
+        """How many there will be."""
+        assert self._work is not None
+        return self._work.evaluations
+
+    def close(self) -> None:
+        """Let its generator go."""
+        if self._work is not None:
+            self._work.solver.close()
 
     @property
     def query(self) -> Query:
@@ -52,78 +84,58 @@ class _Trajectory:
 
     @property
     def rows(self) -> int:
-        return self.query.x.shape[0]
+        return self.trajectory.rows
 
 
 class Batcher:
-    """Drives solver generators on one thread, merging their queries.
+    """Integrates trajectories on one thread, merging their network calls.
 
     Args:
-        merge_rows: Most samples of several trajectories in one call; a single larger trajectory runs alone.
-        max_trajectories: Most generators in flight; more wait their turn.
+        model: The model.
+        rows: Most samples of several trajectories in one call; a single larger trajectory runs alone.
+        max_trajectories: Most trajectories under way; more wait their turn.
         threads: CPU threads of the network on the worker; None leaves them as they are.
     """
 
+    width = 1
+    beside = True
+
     def __init__(
         self,
+        model: DomainModel,
         *,
-        merge_rows: int = 2_048,
-        max_trajectories: int = 16,
+        rows: int = 2_048,
+        max_trajectories: int = 64,
         threads: int | None = None,
     ) -> None:
-        self._merge_rows = merge_rows
+        self._model = model
+        self.rows = rows
         self._max = max_trajectories
         self.threads = threads
-        self._waiting: deque[_Trajectory] = deque()
-        self._active: deque[_Trajectory] = deque()
+        self._waiting: deque[_Running] = deque()
+        self._active: deque[_Running] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self.calls = 0
-        self.rows = 0
+        self._calls = self._evaluated = 0
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
 
-    # A trajectory may be larger than any number of others that are merged with it.
-    together = 0
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """See `Executor`."""
+        return {"calls": self._calls, "rows": self._evaluated}
 
     def submit(
-        self,
-        solver: Solver,
-        denoiser: Denoiser,
-        *,
-        steps: int,
-        control: Control | None = None,
-        on_step: OnStep | None = None,
+        self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
     ) -> Future[torch.Tensor]:
-        """Queue one generator; the future gives what it returns, or the error that ended it.
-
-        Args:
-            solver: A generator that nobody has advanced yet.
-            denoiser: Answers its queries; those of the same object are merged.
-            steps: How many evaluations it will ask for; only reported.
-            control: Cancelling and deadline.
-            on_step: Called on the worker with (evaluations done, steps); must be quick and must not raise.
-        """
-        trajectory = _Trajectory(solver, denoiser, control or Control(), on_step, steps)
+        """See `Executor`; `on_step` is called on the worker and must not raise."""
+        running = _Running(trajectory, control or Control(), on_step)
         with self._wake:
             if self._closed:
-                solver.close()
                 raise Draining("the engine is closed")
-            self._waiting.append(trajectory)
+            self._waiting.append(running)
             self._wake.notify()
-        return trajectory.future
-
-    def drive(
-        self,
-        solver: Solver,
-        denoiser: Denoiser,
-        *,
-        steps: int,
-        control: Control | None = None,
-        on_step: OnStep | None = None,
-    ) -> torch.Tensor:
-        """As `submit`, and wait for what the generator returns."""
-        return self.submit(solver, denoiser, steps=steps, control=control, on_step=on_step).result()
+        return running.future
 
     def close(self) -> None:
         """Stop after the current turn; what is unfinished fails with `Draining`."""
@@ -154,7 +166,6 @@ class Batcher:
             self._fail([trajectory], Draining("the engine was closed"), keep=True)
         for trajectory in waiting:
             trajectory.future.set_exception(Draining("the engine was closed"))
-            trajectory.solver.close()
 
     def _admit(self) -> bool:
         """Start waiting generators while there is room; False when closed."""
@@ -172,23 +183,23 @@ class Batcher:
         for trajectory in (*overdue, *fresh):
             try:
                 trajectory.control.check()
-                trajectory.query = next(trajectory.solver)
+                trajectory.start(self._model)
             except StopIteration as stop:
                 trajectory.future.set_result(stop.value)
             except Exception as error:  # noqa: BLE001 - whatever it is belongs to who waits
-                trajectory.solver.close()
+                trajectory.close()
                 trajectory.future.set_exception(error)
             else:
                 self._active.append(trajectory)
         return True
 
-    def _choose(self) -> list[_Trajectory]:
+    def _choose(self) -> list[_Running]:
         """The next trajectories by turns: the first, and those after it that fit into one call with it."""
-        chosen: list[_Trajectory] = []
+        chosen: list[_Running] = []
         rows = 0
         for trajectory in list(self._active):
             alike = not chosen or _alike(trajectory, chosen[0])
-            if alike and (not chosen or rows + trajectory.rows <= self._merge_rows):
+            if alike and (not chosen or rows + trajectory.rows <= self.rows):
                 chosen.append(trajectory)
                 rows += trajectory.rows
         for trajectory in chosen:
@@ -196,7 +207,7 @@ class Batcher:
             self._active.append(trajectory)
         return chosen
 
-    def _turn(self, chosen: list[_Trajectory]) -> None:
+    def _turn(self, chosen: list[_Running]) -> None:
         """Evaluate the network once for all chosen and advance each by one step."""
         alive = [trajectory for trajectory in chosen if self._may_go_on(trajectory)]
         if not alive:
@@ -206,11 +217,11 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - out of memory, a broken device: the waiting calls must hear
             self._fail(alive, error)
             return
-        self.calls += 1
+        self._calls += 1
         for trajectory, velocity in zip(alive, velocities, strict=True):
             self._advance(trajectory, velocity)
 
-    def _may_go_on(self, trajectory: _Trajectory) -> bool:
+    def _may_go_on(self, trajectory: _Running) -> bool:
         try:
             trajectory.control.check()
         except DdibError as error:
@@ -220,7 +231,7 @@ class Batcher:
 
     def _evaluate(self, denoiser: Denoiser, queries: Sequence[Query]) -> Sequence[torch.Tensor]:
         """dx/dphi for each query, from one network call."""
-        self.rows += sum(query.x.shape[0] for query in queries)
+        self._evaluated += sum(query.x.shape[0] for query in queries)
         with torch.no_grad():
             if len(queries) == 1:
                 query = queries[0]
@@ -235,11 +246,11 @@ class Batcher:
             )
             return torch.split(merged, counts)
 
-    def _advance(self, trajectory: _Trajectory, velocity: torch.Tensor) -> None:
+    def _advance(self, trajectory: _Running, velocity: torch.Tensor) -> None:
         trajectory.step += 1
         try:
             if trajectory.on_step is not None:
-                trajectory.on_step(trajectory.step, trajectory.steps)
+                trajectory.on_step(trajectory.step, trajectory.evaluations)
             trajectory.query = trajectory.solver.send(velocity)
         except StopIteration as stop:
             self._active.remove(trajectory)
@@ -247,15 +258,15 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - as above
             self._fail([trajectory], error)
 
-    def _fail(self, trajectories: Sequence[_Trajectory], error: Exception, *, keep: bool = False) -> None:
+    def _fail(self, trajectories: Sequence[_Running], error: Exception, *, keep: bool = False) -> None:
         for trajectory in trajectories:
             if not keep:
                 self._active.remove(trajectory)
             trajectory.future.set_exception(error)
-            trajectory.solver.close()
+            trajectory.close()
 
 
-def _alike(one: _Trajectory, other: _Trajectory) -> bool:
+def _alike(one: _Running, other: _Running) -> bool:
     """Whether one network call can answer both."""
     keys = [frozenset(trajectory.query.cond or ()) for trajectory in (one, other)]
     return one.denoiser is other.denoiser and keys[0] == keys[1]

@@ -1,0 +1,100 @@
+"""One leg of some rows, as a piece of work that any holder of the same bundle can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.party import RowDraw, Stage
+from ddib_fed.diffusion.denoiser import Denoiser
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.solvers import Solver
+from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.models.channel_map import ChannelMap
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Integration:
+    """A trajectory on one model.
+
+    Attributes:
+        solver: A generator that nobody has advanced yet.
+        denoiser: Answers its queries. The same guidance, calibration and encoder give the same object.
+        evaluations: How many queries there will be.
+    """
+
+    solver: Solver
+    denoiser: Denoiser
+    evaluations: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """One leg of some rows, whole and checked; it can be pickled where `draw` is None.
+
+    Attributes:
+        stage: From data to noise, or back.
+        x: Start (N, *sample_shape) float32, in the model's units and the leg's basis; to encode: softened.
+        settings: Solver and grid.
+        sigma: To encode: the noise level, sigma / alpha, to which x was softened; 0 for none.
+        guidance: Of this leg.
+        calibration: A rotation of the channels; None for the model's own basis.
+        encoder: By which ODE, a name in `diffusion.plans.ENCODERS`.
+        label: Class of each row (N,) int64; None for a network without one.
+        draw: Noise of each step, where the settings draw some: from the step and K rows of x to (K, *sample_shape).
+        flow: Whose work it is, for fairness between flows: a job, or a peer's request. Empty: a flow of its own.
+        weight: Of the flow, above 0: a flow of weight 2 is given twice the time of one of weight 1.
+    """
+
+    stage: Stage
+    x: Tensor
+    settings: SolverSettings
+    sigma: float = 0.0
+    guidance: Guidance = UNGUIDED
+    calibration: ChannelMap | None = None
+    encoder: str = "ode"
+    label: NDArray[np.int64] | None = None
+    draw: RowDraw | None = None
+    flow: str = ""
+    weight: float = 1.0
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return len(self.x)
+
+    def part(self, start: int, stop: int) -> Trajectory:
+        """Its rows from `start` to before `stop`, as a trajectory of their own."""
+        draw = self.draw
+        return replace(
+            self,
+            x=self.x[start:stop],
+            label=None if self.label is None else self.label[start:stop],
+            draw=None
+            if draw is None
+            else lambda step, rows: draw(step, slice(start + rows.start, start + rows.stop)),
+        )
+
+    def on(self, model: DomainModel) -> Integration:
+        """The work on a model.
+
+        Raises:
+            SettingsInvalid: The model cannot do it.
+        """
+        laid = model.plan(self.settings.of_the_ode() if self.stage == "encode" else self.settings, self.sigma)
+        x = self.x.to(model.device)
+        cond = model.told(self.label)
+        if self.stage == "encode":
+            solver = laid.encoder(x, cond)
+        else:
+            draw = self.draw
+            solver = laid.decoder(
+                x, cond, None if draw is None else lambda step: model.tensor(draw(step, slice(0, self.rows)))
+            )
+        return Integration(
+            solver, model.denoiser(self.guidance, self.calibration, self.encoder), laid.evaluations
+        )

@@ -1,0 +1,120 @@
+"""A trajectory is a whole piece of work: in ranges of rows, pickled, on the calling thread or beside it."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.engine.batcher import Batcher
+from ddib_fed.bridge.engine.executor import CallingThread
+from ddib_fed.bridge.engine.joining import done, submit_ranges, then
+from ddib_fed.bridge.engine.shared_time import SharedTime
+from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import Cancelled, Draining
+from tests.runs.tiny_models import tiny
+
+SETTINGS = SolverSettings(evaluations=6)
+
+
+@pytest.fixture(scope="module")
+def model() -> DomainModel:
+    return DomainModel(tiny("north", seed=1, num_classes=3))
+
+
+def trajectory(model: DomainModel, rows: int = 5, **changes) -> Trajectory:
+    x = torch.randn(rows, *model.sample_shape, generator=torch.Generator().manual_seed(rows))
+    return Trajectory("decode", x, SETTINGS, **{"label": np.arange(rows) % 3, **changes})
+
+
+def ended(model: DomainModel, work: Trajectory, rows: int = 100) -> torch.Tensor:
+    return CallingThread(model, rows).submit(work).result()
+
+
+def test_ranges_of_rows_are_joined_to_the_whole(model) -> None:
+    """With each row's own class, on the calling thread and beside it."""
+    work = trajectory(model)
+    whole = ended(model, work)
+    assert not torch.allclose(ended(model, trajectory(model, label=np.zeros(5, np.int64))), whole)
+    batcher = Batcher(model, rows=2)
+    for executor in (CallingThread(model, 2), batcher):
+        steps: list[tuple[int, int]] = []
+        found = submit_ranges(
+            executor, work, control=None, on_step=lambda *at, steps=steps: steps.append(at)
+        ).result(20)
+        torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+        assert steps == [(step, 18) for step in range(1, 19)]
+    batcher.close()
+
+
+def test_a_pickled_trajectory_gives_the_same(model) -> None:
+    work = trajectory(model, flow="job", weight=2.0)
+    again = pickle.loads(pickle.dumps(work))
+    assert (again.flow, again.weight, again.settings) == ("job", 2.0, SETTINGS)
+    assert torch.equal(ended(model, again), ended(model, work))
+
+
+def test_a_ranges_noise_is_that_of_its_own_rows(model) -> None:
+    """Decoding that draws noise is the same in ranges as whole."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((6, 5, *model.sample_shape)).astype(np.float32)
+    settings = SolverSettings("ddim", 0, 6, eta=0.5)
+    x = torch.from_numpy(noise[0].copy())
+    work = Trajectory(
+        "decode", x, settings, label=np.zeros(5, np.int64), draw=lambda step, rows: noise[step][rows]
+    )
+    parts = [ended(model, work.part(start, stop)) for start, stop in ((0, 2), (2, 5))]
+    torch.testing.assert_close(torch.cat(parts), ended(model, work), atol=1e-5, rtol=1e-5)
+
+
+def test_the_first_error_of_a_range_is_the_wholes(model) -> None:
+    control = Control()
+    work = trajectory(model)
+    found = submit_ranges(CallingThread(model, 2), work, control=control, on_step=lambda *_: control.cancel())
+    with pytest.raises(Cancelled):
+        found.result()
+    batcher = Batcher(model, rows=2)
+    beside = submit_ranges(batcher, work, control=control, on_step=None)
+    with pytest.raises(Cancelled):
+        beside.result(10)
+    batcher.close()
+
+
+def test_a_second_leg_follows_on_no_thread_of_its_own() -> None:
+    """And an error of either, or of what makes the second, is the whole's."""
+    threads = threading.active_count()
+    first = done(1)
+    assert then(first, lambda n: done(n + 1)).result() == 2
+    failed: object = then(first, lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failed.result(0)
+
+    def refused(_: int):
+        raise Draining
+
+    with pytest.raises(Draining):
+        then(then(first, refused), done).result(0)
+    assert threading.active_count() == threads
+
+
+def test_seconds_are_shared_by_rows_and_add_up() -> None:
+    """Alone for 1 s, beside three times as many rows for 4 s, then those alone for 2 s."""
+    now = 10.0
+    shared = SharedTime(lambda: now)
+    first = shared.begin(1)
+    now += 1
+    second = shared.begin(3)
+    now += 4
+    assert first() == pytest.approx(1 + 1)
+    now += 2
+    assert second() == pytest.approx(3 + 2)
+    now += 100
+    third = shared.begin(5)
+    now += 1
+    assert third() == pytest.approx(1)
