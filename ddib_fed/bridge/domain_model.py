@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,7 @@ from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
 from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
 from ddib_fed.diffusion.rotation import Rotated, rotated
+from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle, check_guide
@@ -76,7 +77,7 @@ class DomainModel:
         self.device = torch.device(device)
         self._dtype = dtype
         self._wrapped: dict[tuple[Guidance, ChannelMap | None, str], Denoiser] = {}
-        self._plans = lru_cache(MAX_PLANS)(self._plan)
+        self._plans = lru_cache(MAX_PLANS)(partial(_laid, bundle.schedule))
         self._lock = threading.Lock()
 
     @property
@@ -135,9 +136,6 @@ class DomainModel:
             SettingsInvalid: A name is unknown, a number out of range, or the schedule cannot have it.
         """
         return self._plans(settings, soften_sigma)
-
-    def _plan(self, settings: SolverSettings, soften_sigma: float) -> Plan:
-        return plan(settings, self.bundle.schedule, soften_sigma=soften_sigma)
 
     def sigma(self, soften: float | None = None) -> float:
         """The noise level to which data are diffused before encoding: the model's own where none is given."""
@@ -402,6 +400,10 @@ class DomainModel:
                 f"{self.manifest.name} {why}, which the step of DDPM here leaves out",
                 hint="use --eta 1 instead of --ddpm",
             )
+
+
+def _laid(schedule: Schedule, settings: SolverSettings, soften_sigma: float) -> Plan:
+    return plan(settings, schedule, soften_sigma=soften_sigma)
 
 
 def pixels(model: DomainModel) -> int:
