@@ -1,92 +1,184 @@
-"""Latents of one item: float32 arrays with the digest of their bytes on the wire."""
+"""Latents of one item: float32 arrays, in the type in which their bytes cross the wire, with the digest of these bytes.
+
+A latent of a narrower type is rounded when it is made, to nearest, ties to even: what is judged, stored, sent and
+decoded are the same numbers.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from ddib_fed.errors import NotFinite, ShapeMismatch
+from ddib_fed.latent_types import FLOAT32, LATENT_TYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float32]
+    Words = NDArray[Any]
 
-WIRE_DTYPE = np.dtype("<f4")
+SUM_BLOCK: Final = 1 << 16
+"""Numbers that are summed in single precision; the sums of blocks are added in double precision."""
+
+
+class _WireType(NamedTuple):
+    """How float32 numbers lie in the bytes of a type, and how they come back; neither copies where it need not."""
+
+    to_wire: Callable[[Array], Words]
+    from_wire: Callable[[bytes | bytearray | memoryview], Array]
+
+
+def _to_bfloat16(data: Array) -> Words:
+    """The upper halves of float32 numbers, rounded to nearest, ties to even; NaN stays NaN."""
+    words = data.view(np.uint32)
+    rounded = words + (((words >> 16) & 1) + np.uint32(0x7FFF))
+    upper: Words = (rounded >> 16).astype("<u2")
+    nan = np.isnan(data)
+    if nan.any():  # rounding could carry a NaN's digits over into another number
+        upper[nan] = 0x7FC0
+    return upper
+
+
+def _from_bfloat16(data: bytes | bytearray | memoryview) -> Array:
+    return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def _to_float16(data: Array) -> Words:
+    with np.errstate(over="ignore"):  # infinity is refused by name where the latent is made
+        return data.astype("<f2")
+
+
+_TYPES: Final[Mapping[str, _WireType]] = MappingProxyType(
+    {
+        FLOAT32: _WireType(
+            lambda data: data.astype("<f4", copy=False),
+            lambda data: np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False),
+        ),
+        "float16": _WireType(_to_float16, lambda data: np.frombuffer(data, dtype="<f2").astype(np.float32)),
+        "bfloat16": _WireType(_to_bfloat16, _from_bfloat16),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Latent:
-    """Latents of one item.
+    """Latents of one item; made by `from_array` or `from_bytes`, which measure the digest.
 
     Attributes:
-        data: (N, *sample_shape), float32, C-contiguous.
+        data: (N, *sample_shape), float32, C-contiguous; rounded to `dtype`. It cannot be written.
         sha256: Digest of its bytes on the wire, 32 bytes.
+        dtype: A name in `LATENT_TYPES`: how a number crosses.
     """
 
     data: Array
     sha256: bytes
+    dtype: str = FLOAT32
+
+    def __post_init__(self) -> None:
+        # A view of our own, so that nobody changes through this latent what its digest was taken of.
+        data = self.data.view()
+        data.flags.writeable = False
+        object.__setattr__(self, "data", data)
 
     @classmethod
-    def from_array(cls, array: Array) -> Latent:
-        """The latent of an array; float32 arrays in C order are not copied.
+    def from_array(cls, array: Array, dtype: str = FLOAT32) -> Latent:
+        """The latent of an array; float32 arrays in C order are not copied unless they are rounded.
+
+        Args:
+            array: (N, *sample_shape).
+            dtype: To which its numbers are rounded.
 
         Raises:
             ShapeMismatch: Not an array of at least one sample with at least one axis.
+            NotFinite: A number is too large for the type.
         """
-        data = np.ascontiguousarray(array, dtype=np.float32)
-        if array.ndim < 2 or data.size == 0:
+        if array.ndim < 2 or array.size == 0:
             raise ShapeMismatch(f"a latent of shape {array.shape}", facts={"shape": shape_text(array.shape)})
-        return cls(data, hashlib.sha256(_wire_view(data)).digest())
+        data = np.ascontiguousarray(array, dtype=np.float32)
+        kind = _TYPES[dtype]
+        words = kind.to_wire(data)
+        digest = hashlib.sha256(words.data.cast("B")).digest()
+        if dtype != FLOAT32:
+            data = kind.from_wire(words.data.cast("B")).reshape(data.shape)
+            require_finite(data)
+        return cls(data, digest, dtype)
 
     @classmethod
-    def from_bytes(cls, data: bytes, sample_shape: Sequence[int]) -> Latent:
-        """The latent in little-endian row-major float32 bytes; not copied, and read-only, on usual machines.
+    def from_bytes(
+        cls,
+        data: bytes | bytearray | memoryview,
+        sample_shape: Sequence[int],
+        dtype: str = FLOAT32,
+        *,
+        sha256: bytes | None = None,
+    ) -> Latent:
+        """The latent in little-endian row-major bytes; float32 is not copied, on usual machines.
 
         Args:
             data: The bytes of N samples.
             sample_shape: Shape of one sample.
+            dtype: What the numbers are.
+            sha256: Digest of the bytes, where it was computed while they arrived; None computes it.
 
         Raises:
             ShapeMismatch: The bytes are no whole number of samples, at least one.
             NotFinite: A value is NaN or infinite.
         """
-        samples, rest = divmod(len(data), math.prod(sample_shape) * WIRE_DTYPE.itemsize)
+        samples, rest = divmod(len(data), math.prod(sample_shape) * LATENT_TYPES[dtype])
         if samples == 0 or rest:
             raise ShapeMismatch(
-                f"{len(data)} bytes are no float32 samples of shape {shape_text(sample_shape)}",
+                f"{len(data)} bytes are no {dtype} samples of shape {shape_text(sample_shape)}",
                 facts={"sample_shape": shape_text(sample_shape), "bytes": len(data)},
             )
-        array = np.frombuffer(data, dtype=WIRE_DTYPE).reshape(samples, *sample_shape)
-        array = array.astype(np.float32, copy=False)
+        array = _TYPES[dtype].from_wire(data).reshape(samples, *sample_shape)
         require_finite(array)
-        return cls(array, hashlib.sha256(data).digest())
+        return cls(array, sha256 or hashlib.sha256(data).digest(), dtype)
 
     @property
     def size_bytes(self) -> int:
         """Bytes on the wire."""
-        return self.data.nbytes
+        return self.data.size * LATENT_TYPES[self.dtype]
+
+    def wire(self) -> memoryview:
+        """Little-endian row-major bytes, read-only; float32 is not copied, on usual machines."""
+        return _TYPES[self.dtype].to_wire(self.data).data.cast("B").toreadonly()
 
     def to_bytes(self) -> bytes:
-        """Little-endian row-major float32 bytes."""
-        return bytes(_wire_view(self.data))
+        """A copy of `wire`."""
+        return bytes(self.wire())
+
+
+def moments(array: Array) -> tuple[float, float]:
+    """Mean and standard deviation (over the count) of all numbers, in one pass and without a copy of them.
+
+    Args:
+        array: Float32, C-contiguous, finite, at least one number.
+    """
+    flat = array.reshape(-1)
+    # Near the mean, so that little is lost where it is far from 0 and the deviation small.
+    shift = flat[:SUM_BLOCK].mean()
+    total = squares = 0.0
+    for start in range(0, flat.size, SUM_BLOCK):
+        block = flat[start : start + SUM_BLOCK] - shift
+        total += float(block.sum())
+        squares += float(np.dot(block, block))
+    offset = total / flat.size
+    return float(shift) + offset, math.sqrt(max(squares / flat.size - offset * offset, 0.0))
 
 
 def require_finite(array: Array) -> None:
     """Raise `NotFinite` when a value is NaN or infinite."""
-    if not np.isfinite(array).all():
-        count = int(array.size - np.isfinite(array).sum())
+    finite = np.isfinite(array)
+    if not finite.all():
+        count = int(array.size - finite.sum())
         raise NotFinite(f"{count} of {array.size} values are NaN or infinite", facts={"count": count})
-
-
-def _wire_view(data: Array) -> memoryview:
-    """The bytes on the wire, without a copy where memory has their order already."""
-    return data.astype(WIRE_DTYPE, copy=False).data.cast("B")
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -44,7 +44,7 @@ def job_message(job: Job, *, items: bool = True) -> translation_pb2.Job:
     return to_message(
         job.spec,
         translation_pb2.Job,
-        local=("owner", "deadline_s", "item_classes"),
+        local=("owner", "deadline_s", "item_classes", "latent_type"),
         job_id=job.job_id,
         state=f"JOB_STATE_{job.state.name}",
         solver=settings_to_pb(job.spec.solver),

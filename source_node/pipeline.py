@@ -22,6 +22,7 @@ from ddib_fed.bridge.translation_record import LatentFigures, Translation
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.errors import ChunkCorrupt, DdibError, InputError, ItemNotFound, LatentNotGaussian
 from ddib_fed.latent import Latent
+from ddib_fed.latent_types import FLOAT32
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
@@ -38,7 +39,7 @@ from source_node.jobs.store import Item, Job, JobStore
 from source_node.remote import Remotes
 from source_node.remote_party import RemoteParty, description_of
 from source_node.samples import Given, samples_of
-from source_node.specs import check_versions
+from source_node.specs import check_versions, latent_types
 
 log = logging.getLogger(__name__)
 # What is wrong with one item and no other.
@@ -94,6 +95,7 @@ class Pipeline:
             spec.target_domain,
             self._control,
             None if calibration is None else calibration.terms,
+            latent_types(spec, self._node.config.policy),
         )
         check_versions(spec, contract.version, remote.hop)
         labels = _Labels(
@@ -117,6 +119,7 @@ class Pipeline:
             on_step=self._step,
             calibration=self._rotation,
             flow=self._job.job_id,
+            latent_type=contract.wire_type,
         )
         source = JobSource(self, contract)
         given = self._given(labels.by_target(items), contract, labels)
@@ -165,13 +168,18 @@ class Pipeline:
         """
         job_id = self._job.job_id
         try:
-            before = record.source_model_sha256, record.calibration_sha256
-            if before == (contract.source.model_sha256.hex(), recorded(contract)["calibration_sha256"]):
+            before = record.source_model_sha256, record.calibration_sha256, record.latent_type or FLOAT32
+            now = (
+                contract.source.model_sha256.hex(),
+                recorded(contract)["calibration_sha256"],
+                contract.wire_type,
+            )
+            if before == now:
                 data = self._store.read_part(job_id, item.index, Part.ENCODED)
-                latent = Latent.from_bytes(data, self._engine.model.sample_shape)
+                latent = Latent.from_bytes(data, self._engine.model.sample_shape, contract.wire_type)
                 return latent, LatentStatistics(**record.latent.model_dump())
             log.info(
-                "item %d of job %s is encoded again: the model or the calibration was replaced",
+                "item %d of job %s is encoded again: the model, the calibration or the latent type was replaced",
                 item.index,
                 job_id,
             )
@@ -222,6 +230,7 @@ class Pipeline:
             "target_model_sha256": contract.target.model_sha256.hex(),
             "classifier_sha256": offered.classifier_sha256.hex() if guided and offered else "",
             "soften_sigma": contract.source.soften_sigma,
+            "latent_type": contract.latent_type,
             **recorded(contract),
         }
 

@@ -6,7 +6,7 @@ the hop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from ddib_fed.errors import (
     UnknownFields,
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.latent_types import FLOAT32
 from ddib_fed.rpc.settings import settings_message
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
@@ -33,9 +34,11 @@ from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.guidance import GuidanceTerms, guidance_to_pb
 from ddib_fed.wire.latent import ApprovedLatent
+from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import (
     CALIBRATION,
+    ECONOMY,
     OLDEST,
     SPOKEN,
     Version,
@@ -69,23 +72,38 @@ def _named(hop: str) -> Iterator[None]:
         raise
 
 
-def _too_old(
-    error: DdibError, own: ContractSide, calibration: CalibrationTerms | None, hop: str
-) -> DdibError:
-    """What a peer means that does not know the fields of our request: it is of an older release."""
-    needed = own.needs if calibration is None else CALIBRATION
-    if not isinstance(error, UnknownFields) or needed <= OLDEST:
-        return error
-    older = [version for version in SPOKEN if version < needed]
-    what = "pictures and classes" if calibration is None else "calibrations"
-    return ContractMismatch(
-        f"{hop} does not know what protocol {needed} added for {what}",
-        hop=hop,
-        hint=""
-        if calibration is None
-        else "ddib translate --no-calibration, or let its operator upgrade ddib-fed",
-        differences=(version_difference(SPOKEN, older),),
-    )
+class _Proposal(NamedTuple):
+    """What a source proposes: its side, the calibration, and the latent types, none for float32 alone."""
+
+    own: ContractSide
+    calibration: CalibrationTerms | None
+    latent_types: tuple[str, ...]
+
+    def request(self) -> decoding_pb2.NegotiateContractRequest:
+        terms = self.calibration
+        return decoding_pb2.NegotiateContractRequest(
+            versions=versions_to_pb(),
+            source=to_message(self.own, decoding_pb2.ContractSide),
+            calibration=None if terms is None else to_message(terms, common_pb2.CalibrationTerms),
+            latent_types=[TYPE_NUMBERS[name] for name in self.latent_types],
+        )
+
+    def too_old(self, error: UnknownFields, hop: str) -> DdibError:
+        """What a peer means that does not know the fields of the request: it is of an older release."""
+        needed, what, instead = self.own.needs, "pictures and classes", ""
+        if self.calibration is not None:
+            needed, what, instead = CALIBRATION, "calibrations", "ddib translate --no-calibration"
+        if self.latent_types:
+            needed, what, instead = ECONOMY, "latents of 16 bits", "ddib translate --latent-type float32"
+        if needed <= OLDEST:
+            return error
+        older = [version for version in SPOKEN if version < needed]
+        return ContractMismatch(
+            f"{hop} does not know what protocol {needed} added for {what}",
+            hop=hop,
+            hint=instead and f"{instead}, or let its operator upgrade ddib-fed",
+            differences=(version_difference(SPOKEN, older),),
+        )
 
 
 class Remote:
@@ -137,6 +155,7 @@ class Remote:
         domain: str,
         control: Control,
         calibration: CalibrationTerms | None = None,
+        latent_types: Sequence[str] = (),
     ) -> Contract:
         """Agree with the peer, believing nothing that was not computed here.
 
@@ -145,6 +164,8 @@ class Remote:
             domain: That the peer must serve.
             control: Cancelling ends the call.
             calibration: Under which this node will encode; None for none.
+            latent_types: In what this node would send latents, the preferred type first; none for float32 alone. To a
+                peer that knows no other type than float32 only that is proposed, if it is among them.
 
         Raises:
             CalibrationRefused: The peer does not use the calibration; the class says why.
@@ -153,27 +174,25 @@ class Remote:
             MessageInvalid: The answer holds what the protocol does not allow.
             DdibError: As the peer says, or PeerUnreachable.
         """
-        request = decoding_pb2.NegotiateContractRequest(
-            versions=versions_to_pb(),
-            source=to_message(own, decoding_pb2.ContractSide),
-            calibration=None if calibration is None else to_message(calibration, common_pb2.CalibrationTerms),
-        )
-        remaining = control.remaining_s()
-        timeout = UNARY_TIMEOUT_S if remaining is None else min(UNARY_TIMEOUT_S, remaining)
+        types = tuple(latent_types)
+        proposal = _Proposal(own, calibration, () if types == (FLOAT32,) else types)
         try:
-            call = self._stub.NegotiateContract.future(request, timeout=timeout)
-            with control.interrupting(call.cancel):
-                answer = call.result()
-        except grpc.FutureCancelledError as error:
-            control.check()
-            raise self._closed() from error
-        except grpc.RpcError as error:
-            raise _too_old(failure(error, self.hop, control), own, calibration, self.hop) from error
-        except ValueError as error:
-            raise self._closed() from error
+            answer = self._propose(proposal, control)
+        except UnknownFields as error:
+            if FLOAT32 not in proposal.latent_types:
+                raise proposal.too_old(error, self.hop) from error
+            proposal = proposal._replace(latent_types=())
+            try:
+                answer = self._propose(proposal, control)
+            except UnknownFields as again:
+                raise proposal.too_old(again, self.hop) from again
         with _named(self.hop):
             contract = confirm(
-                answer, source=own, target_institution=self.institution, calibration=calibration
+                answer,
+                source=own,
+                target_institution=self.institution,
+                calibration=calibration,
+                latent_types=proposal.latent_types,
             )
         if contract.target.domain != domain:
             raise DomainNotFound(
@@ -183,6 +202,22 @@ class Remote:
                 facts={"asked": domain, "served": contract.target.domain},
             )
         return contract
+
+    def _propose(self, proposal: _Proposal, control: Control) -> decoding_pb2.NegotiateContractResponse:
+        """One call of NegotiateContract; errors as `negotiate`, and UnknownFields of a peer that is too old."""
+        remaining = control.remaining_s()
+        timeout = UNARY_TIMEOUT_S if remaining is None else min(UNARY_TIMEOUT_S, remaining)
+        try:
+            call = self._stub.NegotiateContract.future(proposal.request(), timeout=timeout)
+            with control.interrupting(call.cancel):
+                return call.result()
+        except grpc.FutureCancelledError as error:
+            control.check()
+            raise self._closed() from error
+        except grpc.RpcError as error:
+            raise failure(error, self.hop, control) from error
+        except ValueError as error:
+            raise self._closed() from error
 
     def decode(
         self,

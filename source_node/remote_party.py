@@ -186,7 +186,9 @@ class RemoteParty:
         )
 
     def _again(self, answer: Answer, count: int, leg: Leg) -> Encoded:
-        latent = Latent.from_bytes(answer.round_trip or b"", self._contract.sample_shape)
+        latent = Latent.from_bytes(
+            answer.round_trip or b"", self._contract.sample_shape, self._contract.wire_type
+        )
         if len(latent.data) != count:
             raise MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")
         statistics = pass_latent(torch.from_numpy(latent.data.copy()), leg)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from ddib_fed.errors import ContractMismatch, DomainNotFound, MessageInvalid, SettingsInvalid, UnknownFields
+from ddib_fed.errors import (
+    ContractMismatch,
+    DomainNotFound,
+    MessageInvalid,
+    PolicyDenied,
+    SettingsInvalid,
+    UnknownFields,
+)
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.node.config import LimitsSection
+from ddib_fed.latent_types import FLOAT32
+from ddib_fed.node.config import LimitsSection, PolicySection
 from ddib_fed.node.policy import check_depth, check_encoder
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
@@ -13,6 +21,7 @@ from ddib_fed.v1 import translation_pb2
 from ddib_fed.wire.contract import MAX_CLASS_NAME
 from ddib_fed.wire.guidance import check_version, guidance_from_pb
 from ddib_fed.wire.jobs import LATER_GRIDS, LATER_SOLVERS, Settings
+from ddib_fed.wire.latent_types import types_from_pb
 from ddib_fed.wire.version import (
     CALIBRATION,
     ECONOMY,
@@ -71,7 +80,9 @@ def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
         item_classes=tuple((each.source_class, each.target_class) for each in header.item_classes),
         model_size=header.model_size,
         no_calibration=header.no_calibration,
+        latent_type=_latent_type(header),
     )
+    latent_types(spec, node.config.policy)
     if spec.model_size and not node.engine.model.is_picture:
         raise MessageInvalid("points have no size", facts={"field": "model_size"})
     own_classes(node, spec)
@@ -103,7 +114,10 @@ def check_versions(spec: JobSpec, version: Version, hop: str) -> None:
         ContractMismatch: It is older; names the versions and what to do.
     """
     check_version(spec.guidance, version, hop, SPOKEN)
-    for what, since in spec.solver.later():
+    wanted = [*spec.solver.later()]
+    if spec.latent_type not in {"", FLOAT32}:
+        wanted.append((f"latent-type {spec.latent_type}", ECONOMY))
+    for what, since in wanted:
         if version < since:
             older = [each for each in SPOKEN if each <= version]
             raise ContractMismatch(
@@ -112,6 +126,38 @@ def check_versions(spec: JobSpec, version: Version, hop: str) -> None:
                 hint=f"omit --{what.split()[0]}, or let its operator upgrade ddib-fed",
                 differences=(version_difference(SPOKEN, older),),
             )
+
+
+def latent_types(spec: JobSpec, policy: PolicySection) -> tuple[str, ...]:
+    """In what the latents of a job may leave, the preferred type first.
+
+    Raises:
+        PolicyDenied: The client asks for a type that the node's policy does not list.
+    """
+    if not spec.latent_type:
+        return policy.latent_types
+    if spec.latent_type not in policy.latent_types:
+        allowed = ", ".join(policy.latent_types)
+        raise PolicyDenied(
+            f"latents as {spec.latent_type}, where policy.latent_types allows {allowed}",
+            hint="omit --latent-type, or let the operators of both nodes add it to policy.latent_types",
+            facts={"policy": "latent_types", "asked": spec.latent_type, "allowed": allowed},
+        )
+    return (spec.latent_type,)
+
+
+def _latent_type(header: translation_pb2.JobHeader) -> str:
+    """The type that the client asks for; empty for none.
+
+    Raises:
+        MessageInvalid: A type of another release.
+    """
+    if not header.HasField("latent_type"):
+        return ""
+    found = types_from_pb([header.latent_type])
+    if not found:
+        raise MessageInvalid("a latent type of another release", facts={"field": "latent_type"})
+    return found[0]
 
 
 def _check_fields(header: translation_pb2.JobHeader, guidance: Guidance, limits: LimitsSection) -> None:
@@ -157,6 +203,7 @@ def _check_version(header: translation_pb2.JobHeader, guidance: Guidance, versio
         "item_classes": (GUIDANCE, len(header.item_classes) > 0),
         "model_size": (GUIDANCE, header.model_size),
         "no_calibration": (CALIBRATION, header.no_calibration),
+        "latent_type": (ECONOMY, header.HasField("latent_type")),
     }
     for field, (since, there) in later.items():
         if there and version < since:

@@ -40,6 +40,7 @@ from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.guidance import check_offered, guidance_from_pb
 from ddib_fed.wire.jobs import LATER_GRIDS, LATER_SOLVERS
 from ddib_fed.wire.latent import LatentOpener
+from ddib_fed.wire.latent_types import types_from_pb
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import (
     CALIBRATION,
@@ -125,6 +126,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             self._node.side(),
             self.limits(),
             None if proposed is None else from_message(proposed, CalibrationTerms),
+            _proposed_types(request),
+            self._node.config.policy.latent_types,
         )
         check_calibration(self._node, contract)
         with self._lock:
@@ -265,7 +268,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 latent=latent.sha256.hex(),
                 contract=contract.digest.hex(),
             )
-            self._node.metrics.latent_bytes.labels("in").inc(latent.data.nbytes)
+            self._node.metrics.latent_bytes.labels("in").inc(latent.size_bytes)
             self._node.metrics.samples.labels("decode").inc(samples)
 
         return on_item
@@ -298,6 +301,18 @@ class _Counted:
         with self._idle:
             self._change(-1)
             self._idle.notify_all()
+
+
+def _proposed_types(request: decoding_pb2.NegotiateContractRequest) -> tuple[str, ...]:
+    """In what a source would send latents; none for float32 alone.
+
+    Raises:
+        MessageInvalid: Only types of a later release.
+    """
+    found = types_from_pb(request.latent_types)
+    if request.latent_types and not found:
+        raise MessageInvalid("latent types of another release", facts={"field": "latent_types"})
+    return found
 
 
 def _header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb2.DecodeHeader:
@@ -333,7 +348,9 @@ def _latents(
 
 def _latent(whole: Whole, contract: Contract) -> Latent:
     try:
-        return Latent.from_bytes(whole.data, contract.sample_shape)
+        return Latent.from_bytes(
+            whole.data, contract.sample_shape, contract.wire_type, sha256=whole.header.tensor.sha256
+        )
     except InputError as error:
         error.facts["item"] = str(whole.header.item)
         raise

@@ -105,6 +105,7 @@ class DecodeStream:
             on_step=self._on_step,
             flow=flow,
             weight=weight,
+            latent_type=settings.contract.wire_type,
         )
 
     def run(self) -> Iterator[decoding_pb2.DecodeProgress | Translated]:

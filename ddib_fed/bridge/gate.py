@@ -1,12 +1,30 @@
-"""The latent gate: a latent that is no noise neither leaves a party nor is decoded by one."""
+"""The latent gate: a latent that is no noise neither leaves a party nor is decoded by one.
+
+What is judged is what is sent: numbers of the leg's latent type.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ddib_fed.bridge.party import Leg
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics
+from ddib_fed.latent_types import FLOAT32
+
+
+def rounded(latent: Tensor, leg: Leg) -> Tensor:
+    """A latent in the numbers that the leg's latent type has, to nearest, ties to even; float32 as it is.
+
+    Args:
+        latent: Float32, of any shape.
+        leg: On which it was made.
+    """
+    if leg.latent_type == FLOAT32:
+        return latent
+    narrow: torch.dtype = getattr(torch, leg.latent_type)
+    return latent.to(narrow).to(torch.float32)
 
 
 def pass_latent(latent: Tensor, leg: Leg) -> LatentStatistics:

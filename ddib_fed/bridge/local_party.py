@@ -23,7 +23,7 @@ from ddib_fed.bridge.engine.parts import Integrated, Part, Work, draw_of
 from ddib_fed.bridge.engine.shared_time import SharedTime
 from ddib_fed.bridge.engine.stream import Begun, flowing
 from ddib_fed.bridge.engine.trajectory import Trajectory
-from ddib_fed.bridge.gate import pass_latent
+from ddib_fed.bridge.gate import pass_latent, rounded
 from ddib_fed.bridge.party import (
     Decoded,
     Description,
@@ -190,14 +190,14 @@ class LocalParty:
     def _encoded(self, work: Work, found: Integrated, leg: Leg) -> dict[int, Encoded]:
         """The latents that pass the gate; the others' errors are the work's."""
         encoded = {}
-        for part, latent in zip(work.parts, found.split(work.parts), strict=True):
+        for part, exact in zip(work.parts, found.split(work.parts), strict=True):
             with work.refusing(part.number):
+                latent = rounded(exact, leg)
                 statistics = pass_latent(latent, leg)
                 array = latent.cpu().numpy()
                 self.model.check_samples(array)
-                encoded[part.number] = Encoded(
-                    part.number, Latent.from_array(array), statistics, found.seconds
-                )
+                made = Latent.from_array(array, leg.latent_type)
+                encoded[part.number] = Encoded(part.number, made, statistics, found.seconds)
         return encoded
 
     # From noise to data

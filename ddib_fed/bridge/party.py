@@ -28,6 +28,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
+from ddib_fed.latent_types import FLOAT32
 from ddib_fed.models.channel_map import ChannelMap
 
 Array = NDArray[np.float32]
@@ -62,6 +63,7 @@ class Leg:
         flow: Whose work it is, for fairness in an engine that several share: a job, or a peer's request. Empty: each
             item is a flow of its own.
         weight: Of the flow, above 0: a flow of weight 2 gets twice the time of one of weight 1.
+        latent_type: A name in `LATENT_TYPES`, to which latents are rounded before the gate judges them.
 
     Raises:
         SettingsInvalid: A map that is no rotation: a model needs training for it, and its bundle holds it then.
@@ -77,6 +79,7 @@ class Leg:
     returning: bool = False
     flow: str = ""
     weight: float = 1.0
+    latent_type: str = FLOAT32
 
     def __post_init__(self) -> None:
         if self.calibration is not None and self.calibration.rotation is None:

@@ -230,6 +230,8 @@ class Translation(_Section):
         guidance: How decoding was guided; None for not at all.
         classifier_sha256: Of the bundle of the classifier that guided at the target; empty for none.
         calibration_sha256: Of the calibration under which it was encoded; empty for none.
+        latent_type: "float16" or "bfloat16" where the latent crossed so, and `latent_sha256` names such bytes; None for
+            float32.
         calibration_kind: What it is: "rotation", "tone" or "colour-map"; empty for none.
         samples: How many samples: points of a cloud, 1 for a picture.
         latent: Statistics of the latent.
@@ -263,6 +265,7 @@ class Translation(_Section):
     classifier_sha256: str = ""
     calibration_sha256: str = ""
     calibration_kind: str = ""
+    latent_type: str | None = None
     samples: int = 1
     latent: LatentFigures = LatentFigures()
     wire_bytes: int = 0

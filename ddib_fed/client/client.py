@@ -50,8 +50,10 @@ from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.guidance import guidance_to_pb
 from ddib_fed.wire.jobs import Event, ItemState, JobState, Settings, settings_to_pb
+from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.version import (
     CALIBRATION,
+    ECONOMY,
     GUIDANCE,
     OLDEST,
     PICTURES,
@@ -163,6 +165,7 @@ class Client:
         classes: Sequence[tuple[str, str]] = (),
         model_size: bool = False,
         no_calibration: bool = False,
+        latent_type: str = "",
     ) -> Submitted:
         """Submit a job; returns once it is on the node's disk.
 
@@ -182,6 +185,8 @@ class Client:
             model_size: Whether pictures come back at the models' size, each with the picture as the source's model saw
                 it (`Part.SOURCE`).
             no_calibration: Leave out the calibration that is active for the target; needs protocol 1.3 at the node.
+            latent_type: In what latents must cross between the nodes: "float32", "float16" or "bfloat16"; both policies
+                must list it. Empty for what the nodes prefer; else it needs protocol 1.4 at the node.
 
         Raises:
             ContractMismatch: The node is of an older release and does not support the request.
@@ -199,6 +204,8 @@ class Client:
             version = GUIDANCE
         if no_calibration:
             version = CALIBRATION
+        if latent_type:
+            version = ECONOMY
         version = max(version, chosen.needs)
         header = pb.JobHeader(
             version=versions_to_pb([version])[0],
@@ -216,6 +223,7 @@ class Client:
             item_classes=[pb.ItemClasses(source_class=own, target_class=other) for own, other in classes],
             model_size=model_size,
             no_calibration=no_calibration,
+            latent_type=TYPE_NUMBERS[latent_type] if latent_type else None,
         )
         try:
             answer = self._connection.call(lambda stub: send_job(stub, header, items))
@@ -234,8 +242,8 @@ class Client:
         return ContractMismatch(
             f"{self.hop} does not know what protocol {version} added",
             hop=self.hop,
-            hint="omit --guidance, --classifier-scale, --clip, --pairs, --encoder, --grid, --quality and "
-            "--no-calibration, or let its operator upgrade ddib-fed",
+            hint="omit --guidance, --classifier-scale, --clip, --pairs, --encoder, --grid, --quality, "
+            "--latent-type and --no-calibration, or let its operator upgrade ddib-fed",
             differences=(version_difference(SPOKEN, older),),
         )
 
@@ -407,6 +415,7 @@ class Client:
         classes: Sequence[tuple[str, str]] = (),
         model_size: bool = False,
         no_calibration: bool = False,
+        latent_type: str = "",
         on_event: Callable[[Event], None] | None = None,
         acknowledge: bool = True,
     ) -> tuple[Result, ...]:
@@ -432,6 +441,7 @@ class Client:
             classes=classes,
             model_size=model_size,
             no_calibration=no_calibration,
+            latent_type=latent_type,
         )
         for event in self.watch(job.job_id):
             if on_event is not None:

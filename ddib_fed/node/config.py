@@ -137,6 +137,9 @@ class EngineSection(Section):
     running_jobs: Annotated[int, Field(ge=1, le=16)] = 2
 
 
+LatentType = Literal["float32", "float16", "bfloat16"]
+
+
 class PolicySection(Section):
     """What the node allows beyond the protocol."""
 
@@ -147,6 +150,8 @@ class PolicySection(Section):
     least_depth: Annotated[float, Field(gt=0, le=1)] = 1.0
     # How latents that leave, or are decoded here, may be made: those of "mixed" and "linear" show more of the picture.
     encoders: tuple[Literal["ode", "mixed", "linear"], ...] = ("ode",)
+    # In what latents may cross, both ways: a source prefers the first, and a target takes the first that both list.
+    latent_types: Annotated[tuple[LatentType, ...], Field(min_length=1)] = ("float32",)
     # Largest scale of classifier-free guidance, and largest weight of the classifier, that a request may ask for; 0
     # for no guidance of that kind.
     max_guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 10.0

@@ -70,28 +70,32 @@ class ContractLimits(_message.Message):
     def __init__(self, max_items_per_stream: _Optional[int] = ..., max_samples_per_item: _Optional[int] = ..., max_latent_bytes: _Optional[int] = ..., max_evaluations: _Optional[int] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceTerms, _Mapping]] = ...) -> None: ...
 
 class Contract(_message.Message):
-    __slots__ = ("version", "source", "target", "limits", "calibration")
+    __slots__ = ("version", "source", "target", "limits", "calibration", "latent_type")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    LATENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     version: _common_pb2.ProtocolVersion
     source: ContractSide
     target: ContractSide
     limits: ContractLimits
     calibration: _common_pb2.CalibrationTerms
-    def __init__(self, version: _Optional[_Union[_common_pb2.ProtocolVersion, _Mapping]] = ..., source: _Optional[_Union[ContractSide, _Mapping]] = ..., target: _Optional[_Union[ContractSide, _Mapping]] = ..., limits: _Optional[_Union[ContractLimits, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ...) -> None: ...
+    latent_type: _common_pb2.DataType
+    def __init__(self, version: _Optional[_Union[_common_pb2.ProtocolVersion, _Mapping]] = ..., source: _Optional[_Union[ContractSide, _Mapping]] = ..., target: _Optional[_Union[ContractSide, _Mapping]] = ..., limits: _Optional[_Union[ContractLimits, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ..., latent_type: _Optional[_Union[_common_pb2.DataType, str]] = ...) -> None: ...
 
 class NegotiateContractRequest(_message.Message):
-    __slots__ = ("versions", "source", "calibration")
+    __slots__ = ("versions", "source", "calibration", "latent_types")
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    LATENT_TYPES_FIELD_NUMBER: _ClassVar[int]
     versions: _containers.RepeatedCompositeFieldContainer[_common_pb2.ProtocolVersion]
     source: ContractSide
     calibration: _common_pb2.CalibrationTerms
-    def __init__(self, versions: _Optional[_Iterable[_Union[_common_pb2.ProtocolVersion, _Mapping]]] = ..., source: _Optional[_Union[ContractSide, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ...) -> None: ...
+    latent_types: _containers.RepeatedScalarFieldContainer[_common_pb2.DataType]
+    def __init__(self, versions: _Optional[_Iterable[_Union[_common_pb2.ProtocolVersion, _Mapping]]] = ..., source: _Optional[_Union[ContractSide, _Mapping]] = ..., calibration: _Optional[_Union[_common_pb2.CalibrationTerms, _Mapping]] = ..., latent_types: _Optional[_Iterable[_Union[_common_pb2.DataType, str]]] = ...) -> None: ...
 
 class NegotiateContractResponse(_message.Message):
     __slots__ = ("contract", "sha256")

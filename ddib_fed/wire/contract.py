@@ -10,13 +10,14 @@ import hashlib
 import math
 from dataclasses import dataclass, replace
 
+from ddib_fed.latent_types import FLOAT32, LATENT_TYPES
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.canonical import Value, canonical_json
 from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES, require, require_number
 from ddib_fed.wire.guidance import GuidanceTerms
-from ddib_fed.wire.version import CALIBRATION, GUIDANCE, OLDEST, PICTURES, Version, require_version
+from ddib_fed.wire.version import CALIBRATION, ECONOMY, GUIDANCE, OLDEST, PICTURES, Version, require_version
 
 HIGHEST_TERMINAL_LAMBDA = -4.5
 """The largest terminal lambda: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
@@ -227,9 +228,17 @@ class ContractLimits:
 class Contract:
     """The agreement of both sides; every latent carries its `digest`.
 
+    Attributes:
+        version: Of the protocol.
+        source: Who encodes.
+        target: Who decodes.
+        limits: The target's.
+        calibration: Under which the source encodes; None for none.
+        latent_type: In what latents cross, both ways, where it is not float32; None for float32.
+
     Raises:
         MessageInvalid: The version is invalid, the limits have fields that it does not know, or there is a calibration
-            that it does not know, or of points.
+            that it does not know, or of points, or a latent type that it does not know.
     """
 
     version: Version
@@ -237,9 +246,14 @@ class Contract:
     target: ContractSide
     limits: ContractLimits
     calibration: CalibrationTerms | None = None
+    latent_type: str | None = None
 
     def __post_init__(self) -> None:
         require_version(self.version)
+        narrow = self.latent_type is not None
+        require(not narrow or self.version >= ECONOMY, "latent_type", f"came with {ECONOMY}")
+        others = [name for name in LATENT_TYPES if name != FLOAT32]
+        require(not narrow or self.latent_type in others, "latent_type", f"must be {' or '.join(others)}")
         offered = self.limits.guidance is not None
         require(not offered or self.version >= GUIDANCE, "guidance", f"came with {GUIDANCE}")
         calibrated = self.calibration is not None
@@ -252,6 +266,11 @@ class Contract:
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample, the same on both sides."""
         return self.target.sample_shape
+
+    @property
+    def wire_type(self) -> str:
+        """In what latents cross, both ways: a name in `LATENT_TYPES`."""
+        return self.latent_type or FLOAT32
 
     @property
     def size_rule(self) -> str:
@@ -268,6 +287,8 @@ class Contract:
         later: dict[str, Value] = {}
         if self.calibration is not None:
             later["calibration"] = self.calibration.values()
+        if self.latent_type is not None:
+            later["latent_type"] = self.latent_type
         return canonical_json(
             later
             | {

@@ -54,6 +54,7 @@ _LIMITS = Anything("wire.contract.ContractLimits")
 _TERMS = Anything("wire.contract.PictureTerms")
 _GUIDANCE = Anything("wire.guidance.GuidanceTerms")
 _CALIBRATION = Anything("wire.calibration.CalibrationTerms")
+_CONTRACT = Anything("wire.contract.Contract")
 _TARGET = Anything("target_node.service")
 _SOURCE = Anything("source_node.service")
 _STORE = Anything("node.jobs.JobStore")
@@ -142,11 +143,13 @@ _DECODING: Final[Mapping[str, Mapping[str, Limit]]] = {
     "Contract": {
         **dict.fromkeys(("version", "source", "target", "limits"), Inner(required=True)),
         "calibration": Inner(),
+        "latent_type": _CONTRACT,
     },
     "NegotiateContractRequest": {
         "versions": _VERSIONS,
         "source": Inner(required=True),
         "calibration": Inner(),
+        "latent_types": Many(Choice(), 8),
     },
     "NegotiateContractResponse": {
         "contract": Inner(required=True),
@@ -212,6 +215,7 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         "item_classes": Many(Inner(), MOST_ITEMS),
         "model_size": _ANY,
         "no_calibration": _ANY,
+        "latent_type": _SOURCE,
     },
     "ItemClasses": dict.fromkeys(("source_class", "target_class"), _CLASS),
     "SubmitJobResponse": {"job_id": _JOB_ID, "state": Choice(), "repeated_request": _ANY},
@@ -290,6 +294,7 @@ _TRANSLATION: Final[Mapping[str, Mapping[str, Limit]]] = {
         "classifier_sha256": _DIGEST,
         "calibration_sha256": _DIGEST,
         "calibration_kind": _NAME,
+        "latent_type": Choice(),
     },
     "PictureFigures": {
         **dict.fromkeys(("height", "width"), Number(1, 1 << 30)),

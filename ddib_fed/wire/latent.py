@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
-import numpy as np
 from google.protobuf.message import Message
 
 from ddib_fed.errors import (
@@ -25,12 +24,15 @@ from ddib_fed.errors import (
     PointsTooMany,
     ShapeMismatch,
 )
-from ddib_fed.latent import Latent, require_finite, shape_text
+from ddib_fed.latent import Latent, moments, require_finite, shape_text
+from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.chunks import CHUNK, Announced, stream
-from ddib_fed.wire.contract import ITEM_BYTES, Contract
+from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.latent_types import TYPE_NUMBERS
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     Array = NDArray[np.float32]
@@ -74,10 +76,11 @@ _GUARD = object()
 
 
 class ApprovedLatent:
-    """A latent that may be sent under one contract, with immutable bytes. Made by `approve`."""
+    """A latent that may be sent under one contract, with its bytes, which cannot be written. Made by `approve`."""
 
-    __slots__ = ("_payload", "contract_sha256", "item", "sha256", "shape")
-    _payload: bytes
+    __slots__ = ("_payload", "contract_sha256", "dtype", "item", "sha256", "shape")
+    _payload: memoryview
+    dtype: str
     contract_sha256: bytes
     item: int
     sha256: bytes
@@ -88,14 +91,15 @@ class ApprovedLatent:
         guard: object,
         *,
         item: int,
-        payload: bytes,
+        payload: memoryview,
         shape: tuple[int, ...],
+        dtype: str,
         sha256: bytes,
         contract_sha256: bytes,
     ) -> None:
         if guard is not _GUARD:
             raise TypeError("only approve() makes a latent fit to leave")
-        values = (payload, contract_sha256, item, sha256, shape)
+        values = (payload, contract_sha256, dtype, item, sha256, shape)
         for name, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, name, value)
 
@@ -120,7 +124,7 @@ class ApprovedLatent:
         header = decoding_pb2.LatentHeader(
             item=self.item,
             tensor=common_pb2.TensorHeader(
-                dtype=common_pb2.DATA_TYPE_FLOAT32,
+                dtype=TYPE_NUMBERS[self.dtype],
                 shape=self.shape,
                 size_bytes=len(self._payload),
                 sha256=self.sha256,
@@ -133,10 +137,13 @@ class ApprovedLatent:
 def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item: int) -> ApprovedLatent:
     """The egress guard: the only function that approves a latent for sending.
 
-    1. It has the contract's shape and is within its limits.
+    1. It has the contract's shape and type and is within its limits.
     2. Every value is finite.
-    3. The bytes that will be sent have the digest that the latent was stored with.
+    3. The bytes that will be sent have the digest that the latent was made or stored with.
     4. The Gaussian check was made over these numbers: their count, mean and standard deviation equal its figures.
+
+    What is sent is the latent's own memory, not a copy; nobody can write it through the latent. The receiver computes
+    the digest again.
 
     Args:
         latent: What the engine encoded.
@@ -146,15 +153,20 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item:
 
     Raises:
         ShapeMismatch: 1, the shape.
+        MessageInvalid: 1, the type.
         PointsTooMany, ImageTooLarge: 1, the limits.
         NotFinite: 2.
         ChunkCorrupt: 3.
         LatentNotGaussian: 4.
     """
     _require_shape(latent.data.shape, contract)
-    _require_within_limits(latent.data.shape[0], latent.data.nbytes, contract)
+    if latent.dtype != contract.wire_type:
+        raise MessageInvalid(
+            f"a latent of {latent.dtype} where {contract.wire_type} was agreed", facts={"field": "dtype"}
+        )
+    _require_within_limits(latent.data.shape[0], latent.size_bytes, contract)
     require_finite(latent.data)
-    payload = latent.to_bytes()
+    payload = latent.wire()
     if hashlib.sha256(payload).digest() != latent.sha256:
         raise ChunkCorrupt("the latent has changed since it was encoded", facts={"what": "latent"})
     _require_own(statistics, latent.data)
@@ -163,6 +175,7 @@ def approve(latent: Latent, contract: Contract, statistics: Statistics, *, item:
         item=item,
         payload=payload,
         shape=latent.data.shape,
+        dtype=latent.dtype,
         sha256=latent.sha256,
         contract_sha256=contract.digest,
     )
@@ -205,15 +218,17 @@ def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announce
     """Check the header of a tensor against a contract.
 
     Raises:
-        MessageInvalid: The type is unknown or the digest is malformed.
+        MessageInvalid: The type is not the contract's or the digest is malformed.
         ShapeMismatch: The shape is not the contract's, or the size is not the shape's.
         PointsTooMany, ImageTooLarge: It is over the contract's limits.
     """
-    if header.dtype != common_pb2.DATA_TYPE_FLOAT32:
-        raise MessageInvalid(f"data type {header.dtype} is not known", facts={"field": "dtype"})
+    if header.dtype != TYPE_NUMBERS[contract.wire_type]:
+        raise MessageInvalid(
+            f"data type {header.dtype} where {contract.wire_type} was agreed", facts={"field": "dtype"}
+        )
     shape = tuple(header.shape)
     _require_shape(shape, contract)
-    if header.size_bytes != math.prod(shape) * ITEM_BYTES[contract.target.dtype]:
+    if header.size_bytes != math.prod(shape) * LATENT_TYPES[contract.wire_type]:
         raise ShapeMismatch(
             f"{header.size_bytes} bytes were announced for shape {shape_text(shape)}",
             facts={"shape": shape_text(shape), "bytes": header.size_bytes},
@@ -247,11 +262,12 @@ def _require_within_limits(samples: int, size_bytes: int, contract: Contract) ->
 
 def _require_own(statistics: Statistics, array: Array) -> None:
     figures = (statistics.mean, statistics.std, statistics.kurtosis, statistics.correlation)
+    mean, std = moments(array)
     own = (
         statistics.count == array.size
         and all(map(math.isfinite, figures))
-        and abs(statistics.mean - float(array.mean(dtype=np.float64))) < SAME_FIGURE
-        and abs(statistics.std - float(array.std(dtype=np.float64))) < SAME_FIGURE
+        and abs(statistics.mean - mean) < SAME_FIGURE
+        and abs(statistics.std - std) < SAME_FIGURE
     )
     if not own:
         raise LatentNotGaussian("the statistics are not those of this latent", facts={"what": "statistics"})

@@ -73,7 +73,7 @@ class Inner:
 class Many:
     """From `least` to `most` values, each within `each`; of a map the values."""
 
-    each: Number | Text | Inner
+    each: Number | Text | Choice | Inner
     most: int
     least: int = 0
     error: type[DdibError] = MessageInvalid

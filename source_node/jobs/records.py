@@ -93,6 +93,7 @@ class JobSpec:
         item_classes: (source class, target class) of each item, where each has its own; otherwise none.
         model_size: Whether results keep the models' size, and the picture as the model saw it is one of them.
         no_calibration: Whether the calibration that is active for the target is left out.
+        latent_type: In what latents must cross, a name in `LATENT_TYPES`; empty for what the nodes' policies prefer.
 
     Raises:
         MessageInvalid: The request id is no UUID, or classes are given both for all items and for each.
@@ -112,6 +113,7 @@ class JobSpec:
     item_classes: tuple[tuple[str, str], ...] = ()
     model_size: bool = False
     no_calibration: bool = False
+    latent_type: str = ""
 
     def __post_init__(self) -> None:
         try:
@@ -160,6 +162,7 @@ def content_digest(spec: JobSpec, items: Sequence[ItemSpec]) -> bytes:
         "item_classes",
         "model_size",
         "no_calibration",
+        "latent_type",
     )
     left_out = {"owner", "request_id"} | {k for k in later if getattr(spec, k) == getattr(usual, k)}
     settings = {k: v for k, v in asdict(spec).items() if k not in left_out}

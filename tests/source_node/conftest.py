@@ -97,8 +97,19 @@ def target(institutions):
 
 
 @pytest.fixture
-def source(tmp_path, institutions, target, engine):
-    """Not started: what a test needs before a job runs comes first."""
-    made = Source(tmp_path / "north", institutions[0], engine)
-    yield made
-    made.stop()
+def open_source(tmp_path, institutions, target, engine):
+    """Opens north's node with more in its node.toml; not started: what a test needs before a job runs comes first."""
+    opened: list[Source] = []
+
+    def open_it(**settings) -> Source:
+        opened.append(Source(tmp_path / "north", institutions[0], engine, **settings))
+        return opened[-1]
+
+    yield open_it
+    for source in opened:
+        source.stop()
+
+
+@pytest.fixture
+def source(open_source):
+    return open_source()

@@ -14,6 +14,7 @@ import torch
 from google.protobuf.message import Message
 
 from ddib_fed.diffusion import gaussianity
+from ddib_fed.errors import UnknownFields
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
 from ddib_fed.server.interceptors import ErrorInterceptor
@@ -25,8 +26,9 @@ from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.chunks import assemble, file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.latent import LatentOpener, approve
+from ddib_fed.wire.latent_types import types_from_pb
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import SPOKEN, Version, versions_from_pb, versions_to_pb
+from ddib_fed.wire.version import ECONOMY, SPOKEN, Version, versions_from_pb, versions_to_pb
 from tests.node.institutions import Institution
 
 LIMITS = ContractLimits(100, 10_000, 80_000, 10_000)
@@ -51,6 +53,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         forge: Called with each answer of `DescribeDomain` and `NegotiateContract` before it is sent; may change it.
         limits: What its contracts allow.
         spoken: The protocol versions that it speaks.
+        latent_types: In what its policy lets latents cross.
         own: South's half of the contract; of points, unless the test says otherwise.
         translation: The file that a latent becomes, when honest.
         round_trip: The latent of that file.
@@ -71,6 +74,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.spoken: tuple[Version, ...] = SPOKEN
         self.domain = "checkerboards"
         self.own: ContractSide | None = None
+        self.latent_types = ("float32",)
         self.translation: Callable[[Latent], bytes] = lambda latent: to_npy(latent.data)
         self.round_trip: Callable[[Latent], Latent] = lambda latent: latent
         self.media_type: int = common_pb2.MEDIA_TYPE_NPY
@@ -110,7 +114,12 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         versions = versions_from_pb(request.versions)
         proposed = request.calibration if request.HasField("calibration") else None
         terms = None if proposed is None else from_message(proposed, CalibrationTerms)
-        self.contract = agree(versions, self.spoken, source, self._side(), self.limits, terms)
+        if request.latent_types and max(self.spoken) < ECONOMY:
+            raise UnknownFields
+        types = types_from_pb(request.latent_types)
+        self.contract = agree(
+            versions, self.spoken, source, self._side(), self.limits, terms, types, self.latent_types
+        )
         answer = pb.NegotiateContractResponse(
             contract=to_message(self.contract, pb.Contract), sha256=self.contract.digest
         )
@@ -127,7 +136,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
 
         def items() -> Items:
             for whole in assemble(request_iterator, {"latent": opener}):
-                latent = Latent.from_bytes(whole.data, self.contract.sample_shape)
+                latent = Latent.from_bytes(whole.data, self.contract.sample_shape, self.contract.wire_type)
                 seen[whole.header.item] = latent.sha256
                 self.latents.append((whole.header.item, latent))
                 yield whole.header.item, latent

@@ -66,7 +66,7 @@ class Call:
     def latents(self, count: int = 2):
         for item in range(count):
             latent = Latent.from_array(gaussian(40, item))
-            statistics = gaussianity.measure(torch.from_numpy(latent.data))
+            statistics = gaussianity.measure(torch.from_numpy(latent.data.copy()))
             yield approve(latent, self.contract, statistics, item=item)
         yield None
 

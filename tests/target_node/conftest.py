@@ -17,6 +17,7 @@ from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.wire.contract import Contract, ContractSide
+from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import SPOKEN, Version, versions_to_pb
 from target_node.service import TargetService
@@ -60,10 +61,16 @@ class Target:
             yield decoding_pb2_grpc.DecodingServiceStub(channel)
 
     def negotiate(
-        self, who: Institution, domain: str = "moons", versions: Sequence[Version] = SPOKEN
+        self,
+        who: Institution,
+        domain: str = "moons",
+        versions: Sequence[Version] = SPOKEN,
+        latent_types: Sequence[str] = (),
     ) -> Contract:
         request = pb.NegotiateContractRequest(
-            versions=versions_to_pb(versions), source=to_message(side(who.name, domain), pb.ContractSide)
+            versions=versions_to_pb(versions),
+            source=to_message(side(who.name, domain), pb.ContractSide),
+            latent_types=[TYPE_NUMBERS[name] for name in latent_types],
         )
         with self.called_by(who) as stub:
             return from_message(asking(stub.NegotiateContract, request).contract, Contract)

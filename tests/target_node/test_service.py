@@ -30,6 +30,7 @@ from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.chunks import assemble, stream
 from ddib_fed.wire.contract import Contract
 from ddib_fed.wire.latent import approve
+from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import Version, versions_to_pb
 from target_node.service import MAX_CONTRACTS
@@ -247,6 +248,26 @@ def test_names_of_later_solvers_are_refused_under_an_older_contract(target, nort
     solver = common_pb2.SolverSettings(evaluations=8, **setting)
     with pytest.raises(UnknownFields):
         target.decode(north, header(older, solver=solver))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_latents_are_decoded_where_the_policy_lists_them(open_target, north, dtype) -> None:
+    """Both ways in the contract's type; the audit names the bytes that came; a policy without it refuses."""
+    target = open_target(latent_types=f'["float32", "{dtype}"]')
+    contract = target.negotiate(north, latent_types=[dtype])
+    assert contract.wire_type == dtype
+    latent = Latent.from_array(gaussian(30), dtype)
+    approved = approve(latent, contract, gaussianity.measure(torch.from_numpy(latent.data.copy())), item=0)
+    messages = list(approved.stream(pb.DecodeRequest))
+    (points,) = results(target.decode(north, header(contract), *messages)).values()
+    np.testing.assert_allclose(points, latent.data, atol=1e-5)
+    answers = target.decode(north, header(contract, round_trip=True), *messages)
+    back = [m.latent.tensor for m in answers if m.WhichOneof("message") == "latent"]
+    assert [(t.dtype, t.size_bytes) for t in back] == [(TYPE_NUMBERS[dtype], latent.size_bytes)]
+    assert latent.sha256.hex() in target.config.paths.audit.read_text()
+    with pytest.raises(PolicyDenied) as caught:
+        target.negotiate(north, latent_types=["bfloat16" if dtype == "float16" else "float16"])
+    assert caught.value.facts["policy"] == "latent_types"
 
 
 def test_a_latent_with_nan_is_refused_by_its_number(target, north) -> None:

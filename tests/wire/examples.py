@@ -3,6 +3,7 @@
 import numpy as np
 
 from ddib_fed.latent import Latent
+from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.wire.agreement import agree
 from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide, PictureTerms
@@ -47,13 +48,15 @@ def picture_side(**changes) -> ContractSide:
 def contract(**changes) -> Contract:
     """A contract between two sides that agree.
 
-    `limits`, `versions`, `calibration` and fields of both sides can be changed.
+    `limits`, `versions`, `calibration`, `latent_types` and fields of both sides can be changed.
     """
-    calibration = changes.pop("calibration", None)
+    calibration, types = changes.pop("calibration", None), changes.pop("latent_types", ())
     limits, versions = changes.pop("limits", LIMITS), changes.pop("versions", SPOKEN)
     make = picture_side if changes.get("sample_kind") == "picture" else side
     target = {"institution": "south.example", "domain": "checkerboards", **changes}
-    return agree(versions, versions, make(**changes), make(**target), limits, calibration)
+    return agree(
+        versions, versions, make(**changes), make(**target), limits, calibration, types, LATENT_TYPES
+    )
 
 
 def latent(samples: int = 1_000, seed: int = 0) -> Latent:

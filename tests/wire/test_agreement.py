@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddib_fed.errors import ContractMismatch
+from ddib_fed.errors import ContractMismatch, MessageInvalid, PolicyDenied
+from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.agreement import agree, confirm, differences
 from ddib_fed.wire.contract import Contract, PictureTerms
@@ -214,6 +215,60 @@ def test_an_answer_in_a_version_that_was_not_offered_is_refused():
     with pytest.raises(ContractMismatch) as caught:
         confirmed(answer(made))
     assert [difference.field for difference in caught.value.differences] == ["version"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "allowed", "chosen"),
+    [
+        ((), ("float32",), None),
+        (("float16", "float32"), ("float32", "bfloat16"), None),
+        (("bfloat16", "float16"), ("float32", "float16"), "float16"),
+        (("float16", "bfloat16"), ("bfloat16", "float16"), "float16"),
+    ],
+)
+def test_the_target_takes_the_first_latent_type_that_it_allows(wanted, allowed, chosen):
+    """In the source's order; float32 leaves nothing in the contract."""
+    made = agree(SPOKEN, SPOKEN, side(), side(**SOUTH), LIMITS, None, wanted, allowed)
+    assert (made.latent_type, made.wire_type) == (chosen, chosen or "float32")
+    assert confirmed(answer(made), latent_types=wanted) == made
+    assert (b'"latent_type":' in made.canonical()) == (chosen is not None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "allowed"), [((), ("float16",)), (("float16",), ("float32", "bfloat16")), (("float32",), ())]
+)
+def test_no_latent_type_that_both_allow_is_refused_by_the_policys_name(wanted, allowed):
+    """The operator reads which setting to change."""
+    with pytest.raises(PolicyDenied) as caught:
+        agree(SPOKEN, SPOKEN, side(), side(**SOUTH), LIMITS, None, wanted, allowed)
+    assert caught.value.facts["policy"] == "latent_types"
+
+
+def test_narrow_latents_need_1_4_and_float32_among_the_types_does_not():
+    """Alone they are a difference of versions; with float32 an older peer gets what it knows."""
+    old, narrow = [Version(1, 3)], ("float16",)
+    found = differences(SPOKEN, old, side(), side(**SOUTH), None, narrow)
+    assert [(difference.field, difference.target) for difference in found] == [("version", "1.3")]
+    made = agree(SPOKEN, old, side(), side(**SOUTH), LIMITS, None, (*narrow, "float32"), LATENT_TYPES)
+    assert (made.version, made.latent_type) == (Version(1, 3), None)
+
+
+def test_a_latent_type_that_was_not_proposed_is_refused():
+    """The target would read the bytes as something else."""
+    made = Contract(SPOKEN[-1], side(), side(**SOUTH), LIMITS, latent_type="bfloat16")
+    with pytest.raises(ContractMismatch) as caught:
+        confirmed(answer(made), latent_types=("float16", "float32"))
+    assert [difference.field for difference in caught.value.differences] == ["latent_type"]
+
+
+@pytest.mark.parametrize(
+    ("version", "name"), [(Version(1, 3), "float16"), (SPOKEN[-1], "float32"), (SPOKEN[-1], "unknown")]
+)
+def test_a_contract_names_only_latent_types_that_its_version_has(version, name):
+    """float32 is named by nothing, so that one agreement has one digest."""
+    with pytest.raises(MessageInvalid) as caught:
+        Contract(version, side(), side(**SOUTH), LIMITS, latent_type=name)
+    assert caught.value.facts["field"] == "latent_type"
 
 
 def test_types_of_tensors_must_match():

@@ -55,6 +55,7 @@ def job() -> None:
 @options.with_options(options.SOLVING)
 @options.KEEP_LATENTS
 @options.NO_CALIBRATION
+@options.LATENT_TYPE
 @options.DEADLINE
 @options.FORMAT
 @options.PROFILE

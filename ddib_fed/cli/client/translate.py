@@ -52,6 +52,7 @@ from ddib_fed.wire.jobs import JobState, Settings
 @options.with_options(options.SOLVING)
 @options.KEEP_LATENTS
 @options.NO_CALIBRATION
+@options.LATENT_TYPE
 @options.DEADLINE
 @options.FORCE
 @click.option("--detach", is_flag=True, help="Only submit; print the job and how to watch and fetch it.")
@@ -122,6 +123,7 @@ class Order:
     target_class: str = ""
     guidance: Guidance = UNGUIDED
     no_calibration: bool = False
+    latent_type: str = ""
 
 
 def order_of(target: str, asked: Mapping[str, Any]) -> Order:
@@ -147,6 +149,7 @@ def order_of(target: str, asked: Mapping[str, Any]) -> Order:
         asked["target_class"],
         Guidance(asked["guidance"], asked["classifier_scale"], clip=asked["clip"]),
         asked["no_calibration"],
+        asked["latent_type"] or "",
     )
 
 
@@ -174,6 +177,7 @@ def submit(
             classes=chosen.classes,
             model_size=chosen.by_class,
             no_calibration=order.no_calibration,
+            latent_type=order.latent_type,
         )
 
     try:
