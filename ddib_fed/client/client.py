@@ -19,7 +19,7 @@ from typing import Self
 import grpc
 
 from ddib_fed.bridge.translation_record import Part
-from ddib_fed.client.connection import PATIENCE_S, Connection, OnWait, Patience
+from ddib_fed.client.connection import BUSY_PATIENCE_S, PATIENCE_S, Connection, OnWait, Patience
 from ddib_fed.client.payload import Payload, name_item, payloads, send_job, split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Collector
@@ -79,13 +79,22 @@ class Client:
         profile: Who the client is and where its node is.
         patience_s: How long a node that was reached before may be away before a call gives up; submitting, watching
             and fetching continue where they stopped once it is back.
+        busy_s: How long the node may refuse because a limit is reached (`TOO_MANY_STREAMS`, `QUEUE_FULL`); each try is
+            made when the node says. None for 10 minutes, or 0 without patience.
         on_wait: Called with the failure and the seconds until the next try whenever a call waits for the node.
     """
 
     def __init__(
-        self, profile: Profile, *, patience_s: float = PATIENCE_S, on_wait: OnWait | None = None
+        self,
+        profile: Profile,
+        *,
+        patience_s: float = PATIENCE_S,
+        busy_s: float | None = None,
+        on_wait: OnWait | None = None,
     ) -> None:
-        self._connection = Connection(profile, patience_s=patience_s, on_wait=on_wait)
+        if busy_s is None:
+            busy_s = BUSY_PATIENCE_S if patience_s > 0 else 0.0
+        self._connection = Connection(profile, patience_s=patience_s, busy_s=busy_s, on_wait=on_wait)
 
     @classmethod
     def from_profile(cls, path: Path | None = None, *, on_wait: OnWait | None = None) -> Self:

@@ -1,7 +1,8 @@
-"""A client's channel to its source node, with retries while the node is away.
+"""A client's channel to its source node, with retries while the node is away, or busy.
 
-Only errors that may pass (UnavailableError) are retried, for a stated time since the last progress; the
-channel is recreated for each try, so that a renewed certificate is used.
+Only errors that may pass are retried, for a stated time since the last progress: those of a node that is away
+(UnavailableError), for which the channel is recreated, so that a renewed certificate is used; and limits that were
+reached (ExhaustedError), if the node says when to come back.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from typing import TypeVar
 import grpc
 
 from ddib_fed.client.profile import Profile
-from ddib_fed.errors import Cancelled, DdibError, UnavailableError
+from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, UnavailableError
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import tls
 from ddib_fed.v1 import translation_pb2_grpc
 
 PATIENCE_S = 120.0
 """How long a node that was reached before may be away: a restart with a large model takes a minute."""
+
+BUSY_PATIENCE_S = 600.0
+"""How long a node may refuse because a limit is reached: others' jobs of some minutes are waited for."""
 
 FIRST_CONTACT_S = 5.0
 """How long to try when the node has never answered: a wrong address or certificate does not fix itself."""
@@ -38,15 +42,20 @@ class Patience:
     """Decides after a failure whether to try again, and waits.
 
     Args:
-        limit_s: Time since the last progress after which the failure is raised.
+        limit_s: Time since the last progress after which the failure of a node that is away is raised.
+        busy_s: The same where it refuses because a limit is reached.
         on_wait: Called with the failure and the seconds until the next try.
         aborted: Set when waiting must end.
     """
 
-    def __init__(self, limit_s: float, on_wait: OnWait | None, aborted: threading.Event) -> None:
+    def __init__(
+        self, limit_s: float, busy_s: float, on_wait: OnWait | None, aborted: threading.Event
+    ) -> None:
         self._limit_s = limit_s
+        self._busy_s = busy_s
         self._on_wait = on_wait
         self._aborted = aborted
+        self._heard = 0.0
         self.progress()
 
     def progress(self) -> None:
@@ -55,22 +64,38 @@ class Patience:
         self._delay_s = FIRST_DELAY_S
 
     def wait(self, error: DdibError) -> None:
-        """Wait before the next try.
+        """Wait before the next try: as long as the node asks, longer by some chance, so that not all come at once.
 
         Raises:
-            DdibError: `error` itself, if a retry is pointless or the time is up.
+            DdibError: `error` itself, if a retry is pointless or the time is up; it says how long was waited.
             Cancelled: Another thread has ended the connection.
         """
-        left = self._limit_s - (time.monotonic() - self._since)
-        if not isinstance(error, UnavailableError) or left <= 0:
-            raise error
-        asked = error.retry_after_s or 0.0
-        delay = min(left, max(asked, self._delay_s * random.uniform(0.75, 1.25)))  # noqa: S311 - jitter
+        busy, asked = isinstance(error, ExhaustedError), error.retry_after_s or 0.0
+        now = time.monotonic()
+        waited = now - (self._since if busy else max(self._since, self._heard))
+        if busy:
+            self._heard = now  # it is there: should it go away now, patience with that begins now
+        left = (self._busy_s if busy else self._limit_s) - waited
+        # A limit without a time is none that passes; one that passes after our patience is not waited for.
+        if not (isinstance(error, UnavailableError) or (busy and 0 < asked <= left)) or left <= 0:
+            raise self._given_up(error, waited) if busy and asked else error
+        delay = max(asked, 0.0 if busy else self._delay_s) * random.uniform(0.9, 1.4)  # noqa: S311 - jitter
+        delay = min(left, delay if busy else max(asked, delay))
         if self._on_wait is not None:
             self._on_wait(error, delay)
         if self._aborted.wait(delay):
             raise Cancelled("ended while waiting for the node")
         self._delay_s = min(self._delay_s * 2, LAST_DELAY_S)
+
+    def _given_up(self, error: DdibError, waited_s: float) -> DdibError:
+        """The error with what was done about it."""
+        if waited_s >= 1:
+            error.detail = f"{error.detail}, and was still after {waited_s:.0f} s of trying again"
+            error.args = (error.detail,)
+        error.hint = (
+            error.hint or "the same command again when there is less to do; `ddib job list` shows your jobs"
+        )
+        return error
 
 
 class Connection:
@@ -79,13 +104,15 @@ class Connection:
     Args:
         profile: Who we are and where the node is.
         patience_s: How long a node that was reached may be away.
+        busy_s: How long it may refuse because a limit is reached.
         on_wait: Called when a call waits for the node.
     """
 
-    def __init__(self, profile: Profile, *, patience_s: float, on_wait: OnWait | None) -> None:
+    def __init__(self, profile: Profile, *, patience_s: float, busy_s: float, on_wait: OnWait | None) -> None:
         self.profile = profile
         self.hop = f"source {profile.institution}"
         self._patience_s = patience_s
+        self._busy_s = busy_s
         self._on_wait = on_wait
         self._channel: grpc.Channel | None = None
         self._lock = threading.Lock()
@@ -138,7 +165,7 @@ class Connection:
     def patience(self) -> Patience:
         """The patience for one call: long if the node was reached before, otherwise short."""
         limit = self._patience_s if self._reached else min(self._patience_s, FIRST_CONTACT_S)
-        return Patience(limit, self._on_wait, self._aborted)
+        return Patience(limit, self._busy_s, self._on_wait, self._aborted)
 
     def reached(self) -> None:
         """Record that the node has answered."""
@@ -188,14 +215,16 @@ class Connection:
                 return answer
 
     def give_way(self, patience: Patience, error: grpc.RpcError) -> None:
-        """Wait for the node after a failed call, and drop the channel.
+        """Wait for the node after a failed call; the channel is dropped, unless the node only said that it is busy.
 
         Raises:
             DdibError: A retry is pointless, or patience ended.
         """
+        found = self.failure(error)
         try:
-            patience.wait(self.failure(error))
+            patience.wait(found)
         except DdibError as failure:
             raise failure from error
         finally:
-            self.close()
+            if not isinstance(found, ExhaustedError):
+                self.close()

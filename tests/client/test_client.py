@@ -27,6 +27,7 @@ from ddib_fed.errors import (
     PictureMisfit,
     PointsUnreadable,
     QueueFull,
+    QuotaSpent,
     UsageError,
 )
 from ddib_fed.trust.pki import issue_to_folder, load_authority
@@ -106,13 +107,31 @@ def test_submitting_again_is_the_same_job(alice, north, fault):
 
 def test_a_refusal_is_raised_at_once_with_its_hop(alice, north):
     """What the node refuses is not tried again, and carries hop, facts, incident and when to come back."""
-    north.script.refuse["SubmitJob"] = QueueFull(facts={"limit": 64}, retry_after_s=5)
-    with pytest.raises(QueueFull) as caught:
+    north.script.refuse["SubmitJob"] = QuotaSpent(facts={"limit": 64}, retry_after_s=5_000)
+    with pytest.raises(QuotaSpent) as caught:
         alice.submit([npy(points())], TARGET)
     error = caught.value
     assert (error.hop, error.facts, error.incident) == ("source north.example", {"limit": "64"}, "incident1")
-    assert error.retry_after_s == 5
+    assert error.retry_after_s == 5_000
     assert len(north.script.seen("SubmitJob")) == 1
+
+
+@pytest.mark.parametrize("method", ["SubmitJob", "WatchJob", "GetJob", "FetchResults"])
+def test_a_limit_at_any_call_is_waited_for(north, method):
+    """The node is tried again when it says, over the same connection, and nothing is submitted twice."""
+    told = []
+
+    def on_wait(error, delay_s):
+        told.append((type(error), error.hop))
+        if len(told) == 2:
+            north.script.refuse.clear()
+
+    north.script.refuse[method] = QueueFull("full", retry_after_s=0.01)
+    with Client(Profile.load(north.profile_path), on_wait=on_wait) as client:
+        client.translate([npy(points())], TARGET)
+    assert told == [(QueueFull, "source north.example")] * 2
+    assert len(north.service.jobs) == 1
+    assert len(north.script.seen(method)) >= 3
 
 
 def test_a_node_that_never_answers_is_given_up_soon(north):

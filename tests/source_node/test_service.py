@@ -12,7 +12,10 @@ import grpc
 import numpy as np
 import pytest
 
+from ddib_fed.client.client import Client
+from ddib_fed.client.profile import Profile
 from ddib_fed.errors import (
+    DdibError,
     DomainNotFound,
     Draining,
     ItemNotFound,
@@ -38,6 +41,7 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1 import translation_pb2_grpc as rpc
 from ddib_fed.wire.chunks import file_header, stream
+from ddib_fed.wire.jobs import Settings
 from ddib_fed.wire.version import SPOKEN
 from source_node.service import MAX_LISTINGS, SourceService
 from tests.node.tiny_nodes import gaussian, make_config, make_context, npy, tiny_engine
@@ -48,7 +52,7 @@ from tests.source_node.scripted_target import hang
 class Served:
     """North's node for its clients, started, and Alice's certificate."""
 
-    def __init__(self, folder, north, engine, **settings) -> None:
+    def __init__(self, folder, north, engine, *, per_identity: int = 8, **settings) -> None:
         self.folder, self.north = folder, north
         config = make_config(folder / "north", "north.example", "source", **settings)
         self.node = make_context(config, north, engine)
@@ -57,7 +61,7 @@ class Served:
         interceptors = [
             ErrorInterceptor("north.example"),
             AuthInterceptor(self.node.peers, policy),
-            StreamLimiter(8, 8),
+            StreamLimiter(8, per_identity),
         ]
         credentials = tls.server_credentials(north.pki, self.node.peers).grpc
         self.server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)
@@ -123,6 +127,44 @@ def served(tmp_path, institutions, target, engine):
     made = Served(tmp_path, institutions[0], engine, max_items_per_job=3, max_evaluations=100)
     yield made
     made.close()
+
+
+@pytest.mark.slow
+def test_a_client_waits_for_a_stream_when_all_of_its_own_are_taken(
+    tmp_path, institutions, target, engine
+) -> None:
+    """The real limiter refuses the third stream of one person; the client comes back until one is free."""
+    target.decodes = [hang]
+    served = Served(tmp_path, institutions[0], engine, per_identity=2)
+    try:
+        job_id = served.submit(npy())
+        profile = Profile(
+            institution="north.example",
+            source_address=served.server.address,
+            source_identity="node-1.north.example",
+            name="alice",
+            pki=str(served.folder / "alice"),
+        )
+        told: list[DdibError] = []
+        with served.called() as stub:
+            held = [stub.WatchJob(pb.WatchJobRequest(job_id=job_id), timeout=30) for _ in range(2)]
+            for watching in held:
+                next(watching)
+
+            def on_wait(error: DdibError, delay_s: float) -> None:
+                told.append(error)
+                held[0].cancel()
+
+            with Client(profile, on_wait=on_wait) as client:
+                assert client.submit([npy()], "south.example/checkerboards", Settings(evaluations=8)).job_id
+            again = stub.WatchJob(pb.WatchJobRequest(job_id=job_id), timeout=30)
+            next(again)
+            with Client(profile, busy_s=0) as hasty, pytest.raises(TooManyStreams):
+                next(hasty.watch(job_id))
+        assert {(error.reason, error.retry_after_s) for error in told} == {("TOO_MANY_STREAMS", 1.0)}
+    finally:
+        target.release.set()
+        served.close()
 
 
 SCALES = common_pb2.GuidanceSettings

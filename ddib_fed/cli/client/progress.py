@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ddib_fed.bars import drawing
-from ddib_fed.errors import DdibError
+from ddib_fed.errors import DdibError, ExhaustedError
+from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import Event
 
 if TYPE_CHECKING:
@@ -69,11 +70,30 @@ class JobProgress:
             )
 
     def wait(self, error: DdibError, delay_s: float) -> None:
-        """Report that the node is away, from the second try on and once per outage."""
+        """Report once per outage that the node is away, from the second try on, or that it is busy, at once."""
         self._waits += 1
-        if self._waits == 2:
-            self._progress.console.print(f"{error.hop or 'the node'}: {error.detail}; trying again")
+        busy = isinstance(error, ExhaustedError)
+        if self._waits == (1 if busy else 2):
+            self._progress.console.print(waiting_line(error, delay_s))
         if self._steps is not None:
-            self._progress.update(
-                self._steps, description=f"node is away, again in {delay_s:.0f} s", total=None
-            )
+            what = "node is busy" if busy else "node is away"
+            self._progress.update(self._steps, description=f"{what}, again in {delay_s:.0f} s", total=None)
+
+
+def waiting_line(error: DdibError, delay_s: float) -> str:
+    """What is told of a call that waits for its node."""
+    again = f"trying again in {delay_s:.1f} s" if isinstance(error, ExhaustedError) else "trying again"
+    return f"{error.hop or 'the node'}: {error.detail}; {again}"
+
+
+class SayOnce:
+    """Tells on stderr, once, that a call waits for its node; for commands without a progress bar."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, error: DdibError, delay_s: float) -> None:
+        """Tell, unless it was told before."""
+        if not self._said:
+            say(waiting_line(error, delay_s), err=True)
+        self._said = True

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from ddib_fed.cli.client.progress import SayOnce
 from ddib_fed.client.client import Client
 from ddib_fed.client.connection import PATIENCE_S, OnWait
 from ddib_fed.client.profile import Profile
@@ -29,14 +30,14 @@ def open_client(
 
     Args:
         profile: The profile, its file, or None for the usual places.
-        on_wait: Told when a call waits for the node.
+        on_wait: Told when a call waits for the node; by default stderr is, once.
         patience_s: How long a node that was reached may be away.
 
     Raises:
         Cancelled: Ctrl-C was pressed.
     """
     found = profile if isinstance(profile, Profile) else Profile.load(profile)
-    with Client(found, patience_s=patience_s, on_wait=on_wait) as client, _interruptible(client):
+    with Client(found, patience_s=patience_s, on_wait=on_wait or SayOnce()) as client, _interruptible(client):
         yield client
 
 
