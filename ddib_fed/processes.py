@@ -24,6 +24,12 @@ def started_together() -> tuple[int, str]:
     return 1, ""
 
 
+def beside_here() -> int:
+    """How many processes of the same start share this machine, itself among them."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(text)) if text.isdecimal() else started_together()[0]
+
+
 def require_alone(what: str) -> None:
     """Return in a process that is alone.
 
@@ -37,8 +43,8 @@ def require_alone(what: str) -> None:
     if count > 1:
         raise UsageError(
             f"{what} runs in one process, and {starter} started {count}",
-            hint=f"the same command without {starter}; `ddib model train --images` and `ddib classifier train` share "
-            "their work among processes, `ddib bridge --devices` among devices",
+            hint=f"the same command without {starter}; `ddib model train` and `ddib classifier train` share their work "
+            "among processes, `ddib bridge --devices` among devices",
         )
 
 
@@ -55,5 +61,5 @@ def require_torchrun(what: str) -> None:
     if count > 1 and starter != STARTERS[TORCHRUN]:
         raise UsageError(
             f"{what} shares its work among processes of torchrun alone, and {starter} started {count}",
-            hint=f"torchrun --nproc-per-node {count} --no-python ddib model train --images FOLDER --out DIR",
+            hint=f"torchrun --nproc-per-node {count} --no-python ddib model train ... --out DIR",
         )

@@ -23,6 +23,7 @@ from ddib_fed.training.fields import (
     EMA,
     NETWORK,
     RATE,
+    Device,
     Domain,
     Name,
     Precision,
@@ -79,7 +80,7 @@ class PointTrainConfig(TrainConfig):
     """One training run on points (N, D)."""
 
     kind = "points"
-    free = frozenset({"data", "name", "command", "checkpoint_every", "samples", "dtype", "time_s"})
+    free = frozenset({"data", "name", "command", "checkpoint_every", "samples", "dtype", "time_s", "device"})
     later = frozenset(
         {"network", "diffusion_steps", "num_channels", "num_res_blocks", "dropout", "decay", "beta2"}
     )
@@ -128,6 +129,7 @@ class PointTrainConfig(TrainConfig):
     dropout: Annotated[float, says("Of the public network while it is trained.", ge=0, lt=1)] = 0.0
     decay: Annotated[Literal["cosine", "none"], says("Of the learning rate after the warm-up.")] = "cosine"
     beta2: Annotated[float, says("Decay of AdamW's second moments.", gt=0, lt=1)] = 0.99
+    device: Device = "cpu"
 
     weight_decay: ClassVar[float] = 0.0
     soften_sigma: ClassVar[float] = 0.0
@@ -229,9 +231,7 @@ class PictureTrainConfig(TrainConfig):
     ] = "grid"
     precision: Precision = "float32"
     threads: Threads = 1
-    device: Annotated[
-        Literal["cpu", "cuda", "auto"], says("cpu without it; auto is a GPU where there is one.")
-    ] = "cpu"
+    device: Device = "cpu"
     fit: Annotated[
         Literal["resize", "crop", "pad"] | None,
         says("Fit to the size, undone on output: resize without it; pad suits scans."),

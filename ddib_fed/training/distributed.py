@@ -98,7 +98,7 @@ def open_world(device: str) -> Iterator[World]:
         SettingsInvalid: CUDA is asked for and there is none.
         UsageError: Processes were started that do not know of each other.
     """
-    require_torchrun("training on pictures")
+    require_torchrun("training")
     size, rank = started_together()[0], int(os.environ.get("RANK", "0"))
     place = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size == 1:

@@ -24,16 +24,18 @@ class Ema:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self._averages = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self._moving = [value for value in self._averages.values() if value.is_floating_point()]
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Take the module's weights after step `step` (from 0) into the averages."""
         kept = min(self.decay, (1 + step) / (10 + step))
         weights = module.state_dict()
+        torch._foreach_lerp_(
+            self._moving, [value for value in weights.values() if value.is_floating_point()], 1.0 - kept
+        )
         for name, average in self._averages.items():
-            if average.is_floating_point():
-                average.lerp_(weights[name], 1.0 - kept)
-            else:
+            if not average.is_floating_point():
                 average.copy_(weights[name])
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ Precision = Annotated[
     Literal["float32", "bfloat16"],
     says("Of matrix products; bfloat16 is faster only on machines that have it."),
 ]
+Device = Annotated[Literal["cpu", "cuda", "auto"], says("cpu without it; auto is a GPU where there is one.")]
 StoredDtype = Annotated[
     Literal["float32", "float16"], says("Of stored weights: float32 for points, float16 for pictures.")
 ]

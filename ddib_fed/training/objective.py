@@ -28,6 +28,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ddib_fed.diffusion.denoiser import TimeInput, told_times
 from ddib_fed.diffusion.schedule import DiscreteSchedule, Schedule
@@ -96,7 +97,7 @@ class Objective:
         alpha, sigma = (_column(scale, x0) for scale in scales)
         x = alpha * x0 + sigma * eps
         target = eps if self._parameterisation == "eps" else alpha * eps - sigma * x0
-        return Question(x, told.float().to(x0.device), target, alpha, sigma)
+        return Question(x, told.float().to(x0.device, non_blocking=True), target, alpha, sigma)
 
     def losses(self, question: Question, answer: Tensor, x0: Tensor, lams: Tensor) -> Tensor:
         """Losses (B,) float32 of answers (B, C or 2 C, H, W)."""
@@ -152,7 +153,7 @@ class Objective:
     def _likelihood(self, x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
         """Log of the normal probability of the quantisation step around x0, nats."""
         inverse = torch.exp(-0.5 * log_variance)
-        half = self._half_bin.to(x0.device)
+        half = self._half_bin.to(x0.device, non_blocking=True)
         upper = torch.special.log_ndtr((x0 - mean + half) * inverse)
         lower = torch.special.log_ndtr((x0 - mean - half) * inverse)
         # log(exp(upper) - exp(lower)); floored where both are the same to float32.
@@ -161,8 +162,8 @@ class Objective:
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """Values (B,) as (B, 1, 1, 1) float32 beside pictures."""
-    return values.float().reshape(-1, 1, 1, 1).to(like.device)
+    """Values (B,) as (B, 1, 1, 1) float32 beside pictures; the copy holds nobody up."""
+    return values.float().reshape(-1, 1, 1, 1).to(like.device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,61 +183,88 @@ class PointBatch:
     target: Tensor
 
 
-def make_batch(x0: Tensor, eps: Tensor, lams: Tensor, *, reference: int) -> PointBatch:
-    """Noisy points with their targets; point i has the noise level i mod K.
+def make_batch(x0: Tensor, eps: Tensor, lams: Tensor, *, reference: int, first: int = 0) -> PointBatch:
+    """Noisy points with their targets, all or some rows of a batch; row i of the batch has the level i mod K.
 
     Args:
-        x0: Clean points (B, D), float32.
-        eps: Standard normal noise (B, D), float32.
-        lams: Distinct lambdas (K,), float64; K divides B.
-        reference: Points over which a posterior runs, a divisor of B; 0 for the plain target.
+        x0: Clean points of the whole batch (N, D), float32.
+        eps: Standard normal noise of the rows that are asked for (B, D), float32.
+        lams: Distinct lambdas (K,), float64; K divides N.
+        reference: Points over which a posterior runs, a divisor of N; 0 for the plain target.
+        first: Which row of the batch the first of `eps` is.
     """
-    rows = torch.arange(len(x0)) % len(lams)
+    rows = torch.arange(first, first + len(eps), device=x0.device) % len(lams)
+    own = x0[first : first + len(eps)]
     alpha = torch.sigmoid(2 * lams).sqrt().float()[rows, None]
     sigma = torch.sigmoid(-2 * lams).sqrt().float()[rows, None]
-    x = alpha * x0 + sigma * eps
+    x = alpha * own + sigma * eps
     if reference:
-        target = (alpha * x - posterior_mean(x, alpha, sigma, x0, reference)) / sigma
+        target = (alpha * x - posterior_mean(x, alpha, sigma, x0, reference, first=first)) / sigma
     else:
-        target = alpha * eps - sigma * x0
+        target = alpha * eps - sigma * own
     return PointBatch(x, lams.float(), rows, target)
 
 
-def make_step_batch(x0: Tensor, eps: Tensor, u: Tensor, schedule: DiscreteSchedule) -> PointBatch:
+def make_step_batch(
+    x0: Tensor, eps: Tensor, u: Tensor, schedule: DiscreteSchedule, *, first: int = 0
+) -> PointBatch:
     """The public code's objective: noisy points at integer steps, and the noise as the target.
 
     Its steps are uniform and independent. Here those of a batch are uniform and spread evenly, which leaves the
     expectation of the loss as it is and takes some of its variance.
 
     Args:
-        x0: Clean points (B, D); the batch has their dtype.
-        eps: Standard normal noise (B, D).
-        u: Uniforms (K,) in [0, 1), spread evenly; K divides B.
+        x0: Clean points of the whole batch (N, D); the result has their dtype.
+        eps: Standard normal noise of the rows that are asked for (B, D).
+        u: Uniforms (K,) in [0, 1), spread evenly, on the CPU; K divides N.
         schedule: Its steps and their time inputs.
+        first: Which row of the batch the first of `eps` is.
     """
-    rows = torch.arange(len(x0)) % len(u)
+    rows = torch.arange(first, first + len(eps), device=x0.device) % len(u)
     steps = (u.double() * schedule.steps).long().clamp_max(schedule.steps - 1)
     table = torch.tensor(schedule.at_steps(steps.tolist()), dtype=torch.float64)
-    alpha, sigma, times = table.to(x0.dtype).unbind(1)
-    return PointBatch(alpha[rows, None] * x0 + sigma[rows, None] * eps, times, rows, eps)
+    alpha, sigma, times = table.to(x0.device, x0.dtype, non_blocking=True).unbind(1)
+    own = x0[first : first + len(eps)]
+    return PointBatch(alpha[rows, None] * own + sigma[rows, None] * eps, times, rows, eps)
 
 
-def posterior_mean(x: Tensor, alpha: Tensor, sigma: Tensor, x0: Tensor, reference: int) -> Tensor:
+def posterior_mean(
+    x: Tensor, alpha: Tensor, sigma: Tensor, x0: Tensor, reference: int, *, first: int = 0
+) -> Tensor:
     """E[x_0 | x] where x_0 is one of the `reference` clean points in x's stretch of the batch.
 
+    It is attention: with the query (alpha / sigma^2 x, -alpha^2 / (2 sigma^2)), the key (x_0, |x_0|^2) and the value
+    x_0 the products are the exponents of p(j | x), but for terms that j does not change. The kernel of attention
+    never holds all of them at once.
+
     Args:
-        x: Noisy points (B, D).
+        x: Noisy points (B, D), rows `first` to `first + B` of the batch.
         alpha: Scale of the data (B, 1).
         sigma: Scale of the noise (B, 1).
-        x0: Clean points (B, D); row i made row i of x.
-        reference: Length of a stretch, a divisor of B.
+        x0: Clean points of the whole batch (N, D); row `first + i` made row i of x.
+        reference: Length of a stretch, a divisor of N.
+        first: Which row of the batch the first of x is.
 
     Returns:
         (B, D).
     """
-    dim = x.shape[1]
-    sets = x0.view(-1, reference, dim)
-    asked = ((alpha / sigma**2) * x).view(-1, reference, dim)
-    curb = (-0.5 * (alpha / sigma) ** 2).view(-1, reference, 1)
-    logits = torch.baddbmm(curb * sets.square().sum(-1)[:, None, :], asked, sets.transpose(1, 2))
-    return torch.bmm(torch.softmax(logits, dim=-1), sets).view(-1, dim)
+    ratio = (alpha / sigma).square()
+    asked = torch.cat([ratio / alpha * x, -0.5 * ratio], dim=1)
+    keys = torch.cat([x0, x0.square().sum(1, keepdim=True)], dim=1)
+    values = torch.cat([x0, torch.zeros_like(x0[:, :1])], dim=1)  # kernels want values as wide as keys
+    # Rows up to the end of a stretch that began before them, whole stretches, rows of one that ends after them.
+    lead = min(-first % reference, len(x))
+    tail = (len(x) - lead) % reference
+    found: list[Tensor] = []
+    counts = [count for count in (lead, len(x) - lead - tail, tail) if count]
+    for part in torch.split(asked, counts):
+        start = first // reference * reference
+        first += len(part)
+        sets = max(1, len(part) // reference)
+        among = slice(start, start + sets * reference)
+        query, key, value = (
+            rows.view(sets, 1, -1, rows.shape[1]) for rows in (part, keys[among], values[among])
+        )
+        seen = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
+        found.append(seen.reshape(len(part), -1)[:, :-1])
+    return torch.cat(found)

@@ -21,6 +21,7 @@ from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.initial import Start, channels_last, new_network
 from ddib_fed.training.levels import level_sampler
 from ddib_fed.training.objective import Objective
+from ddib_fed.training.prefetch import Piece, placed
 from ddib_fed.training.sources import PictureSource, normalisation
 from ddib_fed.training.trainer import Trainer
 
@@ -46,8 +47,6 @@ class PictureTask:
         figures: See `Task`.
     """
 
-    least = 1
-
     def __init__(self, config: PictureTrainConfig, source: PictureSource, start: Start) -> None:
         self.config, self.source, self.start = config, source, start
         self.figures: dict[str, float] = {}
@@ -55,6 +54,7 @@ class PictureTask:
         schedule = schedule_from_config(start.schedule)
         self._levels = level_sampler(config.sampler, schedule)
         self._even = level_sampler("grid", schedule)
+        self._drawn: tuple[int, Tensor, Tensor] | None = None
         self._batches = Batches(config, source, self.normal)
         self._objective = Objective(
             schedule,
@@ -75,20 +75,28 @@ class PictureTask:
         """See `Task`."""
         return channels_last(network_with(self.start.network, state, device=device))
 
-    def loss(self, network: nn.Module, step: int, part: slice) -> tuple[Tensor, Tensor]:
-        """See `Task`."""
-        lams, weights = self._levels.draw(self._batches.levels(step))
-        samples = self._batches.take(step, part.start, part.stop - part.start)
-        # Only dropout asks torch for numbers; its masks are the one thing that the cut of a batch changes.
-        torch.manual_seed((self.config.seed * 1_000_003 + step) * 65_537 + part.start & 2**63 - 1)
-        found = self._losses(network, samples, lams[part])
-        return (found * weights[part].float().to(found.device)).sum() / len(lams), found
+    def fetch(self, piece: Piece, device: torch.device) -> Samples:
+        """See `Task`; without the levels, which may depend on the losses of the step before."""
+        found = self._batches.take(piece.step, piece.first, piece.stop - piece.first)
+        labels = None if found.labels is None else placed(found.labels, device)
+        return Samples(placed(found.x0, device), placed(found.eps, device), labels)
 
-    def learn(self, step: int, losses: Tensor) -> float:
+    def loss(self, network: nn.Module, piece: Piece, samples: Samples) -> tuple[Tensor, Tensor]:
+        """See `Task`."""
+        lams, weights = self._draw(piece.step)
+        part = slice(piece.first, piece.stop)
+        # Only dropout asks torch for numbers; its masks are the one thing that the cut of a batch changes.
+        torch.manual_seed((self.config.seed * 1_000_003 + piece.step) * 65_537 + piece.first & 2**63 - 1)
+        found = self._losses(network, samples, lams[part])
+        own = weights[part].float().to(found.device, non_blocking=True)
+        return (found * own).sum() / len(lams), found
+
+    def learn(self, step: int, losses: Tensor) -> Tensor:
         """See `Task`; each loss counts by the weight of its level."""
-        lams, weights = self._levels.draw(self._batches.levels(step))
+        lams, weights = self._draw(step)
+        self._drawn = None
         self._levels.learn(lams, losses)
-        return float((losses * weights).mean())
+        return (losses * weights.to(losses.device, non_blocking=True)).mean()
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         """See `Task`; at even levels."""
@@ -132,6 +140,7 @@ class PictureTask:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """See `Task`."""
+        self._drawn = None
         self._levels.restore(state)
 
     def manifest(self) -> dict[str, Any]:
@@ -153,6 +162,12 @@ class PictureTask:
             "structure": None if start.classifies else sheet.thresholds(source, self.normal),
         }
 
+    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """Lambdas and weights of a step, each (batch,) float64 on the CPU; drawn once a step."""
+        if self._drawn is None or self._drawn[0] != step:
+            self._drawn = step, *self._levels.draw(self._batches.levels(step))
+        return self._drawn[1:]
+
     def _moments(self) -> Moments:
         """Of the first training pictures, as a step would have them."""
         channels, size, _ = self.source.shape
@@ -168,7 +183,7 @@ class PictureTask:
         device = next(network.parameters()).device
         x0, eps = (part.to(device, non_blocking=True) for part in (samples.x0, samples.eps))
         question = self._objective.ask(x0, eps, lams)
-        labels = None if samples.labels is None else samples.labels.to(device)
+        labels = None if samples.labels is None else samples.labels.to(device, non_blocking=True)
         extra = {} if labels is None or self.start.classifies else {"y": labels}
         x = question.x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):

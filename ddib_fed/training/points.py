@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ddib_fed.datasets import synthetic
 from ddib_fed.diffusion.bridge import decode
@@ -33,6 +34,7 @@ from ddib_fed.samples.points import parse_npy
 from ddib_fed.training.config import PointTrainConfig
 from ddib_fed.training.levels import LambdaSampler
 from ddib_fed.training.objective import PointBatch, make_batch, make_step_batch
+from ddib_fed.training.prefetch import Piece, placed
 from ddib_fed.training.trainer import Trainer
 
 Floats = NDArray[np.float32]
@@ -69,7 +71,7 @@ class PointSource:
 
 
 class PointTask:
-    """See `Task`; a batch goes through the network at once, because its posterior runs over it.
+    """See `Task`; any rows may go through the network together, but the posterior runs over the whole batch's points.
 
     Args:
         config: The run, settled.
@@ -78,13 +80,11 @@ class PointTask:
     Attributes:
         config: The run.
         source: Its points.
-        least: See `Task`.
         figures: See `Task`.
     """
 
     def __init__(self, config: PointTrainConfig, source: PointSource) -> None:
         self.config, self.source = config, source
-        self.least = config.batch
         self.figures: dict[str, float] = {}
         self._schedule = schedule_from_config(_schedule(config))
         self._lambdas = LambdaSampler(self._schedule)
@@ -102,28 +102,38 @@ class PointTask:
         network.load_state_dict(state)
         return network
 
-    def loss(self, network: nn.Module, step: int, part: slice) -> tuple[Tensor, Tensor]:
-        """See `Task`; the part is the whole batch."""
+    def fetch(self, piece: Piece, device: torch.device) -> PointBatch:
+        """See `Task`; the levels are stratified over the whole batch, of which every process has the clean points."""
         config = self.config
-        batch = self._batch(synthetic.uniforms(config.seed, step, part.stop, self._columns))
-        if config.dropout:
-            mixed = np.random.SeedSequence([config.seed, step]).generate_state(1, np.uint64)[0]
-            torch.manual_seed(int(mixed >> 1))
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
-            answer = network(batch.x, batch.times, batch.rows)
-        squares = (answer.float() - batch.target) ** 2
-        return torch.mean(squares), squares.detach().mean(1)
+        u = synthetic.uniforms(config.seed, piece.step, config.batch, self._columns)
+        x0 = self.source.take(u[:, :DATA_COLUMNS])
+        return self._questions(x0, u, config.levels, config.reference, piece, device)
 
-    def learn(self, step: int, losses: Tensor) -> float:
+    def loss(self, network: nn.Module, piece: Piece, samples: PointBatch) -> tuple[Tensor, Tensor]:
+        """See `Task`."""
+        config = self.config
+        if config.dropout:
+            # The masks are the one thing that the cut of a batch changes.
+            seeds = np.random.SeedSequence([config.seed, piece.step, piece.first])
+            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        lowered = config.precision == "bfloat16"
+        with torch.autocast(samples.x.device.type, torch.bfloat16, enabled=lowered):
+            answer = network(samples.x, samples.times, samples.rows)
+        losses = functional.mse_loss(answer.float(), samples.target, reduction="none").mean(1)
+        return losses.sum() / config.batch, losses
+
+    def learn(self, step: int, losses: Tensor) -> Tensor:
         """See `Task`: their mean."""
         del step
-        return float(losses.mean())
+        return losses.double().mean()
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         """See `Task`."""
         del at_once
+        device = next(network.parameters()).device
         batch = self._held_out
-        return float(torch.mean((network(batch.x, batch.times, batch.rows) - batch.target) ** 2))
+        answer = network(batch.x.to(device), batch.times.to(device), batch.rows.to(device)).cpu()
+        return float(torch.mean((answer - batch.target) ** 2))
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         """See `Task`; drawn once, at the end, beside the data, with the sliced-W2 distance to them and its floor."""
@@ -135,7 +145,7 @@ class PointTask:
             noise = noise[torch.argsort(torch.atan2(noise[:, 1], noise[:, 0]))]
         made = self.manifest()
         denoiser = Denoiser(trainer.averaged().eval(), made["parameterisation"], made["time_input"])
-        drawn: Floats = decode(noise, denoiser, self._schedule).numpy()
+        drawn: Floats = decode(noise.to(trainer.world.device), denoiser, self._schedule).cpu().numpy()
         real = self.source.held_out
         if config.domain is not None:
             real = metrics.reference_points(config.domain, count)
@@ -188,29 +198,36 @@ class PointTask:
             dropout=config.dropout,
         )
 
-    def _batch(self, u: NDArray[np.float64]) -> PointBatch:
-        """A batch from uniforms (B, columns); the levels are stratified over it."""
-        x0 = torch.from_numpy(self.source.take(u[:, :DATA_COLUMNS]))
-        return self._questions(x0, u, self.config.levels, self.config.reference)
-
     def _held_out_batch(self) -> PointBatch:
         """As `_batch`, on held-out points, with plain targets where there are too few for a posterior."""
         count = len(self.source.held_out)
         u = synthetic.uniforms(_HELD_OUT_SEED, self.config.seed, count, self._columns)
         levels = min(self.config.levels, count)
         reference = self.config.reference if count % max(1, self.config.reference) == 0 else 0
-        return self._questions(torch.from_numpy(self.source.held_out), u, levels, reference)
+        whole = Piece(0, 0, count)
+        return self._questions(self.source.held_out, u, levels, reference, whole, torch.device("cpu"))
 
-    def _questions(self, x0: Tensor, u: NDArray[np.float64], levels: int, reference: int) -> PointBatch:
-        """What is asked of noisy x0, and the answers, from uniforms (B, columns)."""
+    def _questions(
+        self,
+        x0: Floats,
+        u: NDArray[np.float64],
+        levels: int,
+        reference: int,
+        piece: Piece,
+        device: torch.device,
+    ) -> PointBatch:
+        """What is asked of noisy x0, and the answers: rows of a batch with points (B, D) and uniforms (B, columns)."""
         spread = torch.from_numpy((np.arange(levels) + u[:levels, -1]) / levels)
         pairs = range(DATA_COLUMNS, DATA_COLUMNS + self.source.dim, 2)
-        normals = np.concatenate([synthetic.normals(u[:, i : i + 2]) for i in pairs], axis=1)
-        noise = torch.from_numpy(normals[:, : self.source.dim]).float()
+        own = u[piece.first : piece.stop]
+        normals = np.concatenate([synthetic.normals(own[:, i : i + 2]) for i in pairs], axis=1)
+        noise = placed(torch.from_numpy(normals[:, : self.source.dim]).float(), device)
+        points = placed(torch.from_numpy(x0), device)
         if self.config.network == "public":
             assert isinstance(self._schedule, DiscreteSchedule)
-            return make_step_batch(x0, noise, spread, self._schedule)
-        return make_batch(x0, noise, self._lambdas(spread), reference=reference)
+            return make_step_batch(points, noise, spread, self._schedule, first=piece.first)
+        lams = placed(self._lambdas(spread), device)
+        return make_batch(points, noise, lams, reference=reference, first=piece.first)
 
 
 def _schedule(config: PointTrainConfig) -> ScheduleConfig:

@@ -96,17 +96,19 @@ class Log:
         self._file = ProgressFile(folder / "progress.csv", trainer.step)
         self._first = trainer.step
         self._losses: list[float] = []
-        self._smooth = 0.0
+        self._smooth, self._read = 0.0, 0
         before = [row.held_out for row in read_progress(self._file.path) if row.held_out is not None]
         self._held_out = before[-1] if before else None
         self._least = min(before, default=float("inf"))
         self._said: set[str] = set()
         self._begun = time.monotonic()
 
-    def add(self, trainer: Trainer, loss: float, *, validate: bool) -> None:
-        """Take in a step's loss; write a line when one is due, with the held-out loss when `validate`."""
-        self._losses.append(loss)
-        self._smooth += (loss - self._smooth) / min(50, trainer.step - self._first)
+    def add(self, trainer: Trainer, losses: list[float], *, validate: bool) -> None:
+        """Take in the losses that can be read; write a line when one is due, with the held-out loss when `validate`."""
+        self._losses += losses
+        for loss in losses:
+            self._read += 1
+            self._smooth += (loss - self._smooth) / min(50, self._read)
         if validate:
             self._held_out = trainer.held_out_loss()
             self._least = min(self._least, self._held_out)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,16 +22,16 @@ from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.datasets.synthetic import domain_name
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
-from ddib_fed.processes import require_alone
 from ddib_fed.samples.scans import require_outside
 from ddib_fed.training.calibrated import map_digest
 from ddib_fed.training.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.config import AnyConfig, ClassifierTrainConfig, PictureTrainConfig, PointTrainConfig
 from ddib_fed.training.distributed import World, open_world
 from ddib_fed.training.initial import open_start
+from ddib_fed.training.losses import Losses
 from ddib_fed.training.pictures import PictureTask
 from ddib_fed.training.points import PointTask, open_points
-from ddib_fed.training.record import Log
+from ddib_fed.training.record import LOG_EVERY, Log
 from ddib_fed.training.run_folder import DTYPES, RunFolder, run_identity
 from ddib_fed.training.sources import PictureSource, open_source
 from ddib_fed.training.trainer import OnProgress, Task, Trainer, measure, settle
@@ -56,7 +57,7 @@ def train(
     say: Say | None = None,
     on_scan: OnScan | None = None,
 ) -> Bundle:
-    """Train a model and write its bundle; on pictures under torchrun, together with the other processes.
+    """Train a model and write its bundle; under torchrun, together with the other processes.
 
     Args:
         config: The run: on points, on pictures, or of a classifier.
@@ -84,12 +85,9 @@ def train(
         InputError: The points or pictures cannot be used (see `points` and `sources`).
         SettingsInvalid: Settings that cannot be, or the loss is no longer finite.
         MemoryExhausted: Not even one picture at a time fits into memory.
-        UsageError: Several processes were started that do not know of each other, or to train on points.
+        UsageError: Several processes were started that do not know of each other.
     """
-    if isinstance(config, PointTrainConfig):
-        require_alone("training on points")
-    device = config.device if isinstance(config, PictureTrainConfig) else "cpu"
-    with torch_threads(config.threads), torch.random.fork_rng(), open_world(device) as world:
+    with torch_threads(config.threads), torch.random.fork_rng(), open_world(config.device) as world:
         say = say if say is not None and world.leads else None
         if isinstance(config, PointTrainConfig):
             opened = _open_points(config)
@@ -97,8 +95,8 @@ def train(
             opened = _open_pictures(config, source, out, say, on_scan if world.leads else None)
         run = _open_run(opened, out, world, say, resume=resume, force=force)
         if not world.decide(run.finished):
-            trainer = run.trainer()
-            run.follow(trainer, on_progress)
+            with closing(run.trainer()) as trainer:
+                run.follow(trainer, on_progress)
             world.decide(lambda: run.finish(trainer))
         return world.decide(lambda: load_bundle(out))
 
@@ -234,15 +232,20 @@ class _Run:
     def follow(self, trainer: Trainer, on_progress: OnProgress | None) -> None:
         """Take the steps that remain, with lines in progress.csv, checkpoints, sheets and reports."""
         log = Log(self.place.run, trainer, lambda: self.cpu_seconds) if self.world.leads else None
-        pause = _Pause()
+        pause, losses = _Pause(), Losses()
         while trainer.step < trainer.steps:
             loss = trainer.advance()
-            if log is None:
-                continue
+            losses.add(trainer.step, loss)
             last = trainer.step == trainer.steps
             due = last or trainer.step % int(self.config.checkpoint_every or 1) == 0
-            log.add(trainer, loss, validate=last or trainer.step % self.config.validate_every == 0)
-            if due or pause.over():
+            validate = last or trainer.step % self.config.validate_every == 0
+            save = due or (log is not None and pause.over())
+            # Waits for the device where a line or a checkpoint is due, which must not hold what is not finite.
+            found = losses.read(wait=save or validate or trainer.step % LOG_EVERY == 0)
+            if log is None:
+                continue
+            log.add(trainer, found, validate=validate)
+            if save:
                 with pause:
                     self.checkpoint(trainer)
             if due:
@@ -252,6 +255,7 @@ class _Run:
                 try:
                     on_progress(log.progress(trainer))
                 except BaseException:
+                    losses.read()
                     if not due:
                         self.checkpoint(trainer)
                     raise

@@ -8,22 +8,23 @@ microbatches and processes it was computed in.
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.errors import MemoryExhausted, SettingsInvalid
+from ddib_fed.errors import MemoryExhausted
 from ddib_fed.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from ddib_fed.training.config import AnyConfig, learning_rate
 from ddib_fed.training.distributed import World
 from ddib_fed.training.ema import Ema
+from ddib_fed.training.prefetch import Piece, Prefetch, pays
 
 _PROBE_STEPS = 12
 PROBE_MARGIN = 0.93
@@ -34,11 +35,9 @@ class Task(Protocol):
     """What is learned: data, network and loss, for one settled config.
 
     Attributes:
-        least: Samples that must go through the network together, at least.
         figures: What is to be recorded of the finished model beside its losses; after `show`.
     """
 
-    least: int
     figures: dict[str, float]
 
     @property
@@ -51,11 +50,20 @@ class Task(Protocol):
     def averaged(self, state: dict[str, Tensor], device: torch.device) -> nn.Module:
         """A network of its own with the averaged weights."""
 
-    def loss(self, network: nn.Module, step: int, part: slice) -> tuple[Tensor, Tensor]:
-        """The part's share of the batch's loss, to be differentiated, and the losses of its samples (n,)."""
+    def fetch(self, piece: Piece, device: torch.device) -> Any:
+        """Rows of a step's batch on the device; a function of seed and piece, called on a thread of its own."""
 
-    def learn(self, step: int, losses: Tensor) -> float:
-        """Take in the losses (batch,) float64 of a step; the loss of the batch."""
+    def loss(self, network: nn.Module, piece: Piece, samples: Any) -> tuple[Tensor, Tensor]:
+        """The piece's share of the batch's loss, to be differentiated, and the losses of its samples (n,).
+
+        Args:
+            network: In training.
+            piece: Which rows.
+            samples: What `fetch` gave for them.
+        """
+
+    def learn(self, step: int, losses: Tensor) -> Tensor:
+        """Take in the losses (batch,) float32 of a step, on the device; the loss of the batch (), not waited for."""
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         """The loss on samples that are never trained on, always with the same noise."""
@@ -101,6 +109,7 @@ class Trainer:
     Args:
         task: What is learned.
         world: The processes that share it.
+        ahead: Whether the next batch is made while the network works; None for where it pays.
 
     Attributes:
         step: Steps done.
@@ -110,7 +119,7 @@ class Trainer:
         notes: What is to be said; whoever says it clears them.
     """
 
-    def __init__(self, task: Task, world: World) -> None:
+    def __init__(self, task: Task, world: World, *, ahead: bool | None = None) -> None:
         self.task, self.world, self.config = task, world, task.config
         config = self.config
         self.step = 0
@@ -127,34 +136,40 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self._prefetch = Prefetch(
+            lambda piece: task.fetch(piece, world.device),
+            world.device,
+            ahead=pays(world.device, config.threads) if ahead is None else ahead,
+        )
 
     @property
     def steps(self) -> int:
         """Steps in all."""
         return self.config.total_steps
 
-    def advance(self) -> float:
-        """One optimiser step; returns its loss.
+    def advance(self) -> Tensor:
+        """One optimiser step, which on CUDA is not waited for.
+
+        Returns:
+            Its loss, () float64 on the device; reading it waits for the step.
 
         Raises:
-            SettingsInvalid: The loss is no longer finite.
-            MemoryExhausted: Not even the fewest samples at a time fit into memory.
+            MemoryExhausted: Not even one sample at a time fits into memory.
         """
         losses = self._gradients()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         if self.config.clip is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self.config.clip)
+            nn.utils.clip_grad_norm_(self._parameters, self.config.clip, foreach=True)
         self._optimizer.step()
         self.ema.update(self.network, self.step)
-        value = self.task.learn(self.step, losses)
+        loss = self.task.learn(self.step, losses)
         self.step += 1
-        if not math.isfinite(value):
-            raise SettingsInvalid(
-                f"the loss is {value} after {self.step} steps",
-                hint="look for outliers, lower the learning rate, or train in float32",
-            )
-        return value
+        return loss
+
+    def close(self) -> None:
+        """End the thread that makes batches; the trainer can still be used."""
+        self._prefetch.close()
 
     def averaged(self) -> nn.Module:
         """A network of its own with the averaged weights."""
@@ -188,7 +203,7 @@ class Trainer:
         self.microbatch = int(checkpoint.info.config.get("microbatch") or self.microbatch)
 
     def _gradients(self) -> Tensor:
-        """Put the batch's gradient into the parameters; losses of all samples (batch,) float64 on the CPU."""
+        """Put the batch's gradient into the parameters; losses of all samples (batch,) float32 on the device."""
         while True:
             try:
                 losses = self._accumulate()
@@ -197,27 +212,35 @@ class Trainer:
                 if not _out_of_memory(error):
                     raise
                 self._halve(error)
-        self.world.add([p.grad for p in self._parameters if p.grad is not None])
-        self.world.add([losses])
-        return losses.cpu()
+        # A loss is some process's own and 0 elsewhere, so the sum is exact, and goes in the gradients' message.
+        self.world.add([*(p.grad for p in self._parameters if p.grad is not None), losses])
+        return losses
 
     def _accumulate(self) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
-        losses = torch.zeros(self.batch, dtype=torch.float64, device=self.world.device)
-        own = self.world.part(self.batch)
-        for first in range(own.start, own.stop, self.microbatch):
-            part = slice(first, min(first + self.microbatch, own.stop))
-            share, found = self.task.loss(self.network, self.step, part)
+        losses = torch.zeros(self.batch, device=self.world.device)
+        pieces = self._pieces(self.step)
+        for piece, following in pairwise([*pieces, *self._pieces(self.step + 1)[:1]]):
+            samples = self._prefetch.get(piece, following)
+            share, found = self.task.loss(self.network, piece, samples)
             share.backward()  # type: ignore[no-untyped-call]
-            losses[part] = found.detach().double()
+            losses[piece.first : piece.stop] = found.detach()
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return losses
 
+    def _pieces(self, step: int) -> list[Piece]:
+        """This process's rows of a step, as they go through the network."""
+        own = self.world.part(self.batch)
+        return [
+            Piece(step, first, min(first + self.microbatch, own.stop))
+            for first in range(own.start, own.stop, self.microbatch)
+        ]
+
     def _halve(self, error: BaseException) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        if self.microbatch <= self.task.least:
+        if self.microbatch <= 1:
             raise MemoryExhausted(
                 f"the memory does not suffice for {self.microbatch} samples at a time",
                 hint="a smaller network, size or batch, --precision bfloat16, or another machine",
@@ -225,7 +248,8 @@ class Trainer:
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()
         before, self.microbatch = self.microbatch, max(1, self.microbatch // 2)
-        self.notes.append(f"out of memory with {before} pictures at once: continuing with {self.microbatch}")
+        what = self.config.kind
+        self.notes.append(f"out of memory with {before} {what} at once: continuing with {self.microbatch}")
 
     def _arrange(self) -> None:
         """Give restored optimiser state the memory layout of its parameters, in which it was before."""
@@ -263,13 +287,14 @@ def measure(config: AnyConfig, task: Callable[[AnyConfig], Task], world: World, 
     small = min(batch, int(settled.microbatch or batch) * world.size)
     trial = Trainer(task(settled.model_copy(update={"batch": small})), world)
     begun = time.monotonic()
-    trial.advance()
+    float(trial.advance())  # waits for it
     slowest = time.monotonic() - begun
     # The leader chooses how many: processes that disagreed would wait for one another for ever.
     count = world.decide(lambda: max(1, min(_PROBE_STEPS, int(within_s / slowest))))
     begun = time.monotonic()
     for _ in range(count):
-        trial.advance()
+        float(trial.advance())
+    trial.close()
     seconds = (time.monotonic() - begun) / count * batch / small
     parameters = sum(parameter.numel() for parameter in trial.network.parameters())
     return Cost(parameters, seconds, _memory(world), trial.microbatch)

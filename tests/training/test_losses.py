@@ -7,7 +7,7 @@ import torch
 from ddib_fed.datasets import synthetic
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.training.levels import LambdaSampler
-from ddib_fed.training.objective import make_batch, posterior_mean
+from ddib_fed.training.objective import make_batch, make_step_batch, posterior_mean
 
 
 @pytest.fixture
