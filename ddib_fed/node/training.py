@@ -13,7 +13,7 @@ from ddib_fed.training.options import SHIPPED
 def train_node(config: NodeConfig, *, force: bool = False) -> None:
     """Train into the bundle that node.toml names, resuming an unfinished run of the same settings.
 
-    Several processes of torchrun share the work on pictures.
+    Several processes of torchrun share the work.
 
     Args:
         config: The node's configuration; a table that names no data trains `model.domain`.

@@ -1,5 +1,7 @@
 """Targets have the expectation of plain denoising; levels cover the schedule's range to both ends."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -89,3 +91,31 @@ def test_levels_are_spread_evenly_over_each_stretch():
     rows = make_batch(x0, eps, lams, reference=32).rows.numpy().reshape(2, 32)
     for stretch in rows:
         assert np.array_equal(np.bincount(stretch, minlength=16), np.full(16, 2))
+
+
+@pytest.mark.parametrize(
+    ("reference", "bounds"), [(6, (0, 5, 6, 13, 24)), (8, (0, 8, 24)), (24, (0, 1, 24)), (0, (0, 7, 24))]
+)
+def test_rows_of_a_batch_are_asked_the_same_whatever_cut_they_come_in(reference, bounds):
+    """Inside a stretch, across its ends, and over whole ones: levels and posterior are those of the whole batch."""
+    x0, eps = draw(24)
+    lams = torch.tensor([1.0, 0.2, -1.0], dtype=torch.float64)
+    whole = make_batch(x0, eps, lams, reference=reference)
+    parts = [
+        make_batch(x0, eps[first:stop], lams, reference=reference, first=first)
+        for first, stop in pairwise(bounds)
+    ]
+    assert torch.equal(torch.cat([part.x for part in parts]), whole.x)
+    assert torch.equal(torch.cat([part.rows for part in parts]), whole.rows)
+    assert torch.allclose(torch.cat([part.target for part in parts]), whole.target, atol=1e-6)
+
+
+def test_rows_of_a_batch_at_integer_steps_are_the_same_in_any_cut():
+    """As the public network is trained."""
+    schedule = schedule_from_config(ScheduleConfig(name="linear", steps=50))
+    x0, eps = draw(12)
+    u = torch.arange(4) / 4 + 0.01
+    whole = make_step_batch(x0, eps, u, schedule)
+    parts = [make_step_batch(x0, eps[a:b], u, schedule, first=a) for a, b in ((0, 5), (5, 12))]
+    assert torch.equal(torch.cat([part.x for part in parts]), whole.x)
+    assert torch.equal(torch.cat([part.rows for part in parts]), whole.rows)

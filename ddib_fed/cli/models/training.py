@@ -41,9 +41,8 @@ HINT = "ddib model train --help"
 def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **settings: Any) -> None:
     """Train a model and write its bundle, with progress.csv, loss curve, samples and checkpoints in DIR/run.
 
-    A killed and resumed run ends bit for bit as an uninterrupted one. Training on pictures shares its work
-    among processes or GPUs: torchrun --nproc-per-node 4 --no-python ddib model train --images FOLDER ... Training on
-    points runs in one process, and refuses several.
+    A killed and resumed run ends bit for bit as an uninterrupted one. Several processes or GPUs share the work of one
+    run: torchrun --nproc-per-node 4 --no-python ddib model train --images FOLDER ...
     """
     given = asked_for(ctx, settings)
     options.refuse_both_ways(resume=resume, force=force)

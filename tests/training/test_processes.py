@@ -1,0 +1,66 @@
+"""Two processes of torchrun train on points what one process trains with twice the batch of each."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.training.checkpoint import latest_checkpoint
+from ddib_fed.training.run import train
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]  # processes that start torch, on a machine that may be busy
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = "tests.training.endless"
+
+
+def launch(config, out, processes=2):
+    """Train under torchrun; what the processes said."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command = [*launcher, str(processes), "-m", SCRIPT, config.model_dump_json(), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def weights(out, part):
+    """All tensors of a part of the newest checkpoint, in one."""
+    found = latest_checkpoint(out / "run").tensors
+    return torch.cat([found[name].flatten().double() for name in sorted(found) if name.startswith(part)])
+
+
+def losses(out):
+    """The lines of progress.csv."""
+    rows = csv.DictReader((out / "run" / "progress.csv").read_text().splitlines())
+    return np.array([float(row["loss"]) for row in rows])
+
+
+@pytest.mark.parametrize("change", [{}, {"batch": 75, "levels": 25, "reference": 25}], ids=["even", "odd"])
+def test_two_processes_match_one_with_twice_the_batch(tiny, tmp_path, change):
+    """Loss and weights to rounding, where the cut between the two falls between two posteriors and inside one; one of
+    the two writes and speaks; from the checkpoint at step 35 the two go on to the last bit as if nothing had been.
+    """
+    config = tiny.model_copy(update=change)
+    said = launch(config, tmp_path / "two")
+    assert [int(line) for line in said.split()] == list(range(1, 41))
+    train(config, tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    for part in ("network", "ema"):
+        one, two = (weights(tmp_path / name, part) for name in ("one", "two"))
+        assert float((one - two).norm() / one.norm()) < 1e-4
+    if not change:
+        whole = (tmp_path / "two" / "model.safetensors").read_bytes()
+        for path in (tmp_path / "two").glob("m*"):
+            path.unlink()
+        shutil.rmtree(tmp_path / "two" / "run" / "checkpoint-00000040")
+        said = launch(config, tmp_path / "two")
+        assert [int(line) for line in said.split()] == list(range(36, 41))
+        assert (tmp_path / "two" / "model.safetensors").read_bytes() == whole
