@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ddib_fed.diffusion.running import Plain, Run
 from ddib_fed.diffusion.schedule import Level
+from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.errors import SettingsInvalid
 
 Parameterisation = Literal["eps", "x0", "v"]
@@ -79,16 +81,16 @@ class Places:
     @classmethod
     def by_row(cls, x: Tensor, table: Tensor, rows: Tensor, to: Tensor | None = None) -> Places:
         """Rows of x (N, ...) at levels `table` (K, 3), asked to levels `to` (K, 3), that `rows` (N,) point into."""
-        rows = rows.to(x.device)
+        rows = on_device(rows, x.device)
         shape = (-1,) + (1,) * (x.ndim - 1)
-        alpha, sigma = (table[:, i].to(x.device, x.dtype)[rows].reshape(shape) for i in (0, 1))
+        alpha, sigma = on_device(table[:, :2].T, x.device, x.dtype)[:, rows].reshape(2, *shape)
         return cls(table, rows, alpha, sigma, to)
 
     def chosen(self, which: Tensor) -> Places:
         """Of rows `which` (K,) int64, which may repeat."""
         if self.rows is None or isinstance(self.alpha, float) or isinstance(self.sigma, float):
             return self
-        which = which.to(self.rows.device)
+        which = on_device(which, self.rows.device)
         return replace(self, rows=self.rows[which], alpha=self.alpha[which], sigma=self.sigma[which])
 
     def twice(self) -> Places:
@@ -149,13 +151,18 @@ class Denoiser:
         network: Module; it is put into evaluation mode.
         parameterisation: What it predicts: "eps", "x0" or "v". Output channels beyond those of x are ignored.
         time_input: "timestep" (t), "lambda" (log(alpha / sigma)) or "scaled-lambda" (`LAMBDA_SCALE` times that).
+        run: How the network is run; None calls it.
 
     Raises:
         SettingsInvalid: An unknown parameterisation or time input.
     """
 
     def __init__(
-        self, network: nn.Module, parameterisation: Parameterisation = "v", time_input: TimeInput = "lambda"
+        self,
+        network: nn.Module,
+        parameterisation: Parameterisation = "v",
+        time_input: TimeInput = "lambda",
+        run: Run | None = None,
     ) -> None:
         if parameterisation not in get_args(Parameterisation):
             raise SettingsInvalid(f"there is no parameterisation {parameterisation!r}", hint="eps, x0 or v")
@@ -164,6 +171,7 @@ class Denoiser:
                 f"there is no time input {time_input!r}", hint=f"one of {', '.join(get_args(TimeInput))}"
             )
         self.network = network.eval()
+        self.run: Run = run or Plain(network)
         self.flow_map = bool(getattr(network, "flow_map", False))
         self.parameterisation = parameterisation
         self.time_input = time_input
@@ -236,14 +244,14 @@ class Denoiser:
     ) -> Tensor:
         # Times stay in float32: a step number has more digits than half precision keeps.
         wide = torch.promote_types(self.dtype, torch.float32)
-        times = told_times(table, self.time_input).to(self.device, wide)
-        extra: dict[str, Any] = dict(cond or {})
+        times = told_times(table, self.time_input).to(wide)
+        extra: dict[str, Tensor] = dict(cond or {})
         if self.flow_map and to is not None:
-            extra["to"] = told_times(to, self.time_input).to(self.device, wide)
+            extra["to"] = told_times(to, self.time_input).to(wide)
         elif to is not None:
             raise SettingsInvalid(
                 "the network knows velocities at one level alone, and flow-map asks for means between two",
                 hint="ddib model distil makes a network for it; or --solver unipc",
             )
-        out: Tensor = self.network(x.to(self.dtype), times, rows=rows, **extra)
+        out = self.run(x.to(self.dtype), times, rows, extra)
         return out[:, : x.shape[1]].to(x.dtype)

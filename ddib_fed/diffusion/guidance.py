@@ -29,6 +29,7 @@ from ddib_fed.diffusion.denoiser import (
     x0_from_v,
 )
 from ddib_fed.diffusion.schedule import Level
+from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.errors import SettingsInvalid
 
 
@@ -71,7 +72,7 @@ class Classifier:
 
     def _logits(self, x: Tensor, places: Places) -> Tensor:
         wide = torch.promote_types(self.dtype, torch.float32)
-        times = told_times(places.table, self.time_input).to(self.device, wide)
+        times = on_device(told_times(places.table, self.time_input), self.device, wide)
         logits: Tensor = self.network(x, times, rows=places.rows)
         return logits
 
@@ -84,7 +85,7 @@ class Wrapped(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__(denoiser.network, denoiser.parameterisation, denoiser.time_input)
+        super().__init__(denoiser.network, denoiser.parameterisation, denoiser.time_input, denoiser.run)
         self.inner = denoiser
 
 
@@ -165,7 +166,13 @@ class Clipped(Wrapped):
         x0 = x0_from_v(v, x, places.alpha, places.sigma)
         held = x0.clamp(self.low, self.high)
         # From the held x0 alone where it was held: near pure noise x0 is so large that nothing is left of a difference.
-        within = (x0 == held) | torch.as_tensor(places.sigma == 0.0, device=x.device)
+        if not isinstance(
+            places.sigma, Tensor
+        ):  # decided here: a flag on the device would have to be copied there
+            if places.sigma == 0.0:
+                return v
+            return torch.where(x0 == held, v, v_from_x0(held, x, places.alpha, places.sigma))
+        within = (x0 == held) | (places.sigma == 0.0)
         return torch.where(within, v, v_from_x0(held, x, places.alpha, places.sigma))
 
 

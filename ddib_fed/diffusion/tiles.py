@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places
 from ddib_fed.diffusion.guidance import Wrapped
+from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.errors import SettingsInvalid
 
 OVERLAP = 0.5
@@ -77,7 +78,8 @@ class Tiled(Wrapped):
         total = torch.zeros(scene, dtype=torch.float64)
         for corner in self.corners:
             total[self._part(corner)] += whole
-        self._weights = [(whole / total[self._part(corner)]).to(torch.float32) for corner in self.corners]
+        weights = [(whole / total[self._part(corner)]).to(torch.float32) for corner in self.corners]
+        self._weights = on_device(torch.stack(weights), self.device)
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
         """As `Denoiser.at`, of scenes.
@@ -93,7 +95,7 @@ class Tiled(Wrapped):
             which = torch.arange(rows.start, rows.stop).repeat(len(numbers))
             found = self.inner.at(torch.cat(parts), places.chosen(which), _chosen(cond, which))
             for number, v in zip(numbers, found.chunk(len(numbers)), strict=True):
-                weight = self._weights[number].to(x.device, x.dtype)
+                weight = self._weights[number].to(x.dtype)
                 blended[rows, :, *self._part(self.corners[number])] += weight * v
         return blended
 
@@ -116,4 +118,4 @@ def _chosen(cond: Condition, which: Tensor) -> Condition:
     """The condition of rows `which`."""
     if cond is None:
         return None
-    return {key: value[which.to(value.device)] for key, value in cond.items()}
+    return {key: value[on_device(which, value.device)] for key, value in cond.items()}

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ddib_fed.diffusion.bridge import Side
-from ddib_fed.diffusion.denoiser import Denoiser
+from ddib_fed.diffusion.denoiser import Denoiser, told_times
 from ddib_fed.diffusion.guidance import Classifier
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.diffusion.tiles import Tiled, starts
@@ -35,6 +35,7 @@ from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, Setting
 from ddib_fed.files import copy_folder, move_into_place, sync_folder, write_file
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.names import DOMAIN_RULE, is_domain
+from ddib_fed.networks.placed.placement import Probe, placed
 from ddib_fed.networks.registry import network_shapes, network_with
 
 MANIFEST_FILE = "manifest.json"
@@ -72,17 +73,31 @@ class Bundle:
         network = network_with(self.manifest.network, self.state, dtype, device)
         return network.eval().requires_grad_(requires_grad=False)
 
-    def denoiser(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Denoiser:
+    def denoiser(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        compiling: str = "none",
+    ) -> Denoiser:
         """Its network as a function that predicts v; it computes in `dtype`, inputs and outputs keep their own.
 
-        Of a model of scenes it takes tiles; see `over_samples`.
+        Of a model of scenes it takes tiles; see `over_samples`. How it is run is one of `placement.COMPILE`.
 
         Raises:
-            SettingsInvalid: It is a classifier.
+            SettingsInvalid: It is a classifier, or cannot be compiled so.
         """
         self._must_be("generator")
         network = self.network(dtype, device)
-        return Denoiser(network, self.manifest.parameterisation, self.manifest.time_input)
+        run = placed(network, compiling, self._probe())
+        return Denoiser(network, self.manifest.parameterisation, self.manifest.time_input, run)
+
+    def _probe(self) -> Probe:
+        manifest = self.manifest
+        table = torch.tensor(self.schedule.levels(torch.tensor([0.5, -1.5])), dtype=torch.float64)
+        first, second = told_times(table, manifest.time_input).tolist()
+        shape = (*manifest.sample_shape[:1], *(self.tile or manifest.sample_shape[1:]))
+        flow_map = bool(getattr(manifest.network, "flow_map", False))
+        return Probe(shape, (first, second), manifest.num_classes or 0, flow_map)
 
     def over_samples(self, denoiser: Denoiser) -> Denoiser:
         """A denoiser of what the network takes as one of whole samples: itself, or in tiles where these are scenes."""

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ddib_fed.networks.layers import Embedded, Kept, activated, joined, remembered, spread
 
-# Rows computed together without gradients: the activations of 1,024 x 160 floats stay in a core's cache.
+# Rows computed together on a CPU without gradients: the activations of 1,024 x 160 floats stay in a core's cache.
 INFERENCE_ROWS = 1024
 
 
@@ -115,6 +115,9 @@ class ResidualMLP(nn.Module):
         flow_map: Whether it also receives a second lambda, and predicts the mean of v from one level to the other.
     """
 
+    remembers = True
+    """Whether calls may keep what they derive from times alone; see `kept` of `forward`."""
+
     def __init__(
         self,
         dim: int = 2,
@@ -155,7 +158,7 @@ class ResidualMLP(nn.Module):
         emb = remembered(kept, self.embed, lambda: self._embedded(times, to))
         if rows is None and len(times) > 1:
             rows = torch.arange(len(times), device=x.device)
-        if torch.is_grad_enabled() or len(x) <= INFERENCE_ROWS:
+        if torch.is_grad_enabled() or len(x) <= INFERENCE_ROWS or x.device.type != "cpu":
             return self._rows(x, Embedded(emb, rows, kept))
         pieces = [slice(i, i + INFERENCE_ROWS) for i in range(0, len(x), INFERENCE_ROWS)]
         told = (Embedded(emb, None if rows is None else rows[piece], kept) for piece in pieces)

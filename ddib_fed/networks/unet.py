@@ -56,6 +56,9 @@ class UNet(nn.Module):
         checkpointing: Set it to recompute activations in the backward pass instead of keeping them.
     """
 
+    remembers = True
+    """Whether calls may keep what they derive from times alone; see `kept` of `forward`."""
+
     def __init__(
         self,
         image_size: int,

@@ -1,0 +1,53 @@
+"""How a denoiser's network is run: called as it is here, or by whatever else answers the same (`networks.placed`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ddib_fed.diffusion.transfers import on_device
+
+
+class Run(Protocol):
+    """Answers for a network."""
+
+    def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
+        """The network's output at x.
+
+        Args:
+            x: (N, ...), of the network's dtype, on its device.
+            times: (1,) for all rows or (K,) with `rows`, float32 at least, on the CPU.
+            rows: (N,) pointing into `times`, on the device of x.
+            extra: What the network is told beside: the condition, first dimension N, on the device of x; and "to",
+                times like `times`.
+
+        Returns:
+            First dimension N; a tensor that nobody else holds or writes.
+        """
+
+
+class Plain:
+    """Calls the network.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
+        self.device = parameter.device
+
+    def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
+        """See `Run`."""
+        told, further = self.told(times, extra)
+        out: Tensor = self.network(x, told, rows=rows, **{**extra, **further})
+        return out
+
+    def told(self, times: Tensor, extra: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The times, and those of "to" where they are asked, on the network's device."""
+        further = {"to": on_device(extra["to"], self.device)} if "to" in extra else {}
+        return on_device(times, self.device), further

@@ -1,0 +1,53 @@
+"""Calls a network as it is, and remembers what it derived from a level alone.
+
+Every leg on one grid asks at the same levels. The embeddings of the times, the scales and shifts that blocks make of
+them, and the terms of a spectrum are computed at a level's first call and kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ddib_fed.diffusion.running import Plain
+from ddib_fed.networks.layers import Kept
+
+MOST_LEVELS = 256
+"""Levels (or pairs of them) that are remembered: both ways of several grids of 48."""
+
+
+class Remembering(Plain):
+    """Calls a network whose weights do not change.
+
+    Args:
+        network: Takes `kept` (see `UNet.forward`) if it has an attribute `remembers` that is true.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self._remembers = bool(getattr(network, "remembers", False))
+        self._kept: dict[tuple[float, ...], Kept] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
+        """See `Run`."""
+        if not self._remembers or rows is not None or len(times) > 1 or torch.is_grad_enabled():
+            return super().__call__(x, times, rows, extra)
+        kept = self._of((float(times), *(float(extra[key]) for key in ("to",) if key in extra)))
+        # The times themselves, on their device, are remembered with what was made of them.
+        told = kept.get("told")
+        if told is None:
+            told = kept["told"] = self.told(times, extra)
+        out: Tensor = self.network(x, told[0], rows=None, **{**extra, **told[1]}, kept=kept)
+        return out
+
+    def _of(self, key: tuple[float, ...]) -> Kept:
+        with self._lock:
+            if key not in self._kept:
+                if len(self._kept) >= MOST_LEVELS:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[key] = {}
+            return self._kept[key]
