@@ -21,6 +21,7 @@ from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGu
 from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
 from ddib_fed.diffusion.rotation import Rotated, rotated
 from ddib_fed.diffusion.schedule import Schedule
+from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle, check_guide
@@ -50,6 +51,7 @@ class DomainModel:
         bundle: The model.
         device: Where it computes.
         dtype: Of its networks; what is integrated stays float32.
+        compiling: How the generator's network is run, a name in `networks.placed.placement.COMPILE`.
         classifier: A bundle whose role is "classifier", for guidance by it; None for none.
 
     Raises:
@@ -63,6 +65,7 @@ class DomainModel:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        compiling: str = "auto",
         classifier: Bundle | None = None,
     ) -> None:
         if bundle.manifest.role != "generator":
@@ -76,6 +79,7 @@ class DomainModel:
         self.classifier = classifier
         self.device = torch.device(device)
         self._dtype = dtype
+        self._compiling = compiling
         self._wrapped: dict[tuple[Guidance, ChannelMap | None, str], Denoiser] = {}
         self._plans = lru_cache(MAX_PLANS)(partial(_laid, bundle.schedule))
         self._lock = threading.Lock()
@@ -98,7 +102,7 @@ class DomainModel:
     @cached_property
     def plain(self) -> Denoiser:
         """The network as it was trained, of one tile where samples are scenes; made when it is first asked for."""
-        return self.bundle.denoiser(self._dtype, self.device)
+        return self.bundle.denoiser(self._dtype, self.device, self._compiling)
 
     def denoiser(
         self,
@@ -154,7 +158,7 @@ class DomainModel:
 
     def tensor(self, samples: Array) -> Tensor:
         """A copy on the model's device."""
-        return torch.from_numpy(samples.copy()).to(self.device)
+        return on_device(torch.from_numpy(samples.copy()), self.device)
 
     def softened(self, x: Tensor, sigma: float, noise: Array | None) -> Tensor:
         """X (N, *sample_shape) in the model's units diffused to the noise level sigma.
@@ -371,7 +375,7 @@ class DomainModel:
 
     def told(self, classes: NDArray[np.int64] | None) -> Condition:
         """The network's condition for rows of these classes, (N,), from `class_rows`."""
-        return None if classes is None else {"y": torch.from_numpy(classes).to(self.device)}
+        return None if classes is None else {"y": on_device(torch.from_numpy(classes), self.device)}
 
     @cached_property
     def _classifier(self) -> Classifier:

@@ -36,6 +36,7 @@ from ddib_fed.bridge.party import (
 )
 from ddib_fed.bridge.sharding import parse_devices
 from ddib_fed.diffusion.bridge import OnStep
+from ddib_fed.diffusion.transfers import to_host
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
@@ -192,9 +193,10 @@ class LocalParty:
         encoded = {}
         for part, exact in zip(work.parts, found.split(work.parts), strict=True):
             with work.refusing(part.number):
-                latent = rounded(exact, leg)
+                # Judged on the host: on the device a judgement would wait for what is computed there for others.
+                latent = rounded(to_host(exact)(), leg)
                 statistics = pass_latent(latent, leg)
-                array = latent.cpu().numpy()
+                array = latent.numpy()
                 self.model.check_samples(array)
                 made = Latent.from_array(array, leg.latent_type)
                 encoded[part.number] = Encoded(part.number, made, statistics, found.seconds)
@@ -227,8 +229,10 @@ class LocalParty:
         model = self.model
         model.check_samples(item.latent.data)
         model.check_decoding(leg.settings, item.label, leg.guidance)
+        pass_latent(
+            torch.from_numpy(item.latent.data), leg
+        )  # before it goes to the device, whose work it would await
         z = model.tensor(item.latent.data)
-        pass_latent(z, leg)
         if leg.settings.stochastic and item.draw is None:
             model.plan(leg.settings).decoder(z)  # says that there is no noise
         return Part(item.number, z, item.label, item.draw)
@@ -238,7 +242,7 @@ class LocalParty:
         decoded = {}
         for part, x in zip(work.parts, found.split(work.parts), strict=True):
             with work.refusing(part.number):
-                normalised = self.model.out_of_basis(x, leg.calibration).cpu().numpy()
+                normalised = to_host(self.model.out_of_basis(x, leg.calibration))().numpy()
                 self.model.check_samples(normalised)
                 samples = self.model.denormalise(normalised)
                 decoded[part.number] = Decoded(part.number, samples, normalised, found.seconds)

@@ -34,6 +34,7 @@ class ServingParty(LocalParty):
         merge_pixels: Most pixels of pictures in one; at least one picture goes.
         max_trajectories: See `Batcher`.
         classifier: Guides decoding where a request asks for it; None for none.
+        compiling: As in `DomainModel`.
 
     Raises:
         BundleInvalid, SettingsInvalid: As `DomainModel`.
@@ -52,8 +53,11 @@ class ServingParty(LocalParty):
         merge_pixels: int = 65_536,
         max_trajectories: int = 64,
         classifier: Bundle | None = None,
+        compiling: str = "auto",
     ) -> None:
-        model = DomainModel(bundle, device=_device(device), dtype=DTYPES[dtype], classifier=classifier)
+        model = DomainModel(
+            bundle, device=_device(device), dtype=DTYPES[dtype], classifier=classifier, compiling=compiling
+        )
         if model.is_picture:
             merge_rows = max(1, merge_pixels // pixels(model))
         self.threads = threads or _fastest_threads(model)

@@ -131,6 +131,7 @@ class EngineSection(Section):
     device: str = "auto"
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: Literal["auto", "none", "graphs", "compile"] = "auto"
     merge_rows: Annotated[int, Field(ge=1)] = 2_048
     merge_pixels: Annotated[int, Field(ge=1)] = 65_536
     max_trajectories: Annotated[int, Field(ge=1, le=64)] = 64

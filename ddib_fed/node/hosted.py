@@ -92,10 +92,18 @@ def open_engine(config: NodeConfig) -> ServingParty:
             device=section.device,
             threads=section.threads,
             dtype=section.dtype,
+            compiling=section.compile,
             merge_rows=section.merge_rows,
             merge_pixels=section.merge_pixels,
             max_trajectories=section.max_trajectories,
         )
+    except SettingsInvalid as error:
+        if error.facts.get("field") != "compile":
+            raise
+        raise ConfigError(
+            f"engine.compile = {section.compile!a} cannot be used: {error.detail}",
+            hint='engine.compile = "auto" uses CUDA graphs where they work, "none" works everywhere',
+        ) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise MemoryExhausted(
             f"the model {config.paths.bundle} does not fit into the memory of {section.device}",

@@ -56,6 +56,7 @@ seed = 0
 # device = "auto"               # cpu, cuda, cuda:1; auto takes a GPU where there is one
 # threads = 0                   # CPU threads of the network; 0 measures at start and keeps the fastest
 # dtype = "float32"             # of the network: float32, bfloat16, float16; what is integrated stays float32
+# compile = "auto"              # none, graphs (CUDA), compile (torch.compile); auto takes graphs on a GPU if they check
 # merge_rows = 2048             # points of several requests evaluated in one network call
 # merge_pixels = 65536          # pictures: their pixels together
 # max_trajectories = 64         # items, or ranges of large ones, that are integrated at once; more wait

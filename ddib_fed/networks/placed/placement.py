@@ -26,6 +26,7 @@ from ddib_fed.networks.placed.compiled import compiled
 from ddib_fed.networks.placed.eager import Remembering
 from ddib_fed.networks.placed.graphs import captured
 from ddib_fed.networks.placed.memory import keep_freed_memory
+from ddib_fed.networks.placed.pacing import Paced, cuda_mark
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,19 @@ class Probe:
 def placed(
     network: nn.Module, compiling: str, probe: Probe, makers: Mapping[str, Maker] | None = None
 ) -> Run:
+    """As `chosen`; on a GPU the host is kept from running ahead of it.
+
+    Raises:
+        SettingsInvalid: As `chosen`.
+    """
+    run = chosen(network, compiling, probe, makers)
+    device = Plain(network).device
+    return Paced(run, cuda_mark(device)) if device.type == "cuda" else run
+
+
+def chosen(
+    network: nn.Module, compiling: str, probe: Probe, makers: Mapping[str, Maker] | None = None
+) -> Run:
     """How to run `network`, which lies where it computes, in its dtype, with weights that do not change.
 
     Args:
@@ -82,15 +96,15 @@ def placed(
         keep_freed_memory()
     if compiling == "none" or (compiling == "auto" and device.type != "cuda"):
         return eager
-    chosen = "graphs" if compiling == "auto" else compile_
-    if chosen == "graphs" and makers is None and device.type != "cuda":
+    name = "graphs" if compiling == "auto" else compiling
+    if name == "graphs" and makers is None and device.type != "cuda":
         raise SettingsInvalid(
             f"CUDA graphs need a CUDA device, and the network is on {device}",
             hint='compile = "none" runs everywhere; device = "cuda" needs a GPU',
             facts={"field": "compile"},
         )
     most = MOST_PICTURES if len(probe.sample_shape) > 1 else MOST_POINTS
-    make = (makers or {"graphs": captured, "compile": compiled})[chosen]
+    make = (makers or {"graphs": captured, "compile": compiled})[name]
     run = Bucketed(eager, network, make, buckets_up_to(most))
     problem = _problem(run, eager, probe)
     if problem is None:
