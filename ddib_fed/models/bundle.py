@@ -88,10 +88,11 @@ class Bundle:
         """
         self._must_be("generator")
         network = self.network(dtype, device)
-        run = placed(network, compiling, self._probe())
+        run = placed(network, compiling, self.probe())
         return Denoiser(network, self.manifest.parameterisation, self.manifest.time_input, run)
 
-    def _probe(self) -> Probe:
+    def probe(self) -> Probe:
+        """What the check of a way to run its network asks."""
         manifest = self.manifest
         table = torch.tensor(self.schedule.levels(torch.tensor([0.5, -1.5])), dtype=torch.float64)
         first, second = told_times(table, manifest.time_input).tolist()
