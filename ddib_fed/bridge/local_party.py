@@ -36,7 +36,7 @@ from ddib_fed.bridge.party import (
 )
 from ddib_fed.bridge.sharding import parse_devices
 from ddib_fed.diffusion.bridge import OnStep
-from ddib_fed.diffusion.transfers import to_host
+from ddib_fed.diffusion.transfers import on_device, to_host
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
@@ -229,10 +229,9 @@ class LocalParty:
         model = self.model
         model.check_samples(item.latent.data)
         model.check_decoding(leg.settings, item.label, leg.guidance)
-        pass_latent(
-            torch.from_numpy(item.latent.data), leg
-        )  # before it goes to the device, whose work it would await
-        z = model.tensor(item.latent.data)
+        host = torch.from_numpy(item.latent.data.copy())
+        pass_latent(host, leg)  # before it is on the device, where a judgement would wait for others' work
+        z = on_device(host, model.device)
         if leg.settings.stochastic and item.draw is None:
             model.plan(leg.settings).decoder(z)  # says that there is no noise
         return Part(item.number, z, item.label, item.draw)
