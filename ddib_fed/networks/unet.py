@@ -163,10 +163,14 @@ class UNet(nn.Module):
         told = self._embedded(times, rows, y, to, kept)
         if self.spectrum is None:
             return self._predict(x, told)
-        asked = self.spectrum.ask(x, times, rows, to, kept)
+        # The linear estimate keeps its digits where autocast has the layers in half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            asked = self.spectrum.ask(x, times, rows, to, kept)
         found = self._predict(asked.inputs, told)
+        found = found.to(torch.promote_types(found.dtype, x.dtype))
         channels = x.shape[1]
-        answer = asked.answer(found[:, :channels])
+        with torch.autocast(x.device.type, enabled=False):
+            answer = asked.answer(found[:, :channels])
         if found.shape[1] == channels:
             return answer
         return torch.cat([answer, found[:, channels:]], dim=1)  # a learned variance

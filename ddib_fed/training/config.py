@@ -7,17 +7,17 @@ processes and the version of torch; the last three only change how sums are roun
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.normalisation import Colours
 from ddib_fed.names import domain_from
 from ddib_fed.networks.configs import ClassifierConfig
+from ddib_fed.training.distil_config import DistilConfig
 from ddib_fed.training.fields import (
     BATCH,
     EMA,
@@ -32,6 +32,7 @@ from ddib_fed.training.fields import (
     StoredDtype,
     Threads,
     Time,
+    TrainConfig,
     says,
 )
 from ddib_fed.training.presets import PRESETS, Preset
@@ -42,38 +43,6 @@ CALIBRATED_STEPS, CALIBRATED_RATE, CALIBRATED_EMA = 600, 1e-3, 0.99
 """Steps, peak of the learning rate and decay of the averages of a run with a calibration (decision 0058)."""
 POINT_STEPS = 2_000
 """Steps of a run on points that is given neither steps nor time: about 100 s of one core for a 2-D domain."""
-
-
-class TrainConfig(BaseModel):
-    """What every run has; its fields stand in the subclasses, in an order that `identity` depends on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: ClassVar[str]
-    free: ClassVar[frozenset[str]]
-    """Fields that no weight depends on."""
-    later: ClassVar[frozenset[str]] = frozenset()
-    """Fields left out of the identity at their defaults, so that runs of the first release can be resumed."""
-    if TYPE_CHECKING:
-        steps: int | None
-        time_s: float | None
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps in all.
-
-        Raises:
-            SettingsInvalid: They are not settled yet.
-        """
-        if self.steps is None:
-            raise SettingsInvalid("the number of steps is not settled")
-        return self.steps
-
-    def identity(self) -> str:
-        """Digest of what the weights depend on; two runs with the same one can continue each other."""
-        fields = type(self).model_fields
-        unsaid = {name for name in self.later if getattr(self, name) == fields[name].default}
-        return hashlib.sha256(self.model_dump_json(exclude={*self.free, *unsaid}).encode()).hexdigest()
 
 
 class PointTrainConfig(TrainConfig):
@@ -384,7 +353,7 @@ class ClassifierTrainConfig(PictureTrainConfig):
         return {**network, "pool": "attention" if network.get("num_head_channels", -1) != -1 else "adaptive"}
 
 
-AnyConfig = PointTrainConfig | PictureTrainConfig
+AnyConfig = PointTrainConfig | PictureTrainConfig | DistilConfig
 
 
 def learning_rate(config: AnyConfig, step: int) -> float:

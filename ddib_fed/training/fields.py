@@ -1,11 +1,13 @@
-"""Fields that several training configs have, with their limits and the help of `ddib model train`."""
+"""What all training configs have, and fields that several have, with their limits and their help."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import hashlib
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from ddib_fed.errors import SettingsInvalid
 from ddib_fed.names import check_domain
 
 
@@ -44,3 +46,35 @@ NETWORK = (
     "Pictures: another value of a field of the network, e.g. model_channels=48 or channel_mult=1,2,3. Points: public, "
     "for the public DDIB code's network and objective, and with it num_channels, num_res_blocks, dropout."
 )
+
+
+class TrainConfig(BaseModel):
+    """What every run has; its fields stand in the subclasses, in an order that `identity` depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ClassVar[str]
+    free: ClassVar[frozenset[str]]
+    """Fields that no weight depends on."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields left out of the identity at their defaults, so that runs of the first release can be resumed."""
+    if TYPE_CHECKING:
+        steps: int | None
+        time_s: float | None
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps in all.
+
+        Raises:
+            SettingsInvalid: They are not settled yet.
+        """
+        if self.steps is None:
+            raise SettingsInvalid("the number of steps is not settled")
+        return self.steps
+
+    def identity(self) -> str:
+        """Digest of what the weights depend on; two runs with the same one can continue each other."""
+        fields = type(self).model_fields
+        unsaid = {name for name in self.later if getattr(self, name) == fields[name].default}
+        return hashlib.sha256(self.model_dump_json(exclude={*self.free, *unsaid}).encode()).hexdigest()

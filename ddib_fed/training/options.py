@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ddib_fed.errors import UsageError
-from ddib_fed.training.config import AnyConfig, PictureTrainConfig, PointTrainConfig, TrainConfig
+from ddib_fed.training.config import AnyConfig, PictureTrainConfig, PointTrainConfig
+from ddib_fed.training.fields import TrainConfig
 from ddib_fed.training.presets import PUBLIC
 from ddib_fed.training.recipes import read_recipe
 

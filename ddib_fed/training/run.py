@@ -26,6 +26,8 @@ from ddib_fed.samples.scans import require_outside
 from ddib_fed.training.calibrated import map_digest
 from ddib_fed.training.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.config import AnyConfig, ClassifierTrainConfig, PictureTrainConfig, PointTrainConfig
+from ddib_fed.training.distil.task import DistilTask, open_lesson
+from ddib_fed.training.distil_config import DistilConfig
 from ddib_fed.training.distributed import World, open_world
 from ddib_fed.training.initial import open_start
 from ddib_fed.training.losses import Losses
@@ -60,7 +62,7 @@ def train(
     """Train a model and write its bundle; under torchrun, together with the other processes.
 
     Args:
-        config: The run: on points, on pictures, or of a classifier.
+        config: The run: on points, on pictures, of a classifier, or one that distils a model.
         out: The bundle's folder; made when missing.
         on_progress: Called after every step; what it raises ends the run after a checkpoint. Under torchrun it is
             called in the leading process alone and must not raise.
@@ -91,6 +93,8 @@ def train(
         say = say if say is not None and world.leads else None
         if isinstance(config, PointTrainConfig):
             opened = _open_points(config)
+        elif isinstance(config, DistilConfig):
+            opened = _open_lesson(config, out, say, on_scan if world.leads else None)
         else:
             opened = _open_pictures(config, source, out, say, on_scan if world.leads else None)
         run = _open_run(opened, out, world, say, resume=resume, force=force)
@@ -123,6 +127,16 @@ def _open_points(config: PointTrainConfig) -> _Opened:
         config = config.model_copy(update={"domain": domain_name(config.domain)})
     source = open_points(config)
     return _Opened(config, config.label, source.digest, lambda settled: PointTask(settled, source))
+
+
+def _open_lesson(config: DistilConfig, out: Path, say: Say | None, on_scan: OnScan | None) -> _Opened:
+    if config.images is not None:
+        require_outside(out, config.images)
+    lesson = open_lesson(config, say=say, progress=on_scan)
+    made = lesson.teacher.manifest
+    return _Opened(
+        lesson.config, made.domain, lesson.starts.digest, lambda settled: DistilTask(settled, lesson)
+    )
 
 
 def _open_pictures(

@@ -9,6 +9,7 @@ import click
 
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
+from ddib_fed.cli.models.distilling import described, distil
 from ddib_fed.cli.models.importing import import_
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.models.picture_options import SAMPLING, THREADS
@@ -31,6 +32,7 @@ def model() -> None:
 
 
 model.add_command(train)
+model.add_command(distil)
 
 
 @model.command()
@@ -163,12 +165,15 @@ def show(*, which: str, output_format: str) -> None:
         print_json({"digest": bundle.digest, **manifest})
         return
     training = manifest.pop("training")
+    manifest.pop("distilled")
+    distilled = bundle.manifest.distilled
     flat = {key: _text(value) for key, value in manifest.items() if value not in (None, "", [])}
     flat["sample_shape"] = " x ".join(map(str, manifest["sample_shape"]))
     lines(
         {
             "digest": bundle.digest,
             **flat,
+            **({} if distilled is None else described(distilled)),
             **{f"training {key}": _text(value) for key, value in training.items()},
         }
     )

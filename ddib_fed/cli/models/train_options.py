@@ -11,7 +11,8 @@ import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
-from ddib_fed.training.config import PictureTrainConfig, PointTrainConfig, TrainConfig
+from ddib_fed.training.config import PictureTrainConfig, PointTrainConfig
+from ddib_fed.training.fields import TrainConfig
 from ddib_fed.training.options import OF_PICTURES, OF_POINTS, RECIPE, field_of, option_name, seconds
 from ddib_fed.training.presets import PRESETS
 
@@ -70,7 +71,7 @@ def asked_for(ctx: click.Context, settings: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _option(name: str, kind: type[TrainConfig] | None) -> Decorator:
-    info = field_of(name)
+    info = field_of(name) if kind is None else kind.model_fields[name]
     text = RECIPE if name == "recipe" else str(info.description)
     if kind is None and (name in OF_POINTS) != (name in OF_PICTURES) and name not in {"data", "images"}:
         first = text[0].lower() if _is_word(text) else text[0]

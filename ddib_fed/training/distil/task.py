@@ -1,0 +1,239 @@
+"""Learning a flow map from a teacher's paths: the task of a run that distils."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.manifest import Distilled, Manifest
+from ddib_fed.models.shipped import open_bundle
+from ddib_fed.networks.configs import MlpConfig, UNetConfig
+from ddib_fed.networks.registry import build_network, network_with
+from ddib_fed.samples.scans import Progress
+from ddib_fed.training.distil.measure import measured
+from ddib_fed.training.distil.paths import Pool, Questions, Teacher, asked
+from ddib_fed.training.distil.starts import Say, Starts, open_starts
+from ddib_fed.training.distil_config import DistilConfig
+from ddib_fed.training.initial import channels_last
+from ddib_fed.training.run_folder import DTYPES
+from ddib_fed.training.trainer import Trainer
+
+_OF_THE_TEACHER = (
+    "sample_kind", "sample_shape", "parameterisation", "time_input", "schedule", "normalisation", "value_range",
+    "soften_sigma", "picture", "classes", "data", "structure",
+)  # fmt: skip
+HELD_OUT, HELD_OUT_NUMBERS = 512, 1 << 17
+"""Held-out samples whose paths are asked for the held-out loss, and numbers in them, at most."""
+_HELD_OUT_SEED = 91
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A teacher and the data to distil it on.
+
+    Attributes:
+        config: With what follows from the teacher.
+        teacher: The model.
+        starts: The data.
+    """
+
+    config: DistilConfig
+    teacher: Bundle
+    starts: Starts
+
+
+def open_lesson(config: DistilConfig, *, say: Say | None = None, progress: Progress | None = None) -> Lesson:
+    """The teacher and the data that `config` names.
+
+    Raises:
+        ModelNotFound, BundleInvalid: See `open_bundle`.
+        SettingsInvalid: The model cannot be distilled, or is another than when the run began.
+        DdibError: See `open_starts`.
+    """
+    teacher = open_bundle(config.teacher)
+    check_teacher(teacher.manifest)
+    if config.teacher_digest not in ("", teacher.digest):
+        raise SettingsInvalid(
+            f"{config.teacher} has the digest {teacher.digest[:16]}..., not {config.teacher_digest[:16]}...",
+            hint="--force starts again with this model",
+        )
+    made = teacher.manifest
+    found = {
+        "teacher_digest": teacher.digest,
+        "sample_kind": made.sample_kind,
+        "soften_sigma": made.soften_sigma,
+    }
+    config = config.model_copy(update=found)
+    return Lesson(config, teacher, open_starts(config, teacher, say=say, progress=progress))
+
+
+def check_teacher(manifest: Manifest) -> None:
+    """Return when a model can be distilled.
+
+    Raises:
+        SettingsInvalid: It is a classifier, is distilled already, is no network of ours, or does not predict v.
+    """
+    problem = ""
+    if manifest.role != "generator":
+        problem = "it is a classifier"
+    elif not isinstance(manifest.network, MlpConfig | UNetConfig):
+        problem = (
+            f"its network is of kind {manifest.network.kind}, and flow maps are of the kinds mlp and unet"
+        )
+    elif manifest.is_flow_map:
+        problem = "it is distilled already"
+    elif manifest.parameterisation != "v" or manifest.learns_variance:
+        problem = "it predicts more or something else than v, which the mean of v starts from"
+    if problem:
+        raise SettingsInvalid(
+            f"{manifest.name} cannot be distilled: {problem}", hint="a model from ddib model train can be"
+        )
+
+
+class DistilTask:
+    """See `Task`.
+
+    Args:
+        config: The run, settled.
+        lesson: Teacher and data.
+
+    Attributes:
+        config: The run.
+        figures: See `Task`.
+    """
+
+    least = 2
+
+    def __init__(self, config: DistilConfig, lesson: Lesson) -> None:
+        self.config, self.lesson = config, lesson
+        self.figures: dict[str, float] = {}
+        self._network = _flow_map(lesson.teacher.manifest)
+        self._distilled: Distilled | None = None
+        self._device: torch.device | None = None
+        self._pool: Pool | None = None
+        self._held_out: Questions | None = None
+
+    def initial_network(self) -> nn.Module:
+        """See `Task`: the teacher's weights, and an embedding of the second level that is 0."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            network = build_network(self._network)
+        network.load_state_dict({**network.state_dict(), **self.lesson.teacher.state})
+        return self._laid_out(network).train()
+
+    def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+        """See `Task`."""
+        return self._laid_out(network_with(self._network, state, device=device))
+
+    def loss(self, network: nn.Module, step: int, part: slice) -> tuple[Tensor, Tensor]:
+        """See `Task`."""
+        if self._pool is None:
+            self._pool = self._opened(next(network.parameters()).device)
+        found = self._losses(network, self._pool.ask(step, part))
+        return found.sum() / int(self.config.batch or 1), found
+
+    def learn(self, step: int, losses: Tensor) -> float:
+        """See `Task`: their mean."""
+        del step
+        return float(losses.mean())
+
+    def held_out_loss(self, network: nn.Module, at_once: int) -> float:
+        """See `Task`; on paths from held-out samples, and from other noise."""
+        if self._held_out is None:
+            self._held_out = self._held_out_questions(next(network.parameters()).device)
+        count = len(self._held_out.x)
+        parts = [slice(first, first + at_once) for first in range(0, count, at_once)]
+        losses = [self._losses(network, self._held_out.part(part)).cpu() for part in parts]
+        return float(torch.cat(losses).double().mean())
+
+    def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
+        """See `Task`; measures the finished model beside its teacher, with the weights as they will be stored."""
+        del folder
+        if last:
+            dtype = DTYPES[self.config.dtype]
+            state = {name: value.to(dtype).float() for name, value in trainer.ema.state_dict().items()}
+            network = self.averaged(state, trainer.world.device).eval()
+            starts, most = self.lesson.starts, int(self.config.samples or 1)
+            self._distilled = measured(self.lesson.teacher, network, starts, most, trainer.world.device)
+            for error in self._distilled.errors:
+                self.figures[f"encode_error_{error.evaluations}"] = error.encode
+                self.figures[f"decode_error_{error.evaluations}"] = error.decode
+        return ""
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Task`: nothing; paths follow from the step."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """See `Task`."""
+
+    def manifest(self) -> dict[str, Any]:
+        """See `Task`: the teacher's, but for the network and what it was distilled from."""
+        made = self.lesson.teacher.manifest
+        return {
+            **{name: getattr(made, name) for name in _OF_THE_TEACHER},
+            "network": self._network,
+            "distilled": self._distilled,
+        }
+
+    def _opened(self, device: torch.device) -> Pool:
+        config = self.config
+        teacher = self._teacher(device)
+        evaluations = int(config.teacher_evaluations or 0)
+        return Pool(
+            teacher,
+            seed=config.seed,
+            batch=int(config.batch or 1),
+            uses=int(config.uses or 1),
+            evaluations=evaluations,
+        )
+
+    def _teacher(self, device: torch.device) -> Teacher:
+        config, lesson = self.config, self.lesson
+        return Teacher(
+            lesson.teacher,
+            lesson.starts,
+            evaluations=int(config.teacher_evaluations or 0),
+            seed=config.seed,
+            batch=int(config.batch or 1),
+            device=device,
+            dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
+        )
+
+    def _held_out_questions(self, device: torch.device) -> Questions:
+        teacher = self._teacher(device)
+        numbers = math.prod(self.lesson.teacher.manifest.sample_shape)
+        paths = teacher.held_out(max(1, min(HELD_OUT, HELD_OUT_NUMBERS // numbers)))
+        generator = torch.Generator().manual_seed(_HELD_OUT_SEED)
+        u = torch.rand(2 * paths[0].x.shape[1], 4, generator=generator, dtype=torch.float64)
+        return asked(paths, u, teacher.denoiser)
+
+    def _losses(self, network: nn.Module, found: Questions) -> Tensor:
+        """Squared error of the mean velocity of each question, (N,)."""
+        x, extra = found.x, {} if found.labels is None else {"y": found.labels}
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            answer = network(x, found.times, to=found.to, **extra)
+        squares = (answer.float() - found.target).square()
+        losses: Tensor = squares.flatten(1).mean(1)
+        return losses
+
+    def _laid_out(self, network: nn.Module) -> nn.Module:
+        return channels_last(network) if isinstance(self._network, UNetConfig) else network
+
+
+def _flow_map(manifest: Manifest) -> MlpConfig | UNetConfig:
+    network = manifest.network
+    assert isinstance(network, MlpConfig | UNetConfig)  # `check_teacher`
+    return network.model_copy(
+        update={"flow_map": True, **({"dropout": 0.0} if hasattr(network, "dropout") else {})}
+    )
