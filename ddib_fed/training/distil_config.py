@@ -15,6 +15,7 @@ from ddib_fed.training.fields import (
     BATCH,
     EMA,
     RATE,
+    Device,
     Domain,
     Name,
     Precision,
@@ -92,9 +93,7 @@ class DistilConfig(TrainConfig):
     clip: Annotated[float | None, says("Largest norm of the gradient; None for any.", gt=0)] = 1.0
     precision: Precision = "float32"
     threads: Threads = 1
-    device: Annotated[
-        Literal["cpu", "cuda", "auto"], says("cpu without it; auto is a GPU where there is one.")
-    ] = "cpu"
+    device: Device = "cpu"
     teacher_evaluations: Annotated[int | None, says("Evaluations of the teacher a path.", ge=8, le=1000)] = (
         None
     )

@@ -23,6 +23,7 @@ from ddib_fed.training.distil.paths import Pool, Questions, Teacher, asked
 from ddib_fed.training.distil.starts import Say, Starts, open_starts
 from ddib_fed.training.distil_config import DistilConfig
 from ddib_fed.training.initial import channels_last
+from ddib_fed.training.prefetch import Piece
 from ddib_fed.training.run_folder import DTYPES
 from ddib_fed.training.trainer import Trainer
 
@@ -110,14 +111,11 @@ class DistilTask:
         figures: See `Task`.
     """
 
-    least = 2
-
     def __init__(self, config: DistilConfig, lesson: Lesson) -> None:
         self.config, self.lesson = config, lesson
         self.figures: dict[str, float] = {}
         self._network = _flow_map(lesson.teacher.manifest)
         self._distilled: Distilled | None = None
-        self._device: torch.device | None = None
         self._pool: Pool | None = None
         self._held_out: Questions | None = None
 
@@ -133,17 +131,22 @@ class DistilTask:
         """See `Task`."""
         return self._laid_out(network_with(self._network, state, device=device))
 
-    def loss(self, network: nn.Module, step: int, part: slice) -> tuple[Tensor, Tensor]:
-        """See `Task`."""
+    def fetch(self, piece: Piece, device: torch.device) -> Questions:
+        """See `Task`; walks paths where the step needs new ones."""
         if self._pool is None:
-            self._pool = self._opened(next(network.parameters()).device)
-        found = self._losses(network, self._pool.ask(step, part))
+            self._pool = self._opened(device)
+        return self._pool.ask(piece.step, slice(piece.first, piece.stop))
+
+    def loss(self, network: nn.Module, piece: Piece, samples: Questions) -> tuple[Tensor, Tensor]:
+        """See `Task`."""
+        del piece
+        found = self._losses(network, samples)
         return found.sum() / int(self.config.batch or 1), found
 
-    def learn(self, step: int, losses: Tensor) -> float:
+    def learn(self, step: int, losses: Tensor) -> Tensor:
         """See `Task`: their mean."""
         del step
-        return float(losses.mean())
+        return losses.double().mean()
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         """See `Task`; on paths from held-out samples, and from other noise."""
