@@ -11,7 +11,7 @@ WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-fast check format format-check lint types layers drift proto install clean bench benchmarks pretrained help
+.PHONY: demo test test-fast test-ray check format format-check lint types layers drift proto install clean bench benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -24,6 +24,9 @@ test: $(VENV)/.dev  ## Every test, in parallel
 
 test-fast: $(VENV)/.dev  ## The tests that are neither e2e nor slow, in parallel
 	$(PYTEST) -m 'not e2e and not slow'
+
+test-ray: $(VENV)/.ray  ## What needs Ray: the executor ray, on a cluster of this machine
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/bridge/workers
 
 check: format-check lint types layers drift  ## What CI runs: format, lint, types, layers, proto drift, tests
 	$(MAKE) --no-print-directory test
@@ -60,6 +63,10 @@ benchmarks: $(VENV)/.dev  ## Measure the solvers again (about two hours; writes 
 pretrained: $(VENV)/.dev  ## Train the shipped bundles again (points 20 minutes of CPU, pictures an hour)
 	$(BIN)/python benchmarks/pretrained.py
 	$(BIN)/python benchmarks/pretrained_pictures.py --out build/pretrained
+
+$(VENV)/.ray: $(VENV)/.dev
+	$(PIP) --editable '.[node,ray]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) ddib-demo build dist *.egg-info

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import torch
-
-from ddib_fed.bridge.domain_model import DTYPES, DomainModel, pixels
-from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.executor import Executor
-from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.local_party import LocalParty
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import ConfigError, NotReady
-from ddib_fed.guidance import UNGUIDED, Guidance
+from ddib_fed.bridge.workers.pool import Pool
+from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.models.devices import device_problem
-
-# Samples of the call with which threads are measured: large enough that a second thread could pay off.
-WARM_UP_ROWS = 4_096
 
 
 class ServingParty(LocalParty):
@@ -35,6 +25,7 @@ class ServingParty(LocalParty):
         max_trajectories: See `Batcher`.
         classifier: Guides decoding where a request asks for it; None for none.
         compiling: As in `DomainModel`.
+        pool: Does the work instead of this process, its workers warm; the party closes it. None for this process.
 
     Raises:
         BundleInvalid, SettingsInvalid: As `DomainModel`.
@@ -54,105 +45,51 @@ class ServingParty(LocalParty):
         max_trajectories: int = 64,
         classifier: Bundle | None = None,
         compiling: str = "auto",
+        pool: Pool | None = None,
     ) -> None:
-        model = DomainModel(
-            bundle, device=_device(device), dtype=DTYPES[dtype], classifier=classifier, compiling=compiling
-        )
-        if model.is_picture:
-            merge_rows = max(1, merge_pixels // pixels(model))
-        self.threads = threads or _fastest_threads(model)
-        on_cpu = model.device.type == "cpu"
-        batcher = Batcher(
-            model,
-            rows=merge_rows,
+        self.pool = pool
+        if pool is not None:  # here is only what checks, and turns units into the model's
+            self.threads = threads or 1
+            super().__init__(DomainModel(bundle, classifier=classifier), pool)
+            return
+        made = Recipe(
+            bundle,
+            classifier,
+            device=device,
+            threads=threads,
+            dtype=dtype,
+            merge_rows=merge_rows,
+            merge_pixels=merge_pixels,
             max_trajectories=max_trajectories,
-            threads=self.threads if on_cpu else None,
-        )
-        super().__init__(model, batcher)
-        try:
-            _warm_up(model, self.executor)
-        except BaseException:
-            self.close()
-            raise
+            compiling=compiling,
+        ).warm()
+        self.threads = made.threads
+        super().__init__(made.model, made.batcher)
+
+    @property
+    def place(self) -> str:
+        """Where the network runs, for the operator."""
+        return str(self.model.device) if self.pool is None else self.pool.describe()
+
+    @property
+    def problem(self) -> str | None:
+        """What the operator should know of the workers; None for nothing."""
+        return None if self.pool is None else self.pool.problem
+
+    def resize(self, workers: int) -> None:
+        """Have so many workers from now on.
+
+        Raises:
+            SettingsInvalid: There are no workers, or not so many can be.
+        """
+        if self.pool is None:
+            raise SettingsInvalid(
+                "the engine of this node runs in the node itself, and has no workers",
+                hint='executor = "processes" or "ray" in [engine] of node.toml, and a restart',
+            )
+        self.pool.resize(workers)
 
     @property
     def counters(self) -> Mapping[str, int]:
         """Network calls made and samples evaluated in them."""
         return self.executor.counters
-
-
-def _warm_up(model: DomainModel, executor: Executor) -> None:
-    """Run short legs of two sizes, and one guided by the classifier, so that the first request pays for nothing."""
-    settings = SolverSettings(evaluations=2 if model.is_picture else 8)
-    guided = [Guidance(classifier_scale=1.0)] if model.classifier is not None else []
-    for guidance, rows in [
-        (UNGUIDED, 1),
-        (UNGUIDED, min(2, executor.rows) if model.is_picture else 64),
-        *((each, 1) for each in guided),
-    ]:
-        label = 0 if model.classes(guidance) else None
-        classes = model.class_rows(label, rows, guidance)
-        noise = Trajectory("decode", _noise(model, rows), settings, guidance=guidance, label=classes)
-        out = executor.submit(noise).result()
-        if not torch.isfinite(out).all():
-            raise NotReady(
-                "the model answers with NaN or infinity to noise",
-                hint="ddib model show BUNDLE; train it again",
-            )
-
-
-def _fastest_threads(model: DomainModel) -> int:
-    """1 or all cores, whichever evaluates a large batch faster now (a busy second core makes OpenMP crawl)."""
-    cores = torch.get_num_threads()
-    if model.device.type != "cpu" or cores == 1:
-        return 1
-    rows = 1 if model.is_picture else WARM_UP_ROWS
-    laid = model.plan(SolverSettings(evaluations=8))
-    query = next(laid.decoder(_noise(model, rows), model.condition(_any_label(model), rows)))
-
-    def evaluate() -> None:
-        with torch.no_grad():
-            model.denoiser()(query.x, query.level, query.cond, query.to)
-
-    timings = {count: _median_seconds(evaluate, count) for count in (1, cores)}
-    torch.set_num_threads(cores)
-    # A second thread must pay clearly: it is taken from gRPC and from the other node on a small machine.
-    return cores if timings[cores] < 0.7 * timings[1] else 1
-
-
-def _noise(model: DomainModel, rows: int) -> torch.Tensor:
-    noise = torch.randn(rows, *model.sample_shape, generator=torch.Generator().manual_seed(0))
-    return noise.to(model.device)
-
-
-def _any_label(model: DomainModel) -> int | None:
-    """A class that the model has, for calls of which only the time or finiteness counts."""
-    return 0 if model.manifest.num_classes else None
-
-
-def _median_seconds(call: Callable[[], None], threads: int, repeats: int = 5) -> float:
-    """Median wall time of `call` with that many threads, after one call that is not counted."""
-    torch.set_num_threads(threads)
-    call()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds)[repeats // 2]
-
-
-def _device(name: str) -> torch.device:
-    """The device of a name in node.toml.
-
-    Raises:
-        ConfigError: There is none of that name here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if problem := device_problem(name):
-        raise ConfigError(
-            f"engine.device = {name!a} cannot be used: {problem}",
-            hint='engine.device = "auto" takes a GPU where there is one, "cpu" works everywhere',
-        )
-    return torch.device(name)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-from ddib_fed.bridge.worker_process import Channel, WorkerProcess, portable
+from ddib_fed.bridge.workers.process import Channel, WorkerProcess, portable
 from ddib_fed.errors import DdibError, InternalError, SettingsInvalid
 from ddib_fed.models.devices import device_problem
 

@@ -59,6 +59,10 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "status": Lazy("ddib_fed.cli.node.status:status", "Show the state of the node on this machine."),
     "reload": Lazy("ddib_fed.cli.node.status:reload", "Make the node re-read its peers and certificates."),
+    "workers": Lazy(
+        "ddib_fed.cli.node.status:workers",
+        "Show who computes for the node, or have COUNT workers from now on.",
+    ),
     "drain": Lazy(
         "ddib_fed.cli.node.status:drain",
         "Drain the node: accept no more work, finish running work, and exit.",
@@ -91,7 +95,7 @@ COMMANDS: Mapping[str, Lazy] = {
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Translate": ("translate", "domains", "job", "doctor", "demo"),
-    "Run a node": ("init", "pki", "peer", "calibrate", "status", "reload", "drain", "audit"),
+    "Run a node": ("init", "pki", "peer", "calibrate", "status", "reload", "workers", "drain", "audit"),
     "Work with models, without nodes": (
         "try",
         "model",

@@ -31,17 +31,19 @@ R = TypeVar("R")
 
 
 class AdminServicer(rpc.AdminServiceServicer):
-    """Answers from three callables of the daemon."""
+    """Answers from callables of the daemon."""
 
     def __init__(
         self,
         status: Callable[[], pb.StatusResponse],
         reload: Callable[[], list[str]],
         drain: Callable[[], int],
+        workers: Callable[[int], pb.WorkersResponse],
     ) -> None:
         self._status = status
         self._reload = reload
         self._drain = drain
+        self._workers = workers
 
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:
         """See admin.proto."""
@@ -56,6 +58,12 @@ class AdminServicer(rpc.AdminServiceServicer):
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainResponse:
         """See admin.proto."""
         return pb.DrainResponse(running_jobs=self._drain())
+
+    def Workers(self, request: pb.WorkersRequest, context: grpc.ServicerContext) -> pb.WorkersResponse:
+        """See admin.proto."""
+        answer = self._workers(request.count)
+        answer.problem = _line(answer.problem)
+        return answer
 
 
 def _line(text: str) -> str:
@@ -162,6 +170,16 @@ class AdminClient:
         """
         with self._channel() as channel:
             return int(self._call(rpc.AdminServiceStub(channel).Drain, pb.DrainRequest()).running_jobs)
+
+    def workers(self, count: int = 0) -> pb.WorkersResponse:
+        """Have so many workers; 0 only asks who there is.
+
+        Raises:
+            PeerUnreachable: No node answers on the socket.
+            SettingsInvalid: The node has no workers, or cannot have so many.
+        """
+        with self._channel() as channel:
+            return self._call(rpc.AdminServiceStub(channel).Workers, pb.WorkersRequest(count=count))
 
     def _channel(self) -> grpc.Channel:
         opened = grpc.secure_channel(

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from ddib_fed.bridge.calibration.record import Kind
+from ddib_fed.bridge.workers.limits import LOCAL, MOST_WORKERS
 from ddib_fed.names import check_domain, is_institution, is_label, size_from
 from ddib_fed.node.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
@@ -126,8 +127,18 @@ class LimitsSection(Section):
 
 
 class EngineSection(Section):
-    """Where and how the network runs."""
+    """Where and how the network runs.
 
+    Attributes:
+        executor: "inline" in the node itself, "processes" in one for each GPU or core, "ray" in actors of a cluster.
+        workers: Of "processes" or "ray"; 0 for one on each GPU, or without any on each core.
+        ray_address: HOST:PORT of the head of the institution's own cluster; "local" starts one on this machine; empty
+            where the executor is another.
+    """
+
+    executor: Literal["inline", "processes", "ray"] = "inline"
+    workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 0
+    ray_address: str = ""
     device: str = "auto"
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -136,6 +147,13 @@ class EngineSection(Section):
     merge_pixels: Annotated[int, Field(ge=1)] = 65_536
     max_trajectories: Annotated[int, Field(ge=1, le=64)] = 64
     running_jobs: Annotated[int, Field(ge=1, le=16)] = 2
+
+    @field_validator("ray_address")
+    @classmethod
+    def _ray_address(cls, value: str) -> str:
+        if value not in {"", LOCAL}:
+            split_address(value)
+        return value
 
 
 LatentType = Literal["float32", "float16", "bfloat16"]

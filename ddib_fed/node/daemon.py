@@ -121,7 +121,7 @@ class Daemon:
         config = self.config
         with ExitStack() as after:  # probes and the operator are answered to the end
             try:
-                servicer = AdminServicer(self.status, self.reload, self.request_drain)
+                servicer = AdminServicer(self.status, self.reload, self.request_drain, self.resize)
                 admin = serve_admin(
                     config.paths.admin_socket, servicer, [ErrorInterceptor(config.node.institution)]
                 )
@@ -165,7 +165,7 @@ class Daemon:
             self.server.address,
             engine.model.bundle.digest[:12],
             engine.model.bundle.manifest.parameters,
-            engine.model.device,
+            engine.place,
             engine.threads,
             time.perf_counter() - started,
         )
@@ -259,7 +259,7 @@ class Daemon:
             return "draining"
         if not self.node.loaded:
             return "draining" if self.stopping else "loading"
-        problem = self._credentials.problem or self._renewal.problem
+        problem = self._credentials.problem or self._renewal.problem or self.node.running_engine.problem
         return f"degraded: {problem}" if problem else "serving"
 
     def reload(self) -> list[str]:
@@ -271,6 +271,28 @@ class Daemon:
         self._look()
         self.node.audit.write("reload", changes=changes)
         return [*changes, f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}"]
+
+    def resize(self, workers: int) -> pb.WorkersResponse:
+        """Have so many workers; 0 changes nothing. Who there is.
+
+        Raises:
+            NotReady: The model is not loaded yet.
+            SettingsInvalid: The node has no workers, or cannot have so many.
+        """
+        engine = self.node.running_engine
+        if workers:
+            engine.resize(workers)
+            self.node.audit.write("workers", count=workers)
+        if engine.pool is None:
+            return pb.WorkersResponse(executor="inline")
+        counters = engine.pool.counters
+        return pb.WorkersResponse(
+            executor=self.config.engine.executor,
+            wanted=counters["wanted"],
+            ready=engine.pool.workers(),
+            replaced=counters["replaced"],
+            problem=engine.problem or "",
+        )
 
     def status(self) -> pb.StatusResponse:
         """What `ddib status` shows."""
@@ -336,7 +358,7 @@ class Daemon:
             sample_shape=manifest.sample_shape,
             sha256=engine.model.bundle.digest,
             parameters=manifest.parameters,
-            device=str(engine.model.device),
+            device=engine.place,
         )
 
 

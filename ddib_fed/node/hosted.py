@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.bridge.workers.pool import Pool
+from ddib_fed.bridge.workers.processes import process_pool
+from ddib_fed.bridge.workers.ray_actors import ray_pool
 from ddib_fed.errors import BundleInvalid, ConfigError, MemoryExhausted, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, check_guide, load_bundle
 from ddib_fed.names import size_from
@@ -73,10 +79,21 @@ def load_classifier(config: NodeConfig, bundle: Bundle) -> Bundle | None:
     return classifier
 
 
+def _address(config: NodeConfig) -> str:
+    if not config.engine.ray_address:
+        raise ConfigError(
+            f'{config.path} says executor = "ray", and not where the cluster is',
+            hint='ray_address = "HOST:6379" in [engine], the address of its head; "local" starts one on this machine',
+        )
+    return config.engine.ray_address
+
+
 def open_engine(config: NodeConfig) -> ServingParty:
-    """Load and warm up the model of a node.
+    """Load and warm up the model of a node, here or in its workers.
 
     Raises:
+        ExtraMissing: The executor needs a package that is not installed.
+        NotReady: Its cluster does not answer, or the model answers with NaN.
         ModelNotFound: There is no bundle at the configured place.
         BundleInvalid: It fails its checks, or no contract could be made with it.
         ConfigError: It is of another domain than node.toml says, or cannot run on the device in the dtype.
@@ -85,18 +102,24 @@ def open_engine(config: NodeConfig) -> ServingParty:
     section = config.engine
     bundle = load_hosted(config)
     classifier = load_classifier(config, bundle)
+    options: dict[str, Any] = {
+        "device": section.device,
+        "threads": section.threads,
+        "dtype": section.dtype,
+        "compiling": section.compile,
+        "merge_rows": section.merge_rows,
+        "merge_pixels": section.merge_pixels,
+        "max_trajectories": section.max_trajectories,
+    }
     try:
-        return ServingParty(
-            bundle,
-            classifier=classifier,
-            device=section.device,
-            threads=section.threads,
-            dtype=section.dtype,
-            compiling=section.compile,
-            merge_rows=section.merge_rows,
-            merge_pixels=section.merge_pixels,
-            max_trajectories=section.max_trajectories,
-        )
+        if section.executor == "inline":
+            return ServingParty(bundle, classifier=classifier, **options)
+        recipe = Recipe(bundle, classifier, **options)
+        if section.executor == "processes":
+            pool: Pool = process_pool(recipe, workers=section.workers)
+        else:
+            pool = ray_pool(recipe, address=_address(config), workers=section.workers)
+        return ServingParty(bundle, classifier=classifier, threads=section.threads, pool=pool)
     except SettingsInvalid as error:
         if error.facts.get("field") != "compile":
             raise

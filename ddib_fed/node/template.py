@@ -53,6 +53,9 @@ seed = 0
 # drain_s = 60.0                # what runs has this long after SIGTERM
 
 [engine]
+# executor = "inline"           # or "processes": one for each GPU or core; or "ray": actors on your own Ray cluster
+# workers = 0                   # of processes or ray; 0 for one on each GPU, without any on each core
+# ray_address = ""              # "HOST:6379", the head of the Ray cluster; "local" starts one on this machine
 # device = "auto"               # cpu, cuda, cuda:1; auto takes a GPU where there is one
 # threads = 0                   # CPU threads of the network; 0 measures at start and keeps the fastest
 # dtype = "float32"             # of the network: float32, bfloat16, float16; what is integrated stays float32

@@ -114,3 +114,23 @@ class DrainResponse(_message.Message):
     RUNNING_JOBS_FIELD_NUMBER: _ClassVar[int]
     running_jobs: int
     def __init__(self, running_jobs: _Optional[int] = ...) -> None: ...
+
+class WorkersRequest(_message.Message):
+    __slots__ = ("count",)
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    def __init__(self, count: _Optional[int] = ...) -> None: ...
+
+class WorkersResponse(_message.Message):
+    __slots__ = ("executor", "wanted", "ready", "replaced", "problem")
+    EXECUTOR_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    REPLACED_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    executor: str
+    wanted: int
+    ready: _containers.RepeatedScalarFieldContainer[str]
+    replaced: int
+    problem: str
+    def __init__(self, executor: _Optional[str] = ..., wanted: _Optional[int] = ..., ready: _Optional[_Iterable[str]] = ..., replaced: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...

@@ -387,6 +387,14 @@ _ADMIN: Final[Mapping[str, Mapping[str, Limit]]] = {
     "ReloadResponse": {"changes": Many(Text(LONGEST_LINE), 20_000)},
     "DrainRequest": {},
     "DrainResponse": {"running_jobs": _COUNT},
+    "WorkersRequest": {"count": Number(0, 256)},
+    "WorkersResponse": {
+        "executor": Text(16),
+        "wanted": _COUNT,
+        "ready": Many(Text(LONGEST_LINE), 256),
+        "replaced": _COUNT,
+        "problem": Text(LONGEST_LINE),
+    },
 }
 FIELDS: Final[Mapping[str, Mapping[str, Limit]]] = MappingProxyType(
     {**_COMMON, **_DECODING, **_TRANSLATION, **_SIGNING, **_IDENTITY, **_ADMIN}

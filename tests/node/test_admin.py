@@ -37,8 +37,13 @@ class Node:
             raise self.failure
         return self.changes
 
+    def workers(self, count: int) -> pb.WorkersResponse:
+        if self.failure is not None:
+            raise self.failure
+        return pb.WorkersResponse(executor="processes", wanted=count, problem="x" * 10_000)
+
     def serve(self, config):
-        servicer = AdminServicer(self.status, self.reload, lambda: 3)
+        servicer = AdminServicer(self.status, self.reload, lambda: 3, self.workers)
         return serve_admin(config.paths.admin_socket, servicer, [ErrorInterceptor("north.example")])
 
 
@@ -66,6 +71,7 @@ def test_the_client_gets_what_the_node_says(node, config) -> None:
     assert client.status().state == "serving"
     assert client.reload() == ["added peer south.example"]
     assert client.drain() == 3
+    assert client.workers(5).wanted == 5
 
 
 def test_the_operator_is_answered_however_much_is_wrong(node, config) -> None:

@@ -1,4 +1,4 @@
-"""`ddib status`, `ddib reload`, `ddib drain`: the operator's commands, through the node's Unix socket."""
+"""`ddib status`, `reload`, `workers` and `drain`: the operator's commands, through the node's Unix socket."""
 
 from __future__ import annotations
 
@@ -79,6 +79,26 @@ def reload(config_path: Path) -> None:
     """
     for change in _client(config_path).reload():
         say(change)
+
+
+@click.command()
+@click.argument("count", type=click.IntRange(1, 256), required=False)
+@options.CONFIG
+def workers(count: int | None, config_path: Path) -> None:
+    """Show who computes for the node, or have COUNT workers from now on.
+
+    A node has workers when its [engine] executor is "processes" or "ray". Those that are too many finish the work that
+    they have. A restart takes the number of node.toml again.
+    """
+    answer = _client(config_path).workers(count or 0)
+    if answer.executor == "inline":
+        say("inline: the node computes in its own process")
+        return
+    say(f"{answer.executor}: {len(answer.ready)} of {answer.wanted} ready, {answer.replaced} replaced")
+    for line in answer.ready:
+        say(f"  {line}")
+    if answer.problem:
+        say(f"problem: {answer.problem}")
 
 
 @click.command()

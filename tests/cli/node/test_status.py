@@ -27,6 +27,13 @@ def answer() -> pb.StatusResponse:
     return status
 
 
+def workers(count: int) -> pb.WorkersResponse:
+    return pb.WorkersResponse(
+        executor="processes", wanted=count or 2, ready=["0 on cpu, process 71"], replaced=4,
+        problem="a worker process cannot be started: no memory",
+    )  # fmt: skip
+
+
 @pytest.fixture
 def config_path(tmp_path):
     make_node(tmp_path, institution="north.example", roles=("source",), domain="moons", name="node-1",
@@ -38,7 +45,7 @@ def config_path(tmp_path):
 def admin(config_path):
     from ddib_fed.node.config import NodeConfig
 
-    servicer = AdminServicer(answer, lambda: ["added peer west.example"], lambda: 2)
+    servicer = AdminServicer(answer, lambda: ["added peer west.example"], lambda: 2, workers)
     server = serve_admin(NodeConfig.load(config_path).paths.admin_socket, servicer, [])
     yield config_path
     server.stop(None).wait()
@@ -80,3 +87,15 @@ def test_no_configuration_is_not_found(tmp_path, capsys):
     """Exit 6, and how to write one."""
     assert run(["status", "--config", str(tmp_path / "none.toml")]) == ExitCode.NOT_FOUND
     assert "ddib init node" in capsys.readouterr().err
+
+
+def test_workers_shows_who_computes_and_asks_for_more(admin, capsys):
+    """Without a number nothing changes; more than 256 are refused before the node is asked."""
+    assert run(["workers", "--config", str(admin)]) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 2 ready, 4 replaced" in shown
+    assert "0 on cpu, process 71" in shown
+    assert "no memory" in shown
+    assert run(["workers", "3", "--config", str(admin)]) == 0
+    assert "1 of 3 ready" in capsys.readouterr().out
+    assert run(["workers", "257", "--config", str(admin)]) == 2

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.worker_process import WorkerProcess, pack, portable, unpack
+from ddib_fed.bridge.workers.process import WorkerProcess, pack, portable, unpack
 from ddib_fed.errors import InternalError, SettingsInvalid
-from tests.bridge.echoing import deaf, echo
-from tests.bridge.orphans import abandoned, all_ended
+from tests.bridge.workers.echoing import deaf, echo
+from tests.bridge.workers.orphans import abandoned, all_ended
 
 pytestmark = pytest.mark.slow  # processes are started
 

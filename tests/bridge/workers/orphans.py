@@ -1,6 +1,6 @@
 """A process that starts workers and then waits to be killed; each worker holds a connection to the test while it lives.
 
-python -m tests.bridge.orphans SOCKET worker|unwarned|spread
+python -m tests.bridge.workers.orphans SOCKET worker|unwarned|spread
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import threading
 from pathlib import Path
 
 from ddib_fed.bridge.sharding import spread
-from ddib_fed.bridge.worker_process import PR_SET_PDEATHSIG, WorkerProcess
+from ddib_fed.bridge.workers.process import PR_SET_PDEATHSIG, WorkerProcess
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PATIENCE_S = 20.0
 """To start, on a busy machine."""
 SOON_S = 5.0
@@ -62,7 +62,9 @@ def abandoned(kind: str, folder: Path, workers: int):
         server.bind(address)
         server.listen()
         server.settimeout(PATIENCE_S)
-        parent = subprocess.Popen([sys.executable, "-m", "tests.bridge.orphans", address, kind], cwd=ROOT)
+        parent = subprocess.Popen(
+            [sys.executable, "-m", "tests.bridge.workers.orphans", address, kind], cwd=ROOT
+        )
         try:
             there = [lines.enter_context(server.accept()[0]) for _ in range(workers)]
             processes = [int(line.recv(20)) for line in there]

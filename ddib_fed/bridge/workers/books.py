@@ -1,0 +1,294 @@
+"""The books of a pool: which trajectories wait, for whom and since when, and which worker has which."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from torch import Tensor
+
+from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.workers.workbench import Done, Failed, Step
+from ddib_fed.diffusion.bridge import OnStep
+from ddib_fed.errors import DdibError
+
+ROWS_AHEAD: Final = 2
+"""Budgets of rows that a worker may have in flight: one in its network call, one to follow at once."""
+SUSPECT_AFTER: Final = 2
+"""Deaths of workers after which a trajectory runs alone on one, so that it takes no others with it."""
+MOST_DEATHS: Final = 3
+"""Deaths after which a trajectory is given up, if the last worker had nothing else to do."""
+
+
+class Remote(Protocol):
+    """A worker elsewhere."""
+
+    def send(self, message: Any) -> None:
+        """Send `workbench.Do` or `Cancel`, in order; never waits, and says nothing when the worker is gone."""
+
+    def end(self) -> None:
+        """End it, whatever it does; returns when it has ended."""
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A worker of the pool, from when it is to be started until it has ended."""
+
+    name: str = ""
+    ready: bool = False
+    retiring: bool = False
+    entries: dict[int, Entry] = field(default_factory=dict)
+    remote: Remote | None = None
+    gone: bool = False
+    told: bool = False
+    """Whether it said why it could not start."""
+
+    rows: int = 0
+    """In flight."""
+
+    @property
+    def takes(self) -> bool:
+        """Whether it may be given work."""
+        return self.remote is not None and self.ready and not self.retiring and not self.gone
+
+    @property
+    def has_suspect(self) -> bool:
+        """Whether it has work that must be alone."""
+        return any(entry.suspect for entry in itertools.islice(self.entries.values(), 1))
+
+    def give(self, entry: Entry) -> None:
+        """It has this now."""
+        entry.member = self
+        self.entries[entry.number] = entry
+        self.rows += entry.rows
+
+    def take(self, entry: Entry) -> None:
+        """It does not have it any more."""
+        entry.member = None
+        del self.entries[entry.number]
+        self.rows -= entry.rows
+
+    def begin(self, remote: Remote) -> bool:
+        """It was started; False when it is wanted no more."""
+        self.remote = remote
+        return not self.gone
+
+    def send(self, message: Any) -> None:
+        """Send it a message, if it is there."""
+        if self.remote is not None:
+            self.remote.send(message)
+
+    def end(self) -> None:
+        """End it, if it was started."""
+        if self.remote is not None:
+            self.remote.end()
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A trajectory that was taken, and who waits for it."""
+
+    number: int
+    trajectory: Trajectory
+    control: Control
+    on_step: OnStep | None
+    future: Future[Tensor] = field(default_factory=Future)
+    watched: ExitStack = field(default_factory=ExitStack)
+    member: Member | None = None
+    deaths: int = 0
+    alone: bool = False
+    """Whether the last worker that died with it had nothing else."""
+
+    @property
+    def rows(self) -> int:
+        """Of the trajectory."""
+        return self.trajectory.rows
+
+    @property
+    def flow(self) -> str:
+        """Whose it is: that of nobody else where it has no name."""
+        return self.trajectory.flow or f"\0{self.number}"
+
+    @property
+    def cost(self) -> float:
+        """What it takes of its flow's share."""
+        return self.rows * self.trajectory.settings.evaluations / self.trajectory.weight
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be what kills workers."""
+        return self.deaths >= SUSPECT_AFTER
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it is what kills workers."""
+        return self.deaths >= MOST_DEATHS and self.alone
+
+    @property
+    def verdict(self) -> DdibError | None:
+        """Why its control says that it is over; None when it does not."""
+        try:
+            self.control.check()
+        except DdibError as error:
+            return error
+        return None
+
+    def finish(self, x: Tensor) -> None:
+        """It came to its end."""
+        self.watched.close()
+        self.future.set_result(x)
+
+    def fail(self, error: Exception) -> None:
+        """It did not."""
+        self.watched.close()
+        self.future.set_exception(error)
+
+
+@dataclass(slots=True, eq=False)
+class _Flow:
+    """What belongs together, and has a share."""
+
+    spent: float
+    """What it was given, as virtual time."""
+    waiting: deque[Entry] = field(default_factory=deque)
+    under_way: int = 0
+
+
+@dataclass(slots=True)
+class Books:
+    """Guarded by the lock of the pool.
+
+    Attributes:
+        members: Workers that there are, or are to be.
+        entries: What was taken and is not done, by number.
+        rows: Of one network call.
+        calls: Network calls that workers told of.
+        evaluated: Rows of these.
+    """
+
+    members: list[Member] = field(default_factory=list)
+    entries: dict[int, Entry] = field(default_factory=dict)
+    rows: int = 1
+    calls: int = 0
+    evaluated: int = 0
+    _flows: dict[str, _Flow] = field(default_factory=dict)
+    _now: float = 0.0
+
+    @property
+    def ready(self) -> list[Member]:
+        """Those that can be given work."""
+        return [member for member in self.members if member.takes]
+
+    @property
+    def stay(self) -> list[Member]:
+        """Those that are there, or are to be, and are not retiring."""
+        return [member for member in self.members if not member.retiring]
+
+    @property
+    def waiting(self) -> list[Entry]:
+        """What no worker has."""
+        return [entry for flow in self._flows.values() for entry in flow.waiting]
+
+    def add(self, entry: Entry) -> None:
+        """Take it; a flow that had nothing here begins where the others are, not with time that it saved up."""
+        self.entries[entry.number] = entry
+        self._flows.setdefault(entry.flow, _Flow(self._now)).waiting.append(entry)
+
+    def placed(self) -> Iterator[tuple[Entry, Member]]:
+        """Give what waits to workers, as far as they have room: the flow that had least first."""
+        while (flow := self._first()) is not None:
+            member = self._room(flow)
+            if member is None:
+                return
+            entry = flow.waiting.popleft()
+            self._now = max(self._now, flow.spent)
+            flow.spent += entry.cost
+            flow.under_way += 1
+            member.give(entry)
+            yield entry, member
+
+    def _first(self) -> _Flow | None:
+        """The flow that had least, of those that have something to give."""
+        some = (flow for flow in self._flows.values() if flow.waiting)
+        return min(some, key=lambda flow: (flow.spent, flow.waiting[0].number), default=None)
+
+    def _room(self, flow: _Flow) -> Member | None:
+        """The worker with fewest rows, if it has room; a flow that has nothing under way need not wait for room."""
+        entry = flow.waiting[0]
+        free = [member for member in self.ready if not member.has_suspect]
+        if not free:
+            return None
+        member = min(free, key=lambda each: each.rows)
+        if not member.entries:
+            return member
+        if entry.suspect:
+            return None
+        fits = member.rows + entry.rows <= ROWS_AHEAD * self.rows
+        return member if fits or not flow.under_way else None
+
+    def step(self, member: Member, message: Step) -> Callable[[], object] | None:
+        """What tells whoever waits of a step."""
+        entry = member.entries.get(message.number)
+        on_step = None if entry is None or entry.control.over else entry.on_step
+        return None if on_step is None else lambda: on_step(message.done, message.of)
+
+    def answered(self, member: Member, message: Done | Failed) -> Callable[[], object] | None:
+        """What answers whoever waits; None for work that is not there any more."""
+        self.calls += message.calls
+        self.evaluated += message.rows
+        entry = member.entries.get(message.number)
+        if entry is None:
+            return None
+        self.finish([entry])
+        if isinstance(message, Done):
+            x = message.x
+            return lambda: entry.finish(x)
+        error = message.error
+        return lambda: entry.fail(entry.verdict or error)
+
+    def finish(self, entries: Iterable[Entry]) -> None:
+        """They are done: strike them off."""
+        for entry in entries:
+            flow = self._flows[entry.flow]
+            del self.entries[entry.number]
+            if entry.member is not None:
+                entry.member.take(entry)
+                flow.under_way -= 1
+            else:
+                flow.waiting.remove(entry)
+            if not flow.waiting and not flow.under_way:
+                del self._flows[entry.flow]
+
+    def forget(self, member: Member) -> bool:
+        """It is gone, or is to go; False when that was known."""
+        if member not in self.members:
+            return False
+        self.members.remove(member)
+        member.gone = True
+        return True
+
+    def lost(self, member: Member, *, blame: bool) -> list[Entry]:
+        """What it had waits again, before what came later."""
+        lost = list(member.entries.values())
+        for entry in reversed(lost):
+            member.take(entry)
+            entry.deaths += blame
+            entry.alone = len(lost) == 1
+            flow = self._flows[entry.flow]
+            flow.under_way -= 1
+            flow.waiting.appendleft(entry)
+        return lost
+
+    def clear(self) -> tuple[list[Entry], list[Member]]:
+        """Strike everything off; what there was."""
+        entries, members = list(self.entries.values()), list(self.members)
+        self.finish(entries)
+        for member in members:
+            self.forget(member)
+        return entries, members

@@ -1,0 +1,396 @@
+"""Hands trajectories to workers elsewhere, by rows in flight; what is lost with a worker is done again by another.
+
+The pool knows nothing of processes or clusters: `launch` starts a worker, which is sent `workbench.Do` and
+`workbench.Cancel` and answers through a `Listener`. One lock guards the books; futures are set and workers ended
+outside of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Final, Protocol
+
+from torch import Tensor
+
+from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.workers.books import Books, Entry, Member, Remote
+from ddib_fed.bridge.workers.limits import MOST_WORKERS
+from ddib_fed.bridge.workers.workbench import Broken, Cancel, Do, Done, Failed, Ready, Step
+from ddib_fed.diffusion.bridge import OnStep
+from ddib_fed.errors import DdibError, Draining, InternalError, NotReady, SettingsInvalid
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 30.0
+"""Between tries to replace a worker that does not start."""
+LOOK_EVERY_S: Final = 0.25
+"""How often deadlines of waiting work, and workers that are missing, are looked at."""
+PATIENCE_S: Final = 20.0
+"""How long accepted work waits while no worker is there; then it fails with `NotReady`, and may be tried again."""
+Finish = Callable[[], object]
+"""What is left to do when the lock is released."""
+
+
+class Launch(Protocol):
+    """Starts workers."""
+
+    def __call__(self, listener: Listener, /) -> Remote:
+        """Start one; it need not be ready.
+
+        Raises:
+            DdibError: It cannot be started now.
+        """
+
+
+class Listener:
+    """What a worker tells its pool; any thread may."""
+
+    def __init__(self, pool: Pool, member: Member) -> None:
+        self._pool, self._member = pool, member
+
+    def heard(self, message: Any) -> None:
+        """It said this."""
+        self._pool._heard(self._member, message)  # noqa: SLF001 - the pool's own half
+
+    def ended(self, why: str, *, blame: bool) -> None:
+        """It is gone.
+
+        Args:
+            why: "was killed by SIGKILL".
+            blame: Whether what it worked on may be the cause.
+        """
+        self._pool._ended(self._member, why, blame=blame)  # noqa: SLF001 - as above
+
+
+class Pool:
+    """An `Executor` whose workers are elsewhere.
+
+    Args:
+        launch: Starts a worker.
+        count: How many there are to be.
+        what: What they are, for messages: "worker process".
+        remedy: What the operator can look at when none starts.
+        ready_s: How long the first start may take; None for no limit.
+        wait_for: How many must be ready before this returns; `count` where it is None.
+
+    Raises:
+        DdibError: What a worker said that could not start, or could not be started.
+        NotReady: Too few were ready in time.
+    """
+
+    beside = True
+
+    def __init__(
+        self,
+        launch: Launch,
+        count: int,
+        *,
+        what: str,
+        remedy: str,
+        ready_s: float | None = None,
+        wait_for: int | None = None,
+    ) -> None:
+        self._launch, self._what, self._remedy = launch, what, remedy
+        self._changed = threading.Condition()
+        self._books = Books()
+        self._numbers = itertools.count(1)
+        self._wanted = 0
+        self._draining = self._closed = False
+        self._problem: str | None = None
+        self._started = False
+        self._refusal: Exception | None = None
+        self._pause_s, self._not_before = FIRST_PAUSE_S, 0.0
+        self._worker_since = time.monotonic()
+        """When there last was a worker that could take work."""
+        self._redone = self._replaced = 0
+        self.resize(count)
+        self._thread = threading.Thread(target=self._supervise, name=f"{what} pool", daemon=True)
+        self._thread.start()
+        try:
+            self._wait_until_ready(count if wait_for is None else wait_for, ready_s)
+        except BaseException:
+            self.close()
+            raise
+
+    # What an executor is
+
+    @property
+    def rows(self) -> int:
+        """See `Executor`: of one worker."""
+        return self._books.rows
+
+    @property
+    def width(self) -> int:
+        """See `Executor`: workers that there are to be."""
+        return max(1, self._wanted)
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """See `Executor`; also workers "ready", "wanted" and "replaced", and trajectories that were "redone"."""
+        with self._changed:
+            return {
+                "calls": self._books.calls,
+                "rows": self._books.evaluated,
+                "ready": len(self._books.ready),
+                "wanted": self._wanted,
+                "replaced": self._replaced,
+                "redone": self._redone,
+            }
+
+    @property
+    def problem(self) -> str | None:
+        """What the operator should know; None while all workers are there or on their way."""
+        with self._changed:
+            return self._problem
+
+    def submit(
+        self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
+    ) -> Future[Tensor]:
+        """See `Executor`; the future fails with `NotReady` when there has been no worker for a while.
+
+        Raises:
+            Draining: It was closed, or is drained.
+        """
+        entry = Entry(next(self._numbers), trajectory, control or Control(), on_step)
+        with self._changed:
+            if self._closed or self._draining:
+                raise Draining("the engine is closed")
+            refusal = self._refused(trajectory)
+            if refusal is not None:
+                entry.fail(refusal)
+                return entry.future
+            self._books.add(entry)
+            # Cancelled already, the callback only wakes the supervisor: the lock may be taken again by its holder.
+            entry.watched.enter_context(entry.control.interrupting(lambda: self._cancelled(entry)))
+            self._dispatch()
+        return entry.future
+
+    def _refused(self, trajectory: Trajectory) -> DdibError | None:
+        """Why nobody here will do it; None when somebody will."""
+        if trajectory.draw is not None:  # it is a function of this process
+            return SettingsInvalid(
+                f"decoding that draws noise at each step is not done by a {self._what}",
+                hint='executor = "inline" in [engine] of node.toml, or eta 0',
+            )
+        return self._nobody() if self._deserted() else None
+
+    def close(self) -> None:
+        """See `Executor`; returns when every worker has ended."""
+        with self._changed:
+            self._closed = True
+            self._wanted = 0
+            entries, members = self._books.clear()
+            self._changed.notify_all()
+        for entry in entries:
+            entry.fail(Draining("the engine was closed"))
+        self._thread.join()
+        for member in members:
+            member.end()
+
+    # What the operator can do
+
+    def resize(self, count: int) -> None:
+        """Have so many workers from now on; those that are too many finish what they have.
+
+        Raises:
+            SettingsInvalid: Not 1 to `MOST_WORKERS`.
+        """
+        if not 1 <= count <= MOST_WORKERS:
+            raise SettingsInvalid(
+                f"{count} workers; a pool has 1 to {MOST_WORKERS}",
+                hint="ddib workers 2",
+                facts={"workers": count},
+            )
+        with self._changed:
+            if self._closed:
+                raise Draining("the engine is closed")
+            self._wanted = count
+            self._changed.notify_all()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Take nothing new, and wait until all that was taken is done; whether it is."""
+        with self._changed:
+            self._draining = True
+            return self._changed.wait_for(lambda: self._closed or not self._books.entries, timeout_s)
+
+    def describe(self) -> str:
+        """How many workers there are, for the operator."""
+        return f"{len(self.workers())} of {self._wanted} {self._what}{'' if self._wanted == 1 else 's'}"
+
+    def workers(self) -> list[str]:
+        """The names of those that are ready."""
+        with self._changed:
+            return [member.name for member in self._books.ready]
+
+    # What workers tell
+
+    def _heard(self, member: Member, message: Any) -> None:
+        finish: Finish | None = None
+        with self._changed:
+            if isinstance(message, Ready):
+                self._is_ready(member, message)
+            elif isinstance(message, Broken):
+                member.told = True
+                self._could_not_start(message.error)
+            elif isinstance(message, Step):
+                finish = self._books.step(member, message)
+            elif isinstance(message, Done | Failed):
+                finish = self._books.answered(member, message)
+            self._dispatch()
+            self._changed.notify_all()
+        if finish is not None:
+            finish()
+
+    def _is_ready(self, member: Member, message: Ready) -> None:
+        member.ready, member.name = True, message.name
+        self._books.rows = message.rows
+        self._pause_s, self._problem = FIRST_PAUSE_S, None
+        log.info("%s %s is ready", self._what, member.name)
+
+    def _ended(self, member: Member, why: str, *, blame: bool) -> None:
+        with self._changed:
+            if not self._books.forget(member) or self._closed:
+                return
+            lost = self._books.lost(member, blame=blame)
+            hopeless = [entry for entry in lost if entry.hopeless]
+            self._redone += len(lost) - len(hopeless)
+            if not member.ready and not member.told:
+                self._could_not_start(
+                    InternalError(f"a {self._what} {why} before it was ready", hint=self._remedy)
+                )
+            elif member.ready and not member.retiring:
+                self._replaced += 1
+                log.warning(
+                    "%s %s %s; it is replaced, and %d trajectories are done again",
+                    self._what, member.name, why, len(lost) - len(hopeless),
+                )  # fmt: skip
+            self._books.finish(hopeless)
+            self._dispatch()
+            self._changed.notify_all()
+        for entry in hopeless:
+            entry.fail(self._killer(why, entry.deaths))
+
+    def _killer(self, why: str, deaths: int) -> InternalError:
+        return InternalError(
+            f"{deaths} times a {self._what} {why} while it worked on one trajectory, which is given up: perhaps for "
+            "want of memory",
+            hint="a smaller engine.merge_rows or merge_pixels in node.toml needs less; the log says what each said",
+        )
+
+    def _could_not_start(self, error: Exception) -> None:
+        """Try again later; whoever made the pool hears it at once."""
+        self._refusal = self._refusal or error
+        self._problem = f"a {self._what} cannot be started: {error}"
+        if self._started:
+            log.error("%s; tried again in %.1f s", self._problem, self._pause_s)
+        self._not_before = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    def _cancelled(self, entry: Entry) -> None:
+        """Work that waits ends at once (the supervisor sees to it), work on its way at its worker's next step."""
+        with self._changed:
+            if entry.member is not None:
+                entry.member.send(Cancel(entry.number))
+            self._changed.notify_all()
+
+    # What the supervisor does, with the lock
+
+    def _dispatch(self) -> None:
+        for entry, member in self._books.placed():
+            member.send(Do(entry.number, entry.trajectory, entry.control.remaining_s()))
+            if entry.control.cancelled:
+                member.send(Cancel(entry.number))
+
+    def _supervise(self) -> None:
+        with self._changed:
+            self._started = True
+        while True:
+            finish: list[Finish] = []
+            with self._changed:
+                if self._closed:
+                    return
+                finish += self._over()
+                finish += self._too_many()
+                missing = time.monotonic() >= self._not_before and self._wanted > len(self._books.stay)
+                if not finish and not missing:
+                    self._changed.wait(LOOK_EVERY_S)
+            for each in finish:
+                each()
+            if missing:
+                self._start_one()
+
+    def _over(self) -> list[Finish]:
+        """Fail work that waits and is cancelled, late, or has nobody to do it."""
+        if self._books.ready:
+            self._worker_since = time.monotonic()
+        over = [entry for entry in self._books.waiting if entry.control.over or self._deserted()]
+        self._books.finish(over)
+        return [partial(_give_up, entry, self._nobody()) for entry in over]
+
+    def _too_many(self) -> list[Finish]:
+        """Retire workers beyond those wanted, the idlest first, and end those that have nothing left to do."""
+        idlest = sorted(self._books.stay, key=lambda member: (member.ready, member.rows))
+        for member in idlest[: max(0, len(idlest) - self._wanted)]:
+            member.retiring = True
+        idle = [member for member in self._books.members if member.retiring and not member.entries]
+        for member in idle:
+            self._books.forget(member)
+        return [member.end for member in idle]
+
+    def _start_one(self) -> None:
+        """Outside of the lock: it takes a while."""
+        member = Member()
+        with self._changed:
+            if self._closed:
+                return
+            self._books.members.append(member)
+        try:
+            remote = self._launch(Listener(self, member))
+        except Exception as error:  # noqa: BLE001 - whatever it is: it is told, and tried again
+            with self._changed:
+                self._books.forget(member)
+                self._could_not_start(error)
+                self._changed.notify_all()
+            return
+        with self._changed:
+            if member.begin(remote):
+                self._dispatch()  # it may have said that it is ready before it was known here
+                self._changed.notify_all()
+                return
+        remote.end()  # closed meanwhile
+
+    def _deserted(self) -> bool:
+        return not self._books.ready and time.monotonic() - self._worker_since > PATIENCE_S
+
+    def _nobody(self) -> NotReady:
+        return NotReady(
+            f"no {self._what} is there: {self._problem or 'they are being started'}",
+            hint=self._remedy,
+            retry_after_s=5.0,
+        )
+
+    def _wait_until_ready(self, count: int, ready_s: float | None) -> None:
+        with self._changed:
+            there = self._changed.wait_for(
+                lambda: self._refusal is not None or len(self._books.ready) >= count, ready_s
+            )
+            if self._refusal is not None:
+                raise self._refusal
+            if not there:
+                raise NotReady(
+                    f"of {count} {self._what}s {len(self._books.ready)} were ready within {ready_s:.0f} s",
+                    hint=self._remedy,
+                )
+
+
+def _give_up(entry: Entry, error: NotReady) -> None:
+    """For its own reason, if it has one."""
+    entry.fail(entry.verdict or error)

@@ -1,0 +1,110 @@
+"""A pool of spawned processes: one for each GPU or core of this machine, each with the model on its device."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import Any, Final
+
+from ddib_fed.bridge.engine.warm import Recipe
+from ddib_fed.bridge.workers.pool import Listener, Pool
+from ddib_fed.bridge.workers.process import Channel, WorkerProcess, portable
+from ddib_fed.bridge.workers.workbench import Broken, Workbench
+
+WHAT: Final = "worker process"
+REMEDY: Final = "the node's log has what the process said; free -h and nvidia-smi show what memory is left"
+
+
+def worker_devices(device: str) -> tuple[str, ...]:
+    """The devices of this machine that workers are shared among.
+
+    Args:
+        device: As in node.toml: "auto" for every GPU, or without any every core; "cpu" for every core; "cuda" for every
+            GPU; "cuda:1" for that one.
+    """
+    import torch  # not above: a worker's process imports this module before it is asked for anything
+
+    gpus = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+    if device in {"auto", "cuda"} and gpus:
+        return gpus
+    return ("cpu",) * _cores() if device in {"auto", "cpu"} else (device,)
+
+
+def process_pool(recipe: Recipe, *, workers: int = 0) -> Pool:
+    """A pool of processes, all ready.
+
+    Args:
+        recipe: Of the model; its device as in `worker_devices`.
+        workers: How many; 0 for one on each device.
+
+    Raises:
+        DdibError: What a process said that could not start.
+    """
+    devices = worker_devices(recipe.device)
+    numbers = itertools.count()
+
+    def launch(listener: Listener) -> _Process:
+        number = next(numbers)
+        device = devices[number % len(devices)]
+        return _Process(
+            replace(recipe, device=device, threads=recipe.threads or 1), f"{number} on {device}", listener
+        )
+
+    return Pool(launch, workers or len(devices), what=WHAT, remedy=REMEDY)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Process:
+    """A `Remote`: a process, a thread that writes to it and one that listens."""
+
+    def __init__(self, recipe: Recipe, name: str, listener: Listener) -> None:
+        self._process = WorkerProcess(serve, name=f"ddib worker {name}")
+        self._listener = listener
+        self._outbox: SimpleQueue[Any] = SimpleQueue()
+        self._outbox.put((recipe, f"{name}, process {self._process.pid}"))
+        for work in (self._write, self._listen):
+            threading.Thread(target=work, name=f"worker {name}", daemon=True).start()
+
+    def send(self, message: Any) -> None:
+        """See `Remote`."""
+        self._outbox.put(message)
+
+    def end(self) -> None:
+        """See `Remote`."""
+        self._outbox.put(None)
+        self._process.end()
+
+    def _write(self) -> None:
+        with suppress(OSError):
+            while (message := self._outbox.get()) is not None:
+                self._process.channel.send(message)
+
+    def _listen(self) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                self._listener.heard(self._process.channel.receive())
+        self._outbox.put(None)
+        self._process.channel.close()
+        self._listener.ended(self._process.ending, blame=True)
+
+
+def serve(channel: Channel) -> None:
+    """In the process: do what comes through the channel until it is closed."""
+    recipe, name = channel.receive()
+    try:
+        bench = Workbench(recipe, name, channel.send)
+    except Exception as error:  # noqa: BLE001 - the pool tells it
+        channel.send(Broken(portable(error)))
+        return
+    while True:
+        bench.take(channel.receive())
