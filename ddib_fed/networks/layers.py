@@ -99,8 +99,12 @@ class GroupNorm32(nn.GroupNorm):
         return normal.to(x.dtype)
 
     def modulated(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias with which `scaled` computes norm(x) (1 + scale) + shift; scale, shift (channels,)."""
-        gain = 1.0 + scale
+        """Weight and bias with which `scaled` computes norm(x) (1 + scale) + shift; scale, shift (channels,).
+
+        In float32 at least: in half precision, 1 + scale alone loses digits of the scale.
+        """
+        wide = torch.promote_types(scale.dtype, torch.float32)
+        gain = 1.0 + scale.to(wide)
         return self.weight * gain, self.bias * gain + shift
 
 

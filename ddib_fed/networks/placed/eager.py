@@ -41,8 +41,7 @@ class Remembering(Plain):
         told = kept.get("told")
         if told is None:
             told = kept["told"] = self.told(times, extra)
-        out: Tensor = self.network(x, told[0], rows=None, **{**extra, **told[1]}, kept=kept)
-        return out
+        return self._answer(x, told[0], None, {**extra, **told[1], "kept": kept})
 
     def _of(self, key: tuple[float, ...]) -> Kept:
         with self._lock:
