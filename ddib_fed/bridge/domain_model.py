@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.bridge.distilled import check_steps
+from ddib_fed.bridge.kept_plans import KeptPlans
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
-from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
+from ddib_fed.diffusion.plans import Plan, SolverSettings
 from ddib_fed.diffusion.rotation import Rotated, rotated
-from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
@@ -40,8 +40,6 @@ FARTHEST = 3.0
 """A number beyond it lies a whole range outside of [-1, 1]: the pictures are of another scale, as 0 to 255."""
 # Denoisers that are kept, by guidance and basis: queries that share the object are merged into one network call.
 MAX_WRAPPED = 16
-# Plans that are kept: each item of a job asks for its job's.
-MAX_PLANS = 64
 
 
 class DomainModel:
@@ -81,7 +79,7 @@ class DomainModel:
         self._dtype = dtype
         self._compiling = compiling
         self._wrapped: dict[tuple[Guidance, ChannelMap | None, str], Denoiser] = {}
-        self._plans = lru_cache(MAX_PLANS)(partial(_laid, bundle.schedule))
+        self.plans = KeptPlans(bundle.schedule)
         self._lock = threading.Lock()
 
     @property
@@ -139,7 +137,7 @@ class DomainModel:
         Raises:
             SettingsInvalid: A name is unknown, a number out of range, or the schedule cannot have it.
         """
-        return self._plans(settings, soften_sigma)
+        return self.plans.plan(settings, soften_sigma)
 
     def sigma(self, soften: float | None = None) -> float:
         """The noise level to which data are diffused before encoding: the model's own where none is given."""
@@ -404,10 +402,6 @@ class DomainModel:
                 f"{self.manifest.name} {why}, which the step of DDPM here leaves out",
                 hint="use --eta 1 instead of --ddpm",
             )
-
-
-def _laid(schedule: Schedule, settings: SolverSettings, soften_sigma: float) -> Plan:
-    return plan(settings, schedule, soften_sigma=soften_sigma)
 
 
 def pixels(model: DomainModel) -> int:

@@ -22,7 +22,7 @@ class ServingParty(LocalParty):
         dtype: Of the network, a name in `DTYPES`; what is integrated stays float32.
         merge_rows: Most points in one network call; see `Batcher`.
         merge_pixels: Most pixels of pictures in one; at least one picture goes.
-        max_trajectories: See `Batcher`.
+        max_trajectories: Flows of a `Batcher`.
         classifier: Guides decoding where a request asks for it; None for none.
         compiling: As in `DomainModel`.
         pool: Does the work instead of this process, its workers warm; the party closes it. None for this process.

@@ -86,6 +86,18 @@ class Places:
         alpha, sigma = on_device(table[:, :2].T, x.device, x.dtype)[:, rows].reshape(2, *shape)
         return cls(table, rows, alpha, sigma, to)
 
+    @classmethod
+    def of_requests(
+        cls, x: Tensor, levels: Sequence[Level], rows: Tensor, to: Sequence[Level | None] | None = None
+    ) -> Places:
+        """Rows of x (N, ...), each of the request that `rows` (N,) says, at a level of each request, asked to `to`."""
+        table = torch.tensor(list(levels), dtype=torch.float64)
+        asked = None
+        if to is not None and any(target is not None for target in to):
+            pairs = zip(to, levels, strict=True)
+            asked = torch.tensor([target or level for target, level in pairs], dtype=torch.float64)
+        return cls.by_row(x, table, rows, asked)
+
     def chosen(self, which: Tensor) -> Places:
         """Of rows `which` (K,) int64, which may repeat."""
         if self.rows is None or isinstance(self.alpha, float) or isinstance(self.sigma, float):
@@ -210,13 +222,8 @@ class Denoiser:
         Raises:
             SettingsInvalid: A mean is asked of a network that is no flow map.
         """
-        table = torch.tensor(list(levels), dtype=torch.float64)
         rows = torch.repeat_interleave(torch.arange(len(levels)), torch.tensor(list(counts)))
-        asked = None
-        if to is not None and any(target is not None for target in to):
-            pairs = zip(to, levels, strict=True)
-            asked = torch.tensor([target or level for target, level in pairs], dtype=torch.float64)
-        return self.at(x, Places.by_row(x, table, rows, asked), cond)
+        return self.at(x, Places.of_requests(x, levels, rows, to), cond)
 
     def evaluate(
         self, x: Tensor, times: Tensor, alphas: Tensor, sigmas: Tensor, cond: Condition = None

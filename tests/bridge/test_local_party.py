@@ -77,7 +77,7 @@ def noise(count: int) -> np.ndarray:
 
 def test_what_is_not_finite_fails_in_its_round_trip_alone() -> None:
     """The others of its call go on."""
-    party = open_party(tiny_bundle(answer=1e38))
+    party = open_party(tiny_bundle(answer=3e38))
     beside = LocalParty(party.model, Batcher(party.model, rows=100))
     latents = [ToDecode(n, Latent.from_array(gaussian(20, n))) for n in range(3)]
     settings = SolverSettings(solver="rk4", evaluations=40)

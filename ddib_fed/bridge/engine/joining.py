@@ -22,7 +22,7 @@ _Second = TypeVar("_Second")
 def submit_ranges(
     executor: Executor, trajectory: Trajectory, *, control: Control | None, on_step: OnStep | None
 ) -> Future[Tensor]:
-    """Submit a trajectory as ranges of at most `executor.rows` rows; the future gives all rows, in their order.
+    """Submit a trajectory as ranges of rows that a call takes; the future gives all rows, in their order.
 
     Args:
         executor: Takes them.
@@ -33,13 +33,14 @@ def submit_ranges(
     Raises:
         Draining: The executor was closed.
     """
-    starts = range(0, trajectory.rows, executor.rows)
+    most = max(1, executor.rows // trajectory.doubled) if executor.beside else executor.rows
+    starts = range(0, trajectory.rows, most)
     if len(starts) == 1:
         return executor.submit(trajectory, control=control, on_step=on_step)
     tell = None if on_step is None else _Together(on_step, len(starts))
     futures: list[Future[Tensor]] = []
     for start in starts:
-        part = trajectory.part(start, min(start + executor.rows, trajectory.rows))
+        part = trajectory.part(start, min(start + most, trajectory.rows))
         futures.append(executor.submit(part, control=control, on_step=tell))
         if futures[-1].done() and futures[-1].exception() is not None:
             return futures[-1]

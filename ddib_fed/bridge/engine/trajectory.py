@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.party import RowDraw, Stage
-from ddib_fed.diffusion.denoiser import Denoiser
+from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.recurrence import Recurrence
 from ddib_fed.diffusion.solvers import Solver
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.channel_map import ChannelMap
@@ -22,14 +24,20 @@ class Integration:
     """A trajectory on one model.
 
     Attributes:
+        x: Start (N, *sample_shape), on the model's device.
         solver: A generator that nobody has advanced yet.
         denoiser: Answers its queries. The same guidance, calibration and encoder give the same object.
         evaluations: How many queries there will be.
+        cond: In each of its queries.
+        recurrence: What the solver follows, so that it can be stepped together with others; None if nothing is known.
     """
 
+    x: Tensor
     solver: Solver
     denoiser: Denoiser
     evaluations: int
+    cond: Condition = None
+    recurrence: Recurrence | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +75,17 @@ class Trajectory:
         """N."""
         return len(self.x)
 
+    @property
+    def doubled(self) -> int:
+        """How many rows of a network call each row takes: 2 where it is guided, by two predictions or a gradient."""
+        guided = self.guidance.classifier_scale is not None or self.guidance.scale not in {None, 0.0, 1.0}
+        return 2 if guided else 1
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for trajectories that one network call can answer together."""
+        return self.guidance, self.calibration, self.encoder, self.label is None
+
     def part(self, start: int, stop: int) -> Trajectory:
         """Its rows from `start` to before `stop`, as a trajectory of their own."""
         draw = self.draw
@@ -85,10 +104,12 @@ class Trajectory:
         Raises:
             SettingsInvalid: The model cannot do it.
         """
-        laid = model.plan(self.settings.of_the_ode() if self.stage == "encode" else self.settings, self.sigma)
+        encoding = self.stage == "encode"
+        settings = self.settings.of_the_ode() if encoding else self.settings
+        laid = model.plan(settings, self.sigma)
         x = self.x.to(model.device)
         cond = model.told(self.label)
-        if self.stage == "encode":
+        if encoding:
             solver = laid.encoder(x, cond)
         else:
             draw = self.draw
@@ -96,5 +117,10 @@ class Trajectory:
                 x, cond, None if draw is None else lambda step: model.tensor(draw(step, slice(0, self.rows)))
             )
         return Integration(
-            solver, model.denoiser(self.guidance, self.calibration, self.encoder), laid.evaluations
+            x,
+            solver,
+            model.denoiser(self.guidance, self.calibration, self.encoder),
+            laid.evaluations,
+            cond,
+            model.plans.recurrence(settings, self.sigma, encoding=encoding),
         )

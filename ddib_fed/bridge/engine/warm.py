@@ -49,7 +49,7 @@ class Recipe:
         dtype: Of the network, a name in `DTYPES`.
         merge_rows: Most points in one network call.
         merge_pixels: Most pixels of pictures in one.
-        max_trajectories: See `Batcher`.
+        max_trajectories: Flows of a `Batcher`.
         compiling: See `DomainModel`.
     """
 
@@ -83,7 +83,7 @@ class Recipe:
         batcher = Batcher(
             model,
             rows=rows,
-            max_trajectories=self.max_trajectories,
+            flows=self.max_trajectories,
             threads=threads if model.device.type == "cpu" else None,
         )
         try:

@@ -43,16 +43,29 @@ class Given(Trajectory):
 
     work: Integration | None = None
 
+    @property
+    def kind(self):
+        return self.work.denoiser, self.work.cond is None
+
     def on(self, model: DomainModel) -> Integration:
         return self.work
 
 
 def submit(
-    batcher: Batcher, denoiser: Denoiser, x: torch.Tensor, *, solver=None, cond=None, flow="", **options
+    batcher: Batcher,
+    denoiser: Denoiser,
+    x: torch.Tensor,
+    *,
+    solver=None,
+    cond=None,
+    flow="",
+    weight=1.0,
+    recurrence=None,
+    **options,
 ) -> Future[torch.Tensor]:
     """Encode x by the network, or whatever the solver does."""
-    work = Integration(solver or PLAN.encoder(x, cond), denoiser, 12)
-    return batcher.submit(Given("encode", x, SETTINGS, flow=flow, work=work), **options)
+    work = Integration(x, solver or PLAN.encoder(x, cond), denoiser, 12, cond, recurrence)
+    return batcher.submit(Given("encode", x, SETTINGS, flow=flow, weight=weight, work=work), **options)
 
 
 def make_batcher(**options) -> Batcher:
@@ -193,7 +206,7 @@ def test_control_waits_and_wakes() -> None:
 def test_who_is_cancelled_while_waiting_for_room_hears_it_at_once(denoiser: Denoiser) -> None:
     """Cancelling needs no free place: the next turn of whoever has it is enough."""
     gate, control = Gate(), Control()
-    batcher = make_batcher(max_trajectories=1)
+    batcher = make_batcher(flows=1)
     first = submit(batcher, denoiser, points(1, 0), on_step=gate)
     assert gate.entered.wait(10)
     done = threading.Event()
@@ -333,7 +346,7 @@ def test_each_row_is_told_its_own_class_in_a_merged_call() -> None:
 
 def test_only_so_many_are_on_their_way_at_once(denoiser: Denoiser) -> None:
     """The others have not begun: each holds what its solver remembers."""
-    batcher = make_batcher(max_trajectories=2)
+    batcher = make_batcher(flows=2)
     now, most = 0, 0
 
     def counted(seed: int):

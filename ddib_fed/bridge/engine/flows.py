@@ -1,0 +1,110 @@
+"""Fair queueing of one engine between flows: jobs, and requests of peers.
+
+Start-time fair queueing (Goyal, Vin, Cheng, 1997) of the engine's time. A flow has a virtual time, which grows with
+what it was charged, divided by its weight; the flow with the least runs next. A flow that comes begins at the time of
+those that are there: it neither waits for them nor has saved anything up. Within a flow the oldest trajectories run
+first.
+
+Trajectories of other flows are merged into a call while the call, for the flow whose turn it is, costs no more than the
+turns of all flows would: then merging delays nobody, and equal small requests all share one call.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from ddib_fed.bridge.engine.stack import Running
+
+Cost = Callable[[int], float]
+"""Seconds, or anything in proportion to them, of a network call of so many rows."""
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """What one job or request waits for, oldest first.
+
+    Attributes:
+        weight: Above 0; that of its last trajectory.
+        time: Virtual time.
+        waiting: Its trajectories, started and not.
+    """
+
+    weight: float
+    time: float
+    waiting: deque[Running] = field(default_factory=deque)
+
+
+class Flows:
+    """All that waits for one engine; used by one thread.
+
+    Args:
+        rows: Most rows of several trajectories in one call.
+        cost: Of a call.
+        most: Flows that run at once; later ones wait until one has ended.
+    """
+
+    def __init__(self, rows: int, cost: Cost, most: int) -> None:
+        self._rows, self._cost, self._most = rows, cost, most
+        self._flows: OrderedDict[str, Flow] = OrderedDict()
+        self._now = 0.0
+
+    def __len__(self) -> int:
+        return sum(len(flow.waiting) for flow in self._flows.values())
+
+    def __iter__(self) -> Iterator[Running]:
+        return (running for flow in list(self._flows.values()) for running in list(flow.waiting))
+
+    def add(self, running: Running) -> None:
+        """Take a trajectory in; without a name of a flow it is one of its own."""
+        key = _key(running)
+        flow = self._flows.get(key)
+        if flow is None:
+            flow = self._flows[key] = Flow(running.trajectory.weight, self._now)
+        flow.weight = running.trajectory.weight
+        flow.waiting.append(running)
+
+    def remove(self, running: Running) -> None:
+        """Let a trajectory go; a flow without any is forgotten."""
+        key = _key(running)
+        flow = self._flows[key]
+        flow.waiting.remove(running)
+        if not flow.waiting:
+            del self._flows[key]
+
+    def charge(self, members: Iterable[Running]) -> None:
+        """Divide the cost of a call among the flows whose rows were in it."""
+        rows = [(member, member.cost_rows) for member in members]
+        each = self._cost(sum(count for _, count in rows)) / sum(count for _, count in rows)
+        for member, count in rows:
+            flow = self._flows[_key(member)]
+            flow.time += each * count / flow.weight
+
+    def choose(self) -> list[Running]:
+        """The trajectories of the next call, at least one, in the order in which they came."""
+        turns = sorted(list(self._flows.values())[: self._most], key=lambda flow: flow.time)
+        self._now = turns[0].time
+        first = turns[0].waiting[0]
+        chosen, rows = [first], first.cost_rows
+        for running in islice(turns[0].waiting, 1, None):
+            if rows + running.cost_rows > self._rows:
+                break
+            if running.kind == first.kind:
+                chosen.append(running)
+                rows += running.cost_rows
+        allowed = len(turns) * self._cost(rows)
+        for flow in turns[1:]:
+            for running in flow.waiting:
+                total = rows + running.cost_rows
+                if total > self._rows or self._cost(total) > allowed:
+                    break
+                if running.kind == first.kind:
+                    chosen.append(running)
+                    rows = total
+        return sorted(chosen, key=lambda running: running.number)
+
+
+def _key(running: Running) -> str:
+    return running.trajectory.flow or f"#{running.number}"

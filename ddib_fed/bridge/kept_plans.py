@@ -1,0 +1,44 @@
+"""The plans of one model that its legs ask for again and again: each item of a job has its job's."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+
+from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
+from ddib_fed.diffusion.recurrence import Recurrence, recurrence_of
+from ddib_fed.diffusion.schedule import Schedule
+
+MAX_PLANS = 64
+
+
+class KeptPlans:
+    """Plans on one schedule, and the recurrences that their solvers follow, each made once.
+
+    Args:
+        schedule: The model's.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._plan = lru_cache(MAX_PLANS)(partial(_laid, schedule))
+        self._recurrence = lru_cache(MAX_PLANS)(partial(_recurrence, schedule))
+
+    def plan(self, settings: SolverSettings, soften_sigma: float = 0.0) -> Plan:
+        """See `diffusion.plans.plan`."""
+        return self._plan(settings, soften_sigma)
+
+    def recurrence(
+        self, settings: SolverSettings, soften_sigma: float, *, encoding: bool
+    ) -> Recurrence | None:
+        """What the solver of one direction follows; None for one that draws noise, or follows none."""
+        return None if settings.stochastic else self._recurrence(settings, soften_sigma, encoding)
+
+
+def _laid(schedule: Schedule, settings: SolverSettings, soften_sigma: float) -> Plan:
+    return plan(settings, schedule, soften_sigma=soften_sigma)
+
+
+def _recurrence(
+    schedule: Schedule, settings: SolverSettings, soften_sigma: float, encoding: bool
+) -> Recurrence | None:
+    laid = _laid(schedule, settings, soften_sigma)
+    return recurrence_of(laid.encoder if encoding else laid.decoder, laid.evaluations)
