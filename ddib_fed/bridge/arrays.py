@@ -280,7 +280,7 @@ def interpolate_pictures(
         ToEncode(item.number, item.samples, item.source_class, item.noise)
         for item in _items(pair, source.model, target.model, asked)
     )
-    ends = [torch.from_numpy(only(each).latent.data[0]) for each in source.encode_each(items, leg)]
+    ends = [torch.from_numpy(only(each).latent.data[0].copy()) for each in source.encode_each(items, leg)]
     between = interpolate(ends[0], ends[1], weights, way=way).numpy()
     latents = (
         ToDecode(row, Latent.from_array(latent[None]), asked.target_class)

@@ -21,6 +21,7 @@ from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places, Query
 from ddib_fed.diffusion.recurrence import Recurrence
 from ddib_fed.diffusion.schedule import Level
+from ddib_fed.diffusion.transfers import on_device
 
 
 @dataclass(slots=True, eq=False)
@@ -208,7 +209,7 @@ class Stack:
         """The same with weights for each member."""
         width = 1 + len(self.velocities)
         table = torch.tensor([_padded(member, width) for member in self.members], dtype=self.x.dtype)
-        table = table.T.contiguous().to(self.x.device)
+        table = on_device(table.T.contiguous(), self.x.device)
         if len(self.x) > len(self.members):
             table = table.index_select(1, self._each_row())
         scale, *weights = table.reshape(width, -1, *(1,) * (self.x.ndim - 1))
@@ -221,7 +222,7 @@ class Stack:
         if self._rows is None:
             counts = torch.tensor(self._counts)
             rows = torch.repeat_interleave(torch.arange(len(self.members)), counts)
-            self._rows = rows.to(self.x.device)
+            self._rows = on_device(rows, self.x.device)
         return self._rows
 
 

@@ -15,6 +15,7 @@ from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.recurrence import Recurrence
 from ddib_fed.diffusion.solvers import Solver
+from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.channel_map import ChannelMap
 
@@ -107,7 +108,7 @@ class Trajectory:
         encoding = self.stage == "encode"
         settings = self.settings.of_the_ode() if encoding else self.settings
         laid = model.plan(settings, self.sigma)
-        x = self.x.to(model.device)
+        x = on_device(self.x, model.device)
         cond = model.told(self.label)
         if encoding:
             solver = laid.encoder(x, cond)
