@@ -10,6 +10,7 @@ from ddib_fed.api.inputs import Given, contents
 from ddib_fed.api.results import Translated, Translations
 from ddib_fed.errors import UsageError
 from ddib_fed.guidance import Guidance
+from ddib_fed.wire.jobs import Settings
 
 if TYPE_CHECKING:
     from ddib_fed.api.model import Model
@@ -31,6 +32,7 @@ def translate(
     order: int = 0,
     grid: str = "default",
     depth: float = 1.0,
+    quality: str | None = None,
     encoder: str = "ode",
     source_class: Label = None,
     target_class: Label = None,
@@ -57,8 +59,9 @@ def translate(
         evaluations: Network evaluations of each leg.
         solver: "unipc", "ddim", "rk4", "alf" or "flow-map" (both models distilled).
         order: Of the solver; 0 for its default.
-        grid: "default", "uniform-lambda", "karras", "integer" or "integer:T".
+        grid: "default", "uniform-lambda", "karras", "integer", "integer:T" or "learned" (both models tuned).
         depth: Fraction of the way to noise, in (0, 1]; below 1 the latent keeps some of the sample.
+        quality: "draft", "standard" or "exact", instead of solver, order, evaluations and grid.
         encoder: How the source encodes pictures: "ode", "mixed" or "linear"; other than "ode" the latent shows more of
             the picture, and between nodes both policies must allow it.
         source_class: Class of the samples, by number (between nodes by name too), where the source's model has classes.
@@ -81,7 +84,8 @@ def translate(
             not Gaussian, or a node refuses or cannot be reached; the text says what to do.
     """
     files = contents(samples)
-    settings = (solver, order, evaluations, grid, depth)
+    asked = Settings(solver, order, evaluations, grid, depth).of_quality(quality)
+    settings = (asked.solver, asked.order, asked.evaluations, asked.grid, depth)
     classes, guided = (source_class, target_class), Guidance(guidance, classifier_scale)
     from ddib_fed.client.client import Client
 

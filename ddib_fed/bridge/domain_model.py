@@ -19,6 +19,7 @@ from ddib_fed.bridge.kept_plans import KeptPlans
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
+from ddib_fed.diffusion.learned import Frame
 from ddib_fed.diffusion.plans import Plan, SolverSettings
 from ddib_fed.diffusion.rotation import Rotated, rotated
 from ddib_fed.diffusion.transfers import on_device
@@ -28,6 +29,7 @@ from ddib_fed.models.bundle import Bundle, check_guide
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.encoders import SHARES, SharedWithLinear, spectrum_of
+from ddib_fed.networks.spectral_frame import SpectralFrame
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import Manifest
@@ -79,7 +81,7 @@ class DomainModel:
         self._dtype = dtype
         self._compiling = compiling
         self._wrapped: dict[tuple[Guidance, ChannelMap | None, str], Denoiser] = {}
-        self.plans = KeptPlans(bundle.schedule)
+        self.plans = KeptPlans(bundle.schedule, bundle.learned)
         self._lock = threading.Lock()
 
     @property
@@ -138,6 +140,17 @@ class DomainModel:
             SettingsInvalid: A name is unknown, a number out of range, or the schedule cannot have it.
         """
         return self.plans.plan(settings, soften_sigma)
+
+    def frame(self, calibration: ChannelMap | None = None) -> Frame | None:
+        """The coordinates in which learned steps of a spectral network are integrated; None where there are none.
+
+        Args:
+            calibration: In whose basis the samples are; None for the model's own.
+        """
+        spectrum = None if self.bundle.tile is not None else spectrum_of(self.plain.network)
+        if spectrum is None:
+            return None
+        return SpectralFrame(spectrum, None if calibration is None else self._rotation(calibration))
 
     def sigma(self, soften: float | None = None) -> float:
         """The noise level to which data are diffused before encoding: the model's own where none is given."""

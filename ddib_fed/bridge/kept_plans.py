@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 
+from ddib_fed.diffusion.learned import LearnedLegs
 from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
 from ddib_fed.diffusion.recurrence import Recurrence, recurrence_of
 from ddib_fed.diffusion.schedule import Schedule
@@ -16,11 +17,12 @@ class KeptPlans:
 
     Args:
         schedule: The model's.
+        learned: Its learned steps.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
-        self._plan = lru_cache(MAX_PLANS)(partial(_laid, schedule))
-        self._recurrence = lru_cache(MAX_PLANS)(partial(_recurrence, schedule))
+    def __init__(self, schedule: Schedule, learned: LearnedLegs) -> None:
+        self._plan = lru_cache(MAX_PLANS)(partial(_laid, schedule, learned))
+        self._recurrence = lru_cache(MAX_PLANS)(partial(_recurrence, schedule, learned))
 
     def plan(self, settings: SolverSettings, soften_sigma: float = 0.0) -> Plan:
         """See `diffusion.plans.plan`."""
@@ -33,12 +35,14 @@ class KeptPlans:
         return None if settings.stochastic else self._recurrence(settings, soften_sigma, encoding)
 
 
-def _laid(schedule: Schedule, settings: SolverSettings, soften_sigma: float) -> Plan:
-    return plan(settings, schedule, soften_sigma=soften_sigma)
+def _laid(schedule: Schedule, learned: LearnedLegs, settings: SolverSettings, soften_sigma: float) -> Plan:
+    return plan(settings, schedule, soften_sigma=soften_sigma, learned=learned)
 
 
 def _recurrence(
-    schedule: Schedule, settings: SolverSettings, soften_sigma: float, encoding: bool
+    schedule: Schedule, learned: LearnedLegs, settings: SolverSettings, soften_sigma: float, encoding: bool
 ) -> Recurrence | None:
-    laid = _laid(schedule, settings, soften_sigma)
+    laid = _laid(schedule, learned, settings, soften_sigma)
+    if laid.learned is not None and laid.learned[0 if encoding else 1].coordinates != "angle":
+        return None  # its numbers differ from frequency to frequency
     return recurrence_of(laid.encoder if encoding else laid.decoder, laid.evaluations)

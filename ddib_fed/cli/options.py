@@ -14,11 +14,12 @@ from ddib_fed.errors import InputError, UsageError
 from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.names import check_domain
 from ddib_fed.wire.guidance import MAX_GUIDANCE
+from ddib_fed.wire.jobs import QUALITIES
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 SOLVERS = ("unipc", "ddim", "rk4", "alf", "flow-map")
-GRIDS = ("default", "uniform-lambda", "karras", "integer")
+GRIDS = ("default", "uniform-lambda", "karras", "integer", "learned")
 
 
 class GridName(click.Choice[str]):
@@ -158,7 +159,14 @@ GRID = click.option(
     type=GridName(GRIDS),
     default="default",
     show_default=True,
-    help="Grid of the steps; integer:T uses those of the linear schedule of T steps.",
+    help="Grid of the steps; integer:T uses those of the linear schedule of T steps, learned those that `ddib model "
+    "tune` found for each model, whose numbers of evaluations `ddib model show` lists.",
+)
+QUALITY = click.option(
+    "--quality",
+    type=click.Choice(tuple(QUALITIES)),
+    help="Instead of --solver, --order, --evaluations and --grid: draft takes 12 evaluations along learned steps (each "
+    "model tuned by `ddib model tune`), standard the default's 48, exact 96.",
 )
 DEPTH = click.option(
     "--depth",
@@ -254,7 +262,7 @@ ENCODER = click.option(
     help="How the source encodes pictures. Latents of mixed and linear keep more structure and show more of the "
     "picture; both nodes must allow them ([policy] encoders).",
 )
-SOLVING = (EVALUATIONS, SOLVER, ORDER, GRID, DEPTH, ENCODER)
+SOLVING = (EVALUATIONS, SOLVER, ORDER, GRID, QUALITY, DEPTH, ENCODER)
 GUIDING = (GUIDANCE, CLASSIFIER_SCALE, CLIP)
 PAIRING = (PAIRS, LABELS, LIMIT)
 DOUBTFUL = click.option(

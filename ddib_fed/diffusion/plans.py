@@ -16,6 +16,7 @@ from torch import Tensor
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.denoiser import Condition
 from ddib_fed.diffusion.grids import Grid, check_grid, make_grid
+from ddib_fed.diffusion.learned import LEARNED_GRID, Frame, LearnedLegs, LearnedSteps
 from ddib_fed.diffusion.public_levels import PublicLevels, public_grids
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.diffusion.solvers import Draw, Solver
@@ -25,6 +26,7 @@ MAX_EVALUATIONS = 10_000
 # The public code's levels at both ends, for `ddim` alone.
 COMPAT_GRID = "ddib"
 OWN_LEVELS = PublicLevels()
+NOTHING_LEARNED = LearnedLegs()
 FLOW_MAP = "flow-map"
 # Fields of `SolverSettings` that the first release did not have.
 LATER_FIELDS = frozenset({"encoder", "levels", "eta", "ancestral"})
@@ -94,7 +96,8 @@ class SolverSettings:
         solver: A name in `SOLVERS`.
         order: One of the solver's orders; 0 for its default.
         evaluations: Network evaluations of one leg, 1 to 10,000.
-        grid: A name in `GRIDS`, "integer:T", or "ddib" (with ddim) for the public code's levels.
+        grid: A name in `GRIDS`, "integer:T", "learned" for the steps that the model's bundle holds (with unipc, whose
+            order they bring), or "ddib" (with ddim) for the public code's levels.
         depth: Fraction of the schedule's angle phi, from its data end to its noise end, at which encoding stops
             and decoding starts; 1 for the whole way. A latent of less depth still holds some of the picture.
         encoder: A name in `ENCODERS`: by which ODE the source encodes, and decodes what comes back to it. Other than
@@ -153,44 +156,55 @@ class Plan:
         spec: The solver.
         encode_grid: From data to noise.
         decode_grid: From noise to data.
+        learned: Learned steps of encoding and of decoding, whose grids these are; None for any other grid.
     """
 
     settings: SolverSettings
     spec: SolverSpec
     encode_grid: Grid
     decode_grid: Grid
+    learned: tuple[LearnedSteps, LearnedSteps] | None = None
 
     @property
     def evaluations(self) -> int:
         """Network evaluations of one leg."""
         return self.settings.evaluations
 
-    def encoder(self, x: Tensor, cond: Condition = None) -> Solver:
+    def encoder(self, x: Tensor, cond: Condition = None, *, frame: Frame | None = None) -> Solver:
         """The generator that takes x (N, *sample_shape) at the data end to its latent.
 
+        Args:
+            x: Data, softened where the plan is of softened data.
+            cond: Handed through to the network.
+            frame: Of the model, in the basis of x, for learned steps that need one.
+
         Raises:
-            SettingsInvalid: Settings that draw noise: the way to a latent is one that can be gone back.
+            SettingsInvalid: Settings that draw noise: the way to a latent is one that can be gone back. Or learned
+                steps need a frame.
         """
         if self.settings.stochastic:
             raise SettingsInvalid(
                 "encoding follows the ODE; with eta above 0, or as DDPM, it would draw noise that nothing takes back",
                 hint="encode with eta 0; decoding alone may draw noise",
             )
-        return self._start(x, self.encode_grid, cond)
+        return self._start(x, self.encode_grid, cond, frame, 0)
 
-    def decoder(self, z: Tensor, cond: Condition = None, draw: Draw | None = None) -> Solver:
+    def decoder(
+        self, z: Tensor, cond: Condition = None, draw: Draw | None = None, *, frame: Frame | None = None
+    ) -> Solver:
         """The generator that takes a latent z (N, *sample_shape) to the data end.
 
         Args:
             z: The latent.
             cond: Handed through to the network.
             draw: Gives the noise of each step where the settings draw some.
+            frame: As in `encoder`.
 
         Raises:
-            SettingsInvalid: The settings draw noise, and `draw` is None.
+            SettingsInvalid: The settings draw noise, and `draw` is None; or learned steps need a frame.
         """
         if not self.settings.stochastic:
-            return self._start(z, self.decode_grid, cond)
+            return self._start(z, self.decode_grid, cond, frame, 1)
         if draw is None:
             raise SettingsInvalid(
                 "decoding with eta above 0, or as DDPM, draws noise, and there is none here",
@@ -200,7 +214,9 @@ class Plan:
         large = self.settings.ancestral
         return solvers.stochastic_ddim(z, self.decode_grid, eta=eta, draw=draw, large=large, cond=cond)
 
-    def _start(self, x: Tensor, grid: Grid, cond: Condition) -> Solver:
+    def _start(self, x: Tensor, grid: Grid, cond: Condition, frame: Frame | None, leg: int) -> Solver:
+        if self.learned is not None:
+            return learned_solver(self.learned[leg], x, grid, cond, frame)
         if self.settings.solver == "unipc":
             return solvers.unipc(x, grid, order=self.settings.order, cond=cond)
         simple: Mapping[str, Callable[..., Solver]] = {
@@ -212,7 +228,32 @@ class Plan:
         return simple[self.settings.solver](x, grid, cond=cond)
 
 
-def plan(settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 0.0) -> Plan:
+def learned_solver(
+    steps: LearnedSteps, x: Tensor, grid: Grid, cond: Condition, frame: Frame | None
+) -> Solver:
+    """The generator that walks learned steps, laid on `grid`; arguments as in `Plan.encoder`.
+
+    Raises:
+        SettingsInvalid: They were learned in coordinates that this model, at this size of pictures, does not have.
+    """
+    if steps.coordinates == "angle":
+        return solvers.unipc(x, grid, order=steps.order, cond=cond)
+    if frame is None:
+        raise SettingsInvalid(
+            "the learned steps are for pictures of the model's own size, whitened by its spectrum",
+            hint="use --grid default here",
+            facts={"grid": LEARNED_GRID},
+        )
+    return solvers.unipc_in(frame, x, grid, order=steps.order, cond=cond)
+
+
+def plan(
+    settings: SolverSettings,
+    schedule: Schedule,
+    *,
+    soften_sigma: float = 0.0,
+    learned: LearnedLegs = NOTHING_LEARNED,
+) -> Plan:
     """Check `settings` and lay them on `schedule`.
 
     Args:
@@ -220,11 +261,12 @@ def plan(settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 
         schedule: The model's.
         soften_sigma: Noise level sigma / alpha at which encoding takes over from forward diffusion; 0 for
             none.
+        learned: The model's learned steps, for the grid "learned".
 
     Raises:
         SettingsInvalid: Unknown names, an order out of range, evaluations out of range or not divisible by
             what a step costs, a grid that the schedule or solver cannot have, a depth outside (0, 1], or
-            softening or depth where the grid has neither.
+            softening or depth where the grid has neither, or steps that were not learned.
     """
     settings = check_settings(settings)
     if not 0.0 <= soften_sigma <= 1.0:
@@ -238,12 +280,23 @@ def plan(settings: SolverSettings, schedule: Schedule, *, soften_sigma: float = 
                 hint="--soften-sigma 0 --depth 1 with them",
             )
         return Plan(settings, spec, *public_grids(schedule, settings.levels, settings.evaluations))
+    if settings.grid == LEARNED_GRID:
+        return _learned_plan(settings, schedule, soften_sigma, learned)
     n = _intervals(settings.evaluations, spec)
     grid = make_grid(schedule, settings.grid, n, lambda_min=end)
     if soften_sigma == 0.0:
         return Plan(settings, spec, grid, grid.reversed())
     softened = make_grid(schedule, settings.grid, n, lambda_max=-math.log(soften_sigma), lambda_min=end)
     return Plan(settings, spec, softened, grid.reversed())
+
+
+def _learned_plan(settings: SolverSettings, schedule: Schedule, sigma: float, learned: LearnedLegs) -> Plan:
+    encode = learned.find("encode", settings.evaluations, sigma)
+    decode = learned.find("decode", settings.evaluations)
+    data, noise = schedule.lambda_max, schedule.lambda_min
+    softened = data if sigma == 0.0 else min(data, -math.log(sigma))
+    grids = encode.grid(schedule, softened, noise), decode.grid(schedule, data, noise).reversed()
+    return Plan(settings, SOLVERS["unipc"], *grids, (encode, decode))
 
 
 def lambda_at(schedule: Schedule, depth: float) -> float:
@@ -277,12 +330,29 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
             facts={"order": order},
         )
     _check_evaluations(settings.evaluations, spec)
-    if settings.grid != COMPAT_GRID:
+    if settings.grid == LEARNED_GRID:
+        _check_learned(settings)
+    elif settings.grid != COMPAT_GRID:
         check_grid(settings.grid, _intervals(settings.evaluations, spec))
     if settings.grid == COMPAT_GRID and settings.solver != "ddim":
         raise SettingsInvalid("the public code's levels are for ddim alone", hint="use solver ddim with them")
     _check_later(settings)
     return replace(settings, order=order)
+
+
+def _check_learned(settings: SolverSettings) -> None:
+    """Return when learned steps can be asked for like this; whether the model has them, `plan` says."""
+    if settings.solver != "unipc":
+        raise SettingsInvalid(
+            f"the grid {LEARNED_GRID} is of unipc, not of {settings.solver}",
+            hint="leave --solver out with it",
+        )
+    if settings.depth != 1.0:
+        raise SettingsInvalid(
+            f"learned steps go the whole way, and not to a depth of {settings.depth:g}",
+            hint="use --grid default with --depth, or --depth 1",
+            facts={"depth": settings.depth},
+        )
 
 
 def _check_later(settings: SolverSettings) -> None:

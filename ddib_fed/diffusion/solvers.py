@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, Query
 from ddib_fed.diffusion.grids import Grid
+from ddib_fed.diffusion.learned import Frame
 from ddib_fed.diffusion.schedule import Level
 
 # Standard normal noise of the shape of x for a step, by the step's number from 0.
@@ -142,6 +143,23 @@ def unipc(x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> S
             _accumulate(x, correctors[i - 1], history)
         guess = _accumulate(x.clone(), predictors[i], history)
     return guess
+
+
+def unipc_in(frame: Frame, x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> Solver:
+    """`unipc` on the states of a frame, over lambda; arguments and result as there, x outside of the frame."""
+    predictors, correctors = unipc_weights(tuple(level.lam for level in grid.levels), order)
+    first, last = grid.levels[0], grid.levels[-1]
+    state = frame.enter(x, first.alpha, first.sigma)
+    guess = state
+    history: deque[Tensor] = deque(maxlen=order + 1)
+    for i, level in enumerate(grid.levels[:-1]):
+        at = frame.leave(guess, level.alpha, level.sigma) if i > 0 else x
+        v = yield Query(at, level, cond)
+        history.appendleft(frame.slope(v, guess, level.alpha, level.sigma))
+        if i > 0:
+            _accumulate(state, correctors[i - 1], history)
+        guess = _accumulate(state.clone(), predictors[i], history)
+    return frame.leave(guess, last.alpha, last.sigma)
 
 
 def _accumulate(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:

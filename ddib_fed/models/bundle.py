@@ -29,11 +29,13 @@ from torch import Tensor, nn
 from ddib_fed.diffusion.bridge import Side
 from ddib_fed.diffusion.denoiser import Denoiser, told_times
 from ddib_fed.diffusion.guidance import Classifier
+from ddib_fed.diffusion.learned import LearnedLegs
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.diffusion.tiles import Tiled, starts
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
 from ddib_fed.files import copy_folder, move_into_place, sync_folder, write_file
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.tuned import MAX_STEPS_BYTES, STEPS_FILE, Tuned, parse_tuned
 from ddib_fed.names import DOMAIN_RULE, is_domain
 from ddib_fed.networks.placed.placement import Probe, placed
 from ddib_fed.networks.registry import network_shapes, network_with
@@ -56,12 +58,20 @@ class Bundle:
         state: Its weights, float32 on the CPU.
         digest: SHA-256, hex, of the canonical manifest, which names the weights' digest.
         tile: Height and width of the pictures that the network takes, where the samples are larger scenes; else None.
+        tuned: Its learned steps; None where none were learned.
     """
 
     manifest: Manifest
     state: Mapping[str, Tensor] = field(repr=False)
     digest: str
     tile: tuple[int, int] | None = None
+    tuned: Tuned | None = None
+
+    @property
+    def learned(self) -> LearnedLegs:
+        """Its learned steps, for a plan."""
+        name = self.manifest.name
+        return LearnedLegs(name) if self.tuned is None else self.tuned.learned(name)
 
     @property
     def schedule(self) -> Schedule:
@@ -213,7 +223,7 @@ def amend_bundle(path: Path, **fields: Any) -> Bundle:
     shutil.copymode(path / MANIFEST_FILE, amended)
     amended.replace(path / MANIFEST_FILE)
     sync_folder(path)
-    return Bundle(manifest, bundle.state, manifest.digest())
+    return Bundle(manifest, bundle.state, manifest.digest(), tuned=bundle.tuned)
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -278,7 +288,14 @@ def _load(folder: Path | Traversable, source: str) -> Bundle:
         )
     state = _read_weights(weights, source)
     _check_state(manifest, state, source)
-    return Bundle(manifest, state, manifest.digest())
+    return Bundle(manifest, state, manifest.digest(), tuned=_read_tuned(folder, manifest, source))
+
+
+def _read_tuned(folder: Path | Traversable, manifest: Manifest, source: str) -> Tuned | None:
+    if not (folder / STEPS_FILE).is_file():
+        return None
+    data = _read(folder, STEPS_FILE, MAX_STEPS_BYTES, source)
+    return parse_tuned(data, manifest.weights_sha256, source)
 
 
 def parse_manifest(data: bytes, source: str) -> Manifest:

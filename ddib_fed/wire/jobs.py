@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from ddib_fed.errors import SettingsInvalid
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import CALIBRATION, ECONOMY, OLDEST, PICTURES, Version
@@ -56,7 +57,8 @@ class Settings:
         solver: ``unipc``, ``ddim``, ``rk4``, ``alf`` or ``flow-map``.
         order: 1 to 4 if the solver has orders, 0 for its default.
         evaluations: Network evaluations of one leg, 1 to 10,000.
-        grid: ``default``, ``uniform-lambda``, ``karras``, ``integer`` or ``integer:T``.
+        grid: ``default``, ``uniform-lambda``, ``karras``, ``integer``, ``integer:T``, or ``learned`` for the steps that
+            each node's own model was tuned to.
         depth: Fraction of the path to noise, in (0, 1]; below 1 the latent keeps some of the picture, and
             both nodes' policies must allow it.
         encoder: ``ode``, ``mixed`` or ``linear``: how the source encodes; the latents of the last two show more of the
@@ -69,6 +71,27 @@ class Settings:
     grid: str = "default"
     depth: float = 1.0
     encoder: str = "ode"
+
+    def of_quality(self, quality: str | None) -> Settings:
+        """These settings with solver, order, number and grid of a name in `QUALITIES`; themselves for None.
+
+        Raises:
+            SettingsInvalid: There is no such quality, or one of the four is set beside it.
+        """
+        if quality is None:
+            return self
+        if quality not in QUALITIES:
+            raise SettingsInvalid(
+                f"there is no quality {quality[:40]!r}", hint=f"one of {', '.join(QUALITIES)}"
+            )
+        default, chosen = Settings(), QUALITIES[quality]
+        for name in ("solver", "order", "evaluations", "grid"):
+            if getattr(self, name) != getattr(default, name):
+                raise SettingsInvalid(
+                    f"the quality {quality} chooses {name} itself, and {getattr(self, name)} is given beside it",
+                    hint=f"leave --{name} or --quality out",
+                )
+        return replace(chosen, depth=self.depth, encoder=self.encoder)
 
     def later(self) -> Iterator[tuple[str, Version]]:
         """The settings that 1.0 does not know, as an operator reads them, each with the first version that does."""
@@ -87,6 +110,16 @@ class Settings:
     def needs(self) -> Version:
         """The oldest version that can carry these settings."""
         return max((version for _, version in self.later()), default=OLDEST)
+
+
+QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(
+    {
+        "draft": Settings(evaluations=12, grid="learned"),
+        "standard": Settings(),
+        "exact": Settings(evaluations=96),
+    }
+)
+"""What a quality stands for; docs/pictures.md publishes what each was measured to reach."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,12 +110,16 @@ class Trajectory:
         laid = model.plan(settings, self.sigma)
         x = on_device(self.x, model.device)
         cond = model.told(self.label)
+        frame = None if laid.learned is None else model.frame(self.calibration)
         if encoding:
-            solver = laid.encoder(x, cond)
+            solver = laid.encoder(x, cond, frame=frame)
         else:
             draw = self.draw
             solver = laid.decoder(
-                x, cond, None if draw is None else lambda step: model.tensor(draw(step, slice(0, self.rows)))
+                x,
+                cond,
+                None if draw is None else lambda step: model.tensor(draw(step, slice(0, self.rows))),
+                frame=frame,
             )
         return Integration(
             x,

@@ -130,7 +130,7 @@ def order_of(target: str, asked: Mapping[str, Any]) -> Order:
     """The request from the options of a command.
 
     Raises:
-        SettingsInvalid: Both kinds of guidance.
+        SettingsInvalid: Both kinds of guidance, or a quality beside what it chooses.
     """
     return Order(
         target,
@@ -141,7 +141,7 @@ def order_of(target: str, asked: Mapping[str, Any]) -> Order:
             asked["grid"],
             asked["depth"],
             asked["encoder"],
-        ),
+        ).of_quality(asked["quality"]),
         asked["cycle"],
         asked["keep_latent"],
         asked["deadline"],

@@ -63,6 +63,7 @@ _OPTIONS = (
     options.EVALUATIONS,
     options.SOLVER,
     options.GRID,
+    options.QUALITY,
     options.ORDER,
     *PUBLIC_CODE,
     *TRANSLATING,

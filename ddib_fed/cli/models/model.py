@@ -15,6 +15,7 @@ from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.models.picture_options import SAMPLING, THREADS
 from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.cli.models.training import train
+from ddib_fed.cli.models.tune import figures, tune
 from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines
 from ddib_fed.errors import AlreadyExists
@@ -33,6 +34,7 @@ def model() -> None:
 
 model.add_command(train)
 model.add_command(distil)
+model.add_command(tune)
 
 
 @model.command()
@@ -59,6 +61,7 @@ def presets(*, output_format: str) -> None:
 @options.EVALUATIONS
 @options.SOLVER
 @options.GRID
+@options.QUALITY
 @options.ORDER
 @with_options(PUBLIC_CODE)
 @with_options(SAMPLING)
@@ -162,7 +165,8 @@ def show(*, which: str, output_format: str) -> None:
     bundle = open_model(which)
     manifest = bundle.manifest.model_dump(mode="json")
     if output_format == "json":
-        print_json({"digest": bundle.digest, **manifest})
+        steps = None if bundle.tuned is None else bundle.tuned.model_dump(mode="json")
+        print_json({"digest": bundle.digest, **manifest, "steps": steps})
         return
     training = manifest.pop("training")
     manifest.pop("distilled")
@@ -175,6 +179,11 @@ def show(*, which: str, output_format: str) -> None:
             **flat,
             **({} if distilled is None else described(distilled)),
             **{f"training {key}": _text(value) for key, value in training.items()},
+            **(
+                {}
+                if bundle.tuned is None
+                else {"steps": bundle.tuned.digest(), **dict(figures(bundle.tuned))}
+            ),
         }
     )
 

@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from ddib_fed.errors import UsageError
+from ddib_fed.wire.jobs import Settings
 
 if TYPE_CHECKING:
     from ddib_fed.diffusion.plans import SolverSettings
@@ -71,7 +72,7 @@ def take_settings(given: dict[str, Any], manifests: Sequence[Manifest]) -> Solve
 
     Raises:
         UsageError: Conflicting options.
-        SettingsInvalid: An invalid respacing, or unknown steps.
+        SettingsInvalid: An invalid respacing, unknown steps, or a quality beside what it chooses.
     """
     from ddib_fed.diffusion.plans import COMPAT_GRID, SolverSettings
     from ddib_fed.diffusion.public_levels import PublicLevels
@@ -79,6 +80,8 @@ def take_settings(given: dict[str, Any], manifests: Sequence[Manifest]) -> Solve
     evaluations, solver, grid, order = (
         given.pop(name) for name in ("evaluations", "solver", "grid", "order")
     )
+    chosen = Settings(solver, order, evaluations, grid).of_quality(given.pop("quality", None))
+    solver, order, evaluations, grid = chosen.solver, chosen.order, chosen.evaluations, chosen.grid
     named = {name: given.pop(name) for name in _OF_LEVELS}
     eta = given.pop("eta")
     if given["compat"] is None:

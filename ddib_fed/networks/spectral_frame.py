@@ -1,0 +1,56 @@
+"""Whitened pictures: coordinates in which the ODE of Gaussian pictures of the network's mean and spectrum stands still.
+
+    w = U^T (R^T x - alpha m) / sqrt(S),   S = alpha^2 D + sigma^2,   dphi/dlambda = -alpha sigma
+    dw/dlambda = -alpha sigma U^T (R^T v - v_lin) / sqrt(S),   v_lin = E[v | x] of such pictures
+
+in the notation of `spectrum`, R the basis that the channels are in (`diffusion.rotation`). A multistep solver is then
+left with the network's correction: the linear part, stiff where sigma^2 nears the smallest D, is exact at any step.
+What DPM-Solver (Lu et al., arXiv 2206.00927) does for the schedule's linear term is done here for each frequency.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddib_fed.diffusion.learned import Scale
+from ddib_fed.diffusion.rotation import rotated
+from ddib_fed.networks.spectrum import Spectrum, cosines, pictures
+
+
+class SpectralFrame:
+    """See `diffusion.learned.Frame`; states are (N, C, H, W) by frequency, float32 or wider.
+
+    Args:
+        spectrum: Of the network.
+        rotation: R, (C, C) orthogonal; None for the model's own basis.
+    """
+
+    def __init__(self, spectrum: Spectrum, rotation: Tensor | None = None) -> None:
+        self._mean = cosines(spectrum.mean.float())
+        self._variance = spectrum.log_variance.float().exp()
+        self._rotation = rotation
+
+    def enter(self, x: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+        """W of x (N, C, H, W)."""
+        spread = self._spread(alpha, sigma, x.dtype)
+        return (self._found(x) - alpha * self._mean.to(x.dtype)) * spread.rsqrt()
+
+    def leave(self, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+        """The x of w."""
+        spread = self._spread(alpha, sigma, state.dtype)
+        x = pictures(state * spread.sqrt() + alpha * self._mean.to(state.dtype))
+        return x if self._rotation is None else rotated(x, self._rotation.to(x.dtype))
+
+    def slope(self, v: Tensor, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+        """dw/dlambda."""
+        spread = self._spread(alpha, sigma, v.dtype)
+        linear = alpha * sigma * (1.0 - self._variance.to(v.dtype)) / spread
+        found = (self._found(v) + sigma * self._mean.to(v.dtype)) * spread.rsqrt()
+        return (found - linear * state) * (-alpha * sigma)
+
+    def _found(self, x: Tensor) -> Tensor:
+        return cosines(x if self._rotation is None else rotated(x, self._rotation.to(x.dtype).T))
+
+    def _spread(self, alpha: Scale, sigma: Scale, dtype: torch.dtype) -> Tensor:
+        return alpha**2 * self._variance.to(dtype) + sigma**2

@@ -1,0 +1,174 @@
+"""Tunes a bundle: data, references, the search for each leg and number, and steps.json with the measured errors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.diffusion.denoiser import Condition
+from ddib_fed.diffusion.learned import LearnedSteps, Stage
+from ddib_fed.errors import SettingsInvalid
+from ddib_fed.files import sync_folder, write_file
+from ddib_fed.models.bundle import MANIFEST_FILE, Bundle, load_bundle
+from ddib_fed.models.tuned import MAX_LEARNED, STEPS_FILE, Tuned, TunedLeg
+from ddib_fed.training.tuning.legs import YARDSTICK, TuningLeg, errors, softened, tuning_leg
+from ddib_fed.training.tuning.samples import SEED, Counts, own_samples
+from ddib_fed.training.tuning.search import Effort, learn
+
+Say = Callable[[str, int, int], None]
+"""Told (what is being done, done, in all)."""
+POINTS = Counts(fit=3_000, choose=800, held_out=2_000), Effort((3, 4, 5), 400, 40, 240, 3)
+PICTURES = Counts(fit=24, choose=3, held_out=12), Effort((2, 3, 4), 2, 10, 30, 2, 0.05)
+REFERENCE = 256
+"""Evaluations of a reference leg."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is tuned.
+
+    Attributes:
+        evaluations: The numbers.
+        data: As in `own_samples`.
+        soften: Softening of the data that are encoded; None for the model's own.
+        seed: Of noise and batches.
+        effort: Factor on the number of gradients.
+        stages: The directions; the grid "learned" needs both.
+    """
+
+    evaluations: tuple[int, ...]
+    data: Path | None = None
+    soften: float | None = None
+    seed: int = 0
+    effort: float = 1.0
+    stages: tuple[Stage, ...] = ("encode", "decode")
+
+
+def tune_bundle(folder: Path, wanted: Wanted, *, command: str = "", device: str = "cpu", say: Say) -> Tuned:
+    """Learn steps of the bundle in a folder and write them beside its weights; its digest does not change.
+
+    Args:
+        folder: The bundle.
+        wanted: What to tune.
+        command: Noted in the file.
+        device: Where to compute.
+        say: Progress.
+
+    Returns:
+        All the steps that the file now holds.
+
+    Raises:
+        ModelNotFound, BundleInvalid: There is no usable bundle.
+        SettingsInvalid: A number that cannot be learned.
+        UsageError, InputError: As `own_samples`.
+        NotFinite: The model's reference is not finite.
+    """
+    bundle = load_bundle(folder)
+    legs = tune(bundle, wanted, device=device, say=say)
+    return put_legs(folder, legs, command=command)
+
+
+def tune(bundle: Bundle, wanted: Wanted, *, device: str = "cpu", say: Say) -> tuple[TunedLeg, ...]:
+    """The learned steps of both directions, with what they were measured to do; arguments as `tune_bundle`."""
+    for number in wanted.evaluations:
+        if not 2 <= number <= MAX_LEARNED:
+            raise SettingsInvalid(
+                f"{number} evaluations cannot be learned", hint=f"2 to {MAX_LEARNED}; above, --grid default"
+            )
+    model = DomainModel(replace(bundle, tuned=None), device=device)
+    counts, effort = PICTURES if model.is_picture else POINTS
+    effort = replace(
+        effort,
+        looks=max(1, round(effort.looks * wanted.effort)),
+        iterations=max(1, round(effort.iterations * wanted.effort)),
+    )
+    found: list[TunedLeg] = []
+    for leg in _legs(model, wanted, counts, say):
+        known: list[LearnedSteps] = []
+        # The most evaluations first: their grid starts a candidate of the fewer.
+        for number in sorted(set(wanted.evaluations), reverse=True):
+            tell = partial(say, f"{leg.stage} in {number}")
+            steps = learn(leg, number, effort, seed=wanted.seed, known=known, tell=tell)
+            known.append(steps)
+            found.append(measured(leg, steps))
+    return tuple(found)
+
+
+def measured(leg: TuningLeg, steps: LearnedSteps) -> TunedLeg:
+    """Steps with their figures on the held-out rows."""
+    rows = leg.held_out
+    default = replace(YARDSTICK, evaluations=steps.evaluations)
+    return TunedLeg(
+        stage=steps.stage,
+        evaluations=steps.evaluations,
+        sigma=steps.sigma,
+        order=steps.order,
+        coordinates=steps.coordinates,
+        lams=steps.lams,
+        held_out=len(rows),
+        error=errors(leg.learned_end(steps, rows), rows.end),
+        default_error=errors(leg.default_end(default, rows), rows.end),
+        yardstick=YARDSTICK.evaluations,
+        yardstick_error=errors(leg.default_end(YARDSTICK, rows), rows.end),
+        reference_gap=leg.reference_gap,
+    )
+
+
+def put_legs(folder: Path, legs: Sequence[TunedLeg], *, command: str = "") -> Tuned:
+    """Write steps into the bundle in `folder`, in the place of those of the same direction, softening and number.
+
+    Raises:
+        ModelNotFound, BundleInvalid: There is no usable bundle.
+        ValidationError: There would be more than a file may hold.
+    """
+    bundle = load_bundle(folder)
+    tuned = bundle.tuned or Tuned(weights_sha256=bundle.manifest.weights_sha256)
+    tuned = tuned.with_legs(tuple(legs), command)
+    staged = folder / f".{STEPS_FILE}.new"
+    write_file(staged, tuned.text(), private=True)
+    shutil.copymode(folder / MANIFEST_FILE, staged)
+    staged.replace(folder / STEPS_FILE)
+    sync_folder(folder)
+    return tuned
+
+
+def _legs(model: DomainModel, wanted: Wanted, counts: Counts, say: Say) -> list[TuningLeg]:
+    sigma = model.sigma(wanted.soften)
+    data = [model.tensor(model.normalise(each)) for each in own_samples(model.manifest, wanted.data, counts)]
+    noise = [
+        torch.randn(x.shape, generator=torch.Generator().manual_seed(wanted.seed + SEED + i)).to(x)
+        for i, x in enumerate(data)
+    ]
+    conds = [_condition(model, len(x), wanted.seed + i) for i, x in enumerate(data)]
+    soft = [softened(x, sigma, wanted.seed + SEED - 1 - i) for i, x in enumerate(data)]
+    plans: tuple[tuple[Stage, list[Tensor], float], ...] = (("encode", soft, sigma), ("decode", noise, 0.0))
+    return [
+        tuning_leg(
+            model,
+            stage,
+            (starts[0], starts[1], starts[2]),
+            (conds[0], conds[1], conds[2]),
+            sigma=level,
+            evaluations=REFERENCE,
+            tell=partial(say, f"reference of {stage}"),
+        )
+        for stage, starts, level in plans
+        if stage in wanted.stages
+    ]
+
+
+def _condition(model: DomainModel, rows: int, seed: int) -> Condition:
+    """Each row a class of its own, at random, where the network is told one."""
+    classes = model.manifest.num_classes
+    if classes is None:
+        return None
+    labels = np.random.default_rng(seed).integers(0, classes, rows)
+    return model.condition(labels.tolist(), rows)

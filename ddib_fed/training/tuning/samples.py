@@ -1,0 +1,106 @@
+"""Samples of a model's own domain to tune it on: of a shipped domain, a folder of pictures, or a file of points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.datasets.shipped import SHIPPED, load_shipped
+from ddib_fed.datasets.synthetic import DOMAINS, draw
+from ddib_fed.errors import InputError, UsageError
+from ddib_fed.metrics.pictures import picture_rule
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.samples import folders
+from ddib_fed.samples.images import check_fit
+from ddib_fed.samples.points import parse_npy
+
+Array = NDArray[np.float32]
+MAX_POINTS_BYTES = 1 << 28
+SEED = 12_107
+"""Of the points drawn from a shipped domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many samples each set has; see `TuningLeg`."""
+
+    fit: int
+    choose: int
+    held_out: int
+
+    @property
+    def total(self) -> int:
+        """Of all three."""
+        return self.fit + self.choose + self.held_out
+
+
+def own_samples(manifest: Manifest, data: Path | None, counts: Counts) -> tuple[Array, Array, Array]:
+    """Samples (N, *sample_shape) of the three sets, in the units of the data, none in two of them.
+
+    Args:
+        manifest: Of the model.
+        data: A folder of pictures, or a .npy file of points; None for a shipped domain.
+        counts: At most how many; with fewer samples the sets shrink alike.
+
+    Raises:
+        UsageError: The model is of no shipped domain, and no data are given.
+        ExtraMissing: The package that carries the domain's pictures is not installed.
+        FileMissing, ImageUnreadable, PictureMisfit, PointsUnreadable: The data cannot be used.
+        InputError: There are too few.
+    """
+    if data is None:
+        return _shipped(manifest, counts)
+    found = (
+        _pictures(manifest, data, counts) if manifest.sample_kind == "picture" else _points(manifest, data)
+    )
+    order = np.random.default_rng(SEED).permutation(len(found))
+    return _parted(found[order], counts, str(data))
+
+
+def _shipped(manifest: Manifest, counts: Counts) -> tuple[Array, Array, Array]:
+    name = manifest.domain
+    if manifest.sample_kind == "point" and name in DOMAINS:
+        return _parted(draw(name, counts.total, SEED), counts, name)
+    if manifest.sample_kind == "picture" and name in SHIPPED and manifest.sample_shape == SHIPPED[name].shape:
+        there = load_shipped(name)
+        aside = _spread(there.held_out, counts.choose + counts.held_out)
+        every = max(2, len(aside) * counts.choose // max(1, counts.choose + counts.held_out))
+        return _spread(there.train, counts.fit), aside[:every], aside[every:]
+    raise UsageError(
+        f"{manifest.name} is of the domain {name}, whose data do not ship",
+        hint="--data FOLDER with pictures of the domain, or --data FILE.npy with points",
+    )
+
+
+def _pictures(manifest: Manifest, folder: Path, counts: Counts) -> Array:
+    rule = picture_rule(manifest)
+    entries = folders.scan(folder, check=lambda picture: check_fit(picture, rule, windows=True)).entries
+    step = max(1, len(entries) // counts.total)
+    return folders.expand(folders.load(entries[::step][: counts.total], rule))
+
+
+def _points(manifest: Manifest, file: Path) -> Array:
+    if not file.is_file():
+        raise InputError(f"there is no file {file}", hint="--data FILE.npy, of shape (N, dimension)")
+    with file.open("rb") as opened:
+        content = opened.read(MAX_POINTS_BYTES + 1)
+    return parse_npy(content, max_bytes=MAX_POINTS_BYTES, max_points=10_000_000, dim=manifest.sample_shape[0])
+
+
+def _parted(found: Array, counts: Counts, name: str) -> tuple[Array, Array, Array]:
+    share = min(1.0, len(found) / counts.total)
+    fit, choose = (int(share * count) for count in (counts.fit, counts.choose))
+    held_out = int(share * counts.held_out)
+    if min(fit, choose, held_out) < 2:
+        raise InputError(f"{name} has {len(found)} samples; at least 12 are needed", hint="give more")
+    return found[:fit], found[fit : fit + choose], found[fit + choose : fit + choose + held_out]
+
+
+def _spread(pictures: Array, count: int) -> Array:
+    """`count` of them, evenly over all, in an order of no meaning."""
+    which = np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(int))
+    chosen: Array = pictures[np.random.default_rng(SEED).permutation(which)]
+    return chosen
