@@ -1,0 +1,184 @@
+"""Training against a plain loop, with bfloat16, in two processes, and with DistributedDataParallel instead of our sum.
+
+python -m benchmarks.speed.training [--short]
+
+Each trainer runs in a process of its own on one thread, pinned to one core, and all take turns of a few steps. The
+bound is on CPU seconds a step, all threads counted, so that neither another core nor a busy machine decides it; two
+processes are judged by wall seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.speed.harness import ROOT, Form, Report, Times, interleaved, main, ratio
+from ddib_fed.training.config import PictureTrainConfig, PointTrainConfig
+from ddib_fed.training.run import train
+
+STEPS: Final = {"points": 20, "pictures": 3}
+"""Steps of a turn: about a second of a core."""
+PRECISIONS: Final = ("float32", "bfloat16")
+QUALITY: Final = {"points": (200, 1_500), "pictures": (20, 200)}
+"""Steps, in the short and the long form, after which the two precisions are compared."""
+
+
+class Trainee:
+    """Processes of one trainer that are told how many steps to take.
+
+    Args:
+        kind: points or pictures.
+        who: See `training_worker.make_step`.
+        precision: Of the network.
+        cores: What each process is pinned to.
+    """
+
+    def __init__(self, kind: str, who: str, precision: str, cores: Sequence[int]) -> None:
+        self._steps = STEPS[kind]
+        asked = json.dumps({"kind": kind, "who": who, "precision": precision})
+        command = [sys.executable, "-m", "benchmarks.speed.training_worker", asked]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        self._processes = []
+        for rank, core in enumerate(cores):
+            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            own |= {"WORLD_SIZE": str(len(cores)), "LOCAL_WORLD_SIZE": str(len(cores))}
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", **(own if len(cores) > 1 else {})}
+            self._processes.append(
+                subprocess.Popen(
+                    ["taskset", "-c", str(core), *command],
+                    cwd=ROOT,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+
+    def turn(self) -> dict[str, float]:
+        """Seconds of one step, wall and CPU (of the first process)."""
+        leader = self._processes[0]
+        assert leader.stdin is not None
+        assert leader.stdout is not None
+        leader.stdin.write(f"{self._steps}\n")
+        leader.stdin.flush()
+        return {name: spent / self._steps for name, spent in json.loads(leader.stdout.readline()).items()}
+
+    def close(self) -> None:
+        """Let the processes end."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in self._processes:
+            process.wait(60)
+
+
+@contextmanager
+def trainees(asked: dict[str, tuple[str, str, str, Sequence[int]]]) -> Iterator[dict[str, Trainee]]:
+    """Trainers by their names, warm."""
+    with ExitStack() as stack:
+        found = {}
+        for name, one in asked.items():
+            found[name] = Trainee(*one)
+            stack.callback(found[name].close)
+            found[name].turn()
+        yield found
+
+
+def by_turns(found: dict[str, Trainee], clock: str, repeats: int) -> Times:
+    """Seconds a step of each, by turns."""
+    return interleaved({name: lambda one=one: one.turn()[clock] for name, one in found.items()}, repeats)
+
+
+def measure(form: Form) -> Report:
+    """Our trainer and a plain loop, points and pictures, float32 and bfloat16; then two processes."""
+    report = Report(
+        "Steps of `ddib model train`: moons with its defaults (396,834 parameters, batch 2,048) and tiny-32 on "
+        "pictures of 32 px (1,965,164 parameters, batch 64), against a plain loop of the same network, batch, "
+        "optimiser, average and autocast. One thread, one core each; CPU seconds a step but where wall is said."
+    )
+    cores = sorted(os.sched_getaffinity(0))
+    for kind in STEPS:
+        _against_plain(report, kind, cores[0], form.pick(5, 15))
+        _together(report, kind, cores, form.pick(4, 10))
+        _quality(report, kind, form)
+    return report
+
+
+def _against_plain(report: Report, kind: str, core: int, repeats: int) -> None:
+    asked = {
+        f"{kind}, {who}, {precision}": (kind, who, precision, [core])
+        for precision in PRECISIONS
+        for who in ("plain", "ours")
+    }
+    asked[f"{kind}, the batch alone"] = (kind, "batches", "float32", [core])
+    with trainees(asked) as found:
+        times = by_turns(found, "cpu", repeats)
+    report.add_times(times, "s")
+    for precision in PRECISIONS:
+        plain, ours = f"{kind}, plain, {precision}", f"{kind}, ours, {precision}"
+        report.bound(
+            f"{kind}, {precision}: steps of ours / steps of the plain loop",
+            ratio(times, plain, ours),
+            at_least=1.0,
+        )
+    for who in ("plain", "ours"):
+        names = (f"{kind}, {who}, float32", f"{kind}, {who}, bfloat16")
+        report.add(f"{kind}, {who}: float32 / bfloat16", ratio(times, *names), "x")
+    share = ratio(times, f"{kind}, the batch alone", f"{kind}, ours, float32")
+    report.add(f"{kind}: share of a step that making its batch takes", share, "")
+
+
+def _together(report: Report, kind: str, cores: Sequence[int], repeats: int) -> None:
+    if len(cores) < 2:
+        report.note(f"{kind}: one core, so no two processes")
+        return
+    asked = {
+        f"{kind}, one process": (kind, "ours", "float32", cores[:1]),
+        f"{kind}, two processes": (kind, "ours", "float32", cores[:2]),
+        f"{kind}, two processes with DistributedDataParallel": (kind, "ddp", "float32", cores[:2]),
+    }
+    with trainees(asked) as found:
+        times = by_turns(found, "wall", repeats)
+    report.add_times(times, "s of wall")
+    one, two, overlapping = asked
+    report.add(f"{kind}: one process / two", ratio(times, one, two), "x")
+    report.add(f"{kind}: DistributedDataParallel / our sum", ratio(times, overlapping, two), "x")
+
+
+def _quality(report: Report, kind: str, form: Form) -> None:
+    """What bfloat16 costs in the loss that the averaged weights have on held-out samples."""
+    steps = form.pick(*QUALITY[kind])
+    found: dict[str, float] = {}
+    for precision in PRECISIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = train(_short_run(kind, steps, precision), Path(folder) / "model")
+            figures = bundle.manifest.training.figures
+        found[precision] = figures["held_out_loss"]
+        report.add(f"{kind}, {precision}: held-out loss after {steps} steps", [found[precision]], "")
+        if "sliced_w2" in figures:
+            report.add(f"{kind}, {precision}: sliced-W2 after {steps} steps", [figures["sliced_w2"]], "")
+    report.add(f"{kind}: held-out loss, bfloat16 / float32", [found["bfloat16"] / found["float32"]], "x")
+
+
+def _short_run(kind: str, steps: int, precision: Any) -> PointTrainConfig | PictureTrainConfig:
+    if kind == "points":
+        return PointTrainConfig(domain="moons", steps=steps, precision=precision)
+    return PictureTrainConfig(domain="satellite", steps=steps, precision=precision, flip=True, samples=4)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("training", measure))
