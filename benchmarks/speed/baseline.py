@@ -25,7 +25,6 @@ from ddib_fed.datasets.synthetic import sample
 from ddib_fed.diffusion.bridge import Side, integrate
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.plans import SolverSettings, plan
-from ddib_fed.diffusion.schedule import discrete_schedule
 from ddib_fed.metrics.points import CycleError, cycle_error
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.networks.configs import SyntheticConfig
@@ -85,7 +84,7 @@ def _costs(report: Report, points: int, steps: int, repeats: int) -> None:
 def _public_cycle(steps: int) -> float:
     """CPU seconds of the whole cycle, from some steps of one batch."""
     network = build_network(SyntheticConfig()).eval()
-    solve = plan(PUBLIC, discrete_schedule("linear", PUBLIC_STEPS)).encoder
+    solve = plan(PUBLIC, pretrained(PAIR[0]).schedule).encoder
     denoiser = Denoiser(network, "eps", "timestep")
     x = torch.from_numpy(sample(PAIR[0], PUBLIC_BATCH, 0))
     with torch.no_grad():
