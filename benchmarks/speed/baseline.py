@@ -17,7 +17,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from ddib_fed.networks.placed.memory import keep_freed_memory
 from torch import Tensor
 
 from benchmarks.speed.harness import Form, Report, interleaved, main, ratio
@@ -28,6 +27,7 @@ from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.metrics.points import CycleError, cycle_error
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.networks.configs import SyntheticConfig
+from ddib_fed.networks.placed.memory import keep_freed_memory
 from ddib_fed.networks.registry import build_network
 
 PAIR: Final = ("moons", "checkerboards")

@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from ddib_fed.diffusion.denoiser import TimeInput, told_times
 from ddib_fed.diffusion.schedule import DiscreteSchedule, Schedule
+from ddib_fed.diffusion.transfers import on_device
 
 CHAIN = 1000
 """Steps of the chain whose bound trains the variance, for schedules of continuous time."""
@@ -97,7 +98,7 @@ class Objective:
         alpha, sigma = (_column(scale, x0) for scale in scales)
         x = alpha * x0 + sigma * eps
         target = eps if self._parameterisation == "eps" else alpha * eps - sigma * x0
-        return Question(x, told.float().to(x0.device, non_blocking=True), target, alpha, sigma)
+        return Question(x, on_device(told.float(), x0.device), target, alpha, sigma)
 
     def losses(self, question: Question, answer: Tensor, x0: Tensor, lams: Tensor) -> Tensor:
         """Losses (B,) float32 of answers (B, C or 2 C, H, W)."""
@@ -153,7 +154,7 @@ class Objective:
     def _likelihood(self, x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
         """Log of the normal probability of the quantisation step around x0, nats."""
         inverse = torch.exp(-0.5 * log_variance)
-        half = self._half_bin.to(x0.device, non_blocking=True)
+        half = on_device(self._half_bin, x0.device)
         upper = torch.special.log_ndtr((x0 - mean + half) * inverse)
         lower = torch.special.log_ndtr((x0 - mean - half) * inverse)
         # log(exp(upper) - exp(lower)); floored where both are the same to float32.
@@ -163,7 +164,7 @@ class Objective:
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
     """Values (B,) as (B, 1, 1, 1) float32 beside pictures; the copy holds nobody up."""
-    return values.float().reshape(-1, 1, 1, 1).to(like.device, non_blocking=True)
+    return on_device(values.float().reshape(-1, 1, 1, 1), like.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,7 @@ def make_step_batch(
     rows = torch.arange(first, first + len(eps), device=x0.device) % len(u)
     steps = (u.double() * schedule.steps).long().clamp_max(schedule.steps - 1)
     table = torch.tensor(schedule.at_steps(steps.tolist()), dtype=torch.float64)
-    alpha, sigma, times = table.to(x0.device, x0.dtype, non_blocking=True).unbind(1)
+    alpha, sigma, times = on_device(table, x0.device, x0.dtype).unbind(1)
     own = x0[first : first + len(eps)]
     return PointBatch(alpha[rows, None] * own + sigma[rows, None] * eps, times, rows, eps)
 

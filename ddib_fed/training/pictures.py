@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddib_fed.diffusion.schedule import schedule_from_config
+from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.registry import network_with
 from ddib_fed.networks.spectrum import Moments
@@ -21,7 +22,7 @@ from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.initial import Start, channels_last, new_network
 from ddib_fed.training.levels import level_sampler
 from ddib_fed.training.objective import Objective
-from ddib_fed.training.prefetch import Piece, placed
+from ddib_fed.training.prefetch import Piece
 from ddib_fed.training.sources import PictureSource, normalisation
 from ddib_fed.training.trainer import Trainer
 
@@ -78,8 +79,8 @@ class PictureTask:
     def fetch(self, piece: Piece, device: torch.device) -> Samples:
         """See `Task`; without the levels, which may depend on the losses of the step before."""
         found = self._batches.take(piece.step, piece.first, piece.stop - piece.first)
-        labels = None if found.labels is None else placed(found.labels, device)
-        return Samples(placed(found.x0, device), placed(found.eps, device), labels)
+        labels = None if found.labels is None else on_device(found.labels, device)
+        return Samples(on_device(found.x0, device), on_device(found.eps, device), labels)
 
     def loss(self, network: nn.Module, piece: Piece, samples: Samples) -> tuple[Tensor, Tensor]:
         """See `Task`."""
@@ -88,7 +89,7 @@ class PictureTask:
         # Only dropout asks torch for numbers; its masks are the one thing that the cut of a batch changes.
         torch.manual_seed((self.config.seed * 1_000_003 + piece.step) * 65_537 + piece.first & 2**63 - 1)
         found = self._losses(network, samples, lams[part])
-        own = weights[part].float().to(found.device, non_blocking=True)
+        own = on_device(weights[part].float(), found.device)
         return (found * own).sum() / len(lams), found
 
     def learn(self, step: int, losses: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class PictureTask:
         lams, weights = self._draw(step)
         self._drawn = None
         self._levels.learn(lams, losses)
-        return (losses * weights.to(losses.device, non_blocking=True)).mean()
+        return (losses * on_device(weights, losses.device)).mean()
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         """See `Task`; at even levels."""
@@ -181,9 +182,9 @@ class PictureTask:
 
     def _losses(self, network: nn.Module, samples: Samples, lams: Tensor) -> Tensor:
         device = next(network.parameters()).device
-        x0, eps = (part.to(device, non_blocking=True) for part in (samples.x0, samples.eps))
+        x0, eps = (on_device(part, device) for part in (samples.x0, samples.eps))
         question = self._objective.ask(x0, eps, lams)
-        labels = None if samples.labels is None else samples.labels.to(device, non_blocking=True)
+        labels = None if samples.labels is None else on_device(samples.labels, device)
         extra = {} if labels is None or self.start.classifies else {"y": labels}
         x = question.x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):

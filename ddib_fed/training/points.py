@@ -23,6 +23,7 @@ from ddib_fed.datasets import synthetic
 from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.schedule import DiscreteSchedule, ScheduleConfig, schedule_from_config
+from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.errors import FileMissing, InputError
 from ddib_fed.metrics import points as metrics
 from ddib_fed.models.normalisation import Normalisation
@@ -34,7 +35,7 @@ from ddib_fed.samples.points import parse_npy
 from ddib_fed.training.config import PointTrainConfig
 from ddib_fed.training.levels import LambdaSampler
 from ddib_fed.training.objective import PointBatch, make_batch, make_step_batch
-from ddib_fed.training.prefetch import Piece, placed
+from ddib_fed.training.prefetch import Piece
 from ddib_fed.training.trainer import Trainer
 
 Floats = NDArray[np.float32]
@@ -221,12 +222,12 @@ class PointTask:
         pairs = range(DATA_COLUMNS, DATA_COLUMNS + self.source.dim, 2)
         own = u[piece.first : piece.stop]
         normals = np.concatenate([synthetic.normals(own[:, i : i + 2]) for i in pairs], axis=1)
-        noise = placed(torch.from_numpy(normals[:, : self.source.dim]).float(), device)
-        points = placed(torch.from_numpy(x0), device)
+        noise = on_device(torch.from_numpy(normals[:, : self.source.dim]).float(), device)
+        points = on_device(torch.from_numpy(x0), device)
         if self.config.network == "public":
             assert isinstance(self._schedule, DiscreteSchedule)
             return make_step_batch(points, noise, spread, self._schedule, first=piece.first)
-        lams = placed(self._lambdas(spread), device)
+        lams = on_device(self._lambdas(spread), device)
         return make_batch(points, noise, lams, reference=reference, first=piece.first)
 
 

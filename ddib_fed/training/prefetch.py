@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ddib_fed.processes import beside_here
 
@@ -75,8 +74,3 @@ def pays(device: torch.device, threads: int) -> bool:
         return True
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return free > threads * beside_here()
-
-
-def placed(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; a copy to CUDA is from pinned memory and is not waited for."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
