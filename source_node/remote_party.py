@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Self
 
 import torch
@@ -28,21 +27,34 @@ from ddib_fed.bridge.party import (
     ToDecode,
     ToEncode,
 )
-from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, MessageInvalid, PolicyDenied
+from ddib_fed.errors import (
+    Cancelled,
+    DdibError,
+    DeadlineExceeded,
+    InputError,
+    LatentNotGaussian,
+    MessageInvalid,
+    PolicyDenied,
+)
 from ddib_fed.latent import Latent
 from ddib_fed.wire.contract import Contract, ContractSide
 from ddib_fed.wire.latent import ApprovedLatent
 from source_node.decode_call import Answer, DecodeCall, Progress
 from source_node.remote import Remote
 
-# Latents that wait for the wire; the one being encoded and those without an answer come on top.
-QUEUED_LATENTS = 2
-# Latents that the peer has and has not answered: as many as it works on at once, and as many on the way.
-UNANSWERED = 8
+# Latents that wait for the wire, in batches: the next one is whole when the wire is free.
+WAITING_BATCHES = 1
+FEW_WAITING = 2
+# Latents without an answer, in batches: one that the peer computes, one that waits for it there, one on the way.
+UNANSWERED_BATCHES = 3
+FEW_UNANSWERED = 4
 # How often a blocked stage looks whether it should still wait.
 POLL_S = 0.2
 
 log = logging.getLogger(__name__)
+
+Release = Callable[[Sequence[ToDecode]], Sequence[ApprovedLatent]]
+"""Makes latents fit to leave; see `RemoteParty`."""
 
 
 def description_of(side: ContractSide) -> Description:
@@ -67,7 +79,9 @@ class RemoteParty:
         contract: What was negotiated with it.
         request_id: Names the job to the peer.
         read: The samples in the file of an answer, given also how many there must be; raises InputError.
-        release: Makes a latent fit to leave, each time before it is sent; what it raises ends the job.
+        release: Makes latents fit to leave, each time before they are sent, on the thread that sends; one that it
+            leaves out is not sent. What it raises ends the job.
+        batch_rows: Samples of a batch: how far latents run ahead of the answers is counted in batches.
     """
 
     def __init__(
@@ -77,8 +91,10 @@ class RemoteParty:
         *,
         request_id: str,
         read: Callable[[bytes, int], Array],
-        release: Callable[[ToDecode], ApprovedLatent],
+        release: Release,
+        batch_rows: int,
     ) -> None:
+        self._batch_rows = batch_rows
         self._remote = remote
         self._contract = contract
         self._request_id = request_id
@@ -105,23 +121,27 @@ class RemoteParty:
             MessageInvalid, ChunkCorrupt: It does not keep to the protocol.
             DdibError: As the peer says, as `latents` raises, or as the leg's control says.
         """
-        window = _Window(leg.control or Control())
+        window = _Window(leg.control or Control(), self._batch_rows)
         with _Filler(lambda: self._fill(latents, window), window) as filler:
             while (first := window.first()) is not None:
                 yield from self._one_call(first.label, window, filler, leg)
             filler.reraise()
 
     def _fill(self, latents: Iterable[ToDecode], window: _Window) -> None:
-        for latent in latents:
-            window.put(_Outgoing(latent, self._release(latent)))
-        window.put(None)
+        try:
+            for latent in latents:
+                window.put(latent)
+            window.put(None)
+        finally:
+            if isinstance(latents, Generator):
+                latents.close()
 
     def _one_call(
         self, label: Labels, window: _Window, filler: _Filler, leg: Leg
     ) -> Iterator[Decoded | Failed]:
         most = self._contract.limits.max_items_per_stream
         control = leg.control or Control()
-        again = window.begin(self._release)
+        sending = _Sending(window, self._release, filler.fail, label, most)
         call = self._remote.decode(
             self._contract,
             request_id=self._request_id,
@@ -130,7 +150,7 @@ class RemoteParty:
             target_class=label if isinstance(label, int) else None,
             guidance=leg.guidance,
             items=most,
-            latents=_sending(window, window.call, again, label, most),
+            latents=sending.latents(),
             control=control,
         )
         filler.call = call
@@ -142,7 +162,7 @@ class RemoteParty:
             refused = window.answered(int(number)) if number.isdecimal() else None
             if refused is None:
                 raise filler.cause(control) or error from None
-            yield Failed(refused.item.number, error)
+            yield Failed(refused.number, error)
         except DdibError as error:
             raise filler.cause(control) or error from None
         finally:
@@ -164,9 +184,9 @@ class RemoteParty:
             assert sent is not None  # the call takes answers to what it sent
             yield self._outcome(answer, sent, leg)
 
-    def _outcome(self, answer: Answer, sent: _Outgoing, leg: Leg) -> Decoded | Failed:
+    def _outcome(self, answer: Answer, sent: ToDecode, leg: Leg) -> Decoded | Failed:
         """What an answer holds; what cannot be used ends its item and no other."""
-        count = len(sent.item.latent.data)
+        count = len(sent.latent.data)
         try:
             samples = self._read(answer.file, count)
             again = None if answer.round_trip is None else self._again(answer, count, leg)
@@ -195,28 +215,25 @@ class RemoteParty:
         return Encoded(answer.item, latent, statistics, 0.0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Outgoing:
-    item: ToDecode
-    approved: ApprovedLatent
-
-    @property
-    def label(self) -> Labels:
-        return self.item.label
-
-
 class _Stopped(Exception):  # noqa: N818 - a signal between the threads of this module
     """The call, or all of them, ended before the latents did."""
 
 
 class _Window:
-    """Latents between whoever encodes and the peer: those that wait for the wire, and those without an answer."""
+    """Latents between whoever encodes and the peer: those that wait for the wire, and those without an answer.
 
-    def __init__(self, control: Control) -> None:
+    Args:
+        control: Ends the waiting.
+        batch_rows: Samples of a batch.
+    """
+
+    def __init__(self, control: Control, batch_rows: int) -> None:
         self._control = control
+        self._batch_rows = batch_rows
         self._changed = threading.Condition()
-        self._waiting: deque[_Outgoing | None] = deque()
-        self._unanswered: dict[int, _Outgoing] = {}
+        self._waiting: deque[ToDecode | None] = deque()
+        self._unanswered: dict[int, ToDecode] = {}
+        self._waiting_rows = self._unanswered_rows = 0
         self._stopped = False
         self.call = 0
         """Number of the call that may take latents."""
@@ -227,16 +244,18 @@ class _Window:
             self._stopped = True
             self._changed.notify_all()
 
-    def put(self, latent: _Outgoing | None) -> None:
+    def put(self, latent: ToDecode | None) -> None:
         """Add a latent, or None after the last, once there is room."""
+        most = WAITING_BATCHES * self._batch_rows
         with self._changed:
-            while len(self._waiting) >= QUEUED_LATENTS:
+            while len(self._waiting) >= FEW_WAITING and self._waiting_rows >= most:
                 self._wait()
             self._check()
             self._waiting.append(latent)
+            self._waiting_rows += _rows(latent)
             self._changed.notify_all()
 
-    def first(self) -> _Outgoing | None:
+    def first(self) -> ToDecode | None:
         """The first latent without an answer; None when all have one. Waits until that is known."""
         with self._changed:
             while not self._stopped and not self._unanswered and not self._waiting:
@@ -245,12 +264,11 @@ class _Window:
                 return None
             return next(iter(self._unanswered.values()), None) or self._waiting[0]
 
-    def begin(self, release: Callable[[ToDecode], ApprovedLatent]) -> list[_Outgoing]:
-        """A new call: the latents without an answer, which go first, each released again."""
+    def begin(self) -> list[ToDecode]:
+        """A new call: the latents without an answer, which go first."""
         with self._changed:
             self.call += 1
-            left = list(self._unanswered.values())
-        return [_Outgoing(each.item, release(each.item)) for each in left]
+            return list(self._unanswered.values())
 
     def end(self) -> None:
         """The call is over: its sender takes no more latents."""
@@ -258,32 +276,46 @@ class _Window:
             self.call += 1
             self._changed.notify_all()
 
-    def take(self, call: int, label: Labels) -> _Outgoing | None:
-        """The next latent for a call, once there is one and the peer has few enough; None when its last was taken.
+    def take(self, call: int, label: Labels, most: int) -> list[ToDecode]:
+        """The next latents for a call, at most `most`, once there are some and the peer has few enough.
+
+        Empty when the call's last one was taken.
 
         Raises:
             _Stopped: The call is over.
         """
         with self._changed:
-            while self.call == call and (not self._waiting or len(self._unanswered) >= UNANSWERED):
+            while self.call == call and (not self._waiting or self._full()):
                 if self._waiting and not self._fits(label):
-                    return None
+                    return []
                 self._wait()
             if self.call != call:
                 raise _Stopped
-            if not self._fits(label):
-                return None
-            latent = self._waiting.popleft()
-            assert latent is not None
-            self._unanswered[latent.item.number] = latent
+            taken: list[ToDecode] = []
+            while len(taken) < most and self._waiting and not self._full() and self._fits(label):
+                latent = self._waiting.popleft()
+                assert latent is not None
+                taken.append(latent)
+                self._waiting_rows -= _rows(latent)
+                self._unanswered[latent.number] = latent
+                self._unanswered_rows += _rows(latent)
             self._changed.notify_all()
-            return latent
+            return taken
 
-    def answered(self, number: int) -> _Outgoing | None:
+    def answered(self, number: int) -> ToDecode | None:
         """The latent that has its answer now; None when there was none without."""
         with self._changed:
+            found = self._unanswered.pop(number, None)
+            self._unanswered_rows -= _rows(found)
             self._changed.notify_all()
-            return self._unanswered.pop(number, None)
+            return found
+
+    def _full(self) -> bool:
+        """Whether the peer has as many latents as it may."""
+        return (
+            len(self._unanswered) >= FEW_UNANSWERED
+            and self._unanswered_rows >= UNANSWERED_BATCHES * self._batch_rows
+        )
 
     def _fits(self, label: Labels) -> bool:
         following = self._waiting[0]
@@ -299,20 +331,54 @@ class _Window:
             raise _Stopped
 
 
-def _sending(
-    window: _Window, call: int, again: list[_Outgoing], label: Labels, most: int
-) -> Iterator[ApprovedLatent | None]:
-    """What one call sends, on gRPC's thread; it ends without None when the call was broken off."""
-    count = len(again)
-    try:
-        for latent in again:
-            yield latent.approved
-        while count < most and (following := window.take(call, label)) is not None:
-            count += 1
-            yield following.approved
-    except (_Stopped, DdibError):
-        return
-    yield None
+def _rows(latent: ToDecode | None) -> int:
+    return 0 if latent is None else len(latent.latent.data)
+
+
+class _Sending:
+    """What one call sends, on gRPC's thread.
+
+    Args:
+        window: Where the latents come from.
+        release: Makes them fit to leave.
+        fail: Told what keeps them from it.
+        label: The class of the call.
+        most: Latents of one call.
+    """
+
+    def __init__(
+        self,
+        window: _Window,
+        release: Release,
+        fail: Callable[[BaseException], None],
+        label: Labels,
+        most: int,
+    ) -> None:
+        self._window, self._release, self._fail = window, release, fail
+        self._label, self._most = label, most
+        self._again = window.begin()
+        self._call = window.call
+
+    def latents(self) -> Iterator[ApprovedLatent | None]:
+        """The latents, and None after the last; without None the call was broken off."""
+        try:
+            yield from self._released(self._again)
+            left = self._most - len(self._again)
+            while left and (taken := self._window.take(self._call, self._label, left)):
+                left -= len(taken)
+                yield from self._released(taken)
+        except (_Stopped, Cancelled, DeadlineExceeded):
+            return
+        except Exception as error:  # noqa: BLE001 - raised again for whoever reads the answers
+            self._fail(error)
+            return
+        yield None
+
+    def _released(self, latents: Sequence[ToDecode]) -> Iterator[ApprovedLatent]:
+        approved = self._release(latents) if latents else []
+        for number in {latent.number for latent in latents} - {each.item for each in approved}:
+            self._window.answered(number)
+        yield from approved
 
 
 class _Filler:
@@ -340,10 +406,14 @@ class _Filler:
         except _Stopped:
             pass
         except BaseException as error:  # noqa: BLE001 - raised again on the thread that reads the answers
-            self._error = error
-            self._window.stop()
-            if (call := self.call) is not None:
-                call.cancel()
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the stream with an error, whichever thread met it; the first one stays."""
+        self._error = self._error or error
+        self._window.stop()
+        if (call := self.call) is not None:
+            call.cancel()
 
     def reraise(self) -> None:
         """Raise what ended the filling, if something did."""

@@ -32,7 +32,7 @@ from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.events import EventHub
 from source_node.jobs.records import PENDING_ITEMS, error_record
 from source_node.jobs.store import Job, JobStore
-from source_node.pipeline import Pipeline
+from source_node.pipeline.job import Pipeline
 from source_node.remote import Remotes
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class JobRunner:
         self._remotes = remotes
         self._wake = threading.Condition()
         self._closing = False
+        self._looking = False
         self._draining = False
         self._controls: dict[str, Control] = {}
         self._pauses: dict[str, float] = {}
@@ -76,7 +77,7 @@ class JobRunner:
     def wake(self) -> None:
         """A job was accepted."""
         with self._wake:
-            self._wake.notify()
+            self._wake.notify_all()
 
     def cancel(self, job_id: str) -> None:
         """Stop a running job at the solver's next step."""
@@ -124,14 +125,20 @@ class JobRunner:
                 self._wake.notify_all()
 
     def _next(self) -> tuple[Job, Control] | None:
-        """The next job, or None when closing."""
+        """The next job, or None when closing. One idle thread looks; the others wait for it to find something."""
         with self._wake:
             while not (self._closing or self._draining):
+                if self._looking:
+                    self._wake.wait()
+                    continue
                 job = self._claim()
                 if job is not None:
                     control = self._controls[job.job_id] = Control(deadline_of(job))
+                    self._wake.notify_all()
                     return job, control
+                self._looking = True
                 self._wake.wait(LOOK_EVERY_S)
+                self._looking = False
         return None
 
     def _claim(self) -> Job | None:

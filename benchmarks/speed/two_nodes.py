@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.speed.harness import ROOT
-from ddib_fed.client.views import Result
 from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Pair
 
@@ -88,22 +87,27 @@ def configure(path: Path, settings: Mapping[str, object]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def translate(
-    pair: Pair, files: Sequence[bytes], target: str, evaluations: int = EVALUATIONS
-) -> list[Result]:
-    """One job through the nodes, as a client has it: submitted, watched, fetched and acknowledged."""
+def arrived(pair: Pair, files: Sequence[bytes], target: str, evaluations: int = EVALUATIONS) -> float:
+    """Seconds from submitting a job to its last result at the client, who then acknowledges.
+
+    Raises:
+        SystemExit: A result is missing.
+    """
     with pair.client() as client:
-        return list(client.translate(files, f"south.example/{target}", Settings(evaluations=evaluations)))
+        started = time.perf_counter()
+        job = client.submit(files, f"south.example/{target}", Settings(evaluations=evaluations))
+        results = list(client.results(job.job_id))
+        seconds = time.perf_counter() - started
+        if sorted(result.item for result in results) != list(range(len(files))):
+            raise SystemExit(f"{len(results)} of {len(files)} items came home")
+        client.acknowledge(job.job_id, [(each.item, each.translation.sha256) for each in results])
+    return seconds
 
 
-def processor_seconds(pid: int) -> dict[str, float]:
-    """Seconds of CPU of each thread of a process so far, by the thread's number."""
-    tick = os.sysconf("SC_CLK_TCK")
-    found = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
-        found[task.name] = (int(fields[11]) + int(fields[12])) / tick
-    return found
+def processor_seconds(pid: int) -> float:
+    """Seconds of CPU of a process so far, all threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def png_files(count: int) -> tuple[list[bytes], Array]:

@@ -11,6 +11,7 @@ nothing of gRPC.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -68,6 +69,8 @@ log = logging.getLogger(__name__)
 CALL_S = 30.0
 WATCH_CALL_S = 300.0
 FETCH_CALL_S = 3600.0
+FETCH_EVERY_S = 0.5
+"""Results of a running job are fetched at most this often: a call for each would cost more than what it carries."""
 
 Origin = Path | bytes | Payload
 
@@ -337,8 +340,37 @@ class Client:
             DdibError: The node refuses or cannot be reached.
         """
         job = self.get(job_id)
-        ready = [item.index for item in job.items if item.state is ItemState.DECODED]
-        due = sorted(set(ready if items is None else items))
+        yield from self._fetch(job, job.ready if items is None else items)
+
+    def results(self, job_id: str, *, on_event: Callable[[Event], None] | None = None) -> Iterator[Result]:
+        """Watch a job to its end, and fetch each result while the others are being made; see `fetch` and `watch`.
+
+        Results that were acknowledged before do not come again. How the job ended is to be asked for (`get`).
+
+        Args:
+            job_id: The job.
+            on_event: Called with each event.
+        """
+        job = self.get(job_id)
+        given: set[int] = set()
+        ready: list[int] = []
+        fetched = time.monotonic()
+        for event in self.watch(job_id):
+            if on_event is not None:
+                on_event(event)
+            if event.stage == "done" and event.item not in given:
+                ready.append(event.item)
+            if ready and (now := time.monotonic()) - fetched >= FETCH_EVERY_S:
+                fetched = now
+                given.update(ready)
+                yield from self._fetch(job, ready)
+                ready = []
+        ended = self.get(job_id)
+        yield from self._fetch(ended, [item for item in ended.ready if item not in given])
+
+    def _fetch(self, job: JobView, items: Iterable[int]) -> Iterator[Result]:
+        """Results of these items of a job."""
+        job_id, due = job.job_id, sorted(set(items))
         patience = self._connection.patience()
         while due:
             try:
@@ -452,11 +484,9 @@ class Client:
             no_calibration=no_calibration,
             latent_type=latent_type,
         )
-        for event in self.watch(job.job_id):
-            if on_event is not None:
-                on_event(event)
+        fetched = list(self.results(job.job_id, on_event=on_event))
         self.require_finished(job.job_id)
-        results = tuple(sorted(self.fetch(job.job_id), key=lambda result: result.item))
+        results = tuple(sorted(fetched, key=lambda result: result.item))
         if acknowledge:
             self.acknowledge(job.job_id, [(r.item, r.translation.sha256) for r in results])
         return results

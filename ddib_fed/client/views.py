@@ -131,6 +131,11 @@ class JobView:
         }
         return frozenset(part for part, wanted in asked.items() if wanted)
 
+    @property
+    def ready(self) -> list[int]:
+        """Items whose results can be fetched: decoded and not acknowledged."""
+        return [item.index for item in self.items if item.state is ItemState.DECODED]
+
 
 @dataclass(frozen=True, slots=True)
 class Submitted:

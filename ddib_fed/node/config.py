@@ -121,8 +121,8 @@ class LimitsSection(Section):
     stall_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     result_days: Annotated[float, Field(gt=0)] = 7.0
     job_deadline_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
-    max_streams: Annotated[int, Field(ge=1, le=256)] = 24
-    max_streams_per_identity: Annotated[int, Field(ge=1, le=256)] = 8
+    max_streams: Annotated[int, Field(ge=1, le=256)] = 96
+    max_streams_per_identity: Annotated[int, Field(ge=1, le=256)] = 40
     drain_s: Annotated[float, Field(ge=0)] = 60.0
 
 
@@ -146,7 +146,7 @@ class EngineSection(Section):
     merge_rows: Annotated[int, Field(ge=1)] = 2_048
     merge_pixels: Annotated[int, Field(ge=1)] = 65_536
     max_trajectories: Annotated[int, Field(ge=1, le=64)] = 64
-    running_jobs: Annotated[int, Field(ge=1, le=16)] = 2
+    running_jobs: Annotated[int, Field(ge=1, le=64)] = 16
 
     @field_validator("ray_address")
     @classmethod

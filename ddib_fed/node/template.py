@@ -48,8 +48,8 @@ seed = 0
 # stall_s = 60.0                # an upload whose next piece does not come within this is ended
 # job_deadline_s = 86400.0      # source: a job is given up after this
 # result_days = 7.0             # source: results that nobody fetches are removed after this
-# max_streams = 24
-# max_streams_per_identity = 8
+# max_streams = 96              # calls that stream at once; each holds a thread while it is open
+# max_streams_per_identity = 40 # of one client or peer: 16 jobs, submitted, watched and fetched at once
 # drain_s = 60.0                # what runs has this long after SIGTERM
 
 [engine]
@@ -63,7 +63,7 @@ seed = 0
 # merge_rows = 2048             # points of several requests evaluated in one network call
 # merge_pixels = 65536          # pictures: their pixels together
 # max_trajectories = 64         # items, or ranges of large ones, that are integrated at once; more wait
-# running_jobs = 2              # source: jobs worked on at once
+# running_jobs = 16             # source: jobs worked on at once; small ones fill a batch together
 
 [policy]
 # round_trip = true             # target: encode the output again for a peer that asks for a cycle check

@@ -44,8 +44,9 @@ Behaviour = Callable[[Any, grpc.ServicerContext], Any]
 Continuation = Callable[[grpc.HandlerCallDetails], Handler | None]
 
 HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
-# Unary calls of one identity whose message has not arrived: each holds a thread of the reserve for unary calls.
-MAX_WAITING: Final = 4
+# Unary calls of one identity whose message has not arrived: each holds a thread of the reserve for unary calls, which
+# is larger (`server.RESERVED_THREADS`). One person may have as many clients as a node works on jobs.
+MAX_WAITING: Final = 16
 _BUILDERS: Final[dict[tuple[bool, bool], Callable[..., Any]]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,

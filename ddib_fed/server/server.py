@@ -18,7 +18,7 @@ from ddib_fed.server import inbound
 from ddib_fed.trust import tls
 
 # Threads beyond the streams' cap: for unary calls, Health, and calls that are refused at once.
-RESERVED_THREADS = 8
+RESERVED_THREADS = 24
 MAX_MESSAGE_BYTES = 4 << 20
 # Longer than the longest stream (a job's day), so that an idle connection is rebuilt but no stream is cut.
 MAX_CONNECTION_AGE_S = 3600

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -105,14 +105,19 @@ class AuditLog:
             TypeError: A value is neither a scalar nor a list of strings or integers.
             OSError: The line could not be written; the caller must not perform the act.
         """
-        record = {key: _checked(key, value) for key, value in values.items()}
+        self.write_each(act, [values])
+
+    def write_each(self, act: str, each: Sequence[Mapping[str, Value]]) -> None:
+        """As `write`, a line for each of several acts of one kind; all are on the disk when this returns."""
+        records = [{key: _checked(key, value) for key, value in values.items()} for values in each]
         if not _NAME.match(act):
             raise ValueError(f"{act!r} is no name of an act")
         with self._lock, self._open() as file:
             repaired = self._catch_up(file)
             if repaired:
                 self._append(file, "log_repaired", {"torn_bytes": repaired})
-            self._append(file, act, record)
+            for record in records:
+                self._append(file, act, record)
             os.fsync(file)
 
     @contextmanager

@@ -21,7 +21,7 @@ from ddib_fed.errors import DdibError, Draining, ItemNotFound, StateConflict
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.database import JobDatabase
-from source_node.jobs.records import TRANSITIONS, ErrorRecord, Part, PartRecord
+from source_node.jobs.records import PENDING_ITEMS, TRANSITIONS, ErrorRecord, Part, PartRecord
 from source_node.jobs.rows import delete_parts, delete_ranges, insert_part, update_item
 from source_node.jobs.spool import Spool, ToWrite
 
@@ -65,6 +65,7 @@ class Change:
         state: The item's next state; None leaves it.
         provenance: Replaces what is recorded of how the result came about; None leaves it.
         error: Why it FAILED.
+        forget_ranges: Whether what was kept of row ranges goes.
     """
 
     job_id: str
@@ -73,6 +74,7 @@ class Change:
     state: ItemState | None = None
     provenance: Mapping[str, Any] | None = None
     error: ErrorRecord | None = None
+    forget_ranges: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -225,6 +227,10 @@ class GroupCommit:
                 raise StateConflict(
                     f"item {change.item} of job {change.job_id} cannot be {state}: it has no {needed}"
                 )
+        elif before not in PENDING_ITEMS:
+            raise StateConflict(f"item {change.item} of job {change.job_id} is {before}")
+        if change.forget_ranges:
+            entry.dropped += delete_ranges(db, *key)
         for record in entry.records:
             insert_part(db, *key, record)
         if change.state is not None or change.provenance is not None:

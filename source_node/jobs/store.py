@@ -158,11 +158,11 @@ class JobStore(JobQueries):
     def claim(self) -> Job | None:
         """The oldest queued job that is due, running from now on; None when there is none."""
         now = self._clock()
+        due = "SELECT job_id FROM jobs WHERE state = ? AND not_before <= ? ORDER BY number LIMIT 1"
+        if not self._db.read(due, (JobState.QUEUED, now)):
+            return None
         with self._db.transaction() as db:
-            row = db.execute(
-                "SELECT job_id FROM jobs WHERE state = ? AND not_before <= ? ORDER BY number LIMIT 1",
-                (JobState.QUEUED, now),
-            ).fetchone()
+            row = db.execute(due, (JobState.QUEUED, now)).fetchone()
             if row is None:
                 return None
             db.execute(

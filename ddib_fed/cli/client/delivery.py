@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ddib_fed.bridge.translation_record import (
     file_name,
 )
 from ddib_fed.client.client import Client
-from ddib_fed.client.views import JobView, Media, Result
+from ddib_fed.client.views import Media, Result
 from ddib_fed.errors import (
     AlreadyExists,
     Cancelled,
@@ -35,6 +35,8 @@ from ddib_fed.errors import (
 from ddib_fed.files import write_file
 
 STATE_PREFIX = ".ddib-job-"
+ACKNOWLEDGED_TOGETHER = 16
+"""Items. One that was written and not acknowledged is fetched again after an interruption, and found to be the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +157,15 @@ def _check_free(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
 
 def deliver(
     client: Client,
-    job: JobView,
+    job_id: str,
+    results: Iterable[Result],
     out: Path,
     inputs: Sequence[Input],
     *,
     force: bool,
     doubtful_below: float = DOUBTFUL_BELOW,
 ) -> Iterator[Delivered]:
-    """Fetch the ready results, write them, and acknowledge each item once it is on the disk.
+    """Write results as they come, and acknowledge items once they are on the disk, some at a time.
 
     Pictures whose round trip has a PSNR below `doubtful_below` dB, or whose structure is below the thresholds of the
     source's model, are marked in their records.
@@ -173,15 +176,21 @@ def deliver(
         DdibError: The node refuses or cannot be reached.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for result in client.fetch(job.job_id):
+    written: list[tuple[int, bytes]] = []
+    for result in results:
         known = inputs[result.item] if result.item < len(inputs) else None
         if known is not None and result.provenance.input_sha256 != known.sha256:
             raise ChunkCorrupt(f"item {result.item} is not a translation of {known.file}")
         delivered = write_result(
             out, result, known or _numbered(result), force=force, doubtful_below=doubtful_below
         )
-        client.acknowledge(job.job_id, [(result.item, result.translation.sha256)])
+        written.append((result.item, result.translation.sha256))
+        if len(written) >= ACKNOWLEDGED_TOGETHER:
+            client.acknowledge(job_id, written)
+            written = []
         yield delivered
+    if written:
+        client.acknowledge(job_id, written)
 
 
 def _numbered(result: Result) -> Input:

@@ -204,7 +204,11 @@ def fetch(
             )
         names = JobFile.load(out, view.request_id)
         inputs = names.inputs if names else ()
-        delivered = list(deliver(client, view, out, inputs, force=force, doubtful_below=doubtful_below))
+        delivered = list(
+            deliver(
+                client, job_id, client.fetch(job_id), out, inputs, force=force, doubtful_below=doubtful_below
+            )
+        )
         view = client.get(job_id)
     report(view, delivered, out, output_format, doubtful_below=doubtful_below)
     open_items = [i for i in view.items if i.state not in {ItemState.DELIVERED, ItemState.FAILED}]

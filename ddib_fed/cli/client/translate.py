@@ -203,12 +203,16 @@ def receive(
     force: bool,
     doubtful_below: float = DOUBTFUL_BELOW,
 ) -> tuple[JobView, list[Delivered]]:
-    """Watch a job to its end and write its results, also if a part of it failed."""
+    """Watch a job to its end and write its results as they come, also if a part of it failed; in their order."""
     with explaining_interruption(client, submitted.job_id, out):
-        for event in client.watch(submitted.job_id):
-            progress.event(event)
+        results = client.results(submitted.job_id, on_event=progress.event)
+        delivered = sorted(
+            deliver(
+                client, submitted.job_id, results, out, inputs, force=force, doubtful_below=doubtful_below
+            ),
+            key=lambda result: result.item,
+        )
         job = client.get(submitted.job_id)
-        delivered = list(deliver(client, job, out, inputs, force=force, doubtful_below=doubtful_below))
     JobFile(job.request_id, job.target, inputs).remove(out)
     return job, delivered
 

@@ -1,0 +1,109 @@
+"""What watchers, metrics and the job's books are told of items on their way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from ddib_fed.server.metrics import Metrics
+from ddib_fed.wire.jobs import JobState
+from source_node.jobs.events import EventHub
+from source_node.jobs.records import PENDING_ITEMS
+from source_node.jobs.store import Job
+from source_node.pipeline.items import Numbers
+
+STEPS_EVERY_S = 0.25
+"""Steps of one item and stage are published at most this often: an event for every step of every item would cost more
+than storing it."""
+
+
+@dataclass(slots=True)
+class _Stage:
+    """How far one stage of an item is."""
+
+    done: int = 0
+    said: float = float("-inf")
+
+
+class Telling:
+    """Publishes the events of one job; safe to use from any thread.
+
+    Args:
+        events: Where.
+        metrics: The node's.
+        job: Which.
+        numbers: Of its ranges.
+    """
+
+    def __init__(self, events: EventHub, metrics: Metrics, job: Job, numbers: Numbers) -> None:
+        self._events = events
+        self._metrics = metrics
+        self._job = job
+        self._numbers = numbers
+        self._lock = threading.Lock()
+        self._done = sum(item.state not in PENDING_ITEMS for item in job.items)
+        self._ranges: dict[int, int] = {}
+        self._stages: dict[tuple[int, str], _Stage] = {}
+        self._last: dict[tuple[int, str], int] = {}
+
+    def begins(self, item: int, ranges: int) -> None:
+        """An item of so many ranges is on its way."""
+        with self._lock:
+            self._ranges[item] = ranges
+
+    def step(self, number: int, stage: str, step: int, steps: int) -> None:
+        """A range has gone so many steps of a stage: the item's steps are those of all its ranges."""
+        item = self._numbers.item(number)
+        now = time.monotonic()
+        with self._lock:
+            ranges = self._ranges.get(item)
+            if ranges is None:  # it has ended
+                return
+            told = self._stages.setdefault((item, stage), _Stage())
+            told.done += step - self._last.get((number, stage), 0)
+            self._last[number, stage] = step
+            done, all_steps = min(told.done, ranges * steps), ranges * steps
+            if now - told.said < STEPS_EVERY_S and done < all_steps:
+                return
+            told.said = now
+        self._events.publish(
+            self._job.job_id, state=JobState.RUNNING, item=item, stage=stage, step=done, steps=all_steps
+        )
+
+    def observe(self, stage: str, seconds: float, samples: int) -> None:
+        """Some samples have gone through a stage of the own model."""
+        self._metrics.seconds.labels(stage).observe(seconds)
+        self._metrics.samples.labels(stage).inc(samples)
+
+    def sent(self, size_bytes: int) -> None:
+        """A latent leaves."""
+        self._metrics.latent_bytes.labels("out").inc(size_bytes)
+
+    def finished(self, item: int) -> None:
+        """The result of an item is stored."""
+        self._metrics.items.labels("decode", "ok").inc()
+        self._end(item, "done")
+
+    def failed(self, item: int, reason: str) -> None:
+        """An item was given up."""
+        self._metrics.items.labels("encode", "failed").inc()
+        self._end(item, "failed", reason)
+
+    def _end(self, item: int, stage: str, reason: str = "") -> None:
+        with self._lock:
+            self._done += 1
+            self._ranges.pop(item, None)
+            for key in [key for key in self._stages if key[0] == item]:
+                del self._stages[key]
+            for key in [key for key in self._last if self._numbers.item(key[0]) == item]:
+                del self._last[key]
+            self._events.publish(
+                self._job.job_id,
+                state=JobState.RUNNING,
+                item=item,
+                stage=stage,
+                reason=reason,
+                items_done=self._done,
+                items=len(self._job.items),
+            )
