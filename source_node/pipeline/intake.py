@@ -20,6 +20,7 @@ from ddib_fed.errors import (
     PointsTooMany,
 )
 from ddib_fed.latent import Latent
+from ddib_fed.latent_types import FLOAT32
 from ddib_fed.node.role import NodeContext
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.contract import Contract
@@ -118,20 +119,26 @@ class Intake:
                 facts={"points": rows, "limit_points": most},
             )
         record = record.with_(**self._terms(), picture=given.picture)
-        return Work(item, given, record, ranges_of(rows), made)
+        stored = item.state == ItemState.ENCODED and bool(made)
+        return Work(item, given, record, ranges_of(rows), made, stored)
 
     def _made(self, item: Item, record: Translation | None) -> Mapping[int, Made]:
-        """The latents that were made before, to be sent as they are; none of another model or calibration, or damaged.
+        """The latents that were made before, to be sent as they are; none of another model,
+        calibration or type, or damaged.
 
         An encoded item without its latent is one that was only received, and is encoded again.
         """
         if record is None:
             return {}
-        before = record.source_model_sha256, record.calibration_sha256
-        now = self._contract.source.model_sha256.hex(), recorded(self._contract)["calibration_sha256"]
+        before = record.source_model_sha256, record.calibration_sha256, record.latent_type or FLOAT32
+        now = (
+            self._contract.source.model_sha256.hex(),
+            recorded(self._contract)["calibration_sha256"],
+            self._contract.wire_type,
+        )
         if before != now:
             log.info(
-                "item %d of job %s is encoded again: the model or the calibration was replaced",
+                "item %d of job %s is encoded again: the model, the calibration or the latent type was replaced",
                 item.index,
                 self._job.job_id,
             )
@@ -149,7 +156,7 @@ class Intake:
         """The ranges of the stored latent; None when the disk lost it."""
         try:
             data = self._store.read_part(self._job.job_id, item.index, Part.ENCODED)
-            latent = Latent.from_bytes(data, self._node.running_engine.model.sample_shape)
+            latent = self._latent(data)
         except (ChunkCorrupt, ItemNotFound) as error:
             log.warning("item %d of job %s is encoded again: %s", item.index, self._job.job_id, error.detail)
             return None
@@ -163,12 +170,16 @@ class Intake:
         for place, kept in self._store.ranges(self._job.job_id, item.index).items():
             try:
                 data = self._store.read_range(self._job.job_id, item.index, kept)
-                latent = Latent.from_bytes(data, self._node.running_engine.model.sample_shape)
+                latent = self._latent(data)
             except (ChunkCorrupt, ItemNotFound) as error:
                 log.warning("a range of job %s is encoded again: %s", self._job.job_id, error.detail)
                 continue
             made[place] = latent, measured(latent.data)
         return made
+
+    def _latent(self, data: bytes) -> Latent:
+        """A stored latent; raises as `Latent.from_bytes`."""
+        return Latent.from_bytes(data, self._node.running_engine.model.sample_shape, self._contract.wire_type)
 
     def _input(self, item: Item, size_rule: str) -> Given:
         """The item's samples, and whether results keep the models' size."""

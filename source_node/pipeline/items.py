@@ -76,6 +76,7 @@ class Work:
         record: How the result comes about, as far as it is known.
         ranges: Rows of each range.
         made: Latents of ranges that an earlier try made, by place.
+        stored: Whether the whole latent is stored already.
         encoded: Latents of ranges, by place.
         found: Translations of ranges, by place.
         kept: Done when the whole latent is stored; None before it is given to the store.
@@ -86,6 +87,7 @@ class Work:
     record: Translation
     ranges: list[slice]
     made: Mapping[int, Made]
+    stored: bool
     encoded: dict[int, Encoded] = field(default_factory=dict)
     found: dict[int, Translated] = field(default_factory=dict)
     kept: Future[None] | None = None
@@ -101,8 +103,9 @@ class Work:
             return None
         if len(self.ranges) == 1:
             return self.encoded[0].latent, self.encoded[0].statistics
-        data = np.concatenate([self.encoded[place].latent.data for place in range(len(self.ranges))])
-        return Latent.from_array(data), measured(data)
+        parts = [self.encoded[place].latent for place in range(len(self.ranges))]
+        data = np.concatenate([part.data for part in parts])
+        return Latent.from_array(data, parts[0].dtype), measured(data)
 
     @property
     def encode_seconds(self) -> float:
@@ -124,7 +127,7 @@ def split(latent: Latent) -> dict[int, Made]:
     """The ranges of a whole latent, as they were before they were joined."""
     made = {}
     for place, rows in enumerate(ranges_of(len(latent.data))):
-        part = Latent.from_array(latent.data[rows])
+        part = Latent.from_array(latent.data[rows], latent.dtype)
         made[place] = part, measured(part.data)
     return made
 

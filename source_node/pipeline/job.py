@@ -178,7 +178,7 @@ class Pipeline:
     def _whole(self, work: Work) -> Change | None:
         """What is stored once the latents of all ranges are there; None before, and for one that is stored."""
         found = work.whole_latent
-        if found is None or work.item.state == ItemState.ENCODED:
+        if found is None or work.stored:
             return None
         latent, statistics = found
         work.record = work.record.with_(

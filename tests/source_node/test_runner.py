@@ -179,7 +179,7 @@ def test_a_store_that_can_neither_end_nor_put_back_a_job_keeps_it(source, target
 @pytest.mark.slow
 def test_without_an_audit_log_no_latent_leaves_and_the_job_waits(source, target, monkeypatch) -> None:
     """A full disk is no reason to fail the job, and none to send unrecorded."""
-    disk = FullDisk(monkeypatch, source.node.audit, "write", OSError(28, "No space left on device"))
+    disk = FullDisk(monkeypatch, source.node.audit, "write_each", OSError(28, "No space left on device"))
     job_id = source.start().submit()
     waits(source, job_id)
     assert not any(target.seen)
