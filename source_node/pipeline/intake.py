@@ -123,10 +123,10 @@ class Intake:
         return Work(item, given, record, ranges_of(rows), made, stored)
 
     def _made(self, item: Item, record: Translation | None) -> Mapping[int, Made]:
-        """The latents that were made before, to be sent as they are; none of another model,
-        calibration or type, or damaged.
+        """The latents that were made before, to be sent as they are.
 
-        An encoded item without its latent is one that was only received, and is encoded again.
+        None of another model, calibration or latent type, or damaged. An encoded item without its latent is one that
+        was only received, and is encoded again.
         """
         if record is None:
             return {}

@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ddib_fed.node.policy import Policy
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter, caller
+from ddib_fed.server.server import RESERVED_THREADS
 from ddib_fed.trust import tls
 from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
@@ -88,7 +89,9 @@ class Listening:
         self.auth = AuthInterceptor(self.peers, policy, audit=self.audit, clock=self._clock)
         self.limiter = StreamLimiter(*streams)
         interceptors = (ErrorInterceptor(south.name, self.outcomes), self.auth, self.limiter)
-        self.server = grpc.server(ThreadPoolExecutor(streams[0] + 4), interceptors=interceptors)
+        self.server = grpc.server(
+            ThreadPoolExecutor(streams[0] + RESERVED_THREADS), interceptors=interceptors
+        )
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self.echo, self.server)
         self.health = health.HealthServicer()
         self.health.set("", health_pb2.HealthCheckResponse.SERVING)
