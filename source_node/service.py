@@ -30,6 +30,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.provenance import provenance_message
 from ddib_fed.server.pace import Pace, paced
+from ddib_fed.server.slots import Slots
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from ddib_fed.wire.chunks import Announced, assemble, open_file, stream_file
@@ -52,6 +53,9 @@ DESCRIBE_TIMEOUT_S = 3.0
 # ListDomains at once: each holds one of the threads that are kept for unary calls for as long as peers are silent.
 MAX_LISTINGS = 2
 EXPIRE_EVERY_S = 600.0
+# Jobs that are being received at once: gRPC holds up to 25 MiB of each, however slowly it is read (docs/operating.md).
+MAX_UPLOADS = 24
+MAX_UPLOADS_PER_CLIENT = 16
 
 
 class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
@@ -65,6 +69,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._events = events
         self._remotes = remotes
         self._runner = runner
+        self._uploads = Slots(MAX_UPLOADS_PER_CLIENT, MAX_UPLOADS)
         self._listings = threading.BoundedSemaphore(MAX_LISTINGS)
 
     def ListDomains(
@@ -104,7 +109,11 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._check_target(spec)
         leg_map(calibration_of(self._node, spec), self._node.engine.model.manifest)
         pace = Pace(self._node.config.limits.stall_s, always=True)
-        with self._store.stage(spec) as staging, paced(request_iterator, pace) as requests:
+        with (
+            self._uploads.taken(spec.owner),
+            self._store.stage(spec) as staging,
+            paced(request_iterator, pace) as requests,
+        ):
             received = 0
             for whole in assemble(requests, {"item": self._opener(header.items, staging, pace)}):
                 pace.end()

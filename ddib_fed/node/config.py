@@ -121,7 +121,7 @@ class LimitsSection(Section):
     stall_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     result_days: Annotated[float, Field(gt=0)] = 7.0
     job_deadline_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
-    max_streams: Annotated[int, Field(ge=1, le=256)] = 96
+    max_streams: Annotated[int, Field(ge=1, le=256)] = 64
     max_streams_per_identity: Annotated[int, Field(ge=1, le=256)] = 40
     drain_s: Annotated[float, Field(ge=0)] = 60.0
 

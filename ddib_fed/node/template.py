@@ -48,7 +48,7 @@ seed = 0
 # stall_s = 60.0                # an upload whose next piece does not come within this is ended
 # job_deadline_s = 86400.0      # source: a job is given up after this
 # result_days = 7.0             # source: results that nobody fetches are removed after this
-# max_streams = 96              # calls that stream at once; each holds a thread while it is open
+# max_streams = 64              # calls that stream at once; each holds a thread while it is open
 # max_streams_per_identity = 40 # of one client or peer: 16 jobs, submitted, watched and fetched at once
 # drain_s = 60.0                # what runs has this long after SIGTERM
 
