@@ -57,7 +57,7 @@ def test_learned_steps_translate_and_what_was_not_learned_is_refused(ddib, small
     ddib(model, "tune", small, "--evaluations", 4)
     way = ("translate", "--source", small, "--target", small, "--n", 20, "--grid", "learned", "--out")
     ddib(bridge, *way, tmp_path / "out", "--evaluations", 4)
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["solver"]["grid"] == "learned"
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["settings"]["grid"] == "learned"
     with pytest.raises(SettingsInvalid, match="small has learned steps of 4 evaluations, not of 5"):
         ddib(bridge, *way, tmp_path / "no", "--evaluations", 5)
 
