@@ -104,7 +104,7 @@ class LearnedLegs:
             raise SettingsInvalid(
                 f"{self.model} has learned steps of {_listed(counts)} evaluations, not of {evaluations}",
                 hint=_instead(counts, evaluations),
-                facts={"evaluations": evaluations, "learned": _listed(counts), "model": self.model},
+                facts={"evaluations": evaluations, "learned": _listed(counts)},
             )
         there = [leg for leg in self.legs if leg.evaluations == evaluations]
         for leg in there:
@@ -117,7 +117,7 @@ class LearnedLegs:
         raise SettingsInvalid(
             f"{self.model} has learned to {stage} from softening {_listed(levels)}, not from {sigma:g}",
             hint=f"leave --soften-sigma out, or {TUNE} {evaluations} --soften-sigma {sigma:g}",
-            facts={"soften_sigma": sigma, "learned": _listed(levels), "model": self.model},
+            facts={"soften_sigma": sigma, "learned": _listed(levels)},
         )
 
 
