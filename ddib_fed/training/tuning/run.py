@@ -26,8 +26,8 @@ from ddib_fed.training.tuning.search import Effort, learn
 Say = Callable[[str, int, int], None]
 """Told (what is being done, done, in all)."""
 POINTS = Counts(fit=3_000, choose=800, held_out=2_000), Effort((3, 4, 5), 400, 40, 240, 3)
-PICTURES = Counts(fit=24, choose=3, held_out=12), Effort((2, 3, 4), 2, 10, 30, 2, 0.05)
-REFERENCE = 256
+PICTURES = Counts(fit=12, choose=3, held_out=12), Effort((2, 3, 4), 2, 10, 30, 2, 0.05)
+REFERENCE = 128
 """Evaluations of a reference leg."""
 
 

@@ -85,14 +85,15 @@ def learn(
     first = sorted(_starts(leg, evaluations, effort, known), key=lambda each: each.score)
     # With more evaluations the choice has been made: only the rest of the way is gone again.
     tried = first[:1] if known else _distinct(first)[: effort.tried]
-    total = effort.looks * len(tried) + effort.iterations
+    rest = effort.iterations // 2 if known else effort.iterations
+    total = effort.looks * len(tried) + rest
     generator = torch.Generator().manual_seed(seed)
     learned, spent = [], 0
     for candidate in tried:
         learned.append(_descend(leg, candidate, effort, effort.looks, generator, _from(tell, spent, total)))
         spent += effort.looks
     best = min(learned, key=lambda each: each.score)
-    best = _descend(leg, best, effort, effort.iterations, generator, _from(tell, spent, total))
+    best = _descend(leg, best, effort, rest, generator, _from(tell, spent, total))
     return best.steps
 
 
