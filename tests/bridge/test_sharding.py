@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from ddib_fed.bridge.sharding import parse_devices, spread
 from ddib_fed.errors import InternalError, SettingsInvalid
 from tests.bridge.doubling import doubler
+from tests.bridge.workers.orphans import children
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_who_stops_reading_early_leaves_no_process():
     running = spread(range(1000), ["cpu", "cpu"], doubler, lambda count: None)
     next(running)
     running.close()
-    assert multiprocessing.active_children() == []
+    assert children() == []

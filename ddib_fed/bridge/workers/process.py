@@ -1,6 +1,6 @@
-"""A spawned process and the messages to and from it: arrays cross by a pipe as raw bytes, and it ends with its parent.
+"""A process of our own, and messages to and from it: arrays cross a pipe as raw bytes, and it ends with its parent.
 
-Processes are spawned, never forked: torch and CUDA do not survive a fork. This module imports no torch, so that a
+Processes begin anew, never as a fork: torch and CUDA do not survive one. This module imports no torch, so that a
 process watches its parent before it loads anything large.
 """
 
@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import multiprocessing
 import os
 import pickle
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe
 from typing import Any, Final
 
 from ddib_fed.errors import InternalError
@@ -27,6 +27,9 @@ Serve = Callable[..., None]
 END_S: Final = 5.0
 """How long a process that was told to end may take before it is killed."""
 PR_SET_PDEATHSIG: Final = 1
+BEGIN: Final = (
+    "import sys; from ddib_fed.bridge.workers.process import begin; begin(*map(int, sys.argv[1:4]))"
+)
 ORPHANED: Final = 70
 """Exit code of a process whose parent is gone."""
 
@@ -124,55 +127,59 @@ class Channel:
 
 
 class WorkerProcess:
-    """A spawned process that runs `serve(channel, *args)`.
+    """A process that runs `serve(channel, *args)`.
 
     The thread that makes one must live as long as the process should: on Linux the kernel ends the process with it.
 
     Args:
         serve: What it runs.
         args: Further arguments; they are pickled.
-        name: Of the process.
+        name: Of the process, at the end of its command line.
 
     Attributes:
         channel: To the process; whoever reads it reads until EOFError, which is when the process has ended.
     """
 
     def __init__(self, serve: Serve, args: Sequence[Any] = (), *, name: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_begin, args=(os.getpid(), theirs, serve, tuple(args)), name=name, daemon=True
-        )
+        ours, theirs = Pipe()
+        watched, self._alive = os.pipe()
+        inherited = (theirs.fileno(), watched)
+        words = [sys.executable, "-c", BEGIN, *map(str, (os.getpid(), *inherited)), name]
         try:
-            self._process.start()
-        except BaseException:
-            ours.close()
-            raise
+            self._process = subprocess.Popen(words, pass_fds=inherited, stdin=subprocess.DEVNULL)
         finally:
             theirs.close()
+            os.close(watched)
         self.channel = Channel(ours)
+        with contextlib.suppress(OSError):  # it ended at once, which whoever reads the channel hears
+            self.channel.send(sys.path)  # as this process finds what is to be run
+            self.channel.send((serve, tuple(args)))
 
     @property
     def pid(self) -> int:
         """Of the process."""
-        return self._process.pid or 0
+        return self._process.pid
 
     def end(self, timeout_s: float = END_S) -> None:
         """Close the channel, which tells it to end; kill it when it does not."""
         self.channel.close()
-        self._process.join(timeout_s)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
         self.kill()
 
     def kill(self) -> None:
         """End it at once, whatever it does."""
         self._process.kill()
-        self._process.join()
+        self._process.wait()
+        self.channel.close()
+        alive, self._alive = self._alive, -1
+        if alive >= 0:
+            os.close(alive)
 
     @property
     def ending(self) -> str:
         """How it ended, for a sentence; waits until it has."""
-        self._process.join()
-        code = self._process.exitcode or 0
+        code = self._process.wait()
         if code >= 0:
             return f"ended with code {code}"
         with contextlib.suppress(ValueError):
@@ -180,13 +187,22 @@ class WorkerProcess:
         return f"was killed by signal {-code}"
 
 
-def _begin(parent: int, connection: Connection, serve: Serve, args: tuple[Any, ...]) -> None:
-    end_with_parent(parent)
+def begin(parent: int, connection: int, watched: int) -> None:
+    """What the process runs: see `WorkerProcess`.
+
+    Args:
+        parent: Process id of who started it.
+        connection: Of its end of the channel.
+        watched: Of its end of a pipe that nobody writes to, and whose other end the parent alone has.
+    """
+    end_with_parent(parent, watched)
     # A terminal and a service manager signal all processes of a node; when work ends is the parent's decision.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    channel = Channel(connection)
+    channel = Channel(Connection(connection))
     try:
+        sys.path[:] = channel.receive()
+        serve, args = channel.receive()
         serve(channel, *args)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # The parent closed the channel: nobody waits for what other threads still compute.
@@ -196,21 +212,19 @@ def _begin(parent: int, connection: Connection, serve: Serve, args: tuple[Any, .
     channel.close()
 
 
-def end_with_parent(parent: int) -> None:
-    """End this spawned process soon after its parent ended, however that happened.
+def end_with_parent(parent: int, watched: int) -> None:
+    """End this process soon after its parent ended, however that happened.
 
     A thread waits on a pipe whose other end only the parent has, which works everywhere. On Linux the kernel kills the
     process, too, in case that a library holds the interpreter's lock.
 
     Args:
         parent: Its process id.
+        watched: This end of the pipe.
     """
-    found = multiprocessing.parent_process()
-    if found is None:
-        return
 
     def watch() -> None:
-        wait([found.sentinel])
+        os.read(watched, 1)
         os._exit(ORPHANED)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

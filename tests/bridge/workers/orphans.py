@@ -26,6 +26,13 @@ SOON_S = 5.0
 """To end; on an idle machine it takes milliseconds."""
 
 
+def children() -> list[int]:
+    """The processes that this one started and that have not been waited for."""
+    with subprocess.Popen(["pgrep", "-P", str(os.getpid())], stdout=subprocess.PIPE, text=True) as search:
+        found = [int(line) for line in search.communicate()[0].split()]
+    return [process for process in found if process != search.pid]
+
+
 def tell(address: str) -> socket.socket:
     """Connect to the test; what is connected to it lives."""
     line = socket.socket(socket.AF_UNIX)
@@ -88,6 +95,11 @@ def all_ended(lines) -> bool:
 
 
 def main(address: str, kind: str) -> None:
+    from tests.bridge.workers.orphans import (
+        hold,
+        holder,
+    )  # by a name that workers can import, which __main__ is not
+
     if kind == "spread":
         list(spread([1, 2], ["cpu", "cpu"], functools.partial(holder, address=address), lambda count: None))
     else:

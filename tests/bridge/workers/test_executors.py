@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import multiprocessing
 import os
 import re
 import signal
@@ -27,6 +26,7 @@ from ddib_fed.bridge.workers.ray_actors import ray_pool
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining, InternalError, SettingsInvalid
 from tests.bridge.workers.deadly import Broken, Deadly
+from tests.bridge.workers.orphans import children
 from tests.node.tiny_nodes import tiny_bundle
 
 SETTINGS = SolverSettings(evaluations=24)
@@ -59,6 +59,8 @@ def make(kind, workers=2):
         return recipe.warm().batcher
     if kind == "processes":
         return process_pool(recipe, workers=workers)
+    # Actors are nicer than what else runs here, and would hardly run at all.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling
     return ray_pool(recipe, address="local", workers=workers, local_cpus=4)
 
 
@@ -229,7 +231,7 @@ def test_noise_that_is_drawn_here_is_refused_by_a_worker(pool):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_drained_and_a_closed_executor(kind):
     """A drained pool finishes what it has, a closed executor fails it; neither takes more or leaves a process."""
-    before = set(multiprocessing.active_children())
+    before = set(children())
     made = make(kind, workers=1)
     if kind != "inline":
         work = Trajectory("decode", noise(5), SETTINGS)
@@ -248,4 +250,4 @@ def test_a_drained_and_a_closed_executor(kind):
     made.close()
     with pytest.raises(Draining):
         made.submit(Trajectory("decode", noise(5), SETTINGS))
-    assert set(multiprocessing.active_children()) <= before
+    assert set(children()) <= before

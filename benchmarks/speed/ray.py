@@ -1,0 +1,143 @@
+"""`executor = "ray"`: two actors beside one, an actor that is killed, and a head that is killed under a node's job.
+
+python -m benchmarks.speed.ray [--short]
+
+The head is a cluster of this machine; what is killed is everything of it: GCS, raylet, actors, with SIGKILL. A second
+one is started at the same address. The job is the source node's of `benchmarks.speed.two_nodes`; its target computes in
+its own process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.speed.everything import SKIPPED
+from benchmarks.speed.harness import ROOT, Form, Report, main
+from benchmarks.speed.pools import DOMAIN, MOST_LOST, TOGETHER, measure_pools, recipe
+from benchmarks.speed.two_nodes import configure, png_files, translate
+from ddib_fed.bridge.workers.ray_actors import ray_pool
+from ddib_fed.wire.jobs import ItemState
+from tests.e2e.harness import Pair, free_port
+
+DONE = {ItemState.DECODED, ItemState.DELIVERED}
+ENVIRONMENT = {
+    **os.environ,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "benchmark",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+}
+
+
+class Head:
+    """A head of this machine; its processes are those whose command line names its folder."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._folder = folder
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}"]
+        options = ["--node-ip-address=127.0.0.1", "--num-cpus=2", "--include-dashboard=false"]
+        memory = ["--object-store-memory=200000000", f"--temp-dir={folder}", "--disable-usage-stats"]
+        subprocess.run(
+            [*command, *options, *memory], env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL, timeout=300
+        )
+
+    def kill(self) -> None:
+        """SIGKILL to all of it; what it started ends because of that."""
+        for pid in self._processes():
+            os.kill(pid, signal.SIGKILL)
+
+    def _processes(self) -> list[int]:
+        found = []
+        for place in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = place.read_bytes()
+            except OSError:
+                continue
+            if str(self._folder).encode() in words and int(place.parent.name) != os.getpid():
+                found.append(int(place.parent.name))
+        return found
+
+
+def measure(form: Form) -> Report:
+    """Decode pictures with Ray actors; kill an actor, and a head."""
+    report = Report(
+        f"Decoding pictures of 32 px with the shipped {DOMAIN}, 48 evaluations, in trajectories of {TOGETHER}, one "
+        "thread an actor, on a local Ray cluster; then a job of a source node whose cluster's head is killed."
+    )
+    os.environ.update(ENVIRONMENT)
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        port = free_port()
+        address = f"127.0.0.1:{port}"
+        head = Head(Path(folder) / "a", port)
+        try:
+            measure_pools(
+                form, report, "actor", lambda workers: ray_pool(recipe(), address=address, workers=workers)
+            )
+            head = _killed_head(form, report, Path(folder), head, port)
+        finally:
+            head.kill()
+    return report
+
+
+def _killed_head(form: Form, report: Report, folder: Path, head: Head, port: int) -> Head:
+    """A job through two nodes, the head killed when the first items are there; the head that is there then."""
+    files, _ = png_files(form.pick(48, 128))
+    with ExitStack() as after:
+        pair = Pair.create(folder / "nodes", "relief", domain="satellite")
+        after.callback(pair.stop)
+        for node in (pair.north, pair.south):
+            configure(node.config_path, {"threads": 1})
+            node.environment.update(ENVIRONMENT)
+        configure(
+            pair.north.config_path,
+            {"executor": '"ray"', "ray_address": f'"127.0.0.1:{port}"', "workers": 2},
+        )
+        pair.south.start()
+        pair.north.start()
+        results: list[bytes] = []
+        job = threading.Thread(target=lambda: results.extend(_translated(pair, files)), daemon=True)
+        started = time.perf_counter()
+        job.start()
+        while _items(pair) < form.pick(4, 16):
+            time.sleep(0.1)
+        head.kill()
+        report.add("pictures done when the head was killed", [_items(pair)], "")
+        away = time.perf_counter()
+        time.sleep(form.pick(15, 45))  # longer than it takes a node to notice
+        print(f"the node says: {pair.north.state()}")
+        again = Head(folder / "b", port)
+        report.add("seconds without a head", [time.perf_counter() - away], "s")
+        job.join()
+        report.add("the job, with all that", [time.perf_counter() - started], "s")
+        report.bound("pictures lost by SIGKILL of the head", [len(files) - len(results)], at_most=MOST_LOST)
+        report.bound(
+            "pictures delivered twice, or alike", [len(results) - len(set(results))], at_most=MOST_LOST
+        )
+    return again
+
+
+def _translated(pair: Pair, files: list[bytes]) -> list[bytes]:
+    return [result.translation.data for result in translate(pair, files, "relief")]
+
+
+def _items(pair: Pair) -> int:
+    """Pictures of the job that are done so far."""
+    with pair.client() as client:
+        return sum(item.state in DONE for job in client.list() for item in client.get(job.job_id).items)
+
+
+if __name__ == "__main__":
+    if importlib.util.find_spec("ray") is None:
+        print("left out: Ray is not installed (make test-ray installs it)")
+        raise SystemExit(SKIPPED)
+    raise SystemExit(main("ray", measure))
