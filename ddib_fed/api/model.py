@@ -50,7 +50,8 @@ def load(
     Args:
         model: The name of a model that ships (`moons`, `satellite`, ...), or the folder of a bundle.
         device: "cpu", "cuda", "cuda:1".
-        dtype: Of the network: "float32", "bfloat16" or "float16"; what is integrated stays float32.
+        dtype: Of the network: "float32", "bfloat16" or "float16"; what is integrated stays float32. The error
+            of each is in docs/operating.md.
         classifier: A bundle of a classifier of noisy pictures, for guidance by `classifier_scale`.
         scene: Height and width of pictures that are larger than the model's, which it works on in overlapping tiles;
             both models of a translation need the same.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -106,6 +107,13 @@ class GroupNorm32(nn.GroupNorm):
         wide = torch.promote_types(scale.dtype, torch.float32)
         gain = 1.0 + scale.to(wide)
         return self.weight * gain, self.bias * gain + shift
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """A context in which layers compute in the types of their inputs; outside of autocast nothing has to be done."""
+    # torch knows no autocast, not even none, for tensors without values.
+    lowered = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if lowered else nullcontext()
 
 
 def activated(x: Tensor) -> Tensor:

@@ -18,7 +18,15 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ddib_fed.networks.blocks import BlockSettings, SpanEmbed, Timed, TimeEmbed, descend, middle, zeroed
-from ddib_fed.networks.layers import Embedded, GroupNorm32, Kept, activated, remembered, spread
+from ddib_fed.networks.layers import (
+    Embedded,
+    GroupNorm32,
+    Kept,
+    activated,
+    remembered,
+    spread,
+    without_autocast,
+)
 from ddib_fed.networks.spectrum import Spectrum
 
 
@@ -164,12 +172,12 @@ class UNet(nn.Module):
         if self.spectrum is None:
             return self._predict(x, told)
         # The linear estimate keeps its digits where autocast has the layers in half precision.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             asked = self.spectrum.ask(x, times, rows, to, kept)
         found = self._predict(asked.inputs, told)
         found = found.to(torch.promote_types(found.dtype, x.dtype))
         channels = x.shape[1]
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             answer = asked.answer(found[:, :channels])
         if found.shape[1] == channels:
             return answer
