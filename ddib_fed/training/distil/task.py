@@ -166,9 +166,6 @@ class DistilTask:
             network = self.averaged(state, trainer.world.device).eval()
             starts, most = self.lesson.starts, int(self.config.samples or 1)
             self._distilled = measured(self.lesson.teacher, network, starts, most, trainer.world.device)
-            for error in self._distilled.errors:
-                self.figures[f"encode_error_{error.evaluations}"] = error.encode
-                self.figures[f"decode_error_{error.evaluations}"] = error.decode
         return ""
 
     def state(self) -> dict[str, Tensor]:
