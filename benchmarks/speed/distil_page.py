@@ -44,7 +44,10 @@ def _section(title: str, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) ->
     columns = [what for what in (*WITH_INTERVAL, *ALONE) if any(what in row for row in rows.values())]
     count = next(row["error"]["runs"] for row in rows.values() if "error" in row)
     lines = tuple((model, *_cells(row, columns)) for model, row in rows.items())
-    head = ("models, evaluations a leg", *(name.replace("CPU of four legs", "CPU s of four legs") for name in columns))
+    head = (
+        "models, evaluations a leg",
+        *(name.replace("CPU of four legs", "CPU s of four legs") for name in columns),
+    )
     return f"**{title}**, {count:,} held-out samples\n\n{markdown(head, lines)}"
 
 

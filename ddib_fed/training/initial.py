@@ -82,6 +82,11 @@ def open_start(config: PictureTrainConfig, source: PictureSource) -> Start:
             f"{config.init} holds a network of kind {made.network.kind}",
             hint="start from a bundle of pictures",
         )
+    if made.is_flow_map:
+        raise BundleInvalid(
+            f"{config.init} is distilled, and training would unlearn its steps",
+            hint="start from the model that it was distilled from, and distil the new one",
+        )
     if config.init_digest and config.init_digest != bundle.digest:
         raise SettingsInvalid(
             f"{config.init} has the digest {bundle.digest[:16]}..., not {config.init_digest[:16]}...",

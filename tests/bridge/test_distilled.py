@@ -12,43 +12,11 @@ from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import Guidance
-from ddib_fed.models.bundle import Bundle, make_bundle
 from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.models.manifest import Distilled, DistilledError, Manifest
 from ddib_fed.networks.configs import MlpConfig, UNetConfig
-from ddib_fed.networks.registry import build_network
+from tests.models.distilled_bundles import SMALL_UNET, distilled
 
 FLOW_MAP = SolverSettings("flow-map", evaluations=4)
-ERROR = DistilledError(evaluations=8, encode=0.1, encode_p95=0.2, decode=0.1, decode_p95=0.2, round_trip=0.1)
-DISTILLED = Distilled(
-    teacher="0" * 64,
-    teacher_name="own",
-    solver="unipc",
-    evaluations=96,
-    samples=10,
-    grid="default",
-    errors=(ERROR,),
-)
-
-
-def distilled(network: MlpConfig | UNetConfig, shape: tuple[int, ...], **fields) -> Bundle:
-    """A flow map with random weights."""
-    torch.manual_seed(0)
-    module = build_network(network)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.1)
-    kind = "point" if len(shape) == 1 else "picture"
-    manifest = Manifest(
-        name="own",
-        domain="own",
-        sample_kind=kind,
-        sample_shape=shape,
-        network=network,
-        distilled=DISTILLED,
-        **fields,
-    )
-    return make_bundle(manifest, module.state_dict())
 
 
 @pytest.fixture
@@ -58,10 +26,7 @@ def points() -> DomainModel:
 
 @pytest.fixture
 def pictures() -> DomainModel:
-    network = UNetConfig(
-        image_size=8, model_channels=32, out_channels=3, num_res_blocks=1, channel_mult=(1,), norm_groups=8,
-        spectral=True, flow_map=True,
-    )  # fmt: skip
+    network = UNetConfig(**SMALL_UNET, flow_map=True)
     return DomainModel(distilled(network, (3, 8, 8), time_input="scaled-lambda"))
 
 

@@ -9,14 +9,19 @@ import torch
 from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import SettingsInvalid
+from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle, pretrained, save_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.configs import MlpConfig, UNetConfig
 from ddib_fed.networks.registry import build_network
-from ddib_fed.training.config import DistilConfig
+from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.distil_config import DistilConfig
+from ddib_fed.training.initial import open_start
 from ddib_fed.training.run import train
+from tests.models.distilled_bundles import SMALL_UNET
+from tests.models.distilled_bundles import distilled as flow_map
+from tests.training.pictures.examples import spots_source
 
 
 def config(teacher="moons", **fields):
@@ -101,11 +106,8 @@ def test_points_of_ones_own_are_in_the_units_of_the_model(tmp_path):
     assert found.held_out.shape == (40, 2)
 
 
-def small_pictures(tmp_path, **fields):
-    network = UNetConfig(
-        image_size=8, model_channels=32, out_channels=3, num_res_blocks=1, channel_mult=(1,), norm_groups=8,
-        spectral=True, **fields,
-    )  # fmt: skip
+def small_pictures(tmp_path):
+    network = UNetConfig(**SMALL_UNET)
     torch.manual_seed(0)
     manifest = Manifest(
         name="own", domain="own", sample_kind="picture", sample_shape=(3, 8, 8), network=network,
@@ -207,3 +209,11 @@ def test_a_manifest_of_a_flow_map_says_what_it_was_made_from():
     """A flow map without, or another network with a teacher, is no bundle."""
     with pytest.raises(ValueError, match="says what it was distilled from"):
         Manifest(name="own", domain="own", sample_shape=(2,), network=MlpConfig(flow_map=True))
+
+
+def test_a_distilled_model_is_no_start_of_training(tmp_path):
+    """Training on velocities would unlearn its steps, and the manifest would still name its teacher."""
+    made = flow_map(UNetConfig(**SMALL_UNET, flow_map=True), (3, 8, 8), time_input="scaled-lambda")
+    save_bundle(tmp_path / "own", made.manifest, made.state)
+    with pytest.raises(BundleInvalid, match="training would unlearn its steps"):
+        open_start(PictureTrainConfig(init=tmp_path / "own"), spots_source(3))

@@ -1,0 +1,45 @@
+"""Bundles of flow maps with random weights, for tests that need no accuracy."""
+
+from __future__ import annotations
+
+import torch
+
+from ddib_fed.models.bundle import Bundle, make_bundle
+from ddib_fed.models.manifest import Distilled, DistilledError, Manifest
+from ddib_fed.networks.configs import MlpConfig, UNetConfig
+from ddib_fed.networks.registry import build_network
+
+SMALL_UNET = {
+    "image_size": 8, "model_channels": 32, "out_channels": 3, "num_res_blocks": 1, "channel_mult": (1,),
+    "norm_groups": 8, "spectral": True,
+}  # fmt: skip
+ERROR = DistilledError(evaluations=8, encode=0.1, encode_p95=0.2, decode=0.1, decode_p95=0.2, round_trip=0.1)
+DISTILLED = Distilled(
+    teacher="0" * 64,
+    teacher_name="own",
+    solver="unipc",
+    evaluations=96,
+    samples=10,
+    grid="default",
+    errors=(ERROR,),
+)
+
+
+def distilled(network: MlpConfig | UNetConfig, shape: tuple[int, ...], **fields) -> Bundle:
+    """A flow map with random weights."""
+    torch.manual_seed(0)
+    module = build_network(network)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.1)
+    kind = "point" if len(shape) == 1 else "picture"
+    manifest = Manifest(
+        name="own",
+        domain="own",
+        sample_kind=kind,
+        sample_shape=shape,
+        network=network,
+        distilled=DISTILLED,
+        **fields,
+    )
+    return make_bundle(manifest, module.state_dict())
