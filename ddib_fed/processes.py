@@ -6,13 +6,19 @@ each would do all of it, and all would write the same files.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import signal
+import sys
+from typing import Final
 
 from ddib_fed.errors import UsageError
 
 TORCHRUN = "WORLD_SIZE"
 STARTERS = {TORCHRUN: "torchrun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
 """Where each starter says how many processes there are; torchrun's word counts where there are several."""
+PR_SET_PDEATHSIG: Final = 1
 
 
 def started_together() -> tuple[int, str]:
@@ -28,6 +34,24 @@ def beside_here() -> int:
     """How many processes of the same start share this machine, itself among them."""
     text = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, int(text)) if text.isdecimal() else started_together()[0]
+
+
+def killed_with(parent: int) -> bool:
+    """On Linux, have the kernel kill this process as soon as its parent has ended; elsewhere nothing happens.
+
+    To the kernel the parent is the thread that started this process.
+
+    Args:
+        parent: Its process id.
+
+    Returns:
+        Whether it still is the parent.
+    """
+    if sys.platform != "linux":
+        return True
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent
 
 
 def require_alone(what: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from ddib_fed.errors import DdibError, SettingsInvalid
-from ddib_fed.processes import require_torchrun, started_together
+from ddib_fed.processes import killed_with, require_torchrun, started_together
 
 T = TypeVar("T")
 
@@ -106,6 +106,8 @@ def open_world(device: str) -> Iterator[World]:
         return
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        killed_with(os.getppid())  # torchrun cannot end its processes when it is itself killed
     started = not distributed.is_initialized()
     if started:
         distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")

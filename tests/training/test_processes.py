@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,12 +21,12 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "tests.training.endless"
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
 def launch(config, out, processes=2):
     """Train under torchrun; what the processes said."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    command = [*launcher, str(processes), "-m", SCRIPT, config.model_dump_json(), str(out)]
+    command = [*LAUNCHER, str(processes), "-m", SCRIPT, config.model_dump_json(), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -64,3 +65,17 @@ def test_two_processes_match_one_with_twice_the_batch(tiny, tmp_path, change):
         said = launch(config, tmp_path / "two")
         assert [int(line) for line in said.split()] == list(range(36, 41))
         assert (tmp_path / "two" / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends them")
+def test_processes_end_with_the_torchrun_that_was_killed(tiny, tmp_path):
+    """Killed with -9 it can end nothing itself; before, its processes trained on and wrote into the folder."""
+    endless = tiny.model_copy(update={"steps": 1_000_000})
+    command = [*LAUNCHER, "2", "-m", SCRIPT, endless.model_dump_json(), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT) as launcher:
+        assert launcher.stdout.readline() == b"1\n"
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        assert len(children) == 2
+        launcher.kill()
+        launcher.stdout.read()  # to the end, which comes when no process holds the pipe any more
+    assert launcher.returncode == -signal.SIGKILL

@@ -7,7 +7,6 @@ process watches its parent before it loads anything large.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import os
 import pickle
@@ -21,12 +20,12 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any, Final
 
 from ddib_fed.errors import InternalError
+from ddib_fed.processes import killed_with
 
 Serve = Callable[..., None]
 """What runs in the process: called with its `Channel` and further arguments; a function of a module."""
 END_S: Final = 5.0
 """How long a process that was told to end may take before it is killed."""
-PR_SET_PDEATHSIG: Final = 1
 BEGIN: Final = (
     "import sys; from ddib_fed.bridge.workers.process import begin; begin(*map(int, sys.argv[1:4]))"
 )
@@ -228,8 +227,5 @@ def end_with_parent(parent: int, watched: int) -> None:
         os._exit(ORPHANED)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the kernel was asked
-            os._exit(ORPHANED)
+    if not killed_with(parent):  # it ended before the kernel was asked
+        os._exit(ORPHANED)

@@ -17,7 +17,8 @@ import threading
 from pathlib import Path
 
 from ddib_fed.bridge.sharding import spread
-from ddib_fed.bridge.workers.process import PR_SET_PDEATHSIG, WorkerProcess
+from ddib_fed.bridge.workers.process import WorkerProcess
+from ddib_fed.processes import PR_SET_PDEATHSIG
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 20.0
