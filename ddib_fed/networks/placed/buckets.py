@@ -5,7 +5,7 @@ of n rows is copied into the buffers of the least bucket that holds n, run there
 The rows beyond n hold what an earlier call left: rows do not see each other. Every row has a time of its own in the
 buffers, so that calls whose rows were merged and calls of one level are the same call.
 
-A maker turns the network and its buffers into a function that runs them: `graphs.captured`, `compiled.compiled`. All
+A maker turns the network and its buffers into a function that runs them: `graphs.Capturing`, `compiled.compiled`. All
 else is here, and knows no device. What cannot be run so is called as ever: larger batches, which launching kernels
 does not slow down, and calls under gradients.
 """

@@ -6,6 +6,8 @@ is captured, and `placement` then says so.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,27 +17,39 @@ WARM_UP_CALLS = 3
 """Calls before a capture, in which libraries choose their algorithms and allocate what they keep."""
 
 
-def captured(network: nn.Module, buffers: Buffers) -> Runner:
-    """The runner that replays a graph of the network on its buffers.
+class Capturing:
+    """Captures the calls of one network. Its graphs share memory: an answer is copied out before another graph runs."""
 
-    Raises:
-        RuntimeError: torch cannot capture the network's call.
-    """
-    device = buffers.x.device
-    with torch.no_grad(), torch.cuda.device(device):
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_CALLS):
-                network(buffers.x, buffers.times, **buffers.extra)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Copies to the host by other threads go on meanwhile.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    def __init__(self) -> None:
+        self._pool: Any = None  # a handle, whose type torch does not publish
+
+    def __call__(self, network: nn.Module, buffers: Buffers) -> Runner:
+        """The runner that replays a graph of the network on its buffers.
+
+        Raises:
+            RuntimeError: torch cannot capture the network's call.
+        """
+        device = buffers.x.device
+
+        def call() -> Tensor:
             answer: Tensor = network(buffers.x, buffers.times, **buffers.extra)
+            return answer
 
-    def replay() -> Tensor:
-        graph.replay()
-        return answer
+        with torch.no_grad(), torch.cuda.device(device):
+            current, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP_CALLS):
+                    call()
+            current.wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            # Copies to the host by other threads go on meanwhile.
+            with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
+                answer = call()
+            self._pool = graph.pool()
 
-    return replay
+        def replay() -> Tensor:
+            graph.replay()
+            return answer
+
+        return replay

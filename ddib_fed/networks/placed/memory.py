@@ -1,7 +1,7 @@
 """Keeps memory that tensors on the CPU have freed, for the next ones.
 
-glibc gives freed memory of some megabytes back to the system, and takes page faults to have it again: 13,000 of them in
-one call of the shipped picture networks at 64 pictures, 8 to 10 % of its time.
+glibc gives freed memory of some megabytes back to the system, and takes page faults to have it again: thousands of them
+in one call of the shipped picture networks at 64 pictures, 8 % of its time.
 """
 
 from __future__ import annotations

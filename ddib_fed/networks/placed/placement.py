@@ -24,7 +24,7 @@ from ddib_fed.errors import SettingsInvalid
 from ddib_fed.networks.placed.buckets import Bucketed, Maker, buckets_up_to
 from ddib_fed.networks.placed.compiled import compiled
 from ddib_fed.networks.placed.eager import Remembering
-from ddib_fed.networks.placed.graphs import captured
+from ddib_fed.networks.placed.graphs import Capturing
 from ddib_fed.networks.placed.memory import keep_freed_memory
 from ddib_fed.networks.placed.pacing import Paced, cuda_mark
 
@@ -104,7 +104,7 @@ def chosen(
             facts={"field": "compile"},
         )
     most = MOST_PICTURES if len(probe.sample_shape) > 1 else MOST_POINTS
-    make = (makers or {"graphs": captured, "compile": compiled})[name]
+    make = (makers or {"graphs": Capturing(), "compile": compiled})[name]
     run = Bucketed(eager, network, make, buckets_up_to(most))
     problem = _problem(run, eager, probe)
     if problem is None:

@@ -8,7 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 
 def recorded(network, buffers):
-    """As `graphs.captured`, on any device: the answer lies where the last replay wrote it."""
+    """As `graphs.Capturing`, on any device: the answer lies where the last replay wrote it."""
     with torch.no_grad():
         steps = make_fx(lambda: network(buffers.x, buffers.times, **buffers.extra))()
         answer = steps().clone()
