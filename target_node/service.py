@@ -170,6 +170,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             control,
             self._charge(header.request_id, contract),
             flow=f"{caller().institution}/{header.request_id}",
+            weight=self._node.weight_of(caller().institution),
         )
         with self._counted():
             for event in decoding.run():

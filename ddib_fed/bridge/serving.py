@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.engine.warm import Recipe
@@ -20,11 +21,12 @@ class ServingParty(LocalParty):
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU where there is one.
         threads: CPU threads; 0 measures 1 against all cores and keeps the faster.
         dtype: Of the network, a name in `DTYPES`; what is integrated stays float32.
-        merge_rows: Most points in one network call; see `Batcher`.
-        merge_pixels: Most pixels of pictures in one; at least one picture goes.
+        merge_rows: Most points in one network call; 0 measures what is best.
+        merge_pixels: Most pixels of pictures in one; at least one picture goes. 0 measures.
         max_trajectories: Flows of a `Batcher`.
         classifier: Guides decoding where a request asks for it; None for none.
         compiling: As in `DomainModel`.
+        costs: File that remembers what was measured; None for none.
         pool: Does the work instead of this process, its workers warm; the party closes it. None for this process.
 
     Raises:
@@ -45,6 +47,7 @@ class ServingParty(LocalParty):
         max_trajectories: int = 64,
         classifier: Bundle | None = None,
         compiling: str = "auto",
+        costs: Path | None = None,
         pool: Pool | None = None,
     ) -> None:
         self.pool = pool
@@ -62,6 +65,7 @@ class ServingParty(LocalParty):
             merge_pixels=merge_pixels,
             max_trajectories=max_trajectories,
             compiling=compiling,
+            costs=costs,
         ).warm()
         self.threads = made.threads
         super().__init__(made.model, made.batcher)

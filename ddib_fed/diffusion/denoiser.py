@@ -54,67 +54,103 @@ class Query:
     to: Level | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
-    """The levels of the rows of a batch, each distinct level once.
+class LevelTable:
+    """Levels, and what a network is told of them; one that is asked again and again is made once.
 
-    Attributes:
-        table: Distinct levels (K, 3) as (alpha, sigma, t), float64 on the CPU.
-        rows: (N,) pointing into `table`, on the device of the batch; None when all rows share its only level.
-        alpha: Of each row: a number, or a tensor that broadcasts over the batch.
-        sigma: The same.
-        to: Levels (K, 3) to which the mean velocity is asked, beside those of `table`; None for the velocity.
+    Args:
+        table: Levels (K, 3) as (alpha, sigma, t), float64 on the CPU.
+        to: Levels (K, 3) to which the mean velocity is asked, beside those; None for the velocity.
     """
 
-    table: Tensor
-    rows: Tensor | None
-    alpha: float | Tensor
-    sigma: float | Tensor
-    to: Tensor | None = None
+    __slots__ = ("_columns", "_times", "table", "to")
+
+    def __init__(self, table: Tensor, to: Tensor | None = None) -> None:
+        self.table, self.to = table, to
+        self._times: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor | None]] = {}
+        self._columns: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     @classmethod
-    def shared(cls, level: Level, to: Level | None = None) -> Places:
-        """All rows at one level, and asked to one level."""
-        asked = None if to is None else torch.tensor([to], dtype=torch.float64)
-        return cls(torch.tensor([level], dtype=torch.float64), None, level.alpha, level.sigma, asked)
-
-    @classmethod
-    def by_row(cls, x: Tensor, table: Tensor, rows: Tensor, to: Tensor | None = None) -> Places:
-        """Rows of x (N, ...) at levels `table` (K, 3), asked to levels `to` (K, 3), that `rows` (N,) point into."""
-        rows = on_device(rows, x.device)
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        alpha, sigma = on_device(table[:, :2].T, x.device, x.dtype)[:, rows].reshape(2, *shape)
-        return cls(table, rows, alpha, sigma, to)
-
-    @classmethod
-    def of_requests(
-        cls, x: Tensor, levels: Sequence[Level], rows: Tensor, to: Sequence[Level | None] | None = None
-    ) -> Places:
-        """Rows of x (N, ...), each of the request that `rows` (N,) says, at a level of each request, asked to `to`."""
-        table = torch.tensor(list(levels), dtype=torch.float64)
+    def of(cls, levels: Sequence[Level], to: Sequence[Level | None] | None = None) -> LevelTable:
+        """Of levels, each asked to one, or to itself where that is None; all None for the velocity."""
         asked = None
         if to is not None and any(target is not None for target in to):
             pairs = zip(to, levels, strict=True)
             asked = torch.tensor([target or level for target, level in pairs], dtype=torch.float64)
-        return cls.by_row(x, table, rows, asked)
+        return cls(torch.tensor(list(levels), dtype=torch.float64), asked)
+
+    def times(self, time_input: TimeInput, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The time inputs (K,) of the levels and of those asked to, on the CPU: the same tensors each time."""
+        key = time_input, dtype
+        if key not in self._times:
+            to = None if self.to is None else told_times(self.to, time_input).to(dtype)
+            self._times[key] = told_times(self.table, time_input).to(dtype), to
+        return self._times[key]
+
+    def columns(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Alpha and sigma of the levels, (2, K)."""
+        key = device, dtype
+        if key not in self._columns:
+            self._columns[key] = on_device(self.table[:, :2].T, device, dtype)
+        return self._columns[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The levels of the rows of a batch.
+
+    Attributes:
+        levels: The levels; the only one where all rows share it.
+        rows: (N,) pointing into them, on the device of the batch; None when all rows share the only level.
+        level: The level that all share; None with `rows`.
+        dtype: Of the batch.
+        ndim: Of the batch.
+    """
+
+    levels: LevelTable
+    rows: Tensor | None
+    level: Level | None = None
+    dtype: torch.dtype = torch.float32
+    ndim: int = 2
+
+    @classmethod
+    def shared(cls, level: Level, to: Level | None = None) -> Places:
+        """All rows at one level, and asked to one level."""
+        return cls(LevelTable.of((level,), (to,)), None, level)
+
+    @classmethod
+    def by_row(cls, x: Tensor, levels: LevelTable, rows: Tensor) -> Places:
+        """Rows of x (N, ...) at `levels` that `rows` (N,) point into."""
+        return cls(levels, on_device(rows, x.device), None, x.dtype, x.ndim)
+
+    @property
+    def table(self) -> Tensor:
+        """The levels (K, 3) as (alpha, sigma, t), float64 on the CPU."""
+        return self.levels.table
+
+    @property
+    def alpha(self) -> float | Tensor:
+        """Of each row: a number, or a tensor that broadcasts over the batch."""
+        return self.level.alpha if self.level is not None else self._column(0)
+
+    @property
+    def sigma(self) -> float | Tensor:
+        """As alpha."""
+        return self.level.sigma if self.level is not None else self._column(1)
+
+    def _column(self, number: int) -> Tensor:
+        assert self.rows is not None
+        columns = self.levels.columns(self.rows.device, self.dtype)
+        return columns[number].index_select(0, self.rows).reshape(-1, *(1,) * (self.ndim - 1))
 
     def chosen(self, which: Tensor) -> Places:
         """Of rows `which` (K,) int64, which may repeat."""
-        if self.rows is None or isinstance(self.alpha, float) or isinstance(self.sigma, float):
+        if self.rows is None:
             return self
-        which = on_device(which, self.rows.device)
-        return replace(self, rows=self.rows[which], alpha=self.alpha[which], sigma=self.sigma[which])
+        return replace(self, rows=self.rows[on_device(which, self.rows.device)])
 
     def twice(self) -> Places:
         """For a batch under itself."""
-        if self.rows is None or isinstance(self.alpha, float) or isinstance(self.sigma, float):
-            return self
-        return replace(
-            self,
-            rows=torch.cat([self.rows, self.rows]),
-            alpha=torch.cat([self.alpha, self.alpha]),
-            sigma=torch.cat([self.sigma, self.sigma]),
-        )
+        return self if self.rows is None else replace(self, rows=torch.cat([self.rows, self.rows]))
 
 
 def told_times(table: Tensor, time_input: TimeInput) -> Tensor:
@@ -223,7 +259,7 @@ class Denoiser:
             SettingsInvalid: A mean is asked of a network that is no flow map.
         """
         rows = torch.repeat_interleave(torch.arange(len(levels)), torch.tensor(list(counts)))
-        return self.at(x, Places.of_requests(x, levels, rows, to), cond)
+        return self.at(x, Places.by_row(x, LevelTable.of(levels, to), rows), cond)
 
     def evaluate(
         self, x: Tensor, times: Tensor, alphas: Tensor, sigmas: Tensor, cond: Condition = None
@@ -231,11 +267,11 @@ class Denoiser:
         """Evaluate v with a level of its own for each row: `times`, `alphas`, `sigmas` are (N,), best in float64."""
         table = torch.stack([alphas.double(), sigmas.double(), times.double()], dim=1).cpu()
         table, rows = torch.unique(table, dim=0, return_inverse=True)
-        return self.at(x, Places.by_row(x, table, rows), cond)
+        return self.at(x, Places.by_row(x, LevelTable(table), rows), cond)
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
         """Evaluate v of x (N, *sample_shape) at `places`: what the other ways to ask come to; a fresh tensor."""
-        out = self._network(x, places.table, places.rows, cond, places.to)
+        out = self._network(x, places.levels, places.rows, cond)
         if self.parameterisation == "eps":
             return v_from_eps(out, x, places.alpha, places.sigma)
         if self.parameterisation == "x0":
@@ -244,17 +280,14 @@ class Denoiser:
 
     def output(self, x: Tensor, level: Level, cond: Condition = None) -> Tensor:
         """What the network itself says at (x, level): eps, x0 or v, in the dtype of x."""
-        return self._network(x, torch.tensor([level], dtype=torch.float64), None, cond)
+        return self._network(x, LevelTable.of((level,)), None, cond)
 
-    def _network(
-        self, x: Tensor, table: Tensor, rows: Tensor | None, cond: Condition, to: Tensor | None = None
-    ) -> Tensor:
+    def _network(self, x: Tensor, levels: LevelTable, rows: Tensor | None, cond: Condition) -> Tensor:
         # Times stay in float32: a step number has more digits than half precision keeps.
-        wide = torch.promote_types(self.dtype, torch.float32)
-        times = told_times(table, self.time_input).to(wide)
+        times, to = levels.times(self.time_input, torch.promote_types(self.dtype, torch.float32))
         extra: dict[str, Tensor] = dict(cond or {})
         if self.flow_map and to is not None:
-            extra["to"] = told_times(to, self.time_input).to(wide)
+            extra["to"] = to
         elif to is not None:
             raise SettingsInvalid(
                 "the network knows velocities at one level alone, and flow-map asks for means between two",

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Query
+from ddib_fed.diffusion.denoiser import LevelTable, Query
 from ddib_fed.diffusion.schedule import Level
 from ddib_fed.diffusion.solvers import Solver
 
@@ -28,7 +29,7 @@ MOST_EVALUATIONS = 512
 TINY = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Recurrence:
     """A solver on one grid; each tuple has an entry for each evaluation.
 
@@ -99,4 +100,41 @@ def _banded(queries: list[Query], points: Tensor) -> Recurrence | None:
         tuple(query.to for query in queries),
         tuple(scales.tolist()),
         weights,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """The numbers of some recurrences, one under the other, E of all their evaluations.
+
+    Attributes:
+        levels: The levels, and those asked to.
+        starts: The first row of each recurrence, in the order given.
+        numbers: Scale and weights (E, 1 + window) float32, with zeros to the longest window.
+        scaled: Whether a scale differs from 1.
+    """
+
+    levels: LevelTable
+    starts: tuple[int, ...]
+    numbers: Tensor
+    scaled: bool
+
+
+@lru_cache(maxsize=64)
+def table_of(recurrences: tuple[Recurrence, ...], device: torch.device) -> Table:
+    """The table of some recurrences, its numbers on a device; made once for the same ones in the same order."""
+    window = max(each.window for each in recurrences)
+    numbers: list[list[float]] = []
+    starts: list[int] = []
+    for each in recurrences:
+        starts.append(len(numbers))
+        for scale, weights in zip(each.scales, each.weights, strict=True):
+            numbers.append([scale, *weights, *(0.0,) * (window - len(weights))])
+    levels = [level for each in recurrences for level in each.levels]
+    to = [level for each in recurrences for level in each.to]
+    return Table(
+        LevelTable.of(levels, to),
+        tuple(starts),
+        torch.tensor(numbers, dtype=torch.float32).to(device),
+        any(row[0] != 1.0 for row in numbers),
     )

@@ -90,17 +90,23 @@ class FilmBlock(nn.Module):
 
     def forward(self, h: Tensor, told: Embedded) -> Tensor:
         """Pass h (N, width) through the block, told the levels."""
-        scale, shift = told.through(self.film).chunk(2, dim=-1)
+        gains = remembered(told.kept, self, lambda: self._gains(told))
         inner = functional.silu(h)
         if told.shared and len(h) > len(self.first.weight):
             # One level: scale and shift go into the small weight instead of over all rows.
-            gain = 1.0 + scale[0]
+            gain, shift = gains[0].chunk(2)
             inner = functional.linear(
-                inner, self.first.weight * gain[:, None], self.first.bias * gain + shift[0]
+                inner, self.first.weight * gain[:, None], self.first.bias * gain + shift
             )
         else:
-            inner = torch.addcmul(spread(shift, told.rows), self.first(inner), spread(1.0 + scale, told.rows))
+            gain, shift = spread(gains, told.rows).chunk(2, dim=-1)
+            inner = torch.addcmul(shift, self.first(inner), gain)
         return joined(h, self.second(activated(inner)))
+
+    def _gains(self, told: Embedded) -> Tensor:
+        """1 + s beside b, (K, 2 width)."""
+        scale, shift = told.through(self.film).chunk(2, dim=-1)
+        return torch.cat([1.0 + scale, shift], dim=-1)
 
 
 class ResidualMLP(nn.Module):
@@ -117,6 +123,8 @@ class ResidualMLP(nn.Module):
 
     remembers = True
     """Whether calls may keep what they derive from times alone; see `kept` of `forward`."""
+    remembers_tables = True
+    """The same of times that rows point into: a few numbers a level."""
 
     def __init__(
         self,

@@ -134,6 +134,9 @@ class EngineSection(Section):
         workers: Of "processes" or "ray"; 0 for one on each GPU, or without any on each core.
         ray_address: HOST:PORT of the head of the institution's own cluster; "local" starts one on this machine; empty
             where the executor is another.
+        merge_rows: Most points in one network call; 0 for what a short sweep at the first start finds best.
+        merge_pixels: Most pixels of pictures in one; 0 as before.
+        max_trajectories: Jobs and peers' calls that are integrated at once; more wait.
     """
 
     executor: Literal["inline", "processes", "ray"] = "inline"
@@ -143,8 +146,8 @@ class EngineSection(Section):
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: Literal["auto", "none", "graphs", "compile"] = "auto"
-    merge_rows: Annotated[int, Field(ge=1)] = 2_048
-    merge_pixels: Annotated[int, Field(ge=1)] = 65_536
+    merge_rows: Annotated[int, Field(ge=0)] = 0
+    merge_pixels: Annotated[int, Field(ge=0)] = 0
     max_trajectories: Annotated[int, Field(ge=1, le=64)] = 64
     running_jobs: Annotated[int, Field(ge=1, le=64)] = 16
 
@@ -165,6 +168,8 @@ class PolicySection(Section):
     round_trip: bool = True
     size_rule: Literal["model", "refuse"] = "model"
     samples_per_day: Annotated[int, Field(ge=0)] = 0
+    # Shares of the engine by institution, beside 1 for every other: of a peer's calls, and of the own clients' jobs.
+    weights: dict[str, Annotated[float, Field(ge=0.01, le=100)]] = {}
     # The least depth of a latent, in (0, 1]: 1 for pure noise. Less keeps structure, and some of the picture.
     least_depth: Annotated[float, Field(gt=0, le=1)] = 1.0
     # How latents that leave, or are decoded here, may be made: those of "mixed" and "linear" show more of the picture.
@@ -181,6 +186,14 @@ class PolicySection(Section):
     calibration_accept: Literal["ask", "auto"] = "ask"
     # Whether peers may read the units of this model, to calibrate with anchors. No noise is added to them.
     calibration_units: bool = False
+
+    @field_validator("weights")
+    @classmethod
+    def _weights(cls, value: dict[str, float]) -> dict[str, float]:
+        for institution in value:
+            if not is_institution(institution):
+                raise ValueError(f"{institution!a} is no institution, e.g. south.example")
+        return value
 
 
 class IdentitySection(Section):
@@ -235,6 +248,7 @@ class NodePaths:
     softening_key: Path
     calibrations: Path
     aggregate: Path
+    costs: Path
     admin_socket: Path
 
 
@@ -338,5 +352,6 @@ class NodeConfig(Section):
             softening_key=state / "softening.key",
             calibrations=state / "calibrations",
             aggregate=state / "aggregate.json",
+            costs=state / "engine.json",
             admin_socket=_socket_path(state),
         )

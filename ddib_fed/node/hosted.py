@@ -110,6 +110,7 @@ def open_engine(config: NodeConfig) -> ServingParty:
         "merge_rows": section.merge_rows,
         "merge_pixels": section.merge_pixels,
         "max_trajectories": section.max_trajectories,
+        "costs": config.paths.costs,
     }
     try:
         if section.executor == "inline":

@@ -157,6 +157,10 @@ class NodeContext:
         """
         return units_digest(self.running_engine.model.bundle.manifest.normalisation)
 
+    def weight_of(self, institution: str) -> float:
+        """The share of the engine that work for an institution has beside others."""
+        return self.config.policy.weights.get(institution, 1.0)
+
     @property
     def size_rule(self) -> str:
         """How this node fits a picture to its model's size.

@@ -61,9 +61,9 @@ seed = 0
 # dtype = "float32"             # of the network; bfloat16 (error 1e-2 of deviation 1 in a latent of pictures, 2e-3 of
 #                                 points) and float16 (7e-4, 1e-4; GPUs only) are less exact; the state stays float32
 # compile = "auto"              # none, graphs (CUDA), compile (torch.compile); auto takes graphs on a GPU if they check
-# merge_rows = 2048             # points of several requests evaluated in one network call
-# merge_pixels = 65536          # pictures: their pixels together
-# max_trajectories = 64         # items, or ranges of large ones, that are integrated at once; more wait
+# merge_rows = 0                # points in one network call; 0 measures at the first start what is best
+# merge_pixels = 0              # pictures: their pixels together; 0 measures
+# max_trajectories = 64         # jobs and peers' calls that are integrated at once; more wait
 # running_jobs = 16             # source: jobs worked on at once; small ones fill a batch together
 
 [policy]
@@ -78,6 +78,7 @@ seed = 0
 # calibration_units = false     # target: tell peers that have anchors mean and deviation of the channels, not noised
 # size_rule = "model"           # pictures of other sizes: fitted as the model's manifest says, or "refuse"
 # samples_per_day = 0           # target: quota for each peer, 0 for none
+# weights = {{}}                  # shares of the engine, as {{ "south.example" = 2.0 }}; 1 for other peers and own jobs
 
 [identity]                      # only where another node of the institution issues the certificates
 # issuer = "node-1@issuer.north.example:7443"

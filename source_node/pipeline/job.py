@@ -111,6 +111,7 @@ class Pipeline:
             on_step=self._telling.step,
             calibration=self._rotation,
             flow=self._job.job_id,
+            weight=self._node.weight_of(self._node.config.node.institution),
             latent_type=contract.wire_type,
         )
         given = intake.each(items, self._begin, self._fail_item)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ddib_fed.diffusion.bridge import decode, encode
-from ddib_fed.diffusion.denoiser import Denoiser, Places
+from ddib_fed.diffusion.denoiser import Denoiser, LevelTable, Places
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.rotation import Rotated
 from ddib_fed.diffusion.schedule import CosineSchedule
@@ -71,7 +71,7 @@ def test_rows_that_are_chosen_or_doubled_keep_their_targets(exact):
     x = gaussian_samples(3, HALF)
     table = torch.tensor([HALF, NOISE], dtype=torch.float64)
     to = torch.tensor([DATA, HALF], dtype=torch.float64)
-    places = Places.by_row(x, table, torch.tensor([0, 1, 0]), to)
+    places = Places.by_row(x, LevelTable(table, to), torch.tensor([0, 1, 0]))
     whole = exact.at(x, places)
     which = torch.tensor([2, 1])
     assert torch.allclose(exact.at(x[which], places.chosen(which)), whole[which])

@@ -133,7 +133,11 @@ class Batcher:
 
     def _turn(self, chosen: Sequence[Running]) -> None:
         """Evaluate the network once for all chosen and advance each by one step."""
-        alive = [running for running in chosen if self._may_go_on(running) and self._has_begun(running)]
+        alive = [
+            running
+            for running in chosen
+            if self._may_go_on(running) and (running.work is not None or self._has_begun(running))
+        ]
         if not alive:
             return
         try:
@@ -148,7 +152,11 @@ class Batcher:
         self._calls += 1
         self._evaluated += len(stack.x)
         for running in alive:
-            self._advance(running, stack, velocity)
+            running.step += 1
+            if running.on_step is not None or running.step == running.evaluations:
+                self._advance(running)
+        for running in stack.driven:
+            self._drive(running, stack, velocity)
 
     def _may_go_on(self, running: Running) -> bool:
         try:
@@ -160,8 +168,6 @@ class Batcher:
 
     def _has_begun(self, running: Running) -> bool:
         """Begin a trajectory whose first turn it is; False when it ended at once, or cannot be done."""
-        if running.work is not None:
-            return True
         try:
             running.begin(running.trajectory.on(self._model))
         except StopIteration as stop:
@@ -172,16 +178,23 @@ class Batcher:
             return True
         return False
 
-    def _advance(self, running: Running, stack: Stack, velocity: torch.Tensor) -> None:
-        running.step += 1
+    def _advance(self, running: Running) -> None:
+        """Tell of a step that was taken, and end a trajectory whose last it was."""
         try:
             if running.on_step is not None:
-                running.on_step(running.step, running.begun.evaluations)
-            if running.recurrence is None:
-                stack.rows_of(stack.x, running).copy_(running.drive(stack.rows_of(velocity, running)))
-            elif running.step == running.begun.evaluations:
+                running.on_step(running.step, running.evaluations)
+            if running.recurrence is not None and running.step == running.evaluations:
                 # Not a view: it would hold the rows of all.
                 self._end(running, running.state().clone())
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(running, error)
+
+    def _drive(self, running: Running, stack: Stack, velocity: torch.Tensor) -> None:
+        """Send a generator its answer, and lay its rows where it asks next."""
+        if running.future.done():
+            return
+        try:
+            stack.rows_of(stack.x, running).copy_(running.drive(stack.rows_of(velocity, running)))
         except StopIteration as stop:
             self._end(running, stop.value)
         except Exception as error:  # noqa: BLE001 - as above

@@ -12,8 +12,9 @@ turns of all flows would: then merging delays nobody, and equal small requests a
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 
 from ddib_fed.bridge.engine.stack import Running
@@ -47,7 +48,8 @@ class Flows:
     """
 
     def __init__(self, rows: int, cost: Cost, most: int) -> None:
-        self._rows, self._cost, self._most = rows, cost, most
+        self._rows, self._most = rows, most
+        self._cost = lru_cache(maxsize=8_192)(cost)
         self._flows: OrderedDict[str, Flow] = OrderedDict()
         self._now = 0.0
 
@@ -59,7 +61,7 @@ class Flows:
 
     def add(self, running: Running) -> None:
         """Take a trajectory in; without a name of a flow it is one of its own."""
-        key = _key(running)
+        key = running.flow
         flow = self._flows.get(key)
         if flow is None:
             flow = self._flows[key] = Flow(running.trajectory.weight, self._now)
@@ -68,19 +70,19 @@ class Flows:
 
     def remove(self, running: Running) -> None:
         """Let a trajectory go; a flow without any is forgotten."""
-        key = _key(running)
+        key = running.flow
         flow = self._flows[key]
         flow.waiting.remove(running)
         if not flow.waiting:
             del self._flows[key]
 
-    def charge(self, members: Iterable[Running]) -> None:
+    def charge(self, members: Sequence[Running]) -> None:
         """Divide the cost of a call among the flows whose rows were in it."""
-        rows = [(member, member.cost_rows) for member in members]
-        each = self._cost(sum(count for _, count in rows)) / sum(count for _, count in rows)
-        for member, count in rows:
-            flow = self._flows[_key(member)]
-            flow.time += each * count / flow.weight
+        rows = sum(member.cost_rows for member in members)
+        each = self._cost(rows) / rows
+        for member in members:
+            flow = self._flows[member.flow]
+            flow.time += each * member.cost_rows / flow.weight
 
     def choose(self) -> list[Running]:
         """The trajectories of the next call, at least one, in the order in which they came."""
@@ -104,7 +106,3 @@ class Flows:
                     chosen.append(running)
                     rows = total
         return sorted(chosen, key=lambda running: running.number)
-
-
-def _key(running: Running) -> str:
-    return running.trajectory.flow or f"#{running.number}"

@@ -18,8 +18,8 @@ from torch import Tensor
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.trajectory import Integration, Trajectory
 from ddib_fed.diffusion.bridge import OnStep
-from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places, Query
-from ddib_fed.diffusion.recurrence import Recurrence
+from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places, Query
+from ddib_fed.diffusion.recurrence import Recurrence, Table, table_of
 from ddib_fed.diffusion.schedule import Level
 from ddib_fed.diffusion.transfers import on_device
 
@@ -38,7 +38,12 @@ class Running:
         work: On the model, once it was started.
         stack: With whom it was stepped last; it holds the state. None before the first step.
         start: Its first row there.
+        evaluations: Of the work.
+        recurrence: What its solver follows; None for a generator that is driven.
         kind: Of its trajectory.
+        rows: Of the state.
+        cost_rows: Of the network call.
+        flow: Whose it is; of its own, where the trajectory names none.
         watch: Is left at its end.
     """
 
@@ -52,21 +57,18 @@ class Running:
     _query: Query | None = None
     stack: Stack | None = None
     start: int = 0
+    evaluations: int = 0
+    recurrence: Recurrence | None = None
     kind: Hashable = None
+    rows: int = 0
+    cost_rows: int = 0
+    flow: str = ""
     watch: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
-        self.kind = self.trajectory.kind
-
-    @property
-    def rows(self) -> int:
-        """Of the state."""
-        return self.trajectory.rows
-
-    @property
-    def cost_rows(self) -> int:
-        """Of the network call."""
-        return self.trajectory.rows * self.trajectory.doubled
+        self.kind, self.rows = self.trajectory.kind, self.trajectory.rows
+        self.cost_rows = self.rows * self.trajectory.doubled
+        self.flow = self.trajectory.flow or f"#{self.number}"
 
     @property
     def begun(self) -> Integration:
@@ -75,18 +77,12 @@ class Running:
         return self.work
 
     @property
-    def recurrence(self) -> Recurrence | None:
-        """What its solver follows; None for a generator that is driven."""
-        return self.begun.recurrence
-
-    @property
     def place(self) -> tuple[Level, Level | None]:
         """The level at which the network is asked next, and the one that is asked to."""
         if self._query is not None:
             return self._query.level, self._query.to
-        recurrence = self.recurrence
-        assert recurrence is not None
-        return recurrence.levels[self.step], recurrence.to[self.step]
+        assert self.recurrence is not None
+        return self.recurrence.levels[self.step], self.recurrence.to[self.step]
 
     def begin(self, work: Integration) -> None:
         """Take the work up.
@@ -94,7 +90,7 @@ class Running:
         Raises:
             StopIteration: It asks nothing of the network; the value is its end.
         """
-        self.work = work
+        self.work, self.evaluations, self.recurrence = work, work.evaluations, work.recurrence
         if work.recurrence is None:
             self._query = next(work.solver)
 
@@ -103,12 +99,6 @@ class Running:
         if self.stack is not None:
             return self.stack.rows_of(self.stack.x, self)
         return self.begun.x if self._query is None else self._query.x
-
-    def velocity(self, age: int) -> Tensor | None:
-        """A velocity that it was answered: the last one's age is 0; None for one that it has not, or not any more."""
-        if self.stack is None or age >= len(self.stack.velocities):
-            return None
-        return self.stack.rows_of(self.stack.velocities[age], self)
 
     def drive(self, v: Tensor) -> Tensor:
         """Send the generator its answer; where it asks next.
@@ -137,38 +127,44 @@ class Stack:
         members: As given.
         x: The state of all, one under the other: (N, *sample_shape).
         velocities: The last answers of the network, like x, newest first; 0 where a member has none.
+        driven: Members whose solver follows no recurrence.
     """
 
     def __init__(self, members: Sequence[Running]) -> None:
         self.members = tuple(members)
-        states = [member.state() for member in members]
+        runs = _runs(members)
+        states = [run.x for run in runs]
         # A copy in any case: a trajectory's start is its caller's, and a slice would hold the rows of all.
         self.x = torch.cat(states) if len(states) > 1 else states[0].clone()
-        window = max(0 if m.recurrence is None else m.recurrence.window for m in members)
-        self._window = window
-        self.velocities = self._merged_velocities(states)
+        recurrences = {m.recurrence for m in members if m.recurrence is not None}
+        self._window = max((each.window for each in recurrences), default=0)
+        self.driven = tuple(member for member in members if member.recurrence is None)
+        first = members[0]
+        self._uniform = not self.driven and all(
+            m.recurrence is first.recurrence and m.step == first.step for m in members
+        )
+        self.velocities = _merged_velocities(runs, self._window - 1)
         self._cond = merge_conditions([member.begun.cond for member in members])
-        self._counts = [member.rows for member in members]
         self._rows: Tensor | None = None
-        self._columns: Tensor | None = None
+        self._table: Table | None = None
+        self._steps = torch.empty(0)
+        if not self._uniform and not self.driven:
+            self._point_into(tuple(sorted(recurrences, key=id)))
         start = 0
         for member in members:
             member.stack, member.start = self, start
             start += member.rows
 
-    def _merged_velocities(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """What the members were answered, as far back as the next step needs it."""
-        merged = []
-        for age in range(self._window - 1):
-            kept = [member.velocity(age) for member in self.members]
-            if all(v is None for v in kept):
-                break
-            merged.append(
-                torch.cat(
-                    [torch.zeros_like(x) if v is None else v for v, x in zip(kept, states, strict=True)]
-                )
-            )
-        return merged
+    def _point_into(self, recurrences: tuple[Recurrence, ...]) -> None:
+        """Lay the numbers of all steps of the members' solvers on the device, and each row's place among them."""
+        self._table = table_of(recurrences, self.x.device)
+        starts = dict(zip(recurrences, self._table.starts, strict=True))
+        steps = torch.tensor(
+            [starts[m.recurrence] + m.step for m in self.members if m.recurrence is not None]
+        )
+        self._steps = on_device(steps, self.x.device)
+        if len(self.x) > len(self.members):
+            self._steps = self._steps.index_select(0, self._each_row())
 
     def rows_of(self, tensor: Tensor, member: Running) -> Tensor:
         """A member's part of x or of a velocity."""
@@ -177,61 +173,127 @@ class Stack:
     def evaluate(self) -> Tensor:
         """The velocity of all rows, from one network call: like x, a fresh tensor."""
         denoiser: Denoiser = self.members[0].begun.denoiser
-        places = [member.place for member in self.members]
-        level, to = places[0]
         with torch.no_grad():
-            if all(place == places[0] for place in places):
+            if self._uniform or len(self.members) == 1:
+                level, to = self.members[0].place
                 return denoiser(self.x, level, self._cond, to)
-            levels, tos = zip(*places, strict=True)
-            merged = Places.of_requests(self.x, levels, self._each_row(), tos)
-            return denoiser.at(self.x, merged, self._cond)
+            if self._table is not None and getattr(denoiser.network, "remembers_tables", False):
+                places = Places.by_row(self.x, self._table.levels, self._steps)
+            else:
+                levels, tos = zip(*(member.place for member in self.members), strict=True)
+                places = Places.by_row(self.x, LevelTable.of(levels, tos), self._each_row())
+            return denoiser.at(self.x, places, self._cond)
 
     def advance(self, v: Tensor) -> None:
-        """Take the step of every member that follows a recurrence; v like x, nobody else's."""
+        """Take the step of every member; v like x, nobody else's.
+
+        A generator that is driven is sent its answer by `Running.drive`, and its rows are what it says.
+        """
         if self._window:
             self.velocities.insert(0, v)
             del self.velocities[self._window :]
-        first = self.members[0]
-        recurrence, step = first.recurrence, first.step
-        if recurrence is not None and all(
-            member.recurrence is recurrence and member.step == step for member in self.members
-        ):
-            scale = recurrence.scales[step]
-            if scale != 1.0:
-                self.x.mul_(scale)
-            for weight, velocity in zip(recurrence.weights[step], self.velocities, strict=False):
-                if weight != 0.0:
-                    self.x.add_(velocity, alpha=weight)
+        if self._uniform:
+            self._advance_uniform()
+        elif self._table is not None:
+            numbers = self._table.numbers.index_select(0, self._steps)
+            self._steps.add_(1)
+            self._advance_by(numbers, scaled=self._table.scaled)
         elif self._window:
-            self._advance_each()
+            rows = [_numbers(member, 1 + self._window) for member in self.members]
+            numbers = on_device(torch.tensor(rows, dtype=self.x.dtype), self.x.device)
+            self._advance_by(numbers.index_select(0, self._each_row()), scaled=True)
 
-    def _advance_each(self) -> None:
-        """The same with weights for each member."""
-        width = 1 + len(self.velocities)
-        table = torch.tensor([_padded(member, width) for member in self.members], dtype=self.x.dtype)
-        table = on_device(table.T.contiguous(), self.x.device)
-        if len(self.x) > len(self.members):
-            table = table.index_select(1, self._each_row())
-        scale, *weights = table.reshape(width, -1, *(1,) * (self.x.ndim - 1))
-        self.x.mul_(scale)
-        for weight, velocity in zip(weights, self.velocities, strict=True):
+    def _advance_uniform(self) -> None:
+        """All rows by the same numbers."""
+        first = self.members[0]
+        assert first.recurrence is not None
+        scale = first.recurrence.scales[first.step]
+        if scale != 1.0:
+            self.x.mul_(scale)
+        for weight, velocity in zip(first.recurrence.weights[first.step], self.velocities, strict=False):
+            if weight != 0.0:
+                self.x.add_(velocity, alpha=weight)
+
+    def _advance_by(self, numbers: Tensor, *, scaled: bool) -> None:
+        """Each row by scale and weights of its own, (N, 1 + window)."""
+        scale, *weights = numbers.reshape(*numbers.shape, *(1,) * (self.x.ndim - 1)).unbind(1)
+        if scaled:
+            self.x.mul_(scale)
+        for weight, velocity in zip(weights, self.velocities, strict=False):
             self.x.addcmul_(weight, velocity)
 
     def _each_row(self) -> Tensor:
         """The member's index of each row, (N,) on the device of x."""
         if self._rows is None:
-            counts = torch.tensor(self._counts)
+            counts = torch.tensor([member.rows for member in self.members])
             rows = torch.repeat_interleave(torch.arange(len(self.members)), counts)
             self._rows = on_device(rows, self.x.device)
         return self._rows
 
 
-def _padded(member: Running, width: int) -> list[float]:
-    """Scale and weights of a member's step, with zeros to `width`."""
-    recurrence = member.recurrence
-    if recurrence is None:
+@dataclass(slots=True, eq=False)
+class _Run:
+    """Rows behind one another, of members that were behind one another in one stack before, or of one that was in none.
+
+    Attributes:
+        stack: The one before; None for none.
+        rows: Where they were.
+        start: Of one that was in none.
+    """
+
+    stack: Stack | None
+    rows: slice
+    start: Tensor | None
+
+    @property
+    def x(self) -> Tensor:
+        """The state."""
+        if self.stack is not None:
+            return self.stack.x[self.rows]
+        assert self.start is not None
+        return self.start
+
+    def velocity(self, age: int) -> Tensor | None:
+        """What they were answered, the last answer's age being 0; None for what they were not, or not any more."""
+        if self.stack is None or age >= len(self.stack.velocities):
+            return None
+        return self.stack.velocities[age][self.rows]
+
+
+def _runs(members: Sequence[Running]) -> list[_Run]:
+    """The members' rows in as few pieces as there are: who stays beside its neighbour is copied with it."""
+    runs: list[_Run] = []
+    for member in members:
+        rows = slice(member.start, member.start + member.rows)
+        if member.stack is None:
+            runs.append(_Run(None, rows, member.state()))
+        elif runs and runs[-1].stack is member.stack and runs[-1].rows.stop == rows.start:
+            runs[-1].rows = slice(runs[-1].rows.start, rows.stop)
+        else:
+            runs.append(_Run(member.stack, rows, None))
+    return runs
+
+
+def _merged_velocities(runs: Sequence[_Run], ages: int) -> list[Tensor]:
+    """What all were answered, newest first, as far back as the next step needs it; 0 for who was not."""
+    merged = []
+    for age in range(ages):
+        kept = [run.velocity(age) for run in runs]
+        if all(v is None for v in kept):
+            break
+        merged.append(
+            torch.cat(
+                [torch.zeros_like(run.x) if v is None else v for v, run in zip(kept, runs, strict=True)]
+            )
+        )
+    return merged
+
+
+def _numbers(member: Running, width: int) -> list[float]:
+    """Scale and weights of a member's next step, with zeros to `width`; a generator's rows stay as they are."""
+    if member.recurrence is None:
         return [1.0, *(0.0,) * (width - 1)]
-    found = [recurrence.scales[member.step], *recurrence.weights[member.step][: width - 1]]
+    found = [member.recurrence.scales[member.step], *member.recurrence.weights[member.step]]
     return [*found, *(0.0,) * (width - len(found))]
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from ddib_fed.bridge.domain_model import DTYPES, DomainModel, pixels
 from ddib_fed.bridge.engine.batcher import Batcher
+from ddib_fed.bridge.engine.budget import Budget, key_of, measured, remembered
 from ddib_fed.bridge.engine.executor import Executor
 from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.diffusion.plans import SolverSettings
@@ -17,6 +20,8 @@ from ddib_fed.errors import ConfigError, NotReady
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.devices import device_problem
+
+log = logging.getLogger(__name__)
 
 # Samples of the call with which threads are measured: large enough that a second thread could pay off.
 WARM_UP_ROWS = 4_096
@@ -47,10 +52,11 @@ class Recipe:
         device: As in node.toml; a pool gives each worker one of those that it stands for.
         threads: Of torch, on a CPU; 0 for the faster of one and all in this process, and for one in a worker.
         dtype: Of the network, a name in `DTYPES`.
-        merge_rows: Most points in one network call.
-        merge_pixels: Most pixels of pictures in one.
+        merge_rows: Most points in one network call; 0 measures what is best.
+        merge_pixels: Most pixels of pictures in one; 0 measures.
         max_trajectories: Flows of a `Batcher`.
         compiling: See `DomainModel`.
+        costs: File that remembers what was measured; None for none.
     """
 
     bundle: Bundle
@@ -62,6 +68,7 @@ class Recipe:
     merge_pixels: int = 65_536
     max_trajectories: int = 64
     compiling: str = "auto"
+    costs: Path | None = None
 
     def warm(self) -> Warm:
         """The model in this process.
@@ -78,11 +85,12 @@ class Recipe:
             classifier=self.classifier,
             compiling=self.compiling,
         )
-        rows = max(1, self.merge_pixels // pixels(model)) if model.is_picture else self.merge_rows
         threads = self.threads or _fastest_threads(model)
+        budget = self._budget(model, threads)
         batcher = Batcher(
             model,
-            rows=rows,
+            rows=budget.rows if budget is not None else self._told_rows(model),
+            cost=None if budget is None else budget.cost,
             flows=self.max_trajectories,
             threads=threads if model.device.type == "cpu" else None,
         )
@@ -92,6 +100,21 @@ class Recipe:
             batcher.close()
             raise
         return Warm(model, batcher, threads)
+
+    def _told_rows(self, model: DomainModel) -> int:
+        """Most rows of a call as it was told; 0 for what is best."""
+        if not model.is_picture:
+            return self.merge_rows
+        return max(1, self.merge_pixels // pixels(model)) if self.merge_pixels else 0
+
+    def _budget(self, model: DomainModel, threads: int) -> Budget | None:
+        """What calls cost, where the size of a call is to be measured."""
+        if self._told_rows(model):
+            return None
+        key = key_of(model, dtype=self.dtype, threads=threads, compiling=self.compiling)
+        budget = remembered(self.costs, key, lambda: measured(model, threads))
+        log.info("a network call takes %d rows, %.3g s", budget.rows, budget.cost(budget.rows))
+        return budget
 
 
 def _warm_up(model: DomainModel, executor: Executor) -> None:

@@ -17,31 +17,40 @@ from ddib_fed.networks.layers import Kept
 
 MOST_LEVELS = 256
 """Levels (or pairs of them) that are remembered: both ways of several grids of 48."""
+MOST_TABLES = 16
+"""Tables of levels into which rows of many requests point, that are remembered: each of a few grids together."""
 
 
 class Remembering(Plain):
     """Calls a network whose weights do not change.
 
     Args:
-        network: Takes `kept` (see `UNet.forward`) if it has an attribute `remembers` that is true.
+        network: Takes `kept` (see `UNet.forward`) if it has an attribute `remembers` that is true; also for a table of
+            levels, where `remembers_tables` is true: what it makes of many levels is small.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         self._remembers = bool(getattr(network, "remembers", False))
+        self._tables = self._remembers and bool(getattr(network, "remembers_tables", False))
         self._kept: dict[tuple[float, ...], Kept] = {}
+        self._kept_tables: dict[int, tuple[Tensor, Kept]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, x: Tensor, times: Tensor, rows: Tensor | None, extra: Mapping[str, Tensor]) -> Tensor:
         """See `Run`."""
-        if not self._remembers or rows is not None or len(times) > 1 or torch.is_grad_enabled():
+        alone = rows is None and len(times) == 1
+        if not (self._remembers if alone else self._tables and rows is not None) or torch.is_grad_enabled():
             return super().__call__(x, times, rows, extra)
-        kept = self._of((float(times), *(float(extra[key]) for key in ("to",) if key in extra)))
+        if alone:
+            kept = self._of((float(times), *(float(extra[key]) for key in ("to",) if key in extra)))
+        else:
+            kept = self._of_table(times)
         # The times themselves, on their device, are remembered with what was made of them.
         told = kept.get("told")
         if told is None:
             told = kept["told"] = self.told(times, extra)
-        return self._answer(x, told[0], None, {**extra, **told[1], "kept": kept})
+        return self._answer(x, told[0], rows, {**extra, **told[1], "kept": kept})
 
     def _of(self, key: tuple[float, ...]) -> Kept:
         with self._lock:
@@ -50,3 +59,13 @@ class Remembering(Plain):
                     del self._kept[next(iter(self._kept))]
                 self._kept[key] = {}
             return self._kept[key]
+
+    def _of_table(self, times: Tensor) -> Kept:
+        """What was made of these times: this very tensor, which is held, so that no other can take its place."""
+        with self._lock:
+            found = self._kept_tables.get(id(times))
+            if found is None:
+                if len(self._kept_tables) >= MOST_TABLES:
+                    del self._kept_tables[next(iter(self._kept_tables))]
+                found = self._kept_tables[id(times)] = times, {}
+            return found[1]

@@ -1,0 +1,202 @@
+"""How many rows one network call takes best, and what calls of other sizes cost: measured at start, and remembered.
+
+The budget is the smallest batch whose cost per row is within 5 % of the best: larger ones only make others wait. The
+measured seconds are the cost model of fair queueing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ddib_fed.bridge.domain_model import DomainModel, pixels
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+WITHIN = 1.05
+"""A cost per row of so many times the best is as good as the best."""
+SWEEP_S = 0.8
+"""After which no larger batch is tried."""
+REPEATS = 3
+MOST_POINTS, MOST_PIXELS = 4_096, 1 << 18
+"""The largest batch that is tried on a CPU; a GPU's is `ON_GPU` times as large."""
+ON_GPU = 16
+MOST_REMEMBERED = 64
+_WRITING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What was measured of one model in one place.
+
+    Attributes:
+        rows: The best size of a call.
+        seconds: Of a call, by its rows; at least one entry.
+    """
+
+    rows: int
+    seconds: Mapping[int, float]
+
+    def cost(self, rows: int) -> float:
+        """Seconds of a call of so many rows: between measured sizes along a line, beyond them in proportion."""
+        sizes = sorted(self.seconds)
+        at = bisect_left(sizes, rows)
+        if at == 0:
+            return self.seconds[sizes[0]]
+        if at == len(sizes):
+            return self.seconds[sizes[-1]] * rows / sizes[-1]
+        low, high = sizes[at - 1], sizes[at]
+        part = (rows - low) / (high - low)
+        return (1.0 - part) * self.seconds[low] + part * self.seconds[high]
+
+
+def budget_of(seconds: Mapping[int, float]) -> Budget:
+    """The smallest size within 5 % of the best cost per row."""
+    best = min(cost / rows for rows, cost in seconds.items())
+    return Budget(min(rows for rows, cost in seconds.items() if cost / rows <= WITHIN * best), dict(seconds))
+
+
+def sweep(
+    sizes: Iterator[int],
+    call: Callable[[int], Callable[[], None]],
+    *,
+    limit_s: float = SWEEP_S,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[int, float]:
+    """Seconds of a call by its rows: the least of a few calls after one that is not counted.
+
+    It ends after `limit_s`, after memory has run out, or once two doublings brought less than 5 % a row.
+
+    Args:
+        sizes: Rows, rising.
+        call: Prepares a call of so many rows.
+        limit_s: After which no larger size is begun; the first is always measured.
+        clock: Seconds.
+    """
+    found: dict[int, float] = {}
+    started = clock()
+    for rows in sizes:
+        try:
+            found[rows] = _least(call(rows), clock, started + limit_s)
+        except (torch.OutOfMemoryError, MemoryError):
+            if not found:
+                raise
+            break
+        spent = clock() - started
+        per_row = [cost / size for size, cost in found.items()]
+        flat = len(per_row) > 2 and min(per_row[-2:]) > min(per_row[:-2]) / WITHIN
+        # The next one costs at most twice as much: one that would end far beyond the limit is not begun.
+        if flat or spent + 2 * found[rows] > limit_s:
+            break
+    return found
+
+
+def measured(model: DomainModel, threads: int, *, limit_s: float = SWEEP_S) -> Budget:
+    """The budget of a model, by a sweep on its device.
+
+    Args:
+        model: The model.
+        threads: CPU threads of torch for the sweep.
+        limit_s: See `sweep`.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return budget_of(sweep(_sizes(model), lambda rows: _call(model, rows), limit_s=limit_s))
+    finally:
+        torch.set_num_threads(before)
+
+
+def remembered(path: Path | None, key: str, measure: Callable[[], Budget]) -> Budget:
+    """The budget that a file holds under a key, or else a measured one, which is written there.
+
+    Args:
+        path: The file; None for none.
+        key: Of the model, device, dtype and threads.
+        measure: Measures it.
+    """
+    if path is None:
+        return measure()
+    if (kept := _read(path).get(key)) is not None:
+        return budget_of({int(rows): float(cost) for rows, cost in kept.items()})
+    found = measure()
+    with _WRITING:
+        every = {**_read(path), key: {str(rows): cost for rows, cost in found.seconds.items()}}
+        try:
+            write_json(path, dict(list(every.items())[-MOST_REMEMBERED:]))
+        except OSError as error:
+            log.warning("what network calls cost is measured again at the next start: %s", error)
+    return found
+
+
+def key_of(model: DomainModel, *, dtype: str, threads: int, compiling: str) -> str:
+    """Names what a budget depends on."""
+    device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    used = threads if device.type == "cpu" else 0
+    parts = (model.bundle.digest, name, dtype, compiling, f"{used} threads", f"torch {torch.__version__}")
+    return ", ".join([*parts, *(f"{side}" for side in model.sample_shape[1:])])
+
+
+def _sizes(model: DomainModel) -> Iterator[int]:
+    """Sizes to try: powers of two."""
+    most = MOST_PIXELS // pixels(model) if model.is_picture else MOST_POINTS
+    most = max(1, most * (ON_GPU if model.device.type == "cuda" else 1))
+    rows = 1
+    while rows <= most:
+        yield rows
+        # A small call of points costs what one point costs.
+        rows *= 4 if not model.is_picture and rows < 64 else 2
+
+
+def _call(model: DomainModel, rows: int) -> Callable[[], None]:
+    """A call of the plain network on noise."""
+    laid = model.plan(SolverSettings(evaluations=8))
+    x = torch.randn(rows, *model.sample_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    cond = model.condition(0 if model.manifest.num_classes else None, rows)
+    level = laid.decode_grid.levels[4]
+    denoiser = model.denoiser()
+
+    def call() -> None:
+        with torch.no_grad():
+            denoiser(x, level, cond)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+
+    return call
+
+
+def _least(call: Callable[[], None], clock: Callable[[], float], until: float) -> float:
+    """The least of some calls; one of them that is long after the limit is enough."""
+    call()
+    least = math.inf
+    for _ in range(REPEATS):
+        started = clock()
+        call()
+        ended = clock()
+        least = min(least, ended - started)
+        if ended > until:
+            break
+    return least
+
+
+def _read(path: Path) -> dict[str, dict[str, float]]:
+    """What the file holds; nothing where it cannot be read."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    held = (found or {}).items()
+    return {
+        key: kept for key, kept in held if isinstance(kept, dict) and all(map(str.isdecimal, kept)) and kept
+    }

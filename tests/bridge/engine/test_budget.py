@@ -1,0 +1,101 @@
+"""The size of a network call: the smallest that costs little more a row than the best, measured once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.engine.budget import Budget, budget_of, key_of, measured, remembered, sweep
+from ddib_fed.bridge.engine.warm import Recipe
+from tests.node.tiny_nodes import tiny_bundle
+from tests.runs.tiny_models import tiny
+
+
+def test_the_smallest_within_five_per_cent_of_the_best_is_taken() -> None:
+    """Of 10, 6, 5.2, 5 a row the third: the second costs a fifth more, the fourth only makes others wait."""
+    found = budget_of({1: 10.0, 2: 12.0, 4: 20.8, 8: 40.0})
+    assert found.rows == 4
+
+
+def test_costs_between_measured_sizes_lie_on_a_line_and_beyond_them_in_proportion() -> None:
+    budget = Budget(4, {2: 3.0, 4: 4.0, 8: 6.0})
+    assert [budget.cost(rows) for rows in (1, 2, 3, 4, 6, 8, 16)] == [3.0, 3.0, 3.5, 4.0, 5.0, 6.0, 12.0]
+
+
+class Machine:
+    """A clock that a call of so many rows moves on by overhead and rows; memory ends somewhere."""
+
+    def __init__(self, overhead: float, row: float, most: int = 1 << 20) -> None:
+        self.now, self.overhead, self.row, self.most = 0.0, overhead, row, most
+
+    def call(self, rows: int):
+        def run() -> None:
+            if rows > self.most:
+                raise torch.OutOfMemoryError
+            self.now += self.overhead + rows * self.row
+
+        return run
+
+    def sweep(self, limit_s: float = 100.0) -> dict[int, float]:
+        sizes = (1 << n for n in range(20))
+        return sweep(sizes, self.call, limit_s=limit_s, clock=lambda: self.now)
+
+
+def test_a_sweep_ends_when_larger_batches_no_longer_pay() -> None:
+    """At 64 rows of overhead the gain falls under 5 % at 1,024 rows; no size is tried far beyond."""
+    found = Machine(0.064, 0.001).sweep()
+    assert budget_of(found).rows == 1024
+    assert max(found) <= 8192
+
+
+def test_a_sweep_ends_in_time_and_before_memory_does() -> None:
+    """One size is measured at least, and what does not fit is no error."""
+    machine = Machine(0.01, 0.05)
+    assert max(machine.sweep(limit_s=1.0)) <= 8
+    assert machine.now < 2.0
+    assert list(Machine(100.0, 0.0).sweep(limit_s=1.0)) == [1]
+    assert max(Machine(1e-4, 1e-6, most=8).sweep()) == 8
+    with pytest.raises(torch.OutOfMemoryError):
+        Machine(0.1, 0.1, most=0).sweep()
+
+
+def test_a_budget_is_measured_once_for_each_place_and_model(tmp_path) -> None:
+    """A file that cannot be used is no obstacle."""
+    path, measurements = tmp_path / "engine.json", []
+
+    def measure() -> Budget:
+        measurements.append(1)
+        return budget_of({1: 1.0, 2: 1.1})
+
+    assert remembered(path, "here", measure).rows == 2
+    assert remembered(path, "here", measure) == Budget(2, {1: 1.0, 2: 1.1})
+    assert len(measurements) == 1
+    remembered(path, "there", measure)
+    assert len(measurements) == 2
+    for damaged in ("{", "[1]", json.dumps({"here": 5}), json.dumps({"here": {"x": 1}})):
+        path.write_text(damaged)
+        assert remembered(path, "here", measure).rows == 2
+    assert len(measurements) == 6
+    assert remembered(tmp_path / "nowhere" / "engine.json", "here", measure).rows == 2
+    assert remembered(None, "here", measure).rows == 2
+
+
+@pytest.mark.parametrize("bundle", [tiny_bundle(), tiny(num_classes=3)], ids=["points", "pictures"])
+def test_a_model_is_measured_where_it_works(bundle, tmp_path) -> None:
+    """A recipe that is told no size measures one, and the batcher and the file have it."""
+    model = DomainModel(bundle)
+    budget = measured(model, 1, limit_s=0.05)
+    assert budget.rows in budget.seconds
+    assert all(cost > 0 for cost in budget.seconds.values())
+    path = tmp_path / "engine.json"
+    told = {"merge_rows": 0, "merge_pixels": 0, "device": "cpu", "threads": 1}
+    warm = Recipe(bundle, costs=path, **told).warm()
+    warm.batcher.close()
+    (kept,) = json.loads(path.read_text()).values()
+    assert str(warm.batcher.rows) in kept
+    key = key_of(model, dtype="float32", threads=1, compiling="auto")
+    assert json.loads(path.read_text()).keys() == {key}
+    assert key != key_of(model, dtype="bfloat16", threads=1, compiling="auto")

@@ -1,0 +1,120 @@
+"""Whose rows run next: fair between flows by cost and weight, the oldest first, merged where nobody waits for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.engine.flows import Flows
+from ddib_fed.bridge.engine.stack import Running
+from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.guidance import Guidance
+
+SETTINGS = SolverSettings()
+numbers = iter(range(1_000_000))
+
+
+def running(rows: int, flow: str = "", weight: float = 1.0, **changes) -> Running:
+    work = Trajectory("decode", torch.zeros(rows, 2), SETTINGS, flow=flow, weight=weight, **changes)
+    return Running(work, Control(), None, next(numbers))
+
+
+def flows(*waiting: Running, rows: int = 64, overhead: float = 8.0, most: int = 64) -> Flows:
+    made = Flows(rows, lambda count: count + overhead, most)
+    for each in waiting:
+        made.add(each)
+    return made
+
+
+def turn(queue: Flows) -> list[Running]:
+    """One call; who was in it."""
+    chosen = queue.choose()
+    queue.charge(chosen)
+    return chosen
+
+
+def test_small_equal_requests_all_share_a_call() -> None:
+    requests = [running(2) for _ in range(16)]
+    assert turn(flows(*requests)) == requests
+
+
+def test_a_call_has_no_more_rows_than_the_budget() -> None:
+    """Nor does a flow of its own take more; guided rows count twice."""
+    assert len(turn(flows(*[running(30) for _ in range(5)]))) == 2
+    assert len(turn(flows(*[running(1, "job") for _ in range(100)]))) == 64
+    guided = {"guidance": Guidance(scale=3.0), "label": np.zeros(1, np.int64)}
+    assert len(turn(flows(*[running(1, "job", **guided) for _ in range(100)]))) == 32
+    weighed = {"guidance": Guidance(scale=1.0), "label": np.zeros(1, np.int64)}
+    assert len(turn(flows(*[running(1, "job", **weighed) for _ in range(100)]))) == 64
+
+
+def test_the_oldest_of_a_flow_run_first() -> None:
+    """Turn after turn, until they have ended."""
+    waiting = [running(40, "job") for _ in range(3)]
+    queue = flows(*waiting)
+    assert turn(queue) == turn(queue) == waiting[:1]
+    queue.remove(waiting[0])
+    assert turn(queue) == waiting[1:2]
+
+
+def test_a_small_flow_beside_a_large_one_waits_for_its_own_time_at_most() -> None:
+    """By cost: the large one has a turn when the small one has used as much."""
+    small, large = running(1, "small"), running(64, "large")
+    queue = flows(small, large)
+    spent = Counter()
+    for _ in range(200):
+        for each in turn(queue):
+            spent[each.trajectory.flow] += each.rows + 8
+    assert spent["small"] == pytest.approx(spent["large"], abs=72)
+
+
+def test_a_small_flow_takes_rows_of_a_large_one_along_until_its_call_costs_twice_as_much() -> None:
+    """With one row of overhead 8, nine units: nine more are taken along, and no tenth."""
+    small = running(1, "small")
+    queue = flows(small, *[running(1, "large") for _ in range(64)], rows=16)
+    queue.charge([next(iter(each for each in queue if each.trajectory.flow == "large"))])
+    chosen = turn(queue)
+    assert chosen[0] is small
+    assert len(chosen) == 1 + 9
+
+
+def test_weights_divide_the_time() -> None:
+    """A flow of weight 3 gets three times what one of weight 1 gets."""
+    queue = flows(running(60, "light"), running(60, "heavy", weight=3.0))
+    turns = Counter(each.trajectory.flow for _ in range(400) for each in turn(queue))
+    assert turns["heavy"] == pytest.approx(3 * turns["light"], rel=0.02)
+
+
+def test_who_comes_later_saved_nothing_up() -> None:
+    """And does not pay for the time before it came."""
+    queue = flows(running(60, "first"))
+    for _ in range(100):
+        turn(queue)
+    queue.add(running(60, "second"))
+    turns = [turn(queue)[0].trajectory.flow for _ in range(10)]
+    assert Counter(turns) == {"first": 5, "second": 5}
+
+
+def test_only_so_many_flows_run_at_once() -> None:
+    """The next one has its turn when one has ended."""
+    waiting = [running(60, name) for name in "abc"]
+    queue = flows(*waiting, most=2)
+    assert {turn(queue)[0].trajectory.flow for _ in range(10)} == {"a", "b"}
+    queue.remove(waiting[0])
+    assert {turn(queue)[0].trajectory.flow for _ in range(10)} == {"b", "c"}
+    assert len(queue) == 2
+
+
+def test_who_needs_another_network_is_not_merged() -> None:
+    """Another guidance, another calibration, or classes where the first has none."""
+    plain = [running(1) for _ in range(2)]
+    others = [
+        running(1, guidance=Guidance(scale=2.0), label=np.zeros(1, np.int64)),
+        running(1, encoder="linear"),
+    ]
+    assert turn(flows(plain[0], *others, plain[1])) == plain
