@@ -101,7 +101,7 @@ class Places:
     Attributes:
         levels: The levels; the only one where all rows share it.
         rows: (N,) pointing into them, on the device of the batch; None when all rows share the only level.
-        level: The level that all share; None with `rows`.
+        level: The level that all share; None with `rows`, and where a gradient goes through the table's only level.
         dtype: Of the batch.
         ndim: Of the batch.
     """
@@ -138,7 +138,8 @@ class Places:
         return self.level.sigma if self.level is not None else self._column(1)
 
     def _column(self, number: int) -> Tensor:
-        assert self.rows is not None
+        if self.rows is None:
+            return self.levels.table[0, number].to(self.dtype)
         columns = self.levels.columns(self.rows.device, self.dtype)
         return columns[number].index_select(0, self.rows).reshape(-1, *(1,) * (self.ndim - 1))
 

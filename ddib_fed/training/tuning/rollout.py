@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places
+from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places
 from ddib_fed.diffusion.learned import Coordinates, Frame, Stage
 from ddib_fed.diffusion.schedule import Schedule
 
@@ -63,7 +63,7 @@ def roll(rule: Rule, x: Tensor, lams: Tensor, cond: Condition = None) -> Tensor:
     for i in range(len(lams) - 1):
         alpha, sigma = alphas[i], sigmas[i]
         at = guess if frame is None else frame.leave(guess, alpha, sigma)
-        places = Places(table[i : i + 1], None, alpha.to(x.dtype), sigma.to(x.dtype))
+        places = Places(LevelTable(table[i : i + 1]), None, None, x.dtype)
         v = rule.denoiser.at(at, places, cond)
         history.appendleft(v if frame is None else frame.slope(v, guess, alpha, sigma))
         if i > 0:
