@@ -29,7 +29,7 @@ def check_steps(bundle: Bundle, settings: SolverSettings, guidance: Guidance) ->
         raise SettingsInvalid(
             f"{name} was not distilled, and {spec.name} takes steps that only a distilled model knows",
             hint=f"ddib model distil {name} --out {name}-distilled makes one; or --solver unipc",
-            facts=facts,
+            facts={**facts, "needs": "ddib model distil"},
         )
     others = {
         f"the encoder {settings.encoder}": settings.encoder != "ode",

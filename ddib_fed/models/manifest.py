@@ -146,7 +146,7 @@ class Distilled(_Frozen):
         solver: Solver that the teacher's answers, which the errors are distances from, were computed with.
         evaluations: Its evaluations of one leg.
         samples: Held-out samples, and latents, that the errors were measured on.
-        grid: The grid that the errors were measured on.
+        grid: The grid that they were measured on, which is the best of those tried.
         errors: By evaluations, ascending.
     """
 

@@ -117,6 +117,8 @@ class DistilConfig(TrainConfig):
             raise ValueError("give one of: domain, data (points), images (a folder of pictures)")
         if self.steps is not None and self.time_s is not None:
             raise ValueError("give either steps or time_s")
+        if self.batch is not None and self.batch % 2:
+            raise ValueError("batch is even: half of it starts from data, half from noise")
         if self.images is None and (self.classes is not None or self.skip_bad):
             raise ValueError("classes and skip_bad are for images (a folder of pictures)")
         return self

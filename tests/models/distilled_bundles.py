@@ -25,21 +25,16 @@ DISTILLED = Distilled(
 )
 
 
-def distilled(network: MlpConfig | UNetConfig, shape: tuple[int, ...], **fields) -> Bundle:
-    """A flow map with random weights."""
+def distilled(
+    network: MlpConfig | UNetConfig, shape: tuple[int, ...], *, std: float = 0.1, **fields
+) -> Bundle:
+    """A flow map with random weights; with `std` 0 it answers 0."""
     torch.manual_seed(0)
     module = build_network(network)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.normal_(std=0.1)
+            parameter.normal_(std=std)
     kind = "point" if len(shape) == 1 else "picture"
-    manifest = Manifest(
-        name="own",
-        domain="own",
-        sample_kind=kind,
-        sample_shape=shape,
-        network=network,
-        distilled=DISTILLED,
-        **fields,
-    )
+    named = {"name": "own", "domain": "own", **fields}
+    manifest = Manifest(sample_kind=kind, sample_shape=shape, network=network, distilled=DISTILLED, **named)
     return make_bundle(manifest, module.state_dict())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.errors import (
     ChunkCorrupt,
@@ -24,6 +25,7 @@ from ddib_fed.errors import (
     UnknownFields,
 )
 from ddib_fed.latent import Latent
+from ddib_fed.networks.configs import MlpConfig
 from ddib_fed.samples.points import parse_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
@@ -34,9 +36,10 @@ from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import Version, versions_to_pb
 from target_node.service import MAX_CONTRACTS
+from tests.models.distilled_bundles import distilled
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
-from tests.target_node.conftest import asking, side
+from tests.target_node.conftest import Target, asking, side
 
 
 def header(contract, **changes) -> pb.DecodeRequest:
@@ -248,6 +251,27 @@ def test_names_of_later_solvers_are_refused_under_an_older_contract(target, nort
     solver = common_pb2.SolverSettings(evaluations=8, **setting)
     with pytest.raises(UnknownFields):
         target.decode(north, header(older, solver=solver))
+
+
+def test_steps_of_a_distilled_model_need_one(target, north, institutions, tmp_path) -> None:
+    """A node whose model was not distilled says so; one whose model was takes the steps over the same wire."""
+    solver = common_pb2.SolverSettings(evaluations=2, solver="flow-map")
+    with pytest.raises(SettingsInvalid) as refused:
+        target.decode(north, header(target.negotiate(north), solver=solver))
+    assert (refused.value.facts["solver"], refused.value.facts["needs"]) == ("flow-map", "ddib model distil")
+    own = distilled(MlpConfig(width=8, blocks=1, flow_map=True), (2,), std=0.0, domain="moons")
+    engine = ServingParty(own, device="cpu", threads=1)
+    other = Target(tmp_path / "distilled", institutions["south"], engine)
+    try:
+        contract = other.negotiate(north)
+        latents = gaussian(30)
+        (points,) = results(
+            other.decode(north, header(contract, solver=solver), *sent(contract, latents, 0))
+        ).values()
+        np.testing.assert_allclose(points, latents, atol=1e-5)
+    finally:
+        other.close()
+        engine.close()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -59,8 +59,8 @@ def described(found: Distilled) -> dict[str, str]:
     """What a distilled model was made from and how accurate it is, line by line."""
     rows = {
         "distilled from": f"{found.teacher_name}, digest {found.teacher[:16]}",
-        "errors": f"distances from its {found.solver} with {found.evaluations} evaluations, in deviations of the data: "
-        f"median, and what 95 % of {found.samples:,} held-out samples stay below",
+        "errors": f"on the grid {found.grid}: distances from its {found.solver} with {found.evaluations} evaluations, "
+        f"in deviations of the data: median, and what 95 % of {found.samples:,} held-out samples stay below",
     }
     for error in found.errors:
         plural = "evaluation" if error.evaluations == 1 else "evaluations"
