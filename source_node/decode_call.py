@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import grpc
 
@@ -45,6 +45,13 @@ class Progress:
     steps: int
 
 
+class Returned(NamedTuple):
+    """The latent of a translation: its bytes, of the digest that the peer announced, and otherwise unchecked."""
+
+    data: memoryview
+    sha256: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One item from the peer: the translation's file, and its latent's bytes when that was asked for; unchecked."""
@@ -53,7 +60,7 @@ class Answer:
     file: bytes
     seconds: float
     sent_bytes: int
-    round_trip: bytes | None
+    round_trip: Returned | None
 
 
 class Sent:
@@ -225,9 +232,10 @@ class DecodeCall:
             return self._decoded(whole.header, whole.data, None)
         assert self._result is not None
         (header, file), self._result = self._result, None
-        return self._decoded(header, file, whole.data)
+        latent = Returned(whole.landed or memoryview(b""), whole.header.tensor.sha256)
+        return self._decoded(header, file, latent)
 
-    def _decoded(self, header: decoding_pb2.DecodedHeader, file: bytes, latent: bytes | None) -> Answer:
+    def _decoded(self, header: decoding_pb2.DecodedHeader, file: bytes, latent: Returned | None) -> Answer:
         sent = self._sent.sizes.pop(header.item)
         seconds = header.seconds if 0 <= header.seconds < MAX_SECONDS else 0.0
         return Answer(header.item, file, seconds, sent, latent)

@@ -192,7 +192,8 @@ class RemoteParty:
             again = None if answer.round_trip is None else self._again(answer, count, leg)
         except (InputError, LatentNotGaussian) as error:
             return Failed(answer.item, self.unusable(error))
-        crossed = answer.sent_bytes + len(answer.file) + len(answer.round_trip or b"")
+        returned = 0 if answer.round_trip is None else len(answer.round_trip.data)
+        crossed = answer.sent_bytes + len(answer.file) + returned
         return Decoded(answer.item, samples, None, answer.seconds, again, crossed)
 
     def unusable(self, error: DdibError) -> MessageInvalid:
@@ -206,8 +207,10 @@ class RemoteParty:
         )
 
     def _again(self, answer: Answer, count: int, leg: Leg) -> Encoded:
+        returned = answer.round_trip
+        assert returned is not None  # whoever asks has seen it
         latent = Latent.from_bytes(
-            answer.round_trip or b"", self._contract.sample_shape, self._contract.wire_type
+            returned.data, self._contract.sample_shape, self._contract.wire_type, sha256=returned.sha256
         )
         if len(latent.data) != count:
             raise MessageInvalid(f"a latent of {len(latent.data)} samples for one of {count}")

@@ -349,8 +349,9 @@ def _latents(
 
 def _latent(whole: Whole, contract: Contract) -> Latent:
     try:
+        assert whole.landed is not None  # the opener asks for it
         return Latent.from_bytes(
-            whole.data, contract.sample_shape, contract.wire_type, sha256=whole.header.tensor.sha256
+            whole.landed, contract.sample_shape, contract.wire_type, sha256=whole.header.tensor.sha256
         )
     except InputError as error:
         error.facts["item"] = str(whole.header.item)

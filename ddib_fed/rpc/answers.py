@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from ddib_fed.errors import InputError, UnknownFields
 from ddib_fed.rpc.stuck_calls import StuckCalls
 from ddib_fed.wire import fields
+from ddib_fed.wire.frames import reading, writing
 
 
 class _Check:
@@ -121,15 +122,22 @@ class CheckedChannel(grpc.Channel):
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
-        return _Method(self._channel.stream_unary(*args, **kwargs), self._check, self._stuck, streams=False)
+        sent = {**kwargs, "request_serializer": writing(kwargs.get("request_serializer"))}
+        return _Method(self._channel.stream_unary(*args, **sent), self._check, self._stuck, streams=False)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
-        return _Method(self._channel.unary_stream(*args, **kwargs), self._check, self._stuck, streams=True)
+        read = {**kwargs, "response_deserializer": reading(kwargs.get("response_deserializer"))}
+        return _Method(self._channel.unary_stream(*args, **read), self._check, self._stuck, streams=True)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
-        return _Method(self._channel.stream_stream(*args, **kwargs), self._check, self._stuck, streams=True)
+        both = {
+            **kwargs,
+            "request_serializer": writing(kwargs.get("request_serializer")),
+            "response_deserializer": reading(kwargs.get("response_deserializer")),
+        }
+        return _Method(self._channel.stream_stream(*args, **both), self._check, self._stuck, streams=True)
 
     def subscribe(self, *args: Any, **kwargs: Any) -> None:
         """See grpc.Channel."""

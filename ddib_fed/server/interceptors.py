@@ -31,6 +31,7 @@ from ddib_fed.trust.admission import (
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers import PeerStore
 from ddib_fed.trust.refusals import Audit, Refusals
+from ddib_fed.wire.frames import reading, writing
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +82,10 @@ def _rebuild(handler: Any, behaviour: Behaviour, *, raw_requests: bool = False) 
     """
     build = _BUILDERS[raw_requests or handler.request_streaming, handler.response_streaming]
     deserialiser = None if raw_requests else handler.request_deserializer
-    built: Handler = build(
-        behaviour, request_deserializer=deserialiser, response_serializer=handler.response_serializer
-    )
+    serialiser = handler.response_serializer
+    if handler.response_streaming:
+        serialiser = writing(serialiser)
+    built: Handler = build(behaviour, request_deserializer=deserialiser, response_serializer=serialiser)
     return built
 
 
@@ -210,9 +212,10 @@ class AuthInterceptor(Interceptor):
         if handler is None:
             return None
         inner, strict = _behaviour(handler), not method.startswith(HEALTH_PREFIX)
+        deserialiser = reading(handler.request_deserializer)
 
         def parse(data: bytes) -> Any:
-            return parse_message(data, handler.request_deserializer, strict=strict)
+            return parse_message(data, deserialiser, strict=strict)
 
         def open_call(raw: Iterator[bytes], context: grpc.ServicerContext) -> tuple[Admission, Any]:
             admission = self._admit(context, method)

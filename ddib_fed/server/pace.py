@@ -16,6 +16,8 @@ from ddib_fed.errors import DeadlineExceeded
 SLOWEST_BYTES_PER_S: Final = 64 << 10
 """Something announced may take as long as its bytes at this rate: half of what a client itself waits for."""
 _POLL_S: Final = 0.2
+READ_AHEAD: Final = 4
+"""Messages that are read before they are asked for, 4 MiB at most: reading does not wait for each one's digest."""
 
 M = TypeVar("M")
 
@@ -71,7 +73,7 @@ class paced(Generic[M]):  # noqa: N801 - reads as the statement it is
     def __init__(self, messages: Iterator[M], pace: Pace) -> None:
         self._messages = messages
         self._pace = pace
-        self._queue: queue.Queue[M | _End] = queue.Queue(1)
+        self._queue: queue.Queue[M | _End] = queue.Queue(READ_AHEAD)
         self._left = threading.Event()
 
     def __enter__(self) -> Iterator[M]:

@@ -10,12 +10,14 @@ import hashlib
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from ddib_fed.errors import ChunkCorrupt, DdibError, ImageTooLarge, MessageInvalid, PointsTooMany
 from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.frames import ChunkFrame, chunk_field
+from ddib_fed.wire.landing import Landing
 
 MIN_CHUNK = 64 * 1024
 """Smallest size of every chunk but the last: small chunks would exhaust the receiver."""
@@ -23,16 +25,16 @@ MIN_CHUNK = 64 * 1024
 MAX_CHUNK = 1024 * 1024
 """Largest size of a chunk; gRPC's 4 MiB message limit is unchanged."""
 
-CHUNK = 512 * 1024
-"""The chunk size of this release: 256 KiB to 1 MiB were measured to be fastest."""
+CHUNK = MAX_CHUNK
+"""The chunk size of this release: of 128 KiB to 1 MiB the largest costs both ends the least CPU (docs/benchmarks)."""
 
 DIGEST_BYTES = 32
 
 M = TypeVar("M", bound=Message)
 
 
-def split(data: bytes | memoryview, chunk_bytes: int = CHUNK) -> Iterator[common_pb2.Chunk]:
-    """Cut bytes into chunks, in order; each piece is copied once, when its chunk is made.
+def pieces(data: bytes | memoryview, chunk_bytes: int = CHUNK) -> Iterator[memoryview]:
+    """Cut bytes into the data of chunks, in order, without a copy.
 
     Args:
         data: What to send.
@@ -44,14 +46,14 @@ def split(data: bytes | memoryview, chunk_bytes: int = CHUNK) -> Iterator[common
     if not MIN_CHUNK <= chunk_bytes <= MAX_CHUNK:
         raise ValueError(f"a chunk holds {MIN_CHUNK} to {MAX_CHUNK} bytes, not {chunk_bytes}")
     view = memoryview(data).cast("B")
-    for index, start in enumerate(range(0, len(view), chunk_bytes)):
-        yield common_pb2.Chunk(index=index, data=bytes(view[start : start + chunk_bytes]))
+    for start in range(0, len(view), chunk_bytes):
+        yield view[start : start + chunk_bytes]
 
 
 def stream(
-    message: Callable[..., M], kind: str, header: Message, data: bytes | memoryview, chunk_bytes: int = CHUNK
+    message: type[M], kind: str, header: Message, data: bytes | memoryview, chunk_bytes: int = CHUNK
 ) -> Iterator[M]:
-    """The messages that carry one header and its bytes.
+    """The messages that carry one header and its bytes, which are copied once, into each message as it is sent.
 
     Args:
         message: The stream's message class, e.g. ``FetchResultsResponse``.
@@ -63,10 +65,14 @@ def stream(
     Raises:
         ValueError: `chunk_bytes` is not from `MIN_CHUNK` to `MAX_CHUNK`.
     """
+    field = chunk_field(message)
+    if field is None:
+        raise TypeError(f"{message.DESCRIPTOR.name} carries no chunks")
     yield message(**{kind: header})
     count = 0
-    for chunk in split(data, chunk_bytes):
-        yield message(chunk=chunk)
+    for piece in pieces(data, chunk_bytes):
+        # A frame has what is asked of a message: which field it is, the chunk, its bytes.
+        yield cast("M", ChunkFrame(field, count, piece))
         count += 1
     yield message(trailer=common_pb2.Trailer(chunks=count))
 
@@ -74,7 +80,7 @@ def stream(
 class Sink(Protocol):
     """A receiver of bytes, e.g. a file."""
 
-    def write(self, data: bytes, /) -> object:
+    def write(self, data: bytes | memoryview, /) -> object:
         """Write the next bytes."""
 
 
@@ -88,6 +94,7 @@ class Announced:
         max_bytes: The receiver's limit.
         too_large: The error for a size over the limit.
         sink: Where they are written as they arrive; without one they are kept in memory.
+        landing: Without a sink: whether they are wanted in one buffer (`Whole.landed`) instead of as `Whole.data`.
     """
 
     size_bytes: int
@@ -95,6 +102,7 @@ class Announced:
     max_bytes: int
     too_large: type[DdibError] = PointsTooMany
     sink: Sink | None = None
+    landing: bool = False
 
     def __post_init__(self) -> None:
         if len(self.sha256) != DIGEST_BYTES:
@@ -120,6 +128,8 @@ class Joiner:
     def __init__(self, announced: Announced) -> None:
         self._announced = announced
         self._buffer = io.BytesIO()
+        self.landing = Landing(announced.size_bytes) if announced.landing else None
+        self._sink: Sink = announced.sink or self.landing or self._buffer
         self._received = 0
         self._digest = hashlib.sha256()
         self._next_index = 0
@@ -130,7 +140,7 @@ class Joiner:
         """The number of received bytes."""
         return self._received
 
-    def feed(self, index: int, data: bytes) -> None:
+    def feed(self, index: int, data: bytes | memoryview) -> None:
         """Take the next chunk.
 
         Raises:
@@ -147,14 +157,14 @@ class Joiner:
             raise self._corrupt("bytes", expected=self._announced.size_bytes, received=received)
         if received < self._announced.size_bytes and len(data) < MIN_CHUNK:
             raise self._invalid(f"a chunk of {len(data)} bytes that is not the last", len(data))
-        (self._announced.sink or self._buffer).write(data)
+        self._sink.write(data)
         self._received = received
         self._digest.update(data)
         self._next_index += 1
         self._open = True
 
     def finish(self, chunks: int) -> bytes:
-        """The bytes, after the trailer; empty if they went to a sink.
+        """The bytes, after the trailer; empty if they went to a sink, or landed.
 
         Args:
             chunks: How many chunks the trailer says were sent.
@@ -202,12 +212,14 @@ class Whole:
     Attributes:
         kind: The oneof field that its header came in.
         header: The header.
-        data: Its bytes, of the announced size and digest; empty when they went to a sink.
+        data: Its bytes, of the announced size and digest; empty when they went to a sink or landed.
+        landed: Its bytes in one buffer, read-only, where the opener asked for it.
     """
 
     kind: str
     header: Any
     data: bytes
+    landed: memoryview | None = None
 
 
 Opener = Callable[[Any], Announced]
@@ -279,10 +291,10 @@ class Assembler:
     def _close(self, chunks: int) -> Whole:
         data = self._joiner("trailer").finish(chunks)
         assert self._current is not None
-        kind, header, _ = self._current
+        kind, header, joiner = self._current
         self._current = None
         self.completed += 1
-        return Whole(kind, header, data)
+        return Whole(kind, header, data, None if joiner.landing is None else joiner.landing.whole())
 
 
 def assemble(messages: Iterable[Message], openers: Mapping[str, Opener]) -> Iterator[Whole]:

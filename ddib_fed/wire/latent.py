@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -114,7 +114,7 @@ class ApprovedLatent:
         """How many bytes will cross."""
         return len(self._payload)
 
-    def stream(self, message: Callable[..., M], chunk_bytes: int = CHUNK) -> Iterator[M]:
+    def stream(self, message: type[M], chunk_bytes: int = CHUNK) -> Iterator[M]:
         """The messages that carry this latent.
 
         Args:
@@ -234,7 +234,13 @@ def open_tensor(header: common_pb2.TensorHeader, contract: Contract) -> Announce
             facts={"shape": shape_text(shape), "bytes": header.size_bytes},
         )
     _require_within_limits(shape[0], header.size_bytes, contract)
-    return Announced(header.size_bytes, header.sha256, contract.limits.max_latent_bytes, _too_large(contract))
+    return Announced(
+        header.size_bytes,
+        header.sha256,
+        contract.limits.max_latent_bytes,
+        _too_large(contract),
+        landing=True,
+    )
 
 
 def _require_shape(shape: Sequence[int], contract: Contract) -> None:

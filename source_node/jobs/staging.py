@@ -40,7 +40,7 @@ class Incoming:
         self.staged = staged
         self._before = before
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview, /) -> None:
         """Append.
 
         Raises:

@@ -215,7 +215,9 @@ class ScriptedSource(rpc.TranslationServiceServicer):
             header.file.CopyFrom(file_header(common_pb2.MEDIA_TYPE_NPY, data))
             if number == 0:
                 header.provenance.CopyFrom(self._provenance(job_id, job, item))
-            yield from stream(pb.FetchResultsResponse, "result", header, data)
+            for message in stream(pb.FetchResultsResponse, "result", header, data):
+                # Protobuf's own, which tests change and a server without this package's serialisers sends.
+                yield pb.FetchResultsResponse.FromString(message.SerializeToString())
 
     def _provenance(self, job_id: str, job: StoredJob, item: int) -> pb.Provenance:
         data = job.inputs[item]

@@ -136,7 +136,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
 
         def items() -> Items:
             for whole in assemble(request_iterator, {"latent": opener}):
-                latent = Latent.from_bytes(whole.data, self.contract.sample_shape, self.contract.wire_type)
+                latent = Latent.from_bytes(whole.landed, self.contract.sample_shape, self.contract.wire_type)
                 seen[whole.header.item] = latent.sha256
                 self.latents.append((whole.header.item, latent))
                 yield whole.header.item, latent

@@ -75,7 +75,8 @@ def test_a_decoded_item_with_a_field_that_nobody_knows_is_refused(remotes, targe
             *target.result(item, FILE),
             *target.latent(item, Latent.from_array(gaussian(40))),
         ]
-        for message in messages:
+        for sent in messages:
+            message = pb.DecodeResponse.FromString(sent.SerializeToString())
             if top in {"", message.WhichOneof("message")}:
                 reach(message, path).MergeFromString(STRANGE)
             yield message

@@ -103,7 +103,7 @@ def test_an_honest_peer_gives_each_item_once(remotes, target) -> None:
     answers = Call(remotes, round_trip=True).run()
     assert [answer.item for answer in answers] == [0, 1]
     assert answers[0].file == to_npy(gaussian(40, 0))
-    assert answers[1].round_trip == gaussian(40, 1).tobytes()
+    assert answers[1].round_trip.data == gaussian(40, 1).tobytes()
     assert answers[1].sent_bytes == 40 * 2 * 4
 
 

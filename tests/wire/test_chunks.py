@@ -19,9 +19,10 @@ from ddib_fed.wire.chunks import (
     assemble,
     file_header,
     open_file,
-    split,
+    pieces,
     stream,
 )
+from ddib_fed.wire.frames import ChunkFrame
 
 LIMIT = 4 << 20
 NPY = common_pb2.MEDIA_TYPE_NPY
@@ -37,6 +38,11 @@ PATTERN = bytes(itertools.islice(itertools.cycle(range(251)), 3 * MAX_CHUNK))
 def announced(data: bytes, **changes) -> Announced:
     fields = {"size_bytes": len(data), "sha256": hashlib.sha256(data).digest(), "max_bytes": LIMIT}
     return Announced(**{**fields, **changes})
+
+
+def split(data, chunk_bytes):
+    """The chunks of some bytes."""
+    return (ChunkFrame(3, index, piece) for index, piece in enumerate(pieces(data, chunk_bytes)))
 
 
 def join(chunks, data: bytes, count: int | None = None) -> bytes:

@@ -56,7 +56,7 @@ def test_a_latent_crosses_unchanged(samples, seed):
     sent = latent(samples, seed)
     leaving = approve(sent, CONTRACT, Whiteness(sent), item=3)
     (whole,) = assemble(leaving.stream(decoding_pb2.DecodeRequest), {"latent": LatentOpener(CONTRACT, 1)})
-    received = Latent.from_bytes(whole.data, CONTRACT.sample_shape)
+    received = Latent.from_bytes(whole.landed, CONTRACT.sample_shape)
     np.testing.assert_array_equal(received.data, sent.data)
     assert (received.sha256, whole.header.item) == (sent.sha256, 3)
 
@@ -117,8 +117,8 @@ def test_a_narrow_latent_crosses_only_under_a_contract_of_its_type(dtype):
     made = Latent.from_array(np.random.default_rng(2).standard_normal((300, 2), dtype=np.float32), dtype)
     messages = list(approve(made, agreed, Whiteness(made), item=0).stream(decoding_pb2.DecodeRequest))
     (whole,) = assemble(messages, {"latent": LatentOpener(agreed, 1)})
-    assert len(whole.data) == 300 * 2 * 2
-    np.testing.assert_array_equal(Latent.from_bytes(whole.data, (2,), dtype).data, made.data)
+    assert len(whole.landed) == 300 * 2 * 2
+    np.testing.assert_array_equal(Latent.from_bytes(whole.landed, (2,), dtype).data, made.data)
     for wrong, under in ((latent(300), agreed), (made, CONTRACT)):
         with pytest.raises(MessageInvalid) as caught:
             approve(wrong, under, Whiteness(wrong), item=0)

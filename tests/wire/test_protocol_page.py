@@ -66,4 +66,4 @@ def test_the_limits_are_those_of_the_code():
     assert f"**{SPOKEN[-1]}**" in PAGE
     assert f"(1 to\n{MAX_VERSIONS})" in PAGE
     assert f"1 byte to {MAX_CHUNK >> 20} MiB" in PAGE
-    assert f"{MIN_CHUNK >> 10} KiB. This release sends {CHUNK >> 10} KiB" in PAGE
+    assert f"{MIN_CHUNK >> 10} KiB. This release sends {CHUNK >> 20} MiB" in PAGE

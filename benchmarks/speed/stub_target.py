@@ -1,0 +1,72 @@
+"""A target's node as it is, but for an engine that answers at once; for benchmarks of what lies around the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Self
+
+from ddib_fed.bridge.party import Decoded, Failed, Leg, ToDecode
+from ddib_fed.bridge.serving import ServingParty
+from ddib_fed.node.policy import Policy
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
+from ddib_fed.server.server import NodeServer
+from ddib_fed.trust import tls
+from target_node.service import TargetService
+from tests.node.institutions import Institution
+from tests.node.tiny_nodes import make_config, make_context, tiny_bundle
+
+
+class StubEngine(ServingParty):
+    """Answers with the first rows of the latent itself."""
+
+    def __init__(self, rows_back: int) -> None:
+        super().__init__(tiny_bundle(), device="cpu", threads=1)
+        self._rows_back = rows_back
+
+    def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:  # noqa: ARG002
+        """See `Party`."""
+        for each in latents:
+            yield Decoded(each.number, each.latent.data[: self._rows_back], None, 0.0)
+
+
+class StubTarget:
+    """South's node over the identity that lies in `folder`; a context manager.
+
+    Args:
+        folder: Of the node; its identity is there.
+        points: Most points of one item.
+        rows_back: How many points each answer holds.
+    """
+
+    def __init__(self, folder: Path, points: int, rows_back: int) -> None:
+        config = make_config(folder, "south.example", "target", max_points_per_item=points)
+        self._engine = StubEngine(rows_back)
+        south = _Opened("south.example", folder / "state")
+        node = make_context(config, south, self._engine)
+        interceptors = [
+            ErrorInterceptor(south.name),
+            AuthInterceptor(
+                node.peers, Policy(institution=south.name, roles=("target",), issuer=False), audit=node.audit
+            ),
+            StreamLimiter(8, 8),
+        ]
+        credentials = tls.server_credentials(south.pki, node.peers).grpc
+        self._server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)
+        TargetService(node).register(self._server.grpc)
+        self.address = self._server.address
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.stop(0.0)
+        self._engine.close()
+
+
+class _Opened(Institution):
+    """An institution whose identity another process made."""
+
+    def __post_init__(self) -> None:
+        """Nothing is made."""
