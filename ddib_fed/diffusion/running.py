@@ -51,9 +51,14 @@ class Plain:
         if torch.is_grad_enabled():
             out: Tensor = self.network(x, told, rows=rows, **extra)
             return out
+        network = self.network_for(len(x))
         with torch.inference_mode():
-            out = self.network(x, told, rows=rows, **extra)
+            out = network(x, told, rows=rows, **extra)
         return out.clone()  # a tensor that may be written outside of it
+
+    def network_for(self, rows: int) -> nn.Module:  # noqa: ARG002 - for classes that have several
+        """The network that is called for so many rows without gradients."""
+        return self.network
 
     def told(self, times: Tensor, extra: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The times, and those of "to" where they are asked, on the network's device."""

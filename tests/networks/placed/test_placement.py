@@ -177,11 +177,11 @@ def test_what_is_remembered_of_a_level_changes_no_answer(domain):
     bundle = pretrained(domain)
     denoiser = bundle.denoiser()
     levels = bundle.schedule.levels(torch.tensor([0.5, -1.5]))
-    x = torch.randn(2, *bundle.manifest.sample_shape)
+    x = torch.randn(3, *bundle.manifest.sample_shape)  # more than `FEW_ROWS`
     first = [denoiser(x, level) for level in levels]
     again = [denoiser(x, level) for level in levels]
     plain = [Plain(denoiser.network)(x, told, None, {}) for told in times_of(bundle, levels)]
-    merged = denoiser.evaluate_merged(torch.cat([x, x]), levels, [2, 2])
+    merged = denoiser.evaluate_merged(torch.cat([x, x]), levels, [3, 3])
     for found, same, other in zip(first, again, plain, strict=True):
         assert torch.equal(found, same)
         assert torch.equal(found, other)
@@ -205,3 +205,21 @@ def test_nothing_is_remembered_under_gradients(points):
     with torch.enable_grad():
         run(torch.zeros(1, 2), torch.tensor([1.0]), None, {})
     assert not run._kept
+
+
+def test_few_pictures_are_answered_by_a_copy_as_many_are():
+    """The copy is made when it is first needed, of small float32 networks with convolutions alone."""
+    network = pictures()
+    run = Remembering(network)
+    x = torch.randn(3, 1, 8, 8)
+    whole = run(x, torch.tensor([0.5]), None, {})
+    assert run.network_for(3) is network
+    alone = torch.cat([run(row[None], torch.tensor([0.5]), None, {}) for row in x])
+    assert torch.allclose(alone, whole, atol=1e-5)
+    copied = run.network_for(1)
+    assert copied is run.network_for(2)
+    assert copied is not network
+    assert copied.input_blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network.input_blocks[0][0].weight.is_contiguous()
+    for other in (network.to(torch.bfloat16), shaken(ResidualMLP(width=16, blocks=1))):
+        assert Remembering(other).network_for(1) is other
