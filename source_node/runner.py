@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+# Jobs of more than a batch that are worked on at once, of all `running_jobs`.
+LARGE_JOBS = 4
 # How often the queue is looked at when nobody wakes the workers.
 LOOK_EVERY_S = 0.5
 
@@ -61,6 +63,7 @@ class JobRunner:
         self._looking = False
         self._draining = False
         self._controls: dict[str, Control] = {}
+        self._large: set[str] = set()
         self._pauses: dict[str, float] = {}
         self._stranded: set[str] = set()
         self._threads = [
@@ -106,23 +109,29 @@ class JobRunner:
                 thread.join(timeout=10)
 
     def _run(self) -> None:
-        while (taken := self._next()) is not None:
-            job, control = taken
-            stranded = False
-            try:
-                self._work(job, control)
-            except Exception:
-                # The store itself failed (disk full, for one): running in its books, and nobody works on it.
-                log.exception("job %s could not be brought to an end; it is tried again", job.job_id)
-                stranded = True
-            with self._wake:
-                if (
-                    self._controls.get(job.job_id) is control
-                ):  # put back, it may run on another thread already
-                    del self._controls[job.job_id]
-                if stranded:
-                    self._stranded.add(job.job_id)
-                self._wake.notify_all()
+        while self._work_on_next():
+            pass
+
+    def _work_on_next(self) -> bool:
+        """One job, of which an idle thread keeps nothing; False when closing."""
+        if (taken := self._next()) is None:
+            return False
+        job, control = taken
+        stranded = False
+        try:
+            self._work(job, control)
+        except Exception:
+            # The store itself failed (disk full, for one): running in its books, and nobody works on it.
+            log.exception("job %s could not be brought to an end; it is tried again", job.job_id)
+            stranded = True
+        with self._wake:
+            if self._controls.get(job.job_id) is control:  # put back, it may run on another thread already
+                del self._controls[job.job_id]
+                self._large.discard(job.job_id)
+            if stranded:
+                self._stranded.add(job.job_id)
+            self._wake.notify_all()
+        return True
 
     def _next(self) -> tuple[Job, Control] | None:
         """The next job, or None when closing. One idle thread looks; the others wait for it to find something."""
@@ -134,6 +143,9 @@ class JobRunner:
                 job = self._claim()
                 if job is not None:
                     control = self._controls[job.job_id] = Control(deadline_of(job))
+                    left = [item for item in job.items if item.state in PENDING_ITEMS]
+                    if self._rows(len(left), sum(item.size_bytes for item in left)) > self._batch_rows:
+                        self._large.add(job.job_id)
                     self._wake.notify_all()
                     return job, control
                 self._looking = True
@@ -145,10 +157,28 @@ class JobRunner:
         """A job that is due; none, too, while the store cannot say: a full disk must not end the workers."""
         try:
             self._take_back_stranded()
-            return self._store.claim()
+            return self._store.claim(self._accepts)
         except Exception:
             log.exception("the job store cannot be used now; it is tried again")
             return None
+
+    def _accepts(self, items: int, size_bytes: int) -> bool:
+        """Whether a job may begin: a few large ones are worked on at once, and small ones beside them.
+
+        More large jobs would only share the engine: all would end late, and a kill would find more unfinished.
+        """
+        if len(self._large) < LARGE_JOBS:
+            return True
+        return self._rows(items, size_bytes) <= self._batch_rows
+
+    def _rows(self, items: int, size_bytes: int) -> int:
+        """Samples of a job, about: pictures, or points of float32."""
+        shape = self._node.running_engine.model.sample_shape
+        return items if len(shape) > 1 else size_bytes // (4 * shape[0])
+
+    @property
+    def _batch_rows(self) -> int:
+        return max(1, self._node.running_engine.window // 2)
 
     def _take_back_stranded(self) -> None:
         for job_id in list(self._stranded):

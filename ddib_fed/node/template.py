@@ -64,7 +64,7 @@ seed = 0
 # merge_rows = 0                # points in one network call; 0 measures at the first start what is best
 # merge_pixels = 0              # pictures: their pixels together; 0 measures
 # max_trajectories = 64         # jobs and peers' calls that are integrated at once; more wait
-# running_jobs = 16             # source: jobs worked on at once; small ones fill a batch together
+# running_jobs = 16             # source: jobs worked on at once, four large ones; small ones fill a batch together
 
 [policy]
 # round_trip = true             # target: encode the output again for a peer that asks for a cycle check

@@ -155,21 +155,32 @@ class JobStore(JobQueries):
 
     # Work
 
-    def claim(self) -> Job | None:
-        """The oldest queued job that is due, running from now on; None when there is none."""
+    def claim(self, accepts: Callable[[int, int], bool] = lambda items, size_bytes: True) -> Job | None:  # noqa: ARG005
+        """The oldest queued job that is due and accepted, running from now on; None when there is none.
+
+        Args:
+            accepts: Asked with the number of items that are left to do, and the bytes of their files.
+        """
         now = self._clock()
-        due = "SELECT job_id FROM jobs WHERE state = ? AND not_before <= ? ORDER BY number LIMIT 1"
-        if not self._db.read(due, (JobState.QUEUED, now)):
+        due = [
+            row["job_id"]
+            for row in self._db.read(
+                "SELECT jobs.job_id, count(items.item) AS items,"
+                " coalesce(sum(items.size_bytes), 0) AS size_bytes FROM jobs"
+                " LEFT JOIN items ON items.job_id = jobs.job_id AND items.state IN (?, ?)"
+                " WHERE jobs.state = ? AND not_before <= ? GROUP BY jobs.job_id ORDER BY number",
+                (*PENDING_ITEMS, JobState.QUEUED, now),
+            )
+            if accepts(row["items"], row["size_bytes"])
+        ]
+        if not due:
             return None
         with self._db.transaction() as db:
-            row = db.execute(due, (JobState.QUEUED, now)).fetchone()
-            if row is None:
-                return None
-            db.execute(
-                "UPDATE jobs SET state = ?, started = ? WHERE job_id = ?",
-                (JobState.RUNNING, now, row["job_id"]),
-            )
-        return self.get(row["job_id"])
+            changed = db.execute(
+                "UPDATE jobs SET state = ?, started = ? WHERE job_id = ? AND state = ?",
+                (JobState.RUNNING, now, due[0], JobState.QUEUED),
+            ).rowcount
+        return self.get(due[0]) if changed else None
 
     def put_back(self, job_id: str, delay_s: float) -> None:
         """Queue a running job again, to be claimed later: its peer is away and others need the worker.

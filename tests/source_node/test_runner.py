@@ -6,8 +6,9 @@ import grpc
 import pytest
 
 from ddib_fed.errors import NotReady, PolicyDenied, QueueFull, QuotaSpent
+from ddib_fed.wire.contract import ContractLimits
 from ddib_fed.wire.jobs import JobState
-from source_node.runner import JobRunner
+from source_node.runner import LARGE_JOBS, JobRunner
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import Source, wait_until
 from tests.source_node.jobs.job_examples import ALICE
@@ -204,3 +205,16 @@ def test_watchers_hear_the_end_even_when_the_audit_log_does_not(source, target, 
 def test_a_runner_never_started_can_be_closed(source) -> None:
     """SIGTERM while the model loads."""
     JobRunner(source.node, source.store, source.events, source.remotes).close()
+
+
+@pytest.mark.slow
+def test_a_few_large_jobs_run_at_once_and_small_ones_beside_them(source, target) -> None:
+    """Large ones would only share the engine; a small one behind them is not kept waiting."""
+    target.limits = ContractLimits(1_000, 100_000, 800_000, 10_000)
+    target.decodes = [hang] * (LARGE_JOBS + 1)
+    large = [source.submit(npy(5_000, seed=n)) for n in range(LARGE_JOBS + 1)]
+    small = source.submit(npy(10))
+    source.start()
+    wait_until(lambda: source.store.get(small).state == "RUNNING")
+    assert [str(source.store.get(job).state) for job in large] == ["RUNNING"] * LARGE_JOBS + ["QUEUED"]
+    target.release.set()
