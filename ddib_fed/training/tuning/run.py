@@ -143,19 +143,20 @@ def put_legs(folder: Path, legs: Sequence[TunedLeg], *, command: str = "") -> Tu
 def _legs(model: DomainModel, wanted: Wanted, counts: Counts, say: Say) -> list[TuningLeg]:
     sigma = model.sigma(wanted.soften)
     data = [model.tensor(model.normalise(each)) for each in own_samples(model.manifest, wanted.data, counts)]
-    noise = [
-        torch.randn(x.shape, generator=torch.Generator().manual_seed(wanted.seed + SEED + i)).to(x)
-        for i, x in enumerate(data)
-    ]
-    conds = [_condition(model, len(x), wanted.seed + i) for i, x in enumerate(data)]
     soft = [softened(x, sigma, wanted.seed + SEED - 1 - i) for i, x in enumerate(data)]
+    noise = [
+        torch.randn(
+            n, *model.sample_shape, generator=torch.Generator().manual_seed(wanted.seed + SEED + i)
+        ).to(x)
+        for i, (n, x) in enumerate(zip((counts.fit, counts.choose, counts.held_out), data, strict=True))
+    ]
     plans: tuple[tuple[Stage, list[Tensor], float], ...] = (("encode", soft, sigma), ("decode", noise, 0.0))
     return [
         tuning_leg(
             model,
             stage,
             (starts[0], starts[1], starts[2]),
-            (conds[0], conds[1], conds[2]),
+            _conditions(model, starts, wanted.seed),
             sigma=level,
             evaluations=REFERENCE,
             tell=partial(say, f"reference of {stage}"),
@@ -165,10 +166,15 @@ def _legs(model: DomainModel, wanted: Wanted, counts: Counts, say: Say) -> list[
     ]
 
 
-def _condition(model: DomainModel, rows: int, seed: int) -> Condition:
+def _conditions(
+    model: DomainModel, starts: Sequence[Tensor], seed: int
+) -> tuple[Condition, Condition, Condition]:
     """Each row a class of its own, at random, where the network is told one."""
     classes = model.manifest.num_classes
     if classes is None:
-        return None
-    labels = np.random.default_rng(seed).integers(0, classes, rows)
-    return model.condition(labels.tolist(), rows)
+        return None, None, None
+    drawn = np.random.default_rng(seed)
+    first, second, third = (
+        model.condition(drawn.integers(0, classes, len(x)).tolist(), len(x)) for x in starts
+    )
+    return first, second, third

@@ -67,8 +67,10 @@ def _shipped(manifest: Manifest, counts: Counts) -> tuple[Array, Array, Array]:
     if manifest.sample_kind == "picture" and name in SHIPPED and manifest.sample_shape == SHIPPED[name].shape:
         there = load_shipped(name)
         aside = _spread(there.held_out, counts.choose + counts.held_out)
-        every = max(2, len(aside) * counts.choose // max(1, counts.choose + counts.held_out))
-        return _spread(there.train, counts.fit), aside[:every], aside[every:]
+        # Heads are held out by the handful: the rest are training pictures that no step is learned from.
+        more = _spread(there.train, counts.total - len(aside))
+        aside = np.concatenate([aside, more[counts.fit :]])
+        return more[: counts.fit], aside[-counts.choose :], aside[: -counts.choose]
     raise UsageError(
         f"{manifest.name} is of the domain {name}, whose data do not ship",
         hint="--data FOLDER with pictures of the domain, or --data FILE.npy with points",

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.datasets.shipped import available
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.learned import LearnedSteps
@@ -197,3 +198,13 @@ def test_a_tuned_bundle_translates_with_the_grid_learned(tmp_path, monkeypatch):
     laid = DomainModel(bundle).plan(replace(run.YARDSTICK, evaluations=4, grid="learned"))
     assert laid.evaluations == 4
     assert laid.learned is not None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not available("brain-t1"), reason="the package with the heads is not installed")
+def test_heads_of_which_few_are_held_out_fill_the_sets_with_others_that_are_not_learned_from():
+    """No picture is in two sets."""
+    model = pretrained("brain-t1").manifest
+    sets = own_samples(model, None, Counts(12, 3, 12))
+    assert [len(each) for each in sets] == [12, 3, 12]
+    assert len(np.unique(np.concatenate(sets).reshape(27, -1), axis=0)) == 27
