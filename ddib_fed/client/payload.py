@@ -21,7 +21,6 @@ from ddib_fed.errors import (
     PointsUnreadable,
     UsageError,
 )
-from ddib_fed.samples.kinds import name_file
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.chunks import stream
@@ -151,6 +150,9 @@ def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     number = error.facts.get("item", "")
     if not (number.isascii() and number.isdecimal() and len(number) < 10 and int(number) < len(items)):
         return
+    # Only for an error: it imports numpy, a third of what a client loads.
+    from ddib_fed.samples.kinds import name_file
+
     origin = items[int(number)].origin
     name = f"item {number}" if isinstance(origin, bytes) else str(origin)
     found = name_file(error, name)

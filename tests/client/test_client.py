@@ -383,7 +383,8 @@ def test_the_client_loads_neither_torch_nor_the_science():
         "import sys, ddib_fed; loaded = {m for m in sys.modules if m.startswith(('grpc', 'ddib_fed.'))};"
         "assert loaded == {'ddib_fed.version'}, loaded;"
         "ddib_fed.Client.from_profile; import ddib_fed.client.renewal;"
-        "heavy = {'torch', 'matplotlib', 'scipy', 'PIL', 'tifffile', 'png', 'ddib_fed.diffusion', 'ddib_fed.models'};"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'scipy', 'PIL', 'tifffile', 'png'};"
+        "heavy |= {'ddib_fed.diffusion', 'ddib_fed.models'};"
         "heavy &= set(sys.modules);"
         "assert not heavy, heavy"
     )
