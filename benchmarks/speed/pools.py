@@ -45,9 +45,9 @@ def run(executor: Executor, trajectories: Sequence[Trajectory]) -> list[Tensor]:
     return [future.result() for future in [executor.submit(each) for each in trajectories]]
 
 
-def measure_pools(form: Form, report: Report, what: str, make: Callable[[int], Pool]) -> None:
+def measure_pools(form: Form, report: Report, what: str, plural: str, make: Callable[[int], Pool]) -> None:
     """Two workers beside one and beside the calling thread; then one of two is killed."""
-    trajectories = work(form.pick(64, 192))
+    trajectories = work(form.pick(32, 192))
     with ExitStack() as after:
         one, two = make(1), make(2)
         for pool in (one, two):
@@ -58,13 +58,13 @@ def measure_pools(form: Form, report: Report, what: str, make: Callable[[int], P
             {
                 "the calling thread": lambda: _seconds(own, trajectories),
                 f"one {what}": lambda: _seconds(one, trajectories),
-                f"two {what}s": lambda: _seconds(two, trajectories),
+                f"two {plural}": lambda: _seconds(two, trajectories),
             },
             form.pick(3, 5),
         )
         report.add_times(times)
         report.bound(
-            f"one {what} / two {what}s", ratio(times, f"one {what}", f"two {what}s"), at_least=LEAST_SPEEDUP
+            f"one {what} / two {plural}", ratio(times, f"one {what}", f"two {plural}"), at_least=LEAST_SPEEDUP
         )
         report.add(f"one {what} / the calling thread", ratio(times, f"one {what}", "the calling thread"), "x")
         lost, redone = _killed(two, trajectories, run(own, trajectories))

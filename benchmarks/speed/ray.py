@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,9 +22,10 @@ from pathlib import Path
 from benchmarks.speed.everything import SKIPPED
 from benchmarks.speed.harness import ROOT, Form, Report, main
 from benchmarks.speed.pools import DOMAIN, MOST_LOST, TOGETHER, measure_pools, recipe
-from benchmarks.speed.two_nodes import configure, png_files, translate
+from benchmarks.speed.two_nodes import EVALUATIONS, configure, png_files
 from ddib_fed.bridge.workers.ray_actors import ray_pool
-from ddib_fed.wire.jobs import ItemState
+from ddib_fed.client.client import Client
+from ddib_fed.wire.jobs import ItemState, Settings
 from tests.e2e.harness import Pair, free_port
 
 DONE = {ItemState.DECODED, ItemState.DELIVERED}
@@ -45,7 +45,7 @@ class Head:
     def __init__(self, folder: Path, port: int) -> None:
         self._folder = folder
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}"]
-        options = ["--node-ip-address=127.0.0.1", "--num-cpus=2", "--include-dashboard=false"]
+        options = ["--node-ip-address=127.0.0.1", "--num-cpus=4", "--include-dashboard=false"]
         memory = ["--object-store-memory=200000000", f"--temp-dir={folder}", "--disable-usage-stats"]
         subprocess.run(
             [*command, *options, *memory], env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL, timeout=300
@@ -81,7 +81,11 @@ def measure(form: Form) -> Report:
         head = Head(Path(folder) / "a", port)
         try:
             measure_pools(
-                form, report, "actor", lambda workers: ray_pool(recipe(), address=address, workers=workers)
+                form,
+                report,
+                "actor",
+                "actors",
+                lambda workers: ray_pool(recipe(), address=address, workers=workers),
             )
             head = _killed_head(form, report, Path(folder), head, port)
         finally:
@@ -104,36 +108,32 @@ def _killed_head(form: Form, report: Report, folder: Path, head: Head, port: int
         )
         pair.south.start()
         pair.north.start()
-        results: list[bytes] = []
-        job = threading.Thread(target=lambda: results.extend(_translated(pair, files)), daemon=True)
+        client = after.enter_context(pair.client())
         started = time.perf_counter()
-        job.start()
-        while _items(pair) < form.pick(4, 16):
+        job = client.submit(files, "south.example/relief", Settings(evaluations=EVALUATIONS)).job_id
+        while _done(client, job) < form.pick(4, 16):
             time.sleep(0.1)
         head.kill()
-        report.add("pictures done when the head was killed", [_items(pair)], "")
+        report.add("pictures done when the head was killed", [_done(client, job)], "")
         away = time.perf_counter()
         time.sleep(form.pick(15, 45))  # longer than it takes a node to notice
         print(f"the node says: {pair.north.state()}")
         again = Head(folder / "b", port)
         report.add("seconds without a head", [time.perf_counter() - away], "s")
-        job.join()
+        for _ in client.watch(job):
+            pass
+        results = [result.item for result in client.fetch(job)]
         report.add("the job, with all that", [time.perf_counter() - started], "s")
-        report.bound("pictures lost by SIGKILL of the head", [len(files) - len(results)], at_most=MOST_LOST)
         report.bound(
-            "pictures delivered twice, or alike", [len(results) - len(set(results))], at_most=MOST_LOST
+            "pictures lost by SIGKILL of the head", [len(files) - len(set(results))], at_most=MOST_LOST
         )
+        report.bound("pictures delivered twice", [len(results) - len(set(results))], at_most=MOST_LOST)
     return again
 
 
-def _translated(pair: Pair, files: list[bytes]) -> list[bytes]:
-    return [result.translation.data for result in translate(pair, files, "relief")]
-
-
-def _items(pair: Pair) -> int:
+def _done(client: Client, job: str) -> int:
     """Pictures of the job that are done so far."""
-    with pair.client() as client:
-        return sum(item.state in DONE for job in client.list() for item in client.get(job.job_id).items)
+    return sum(item.state in DONE for item in client.get(job).items)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ def measure(form: Form) -> Report:
         f"Decoding pictures of 32 px with the shipped {DOMAIN}, 48 evaluations, in trajectories of {TOGETHER}, one "
         "thread a worker: pools of one and of two processes, and the calling thread."
     )
-    measure_pools(form, report, "process", lambda workers: process_pool(recipe(), workers=workers))
+    measure_pools(
+        form, report, "process", "processes", lambda workers: process_pool(recipe(), workers=workers)
+    )
     return report
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.errors import ConfigError
+from ddib_fed.errors import ConfigError, SettingsInvalid
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.hosted import load_hosted, open_engine
 from ddib_fed.node.template import render_node_toml
 from tests.node.picture_examples import save_pictures_model
+from tests.node.tiny_nodes import make_config, save_model, tiny_engine
 
 
 def configured(folder: Path, scene: str = "512x512", **engine: str) -> NodeConfig:
@@ -52,3 +53,24 @@ def test_cuda_graphs_without_a_gpu_end_the_start_with_the_name_of_the_setting(tm
     with pytest.raises(ConfigError, match=r"engine.compile = 'graphs' .* need a CUDA device") as refused:
         open_engine(configured(tmp_path, device="cpu", compile="graphs"))
     assert 'engine.compile = "auto"' in str(refused.value.hint)
+
+
+def test_the_executor_ray_needs_an_address(tmp_path):
+    """A local cluster is started only when that is said."""
+    config = make_config(tmp_path / "node", "north.example", "source", executor='"ray"')
+    save_model(config)
+    with pytest.raises(ConfigError, match="not where the cluster is") as caught:
+        open_engine(config)
+    assert "ray_address" in caught.value.hint
+    with pytest.raises(ConfigError):
+        make_config(tmp_path / "other", "north.example", "source", ray_address='"head"')
+
+
+def test_an_engine_in_the_node_has_no_workers_to_change():
+    """The error names the setting."""
+    engine = tiny_engine()
+    with pytest.raises(SettingsInvalid, match="has no workers") as caught:
+        engine.resize(2)
+    engine.close()
+    assert 'executor = "processes"' in caught.value.hint
+    assert engine.problem is None

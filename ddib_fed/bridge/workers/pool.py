@@ -105,7 +105,7 @@ class Pool:
         self._wanted = 0
         self._draining = self._closed = False
         self._problem: str | None = None
-        self._started = False
+        self._proven = False
         self._refusal: Exception | None = None
         self._pause_s, self._not_before = FIRST_PAUSE_S, 0.0
         self._worker_since = time.monotonic()
@@ -251,6 +251,7 @@ class Pool:
 
     def _is_ready(self, member: Member, message: Ready) -> None:
         member.ready, member.name = True, message.name
+        self._proven = True
         self._books.rows = message.rows
         self._pause_s, self._problem = FIRST_PAUSE_S, None
         log.info("%s %s is ready", self._what, member.name)
@@ -289,7 +290,7 @@ class Pool:
         """Try again later; whoever made the pool hears it at once."""
         self._refusal = self._refusal or error
         self._problem = f"a {self._what} cannot be started: {error}"
-        if self._started:
+        if self._proven:
             log.error("%s; tried again in %.1f s", self._problem, self._pause_s)
         self._not_before = time.monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
@@ -310,8 +311,6 @@ class Pool:
                 member.send(Cancel(entry.number))
 
     def _supervise(self) -> None:
-        with self._changed:
-            self._started = True
         while True:
             finish: list[Finish] = []
             with self._changed:
@@ -319,13 +318,18 @@ class Pool:
                     return
                 finish += self._over()
                 finish += self._too_many()
-                missing = time.monotonic() >= self._not_before and self._wanted > len(self._books.stay)
+                missing = self._may_start()
                 if not finish and not missing:
                     self._changed.wait(LOOK_EVERY_S)
             for each in finish:
                 each()
             if missing:
                 self._start_one()
+
+    def _may_start(self) -> bool:
+        """Whether one is missing. The first starts alone: it finds what is wrong with the model, what calls cost."""
+        there = len(self._books.stay)
+        return there < (self._wanted if self._proven else 1) and time.monotonic() >= self._not_before
 
     def _over(self) -> list[Finish]:
         """Fail work that waits and is cancelled, late, or has nobody to do it."""

@@ -250,9 +250,9 @@ class Actor:
             _check_version(version)
             made: Recipe = _uncrossed(recipe)
             name = f"{number} on {device} of {socket.gethostname()}, process {os.getpid()}"
-            self._bench = Workbench(
-                replace(made, device=device, threads=made.threads or 1), name, self._outbox.put
-            )
+            # The file that remembers costs is on the node's machine: an actor measures for itself.
+            own = replace(made, device=device, threads=made.threads or 1, costs=None)
+            self._bench = Workbench(own, name, self._outbox.put)
         except Exception as error:  # noqa: BLE001 - the pool tells it
             self._outbox.put(Broken(portable(error)))
 
