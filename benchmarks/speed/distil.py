@@ -1,7 +1,7 @@
 """Distilled models beside their teachers: error and quality of translations in 1, 2, 4 and 8 evaluations a leg.
 
     python -m benchmarks.speed.distil             points and pictures
-    python -m benchmarks.speed.distil --short     points alone, fewer
+    python -m benchmarks.speed.distil --short     fewer samples; pictures only where their models are distilled already
 
 Bundles that are missing under build/distilled are distilled first, by the commands in `RECIPES`. An error is the
 distance of a translation from that of the teachers with many evaluations, both of the same held-out sample; its
@@ -48,20 +48,21 @@ REFERENCE = {
     "point": SolverSettings("unipc", 3, 200),
     "picture": SolverSettings("unipc", 3, 96, "uniform-lambda"),
 }
-SHOWN = 12
+SHOWN, FEW_PICTURES = 12, 24
 SEED = 20_261
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Teachers and distilled models of two domains, and held-out samples of the first in model units."""
+    """Teachers and distilled models of two domains, and held-out samples of the first in model units; which of them."""
 
     names: tuple[str, str]
     teachers: tuple[Bundle, Bundle]
     distilled: tuple[Bundle, Bundle]
     x: torch.Tensor
     drawn: Resamples
+    chosen: NDArray[np.int64]
 
     @property
     def kind(self) -> str:
@@ -85,7 +86,8 @@ def measure(form: Form) -> Report:
         "95 % interval of a bootstrap over samples (crops of maps by clusters), and the number of samples."
     )
     pairs = [POINTS_PAIR]
-    if not form.short and all(map(available, PICTURE_PAIR)):
+    there = all((MODELS / name / "manifest.json").exists() for name in PICTURE_PAIR)
+    if all(map(available, PICTURE_PAIR)) and (there or not form.short):
         pairs.append(PICTURE_PAIR)
     for names in pairs:
         _measure_pair(report, _opened(names, form))
@@ -150,7 +152,7 @@ def _points_quality(report: Report, pair: Pair, reference: Cycle, trips: Mapping
 def _pictures_quality(report: Report, pair: Pair, reference: Cycle, trips: Mapping[str, Found]) -> None:
     """How near the translations are to the true partners; and the sheet of them."""
     title, target = " -> ".join(pair.names), pair.teachers[1].manifest
-    truth = load_shipped(pair.names[1]).test[: len(pair.x)]
+    sources, truth = (load_shipped(name).test[pair.chosen] for name in pair.names)
     drawn = {
         name: np.clip(target.normalisation.undo(cloud.numpy()), -1.0, 1.0)
         for name, cloud in (
@@ -162,13 +164,13 @@ def _pictures_quality(report: Report, pair: Pair, reference: Cycle, trips: Mappi
         found = compare(pictures, truth)
         _add(report, f"{title}: {name}: PSNR to the true partner", pair, found.psnr, "dB")
         _add(report, f"{title}: {name}: SSIM to the true partner", pair, found.ssim)
-    chosen = np.linspace(0, len(truth) - 1, SHOWN).astype(int)
-    lines = {"source": load_shipped(pair.names[0]).test[: len(pair.x)], **drawn, "true partner": truth}
+    shown = np.linspace(0, len(truth) - 1, SHOWN).astype(int)
+    lines = {"source": sources, **drawn, "true partner": truth}
     few = (f"distilled, {count}" for count in reversed(FEW))
     keys = ("source", "teachers, many", *few, "teachers, 8", "true partner")
     caption = f"Test crops of {title}. {pair.teachers[0].manifest.data.note if pair.teachers[0].manifest.data else ''}"
     save_sheet(
-        PICTURES / "distilled-pictures.png", [Stage(key, lines[key][chosen]) for key in keys], caption=caption
+        PICTURES / "distilled-pictures.png", [Stage(key, lines[key][shown]) for key in keys], caption=caption
     )
 
 
@@ -183,12 +185,14 @@ def _opened(names: tuple[str, str], form: Form) -> Pair:
             raise SystemExit(f"{_folder(teacher.manifest.name, form)} is of another teacher: remove it")
     if teachers[0].manifest.sample_kind == "point":
         x = torch.from_numpy(sample(names[0], form.pick(2_000, 10_000), SEED))
+        chosen = np.arange(len(x))
         drawn = resample(len(x))
     else:
-        test = load_shipped(names[0]).test
-        x = torch.from_numpy(teachers[0].manifest.normalisation.apply(test))
-        drawn = resample(len(x), shipped_clusters(names[0]))
-    return Pair(names, (teachers[0], teachers[1]), (distilled[0], distilled[1]), x, drawn)
+        count = len(load_shipped(names[0]).test)
+        chosen = np.linspace(0, count - 1, min(count, form.pick(FEW_PICTURES, count))).astype(np.int64)
+        x = torch.from_numpy(teachers[0].manifest.normalisation.apply(load_shipped(names[0]).test[chosen]))
+        drawn = resample(len(x), shipped_clusters(names[0])[chosen])
+    return Pair(names, (teachers[0], teachers[1]), (distilled[0], distilled[1]), x, drawn, chosen)
 
 
 def _trip(pair: Pair, bundles: tuple[Bundle, Bundle], settings: SolverSettings) -> Found:

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/distillation.md from docs/benchmarks/speed/distil.json.
+"""Writes the tables of docs/distillation.md from docs/benchmarks/speed/distil.json, else from distil.short.json.
 
 python -m benchmarks.speed.distil_page
 """
@@ -20,7 +20,8 @@ ALONE = ("sliced W2 of the cloud", "CPU of four legs")
 
 def write_page() -> None:
     """One table for each pair, between the page's marks."""
-    record = json.loads((OUT / "distil.json").read_text())
+    long = OUT / "distil.json"
+    record = json.loads((long if long.exists() else OUT / "distil.short.json").read_text())
     table: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
     for figure in record["figures"]:
         title, _, rest = figure["what"].partition(": ")
