@@ -46,7 +46,7 @@ PICTURES = MappingProxyType(
         "steps": 3000,
         "ema": 0.998,
         "checkpoint_every": 250,
-        "teacher_evaluations": 32,
+        "teacher_evaluations": 24,
         "uses": 32,
         "samples": 256,
     }

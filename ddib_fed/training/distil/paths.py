@@ -25,6 +25,8 @@ from ddib_fed.diffusion.denoiser import Denoiser, told_times
 from ddib_fed.diffusion.grids import Grid, grid_of
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.models.bundle import Bundle
+from ddib_fed.networks.encoders import spectrum_of
+from ddib_fed.networks.spectral_frame import SpectralFrame
 from ddib_fed.training.distil.starts import Labels, Starts
 from ddib_fed.training.levels import LambdaSampler
 
@@ -126,6 +128,8 @@ class Teacher:
         self.schedule = bundle.schedule
         self._evaluations, self._seed, self._batch, self._device = evaluations, seed, batch, device
         self._places = _placement(self.schedule)
+        spectrum = spectrum_of(self.denoiser.network)
+        self._frame = None if spectrum is None else SpectralFrame(spectrum)
         softening = bundle.manifest.soften_sigma
         self.first_lambda = (
             min(self.schedule.lambda_max, -math.log(softening)) if softening else (self.schedule.lambda_max)
@@ -192,7 +196,11 @@ class Teacher:
         cond = None if labels is None else {"y": labels.to(self._device)}
         nodes, velocities = [], []
         with torch.no_grad():
-            solver = solvers.unipc(x, grid, order=3, cond=cond)
+            solver = (
+                solvers.unipc(x, grid, order=3, cond=cond)
+                if self._frame is None
+                else solvers.unipc_in(self._frame, x, grid, order=3, cond=cond)
+            )
             query = next(solver)
             while True:
                 v = self.denoiser(query.x, query.level, query.cond)
@@ -303,8 +311,8 @@ def _of_path(
 def _placement(schedule: Schedule) -> tuple[Uniforms, Uniforms]:
     """Share of the nodes up to each lambda, and the lambdas, from data to noise.
 
-    A part as the levels of training are placed, the rest uniform in lambda: near the noise, where the coarse structure
-    of pictures is decided, the first alone leaves errors ten times as large.
+    A part as the levels of training are placed, the rest uniform in lambda: the first alone leaves few nodes near the
+    noise, where the coarse structure of pictures is decided.
     """
     lams = torch.linspace(schedule.lambda_max, schedule.lambda_min, _TABLE, dtype=torch.float64)
     sampler = LambdaSampler(schedule)
