@@ -84,26 +84,48 @@ def demonstrate(out: Path, *, keep: bool, points: int, models: Mapping[str, Path
     require_node_extra()
     started = time.perf_counter()
     prepare(out)
+    parts = _parts(points, models)
+    pairs = [
+        None if part.skipped is not None else Pair.of(out, *part.sites, part.person, part.calibrations)
+        for part in parts
+    ]
     outcomes: list[Outcome] = []
-    kept: list[tuple[Pair, str]] = []
-    with sigterm_as_ctrl_c(), contextlib.ExitStack() as nodes:
-        for part in _parts(points, models):
+    with sigterm_as_ctrl_c(), contextlib.ExitStack() as nodes, _stopped_on_failure(pairs):
+        for part, pair, following in zip(parts, pairs, (*pairs[1:], None), strict=True):
             say("", part.heading, "", style="bold")
-            if part.skipped is not None:
-                say(f"left out: {part.skipped.figures['skipped']}; {part.skipped.figures['command']}")
-                outcomes.append(part.skipped)
+            if part.skipped is not None or pair is None:
+                outcomes.append(_left_out(part))
                 continue
-            pair = Pair.of(out, *part.sites, part.person, part.calibrations)
             nodes.enter_context(pair.running(keep=keep))
+            if following is not None:
+                following.begin()  # its nodes load while this part's work
             outcomes.append(part.translate(pair))
             show_outcome(outcomes[-1])
-            kept.append((pair, part.shown.format(out=out)))
             if not keep:
                 nodes.close()
         finish(out / REPORT, outcomes, time.perf_counter() - started)
-        if keep:
-            for pair, shown in kept:
-                pair.say_how_to_go_on(shown)
+        for part, pair in zip(parts, pairs, strict=True):
+            if keep and pair is not None:
+                pair.say_how_to_go_on(part.shown.format(out=out))
+
+
+@contextlib.contextmanager
+def _stopped_on_failure(pairs: Sequence[Pair | None]) -> Iterator[None]:
+    """No node outlives a demo that failed, also of a part whose turn had not come."""
+    try:
+        yield
+    except BaseException:
+        for pair in pairs:
+            if pair is not None:
+                pair.stop()
+        raise
+
+
+def _left_out(part: Part) -> Outcome:
+    """Say why a part cannot run here."""
+    assert part.skipped is not None
+    say(f"left out: {part.skipped.figures['skipped']}; {part.skipped.figures['command']}")
+    return part.skipped
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ pasted. Started nodes are always stopped, unless they are to be kept.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +54,7 @@ class Pair:
         person: The client's name.
         calibrations: Kinds of calibration that both policies allow; none by default, as at a real node.
         settings: Further changes of both node.toml: section, key, default and value (`Institution.configure`).
+        begun: What was typed to set up and start the nodes ahead of their turn (`begin`); not shown yet.
     """
 
     out: Path
@@ -62,6 +63,7 @@ class Pair:
     person: str
     calibrations: tuple[str, ...] = ()
     settings: tuple[tuple[str, str, str, str], ...] = ()
+    begun: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -91,11 +93,24 @@ class Pair:
         """The target, as `--to` takes it."""
         return f"{self.target.name}/{self.target.domain}"
 
+    def begin(self) -> None:
+        """Set up and start both nodes ahead of their turn, to load while others work; `running` shows the commands."""
+        self._set_up(self.begun.append)
+
+    def stop(self) -> None:
+        """Stop what runs of both nodes."""
+        for institution in self.institutions:
+            institution.stop()
+
     @contextlib.contextmanager
     def running(self, *, keep: bool) -> Iterator[None]:
         """Set up both nodes, let them admit each other, and serve; stop them at the end unless they are kept."""
         try:
-            self._set_up()
+            if self.begun:
+                for line in self.begun:
+                    show(line)
+            else:
+                self._set_up(show)
             with console(stderr=True).status("the nodes load and warm up their models"):
                 for institution in self.institutions:
                     institution.wait_ready()
@@ -108,10 +123,9 @@ class Pair:
             raise
         finally:
             if not keep:
-                for institution in self.institutions:
-                    institution.stop()
+                self.stop()
 
-    def _set_up(self) -> None:
+    def _set_up(self, show: Callable[[str], None]) -> None:
         from ddib_fed.cli.demo.institutions import run_command
 
         source, target = self.institutions
