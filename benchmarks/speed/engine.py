@@ -16,6 +16,7 @@ from itertools import cycle, islice
 import torch
 
 from benchmarks.speed.harness import Form, Report, interleaved, main, ratio
+from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.engine.executor import CallingThread
 from ddib_fed.bridge.engine.joining import submit_ranges
@@ -141,23 +142,23 @@ class _Large:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._over = False
+        self._control = Control()
         self._last = threading.Event()
 
     def __enter__(self) -> None:
         self._submit()
 
     def _submit(self, _: object = None) -> None:
-        if self._over:
+        if self._control.cancelled:
             self._last.set()
             return
         work = self._engine.request(self._engine.kind.large, flow="large")
-        future = submit_ranges(self._engine.batcher, work, control=None, on_step=None)
-        # On a thread of its own: a callback runs on the engine's, which would wait for itself at the end.
+        future = submit_ranges(self._engine.batcher, work, control=self._control, on_step=None)
+        # On a thread of its own: a callback runs on the engine's, which has others to serve.
         future.add_done_callback(lambda done: threading.Thread(target=self._submit, args=(done,)).start())
 
     def __exit__(self, *exc_info: object) -> None:
-        self._over = True
+        self._control.cancel()
         self._last.wait()
 
 
@@ -165,9 +166,9 @@ def measure(form: Form) -> Report:
     """Staggered requests, mixes of sizes, and a small request beside a large job."""
     report = Report(
         "One engine (a `Batcher` on one CPU thread, the size of its calls measured), decoding by the shipped models "
-        "moons (points) and satellite (32 px). *Staggered*: sixteen requesters, each asking again when it was answered, "
+        "moons (points) and satellite (32 px). *Staggered*: sixteen requesters, each asking again once answered, "
         "begun evenly over the first way, so that each is at another step; rows a second while all are at work, beside "
-        "one batch of the same rows that was merged beforehand. *Mixes*: sixteen requests handed in at once, beside one "
+        "one batch of the same rows, merged beforehand. *Mixes*: sixteen requests handed in at once, beside one "
         "after another. *Small beside large*: requests of one row, one after another, while a large job is always "
         "there, beside the same on an idle engine."
     )
