@@ -1,6 +1,7 @@
 """Frames are, byte for byte, what protobuf writes and reads; anything else goes to protobuf."""
 
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,6 +71,12 @@ def test_a_message_with_more_than_a_chunk_is_left_to_protobuf(more):
     except Exception:  # noqa: BLE001 - protobuf refuses it
         return
     assert not isinstance(read, ChunkFrame)
+
+
+def test_a_chunk_longer_than_its_message_is_left_to_protobuf():
+    """Which refuses it: the data would begin inside the chunk and end outside."""
+    with pytest.raises(DecodeError):
+        reading(decoding_pb2.DecodeRequest.FromString)(bytes([0x1A, 3, 0x12, 5]) + b"abcde")
 
 
 def test_an_unknown_field_inside_a_chunk_is_left_to_protobuf():
