@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -125,6 +127,8 @@ class _Driver:
             import ray
         self._ray, self._channel, self._recipe, self._address = ray, channel, recipe, address
         self._connect(cpus)
+        # What Ray prints about dead actors the pool says itself, in the form of the node's log.
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
         # Ray has set its own, and the node decides when work ends.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
@@ -142,7 +146,7 @@ class _Driver:
         Raises:
             NotReady: No head answers, or it refuses.
         """
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if self._address == LOCAL:
             self._ray.init(
                 address=LOCAL,
