@@ -149,6 +149,10 @@ class Entry:
         self.watched.close()
         self.future.set_exception(error)
 
+    def give_up(self, error: Exception) -> None:
+        """It did not, for its control's reason if that has one."""
+        self.fail(self.verdict or error)
+
 
 @dataclass(slots=True, eq=False)
 class _Flow:
@@ -250,7 +254,7 @@ class Books:
             x = message.x
             return lambda: entry.finish(x)
         error = message.error
-        return lambda: entry.fail(entry.verdict or error)
+        return lambda: entry.give_up(error)
 
     def finish(self, entries: Iterable[Entry]) -> None:
         """They are done: strike them off."""

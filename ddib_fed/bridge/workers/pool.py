@@ -34,7 +34,9 @@ LONGEST_PAUSE_S: Final = 30.0
 LOOK_EVERY_S: Final = 0.25
 """How often deadlines of waiting work, and workers that are missing, are looked at."""
 PATIENCE_S: Final = 20.0
-"""How long accepted work waits while no worker is there; then it fails with `NotReady`, and may be tried again."""
+"""How long accepted work waits while no worker can be started; then it fails with `NotReady`, to be tried again."""
+STARTING_S: Final = 300.0
+"""The same while one is being started, as far as is known."""
 Finish = Callable[[], object]
 """What is left to do when the lock is released."""
 
@@ -337,7 +339,7 @@ class Pool:
             self._worker_since = time.monotonic()
         over = [entry for entry in self._books.waiting if entry.control.over or self._deserted()]
         self._books.finish(over)
-        return [partial(_give_up, entry, self._nobody()) for entry in over]
+        return [partial(entry.give_up, self._nobody()) for entry in over]
 
     def _too_many(self) -> list[Finish]:
         """Retire workers beyond those wanted, the idlest first, and end those that have nothing left to do."""
@@ -372,7 +374,8 @@ class Pool:
         remote.end()  # closed meanwhile
 
     def _deserted(self) -> bool:
-        return not self._books.ready and time.monotonic() - self._worker_since > PATIENCE_S
+        patience_s = STARTING_S if self._problem is None else PATIENCE_S
+        return not self._books.ready and time.monotonic() - self._worker_since > patience_s
 
     def _nobody(self) -> NotReady:
         return NotReady(
@@ -393,8 +396,3 @@ class Pool:
                     f"of {count} {self._what}s {len(self._books.ready)} were ready within {ready_s:.0f} s",
                     hint=self._remedy,
                 )
-
-
-def _give_up(entry: Entry, error: NotReady) -> None:
-    """For its own reason, if it has one."""
-    entry.fail(entry.verdict or error)

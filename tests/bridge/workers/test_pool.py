@@ -206,6 +206,20 @@ def test_accepted_work_waits_for_a_while_and_may_then_be_tried_again(scene, monk
     assert stage.workers[1].has == [3]
 
 
+def test_work_waits_longer_for_a_worker_that_is_on_its_way(scene, monkeypatch):
+    """A model may take a while to load: nothing is wrong yet."""
+    stage = scene(1)
+    future = stage.submit()
+    monkeypatch.setattr(pools, "PATIENCE_S", 0.0)
+    stage.first = None  # it says nothing for now
+    stage.workers[0].die()
+    stage.wait_for(lambda: len(stage.workers) == 2)
+    threading.Event().wait(0.3)
+    assert not future.done()
+    stage.workers[1].listener.heard(Ready("late", ROWS))
+    assert stage.workers[1].has == [1]
+
+
 def test_cancelling_is_sent_to_who_has_the_work_and_ends_what_waits(scene):
     stage = scene(1)
     controls = [Control() for _ in range(3)]
