@@ -322,6 +322,28 @@ def test_a_disk_that_is_slow_stops_the_peers_answers(source, target, monkeypatch
     assert answered <= 49 + 15
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("points", [40, 5_000])
+def test_no_latent_leaves_before_it_is_on_the_disk(source, target, monkeypatch, points) -> None:
+    """Whole or a range: while the disk is slow the call is open and carries nothing."""
+    writes, go_on = threading.Event(), threading.Event()
+    write = Spool.put_together
+
+    def slow(self, files):
+        if any(file.part.startswith(Part.ENCODED) for file in files):
+            writes.set()
+            go_on.wait(20)
+        return write(self, files)
+
+    monkeypatch.setattr(Spool, "put_together", slow)
+    job_id = source.start().submit(npy(points))
+    assert writes.wait(10)
+    assert target.asked.wait(10)
+    assert _rest(lambda: len(target.latents)) == 0
+    go_on.set()
+    assert source.ended(job_id).state == "FINISHED"
+
+
 # Ranges of large items
 
 
