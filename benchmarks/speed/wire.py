@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.speed.harness import Form, Report, interleaved, main, ratio
+from benchmarks.speed.two_nodes import processor_seconds
 from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.diffusion.plans import SolverSettings
@@ -165,6 +166,39 @@ class Federated:
         yield None
 
 
+class Spent:
+    """CPU of both processes for one latent: what wall time becomes on a machine with nothing else to do.
+
+    Args:
+        items: Latents of one run.
+    """
+
+    def __init__(self, items: int) -> None:
+        self._items = items
+        self._values: dict[str, list[float]] = {}
+
+    def measuring(self, name: str, pid: int, run: Callable[[], float]) -> Callable[[], float]:
+        """The same run, whose CPU is kept under a name."""
+
+        def measured() -> float:
+            here, there = time.process_time(), processor_seconds(pid)
+            rate = run()
+            for end, before, now in (
+                ("sender", here, time.process_time()),
+                ("receiver", there, processor_seconds(pid)),
+            ):
+                each = 1_000 * (now - before) / self._items
+                self._values.setdefault(f"{name}: CPU of the {end}, a latent", []).append(each)
+            return rate
+
+        return measured
+
+    def tell(self, report: Report) -> None:
+        """Add the figures."""
+        for name, values in self._values.items():
+            report.add(name, values, "ms")
+
+
 def side(institution: str) -> ContractSide:
     """North's half of the contract."""
     return ContractSide(
@@ -178,15 +212,19 @@ def side(institution: str) -> ContractSide:
     )
 
 
-def started(stack: ExitStack, serve: Callable[..., None], *arguments: object) -> tuple[Connection, object]:
-    """Another process, and what it says first; it is ended with the stack."""
+def started(
+    stack: ExitStack, serve: Callable[..., None], *arguments: object
+) -> tuple[Connection, object, int]:
+    """Another process: a pipe to it, what it says first, and its id; it is ended with the stack."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(arguments[0], theirs, *arguments[1:]), daemon=True)
     process.start()
     stack.callback(process.join, 10)
     stack.callback(process.terminate)
-    return ours, ours.recv()
+    said = ours.recv()
+    assert process.pid is not None
+    return ours, said, process.pid
 
 
 def measure_way(
@@ -195,8 +233,8 @@ def measure_way(
     """One way, or there and back: with `rows_back` points in each answer."""
     label = "one way" if rows_back == 1 else "there and back"
     latent = Latent.from_array(np.random.default_rng(0).standard_normal((POINTS, 2), dtype=np.float32))
-    told, address = started(stack, serve_node, south.folder.parent, rows_back)
-    _, port = started(stack, serve_raw, south.folder.parent, rows_back)
+    told, address, node = started(stack, serve_node, south.folder.parent, rows_back)
+    _, port, other = started(stack, serve_raw, south.folder.parent, rows_back)
     assert isinstance(address, str)
     assert isinstance(port, int)
     north.admit(south, address)
@@ -210,15 +248,17 @@ def measure_way(
     federated.run(1)  # connections, windows and buffers are there
     raw.run(1)
     names = [f"{what}, {label}" for what in ("Decode call", "raw TLS socket", "raw TLS socket and SHA-256")]
+    spent = Spent(items)
     rates = interleaved(
         {
-            names[0]: lambda: federated.run(items),
-            names[1]: lambda: raw.run(items),
-            names[2]: lambda: raw.run(items, digest=True),
+            names[0]: spent.measuring(names[0], node, lambda: federated.run(items)),
+            names[1]: spent.measuring(names[1], other, lambda: raw.run(items)),
+            names[2]: spent.measuring(names[2], other, lambda: raw.run(items, digest=True)),
         },
         repeats,
     )
     told.send("stop")
+    spent.tell(report)
     report.add_times(rates, "MiB/s")
     report.add(f"Decode call / raw TLS socket and SHA-256, {label}", ratio(rates, names[0], names[2]), "")
     if rows_back == 1:
