@@ -28,6 +28,8 @@ WITHIN = 1.05
 SWEEP_S = 0.8
 """After which no larger batch is tried."""
 REPEATS = 3
+LONG_S = 0.05
+"""A call that takes so long is measured once."""
 MOST_POINTS, MOST_PIXELS = 4_096, 1 << 18
 """The largest batch that is tried on a CPU; a GPU's is `ON_GPU` times as large."""
 ON_GPU = 16
@@ -71,7 +73,7 @@ def sweep(
     call: Callable[[int], Callable[[], None]],
     *,
     limit_s: float = SWEEP_S,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float],
 ) -> dict[int, float]:
     """Seconds of a call by its rows: the least of a few calls after one that is not counted.
 
@@ -87,7 +89,7 @@ def sweep(
     started = clock()
     for rows in sizes:
         try:
-            found[rows] = _least(call(rows), clock, started + limit_s)
+            found[rows] = _least(call(rows), clock)
         except (torch.OutOfMemoryError, MemoryError):
             if not found:
                 raise
@@ -111,10 +113,9 @@ def measured(model: DomainModel, threads: int, *, limit_s: float = SWEEP_S) -> B
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    # Of one thread its own time: a machine that is busy at this start would be remembered as a slow one.
+    clock = time.thread_time if model.device.type == "cpu" and threads == 1 else time.perf_counter
     try:
-        # One thread computes on the calling one: its own time, which what else the machine does leaves as it is.
-        alone = model.device.type == "cpu" and threads == 1
-        clock = time.thread_time if alone else time.perf_counter
         return budget_of(sweep(_sizes(model), lambda rows: _call(model, rows), limit_s=limit_s, clock=clock))
     finally:
         torch.set_num_threads(before)
@@ -179,16 +180,15 @@ def _call(model: DomainModel, rows: int) -> Callable[[], None]:
     return call
 
 
-def _least(call: Callable[[], None], clock: Callable[[], float], until: float) -> float:
-    """The least of some calls; one of them that is long after the limit is enough."""
+def _least(call: Callable[[], None], clock: Callable[[], float]) -> float:
+    """The least of some calls."""
     call()
     least = math.inf
     for _ in range(REPEATS):
         started = clock()
         call()
-        ended = clock()
-        least = min(least, ended - started)
-        if ended > until:
+        least = min(least, clock() - started)
+        if least > LONG_S:
             break
     return least
 
