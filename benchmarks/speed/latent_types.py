@@ -9,7 +9,6 @@ all of them.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -101,4 +100,4 @@ def measure(form: Form) -> Report:
 
 
 if __name__ == "__main__":
-    sys.exit(main("latent_types", measure))
+    raise SystemExit(main("latent_types", measure))

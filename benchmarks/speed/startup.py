@@ -71,4 +71,4 @@ def measure(form: Form) -> Report:
 
 
 if __name__ == "__main__":
-    sys.exit(main("startup", measure))
+    raise SystemExit(main("startup", measure))

@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import socket
 import ssl
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -283,4 +282,4 @@ def measure(form: Form) -> Report:
 
 
 if __name__ == "__main__":
-    sys.exit(main("wire", measure))
+    raise SystemExit(main("wire", measure))

@@ -34,7 +34,7 @@ from ddib_fed.wire.contract import Contract
 from ddib_fed.wire.latent import approve
 from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.mapping import from_message, to_message
-from ddib_fed.wire.version import Version, versions_to_pb
+from ddib_fed.wire.version import SPOKEN, Version, versions_to_pb
 from target_node.service import MAX_CONTRACTS
 from tests.models.distilled_bundles import distilled
 from tests.node.tiny_nodes import gaussian
@@ -242,6 +242,16 @@ def test_an_encoder_that_shows_more_is_refused_unless_allowed(open_target, north
     older = target.negotiate(north, versions=[Version(1, 2)])
     with pytest.raises(UnknownFields):
         target.decode(north, header(older, solver=solver))
+
+
+@pytest.mark.parametrize("version", SPOKEN)
+def test_every_version_since_1_0_is_still_spoken(target, north, version) -> None:
+    """A source of that release gets its contract, without a field that it does not know, and its translation."""
+    contract = target.negotiate(north, versions=[version])
+    assert (contract.version, contract.wire_type) == (version, "float32")
+    assert b"latent_type" not in contract.canonical()
+    (points,) = results(target.decode(north, header(contract), *sent(contract, gaussian(30)))).values()
+    np.testing.assert_allclose(points, gaussian(30), atol=1e-5)
 
 
 @pytest.mark.parametrize("setting", [{"grid": "learned"}, {"solver": "flow-map"}])
