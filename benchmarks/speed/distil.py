@@ -169,7 +169,8 @@ def _pictures_quality(report: Report, pair: Pair, reference: Cycle, trips: Mappi
     lines = {"source": sources, **drawn, "true partner": truth}
     few = (f"distilled, {count}" for count in reversed(FEW))
     keys = ("source", "teachers, many", *few, "teachers, 8", "true partner")
-    caption = f"Test crops of {title}. {pair.teachers[0].manifest.data.note if pair.teachers[0].manifest.data else ''}"
+    origins = (bundle.manifest.data for bundle in pair.teachers)
+    caption = f"Test crops of {title}. {'; '.join(data.note for data in origins if data is not None)}."
     save_sheet(
         PICTURES / "distilled-pictures.png", [Stage(key, lines[key][shown]) for key in keys], caption=caption
     )
