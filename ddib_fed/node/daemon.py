@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from types import FrameType
 
 from ddib_fed.errors import DdibError
+from ddib_fed.networks.placed.memory import share_heaps
 from ddib_fed.node import startup
 from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
 from ddib_fed.node.admitting import peer_store
@@ -369,6 +370,7 @@ def serve(config: NodeConfig) -> int:
         DdibError: The node cannot be started.
     """
     raise_file_limit()
+    share_heaps()
     daemon = Daemon(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, daemon.on_signal)
