@@ -250,7 +250,7 @@ def _distil(name: str, form: Form) -> None:
         "distil",
         name,
         "--out",
-        str(folder),
+        str(folder.relative_to(ROOT)),
         "--resume",
     ]
     subprocess.run([*command, *options], check=True, cwd=ROOT)

@@ -19,7 +19,7 @@ EVALUATIONS = (1, 2, 4, 8)
 REFERENCE = SolverSettings("unipc", 3, 96)
 """How the teacher answers: twice the default's evaluations."""
 GRIDS = ("default", "uniform-lambda")
-"""Where steps may end: the first suits points, the second pictures, whose coarse structure is decided near noise."""
+"""Where steps may end; neither is the better one for every model."""
 _AT_ONCE = 1 << 18
 """Numbers of the samples in one network call."""
 _SEED = 40_961
