@@ -15,11 +15,13 @@ import torch
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.engine.batcher import Batcher
+from ddib_fed.bridge.engine.executor import CallingThread
 from ddib_fed.bridge.engine.trajectory import Integration, Trajectory
 from ddib_fed.diffusion.denoiser import Denoiser, Query
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining
+from ddib_fed.models.bundle import pretrained
 from ddib_fed.networks.mlp import ResidualMLP
 from tests.node.tiny_nodes import tiny_bundle
 
@@ -366,3 +368,30 @@ def test_only_so_many_are_on_their_way_at_once(denoiser: Denoiser) -> None:
         future.result(10)
     batcher.close()
     assert most == 2
+
+
+def test_requests_that_join_at_any_step_with_any_solver_give_what_each_gives_alone() -> None:
+    """Recurrences of several windows and driven generators, both ways, in one state: each within rounding."""
+    model = DomainModel(pretrained("moons"))
+    batcher, alone = Batcher(model, rows=256), CallingThread(model, 256)
+    asked = [
+        ("encode", SolverSettings(evaluations=12), 1),
+        ("decode", SolverSettings(evaluations=9), 3),
+        ("decode", SolverSettings(order=2, evaluations=7), 2),
+        ("encode", SolverSettings("rk4", evaluations=8), 5),
+        ("decode", SolverSettings("ddim", evaluations=6), 1),
+        ("decode", SolverSettings("alf", evaluations=7), 4),
+    ]
+    work = [Trajectory(stage, points(rows, rows), settings) for stage, settings, rows in asked]
+    found: dict[int, Future[torch.Tensor]] = {}
+
+    def another_joins(step: int, _: int) -> None:
+        if 0 < step < len(work):
+            found[step] = batcher.submit(work[step])
+
+    first = batcher.submit(work[0], on_step=another_joins)
+    results = [first.result(20), *(found[number].result(20) for number in range(1, len(work)))]
+    assert batcher.counters["calls"] <= 20
+    batcher.close()
+    for each, result in zip(work, results, strict=True):
+        torch.testing.assert_close(result, alone.submit(each).result(), atol=2e-5, rtol=2e-5)
