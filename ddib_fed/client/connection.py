@@ -73,8 +73,6 @@ class Patience:
         busy, asked = isinstance(error, ExhaustedError), error.retry_after_s or 0.0
         now = time.monotonic()
         waited = now - (self._since if busy else max(self._since, self._heard))
-        if busy:
-            self._heard = now  # it is there: should it go away now, patience with that begins now
         left = (self._busy_s if busy else self._limit_s) - waited
         # A limit without a time is none that passes; one that passes after our patience is not waited for.
         if not (isinstance(error, UnavailableError) or (busy and 0 < asked <= left)) or left <= 0:
@@ -85,6 +83,9 @@ class Patience:
             self._on_wait(error, delay)
         if self._aborted.wait(delay):
             raise Cancelled("ended while waiting for the node")
+        if busy:
+            # It was there: should it go away now, patience with that begins now, after the wait that it asked for.
+            self._heard = time.monotonic()
         self._delay_s = min(self._delay_s * 2, LAST_DELAY_S)
 
     def _given_up(self, error: DdibError, waited_s: float) -> DdibError:

@@ -17,6 +17,9 @@ from ddib_fed.names import size_from
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.wire.contract import HIGHEST_TERMINAL_LAMBDA
 
+TRIAL_ROWS, TRIAL_PIXELS = 2_048, 65_536
+"""Sizes of calls where nobody looks which are best."""
+
 
 def load_hosted(config: NodeConfig) -> Bundle:
     """The verified bundle at the configured place.
@@ -88,8 +91,12 @@ def _address(config: NodeConfig) -> str:
     return config.engine.ray_address
 
 
-def open_engine(config: NodeConfig) -> ServingParty:
+def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
     """Load and warm up the model of a node, here or in its workers.
+
+    Args:
+        config: Of the node.
+        trial: Only to see whether it starts: sizes of calls are not measured, and no file is written.
 
     Raises:
         ExtraMissing: The executor needs a package that is not installed.
@@ -107,10 +114,10 @@ def open_engine(config: NodeConfig) -> ServingParty:
         "threads": section.threads,
         "dtype": section.dtype,
         "compiling": section.compile,
-        "merge_rows": section.merge_rows,
-        "merge_pixels": section.merge_pixels,
+        "merge_rows": section.merge_rows or (TRIAL_ROWS if trial else 0),
+        "merge_pixels": section.merge_pixels or (TRIAL_PIXELS if trial else 0),
         "max_trajectories": section.max_trajectories,
-        "costs": config.paths.costs,
+        "costs": None if trial else config.paths.costs,
     }
     try:
         if section.executor == "inline":

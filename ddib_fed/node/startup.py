@@ -189,7 +189,7 @@ def _http(config: NodeConfig) -> Found:
 
 
 def _model(config: NodeConfig) -> Found:
-    engine = open_engine(config)
+    engine = open_engine(config, trial=True)
     engine.close()
     model, manifest = engine.model, engine.model.manifest
     if manifest.sample_kind == "picture":

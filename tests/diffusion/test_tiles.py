@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.diffusion.bridge import decode, encode
-from ddib_fed.diffusion.denoiser import Denoiser, Places
+from ddib_fed.diffusion.denoiser import Denoiser, LevelTable, Places
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.diffusion.tiles import Tiled, starts, window
@@ -75,7 +75,7 @@ def test_where_tiles_agree_a_scene_gets_the_answer_of_the_whole() -> None:
     assert torch.allclose(tiled(x, level), inner(x, level), atol=1e-6)
     assert torch.allclose(tiled(x, level, labels), inner(x, level, labels), atol=1e-6)
     # Rows at levels of their own, as the batcher merges them.
-    table = torch.tensor([SCHEDULE.level(0.3), SCHEDULE.level(0.8)], dtype=torch.float64)
+    table = LevelTable.of([SCHEDULE.level(0.3), SCHEDULE.level(0.8)])
     places = Places.by_row(x, table, torch.tensor([1, 0, 1]))
     assert torch.allclose(tiled.at(x, places, labels), inner.at(x, places, labels), atol=1e-6)
 

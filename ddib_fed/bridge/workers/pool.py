@@ -165,18 +165,22 @@ class Pool:
         with self._changed:
             if self._closed or self._draining:
                 raise Draining("the engine is closed")
-            refusal = self._refused(trajectory)
+            refusal = self._refused(trajectory, entry.control)
             if refusal is not None:
                 entry.fail(refusal)
                 return entry.future
             self._books.add(entry)
-            # Cancelled already, the callback only wakes the supervisor: the lock may be taken again by its holder.
+            # Cancelled meanwhile, the callback only wakes the supervisor: the lock may be taken again by its holder.
             entry.watched.enter_context(entry.control.interrupting(lambda: self._cancelled(entry)))
             self._dispatch()
         return entry.future
 
-    def _refused(self, trajectory: Trajectory) -> DdibError | None:
+    def _refused(self, trajectory: Trajectory, control: Control) -> DdibError | None:
         """Why nobody here will do it; None when somebody will."""
+        try:
+            control.check()
+        except DdibError as error:
+            return error
         if trajectory.draw is not None:  # it is a function of this process
             return SettingsInvalid(
                 f"decoding that draws noise at each step is not done by a {self._what}",
