@@ -78,6 +78,11 @@ class LevelTable:
             asked = torch.tensor([target or level for target, level in pairs], dtype=torch.float64)
         return cls(torch.tensor(list(levels), dtype=torch.float64), asked)
 
+    def chosen(self, which: Tensor) -> LevelTable:
+        """The levels `which` (M,) int64 on the CPU, which may repeat."""
+        asked = None if self.to is None else self.to.index_select(0, which)
+        return LevelTable(self.table.index_select(0, which), asked)
+
     def times(self, time_input: TimeInput, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """The time inputs (K,) of the levels and of those asked to, on the CPU: the same tensors each time."""
         key = time_input, dtype

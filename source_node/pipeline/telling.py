@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
 
 from ddib_fed.server.metrics import Metrics
 from ddib_fed.wire.jobs import JobState
@@ -13,17 +12,9 @@ from source_node.jobs.records import PENDING_ITEMS
 from source_node.jobs.store import Job
 from source_node.pipeline.items import Numbers
 
-STEPS_EVERY_S = 0.25
-"""Steps of one item and stage are published at most this often: an event for every step of every item would cost more
-than storing it."""
-
-
-@dataclass(slots=True)
-class _Stage:
-    """How far one stage of an item is."""
-
-    done: int = 0
-    said: float = float("-inf")
+STEPS_EVERY_S = 0.1
+"""Steps of one stage are published at most this often, whichever item they are of: an event for every step of every
+item in flight costs the node, and each client that watches, more than storing it."""
 
 
 class Telling:
@@ -44,7 +35,8 @@ class Telling:
         self._lock = threading.Lock()
         self._done = sum(item.state not in PENDING_ITEMS for item in job.items)
         self._ranges: dict[int, int] = {}
-        self._stages: dict[tuple[int, str], _Stage] = {}
+        self._stages: dict[tuple[int, str], int] = {}
+        self._said: dict[str, float] = {}
         self._last: dict[tuple[int, str], int] = {}
 
     def begins(self, item: int, ranges: int) -> None:
@@ -60,13 +52,13 @@ class Telling:
             ranges = self._ranges.get(item)
             if ranges is None:  # it has ended
                 return
-            told = self._stages.setdefault((item, stage), _Stage())
-            told.done += step - self._last.get((number, stage), 0)
-            self._last[number, stage] = step
-            done, all_steps = min(told.done, ranges * steps), ranges * steps
-            if now - told.said < STEPS_EVERY_S and done < all_steps:
+            so_far = self._stages.get((item, stage), 0) + step - self._last.get((number, stage), 0)
+            self._stages[item, stage], self._last[number, stage] = so_far, step
+            done, all_steps = min(so_far, ranges * steps), ranges * steps
+            alone_at_its_end = done == all_steps and len(self._job.items) == 1
+            if now - self._said.get(stage, float("-inf")) < STEPS_EVERY_S and not alone_at_its_end:
                 return
-            told.said = now
+            self._said[stage] = now
         self._events.publish(
             self._job.job_id, state=JobState.RUNNING, item=item, stage=stage, step=done, steps=all_steps
         )

@@ -148,6 +148,7 @@ class Stack:
         self._rows: Tensor | None = None
         self._table: Table | None = None
         self._steps = torch.empty(0)
+        self._asked = torch.empty(0)
         if not self._uniform and not self.driven:
             self._point_into(tuple(sorted(recurrences, key=id)))
         start = 0
@@ -162,6 +163,7 @@ class Stack:
         steps = torch.tensor(
             [starts[m.recurrence] + m.step for m in self.members if m.recurrence is not None]
         )
+        self._asked = steps.clone()
         self._steps = on_device(steps, self.x.device)
         if len(self.x) > len(self.members):
             self._steps = self._steps.index_select(0, self._each_row())
@@ -179,6 +181,8 @@ class Stack:
                 return denoiser(self.x, level, self._cond, to)
             if self._table is not None and getattr(denoiser.network, "remembers_tables", False):
                 places = Places.by_row(self.x, self._table.levels, self._steps)
+            elif self._table is not None:
+                places = Places.by_row(self.x, self._table.levels.chosen(self._asked), self._each_row())
             else:
                 levels, tos = zip(*(member.place for member in self.members), strict=True)
                 places = Places.by_row(self.x, LevelTable.of(levels, tos), self._each_row())
@@ -197,6 +201,7 @@ class Stack:
         elif self._table is not None:
             numbers = self._table.numbers.index_select(0, self._steps)
             self._steps.add_(1)
+            self._asked.add_(1)
             self._advance_by(numbers, scaled=self._table.scaled)
         elif self._window:
             rows = [_numbers(member, 1 + self._window) for member in self.members]
