@@ -6,9 +6,9 @@ import socket
 import struct
 import threading
 import time
-from contextlib import ExitStack
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from urllib.error import HTTPError
 
 import pytest
