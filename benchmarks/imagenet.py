@@ -54,20 +54,21 @@ class Plan:
     classifier: ClassifierConfig
 
 
+ADM_256 = UNetConfig(
+    image_size=256,
+    model_channels=256,
+    out_channels=6,
+    num_res_blocks=2,
+    attention_resolutions=(8, 16, 32),
+    channel_mult=(1, 1, 2, 2, 4, 4),
+    num_classes=1000,
+    num_head_channels=64,
+    use_scale_shift_norm=True,
+    resblock_updown=True,
+)
 LARGE = Plan(
     FLAGS,
-    UNetConfig(
-        image_size=256,
-        model_channels=256,
-        out_channels=6,
-        num_res_blocks=2,
-        attention_resolutions=(8, 16, 32),
-        channel_mult=(1, 1, 2, 2, 4, 4),
-        num_classes=1000,
-        num_head_channels=64,
-        use_scale_shift_norm=True,
-        resblock_updown=True,
-    ),
+    ADM_256,
     ClassifierConfig(
         image_size=256,
         model_channels=128,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from benchmarks.imagenet import ADM_256
 from benchmarks.speed.harness import Form, Report, interleaved, main, ratio
 from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.bridge import decode, encode
@@ -26,22 +27,9 @@ from ddib_fed.diffusion.running import Plain, Run
 from ddib_fed.diffusion.schedule import Level
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle, pretrained
-from ddib_fed.networks.configs import UNetConfig
 from ddib_fed.networks.placed.placement import Probe, placed
 from ddib_fed.networks.registry import build_network
 
-ADM_256 = UNetConfig(
-    image_size=256,
-    model_channels=256,
-    out_channels=6,
-    num_res_blocks=2,
-    attention_resolutions=(8, 16, 32),
-    channel_mult=(1, 1, 2, 2, 4, 4),
-    num_classes=1000,
-    num_head_channels=64,
-    use_scale_shift_norm=True,
-    resblock_updown=True,
-)
 SETTINGS = SolverSettings()
 CONVERGED = 8
 """Times as many evaluations for the solver's own error."""

@@ -35,7 +35,7 @@ def measure(form: Form) -> Report:
         "Candidate: a source's and a target's node, started by their commands and pinned to the same two cores, one "
         "thread each, over mutual TLS; from submitting the files to the last result at the client, with everything "
         "that a job is: files decoded and written, durable steps, audit. Stop and wait: each batch is a job of its "
-        "own, submitted when the one before it has come home."
+        "own, submitted after the results of the previous one arrived."
     )
     _pictures(form, report)
     _points(form, report)

@@ -32,7 +32,7 @@ QUALITY: Final = {"points": (200, 1_500), "pictures": (0, 200)}
 
 
 class Trainee:
-    """Processes of one trainer that are told how many steps to take.
+    """Trainer processes; each takes a given number of steps.
 
     Args:
         kind: points or pictures.

@@ -1,4 +1,4 @@
-"""One trainer in a process of its own, which takes as many steps as it is told; for `benchmarks.speed.training`.
+"""One trainer in its own process, which takes a given number of steps; for `benchmarks.speed.training`.
 
     python -m benchmarks.speed.training_worker '{"kind": "points", "who": "ours", "precision": "float32"}'
 

@@ -99,7 +99,7 @@ def arrived(pair: Pair, files: Sequence[bytes], target: str, evaluations: int = 
         results = list(client.results(job.job_id))
         seconds = time.perf_counter() - started
         if sorted(result.item for result in results) != list(range(len(files))):
-            raise SystemExit(f"{len(results)} of {len(files)} items came home")
+            raise SystemExit(f"{len(results)} of {len(files)} items arrived")
         client.acknowledge(job.job_id, [(each.item, each.translation.sha256) for each in results])
     return seconds
 
@@ -133,7 +133,7 @@ def npy_file(points: Array) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Half:
-    """What one process of `InProcess` is told."""
+    """The work of one process of `InProcess`."""
 
     source: str
     target: str

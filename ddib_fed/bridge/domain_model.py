@@ -372,7 +372,7 @@ class DomainModel:
             self.check_label(label, guidance)
 
     def class_rows(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> NDArray[np.int64] | None:
-        """The class that the network is told for each of `rows` samples of a checked class, (rows,); None for none."""
+        """The class index that the network gets for each of `rows` samples, (rows,) int64; None without a class."""
         if self.manifest.num_classes is None and guidance.classifier_scale is None:
             return None
         index = self.manifest.null_class if label is None else label

@@ -55,7 +55,7 @@ class Query:
 
 
 class LevelTable:
-    """Levels, and what a network is told of them; one that is asked again and again is made once.
+    """Levels and the time inputs made from them; a table that is used for every call is made once.
 
     Args:
         table: Levels (K, 3) as (alpha, sigma, t), float64 on the CPU.

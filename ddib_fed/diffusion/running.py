@@ -21,7 +21,7 @@ class Run(Protocol):
             x: (N, ...), of the network's dtype, on its device.
             times: (1,) for all rows or (K,) with `rows`, float32 at least, on the CPU.
             rows: (N,) pointing into `times`, on the device of x.
-            extra: What the network is told beside: the condition, first dimension N, on the device of x; and "to",
+            extra: Further inputs of the network: the condition, first dimension N, on the device of x; and "to",
                 times like `times`.
 
         Returns:

@@ -424,7 +424,7 @@ def test_ranges_of_a_model_that_was_replaced_are_made_again(source, target, long
 
 @pytest.mark.slow
 def test_a_range_that_the_peer_refuses_ends_its_item_and_no_other(source, target) -> None:
-    """The ranges behind it are not sent, or their answers are left aside; the small item comes home."""
+    """The ranges behind it are not sent, or their answers are left aside; the small item is finished."""
     target.limits = LARGE_LIMITS
     numbers = numbers_of(npy(10), npy(9_000))
     refused = numbers.of(1, 1)

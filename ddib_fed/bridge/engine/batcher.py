@@ -172,7 +172,7 @@ class Batcher:
             running.begin(running.trajectory.on(self._model))
         except StopIteration as stop:
             self._end(running, stop.value)
-        except Exception as error:  # noqa: BLE001 - whatever it is belongs to who waits
+        except Exception as error:  # noqa: BLE001 - any failure goes to the caller's future
             self._fail(running, error)
         else:
             return True

@@ -61,7 +61,7 @@ def then(first: Future[_First], following: Callable[[_First], Future[_Second]]) 
     def go_on(done: Future[_First]) -> None:
         try:
             following(done.result()).add_done_callback(hand_over)
-        except BaseException as error:  # noqa: BLE001 - nobody but who waits for the future could hear of it
+        except BaseException as error:  # noqa: BLE001 - only the future can carry it to its caller
             whole.set_exception(error)
 
     first.add_done_callback(go_on)

@@ -26,14 +26,14 @@ from ddib_fed.diffusion.transfers import on_device
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A trajectory on its way, and who waits for it.
+    """A trajectory that is being integrated, and its caller's future.
 
     Attributes:
         trajectory: The work.
         control: Whether to go on.
         on_step: Told of each evaluation.
         number: Its turn among all that were submitted.
-        future: Of who waits.
+        future: The caller's.
         step: Evaluations done.
         work: On the model, once it was started.
         stack: With whom it was stepped last; it holds the state. None before the first step.
@@ -259,7 +259,7 @@ class _Run:
         return self.start
 
     def velocity(self, age: int) -> Tensor | None:
-        """What they were answered, the last answer's age being 0; None for what they were not, or not any more."""
+        """The velocity of an age, 0 for the newest; None where it was not kept."""
         if self.stack is None or age >= len(self.stack.velocities):
             return None
         return self.stack.velocities[age][self.rows]
@@ -280,7 +280,7 @@ def _runs(members: Sequence[Running]) -> list[_Run]:
 
 
 def _merged_velocities(runs: Sequence[_Run], ages: int) -> list[Tensor]:
-    """What all were answered, newest first, as far back as the next step needs it; 0 for who was not."""
+    """The last velocities of all members, newest first, as many as the next step needs; 0 where a member has none."""
     merged = []
     for age in range(ages):
         kept = [run.velocity(age) for run in runs]

@@ -119,7 +119,7 @@ class _Feeder(Generic[_Item, _Outcome]):
         return begun
 
     def interrupt(self, own: Control, outer: Control) -> None:
-        """Cancel the work for the outer control's reason, and wake who waits for an item."""
+        """Cancel the work for the outer control's reason, and wake the reader."""
         own.cancel(outer.error)
         with self._changed:
             self._changed.notify_all()

@@ -26,7 +26,7 @@ class Integration:
 
     Attributes:
         x: Start (N, *sample_shape), on the model's device.
-        solver: A generator that nobody has advanced yet.
+        solver: A generator that has not been advanced.
         denoiser: Answers its queries. The same guidance, calibration and encoder give the same object.
         evaluations: How many queries there will be.
         cond: In each of its queries.

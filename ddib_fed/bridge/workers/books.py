@@ -112,7 +112,7 @@ class Entry:
 
     @property
     def flow(self) -> str:
-        """Whose it is: that of nobody else where it has no name."""
+        """The flow it belongs to; one of its own where it has no name."""
         return self.trajectory.flow or f"\0{self.number}"
 
     @property

@@ -364,7 +364,7 @@ class Pool:
             self._books.members.append(member)
         try:
             remote = self._launch(Listener(self, member))
-        except Exception as error:  # noqa: BLE001 - whatever it is: it is told, and tried again
+        except Exception as error:  # noqa: BLE001 - any failure is reported and tried again
             with self._changed:
                 self._books.forget(member)
                 self._could_not_start(error)

@@ -25,7 +25,7 @@ from ddib_fed.processes import killed_with
 Serve = Callable[..., None]
 """What runs in the process: called with its `Channel` and further arguments; a function of a module."""
 END_S: Final = 5.0
-"""How long a process that was told to end may take before it is killed."""
+"""How long a process that was asked to end may take before it is killed."""
 BEGIN: Final = (
     "import sys; from ddib_fed.bridge.workers.process import begin; begin(*map(int, sys.argv[1:4]))"
 )

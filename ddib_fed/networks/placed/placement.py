@@ -51,7 +51,7 @@ class Probe:
     Attributes:
         sample_shape: Of one sample that the network takes.
         times: Two times of the model's schedule.
-        classes: How many there are; 0 for a network that is told none.
+        classes: How many there are; 0 for a network without classes.
         flow_map: Whether it is also told a second time.
     """
 

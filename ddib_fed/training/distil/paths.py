@@ -77,7 +77,7 @@ class Questions:
 
     Attributes:
         x: States (N, *sample_shape).
-        times: Times of their levels, as the network is told, (N,) float32.
+        times: Time inputs of their levels, (N,) float32.
         to: The same of the levels asked to.
         target: The mean velocity, like x.
         spans: |phi_s - phi_t|, (N,) float32.
@@ -271,7 +271,7 @@ def asked(paths: tuple[Path, Path], u: Tensor, denoiser: Denoiser) -> Questions:
     Args:
         paths: From data and from noise, N each.
         u: Uniforms (2 N, 4).
-        denoiser: Says how the network is told times.
+        denoiser: Its time input says how levels become times.
     """
     columns = [_of_path(path, u[k::2], denoiser) for k, path in enumerate(paths)]
     woven = [torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(*(c[:5] for c in columns), strict=True)]

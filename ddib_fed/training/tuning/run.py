@@ -169,7 +169,7 @@ def _legs(model: DomainModel, wanted: Wanted, counts: Counts, say: Say) -> list[
 def _conditions(
     model: DomainModel, starts: Sequence[Tensor], seed: int
 ) -> tuple[Condition, Condition, Condition]:
-    """Each row a class of its own, at random, where the network is told one."""
+    """A random class for each row, where the network has classes."""
     classes = model.manifest.num_classes
     if classes is None:
         return None, None, None

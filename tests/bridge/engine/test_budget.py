@@ -85,7 +85,7 @@ def test_a_budget_is_measured_once_for_each_place_and_model(tmp_path) -> None:
 
 @pytest.mark.parametrize("bundle", [tiny_bundle(), tiny(num_classes=3)], ids=["points", "pictures"])
 def test_a_model_is_measured_where_it_works(bundle, tmp_path) -> None:
-    """A recipe that is told no size measures one, and the batcher and the file have it."""
+    """A recipe without a size measures one; the batcher uses it and the file keeps it."""
     model = DomainModel(bundle)
     budget = measured(model, 1, limit_s=0.05)
     assert budget.rows in budget.seconds

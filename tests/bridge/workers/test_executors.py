@@ -122,7 +122,7 @@ def test_results_are_those_of_the_calling_thread(executor, stage):
 
 
 def test_progress_is_told_to_the_end(executor):
-    """Steps only grow, and the last is told."""
+    """Reported steps only grow, and the last one is reported."""
     told = []
     executor.submit(
         Trajectory("decode", noise(3), SETTINGS), on_step=lambda done, of: told.append((done, of))

@@ -1,4 +1,4 @@
-"""What the C library is told about memory, seen in what it does."""
+"""Settings of the C library's allocator, tested by their effect."""
 
 from __future__ import annotations
 
