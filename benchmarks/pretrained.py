@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ddib_fed.datasets.synthetic import DOMAINS, domain_name
 from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE
-from ddib_fed.training.config import PointTrainConfig
-from ddib_fed.training.run import Progress, train
+from ddib_fed.training.loop.trainer import Progress
+from ddib_fed.training.run import train
+from ddib_fed.training.settings.config import PointTrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "ddib_fed" / "models" / "pretrained"

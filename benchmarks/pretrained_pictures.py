@@ -18,11 +18,11 @@ from pathlib import Path
 
 from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.models.bundle import amend_bundle, load_bundle
-from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.loop.trainer import Progress
+from ddib_fed.training.pictures.sheet import thresholds
+from ddib_fed.training.pictures.sources import shipped_source
 from ddib_fed.training.run import train
-from ddib_fed.training.sheet import thresholds
-from ddib_fed.training.sources import shipped_source
-from ddib_fed.training.trainer import Progress
+from ddib_fed.training.settings.config import PictureTrainConfig
 
 STEPS = {
     "satellite": 8_000,

@@ -28,8 +28,8 @@ from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics import retrieval
 from ddib_fed.metrics.pictures import compare
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.sources import array_source
+from ddib_fed.training.pictures.sources import array_source
+from ddib_fed.training.settings.config import PictureTrainConfig
 
 DOMAINS = ("satellite", "relief")
 HELD_OUT = 128

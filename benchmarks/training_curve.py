@@ -31,7 +31,7 @@ from ddib_fed.metrics import retrieval
 from ddib_fed.metrics.pictures import compare, psnr
 from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
 from ddib_fed.reports.plots import DPI, FRAME, INK, save
-from ddib_fed.training.checkpoint import read_checkpoint
+from ddib_fed.training.loop.checkpoint import read_checkpoint
 
 
 def main() -> None:

@@ -35,9 +35,9 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_json
 from ddib_fed.metrics.pictures import Pictures, psnr
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.pictures.sheet import draw_sheet
 from ddib_fed.training.run import train
-from ddib_fed.training.sheet import draw_sheet
+from ddib_fed.training.settings.config import PictureTrainConfig
 
 Way = tuple[float, float, str]
 COLUMNS = {

@@ -32,11 +32,11 @@ from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.files import write_json
 from ddib_fed.models.bundle import CALIBRATION_FILE, MANIFEST_FILE, WEIGHTS_FILE, amend_bundle, load_bundle
 from ddib_fed.runs.calibration.making import Wanted, from_aggregate, side
-from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.loop.trainer import Progress
+from ddib_fed.training.pictures.sheet import thresholds
+from ddib_fed.training.pictures.sources import shipped_source
 from ddib_fed.training.run import train
-from ddib_fed.training.sheet import thresholds
-from ddib_fed.training.sources import shipped_source
-from ddib_fed.training.trainer import Progress
+from ddib_fed.training.settings.config import PictureTrainConfig
 
 MADE = ROOT / "build" / "calibrated"
 PRETRAINED = ROOT / "ddib_fed" / "models" / "pretrained"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ddib_fed.datasets import synthetic
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE
-from ddib_fed.training.config import PictureTrainConfig, PointTrainConfig, learning_rate
 from ddib_fed.training.levels import LambdaSampler
+from ddib_fed.training.settings.config import PictureTrainConfig, PointTrainConfig, learning_rate
 
 Step = Callable[[], None]
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.speed.harness import ROOT, Form, Report, Times, interleaved, main, ratio
-from ddib_fed.training.config import PictureTrainConfig, PointTrainConfig
 from ddib_fed.training.run import train
+from ddib_fed.training.settings.config import PictureTrainConfig, PointTrainConfig
 
 STEPS: Final = {"points": 20, "pictures": 3}
 """Steps of a turn: about a second of a core."""

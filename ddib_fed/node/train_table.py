@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model
 
 from ddib_fed.errors import DdibError
-from ddib_fed.training.config import AnyConfig
-from ddib_fed.training.options import OPTIONS, field_of, option_name, refuse_idle, seconds, train_config
+from ddib_fed.training.settings.config import AnyConfig
+from ddib_fed.training.settings.options import (
+    OPTIONS,
+    field_of,
+    option_name,
+    refuse_idle,
+    seconds,
+    train_config,
+)
 
 _PATHS = frozenset({"data", "images", "init", "recipe", "calibration"})
 _NOT_HERE = frozenset({"name"})

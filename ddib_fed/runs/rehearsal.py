@@ -36,10 +36,10 @@ from ddib_fed.samples import folders
 from ddib_fed.samples.images import read_fitted
 from ddib_fed.samples.scans import Entry, Folder, require_outside
 from ddib_fed.training import record
-from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.pictures.sources import name_of
 from ddib_fed.training.run import train
 from ddib_fed.training.run_folder import RUN_FOLDER
-from ddib_fed.training.sources import name_of
+from ddib_fed.training.settings.config import PictureTrainConfig
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
 TRAINING_SHARE = 0.9

@@ -14,9 +14,9 @@ from types import FrameType
 from ddib_fed.bars import bar
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.terminal import say
-from ddib_fed.training.config import AnyConfig
+from ddib_fed.training.loop.trainer import Progress
 from ddib_fed.training.run import train
-from ddib_fed.training.trainer import Progress
+from ddib_fed.training.settings.config import AnyConfig
 
 
 def train_at_terminal(config: AnyConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:

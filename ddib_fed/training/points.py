@@ -32,11 +32,11 @@ from ddib_fed.networks.registry import build_network
 from ddib_fed.reports import plots
 from ddib_fed.samples.kinds import name_file, refuse_picture
 from ddib_fed.samples.points import parse_npy
-from ddib_fed.training.config import PointTrainConfig
 from ddib_fed.training.levels import LambdaSampler
+from ddib_fed.training.loop.prefetch import Piece
+from ddib_fed.training.loop.trainer import Trainer
 from ddib_fed.training.objective import PointBatch, make_batch, make_step_batch
-from ddib_fed.training.prefetch import Piece
-from ddib_fed.training.trainer import Trainer
+from ddib_fed.training.settings.config import PointTrainConfig
 
 Floats = NDArray[np.float32]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ddib_fed.files import write_file
 from ddib_fed.reports import plots
-from ddib_fed.training.config import learning_rate
-from ddib_fed.training.trainer import Progress, Trainer
+from ddib_fed.training.loop.trainer import Progress, Trainer
+from ddib_fed.training.settings.config import learning_rate
 
 FIELDS = ("step", "loss", "held_out", "learning_rate", "seconds", "cpu_seconds")
 LOG_EVERY = 10

@@ -23,20 +23,25 @@ from ddib_fed.datasets.synthetic import domain_name
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.samples.scans import require_outside
-from ddib_fed.training.calibrated import map_digest
-from ddib_fed.training.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
-from ddib_fed.training.config import AnyConfig, ClassifierTrainConfig, PictureTrainConfig, PointTrainConfig
 from ddib_fed.training.distil.task import DistilTask, open_lesson
-from ddib_fed.training.distil_config import DistilConfig
-from ddib_fed.training.distributed import World, open_world
-from ddib_fed.training.initial import open_start
-from ddib_fed.training.losses import Losses
-from ddib_fed.training.pictures import PictureTask
+from ddib_fed.training.loop.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
+from ddib_fed.training.loop.distributed import World, open_world
+from ddib_fed.training.loop.losses import Losses
+from ddib_fed.training.loop.trainer import OnProgress, Task, Trainer, measure, settle
+from ddib_fed.training.pictures.calibrated import map_digest
+from ddib_fed.training.pictures.initial import open_start
+from ddib_fed.training.pictures.sources import PictureSource, open_source
+from ddib_fed.training.pictures.task import PictureTask
 from ddib_fed.training.points import PointTask, open_points
 from ddib_fed.training.record import LOG_EVERY, Log
 from ddib_fed.training.run_folder import DTYPES, RunFolder, run_identity
-from ddib_fed.training.sources import PictureSource, open_source
-from ddib_fed.training.trainer import OnProgress, Task, Trainer, measure, settle
+from ddib_fed.training.settings.config import (
+    AnyConfig,
+    ClassifierTrainConfig,
+    PictureTrainConfig,
+    PointTrainConfig,
+)
+from ddib_fed.training.settings.distil_config import DistilConfig
 
 SETTLE_S, LOOK_S = 20.0, 3.0
 """Seconds in which the cost of a step is measured: to fit a time, and only to tell it."""

@@ -24,7 +24,7 @@ from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
 from ddib_fed.files import model_folder, sync_folder, write_file
 from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE, save_bundle
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.training.checkpoint import Checkpoint, latest_identity
+from ddib_fed.training.loop.checkpoint import Checkpoint, latest_identity
 
 RUN_FOLDER = "run"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}

@@ -14,8 +14,8 @@ from ddib_fed.errors import UsageError
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.paper.colour_training import ColourSettings, transfer
 from ddib_fed.processes import require_alone
-from ddib_fed.training.config import PointTrainConfig
 from ddib_fed.training.run import train
+from ddib_fed.training.settings.config import PointTrainConfig
 from tests.runs.picture_folders import blocks, write
 from tests.runs.tiny_models import tiny
 

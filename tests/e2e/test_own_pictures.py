@@ -16,7 +16,7 @@ from ddib_fed.models.bundle import load_bundle
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.training import train_node
 from ddib_fed.samples.images import read_image
-from ddib_fed.training.checkpoint import latest_checkpoint
+from ddib_fed.training.loop.checkpoint import latest_checkpoint
 from tests.e2e.harness import Node, Pair, ddib
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]

@@ -19,7 +19,7 @@ from ddib_fed.node.config import (
     PolicySection,
 )
 from ddib_fed.node.template import render_node_toml
-from ddib_fed.training.options import OPTIONS, option_name, train_config
+from ddib_fed.training.settings.options import OPTIONS, option_name, train_config
 
 
 def write(folder: Path, **replace: str) -> Path:

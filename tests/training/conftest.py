@@ -1,6 +1,6 @@
 import pytest
 
-from ddib_fed.training.config import PointTrainConfig
+from ddib_fed.training.settings.config import PointTrainConfig
 
 
 @pytest.fixture

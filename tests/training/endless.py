@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from ddib_fed.training.config import PointTrainConfig
 from ddib_fed.training.run import train
+from ddib_fed.training.settings.config import PointTrainConfig
 
 train(
     PointTrainConfig.model_validate_json(sys.argv[1]),

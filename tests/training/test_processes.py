@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.training.checkpoint import latest_checkpoint
+from ddib_fed.training.loop.checkpoint import latest_checkpoint
 from ddib_fed.training.run import train
 
 pytestmark = [

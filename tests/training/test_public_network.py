@@ -11,11 +11,11 @@ from ddib_fed.errors import SettingsInvalid, StateConflict
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.configs import SyntheticConfig
 from ddib_fed.networks.registry import network_shapes
-from ddib_fed.training.checkpoint import latest_checkpoint
-from ddib_fed.training.config import PointTrainConfig
+from ddib_fed.training.loop.checkpoint import latest_checkpoint
 from ddib_fed.training.objective import make_step_batch
-from ddib_fed.training.presets import PUBLIC
 from ddib_fed.training.run import train
+from ddib_fed.training.settings.config import PointTrainConfig
+from ddib_fed.training.settings.presets import PUBLIC
 
 
 @pytest.fixture

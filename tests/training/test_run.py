@@ -11,12 +11,12 @@ from ddib_fed.errors import AlreadyExists, SettingsInvalid, StateConflict
 from ddib_fed.metrics import points as metrics
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record
-from ddib_fed.training.config import PointTrainConfig, learning_rate
-from ddib_fed.training.distributed import World
-from ddib_fed.training.losses import Losses
+from ddib_fed.training.loop.distributed import World
+from ddib_fed.training.loop.losses import Losses
+from ddib_fed.training.loop.trainer import Trainer
 from ddib_fed.training.points import PointTask, open_points
 from ddib_fed.training.run import train
-from ddib_fed.training.trainer import Trainer
+from ddib_fed.training.settings.config import PointTrainConfig, learning_rate
 
 
 def trainer(config):

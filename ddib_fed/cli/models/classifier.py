@@ -12,8 +12,8 @@ from ddib_fed.cli import options
 from ddib_fed.cli.models import training
 from ddib_fed.cli.models.train_options import asked_for, training_options
 from ddib_fed.cli.options import with_options
-from ddib_fed.training.config import ClassifierTrainConfig
-from ddib_fed.training.options import OF_PICTURES, OPTIONS, checked, network_fields, with_preset
+from ddib_fed.training.settings.config import ClassifierTrainConfig
+from ddib_fed.training.settings.options import OF_PICTURES, OPTIONS, checked, network_fields, with_preset
 
 _LEAST = frozenset(
     {"label_dropout", "parameterisation", "learn_sigma", "init", "soften_sigma", "recipe", "domain"}

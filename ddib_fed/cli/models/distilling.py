@@ -13,8 +13,8 @@ from ddib_fed.cli.models.train_options import asked_for, training_options
 from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines
 from ddib_fed.terminal import say
-from ddib_fed.training.distil_config import DistilConfig
-from ddib_fed.training.options import checked
+from ddib_fed.training.settings.distil_config import DistilConfig
+from ddib_fed.training.settings.options import checked
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import Distilled

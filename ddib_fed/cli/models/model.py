@@ -42,7 +42,7 @@ model.add_command(tune)
 def presets(*, output_format: str) -> None:
     """List the networks for pictures, with their size, parameters and least memory for training."""
     from ddib_fed.cli.output import print_json
-    from ddib_fed.training.presets import preset_costs
+    from ddib_fed.training.settings.presets import preset_costs
 
     rows = preset_costs()
     if output_format == "json":

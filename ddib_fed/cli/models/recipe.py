@@ -32,7 +32,7 @@ def recipe() -> None:
 @options.FORCE
 def export(*, run: Path, out: Path, force: bool) -> None:
     """Write the recipe of the training in folder RUN, its --out; it need not be finished."""
-    from ddib_fed.training.recipes import recipe_of_run, write_recipe
+    from ddib_fed.training.settings.recipes import recipe_of_run, write_recipe
 
     made = recipe_of_run(run)
     write_recipe(made, out, force=force)
@@ -53,7 +53,7 @@ def use(*, file: Path, init: Path | None, output_format: str) -> None:
     from ddib_fed.cli.output import print_json
     from ddib_fed.errors import SettingsInvalid
     from ddib_fed.models.bundle import load_bundle
-    from ddib_fed.training.recipes import read_recipe
+    from ddib_fed.training.settings.recipes import read_recipe
 
     found = read_recipe(file)
     if init is not None and load_bundle(init).digest != found.start:

@@ -11,10 +11,10 @@ import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
-from ddib_fed.training.config import PictureTrainConfig, PointTrainConfig
-from ddib_fed.training.fields import TrainConfig
-from ddib_fed.training.options import OF_PICTURES, OF_POINTS, RECIPE, field_of, option_name, seconds
-from ddib_fed.training.presets import PRESETS
+from ddib_fed.training.settings.config import PictureTrainConfig, PointTrainConfig
+from ddib_fed.training.settings.fields import TrainConfig
+from ddib_fed.training.settings.options import OF_PICTURES, OF_POINTS, RECIPE, field_of, option_name, seconds
+from ddib_fed.training.settings.presets import PRESETS
 
 Decorator = Callable[[Any], Any]
 

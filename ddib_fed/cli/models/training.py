@@ -13,8 +13,8 @@ from ddib_fed.cli import options
 from ddib_fed.cli.models.train_options import asked_for, spell, training_options
 from ddib_fed.cli.options import with_options
 from ddib_fed.terminal import say
-from ddib_fed.training.config import AnyConfig
-from ddib_fed.training.options import OPTIONS, train_config
+from ddib_fed.training.settings.config import AnyConfig
+from ddib_fed.training.settings.options import OPTIONS, train_config
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle

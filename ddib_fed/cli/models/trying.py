@@ -19,8 +19,8 @@ from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
-from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.options import checked, with_preset
+from ddib_fed.training.settings.config import PictureTrainConfig
+from ddib_fed.training.settings.options import checked, with_preset
 
 if TYPE_CHECKING:
     from ddib_fed.runs.rehearsal import OnProgress

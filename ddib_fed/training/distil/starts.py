@@ -19,11 +19,11 @@ from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.samples.folders import expand
 from ddib_fed.samples.scans import Progress
-from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.distil_config import DistilConfig
-from ddib_fed.training.options import SHIPPED
+from ddib_fed.training.pictures.sources import PictureSource, open_source
 from ddib_fed.training.points import points_source
-from ddib_fed.training.sources import PictureSource, open_source
+from ddib_fed.training.settings.config import PictureTrainConfig
+from ddib_fed.training.settings.distil_config import DistilConfig
+from ddib_fed.training.settings.options import SHIPPED
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]

@@ -21,11 +21,11 @@ from ddib_fed.samples.scans import Progress
 from ddib_fed.training.distil.measure import measured
 from ddib_fed.training.distil.paths import Pool, Questions, Teacher, asked
 from ddib_fed.training.distil.starts import Say, Starts, open_starts
-from ddib_fed.training.distil_config import DistilConfig
-from ddib_fed.training.initial import channels_last
-from ddib_fed.training.prefetch import Piece
+from ddib_fed.training.loop.prefetch import Piece
+from ddib_fed.training.loop.trainer import Trainer
+from ddib_fed.training.pictures.initial import channels_last
 from ddib_fed.training.run_folder import DTYPES
-from ddib_fed.training.trainer import Trainer
+from ddib_fed.training.settings.distil_config import DistilConfig
 
 _OF_THE_TEACHER = (
     "sample_kind", "sample_shape", "parameterisation", "time_input", "schedule", "normalisation", "value_range",

@@ -17,8 +17,8 @@ from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.errors import ImageUnreadable, InputError, SettingsInvalid, UsageError
 from ddib_fed.guidance import Guidance
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.training import options, presets
-from ddib_fed.training.config import SOFTEN_SIGMA
+from ddib_fed.training.settings import options, presets
+from ddib_fed.training.settings.config import SOFTEN_SIGMA
 from tests.training.pictures.examples import blobs
 
 SMALL = (

@@ -15,10 +15,10 @@ from ddib_fed.models.bundle import load_bundle, pretrained, save_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.configs import MlpConfig, UNetConfig
 from ddib_fed.networks.registry import build_network
-from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.distil_config import DistilConfig
-from ddib_fed.training.initial import open_start
+from ddib_fed.training.pictures.initial import open_start
 from ddib_fed.training.run import train
+from ddib_fed.training.settings.config import PictureTrainConfig
+from ddib_fed.training.settings.distil_config import DistilConfig
 from tests.models.distilled_bundles import SMALL_UNET
 from tests.models.distilled_bundles import distilled as flow_map
 from tests.training.pictures.examples import spots_source

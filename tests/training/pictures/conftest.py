@@ -1,6 +1,6 @@
 import pytest
 
-from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.settings.config import PictureTrainConfig
 from tests.training.pictures.examples import spots_source
 
 

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from ddib_fed.training.config import PictureTrainConfig
 from ddib_fed.training.run import train
+from ddib_fed.training.settings.config import PictureTrainConfig
 from tests.training.pictures.examples import spots_source
 
 train(

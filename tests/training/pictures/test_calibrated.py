@@ -28,10 +28,10 @@ from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.configs import UNetConfig
-from ddib_fed.training.calibrated import calibrated_units
-from ddib_fed.training.config import CALIBRATED_STEPS, PictureTrainConfig
-from ddib_fed.training.options import train_config
+from ddib_fed.training.pictures.calibrated import calibrated_units
 from ddib_fed.training.run import train
+from ddib_fed.training.settings.config import CALIBRATED_STEPS, PictureTrainConfig
+from ddib_fed.training.settings.options import train_config
 from tests.networks.picture_networks import manifest
 from tests.training.pictures.examples import spots_source
 from tests.training.pictures.test_run import stop_at

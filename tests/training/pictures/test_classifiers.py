@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from ddib_fed.training.config import ClassifierTrainConfig
+from ddib_fed.training.pictures.sources import array_source
 from ddib_fed.training.run import train
-from ddib_fed.training.sources import array_source
+from ddib_fed.training.settings.config import ClassifierTrainConfig
 from tests.training.pictures.examples import blobs
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from ddib_fed.errors import ImageUnreadable, KindMismatch, PictureMisfit
 from ddib_fed.samples.images import encode_png
-from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.sources import folder_source
+from ddib_fed.training.pictures.sources import folder_source
+from ddib_fed.training.settings.config import PictureTrainConfig
 
 DTYPES = {"uint8": 1.0, "uint16": 257.0, "float32": 1 / 255}
 

@@ -12,13 +12,13 @@ from PIL import Image
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.networks.spectrum import cosines
 from ddib_fed.samples.folders import expand
-from ddib_fed.training import sheet
-from ddib_fed.training.distributed import World
-from ddib_fed.training.initial import open_start
-from ddib_fed.training.losses import Losses
-from ddib_fed.training.pictures import PictureTask
-from ddib_fed.training.sources import array_source, open_source
-from ddib_fed.training.trainer import Trainer
+from ddib_fed.training.loop.distributed import World
+from ddib_fed.training.loop.losses import Losses
+from ddib_fed.training.loop.trainer import Trainer
+from ddib_fed.training.pictures import sheet
+from ddib_fed.training.pictures.initial import open_start
+from ddib_fed.training.pictures.sources import array_source, open_source
+from ddib_fed.training.pictures.task import PictureTask
 from tests.training.pictures.examples import spots_source
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -75,11 +75,11 @@ def test_networks_of_eps_and_grey_pictures_have_no_use_for_either(tiny, spots):
 SHORT_OF_MEMORY = """
 import resource
 import torch
-from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.trainer import Trainer
-from ddib_fed.training.initial import open_start
-from ddib_fed.training.pictures import PictureTask
-from ddib_fed.training.distributed import World
+from ddib_fed.training.settings.config import PictureTrainConfig
+from ddib_fed.training.loop.trainer import Trainer
+from ddib_fed.training.pictures.initial import open_start
+from ddib_fed.training.pictures.task import PictureTask
+from ddib_fed.training.loop.distributed import World
 from tests.training.pictures.examples import spots_source
 torch.set_num_threads(1)
 network = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "spectral": False}

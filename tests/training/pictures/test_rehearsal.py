@@ -12,7 +12,7 @@ from ddib_fed.errors import StateConflict, UsageError
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.runs.rehearsal import Rehearsal, rehearse, sides_of
 from ddib_fed.samples.images import encode_png
-from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.settings.config import PictureTrainConfig
 from tests.training.pictures.examples import blobs
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from ddib_fed.errors import AlreadyExists, StateConflict
 from ddib_fed.metrics.structure import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record, run
-from ddib_fed.training.checkpoint import latest_checkpoint
+from ddib_fed.training.loop.checkpoint import latest_checkpoint
 from ddib_fed.training.run import train
 
 

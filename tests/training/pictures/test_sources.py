@@ -5,8 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from ddib_fed.errors import InputError, NotFinite, SettingsInvalid, ShapeMismatch
-from ddib_fed.training.config import PictureTrainConfig, learning_rate
-from ddib_fed.training.sources import array_source, normalisation, open_source
+from ddib_fed.training.pictures.sources import array_source, normalisation, open_source
+from ddib_fed.training.settings.config import PictureTrainConfig, learning_rate
 from tests.training.pictures.examples import blobs
 
 GOOD = blobs(12)

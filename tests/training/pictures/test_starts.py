@@ -10,7 +10,7 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.configs import MlpConfig, UNetConfig
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.networks.registry import build_network
-from ddib_fed.training.initial import fitted, new_network, open_start
+from ddib_fed.training.pictures.initial import fitted, new_network, open_start
 from ddib_fed.training.run import train
 from tests.training.pictures.examples import spots_source
 
@@ -18,7 +18,7 @@ from tests.training.pictures.examples import spots_source
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """Weights of RGB pictures whose last layer is no longer zero."""
-    from ddib_fed.training.config import PictureTrainConfig
+    from ddib_fed.training.settings.config import PictureTrainConfig
 
     network = {
         "model_channels": 32,

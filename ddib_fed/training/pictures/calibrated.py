@@ -10,7 +10,7 @@ from ddib_fed.errors import CalibrationExpired, CalibrationForeign, CalibrationU
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.normalisation import Normalisation
-from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.settings.config import PictureTrainConfig
 
 
 def calibrated_units(config: PictureTrainConfig, made: Manifest) -> Normalisation:

@@ -5,11 +5,11 @@ import threading
 import pytest
 import torch
 
-from ddib_fed.training import prefetch
-from ddib_fed.training.distributed import World
+from ddib_fed.training.loop import prefetch
+from ddib_fed.training.loop.distributed import World
+from ddib_fed.training.loop.prefetch import Piece, Prefetch, pays
+from ddib_fed.training.loop.trainer import Trainer
 from ddib_fed.training.points import PointTask, open_points
-from ddib_fed.training.prefetch import Piece, Prefetch, pays
-from ddib_fed.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 FIRST, SECOND, OTHER = Piece(0, 0, 4), Piece(0, 4, 8), Piece(7, 0, 4)

@@ -22,8 +22,8 @@ from ddib_fed.files import write_file
 from ddib_fed.metrics.structure import Thresholds, calibrate_by_chance
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
-from ddib_fed.training.initial import Start
-from ddib_fed.training.sources import PictureSource
+from ddib_fed.training.pictures.initial import Start
+from ddib_fed.training.pictures.sources import PictureSource
 
 Floats = NDArray[np.float32]
 

@@ -18,8 +18,8 @@ from ddib_fed.datasets.synthetic import uniforms
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
-from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.sources import PictureSource
+from ddib_fed.training.pictures.sources import PictureSource
+from ddib_fed.training.settings.config import PictureTrainConfig
 
 Floats = NDArray[np.float32]
 

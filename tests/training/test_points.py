@@ -12,8 +12,8 @@ from ddib_fed.errors import (
     PointsUnreadable,
     ShapeMismatch,
 )
-from ddib_fed.training.config import PointTrainConfig
 from ddib_fed.training.points import open_points, points_source
+from ddib_fed.training.settings.config import PointTrainConfig
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ddib_fed.errors import UsageError
-from ddib_fed.training.config import AnyConfig, PictureTrainConfig, PointTrainConfig
-from ddib_fed.training.fields import TrainConfig
-from ddib_fed.training.presets import PUBLIC
-from ddib_fed.training.recipes import read_recipe
+from ddib_fed.training.settings.config import AnyConfig, PictureTrainConfig, PointTrainConfig
+from ddib_fed.training.settings.fields import TrainConfig
+from ddib_fed.training.settings.presets import PUBLIC
+from ddib_fed.training.settings.recipes import read_recipe
 
 Config = TypeVar("Config", bound=TrainConfig)
 Spell = Callable[[str], str]

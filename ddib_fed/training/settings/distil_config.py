@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from ddib_fed.training.fields import (
+from ddib_fed.training.settings.fields import (
     BATCH,
     EMA,
     RATE,

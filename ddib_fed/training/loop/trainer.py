@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from ddib_fed.errors import MemoryExhausted
 from ddib_fed.networks.placed.memory import keep_freed_memory
-from ddib_fed.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
-from ddib_fed.training.config import AnyConfig, learning_rate
-from ddib_fed.training.distributed import World
-from ddib_fed.training.ema import Ema
-from ddib_fed.training.prefetch import Piece, Prefetch, pays
+from ddib_fed.training.loop.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from ddib_fed.training.loop.distributed import World
+from ddib_fed.training.loop.ema import Ema
+from ddib_fed.training.loop.prefetch import Piece, Prefetch, pays
+from ddib_fed.training.settings.config import AnyConfig, learning_rate
 
 _PROBE_STEPS = 12
 PROBE_MARGIN = 0.93

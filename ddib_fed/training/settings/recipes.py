@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, FileMissing, InputError, UsageError
 from ddib_fed.files import write_file
-from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.settings.config import PictureTrainConfig
 
 OWN = frozenset(
     {

@@ -23,7 +23,7 @@ from ddib_fed.samples import folders
 from ddib_fed.samples.folders import expand
 from ddib_fed.samples.images import PictureRule
 from ddib_fed.samples.scans import Progress
-from ddib_fed.training.config import PictureTrainConfig
+from ddib_fed.training.settings.config import PictureTrainConfig
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
 Floats = NDArray[np.float32]

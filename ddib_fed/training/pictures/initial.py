@@ -23,9 +23,9 @@ from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
 from ddib_fed.networks.registry import build_network
-from ddib_fed.training.calibrated import calibrated_units
-from ddib_fed.training.config import ClassifierTrainConfig, PictureTrainConfig
-from ddib_fed.training.sources import PictureSource
+from ddib_fed.training.pictures.calibrated import calibrated_units
+from ddib_fed.training.pictures.sources import PictureSource
+from ddib_fed.training.settings.config import ClassifierTrainConfig, PictureTrainConfig
 
 Config = TypeVar("Config", UNetConfig, ClassifierConfig)
 

@@ -17,8 +17,8 @@ from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.normalisation import Colours
 from ddib_fed.names import domain_from
 from ddib_fed.networks.configs import ClassifierConfig
-from ddib_fed.training.distil_config import DistilConfig
-from ddib_fed.training.fields import (
+from ddib_fed.training.settings.distil_config import DistilConfig
+from ddib_fed.training.settings.fields import (
     BATCH,
     EMA,
     NETWORK,
@@ -35,7 +35,7 @@ from ddib_fed.training.fields import (
     TrainConfig,
     says,
 )
-from ddib_fed.training.presets import PRESETS, Preset
+from ddib_fed.training.settings.presets import PRESETS, Preset
 
 SOFTEN_SIGMA = 0.05
 """From docs/latents.md: the least noise that makes the maps' latents white by its measure."""

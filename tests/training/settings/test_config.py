@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from ddib_fed.training.config import ClassifierTrainConfig, PictureTrainConfig, PointTrainConfig
+from ddib_fed.training.settings.config import ClassifierTrainConfig, PictureTrainConfig, PointTrainConfig
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,15 @@ from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.registry import network_with
 from ddib_fed.networks.spectrum import Moments
 from ddib_fed.networks.unet import UNet
-from ddib_fed.training import sheet
-from ddib_fed.training.batches import Batches, Samples
-from ddib_fed.training.config import PictureTrainConfig
-from ddib_fed.training.initial import Start, channels_last, new_network
 from ddib_fed.training.levels import level_sampler
+from ddib_fed.training.loop.prefetch import Piece
+from ddib_fed.training.loop.trainer import Trainer
 from ddib_fed.training.objective import Objective
-from ddib_fed.training.prefetch import Piece
-from ddib_fed.training.sources import PictureSource, normalisation
-from ddib_fed.training.trainer import Trainer
+from ddib_fed.training.pictures import sheet
+from ddib_fed.training.pictures.batches import Batches, Samples
+from ddib_fed.training.pictures.initial import Start, channels_last, new_network
+from ddib_fed.training.pictures.sources import PictureSource, normalisation
+from ddib_fed.training.settings.config import PictureTrainConfig
 
 HELD_OUT_PICTURES = 256
 MEASURED_PICTURES, MEASURED_NUMBERS = 8_192, 1 << 28
