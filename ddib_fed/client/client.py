@@ -11,66 +11,36 @@ nothing of gRPC.
 from __future__ import annotations
 
 import logging
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-import grpc
-
-from ddib_fed.bridge.translation_record import Part
-from ddib_fed.client.connection import BUSY_PATIENCE_S, PATIENCE_S, Connection, OnWait, Patience
-from ddib_fed.client.payload import Payload, name_item, payloads, send_job, split_target
+from ddib_fed.client.connection import BUSY_PATIENCE_S, PATIENCE_S, Connection, OnWait
+from ddib_fed.client.payload import Payload, name_item, payloads, send_job
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.results import Collector
+from ddib_fed.client.streams import CALL_S, JobStreams, get_job
+from ddib_fed.client.submission import job_header, too_old
 from ddib_fed.client.views import (
     Domains,
     JobView,
     Result,
     Submitted,
     domains_view,
-    event_view,
     job_state,
     job_view,
+    require_finished,
 )
 from ddib_fed.errors import (
-    Cancelled,
-    ChunkCorrupt,
-    ContractMismatch,
     DdibError,
-    JobFailed,
     JobNotFound,
-    MessageInvalid,
-    PeerUnreachable,
     UnknownFields,
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.rpc.error_details import status_of
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
-from ddib_fed.wire.guidance import guidance_to_pb
-from ddib_fed.wire.jobs import Event, ItemState, JobState, Settings, settings_to_pb
-from ddib_fed.wire.latent_types import TYPE_NUMBERS
-from ddib_fed.wire.version import (
-    CALIBRATION,
-    ECONOMY,
-    GUIDANCE,
-    OLDEST,
-    PICTURES,
-    SPOKEN,
-    Version,
-    version_difference,
-    versions_to_pb,
-)
+from ddib_fed.wire.jobs import Event, JobState, Settings
 
 log = logging.getLogger(__name__)
-
-CALL_S = 30.0
-WATCH_CALL_S = 300.0
-FETCH_CALL_S = 3600.0
-FETCH_EVERY_S = 0.5
-"""Results of a running job are fetched at most this often: a call for each would cost more than what it carries."""
 
 Origin = Path | bytes | Payload
 
@@ -98,6 +68,7 @@ class Client:
         if busy_s is None:
             busy_s = BUSY_PATIENCE_S if patience_s > 0 else 0.0
         self._connection = Connection(profile, patience_s=patience_s, busy_s=busy_s, on_wait=on_wait)
+        self._streams = JobStreams(self._connection)
 
     @classmethod
     def from_profile(cls, path: Path | None = None, *, on_wait: OnWait | None = None) -> Self:
@@ -207,56 +178,31 @@ class Client:
             DdibError: The node refuses or cannot be reached.
         """
         items = payloads(files)
-        institution, domain = split_target(target)
-        chosen = settings or Settings()
-        version = OLDEST
-        if source_class or target_class:
-            version = PICTURES
-        if guidance != UNGUIDED or classes or model_size:
-            version = GUIDANCE
-        if no_calibration:
-            version = CALIBRATION
-        if latent_type:
-            version = ECONOMY
-        version = max(version, chosen.needs)
-        header = pb.JobHeader(
-            version=versions_to_pb([version])[0],
-            request_id=request_id or str(uuid.uuid4()),
-            target_institution=institution,
-            target_domain=domain,
-            solver=settings_to_pb(chosen),
+        header = job_header(
+            target,
+            settings or Settings(),
+            items=len(items),
             cycle=cycle,
             keep_latent=keep_latent,
-            items=len(items),
-            deadline_s=int(deadline_s or 0),
+            request_id=request_id,
+            deadline_s=deadline_s,
             source_class=source_class,
             target_class=target_class,
-            guidance=guidance_to_pb(guidance),
-            item_classes=[pb.ItemClasses(source_class=own, target_class=other) for own, other in classes],
+            guidance=guidance,
+            classes=classes,
             model_size=model_size,
             no_calibration=no_calibration,
-            latent_type=TYPE_NUMBERS[latent_type] if latent_type else None,
+            latent_type=latent_type,
         )
         try:
             answer = self._connection.call(lambda stub: send_job(stub, header, items))
         except UnknownFields as error:
-            raise self._too_old(version) from error
+            raise too_old(self.hop, header) from error
         except DdibError as error:
             name_item(error, items)
             raise
         return Submitted(
             answer.job_id, header.request_id, job_state(answer.state), repeated=answer.repeated_request
-        )
-
-    def _too_old(self, version: Version) -> ContractMismatch:
-        """The error for a node that does not know the fields of a job."""
-        older = [each for each in SPOKEN if each < version]
-        return ContractMismatch(
-            f"{self.hop} does not know what protocol {version} added",
-            hop=self.hop,
-            hint="omit --guidance, --classifier-scale, --clip, --pairs, --encoder, --grid, --quality, "
-            "--latent-type and --no-calibration, or let its operator upgrade ddib-fed",
-            differences=(version_difference(SPOKEN, older),),
         )
 
     def watch(self, job_id: str, after: int = 0) -> Iterator[Event]:
@@ -265,43 +211,7 @@ class Client:
         Raises:
             DdibError: The node refuses, or is away for longer than the client's patience.
         """
-        patience = self._connection.patience()
-        last = after
-        while True:
-            try:
-                for event in self._events(job_id, last):
-                    patience.progress()
-                    last = event.sequence
-                    yield event
-                    if event.state.ended:
-                        return
-            except grpc.RpcError as error:
-                # Only this client's time limit for one call has passed: not a failure; make the next call.
-                if status_of(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    self._connection.give_way(patience, error)
-                continue
-            if self.get(job_id).state.ended:
-                return
-            self._ended_early(patience, f"the events of job {job_id}")
-
-    def _events(self, job_id: str, after: int) -> Iterator[Event]:
-        """One try of WatchJob; events already seen are skipped."""
-        request = pb.WatchJobRequest(job_id=job_id, after_sequence=after)
-        call = self._connection.invoke(lambda stub: stub.WatchJob(request, timeout=WATCH_CALL_S))
-        try:
-            for message in call:
-                self._connection.reached()
-                if message.sequence > after:
-                    after = message.sequence
-                    yield event_view(message)
-        finally:
-            call.cancel()  # type: ignore[no-untyped-call]
-
-    def _ended_early(self, patience: Patience, what: str) -> None:
-        """A stream ended properly but too soon, as when a node closes its connections: wait, then retry."""
-        error = PeerUnreachable(f"{what} ended before the job did", hop=self.hop)
-        patience.wait(error)
-        self._connection.close()
+        yield from self._streams.watch(job_id, after)
 
     def get(self, job_id: str) -> JobView:
         """A job with its items.
@@ -311,11 +221,7 @@ class Client:
             MessageInvalid: The node answers with what the protocol does not allow.
             DdibError: The node refuses or cannot be reached.
         """
-        request = pb.GetJobRequest(job_id=job_id)
-        job = job_view(self._connection.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job)
-        if job.job_id != job_id:
-            raise MessageInvalid("the node answered with another job than the requested one", hop=self.hop)
-        return job
+        return get_job(self._connection, job_id)
 
     def list(self, limit: int = 100) -> tuple[JobView, ...]:
         """This client's jobs, newest first, without their items.
@@ -340,7 +246,7 @@ class Client:
             DdibError: The node refuses or cannot be reached.
         """
         job = self.get(job_id)
-        yield from self._fetch(job, job.ready if items is None else items)
+        yield from self._streams.fetch(job, job.ready if items is None else items)
 
     def results(self, job_id: str, *, on_event: Callable[[Event], None] | None = None) -> Iterator[Result]:
         """Watch a job to its end, and fetch each result while the others are being made; see `fetch` and `watch`.
@@ -351,50 +257,7 @@ class Client:
             job_id: The job.
             on_event: Called with each event.
         """
-        job = self.get(job_id)
-        given: set[int] = set()
-        ready: list[int] = []
-        fetched = time.monotonic()
-        for event in self.watch(job_id):
-            if on_event is not None:
-                on_event(event)
-            if event.stage == "done" and event.item not in given:
-                ready.append(event.item)
-            if ready and (now := time.monotonic()) - fetched >= FETCH_EVERY_S:
-                fetched = now
-                given.update(ready)
-                yield from self._fetch(job, ready)
-                ready = []
-        ended = self.get(job_id)
-        yield from self._fetch(ended, [item for item in ended.ready if item not in given])
-
-    def _fetch(self, job: JobView, items: Iterable[int]) -> Iterator[Result]:
-        """Results of these items of a job."""
-        job_id, due = job.job_id, sorted(set(items))
-        patience = self._connection.patience()
-        while due:
-            try:
-                for result in self._results(job_id, due, job.expected_parts):
-                    patience.progress()
-                    due.remove(result.item)
-                    yield result
-            except grpc.RpcError as error:
-                self._connection.give_way(patience, error)
-            else:
-                if due:
-                    raise ChunkCorrupt(f"items {due} of job {job_id} did not come", hop=self.hop)
-
-    def _results(self, job_id: str, due: Sequence[int], parts: frozenset[Part]) -> Iterator[Result]:
-        """One try of FetchResults."""
-        request = pb.FetchResultsRequest(job_id=job_id, items=due)
-        call = self._connection.invoke(lambda stub: stub.FetchResults(request, timeout=FETCH_CALL_S))
-        try:
-            yield from Collector(job_id, due, parts).results(call)
-        except DdibError as error:
-            error.hop = error.hop or self.hop
-            raise
-        finally:
-            call.cancel()  # type: ignore[no-untyped-call]
+        yield from self._streams.fetch_while_running(job_id, on_event)
 
     def acknowledge(self, job_id: str, results: Iterable[tuple[int, bytes]]) -> int:
         """Acknowledge stored results, so that the node removes them; returns how many items are still to be delivered.
@@ -499,23 +362,3 @@ class Client:
             Cancelled: It was cancelled.
         """
         return require_finished(self.get(job_id), self.hop)
-
-
-def require_finished(job: JobView, hop: str) -> JobView:
-    """The given job, if it succeeded.
-
-    Raises:
-        JobFailed: It, or an item, failed; with the first recorded reason.
-        Cancelled: It was cancelled.
-    """
-    if job.state is JobState.CANCELLED:
-        raise Cancelled(f"job {job.job_id} was cancelled", hop=hop)
-    bad = [item for item in job.items if item.state is ItemState.FAILED]
-    failure = job.failure or next((item.failure for item in bad if item.failure), None)
-    if job.state is not JobState.FAILED and not bad:
-        return job
-    what = f"{len(bad)} of {len(job.items)} items of job {job.job_id}" if bad else f"job {job.job_id}"
-    hint = f"ddib job show {job.job_id}"
-    if failure is None:
-        raise JobFailed(f"{what} failed", hop=hop, hint=hint)
-    raise failure.as_error(f"{what} failed: {failure.sentence} ({failure.reason})", JobFailed, hint=hint)

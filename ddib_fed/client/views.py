@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ddib_fed.bridge.translation_record import Part, Translation
-from ddib_fed.errors import DdibError, Difference, error_class
+from ddib_fed.errors import Cancelled, DdibError, Difference, JobFailed, error_class
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.calibration import CalibrationTerms
@@ -203,3 +203,23 @@ def _failure(pb: translation_pb2.Job | translation_pb2.Item) -> Failure | None:
 def event_view(pb: translation_pb2.WatchJobResponse) -> Event:
     """An event."""
     return from_message(pb, Event)
+
+
+def require_finished(job: JobView, hop: str) -> JobView:
+    """The given job, if it succeeded.
+
+    Raises:
+        JobFailed: It, or an item, failed; with the first recorded reason.
+        Cancelled: It was cancelled.
+    """
+    if job.state is JobState.CANCELLED:
+        raise Cancelled(f"job {job.job_id} was cancelled", hop=hop)
+    bad = [item for item in job.items if item.state is ItemState.FAILED]
+    failure = job.failure or next((item.failure for item in bad if item.failure), None)
+    if job.state is not JobState.FAILED and not bad:
+        return job
+    what = f"{len(bad)} of {len(job.items)} items of job {job.job_id}" if bad else f"job {job.job_id}"
+    hint = f"ddib job show {job.job_id}"
+    if failure is None:
+        raise JobFailed(f"{what} failed", hop=hop, hint=hint)
+    raise failure.as_error(f"{what} failed: {failure.sentence} ({failure.reason})", JobFailed, hint=hint)

@@ -18,10 +18,9 @@ from ddib_fed.cli.client.session import explaining_interruption, open_client
 from ddib_fed.cli.client.translate import order_of, print_submitted, report
 from ddib_fed.cli.client.translate import submit as submit_order
 from ddib_fed.cli.output import plain, print_json, print_table, size
-from ddib_fed.client.client import require_finished
 from ddib_fed.client.payload import payloads
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import JobView
+from ddib_fed.client.views import JobView, require_finished
 from ddib_fed.errors import StateConflict
 from ddib_fed.guidance import Guidance
 from ddib_fed.terminal import say

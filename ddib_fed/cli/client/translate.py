@@ -25,10 +25,10 @@ from ddib_fed.cli.client.delivery import (
 from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import explaining_interruption, open_client
 from ddib_fed.cli.output import number, print_json, print_table
-from ddib_fed.client.client import Client, require_finished
+from ddib_fed.client.client import Client
 from ddib_fed.client.payload import Payload, payloads, split_target
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import JobView, Submitted
+from ddib_fed.client.views import JobView, Submitted, require_finished
 from ddib_fed.errors import Cancelled, DdibError
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.terminal import say

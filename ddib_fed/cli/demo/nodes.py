@@ -162,9 +162,9 @@ class Pair:
         from ddib_fed.cli.client.progress import JobProgress
         from ddib_fed.cli.client.session import open_client
         from ddib_fed.cli.client.translate import receive, submit
-        from ddib_fed.client.client import require_finished
         from ddib_fed.client.payload import payloads
         from ddib_fed.client.profile import Profile
+        from ddib_fed.client.views import require_finished
 
         show(_command(shown, order, out, self.profile))
         profile = Profile.load(self.profile)
