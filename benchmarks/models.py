@@ -16,7 +16,7 @@ from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.gaussianity import check, measure
 from ddib_fed.files import write_json
 from ddib_fed.metrics.points import POOL_SEED, domain_sliced_w2_floor, sliced_w2
-from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.shipped import pretrained
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "models.json"
 POINTS = 10_000

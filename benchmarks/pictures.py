@@ -40,7 +40,8 @@ from ddib_fed.metrics.judgement import Beside, Domain, judge
 from ddib_fed.metrics.latents import whiteness
 from ddib_fed.metrics.pictures import compare, mse, psnr, spread
 from ddib_fed.metrics.structure import Thresholds, calibrate, structure
-from ddib_fed.models.bundle import Bundle, load_bundle, pretrained
+from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.reports.sheets import Stage, latent_pictures, save_sheet
 
 ROOT = Path(__file__).resolve().parent.parent

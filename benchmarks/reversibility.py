@@ -20,7 +20,7 @@ from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.solvers import alf_pair
 from ddib_fed.files import write_json
 from ddib_fed.metrics.points import cycle_error
-from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.shipped import pretrained
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "reversibility.json"
 POINTS = 10_000

@@ -28,7 +28,8 @@ from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.solvers import alf_pair
 from ddib_fed.files import write_json
 from ddib_fed.metrics.points import cycle_error
-from ddib_fed.models.bundle import Bundle, pretrained
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.shipped import pretrained
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "benchmarks" / "solvers"

@@ -17,7 +17,7 @@ from ddib_fed.cli.demo.command import NODES
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
 from ddib_fed.latent import Latent
-from ddib_fed.models.bundle import pretrained_domains
+from ddib_fed.models.shipped import pretrained_domains
 
 ROOT = Path(__file__).parents[1]
 PEOPLE = [("alice", "south.example/checkerboards"), ("bob", "west.example/relief")]

@@ -22,8 +22,9 @@ from ddib_fed.metrics.features import Features
 from ddib_fed.metrics.latents import whiteness
 from ddib_fed.metrics.pictures import Pictures, compare, psnr
 from ddib_fed.metrics.structure import structure
-from ddib_fed.models.bundle import Bundle, load_bundle, pretrained
+from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import StructureThresholds
+from ddib_fed.models.shipped import pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "benchmarks" / "calibration"

@@ -26,7 +26,7 @@ from ddib_fed.bridge.calibration.aggregates import default_cells, histogram, noi
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics import bootstrap, membership
-from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.shipped import pretrained
 
 PAGE = OUT.parents[1] / "latents.md"
 BEGIN, END = (

@@ -25,7 +25,7 @@ from ddib_fed.diffusion.bridge import Side, integrate
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.metrics.points import CycleError, cycle_error
-from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.configs import SyntheticConfig
 from ddib_fed.networks.placed.memory import keep_freed_memory
 from ddib_fed.networks.registry import build_network

@@ -26,7 +26,8 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.running import Plain, Run
 from ddib_fed.diffusion.schedule import Level
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.bundle import Bundle, pretrained
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.placed.placement import Probe, placed
 from ddib_fed.networks.registry import build_network
 

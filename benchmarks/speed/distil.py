@@ -29,7 +29,8 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.metrics.bootstrap import Resamples, resample
 from ddib_fed.metrics.pictures import compare
 from ddib_fed.metrics.points import domain_sliced_w2_floor, sliced_w2
-from ddib_fed.models.bundle import Bundle, load_bundle, pretrained
+from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.reports import plots
 from ddib_fed.reports.sheets import Stage, save_sheet
 

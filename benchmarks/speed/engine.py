@@ -24,7 +24,7 @@ from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.shipped import pretrained
 
 REQUESTERS = 16
 MIXES = {

@@ -20,7 +20,7 @@ from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.workers.pool import Pool
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.shipped import pretrained
 
 DOMAIN = "relief"
 TOGETHER = 16

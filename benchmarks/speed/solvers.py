@@ -24,7 +24,7 @@ from ddib_fed.datasets.synthetic import draw
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.metrics.bootstrap import Interval, resample
-from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.training.tuning.legs import Rows, distances, reference, softened
 
 PAIRS = (

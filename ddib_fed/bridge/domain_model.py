@@ -25,8 +25,9 @@ from ddib_fed.diffusion.rotation import Rotated, rotated
 from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
-from ddib_fed.models.bundle import Bundle, check_guide
+from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.models.manifest import check_guide
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.encoders import SHARES, SharedWithLinear, spectrum_of
 from ddib_fed.networks.spectral_frame import SpectralFrame

@@ -8,22 +8,16 @@ completely or not at all.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ddib_fed.diffusion.bridge import Side
@@ -32,21 +26,27 @@ from ddib_fed.diffusion.guidance import Classifier
 from ddib_fed.diffusion.learned import LearnedLegs
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.diffusion.tiles import Tiled, starts
-from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
-from ddib_fed.files import copy_folder, move_into_place, sync_folder, write_file
+from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid
+from ddib_fed.files import move_into_place, sync_folder, write_file
+from ddib_fed.models.bundle_files import (
+    MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
+    MAX_WEIGHTS_BYTES,
+    WEIGHTS_FILE,
+    check_state,
+    invalid,
+    manifest_text,
+    parse_manifest,
+    plain_tensors,
+    read_file,
+    read_weights,
+    write_weights,
+)
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.tuned import MAX_STEPS_BYTES, STEPS_FILE, Tuned, parse_tuned
 from ddib_fed.names import DOMAIN_RULE, is_domain
 from ddib_fed.networks.placed.placement import Probe, placed
-from ddib_fed.networks.registry import network_shapes, network_with
-
-MANIFEST_FILE = "manifest.json"
-WEIGHTS_FILE = "model.safetensors"
-CALIBRATION_FILE = "calibration.json"
-"""Of a shipped model that was trained with one."""
-MAX_MANIFEST_BYTES = 1 << 20
-MAX_WEIGHTS_BYTES = 8 << 30
-REMAKE = "train or import the model again, or copy the whole folder again"
+from ddib_fed.networks.registry import network_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +168,8 @@ def make_bundle(manifest: Manifest, state: Mapping[str, Tensor], *, source: str 
     Raises:
         BundleInvalid: The state does not fit the network, or holds NaN or infinity; the domain's name is too long.
     """
-    tensors = _plain(state)
-    _check_state(manifest, tensors, source)
+    tensors = plain_tensors(state)
+    check_state(manifest, tensors, source)
     weights = hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
     return _bundle(_signed(manifest, tensors, weights), tensors)
 
@@ -194,14 +194,14 @@ def save_bundle(
     """
     if path.exists() and not overwrite:
         raise AlreadyExists(f"{path} exists", hint="choose another folder, or overwrite it")
-    tensors = _plain(state)
-    _check_state(manifest, tensors, str(path))
+    tensors = plain_tensors(state)
+    check_state(manifest, tensors, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        weights = _write_weights(staging / WEIGHTS_FILE, tensors)
+        weights = write_weights(staging / WEIGHTS_FILE, tensors)
         bundle = _bundle(_signed(manifest, tensors, weights), tensors)
-        write_file(staging / MANIFEST_FILE, _manifest_text(bundle.manifest), private=True)
+        write_file(staging / MANIFEST_FILE, manifest_text(bundle.manifest), private=True)
         move_into_place(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -219,7 +219,7 @@ def amend_bundle(path: Path, **fields: Any) -> Bundle:
     bundle = load_bundle(path)
     manifest = Manifest.model_validate({**dict(bundle.manifest), **fields})
     amended = path / f".{MANIFEST_FILE}.new"
-    write_file(amended, _manifest_text(manifest), private=True)
+    write_file(amended, manifest_text(manifest), private=True)
     shutil.copymode(path / MANIFEST_FILE, amended)
     amended.replace(path / MANIFEST_FILE)
     sync_folder(path)
@@ -233,147 +233,28 @@ def load_bundle(path: Path) -> Bundle:
         ModelNotFound: There is no bundle.
         BundleInvalid: A file is damaged, was changed, or does not fit; the detail names file and field.
     """
-    return _load(path, str(path))
+    return read_bundle(path, str(path))
 
 
-def pretrained_domains() -> tuple[str, ...]:
-    """Names of the domains whose models ship with the package."""
-    folder = _pretrained_folder()
-    return tuple(sorted(e.name for e in folder.iterdir() if e.is_dir())) if folder.is_dir() else ()
-
-
-def pretrained(domain: str) -> Bundle:
-    """The shipped model of `domain`.
-
-    Raises:
-        ModelNotFound: There is no shipped model of this domain.
-        BundleInvalid: The installation is damaged.
-    """
-    shipped = pretrained_domains()
-    if domain not in shipped:
-        raise ModelNotFound(
-            f"no model of {domain!r} ships with the package",
-            hint=f"there are: {', '.join(shipped) or 'none'}",
-        )
-    return _load(_pretrained_folder() / domain, f"pretrained {domain}")
-
-
-def shipped_calibration(name: str) -> bytes | None:
-    """JSON of the calibration that a shipped model was trained with; None where there is no such model, or none."""
-    file = _pretrained_folder() / name / CALIBRATION_FILE
-    return file.read_bytes() if name in pretrained_domains() and file.is_file() else None
-
-
-def copy_pretrained(domain: str, path: Path) -> None:
-    """Copy the shipped model of `domain` into a new private folder.
-
-    Raises:
-        FileExistsError: There is something at `path`.
-    """
-    with resources.as_file(_pretrained_folder() / domain) as folder:
-        copy_folder(folder, path)
-
-
-def _pretrained_folder() -> Traversable:
-    return resources.files("ddib_fed.models") / "pretrained"
-
-
-def _load(folder: Path | Traversable, source: str) -> Bundle:
-    manifest_bytes = _read(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES, source)
+def read_bundle(folder: Path | Traversable, source: str) -> Bundle:
+    """As `load_bundle`, also from inside a package; `source` names the bundle in errors."""
+    manifest_bytes = read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES, source)
     manifest = parse_manifest(manifest_bytes, source)
-    weights = _read(folder, WEIGHTS_FILE, MAX_WEIGHTS_BYTES, source)
+    weights = read_file(folder, WEIGHTS_FILE, MAX_WEIGHTS_BYTES, source)
     if hashlib.sha256(weights).hexdigest() != manifest.weights_sha256:
-        raise _invalid(
+        raise invalid(
             source, WEIGHTS_FILE, "weights_sha256", "the weights are not those that the manifest names"
         )
-    state = _read_weights(weights, source)
-    _check_state(manifest, state, source)
+    state = read_weights(weights, source)
+    check_state(manifest, state, source)
     return Bundle(manifest, state, manifest.digest(), tuned=_read_tuned(folder, manifest, source))
 
 
 def _read_tuned(folder: Path | Traversable, manifest: Manifest, source: str) -> Tuned | None:
     if not (folder / STEPS_FILE).is_file():
         return None
-    data = _read(folder, STEPS_FILE, MAX_STEPS_BYTES, source)
+    data = read_file(folder, STEPS_FILE, MAX_STEPS_BYTES, source)
     return parse_tuned(data, manifest.weights_sha256, source)
-
-
-def parse_manifest(data: bytes, source: str) -> Manifest:
-    """The manifest in `data`, its digest verified.
-
-    Args:
-        data: Content of manifest.json.
-        source: Name of the bundle, for errors.
-
-    Raises:
-        BundleInvalid: Not JSON, fields that are missing, unknown or out of range, or a wrong digest.
-    """
-    try:
-        fields = json.loads(data)
-    except ValueError as error:
-        raise _invalid(source, MANIFEST_FILE, "", "it is not JSON") from error
-    if not isinstance(fields, dict):
-        raise _invalid(source, MANIFEST_FILE, "", "it is not a JSON object")
-    digest = fields.pop("digest", None)
-    try:
-        manifest = Manifest.model_validate(fields)
-        schedule_from_config(manifest.schedule)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise _invalid(source, MANIFEST_FILE, ".".join(map(str, first["loc"])), first["msg"]) from error
-    except SettingsInvalid as error:
-        raise _invalid(source, MANIFEST_FILE, "schedule", error.detail) from error
-    if digest != manifest.digest():
-        raise _invalid(source, MANIFEST_FILE, "digest", "the manifest was changed after it was written")
-    return manifest
-
-
-def check_guide(generator: Manifest, classifier: Manifest) -> None:
-    """Return if `classifier` can guide `generator`.
-
-    Raises:
-        SettingsInvalid: It is for other pictures, levels or classes; the detail names the field.
-    """
-    fields = ["sample_shape", "normalisation"]
-    if classifier.time_input == "timestep":
-        fields += ["schedule"]
-    if generator.num_classes is not None:
-        fields += ["num_classes"]
-    if generator.classes and classifier.classes:
-        fields += ["classes"]
-    for field_name in fields:
-        wanted, found = getattr(generator, field_name), getattr(classifier, field_name)
-        if wanted != found:
-            raise SettingsInvalid(
-                f"the classifier {classifier.name} does not fit the model {generator.name}: {field_name} differs",
-                hint="use a classifier that was trained on the same pictures, classes and schedule",
-                facts={"field": field_name},
-            )
-
-
-def _check_state(manifest: Manifest, state: Mapping[str, Tensor], source: str) -> None:
-    expected = network_shapes(manifest.network)
-    for key in sorted(expected.keys() | state.keys()):
-        problem = state_problem(key, expected, state)
-        if problem:
-            raise _invalid(source, WEIGHTS_FILE, key, problem)
-
-
-def state_problem(key: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """The problem with `key` of a state dict, or an empty text."""
-    if key not in expected:
-        return "the network has no such tensor"
-    if key not in state:
-        return "the tensor is missing"
-    if state[key].shape != expected[key].shape:
-        return f"its shape is {tuple(state[key].shape)}, the network's {tuple(expected[key].shape)}"
-    if not torch.isfinite(state[key]).all():
-        return "it holds NaN or infinity"
-    return ""
-
-
-def _manifest_text(manifest: Manifest) -> bytes:
-    return (json.dumps({"digest": manifest.digest(), **manifest.fields()}, indent=2) + "\n").encode()
 
 
 def _signed(manifest: Manifest, state: Mapping[str, Tensor], weights_sha256: str) -> Manifest:
@@ -387,53 +268,3 @@ def _bundle(manifest: Manifest, state: Mapping[str, Tensor]) -> Bundle:
     """A bundle with its own copy of `state`: its trainer may train on."""
     own = {key: tensor.to(torch.float32, copy=True) for key, tensor in state.items()}
     return Bundle(manifest, own, manifest.digest())
-
-
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as written to a file: on the CPU, contiguous, sorted by name."""
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(state.items())}
-
-
-def _read_weights(data: bytes, source: str) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise _invalid(source, WEIGHTS_FILE, "", "it is not a safetensors file") from error
-    # One by one, to avoid a second copy of all.
-    return {key: tensors.pop(key).float() for key in list(tensors)}
-
-
-def _read(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
-    try:
-        with (folder / name).open("rb") as file:
-            data: bytes = file.read(max_bytes + 1)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if name == WEIGHTS_FILE:
-            raise _invalid(source, WEIGHTS_FILE, "", "the file is missing") from error
-        raise ModelNotFound(
-            f"there is no model bundle in {source}", hint="train one: ddib model train"
-        ) from error
-    except OSError as error:
-        look = (
-            f"namei -l {shlex.quote(str(folder / name))} shows each folder of the path and who may read there"
-        )
-        raise _invalid(source, name, "", f"it cannot be read: {error.strerror}", hint=look) from error
-    if len(data) > max_bytes:
-        raise _invalid(source, name, "", f"it is larger than {max_bytes} bytes")
-    return data
-
-
-def _write_weights(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write a safetensors file directly from the tensors; returns its SHA-256, hex."""
-    safetensors.torch.save_file(tensors, path)
-    path.chmod(0o600)
-    with path.open("r+b") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    return digest
-
-
-def _invalid(source: str, file: str, name: str, problem: str, *, hint: str = REMAKE) -> BundleInvalid:
-    where = f"{source}: {file}" + (f", {name}" if name else "")
-    facts: dict[str, Any] = {"file": file, "field": name[:100]} if name else {"file": file}
-    return BundleInvalid(f"{where}: {problem}", hint=hint, facts=facts)

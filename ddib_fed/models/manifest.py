@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator,
 
 from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
+from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.names import OLDER_MAX_DOMAIN, check_domain, is_domain
 from ddib_fed.networks.configs import (
@@ -338,3 +339,26 @@ class Manifest(_Frozen):
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, hex."""
         return hashlib.sha256(self.canonical()).hexdigest()
+
+
+def check_guide(generator: Manifest, classifier: Manifest) -> None:
+    """Return if `classifier` can guide `generator`.
+
+    Raises:
+        SettingsInvalid: It is for other pictures, levels or classes; the detail names the field.
+    """
+    fields = ["sample_shape", "normalisation"]
+    if classifier.time_input == "timestep":
+        fields += ["schedule"]
+    if generator.num_classes is not None:
+        fields += ["num_classes"]
+    if generator.classes and classifier.classes:
+        fields += ["classes"]
+    for field_name in fields:
+        wanted, found = getattr(generator, field_name), getattr(classifier, field_name)
+        if wanted != found:
+            raise SettingsInvalid(
+                f"the classifier {classifier.name} does not fit the model {generator.name}: {field_name} differs",
+                hint="use a classifier that was trained on the same pictures, classes and schedule",
+                facts={"field": field_name},
+            )

@@ -12,7 +12,8 @@ from ddib_fed.bridge.workers.pool import Pool
 from ddib_fed.bridge.workers.processes import process_pool
 from ddib_fed.bridge.workers.ray_actors import ray_pool
 from ddib_fed.errors import BundleInvalid, ConfigError, MemoryExhausted, SettingsInvalid
-from ddib_fed.models.bundle import Bundle, check_guide, load_bundle
+from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.models.manifest import check_guide
 from ddib_fed.names import size_from
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.wire.contract import HIGHEST_TERMINAL_LAMBDA

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
 from ddib_fed.files import model_folder, sync_folder, write_file
-from ddib_fed.models.bundle import MANIFEST_FILE, WEIGHTS_FILE, save_bundle
+from ddib_fed.models.bundle import save_bundle
+from ddib_fed.models.bundle_files import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.training.loop.checkpoint import Checkpoint, latest_identity
 

@@ -15,7 +15,7 @@ from ddib_fed.diffusion.denoiser import Denoiser, eps_from_v, x0_from_v
 from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import SOLVERS, SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
-from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.mlp import ResidualMLP
 from tests.diffusion.gaussian_data import gaussian_denoiser, gaussian_map, gaussian_samples
 

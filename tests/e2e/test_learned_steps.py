@@ -15,7 +15,8 @@ from ddib_fed.bridge.translation_record import Part
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.models.bundle import Bundle, pretrained
+from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.models.tuned import Tuned
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2

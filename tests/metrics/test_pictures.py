@@ -16,8 +16,8 @@ from ddib_fed.metrics.pictures import (
     ssim,
     to_channels,
 )
-from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.models.shipped import pretrained
 from tests.runs.tiny_models import pictures, tiny
 
 

@@ -15,17 +15,11 @@ from pydantic import ValidationError
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, SettingsInvalid
 from ddib_fed.files import copy_folder
-from ddib_fed.models import bundle as bundles
-from ddib_fed.models.bundle import (
-    amend_bundle,
-    load_bundle,
-    make_bundle,
-    pretrained,
-    pretrained_domains,
-    save_bundle,
-    shipped_calibration,
-)
+from ddib_fed.models import bundle
+from ddib_fed.models.bundle import amend_bundle, load_bundle, make_bundle, save_bundle
+from ddib_fed.models.bundle_files import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.configs import SyntheticConfig
 from tests.models.examples import SMALL, manifest, state
 from tests.runs.tiny_models import tiny
@@ -139,7 +133,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     def fail(path, data, *, private):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundles, "write_file", fail)
+    monkeypatch.setattr(bundle, "write_file", fail)
     with pytest.raises(OSError, match="No space"):
         save_bundle(tmp_path / "model", manifest(), state())
     assert list(tmp_path.iterdir()) == []
@@ -152,7 +146,7 @@ def test_a_failed_save_keeps_what_was_there(saved, monkeypatch):
     def fail(path, data, *, private):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundles, "write_file", fail)
+    monkeypatch.setattr(bundle, "write_file", fail)
     with pytest.raises(OSError, match="No space"):
         save_bundle(saved, manifest(), state(seed=1), overwrite=True)
     assert load_bundle(saved).digest == before
@@ -273,33 +267,14 @@ def test_the_schedule_is_the_manifests(tmp_path):
     assert load_bundle(tmp_path / "model").schedule.steps == 100
 
 
-@pytest.mark.parametrize("domain", pretrained_domains())
-def test_shipped_models_verify_and_are_small(domain):
-    """Each is whole and under 4 MB; a calibration lies beside the model that was trained with it."""
-    bundle = pretrained(domain)
-    assert bundle.manifest.domain == domain.split("-as-")[0]
-    calibrated = bundle.manifest.normalisation.calibrated
-    assert (shipped_calibration(domain) is None) == (calibrated is None)
-    folder = bundles._pretrained_folder() / domain
-    assert sum(len(entry.read_bytes()) for entry in folder.iterdir()) < 4_000_000
-
-
-@pytest.mark.parametrize("domain", ["spirals", "", ".", "..", "../pretrained/moons", "moons/"])
-def test_refuses_domains_that_do_not_ship(domain):
-    """Names only, no paths."""
-    with pytest.raises(ModelNotFound) as caught:
-        pretrained(domain)
-    assert "moons" in caught.value.hint
-
-
 def test_an_amended_bundle_keeps_its_weights_and_verifies(saved):
     """The manifest says something else under another digest; the file of weights is the same to the byte."""
-    before, weights = load_bundle(saved), (saved / bundles.WEIGHTS_FILE).read_bytes()
+    before, weights = load_bundle(saved), (saved / WEIGHTS_FILE).read_bytes()
     amended = amend_bundle(saved, soften_sigma=0.25)
     assert load_bundle(saved).digest == amended.digest != before.digest
     assert load_bundle(saved).manifest.soften_sigma == 0.25
-    assert (saved / bundles.WEIGHTS_FILE).read_bytes() == weights
-    assert {path.name for path in saved.iterdir()} == {bundles.MANIFEST_FILE, bundles.WEIGHTS_FILE}
+    assert (saved / WEIGHTS_FILE).read_bytes() == weights
+    assert {path.name for path in saved.iterdir()} == {MANIFEST_FILE, WEIGHTS_FILE}
     with pytest.raises(ValidationError):
         amend_bundle(saved, soften_sigma=2.0)
     assert load_bundle(saved).digest == amended.digest

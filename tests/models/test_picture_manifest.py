@@ -9,15 +9,17 @@ import pytest
 from pydantic import ValidationError
 
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
-from ddib_fed.models.bundle import (
+from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.bundle_files import parse_manifest
+from ddib_fed.models.manifest import (
+    LATER_FIELDS,
+    DataNote,
+    Manifest,
+    Normalisation,
+    PictureFormat,
     check_guide,
-    load_bundle,
-    parse_manifest,
-    pretrained,
-    pretrained_domains,
-    save_bundle,
 )
-from ddib_fed.models.manifest import LATER_FIELDS, DataNote, Manifest, Normalisation, PictureFormat
+from ddib_fed.models.shipped import pretrained, pretrained_domains
 from ddib_fed.networks.configs import UNetConfig
 from tests.models import examples
 from tests.networks.picture_networks import TINY, TINY_CLASSIFIER, classifier, manifest, unet

@@ -9,7 +9,7 @@ import pytest
 
 from ddib_fed.datasets.shipped import ShippedPictures, shipped_domain
 from ddib_fed.errors import FileMissing, InputError, UsageError
-from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.runs.calibration import pictures as calibration_pictures
 from ddib_fed.runs.calibration.pictures import domain_pictures, folder_anchors, shipped_truth, spaced
 from ddib_fed.samples.images import encode_png

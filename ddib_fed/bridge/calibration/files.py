@@ -45,6 +45,6 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
 
 def _shipped(name: str) -> bytes | None:
     # Bundles load torch, which a file does not need.
-    from ddib_fed.models.bundle import shipped_calibration
+    from ddib_fed.models.shipped import shipped_calibration
 
     return shipped_calibration(name)

@@ -129,7 +129,7 @@ def _ways(
 
 
 def _ships(domain: str) -> bool:
-    from ddib_fed.models.bundle import pretrained_domains
+    from ddib_fed.models.shipped import pretrained_domains
 
     return domain in pretrained_domains()
 

@@ -25,7 +25,7 @@ from ddib_fed.datasets.shipped import ShippedPictures, available, load_shipped, 
 from ddib_fed.metrics.baselines import HistogramMatch, cross_fitted_colour_map, random_pictures, unchanged
 from ddib_fed.metrics.latents import WHITE_RATIO, noise_statistics, whiteness
 from ddib_fed.metrics.pictures import Spread, mse, spread, to_psnr
-from ddib_fed.models.bundle import pretrained_domains
+from ddib_fed.models.shipped import pretrained_domains
 from ddib_fed.reports.sheets import Stage, save_sheet
 from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import Settings

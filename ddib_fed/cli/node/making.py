@@ -150,7 +150,8 @@ class HostedModel:
         """
         if self.shipped is None:
             return
-        from ddib_fed.models.bundle import copy_pretrained, load_bundle, pretrained
+        from ddib_fed.models.bundle import load_bundle
+        from ddib_fed.models.shipped import copy_pretrained, pretrained
 
         path = out / self.place
         if not path.exists():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
-from ddib_fed.models.bundle import state_problem
+from ddib_fed.models.bundle_files import state_problem
 from ddib_fed.models.importers.adm_names import adm_config, adm_state
 from ddib_fed.models.importers.checkpoints import renamed
 from ddib_fed.models.importers.component_config import AnyComponent, network_config

@@ -18,7 +18,7 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.bundle import state_problem
+from ddib_fed.models.bundle_files import state_problem
 from ddib_fed.models.importers.checkpoints import Checkpoint, read_tensors
 from ddib_fed.models.importers.flags import (
     CHANNEL_MULT,

@@ -13,7 +13,8 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid
-from ddib_fed.models.bundle import Bundle, make_bundle, state_problem
+from ddib_fed.models.bundle import Bundle, make_bundle
+from ddib_fed.models.bundle_files import state_problem
 from ddib_fed.models.importers.checkpoints import read_checkpoint
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.models.normalisation import Normalisation

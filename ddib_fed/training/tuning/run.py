@@ -17,7 +17,8 @@ from ddib_fed.diffusion.denoiser import Condition
 from ddib_fed.diffusion.learned import LearnedSteps, Stage
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.files import sync_folder, write_file
-from ddib_fed.models.bundle import MANIFEST_FILE, Bundle, load_bundle
+from ddib_fed.models.bundle import Bundle, load_bundle
+from ddib_fed.models.bundle_files import MANIFEST_FILE
 from ddib_fed.models.tuned import MAX_LEARNED, STEPS_FILE, Tuned, TunedLeg
 from ddib_fed.training.tuning.legs import YARDSTICK, TuningLeg, errors, softened, tuning_leg
 from ddib_fed.training.tuning.samples import SEED, Counts, own_samples

@@ -21,7 +21,7 @@ from ddib_fed.diffusion.denoiser import Denoiser, Query
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining
-from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.mlp import ResidualMLP
 from tests.node.tiny_nodes import tiny_bundle
 

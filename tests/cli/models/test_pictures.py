@@ -26,9 +26,10 @@ from ddib_fed.errors import (
     SettingsInvalid,
     UsageError,
 )
-from ddib_fed.models.bundle import load_bundle, pretrained_domains, save_bundle
+from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
+from ddib_fed.models.shipped import pretrained_domains
 from ddib_fed.samples.images import encode_png
 from tests.runs.tiny_models import tiny, tiny_classifier
 from tests.trust.calibration_examples import calibration

@@ -9,7 +9,8 @@ import pytest
 from ddib_fed.cli.main import run
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ExitCode
-from ddib_fed.models.bundle import copy_pretrained, load_bundle, pretrained, save_bundle
+from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.shipped import copy_pretrained, pretrained
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.hosted import load_hosted
 from ddib_fed.trust.peer_file import parse_peer

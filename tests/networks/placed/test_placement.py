@@ -9,7 +9,7 @@ import torch
 from ddib_fed.diffusion.denoiser import told_times
 from ddib_fed.diffusion.running import Plain
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.networks.placed.buckets import Bucketed, buckets_up_to
 from ddib_fed.networks.placed.eager import MOST_LEVELS, Remembering

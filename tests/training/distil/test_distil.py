@@ -11,8 +11,9 @@ from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import Guidance
-from ddib_fed.models.bundle import load_bundle, pretrained, save_bundle
+from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.configs import MlpConfig, UNetConfig
 from ddib_fed.networks.registry import build_network
 from ddib_fed.training.pictures.initial import open_start

@@ -15,7 +15,8 @@ from ddib_fed.diffusion.grids import make_grid
 from ddib_fed.diffusion.learned import LearnedSteps
 from ddib_fed.diffusion.plans import learned_solver
 from ddib_fed.errors import InputError, SettingsInvalid, UsageError
-from ddib_fed.models.bundle import load_bundle, make_bundle, pretrained
+from ddib_fed.models.bundle import load_bundle, make_bundle
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.training.tuning import run, samples
 from ddib_fed.training.tuning.legs import distances, errors, tuning_leg
 from ddib_fed.training.tuning.rollout import Rule, lams_of, roll, shares_of
