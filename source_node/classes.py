@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ddib_fed.bridge.model_checks import check_decoding, check_encoding
 from ddib_fed.errors import InputError, PolicyDenied, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.node.role import NodeContext
@@ -81,9 +82,9 @@ def own_classes(node: NodeContext, spec: JobSpec) -> dict[str, int | None]:
     try:
         for asked in dict.fromkeys(own for own, _ in spec.class_pairs()):
             found[asked] = decoded_class(side, terms, asked, back)
-            model.check_encoding(settings, found[asked])
+            check_encoding(model, settings, found[asked])
             if spec.cycle:
-                model.check_decoding(settings, found[asked], back)
+                check_decoding(model, settings, found[asked], back)
     except (InputError, PolicyDenied) as error:
         if back != UNGUIDED:
             error.facts["cycle"] = (

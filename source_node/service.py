@@ -15,6 +15,7 @@ from dataclasses import replace
 import grpc
 
 from ddib_fed.bridge.calibration.applied import leg_map
+from ddib_fed.bridge.model_checks import check_given
 from ddib_fed.errors import (
     DdibError,
     InputError,
@@ -268,7 +269,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 item.size_bytes, lambda: staging.read(item.index), samples.memory
             ) as content:
                 given = samples.read(content, self._node.size_rule)
-                engine.model.check_given(given.samples)
+                check_given(engine.model, given.samples)
                 staging.keep_decoded(given.to_bytes(samples.rule))
         except InputError as error:
             self._of_item(item.index, error)

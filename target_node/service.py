@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import grpc
 
 from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.model_checks import check_decoding
 from ddib_fed.errors import (
     ContractUnknown,
     InputError,
@@ -161,7 +162,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         check_offered(
             guidance, contract.limits.guidance, f"{contract.target.institution}/{contract.target.domain}"
         )
-        engine.model.check_decoding(settings.solver, label, guidance)
+        check_decoding(engine.model, settings.solver, label, guidance)
         control = _control_of(context)
         decoding = DecodeStream(
             engine,

@@ -15,6 +15,7 @@ import torch
 
 from ddib_fed.bridge.domain_model import Array, DomainModel
 from ddib_fed.bridge.local_party import LocalParty, only
+from ddib_fed.bridge.model_checks import check_calibration, check_decoding, check_encoding, check_given
 from ddib_fed.bridge.party import Failed, Labels, Leg, Noise, Stage, ToDecode, ToEncode
 from ddib_fed.bridge.seeded_noise import picture_draw, point_draw, seeded_noise
 from ddib_fed.bridge.translate import Item, Translated, translate
@@ -108,13 +109,13 @@ def check_translation(source: LocalParty, target: LocalParty, asked: Asked) -> f
             hint="both models must be of one size and number of channels",
         )
     settings, guidance = asked.settings, asked.guidance
-    source.model.check_encoding(settings, asked.source_class, guidance, asked.soften)
-    source.model.check_calibration(asked.leg().calibration)
-    target.model.check_decoding(settings, asked.target_class, guidance)
+    check_encoding(source.model, settings, asked.source_class, guidance, asked.soften)
+    check_calibration(source.model, asked.leg().calibration)
+    check_decoding(target.model, settings, asked.target_class, guidance)
     if asked.cycle:
         back = replace(settings, encoder="ode")
-        target.model.check_encoding(back, asked.target_class, guidance, 0.0)
-        source.model.check_decoding(settings, asked.source_class, guidance)
+        check_encoding(target.model, back, asked.target_class, guidance, 0.0)
+        check_decoding(source.model, settings, asked.source_class, guidance)
     return source.model.sigma(asked.soften)
 
 
@@ -146,7 +147,7 @@ def translate_array(
         SettingsInvalid: As `check_translation`.
     """
     check_translation(source, target, asked)
-    source.model.check_given(x)
+    check_given(source.model, x)
     legs = 4 if asked.cycle else 2
     tell = Counter(asked.settings.evaluations * legs * turns(source, len(x)), on_progress)
     done: list[Translated] = []
@@ -230,7 +231,7 @@ def draw_samples(
         SettingsInvalid: Settings that do not exist or do not fit the model's schedule, or guidance without a class.
         NotFinite: The model answers with NaN or infinity.
     """
-    party.model.check_decoding(asked.settings, asked.target_class, asked.guidance)
+    check_decoding(party.model, asked.settings, asked.target_class, asked.guidance)
     tell = Counter(asked.settings.evaluations * turns(party, count), on_progress)
 
     def latents() -> Iterator[ToDecode]:
@@ -273,7 +274,7 @@ def interpolate_pictures(
         DdibError: As `translate_array`, and SettingsInvalid for weights outside [0, 1].
     """
     check_translation(source, target, asked)
-    source.model.check_given(pair)
+    check_given(source.model, pair)
     tell = Counter(asked.settings.evaluations * (turns(source, 2) + turns(target, len(weights))), on_progress)
     leg = replace(asked.leg(tell.step), round_trip=False)
     items = (

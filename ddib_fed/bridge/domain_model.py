@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.bridge.distilled import check_steps
 from ddib_fed.bridge.kept_plans import KeptPlans
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
@@ -23,12 +21,11 @@ from ddib_fed.diffusion.learned import Frame
 from ddib_fed.diffusion.plans import Plan, SolverSettings
 from ddib_fed.diffusion.rotation import Rotated, rotated
 from ddib_fed.diffusion.transfers import on_device
-from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
+from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.manifest import check_guide
-from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.encoders import SHARES, SharedWithLinear, spectrum_of
 from ddib_fed.networks.spectral_frame import SpectralFrame
 
@@ -39,8 +36,6 @@ Array = NDArray[np.float32]
 Labels = int | Sequence[int] | None
 """One class for all samples, one for each, or none."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FARTHEST = 3.0
-"""A number beyond it lies a whole range outside of [-1, 1]: the pictures are of another scale, as 0 to 255."""
 # Denoisers that are kept, by guidance and basis: queries that share the object are merged into one network call.
 MAX_WRAPPED = 16
 
@@ -188,72 +183,6 @@ class DomainModel:
         """The inverse of `into_basis`."""
         return x if calibration is None else rotated(x, self._rotation(calibration).T.to(x.dtype))
 
-    # Checks
-
-    def check_samples(self, samples: Array) -> None:
-        """Return when `samples` is (N, *sample_shape), N at least 1, and finite.
-
-        Raises:
-            ShapeMismatch: Another shape than the model's.
-            NotFinite: NaN or infinity; the facts count them.
-        """
-        shape = self.sample_shape
-        if samples.ndim != len(shape) + 1 or samples.shape[1:] != shape or samples.shape[0] == 0:
-            expected = f"(N, {', '.join(map(str, shape))})"
-            raise ShapeMismatch(
-                f"an array of shape {samples.shape} where {self.manifest.name} takes {expected}",
-                hint="both models must be of one sample shape",
-                facts={"got": str(tuple(samples.shape)), "expected": expected},
-            )
-        if not np.isfinite(samples).all():
-            count = int((~np.isfinite(samples)).sum())
-            raise NotFinite(
-                f"{count} values of {self.manifest.name} are NaN or infinite",
-                hint="compute in float32; train the model again if that does not help",
-                facts={"not_finite": count},
-            )
-
-    def check_given(self, samples: Array) -> None:
-        """As `check_samples`, of data in their own units.
-
-        Raises:
-            PictureMisfit: Pictures are of another scale than [-1, 1].
-        """
-        self.check_samples(samples)
-        low, high = float(samples.min()), float(samples.max())
-        if self.is_picture and max(-low, high) > FARTHEST:
-            raise PictureMisfit(
-                f"pictures from {low:g} to {high:g} are not in [-1, 1]",
-                hint="ddib_fed.samples.images.read_fitted brings a file into [-1, 1]",
-                facts={"holds": f"{low:g} to {high:g}", "takes": "-1 to 1"},
-            )
-
-    def check_guidance(self, guidance: Guidance) -> None:
-        """Return when the model can be guided so.
-
-        Raises:
-            SettingsInvalid: It has no null class or no classifier, or its units are not those that clipping holds.
-        """
-        name = self.manifest.name
-        if guidance.scale is not None and self.manifest.null_class is None:
-            raise SettingsInvalid(
-                f"{name} has no class for none, which classifier-free guidance needs",
-                hint="use a classifier, or train a model with dropped labels",
-                facts={"field": "guidance"},
-            )
-        if guidance.classifier_scale is not None and self.classifier is None:
-            raise SettingsInvalid(
-                f"classifier_scale {guidance.classifier_scale:g} weighs a classifier, and {name} has none",
-                hint="add --classifier MODEL, or leave --classifier-scale out",
-                facts={"field": "classifier_scale"},
-            )
-        if guidance.clip and self.is_picture and self.manifest.normalisation != Normalisation():
-            raise SettingsInvalid(
-                f"predictions of {name} cannot be clipped: its units are not those of [-1, 1]",
-                hint="--no-clip leaves them as they are",
-                facts={"field": "clip"},
-            )
-
     def check_encoder(self, encoder: str, guidance: Guidance = UNGUIDED) -> None:
         """Return when the model can encode so; guidance is that of encoding.
 
@@ -276,101 +205,11 @@ class DomainModel:
                 facts={"field": "encoder"},
             )
 
-    def check_calibration(self, calibration: ChannelMap | None) -> None:
-        """Return when the model can work in the basis of a calibration.
-
-        Raises:
-            SettingsInvalid: Its samples are points, or have another number of channels.
-        """
-        if calibration is None:
-            return
-        if not self.is_picture:
-            raise SettingsInvalid(
-                f"{self.manifest.name} is a model of points, and a calibration maps the channels of pictures",
-                hint="leave the calibration out; points are translated without one",
-                facts={"field": "calibration"},
-            )
-        if calibration.channels != self.sample_shape[0]:
-            raise SettingsInvalid(
-                f"the calibration maps {calibration.channels} channels, and pictures of {self.manifest.name} have "
-                f"{self.sample_shape[0]}",
-                hint="ddib model show tells a model's shape; a calibration is for two models of one shape",
-                facts={"field": "calibration"},
-            )
-
-    def check_label(self, label: Labels, guidance: Guidance = UNGUIDED) -> None:
-        """Check that the model, guided like this, accepts this class, these classes, or none.
-
-        Raises:
-            SettingsInvalid: It has no such class, has no classes, or cannot do without one.
-        """
-        manifest, classes = self.manifest, self.classes(guidance)
-        if label is None:
-            if guidance.scale is not None:
-                raise SettingsInvalid(
-                    f"guidance {guidance.scale:g} needs a class, and none is given for {manifest.name}",
-                    hint="--target-class CLASS (to draw: --class CLASS), or leave --guidance out",
-                )
-            must = manifest.num_classes is not None and manifest.null_class is None
-            if must or guidance.classifier_scale is not None:
-                raise SettingsInvalid(
-                    f"{manifest.name} needs a class",
-                    hint=f"choose one of 0 to {classes - 1}",
-                    facts={"class": "none", "classes": classes},
-                )
-            return
-        found = np.atleast_1d(np.asarray(label, dtype=np.int64))
-        if classes == 0:
-            raise SettingsInvalid(
-                f"{manifest.name} has no classes",
-                hint="leave the class out",
-                facts={"class": str(label), "classes": 0},
-            )
-        if found.size == 0 or found.min() < 0 or found.max() >= classes:
-            raise SettingsInvalid(
-                f"{manifest.name} has the classes 0 to {classes - 1}, not {label}",
-                facts={"class": str(label), "classes": classes},
-            )
-
     def classes(self, guidance: Guidance = UNGUIDED) -> int:
         """How many classes can be asked for: the model's, or those of the classifier that guides it; 0 for none."""
         if guidance.classifier_scale is not None and self.classifier is not None:
             return self.classifier.manifest.num_classes or 0
         return self.manifest.num_classes or 0
-
-    def check_decoding(self, settings: SolverSettings, label: Labels, guidance: Guidance = UNGUIDED) -> None:
-        """Return when a leg from noise to data can be computed so.
-
-        Raises:
-            SettingsInvalid: The settings, the guidance or the class cannot be used, or not together.
-        """
-        self.plan(settings)
-        check_steps(self.bundle, replace(settings, encoder="ode"), guidance)
-        self.check_guidance(guidance)
-        self.check_label(label, guidance)
-        self._check_ancestral(settings, guidance)
-
-    def check_encoding(
-        self,
-        settings: SolverSettings,
-        label: Labels,
-        guidance: Guidance = UNGUIDED,
-        soften: float | None = None,
-    ) -> None:
-        """Return when a leg from data to noise can be computed so.
-
-        Raises:
-            SettingsInvalid: As `check_decoding`, a noise level that the grid does not have, and an encoder that the
-                model does not have.
-        """
-        self.plan(settings.of_the_ode(), self.sigma(soften))
-        guidance = guidance if guidance.encoding else UNGUIDED
-        check_steps(self.bundle, settings, guidance)
-        self.check_encoder(settings.encoder, guidance)
-        self.check_guidance(guidance)
-        # A model without classes may be given the class that its classifier needs to decode.
-        if self.manifest.num_classes is not None or guidance.steers or self.classifier is None:
-            self.check_label(label, guidance)
 
     def class_rows(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> NDArray[np.int64] | None:
         """The class index that the network gets for each of `rows` samples, (rows,) int64; None without a class."""
@@ -405,17 +244,6 @@ class DomainModel:
         if guidance.classifier_scale is not None:
             return ClassifierGuided(inner, self._classifier, guidance.classifier_scale)
         return inner
-
-    def _check_ancestral(self, settings: SolverSettings, guidance: Guidance) -> None:
-        """The public code's DDPM takes another step for learned variances and for classifier guidance."""
-        why = "is guided by a classifier" if guidance.classifier_scale is not None else ""
-        if self.manifest.learns_variance:
-            why = "learned its variance"
-        if settings.ancestral and why:
-            raise SettingsInvalid(
-                f"{self.manifest.name} {why}, which the step of DDPM here leaves out",
-                hint="use --eta 1 instead of --ddpm",
-            )
 
 
 def pixels(model: DomainModel) -> int:

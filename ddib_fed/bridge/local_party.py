@@ -24,6 +24,13 @@ from ddib_fed.bridge.engine.shared_time import SharedTime
 from ddib_fed.bridge.engine.stream import Begun, flowing
 from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.gate import pass_latent, rounded
+from ddib_fed.bridge.model_checks import (
+    check_calibration,
+    check_decoding,
+    check_encoding,
+    check_given,
+    check_samples,
+)
 from ddib_fed.bridge.party import (
     Decoded,
     Description,
@@ -163,7 +170,7 @@ class LocalParty:
 
     def _begin_encoding(self, items: Sequence[ToEncode], leg: Leg) -> Begun[Encoded | Failed]:
         model, sigma = self.model, self.model.sigma(leg.soften)
-        model.check_calibration(leg.calibration)
+        check_calibration(model, leg.calibration)
         work = Work([item.number for item in items])
         for item in items:
             with work.refusing(item.number):
@@ -174,10 +181,10 @@ class LocalParty:
     def _to_encode(self, item: ToEncode, leg: Leg, sigma: float) -> Part:
         """The checked samples, in the model's units and the leg's basis, softened."""
         model = self.model
-        model.check_given(item.samples)
+        check_given(model, item.samples)
         normalised = model.normalise(item.samples)
-        model.check_samples(normalised)  # what is finite may overflow in the model's units
-        model.check_encoding(leg.settings, item.label, leg.guidance, leg.soften)
+        check_samples(model, normalised)  # what is finite may overflow in the model's units
+        check_encoding(model, leg.settings, item.label, leg.guidance, leg.soften)
         noise = item.noise(normalised) if sigma and item.noise is not None else None
         # Softened before it is rotated: a picture's calibrated latent is its plain one, rotated.
         x = model.softened(model.tensor(normalised), sigma, noise)
@@ -197,7 +204,7 @@ class LocalParty:
                 latent = rounded(to_host(exact)(), leg)
                 statistics = pass_latent(latent, leg)
                 array = latent.numpy()
-                self.model.check_samples(array)
+                check_samples(self.model, array)
                 made = Latent.from_array(array, leg.latent_type)
                 encoded[part.number] = Encoded(part.number, made, statistics, found.seconds)
         return encoded
@@ -205,7 +212,7 @@ class LocalParty:
     # From noise to data
 
     def _begin_decoding(self, items: Sequence[ToDecode], leg: Leg) -> Begun[Decoded | Failed]:
-        self.model.check_calibration(leg.calibration)
+        check_calibration(self.model, leg.calibration)
         work = Work([item.number for item in items])
         for item in items:
             with work.refusing(item.number):
@@ -227,8 +234,8 @@ class LocalParty:
 
     def _to_decode(self, item: ToDecode, leg: Leg) -> Part:
         model = self.model
-        model.check_samples(item.latent.data)
-        model.check_decoding(leg.settings, item.label, leg.guidance)
+        check_samples(model, item.latent.data)
+        check_decoding(model, leg.settings, item.label, leg.guidance)
         host = torch.from_numpy(item.latent.data.copy())
         pass_latent(host, leg)  # before it is on the device, where a judgement would wait for others' work
         z = on_device(host, model.device)
@@ -242,7 +249,7 @@ class LocalParty:
         for part, x in zip(work.parts, found.split(work.parts), strict=True):
             with work.refusing(part.number):
                 normalised = to_host(self.model.out_of_basis(x, leg.calibration))().numpy()
-                self.model.check_samples(normalised)
+                check_samples(self.model, normalised)
                 samples = self.model.denormalise(normalised)
                 decoded[part.number] = Decoded(part.number, samples, normalised, found.seconds)
         return decoded

@@ -17,6 +17,7 @@ from ddib_fed.bridge.arrays import (
 )
 from ddib_fed.bridge.engine.executor import CallingThread
 from ddib_fed.bridge.local_party import LocalParty, open_party
+from ddib_fed.bridge.model_checks import check_samples
 from ddib_fed.bridge.seeded_noise import seeded_noise
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.plans import SolverSettings
@@ -176,7 +177,7 @@ def test_refuses_what_is_not_finite(north, south):
 
 def test_answers_that_are_not_finite_are_named(north):
     with pytest.raises(NotFinite, match="north"):
-        north.model.check_samples(np.full((1, 1, 8, 8), np.nan, np.float32))
+        check_samples(north.model, np.full((1, 1, 8, 8), np.nan, np.float32))
 
 
 def one_flat(count=1):

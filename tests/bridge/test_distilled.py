@@ -8,6 +8,7 @@ import torch
 from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.engine.batcher import Batcher
 from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.model_checks import check_decoding, check_encoding
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid
@@ -67,13 +68,13 @@ def test_a_calibration_turns_the_basis_of_the_steps(pictures):
 
 def test_what_a_step_does_not_know_is_refused(pictures):
     """Another encoder, clipping, and a scene of several tiles are no part of the ODE that was distilled."""
-    pictures.check_encoding(FLOW_MAP, None)
-    pictures.check_decoding(FLOW_MAP, None)
+    check_encoding(pictures, FLOW_MAP, None)
+    check_decoding(pictures, FLOW_MAP, None)
     with pytest.raises(SettingsInvalid, match="the encoder linear is no part of it"):
-        pictures.check_encoding(SolverSettings("flow-map", evaluations=4, encoder="linear"), None)
+        check_encoding(pictures, SolverSettings("flow-map", evaluations=4, encoder="linear"), None)
     with pytest.raises(SettingsInvalid, match="clipping is no part of it"):
-        pictures.check_decoding(FLOW_MAP, None, Guidance(clip=True))
+        check_decoding(pictures, FLOW_MAP, None, Guidance(clip=True))
     scenes = DomainModel(pictures.bundle.of_scenes(16, 16))
     with pytest.raises(SettingsInvalid, match="a scene of several tiles is no part of it"):
-        scenes.check_decoding(FLOW_MAP, None)
-    scenes.check_decoding(SolverSettings(), None)
+        check_decoding(scenes, FLOW_MAP, None)
+    check_decoding(scenes, SolverSettings(), None)

@@ -11,7 +11,6 @@ from ddib_fed.bridge.local_party import open_party
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import Guidance
-from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.runs.picture_recipe import Recipe
 from tests.runs.tiny_models import pictures, tiny, tiny_classifier
 
@@ -119,39 +118,12 @@ def test_a_classifier_guides_models_with_and_without_classes(network):
     assert np.abs(unguided.latent - throughout.latent).max() > 1e-3
 
 
-def test_refuses_classes_that_are_not_there(classy):
-    model = DomainModel(classy)
-    for label in (3, [0, -1], []):
-        with pytest.raises(SettingsInvalid, match="0 to 2"):
-            model.check_label(label)
-    with pytest.raises(SettingsInvalid, match="needs a class"):
-        model.check_label(None)
-    with pytest.raises(SettingsInvalid, match="no classes"):
-        DomainModel(tiny()).check_label(0)
-    guided = DomainModel(tiny(), classifier=tiny_classifier(3))
-    with pytest.raises(SettingsInvalid, match="needs a class"):
-        guided.check_label(None, Guidance(classifier_scale=1.0))
-
-
 def test_both_ends_of_a_translation_are_told_their_classes(classy):
     """Before anything is computed: the source to encode, the target to decode."""
     party = open_party(classy)
     for classes in ({"source_class": 0}, {"target_class": 0}):
         with pytest.raises(SettingsInvalid, match="needs a class"):
             check_translation(party, party, Asked(FEW, **classes))
-
-
-def test_refuses_guidance_that_cannot_be_had(classy):
-    with pytest.raises(SettingsInvalid, match="class for none"):
-        DomainModel(classy).check_guidance(Guidance(scale=2.0))
-    with pytest.raises(SettingsInvalid, match="not both"):
-        Guidance(scale=2.0, classifier_scale=1.0)
-    with pytest.raises(SettingsInvalid, match="no classifier"):
-        DomainModel(classy, classifier=classy)
-    with pytest.raises(SettingsInvalid, match="num_classes differs"):
-        DomainModel(classy, classifier=tiny_classifier(5))
-    with pytest.raises(SettingsInvalid, match="cannot be clipped"):
-        DomainModel(tiny(normalisation=Normalisation(mean=0.1))).check_guidance(Guidance(clip=True))
 
 
 def test_clipping_holds_predictions_as_the_public_code_does():

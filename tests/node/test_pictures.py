@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddib_fed.bridge.model_checks import check_label
 from ddib_fed.bridge.softening import Softener
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, SettingsInvalid, ShapeMismatch
@@ -210,11 +211,11 @@ def test_the_class_is_what_the_network_is_told(classes):
 
 def test_a_class_that_the_model_does_not_have_is_refused(plain, classes):
     """Also none, where it cannot do without, and one where there are none."""
-    plain.model.check_label(None)
-    classes.model.check_label(1)
+    check_label(plain.model, None)
+    check_label(classes.model, 1)
     for engine, label in ((plain, 0), (classes, None), (classes, 2), (classes, -1)):
         with pytest.raises(SettingsInvalid):
-            engine.model.check_label(label)
+            check_label(engine.model, label)
 
 
 def test_a_node_says_of_itself_what_its_manifest_and_policy_say(tmp_path, classes):

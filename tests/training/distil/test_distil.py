@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.model_checks import check_decoding, check_encoding
 from ddib_fed.diffusion.bridge import decode
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
@@ -189,7 +190,7 @@ STEPS = SolverSettings("flow-map", evaluations=8)
 def test_a_model_that_was_not_distilled_refuses_its_steps():
     """With the command that makes one."""
     with pytest.raises(SettingsInvalid, match="moons was not distilled") as refused:
-        DomainModel(pretrained("moons")).check_decoding(STEPS, None)
+        check_decoding(DomainModel(pretrained("moons")), STEPS, None)
     assert "ddib model distil moons" in refused.value.hint
 
 
@@ -197,13 +198,13 @@ def test_a_model_that_was_not_distilled_refuses_its_steps():
 def test_what_a_distilled_step_does_not_know_is_refused(distilled):
     """Clipping and other encoders are no part of the ODE that was distilled; the other solvers still can."""
     model = DomainModel(distilled[0])
-    model.check_decoding(STEPS, None)
-    model.check_encoding(STEPS, None)
+    check_decoding(model, STEPS, None)
+    check_encoding(model, STEPS, None)
     with pytest.raises(SettingsInvalid, match="clipping is no part of it"):
-        model.check_decoding(STEPS, None, Guidance(clip=True))
+        check_decoding(model, STEPS, None, Guidance(clip=True))
     with pytest.raises(SettingsInvalid, match="the encoder linear is no part of it"):
-        model.check_encoding(SolverSettings("flow-map", evaluations=8, encoder="linear"), None)
-    model.check_decoding(SolverSettings(), None, Guidance(clip=True))
+        check_encoding(model, SolverSettings("flow-map", evaluations=8, encoder="linear"), None)
+    check_decoding(model, SolverSettings(), None, Guidance(clip=True))
 
 
 def test_a_manifest_of_a_flow_map_says_what_it_was_made_from():
