@@ -276,14 +276,12 @@ class ResBlock(nn.Module):
         """The second normalisation, with the time before or after it; h (N, C, H, W) is this block's own."""
         norm = cast("GroupNorm32", self.out_layers[0])
         factors = told.through(self.emb_layers)
-        if self.scale_shift and told.shared:
-            # One level: scale and shift go into the normalisation's weights instead of over all pixels.
-            return norm.scaled(h, *remembered(told.kept, norm, lambda: norm.modulated(*factors[0].chunk(2))))
-        factors = spread(factors, told.rows)[:, :, None, None]
         if not self.scale_shift:
-            return cast("Tensor", norm(joined(factors, h)))
-        scale, shift = factors.chunk(2, dim=1)
-        return torch.addcmul(shift, norm(h), 1.0 + scale)
+            return cast("Tensor", norm(joined(spread(factors, told.rows)[:, :, None, None], h)))
+        # Scale and shift go into the normalisation's weights instead of over all pixels.
+        made = remembered(told.kept, norm, lambda: norm.modulated(*factors.chunk(2, dim=1)))
+        weight, bias = (part[0] if told.shared else spread(part, told.rows) for part in made)
+        return norm.scaled(h, weight, bias)
 
 
 def _resampler(channels: int, resample: str) -> nn.Module:

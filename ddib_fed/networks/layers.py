@@ -93,16 +93,22 @@ class GroupNorm32(nn.GroupNorm):
         return self.scaled(x, self.weight, self.bias)
 
     def scaled(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Normalise x (N, channels, ...) with other weights and biases (channels,) than its own."""
+        """Normalise x (N, channels, ...) with other weights and biases than its own, (channels,) or (N, channels)."""
         # Kernels for half precision accumulate in float32, on a GPU without a copy of x in it; those of the CPU take
         # 2 to 3 times as long as a copy and the kernel of float32. Not functional.group_norm: that refuses one row of
         # 32 channels, groups of one number, which are the bias.
         dtype = torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
-        normal = torch.group_norm(x.to(dtype), self.num_groups, weight.to(dtype), bias.to(dtype), self.eps)
-        return normal.to(x.dtype)
+        wide, groups = x.to(dtype), self.num_groups
+        if weight.ndim == 2:
+            # The rows as channels of one row: the kernel then scales and shifts each by its own, in the same pass.
+            wide, groups = wide.reshape(1, -1, *x.shape[2:]), groups * len(x)
+        normal = torch.group_norm(
+            wide, groups, weight.to(dtype).reshape(-1), bias.to(dtype).reshape(-1), self.eps
+        )
+        return normal.to(x.dtype).view(x.shape)
 
     def modulated(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias with which `scaled` computes norm(x) (1 + scale) + shift; scale, shift (channels,).
+        """Weights and biases with which `scaled` computes norm(x) (1 + scale) + shift; all (K, channels).
 
         In float32 at least: in half precision, 1 + scale alone loses digits of the scale.
         """

@@ -29,6 +29,9 @@ from ddib_fed.networks.layers import (
 )
 from ddib_fed.networks.spectrum import Spectrum
 
+SMALL_SPECTRUM = 4_096
+"""Numbers of a picture whose terms of many levels may be remembered: 100 kB a level."""
+
 
 class UNet(nn.Module):
     """Predicts eps, x0 or v of pictures (and the variance, when `out_channels` is twice `in_channels`).
@@ -101,6 +104,7 @@ class UNet(nn.Module):
         self.flow_map = flow_map
         self.checkpointing = False
         self.spectrum = Spectrum(in_channels, image_size) if spectral else None
+        self.remembers_tables = self.spectrum is None or self.spectrum.mean.numel() <= SMALL_SPECTRUM
         emb_channels = 4 * model_channels
         widths = [int(mult * model_channels) for mult in channel_mult]
         settings = BlockSettings(
