@@ -16,6 +16,7 @@ from ddib_fed.files import (
     check_private_folder,
     private_folder,
     read_small,
+    sync_each,
     write_file,
     write_json,
 )
@@ -137,3 +138,22 @@ def test_a_file_and_its_name_are_on_the_disk_before_it_is_called_written(tmp_pat
     monkeypatch.setattr(os, "fsync", fsync)
     write_file(path, b"new")
     assert seen == [(False, b"old"), (True, b"new")]
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_each_file_is_brought_to_the_disk_and_one_that_cannot_be_says_why(tmp_path, monkeypatch, count):
+    paths = [tmp_path / str(number) for number in range(count)]
+    for path in paths:
+        path.write_bytes(b"content")
+    seen = []
+    real = os.fsync
+
+    def fsync(descriptor):
+        real(descriptor)
+        seen.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert sync_each(paths) == {}
+    assert sorted(seen) == sorted(paths)
+    failed = sync_each([*paths, tmp_path / "missing", *paths])
+    assert [(place, type(error)) for place, error in failed.items()] == [(count, FileNotFoundError)]

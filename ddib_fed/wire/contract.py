@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ddib_fed.latent_types import FLOAT32, LATENT_TYPES
 from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
@@ -235,6 +235,7 @@ class Contract:
         limits: The target's.
         calibration: Under which the source encodes; None for none.
         latent_type: In what latents cross, both ways, where it is not float32; None for float32.
+        digest: SHA-256 over the canonical JSON, 32 bytes.
 
     Raises:
         MessageInvalid: The version is invalid, the limits have fields that it does not know, or there is a calibration
@@ -247,6 +248,7 @@ class Contract:
     limits: ContractLimits
     calibration: CalibrationTerms | None = None
     latent_type: str | None = None
+    digest: bytes = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         require_version(self.version)
@@ -261,6 +263,8 @@ class Contract:
         require(
             not calibrated or self.source.sample_kind == "picture", "calibration", "is for pictures alone"
         )
+        # Once: every latent carries it, and is recorded with it.
+        object.__setattr__(self, "digest", hashlib.sha256(self.canonical()).digest())
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -298,8 +302,3 @@ class Contract:
                 "version": {"major": self.version.major, "minor": self.version.minor},
             }
         )
-
-    @property
-    def digest(self) -> bytes:
-        """SHA-256 over the canonical JSON, 32 bytes."""
-        return hashlib.sha256(self.canonical()).digest()

@@ -91,7 +91,7 @@ def _pairs(
 
 def _names(kind: Any) -> Collection[str]:
     if dataclasses.is_dataclass(kind):
-        return [field.name for field in dataclasses.fields(kind)]
+        return [field.name for field in dataclasses.fields(kind) if field.init]
     fields: Collection[str] = kind.model_fields if hasattr(kind, "model_fields") else kind._fields
     return fields
 

@@ -19,7 +19,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from ddib_fed.errors import ItemNotFound, QueueFull
-from ddib_fed.files import check_private_folder, sync_folder, write_aside
+from ddib_fed.files import check_private_folder, sync_each, sync_folder, write_aside
 
 _JOB = re.compile(r"[0-9a-f]{32}\Z")
 _PART = re.compile(r"[a-z_]{1,32}(\.[0-9]{1,6})?\Z")
@@ -82,9 +82,9 @@ class Spool:
         """
         staging = self._staging(job_id)
         with _disk_full_as_queue_full():
-            for path in staging.iterdir():
-                if path.name.partition(".")[2] in durable:
-                    _sync(path)
+            paths = [path for path in staging.iterdir() if path.name.partition(".")[2] in durable]
+            for error in sync_each(paths).values():
+                raise error
         sync_folder(staging)
         staging.rename(self._job(job_id))
         sync_folder(self._folder)
@@ -108,9 +108,11 @@ class Spool:
             folders.setdefault(path.parent, []).append(number)
             with _noting(number, failed):
                 temporary[number] = write_aside(path, file.data)
-        for number, aside in temporary.items():
+        unsynced = sync_each(list(temporary.values()))
+        for place, (number, aside) in enumerate(temporary.items()):
             with _noting(number, failed):
-                _sync(aside)
+                if place in unsynced:
+                    raise unsynced[place]
                 self._place(aside, files[number])
         for folder, numbers in folders.items():
             try:
@@ -261,14 +263,6 @@ def _noting(number: int, failed: dict[int, Exception]) -> Iterator[None]:
             yield
     except (OSError, QueueFull) as error:
         failed[number] = error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checked(pattern: re.Pattern[str], name: str) -> str:

@@ -44,7 +44,7 @@ def points():
 def pictures(**further):
     settings = {"image_size": 8, "in_channels": 1, "model_channels": 32, "out_channels": 1}
     blocks = {"num_res_blocks": 1, "attention_resolutions": (1,), "channel_mult": (1,), "norm_groups": 8}
-    return shaken(UNet(**settings, **blocks, use_scale_shift_norm=True, **further))
+    return shaken(UNet(**settings | blocks | further, use_scale_shift_norm=True))
 
 
 def asked(shape, count, rows=None, extra=None):
@@ -191,6 +191,25 @@ def test_what_is_remembered_of_a_level_changes_no_answer(domain):
 def times_of(bundle, levels):
     table = torch.tensor(levels, dtype=torch.float64)
     return told_times(table, bundle.manifest.time_input).float()[:, None]
+
+
+@pytest.mark.parametrize("domain", ["moons", "satellite"])
+def test_what_is_remembered_of_a_table_of_levels_changes_no_answer(domain):
+    """Rows of requests at different steps point into the levels of all steps."""
+    bundle = pretrained(domain)
+    network, shape = bundle.denoiser().network, bundle.manifest.sample_shape
+    levels = bundle.schedule.levels(torch.linspace(4.0, -4.0, 24))
+    times, run = times_of(bundle, levels).flatten(), Remembering(network)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x, rows = torch.randn(5, *shape), torch.randint(len(times), (5,))
+        torch.testing.assert_close(run(x, times, rows, {}), Plain(network)(x, times, rows, {}))
+
+
+def test_tables_of_large_spectra_are_not_remembered():
+    """A level of a large picture takes megabytes."""
+    assert pictures(spectral=True).remembers_tables
+    assert not pictures(spectral=True, image_size=128).remembers_tables
 
 
 def test_few_levels_are_remembered(points):
