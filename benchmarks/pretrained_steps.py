@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ddib_fed.cli.models.tune import figures
+from ddib_fed.cli.models.training.tune import figures
 from ddib_fed.models.tuned import Tuned
 from ddib_fed.training.tuning.run import Wanted, tune_bundle
 

@@ -34,13 +34,13 @@ from ddib_fed.node.policy import Quota
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.standing import own_credentials
 from ddib_fed.server.interceptors import caller
-from ddib_fed.trust.calibration_store import Stored
-from ddib_fed.trust.calibrations import (
+from ddib_fed.trust.calibrations.signing import (
     SignedCalibration,
     parse_calibration,
     signature_from_pb,
     signature_to_pb,
 )
+from ddib_fed.trust.calibrations.store import Stored
 from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.v1 import calibration_pb2_grpc
 

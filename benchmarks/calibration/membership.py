@@ -1,4 +1,4 @@
-"""What an aggregate reveals of one picture, by attacks on it (`metrics.membership`), with and without its noise.
+"""What an aggregate reveals of one picture, by attacks on it (`metrics.attacks.membership`), with and without its noise.
 
     python -m benchmarks.calibration.membership             relief's aggregates; then the table of docs/latents.md
     python -m benchmarks.calibration.membership --report    only the table
@@ -25,7 +25,8 @@ from benchmarks.calibration.directed import OUT
 from ddib_fed.bridge.calibration.aggregates import default_cells, histogram, noise_sigma
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.files import write_file, write_json
-from ddib_fed.metrics import bootstrap, membership
+from ddib_fed.metrics import bootstrap
+from ddib_fed.metrics.attacks import membership
 from ddib_fed.models.shipped import pretrained
 
 PAGE = OUT.parents[1] / "latents.md"

@@ -69,15 +69,16 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "audit": Lazy("ddib_fed.cli.node.audit:audit", "Verify the chain of the node's audit log."),
     "try": Lazy(
-        "ddib_fed.cli.models.trying:try_",
+        "ddib_fed.cli.models.training.trying:try_",
         "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
     ),
     "model": Lazy("ddib_fed.cli.models.model:model", "Train, sample, show and import models."),
     "classifier": Lazy(
-        "ddib_fed.cli.models.classifier:classifier", "Train classifiers of noisy pictures, for guidance."
+        "ddib_fed.cli.models.training.classifier:classifier",
+        "Train classifiers of noisy pictures, for guidance.",
     ),
     "recipe": Lazy(
-        "ddib_fed.cli.models.recipe:recipe",
+        "ddib_fed.cli.models.training.recipe:recipe",
         "Share training settings, but no data, with another institution.",
     ),
     "colours": Lazy(

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.metrics import baselines, bootstrap, features, pictures, retrieval
+from ddib_fed.metrics import bootstrap, features, pictures, retrieval
 from ddib_fed.metrics.features import Features
 from ddib_fed.metrics.pictures import Pictures
+from ddib_fed.metrics.references import baselines
 from ddib_fed.metrics.structure import Thresholds, calibrate, structure
 
 Figures = dict[str, Any]

@@ -13,8 +13,8 @@ from ddib_fed.files import read_small
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.terminal import escape, say
 from ddib_fed.trust.identity import Identity, has_name_constraints
-from ddib_fed.trust.peer_file import Peer, parse_peer
-from ddib_fed.trust.peers import PeerStore
+from ddib_fed.trust.peers.file import Peer, parse_peer
+from ddib_fed.trust.peers.store import PeerStore
 
 
 def peer_store(config: NodeConfig) -> PeerStore:

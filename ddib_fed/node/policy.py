@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from ddib_fed.errors import PeerUnknown, PolicyDenied, QuotaSpent
 from ddib_fed.node.config import PolicySection
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import Snapshot
+from ddib_fed.trust.peers.store import Snapshot
 
 if TYPE_CHECKING:
     from ddib_fed.diffusion.plans import SolverSettings

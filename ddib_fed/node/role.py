@@ -23,8 +23,8 @@ from ddib_fed.node.decoding_memory import DecodingMemory
 from ddib_fed.node.pictures import rule_of, terms_of, value_range_of
 from ddib_fed.server.metrics import Metrics
 from ddib_fed.trust.audit import AuditLog
-from ddib_fed.trust.calibration_store import CalibrationStore
-from ddib_fed.trust.peers import PeerStore
+from ddib_fed.trust.calibrations.store import CalibrationStore
+from ddib_fed.trust.peers.store import PeerStore
 from ddib_fed.wire.contract import MAX_CLASS_NAMES, REFUSE, ContractSide, is_class_name
 from ddib_fed.wire.guidance import NO_GUIDANCE, GuidanceTerms
 

@@ -15,9 +15,9 @@ import numpy as np
 from ddib_fed.bridge.arrays import translate_array
 from ddib_fed.bridge.local_party import open_party
 from ddib_fed.errors import InputError, ShapeMismatch
-from ddib_fed.metrics.baselines import COUNTS_OF_PAIRS, paired
 from ddib_fed.metrics.judgement import OnStep
 from ddib_fed.metrics.pictures import Pictures
+from ddib_fed.metrics.references.baselines import COUNTS_OF_PAIRS, paired
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.reports.translations import Translations, by_name
 from ddib_fed.runs.supervised import supervised

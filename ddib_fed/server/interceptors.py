@@ -20,7 +20,8 @@ import grpc
 from ddib_fed.errors import Cancelled, DdibError, InternalError, MessageInvalid, RefusedError
 from ddib_fed.rpc.error_details import DETAIL_KEY, to_detail
 from ddib_fed.server.slots import Slots
-from ddib_fed.trust.admission import (
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.peers.admission import (
     Admission,
     AuthContext,
     Authoriser,
@@ -28,8 +29,7 @@ from ddib_fed.trust.admission import (
     parse_message,
     presented_certificate,
 )
-from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import PeerStore
+from ddib_fed.trust.peers.store import PeerStore
 from ddib_fed.trust.refusals import Audit, Refusals
 from ddib_fed.wire.frames import reading, writing
 

@@ -40,7 +40,7 @@ from ddib_fed.trust.identity import (
     check_institution,
     verify_peer_certificate,
 )
-from ddib_fed.trust.withdrawn import refuse_withdrawn
+from ddib_fed.trust.peers.withdrawn import refuse_withdrawn
 
 __all__ = [
     "Authority",

@@ -23,7 +23,7 @@ from ddib_fed.errors import (
     PictureMisfit,
     UsageError,
 )
-from tests.trust.calibration_examples import calibration
+from tests.trust.calibrations.examples import calibration
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,12 @@ from ddib_fed.node.admitting import _ask
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.server.log_format import JsonFormatter, TextFormatter
 from ddib_fed.trust.certificates import certificate_pem
-from ddib_fed.trust.peer_file import Peer
+from ddib_fed.trust.peers.file import Peer
 from ddib_fed.trust.pki import init_node_identity
 from ddib_fed.wire.jobs import ItemState, JobState, Settings
 from tests.cli.node.test_pki import write_config
 from tests.node.institutions import Institution
-from tests.trust.test_peers import changed
+from tests.trust.peers.test_store import changed
 
 GENUINE = "SHA256:" + ":".join(["ab"] * 32)
 # Shows the genuine fingerprint, then begins an OSC sequence, which swallows the lines that follow it.

@@ -11,7 +11,7 @@ from ddib_fed.bridge.translation_record import Part
 from ddib_fed.client.results import Collector
 from ddib_fed.client.views import Result
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.trust.calibrations import SignedCalibration
+from ddib_fed.trust.calibrations.signing import SignedCalibration
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.chunks import file_header, stream

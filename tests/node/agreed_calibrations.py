@@ -9,9 +9,9 @@ from ddib_fed.bridge.calibration.record import CalibratedSide, units_digest
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.trust import pki
-from ddib_fed.trust.calibrations import SignedCalibration, sign
+from ddib_fed.trust.calibrations.signing import SignedCalibration, sign
 from tests.node.institutions import Institution
-from tests.trust.calibration_examples import calibration
+from tests.trust.calibrations.examples import calibration
 
 MIRRORED = ChannelMap(rotation=((-1.0,),))
 """The only rotation of one channel: light and dark are exchanged."""

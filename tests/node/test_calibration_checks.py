@@ -22,9 +22,9 @@ from ddib_fed.node.calibration.overview import overview
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
 from ddib_fed.trust import pki
-from ddib_fed.trust.calibrations import SignedCalibration, sign
+from ddib_fed.trust.calibrations.signing import SignedCalibration, sign
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine
-from tests.trust.calibration_examples import UNITS, calibration
+from tests.trust.calibrations.examples import UNITS, calibration
 
 NORTH, SOUTH = ("north.example", "photos"), ("south.example", "maps")
 ALLOWED = PolicySection(calibration=("rotation",))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.cli.models import training
-from ddib_fed.cli.models.train_options import asked_for, spell
+from ddib_fed.cli.models.training import train as training
+from ddib_fed.cli.models.training.options import asked_for, spell
 from ddib_fed.errors import ConfigError, FileMissing
 from ddib_fed.node.config import (
     MAX_SOCKET_PATH,

@@ -12,8 +12,8 @@ from ddib_fed.node.config import PolicySection
 from ddib_fed.node.policy import DAY_S, MAX_REPEATS, Policy, Quota, check_depth, check_encoder
 from ddib_fed.trust.certificates import new_authority
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peer_file import Peer
-from ddib_fed.trust.peers import Snapshot
+from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.peers.store import Snapshot
 
 NORTH = new_authority("north.example").certificate
 SOUTH = new_authority("south.example").certificate

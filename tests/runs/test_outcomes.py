@@ -14,7 +14,7 @@ from ddib_fed.runs.outcomes import PictureOutcomes
 from ddib_fed.samples.fitting import fit_picture
 from ddib_fed.samples.images import decode_image, encode_png
 from tests.runs.tiny_models import tiny
-from tests.trust.calibration_examples import calibration
+from tests.trust.calibrations.examples import calibration
 
 SWAP = ChannelMap(rotation=((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
 

@@ -28,7 +28,7 @@ from ddib_fed.errors import (
 from ddib_fed.rpc.error_details import DETAIL_KEY, from_rpc_error
 from ddib_fed.server.interceptors import MAX_WAITING, caller
 from ddib_fed.trust import pki
-from ddib_fed.trust.admission import presented_certificate
+from ddib_fed.trust.peers.admission import presented_certificate
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.fields import has_unknown_fields
@@ -111,7 +111,7 @@ def loose_root_and_leaf(tmp_path: Path, west: Institution):
     from cryptography.hazmat.primitives import hashes
 
     from ddib_fed.trust.certificates import issue_leaf, new_key
-    from ddib_fed.trust.peer_file import Peer
+    from ddib_fed.trust.peers.file import Peer
 
     key, name = new_key(), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loose")])
     now = datetime.now(UTC)

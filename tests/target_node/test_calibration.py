@@ -36,12 +36,12 @@ from ddib_fed.node.calibration.peer import calling
 from ddib_fed.node.calibration.published import keep_published
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import pki
-from ddib_fed.trust.calibrations import SignedCalibration, sign, signature_to_pb
+from ddib_fed.trust.calibrations.signing import SignedCalibration, sign, signature_to_pb
 from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.v1 import calibration_pb2_grpc
 from target_node import calibration as service
 from tests.node.tiny_nodes import make_config
-from tests.trust.calibration_examples import UNITS, calibration, figure
+from tests.trust.calibrations.examples import UNITS, calibration, figure
 
 ROTATION = '["rotation"]'
 PICTURES = np.random.default_rng(0).uniform(-1, 1, (200, 3, 4, 4)).astype(np.float32)

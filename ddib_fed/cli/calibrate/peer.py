@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ddib_fed.node.calibration.peer import CalibrationPeer
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.runs.calibration.making import Wanted
-    from ddib_fed.trust.calibrations import SignedCalibration
+    from ddib_fed.trust.calibrations.signing import SignedCalibration
 
 
 @dataclass(frozen=True, slots=True)

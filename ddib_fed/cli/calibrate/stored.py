@@ -17,15 +17,15 @@ from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.trust.calibration_store import CalibrationStore, Stored
-    from ddib_fed.trust.calibrations import Side, SignedCalibration
+    from ddib_fed.trust.calibrations.signing import Side, SignedCalibration
+    from ddib_fed.trust.calibrations.store import CalibrationStore, Stored
 
 NAME = click.argument("name", metavar="SHA256")
 
 
 def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.trust.calibration_store import CalibrationStore
+    from ddib_fed.trust.calibrations.store import CalibrationStore
 
     config = NodeConfig.load(config_path)
     return config, CalibrationStore(config.paths.calibrations)
@@ -131,7 +131,7 @@ def _row(stored: Stored, now: datetime) -> dict[str, str]:
 def show(config_path: Path, output_format: str, name: str, out: Path | None) -> None:
     """Show a calibration of this node, and verify its signatures."""
     from ddib_fed.files import write_file
-    from ddib_fed.trust.calibrations import SIDES
+    from ddib_fed.trust.calibrations.signing import SIDES
 
     config, store = _open(config_path)
     stored = store.named(name)
@@ -154,7 +154,7 @@ def show(config_path: Path, output_format: str, name: str, out: Path | None) -> 
 def _checked(config: NodeConfig, signed: SignedCalibration, side: Side, now: datetime) -> str:
     """Who signed for a side and when, or what is wrong with the signature."""
     from ddib_fed.node.admitting import peer_store
-    from ddib_fed.trust.calibrations import verify_side
+    from ddib_fed.trust.calibrations.signing import verify_side
 
     peers = peer_store(config).snapshot()
     try:

@@ -187,7 +187,7 @@ class Pair:
         """Calibrate the source to what the target published, as its operator does."""
         from ddib_fed.cli.demo.institutions import run_command
         from ddib_fed.node.config import NodeConfig
-        from ddib_fed.trust.calibration_store import CalibrationStore
+        from ddib_fed.trust.calibrations.store import CalibrationStore
 
         source, target = self.source, self.target
         words = (

@@ -9,13 +9,13 @@ import click
 
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
-from ddib_fed.cli.models.distilling import described, distil
 from ddib_fed.cli.models.importing import import_
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.models.picture_options import SAMPLING, THREADS
 from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
-from ddib_fed.cli.models.training import train
-from ddib_fed.cli.models.tune import figures, tune
+from ddib_fed.cli.models.training.distil import described, distil
+from ddib_fed.cli.models.training.train import train
+from ddib_fed.cli.models.training.tune import figures, tune
 from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines
 from ddib_fed.errors import AlreadyExists

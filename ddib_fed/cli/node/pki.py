@@ -157,7 +157,7 @@ def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> N
     from ddib_fed.trust import pki as keys
     from ddib_fed.trust.certificates import parse_certificates
     from ddib_fed.trust.enrolment import read_request, sign_request
-    from ddib_fed.trust.withdrawn import refuse_withdrawn
+    from ddib_fed.trust.peers.withdrawn import refuse_withdrawn
 
     authority = keys.load_authority(folder)
     asked = read_request(read_small(request_file, pipe=True))

@@ -20,8 +20,8 @@ from ddib_fed.node.calibration.published import find_published, keep_published
 from ddib_fed.node.hosted import load_hosted
 from ddib_fed.node.standing import not_accepted, own_credentials
 from ddib_fed.trust.audit import AuditLog
-from ddib_fed.trust.calibration_store import CalibrationStore, Place, Stored, place_of
-from ddib_fed.trust.calibrations import SignedCalibration, sign
+from ddib_fed.trust.calibrations.signing import SignedCalibration, sign
+from ddib_fed.trust.calibrations.store import CalibrationStore, Place, Stored, place_of
 
 if TYPE_CHECKING:
     from ddib_fed.bridge.calibration.aggregates import Aggregate

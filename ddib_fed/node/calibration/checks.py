@@ -17,8 +17,8 @@ from ddib_fed.errors import (
 )
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
-from ddib_fed.trust.calibration_store import Place, place_of
-from ddib_fed.trust.calibrations import RECALIBRATE, Side, verify
+from ddib_fed.trust.calibrations.signing import RECALIBRATE, Side, verify
+from ddib_fed.trust.calibrations.store import Place, place_of
 
 
 def usable_calibration(

@@ -10,9 +10,9 @@ from ddib_fed.bridge.calibration.applied import leg_map
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.errors import CalibrationModel, RefusedError
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.trust.calibration_store import CalibrationStore, Place, Stored, place_of
-from ddib_fed.trust.calibrations import verify
-from ddib_fed.trust.peers import PeerStore, Snapshot
+from ddib_fed.trust.calibrations.signing import verify
+from ddib_fed.trust.calibrations.store import CalibrationStore, Place, Stored, place_of
+from ddib_fed.trust.peers.store import PeerStore, Snapshot
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig

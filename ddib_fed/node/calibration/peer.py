@@ -26,7 +26,7 @@ from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.rpc.error_details import from_rpc_error, status_of
 from ddib_fed.samples.fitting import Fit, PictureRule
-from ddib_fed.trust.calibrations import (
+from ddib_fed.trust.calibrations.signing import (
     SignedCalibration,
     signature_from_pb,
     signature_to_pb,

@@ -15,10 +15,10 @@ from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.errors import CalibrationForeign, CalibrationInvalid, CalibrationSigner
 from ddib_fed.node.calibration.checks import check_terms
 from ddib_fed.node.config import PolicySection
-from ddib_fed.trust.calibration_store import Place, place_of
-from ddib_fed.trust.calibrations import SignedCalibration, refuse_expired, sign, verify, verify_side
+from ddib_fed.trust.calibrations.signing import SignedCalibration, refuse_expired, sign, verify, verify_side
+from ddib_fed.trust.calibrations.store import Place, place_of
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import Snapshot
+from ddib_fed.trust.peers.store import Snapshot
 from ddib_fed.trust.pki import Credentials
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from ddib_fed.errors import CalibrationForeign, CalibrationModel, CalibrationUni
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
 from tests.runs.tiny_models import tiny
-from tests.trust.calibration_examples import calibration
+from tests.trust.calibrations.examples import calibration
 
 PLAIN = Normalisation()
 TURN = ((0, 1, 0), (1, 0, 0), (0, 0, 1))

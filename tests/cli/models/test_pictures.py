@@ -15,7 +15,7 @@ from ddib_fed.cli.models.bridge import bridge
 from ddib_fed.cli.models.model import model
 from ddib_fed.cli.models.opening import open_model
 from ddib_fed.cli.models.pictures import classes_of
-from ddib_fed.cli.models.trying import try_
+from ddib_fed.cli.models.training.trying import try_
 from ddib_fed.datasets.shipped import load_shipped
 from ddib_fed.errors import (
     AlreadyExists,
@@ -32,7 +32,7 @@ from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.models.shipped import pretrained_domains
 from ddib_fed.samples.images import encode_png
 from tests.runs.tiny_models import tiny, tiny_classifier
-from tests.trust.calibration_examples import calibration
+from tests.trust.calibrations.examples import calibration
 
 FEW = ("--steps", "3")
 

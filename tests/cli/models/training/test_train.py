@@ -8,11 +8,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ddib_fed.bridge.domain_model import DomainModel
-from ddib_fed.cli.models import training
-from ddib_fed.cli.models.classifier import classifier
 from ddib_fed.cli.models.model import model
-from ddib_fed.cli.models.recipe import recipe
-from ddib_fed.cli.models.trying import try_
+from ddib_fed.cli.models.training import train as training
+from ddib_fed.cli.models.training.classifier import classifier
+from ddib_fed.cli.models.training.recipe import recipe
+from ddib_fed.cli.models.training.trying import try_
 from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.errors import ImageUnreadable, InputError, SettingsInvalid, UsageError
 from ddib_fed.guidance import Guidance

@@ -14,7 +14,7 @@ from ddib_fed.bars import Show, bar
 from ddib_fed.cli import options
 from ddib_fed.cli.models.picture_options import CALIBRATION, THREADS
 from ddib_fed.cli.models.pictures import read_given
-from ddib_fed.cli.models.train_options import duration, training_options
+from ddib_fed.cli.models.training.options import duration, training_options
 from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines
 from ddib_fed.errors import UsageError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.models.train_options import asked_for, spell, training_options
+from ddib_fed.cli.models.training.options import asked_for, spell, training_options
 from ddib_fed.cli.options import with_options
 from ddib_fed.terminal import say
 from ddib_fed.training.settings.config import AnyConfig

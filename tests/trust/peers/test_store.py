@@ -16,8 +16,8 @@ from ddib_fed.errors import AlreadyExists, InputError, PeerNotFound, PolicyDenie
 from ddib_fed.trust import pki
 from ddib_fed.trust.certificates import certificate_pem, issue_leaf, new_key
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peer_file import Peer, parse_peer
-from ddib_fed.trust.peers import PeerStore
+from ddib_fed.trust.peers.file import Peer, parse_peer
+from ddib_fed.trust.peers.store import PeerStore
 from tests.node.institutions import Institution
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.metrics.gaussian_bridge import GaussianBridge, units_of
 from ddib_fed.metrics.pictures import psnr
+from ddib_fed.metrics.references.gaussian_bridge import GaussianBridge, units_of
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks import spectrum
 

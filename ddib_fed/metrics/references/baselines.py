@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.metrics import gaussian_bridge
 from ddib_fed.metrics.pictures import Pictures, to_channels
+from ddib_fed.metrics.references import gaussian_bridge
 from ddib_fed.models.channel_map import monomials
 
 QUANTILES = 1025

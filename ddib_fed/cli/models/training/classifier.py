@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.models import training
-from ddib_fed.cli.models.train_options import asked_for, training_options
+from ddib_fed.cli.models.training import train as training
+from ddib_fed.cli.models.training.options import asked_for, training_options
 from ddib_fed.cli.options import with_options
 from ddib_fed.training.settings.config import ClassifierTrainConfig
 from ddib_fed.training.settings.options import OF_PICTURES, OPTIONS, checked, network_fields, with_preset

@@ -20,18 +20,19 @@ from ddib_fed.errors import (
     CalibrationUnsigned,
     ExhaustedError,
 )
-from ddib_fed.trust import calibration_store, pki
-from ddib_fed.trust.calibration_store import CalibrationStore
-from ddib_fed.trust.calibrations import (
+from ddib_fed.trust import pki
+from ddib_fed.trust.calibrations import store as calibration_store
+from ddib_fed.trust.calibrations.signing import (
     SignedCalibration,
     parse_calibration,
     parse_signed,
     sign,
     verify,
 )
+from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.identity import Identity
 from tests.node.institutions import Institution
-from tests.trust.calibration_examples import calibration
+from tests.trust.calibrations.examples import calibration
 
 DAY = timedelta(days=1)
 

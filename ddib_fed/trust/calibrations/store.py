@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from ddib_fed.bridge.calibration.record import CalibratedSide
 from ddib_fed.errors import CalibrationInvalid, CalibrationUnknown, DdibError, ExhaustedError
 from ddib_fed.files import private_folder, read_small, sync_folder, write_file
-from ddib_fed.trust.calibrations import SignedCalibration
+from ddib_fed.trust.calibrations.signing import SignedCalibration
 
 MAX_STORED: Final = 256
 """Calibrations of one node; more are refused until some are removed."""

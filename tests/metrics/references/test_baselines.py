@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.metrics.baselines import (
+from ddib_fed.metrics.pictures import mse
+from ddib_fed.metrics.references.baselines import (
     ColourMap,
     HistogramMatch,
     cross_fitted_colour_map,
@@ -14,7 +15,6 @@ from ddib_fed.metrics.baselines import (
     unchanged,
     unpaired,
 )
-from ddib_fed.metrics.pictures import mse
 from tests.runs.tiny_models import pictures
 
 

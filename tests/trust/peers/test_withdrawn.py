@@ -13,8 +13,8 @@ from ddib_fed.errors import InputError, PeerUnknown, PolicyDenied
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import pki
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers import PeerStore
-from ddib_fed.trust.withdrawn import (
+from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.trust.peers.withdrawn import (
     LAST_WITHDRAWN,
     load_withdrawn,
     parse_withdrawn,
@@ -261,7 +261,7 @@ def test_a_removed_peer_stays_removed_after_a_power_failure(
     north: Institution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is flushed: an unlink alone may be undone by a crash, and the peer would be admitted again."""
-    from ddib_fed.trust import peers
+    from ddib_fed.trust.peers import store as peers
 
     north.admit(Institution("south.example", tmp_path / "south"))
     flushed: list[Path] = []

@@ -29,8 +29,8 @@ from ddib_fed.errors import (
 from ddib_fed.files import private_folder, read_small, sync_folder, write_file
 from ddib_fed.trust.certificates import certificate_pem, fingerprint, parse_certificates, same_fingerprint
 from ddib_fed.trust.identity import Identity, Pins, check_institution
-from ddib_fed.trust.peer_file import Peer, parse_peer
-from ddib_fed.trust.withdrawn import WITHDRAWN, Withdrawn, judge, keep_last, last_withdrawn, remedy
+from ddib_fed.trust.peers.file import Peer, parse_peer
+from ddib_fed.trust.peers.withdrawn import WITHDRAWN, Withdrawn, judge, keep_last, last_withdrawn, remedy
 
 MAX_PEERS: Final = 256
 _PEER_FILES: Final = "[a-z0-9]*.json"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.models import training
-from ddib_fed.cli.models.train_options import asked_for, training_options
+from ddib_fed.cli.models.training import train as training
+from ddib_fed.cli.models.training.options import asked_for, training_options
 from ddib_fed.cli.options import with_options
 from ddib_fed.cli.output import lines
 from ddib_fed.terminal import say

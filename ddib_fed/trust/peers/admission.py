@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from ddib_fed.errors import MessageInvalid, PeerUnknown, Unauthenticated
 from ddib_fed.trust.identity import Identity, verify_peer_certificate
-from ddib_fed.trust.peers import PeerStore, Snapshot
+from ddib_fed.trust.peers.store import PeerStore, Snapshot
 from ddib_fed.wire import fields
 
 MAX_CACHED: Final = 256

@@ -1,0 +1,1 @@
+"""Commands that train: models, classifiers, distilled models, learned steps, recipes, and `ddib try`."""

@@ -1,0 +1,1 @@
+"""Calibrations signed by two nodes, and where a node keeps them."""
