@@ -58,7 +58,7 @@ bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.everything
 
 benchmarks: $(VENV)/.dev  ## Measure the solvers again (about two hours; writes docs/benchmarks)
-	$(BIN)/python benchmarks/solvers.py
+	$(BIN)/python -m benchmarks.points.solvers
 
 pretrained: $(VENV)/.dev  ## Train the shipped bundles again (points 20 minutes of CPU, pictures an hour)
 	$(BIN)/python benchmarks/pretrained.py

@@ -28,6 +28,8 @@ from ddib_fed.models.shipped import pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "benchmarks" / "calibration"
+THRESHOLDS = OUT.parent / "structure_thresholds.json"
+"""What the structure thresholds mark, measured by benchmarks/pictures/structure_thresholds.py."""
 BUILD = ROOT / "build" / "calibration"
 CALIBRATED = ROOT / "build" / "calibrated"
 """Source models that were trained with a calibration, SOURCE-TARGET-SEED."""
@@ -42,7 +44,7 @@ DIRECTIONS = (
 FURTHER = (("satellite-64", "relief-64"),)
 """Directions whose models do not ship: with --models alone."""
 DOMAIN_PICTURES = 500
-"""Of the target's training part, for feature distances, as in benchmarks/pictures.py."""
+"""Of the target's training part, for feature distances, as in benchmarks/pictures/measure.py."""
 UNPAIRED_PICTURES = 4_000
 """Of each training part, evenly thinned, for what is fitted without pairs."""
 

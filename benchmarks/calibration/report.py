@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.calibration.directed import BUILD, CALIBRATED, DIRECTIONS, OUT, ROOT, Directed
+from benchmarks.calibration.directed import BUILD, CALIBRATED, DIRECTIONS, OUT, ROOT, THRESHOLDS, Directed
 from benchmarks.calibration.table import TABLE
 from benchmarks.calibration.variants import VARIANTS, agreed
 from benchmarks.pages import between, markdown
-from benchmarks.structure_thresholds import REPORT
 from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.files import write_file
 from ddib_fed.metrics.pictures import Pictures
@@ -70,8 +69,8 @@ def main() -> int:
                     f"![{name}: without and with a calibration](images/pictures/{name}-calibrated.png)"
                 )
             text = between(text, f"calibration {name}", WRITER, "\n\n".join(parts))
-    if REPORT.exists():
-        text = between(text, "marks", WRITER, _marks(json.loads(REPORT.read_text(encoding="utf-8"))))
+    if THRESHOLDS.exists():
+        text = between(text, "marks", WRITER, _marks(json.loads(THRESHOLDS.read_text(encoding="utf-8"))))
     write_file(PAGE, text.encode())
     return 0
 

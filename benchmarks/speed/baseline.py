@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.speed.harness import Form, Report, interleaved, main, ratio
+from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.diffusion.bridge import Side, integrate
 from ddib_fed.diffusion.denoiser import Denoiser

@@ -9,8 +9,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.speed.harness import Form, Report, interleaved, main, ratio
-from benchmarks.speed.two_nodes import EVALUATIONS, Pair, arrived, png_files, two_nodes
+from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
+from benchmarks.speed.shared.two_nodes import EVALUATIONS, Pair, arrived, png_files, two_nodes
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.imagenet import ADM_256
-from benchmarks.speed.harness import Form, Report, interleaved, main, ratio
+from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
 from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.bridge import decode, encode
 from ddib_fed.diffusion.denoiser import Denoiser

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.speed.harness import ROOT, Figure, Form, Report, main
+from benchmarks.speed.shared.harness import ROOT, Figure, Form, Report, main
 from ddib_fed.datasets.shipped import available, load_shipped, shipped_clusters
 from ddib_fed.datasets.synthetic import draw, sample
 from ddib_fed.diffusion.bridge import Cycle, Side, cycle

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.pages import between, markdown
-from benchmarks.speed.harness import OUT, ROOT
+from benchmarks.speed.shared.harness import OUT, ROOT
 
 PAGE = ROOT / "docs" / "distillation.md"
 WRITER = "benchmarks/speed/distil_page.py"

@@ -15,7 +15,7 @@ from itertools import cycle, islice
 
 import torch
 
-from benchmarks.speed.harness import Form, Report, interleaved, main, ratio
+from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.engine.executor import CallingThread

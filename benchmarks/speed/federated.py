@@ -10,8 +10,8 @@ from contextlib import closing
 
 import numpy as np
 
-from benchmarks.speed.harness import Form, Report, interleaved, main, ratio
-from benchmarks.speed.two_nodes import (
+from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
+from benchmarks.speed.shared.two_nodes import (
     InProcess,
     Pair,
     arrived,

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.speed.harness import Form, Report, main
-from benchmarks.speed.two_nodes import EVALUATIONS
+from benchmarks.speed.shared.harness import Form, Report, main
+from benchmarks.speed.shared.two_nodes import EVALUATIONS
 from ddib_fed.bridge.local_party import LocalParty, open_party
 from ddib_fed.bridge.party import Failed, Leg
 from ddib_fed.bridge.translate import Item, translate

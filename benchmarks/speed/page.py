@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from benchmarks.pages import between, markdown
-from benchmarks.speed.harness import OUT, ROOT, limit_of
+from benchmarks.speed.shared.harness import OUT, ROOT, limit_of
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 WRITER = "benchmarks/speed/page.py"

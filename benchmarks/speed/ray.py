@@ -3,8 +3,8 @@
 python -m benchmarks.speed.ray [--short]
 
 The head is a cluster of this machine; what is killed is everything of it: GCS, raylet, actors, with SIGKILL. A second
-one is started at the same address. The job is the source node's of `benchmarks.speed.two_nodes`; its target computes in
-its own process.
+one is started at the same address. The job is the source node's of `benchmarks.speed.shared.two_nodes`; its target
+computes in its own process.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.speed.everything import SKIPPED
-from benchmarks.speed.harness import ROOT, Form, Report, main
-from benchmarks.speed.pools import DOMAIN, MOST_LOST, TOGETHER, measure_pools, recipe
-from benchmarks.speed.two_nodes import EVALUATIONS, configure, png_files
+from benchmarks.speed.shared.harness import ROOT, Form, Report, main
+from benchmarks.speed.shared.pools import DOMAIN, MOST_LOST, TOGETHER, measure_pools, recipe
+from benchmarks.speed.shared.two_nodes import EVALUATIONS, configure, png_files
 from ddib_fed.bridge.workers.ray_actors import ray_pool
 from ddib_fed.client.client import Client
 from ddib_fed.wire.jobs import ItemState, Settings

@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 
-from benchmarks.speed.harness import Form, Report, main
-from benchmarks.speed.two_nodes import ResidentMemory, npy_file, two_nodes
+from benchmarks.speed.shared.harness import Form, Report, main
+from benchmarks.speed.shared.two_nodes import ResidentMemory, npy_file, two_nodes
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.wire.jobs import Settings
 

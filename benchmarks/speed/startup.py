@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.speed.harness import ROOT, Form, Report, main
-from benchmarks.speed.two_nodes import EVALUATIONS, pinned, png_files, two_cores, two_nodes
+from benchmarks.speed.shared.harness import ROOT, Form, Report, main
+from benchmarks.speed.shared.two_nodes import EVALUATIONS, pinned, png_files, two_cores, two_nodes
 
 LEGS = ("encode", "remote")
 # The command without its work: python, the command line, and what a client imports.

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.speed.harness import ROOT, Form, Report, Times, interleaved, main, ratio
+from benchmarks.speed.shared.harness import ROOT, Form, Report, Times, interleaved, main, ratio
 from ddib_fed.training.run import train
 from ddib_fed.training.settings.config import PictureTrainConfig, PointTrainConfig
 
@@ -44,7 +44,7 @@ class Trainee:
     def __init__(self, kind: str, who: str, precision: str, cores: Sequence[int]) -> None:
         self._steps = STEPS[kind]
         asked = json.dumps({"kind": kind, "who": who, "precision": precision})
-        command = [sys.executable, "-m", "benchmarks.speed.training_worker", asked]
+        command = [sys.executable, "-m", "benchmarks.speed.shared.training_worker", asked]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         self._processes = []
         for rank, core in enumerate(cores):

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.speed.harness import Form, Report, interleaved, main, ratio
-from benchmarks.speed.two_nodes import processor_seconds
+from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
+from benchmarks.speed.shared.two_nodes import processor_seconds
 from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.diffusion.plans import SolverSettings
@@ -60,7 +60,7 @@ def pin(core: int) -> None:
 def serve_node(folder: Path, port: Connection, rows_back: int) -> None:
     """South's node, whose engine answers every latent at once, with `rows_back` of its points, until told to stop."""
     pin(1)
-    from benchmarks.speed.stub_target import StubTarget
+    from benchmarks.speed.shared.stub_target import StubTarget
 
     with StubTarget(folder, POINTS, rows_back) as target:
         port.send(target.address)

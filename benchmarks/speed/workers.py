@@ -5,8 +5,8 @@ python -m benchmarks.speed.workers [--short]
 
 from __future__ import annotations
 
-from benchmarks.speed.harness import Form, Report, main
-from benchmarks.speed.pools import DOMAIN, TOGETHER, measure_pools, recipe
+from benchmarks.speed.shared.harness import Form, Report, main
+from benchmarks.speed.shared.pools import DOMAIN, TOGETHER, measure_pools, recipe
 from ddib_fed.bridge.workers.processes import process_pool
 
 

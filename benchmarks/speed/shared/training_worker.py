@@ -1,6 +1,6 @@
 """One trainer in its own process, which takes a given number of steps; for `benchmarks.speed.training`.
 
-    python -m benchmarks.speed.training_worker '{"kind": "points", "who": "ours", "precision": "float32"}'
+    python -m benchmarks.speed.shared.training_worker '{"kind": "points", "who": "ours", "precision": "float32"}'
 
 It answers each line N on stdin with a line of JSON: wall and CPU seconds of N steps, all threads counted. With RANK and
 WORLD_SIZE in the environment it is one of several; the first alone reads and answers.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.speed import plain_loops
+from benchmarks.speed.shared import plain_loops
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.training.levels import LambdaSampler
 from ddib_fed.training.loop.distributed import World, open_world

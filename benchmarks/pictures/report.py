@@ -1,4 +1,4 @@
-"""Tables and curves of docs/pictures.md and docs/latents.md from the JSON files that benchmarks/pictures.py leaves."""
+"""Tables and curves of pictures.md and latents.md in docs from the JSON that benchmarks/pictures/measure.py leaves."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from pages import between, markdown
-from pictures import DEPTHS, DOCS, PAIRS, SIGMAS
 
+from benchmarks.pages import between, markdown
+from benchmarks.pictures.pair import DEPTHS, DOCS, PAIRS, SIGMAS
 from ddib_fed.datasets.shipped import SHIPPED
 from ddib_fed.files import write_file
 from ddib_fed.metrics.latents import WHITE_RATIO
@@ -56,7 +56,7 @@ def report(out: Path) -> None:
 
 def _filled(text: str, name: str, new: str) -> str:
     """The page with what stands between the markers of a pair replaced; as it was where nothing is measured."""
-    return between(text, name, "benchmarks/pictures.py", new) if new else text
+    return between(text, name, "benchmarks/pictures/measure.py", new) if new else text
 
 
 def _read(out: Path, pair: str, name: str) -> Found | None:

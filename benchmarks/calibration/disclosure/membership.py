@@ -1,7 +1,7 @@
-"""What an aggregate reveals of one picture, by attacks on it (`metrics.attacks.membership`), with and without its noise.
+"""What an aggregate reveals of one picture: attacks of `metrics.attacks.membership`, with and without its noise.
 
-    python -m benchmarks.calibration.membership             relief's aggregates; then the table of docs/latents.md
-    python -m benchmarks.calibration.membership --report    only the table
+    python -m benchmarks.calibration.disclosure.membership           relief's aggregates, then the table of latents.md
+    python -m benchmarks.calibration.disclosure.membership --report  only the table
 
 Two attackers. One knows the population: other pictures of the domain, none of those that were averaged. One knows all
 pictures but one. Membership: area under the curve over pictures in the mean and others (chance 0.5). Re-identification:
@@ -31,7 +31,7 @@ from ddib_fed.models.shipped import pretrained
 
 PAGE = OUT.parents[1] / "latents.md"
 BEGIN, END = (
-    "<!-- membership: written by benchmarks/calibration/membership.py -->",
+    "<!-- membership: written by benchmarks/calibration/disclosure/membership.py -->",
     "<!-- end of membership -->",
 )
 EPSILONS: tuple[float | None, ...] = (None, 8.0, 1.0, 0.1)

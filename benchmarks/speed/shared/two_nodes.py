@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.speed.harness import ROOT
+from benchmarks.speed.shared.harness import ROOT
 from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Pair
 

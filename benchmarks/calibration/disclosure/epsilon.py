@@ -1,7 +1,7 @@
 """What the noise of an aggregate costs: epsilon and number of pictures against the rotation that is found from it.
 
-    python -m benchmarks.calibration.epsilon [--pairs satellite-relief ...]     measure and report
-    python -m benchmarks.calibration.epsilon --report                          only docs/calibration.md
+    python -m benchmarks.calibration.disclosure.epsilon [--pairs satellite-relief ...]     measure and report
+    python -m benchmarks.calibration.disclosure.epsilon --report                          only docs/calibration.md
 
 Degrees from the rotation of the true pairs of all test pixels (Procrustes), the margin, and PSNR and SSIM of the test
 pictures whose colours are turned by it, without any network. Three draws of noise and search each; delta 1e-5. One
@@ -63,7 +63,9 @@ def main() -> int:
         write_json(FOLDER / f"{name}.json", {"delta": 1e-5, "without": plain(directed), "points": points})
     text = PAGE.read_text(encoding="utf-8")
     tables = "\n\n".join(table(path) for path in sorted(FOLDER.glob("*.json")))
-    write_file(PAGE, between(text, "epsilon", "benchmarks/calibration/epsilon.py", tables).encode())
+    write_file(
+        PAGE, between(text, "epsilon", "benchmarks/calibration/disclosure/epsilon.py", tables).encode()
+    )
     return 0
 
 

@@ -1,6 +1,6 @@
 """What crosses while two nodes agree on a calibration: every decrypted byte, kept by a relay between them.
 
-    python -m benchmarks.calibration.crossed [--pair satellite-relief] [--kinds rotation colour-map]
+    python -m benchmarks.calibration.disclosure.crossed [--pair satellite-relief] [--kinds rotation colour-map]
 
 Two nodes with the shipped models, over mutual TLS, in this process. The target publishes once (`ddib calibrate
 publish`), the source calibrates (`ddib calibrate --peer`). Nothing of any picture of either side, as float32 in its own
@@ -58,7 +58,7 @@ def main() -> int:
     text = between(
         PAGE.read_text(encoding="utf-8"),
         "crossed",
-        "benchmarks/calibration/crossed.py",
+        "benchmarks/calibration/disclosure/crossed.py",
         table(given.pair, found),
     )
     write_file(PAGE, text.encode())

@@ -1,6 +1,6 @@
 """The six bundles that ship: how far what they draw is from their domain, and how white their latents are.
 
-python benchmarks/models.py        writes docs/benchmarks/models.json and prints the table of docs/benchmarks.md
+python -m benchmarks.points.models        writes docs/benchmarks/models.json and prints the table of docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ddib_fed.files import write_json
 from ddib_fed.metrics.points import POOL_SEED, domain_sliced_w2_floor, sliced_w2
 from ddib_fed.models.shipped import pretrained
 
-OUT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "models.json"
+OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "models.json"
 POINTS = 10_000
 DRAWS = 5
 

@@ -1,6 +1,6 @@
 """Whether a shared public start helps structure: the maps at 16 pixels, from weights in common or each from the seed.
 
-    python benchmarks/shared_start.py [--work build/shared-start] [--steps 1000]      a quarter of an hour of a core
+    python -m benchmarks.pictures.shared_start [--work build/shared-start] [--steps 1000]   15 minutes of a core
 
 A public model learns both kinds of map, mixed, on ground held out of both domains. Each side then goes on
 from it (`--init`) on ground of its own for as many steps; beside it each side learns from the seed alone for as many
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pages import between, markdown
-from pictures import DOCS, white
 
+from benchmarks.pages import between, markdown
+from benchmarks.pictures.pair import DOCS, white
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.local_party import open_party
 from ddib_fed.datasets.shipped import load_shipped
@@ -63,7 +63,7 @@ def main() -> None:
     cells = tuple(tuple(row.values()) for row in rows)
     page = DOCS / "pictures.md"
     text = page.read_text(encoding="utf-8")
-    text = between(text, "shared-start", "benchmarks/shared_start.py", markdown(COLUMNS, cells))
+    text = between(text, "shared-start", "benchmarks/pictures/shared_start.py", markdown(COLUMNS, cells))
     write_file(page, text.encode())
 
 
@@ -84,7 +84,7 @@ def _train(
         colours="opponent",
         soften_sigma=0.02,
         init=init,
-        command="python benchmarks/shared_start.py",
+        command="python -m benchmarks.pictures.shared_start",
     )
     bundle = train(config, out, source=array_source(out.name, train, held_out), resume=True)
     print(out.name, bundle.manifest.training.figures["cpu_seconds"], flush=True)

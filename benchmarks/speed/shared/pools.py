@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from benchmarks.speed.harness import Form, Report, interleaved, ratio
+from benchmarks.speed.shared.harness import Form, Report, interleaved, ratio
 from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.engine.executor import CallingThread, Executor
 from ddib_fed.bridge.engine.trajectory import Trajectory

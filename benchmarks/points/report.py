@@ -1,4 +1,4 @@
-"""Table and plot of docs/benchmarks.md from the JSON files that benchmarks/solvers.py leaves."""
+"""Table and plot of docs/benchmarks.md from the JSON files that benchmarks/points/solvers.py leaves."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
-from solvers import OUT, PAIRS, ROOT, SETTINGS
 
+from benchmarks.points.settings import OUT, PAIRS, ROOT, SETTINGS
 from ddib_fed.files import write_file
 from ddib_fed.reports.plots import DPI, FRAME, INK, save
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "benchmarks" / "solvers.png"
-BEGIN, END = "<!-- solvers: written by benchmarks/solvers.py -->", "<!-- end of solvers -->"
+BEGIN, END = "<!-- solvers: written by benchmarks/points/solvers.py -->", "<!-- end of solvers -->"
 TICKS = (24, 48, 100, 200, 1000, 4000)
 PAPER_BEST = 0.0065
 COLOURS = {"ddim": "#8c8c94", "unipc": "#d33f6a", "alf": "#4a6fe3", "rk4": "#11a579"}

@@ -1,9 +1,9 @@
 """How well the shipped pairs of picture domains translate, on ground that no model was trained on.
 
-    python benchmarks/pictures.py                                measure what is missing, then write pages and pictures
-    python benchmarks/pictures.py --pairs brain --only softening --count 16 --evaluations 24      a look, in minutes
-    python benchmarks/pictures.py --models DIR --out /tmp/look   bundles DIR/satellite, ...; pages elsewhere
-    python benchmarks/pictures.py --report                       only pages, from what has been measured
+    python -m benchmarks.pictures.measure                                what is missing, then write pages and pictures
+    python -m benchmarks.pictures.measure --pairs brain --only softening --count 16 --evaluations 24   a look
+    python -m benchmarks.pictures.measure --models DIR --out /tmp/look   bundles DIR/satellite, ...; pages elsewhere
+    python -m benchmarks.pictures.measure --report                       only pages, from what has been measured
 
     quality     the whole test part by the models as they ship: pairs, retrieval, features, structure, samples
     softening   several noise levels: latents, round trip, translation
@@ -17,156 +17,38 @@ thread, float32. Every figure has the CPU seconds that it took beside it.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ddib_fed.bridge.arrays import Asked, Stages, draw_samples, translate_array
-from ddib_fed.bridge.local_party import LocalParty, open_party
-from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures, load_shipped, shipped_clusters
+from benchmarks.pictures.pair import (
+    DEPTHS,
+    DOCS,
+    DOMAIN_PICTURES,
+    PAIRS,
+    SIGMAS,
+    Options,
+    Pair,
+    thinned,
+    white,
+)
+from benchmarks.pictures.report import report
+from ddib_fed.bridge.arrays import Asked, Stages, draw_samples
+from ddib_fed.datasets.shipped import shipped_clusters
 from ddib_fed.diffusion.gaussianity import measure
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.files import write_json
 from ddib_fed.metrics import features, retrieval
-from ddib_fed.metrics.judgement import Beside, Domain, judge
-from ddib_fed.metrics.latents import whiteness
+from ddib_fed.metrics.judgement import Beside, judge
 from ddib_fed.metrics.pictures import compare, mse, psnr, spread
 from ddib_fed.metrics.structure import Thresholds, calibrate, structure
-from ddib_fed.models.bundle import Bundle, load_bundle
-from ddib_fed.models.shipped import pretrained
-from ddib_fed.reports.sheets import Stage, latent_pictures, save_sheet
+from ddib_fed.reports.sheets import Stage, latent_pictures
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
-PAIRS = {"satellite-relief": ("satellite", "relief"), "brain": ("brain-t1", "brain-t2")}
 KINDS = ("quality", "softening", "depth")
-SIGMAS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
-DEPTHS = (1.0, 0.85, 0.7, 0.5, 0.3)
-DOMAIN_PICTURES = 500
-"""Of each training part, for feature distances and histograms."""
 SHOWN, FEW = 16, 8
 SAMPLES = 48
 MOST_CALIBRATING = 48
-
-
-@dataclass(frozen=True)
-class Options:
-    """How much is measured.
-
-    Attributes:
-        count: Test pictures of the tables over softening and depth; quality takes all, unless this is `only_count`.
-        every: Test pictures of quality; None for all.
-        evaluations: Of one leg.
-        out: Folder of pages and measurements.
-        models: Folder of bundles; None for those that ship.
-        fresh: Measure again what is there.
-    """
-
-    count: int
-    every: int | None
-    evaluations: int
-    out: Path
-    models: Path | None
-    fresh: bool
-
-    @property
-    def settings(self) -> SolverSettings:
-        return SolverSettings(evaluations=self.evaluations)
-
-
-class Pair:
-    """Models and pictures of two domains that are registered with one another."""
-
-    def __init__(self, name: str, options: Options) -> None:
-        self.name, self.options = name, options
-        self.domains = PAIRS[name]
-        self.bundles: tuple[Bundle, Bundle] = tuple(_open(domain, options.models) for domain in self.domains)  # type: ignore[assignment]
-        self.pictures: tuple[ShippedPictures, ShippedPictures] = tuple(map(load_shipped, self.domains))  # type: ignore[assignment]
-
-    @cached_property
-    def sides(self) -> tuple[LocalParty, LocalParty]:
-        """Both models, ready to translate."""
-        return open_party(self.bundles[0]), open_party(self.bundles[1])
-
-    @cached_property
-    def domain(self) -> Domain:
-        """Training pictures of both, evenly thinned."""
-        source, target = (thinned(part.train, DOMAIN_PICTURES) for part in self.pictures)
-        return Domain(target, source)
-
-    def rows(self, count: int | None) -> np.ndarray:
-        """Which test pictures: so many, spread over all."""
-        total = len(self.pictures[0].test)
-        return np.linspace(0, total - 1, min(total, count or total)).round().astype(int)
-
-    def test(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sources and truths."""
-        return self.pictures[0].test[rows], self.pictures[1].test[rows]
-
-    def translate(
-        self, x: np.ndarray, *, cycle: bool = True, depth: float = 1.0, soften: float | None = None
-    ) -> tuple[Stages, float]:
-        """A translation, with the way back unless told not to, and the CPU seconds that it took."""
-        asked = Asked(replace(self.options.settings, depth=depth), soften=soften, cycle=cycle)
-        path = self.kept(x, asked)
-        if path.exists():
-            there = np.load(path)
-            back = there.get("back")
-            rows = tuple(range(len(x)))
-            return Stages(rows, there["latent"], there["translated"], back=back), float(there["seconds"])
-        started = time.process_time()
-        found = translate_array(x, *self.sides, asked)
-        spent = time.process_time() - started
-        stacks = {"latent": found.latent, "translated": found.translated, "back": found.back}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, seconds=spent, **{name: one for name, one in stacks.items() if one is not None})
-        return found, spent
-
-    def kept(self, x: np.ndarray, asked: Asked) -> Path:
-        """The file of a translation by these models."""
-        said = json.dumps([self.digests, asdict(asked.settings), asked.soften, asked.cycle, asked.seed])
-        key = hashlib.sha256(said.encode() + x.tobytes()).hexdigest()[:24]
-        return ROOT / "build" / "pictures" / f"{self.name}-{key}.npz"
-
-    @property
-    def digests(self) -> list[str]:
-        """Of both models, without the thresholds, on which no figure depends."""
-        return [b.manifest.model_copy(update={"structure": None}).digest() for b in self.bundles]
-
-    def measured(self, name: str, rows: np.ndarray | None, measure: Callable[[], dict[str, Any]]) -> None:
-        """Run a measurement, unless its file is there for these models, pictures and settings."""
-        asked = {
-            "pair": self.name,
-            "digests": self.digests,
-            "pictures": [] if rows is None else rows.tolist(),
-            "settings": asdict(self.options.settings),
-        }
-        path = self.options.out / "benchmarks" / "pictures" / self.name / f"{name}.json"
-        if path.exists() and not self.options.fresh:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if all(there[key] == value for key, value in asked.items()):
-                return
-        started = time.process_time()
-        figures = measure()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        spent = round(time.process_time() - started, 1)
-        write_json(path, {**asked, **figures, "cpu_seconds": spent, "torch": str(torch.__version__)})
-        print(self.name, name, f"{spent:.0f} s CPU", flush=True)
-
-    def sheet(self, name: str, stages: Sequence[Stage], **given: Any) -> None:
-        """A PNG among the documents' pictures."""
-        path = self.options.out / "images" / "pictures" / f"{self.name}-{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        notes = dict.fromkeys(part.domain.note for part in self.pictures)
-        save_sheet(path, stages, **({"caption": ". ".join(notes)} | given))
 
 
 def main() -> None:
@@ -191,8 +73,6 @@ def main() -> None:
             pair = Pair(name, options)
             for kind in given.only:
                 {"quality": quality, "softening": softening, "depth": depth}[kind](pair)
-    from report_pictures import report
-
     report(given.out)
 
 
@@ -343,12 +223,6 @@ def _translated(pair: Pair, rows: np.ndarray, **given: Any) -> tuple[Stages, dic
     }
 
 
-def white(latent: np.ndarray) -> dict[str, Any]:
-    """Statistics of latents beside those of noise."""
-    found = whiteness(torch.from_numpy(latent))
-    return {**asdict(found.latent), "noise_correlation": found.noise.correlation, "ratio": found.ratio}
-
-
 def likeness(latent: np.ndarray, x: np.ndarray) -> float:
     """Mean correlation of a latent's numbers with its picture's in the model's units, over those that are not flat."""
     found = []
@@ -356,17 +230,6 @@ def likeness(latent: np.ndarray, x: np.ndarray) -> float:
         if picture.std() > 0:
             found.append(float(np.corrcoef(z.ravel(), picture.ravel())[0, 1]))
     return float(np.mean(found))
-
-
-def thinned(pictures: np.ndarray, count: int) -> np.ndarray:
-    """At most so many, evenly spread."""
-    chosen = np.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().astype(int)
-    return pictures[chosen]
-
-
-def _open(domain: str, models: Path | None) -> Bundle:
-    assert domain in SHIPPED
-    return pretrained(domain) if models is None else load_bundle(models / domain)
 
 
 if __name__ == "__main__":

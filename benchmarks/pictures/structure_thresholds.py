@@ -1,6 +1,6 @@
 """What the structure thresholds of the shipped models mark: true partners, other places, exchanged land and sea.
 
-    python -m benchmarks.structure_thresholds [--evaluations 48]
+    python -m benchmarks.pictures.structure_thresholds [--evaluations 48]
 
 Exchanged are the true partners with each channel mirrored at its picture's mean, so that land has the sea's colours
 and coasts stay where they are; and of the translations those whose channels correlate negatively with the truth's.
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.calibration.directed import CALIBRATED, DIRECTIONS, OUT, Directed
+from benchmarks.calibration.directed import CALIBRATED, DIRECTIONS, THRESHOLDS, Directed
 from benchmarks.calibration.table import kept
 from benchmarks.calibration.variants import agreed, bridged, colours, procrustes, units
 from ddib_fed.bridge.calibration.files import read_calibration
@@ -35,7 +35,6 @@ from ddib_fed.models.channel_map import ChannelMap
 
 SHIFTS = (20, 50, 80, 110)
 """Partners that are so many test crops away show another place."""
-REPORT = OUT.parent / "structure_thresholds.json"
 
 
 def main() -> int:
@@ -54,10 +53,10 @@ def main() -> int:
         if directed.name in given.pairs and (under := calibration_of(directed)) is not None:
             found = measured(directed, under, settings)
             print(found, flush=True)
-            there = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else []
+            there = json.loads(THRESHOLDS.read_text(encoding="utf-8")) if THRESHOLDS.exists() else []
             others = [one for one in there if (one["source"], one["target"]) != (source, target)]
             write_json(
-                REPORT,
+                THRESHOLDS,
                 sorted([*others, found], key=lambda one: DIRECTIONS.index((one["source"], one["target"]))),
             )
     return 0

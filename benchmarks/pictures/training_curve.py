@@ -1,7 +1,7 @@
 """What more training would give: quality of the shipped pairs after a part of their training, as a table and curves.
 
     python benchmarks/pretrained_pictures.py --out build/pretrained     leaves build/pretrained/DOMAIN/kept/STEP
-    python benchmarks/training_curve.py [--runs build/pretrained] [--count 32] [--evaluations 32]
+    python -m benchmarks.pictures.training_curve [--runs build/pretrained] [--count 32] [--evaluations 32]
 
 Averaged weights of the kept checkpoints, which are those of a run that was not over: its learning rate was still high.
 The last line of a pair is its finished bundle. Writes docs/benchmarks/pictures/PAIR/curve.json,
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from pages import between, markdown
-from pictures import DOCS, PAIRS, white
-from report_pictures import COLUMNS_OF_CURVE
 
+from benchmarks.pages import between, markdown
+from benchmarks.pictures.pair import DOCS, PAIRS, white
+from benchmarks.pictures.report import COLUMNS_OF_CURVE
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.local_party import open_party
 from ddib_fed.datasets.shipped import load_shipped
@@ -71,7 +71,7 @@ def main() -> None:
     ]
     parts.append("![PSNR, SSIM and patch correlation over training](images/pictures/curve.png)")
     text = between(
-        page.read_text(encoding="utf-8"), "curve", "benchmarks/training_curve.py", "\n\n".join(parts)
+        page.read_text(encoding="utf-8"), "curve", "benchmarks/pictures/training_curve.py", "\n\n".join(parts)
     )
     write_file(page, text.encode())
 

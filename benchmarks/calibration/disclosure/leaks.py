@@ -1,13 +1,13 @@
 """What a latent reveals: correlation with its picture, and what a surrogate inverter makes of it.
 
-    python -m benchmarks.calibration.leaks                        satellite -> relief, measure what is missing
-    python -m benchmarks.calibration.leaks --report               only the table of docs/latents.md
+    python -m benchmarks.calibration.disclosure.leaks                satellite -> relief, measure what is missing
+    python -m benchmarks.calibration.disclosure.leaks --report       only the table of docs/latents.md
 
 For each encoder and depth: latents of pictures of the source's training part and their pictures fit the surrogates
-(`metrics.attacks.inversion`), latents of the test part are inverted. PSNR and SSIM of what is read, and how often the picture
-among all test pictures that is nearest to it is the right one; beside them the quality of the translation of the same
-latents, with a rotation and, at full depth, without, for every second picture. Latents of partial depth are read off on
-the way to full depth, at exactly that level.
+(`metrics.attacks.inversion`), latents of the test part are inverted. PSNR and SSIM of what is read, and how often the
+picture among all test pictures that is nearest to it is the right one; beside them the quality of the translation of
+the same latents, with a rotation and, at full depth, without, for every second picture. Latents of partial depth are
+read off on the way to full depth, at exactly that level.
 
 A calibrated latent is the plain one, rotated by a matrix that the contract holds, so it reveals the same: whoever reads
 one turns the other back. The rotation is the one that `ANCHORS` pairs of training pictures give, by their pixels.
@@ -80,7 +80,10 @@ def main() -> int:
     if not given.report:
         measure(directed, given)
     text = PAGE.read_text(encoding="utf-8")
-    begin, end = "<!-- leaks: written by benchmarks/calibration/leaks.py -->", "<!-- end of leaks -->"
+    begin, end = (
+        "<!-- leaks: written by benchmarks/calibration/disclosure/leaks.py -->",
+        "<!-- end of leaks -->",
+    )
     before, rest = text.split(begin)
     write_file(PAGE, f"{before}{begin}\n\n{table(directed)}\n\n{end}{rest.split(end)[1]}".encode())
     return 0

@@ -1,6 +1,6 @@
 """Encode and decode inside one node with `alf` and its auxiliary state: how exactly the points come back.
 
-    python benchmarks/reversibility.py        writes docs/benchmarks/reversibility.json; non-zero when out of bounds
+    python -m benchmarks.points.reversibility   writes docs/benchmarks/reversibility.json; non-zero when out of bounds
 
 The scheme is algebraically reversible, so what is left is rounding. It says nothing about accuracy: with the
 auxiliary carried, any scheme of this kind is the identity, whatever it translates to.
@@ -22,7 +22,7 @@ from ddib_fed.files import write_json
 from ddib_fed.metrics.points import cycle_error
 from ddib_fed.models.shipped import pretrained
 
-OUT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "reversibility.json"
+OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "reversibility.json"
 POINTS = 10_000
 EVALUATIONS = 48
 BOUNDS = {"float32": {"mean": 1e-6, "max": 1e-4}, "float64": {"max": 1e-11}}

@@ -1,6 +1,6 @@
 """Margins of right and of wrong rotations over draws of the aggregate's noise: what the least margin is chosen from.
 
-    python -m benchmarks.calibration.margins
+    python -m benchmarks.calibration.disclosure.margins
 
 A rotation is right when it is within 45 degrees of that of the pixels of the test pairs. JSON in
 docs/benchmarks/calibration/margins.json; decision 0057 has the choice.
