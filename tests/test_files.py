@@ -150,7 +150,7 @@ def test_each_file_is_brought_to_the_disk_and_one_that_cannot_be_says_why(tmp_pa
 
     def fsync(descriptor):
         real(descriptor)
-        seen.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        seen.append(Path(f"/proc/self/fd/{descriptor}").readlink())
 
     monkeypatch.setattr(os, "fsync", fsync)
     assert sync_each(paths) == {}
