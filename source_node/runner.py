@@ -32,6 +32,7 @@ from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.events import EventHub
 from source_node.jobs.records import PENDING_ITEMS, error_record
 from source_node.jobs.store import Job, JobStore
+from source_node.pipeline.items import rows_about
 from source_node.pipeline.job import Pipeline
 from source_node.remote import Remotes
 
@@ -172,9 +173,7 @@ class JobRunner:
         return self._rows(items, size_bytes) <= self._batch_rows
 
     def _rows(self, items: int, size_bytes: int) -> int:
-        """Samples of a job, about: pictures, or points of float32."""
-        shape = self._node.running_engine.model.sample_shape
-        return items if len(shape) > 1 else size_bytes // (4 * shape[0])
+        return rows_about(items, size_bytes, self._node.running_engine.model.sample_shape)
 
     @property
     def _batch_rows(self) -> int:

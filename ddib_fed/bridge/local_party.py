@@ -299,6 +299,7 @@ class LocalParty:
             draw_of(parts) if stage == "decode" and leg.settings.stochastic else None,
             leg.flow,
             leg.weight,
+            leg.stream_rows if stage == "encode" else 0,
         )
         end = self._time.begin(trajectory.rows)
         tell = _tell(leg, parts[0].number, stage)

@@ -63,6 +63,8 @@ class Leg:
         flow: Whose work it is, for fairness in an engine that several share: a job, or a peer's request. Empty: each
             item is a flow of its own.
         weight: Of the flow, above 0: a flow of weight 2 gets twice the time of one of weight 1.
+        stream_rows: Rows of the whole stream, about, where the other party decodes its first latents while later ones
+            are encoded: a short stream is then encoded in smaller calls. 0 where it does not.
         latent_type: A name in `LATENT_TYPES`, to which latents are rounded before the gate judges them.
 
     Raises:
@@ -79,6 +81,7 @@ class Leg:
     returning: bool = False
     flow: str = ""
     weight: float = 1.0
+    stream_rows: int = 0
     latent_type: str = FLOAT32
 
     def __post_init__(self) -> None:

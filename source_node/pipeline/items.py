@@ -61,6 +61,11 @@ class Numbers:
         return number % self._stride
 
 
+def rows_about(items: int, size_bytes: int, sample_shape: Sequence[int]) -> int:
+    """Samples in so many items of so many bytes, about: pictures, or points of float32."""
+    return items if len(sample_shape) > 1 else size_bytes // (4 * sample_shape[0])
+
+
 def ranges_of(rows: int) -> list[slice]:
     """The rows of each range of an item."""
     return [slice(start, min(start + RANGE_ROWS, rows)) for start in range(0, rows, RANGE_ROWS)]

@@ -33,7 +33,7 @@ from source_node.jobs.events import EventHub
 from source_node.jobs.records import Part, error_record
 from source_node.jobs.store import Change, Item, Job, JobStore, NewFile
 from source_node.pipeline.intake import Intake
-from source_node.pipeline.items import Numbers, Work
+from source_node.pipeline.items import Numbers, Work, rows_about
 from source_node.pipeline.telling import Telling
 from source_node.remote import Remotes
 from source_node.remote_party import RemoteParty, description_of
@@ -103,6 +103,7 @@ class Pipeline:
             batch_rows=max(1, self._engine.window // 2),
         )
         self._rotation = leg_map(calibration, self._engine.model.bundle.manifest)
+        shape = self._engine.model.sample_shape
         leg = Leg(
             solver_settings(spec.solver),
             spec.guidance,
@@ -112,6 +113,7 @@ class Pipeline:
             calibration=self._rotation,
             flow=self._job.job_id,
             weight=self._node.weight_of(self._node.config.node.institution),
+            stream_rows=rows_about(len(items), sum(item.size_bytes for item in items), shape),
             latent_type=contract.wire_type,
         )
         given = intake.each(items, self._begin, self._fail_item)

@@ -8,6 +8,7 @@ worker starts, advances or closes a trajectory. Progress, cancelling and deadlin
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -27,6 +28,12 @@ from ddib_fed.errors import DdibError, Draining
 log = logging.getLogger(__name__)
 
 ROWS = 2_048
+LONG_S = 0.002
+"""A call after which other threads are let run."""
+REST = 0.03
+"""For how long, as a part of the call."""
+LATELY = 10
+"""Calls for which work is taken to be arriving after the last that came, and results to be leaving."""
 SWEEP_S = 0.005
 """How often those are looked at whose turn it is not, whether they are late; at once when somebody cancels."""
 
@@ -62,7 +69,8 @@ class Batcher:
         self._wake = threading.Condition()
         self._closed = False
         self._submitted = self._calls = self._evaluated = 0
-        self._swept = 0.0
+        self._swept = self._took = 0.0
+        self._arrived = self._ended = self._filled = 0
         self._cancelled = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
@@ -100,6 +108,7 @@ class Batcher:
                 self._sweep()
                 if len(self._flows):
                     self._turn(self._flows.choose())
+                    self._give_way()
         except BaseException:
             # Whoever waits for a future would wait for ever: nobody else sets it.
             log.exception("the engine's worker failed; nothing more is computed until the node is restarted")
@@ -113,11 +122,30 @@ class Batcher:
                 self._wake.wait()
             fresh = list(self._inbox)
             self._inbox.clear()
+        if fresh:
+            self._arrived = self._calls
         for running in fresh:
             self._flows.add(running)
             running.watch = running.control.interrupting(self._somebody_cancelled)
             running.watch.__enter__()
         return not self._closed
+
+    def _give_way(self) -> None:
+        """Let those threads run that bring work and take results away.
+
+        On a core of its own, one that waits for the disk or the network gets to run only when this one stops: without
+        it, work arrives by a thread's step a call. So this one rests for a small part of a call while work arrives for
+        a call that is not full, and after some has ended.
+        """
+        if self._took < LONG_S:
+            return
+        calls = self._calls
+        if calls - self._ended < LATELY or (self._filled < self.rows and calls - self._arrived < LATELY):
+            with self._wake:
+                if not self._inbox and not self._closed:
+                    self._wake.wait(REST * self._took)
+        else:
+            os.sched_yield()
 
     def _sweep(self) -> None:
         """Fail whoever was cancelled or is late, also those that wait."""
@@ -142,7 +170,9 @@ class Batcher:
             return
         try:
             stack = _stack_of(alive)
+            started = time.monotonic()
             velocity = stack.evaluate()
+            self._took, self._filled = time.monotonic() - started, len(stack.x)
             self._flows.charge(alive)
             stack.advance(velocity)
         except Exception as error:  # noqa: BLE001 - out of memory, a broken device: the waiting calls must hear
@@ -202,6 +232,7 @@ class Batcher:
 
     def _end(self, running: Running, result: torch.Tensor) -> None:
         self._flows.remove(running)
+        self._ended = self._calls
         running.future.set_result(result)
         running.close()
 

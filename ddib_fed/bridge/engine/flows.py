@@ -7,6 +7,10 @@ first.
 
 Trajectories of other flows are merged into a call while the call, for the flow whose turn it is, costs no more than the
 turns of all flows would: then merging delays nobody, and equal small requests all share one call.
+
+Where the next stage works on the first results of a stream while later ones are computed, n rows in calls of b take
+about (n + b) c(b) / b, with c(b) the time of such a call: the next stage waits for the first b, or ends b after the
+last. A short stream is fastest in smaller calls than a long one.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from ddib_fed.bridge.engine.stack import Running
 
 Cost = Callable[[int], float]
 """Seconds, or anything in proportion to them, of a network call of so many rows."""
+DEARER = 1.25
+"""A short stream is not computed in calls that cost more than so many times the least a row."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +56,7 @@ class Flows:
     def __init__(self, rows: int, cost: Cost, most: int) -> None:
         self._rows, self._most = rows, most
         self._cost = lru_cache(maxsize=8_192)(cost)
+        self._best = lru_cache(maxsize=1_024)(self._best_for)
         self._flows: OrderedDict[str, Flow] = OrderedDict()
         self._now = 0.0
 
@@ -90,8 +97,9 @@ class Flows:
         self._now = turns[0].time
         first = turns[0].waiting[0]
         chosen, rows = [first], first.cost_rows
+        most = self._most_rows(turns)
         for running in islice(turns[0].waiting, 1, None):
-            if rows + running.cost_rows > self._rows:
+            if rows + running.cost_rows > most:
                 break
             if running.kind == first.kind:
                 chosen.append(running)
@@ -100,9 +108,24 @@ class Flows:
         for flow in turns[1:]:
             for running in flow.waiting:
                 total = rows + running.cost_rows
-                if total > self._rows or self._cost(total) > allowed:
+                if total > most or self._cost(total) > allowed:
                     break
                 if running.kind == first.kind:
                     chosen.append(running)
                     rows = total
         return sorted(chosen, key=lambda running: running.number)
+
+    def _most_rows(self, turns: Sequence[Flow]) -> int:
+        """Most rows of the next call: fewer than the budget while all that waits belongs to short streams."""
+        streams = [flow.waiting[0].trajectory.stream_rows for flow in turns]
+        return self._best(sum(streams)) if all(streams) else self._rows
+
+    def _best_for(self, rows: int) -> int:
+        """The size of calls in which a stream of so many rows takes the least time, with the stage after it."""
+        each = {size: self._cost(size) / size for size in (self._rows, *_powers_of_two_below(self._rows))}
+        allowed = DEARER * min(each.values())
+        return min((s for s in each if each[s] <= allowed), key=lambda size: (rows + size) * each[size])
+
+
+def _powers_of_two_below(rows: int) -> list[int]:
+    return [1 << n for n in range(max(rows - 1, 0).bit_length())]

@@ -57,6 +57,7 @@ class Trajectory:
         draw: Noise of each step, where the settings draw some: from the step and K rows of x to (K, *sample_shape).
         flow: Whose work it is, for fairness between flows: a job, or a peer's request. Empty: a flow of its own.
         weight: Of the flow, above 0: a flow of weight 2 is given twice the time of one of weight 1.
+        stream_rows: See `Leg`.
     """
 
     stage: Stage
@@ -70,6 +71,7 @@ class Trajectory:
     draw: RowDraw | None = None
     flow: str = ""
     weight: float = 1.0
+    stream_rows: int = 0
 
     @property
     def rows(self) -> int:

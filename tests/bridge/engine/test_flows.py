@@ -118,3 +118,23 @@ def test_who_needs_another_network_is_not_merged() -> None:
         running(1, encoder="linear"),
     ]
     assert turn(flows(plain[0], *others, plain[1])) == plain
+
+
+def test_a_short_stream_is_encoded_in_calls_that_let_the_next_stage_begin_early() -> None:
+    """Calls of b rows cost b + 2 here, and those of 4 and less too much a row: (n + b) (b + 2) / b decides."""
+
+    def rows_of_a_call(*flows_of_rows: tuple[str, int], stream: int) -> int:
+        work = [running(1, name, stream_rows=stream) for name, rows in flows_of_rows for _ in range(rows)]
+        return len(turn(flows(*work, rows=32, overhead=2)))
+
+    assert rows_of_a_call(("job", 64), stream=4) == 8
+    assert rows_of_a_call(("job", 64), stream=128) == 16
+    assert rows_of_a_call(("job", 64), stream=512) == 32
+    assert rows_of_a_call(("job", 64), stream=0) == 32
+    # Several short streams are one longer one.
+    assert rows_of_a_call(*((f"job {n}", 2) for n in range(16)), stream=8) == 16
+
+
+def test_what_no_stage_waits_for_is_merged_with_a_stream_up_to_the_budget() -> None:
+    stream = [running(1, "job", stream_rows=8) for _ in range(64)]
+    assert len(turn(flows(*stream, *[running(1, "request") for _ in range(64)], rows=32))) == 32
