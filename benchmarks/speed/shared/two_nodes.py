@@ -152,6 +152,7 @@ class InProcess:
 
     def __init__(self, source: str, target: str, together: int) -> None:
         context = multiprocessing.get_context("spawn")
+        self._together = together
         self._pipes: list[Connection[Any, Any]] = []
         self._processes = []
         for core in two_cores():
@@ -167,9 +168,19 @@ class InProcess:
         """Seconds until both halves are translated."""
         started = time.perf_counter()
         for pipe, half in zip(self._pipes, np.array_split(samples, 2), strict=True):
-            pipe.send((half, evaluations))
+            pipe.send(("translate", half, evaluations))
         for pipe in self._pipes:
             pipe.recv()
+        return time.perf_counter() - started
+
+    def stop_and_wait(self, samples: Array, evaluations: int = EVALUATIONS) -> float:
+        """Seconds when one process encodes a batch, then the other decodes it, and only then the next is encoded."""
+        started = time.perf_counter()
+        encoding, decoding = self._pipes
+        for start in range(0, len(samples), self._together):
+            encoding.send(("encode", samples[start : start + self._together], evaluations))
+            decoding.send(("decode", encoding.recv(), evaluations))
+            decoding.recv()
         return time.perf_counter() - started
 
     def close(self) -> None:
@@ -193,27 +204,57 @@ def _serve(pipe: Connection[Any, Any], half: _Half) -> None:
         with resources.as_file(folder / name) as path:
             parties.append(open_party(load_bundle(path), together=half.together, threads=1))
     shape = parties[0].model.sample_shape
+    works = {"translate": _translate, "encode": _encode, "decode": _decode}
     _translate(parties, np.zeros((half.together, *shape), np.float32) + 0.1, 4)
     pipe.send("ready")
     while (work := pipe.recv()) is not None:
-        pipe.send(_translate(parties, *work))
+        name, *given = work
+        pipe.send(works[name](parties, *given))
 
 
 def _translate(parties: Sequence[Any], samples: Array, evaluations: int) -> int:
     """Pictures as an item each, points as one item; how many were translated."""
-    from ddib_fed.bridge.party import Leg
     from ddib_fed.bridge.translate import Item, Translated, translate
+
+    items = [Item(number, each, noise=noise) for number, (each, noise) in enumerate(_each(parties, samples))]
+    outcomes = list(translate(parties[0], parties[1], items, _leg(evaluations)))
+    return sum(isinstance(outcome, Translated) for outcome in outcomes)
+
+
+def _encode(parties: Sequence[Any], samples: Array, evaluations: int) -> list[Any]:
+    """The latents of pictures."""
+    from ddib_fed.bridge.party import ToEncode
+
+    items = [
+        ToEncode(number, each, None, noise) for number, (each, noise) in enumerate(_each(parties, samples))
+    ]
+    return [outcome.latent for outcome in parties[0].encode_each(items, _leg(evaluations))]
+
+
+def _decode(parties: Sequence[Any], latents: Sequence[Any], evaluations: int) -> int:
+    """How many were decoded."""
+    from ddib_fed.bridge.party import ToDecode
+
+    items = [ToDecode(number, latent) for number, latent in enumerate(latents)]
+    return len(list(parties[1].decode_each(items, _leg(evaluations))))
+
+
+def _each(parties: Sequence[Any], samples: Array) -> list[tuple[Array, Any]]:
+    """Items and what makes their noise."""
+    generator = np.random.default_rng(0)
+
+    def noise(x: Array) -> Array:
+        return generator.standard_normal(x.shape, np.float32)
+
+    picture = parties[0].model.is_picture
+    return [(each, noise) for each in (np.split(samples, len(samples)) if picture else [samples])]
+
+
+def _leg(evaluations: int) -> Any:
+    from ddib_fed.bridge.party import Leg
     from ddib_fed.diffusion.plans import SolverSettings
 
-    generator = np.random.default_rng(0)
-    picture = parties[0].model.is_picture
-    items = [
-        Item(number, each, noise=lambda x: generator.standard_normal(x.shape, np.float32))
-        for number, each in enumerate(np.split(samples, len(samples)) if picture else [samples])
-    ]
-    leg = Leg(SolverSettings(evaluations=evaluations))
-    outcomes = list(translate(parties[0], parties[1], items, leg))
-    return sum(isinstance(outcome, Translated) for outcome in outcomes)
+    return Leg(SolverSettings(evaluations=evaluations))
 
 
 # Memory
