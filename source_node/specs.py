@@ -5,6 +5,7 @@ from __future__ import annotations
 from ddib_fed.errors import (
     ContractMismatch,
     DomainNotFound,
+    ItemsTooMany,
     MessageInvalid,
     PolicyDenied,
     SettingsInvalid,
@@ -168,8 +169,10 @@ def _check_fields(header: translation_pb2.JobHeader, guidance: Guidance, limits:
             "another protocol version", facts={"spoken": ", ".join(map(str, SPOKEN)), "field": "version"}
         )
     _check_version(header, guidance, version)
-    if not 1 <= header.items <= limits.max_items_per_job:
-        raise MessageInvalid(
+    if not header.items:
+        raise MessageInvalid("a job without items", facts={"field": "items"})
+    if header.items > limits.max_items_per_job:
+        raise ItemsTooMany(
             f"a job of {header.items} items",
             facts={"items": header.items, "limit_items": limits.max_items_per_job},
         )

@@ -24,6 +24,7 @@ NEXT_STEPS: Mapping[str, str] = {
     "PICTURE_MISFIT": "convert the picture to the units of the model, or use a model of its units",
     "KIND_MISMATCH": "ddib domains shows what each node takes",
     "POINTS_TOO_MANY": "split the file into several and translate them in one call",
+    "ITEMS_TOO_MANY": "give fewer files, with --limit; the operator can raise [limits] max_items_per_job in node.toml",
     "BUNDLE_INVALID": "ddib model show DIR names the check that fails",
     "CONTRACT_MISMATCH": "send the table to both operators; ddib domains lists what can be reached now",
     "STATE_CONFLICT": "ddib job list shows the job's state",

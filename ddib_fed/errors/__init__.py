@@ -8,8 +8,8 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     │   ├── UsageError             (local only)          options that contradict each other
     │   ├── ConfigError            (local only)          node.toml, client.toml
     │   ├── ExtraMissing           (local only)          an optional package is not installed
-    │   ├── ImageUnreadable, ImageTooLarge, PointsUnreadable, PointsTooMany, NotFinite
-    │   ├── ShapeMismatch, PictureMisfit, KindMismatch
+    │   ├── ImageUnreadable, ImageTooLarge, PointsUnreadable, PointsTooMany, ItemsTooMany
+    │   ├── NotFinite, ShapeMismatch, PictureMisfit, KindMismatch
     │   ├── SettingsInvalid, MessageInvalid, UnknownFields
     │   └── BundleInvalid          (mostly local)        a model on disk that fails its checks
     ├── ContractMismatch           FAILED_PRECONDITION   carries the differing fields, both values, what to do
@@ -80,6 +80,7 @@ from ddib_fed.errors.inputs import (
     ImageTooLarge,
     ImageUnreadable,
     InputError,
+    ItemsTooMany,
     KindMismatch,
     MessageInvalid,
     NotFinite,
@@ -151,6 +152,7 @@ __all__ = [
     "InputError",
     "InternalError",
     "ItemNotFound",
+    "ItemsTooMany",
     "JobFailed",
     "JobNotFound",
     "KindMismatch",

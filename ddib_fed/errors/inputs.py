@@ -67,6 +67,13 @@ class PointsTooMany(InputError):
     sentence = "there are more points or bytes than the limit for one item"
 
 
+class ItemsTooMany(InputError):
+    """More files than the node accepts in one job."""
+
+    reason = "ITEMS_TOO_MANY"
+    sentence = "there are more files than the node accepts in one job"
+
+
 class NotFinite(InputError):
     """NaN or infinity where numbers are needed."""
 

@@ -19,6 +19,7 @@ from ddib_fed.errors import (
     DomainNotFound,
     Draining,
     ItemNotFound,
+    ItemsTooMany,
     KindMismatch,
     MessageInvalid,
     NotFinite,
@@ -215,7 +216,7 @@ def test_a_job_goes_from_submission_to_acknowledged(served) -> None:
     ("changes", "error"),
     [
         ({"items": 0}, MessageInvalid),
-        ({"items": 4}, MessageInvalid),
+        ({"items": 4}, ItemsTooMany),
         ({"items": 2}, MessageInvalid),
         ({"version": common_pb2.ProtocolVersion(major=9)}, MessageInvalid),
         ({"request_id": "../../etc"}, MessageInvalid),
