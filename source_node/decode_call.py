@@ -21,6 +21,7 @@ from ddib_fed.errors import (
     MessageInvalid,
     PeerUnreachable,
 )
+from ddib_fed.rpc.ahead import ReadAhead
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.chunks import Announced, Assembler, Whole, open_file
@@ -31,6 +32,8 @@ from ddib_fed.wire.latent import ApprovedLatent, LatentOpener
 MAX_SECONDS = 1e7
 # What a translation comes back as.
 ANSWERS = {"point": common_pb2.MEDIA_TYPE_NPY, "picture": common_pb2.MEDIA_TYPE_PNG}
+# Latents that are fit to leave and wait for the wire.
+APPROVED_AHEAD = 1
 STAGES = frozenset({"decode", "encode"})
 M = TypeVar("M")
 
@@ -73,14 +76,18 @@ class Sent:
     def requests(
         self, header: decoding_pb2.DecodeHeader, latents: Iterable[ApprovedLatent | None]
     ) -> Iterator[decoding_pb2.DecodeRequest]:
-        """The call's messages, from latents that end with None when they are all."""
+        """The call's messages, from latents that end with None when they are all.
+
+        The latents are taken on a thread of their own: the next one is checked while this one is sent.
+        """
         yield decoding_pb2.DecodeRequest(header=header)
-        for latent in latents:
-            if latent is None:
-                self.complete = True
-                return
-            self.sizes[latent.item] = latent.size_bytes
-            yield from latent.stream(decoding_pb2.DecodeRequest)
+        with ReadAhead(latents, APPROVED_AHEAD, "approve") as ahead:
+            for latent in ahead.each():
+                if latent is None:
+                    self.complete = True
+                    return
+                self.sizes[latent.item] = latent.size_bytes
+                yield from latent.stream(decoding_pb2.DecodeRequest)
 
 
 class _Listener:

@@ -79,7 +79,7 @@ class RemoteParty:
         contract: What was negotiated with it.
         request_id: Names the job to the peer.
         read: The samples in the file of an answer, given also how many there must be; raises InputError.
-        release: Makes latents fit to leave, each time before they are sent, on the thread that sends; one that it
+        release: Makes latents fit to leave, each time before they are sent, on a thread of the call; one that it
             leaves out is not sent. What it raises ends the job.
         batch_rows: Samples of a batch: how far latents run ahead of the answers is counted in batches.
     """
@@ -339,7 +339,7 @@ def _rows(latent: ToDecode | None) -> int:
 
 
 class _Sending:
-    """What one call sends, on gRPC's thread.
+    """What one call sends, on a thread of its own.
 
     Args:
         window: Where the latents come from.

@@ -2,20 +2,19 @@
 
     python -m benchmarks.speed.wire [--short]
 
-The source's half runs in this process, pinned to the first core; the target's node in another, pinned to the second:
-real certificates, port, interceptors, checks, digests and the egress guard. Only the engine is a stub that answers at
-once. The baseline moves the same bytes between this process and a third one, also on the second core, by
-`ssl.SSLSocket`, which neither checks nor keeps them; beside it the same with a SHA-256 at the receiver, which the
-protocol needs. All take turns in one run.
+The source's half runs in this process, the target's node in another: real certificates, port, interceptors, checks,
+digests and the egress guard. Only the engine is a stub that answers at once. No process is pinned to a core, neither
+the node's nor those of the baselines: as nodes are run, gRPC's threads and the node's own may use all cores.
+
+The baseline moves the same bytes between this process and a third one by `ssl.SSLSocket`, which neither checks nor
+keeps them; beside it the same with a SHA-256 at the receiver, which the protocol needs. A second baseline is a bare
+gRPC stream of the same bytes in chunks of the same size, without a check, a digest or a buffer: what gRPC itself takes.
+All take turns in one run. Every process keeps freed memory as nodes do.
 """
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
-import os
-import socket
-import ssl
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,15 @@ import numpy as np
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
 from benchmarks.speed.shared.two_nodes import processor_seconds
+from benchmarks.speed.shared.wire_baselines import (
+    LATENT_BYTES,
+    MEBIBYTE,
+    Bare,
+    Raw,
+    as_nodes_do,
+    serve_bare,
+    serve_raw,
+)
 from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.diffusion.plans import SolverSettings
@@ -39,19 +47,10 @@ from source_node.remote import Remote, Remotes
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_institution
 
-POINTS = 8 << 20
-LATENT_BYTES = POINTS * 2 * 4
-PIECE = 1 << 20
-MEBIBYTE = float(1 << 20)
+POINTS = LATENT_BYTES // (2 * 4)
 # A share of what the raw socket moves; what is bounded.
 LEAST = 0.60
-
-
-def pin(core: int) -> None:
-    """Keep this process and its threads on one core, where the machine has two."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) > 1:
-        os.sched_setaffinity(0, {cores[core % len(cores)]})
+WHAT = ("Decode call", "bare gRPC stream", "raw TLS socket", "raw TLS socket and SHA-256")
 
 
 # The target's node
@@ -59,75 +58,12 @@ def pin(core: int) -> None:
 
 def serve_node(folder: Path, port: Connection, rows_back: int) -> None:
     """South's node, whose engine answers every latent at once, with `rows_back` of its points, until told to stop."""
-    pin(1)
+    as_nodes_do()
     from benchmarks.speed.shared.stub_target import StubTarget
 
     with StubTarget(folder, POINTS, rows_back) as target:
         port.send(target.address)
         port.recv()
-
-
-# The baseline
-
-
-def serve_raw(folder: Path, port: Connection, rows_back: int) -> None:
-    """Takes latents over TLS 1.3 into one buffer, and sends as much back as the node does.
-
-    Each is preceded by one byte, which says whether its digest is computed.
-    """
-    pin(1)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(folder / "state/pki/leaf.pem", folder / "state/pki/leaf.key")
-    buffer = memoryview(bytearray(LATENT_BYTES))
-    back = buffer[: rows_back * 8]
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port.send(listening.getsockname()[1])
-        with context.wrap_socket(listening.accept()[0], server_side=True) as connection:
-            while digest := connection.recv(1):
-                receive(connection, buffer)
-                if digest == b"d":
-                    hashlib.sha256(buffer).digest()
-                connection.sendall(back)
-
-
-def receive(connection: ssl.SSLSocket, buffer: memoryview) -> None:
-    """Fill the buffer."""
-    received = 0
-    while received < len(buffer):
-        count = connection.recv_into(buffer[received:])
-        if count == 0:
-            raise EOFError("the other end of the baseline is gone")
-        received += count
-
-
-class Raw:
-    """The sender's half of the baseline."""
-
-    def __init__(self, port: int, data: memoryview, rows_back: int) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.check_hostname, context.verify_mode = (
-            False,
-            ssl.CERT_NONE,
-        )  # the same machine, and nobody's data
-        self._socket = context.wrap_socket(socket.create_connection(("127.0.0.1", port)))
-        self._data = data
-        self._back = memoryview(bytearray(rows_back * 8))
-
-    def run(self, items: int, *, digest: bool = False) -> float:
-        """MiB of latents a second, with their digests at the receiver or without."""
-        started = time.perf_counter()
-        for _ in range(items):
-            self._socket.sendall(b"d" if digest else b"-")
-            for start in range(0, len(self._data), PIECE):
-                self._socket.sendall(self._data[start : start + PIECE])
-            receive(self._socket, self._back)
-        return items * LATENT_BYTES / MEBIBYTE / (time.perf_counter() - started)
-
-    def close(self) -> None:
-        """End the stream."""
-        self._socket.close()
 
 
 # The source's half
@@ -217,6 +153,7 @@ def started(
     """Another process: a pipe to it, what it says first, and its id; it is ended with the stack."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
+    stack.callback(ours.close)
     process = context.Process(target=serve, args=(arguments[0], theirs, *arguments[1:]), daemon=True)
     process.start()
     stack.callback(process.join, 10)
@@ -233,7 +170,8 @@ def measure_way(
     label = "one way" if rows_back == 1 else "there and back"
     latent = Latent.from_array(np.random.default_rng(0).standard_normal((POINTS, 2), dtype=np.float32))
     told, address, node = started(stack, serve_node, south.folder.parent, rows_back)
-    _, port, other = started(stack, serve_raw, south.folder.parent, rows_back)
+    _, port, socket_end = started(stack, serve_raw, south.folder.parent, rows_back)
+    _, bare_port, bare_end = started(stack, serve_bare, south.folder.parent, rows_back)
     assert isinstance(address, str)
     assert isinstance(port, int)
     north.admit(south, address)
@@ -243,33 +181,39 @@ def measure_way(
     federated = Federated(remote, remote.negotiate(side(north.name), "moons", Control()), latent)
     raw = Raw(port, latent.wire(), rows_back)
     stack.callback(raw.close)
-    items, repeats = form.pick(4, 8), form.pick(4, 9)
-    federated.run(1)  # connections, windows and buffers are there
-    raw.run(1)
-    names = [f"{what}, {label}" for what in ("Decode call", "raw TLS socket", "raw TLS socket and SHA-256")]
+    bare = Bare(south.peer(f"127.0.0.1:{bare_port}"), latent.wire(), rows_back)
+    stack.callback(bare.close)
+    items, repeats = form.pick(4, 8), form.pick(6, 9)
+    for each in (federated, raw, bare):
+        each.run(1)  # connections, windows and buffers are there
+    call, stream, plain, hashed = (f"{what}, {label}" for what in WHAT)
     spent = Spent(items)
     rates = interleaved(
         {
-            names[0]: spent.measuring(names[0], node, lambda: federated.run(items)),
-            names[1]: spent.measuring(names[1], other, lambda: raw.run(items)),
-            names[2]: spent.measuring(names[2], other, lambda: raw.run(items, digest=True)),
+            call: spent.measuring(call, node, lambda: federated.run(items)),
+            stream: spent.measuring(stream, bare_end, lambda: bare.run(items)),
+            plain: spent.measuring(plain, socket_end, lambda: raw.run(items)),
+            hashed: spent.measuring(hashed, socket_end, lambda: raw.run(items, digest=True)),
         },
         repeats,
     )
     told.send("stop")
     spent.tell(report)
     report.add_times(rates, "MiB/s")
-    report.add(f"Decode call / raw TLS socket and SHA-256, {label}", ratio(rates, names[0], names[2]), "")
+    for baseline in (hashed, stream):
+        report.add(f"Decode call / {baseline}", ratio(rates, call, baseline), "")
+    report.add(f"{stream} / raw TLS socket", ratio(rates, stream, plain), "")
     if rows_back == 1:
-        report.bound("Decode call / raw TLS socket", ratio(rates, names[0], names[1]), at_least=LEAST)
+        report.bound("Decode call / raw TLS socket", ratio(rates, call, plain), at_least=LEAST)
 
 
 def measure(form: Form) -> Report:
     """Latents of 64 MiB through a Decode call and through a raw TLS socket."""
-    pin(0)
+    as_nodes_do()
     report = Report(
-        f"Latents of {LATENT_BYTES >> 20} MiB from one process to another, each pinned to a core of its own: a Decode "
-        "call with a stub for the engine, and a TLS 1.3 socket of the standard library that moves the same bytes."
+        f"Latents of {LATENT_BYTES >> 20} MiB from one process to another, none pinned to a core: a Decode call with "
+        "a stub for the engine, a gRPC stream of the same chunks without a check, and a TLS 1.3 socket of the "
+        "standard library that moves the same bytes."
     )
     ways = [1] if form.short else [1, POINTS]
     for rows_back in ways:

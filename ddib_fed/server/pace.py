@@ -6,27 +6,19 @@ A receiver that waits for a message holds a thread and a file, so every wait is 
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
 from ddib_fed.errors import DeadlineExceeded
+from ddib_fed.rpc.ahead import ReadAhead
 
 SLOWEST_BYTES_PER_S: Final = 64 << 10
 """Something announced may take as long as its bytes at this rate: half of what a client itself waits for."""
-_POLL_S: Final = 0.2
 READ_AHEAD: Final = 4
 """Messages that are read before they are asked for, 4 MiB at most: reading does not wait for each one's digest."""
 
 M = TypeVar("M")
-
-
-class _End:
-    """The stream is over, by this error if there is one."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
 
 
 class Pace:
@@ -71,38 +63,17 @@ class paced(Generic[M]):  # noqa: N801 - reads as the statement it is
     """
 
     def __init__(self, messages: Iterator[M], pace: Pace) -> None:
-        self._messages = messages
+        self._ahead = ReadAhead(messages, READ_AHEAD, "upload")
         self._pace = pace
-        self._queue: queue.Queue[M | _End] = queue.Queue(READ_AHEAD)
-        self._left = threading.Event()
 
     def __enter__(self) -> Iterator[M]:
         """Begin to read."""
-        threading.Thread(target=self._read, name="upload", daemon=True).start()
+        self._ahead.__enter__()
         return self._taken()
 
     def __exit__(self, *exc_info: object) -> None:
         """The caller reads no further: the thread ends with its call."""
-        self._left.set()
-
-    def _read(self) -> None:
-        end = _End(None)
-        try:
-            for message in self._messages:
-                if not self._put(message):
-                    return
-        except BaseException as error:  # noqa: BLE001 - raised again on the handler's thread
-            end = _End(error)
-        self._put(end)
-
-    def _put(self, item: M | _End) -> bool:
-        while not self._left.is_set():
-            try:
-                self._queue.put(item, timeout=_POLL_S)
-            except queue.Full:
-                continue
-            return True
-        return False
+        self._ahead.__exit__(*exc_info)
 
     def _taken(self) -> Iterator[M]:
         """The messages.
@@ -110,17 +81,11 @@ class paced(Generic[M]):  # noqa: N801 - reads as the statement it is
         Raises:
             DeadlineExceeded: The next one did not come in time.
         """
-        while True:
-            try:
-                item = self._queue.get(timeout=self._pace.wait_s())
-            except queue.Empty:
-                raise DeadlineExceeded(
-                    "the sender stalled in the middle of its stream",
-                    hint="the same command again",
-                    facts={"stall_s": f"{self._pace.stall_s:g}"},
-                ) from None
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            yield item
+        try:
+            yield from self._ahead.each(self._pace.wait_s)
+        except queue.Empty:
+            raise DeadlineExceeded(
+                "the sender stalled in the middle of its stream",
+                hint="the same command again",
+                facts={"stall_s": f"{self._pace.stall_s:g}"},
+            ) from None

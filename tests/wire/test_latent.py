@@ -1,6 +1,7 @@
 """The egress guard, and what a receiver makes of a latent's header and bytes."""
 
 import copy
+import hashlib
 import pickle
 import re
 from pathlib import Path
@@ -163,6 +164,16 @@ def test_a_received_latent_cannot_be_written_to():
         received.data[0, 0] = 1
 
 
+def test_numbers_whose_squares_are_too_large_are_finite():
+    """They are read a second time; one that is not is still found beside them."""
+    array = np.full((70_000, 2), 1e30, np.float32)
+    Latent.from_bytes(array.tobytes(), (2,))
+    array[69_999, 1] = np.inf
+    with pytest.raises(NotFinite) as caught:
+        Latent.from_bytes(array.tobytes(), (2,))
+    assert caught.value.facts["count"] == "1"
+
+
 # The egress guard
 
 
@@ -246,11 +257,29 @@ def test_the_guard_refuses_what_is_not_finite():
         approve(made, CONTRACT, Whiteness(made), item=0)
 
 
-def test_the_guard_refuses_a_latent_that_changed_after_encoding():
-    """The digest was taken when it was made."""
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_latent_does_not_change_with_the_array_that_it_was_made_of(dtype):
+    """The engine's memory is used again; what is sent has the digest that was taken."""
     array = np.random.default_rng(0).standard_normal((10, 2), dtype=np.float32)
-    made = Latent.from_array(array)
-    array[0, 0] += 1
+    made = Latent.from_array(array, dtype)
+    array[:] = 0
+    assert made.sealed
+    assert hashlib.sha256(made.wire()).digest() == made.sha256
+
+
+@pytest.mark.parametrize(("kind", "sealed"), [(bytes, True), (bytearray, False), (memoryview, False)])
+def test_only_bytes_that_cannot_be_written_seal_a_latent(kind, sealed):
+    """A view may be one of memory that somebody else writes."""
+    made = latent(10)
+    assert Latent.from_bytes(kind(made.to_bytes()), (2,)).sealed is sealed
+
+
+def test_the_guard_refuses_a_latent_in_shared_memory_that_changed():
+    """The digest was taken when it was made, and is computed again."""
+    memory = bytearray(latent(10).to_bytes())
+    made = Latent.from_bytes(memory, (2,))
+    approve(made, CONTRACT, Whiteness(made), item=0)
+    memory[3] ^= 1
     with pytest.raises(ChunkCorrupt):
         approve(made, CONTRACT, Whiteness(made), item=0)
 

@@ -1,0 +1,150 @@
+"""What the wire is measured against: the same bytes over a TLS 1.3 socket, and over a bare gRPC stream."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import grpc
+
+from ddib_fed.networks.placed.memory import keep_freed_memory, share_heaps
+from ddib_fed.server.server import OPTIONS
+from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.tls import CHANNEL_OPTIONS
+from ddib_fed.wire.chunks import pieces
+
+LATENT_BYTES = 64 << 20
+PIECE = 1 << 20
+MEBIBYTE = float(1 << 20)
+
+
+def as_nodes_do() -> None:
+    """Set the memory of this process as that of a node is, before it has threads."""
+    share_heaps()
+    keep_freed_memory()
+
+
+# A socket
+
+
+def serve_raw(folder: Path, port: Connection, rows_back: int) -> None:
+    """Takes latents over TLS 1.3 into one buffer, and sends as much back as the node does.
+
+    Each is preceded by one byte, which says whether its digest is computed.
+    """
+    as_nodes_do()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(folder / "state/pki/leaf.pem", folder / "state/pki/leaf.key")
+    buffer = memoryview(bytearray(LATENT_BYTES))
+    back = buffer[: rows_back * 8]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port.send(listening.getsockname()[1])
+        with context.wrap_socket(listening.accept()[0], server_side=True) as connection:
+            while digest := connection.recv(1):
+                receive(connection, buffer)
+                if digest == b"d":
+                    hashlib.sha256(buffer).digest()
+                connection.sendall(back)
+
+
+def receive(connection: ssl.SSLSocket, buffer: memoryview) -> None:
+    """Fill the buffer."""
+    received = 0
+    while received < len(buffer):
+        count = connection.recv_into(buffer[received:])
+        if count == 0:
+            raise EOFError("the other end of the baseline is gone")
+        received += count
+
+
+class Raw:
+    """The sender's half of the first baseline."""
+
+    def __init__(self, port: int, data: memoryview, rows_back: int) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname, context.verify_mode = (
+            False,
+            ssl.CERT_NONE,
+        )  # the same machine, and nobody's data
+        self._socket = context.wrap_socket(socket.create_connection(("127.0.0.1", port)))
+        self._data = data
+        self._back = memoryview(bytearray(rows_back * 8))
+
+    def run(self, items: int, *, digest: bool = False) -> float:
+        """MiB of latents a second, with their digests at the receiver or without."""
+        started = time.perf_counter()
+        for _ in range(items):
+            self._socket.sendall(b"d" if digest else b"-")
+            for start in range(0, len(self._data), PIECE):
+                self._socket.sendall(self._data[start : start + PIECE])
+            receive(self._socket, self._back)
+        return items * LATENT_BYTES / MEBIBYTE / (time.perf_counter() - started)
+
+    def close(self) -> None:
+        """End the stream."""
+        self._socket.close()
+
+
+# A gRPC stream
+
+
+def serve_bare(folder: Path, port: Connection, rows_back: int) -> None:
+    """Takes chunks over a gRPC stream, keeps none, and sends as much back for each latent as the node does."""
+    as_nodes_do()
+    back = bytes(rows_back * 8)
+
+    def answer(chunks: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:  # noqa: ARG001
+        received = 0
+        for chunk in chunks:
+            received += len(chunk)
+            if received == LATENT_BYTES:
+                received = 0
+                yield from map(bytes, pieces(back))
+
+    handler = grpc.stream_stream_rpc_method_handler(answer)
+    server = grpc.server(ThreadPoolExecutor(4), options=OPTIONS)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare", {"Move": handler}),))
+    leaf = (folder / "state/pki/leaf.key").read_bytes(), (folder / "state/pki/leaf.pem").read_bytes()
+    bound = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([leaf]))
+    server.start()
+    port.send(bound)
+    port.recv()
+
+
+class Bare:
+    """The sender's half of the second baseline.
+
+    Args:
+        target: The peer whose certificate the other end has; at its address.
+        data: One latent.
+        rows_back: Of points in each answer.
+    """
+
+    def __init__(self, target: Peer, data: memoryview, rows_back: int) -> None:
+        roots = grpc.ssl_channel_credentials(certificate_pem(*target.roots))
+        name = (("grpc.ssl_target_name_override", target.identity.dns_name),)
+        self._channel = grpc.secure_channel(target.address, roots, options=(*name, *CHANNEL_OPTIONS))
+        self._move = self._channel.stream_stream("/bare/Move")
+        self._data = data
+        self._back_bytes = rows_back * 8
+
+    def run(self, items: int) -> float:
+        """MiB of latents a second."""
+        started = time.perf_counter()
+        chunks = (bytes(piece) for _ in range(items) for piece in pieces(self._data))
+        received = sum(map(len, self._move(chunks)))
+        assert received == items * self._back_bytes
+        return items * LATENT_BYTES / MEBIBYTE / (time.perf_counter() - started)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
