@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ddib_fed.bridge.translation_record import SolverUsed, Translation, guidance_used
+from ddib_fed.bridge.records.translation_record import SolverUsed, Translation, guidance_used
 from ddib_fed.errors import Difference, StateConflict, error_class
 from ddib_fed.rpc.error_details import MAX_TEXT, to_detail
 from ddib_fed.rpc.settings import solver_settings

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.bridge.party import Decoded
+from ddib_fed.bridge.records.translation_record import CycleError, PictureFigures
 from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.bridge.translation_record import CycleError, PictureFigures
 from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
 from ddib_fed.metrics.pictures import given_figures, output_terms, psnr
 from ddib_fed.metrics.pictures import mse as picture_mse

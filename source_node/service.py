@@ -15,7 +15,7 @@ from dataclasses import replace
 import grpc
 
 from ddib_fed.bridge.calibration.applied import leg_map
-from ddib_fed.bridge.model_checks import check_given
+from ddib_fed.bridge.model.checks import check_given
 from ddib_fed.errors import (
     DdibError,
     InputError,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import grpc
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.model_checks import check_decoding
+from ddib_fed.bridge.model.checks import check_decoding
 from ddib_fed.errors import (
     ContractUnknown,
     InputError,

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ddib_fed.diffusion.bridge import Side, cycle, translate
 from ddib_fed.diffusion.denoiser import Denoiser
-from ddib_fed.diffusion.grids import space_timesteps
-from ddib_fed.diffusion.guidance import Classifier, ClassifierGuided, Clipped
+from ddib_fed.diffusion.levels.grids import space_timesteps
+from ddib_fed.diffusion.levels.public import PublicLevels
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.diffusion.public_levels import PublicLevels
 from ddib_fed.diffusion.schedule import DiscreteSchedule, discrete_schedule
+from ddib_fed.diffusion.wrapped.guidance import Classifier, ClassifierGuided, Clipped
 from ddib_fed.networks.registry import build_network
 from ddib_fed.networks.vector_unet import SyntheticModel
 from ddib_fed.training.objective import make_step_batch

@@ -24,13 +24,13 @@ def test_a_missing_package_is_an_error_with_the_command(monkeypatch):
 
 def test_networks_of_diffusers_name_their_extra(monkeypatch):
     """A bundle with one can be read without the library, and not computed."""
-    from ddib_fed.networks.diffusers_config import DiffusersDiTConfig
+    from ddib_fed.networks.diffusers.config import DiffusersDiTConfig
     from ddib_fed.networks.registry import build_network
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.delitem(sys.modules, "ddib_fed.networks.diffusers_networks", raising=False)
+    monkeypatch.delitem(sys.modules, "ddib_fed.networks.diffusers.networks", raising=False)
     with pytest.raises(ExtraMissing) as caught:
         build_network(DiffusersDiTConfig(in_channels=1, out_channels=1))
     assert "ddib-fed[diffusers]" in caught.value.hint

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
 from benchmarks.calibration.nodes_page import write_page
-from ddib_fed.bridge.translation_record import Translation
+from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.cli.demo.album import Chosen, read_unit
 from ddib_fed.cli.demo.institutions import run_command
 from ddib_fed.cli.demo.nodes import Pair, Site

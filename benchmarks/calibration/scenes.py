@@ -35,9 +35,9 @@ from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.local_party import LocalParty, only, open_party
 from ddib_fed.bridge.party import ToDecode, ToEncode
 from ddib_fed.datasets.maps import cut_scene
-from ddib_fed.diffusion import tiles
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.wrapped import tiles
 from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics.pictures import Pictures, compare, psnr
 from ddib_fed.models.channel_map import ChannelMap

@@ -18,7 +18,13 @@ from ddib_fed.bridge.calibration.applied import map_between
 from ddib_fed.bridge.calibration.files import read_calibration
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.bridge.local_party import LocalParty
-from ddib_fed.bridge.translation_record import CycleError, LatentFigures, Part, SolverUsed, Translation
+from ddib_fed.bridge.records.translation_record import (
+    CycleError,
+    LatentFigures,
+    Part,
+    SolverUsed,
+    Translation,
+)
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import DdibError, UsageError

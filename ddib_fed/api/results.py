@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddib_fed.bridge.translation_record import Part, Translation, WrittenFile, file_name
+from ddib_fed.bridge.records.translation_record import Part, Translation, WrittenFile, file_name
 from ddib_fed.errors import AlreadyExists, UsageError
 from ddib_fed.files import write_file
 from ddib_fed.samples.images import decode_image, image_format

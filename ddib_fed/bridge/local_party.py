@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddib_fed.bridge.domain_model import DTYPES, DomainModel
 from ddib_fed.bridge.engine.executor import CallingThread, Executor
 from ddib_fed.bridge.engine.joining import done, submit_ranges, then
 from ddib_fed.bridge.engine.parts import Integrated, Part, Work, draw_of
@@ -24,13 +23,14 @@ from ddib_fed.bridge.engine.shared_time import SharedTime
 from ddib_fed.bridge.engine.stream import Begun, flowing
 from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.gate import pass_latent, rounded
-from ddib_fed.bridge.model_checks import (
+from ddib_fed.bridge.model.checks import (
     check_calibration,
     check_decoding,
     check_encoding,
     check_given,
     check_samples,
 )
+from ddib_fed.bridge.model.domain_model import DTYPES, DomainModel
 from ddib_fed.bridge.party import (
     Decoded,
     Description,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from ddib_fed.bridge.translation_record import Part, Translation
+from ddib_fed.bridge.records.translation_record import Part, Translation
 from ddib_fed.client.views import MEDIA, PARTS, Result, ResultFile
 from ddib_fed.errors import ChunkCorrupt, MessageInvalid
 from ddib_fed.rpc.provenance import provenance_record

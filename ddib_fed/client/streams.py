@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grpc
 
-from ddib_fed.bridge.translation_record import Part
+from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.client.connection import Connection, Patience
 from ddib_fed.client.results import Collector
 from ddib_fed.client.views import JobView, Result, event_view, job_view

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ddib_fed.bridge.translation_record import Part, Translation
+from ddib_fed.bridge.records.translation_record import Part, Translation
 from ddib_fed.errors import Cancelled, DdibError, Difference, JobFailed, error_class
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.v1 import common_pb2, translation_pb2

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, Query
-from ddib_fed.diffusion.grids import Grid
-from ddib_fed.diffusion.learned import Frame
+from ddib_fed.diffusion.levels.grids import Grid
+from ddib_fed.diffusion.levels.learned import Frame
 from ddib_fed.diffusion.schedule import Level
 
 # Standard normal noise of the shape of x for a step, by the step's number from 0.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.bridge.translation_record import PictureFigures
+from ddib_fed.bridge.records.translation_record import PictureFigures
 from ddib_fed.errors import ShapeMismatch, UsageError
 from ddib_fed.extras import extra
 

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from ddib_fed.diffusion.bridge import Side
 from ddib_fed.diffusion.denoiser import Denoiser, told_times
-from ddib_fed.diffusion.guidance import Classifier
-from ddib_fed.diffusion.learned import LearnedLegs
+from ddib_fed.diffusion.levels.learned import LearnedLegs
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
-from ddib_fed.diffusion.tiles import Tiled, starts
+from ddib_fed.diffusion.wrapped.guidance import Classifier
+from ddib_fed.diffusion.wrapped.tiles import Tiled, starts
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid
 from ddib_fed.files import move_into_place, sync_folder, write_file
 from ddib_fed.models.bundle_files import (
@@ -118,7 +118,7 @@ class Bundle:
         return Tiled(denoiser, self.tile, (height, width))
 
     def of_scenes(self, height: int, width: int) -> Bundle:
-        """The same model, of the same digest, for pictures of that size in overlapping tiles (`diffusion.tiles`).
+        """The same model, of the same digest, for pictures of that size in overlapping tiles (`wrapped.tiles`).
 
         Args:
             height: Of a scene in pixels, at least that of the model's pictures.

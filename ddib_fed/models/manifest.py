@@ -25,7 +25,7 @@ from ddib_fed.networks.configs import (
     SyntheticConfig,
     UNetConfig,
 )
-from ddib_fed.networks.diffusers_config import DiffusersDiTConfig, DiffusersUNetConfig
+from ddib_fed.networks.diffusers.config import DiffusersDiTConfig, DiffusersUNetConfig
 
 # Fields of `Manifest` that the first release did not have.
 LATER_FIELDS = frozenset({"role", "picture", "classes", "data", "structure", "distilled"})

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ddib_fed.diffusion.learned import Coordinates, LearnedLegs, LearnedSteps, Stage
+from ddib_fed.diffusion.levels.learned import Coordinates, LearnedLegs, LearnedSteps, Stage
 from ddib_fed.errors import BundleInvalid
 
 STEPS_FILE = "steps.json"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ddib_fed.networks.diffusers_config import DiffusersDiTConfig, DiffusersUNetConfig
+from ddib_fed.networks.diffusers.config import DiffusersDiTConfig, DiffusersUNetConfig
 
 
 class _Frozen(BaseModel):

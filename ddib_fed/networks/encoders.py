@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places, told_times
-from ddib_fed.diffusion.guidance import Wrapped
 from ddib_fed.diffusion.transfers import on_device
+from ddib_fed.diffusion.wrapped.guidance import Wrapped
 from ddib_fed.networks.spectrum import Spectrum
 
 SHARES = {"ode": 1.0, "mixed": 0.5, "linear": 0.0}

@@ -16,13 +16,13 @@ from ddib_fed.networks.vector_unet import SyntheticModel
 
 
 def _diffusers_unet(**arguments: Any) -> nn.Module:
-    from ddib_fed.networks.diffusers_networks import diffusers_unet
+    from ddib_fed.networks.diffusers.networks import diffusers_unet
 
     return diffusers_unet(**arguments)
 
 
 def _diffusers_dit(**arguments: Any) -> nn.Module:
-    from ddib_fed.networks.diffusers_networks import diffusers_dit
+    from ddib_fed.networks.diffusers.networks import diffusers_dit
 
     return diffusers_dit(**arguments)
 

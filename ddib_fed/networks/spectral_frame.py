@@ -3,9 +3,10 @@
     w = U^T (R^T x - alpha m) / sqrt(S),   S = alpha^2 D + sigma^2,   dphi/dlambda = -alpha sigma
     dw/dlambda = -alpha sigma U^T (R^T v - v_lin) / sqrt(S),   v_lin = E[v | x] of such pictures
 
-in the notation of `spectrum`, R the basis that the channels are in (`diffusion.rotation`). A multistep solver is then
-left with the network's correction: the linear part, stiff where sigma^2 nears the smallest D, is exact at any step.
-What DPM-Solver (Lu et al., arXiv 2206.00927) does for the schedule's linear term is done here for each frequency.
+in the notation of `spectrum`, R the basis that the channels are in (`diffusion.wrapped.rotation`). A multistep solver
+is then left with the network's correction: the linear part, stiff where sigma^2 nears the smallest D, is exact at any
+step. What DPM-Solver (Lu et al., arXiv 2206.00927) does for the schedule's linear term is done here for each
+frequency.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.learned import Scale
-from ddib_fed.diffusion.rotation import rotated
+from ddib_fed.diffusion.levels.learned import Scale
+from ddib_fed.diffusion.wrapped.rotation import rotated
 from ddib_fed.networks.spectrum import Spectrum, cosines, pictures
 
 
 class SpectralFrame:
-    """See `diffusion.learned.Frame`; states are (N, C, H, W) by frequency, float32 or wider.
+    """See `diffusion.levels.learned.Frame`; states are (N, C, H, W) by frequency, float32 or wider.
 
     Args:
         spectrum: Of the network.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.bridge.translation_record import PictureFigures, Translation
+from ddib_fed.bridge.records.translation_record import PictureFigures, Translation
 from ddib_fed.metrics.bootstrap import resample
 from ddib_fed.metrics.judgement import Beside, Domain, Figures, OnStep, intervals_of, judge, put
 from ddib_fed.metrics.latents import whiteness

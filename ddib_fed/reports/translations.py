@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.bridge.translation_record import Part, PictureFigures, Translation
+from ddib_fed.bridge.records.translation_record import Part, PictureFigures, Translation
 from ddib_fed.errors import FileMissing, InputError, PictureMisfit, UsageError
 from ddib_fed.metrics.pictures import Pictures, to_channels
 from ddib_fed.samples.images import Picture, PictureRule, fit_picture, read_image, to_array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddib_fed.bridge.translation_record import PictureFigures, SolverUsed, Translation
+from ddib_fed.bridge.records.translation_record import PictureFigures, SolverUsed, Translation
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.mapping import from_message, to_message
 

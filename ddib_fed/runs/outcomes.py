@@ -13,7 +13,13 @@ from ddib_fed.bridge.arrays import Asked, Stages
 from ddib_fed.bridge.calibration.applied import rotation_of
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.bridge.local_party import LocalParty
-from ddib_fed.bridge.translation_record import LatentFigures, Part, SolverUsed, Translation, guidance_used
+from ddib_fed.bridge.records.translation_record import (
+    LatentFigures,
+    Part,
+    SolverUsed,
+    Translation,
+    guidance_used,
+)
 from ddib_fed.diffusion.gaussianity import measure
 from ddib_fed.latent import Latent
 from ddib_fed.metrics.pictures import given_figures, mse, output_terms, picture_rule, to_psnr

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddib_fed.bridge.calibration.record import Calibration
-from ddib_fed.bridge.translation_record import UNCERTAINTY, Part, file_name
+from ddib_fed.bridge.records.translation_record import UNCERTAINTY, Part, file_name
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import SettingsInvalid, UsageError
 from ddib_fed.guidance import Guidance

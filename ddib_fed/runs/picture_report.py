@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ddib_fed.bridge.translation_record import FolderRun, PictureFigures, Translation
+from ddib_fed.bridge.records.translation_record import FolderRun, PictureFigures, Translation
 from ddib_fed.errors import FileMissing, InputError, LatentNotGaussian, StateConflict
 from ddib_fed.files import read_json, write_file, write_json
 from ddib_fed.metrics.pictures import picture_rule, spread

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddib_fed.bridge.translation_record import Part, Translation
+from ddib_fed.bridge.records.translation_record import Part, Translation
 from ddib_fed.metrics.pictures import Pictures, picture_rule
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.reports.sheets import Stage, save_sheet

@@ -17,16 +17,16 @@ import torch
 
 from ddib_fed.bridge.arrays import Asked, Stages, translate_array, uncertainty
 from ddib_fed.bridge.calibration.applied import map_between, rotation_of
-from ddib_fed.bridge.domain_model import Array
 from ddib_fed.bridge.local_party import LocalParty, open_party
-from ddib_fed.bridge.sharding import OnTick
-from ddib_fed.bridge.translation_record import (
+from ddib_fed.bridge.model.domain_model import Array
+from ddib_fed.bridge.records.translation_record import (
     UNCERTAINTY,
     FolderRun,
     Refusal,
     Translation,
     WrittenFile,
 )
+from ddib_fed.bridge.sharding import OnTick
 from ddib_fed.errors import DdibError, MemoryExhausted
 from ddib_fed.files import write_file
 from ddib_fed.models.bundle import Bundle

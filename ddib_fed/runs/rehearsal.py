@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ddib_fed.bridge.calibration.record import Calibration
-from ddib_fed.bridge.translation_record import Part
+from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ExtraMissing, LatentNotGaussian, PictureMisfit, UsageError
 from ddib_fed.metrics.judgement import Domain, Figures, judge

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.grids import make_grid
+from ddib_fed.diffusion.levels.grids import make_grid
 from ddib_fed.diffusion.schedule import Schedule
 
 BINS = 64

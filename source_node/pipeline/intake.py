@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ddib_fed.bridge.party import Array
+from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.bridge.translate import Item as Sample
-from ddib_fed.bridge.translation_record import Translation
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.errors import (
     ChunkCorrupt,

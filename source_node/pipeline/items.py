@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from ddib_fed.bridge.party import Array, Decoded, Encoded
+from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.bridge.translate import Translated
-from ddib_fed.bridge.translation_record import Translation
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.latent import Latent

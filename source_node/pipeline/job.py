@@ -18,8 +18,8 @@ from typing import Any
 from ddib_fed.bridge.calibration.applied import leg_map
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.party import Decoded, Description, Encoded, Failed, Leg, ToDecode, ToEncode
+from ddib_fed.bridge.records.translation_record import LatentFigures, Translation
 from ddib_fed.bridge.translate import Translated, translate
-from ddib_fed.bridge.translation_record import LatentFigures, Translation
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, StateConflict
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.node.role import NodeContext

@@ -12,7 +12,7 @@ from ddib_fed.datasets.synthetic import DOMAINS, sample
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.denoiser import Denoiser, eps_from_v, x0_from_v
-from ddib_fed.diffusion.grids import make_grid
+from ddib_fed.diffusion.levels.grids import make_grid
 from ddib_fed.diffusion.plans import SOLVERS, SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
 from ddib_fed.models.shipped import pretrained

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.bridge import Side, decode, encode, translate
+from ddib_fed.diffusion.levels.public import PublicLevels
 from ddib_fed.diffusion.plans import SolverSettings, plan
-from ddib_fed.diffusion.public_levels import PublicLevels
 from ddib_fed.diffusion.schedule import CosineSchedule, LinearSchedule, discrete_schedule
 from ddib_fed.errors import SettingsInvalid
 from tests.diffusion.gaussian_data import COVARIANCE, MEAN, gaussian_denoiser

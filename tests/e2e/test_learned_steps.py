@@ -11,9 +11,9 @@ import pytest
 
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.local_party import open_party
-from ddib_fed.bridge.translation_record import Part
+from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.datasets.synthetic import sample
-from ddib_fed.diffusion.grids import make_grid
+from ddib_fed.diffusion.levels.grids import make_grid
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.shipped import pretrained

@@ -14,8 +14,8 @@ import pytest
 from ddib_fed.bridge import arrays
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.local_party import open_party
+from ddib_fed.bridge.records.translation_record import Part, Translation, file_name
 from ddib_fed.bridge.softening import Softener
-from ddib_fed.bridge.translation_record import Part, Translation, file_name
 from ddib_fed.cli.client.delivery import Input, write_result
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import CalibrationModel

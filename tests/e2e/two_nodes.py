@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.bridge.translation_record import Part
 from ddib_fed.client.results import Collector
 from ddib_fed.client.views import Result
 from ddib_fed.models.bundle import Bundle

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddib_fed.networks.configs import MlpConfig, SyntheticConfig
-from ddib_fed.networks.diffusers_config import DiffusersDiTConfig, DiffusersUNetConfig
+from ddib_fed.networks.diffusers.config import DiffusersDiTConfig, DiffusersUNetConfig
 from ddib_fed.networks.registry import build_network
 from tests.networks.picture_networks import classifier, filled, unet
 

@@ -7,10 +7,10 @@ import torch
 
 from ddib_fed.diffusion.bridge import integrate
 from ddib_fed.diffusion.denoiser import Denoiser
-from ddib_fed.diffusion.grids import make_grid
-from ddib_fed.diffusion.rotation import Rotated, rotated
+from ddib_fed.diffusion.levels.grids import make_grid
 from ddib_fed.diffusion.schedule import CosineSchedule
 from ddib_fed.diffusion.solvers import unipc, unipc_in
+from ddib_fed.diffusion.wrapped.rotation import Rotated, rotated
 from ddib_fed.networks.encoders import SharedWithLinear
 from ddib_fed.networks.spectral_frame import SpectralFrame
 from ddib_fed.networks.spectrum import cosines, pictures

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddib_fed.bridge.model_checks import check_label
+from ddib_fed.bridge.model.checks import check_label
 from ddib_fed.bridge.softening import Softener
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, SettingsInvalid, ShapeMismatch

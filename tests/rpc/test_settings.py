@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ddib_fed.diffusion.levels.public import PublicLevels
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.diffusion.public_levels import PublicLevels
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.rpc.settings import settings_message, solver_settings
 from ddib_fed.v1 import common_pb2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.translation_record import Translation, WrittenFile
+from ddib_fed.bridge.records.translation_record import Translation, WrittenFile
 from ddib_fed.reports.folder_page import write_report_page
 from ddib_fed.reports.folder_report import Folders, evaluate_folder
 from tests.runs.picture_folders import blocks, record, write

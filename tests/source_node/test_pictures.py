@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddib_fed.bridge.translation_record import guidance_used
+from ddib_fed.bridge.records.translation_record import guidance_used
 from ddib_fed.guidance import Guidance
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat

@@ -30,10 +30,10 @@ from torch import Tensor
 
 from benchmarks.calibration.directed import BUILD, OUT, Directed
 from ddib_fed.bridge.calibration.rotation import nearest_orthogonal
-from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import integrate, soften
-from ddib_fed.diffusion.grids import Grid, grid_of, make_grid
+from ddib_fed.diffusion.levels.grids import Grid, grid_of, make_grid
 from ddib_fed.diffusion.plans import SolverSettings, lambda_at, plan
 from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics import bootstrap, features, retrieval

@@ -18,10 +18,10 @@ from concurrent.futures import Future
 import torch
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.engine.flows import Cost, Flows
 from ddib_fed.bridge.engine.stack import Running, Stack
 from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.errors import DdibError, Draining
 

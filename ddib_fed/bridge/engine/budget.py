@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ddib_fed.bridge.domain_model import DomainModel, pixels
+from ddib_fed.bridge.model.domain_model import DomainModel, pixels
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import read_json, write_json
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.bridge import OnStep, integrate
 

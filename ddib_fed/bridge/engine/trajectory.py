@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.bridge.party import RowDraw, Stage
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.plans import SolverSettings

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from ddib_fed.bridge.domain_model import DTYPES, DomainModel, pixels
 from ddib_fed.bridge.engine.batcher import Batcher
 from ddib_fed.bridge.engine.budget import Budget, key_of, measured, remembered
 from ddib_fed.bridge.engine.executor import Executor
 from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.model.domain_model import DTYPES, DomainModel, pixels
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ConfigError, NotReady
 from ddib_fed.guidance import UNGUIDED, Guidance

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.bridge.translation_record import (
+from ddib_fed.bridge.records.translation_record import (
     DOUBTFUL_BELOW,
     Part,
     Translation,

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ddib_fed.bridge.translation_record import DOUBTFUL_BELOW, Part, Translation
+from ddib_fed.bridge.records.translation_record import DOUBTFUL_BELOW, Part, Translation
 from ddib_fed.cli import options
 from ddib_fed.cli.client.choosing import Chosen, choose
 from ddib_fed.cli.client.delivery import (

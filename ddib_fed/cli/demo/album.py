@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddib_fed.bridge.translation_record import Part
+from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.datasets.shipped import ShippedPictures
 from ddib_fed.metrics.pictures import Pictures

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.bridge.translation_record import Part, Translation
+from ddib_fed.bridge.records.translation_record import Part, Translation
 from ddib_fed.cli.client.translate import Order
 from ddib_fed.cli.demo.nodes import Pair, Site
 from ddib_fed.cli.demo.report import Bound, Outcome

@@ -12,8 +12,8 @@ from ddib_fed.errors import UsageError
 from ddib_fed.wire.jobs import Settings
 
 if TYPE_CHECKING:
+    from ddib_fed.diffusion.levels.public import PublicLevels
     from ddib_fed.diffusion.plans import SolverSettings
-    from ddib_fed.diffusion.public_levels import PublicLevels
     from ddib_fed.models.manifest import Manifest
 
 PUBLIC_CODE = (
@@ -74,8 +74,8 @@ def take_settings(given: dict[str, Any], manifests: Sequence[Manifest]) -> Solve
         UsageError: Conflicting options.
         SettingsInvalid: An invalid respacing, unknown steps, or a quality beside what it chooses.
     """
+    from ddib_fed.diffusion.levels.public import PublicLevels
     from ddib_fed.diffusion.plans import COMPAT_GRID, SolverSettings
-    from ddib_fed.diffusion.public_levels import PublicLevels
 
     evaluations, solver, grid, order = (
         given.pop(name) for name in ("evaluations", "solver", "grid", "order")

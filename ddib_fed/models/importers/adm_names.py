@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddib_fed.models.importers.shapes import multiplier
 from ddib_fed.networks.configs import UNetConfig
-from ddib_fed.networks.diffusers_config import DiffusersUNetConfig
+from ddib_fed.networks.diffusers.config import DiffusersUNetConfig
 
 _RESIDUAL = {
     "norm1": "in_layers.0",

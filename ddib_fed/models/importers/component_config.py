@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ddib_fed.models.importers.scheduler_config import refused_key
-from ddib_fed.networks.diffusers_config import DiffusersDiTConfig, DiffusersUNetConfig
+from ddib_fed.networks.diffusers.config import DiffusersDiTConfig, DiffusersUNetConfig
 
 AnyComponent = DiffusersUNetConfig | DiffusersDiTConfig
 # Keys that are read only with these values.

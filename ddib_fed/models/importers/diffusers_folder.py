@@ -29,7 +29,7 @@ from ddib_fed.models.importers.report import Fact, Imported, import_note
 from ddib_fed.models.importers.scheduler_config import read_schedule, unused
 from ddib_fed.models.importers.weight_files import find_weights, read_weights
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
-from ddib_fed.networks.diffusers_config import DiffusersDiTConfig, DiffusersUNetConfig
+from ddib_fed.networks.diffusers.config import DiffusersDiTConfig, DiffusersUNetConfig
 from ddib_fed.networks.registry import network_shapes, network_with
 
 # Names of the attention layers in older weights.

@@ -22,7 +22,7 @@ from ddib_fed.datasets.synthetic import UNIFORMS_PER_POINT, uniforms
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import soften
 from ddib_fed.diffusion.denoiser import Denoiser, told_times
-from ddib_fed.diffusion.grids import Grid, grid_of
+from ddib_fed.diffusion.levels.grids import Grid, grid_of
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.networks.encoders import spectrum_of

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion.bridge import integrate, soften
 from ddib_fed.diffusion.denoiser import Condition
-from ddib_fed.diffusion.grids import make_grid
-from ddib_fed.diffusion.learned import LearnedSteps, Stage
+from ddib_fed.diffusion.levels.grids import make_grid
+from ddib_fed.diffusion.levels.learned import LearnedSteps, Stage
 from ddib_fed.diffusion.plans import SolverSettings, learned_solver, plan
 from ddib_fed.errors import NotFinite
 from ddib_fed.metrics.bootstrap import resample

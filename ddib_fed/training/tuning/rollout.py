@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places
-from ddib_fed.diffusion.learned import Coordinates, Frame, Stage
+from ddib_fed.diffusion.levels.learned import Coordinates, Frame, Stage
 from ddib_fed.diffusion.schedule import Schedule
 
 

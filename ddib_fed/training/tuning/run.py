@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion.denoiser import Condition
-from ddib_fed.diffusion.learned import LearnedSteps, Stage
+from ddib_fed.diffusion.levels.learned import LearnedSteps, Stage
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.files import sync_folder, write_file
 from ddib_fed.models.bundle import Bundle, load_bundle

@@ -16,8 +16,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.grids import make_grid
-from ddib_fed.diffusion.learned import Coordinates, LearnedSteps
+from ddib_fed.diffusion.levels.grids import make_grid
+from ddib_fed.diffusion.levels.learned import Coordinates, LearnedSteps
 from ddib_fed.models.tuned import LEAST_STEP
 from ddib_fed.training.tuning.legs import Rows, Told, TuningLeg, distances
 from ddib_fed.training.tuning.rollout import Rule, lams_of, roll, shares_of

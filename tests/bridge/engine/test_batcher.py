@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.engine.batcher import Batcher
 from ddib_fed.bridge.engine.executor import CallingThread
 from ddib_fed.bridge.engine.trajectory import Integration, Trajectory
+from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion.denoiser import Denoiser, Query
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.engine.batcher import Batcher
 from ddib_fed.bridge.engine.executor import CallingThread
 from ddib_fed.bridge.engine.joining import done, submit_ranges, then
 from ddib_fed.bridge.engine.shared_time import SharedTime
 from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import Cancelled, Draining
 from tests.runs.tiny_models import tiny

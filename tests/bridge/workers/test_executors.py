@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.domain_model import DomainModel
 from ddib_fed.bridge.engine.executor import CallingThread
 from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.engine.warm import Recipe
+from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.bridge.workers.processes import process_pool
 from ddib_fed.bridge.workers.ray_actors import ray_pool
 from ddib_fed.diffusion.plans import SolverSettings

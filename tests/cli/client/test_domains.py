@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddib_fed.bridge.translation_record import Translation
+from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.client.domains import calibration
 from ddib_fed.cli.client.translate import _calibrated

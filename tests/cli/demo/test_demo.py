@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.translation_record import CycleError, Part, Translation
+from ddib_fed.bridge.records.translation_record import CycleError, Part, Translation
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.demo.command import MARKER, NODES, demonstrate, finish, prepare
 from ddib_fed.cli.demo.institutions import Institution, still_runs

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Effect, Figure, Making
-from ddib_fed.bridge.translation_record import LatentFigures, Part, PictureFigures, SolverUsed, Translation
+from ddib_fed.bridge.records.translation_record import (
+    LatentFigures,
+    Part,
+    PictureFigures,
+    SolverUsed,
+    Translation,
+)
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.demo import pictures as demo_pictures
 from ddib_fed.cli.demo.album import Album, Chosen, read_unit

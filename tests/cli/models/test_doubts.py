@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ddib_fed.bridge.translation_record import Part, PictureFigures, Translation
+from ddib_fed.bridge.records.translation_record import Part, PictureFigures, Translation
 from ddib_fed.cli.client.delivery import Delivered, Input, write_result
 from ddib_fed.cli.client.translate import report
 from ddib_fed.client.views import ItemView, JobView, Media, Result, ResultFile

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.bridge.domain_model import DomainModel
+from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures
 from ddib_fed.diffusion.bridge import integrate
-from ddib_fed.diffusion.grids import make_grid
-from ddib_fed.diffusion.learned import LearnedSteps
+from ddib_fed.diffusion.levels.grids import make_grid
+from ddib_fed.diffusion.levels.learned import LearnedSteps
 from ddib_fed.diffusion.plans import learned_solver
 from ddib_fed.errors import InputError, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle, make_bundle

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ddib_fed.diffusion.grids import Grid, ddib_compat_grids, space_timesteps
+from ddib_fed.diffusion.levels.grids import Grid, ddib_compat_grids, space_timesteps
 from ddib_fed.diffusion.schedule import DiscreteSchedule, Schedule, discrete_schedule
 from ddib_fed.errors import SettingsInvalid
 

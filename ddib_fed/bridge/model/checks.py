@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ddib_fed.bridge.distilled import check_steps
-from ddib_fed.bridge.domain_model import Array, DomainModel, Labels
+from ddib_fed.bridge.model.distilled import check_steps
+from ddib_fed.bridge.model.domain_model import Array, DomainModel, Labels
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ddib_fed.bridge.translation_record import Part, PictureFigures, Translation, file_name
+from ddib_fed.bridge.records.translation_record import Part, PictureFigures, Translation, file_name
 
 STATISTICS = {"mean": 0.01, "std": 0.99, "kurtosis": 0.1, "correlation": 0.1, "count": 256}
 # As the job databases of the first release have them.

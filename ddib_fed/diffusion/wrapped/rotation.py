@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places
-from ddib_fed.diffusion.guidance import Wrapped
+from ddib_fed.diffusion.wrapped.guidance import Wrapped
 
 
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed.bridge.earlier_records import upgraded
+from ddib_fed.bridge.records.earlier_records import upgraded
 from ddib_fed.guidance import UNGUIDED, Guidance
 
 FORMAT = 2

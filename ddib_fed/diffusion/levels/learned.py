@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from ddib_fed.diffusion.grids import Grid, grid_of
+from ddib_fed.diffusion.levels.grids import Grid, grid_of
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.errors import SettingsInvalid
 

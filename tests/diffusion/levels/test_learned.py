@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddib_fed.diffusion.grids import make_grid
-from ddib_fed.diffusion.learned import LearnedLegs, LearnedSteps
+from ddib_fed.diffusion.levels.grids import make_grid
+from ddib_fed.diffusion.levels.learned import LearnedLegs, LearnedSteps
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
 from ddib_fed.errors import SettingsInvalid

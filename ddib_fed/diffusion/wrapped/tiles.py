@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places
-from ddib_fed.diffusion.guidance import Wrapped
 from ddib_fed.diffusion.transfers import on_device
+from ddib_fed.diffusion.wrapped.guidance import Wrapped
 from ddib_fed.errors import SettingsInvalid
 
 OVERLAP = 0.5

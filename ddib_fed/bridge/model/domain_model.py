@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.bridge.kept_plans import KeptPlans
+from ddib_fed.bridge.model.kept_plans import KeptPlans
 from ddib_fed.diffusion import bridge
 from ddib_fed.diffusion.denoiser import Condition, Denoiser
-from ddib_fed.diffusion.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
-from ddib_fed.diffusion.learned import Frame
+from ddib_fed.diffusion.levels.learned import Frame
 from ddib_fed.diffusion.plans import Plan, SolverSettings
-from ddib_fed.diffusion.rotation import Rotated, rotated
 from ddib_fed.diffusion.transfers import on_device
+from ddib_fed.diffusion.wrapped.guidance import Classifier, ClassifierFree, ClassifierGuided, Clipped
+from ddib_fed.diffusion.wrapped.rotation import Rotated, rotated
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.bundle import Bundle

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 
-from ddib_fed.diffusion.learned import LearnedLegs
+from ddib_fed.diffusion.levels.learned import LearnedLegs
 from ddib_fed.diffusion.plans import Plan, SolverSettings, plan
 from ddib_fed.diffusion.recurrence import Recurrence, recurrence_of
 from ddib_fed.diffusion.schedule import Schedule

@@ -1,0 +1,1 @@
+"""Networks that the diffusers library computes, and their configurations."""
