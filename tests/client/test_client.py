@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.bridge.translation_record import Part
+from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.client.client import Client
 from ddib_fed.client.payload import payload
 from ddib_fed.client.profile import Profile
@@ -33,21 +33,8 @@ from ddib_fed.errors import (
 from ddib_fed.trust.pki import issue_to_folder, load_authority
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.jobs import JobState, Settings
-from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
+from tests.client.scripted_source import TARGET, npy, points
 from tests.node.flipping import BitFlipper
-
-
-@pytest.fixture
-def north(tmp_path):
-    node = SourceNodeDouble(tmp_path)
-    yield node
-    node.stop()
-
-
-@pytest.fixture
-def alice(north):
-    with Client(Profile.load(north.profile_path), patience_s=10) as client:
-        yield client
 
 
 def test_lists_domains_with_what_is_ready(alice):

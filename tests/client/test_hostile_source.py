@@ -8,26 +8,11 @@ import pytest
 
 from ddib_fed.cli.client.job import when
 from ddib_fed.cli.main import run
-from ddib_fed.client.client import Client
-from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ExitCode, MessageInvalid
 from ddib_fed.wire.field_limits import LAST_MOMENT
-from tests.client.scripted_source import TARGET, SourceNodeDouble, points
+from tests.client.scripted_source import TARGET, points
 
 STRANGE = b"\xfa\x07\x03new"
-
-
-@pytest.fixture
-def north(tmp_path):
-    node = SourceNodeDouble(tmp_path)
-    yield node
-    node.stop()
-
-
-@pytest.fixture
-def alice(north):
-    with Client(Profile.load(north.profile_path), patience_s=10) as client:
-        yield client
 
 
 @pytest.fixture

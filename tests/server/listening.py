@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import grpc
+import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from ddib_fed.errors import DdibError
 from ddib_fed.node.policy import Policy
+from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter, caller
 from ddib_fed.server.server import RESERVED_THREADS
 from ddib_fed.trust import tls
@@ -20,6 +23,10 @@ from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from ddib_fed.wire.version import versions_to_pb
 from tests.node.institutions import Institution
+
+ASK = pb.DescribeDomainRequest(versions=versions_to_pb())
+DESCRIBE = "/ddib_fed.v1.DecodingService/DescribeDomain"
+HOP = "target south.example"
 
 
 class Echo(decoding_pb2_grpc.DecodingServiceServicer):
@@ -151,3 +158,10 @@ class Requests:
         if message is None:
             raise StopIteration
         return message
+
+
+def failure(node: Listening, who: Institution, **overrides) -> DdibError:
+    """What `who` reads when asking."""
+    with node.stub(who, **overrides) as stub, pytest.raises(grpc.RpcError) as error:
+        stub.DescribeDomain(ASK, timeout=5)
+    return from_rpc_error(error.value, HOP)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from ddib_fed.trust import tls
+from ddib_fed.wire.contract import ContractLimits
 from ddib_fed.wire.jobs import Settings
 from source_node.jobs.events import EventHub
 from source_node.jobs.store import Job, JobStore
@@ -19,6 +20,8 @@ from tests.source_node.jobs import job_examples
 from tests.source_node.scripted_target import ScriptedTarget
 
 SOLVER = Settings(evaluations=8)
+FOUR = Settings(evaluations=4)
+LARGE_LIMITS = ContractLimits(1_000, 100_000, 800_000, 10_000)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:

@@ -12,25 +12,15 @@ from ddib_fed.metrics import points as metrics
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training import record
 from ddib_fed.training.loop.distributed import World
-from ddib_fed.training.loop.losses import Losses
 from ddib_fed.training.loop.trainer import Trainer
 from ddib_fed.training.points import PointTask, open_points
 from ddib_fed.training.run import train
 from ddib_fed.training.settings.config import PointTrainConfig, learning_rate
+from tests.training.stepping import losses_of
 
 
 def trainer(config):
     return Trainer(PointTask(config, open_points(config)), World(0, 1, torch.device("cpu")))
-
-
-def losses_of(one, steps):
-    """Take steps and read each loss."""
-    losses, found = Losses(), []
-    for _ in range(steps):
-        loss = one.advance()
-        losses.add(one.step, loss)
-        found += losses.read()
-    return found
 
 
 @pytest.mark.slow

@@ -13,13 +13,13 @@ from ddib_fed.errors import SettingsInvalid
 from ddib_fed.networks.spectrum import cosines
 from ddib_fed.samples.folders import expand
 from ddib_fed.training.loop.distributed import World
-from ddib_fed.training.loop.losses import Losses
 from ddib_fed.training.loop.trainer import Trainer
 from ddib_fed.training.pictures import sheet
 from ddib_fed.training.pictures.initial import open_start
 from ddib_fed.training.pictures.sources import array_source, open_source
 from ddib_fed.training.pictures.task import PictureTask
 from tests.training.pictures.examples import spots_source
+from tests.training.stepping import losses_of
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -27,16 +27,6 @@ ALONE = World(0, 1, torch.device("cpu"))
 def trainer(config, source):
     settled = config.settled()
     return Trainer(PictureTask(settled, source, open_start(settled, source)), ALONE)
-
-
-def losses_of(one, steps):
-    """Take steps and read each loss."""
-    losses, found = Losses(), []
-    for _ in range(steps):
-        loss = one.advance()
-        losses.add(one.step, loss)
-        found += losses.read()
-    return found
 
 
 @pytest.mark.slow

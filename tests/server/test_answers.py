@@ -1,0 +1,179 @@
+"""What a caller reads when its message or a handler fails: against a real server over real mutual TLS."""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+import pytest
+
+from ddib_fed.errors import (
+    ContractMismatch,
+    Difference,
+    InternalError,
+    MessageInvalid,
+    QueueFull,
+    UnknownFields,
+)
+from ddib_fed.rpc.error_details import DETAIL_KEY, from_rpc_error
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.wire.fields import has_unknown_fields
+from ddib_fed.wire.version import versions_to_pb
+from tests.node.institutions import Institution
+from tests.server.listening import ASK, DESCRIBE, HOP, Listening, Requests, failure
+
+
+def test_unknown_fields_are_refused_at_any_depth(node: Listening, north: Institution) -> None:
+    """At the top, in a nested message, in a repeated one, and in a stream."""
+    unknown = b"\x98\x06\x01"  # field 99, a number
+    nested = pb.DescribeDomainRequest(versions=[common_pb2.ProtocolVersion(major=1)]).SerializeToString()
+    inner = b"\x0a" + bytes([2 + len(unknown)]) + b"\x08\x01" + unknown
+    for data in (nested + unknown, inner):
+        with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
+            channel.unary_unary(DESCRIBE)(data, timeout=5)
+        assert type(from_rpc_error(error.value, HOP)) is UnknownFields
+    with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
+        list(channel.stream_stream("/ddib_fed.v1.DecodingService/Decode")(iter([unknown]), timeout=5))
+    assert type(from_rpc_error(error.value, HOP)) is UnknownFields
+
+
+def test_known_fields_of_every_kind_are_not_unknown() -> None:
+    """Maps, repeated messages and a oneof."""
+    detail = common_pb2.ErrorDetail(facts={"a": "b"}, differences=[common_pb2.FieldDifference(field="x")])
+    assert not has_unknown_fields(detail)
+    strange = common_pb2.FieldDifference.FromString(b"\x98\x06\x01")
+    assert has_unknown_fields(common_pb2.ErrorDetail(differences=[strange]))
+
+
+def test_garbage_is_a_message_that_breaks_the_protocol(node: Listening, north: Institution) -> None:
+    """From somebody who may call."""
+    with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
+        channel.unary_unary(DESCRIBE)(b"\xff\xff\xff", timeout=5)
+    assert type(from_rpc_error(error.value, HOP)) is MessageInvalid
+
+
+def test_a_call_that_ends_without_its_message_is_refused(node: Listening, north: Institution) -> None:
+    """Half-closed at once."""
+    with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
+        channel.stream_unary(DESCRIBE)(iter(()), timeout=5)
+    assert type(from_rpc_error(error.value, HOP)) is MessageInvalid
+
+
+# What is answered when something fails.
+
+
+SECRET = "/srv/node/state/pki/leaf.key of patient 4711"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(SECRET),
+        KeyError(SECRET),
+        OSError(2, SECRET),
+        InternalError(SECRET),
+        QueueFull(SECRET, hint=SECRET),
+        Exception(SECRET),
+        grpc.RpcError(SECRET),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_text_of_an_exception_never_leaves(
+    node: Listening, north: Institution, error: Exception, stream: bool
+) -> None:
+    """Neither in the status nor in any metadata; ours or not."""
+    node.echo.failure = error
+    with node.stub(north) as stub, pytest.raises(grpc.RpcError) as raised:
+        list(stub.Decode(iter([pb.DecodeRequest()]), timeout=5)) if stream else stub.DescribeDomain(
+            ASK, timeout=5
+        )
+    call = raised.value
+    seen = (
+        f"{call.details()} {call.trailing_metadata()} {call.initial_metadata()} {call.debug_error_string()}"
+    )
+    assert "patient" not in seen
+    assert "leaf.key" not in seen
+
+
+def test_a_bug_is_logged_with_the_incident_that_the_caller_reads(
+    node: Listening, north: Institution, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twelve hexadecimal digits tie the two together; the log has the traceback."""
+    node.echo.failure = ZeroDivisionError("in the depths")
+    with caplog.at_level(logging.ERROR):
+        found = failure(node, north)
+    assert isinstance(found, InternalError)
+    assert len(found.incident) == 12
+    assert int(found.incident, 16) >= 0
+    assert found.incident in caplog.text
+    assert "ZeroDivisionError: in the depths" in caplog.text
+
+
+def test_the_sentence_of_an_internal_error_names_the_incident(node: Listening, north: Institution) -> None:
+    """Also for a client that cannot read the detail."""
+    node.echo.failure = ZeroDivisionError()
+    with node.stub(north) as stub, pytest.raises(grpc.RpcError) as error:
+        stub.DescribeDomain(ASK, timeout=5)
+    incident = from_rpc_error(error.value, HOP).incident
+    assert error.value.details() == f"internal error, incident {incident}"
+
+
+def test_a_known_error_arrives_with_its_facts(node: Listening, north: Institution) -> None:
+    """Status, sentence, facts, differences, when to come again."""
+    difference = Difference("dtype", "float32", "float64", "convert it")
+    node.echo.failure = ContractMismatch("x", facts={"asked": 1}, differences=(difference,), retry_after_s=2)
+    found = failure(node, north)
+    assert isinstance(found, ContractMismatch)
+    assert (found.facts, found.differences, found.retry_after_s) == ({"asked": "1"}, (difference,), 2.0)
+
+
+def test_an_error_of_another_node_keeps_its_incident_and_its_place(
+    node: Listening, north: Institution
+) -> None:
+    """What a source passes on from its target."""
+    node.echo.failure = QueueFull("x", hop="target west.example", incident="feed00")
+    found = failure(node, north)
+    assert (found.incident, found.hop) == ("feed00", "target south.example -> west.example")
+
+
+def test_abort_still_works(node: Listening, north: Institution) -> None:
+    """A servicer may end a call in gRPC's own way, with its metadata."""
+    with node.stub(north) as stub, pytest.raises(grpc.RpcError) as error:
+        stub.NegotiateContract(
+            pb.NegotiateContractRequest(versions=versions_to_pb(), source=pb.ContractSide()), timeout=5
+        )
+    assert (error.value.code(), error.value.details()) == (grpc.StatusCode.NOT_FOUND, "said by abort")
+    assert dict(error.value.trailing_metadata()) == {"kept": "yes"}
+    node.outcomes.wait_for(1)
+    assert node.outcomes == [("NegotiateContract", "NOT_FOUND")]
+
+
+def test_an_unknown_method_is_unimplemented(node: Listening, north: Institution) -> None:
+    """gRPC's own answer, without detail."""
+    with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
+        channel.unary_unary("/ddib_fed.v1.DecodingService/Nothing")(b"", timeout=5)
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert DETAIL_KEY not in dict(error.value.trailing_metadata())
+
+
+def test_each_call_has_one_outcome(node: Listening, north: Institution) -> None:
+    """For the metrics: good, refused, failed, and left by the caller."""
+    with node.stub(north) as stub:
+        stub.DescribeDomain(ASK, timeout=5)
+        node.echo.failure = QueueFull("x")
+        with pytest.raises(grpc.RpcError):
+            stub.DescribeDomain(ASK, timeout=5)
+        node.outcomes.wait_for(2)
+        requests = Requests()
+        call = stub.Decode(requests, timeout=10)
+        node.echo.failure = None
+        requests.send(pb.DecodeRequest())
+        next(call)
+        call.cancel()
+        node.outcomes.wait_for(3)
+        requests.close()
+    assert node.outcomes[:2] == [("DescribeDomain", "OK"), ("DescribeDomain", "RESOURCE_EXHAUSTED")]
+    # gRPC may show the servicer the end of the stream before it shows that the caller has gone.
+    assert node.outcomes[2] in {("Decode", "CANCELLED"), ("Decode", "OK")}

@@ -1,0 +1,135 @@
+"""A large item crosses in ranges of rows, is recorded whole, and goes on after a kill where it stopped."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import numpy as np
+import pytest
+
+from ddib_fed.errors import LatentNotGaussian
+from ddib_fed.latent import Latent
+from ddib_fed.samples.points import parse_npy, to_npy
+from ddib_fed.wire.contract import ContractLimits
+from ddib_fed.wire.jobs import ItemState
+from source_node.jobs.records import Item, Part
+from source_node.pipeline.items import Numbers
+from tests.node.tiny_nodes import gaussian, npy, tiny_engine
+from tests.source_node.conftest import FOUR, LARGE_LIMITS, wait_until
+from tests.source_node.scripted_target import refuse
+
+
+@pytest.fixture
+def long_ago(source, target):
+    """A job of one small and one large item, stopped by a kill after some ranges of the large one were stored."""
+    target.limits = LARGE_LIMITS
+    target.decodes = [swallow]
+    job_id = source.start().submit(npy(10), npy(20_000, seed=1), solver=FOUR)
+    wait_until(lambda: len(target.latents) >= 3)
+    source.stop()
+    return job_id
+
+
+def swallow(target, header, items, context):
+    """Take everything and say nothing."""
+    for _ in items:
+        pass
+    yield from ()
+
+
+@pytest.mark.slow
+def test_a_large_item_crosses_in_ranges_and_is_recorded_whole(source, target) -> None:
+    """Ascending numbers, no range over the limit, and one translation, latent, record and cycle of all points."""
+    target.limits = LARGE_LIMITS
+    points = gaussian(9_000)
+    job = source.start().ended(source.submit(npy(10), to_npy(points), cycle=True, keep_latent=True))
+    assert source.states(job) == ["DECODED"] * 2
+    numbers = [number for number, _ in target.latents]
+    assert numbers == sorted(set(numbers))
+    sent = [latent for _, latent in target.latents]
+    assert [len(latent.data) for latent in sent] == [10, 2_048, 2_048, 2_048, 2_048, 808]
+    whole = Latent.from_array(np.concatenate([latent.data for latent in sent[1:]]))
+    record = job.items[1].provenance
+    assert record["latent_sha256"] == whole.sha256.hex()
+    assert record["latent"]["count"] == whole.data.size
+    assert record["samples"] == 9_000
+    assert record["cycle"]["max"] < 1e-3
+    store = source.store
+    assert len(parse(store.read_part(job.job_id, 1, Part.TRANSLATION))) == 9_000
+    assert np.array_equal(parse(store.read_part(job.job_id, 1, Part.LATENT)), whole.data)
+    assert np.allclose(parse(store.read_part(job.job_id, 1, Part.RETURNED)), points, atol=1e-3)
+    assert not store.ranges(job.job_id, 1)
+
+
+@pytest.mark.slow
+def test_ranges_that_were_made_before_a_kill_are_sent_again_as_they_are(
+    source, target, long_ago, engine
+) -> None:
+    """Under the same numbers, without a further network call for them; the others are made."""
+    before = dict(target.seen[-1])
+    kept = source_ranges(source, long_ago)
+    source.open(engine)
+    evaluated = engine.counters["rows"]
+    job = source.start().ended(long_ago)
+    assert source.states(job) == ["DECODED"] * 2
+    again = target.seen[-1]
+    assert all(again.get(number, digest) == digest for number, digest in before.items())
+    assert set(kept) <= set(again.values())
+    rows = engine.counters["rows"] - evaluated
+    assert rows in {4 * (20_000 - 2_048 * len(kept)), 4 * (20_010 - 2_048 * len(kept))}
+    assert len(kept) > 1
+
+
+@pytest.mark.slow
+def test_ranges_of_a_model_that_was_replaced_are_made_again(source, target, long_ago) -> None:
+    """No item is of two models."""
+    replaced = tiny_engine("another")
+    source.open(replaced)
+    evaluated = replaced.counters["rows"]
+    job = source.start().ended(long_ago)
+    assert source.states(job) == ["DECODED"] * 2
+    assert replaced.counters["rows"] - evaluated == 4 * 20_010
+    assert job.items[1].provenance["source_model_sha256"] == replaced.model.bundle.digest
+    source.runner.close()
+    replaced.close()
+
+
+@pytest.mark.slow
+def test_a_range_that_the_peer_refuses_ends_its_item_and_no_other(source, target) -> None:
+    """The ranges behind it are not sent, or their answers are left aside; the small item is finished."""
+    target.limits = LARGE_LIMITS
+    numbers = numbers_of(npy(10), npy(9_000))
+    refused = numbers.of(1, 1)
+    target.decodes = [refuse(refused, LatentNotGaussian(facts={"item": refused}))]
+    job = source.start().ended(source.submit(npy(10), npy(9_000, seed=1), npy(10, seed=2), solver=FOUR))
+    assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
+    assert job.items[1].error["reason"] == "LATENT_NOT_GAUSSIAN"
+    assert not source.store.parts(job.job_id, 1)
+    assert not source.store.ranges(job.job_id, 1)
+
+
+def test_an_item_of_more_points_than_the_peer_takes_fails_alone(source, target) -> None:
+    """Its ranges would fit, but the limit is the peer's on an item."""
+    target.limits = ContractLimits(1_000, 5_000, 40_000, 10_000)
+    job = source.start().ended(source.submit(npy(10), npy(9_000)))
+    assert source.states(job) == ["DECODED", "FAILED"]
+    assert job.items[1].error["reason"] == "POINTS_TOO_MANY"
+
+
+def parse(file: bytes) -> np.ndarray:
+    return parse_npy(file, max_bytes=1 << 20, max_points=100_000, dim=2)
+
+
+def numbers_of(*files: bytes) -> Numbers:
+    """As the job of these files has them."""
+    items = [Item(n, ItemState.RECEIVED, 1, len(file), bytes(32), {}, None) for n, file in enumerate(files)]
+    return Numbers(items, (2,))
+
+
+def source_ranges(source, job_id: str) -> list[bytes]:
+    """Digests of the stored ranges of item 1, of a source that is stopped."""
+    with sqlite3.connect(source.config.paths.jobs) as books:
+        found = books.execute(
+            "SELECT sha256 FROM parts WHERE job_id = ? AND part LIKE 'encoded.%'", (job_id,)
+        )
+        return [row[0] for row in found]
