@@ -30,9 +30,9 @@ from ddib_fed.errors import (
 )
 from ddib_fed.node.calibration.proposals import Target, check_proposal, countersign
 from ddib_fed.node.calibration.published import find_published, served_aggregate
+from ddib_fed.node.certificates.standing import own_credentials
 from ddib_fed.node.policy import Quota
 from ddib_fed.node.role import NodeContext
-from ddib_fed.node.standing import own_credentials
 from ddib_fed.server.interceptors import caller
 from ddib_fed.trust.calibrations.signing import (
     SignedCalibration,

@@ -19,11 +19,11 @@ from ddib_fed.node import startup
 from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration.overview import overview
+from ddib_fed.node.certificates.issuer import IdentityServicer
+from ddib_fed.node.certificates.renewal import RenewalThread, recover_at_start
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.hosted import open_engine
-from ddib_fed.node.issuer import IdentityServicer
+from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.renewal import RenewalThread, recover_at_start
 from ddib_fed.node.role import NodeContext, RoleService, find_roles
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.http import ProbeServer

@@ -19,8 +19,8 @@ from ddib_fed.bridge.softening import Softener, load_key
 from ddib_fed.errors import ConfigError, Draining, NotReady
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.decoding_memory import DecodingMemory
-from ddib_fed.node.pictures import rule_of, terms_of, value_range_of
+from ddib_fed.node.model.decoding_memory import DecodingMemory
+from ddib_fed.node.model.pictures import rule_of, terms_of, value_range_of
 from ddib_fed.server.metrics import Metrics
 from ddib_fed.trust.audit import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore

@@ -24,7 +24,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.manifest import PictureFormat, StructureThresholds
-from ddib_fed.node.pictures import rule_of
+from ddib_fed.node.model.pictures import rule_of
 from ddib_fed.samples.images import Picture, decode_image, to_array
 from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Pair, ddib, raw_windows, weight_windows

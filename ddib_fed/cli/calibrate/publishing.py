@@ -70,7 +70,7 @@ def publish(
     from ddib_fed.bridge.calibration.aggregates import make_aggregate
     from ddib_fed.node.calibration import agreeing
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.hosted import load_hosted
+    from ddib_fed.node.model.hosted import load_hosted
     from ddib_fed.runs.calibration.pictures import domain_pictures
 
     config = NodeConfig.load(config_path)

@@ -40,7 +40,7 @@ def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...
     Nothing for a rotation; for the other kinds a model that was trained with it, unless the node has one.
     """
     from ddib_fed.bridge.calibration.applied import fits
-    from ddib_fed.node.hosted import load_hosted
+    from ddib_fed.node.model.hosted import load_hosted
     from ddib_fed.training.settings.options import SHIPPED
 
     short, target, path = calibration.sha256.hex()[:12], calibration.target.institution, config.path

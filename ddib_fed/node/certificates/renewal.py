@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from ddib_fed.errors import ConfigError, DdibError, Unauthenticated
+from ddib_fed.node.certificates.standing import not_accepted, own_authority, own_credentials
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.standing import not_accepted, own_authority, own_credentials
 from ddib_fed.trust.certificates import (
     parse_certificates,
 )

@@ -15,10 +15,10 @@ from cryptography import x509
 from ddib_fed.client.profile import Profile, render_client_toml
 from ddib_fed.client.renewal import renew_client
 from ddib_fed.errors import ConfigError, MessageInvalid, PeerUnreachable, PolicyDenied, Unauthenticated
+from ddib_fed.node.certificates.issuer import IdentityServicer
+from ddib_fed.node.certificates.renewal import JITTER, RenewalThread, recover_at_start, renew_node
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.issuer import IdentityServicer
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.renewal import JITTER, RenewalThread, recover_at_start, renew_node
 from ddib_fed.node.template import render_node_toml
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor

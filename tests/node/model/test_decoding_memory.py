@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from ddib_fed.errors import ImageTooLarge, PointsTooMany
-from ddib_fed.node.decoding_memory import MIB, DecodingMemory
+from ddib_fed.node.model.decoding_memory import MIB, DecodingMemory
 
 
 def test_many_at_once_stay_within_the_budget_and_all_are_served() -> None:

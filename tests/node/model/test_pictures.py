@@ -15,7 +15,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import LimitsSection
-from ddib_fed.node.pictures import (
+from ddib_fed.node.model.pictures import (
     check_size,
     limits_of,
     read_answer,
