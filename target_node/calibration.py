@@ -1,7 +1,7 @@
 """The CalibrationService: what a target gives an admitted peer for a calibration, and its signature.
 
 Every answer is either bytes that the operator published, the units of the model, or a signature over a proposal that
-passed every check of `node.proposals`. Each act and each refusal is in the audit log.
+passed every check of `node.calibration.proposals`. Each act and each refusal is in the audit log.
 """
 
 from __future__ import annotations
