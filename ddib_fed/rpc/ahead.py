@@ -5,14 +5,15 @@ Making the next element and sending, or using, the present one then overlap.
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Final, Generic, Self, TypeVar
-
-_POLL_S: Final = 0.2
+from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
+
+
+class Late(Exception):  # noqa: N818 - no failure of the iterator's
+    """The next element was not there in time."""
 
 
 class _End:
@@ -25,17 +26,22 @@ class _End:
 class ReadAhead(Generic[T]):
     """The elements of an iterator in order; a context manager, which takes no more of them once it is left.
 
+    What waits is handed over all at once: where the taker is the slower one, its thread and the iterator's wake each
+    other once for several elements. A thread that is woken wants the interpreter while the other still has it.
+
     Args:
         elements: Iterated, and a generator closed, on the thread. It should end, or raise, when what it serves ends:
             the thread cannot be interrupted while it waits for an element.
-        most: Elements that wait to be asked for; one more may be in the thread's hand.
+        most: Elements that wait to be handed over; one more may be in the thread's hand, and as many in the taker's.
         name: Of the thread.
     """
 
     def __init__(self, elements: Iterable[T], most: int, name: str) -> None:
         self._elements = elements
-        self._queue: queue.Queue[T | _End] = queue.Queue(most)
-        self._left = threading.Event()
+        self._most = most
+        self._waiting: list[T | _End] = []
+        self._changed = threading.Condition()
+        self._left = False
         self._thread = threading.Thread(target=self._read, name=name, daemon=True)
 
     def __enter__(self) -> Self:
@@ -45,26 +51,39 @@ class ReadAhead(Generic[T]):
 
     def __exit__(self, *exc_info: object) -> None:
         """No more elements are wanted; the thread ends with the element that it waits for."""
-        self._left.set()
+        with self._changed:
+            self._left = True
+            self._changed.notify_all()
 
     def each(self, wait_s: Callable[[], float | None] = lambda: None) -> Iterator[T]:
         """The elements.
 
         Args:
-            wait_s: How long the next one may take, in seconds; None for no limit. Asked before each.
+            wait_s: How long the next one may take, in seconds; None for no limit. Asked whenever none waits.
 
         Raises:
-            queue.Empty: One was not there in time.
+            Late: One was not there in time.
             BaseException: What the iterator raises.
         """
         while True:
-            element = self._queue.get(timeout=wait_s())
-            if not isinstance(element, _End):
-                yield element
-            elif element.error is not None:
-                raise element.error
-            else:
-                return
+            for element in self._handed_over(wait_s()):
+                if not isinstance(element, _End):
+                    yield element
+                elif element.error is not None:
+                    raise element.error
+                else:
+                    return
+
+    def _handed_over(self, wait_s: float | None) -> Iterator[T | _End]:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._waiting, wait_s):
+                raise Late
+            taken, self._waiting = self._waiting, []
+            self._changed.notify_all()
+        # Each is forgotten before the next is asked for: an element may be large.
+        taken.reverse()
+        while taken:
+            yield taken.pop()
 
     def _read(self) -> None:
         end = _End(None)
@@ -79,10 +98,9 @@ class ReadAhead(Generic[T]):
         self._put(end)
 
     def _put(self, element: T | _End) -> bool:
-        while not self._left.is_set():
-            try:
-                self._queue.put(element, timeout=_POLL_S)
-            except queue.Full:
-                continue
-            return True
-        return False
+        with self._changed:
+            self._changed.wait_for(lambda: self._left or len(self._waiting) < self._most)
+            if not self._left:
+                self._waiting.append(element)
+                self._changed.notify_all()
+            return not self._left

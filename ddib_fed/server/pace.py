@@ -5,18 +5,18 @@ A receiver that waits for a message holds a thread and a file, so every wait is 
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
 from ddib_fed.errors import DeadlineExceeded
-from ddib_fed.rpc.ahead import ReadAhead
+from ddib_fed.rpc.ahead import Late, ReadAhead
 
 SLOWEST_BYTES_PER_S: Final = 64 << 10
 """Something announced may take as long as its bytes at this rate: half of what a client itself waits for."""
 READ_AHEAD: Final = 4
-"""Messages that are read before they are asked for, 4 MiB at most: reading does not wait for each one's digest."""
+"""Messages that are read before they are asked for: reading does not wait for each one's digest. As many may have been
+handed over already: 8 MiB of chunks at most."""
 
 M = TypeVar("M")
 
@@ -83,7 +83,7 @@ class paced(Generic[M]):  # noqa: N801 - reads as the statement it is
         """
         try:
             yield from self._ahead.each(self._pace.wait_s)
-        except queue.Empty:
+        except Late:
             raise DeadlineExceeded(
                 "the sender stalled in the middle of its stream",
                 hint="the same command again",

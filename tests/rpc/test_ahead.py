@@ -1,11 +1,10 @@
 """Elements are taken on a thread of their own, in order, and no further than they are wanted."""
 
-import queue
 import threading
 
 import pytest
 
-from ddib_fed.rpc.ahead import ReadAhead
+from ddib_fed.rpc.ahead import Late, ReadAhead
 
 
 def test_the_elements_come_in_order():
@@ -53,7 +52,7 @@ def test_an_element_that_does_not_come_in_time_ends_the_waiting():
         come.wait(10)
         yield 1
 
-    with ReadAhead(elements(), 1, "ahead") as ahead, pytest.raises(queue.Empty):
+    with ReadAhead(elements(), 1, "ahead") as ahead, pytest.raises(Late):
         next(ahead.each(lambda: 0.01))
     come.set()
 
