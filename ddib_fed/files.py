@@ -138,24 +138,6 @@ def write_file(path: Path, data: bytes, *, private: bool = False, overwrite: boo
     sync_folder(path.parent)
 
 
-def write_aside(path: Path, data: bytes) -> Path:
-    """Write a private file beside `path`, not yet synced; the caller syncs it and renames it to `path`, or removes it.
-
-    For files that are made durable together.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb", buffering=0) as file:
-            left = memoryview(data)
-            while left:
-                left = left[file.write(left) or 0 :]
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
 def _place(temporary: Path, path: Path, *, overwrite: bool) -> None:
     if overwrite:
         temporary.replace(path)
@@ -169,14 +151,14 @@ def _place(temporary: Path, path: Path, *, overwrite: bool) -> None:
         ) from exc
 
 
-def sync_each(paths: Sequence[Path]) -> dict[int, OSError]:
+def sync_each(paths: Sequence[Path] | Sequence[str]) -> dict[int, OSError]:
     """Bring files to the disk, side by side: a journal then commits many at once, and each waits for one commit.
 
     Returns:
         Why some are not there, by their place in `paths`.
     """
 
-    def sync(path: Path) -> OSError | None:
+    def sync(path: Path | str) -> OSError | None:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -195,7 +177,7 @@ def sync_each(paths: Sequence[Path]) -> dict[int, OSError]:
     return {place: error for place, error in enumerate(found) if error is not None}
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path | str) -> None:
     """Make added and removed names of a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -7,6 +7,7 @@ is loaded (so a second node on the port is noticed early), and Health says SERVI
 from __future__ import annotations
 
 import logging
+import queue
 import signal
 import threading
 import time
@@ -39,9 +40,6 @@ from ddib_fed.version import __version__
 
 log = logging.getLogger(__name__)
 
-# How soon a signal is noticed.
-POLL_S = 0.1
-
 
 class _StopNow(BaseException):
     """The second signal, in the middle of loading."""
@@ -55,6 +53,8 @@ class Daemon:
         self._started = time.monotonic()
         # Not an Event: a signal handler may interrupt its own thread anywhere, also inside an Event's lock.
         self._signals: list[int] = []
+        # Wakes the thread that serves; a signal handler may put into it anywhere.
+        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._jobs_lock = threading.Lock()
         self._last_jobs: dict[str, int] | None = None
         self._loading = False
@@ -141,7 +141,7 @@ class Daemon:
         probe_own_port(self.server.port, split_address(self.config.node.listen, bound=True)[0])
         self._load()
         while not self.stopping:
-            self._drain_asked.wait(POLL_S)
+            self._woken.get()
         self._drain()
 
     def _load(self) -> None:
@@ -183,6 +183,7 @@ class Daemon:
     def on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
         """First signal: drain. Second: stop at once, also in the middle of loading."""
         self._signals.append(number)
+        self._woken.put(None)
         if self._stop_now and self._loading:
             self._loading = False
             raise _StopNow
@@ -191,6 +192,7 @@ class Daemon:
         """Drain and exit, as SIGTERM does; returns how many jobs run now."""
         running = self._jobs().get("running", 0)
         self._drain_asked.set()
+        self._woken.put(None)
         return running
 
     def _drain(self) -> None:

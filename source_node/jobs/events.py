@@ -1,8 +1,9 @@
 """Events of jobs in memory, from workers to watchers, however slow a watcher is.
 
 A job keeps a bounded number of events. A step replaces the one before it of the same item and
-stage: a watcher that falls behind misses steps, not changes of state. Sequence numbers rise within a job, also
-over a restart.
+stage: a watcher that falls behind misses steps, not changes of state. Of jobs that ended some time ago only the last
+event is kept, until they are deleted: it holds their state, and their items are in the store. Sequence numbers rise
+within a job, also over a restart.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ MAX_EVENTS = 512
 
 MAX_JOBS = 1_024
 """Jobs whose events are kept; the longest silent go first."""
+
+MAX_WHOLE = 16
+"""Ended jobs whose events are all kept, for watchers that have not read them yet; the first to end go first."""
 
 POLL_S = 0.25
 """How often a waiting watcher looks whether it is still wanted."""
@@ -40,6 +44,10 @@ class _Log:
         while len(self.events) > MAX_EVENTS:
             self.events.popitem(last=False)
 
+    def shorten(self) -> None:
+        """Keep the last event alone."""
+        self.events = OrderedDict([(self.last.sequence, self.last)])
+
     def after(self, sequence: int) -> tuple[Event, ...]:
         newer = []
         for event in reversed(self.events.values()):
@@ -59,6 +67,7 @@ class EventHub:
     def __init__(self, boot: int) -> None:
         self._next = (boot << _BOOT_BITS) + 1
         self._logs: OrderedDict[str, _Log] = OrderedDict()
+        self._whole: OrderedDict[str, None] = OrderedDict()
         self._changed = threading.Condition()
         self._closed = False
 
@@ -105,9 +114,17 @@ class EventHub:
             self._next += 1
             log.add(event)
             while len(self._logs) > MAX_JOBS:
-                self._logs.popitem(last=False)
+                self._whole.pop(self._logs.popitem(last=False)[0], None)
+            if event.state.ended:
+                self._shorten_others(job_id)
             self._changed.notify_all()
         return event
+
+    def _shorten_others(self, job_id: str) -> None:
+        """A job has ended: jobs that ended long before it keep their last event alone."""
+        self._whole.setdefault(job_id)
+        while len(self._whole) > MAX_WHOLE:
+            self._logs[self._whole.popitem(last=False)[0]].shorten()
 
     def last(self, job_id: str) -> Event | None:
         """The newest event of a job, or None when none is kept (none yet, or not since the node started)."""
@@ -168,6 +185,7 @@ class EventHub:
         """Drop the events of a job that was deleted."""
         with self._changed:
             self._logs.pop(job_id, None)
+            self._whole.pop(job_id, None)
 
     def close(self) -> None:
         """End every watcher: the node stops."""

@@ -2,6 +2,9 @@
 
 A file under its final name is whole and on the disk; what no row of the database names is swept at
 start.
+
+Paths of files are plain strings: pathlib interns each part of a path, and every new name would take an entry of the
+interpreter's table of interned strings, which grows by some MB when names come and go by the ten thousand.
 """
 
 from __future__ import annotations
@@ -13,13 +16,13 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
 from ddib_fed.errors import ItemNotFound, QueueFull
-from ddib_fed.files import check_private_folder, sync_each, sync_folder, write_aside
+from ddib_fed.files import check_private_folder, sync_each, sync_folder
 
 _JOB = re.compile(r"[0-9a-f]{32}\Z")
 _PART = re.compile(r"[a-z_]{1,32}(\.[0-9]{1,6})?\Z")
@@ -42,9 +45,9 @@ class Spool:
         check_private_folder(folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        self._folder = folder
+        self._folder = str(folder)
         self._lock = threading.Lock()
-        self._used_bytes = sum(path.stat().st_size for path in folder.glob("*/*"))
+        self._used_bytes = sum(os.stat(path).st_size for job in _names(self._folder) for path in _names(job))
 
     @property
     def used_bytes(self) -> int:
@@ -54,7 +57,7 @@ class Spool:
     def new_job_id(self) -> str:
         """An id that nobody can guess, and a folder of its own for what is being received."""
         job_id = secrets.token_hex(16)
-        self._staging(job_id).mkdir(mode=0o700)
+        os.mkdir(self._staging(job_id), mode=0o700)
         return job_id
 
     def stage(self, job_id: str, item: int, part: str) -> StagedFile:
@@ -64,11 +67,11 @@ class Spool:
             QueueFull: The disk is full.
         """
         with _disk_full_as_queue_full():
-            return StagedFile(self._staging(job_id) / f"{item}.{_checked(_PART, part)}", self._count)
+            return StagedFile(_file(self._staging(job_id), item, part), self._count)
 
     def read_staged(self, job_id: str, item: int, part: str) -> bytes:
         """What a staged file holds."""
-        return (self._staging(job_id) / f"{item:d}.{_checked(_PART, part)}").read_bytes()
+        return _read(_file(self._staging(job_id), item, part))
 
     def adopt(self, job_id: str, durable: Collection[str]) -> None:
         """All that was staged becomes the job's, at once.
@@ -82,11 +85,11 @@ class Spool:
         """
         staging = self._staging(job_id)
         with _disk_full_as_queue_full():
-            paths = [path for path in staging.iterdir() if path.name.partition(".")[2] in durable]
+            paths = [path for path in _names(staging) if os.path.basename(path).partition(".")[2] in durable]
             for error in sync_each(paths).values():
                 raise error
         sync_folder(staging)
-        staging.rename(self._job(job_id))
+        os.rename(staging, self._job(job_id))
         sync_folder(self._folder)
 
     def abandon(self, job_id: str) -> None:
@@ -101,11 +104,11 @@ class Spool:
             disk.
         """
         failed: dict[int, Exception] = {}
-        temporary: dict[int, Path] = {}
-        folders: dict[Path, list[int]] = {}
+        temporary: dict[int, str] = {}
+        folders: dict[str, list[int]] = {}
         for number, file in enumerate(files):
             path = self._path(file.job_id, file.item, file.part)
-            folders.setdefault(path.parent, []).append(number)
+            folders.setdefault(os.path.dirname(path), []).append(number)
             with _noting(number, failed):
                 temporary[number] = write_aside(path, file.data)
         unsynced = sync_each(list(temporary.values()))
@@ -121,13 +124,14 @@ class Spool:
             except (OSError, QueueFull) as error:
                 failed |= {number: error for number in numbers if number not in failed}
         for number in failed.keys() & temporary.keys():
-            temporary[number].unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary[number])
         return failed
 
-    def _place(self, aside: Path, file: ToWrite) -> None:
+    def _place(self, aside: str, file: ToWrite) -> None:
         path = self._path(file.job_id, file.item, file.part)
-        before = path.stat().st_size if path.exists() else 0
-        aside.replace(path)
+        before = os.stat(path).st_size if os.path.exists(path) else 0
+        os.replace(aside, path)
         self._count(len(file.data) - before)
 
     def get(self, job_id: str, item: int, part: str) -> bytes:
@@ -137,7 +141,7 @@ class Spool:
             ItemNotFound: There is none.
         """
         try:
-            return self._path(job_id, item, part).read_bytes()
+            return _read(self._path(job_id, item, part))
         except FileNotFoundError as error:
             raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item}) from error
 
@@ -148,13 +152,13 @@ class Spool:
             ItemNotFound: There is none.
         """
         try:
-            return self._path(job_id, item, part).open("rb")
+            return open(self._path(job_id, item, part), "rb")
         except FileNotFoundError as error:
             raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item}) from error
 
     def has(self, job_id: str, item: int, part: str) -> bool:
         """Whether there is such a file."""
-        return self._path(job_id, item, part).exists()
+        return os.path.exists(self._path(job_id, item, part))
 
     def remove(self, job_id: str, item: int, parts: Iterable[str]) -> None:
         """Remove files of an item, those that are there."""
@@ -168,38 +172,39 @@ class Spool:
     def sweep(self, known: Collection[tuple[str, int, str]]) -> int:
         """Remove every file that is not among these (job, item, part); how many there were. Only at start."""
         keep = {self._path(*key) for key in known}
-        jobs = {path.parent for path in keep}
+        jobs = {os.path.dirname(path) for path in keep}
         removed = 0
-        for folder in list(self._folder.iterdir()):
-            orphans = [path for path in folder.iterdir() if path not in keep] if folder.is_dir() else [folder]
+        for folder in _names(self._folder):
+            is_folder = os.path.isdir(folder)
+            orphans = [path for path in _names(folder) if path not in keep] if is_folder else [folder]
             removed += len(orphans)
             for path in orphans:
                 self._unlink(path)
-            if folder.is_dir() and folder not in jobs:
+            if is_folder and folder not in jobs:
                 self._remove_tree(folder)
         return removed
 
-    def _staging(self, job_id: str) -> Path:
-        return self._folder / f".{_checked(_JOB, job_id)}"
+    def _staging(self, job_id: str) -> str:
+        return os.path.join(self._folder, "." + _checked(_JOB, job_id))
 
-    def _job(self, job_id: str) -> Path:
-        return self._folder / _checked(_JOB, job_id)
+    def _job(self, job_id: str) -> str:
+        return os.path.join(self._folder, _checked(_JOB, job_id))
 
-    def _path(self, job_id: str, item: int, part: str) -> Path:
-        return self._job(job_id) / f"{item:d}.{_checked(_PART, part)}"
+    def _path(self, job_id: str, item: int, part: str) -> str:
+        return _file(self._job(job_id), item, part)
 
-    def _unlink(self, path: Path) -> None:
+    def _unlink(self, path: str) -> None:
         try:
-            size = path.stat().st_size
-            path.unlink()
+            size = os.stat(path).st_size
+            os.unlink(path)
         except FileNotFoundError:
             return
         self._count(-size)
 
-    def _remove_tree(self, folder: Path) -> None:
-        if not folder.exists():
+    def _remove_tree(self, folder: str) -> None:
+        if not os.path.exists(folder):
             return
-        for path in folder.iterdir():
+        for path in _names(folder):
             self._unlink(path)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -221,8 +226,7 @@ class ToWrite:
 class StagedFile:
     """A file of mode 0600 that grows; what is written counts in the spool at once."""
 
-    def __init__(self, path: Path, count: Callable[[int], None]) -> None:
-        self.path = path
+    def __init__(self, path: str, count: Callable[[int], None]) -> None:
         self.size_bytes = 0
         self._count = count
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -263,6 +267,42 @@ def _noting(number: int, failed: dict[int, Exception]) -> Iterator[None]:
             yield
     except (OSError, QueueFull) as error:
         failed[number] = error
+
+
+def write_aside(path: str, data: bytes) -> str:
+    """Write a private file beside `path`, not yet synced; the caller syncs it and renames it to `path`, or removes it.
+
+    Returns:
+        The file's path.
+    """
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb", buffering=0) as file:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) or 0 :]
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    return temporary
+
+
+def _names(folder: str) -> list[str]:
+    """Paths of what is in a folder; none in what is no folder."""
+    return [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
+
+
+def _file(folder: str, item: int, part: str) -> str:
+    """The file of a part in the folder of its job."""
+    return os.path.join(folder, f"{item:d}.{_checked(_PART, part)}")
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _checked(pattern: re.Pattern[str], name: str) -> str:

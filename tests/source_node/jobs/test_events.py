@@ -1,11 +1,12 @@
 """Events of jobs: order, coalescing, bounds, and how a watch ends."""
 
+import gc
 import threading
 
 import pytest
 
-from ddib_fed.wire.jobs import JobState
-from source_node.jobs.events import MAX_EVENTS, MAX_JOBS, EventHub
+from ddib_fed.wire.jobs import Event, JobState
+from source_node.jobs.events import MAX_EVENTS, MAX_JOBS, MAX_WHOLE, EventHub
 
 
 @pytest.fixture
@@ -77,6 +78,32 @@ def test_the_hub_keeps_a_bounded_number_of_jobs(hub):
         hub.publish(f"job-{n}", state="RUNNING")
     assert hub.last("job-0") is None
     assert hub.last("job-1") is not None
+
+
+def test_jobs_that_ended_long_ago_keep_their_last_event(hub):
+    """Jobs that are not deleted for a week do not fill memory; those that run, or ended just now, keep all."""
+    jobs = [f"job {number}" for number in range(3 * MAX_WHOLE)]
+    for job in ["running", *jobs]:
+        for item in range(20):
+            hub.publish(job, state="RUNNING", item=item, stage="done")
+    for job in jobs:
+        end(hub, job)
+    assert [event.state for event in kept(hub, jobs[0])] == [JobState.FINISHED]
+    assert [len(kept(hub, job)) for job in ("running", jobs[-1])] == [20, 21]
+    del job
+    gc.collect()
+    alive = sum(type(each) is Event for each in gc.get_objects())
+    assert alive <= 20 + 21 * MAX_WHOLE + len(jobs)
+
+
+def test_deleted_jobs_leave_nothing(hub):
+    """However many have come and gone."""
+    for number in range(4 * MAX_WHOLE):
+        hub.publish(f"job {number}", state="RUNNING")
+        end(hub, f"job {number}")
+        hub.forget(f"job {number}")
+    gc.collect()
+    assert not [each for each in gc.get_objects() if type(each) is Event and each.state.ended]
 
 
 def test_counts_that_are_not_given_are_those_last_said(hub):

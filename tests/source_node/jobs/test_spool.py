@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,25 @@ def test_what_was_staged_is_the_jobs_once_adopted(spool, job, folder):
     """Under item numbers, not under names that a client gave."""
     assert names(folder) == {f"{job}/0.input"}
     assert spool.get(job, 0, "input") == b"points"
+
+
+def test_names_of_files_are_not_interned(spool, job, monkeypatch):
+    """Thousands of names that come and go would make the interpreter's table of interned strings grow."""
+    interned: list[str] = []
+    monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or text)
+    assert Path("a/b").name in interned  # pathlib does, which makes this test mean something
+    interned.clear()
+    other = spool.new_job_id()
+    stage(spool, other, b"x")
+    assert spool.read_staged(other, 0, "input") == b"x"
+    spool.adopt(other, {"input"})
+    put(spool, other, 0, "encoded", b"y")
+    assert (spool.get(other, 0, "input"), spool.get(other, 0, "encoded")) == (b"x", b"y")
+    with spool.open(other, 0, "input") as file:
+        assert file.read() == b"x"
+    spool.remove(other, 0, ["encoded"])
+    spool.remove_job(other)
+    assert not interned
 
 
 def test_files_and_folders_are_private(spool, job, folder):
