@@ -323,7 +323,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             )
             provenance = None
             with self._store.open_part(job.job_id, index, part) as file:
-                yield from stream_file(translation_pb2.FetchResultsResponse, "result", header, file)
+                yield from stream_file(
+                    translation_pb2.FetchResultsResponse, "result", header, file, record.size_bytes
+                )
 
 
 def _require_once(items: Sequence[int]) -> None:

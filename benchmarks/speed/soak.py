@@ -1,4 +1,4 @@
-"""Ten thousand items through two nodes: the memory of neither grows.
+"""Ten thousand items through two nodes, as one job and as jobs of ten: neither grows, and both are quiet afterwards.
 
 python -m benchmarks.speed.soak [--short]
 """
@@ -6,61 +6,172 @@ python -m benchmarks.speed.soak [--short]
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.speed.shared.harness import Form, Report, main
-from benchmarks.speed.shared.two_nodes import ResidentMemory, npy_file, two_nodes
+from benchmarks.speed.shared.two_nodes import Held, held, npy_file, processor_seconds, two_nodes
+from ddib_fed.client.client import Client
 from ddib_fed.datasets.synthetic import sample
 from ddib_fed.wire.jobs import Settings
 
 POINTS = 40
-ITEMS_PER_JOB = 250
-EVALUATIONS = 4
-WARM_UP = 0.2
-"""Share of the items before which memory may still grow: caches, threads and buffers fill."""
-SAMPLE_EVERY_S = 1.0
+EVALUATIONS = 6
+"""The least with which every latent of so few points passes the gate."""
+SMALL = 10
+"""Items of a small job."""
+TOGETHER = 100
+"""Items between two samples; of a large job, as many are acknowledged at once."""
+QUIET_S = 10.0
+NODES = ("source", "target")
 MB = 1e6
 
 
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """Of a straight line through samples, with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def theil_sen(x: NDArray[np.float64], y: NDArray[np.float64]) -> Slope:
+    """The median of the slopes between all pairs of samples: single peaks and one step hardly move it.
+
+    The interval is that of Sen (1968), from the distribution of Kendall's S under independent samples. Memory at one
+    moment resembles that at the moment before, so that the interval is narrower than it should be.
+    """
+    first, second = np.triu_indices(len(x), 1)
+    slopes = np.sort((y[second] - y[first]) / (x[second] - x[first]))
+    count = len(x)
+    spread = NormalDist().inv_cdf(0.975) * (count * (count - 1) * (2 * count + 5) / 18) ** 0.5
+    low, high = int((len(slopes) - spread) / 2), int((len(slopes) + spread) / 2) + 1
+    last = len(slopes) - 1
+    return Slope(float(np.median(slopes)), float(slopes[max(0, low)]), float(slopes[min(last, high)]))
+
+
+class Soak:
+    """Work for two nodes, and what each held at every `TOGETHER` items of it.
+
+    Args:
+        client: Of the source.
+        pids: Of the nodes.
+    """
+
+    def __init__(self, client: Client, pids: Sequence[int]) -> None:
+        self._client = client
+        self._pids = pids
+        self._files = [npy_file(sample("moons", POINTS, seed).astype(np.float32)) for seed in range(TOGETHER)]
+        self._done = 0
+        self._samples: list[tuple[int, tuple[Held, ...]]] = []
+
+    def one_job(self, items: int) -> None:
+        """As one job, fetched and acknowledged while it runs."""
+        self._job(items)
+
+    def small_jobs(self, items: int) -> None:
+        """As jobs of `SMALL`, one after another."""
+        for _ in range(items // SMALL):
+            self._job(SMALL)
+
+    def measured(self, work: Callable[[int], None], items: int) -> list[tuple[int, tuple[Held, ...]]]:
+        """Items done and what the nodes held then, during a piece of work."""
+        self._done, self._samples = 0, []
+        work(items)
+        return self._samples
+
+    def _job(self, items: int) -> None:
+        """Submit, watch, fetch, acknowledge and delete."""
+        client, settings = self._client, Settings(evaluations=EVALUATIONS)
+        files = [self._files[number % TOGETHER] for number in range(items)]
+        job_id = client.submit(files, "south.example/checkerboards", settings).job_id
+        fetched: list[tuple[int, bytes]] = []
+        total = 0
+        for result in client.results(job_id):
+            fetched.append((result.item, result.translation.sha256))
+            total += 1
+            if len(fetched) == TOGETHER or total == items:
+                client.acknowledge(job_id, fetched)
+                self._count(len(fetched))
+                fetched = []
+        if total != items:
+            raise SystemExit(f"{total} of {items} items arrived")
+        client.delete(job_id)
+
+    def _count(self, items: int) -> None:
+        self._done += items
+        if self._done % TOGETHER == 0:
+            self._samples.append((self._done, tuple(held(pid) for pid in self._pids)))
+
+
 def measure(form: Form) -> Report:
-    """Resident memory of both nodes over many jobs, the slope by regression after a warm-up."""
-    items = form.pick(2_000, 10_000)
+    """Memory, descriptors and threads of both nodes over many items, and their processor time afterwards."""
+    items = form.pick(2_500, 10_000)
+    warm_up = form.pick(1_000, 2_000)
     report = Report(
-        f"{items:,} items of {POINTS} points, moons to checkerboards, {EVALUATIONS} evaluations a leg (the shipped "
-        f"models; few evaluations, so that what is done for each item dominates), in jobs of {ITEMS_PER_JOB}, each "
-        "submitted, watched, fetched, acknowledged and deleted. Anonymous resident memory of each node, sampled each "
-        "second against the items done; the slope is that of a straight line through the samples after the first "
-        f"{WARM_UP:.0%} of the items."
+        f"Twice {items:,} items of {POINTS} points, moons to checkerboards, {EVALUATIONS} evaluations a leg (the "
+        f"shipped models; few evaluations, so that what is done for each item dominates): as jobs of {SMALL}, and as "
+        f"one job; each is submitted, watched, fetched, acknowledged and deleted. {warm_up:,} items of the same form "
+        "come before and are not counted: caches, threads and heaps fill. Anonymous resident memory, open descriptors "
+        f"and threads of each node are read every {TOGETHER} items; a slope is the median of those between all pairs "
+        "of samples (Theil and Sen)."
     )
-    files = [npy_file(sample("moons", POINTS, seed).astype(np.float32)) for seed in range(ITEMS_PER_JOB)]
-    done: list[tuple[float, int]] = []
-    with two_nodes("moons", "checkerboards") as pair:
+    limits = {"max_items_per_job": items}
+    with two_nodes("moons", "checkerboards", limits) as pair, pair.client() as client:
         pids = [node.process.pid for node in (pair.north, pair.south) if node.process is not None]
-        started = time.monotonic()
-        with pair.client() as client, ResidentMemory(pids, SAMPLE_EVERY_S) as memory:
-            for job in range(items // ITEMS_PER_JOB):
-                done.append((time.monotonic(), job * ITEMS_PER_JOB))
-                settings = Settings(evaluations=EVALUATIONS)
-                submitted = client.submit(files, "south.example/checkerboards", settings)
-                results = list(client.results(submitted.job_id))
-                client.acknowledge(submitted.job_id, [(r.item, r.translation.sha256) for r in results])
-                client.delete(submitted.job_id)
-            done.append((time.monotonic(), items))
-    report.add("items", [items / (time.monotonic() - started)], "a second")
-    times, counts = np.array(done).T
-    at = np.interp([moment for moment, _ in memory.samples], times, counts)
-    for column, name in enumerate(("source", "target")):
-        bytes_ = np.array([resident[column] for _, resident in memory.samples], dtype=float)
-        kept = at >= WARM_UP * items
-        slope = np.polyfit(at[kept], bytes_[kept], 1)[0] * 1_000 / MB
-        report.add(f"resident memory of the {name} after the warm-up", list(bytes_[kept] / MB), "MB")
-        report.bound(f"growth of the {name}, MB for 1,000 items", [float(slope)], at_most=1.0)
-    if form.short:
-        report.note(
-            "The short form's slope has the noise of few samples; the bound is meant for the long form."
-        )
+        soak = Soak(client, pids)
+        # Small jobs first: what a heap keeps after a large one is given back slowly, which would hide a leak.
+        forms: dict[str, Callable[[int], None]] = {"small jobs": soak.small_jobs, "one job": soak.one_job}
+        for name, work in forms.items():
+            work(warm_up)
+            started = time.monotonic()
+            samples = soak.measured(work, items)
+            report.add(f"items, {name}", [items / (time.monotonic() - started)], "a second")
+            _memory(report, name, samples)
+            if name == "small jobs":
+                _counts(report, samples)
+        _quiet(report, pids)
     return report
+
+
+def _memory(report: Report, name: str, samples: Sequence[tuple[int, tuple[Held, ...]]]) -> None:
+    """Growth of both nodes during one form of the work."""
+    at = np.array([done for done, _ in samples], dtype=float)
+    for column, node in enumerate(NODES):
+        resident = np.array([nodes[column].resident_bytes for _, nodes in samples]) / MB
+        found = theil_sen(at / 1_000, resident)
+        report.add(f"resident memory of the {node}, {name}", list(resident), "MB")
+        report.bound(f"growth of the {node}, {name}, MB for 1,000 items", [found.value], at_most=1.0)
+        report.note(
+            f"Growth of the {node}, {name}: {found.value:.2f} MB for 1,000 items (95 % interval {found.low:.2f} to "
+            f"{found.high:.2f}), from {len(samples)} samples."
+        )
+
+
+def _counts(report: Report, samples: Sequence[tuple[int, tuple[Held, ...]]]) -> None:
+    """Descriptors and threads of both nodes over the small jobs."""
+    jobs = np.array([done / SMALL for done, _ in samples])
+    for column, node in enumerate(NODES):
+        for what in ("descriptors", "threads"):
+            counts = np.array([getattr(nodes[column], what) for _, nodes in samples], dtype=float)
+            report.add(f"{what} of the {node}", list(counts), "")
+            slope = theil_sen(jobs / 1_000, counts).value
+            report.bound(f"{what} of the {node}, more for 1,000 jobs", [slope], at_most=1.0)
+
+
+def _quiet(report: Report, pids: Sequence[int]) -> None:
+    """What the nodes compute when nothing is left to do."""
+    time.sleep(QUIET_S / 2)  # threads that end by themselves
+    before = [processor_seconds(pid) for pid in pids]
+    time.sleep(QUIET_S)
+    for node, pid, spent in zip(NODES, pids, before, strict=True):
+        busy = 1_000 * (processor_seconds(pid) - spent) / QUIET_S
+        report.bound(f"processor time of the {node} without work, ms a second", [busy], at_most=10.0)
 
 
 if __name__ == "__main__":

@@ -317,20 +317,26 @@ def assemble(messages: Iterable[Message], openers: Mapping[str, Opener]) -> Iter
     assembler.end()
 
 
-def stream_file(message: Callable[..., M], kind: str, header: Message, file: BinaryIO) -> Iterator[M]:
+def stream_file(
+    message: Callable[..., M], kind: str, header: Message, file: BinaryIO, size_bytes: int
+) -> Iterator[M]:
     """As `stream`, from a file that is read chunk by chunk.
+
+    It is never asked for more than is left: Python sets aside as much memory as a read asks for.
 
     Args:
         message: The stream's message class.
         kind: The oneof field that the header goes into.
         header: The header, with the size and digest of the file's content.
         file: Open for reading, at its start.
+        size_bytes: Of its content; a shorter file ends the stream early, which its reader finds.
     """
     yield message(**{kind: header})
-    count = 0
-    while data := file.read(CHUNK):
+    count, left = 0, size_bytes
+    while left and (data := file.read(min(CHUNK, left))):
         yield message(chunk=common_pb2.Chunk(index=count, data=data))
         count += 1
+        left -= len(data)
     yield message(trailer=common_pb2.Trailer(chunks=count))
 
 

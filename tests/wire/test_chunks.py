@@ -1,6 +1,7 @@
 """Bytes to chunks and back; every way in which a stream can be torn, reordered or lie."""
 
 import hashlib
+import io
 import itertools
 
 import pytest
@@ -21,6 +22,7 @@ from ddib_fed.wire.chunks import (
     open_file,
     pieces,
     stream,
+    stream_file,
 )
 from ddib_fed.wire.frames import ChunkFrame
 
@@ -215,6 +217,38 @@ def test_a_stream_of_several_files_comes_back_in_order(sizes):
     files = [PATTERN[:size] for size in sizes]
     messages = itertools.chain.from_iterable(submission(data, chunk_bytes=MIN_CHUNK) for data in files)
     assert [whole.data for whole in assemble(messages, openers())] == files
+
+
+class _Asked(io.BytesIO):
+    """A file that notes how much it was asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.asked: list[int] = []
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.asked.append(-1 if size is None else size)
+        return super().read(size)
+
+
+@pytest.mark.parametrize("size", [0, 448, CHUNK, CHUNK + 1])
+def test_a_file_is_asked_for_what_is_left_of_it(size):
+    """A read sets aside what it asks for: a megabyte for each small result would be many at once."""
+    data = PATTERN[:size]
+    file = _Asked(data)
+    header = file_header(NPY, data)
+    messages = list(stream_file(translation_pb2.SubmitJobRequest, "item", header, file, len(data)))
+    assert [whole.data for whole in assemble(messages, openers())] == [data]
+    assert sum(file.asked) == size
+
+
+def test_a_file_that_became_shorter_is_noticed_by_its_reader():
+    """The stream ends in order and lacks bytes."""
+    header = file_header(NPY, PATTERN[: 2 * CHUNK])
+    file = io.BytesIO(PATTERN[:CHUNK])
+    messages = list(stream_file(translation_pb2.SubmitJobRequest, "item", header, file, 2 * CHUNK))
+    with pytest.raises(ChunkCorrupt):
+        list(assemble(messages, openers()))
 
 
 @given(data=st.data())

@@ -9,14 +9,13 @@ import io
 import multiprocessing
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -257,40 +256,28 @@ def _leg(evaluations: int) -> Any:
     return Leg(SolverSettings(evaluations=evaluations))
 
 
-# Memory
+# What a node holds
 
 
-class ResidentMemory:
-    """Samples the resident bytes of processes beside a piece of work.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a process holds at one moment.
 
-    Args:
-        pids: Of which.
-        every_s: Between two samples.
+    Attributes:
+        resident_bytes: Memory without what it maps from files.
+        descriptors: Open files, sockets and the like.
+        threads: Of Python, gRPC and torch.
     """
 
-    def __init__(self, pids: Sequence[int], every_s: float) -> None:
-        self.samples: list[tuple[float, tuple[int, ...]]] = []
-        self._pids = pids
-        self._every_s = every_s
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(self._every_s):
-            self.samples.append((time.monotonic(), tuple(map(resident_bytes, self._pids))))
+    resident_bytes: int
+    descriptors: int
+    threads: int
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process without what it maps from files."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise ProcessLookupError(pid)
+def held(pid: int) -> Held:
+    """What a process holds now."""
+    process = Path(f"/proc/{pid}")
+    lines = (process / "status").read_text().splitlines()
+    values = {key: rest for key, _, rest in (line.partition(":") for line in lines)}
+    resident = int(values["RssAnon"].split()[0]) * 1024
+    return Held(resident, len(os.listdir(process / "fd")), int(values["Threads"]))  # noqa: PTH208
