@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -99,6 +100,12 @@ class LevelTable:
         return self._columns[key]
 
 
+@lru_cache(maxsize=1_024)
+def _alone(level: Level, to: Level | None) -> LevelTable:
+    """The table of one level; every leg on one grid asks at the same ones."""
+    return LevelTable.of((level,), (to,))
+
+
 @dataclass(frozen=True, slots=True)
 class Places:
     """The levels of the rows of a batch.
@@ -120,7 +127,7 @@ class Places:
     @classmethod
     def shared(cls, level: Level, to: Level | None = None) -> Places:
         """All rows at one level, and asked to one level."""
-        return cls(LevelTable.of((level,), (to,)), None, level)
+        return cls(_alone(level, to), None, level)
 
     @classmethod
     def by_row(cls, x: Tensor, levels: LevelTable, rows: Tensor) -> Places:
@@ -231,6 +238,8 @@ class Denoiser:
         self.time_input = time_input
         parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
         self.dtype = parameter.dtype
+        # Times stay in float32: a step number has more digits than half precision keeps.
+        self._time_dtype = torch.promote_types(self.dtype, torch.float32)
         self.device = parameter.device
 
     def __call__(self, x: Tensor, level: Level, cond: Condition = None, to: Level | None = None) -> Tensor:
@@ -286,11 +295,10 @@ class Denoiser:
 
     def output(self, x: Tensor, level: Level, cond: Condition = None) -> Tensor:
         """What the network itself says at (x, level): eps, x0 or v, in the dtype of x."""
-        return self._network(x, LevelTable.of((level,)), None, cond)
+        return self._network(x, _alone(level, None), None, cond)
 
     def _network(self, x: Tensor, levels: LevelTable, rows: Tensor | None, cond: Condition) -> Tensor:
-        # Times stay in float32: a step number has more digits than half precision keeps.
-        times, to = levels.times(self.time_input, torch.promote_types(self.dtype, torch.float32))
+        times, to = levels.times(self.time_input, self._time_dtype)
         extra: dict[str, Tensor] = dict(cond or {})
         if self.flow_map and to is not None:
             extra["to"] = to
@@ -300,4 +308,6 @@ class Denoiser:
                 hint="ddib model distil makes a network for it; or --solver unipc",
             )
         out = self.run(x.to(self.dtype), times, rows, extra)
-        return out[:, : x.shape[1]].to(x.dtype)
+        if out.shape[1] > x.shape[1]:
+            out = out[:, : x.shape[1]]
+        return out.to(x.dtype)

@@ -11,7 +11,7 @@ what it asks next is the vector of weights. A solver remains the one definition 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -109,15 +109,13 @@ class Table:
 
     Attributes:
         levels: The levels, and those asked to.
-        starts: The first row of each recurrence, in the order given.
-        numbers: Scale and weights (E, 1 + window) float32, with zeros to the longest window.
-        scaled: Whether a scale differs from 1.
+        starts: The first evaluation of each recurrence.
+        numbers: Scale and weights (1 + window, E) float32, with zeros to the longest window.
     """
 
     levels: LevelTable
-    starts: tuple[int, ...]
+    starts: Mapping[Recurrence, int]
     numbers: Tensor
-    scaled: bool
 
 
 @lru_cache(maxsize=64)
@@ -125,16 +123,15 @@ def table_of(recurrences: tuple[Recurrence, ...], device: torch.device) -> Table
     """The table of some recurrences, its numbers on a device; made once for the same ones in the same order."""
     window = max(each.window for each in recurrences)
     numbers: list[list[float]] = []
-    starts: list[int] = []
+    starts: dict[Recurrence, int] = {}
     for each in recurrences:
-        starts.append(len(numbers))
+        starts[each] = len(numbers)
         for scale, weights in zip(each.scales, each.weights, strict=True):
             numbers.append([scale, *weights, *(0.0,) * (window - len(weights))])
     levels = [level for each in recurrences for level in each.levels]
     to = [level for each in recurrences for level in each.to]
     return Table(
         LevelTable.of(levels, to),
-        tuple(starts),
-        torch.tensor(numbers, dtype=torch.float32).to(device),
-        any(row[0] != 1.0 for row in numbers),
+        starts,
+        torch.tensor(numbers, dtype=torch.float32).T.contiguous().to(device),
     )

@@ -9,6 +9,8 @@ It is smooth in x and lambda (SiLU, low frequencies), because the solvers' order
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ from ddib_fed.networks.layers import Embedded, Kept, activated, joined, remember
 
 # Rows computed together on a CPU without gradients: the activations of 1,024 x 160 floats stay in a core's cache.
 INFERENCE_ROWS = 1024
+# Up to so many rows, the scales and shifts of all blocks are looked up at once: calling the operation costs more.
+FEW_ROWS = 64
 
 
 class LambdaEmbedding(nn.Module):
@@ -88,23 +92,25 @@ class FilmBlock(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, h: Tensor, told: Embedded) -> Tensor:
-        """Pass h (N, width) through the block, told the levels."""
-        gains = remembered(told.kept, self, lambda: self._gains(told))
+    def forward(self, h: Tensor, told: Embedded, film: Sequence[Tensor] = ()) -> Tensor:
+        """Pass h (N, width) through the block, told the levels; `film`: 1 + s and b of each row, if known."""
         inner = functional.silu(h)
         if told.shared and len(h) > len(self.first.weight):
             # One level: scale and shift go into the small weight instead of over all rows.
-            gain, shift = gains[0].chunk(2)
+            gain, shift = self.gains(told)[0].chunk(2)
             inner = functional.linear(
                 inner, self.first.weight * gain[:, None], self.first.bias * gain + shift
             )
         else:
-            gain, shift = spread(gains, told.rows).chunk(2, dim=-1)
+            gain, shift = film or spread(self.gains(told), told.rows).chunk(2, dim=-1)
             inner = torch.addcmul(shift, self.first(inner), gain)
         return joined(h, self.second(activated(inner)))
 
+    def gains(self, told: Embedded) -> Tensor:
+        """1 + s beside b of each level, (K, 2 width)."""
+        return remembered(told.kept, self, lambda: self._gains(told))
+
     def _gains(self, told: Embedded) -> Tensor:
-        """1 + s beside b, (K, 2 width)."""
         scale, shift = told.through(self.film).chunk(2, dim=-1)
         return torch.cat([1.0 + scale, shift], dim=-1)
 
@@ -178,7 +184,14 @@ class ResidualMLP(nn.Module):
 
     def _rows(self, x: Tensor, told: Embedded) -> Tensor:
         h = self.enter(x)
-        for block in self.blocks:
-            h = block(h, told)
+        films = self._films(told) if told.rows is not None and len(x) <= FEW_ROWS else ()
+        for number, block in enumerate(self.blocks):
+            h = block(h, told, films[2 * number : 2 * number + 2])
         out: Tensor = self.leave(activated(h))
         return out
+
+    def _films(self, told: Embedded) -> Sequence[Tensor]:
+        """1 + s and b of each block, for each row: 2 blocks tensors (N, width)."""
+        blocks = cast("Sequence[FilmBlock]", self.blocks)
+        gains = remembered(told.kept, self, lambda: torch.cat([b.gains(told) for b in blocks], dim=-1))
+        return spread(gains, told.rows).chunk(2 * len(blocks), dim=-1)

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from ddib_fed.networks.layers import timestep_embedding
-from ddib_fed.networks.mlp import ResidualMLP
+from ddib_fed.networks.mlp import FEW_ROWS, ResidualMLP
 from ddib_fed.networks.vector_unet import SyntheticModel
 
 GOLDEN = Path(__file__).parent.parent / "data" / "synthetic_linear.safetensors"
@@ -57,6 +57,17 @@ def test_one_time_one_a_row_and_pointed_to_agree(name):
         alone = torch.cat([network(x[i : i + 1], times[rows[i] : rows[i] + 1]) for i in range(6)])
     assert torch.allclose(pointed, for_each, atol=1e-6)
     assert torch.allclose(pointed, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [FEW_ROWS, FEW_ROWS + 1])
+def test_rows_of_many_levels_agree_with_one_call_a_level(rows):
+    """Whether the blocks' scales and shifts are looked up at once, or block by block."""
+    network, kept = NETWORKS["mlp"](), {}
+    x, times, at = torch.randn(rows, 2), torch.tensor([0.5, 2.0, -3.0]), torch.arange(rows) % 3
+    with torch.inference_mode():
+        alone = torch.stack([network(x, time[None]) for time in times])[at, torch.arange(rows)]
+        for _ in range(2):
+            assert torch.allclose(network(x, times, rows=at, kept=kept), alone, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

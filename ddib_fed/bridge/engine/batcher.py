@@ -8,6 +8,7 @@ worker starts, advances or closes a trajectory. Progress, cancelling and deadlin
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -34,8 +35,6 @@ REST = 0.03
 """For how long, as a part of the call."""
 LATELY = 10
 """Calls for which work is taken to be arriving after the last that came, and results to be leaving."""
-SWEEP_S = 0.005
-"""How often those are looked at whose turn it is not, whether they are late; at once when somebody cancels."""
 
 
 class Batcher:
@@ -69,9 +68,13 @@ class Batcher:
         self._wake = threading.Condition()
         self._closed = False
         self._submitted = self._calls = self._evaluated = 0
-        self._swept = self._took = 0.0
+        self._took = 0.0
         self._arrived = self._ended = self._filled = 0
+        self._stack: Stack | None = None
+        """Of the last turn."""
         self._cancelled = False
+        self._due = math.inf
+        """When the first deadline passes."""
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
 
@@ -104,11 +107,12 @@ class Batcher:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         try:
-            while self._take_in():
-                self._sweep()
-                if len(self._flows):
-                    self._turn(self._flows.choose())
-                    self._give_way()
+            with torch.no_grad():
+                while self._take_in():
+                    self._sweep()
+                    if len(self._flows):
+                        self._turn(self._flows.choose())
+                        self._give_way()
         except BaseException:
             # Whoever waits for a future would wait for ever: nobody else sets it.
             log.exception("the engine's worker failed; nothing more is computed until the node is restarted")
@@ -117,8 +121,11 @@ class Batcher:
 
     def _take_in(self) -> bool:
         """Take what was submitted; waits for something to do. False when closed."""
+        if len(self._flows) and not self._inbox:
+            return not self._closed
         with self._wake:
             while not self._closed and not self._inbox and not len(self._flows):
+                self._stack = None
                 self._wake.wait()
             fresh = list(self._inbox)
             self._inbox.clear()
@@ -126,6 +133,7 @@ class Batcher:
             self._arrived = self._calls
         for running in fresh:
             self._flows.add(running)
+            self._expect(running.control)
             running.watch = running.control.interrupting(self._somebody_cancelled)
             running.watch.__enter__()
         return not self._closed
@@ -149,27 +157,35 @@ class Batcher:
 
     def _sweep(self) -> None:
         """Fail whoever was cancelled or is late, also those that wait."""
-        now = time.monotonic()
-        if self._cancelled or now - self._swept >= SWEEP_S:
-            self._swept, self._cancelled = now, False
-            for running in self._flows:
-                if running.control.over:
-                    self._may_go_on(running)
+        if not self._cancelled and (self._due == math.inf or time.monotonic() <= self._due):
+            return
+        self._cancelled, self._due = False, math.inf
+        for running in self._flows:
+            try:
+                running.control.check()
+            except DdibError as error:
+                self._fail(running, error)
+            else:
+                self._expect(running.control)
+
+    def _expect(self, control: Control) -> None:
+        if control.deadline is not None:
+            self._due = min(self._due, control.deadline)
 
     def _somebody_cancelled(self) -> None:
         self._cancelled = True
 
     def _turn(self, chosen: Sequence[Running]) -> None:
         """Evaluate the network once for all chosen and advance each by one step."""
-        alive = [
-            running
-            for running in chosen
-            if self._may_go_on(running) and (running.work is not None or self._has_begun(running))
-        ]
-        if not alive:
-            return
+        alive, stack = chosen, self._stack
+        if stack is None or chosen is not stack.chosen:
+            begun = [running for running in chosen if running.work is not None or self._has_begun(running)]
+            if not begun:
+                return
+            alive = chosen if len(begun) == len(chosen) else begun
+            stack = None
         try:
-            stack = _stack_of(alive)
+            stack = stack or _stack_of(alive)
             started = time.monotonic()
             velocity = stack.evaluate()
             self._took, self._filled = time.monotonic() - started, len(stack.x)
@@ -179,6 +195,7 @@ class Batcher:
             for running in alive:
                 self._fail(running, error)
             return
+        self._stack = stack
         self._calls += 1
         self._evaluated += len(stack.x)
         for running in alive:
@@ -187,14 +204,6 @@ class Batcher:
                 self._advance(running)
         for running in stack.driven:
             self._drive(running, stack, velocity)
-
-    def _may_go_on(self, running: Running) -> bool:
-        try:
-            running.control.check()
-        except DdibError as error:
-            self._fail(running, error)
-            return False
-        return True
 
     def _has_begun(self, running: Running) -> bool:
         """Begin a trajectory whose first turn it is; False when it ended at once, or cannot be done."""
@@ -251,7 +260,7 @@ class Batcher:
             running.close()
 
 
-def _stack_of(members: Sequence[Running]) -> Stack:
+def _stack_of(chosen: Sequence[Running]) -> Stack:
     """The stack in which exactly these are, or a new one."""
-    stack = members[0].stack
-    return stack if stack is not None and stack.members == tuple(members) else Stack(members)
+    stack = next((running.stack for running in chosen if running.stack is not None), None)
+    return stack if stack is not None and stack.holds(chosen) else Stack(chosen)

@@ -59,40 +59,81 @@ class Flows:
         self._best = lru_cache(maxsize=1_024)(self._best_for)
         self._flows: OrderedDict[str, Flow] = OrderedDict()
         self._now = 0.0
+        self._count = 0
+        self._kept: Sequence[Running] | None = None
+        self._owed = 0
 
     def __len__(self) -> int:
-        return sum(len(flow.waiting) for flow in self._flows.values())
+        return self._count
 
     def __iter__(self) -> Iterator[Running]:
         return (running for flow in list(self._flows.values()) for running in list(flow.waiting))
 
     def add(self, running: Running) -> None:
         """Take a trajectory in; without a name of a flow it is one of its own."""
+        self._choose_anew()
         key = running.flow
         flow = self._flows.get(key)
         if flow is None:
             flow = self._flows[key] = Flow(running.trajectory.weight, self._now)
         flow.weight = running.trajectory.weight
         flow.waiting.append(running)
+        self._count += 1
 
     def remove(self, running: Running) -> None:
         """Let a trajectory go; a flow without any is forgotten."""
+        self._choose_anew()
         key = running.flow
         flow = self._flows[key]
         flow.waiting.remove(running)
+        self._count -= 1
         if not flow.waiting:
             del self._flows[key]
 
     def charge(self, members: Sequence[Running]) -> None:
         """Divide the cost of a call among the flows whose rows were in it."""
+        if members is self._kept:
+            self._owed += 1
+        else:
+            self._charge(members, 1)
+
+    def choose(self) -> Sequence[Running]:
+        """The trajectories of the next call, at least one, in the order in which they came.
+
+        While nobody comes or goes and the choice could be no other, it is the same object again.
+        """
+        if self._kept is not None:
+            return self._kept
+        chosen = self._chosen()
+        if self._is_the_only_one(chosen):
+            self._kept = chosen
+        return chosen
+
+    def _charge(self, members: Sequence[Running], calls: int) -> None:
         rows = sum(member.cost_rows for member in members)
-        each = self._cost(rows) / rows
+        each = calls * self._cost(rows) / rows
         for member in members:
             flow = self._flows[member.flow]
             flow.time += each * member.cost_rows / flow.weight
 
-    def choose(self) -> list[Running]:
-        """The trajectories of the next call, at least one, in the order in which they came."""
+    def _is_the_only_one(self, chosen: Sequence[Running]) -> bool:
+        """Whether all that wait were chosen, and would be whoever's turn it is."""
+        if len(chosen) != self._count:
+            return False
+        if len(self._flows) == 1:
+            return True
+        rows = [sum(running.cost_rows for running in flow.waiting) for flow in self._flows.values()]
+        return self._cost(sum(rows)) <= len(rows) * min(map(self._cost, rows))
+
+    def _choose_anew(self) -> None:
+        """Charge the calls of the choice that was kept, and forget it."""
+        if self._kept is not None and self._owed:
+            self._charge(self._kept, self._owed - 1)
+            self._now = min(flow.time for flow in self._flows.values())  # as at the last call's choice
+            self._charge(self._kept, 1)
+        self._kept, self._owed = None, 0
+
+    def _chosen(self) -> Sequence[Running]:
         turns = sorted(list(self._flows.values())[: self._most], key=lambda flow: flow.time)
         self._now = turns[0].time
         first = turns[0].waiting[0]

@@ -121,72 +121,108 @@ class Stack:
     """Some trajectories, stepped together.
 
     Args:
-        members: At least one, started, of one `kind`.
+        chosen: At least one, started, of one `kind`.
 
     Attributes:
-        members: As given.
+        chosen: As given last.
+        members: The same, in the order of their rows.
         x: The state of all, one under the other: (N, *sample_shape).
         velocities: The last answers of the network, like x, newest first; 0 where a member has none.
         driven: Members whose solver follows no recurrence.
+        table: The numbers of the members' solvers; None where all rows are at one step, and where any is driven.
+        steps: The place of each row there, (N,) int64.
     """
 
-    def __init__(self, members: Sequence[Running]) -> None:
-        self.members = tuple(members)
-        runs = _runs(members)
+    def __init__(self, chosen: Sequence[Running]) -> None:
+        self.chosen = chosen
+        self.members = list(chosen)
+        runs = _runs(chosen)
         states = [run.x for run in runs]
         # A copy in any case: a trajectory's start is its caller's, and a slice would hold the rows of all.
         self.x = torch.cat(states) if len(states) > 1 else states[0].clone()
-        recurrences = {m.recurrence for m in members if m.recurrence is not None}
+        recurrences = {m.recurrence for m in chosen if m.recurrence is not None}
         self._window = max((each.window for each in recurrences), default=0)
-        self.driven = tuple(member for member in members if member.recurrence is None)
-        first = members[0]
+        self.driven = tuple(member for member in chosen if member.recurrence is None)
+        first = chosen[0]
         self._uniform = not self.driven and all(
-            m.recurrence is first.recurrence and m.step == first.step for m in members
+            m.recurrence is first.recurrence and m.step == first.step for m in chosen
         )
         self.velocities = _merged_velocities(runs, self._window - 1)
-        self._cond = merge_conditions([member.begun.cond for member in members])
+        self._cond = merge_conditions([member.begun.cond for member in chosen])
         self._rows: Tensor | None = None
-        self._table: Table | None = None
-        self._steps = torch.empty(0)
-        self._asked = torch.empty(0)
+        self._places: Places | None = None
+        self.table: Table | None = None
+        self.steps = self._numbers = torch.empty(0)
         if not self._uniform and not self.driven:
-            self._point_into(tuple(sorted(recurrences, key=id)))
+            self.table = table_of(tuple(sorted(recurrences, key=id)), self.x.device)
+            self._numbers = self._of_rows(self.table.numbers)
+            self.steps = torch.cat([run.steps(self.table) for run in runs])
+            if getattr(first.begun.denoiser.network, "remembers_tables", False):
+                self._places = Places.by_row(self.x, self.table.levels, self.steps)
         start = 0
-        for member in members:
+        for member in chosen:
             member.stack, member.start = self, start
             start += member.rows
 
-    def _point_into(self, recurrences: tuple[Recurrence, ...]) -> None:
-        """Lay the numbers of all steps of the members' solvers on the device, and each row's place among them."""
-        self._table = table_of(recurrences, self.x.device)
-        starts = dict(zip(recurrences, self._table.starts, strict=True))
-        steps = torch.tensor(
-            [starts[m.recurrence] + m.step for m in self.members if m.recurrence is not None]
+    def holds(self, chosen: Sequence[Running]) -> bool:
+        """Whether these are stepped here: who was before, and who takes the rows of one that has ended.
+
+        Whoever comes is laid into the rows of one that had as many; otherwise a new stack is needed.
+        """
+        if chosen is self.chosen:
+            return True
+        come = [member for member in chosen if member.stack is not self]
+        left = [number for number, member in enumerate(self.members) if member.stack is not self]
+        if len(chosen) - len(come) != len(self.members) - len(left) or len(come) != len(left):
+            return False
+        pairs = list(zip(left, come, strict=True))
+        if not all(self._fits(member, self.members[number]) for number, member in pairs):
+            return False
+        for number, member in pairs:
+            self._replace(number, member)
+        self.chosen = chosen
+        return True
+
+    def _fits(self, member: Running, ended: Running) -> bool:
+        """Whether a member that was in no stack can have the rows of one that has ended."""
+        return (
+            member.stack is None
+            and ended.stack is None
+            and member.rows == ended.rows
+            and self.table is not None
+            and member.recurrence in self.table.starts
         )
-        self._asked = steps.clone()
-        self._steps = on_device(steps, self.x.device)
-        if len(self.x) > len(self.members):
-            self._steps = self._steps.index_select(0, self._each_row())
+
+    def _replace(self, number: int, member: Running) -> None:
+        assert self.table is not None
+        assert member.recurrence is not None
+        member.start, member.stack = self.members[number].start, self
+        self.members[number] = member
+        rows = slice(member.start, member.start + member.rows)
+        self.x[rows] = member.begun.x
+        for velocity in self.velocities:
+            velocity[rows] = 0.0
+        self.steps[rows] = self.table.starts[member.recurrence] + member.step
+        for key, value in (member.begun.cond or {}).items():
+            assert self._cond is not None
+            self._cond[key][rows] = value
 
     def rows_of(self, tensor: Tensor, member: Running) -> Tensor:
         """A member's part of x or of a velocity."""
         return tensor[member.start : member.start + member.rows]
 
     def evaluate(self) -> Tensor:
-        """The velocity of all rows, from one network call: like x, a fresh tensor."""
+        """The velocity of all rows, from one network call under the driver's `no_grad`: like x, a fresh tensor."""
         denoiser: Denoiser = self.members[0].begun.denoiser
-        with torch.no_grad():
-            if self._uniform or len(self.members) == 1:
-                level, to = self.members[0].place
-                return denoiser(self.x, level, self._cond, to)
-            if self._table is not None and getattr(denoiser.network, "remembers_tables", False):
-                places = Places.by_row(self.x, self._table.levels, self._steps)
-            elif self._table is not None:
-                places = Places.by_row(self.x, self._table.levels.chosen(self._asked), self._each_row())
-            else:
-                levels, tos = zip(*(member.place for member in self.members), strict=True)
-                places = Places.by_row(self.x, LevelTable.of(levels, tos), self._each_row())
-            return denoiser.at(self.x, places, self._cond)
+        if self._uniform or len(self.members) == 1:
+            level, to = self.members[0].place
+            return denoiser(self.x, level, self._cond, to)
+        return denoiser.at(self.x, self._places or self._places_of_members(), self._cond)
+
+    def _places_of_members(self) -> Places:
+        """A table of the members' levels, for a network that remembers nothing of a solver's whole table."""
+        levels, tos = zip(*(member.place for member in self.members), strict=True)
+        return Places.by_row(self.x, LevelTable.of(levels, tos), self._each_row())
 
     def advance(self, v: Tensor) -> None:
         """Take the step of every member; v like x, nobody else's.
@@ -198,15 +234,13 @@ class Stack:
             del self.velocities[self._window :]
         if self._uniform:
             self._advance_uniform()
-        elif self._table is not None:
-            numbers = self._table.numbers.index_select(0, self._steps)
-            self._steps.add_(1)
-            self._asked.add_(1)
-            self._advance_by(numbers, scaled=self._table.scaled)
+        elif self.table is not None:
+            self._advance_by(self._numbers.index_select(1, self.steps))
+            self.steps.add_(1)
         elif self._window:
             rows = [_numbers(member, 1 + self._window) for member in self.members]
-            numbers = on_device(torch.tensor(rows, dtype=self.x.dtype), self.x.device)
-            self._advance_by(numbers.index_select(0, self._each_row()), scaled=True)
+            numbers = self._of_rows(on_device(torch.tensor(rows, dtype=self.x.dtype).T, self.x.device))
+            self._advance_by(numbers.index_select(1, self._each_row()))
 
     def _advance_uniform(self) -> None:
         """All rows by the same numbers."""
@@ -219,13 +253,16 @@ class Stack:
             if weight != 0.0:
                 self.x.add_(velocity, alpha=weight)
 
-    def _advance_by(self, numbers: Tensor, *, scaled: bool) -> None:
-        """Each row by scale and weights of its own, (N, 1 + window)."""
-        scale, *weights = numbers.reshape(*numbers.shape, *(1,) * (self.x.ndim - 1)).unbind(1)
-        if scaled:
-            self.x.mul_(scale)
-        for weight, velocity in zip(weights, self.velocities, strict=False):
-            self.x.addcmul_(weight, velocity)
+    def _advance_by(self, numbers: Tensor) -> None:
+        """Each row by scale and weights of its own, (1 + window, N, 1, ...)."""
+        # Three operations for any window: of few rows, calling an operation costs more than what it computes. No matrix
+        # product, which a GPU may round to fewer digits.
+        terms = torch.stack([self.x, *self.velocities])
+        self.x = terms.mul_(numbers if len(terms) == len(numbers) else numbers[: len(terms)]).sum(0)
+
+    def _of_rows(self, numbers: Tensor) -> Tensor:
+        """Numbers (1 + window, K) that broadcast over x: (1 + window, K, 1, ...)."""
+        return numbers.reshape(*numbers.shape, *(1,) * (self.x.ndim - 1))
 
     def _each_row(self) -> Tensor:
         """The member's index of each row, (N,) on the device of x."""
@@ -243,26 +280,31 @@ class _Run:
     Attributes:
         stack: The one before; None for none.
         rows: Where they were.
-        start: Of one that was in none.
+        members: Whose they are.
     """
 
     stack: Stack | None
     rows: slice
-    start: Tensor | None
+    members: list[Running]
 
     @property
     def x(self) -> Tensor:
         """The state."""
-        if self.stack is not None:
-            return self.stack.x[self.rows]
-        assert self.start is not None
-        return self.start
+        return self.members[0].state() if self.stack is None else self.stack.x[self.rows]
 
     def velocity(self, age: int) -> Tensor | None:
         """The velocity of an age, 0 for the newest; None where it was not kept."""
         if self.stack is None or age >= len(self.stack.velocities):
             return None
         return self.stack.velocities[age][self.rows]
+
+    def steps(self, table: Table) -> Tensor:
+        """The place of each row in a table."""
+        if self.stack is not None and self.stack.table is table:
+            return self.stack.steps[self.rows]
+        device = self.x.device
+        places = ((m.rows, table.starts[m.recurrence] + m.step) for m in self.members if m.recurrence)
+        return torch.cat([torch.full((rows,), place, device=device) for rows, place in places])
 
 
 def _runs(members: Sequence[Running]) -> list[_Run]:
@@ -271,11 +313,12 @@ def _runs(members: Sequence[Running]) -> list[_Run]:
     for member in members:
         rows = slice(member.start, member.start + member.rows)
         if member.stack is None:
-            runs.append(_Run(None, rows, member.state()))
+            runs.append(_Run(None, rows, [member]))
         elif runs and runs[-1].stack is member.stack and runs[-1].rows.stop == rows.start:
             runs[-1].rows = slice(runs[-1].rows.start, rows.stop)
+            runs[-1].members.append(member)
         else:
-            runs.append(_Run(member.stack, rows, None))
+            runs.append(_Run(member.stack, rows, [member]))
     return runs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ import pytest
 import torch
 
 from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.engine import batcher as batching
 from ddib_fed.bridge.engine.batcher import Batcher
 from ddib_fed.bridge.engine.executor import CallingThread
+from ddib_fed.bridge.engine.stack import Stack
 from ddib_fed.bridge.engine.trajectory import Integration, Trajectory
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion.denoiser import Denoiser, Query
@@ -178,6 +181,35 @@ def test_one_failing_trajectory_leaves_the_others_alone(batcher: Batcher, denois
     with pytest.raises(RuntimeError, match="boom"):
         bad.result(10)
     assert good.result(10).shape == (4, 2)
+
+
+def test_a_deadline_that_passes_on_the_way_ends_that_trajectory_only(
+    batcher: Batcher, denoiser: Denoiser
+) -> None:
+    """At the next step, beside one that goes on; so do later deadlines."""
+    soon, late = Control(time.monotonic() + 0.2), Control(time.monotonic() + 0.4)
+    gate, steps = Gate(), []
+
+    def pass_a_deadline(step: int, _: int) -> None:
+        if step in {3, 6}:
+            with suppress(DeadlineExceeded):
+                (soon if step == 3 else late).wait(10)
+
+    first = submit(batcher, denoiser, points(1, 0), on_step=gate)
+    assert gate.entered.wait(10)
+    good = submit(batcher, denoiser, points(2, 1), on_step=pass_a_deadline)
+    ended = [
+        submit(batcher, denoiser, points(2, 2), control=control, on_step=lambda *at: steps.append(at))
+        for control in (soon, late)
+    ]
+    gate.open.set()
+    for future in ended:
+        with pytest.raises(DeadlineExceeded):
+            future.result(10)
+    torch.testing.assert_close(good.result(10), alone(denoiser, points(2, 1)), atol=1e-5, rtol=1e-5)
+    first.result(10)
+    assert [step for step, _ in steps].count(3) == 2
+    assert max(step for step, _ in steps) == 6
 
 
 def test_generators_are_closed_when_the_batcher_is(denoiser: Denoiser) -> None:
@@ -395,3 +427,56 @@ def test_requests_that_join_at_any_step_with_any_solver_give_what_each_gives_alo
     batcher.close()
     for each, result in zip(work, results, strict=True):
         torch.testing.assert_close(result, alone.submit(each).result(), atol=2e-5, rtol=2e-5)
+
+
+def requesters(batcher: Batcher, work: list[list[Trajectory]]) -> list[list[Future[torch.Tensor]]]:
+    """Each asks for its next trajectory once it has its last; they begin one step after another."""
+    found: list[list[Future[torch.Tensor]]] = [[] for _ in work]
+    done = threading.Semaphore(0)
+
+    def ask(who: int, on_step=None) -> None:
+        future = batcher.submit(work[who][len(found[who])], on_step=on_step)
+        found[who].append(future)
+        future.add_done_callback(lambda _: answered(who))
+
+    def answered(who: int) -> None:
+        if len(found[who]) < len(work[who]):
+            ask(who)
+        else:
+            done.release()
+
+    ask(0, lambda step, _: ask(step) if 0 < step < len(work) else None)
+    for _ in work:
+        assert done.acquire(timeout=20)
+    return found
+
+
+@pytest.mark.parametrize("domain", ["moons", "concentric-rings"])
+def test_who_takes_the_rows_of_one_that_ended_gets_what_it_gets_alone(domain, monkeypatch) -> None:
+    """Requests of one size, one behind the other: most join without a new stack."""
+    made = []
+    monkeypatch.setattr(batching, "Stack", lambda chosen: made.append(Stack(chosen)) or made[-1])
+    model = DomainModel(pretrained(domain))
+    batcher, alone = Batcher(model, rows=256), CallingThread(model, 256)
+    work = [
+        [Trajectory("decode", points(2, 10 * who + turn), SETTINGS) for turn in range(5)] for who in range(4)
+    ]
+    found = requesters(batcher, work)
+    batcher.close()
+    assert len(made) <= 12, "sixteen joined one that had ended"
+    for each, futures in zip(work, found, strict=True):
+        for trajectory, future in zip(each, futures, strict=True):
+            expected = alone.submit(trajectory).result()
+            torch.testing.assert_close(future.result(), expected, atol=2e-5, rtol=2e-5)
+
+
+def test_who_takes_the_rows_of_one_that_ended_gets_none_of_its_velocities() -> None:
+    """Not even those that no weight makes harmless: NaN."""
+    model = DomainModel(pretrained("moons"))
+    batcher = Batcher(model, rows=256)
+    spoilt = Trajectory("decode", torch.full((2, 2), math.nan), SETTINGS)
+    work = [[Trajectory("decode", points(2, who), SETTINGS), spoilt] * 2 for who in range(3)]
+    for _, bad, good, _ in requesters(batcher, work):
+        assert bad.result().isnan().all()
+        assert good.result().isfinite().all()
+    batcher.close()

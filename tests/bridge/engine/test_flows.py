@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -98,6 +100,55 @@ def test_who_comes_later_saved_nothing_up() -> None:
     queue.add(running(60, "second"))
     turns = [turn(queue)[0].trajectory.flow for _ in range(10)]
     assert Counter(turns) == {"first": 5, "second": 5}
+
+
+def test_a_choice_is_kept_until_somebody_comes_or_goes() -> None:
+    """The same list for equal small requests; of a job that fills calls another one each turn is looked for."""
+    first, second = running(2), running(2)
+    queue = flows(first, second)
+    kept = turn(queue)
+    assert turn(queue) is kept
+    queue.add(running(2))
+    assert len(turn(queue)) == 3
+    queue.remove(second)
+    assert first in turn(queue)
+    assert second not in turn(queue)
+    crowded = flows(running(60, "a"), running(60, "b"))
+    assert [turn(crowded)[0].flow for _ in range(4)] == ["a", "b", "a", "b"]
+
+
+class Anew(Flows):
+    """Keeps no choice."""
+
+    def _is_the_only_one(self, chosen: Sequence[Running]) -> bool:
+        return False
+
+
+def test_a_kept_choice_is_charged_like_one_that_is_made_each_turn() -> None:
+    """Flows of several sizes and weights that come and go: the same turns as without keeping."""
+    draw = random.Random(0)
+    # Costs without rounding, so that equal times are equal in whatever order they were added up.
+    kept, anew = (made(16, lambda count: 16.0 * count, 64) for made in (Flows, Anew))
+    there: list[Running] = []
+    again = 0
+    before: list[Running] = []
+    for _ in range(1_000):
+        if not there or draw.random() < 0.1 / len(there):
+            rows, flow, weight = draw.choice([1, 2, 8]), draw.choice(["", "a", "b"]), draw.choice([1.0, 2.0])
+            there.append(running(rows, flow, weight))
+            kept.add(there[-1])
+            anew.add(there[-1])
+        elif draw.random() < 0.05:
+            gone = there.pop(draw.randrange(len(there)))
+            kept.remove(gone)
+            anew.remove(gone)
+        assert len(kept) == len(there)
+        if there:
+            chosen = turn(kept)
+            assert chosen == turn(anew)
+            again += chosen is before
+            before = chosen
+    assert 100 < again < 900
 
 
 def test_only_so_many_flows_run_at_once() -> None:
