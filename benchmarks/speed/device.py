@@ -282,7 +282,7 @@ def _noise(subject: Subject, rows: int) -> Tensor:
 MEMORY = """
 import statistics, sys, time, torch
 torch.set_num_threads(1)
-from ddib_fed.models.bundle import pretrained
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.placed import memory, placement
 if sys.argv[1] == "returned":
     placement.keep_freed_memory = lambda: False
