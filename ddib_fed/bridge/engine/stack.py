@@ -199,13 +199,13 @@ class Stack:
         member.start, member.stack = self.members[number].start, self
         self.members[number] = member
         rows = slice(member.start, member.start + member.rows)
-        self.x[rows] = member.begun.x
+        self.x[rows].copy_(member.begun.x)
         for velocity in self.velocities:
-            velocity[rows] = 0.0
-        self.steps[rows] = self.table.starts[member.recurrence] + member.step
+            velocity[rows].zero_()
+        self.steps[rows].fill_(self.table.starts[member.recurrence] + member.step)
         for key, value in (member.begun.cond or {}).items():
             assert self._cond is not None
-            self._cond[key][rows] = value
+            self._cond[key][rows].copy_(value)
 
     def rows_of(self, tensor: Tensor, member: Running) -> Tensor:
         """A member's part of x or of a velocity."""
