@@ -39,13 +39,19 @@ def main() -> int:
     parser.add_argument("--domain", nargs="+", default=list(DOMAINS), choices=DOMAINS)
     parser.add_argument("--evaluations", nargs="+", type=int, default=[12, 16, 20])
     parser.add_argument("--out", type=Path, default=Path("ddib_fed/models/pretrained"))
+    parser.add_argument(
+        "--keep-levels", action="store_true", help="keep levels that are there; learn corrections alone"
+    )
+    parser.add_argument("--stage", nargs="+", default=["encode", "decode"], choices=["encode", "decode"])
     asked = parser.parse_args()
     torch.set_num_threads(1)
     numbers = tuple(sorted(asked.evaluations))
     for domain in asked.domain:
         started = time.process_time()
         command = f"ddib model tune MODEL --evaluations {' '.join(map(str, numbers))}"
-        tuned = tune_bundle(asked.out / domain, Wanted(numbers), command=command, say=_tell)
+        command += " --keep-levels" if asked.keep_levels else ""
+        wanted = Wanted(numbers, stages=tuple(asked.stage), keep_levels=asked.keep_levels)
+        tuned = tune_bundle(asked.out / domain, wanted, command=command, say=_tell)
         _show(domain, tuned, time.process_time() - started)
     return 0
 

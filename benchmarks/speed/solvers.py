@@ -6,19 +6,24 @@ The reference error of a translation is its distance from the translation of the
 the same two models, both legs; of points Euclidean, of pictures the root mean square in the model's units. Samples are
 held out: points that neither training nor tuning drew, test pictures of places that neither model was trained on.
 Intervals are bootstraps over samples, of pictures over clusters of neighbouring places.
+
+An evaluation of learned steps costs a little more than one of the default, where steps have corrections or whitened
+coordinates: the CPU time of a translation is measured too, interleaved with that of the default at 48.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from benchmarks.speed.harness import Figure, Form, Report, interleaved, main
+from ddib_fed.bridge.domain_model import DomainModel
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.speed.shared.harness import Figure, Form, Report, main
-from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.datasets.shipped import available, load_shipped, shipped_clusters
 from ddib_fed.datasets.synthetic import draw
 from ddib_fed.diffusion.bridge import integrate
@@ -39,6 +44,8 @@ YARDSTICK = SolverSettings()
 MOST = 20
 """Evaluations at which the error of the default at 48 is to be reached."""
 REFERENCE = 160
+COSTED = 1_000, 2
+"""Points, and pictures, whose translation is timed."""
 SEED = 90_121
 """Of the points and of the softening; training and tuning draw with others."""
 
@@ -74,10 +81,19 @@ class Pair:
 
     def errors(self, settings: SolverSettings) -> NDArray[np.float64]:
         """Reference error of each sample, (N,)."""
-        sigma = self.source.sigma()
-        z = _leg(self.source, self.x, settings, sigma, encoding=True)
-        y = _leg(self.target, z, settings, 0.0, encoding=False)
-        return distances(y, self.end).numpy()
+        return distances(self.translated(self.x, settings), self.end).numpy()
+
+    def translated(self, x: Tensor, settings: SolverSettings) -> Tensor:
+        """Where settings take softened samples x, like x."""
+        z = _leg(self.source, x, settings, self.source.sigma(), encoding=True)
+        return _leg(self.target, z, settings, 0.0, encoding=False)
+
+    def seconds(self, settings: SolverSettings) -> float:
+        """CPU time of this thread for translating some of the samples."""
+        x = self.x[: COSTED[self.source.is_picture]]
+        started = time.thread_time()
+        self.translated(x, settings)
+        return time.thread_time() - started
 
 
 def measure(form: Form) -> Report:
@@ -141,6 +157,24 @@ def _measure(pair: Pair, form: Form, report: Report) -> None:
     what = f"{pair.name}: evaluations for the mean reference error of the default at {YARDSTICK.evaluations}"
     report.bound(what, [float(fewest["mean"])], at_most=MOST)
     report.add(what.replace("mean", "median"), [float(fewest["median"])], "evaluations")
+    if MOST in pair.learned:
+        _cost(pair, form, report)
+
+
+def _cost(pair: Pair, form: Form, report: Report) -> None:
+    """CPU time of learned steps and of the default, each as a share of the default's at 48."""
+    settings = {
+        f"learned at {MOST}": SolverSettings(evaluations=MOST, grid="learned"),
+        f"default at {MOST}": SolverSettings(evaluations=MOST),
+        f"default at {YARDSTICK.evaluations}": YARDSTICK,
+    }
+    times = interleaved(
+        {name: partial(pair.seconds, each) for name, each in settings.items()}, form.pick(3, 9)
+    )
+    whole = times.pop(f"default at {YARDSTICK.evaluations}")
+    for name, values in times.items():
+        shares = [value / other for value, other in zip(values, whole, strict=True)]
+        report.add(f"{pair.name}, {name}, CPU time / default at {YARDSTICK.evaluations}", shares, "x")
 
 
 def _add(report: Report, what: str, each: NDArray[np.float64], mean: Interval) -> None:

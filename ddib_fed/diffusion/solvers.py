@@ -18,6 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ddib_fed.diffusion.corrections import DIFFERENCES, Corrections, features_of
 from ddib_fed.diffusion.denoiser import Condition, Query
 from ddib_fed.diffusion.levels.grids import Grid
 from ddib_fed.diffusion.levels.learned import Frame
@@ -160,6 +161,34 @@ def unipc_in(frame: Frame, x: Tensor, grid: Grid, *, order: int = 3, cond: Condi
             _accumulate(state, correctors[i - 1], history)
         guess = _accumulate(state.clone(), predictors[i], history)
     return frame.leave(guess, last.alpha, last.sigma)
+
+
+def unipc_corrected(
+    corrections: Corrections, x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None
+) -> Solver:
+    """`unipc` with what `corrections` add to each step; arguments and result as there.
+
+    Nothing is changed in place, so that gradients can be taken through it.
+    """
+    predictors, correctors = unipc_weights(grid.phis, order)
+    corrections = corrections.like(x)
+    guess = x
+    history: deque[Tensor] = deque(maxlen=1 + max(order, DIFFERENCES))
+    for i, level in enumerate(grid.levels[:-1]):
+        v = yield Query(guess, level, cond)
+        history.appendleft(v)
+        ahead, behind = corrections.at(i, features_of(grid.phis, i, guess, history))
+        if i > 0:
+            x = _weighted(x + behind, correctors[i - 1], history)
+        guess = _weighted(x + ahead, predictors[i], history)
+    return guess
+
+
+def _weighted(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:
+    """A new tensor: x with the weighted values added."""
+    for weight, v in zip(weights, history, strict=False):
+        x = torch.add(x, v, alpha=weight)
+    return x
 
 
 def _accumulate(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:

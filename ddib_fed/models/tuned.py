@@ -7,18 +7,27 @@ and not the ODE. The file may come from anywhere: its size, every count and ever
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
+from ddib_fed.diffusion.corrections import Corrections, corrections_of
 from ddib_fed.diffusion.levels.learned import Coordinates, LearnedLegs, LearnedSteps, Stage
 from ddib_fed.errors import BundleInvalid
 
 STEPS_FILE = "steps.json"
-MAX_STEPS_BYTES = 1 << 18
+MAX_STEPS_BYTES = 1 << 22
+MAX_CORRECTIONS = 1 << 20
+"""Characters of one leg's corrections."""
+HALF = 65_504.0
+"""The largest float16."""
 MAX_LEGS = 64
 MAX_LEARNED = 64
 """Evaluations of a leg that can be learned; with more the default grid is as good as exact."""
@@ -55,6 +64,8 @@ class Errors(_Frozen):
 class TunedLeg(_Frozen):
     """Steps of one direction, with what they were measured to do.
 
+    Corrections are the tensors of `Corrections` as safetensors in base64: checked where they are made into those.
+
     Attributes:
         stage: "encode" or "decode".
         evaluations: Network evaluations.
@@ -68,6 +79,7 @@ class TunedLeg(_Frozen):
         yardstick: Evaluations of the default for `yardstick_error`.
         yardstick_error: Of the default grid and solver at `yardstick` evaluations, on the same samples.
         reference_gap: Mean distance of the reference from one of half as many evaluations.
+        corrections: Of each step, of points; None for the rule alone.
     """
 
     stage: Stage
@@ -84,6 +96,7 @@ class TunedLeg(_Frozen):
     yardstick: int = Field(ge=2, le=10_000)
     yardstick_error: Errors
     reference_gap: Small
+    corrections: str | None = Field(default=None, max_length=MAX_CORRECTIONS)
 
     @model_validator(mode="after")
     def _falls(self) -> TunedLeg:
@@ -91,6 +104,10 @@ class TunedLeg(_Frozen):
             raise ValueError(f"{self.evaluations} evaluations have {self.evaluations + 1} levels")
         if any(high - low < LEAST_STEP for high, low in pairwise(self.lams)):
             raise ValueError(f"lambda must fall by at least {LEAST_STEP} at each step")
+        if self.corrections is not None:
+            if self.coordinates != "angle":
+                raise ValueError("corrections are of steps over the angle")
+            read_corrections(self.corrections, self.evaluations)
         return self
 
     @property
@@ -100,20 +117,46 @@ class TunedLeg(_Frozen):
 
     def steps(self) -> LearnedSteps:
         """Without the figures."""
-        return LearnedSteps(self.stage, self.evaluations, self.sigma, self.order, self.coordinates, self.lams)
+        found = None if self.corrections is None else read_corrections(self.corrections, self.evaluations)
+        return LearnedSteps(
+            self.stage, self.evaluations, self.sigma, self.order, self.coordinates, self.lams, found
+        )
+
+
+def corrections_text(corrections: Corrections) -> str:
+    """As a leg holds them: weights in float16, sizes and features' scales in float32."""
+    wide = ("centre", "spread", "size")
+    tensors = {
+        name: (tensor if name in wide else tensor.clamp(-HALF, HALF).half()).cpu().contiguous()
+        for name, tensor in corrections.named().items()
+    }
+    return base64.b64encode(save(tensors)).decode()
+
+
+def read_corrections(text: str, evaluations: int) -> Corrections:
+    """The corrections in `text` (see `corrections_text`) for so many steps.
+
+    Raises:
+        ValueError: They are no such text, or do not fit.
+    """
+    try:
+        tensors = load(base64.b64decode(text, validate=True))
+    except (binascii.Error, SafetensorError) as error:
+        raise ValueError(f"the corrections cannot be read: {error}") from error
+    return corrections_of(tensors, evaluations)
 
 
 class Tuned(_Frozen):
     """The content of steps.json.
 
     Attributes:
-        format_version: Of this form.
+        format_version: Of this form: 2 where a leg has corrections, which earlier releases refuse.
         weights_sha256: Of the weights that the steps belong to, hex.
         command: The command that learned them last.
         legs: At most one of each direction, softening and number.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     command: str = Field(default="", max_length=2000)
     legs: tuple[TunedLeg, ...] = Field(default=(), max_length=MAX_LEGS)
@@ -122,6 +165,8 @@ class Tuned(_Frozen):
     def _each_once(self) -> Tuned:
         if len({leg.key for leg in self.legs}) != len(self.legs):
             raise ValueError("two legs are of one direction, softening and number")
+        if self.format_version == 1 and any(leg.corrections is not None for leg in self.legs):
+            raise ValueError("corrections belong to format_version 2")
         return self
 
     @property
@@ -145,16 +190,33 @@ class Tuned(_Frozen):
         new = {leg.key for leg in legs}
         kept = [leg for leg in self.legs if leg.key not in new]
         every = sorted([*kept, *legs], key=lambda leg: leg.key)
-        return Tuned(weights_sha256=self.weights_sha256, command=command, legs=tuple(every))
+        corrected = any(leg.corrections is not None for leg in every)
+        return Tuned(
+            format_version=2 if corrected else 1,
+            weights_sha256=self.weights_sha256,
+            command=command,
+            legs=tuple(every),
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """JSON values for people: whether a leg has corrections, and not their numbers."""
+        values = self._values()
+        for leg in values["legs"]:
+            leg["corrections"] = leg.get("corrections") is not None
+        return values
+
+    def _values(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_none=True)
 
     def text(self) -> bytes:
         """The file."""
-        return (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode()
+        return (json.dumps(self._values(), indent=1) + "\n").encode()
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, hex: names exactly these steps."""
-        fields: dict[str, Any] = self.model_dump(mode="json")
-        return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(self._values(), sort_keys=True, separators=(",", ":")).encode()
+        ).hexdigest()
 
 
 def parse_tuned(data: bytes, weights_sha256: str, source: str) -> Tuned:

@@ -43,6 +43,7 @@ def _recurrence(
     schedule: Schedule, learned: LearnedLegs, settings: SolverSettings, soften_sigma: float, encoding: bool
 ) -> Recurrence | None:
     laid = _laid(schedule, learned, settings, soften_sigma)
-    if laid.learned is not None and laid.learned[0 if encoding else 1].coordinates != "angle":
-        return None  # its numbers differ from frequency to frequency
+    steps = None if laid.learned is None else laid.learned[0 if encoding else 1]
+    if steps is not None and (steps.coordinates != "angle" or steps.corrections is not None):
+        return None  # its numbers differ from frequency to frequency, or from point to point
     return recurrence_of(laid.encoder if encoding else laid.decoder, laid.evaluations)

@@ -165,7 +165,7 @@ def show(*, which: str, output_format: str) -> None:
     bundle = open_model(which)
     manifest = bundle.manifest.model_dump(mode="json")
     if output_format == "json":
-        steps = None if bundle.tuned is None else bundle.tuned.model_dump(mode="json")
+        steps = None if bundle.tuned is None else bundle.tuned.figures()
         print_json({"digest": bundle.digest, **manifest, "steps": steps})
         return
     training = manifest.pop("training")

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from torch import Tensor
 
+from ddib_fed.diffusion.corrections import Corrections
 from ddib_fed.diffusion.levels.grids import Grid, grid_of
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.errors import SettingsInvalid
@@ -56,6 +57,7 @@ class LearnedSteps:
         order: Of unipc, 1 to 5.
         coordinates: In which it integrates.
         lams: lambda of each level, strictly falling: from data to noise, also of decoding.
+        corrections: What is added to each step, in the direction of the stage; None for the rule alone.
     """
 
     stage: Stage
@@ -64,6 +66,7 @@ class LearnedSteps:
     order: int
     coordinates: Coordinates
     lams: tuple[float, ...]
+    corrections: Corrections | None = None
 
     def grid(self, schedule: Schedule, start: float, end: float) -> Grid:
         """The grid from data to noise, its ends set to lambda `start` and `end` exactly.
@@ -112,7 +115,7 @@ class LearnedLegs:
                 return leg
         reverse = next((leg for leg in there if leg.stage == "decode"), None)
         if stage == "encode" and sigma == 0.0 and reverse is not None:
-            return reverse
+            return replace(reverse, corrections=None)
         levels = sorted({leg.sigma for leg in there if leg.stage == stage})
         raise SettingsInvalid(
             f"{self.model} has learned to {stage} from softening {_listed(levels)}, not from {sigma:g}",

@@ -18,9 +18,10 @@ from torch import Tensor
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion.bridge import integrate, soften
 from ddib_fed.diffusion.denoiser import Condition
+from ddib_fed.diffusion.learned_solver import learned_solver
 from ddib_fed.diffusion.levels.grids import make_grid
 from ddib_fed.diffusion.levels.learned import LearnedSteps, Stage
-from ddib_fed.diffusion.plans import SolverSettings, learned_solver, plan
+from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.errors import NotFinite
 from ddib_fed.metrics.bootstrap import resample
 from ddib_fed.models.tuned import Errors

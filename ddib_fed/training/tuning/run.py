@@ -19,15 +19,17 @@ from ddib_fed.errors import SettingsInvalid
 from ddib_fed.files import sync_folder, write_file
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.bundle_files import MANIFEST_FILE
-from ddib_fed.models.tuned import MAX_LEARNED, STEPS_FILE, Tuned, TunedLeg
+from ddib_fed.models.tuned import MAX_LEARNED, STEPS_FILE, Tuned, TunedLeg, corrections_text, read_corrections
+from ddib_fed.training.tuning.corrections import CorrectionEffort, corrected
 from ddib_fed.training.tuning.legs import YARDSTICK, TuningLeg, errors, softened, tuning_leg
 from ddib_fed.training.tuning.samples import SEED, Counts, own_samples
 from ddib_fed.training.tuning.search import Effort, learn
 
 Say = Callable[[str, int, int], None]
 """Told (what is being done, done, in all)."""
-POINTS = Counts(fit=3_000, choose=800, held_out=2_000), Effort((3, 4, 5), 400, 40, 240, 3)
+POINTS = Counts(fit=12_000, choose=2_000, held_out=4_000), Effort((3, 4, 5), 400, 40, 240, 3)
 PICTURES = Counts(fit=12, choose=3, held_out=12), Effort((2, 3, 4), 2, 10, 30, 2, 0.05)
+CORRECTIONS = CorrectionEffort()
 REFERENCE = 128
 """Evaluations of a reference leg."""
 
@@ -43,6 +45,8 @@ class Wanted:
         seed: Of noise and batches.
         effort: Factor on the number of gradients.
         stages: The directions; the grid "learned" needs both.
+        corrections: Whether steps of points are corrected.
+        keep_levels: Whether levels that the bundle has are kept, and only their corrections are learned.
     """
 
     evaluations: tuple[int, ...]
@@ -51,6 +55,8 @@ class Wanted:
     seed: int = 0
     effort: float = 1.0
     stages: tuple[Stage, ...] = ("encode", "decode")
+    corrections: bool = True
+    keep_levels: bool = False
 
 
 def tune_bundle(folder: Path, wanted: Wanted, *, command: str = "", device: str = "cpu", say: Say) -> Tuned:
@@ -91,20 +97,40 @@ def tune(bundle: Bundle, wanted: Wanted, *, device: str = "cpu", say: Say) -> tu
         looks=max(1, round(effort.looks * wanted.effort)),
         iterations=max(1, round(effort.iterations * wanted.effort)),
     )
+    corrections = replace(
+        CORRECTIONS,
+        fits=max(1, round(CORRECTIONS.fits * wanted.effort)),
+        rolls=max(1, round(CORRECTIONS.rolls * wanted.effort)),
+    )
     found: list[TunedLeg] = []
     for leg in _legs(model, wanted, counts, say):
         known: list[LearnedSteps] = []
         # The most evaluations first: their grid starts a candidate of the fewer.
         for number in sorted(set(wanted.evaluations), reverse=True):
             tell = partial(say, f"{leg.stage} in {number}")
-            steps = learn(leg, number, effort, seed=wanted.seed, known=known, tell=tell)
+            steps = _kept(bundle, leg, number) if wanted.keep_levels else None
+            if steps is None:
+                steps = learn(leg, number, effort, seed=wanted.seed, known=known, tell=tell)
             known.append(steps)
+            if wanted.corrections and not model.is_picture:
+                tell = partial(say, f"corrections of {leg.stage} in {number}")
+                steps = corrected(leg, steps, corrections, seed=wanted.seed, tell=tell)
             found.append(measured(leg, steps))
     return tuple(found)
 
 
+def _kept(bundle: Bundle, leg: TuningLeg, number: int) -> LearnedSteps | None:
+    """The steps of a leg that the bundle has; None where they have corrections: those moved their levels."""
+    there = () if bundle.tuned is None else bundle.tuned.legs
+    wanted = (leg.stage, leg.sigma, number)
+    return next((each.steps() for each in there if each.key == wanted and each.corrections is None), None)
+
+
 def measured(leg: TuningLeg, steps: LearnedSteps) -> TunedLeg:
-    """Steps with their figures on the held-out rows."""
+    """Steps with their figures on the held-out rows, as they are after they were stored."""
+    text = None if steps.corrections is None else corrections_text(steps.corrections)
+    if text is not None:
+        steps = replace(steps, corrections=read_corrections(text, steps.evaluations))
     rows = leg.held_out
     default = replace(YARDSTICK, evaluations=steps.evaluations)
     return TunedLeg(
@@ -120,6 +146,7 @@ def measured(leg: TuningLeg, steps: LearnedSteps) -> TunedLeg:
         yardstick=YARDSTICK.evaluations,
         yardstick_error=errors(leg.default_end(YARDSTICK, rows), rows.end),
         reference_gap=leg.reference_gap,
+        corrections=text,
     )
 
 

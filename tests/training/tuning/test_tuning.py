@@ -11,13 +11,14 @@ import torch
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.datasets.shipped import SHIPPED, ShippedPictures
 from ddib_fed.diffusion.bridge import integrate
+from ddib_fed.diffusion.learned_solver import learned_solver
 from ddib_fed.diffusion.levels.grids import make_grid
 from ddib_fed.diffusion.levels.learned import LearnedSteps
-from ddib_fed.diffusion.plans import learned_solver
 from ddib_fed.errors import InputError, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import load_bundle, make_bundle
 from ddib_fed.models.shipped import pretrained
 from ddib_fed.training.tuning import run, samples
+from ddib_fed.training.tuning.corrections import CorrectionEffort
 from ddib_fed.training.tuning.legs import distances, errors, tuning_leg
 from ddib_fed.training.tuning.rollout import Rule, lams_of, roll, shares_of
 from ddib_fed.training.tuning.run import Wanted, tune
@@ -192,6 +193,9 @@ def test_a_tuned_bundle_translates_with_the_grid_learned(tmp_path, monkeypatch):
     from ddib_fed.models.bundle import save_bundle
 
     monkeypatch.setattr(run, "POINTS", (Counts(16, 8, 8), Effort((3,), 8, 1, 1, 1)))
+    monkeypatch.setattr(
+        run, "CORRECTIONS", CorrectionEffort(hidden=4, fits=2, fit_batch=8, rolls=1, roll_batch=4)
+    )
     monkeypatch.setattr(run, "REFERENCE", 8)
     save_bundle(tmp_path / "m", manifest(), state())
     run.tune_bundle(tmp_path / "m", Wanted((4,)), say=silent)

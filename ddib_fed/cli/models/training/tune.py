@@ -48,6 +48,11 @@ NUMBERS = (12, 16, 20)
     show_default=True,
     help="Factor on the number of gradients.",
 )
+@click.option(
+    "--keep-levels",
+    is_flag=True,
+    help="Keep the levels of steps that the model has; learn their corrections alone.",
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where.")
 @THREADS
 @options.FORMAT
@@ -60,6 +65,7 @@ def tune(
     soften: float | None,
     seed: int,
     effort: float,
+    keep_levels: bool,
     device: str,
     threads: int,
     output_format: str,
@@ -69,7 +75,8 @@ def tune(
     The steps are learned for encoding and for decoding, from this model alone, and written into steps.json beside its
     weights with their error on held-out samples; the model's digest does not change. `--grid learned` uses them, with
     one of the numbers learned: for example `ddib model tune models/a --evaluations 12 16 20`. Steps of encoding belong
-    to one softening. MODEL is the bundle's folder.
+    to one softening. Models of points also learn a correction of each step, a small network that costs little beside
+    the model's own. MODEL is the bundle's folder.
     """
     from ddib_fed.bridge.threads import torch_threads
     from ddib_fed.training.tuning.run import Wanted, tune_bundle
@@ -77,7 +84,8 @@ def tune(
     counts = tuple(sorted({*evaluations, *further})) or NUMBERS
     numbers = " ".join(map(str, counts))
     command = " ".join(["ddib model tune MODEL --evaluations", numbers, *_others(data, soften, seed, effort)])
-    wanted = Wanted(counts, data=data, soften=soften, seed=seed, effort=effort)
+    command += " --keep-levels" if keep_levels else ""
+    wanted = Wanted(counts, data=data, soften=soften, seed=seed, effort=effort, keep_levels=keep_levels)
     with bar("tuning") as show, torch_threads(threads):
         tuned = tune_bundle(
             folder,
@@ -87,7 +95,7 @@ def tune(
             say=lambda what, done, total: show(done, total, what),
         )
     if output_format == "json":
-        print_json(tuned.model_dump(mode="json"))
+        print_json(tuned.figures())
         return
     lines({"steps": tuned.digest(), **dict(figures(tuned))})
 

@@ -12,6 +12,7 @@ from ddib_fed.cli.models.model import model
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.training.tuning import run
+from ddib_fed.training.tuning.corrections import CorrectionEffort
 from ddib_fed.training.tuning.samples import Counts
 from ddib_fed.training.tuning.search import Effort
 from tests.models.examples import manifest, state
@@ -21,6 +22,9 @@ from tests.models.examples import manifest, state
 def ddib(monkeypatch):
     """Run a command; errors of ours come out as they are. Little is spent on a leg."""
     monkeypatch.setattr(run, "POINTS", (Counts(16, 8, 8), Effort((3,), 8, 1, 1, 1)))
+    monkeypatch.setattr(
+        run, "CORRECTIONS", CorrectionEffort(hidden=4, fits=2, fit_batch=8, rolls=1, roll_batch=4)
+    )
     monkeypatch.setattr(run, "REFERENCE", 8)
 
     def call(group, *arguments):
