@@ -23,6 +23,7 @@ from ddib_fed.bridge.engine.flows import Cost, Flows
 from ddib_fed.bridge.engine.stack import Running, Stack
 from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.model.domain_model import DomainModel
+from ddib_fed.bridge.threads import runs_in_real_time
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.errors import DdibError, Draining
 
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 ROWS = 2_048
 LONG_S = 0.002
-"""A call after which other threads are let run."""
+"""A call after which, under a real-time policy, other threads are let run."""
 REST = 0.03
 """For how long, as a part of the call."""
 LATELY = 10
@@ -72,7 +73,7 @@ class Batcher:
         self._arrived = self._ended = self._filled = 0
         self._stack: Stack | None = None
         """Of the last turn."""
-        self._cancelled = False
+        self._cancelled = self._real_time = False
         self._due = math.inf
         """When the first deadline passes."""
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -106,6 +107,7 @@ class Batcher:
     def _run(self) -> None:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        self._real_time = runs_in_real_time()
         try:
             with torch.no_grad():
                 while self._take_in():
@@ -139,15 +141,15 @@ class Batcher:
         return not self._closed
 
     def _give_way(self) -> None:
-        """Let those threads run that bring work and take results away.
+        """Under a real-time policy, let those threads run that bring work and take results away.
 
-        On a core of its own, one that waits for the disk or the network gets to run only when this one stops: without
-        it, work arrives by a thread's step a call. So this one rests for a small part of a call while work arrives for
-        a call that is not full, and after some has ended.
+        One that waited for the disk or the network then gets to run only when this one stops, so that work would arrive
+        by a thread's step a call. While work arrives for calls that are not full, and after some has ended, this one
+        rests for a small part of a call. Under other policies the kernel lets who has waited run at once.
         """
-        if self._took < LONG_S:
-            return
         calls = self._calls
+        if self._took < LONG_S or not self._real_time:
+            return
         if calls - self._ended < LATELY or (self._filled < self.rows and calls - self._arrived < LATELY):
             with self._wake:
                 if not self._inbox and not self._closed:

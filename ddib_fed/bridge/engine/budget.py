@@ -23,6 +23,8 @@ from ddib_fed.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
+OWN_S = 1e-4
+"""What the engine takes for a call beside the network."""
 WITHIN = 1.05
 """A cost per row of so many times the best is as good as the best."""
 SWEEP_S = 0.8
@@ -50,7 +52,13 @@ class Budget:
     seconds: Mapping[int, float]
 
     def cost(self, rows: int) -> float:
-        """Seconds of a call of so many rows: between measured sizes along a line, beyond them in proportion."""
+        """Seconds of a call of so many rows, with what the engine takes for it.
+
+        Between measured sizes along a line, beyond them in proportion.
+        """
+        return OWN_S + self._of_the_network(rows)
+
+    def _of_the_network(self, rows: int) -> float:
         sizes = sorted(self.seconds)
         at = bisect_left(sizes, rows)
         if at == 0:
@@ -63,9 +71,10 @@ class Budget:
 
 
 def budget_of(seconds: Mapping[int, float]) -> Budget:
-    """The smallest size within 5 % of the best cost per row."""
-    best = min(cost / rows for rows, cost in seconds.items())
-    return Budget(min(rows for rows, cost in seconds.items() if cost / rows <= WITHIN * best), dict(seconds))
+    """The smallest size within 5 % of the best cost per row, the engine's own part included."""
+    each = {rows: (OWN_S + cost) / rows for rows, cost in seconds.items()}
+    best = min(each.values())
+    return Budget(min(rows for rows, cost in each.items() if cost <= WITHIN * best), dict(seconds))
 
 
 def sweep(

@@ -128,6 +128,28 @@ def test_merged_trajectories_give_what_each_gives_alone(batcher: Batcher, denois
     assert batcher.counters["calls"] < 12 * (1 + len(clouds))
 
 
+@pytest.mark.parametrize("real_time", [True, False])
+def test_only_under_a_real_time_policy_the_worker_rests_after_long_calls(
+    monkeypatch, denoiser: Denoiser, real_time
+) -> None:
+    monkeypatch.setattr(batching, "LONG_S", 0.0)
+    monkeypatch.setattr(batching, "runs_in_real_time", lambda: real_time)
+    engine = make_batcher()
+    rests: list[float] = []
+    wait = engine._wake.wait
+
+    def resting(timeout: float | None = None) -> bool:
+        if timeout is not None:
+            rests.append(timeout)
+        return wait(timeout)
+
+    monkeypatch.setattr(engine._wake, "wait", resting)
+    x = points(3, 5)
+    assert torch.allclose(submit(engine, denoiser, x).result(), alone(denoiser, x), atol=1e-6)
+    engine.close()
+    assert bool(rests) == real_time
+
+
 def test_small_requests_share_calls(batcher: Batcher, denoiser: Denoiser) -> None:
     """Eight requests that wait together cost little more than one."""
     gate = Gate()

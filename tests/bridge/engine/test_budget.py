@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from ddib_fed.bridge.engine.budget import Budget, budget_of, key_of, measured, remembered, sweep
+from ddib_fed.bridge.engine.budget import OWN_S, Budget, budget_of, key_of, measured, remembered, sweep
 from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.model.domain_model import DomainModel
 from tests.node.tiny_nodes import tiny_bundle
@@ -22,7 +22,14 @@ def test_the_smallest_within_five_per_cent_of_the_best_is_taken() -> None:
 
 def test_costs_between_measured_sizes_lie_on_a_line_and_beyond_them_in_proportion() -> None:
     budget = Budget(4, {2: 3.0, 4: 4.0, 8: 6.0})
-    assert [budget.cost(rows) for rows in (1, 2, 3, 4, 6, 8, 16)] == [3.0, 3.0, 3.5, 4.0, 5.0, 6.0, 12.0]
+    of_the_network = [budget.cost(rows) - OWN_S for rows in (1, 2, 3, 4, 6, 8, 16)]
+    assert of_the_network == pytest.approx([3.0, 3.0, 3.5, 4.0, 5.0, 6.0, 12.0])
+
+
+def test_what_the_engine_takes_for_a_call_makes_larger_calls_pay() -> None:
+    """A tenth of a millisecond a call: nothing beside rows that take as long, much beside rows of 0.01 ms."""
+    assert budget_of({64: 0.0064, 128: 0.0128}).rows == 64
+    assert budget_of({64: 0.00064, 128: 0.00128}).rows == 128
 
 
 class Machine:
