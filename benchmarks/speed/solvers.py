@@ -19,7 +19,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from benchmarks.speed.harness import Figure, Form, Report, interleaved, main
+from benchmarks.speed.shared.harness import Figure, Form, Report, interleaved, main
 from ddib_fed.bridge.domain_model import DomainModel
 from numpy.typing import NDArray
 from torch import Tensor
