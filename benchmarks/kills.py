@@ -33,7 +33,7 @@ EVALUATIONS = 96
 
 
 class Feeder:
-    """A client that submits until it is told to stop; it remembers what was accepted."""
+    """A client that submits until it is stopped; it remembers what was accepted."""
 
     def __init__(self, pair: Pair) -> None:
         self.accepted: dict[str, str] = {}

@@ -214,11 +214,11 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
 
     def _tell(self, job_id: str) -> None:
         """Publish a job's state; again when the runner has changed it meanwhile: a watcher ends with the last word."""
-        told = None
-        while told != (state := self._store.head(job_id).state):
-            told = state
+        published = None
+        while published != (state := self._store.head(job_id).state):
+            published = state
             progress = self._store.progress(job_id)
-            self._events.publish(job_id, state=told, items_done=progress.done, items=progress.items)
+            self._events.publish(job_id, state=published, items_done=progress.done, items=progress.items)
 
     # What a job must be to be accepted
 

@@ -91,7 +91,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         self._open(request.domain)
         if not self._node.config.policy.calibration_units:
             raise PolicyDenied(
-                "policy.calibration_units is off: the units of the model are not told",
+                "policy.calibration_units is off: the units of the model are not given to peers",
                 hint=f"[policy] calibration_units = true in {self._node.config.path}, then restart the node",
                 facts={"policy": "calibration_units"},
             )

@@ -188,7 +188,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 self._idle.wait(left)
 
     def _remember(self, contract: Contract) -> None:
-        """Keep a contract as the newest of its peer, which drops its own oldest one, and nobody else's."""
+        """Keep a contract as the newest of its peer, which drops its own oldest one, and none of another peer."""
         with self._lock:
             self._contracts[contract.digest] = contract
             self._contracts.move_to_end(contract.digest)

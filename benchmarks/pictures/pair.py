@@ -91,7 +91,7 @@ class Pair:
     def translate(
         self, x: np.ndarray, *, cycle: bool = True, depth: float = 1.0, soften: float | None = None
     ) -> tuple[Stages, float]:
-        """A translation, with the way back unless told not to, and the CPU seconds that it took."""
+        """A translation, with the way back unless that is switched off, and the CPU seconds that it took."""
         asked = Asked(replace(self.options.settings, depth=depth), soften=soften, cycle=cycle)
         path = self.kept(x, asked)
         if path.exists():

@@ -68,12 +68,12 @@ class Under:
 
     Attributes:
         map: Its numbers.
-        told: From what it is.
+        basis: From what it is.
         variant: Of benchmarks/calibration/table.py, whose translations are under it.
     """
 
     map: ChannelMap
-    told: str
+    basis: str
     variant: str
 
 
@@ -130,7 +130,7 @@ def measured(directed: Directed, under: Under, settings: SolverSettings) -> dict
         "source": directed.source_name,
         "target": directed.target_name,
         "pictures": len(x),
-        "calibration": under.told,
+        "calibration": under.basis,
         "marked": marked,
         "thresholds": least.model_dump(),
     }

@@ -57,7 +57,7 @@ WHAT = ("Decode call", "bare gRPC stream", "raw TLS socket", "raw TLS socket and
 
 
 def serve_node(folder: Path, port: Connection, rows_back: int) -> None:
-    """South's node, whose engine answers every latent at once, with `rows_back` of its points, until told to stop."""
+    """South's node, whose engine answers every latent at once, with `rows_back` of its points, until it is stopped."""
     as_nodes_do()
     from benchmarks.speed.shared.stub_target import StubTarget
 
@@ -169,7 +169,7 @@ def measure_way(
     """One way, or there and back: with `rows_back` points in each answer."""
     label = "one way" if rows_back == 1 else "there and back"
     latent = Latent.from_array(np.random.default_rng(0).standard_normal((POINTS, 2), dtype=np.float32))
-    told, address, node = started(stack, serve_node, south.folder.parent, rows_back)
+    stopping, address, node = started(stack, serve_node, south.folder.parent, rows_back)
     _, port, socket_end = started(stack, serve_raw, south.folder.parent, rows_back)
     _, bare_port, bare_end = started(stack, serve_bare, south.folder.parent, rows_back)
     assert isinstance(address, str)
@@ -197,7 +197,7 @@ def measure_way(
         },
         repeats,
     )
-    told.send("stop")
+    stopping.send("stop")
     spent.tell(report)
     report.add_times(rates, "MiB/s")
     for baseline in (hashed, stream):

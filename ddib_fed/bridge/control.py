@@ -37,7 +37,7 @@ class Control:
 
     @contextmanager
     def interrupting(self, callback: Callable[[], object]) -> Iterator[None]:
-        """Inside, cancelling calls `callback`, on the thread that cancels: for who waits and cannot `check`.
+        """Inside, cancelling calls `callback`, on the thread that cancels: for threads that wait and cannot `check`.
 
         Cancelled already, it is called at once. It must be quick and must not raise.
         """

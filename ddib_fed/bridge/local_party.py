@@ -286,7 +286,7 @@ class LocalParty:
         if not parts:
             return done(Integrated(torch.empty(0), 0.0))
         classes = [self.model.class_rows(part.label, len(part.x), guidance) for part in parts]
-        told = [each for each in classes if each is not None]
+        labels = [each for each in classes if each is not None]
         trajectory = Trajectory(
             stage,
             parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts]),
@@ -295,7 +295,7 @@ class LocalParty:
             guidance,
             leg.calibration,
             encoder,
-            np.concatenate(told) if told else None,
+            np.concatenate(labels) if labels else None,
             draw_of(parts) if stage == "decode" and leg.settings.stochastic else None,
             leg.flow,
             leg.weight,
@@ -371,7 +371,7 @@ def _rows_of(item: ToEncode | ToDecode) -> int:
 
 
 def _tell(leg: Leg, number: int, stage: Stage) -> OnStep | None:
-    told = leg.on_step
-    if told is None:
+    on_step = leg.on_step
+    if on_step is None:
         return None
-    return lambda done, of: told(number, stage, done, of)
+    return lambda done, of: on_step(number, stage, done, of)

@@ -88,8 +88,8 @@ class LevelTable:
         """The time inputs (K,) of the levels and of those asked to, on the CPU: the same tensors each time."""
         key = time_input, dtype
         if key not in self._times:
-            to = None if self.to is None else told_times(self.to, time_input).to(dtype)
-            self._times[key] = told_times(self.table, time_input).to(dtype), to
+            to = None if self.to is None else network_times(self.to, time_input).to(dtype)
+            self._times[key] = network_times(self.table, time_input).to(dtype), to
         return self._times[key]
 
     def columns(self, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -166,7 +166,7 @@ class Places:
         return self if self.rows is None else replace(self, rows=torch.cat([self.rows, self.rows]))
 
 
-def told_times(table: Tensor, time_input: TimeInput) -> Tensor:
+def network_times(table: Tensor, time_input: TimeInput) -> Tensor:
     """The time input of a network for levels `table` (K, 3) as (alpha, sigma, t): (K,) float64."""
     if time_input == "timestep":
         return table[:, 2]

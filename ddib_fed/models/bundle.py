@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.diffusion.bridge import Side
-from ddib_fed.diffusion.denoiser import Denoiser, told_times
+from ddib_fed.diffusion.denoiser import Denoiser, network_times
 from ddib_fed.diffusion.levels.learned import LearnedLegs
 from ddib_fed.diffusion.schedule import Schedule, schedule_from_config
 from ddib_fed.diffusion.wrapped.guidance import Classifier
@@ -105,7 +105,7 @@ class Bundle:
         """What the check of a way to run its network asks."""
         manifest = self.manifest
         table = torch.tensor(self.schedule.levels(torch.tensor([0.5, -1.5])), dtype=torch.float64)
-        first, second = told_times(table, manifest.time_input).tolist()
+        first, second = network_times(table, manifest.time_input).tolist()
         shape = (*manifest.sample_shape[:1], *(self.tile or manifest.sample_shape[1:]))
         flow_map = bool(getattr(manifest.network, "flow_map", False))
         return Probe(shape, (first, second), manifest.num_classes or 0, flow_map)

@@ -185,10 +185,10 @@ class SpanEmbed(nn.Sequential):
 class Timed(nn.Sequential):
     """Layers in sequence; those that depend on the time receive its embedding."""
 
-    def forward(self, x: Tensor, told: Embedded) -> Tensor:  # type: ignore[override]
-        """Pass x (N, C, H, W) through, told the levels."""
+    def forward(self, x: Tensor, embedded: Embedded) -> Tensor:  # type: ignore[override]
+        """Pass x (N, C, H, W) through, at the embedded levels."""
         for layer in self:
-            x = layer(x, told) if isinstance(layer, ResBlock) else layer(x)
+            x = layer(x, embedded) if isinstance(layer, ResBlock) else layer(x)
         return x
 
 
@@ -259,28 +259,28 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(GroupNorm32(width, groups), nn.SiLU(), nn.Dropout(dropout), last)
         self.skip_connection = nn.Identity() if width == channels else nn.Conv2d(channels, width, 1)
 
-    def forward(self, x: Tensor, told: Embedded) -> Tensor:
-        """Pass x (N, C, H, W) through the block, told the levels."""
+    def forward(self, x: Tensor, embedded: Embedded) -> Tensor:
+        """Pass x (N, C, H, W) through the block, at the embedded levels."""
         norm, _, enter = self.in_layers
         h = activated(norm(x))
         if self.resamples:
             h, x = self.h_upd(h), self.x_upd(x)
-        h = self._told(enter(h), told)
+        h = self._modulated(enter(h), embedded)
         _, _, *rest = self.out_layers
         h = activated(h)
         for layer in rest:
             h = layer(h)
         return joined(self.skip_connection(x), h)
 
-    def _told(self, h: Tensor, told: Embedded) -> Tensor:
+    def _modulated(self, h: Tensor, embedded: Embedded) -> Tensor:
         """The second normalisation, with the time before or after it; h (N, C, H, W) is this block's own."""
         norm = cast("GroupNorm32", self.out_layers[0])
-        factors = told.through(self.emb_layers)
+        factors = embedded.through(self.emb_layers)
         if not self.scale_shift:
-            return cast("Tensor", norm(joined(spread(factors, told.rows)[:, :, None, None], h)))
+            return cast("Tensor", norm(joined(spread(factors, embedded.rows)[:, :, None, None], h)))
         # Scale and shift go into the normalisation's weights instead of over all pixels.
-        made = remembered(told.kept, norm, lambda: norm.modulated(*factors.chunk(2, dim=1)))
-        weight, bias = (part[0] if told.shared else spread(part, told.rows) for part in made)
+        made = remembered(embedded.kept, norm, lambda: norm.modulated(*factors.chunk(2, dim=1)))
+        weight, bias = (part[0] if embedded.shared else spread(part, embedded.rows) for part in made)
         return norm.scaled(h, weight, bias)
 
 

@@ -151,14 +151,14 @@ class NoisyClassifier(nn.Module):
         Returns:
             (N, classes).
         """
-        told = Embedded(self.time_embed(times), rows)
+        embedded = Embedded(self.time_embed(times), rows)
         h = x
         means = []
         for block in (*self.input_blocks, self.middle_block):
             if self.checkpointing and torch.is_grad_enabled():
-                h = cast("Tensor", checkpoint(block, h, told, use_reentrant=False))
+                h = cast("Tensor", checkpoint(block, h, embedded, use_reentrant=False))
             else:
-                h = block(h, told)
+                h = block(h, embedded)
             if self.by_block:
                 means.append(h.mean(dim=(2, 3)))
         out: Tensor = self.out(torch.cat(means, dim=-1) if self.by_block else h)

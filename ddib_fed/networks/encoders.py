@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places, told_times
+from ddib_fed.diffusion.denoiser import Condition, Denoiser, Places, network_times
 from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.diffusion.wrapped.guidance import Wrapped
 from ddib_fed.networks.spectrum import Spectrum
@@ -46,7 +46,7 @@ class SharedWithLinear(Wrapped):
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
         """As `Denoiser.at`."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        times = on_device(told_times(places.table, "scaled-lambda"), x.device, wide)
+        times = on_device(network_times(places.table, "scaled-lambda"), x.device, wide)
         linear = self._spectrum.ask(x, times, places.rows).expected().to(x.dtype)
         if self.share == 0.0:
             return linear

@@ -125,10 +125,10 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 
 def activated(x: Tensor) -> Tensor:
-    """SiLU of a tensor that nobody else holds: written over it where no gradient needs it."""
+    """SiLU of a tensor that has no other user: written over it where no gradient needs it."""
     return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def joined(x: Tensor, branch: Tensor) -> Tensor:
-    """X + branch; written over `branch`, which nobody else holds, where no gradient needs it."""
+    """X + branch; written over `branch`, which has no other user, where no gradient needs it."""
     return x + branch if torch.is_grad_enabled() else branch.add_(x)

@@ -92,26 +92,26 @@ class FilmBlock(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, h: Tensor, told: Embedded, film: Sequence[Tensor] = ()) -> Tensor:
-        """Pass h (N, width) through the block, told the levels; `film`: 1 + s and b of each row, if known."""
+    def forward(self, h: Tensor, embedded: Embedded, film: Sequence[Tensor] = ()) -> Tensor:
+        """Pass h (N, width) through the block, at the embedded levels; `film`: 1 + s and b of each row, if known."""
         inner = functional.silu(h)
-        if told.shared and len(h) > len(self.first.weight):
+        if embedded.shared and len(h) > len(self.first.weight):
             # One level: scale and shift go into the small weight instead of over all rows.
-            gain, shift = self.gains(told)[0].chunk(2)
+            gain, shift = self.gains(embedded)[0].chunk(2)
             inner = functional.linear(
                 inner, self.first.weight * gain[:, None], self.first.bias * gain + shift
             )
         else:
-            gain, shift = film or spread(self.gains(told), told.rows).chunk(2, dim=-1)
+            gain, shift = film or spread(self.gains(embedded), embedded.rows).chunk(2, dim=-1)
             inner = torch.addcmul(shift, self.first(inner), gain)
         return joined(h, self.second(activated(inner)))
 
-    def gains(self, told: Embedded) -> Tensor:
+    def gains(self, embedded: Embedded) -> Tensor:
         """1 + s beside b of each level, (K, 2 width)."""
-        return remembered(told.kept, self, lambda: self._gains(told))
+        return remembered(embedded.kept, self, lambda: self._gains(embedded))
 
-    def _gains(self, told: Embedded) -> Tensor:
-        scale, shift = told.through(self.film).chunk(2, dim=-1)
+    def _gains(self, embedded: Embedded) -> Tensor:
+        scale, shift = embedded.through(self.film).chunk(2, dim=-1)
         return torch.cat([1.0 + scale, shift], dim=-1)
 
 
@@ -175,23 +175,25 @@ class ResidualMLP(nn.Module):
         if torch.is_grad_enabled() or len(x) <= INFERENCE_ROWS or x.device.type != "cpu":
             return self._rows(x, Embedded(emb, rows, kept))
         pieces = [slice(i, i + INFERENCE_ROWS) for i in range(0, len(x), INFERENCE_ROWS)]
-        told = (Embedded(emb, None if rows is None else rows[piece], kept) for piece in pieces)
-        return torch.cat([self._rows(x[piece], each) for piece, each in zip(pieces, told, strict=True)])
+        embedded = (Embedded(emb, None if rows is None else rows[piece], kept) for piece in pieces)
+        return torch.cat([self._rows(x[piece], each) for piece, each in zip(pieces, embedded, strict=True)])
 
     def _embedded(self, times: Tensor, to: Tensor | None) -> Tensor:
         emb: Tensor = self.embed(times)
         return emb if self.embed_span is None else emb + self.embed_span(times, times if to is None else to)
 
-    def _rows(self, x: Tensor, told: Embedded) -> Tensor:
+    def _rows(self, x: Tensor, embedded: Embedded) -> Tensor:
         h = self.enter(x)
-        films = self._films(told) if told.rows is not None and len(x) <= FEW_ROWS else ()
+        films = self._films(embedded) if embedded.rows is not None and len(x) <= FEW_ROWS else ()
         for number, block in enumerate(self.blocks):
-            h = block(h, told, films[2 * number : 2 * number + 2])
+            h = block(h, embedded, films[2 * number : 2 * number + 2])
         out: Tensor = self.leave(activated(h))
         return out
 
-    def _films(self, told: Embedded) -> Sequence[Tensor]:
+    def _films(self, embedded: Embedded) -> Sequence[Tensor]:
         """1 + s and b of each block, for each row: 2 blocks tensors (N, width)."""
         blocks = cast("Sequence[FilmBlock]", self.blocks)
-        gains = remembered(told.kept, self, lambda: torch.cat([b.gains(told) for b in blocks], dim=-1))
-        return spread(gains, told.rows).chunk(2 * len(blocks), dim=-1)
+        gains = remembered(
+            embedded.kept, self, lambda: torch.cat([b.gains(embedded) for b in blocks], dim=-1)
+        )
+        return spread(gains, embedded.rows).chunk(2 * len(blocks), dim=-1)

@@ -172,13 +172,13 @@ class UNet(nn.Module):
         """
         if (y is None) != (self.num_classes is None):
             raise ValueError("classes are given if and only if the network has classes")
-        told = self._embedded(times, rows, y, to, kept)
+        embedded = self._embedded(times, rows, y, to, kept)
         if self.spectrum is None:
-            return self._predict(x, told)
+            return self._predict(x, embedded)
         # The linear estimate keeps its digits where autocast has the layers in half precision.
         with without_autocast(x.device.type):
             asked = self.spectrum.ask(x, times, rows, to, kept)
-        found = self._predict(asked.inputs, told)
+        found = self._predict(asked.inputs, embedded)
         found = found.to(torch.promote_types(found.dtype, x.dtype))
         channels = x.shape[1]
         with without_autocast(x.device.type):
@@ -198,7 +198,7 @@ class UNet(nn.Module):
         emb: Tensor = self.time_embed(times)
         return emb if self.span_embed is None else emb + self.span_embed(times, times if to is None else to)
 
-    def _predict(self, x: Tensor, told: Embedded) -> Tensor:
+    def _predict(self, x: Tensor, embedded: Embedded) -> Tensor:
         """The output of the layers for x (N, in_channels, H, W); of a spectrum, (N, 2 in_channels, H, W)."""
         mean = None
         if self.global_mean:
@@ -210,16 +210,16 @@ class UNet(nn.Module):
         h = x
         skips = []
         for block in self.input_blocks:
-            h = self._through(block, h, told)
+            h = self._through(block, h, embedded)
             skips.append(h)
-        h = self._through(self.middle_block, h, told)
+        h = self._through(self.middle_block, h, embedded)
         for block in self.output_blocks:
-            h = self._through(block, torch.cat([h, skips.pop()], dim=1), told)
+            h = self._through(block, torch.cat([h, skips.pop()], dim=1), embedded)
         norm, _, leave = self.out
         out: Tensor = leave(activated(norm(h)))
         return functional.pixel_shuffle(out, self.patch) if self.patch > 1 else out
 
-    def _through(self, block: nn.Module, h: Tensor, told: Embedded) -> Tensor:
+    def _through(self, block: nn.Module, h: Tensor, embedded: Embedded) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return cast("Tensor", checkpoint(block, h, told, use_reentrant=False))
-        return cast("Tensor", block(h, told))
+            return cast("Tensor", checkpoint(block, h, embedded, use_reentrant=False))
+        return cast("Tensor", block(h, embedded))

@@ -81,8 +81,8 @@ def name_file(error: DdibError, name: str) -> DdibError:
     """The same error for a file of this name; its text is written again with the name."""
     if isinstance(error, PictureMisfit):
         return name_misfit(error, name)
-    if isinstance(error, KindMismatch) and (told := explain_kind(error.facts, name))[0]:
-        return KindMismatch(told[0], hint=told[1], facts=error.facts)
+    if isinstance(error, KindMismatch) and (explained := explain_kind(error.facts, name))[0]:
+        return KindMismatch(explained[0], hint=explained[1], facts=error.facts)
     if name not in error.detail:
         error.detail = f"{name}: {error.detail}"
         error.args = (error.detail,)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ddib_fed.diffusion.denoiser import TimeInput, told_times
+from ddib_fed.diffusion.denoiser import TimeInput, network_times
 from ddib_fed.diffusion.schedule import DiscreteSchedule, Schedule
 from ddib_fed.diffusion.transfers import on_device
 
@@ -94,11 +94,11 @@ class Objective:
         """The question for clean pictures and noise (B, C, H, W) at lambdas (B,), float64, on the CPU."""
         scales = [torch.sigmoid(sign * 2 * lams.double()).sqrt() for sign in (1, -1)]
         table = torch.stack([*scales, self._schedule.t_of_lam(lams)], dim=1)
-        told = told_times(table, self._time_input)
+        times = network_times(table, self._time_input)
         alpha, sigma = (_column(scale, x0) for scale in scales)
         x = alpha * x0 + sigma * eps
         target = eps if self._parameterisation == "eps" else alpha * eps - sigma * x0
-        return Question(x, on_device(told.float(), x0.device), target, alpha, sigma)
+        return Question(x, on_device(times.float(), x0.device), target, alpha, sigma)
 
     def losses(self, question: Question, answer: Tensor, x0: Tensor, lams: Tensor) -> Tensor:
         """Losses (B,) float32 of answers (B, C or 2 C, H, W)."""

@@ -140,10 +140,10 @@ class GroupCommit:
         while group := self._next():
             try:
                 self._commit(group)
-            except BaseException as error:  # noqa: BLE001 - belongs to who waits for the changes
+            except BaseException as error:  # noqa: BLE001 - goes to the callers who wait for the changes
                 for entry in group:
                     entry.error = entry.error or error
-            # Who waits for a latent to be stored does not wait for files of others to be removed.
+            # A caller that waits for a latent to be stored does not wait for files of others to be removed.
             for entry in sorted(group, key=lambda entry: bool(entry.dropped)):
                 self._finish(entry)
 

@@ -34,7 +34,7 @@ from source_node.jobs.records import Part, error_record
 from source_node.jobs.store import Change, Item, Job, JobStore, NewFile
 from source_node.pipeline.intake import Intake
 from source_node.pipeline.items import Numbers, Work, rows_about
-from source_node.pipeline.telling import Telling
+from source_node.pipeline.progress import JobProgress
 from source_node.remote import Remotes
 from source_node.remote_party import RemoteParty, description_of
 from source_node.samples import samples_of
@@ -68,7 +68,7 @@ class Pipeline:
         self._control = control
         self._samples = samples_of(self._engine, node.config.limits)
         self._numbers = Numbers(job.items, self._engine.model.sample_shape)
-        self._telling = Telling(events, node.metrics, job, self._numbers)
+        self._progress = JobProgress(events, node.metrics, job, self._numbers)
         self._work: dict[int, Work] = {}
         self._failed: dict[int, DdibError] = {}
         self._storing: dict[int, Future[None]] = {}
@@ -109,7 +109,7 @@ class Pipeline:
             spec.guidance,
             round_trip=spec.cycle,
             control=self._control,
-            on_step=self._telling.step,
+            on_step=self._progress.step,
             calibration=self._rotation,
             flow=self._job.job_id,
             weight=self._node.weight_of(self._node.config.node.institution),
@@ -127,7 +127,7 @@ class Pipeline:
 
     def _begin(self, work: Work) -> None:
         self._work[work.item.index] = work
-        self._telling.begins(work.item.index, len(work.ranges))
+        self._progress.begins(work.item.index, len(work.ranges))
 
     def _place(self, number: int) -> tuple[Work | None, int]:
         """The item of a range, None when it was given up, and the range's place in it."""
@@ -167,7 +167,7 @@ class Pipeline:
         work.encoded[place] = encoded
         new = place not in work.made
         if new:
-            self._telling.observe("encode", encoded.seconds, len(encoded.latent.data))
+            self._progress.observe("encode", encoded.seconds, len(encoded.latent.data))
         whole = self._whole(work)
         if whole is not None:
             # An item of one range: the whole latent is the range's.
@@ -199,11 +199,11 @@ class Pipeline:
         """Decode the latents that a cycle returns; progress is reported as the stage "return"."""
 
         def on_step(number: int, _: str, step: int, steps: int) -> None:
-            self._telling.step(number, "return", step, steps)
+            self._progress.step(number, "return", step, steps)
 
         for outcome in self._engine.decode_each(latents, replace(leg, on_step=on_step)):
             if isinstance(outcome, Decoded):
-                self._telling.observe("return", outcome.seconds, len(outcome.samples))
+                self._progress.observe("return", outcome.seconds, len(outcome.samples))
             yield outcome
 
     # What leaves
@@ -230,7 +230,7 @@ class Pipeline:
         )
         for each in approved:
             self._storing.pop(each.item, None)
-            self._telling.sent(each.size_bytes)
+            self._progress.sent(each.size_bytes)
         return approved
 
     def _is_stored(self, number: int) -> bool:
@@ -304,7 +304,7 @@ class Pipeline:
         self._work.pop(index, None)
         future = self._store.keep(change)
         self._writing.append((future, size))
-        future.add_done_callback(lambda done: None if done.exception() else self._telling.finished(index))
+        future.add_done_callback(lambda done: None if done.exception() else self._progress.finished(index))
 
     def _wait_for_writes(self, more: int) -> None:
         """Until there is room for a result of so many bytes; with 0, until all are on the disk.
@@ -325,7 +325,7 @@ class Pipeline:
         self._failed[index] = error
         self._work.pop(index, None)
         self._store.fail_item(self._job.job_id, index, error_record(error))
-        self._telling.failed(index, error.reason)
+        self._progress.failed(index, error.reason)
 
 
 class JobSource:

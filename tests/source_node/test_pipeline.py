@@ -37,7 +37,7 @@ def test_an_honest_peer_brings_every_item_home(source, target) -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_an_item_refused_in_the_middle_of_a_stream_fails_alone(source, target, number) -> None:
-    """What was encoded ahead of the refusal is sent again as it is, and comes home."""
+    """What was encoded ahead of the refusal is sent again as it is, and its result arrives."""
     target.decodes = [refuse(number, LatentNotGaussian(facts={"item": number}))]
     job = source.start().ended(source.submit(*THREE))
     expected = ["DECODED"] * 3
@@ -224,7 +224,7 @@ def test_another_contract_between_two_tries_is_what_the_record_names(source, tar
 
 
 def test_more_items_than_a_stream_may_carry_go_in_several(source, target) -> None:
-    """The contract's limit is kept, and every item comes home."""
+    """The contract's limit is kept, and every item arrives."""
     target.limits = ContractLimits(2, 10_000, 80_000, 10_000)
     job = source.start().ended(source.submit(*[npy(seed=n) for n in range(5)]))
     assert source.states(job) == ["DECODED"] * 5

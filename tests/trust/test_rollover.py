@@ -74,7 +74,7 @@ def test_steps_out_of_order_are_refused(north: Institution) -> None:
         rollover.finish(north.pki)
 
 
-def test_a_crash_in_the_middle_of_the_switch_is_mended_by_another(north: Institution) -> None:
+def test_a_crash_in_the_middle_of_the_switch_is_repaired_by_another(north: Institution) -> None:
     """The key was exchanged, the certificate not yet."""
     new = rollover.start(north.pki)
     (north.pki / "ca-next.key").replace(north.pki / "ca.key")

@@ -203,7 +203,7 @@ def test_nothing_is_taken_after_the_end():
 
 
 def test_nothing_is_taken_after_a_refusal():
-    """A stream that was refused once cannot be mended by what follows."""
+    """A stream that was refused once cannot be repaired by what follows."""
     joiner = Joiner(announced(b"abc"))
     with pytest.raises(ChunkCorrupt):
         joiner.feed(1, b"abc")

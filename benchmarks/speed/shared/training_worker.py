@@ -94,15 +94,15 @@ def _batches_alone(task: AnyTask) -> Callable[[], object]:
 
 
 def serve(step: Callable[[], object], world: World) -> None:
-    """Take steps as told until stdin ends."""
+    """Take the steps that stdin asks for until stdin ends."""
     for _ in range(WARM):
         step()
     while True:
-        told = world.decide(lambda: int(sys.stdin.readline() or 0))
-        if not told:
+        asked = world.decide(lambda: int(sys.stdin.readline() or 0))
+        if not asked:
             return
         wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(told):
+        for _ in range(asked):
             last = step()
         if isinstance(last, Tensor):
             float(last)

@@ -116,7 +116,7 @@ class Batcher:
                         self._turn(self._flows.choose())
                         self._give_way()
         except BaseException:
-            # Whoever waits for a future would wait for ever: nobody else sets it.
+            # Without this, callers would wait for their futures for ever.
             log.exception("the engine's worker failed; nothing more is computed until the node is restarted")
         finally:
             self._give_up()

@@ -225,7 +225,7 @@ class Stack:
         return Places.by_row(self.x, LevelTable.of(levels, tos), self._each_row())
 
     def advance(self, v: Tensor) -> None:
-        """Take the step of every member; v like x, nobody else's.
+        """Take the step of every member; v like x, which is kept and may be written.
 
         A generator that is driven is sent its answer by `Running.drive`, and its rows are what it says.
         """

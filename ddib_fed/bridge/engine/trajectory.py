@@ -111,7 +111,7 @@ class Trajectory:
         settings = self.settings.of_the_ode() if encoding else self.settings
         laid = model.plan(settings, self.sigma)
         x = on_device(self.x, model.device)
-        cond = model.told(self.label)
+        cond = model.condition_of(self.label)
         frame = None if laid.learned is None else model.frame(self.calibration)
         if encoding:
             solver = laid.encoder(x, cond, frame=frame)

@@ -89,7 +89,7 @@ class Recipe:
         budget = self._budget(model, threads)
         batcher = Batcher(
             model,
-            rows=budget.rows if budget is not None else self._told_rows(model),
+            rows=budget.rows if budget is not None else self._stated_rows(model),
             cost=None if budget is None else budget.cost,
             flows=self.max_trajectories,
             threads=threads if model.device.type == "cpu" else None,
@@ -101,15 +101,15 @@ class Recipe:
             raise
         return Warm(model, batcher, threads)
 
-    def _told_rows(self, model: DomainModel) -> int:
-        """Most rows of a call as it was told; 0 for what is best."""
+    def _stated_rows(self, model: DomainModel) -> int:
+        """Most rows of a call as the settings say; 0 for what is best."""
         if not model.is_picture:
             return self.merge_rows
         return max(1, self.merge_pixels // pixels(model)) if self.merge_pixels else 0
 
     def _budget(self, model: DomainModel, threads: int) -> Budget | None:
         """What calls cost, where the size of a call is to be measured."""
-        if self._told_rows(model):
+        if self._stated_rows(model):
             return None
         key = key_of(model, dtype=self.dtype, threads=threads, compiling=self.compiling)
         budget = remembered(self.costs, key, lambda: measured(model, threads))

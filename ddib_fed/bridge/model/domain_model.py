@@ -222,9 +222,9 @@ class DomainModel:
 
     def condition(self, label: Labels, rows: int, guidance: Guidance = UNGUIDED) -> Condition:
         """The network's condition for `rows` samples of a checked class; None for an unconditional network."""
-        return self.told(self.class_rows(label, rows, guidance))
+        return self.condition_of(self.class_rows(label, rows, guidance))
 
-    def told(self, classes: NDArray[np.int64] | None) -> Condition:
+    def condition_of(self, classes: NDArray[np.int64] | None) -> Condition:
         """The network's condition for rows of these classes, (N,), from `class_rows`."""
         return None if classes is None else {"y": on_device(torch.from_numpy(classes), self.device)}
 

@@ -46,7 +46,7 @@ class Member:
     entries: dict[int, Entry] = field(default_factory=dict)
     remote: Remote | None = None
     gone: bool = False
-    told: bool = False
+    reported: bool = False
     """Whether it said why it could not start."""
 
     rows: int = 0
@@ -92,7 +92,7 @@ class Member:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A trajectory that was taken, and who waits for it."""
+    """A trajectory that was taken, and its caller's future."""
 
     number: int
     trajectory: Trajectory
@@ -172,7 +172,7 @@ class Books:
         members: Workers that there are, or are to be.
         entries: What was taken and is not done, by number.
         rows: Of one network call.
-        calls: Network calls that workers told of.
+        calls: Network calls that workers reported.
         evaluated: Rows of these.
     """
 

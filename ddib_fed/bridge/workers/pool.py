@@ -244,7 +244,7 @@ class Pool:
             if isinstance(message, Ready):
                 self._is_ready(member, message)
             elif isinstance(message, Broken):
-                member.told = True
+                member.reported = True
                 self._could_not_start(message.error)
             elif isinstance(message, Step):
                 finish = self._books.step(member, message)
@@ -269,7 +269,7 @@ class Pool:
             lost = self._books.lost(member, blame=blame)
             hopeless = [entry for entry in lost if entry.hopeless]
             self._redone += len(lost) - len(hopeless)
-            if not member.ready and not member.told:
+            if not member.ready and not member.reported:
                 self._could_not_start(
                     InternalError(f"a {self._what} {why} before it was ready", hint=self._remedy)
                 )

@@ -20,7 +20,7 @@ from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.workers.process import portable
 
 TELL_EVERY_S: Final = 0.1
-"""Steps of one trajectory are told at most so often, and the last one always."""
+"""Steps of one trajectory are reported at most so often, and the last one always."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +105,7 @@ class Workbench:
         tell(Ready(name, self._executor.rows))
 
     def take(self, message: Do | Cancel) -> None:
-        """Begin or give up a trajectory; returns at once, and what goes wrong is told."""
+        """Begin or give up a trajectory; returns at once, and reports what goes wrong."""
         if isinstance(message, Cancel):
             control = self._controls.get(message.number)
             if control is not None:
@@ -113,7 +113,7 @@ class Workbench:
             return
         try:
             self._begin(message)
-        except Exception as error:  # noqa: BLE001 - nobody else would tell who waits for it
+        except Exception as error:  # noqa: BLE001 - the error belongs to the caller
             self._tell(Failed(message.number, portable(error), 0, 0))
 
     def _begin(self, message: Do) -> None:

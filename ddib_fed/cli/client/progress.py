@@ -81,19 +81,19 @@ class JobProgress:
 
 
 def waiting_line(error: DdibError, delay_s: float) -> str:
-    """What is told of a call that waits for its node."""
+    """The message about a call that waits for its node."""
     again = f"trying again in {delay_s:.1f} s" if isinstance(error, ExhaustedError) else "trying again"
     return f"{error.hop or 'the node'}: {error.detail}; {again}"
 
 
 class SayOnce:
-    """Tells on stderr, once, that a call waits for its node; for commands without a progress bar."""
+    """Prints to stderr, once, that a call waits for its node; for commands without a progress bar."""
 
     def __init__(self) -> None:
         self._said = False
 
     def __call__(self, error: DdibError, delay_s: float) -> None:
-        """Tell, unless it was told before."""
+        """Print the message the first time."""
         if not self._said:
             say(waiting_line(error, delay_s), err=True)
         self._said = True

@@ -139,14 +139,14 @@ def _read(given: dict[str, Any]) -> Imported | Bundle:
     if kind == "synthetic":
         from ddib_fed.models.importers.synthetic import import_synthetic
 
-        told = {key: given[key] for key in _OF_POINTS if given[key]}
-        return import_synthetic(given["synthetic"], **names, **told)
-    told = {key: given[key] for key in _OF_PICTURES if given[key] is not None}
+        settings = {key: given[key] for key in _OF_POINTS if given[key]}
+        return import_synthetic(given["synthetic"], **names, **settings)
+    settings = {key: given[key] for key in _OF_PICTURES if given[key] is not None}
     if kind == "diffusers":
         from ddib_fed.models.importers.diffusers_folder import import_diffusers, largest_difference
 
         folder, variant = given["diffusers"], given["variant"]
-        found = import_diffusers(folder, variant=variant, **names, **told)
+        found = import_diffusers(folder, variant=variant, **names, **settings)
         if given["check"]:
             _compare(largest_difference(folder, found, variant=variant))
         return found
@@ -157,7 +157,7 @@ def _read(given: dict[str, Any]) -> Imported | Bundle:
         flags=given["flags"] or "",
         classifier=given["classifier"],
         **names,
-        **told,
+        **settings,
     )
 
 
@@ -174,8 +174,8 @@ def _compare(relative: float) -> None:
 def _of_synthetic(saved: Bundle) -> tuple[str, ...]:
     """A warning for a point network imported without its options."""
     context = click.get_current_context(silent=True)
-    told = [] if context is None else [key for key in _OF_POINTS if context.params.get(key)]
-    if told:
+    chosen = [] if context is None else [key for key in _OF_POINTS if context.params.get(key)]
+    if chosen:
         return ()
     schedule = saved.manifest.schedule
     trust = "without --noise-schedule and --diffusion-steps these are the public defaults, which no tensor confirms"

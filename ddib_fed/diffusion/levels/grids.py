@@ -259,7 +259,7 @@ def _count(text: str, whole: str) -> int:
 
 
 def ddib_compat_grids(
-    schedule: DiscreteSchedule, respacing: list[int] | str = "", *, told: Schedule | None = None
+    schedule: DiscreteSchedule, respacing: list[int] | str = "", *, own: Schedule | None = None
 ) -> tuple[Grid, Grid]:
     """The public code's levels: (encode, decode), which are not each other's reverse.
 
@@ -270,16 +270,16 @@ def ddib_compat_grids(
     Args:
         schedule: The original T steps.
         respacing: As in `space_timesteps`.
-        told: The network's own schedule, when it receives other times than those of `schedule`.
+        own: The network's own schedule, when it receives other times than those of `schedule`.
 
     Raises:
         SettingsInvalid: As `space_timesteps`.
     """
     inner = schedule.at_steps(space_timesteps(schedule.steps, respacing))
-    if told is not None:
-        inner = tuple(level._replace(t=told.level(level.lam).t) for level in inner)
+    if own is not None:
+        inner = tuple(level._replace(t=own.level(level.lam).t) for level in inner)
     noise, data = Level(0.0, 1.0, inner[-1].t), Level(1.0, 0.0, inner[0].t)
-    middles = told or schedule
+    middles = own or schedule
     return grid_of(middles, (*inner, noise)), grid_of(middles, (*inner[::-1], data))
 
 

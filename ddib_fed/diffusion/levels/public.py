@@ -65,14 +65,14 @@ def public_grids(schedule: Schedule, levels: PublicLevels, evaluations: int) -> 
         raise SettingsInvalid(f"{levels.diffusion_steps} diffusion steps are outside 1 to {MAX_STEPS}")
     if isinstance(schedule, DiscreteSchedule):
         _check_own(schedule, levels)
-        table, told = schedule, None
+        table, own = schedule, None
     else:
         name, steps = levels.noise_schedule or "linear", levels.diffusion_steps or evaluations
-        table, told = discrete_schedule(name, steps), schedule
+        table, own = discrete_schedule(name, steps), schedule
         # Without a T the table is a rescaled linear one, which earlier peers have always followed as it is.
         if levels.noise_schedule or levels.diffusion_steps:
             _check_range(schedule, table)
-    grids = ddib_compat_grids(table, levels.respacing or [evaluations], told=told)
+    grids = ddib_compat_grids(table, levels.respacing or [evaluations], own=own)
     if len(grids[0]) != evaluations:
         raise SettingsInvalid(
             f"respacing {levels.respacing!r} of {table.steps} steps keeps {len(grids[0])}, not {evaluations}",

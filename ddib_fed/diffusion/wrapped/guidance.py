@@ -24,7 +24,7 @@ from ddib_fed.diffusion.denoiser import (
     Denoiser,
     Places,
     TimeInput,
-    told_times,
+    network_times,
     v_from_x0,
     x0_from_v,
 )
@@ -72,7 +72,7 @@ class Classifier:
 
     def _logits(self, x: Tensor, places: Places) -> Tensor:
         wide = torch.promote_types(self.dtype, torch.float32)
-        times = on_device(told_times(places.table, self.time_input), self.device, wide)
+        times = on_device(network_times(places.table, self.time_input), self.device, wide)
         logits: Tensor = self.network(x, times, rows=places.rows)
         return logits
 

@@ -66,10 +66,10 @@ def import_guided(
         BundleInvalid: It is not a checkpoint, or of another network; the detail names the first tensor that differs.
         SettingsInvalid: Flags that are unknown or contradict the shapes; the detail names the first.
     """
-    told = parse_flags(flags, classifier=classifier)
+    given = parse_flags(flags, classifier=classifier)
     checkpoint = read_tensors(path)
-    settled = settle(checkpoint.state, told, classifier=classifier, source=str(path))
-    network, warnings = settled.network, _warnings(settled.facts, told)
+    settled = settle(checkpoint.state, given, classifier=classifier, source=str(path))
+    network, warnings = settled.network, _warnings(settled.facts, given)
     expected = network_shapes(network)
     for key in (*expected, *(key for key in checkpoint.state if key not in expected)):
         problem = state_problem(key, expected, checkpoint.state)
@@ -89,9 +89,9 @@ def import_guided(
         soften_sigma=soften_sigma,
         picture=PictureFormat(fit=fit, low=0.0, high=255.0, bits=8),
         data=DataNote(note=import_note("the file", warnings)),
-        training=_training(checkpoint, told),
+        training=_training(checkpoint, given),
     )
-    return Imported(manifest, checkpoint.state, settled.facts, told.ignored, checkpoint.remarks, warnings)
+    return Imported(manifest, checkpoint.state, settled.facts, given.ignored, checkpoint.remarks, warnings)
 
 
 def _warnings(facts: tuple[Fact, ...], flags: Flags) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, sourc
     reading = _Reading(shapes, flags, _layout(shapes, flags))
     reading.check()
     network = _network(reading, source)
-    predict_xstart = not classifier and bool(reading.told("predict_xstart"))
+    predict_xstart = not classifier and bool(reading.flag("predict_xstart"))
     return Settled(network, "x0" if predict_xstart else "eps", _schedule(reading), tuple(reading.facts))
 
 
@@ -199,7 +199,7 @@ class _Reading:
         """Prefix of the flags about a classifier's architecture."""
         return "classifier_" if self.shapes.classifier else ""
 
-    def told(self, key: str) -> Value:
+    def flag(self, key: str) -> Value:
         """The value of a flag, or its public default; listed."""
         value, basis = self.flags.get(key)
         self.facts.append(Fact(key, written(value), basis))
@@ -331,17 +331,17 @@ def _network(reading: _Reading, source: str) -> UNetConfig | ClassifierConfig:
 
 def _untold(reading: _Reading) -> Iterator[tuple[str, Value]]:
     """Arguments of the UNet that shapes do not determine."""
-    yield "num_head_channels", (by_width := reading.told("num_head_channels"))
+    yield "num_head_channels", (by_width := reading.flag("num_head_channels"))
     if by_width == -1:
         for key in ("num_heads", "num_heads_upsample"):
-            yield key, reading.told(key)
+            yield key, reading.flag(key)
     for key in ("use_new_attention_order", "dropout"):
-        yield key, reading.told(key)
+        yield key, reading.flag(key)
 
 
 def _schedule(reading: _Reading) -> ScheduleConfig:
     name, steps, rescaled = (
-        reading.told(key) for key in ("noise_schedule", "diffusion_steps", "rescale_timesteps")
+        reading.flag(key) for key in ("noise_schedule", "diffusion_steps", "rescale_timesteps")
     )
     schedule = ScheduleConfig(str(name), int(str(steps)), bool(rescaled))
     if schedule.name not in ("linear", "cosine"):

@@ -190,7 +190,7 @@ def _blocks(state: Mapping[str, Tensor], way: str) -> tuple[Block, ...]:
 
 def _block(state: Mapping[str, Tensor], name: str, layers: Mapping[int, set[str]]) -> Block:
     residual = state.get(f"{name}.0.in_layers.2.weight")
-    told = state.get(f"{name}.0.emb_layers.1.weight")
+    projection = state.get(f"{name}.0.emb_layers.1.weight")
     width, enters = residual.shape[:2] if residual is not None else (0, 0)
     resamples = ""
     if any(tensors & {"op.weight", "conv.weight"} for tensors in layers.values()):
@@ -201,7 +201,7 @@ def _block(state: Mapping[str, Tensor], name: str, layers: Mapping[int, set[str]
         width,
         enters,
         any("qkv.weight" in tensors for tensors in layers.values()),
-        told is not None and len(told) == 2 * width,
+        projection is not None and len(projection) == 2 * width,
         resamples,
     )
 

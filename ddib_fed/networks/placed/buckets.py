@@ -99,8 +99,8 @@ class Bucketed:
 
     def _runner(self, x: Tensor, times: Tensor, extra: Mapping[str, Tensor]) -> tuple[Buffers, Runner]:
         size = self._buckets[bisect.bisect_left(self._buckets, len(x))]
-        told = tuple(sorted((name, value.dtype, value.shape[1:]) for name, value in extra.items()))
-        key = (size, x.dtype, x.shape[1:], told)
+        inputs = tuple(sorted((name, value.dtype, value.shape[1:]) for name, value in extra.items()))
+        key = (size, x.dtype, x.shape[1:], inputs)
         if key not in self._runners:
 
             def buffer(like: Tensor) -> Tensor:

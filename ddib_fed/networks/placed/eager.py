@@ -57,10 +57,10 @@ class Remembering(Plain):
         else:
             kept = self._of_table(times)
         # The times themselves, on their device, are remembered with what was made of them.
-        told = kept.get("told")
-        if told is None:
-            told = kept["told"] = self.told(times, extra)
-        return self._answer(x, told[0], rows, {**extra, **told[1], "kept": kept})
+        placed = kept.get("times")
+        if placed is None:
+            placed = kept["times"] = self.placed(times, extra)
+        return self._answer(x, placed[0], rows, {**extra, **placed[1], "kept": kept})
 
     def network_for(self, rows: int) -> nn.Module:
         """The network, or its copy."""

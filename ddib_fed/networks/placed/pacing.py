@@ -1,8 +1,8 @@
 """Keeps the host at most a few calls ahead of the device.
 
 Without a synchronisation per step the host could queue a whole trajectory before its first step is computed: progress
-would be told too early, cancelled rows would be computed to their end, and requests that come meanwhile would not be
-merged. The device never idles for it: while the host waits, later calls are queued.
+would be reported too early, cancelled rows would be computed to their end, and requests that come meanwhile would not
+be merged. The device never idles for it: while the host waits, later calls are queued.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Probe:
         sample_shape: Of one sample that the network takes.
         times: Two times of the model's schedule.
         classes: How many there are; 0 for a network without classes.
-        flow_map: Whether it is also told a second time.
+        flow_map: Whether it also takes a second time.
     """
 
     sample_shape: tuple[int, ...]

@@ -232,11 +232,11 @@ def sixteen_bits(content: bytes, format_name: str, mode: str, *, byte_order: str
 def _retold(tile: Any, raw_mode: str) -> Any:
     """One of Pillow's tiles, to be unpacked as another raw mode."""
     codec, extents, offset, args = tile
-    told = (raw_mode, *args[1:]) if isinstance(args, tuple) else raw_mode
+    arguments = (raw_mode, *args[1:]) if isinstance(args, tuple) else raw_mode
     return (
-        type(tile)(codec, extents, offset, told)
+        type(tile)(codec, extents, offset, arguments)
         if hasattr(tile, "_fields")
-        else (codec, extents, offset, told)
+        else (codec, extents, offset, arguments)
     )
 
 

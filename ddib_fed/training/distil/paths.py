@@ -21,7 +21,7 @@ from torch import Tensor
 from ddib_fed.datasets.synthetic import UNIFORMS_PER_POINT, uniforms
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import soften
-from ddib_fed.diffusion.denoiser import Denoiser, told_times
+from ddib_fed.diffusion.denoiser import Denoiser, network_times
 from ddib_fed.diffusion.levels.grids import Grid, grid_of
 from ddib_fed.diffusion.schedule import Schedule
 from ddib_fed.models.bundle import Bundle
@@ -302,9 +302,9 @@ def _of_path(
     divisor = torch.where(still, 1.0, span).to(device, x.dtype).reshape(shape)
     mean = (reached - x) / divisor
     target = torch.where(still.to(device).reshape(shape), path.v[low.to(device), rows.to(device)], mean)
-    told = told_times(path.levels, denoiser.time_input).float().to(device)
+    times = network_times(path.levels, denoiser.time_input).float().to(device)
     return (
-        x, told[here.to(device)], told[there.to(device)], target, span.abs().float().to(device), path.labels
+        x, times[here.to(device)], times[there.to(device)], target, span.abs().float().to(device), path.labels
     )  # fmt: skip
 
 

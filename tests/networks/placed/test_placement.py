@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ddib_fed.diffusion.denoiser import told_times
+from ddib_fed.diffusion.denoiser import network_times
 from ddib_fed.diffusion.running import Plain
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.shipped import pretrained
@@ -190,7 +190,7 @@ def test_what_is_remembered_of_a_level_changes_no_answer(domain):
 
 def times_of(bundle, levels):
     table = torch.tensor(levels, dtype=torch.float64)
-    return told_times(table, bundle.manifest.time_input).float()[:, None]
+    return network_times(table, bundle.manifest.time_input).float()[:, None]
 
 
 @pytest.mark.parametrize("domain", ["moons", "satellite"])

@@ -63,7 +63,7 @@ def test_an_error_gives_back_what_was_held(where) -> None:
 
 
 def test_a_small_one_does_not_overtake_a_large_one_for_ever() -> None:
-    """Who waits first is served first: the gate lets one through at a time."""
+    """First come, first served: the gate lets one through at a time."""
     memory, order, inside = DecodingMemory(100), [], threading.Event()
     go = threading.Event()
 

@@ -31,7 +31,7 @@ def job(spool):
 
 
 def stage(spool, job_id: str, data: bytes) -> None:
-    """Its first input, as it comes."""
+    """Its first input, while it is received."""
     file = spool.stage(job_id, 0, "input")
     file.write(data)
     file.close()

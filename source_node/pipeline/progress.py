@@ -1,4 +1,4 @@
-"""What watchers, metrics and the job's books are told of items on their way."""
+"""Events and metrics of the items of a job under way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS_EVERY_S = 0.1
 item in flight costs the node, and each client that watches, more than storing it."""
 
 
-class Telling:
+class JobProgress:
     """Publishes the events of one job; safe to use from any thread.
 
     Args:
