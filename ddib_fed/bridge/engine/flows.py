@@ -10,7 +10,7 @@ turns of all flows would: then merging delays nobody, and equal small requests a
 
 Where the next stage works on the first results of a stream while later ones are computed, n rows in calls of b take
 about (n + b) c(b) / b, with c(b) the time of such a call: the next stage waits for the first b, or ends b after the
-last. A short stream is fastest in smaller calls than a long one.
+last. A short stream is fastest in smaller calls than a long one, and so is the rest of a long one.
 """
 
 from __future__ import annotations
@@ -37,11 +37,19 @@ class Flow:
         weight: Above 0; that of its last trajectory.
         time: Virtual time.
         waiting: Its trajectories, started and not.
+        ended: Rows of those that are over, while there have been others.
     """
 
     weight: float
     time: float
     waiting: deque[Running] = field(default_factory=deque)
+    ended: int = 0
+
+    @property
+    def stream_rows(self) -> int:
+        """About how many rows of its stream are still to come or under way; 0 where no stage waits for them."""
+        announced = self.waiting[0].trajectory.stream_rows
+        return max(1, announced - self.ended) if announced else 0
 
 
 class Flows:
@@ -86,6 +94,7 @@ class Flows:
         key = running.flow
         flow = self._flows[key]
         flow.waiting.remove(running)
+        flow.ended += running.rows
         self._count -= 1
         if not flow.waiting:
             del self._flows[key]
@@ -158,7 +167,7 @@ class Flows:
 
     def _most_rows(self, turns: Sequence[Flow]) -> int:
         """Most rows of the next call: fewer than the budget while all that waits belongs to short streams."""
-        streams = [flow.waiting[0].trajectory.stream_rows for flow in turns]
+        streams = [flow.stream_rows for flow in turns]
         return self._best(sum(streams)) if all(streams) else self._rows
 
     def _best_for(self, rows: int) -> int:

@@ -189,3 +189,19 @@ def test_a_short_stream_is_encoded_in_calls_that_let_the_next_stage_begin_early(
 def test_what_no_stage_waits_for_is_merged_with_a_stream_up_to_the_budget() -> None:
     stream = [running(1, "job", stream_rows=8) for _ in range(64)]
     assert len(turn(flows(*stream, *[running(1, "request") for _ in range(64)], rows=32))) == 32
+
+
+def test_the_end_of_a_long_stream_is_encoded_in_smaller_calls() -> None:
+    """Of 512 rows in calls that cost b + 2, the first run in calls of 32, and the last 32 in calls of 8."""
+    work = [running(1, "job", stream_rows=512) for _ in range(512)]
+    queue = flows(*work, rows=32, overhead=2)
+    sizes = []
+    while work:
+        chosen = turn(queue)
+        sizes.append(len(chosen))
+        for each in chosen:  # each ends after one step here
+            queue.remove(each)
+            work.remove(each)
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-1]) == (32, 8)
+    assert sum(sizes[-4:]) == 32
