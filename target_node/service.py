@@ -15,11 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 
-from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.model.checks import check_decoding
 from ddib_fed.errors import (
     ContractUnknown,
-    InputError,
     MessageInvalid,
     NotReady,
     PolicyDenied,
@@ -32,16 +30,13 @@ from ddib_fed.node.policy import Quota, check_depth, check_encoder
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
-from ddib_fed.server.pace import Pace, paced
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.agreement import agree
 from ddib_fed.wire.calibration import CalibrationTerms
-from ddib_fed.wire.chunks import Announced, Assembler, Whole, file_header, stream
+from ddib_fed.wire.chunks import file_header, stream
 from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.guidance import check_offered, guidance_from_pb
 from ddib_fed.wire.jobs import LATER_GRIDS, LATER_SOLVERS
-from ddib_fed.wire.latent import LatentOpener
-from ddib_fed.wire.latent_types import types_from_pb
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import (
     CALIBRATION,
@@ -55,6 +50,7 @@ from ddib_fed.wire.version import (
 )
 from target_node.calibration import CalibrationServicer
 from target_node.contract_calibration import check_calibration
+from target_node.requests import control_of, latents_of, proposed_types, stream_header
 from target_node.stream import DecodeStream, StreamSettings, Translated
 
 # Contracts remembered of one peer: it needs one at a time, and an old one lives on for calls that are on their way.
@@ -127,7 +123,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             self._node.side(),
             self.limits(),
             None if proposed is None else from_message(proposed, CalibrationTerms),
-            _proposed_types(request),
+            proposed_types(request),
             self._node.config.policy.latent_types,
         )
         check_calibration(self._node, contract)
@@ -150,7 +146,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     ) -> Iterator[decoding_pb2.DecodeResponse]:
         """See decoding.proto."""
         engine = self._node.engine
-        header = _header(request_iterator)
+        header = stream_header(request_iterator)
         contract = self._contract(header.contract_sha256)
         label = header.target_class if header.HasField("target_class") else None
         guidance = guidance_from_pb(header.guidance)
@@ -163,11 +159,11 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             guidance, contract.limits.guidance, f"{contract.target.institution}/{contract.target.domain}"
         )
         check_decoding(engine.model, settings.solver, label, guidance)
-        control = _control_of(context)
+        control = control_of(context)
         decoding = DecodeStream(
             engine,
             settings,
-            _latents(request_iterator, contract, header.items, self._node.config.limits.stall_s),
+            latents_of(request_iterator, contract, header.items, self._node.config.limits.stall_s),
             control,
             self._charge(header.request_id, contract),
             flow=f"{caller().institution}/{header.request_id}",
@@ -303,69 +299,6 @@ class _Counted:
         with self._idle:
             self._change(-1)
             self._idle.notify_all()
-
-
-def _proposed_types(request: decoding_pb2.NegotiateContractRequest) -> tuple[str, ...]:
-    """In what a source would send latents; none for float32 alone.
-
-    Raises:
-        MessageInvalid: Only types of a later release.
-    """
-    found = types_from_pb(request.latent_types)
-    if request.latent_types and not found:
-        raise MessageInvalid("latent types of another release", facts={"field": "latent_types"})
-    return found
-
-
-def _header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb2.DecodeHeader:
-    first = next(requests, None)
-    if first is None or first.WhichOneof("message") != "header":
-        raise MessageInvalid("the first message of Decode must be its header", facts={"field": "header"})
-    return first.header
-
-
-def _latents(
-    requests: Iterator[decoding_pb2.DecodeRequest], contract: Contract, max_items: int, stall_s: float
-) -> Iterator[tuple[int, Latent]]:
-    """The latents of a stream, each checked against the contract before its bytes are read.
-
-    Between two of them the source may be at work for long; inside one it may not stall.
-    """
-    check, pace = LatentOpener(contract, max_items=max_items), Pace(stall_s, always=False)
-
-    def opener(header: decoding_pb2.LatentHeader) -> Announced:
-        announced = check(header)
-        pace.begin(announced.size_bytes)
-        return announced
-
-    assembler = Assembler({"latent": opener})
-    with paced(requests, pace) as messages:
-        for message in messages:
-            whole = assembler.feed(message)
-            if whole is not None:
-                pace.end()
-                yield whole.header.item, _latent(whole, contract)
-    assembler.end()
-
-
-def _latent(whole: Whole, contract: Contract) -> Latent:
-    try:
-        assert whole.landed is not None  # the opener asks for it
-        return Latent.from_bytes(
-            whole.landed, contract.sample_shape, contract.wire_type, sha256=whole.header.tensor.sha256
-        )
-    except InputError as error:
-        error.facts["item"] = str(whole.header.item)
-        raise
-
-
-def _control_of(context: grpc.ServicerContext) -> Control:
-    """Ends the work when the call ends: cancelled, disconnected, or past its deadline."""
-    remaining = context.time_remaining()
-    control = Control(None if remaining is None else time.monotonic() + remaining)
-    if not context.add_callback(control.cancel):
-        control.cancel()
-    return control
 
 
 class TargetService:
