@@ -25,6 +25,8 @@ from ddib_fed.bridge.engine.stack import Running
 
 Cost = Callable[[int], float]
 """Seconds, or anything in proportion to them, of a network call of so many rows."""
+NEAR = 64.0
+"""Short streams whose times differ by less than so many full calls, about a leg, run in the order of arrival."""
 DEARER = 1.25
 """A short stream is not computed in calls that cost more than so many times the least a row."""
 
@@ -145,9 +147,11 @@ class Flows:
     def _chosen(self) -> Sequence[Running]:
         turns = sorted(list(self._flows.values())[: self._most], key=lambda flow: flow.time)
         self._now = turns[0].time
+        most = self._most_rows(turns)
+        if most < self._rows:
+            turns = self._by_arrival(turns)
         first = turns[0].waiting[0]
         chosen, rows = [first], first.cost_rows
-        most = self._most_rows(turns)
         for running in islice(turns[0].waiting, 1, None):
             if rows + running.cost_rows > most:
                 break
@@ -156,14 +160,21 @@ class Flows:
                 rows += running.cost_rows
         allowed = len(turns) * self._cost(rows)
         for flow in turns[1:]:
+            # Beside a longer stream a shorter one takes the room that the call was given less.
+            room = most if flow.stream_rows >= turns[0].stream_rows else self._rows
             for running in flow.waiting:
                 total = rows + running.cost_rows
-                if total > most or self._cost(total) > allowed:
+                if total > room or self._cost(total) > allowed:
                     break
                 if running.kind == first.kind:
                     chosen.append(running)
                     rows = total
         return sorted(chosen, key=lambda running: running.number)
+
+    def _by_arrival(self, turns: Sequence[Flow]) -> list[Flow]:
+        """Short streams one after another, as one stream of all their rows would go, while their times are near."""
+        near = NEAR * self._cost(self._rows)
+        return sorted(turns, key=lambda flow: (int((flow.time - self._now) / near), flow.waiting[0].number))
 
     def _most_rows(self, turns: Sequence[Flow]) -> int:
         """Most rows of the next call: fewer than the budget while all that waits belongs to short streams."""

@@ -205,3 +205,26 @@ def test_the_end_of_a_long_stream_is_encoded_in_smaller_calls() -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert (sizes[0], sizes[-1]) == (32, 8)
     assert sum(sizes[-4:]) == 32
+
+
+def test_short_streams_of_many_go_one_after_another_as_one_stream_of_all_would() -> None:
+    """Four of sixteen are in a call of 8 rows until they end; were that long, others would have their turn."""
+    work = [[running(1, f"job {n}", stream_rows=2) for _ in range(2)] for n in range(16)]
+    queue = flows(*[each for two in work for each in two], rows=32, overhead=2)
+    first = [each for two in work[:4] for each in two]
+    for _ in range(48):
+        assert turn(queue) == first
+    for each in first:
+        queue.remove(each)
+    following = [each for two in work[4:8] for each in two]
+    for _ in range(2_000):
+        if turn(queue) != following:
+            return
+    raise AssertionError("the same flows had every turn")
+
+
+def test_a_shorter_stream_joins_the_call_of_a_longer_one() -> None:
+    long = [running(1, "long", stream_rows=40) for _ in range(40)]
+    short = [running(1, "short", stream_rows=2) for _ in range(2)]
+    chosen = turn(flows(*long, *short, rows=32, overhead=2))
+    assert chosen == long[:8] + short
