@@ -183,8 +183,8 @@ def _opened(names: tuple[str, str], form: Form) -> Pair:
     teachers = tuple(map(pretrained, names))
     distilled = tuple(load_bundle(_folder(name, form)) for name in names)
     for teacher, made in zip(teachers, distilled, strict=True):
-        distilled = made.manifest.distilled
-        if distilled is None or distilled.teacher != teacher.digest:
+        origin = made.manifest.distilled
+        if origin is None or origin.teacher != teacher.digest:
             raise SystemExit(f"{_folder(teacher.manifest.name, form)} is of another teacher: remove it")
     if teachers[0].manifest.sample_kind == "point":
         x = torch.from_numpy(sample(names[0], form.pick(2_000, 10_000), SEED))
@@ -215,10 +215,8 @@ def _trip(pair: Pair, bundles: tuple[Bundle, Bundle], settings: SolverSettings) 
 
 def _few(pair: Pair, count: int) -> SolverSettings:
     """Steps of the distilled models on the grid that the second of them names: decoding depends on it the most."""
-    distilled = pair.distilled[1].manifest.distilled
-    return SolverSettings(
-        "flow-map", evaluations=count, grid="default" if distilled is None else distilled.grid
-    )
+    origin = pair.distilled[1].manifest.distilled
+    return SolverSettings("flow-map", evaluations=count, grid="default" if origin is None else origin.grid)
 
 
 def _rows(pair: Pair) -> int:
