@@ -94,11 +94,7 @@ def measure(form: Form) -> Report:
         _measure_pair(report, _opened(names, form), form)
     report.note(
         "One seed of distillation for each model; the interval says nothing of others. Trained by "
-        + "; ".join(
-            f"`{load_bundle(_folder(name, form)).manifest.training.command}`"
-            for names in pairs
-            for name in names
-        )
+        + "; ".join(f"`{_command(_folder(name, form))}`" for names in pairs for name in names)
         + "."
     )
     return report
@@ -196,6 +192,11 @@ def _opened(names: tuple[str, str], form: Form) -> Pair:
         x = torch.from_numpy(teachers[0].manifest.normalisation.apply(load_shipped(names[0]).test[chosen]))
         drawn = resample(len(x), shipped_clusters(names[0])[chosen])
     return Pair(names, (teachers[0], teachers[1]), (distilled[0], distilled[1]), x, drawn, chosen)
+
+
+def _command(folder: Path) -> str:
+    """The command that made a bundle, with paths below the project's folder."""
+    return load_bundle(folder).manifest.training.command.replace(f"{ROOT}/", "")
 
 
 def _trip(pair: Pair, bundles: tuple[Bundle, Bundle], settings: SolverSettings) -> Found:
