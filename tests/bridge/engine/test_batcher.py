@@ -250,15 +250,6 @@ def test_generators_are_closed_when_the_batcher_is(denoiser: Denoiser) -> None:
         submit(batcher, denoiser, points(1, 0))
 
 
-def test_control_waits_and_wakes() -> None:
-    """`wait` ends early when cancelled, and says so."""
-    control = Control()
-    threading.Timer(0.05, control.cancel).start()
-    with pytest.raises(Cancelled):
-        control.wait(30)
-    assert control.cancelled
-
-
 def test_who_is_cancelled_while_waiting_for_room_hears_it_at_once(denoiser: Denoiser) -> None:
     """Cancelling needs no free place: the next turn of whoever has it is enough."""
     gate, control = Gate(), Control()
@@ -307,20 +298,6 @@ def test_a_worker_that_dies_leaves_nobody_waiting(denoiser: Denoiser, caplog) ->
     assert "worker failed" in caplog.text
 
 
-def test_cancelling_interrupts_who_cannot_look() -> None:
-    """A callback is called once when cancelled inside, at once when cancelled before, and not after leaving."""
-    calls: list[str] = []
-    control = Control()
-    with control.interrupting(lambda: calls.append("left")):
-        pass
-    with control.interrupting(lambda: calls.append("inside")):
-        control.cancel()
-        control.cancel()
-    with control.interrupting(lambda: calls.append("late")):
-        pass
-    assert calls == ["inside", "late"]
-
-
 def test_large_trajectories_take_turns(denoiser: Denoiser) -> None:
     """Neither waits for the other's end."""
     batcher = make_batcher(rows=8)
@@ -357,15 +334,6 @@ def test_no_gradients_are_kept(batcher: Batcher, denoiser: Denoiser) -> None:
     """Nobody trains here: a graph over all steps would hold every activation."""
     assert not submit(batcher, denoiser, points(3, 0)).result(10).requires_grad
     assert next(denoiser.network.parameters()).requires_grad
-
-
-def test_the_first_reason_to_cancel_stays() -> None:
-    """A job that was cancelled by its client is not drained afterwards."""
-    control = Control()
-    control.cancel(DeadlineExceeded())
-    control.cancel(Draining())
-    with pytest.raises(DeadlineExceeded):
-        control.check()
 
 
 class Told(torch.nn.Module):
