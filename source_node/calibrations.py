@@ -10,8 +10,8 @@ from ddib_fed.errors import CalibrationRefused
 from ddib_fed.node.calibration.checks import usable_calibration
 from ddib_fed.node.role import NodeContext
 from ddib_fed.trust.calibrations.store import Place
-from ddib_fed.wire.calibration import CalibrationTerms
-from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.contracts.calibration import CalibrationTerms
+from ddib_fed.wire.contracts.contract import Contract
 from source_node.jobs.records import JobSpec
 
 

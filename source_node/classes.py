@@ -7,8 +7,8 @@ from ddib_fed.errors import InputError, PolicyDenied, SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
-from ddib_fed.wire.contract import MAX_CLASS_NAME, ContractSide
-from ddib_fed.wire.guidance import GuidanceTerms, check_offered
+from ddib_fed.wire.contracts.contract import MAX_CLASS_NAME, ContractSide
+from ddib_fed.wire.contracts.guidance import GuidanceTerms, check_offered
 from source_node.jobs.records import JobSpec
 
 MAX_LISTED = 200

@@ -24,9 +24,9 @@ from ddib_fed.errors import (
 from ddib_fed.rpc.ahead import ReadAhead
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from ddib_fed.wire.chunks import Announced, Assembler, Whole, open_file
-from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, LatentOpener
+from ddib_fed.wire.streams.chunks import Announced, Assembler, Whole, open_file
 
 # Beyond it, what a peer says of its own speed is not believed (and not recorded).
 MAX_SECONDS = 1e7

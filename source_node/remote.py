@@ -29,10 +29,10 @@ from ddib_fed.latent_types import FLOAT32
 from ddib_fed.rpc.settings import settings_message
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
-from ddib_fed.wire.agreement import confirm
-from ddib_fed.wire.calibration import CalibrationTerms
-from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
-from ddib_fed.wire.guidance import GuidanceTerms, guidance_to_pb
+from ddib_fed.wire.contracts.agreement import confirm
+from ddib_fed.wire.contracts.calibration import CalibrationTerms
+from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide
+from ddib_fed.wire.contracts.guidance import GuidanceTerms, guidance_to_pb
 from ddib_fed.wire.latent import ApprovedLatent
 from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.mapping import from_message, to_message

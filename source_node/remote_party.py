@@ -32,7 +32,7 @@ from ddib_fed.errors import (
     PolicyDenied,
 )
 from ddib_fed.latent import Latent
-from ddib_fed.wire.contract import Contract, ContractSide
+from ddib_fed.wire.contracts.contract import Contract, ContractSide
 from source_node.decode_call import Answer, DecodeCall, Progress
 from source_node.latent_window import Filler, LatentWindow, Release, Sending
 from source_node.remote import Remote

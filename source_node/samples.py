@@ -44,7 +44,7 @@ from ddib_fed.samples.kinds import picture_for_points, refuse_picture
 from ddib_fed.samples.picture_memory import FIXED, memory_of
 from ddib_fed.samples.points import parse_npy, read_header, to_npy
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.contract import ContractSide
+from ddib_fed.wire.contracts.contract import ContractSide
 
 Array = NDArray[np.float32]
 

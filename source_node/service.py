@@ -34,10 +34,10 @@ from ddib_fed.server.pace import Pace, paced
 from ddib_fed.server.slots import Slots
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
-from ddib_fed.wire.chunks import Announced, assemble, open_file, stream_file
-from ddib_fed.wire.contract import SAMPLE_KINDS
+from ddib_fed.wire.contracts.contract import SAMPLE_KINDS
 from ddib_fed.wire.jobs import JobState
 from ddib_fed.wire.mapping import to_message
+from ddib_fed.wire.streams.chunks import Announced, assemble, open_file, stream_file
 from source_node import messages
 from source_node.calibrations import active_terms, calibration_of
 from source_node.jobs.database import rehearse

@@ -19,8 +19,8 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
 from ddib_fed.v1 import translation_pb2
-from ddib_fed.wire.contract import MAX_CLASS_NAME
-from ddib_fed.wire.guidance import check_version, guidance_from_pb
+from ddib_fed.wire.contracts.contract import MAX_CLASS_NAME
+from ddib_fed.wire.contracts.guidance import check_version, guidance_from_pb
 from ddib_fed.wire.jobs import LATER_GRIDS, LATER_SOLVERS, Settings
 from ddib_fed.wire.latent_types import types_from_pb
 from ddib_fed.wire.version import (

@@ -7,7 +7,7 @@ from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.errors import ContractMismatch, Difference
 from ddib_fed.node.calibration.checks import usable_calibration
 from ddib_fed.node.role import NodeContext
-from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.contracts.contract import Contract
 
 
 def check_calibration(node: NodeContext, contract: Contract) -> None:

@@ -12,10 +12,10 @@ from ddib_fed.errors import InputError, MessageInvalid
 from ddib_fed.latent import Latent
 from ddib_fed.server.pace import Pace, paced
 from ddib_fed.v1 import decoding_pb2
-from ddib_fed.wire.chunks import Announced, Assembler, Whole
-from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import LatentOpener
 from ddib_fed.wire.latent_types import types_from_pb
+from ddib_fed.wire.streams.chunks import Announced, Assembler, Whole
 
 
 def proposed_types(request: decoding_pb2.NegotiateContractRequest) -> tuple[str, ...]:

@@ -31,13 +31,13 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
-from ddib_fed.wire.agreement import agree
-from ddib_fed.wire.calibration import CalibrationTerms
-from ddib_fed.wire.chunks import file_header, stream
-from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
-from ddib_fed.wire.guidance import check_offered, guidance_from_pb
+from ddib_fed.wire.contracts.agreement import agree
+from ddib_fed.wire.contracts.calibration import CalibrationTerms
+from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide
+from ddib_fed.wire.contracts.guidance import check_offered, guidance_from_pb
 from ddib_fed.wire.jobs import LATER_GRIDS, LATER_SOLVERS
 from ddib_fed.wire.mapping import from_message, to_message
+from ddib_fed.wire.streams.chunks import file_header, stream
 from ddib_fed.wire.version import (
     CALIBRATION,
     ECONOMY,

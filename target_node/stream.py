@@ -23,7 +23,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.node.model.pictures import rule_of, write_translation
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, approve
 
 # Translations of one call that wait to be sent: one is written while another is on the wire.

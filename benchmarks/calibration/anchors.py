@@ -27,8 +27,8 @@ import torch
 from benchmarks.calibration.directed import BUILD, OUT, ROOT, Directed
 from benchmarks.pages import between, markdown
 from ddib_fed.bridge.arrays import Asked, translate_array
-from ddib_fed.bridge.calibration.anchors import fit
 from ddib_fed.bridge.calibration.files import write_calibration
+from ddib_fed.bridge.calibration.fitting.anchors import fit
 from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Making, units_digest
 from ddib_fed.bridge.local_party import open_party
 from ddib_fed.diffusion.plans import SolverSettings

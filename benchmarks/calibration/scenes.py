@@ -87,7 +87,7 @@ class Scene:
     def rotation(self) -> ChannelMap:
         """Fitted by the source against the target's aggregate."""
         from ddib_fed.bridge.calibration.aggregates import make_aggregate
-        from ddib_fed.bridge.calibration.fitting import propose
+        from ddib_fed.bridge.calibration.fitting.unpaired import propose
 
         own, target = self.directed.unpaired
         units = [bundle.manifest.normalisation for bundle in self.directed.bundles]

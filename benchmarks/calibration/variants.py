@@ -15,7 +15,7 @@ from benchmarks.calibration.directed import BUILD, CALIBRATED, Directed
 from ddib_fed.bridge.arrays import Asked, translate_array
 from ddib_fed.bridge.calibration.aggregates import make_aggregate
 from ddib_fed.bridge.calibration.files import read_calibration, write_calibration
-from ddib_fed.bridge.calibration.rotation import degrees, nearest_orthogonal
+from ddib_fed.bridge.calibration.fitting.rotation import degrees, nearest_orthogonal
 from ddib_fed.bridge.local_party import LocalParty, only, open_party
 from ddib_fed.bridge.party import Leg, ToDecode
 from ddib_fed.diffusion.plans import SolverSettings

@@ -26,7 +26,7 @@ from benchmarks.calibration.directed import CALIBRATED, DIRECTIONS, THRESHOLDS, 
 from benchmarks.calibration.table import kept
 from benchmarks.calibration.variants import agreed, bridged, colours, procrustes, units
 from ddib_fed.bridge.calibration.files import read_calibration
-from ddib_fed.bridge.calibration.rotation import as_map
+from ddib_fed.bridge.calibration.fitting.rotation import as_map
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_json
 from ddib_fed.metrics.pictures import Pictures

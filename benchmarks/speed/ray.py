@@ -19,8 +19,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.speed.everything import SKIPPED
-from benchmarks.speed.shared.harness import ROOT, Form, Report, main
+from benchmarks.speed.shared.harness import ROOT, SKIPPED, Form, Report, main
 from benchmarks.speed.shared.pools import DOMAIN, MOST_LOST, TOGETHER, measure_pools, recipe
 from benchmarks.speed.shared.two_nodes import EVALUATIONS, configure, png_files
 from ddib_fed.bridge.workers.ray_actors import ray_pool

@@ -40,7 +40,7 @@ from ddib_fed.diffusion.gaussianity import LatentStatistics
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.latent import Latent, moments
 from ddib_fed.trust import tls
-from ddib_fed.wire.contract import Contract, ContractSide
+from ddib_fed.wire.contracts.contract import Contract, ContractSide
 from ddib_fed.wire.latent import ApprovedLatent, approve
 from source_node.decode_call import Answer
 from source_node.remote import Remote, Remotes

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.names import check_domain
-from ddib_fed.wire.guidance import MAX_GUIDANCE
+from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 from ddib_fed.wire.jobs import QUALITIES
 
 Command = Callable[..., Any]

@@ -23,7 +23,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
-from ddib_fed.wire.chunks import stream
+from ddib_fed.wire.streams.chunks import stream
 
 MAX_ITEM_BYTES = 1 << 30
 """The client's limit on one item; the node's own limit is usually lower, and in its refusal."""

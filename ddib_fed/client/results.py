@@ -13,7 +13,7 @@ from ddib_fed.client.views import MEDIA, PARTS, Result, ResultFile
 from ddib_fed.errors import ChunkCorrupt, MessageInvalid
 from ddib_fed.rpc.provenance import provenance_record
 from ddib_fed.v1 import translation_pb2
-from ddib_fed.wire.chunks import Announced, Whole, assemble, open_file
+from ddib_fed.wire.streams.chunks import Announced, Whole, assemble, open_file
 
 MAX_PART_BYTES = 1 << 30
 

@@ -9,7 +9,7 @@ from ddib_fed.client.payload import split_target
 from ddib_fed.errors import ContractMismatch
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.guidance import guidance_to_pb
+from ddib_fed.wire.contracts.guidance import guidance_to_pb
 from ddib_fed.wire.jobs import Settings, settings_to_pb
 from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.version import (

@@ -10,8 +10,8 @@ from ddib_fed.bridge.records.translation_record import Part, Translation
 from ddib_fed.errors import Cancelled, DdibError, Difference, JobFailed, error_class
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.v1 import common_pb2, translation_pb2
-from ddib_fed.wire.calibration import CalibrationTerms
-from ddib_fed.wire.guidance import NO_GUIDANCE, GuidanceTerms, guidance_from_pb
+from ddib_fed.wire.contracts.calibration import CalibrationTerms
+from ddib_fed.wire.contracts.guidance import NO_GUIDANCE, GuidanceTerms, guidance_from_pb
 from ddib_fed.wire.jobs import Event, ItemState, JobState, Settings, settings_from_pb
 from ddib_fed.wire.mapping import enum_members, from_message
 

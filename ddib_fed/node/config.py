@@ -27,7 +27,7 @@ from ddib_fed.names import check_domain, is_institution, is_label, size_from
 from ddib_fed.node.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.toml_files import load_toml
-from ddib_fed.wire.guidance import MAX_GUIDANCE
+from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 
 Role = Literal["source", "target"]
 Format = Literal["PNG", "JPEG", "TIFF", "NPY"]

@@ -25,8 +25,8 @@ from ddib_fed.server.metrics import Metrics
 from ddib_fed.trust.audit import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers.store import PeerStore
-from ddib_fed.wire.contract import MAX_CLASS_NAMES, REFUSE, ContractSide, is_class_name
-from ddib_fed.wire.guidance import NO_GUIDANCE, GuidanceTerms
+from ddib_fed.wire.contracts.contract import MAX_CLASS_NAMES, REFUSE, ContractSide, is_class_name
+from ddib_fed.wire.contracts.guidance import NO_GUIDANCE, GuidanceTerms
 
 
 @dataclass(slots=True)

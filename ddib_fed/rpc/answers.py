@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 
 from ddib_fed.errors import InputError, UnknownFields
 from ddib_fed.rpc.stuck_calls import StuckCalls
-from ddib_fed.wire import fields
-from ddib_fed.wire.frames import reading, writing
+from ddib_fed.wire.limits import fields
+from ddib_fed.wire.streams.frames import reading, writing
 
 
 class _Check:

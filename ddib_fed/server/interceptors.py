@@ -31,7 +31,7 @@ from ddib_fed.trust.peers.admission import (
 )
 from ddib_fed.trust.peers.store import PeerStore
 from ddib_fed.trust.refusals import Audit, Refusals
-from ddib_fed.wire.frames import reading, writing
+from ddib_fed.wire.streams.frames import reading, writing
 
 log = logging.getLogger(__name__)
 

@@ -27,9 +27,9 @@ from ddib_fed.errors import (
 from ddib_fed.latent import Latent, moments, require_finite, shape_text
 from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.v1 import common_pb2, decoding_pb2
-from ddib_fed.wire.chunks import CHUNK, Announced, stream
-from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent_types import TYPE_NUMBERS
+from ddib_fed.wire.streams.chunks import CHUNK, Announced, stream
 
 if TYPE_CHECKING:
     import numpy as np

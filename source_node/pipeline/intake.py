@@ -23,7 +23,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.latent_types import FLOAT32
 from ddib_fed.node.role import NodeContext
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.jobs import ItemState
 from source_node.calibrations import recorded
 from source_node.classes import own_classes, target_classes

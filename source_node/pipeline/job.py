@@ -25,7 +25,7 @@ from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.samples.points import to_npy
-from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.jobs import ItemState
 from ddib_fed.wire.latent import ApprovedLatent, approve
 from source_node.calibrations import calibration_of

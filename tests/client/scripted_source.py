@@ -25,7 +25,7 @@ from ddib_fed.trust.pki import load_identity
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1 import translation_pb2_grpc as rpc
-from ddib_fed.wire.chunks import assemble, file_header, open_file, stream
+from ddib_fed.wire.streams.chunks import assemble, file_header, open_file, stream
 
 NORTH, SOUTH = "north.example", "south.example"
 TARGET = f"{SOUTH}/checkerboards"

@@ -18,7 +18,7 @@ from ddib_fed.errors import (
 from ddib_fed.rpc.error_details import DETAIL_KEY, from_rpc_error
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.fields import has_unknown_fields
+from ddib_fed.wire.limits.fields import has_unknown_fields
 from ddib_fed.wire.version import versions_to_pb
 from tests.node.institutions import Institution
 from tests.server.listening import ASK, DESCRIBE, HOP, Listening, Requests, failure

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from ddib_fed.trust import tls
-from ddib_fed.wire.contract import ContractLimits
+from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import Settings
 from source_node.jobs.events import EventHub
 from source_node.jobs.store import Job, JobStore

@@ -21,13 +21,13 @@ from ddib_fed.server.interceptors import ErrorInterceptor
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.agreement import agree
-from ddib_fed.wire.calibration import CalibrationTerms
-from ddib_fed.wire.chunks import assemble, file_header, stream
-from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide
+from ddib_fed.wire.contracts.agreement import agree
+from ddib_fed.wire.contracts.calibration import CalibrationTerms
+from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.latent import LatentOpener, approve
 from ddib_fed.wire.latent_types import types_from_pb
 from ddib_fed.wire.mapping import from_message, to_message
+from ddib_fed.wire.streams.chunks import assemble, file_header, stream
 from ddib_fed.wire.version import ECONOMY, SPOKEN, Version, versions_from_pb, versions_to_pb
 from tests.node.institutions import Institution
 

@@ -18,8 +18,8 @@ from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.samples.images import decode_image
 from ddib_fed.samples.points import to_npy
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.contract import ContractLimits, PictureTerms
-from ddib_fed.wire.guidance import GuidanceTerms, guidance_from_pb
+from ddib_fed.wire.contracts.contract import ContractLimits, PictureTerms
+from ddib_fed.wire.contracts.guidance import GuidanceTerms, guidance_from_pb
 from ddib_fed.wire.jobs import ItemState
 from ddib_fed.wire.version import Version
 from source_node.jobs.records import Part

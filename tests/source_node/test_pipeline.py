@@ -12,7 +12,7 @@ import pytest
 from ddib_fed.errors import LatentNotGaussian, PointsTooMany
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
-from ddib_fed.wire.contract import ContractLimits
+from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import ItemState
 from ddib_fed.wire.version import SPOKEN
 from source_node.jobs.records import Part

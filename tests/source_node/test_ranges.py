@@ -10,7 +10,7 @@ import pytest
 from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import parse_npy, to_npy
-from ddib_fed.wire.contract import ContractLimits
+from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import ItemState
 from source_node.jobs.records import Item, Part
 from source_node.pipeline.items import Numbers

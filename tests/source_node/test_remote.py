@@ -33,7 +33,7 @@ from ddib_fed.samples.points import to_npy
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.contract import ContractSide
+from ddib_fed.wire.contracts.contract import ContractSide
 from ddib_fed.wire.latent import approve
 from source_node.decode_call import Answer, Progress
 from source_node.remote import Remotes

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from ddib_fed.errors import NotReady, PolicyDenied, QueueFull, QuotaSpent
-from ddib_fed.wire.contract import ContractLimits
+from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import JobState
 from source_node.runner import LARGE_JOBS, JobRunner
 from tests.node.tiny_nodes import npy

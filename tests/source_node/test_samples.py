@@ -13,7 +13,7 @@ from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.model.pictures import terms_of, value_range_of
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.samples.images import encode_png
-from ddib_fed.wire.contract import ContractSide
+from ddib_fed.wire.contracts.contract import ContractSide
 from source_node.samples import PictureSamples
 from tests.node.picture_examples import pictures_engine
 

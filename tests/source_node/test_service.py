@@ -41,8 +41,8 @@ from ddib_fed.trust import pki, tls
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1 import translation_pb2_grpc as rpc
-from ddib_fed.wire.chunks import file_header, stream
 from ddib_fed.wire.jobs import Settings
+from ddib_fed.wire.streams.chunks import file_header, stream
 from ddib_fed.wire.version import SPOKEN
 from source_node.service import MAX_LISTINGS, SourceService
 from tests.node.tiny_nodes import gaussian, make_config, make_context, npy, tiny_engine

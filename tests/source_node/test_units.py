@@ -10,7 +10,7 @@ from ddib_fed.errors import KindMismatch, PictureMisfit
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.contract import PictureTerms
+from ddib_fed.wire.contracts.contract import PictureTerms
 from source_node.samples import samples_of
 from tests.client.scripted_source import npy
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes

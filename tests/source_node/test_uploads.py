@@ -11,7 +11,7 @@ import pytest
 from ddib_fed.errors import ChunkCorrupt, DdibError, DeadlineExceeded, ImageTooLarge, QueueFull
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.chunks import MAX_CHUNK, file_header, stream
+from ddib_fed.wire.streams.chunks import MAX_CHUNK, file_header, stream
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import wait_until

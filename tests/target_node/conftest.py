@@ -16,7 +16,7 @@ from ddib_fed.trust import tls
 from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
-from ddib_fed.wire.contract import Contract, ContractSide
+from ddib_fed.wire.contracts.contract import Contract, ContractSide
 from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import SPOKEN, Version, versions_to_pb

@@ -22,8 +22,8 @@ from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.role import NodeContext
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.calibration import CalibrationTerms
-from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.contracts.calibration import CalibrationTerms
+from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import versions_to_pb
 from tests.node.agreed_calibrations import agreed, ended

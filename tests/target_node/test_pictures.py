@@ -17,8 +17,8 @@ from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.samples.images import decode_image
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.contract import Contract, ContractLimits, PictureTerms
-from ddib_fed.wire.guidance import GuidanceTerms
+from ddib_fed.wire.contracts.contract import Contract, ContractLimits, PictureTerms
+from ddib_fed.wire.contracts.guidance import GuidanceTerms
 from ddib_fed.wire.version import SPOKEN
 from target_node.service import DecodingServicer
 from target_node.stream import DecodeStream, StreamSettings, Translated

@@ -29,11 +29,11 @@ from ddib_fed.networks.configs import MlpConfig
 from ddib_fed.samples.points import parse_npy
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from ddib_fed.wire.chunks import assemble, stream
-from ddib_fed.wire.contract import Contract
+from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import approve
 from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.mapping import from_message, to_message
+from ddib_fed.wire.streams.chunks import assemble, stream
 from ddib_fed.wire.version import SPOKEN, Version, versions_to_pb
 from target_node.service import MAX_CONTRACTS
 from tests.models.distilled_bundles import distilled
@@ -63,7 +63,7 @@ def sent(contract, points: np.ndarray, item: int = 0) -> list[pb.DecodeRequest]:
 
 def results(messages) -> dict[int, np.ndarray]:
     said = (message for message in messages if message.WhichOneof("message") != "progress")
-    from ddib_fed.wire.chunks import Announced
+    from ddib_fed.wire.streams.chunks import Announced
 
     def opener(head):
         return Announced(head.file.size_bytes, head.file.sha256, 1 << 20)

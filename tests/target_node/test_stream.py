@@ -14,7 +14,7 @@ from ddib_fed.errors import Cancelled, ChunkCorrupt, LatentNotGaussian, QuotaSpe
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import parse_npy
 from ddib_fed.v1 import decoding_pb2
-from ddib_fed.wire.contract import Contract, ContractLimits
+from ddib_fed.wire.contracts.contract import Contract, ContractLimits
 from ddib_fed.wire.version import SPOKEN
 from target_node import stream
 from target_node.stream import MAX_PROGRESS, DecodeStream, StreamSettings, Translated

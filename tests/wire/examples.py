@@ -4,9 +4,9 @@ import numpy as np
 
 from ddib_fed.latent import Latent
 from ddib_fed.latent_types import LATENT_TYPES
-from ddib_fed.wire.agreement import agree
-from ddib_fed.wire.calibration import CalibrationTerms
-from ddib_fed.wire.contract import Contract, ContractLimits, ContractSide, PictureTerms
+from ddib_fed.wire.contracts.agreement import agree
+from ddib_fed.wire.contracts.calibration import CalibrationTerms
+from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide, PictureTerms
 from ddib_fed.wire.version import SPOKEN
 
 LIMITS = ContractLimits(

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from ddib_fed.v1 import common_pb2, translation_pb2
-from ddib_fed.wire.contract import ContractLimits, ContractSide, PictureTerms
-from ddib_fed.wire.guidance import GuidanceTerms
+from ddib_fed.wire.contracts.contract import ContractLimits, ContractSide, PictureTerms
+from ddib_fed.wire.contracts.guidance import GuidanceTerms
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.version import Version
 

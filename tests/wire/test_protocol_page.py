@@ -15,8 +15,8 @@ from ddib_fed.errors import (
     UsageError,
     all_errors,
 )
-from ddib_fed.wire.chunks import CHUNK, MAX_CHUNK, MIN_CHUNK
-from ddib_fed.wire.contract import ContractSide
+from ddib_fed.wire.contracts.contract import ContractSide
+from ddib_fed.wire.streams.chunks import CHUNK, MAX_CHUNK, MIN_CHUNK
 from ddib_fed.wire.version import MAX_VERSIONS, SPOKEN, Version
 from tests.wire.examples import TERMS, contract
 

@@ -29,9 +29,9 @@ from ddib_fed.bridge.calibration.aggregates import (
     make_aggregate,
     thinned,
 )
-from ddib_fed.bridge.calibration.clouds import cleaned, drawn, own
-from ddib_fed.bridge.calibration.fitting import DRAWN, EACH, MOST_PICTURES
-from ddib_fed.bridge.calibration.rotation import degrees, nearest_orthogonal, search
+from ddib_fed.bridge.calibration.fitting.clouds import cleaned, drawn, own
+from ddib_fed.bridge.calibration.fitting.rotation import degrees, nearest_orthogonal, search
+from ddib_fed.bridge.calibration.fitting.unpaired import DRAWN, EACH, MOST_PICTURES
 from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics.pictures import compare
 

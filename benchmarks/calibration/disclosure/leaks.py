@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.calibration.directed import BUILD, OUT, Directed
-from ddib_fed.bridge.calibration.rotation import nearest_orthogonal
+from ddib_fed.bridge.calibration.fitting.rotation import nearest_orthogonal
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.bridge import integrate, soften

@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks.calibration.directed import OUT
 from ddib_fed.bridge.calibration.aggregates import make_aggregate
-from ddib_fed.bridge.calibration.fitting import propose
-from ddib_fed.bridge.calibration.rotation import degrees, nearest_orthogonal
+from ddib_fed.bridge.calibration.fitting.rotation import degrees, nearest_orthogonal
+from ddib_fed.bridge.calibration.fitting.unpaired import propose
 from ddib_fed.datasets.shipped import ShippedPictures, load_shipped
 from ddib_fed.files import write_json
 from ddib_fed.models.normalisation import Normalisation

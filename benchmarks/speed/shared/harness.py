@@ -35,6 +35,8 @@ OUT = ROOT / "docs" / "benchmarks" / "speed"
 T = TypeVar("T")
 PACKAGES = ("torch", "numpy", "grpcio", "protobuf", "ray")
 Times = dict[str, list[float]]
+SKIPPED = 77
+"""The exit status of a benchmark that cannot run here, as automake has it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from pydantic import (
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.names import is_domain, is_institution
-from ddib_fed.wire.calibration import CalibrationTerms
 from ddib_fed.wire.canonical import canonical_json
+from ddib_fed.wire.contracts.calibration import CalibrationTerms
 
 Kind = Literal["rotation", "tone", "colour-map"]
 """What the map is: an orthogonal change of the channels, a curve of grey, a map of colours."""

@@ -13,8 +13,8 @@ from ddib_fed.cli.client.session import open_client
 from ddib_fed.cli.output import print_json, print_table
 from ddib_fed.client.views import Domain
 from ddib_fed.terminal import say
-from ddib_fed.wire.calibration import CalibrationTerms
-from ddib_fed.wire.guidance import GuidanceTerms
+from ddib_fed.wire.contracts.calibration import CalibrationTerms
+from ddib_fed.wire.contracts.guidance import GuidanceTerms
 
 MAX_LISTED = 12
 

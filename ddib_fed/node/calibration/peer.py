@@ -35,7 +35,7 @@ from ddib_fed.trust.calibrations.signing import (
 from ddib_fed.trust.tls import PeerChannels
 from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
-from ddib_fed.wire.contract import ContractSide
+from ddib_fed.wire.contracts.contract import ContractSide
 from ddib_fed.wire.mapping import from_message
 from ddib_fed.wire.version import versions_to_pb
 

@@ -16,7 +16,7 @@ from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import check_guide
 from ddib_fed.names import size_from
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.wire.contract import HIGHEST_TERMINAL_LAMBDA
+from ddib_fed.wire.contracts.contract import HIGHEST_TERMINAL_LAMBDA
 
 TRIAL_ROWS, TRIAL_PIXELS = 2_048, 65_536
 """Sizes of calls where nobody looks which are best."""

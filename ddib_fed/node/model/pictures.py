@@ -26,7 +26,7 @@ from ddib_fed.samples.images import (
     to_array,
 )
 from ddib_fed.v1 import common_pb2
-from ddib_fed.wire.contract import REFUSE, VALUE_RANGES, ContractSide, PictureTerms
+from ddib_fed.wire.contracts.contract import REFUSE, VALUE_RANGES, ContractSide, PictureTerms
 
 Array = NDArray[np.float32]
 

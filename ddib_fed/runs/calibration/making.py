@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from ddib_fed.bridge.calibration import anchors as anchored
 from ddib_fed.bridge.calibration.aggregates import Aggregate
-from ddib_fed.bridge.calibration.fitting import MOST_PICTURES, propose
-from ddib_fed.bridge.calibration.proposal import Proposal
+from ddib_fed.bridge.calibration.fitting import anchors as anchored
+from ddib_fed.bridge.calibration.fitting.proposal import Proposal
+from ddib_fed.bridge.calibration.fitting.unpaired import MOST_PICTURES, propose
 from ddib_fed.bridge.calibration.record import CalibratedSide, Calibration, Kind, Making, units_digest
 from ddib_fed.errors import ShapeMismatch, UsageError
 from ddib_fed.metrics.pictures import Pictures, picture_rule

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ddib_fed.bridge.arrays import PLAIN, Asked, Stages, translate_array
-from ddib_fed.bridge.calibration.evaluation import colour_distance as sliced_distance
+from ddib_fed.bridge.calibration.fitting.evaluation import colour_distance as sliced_distance
 from ddib_fed.bridge.calibration.record import Figure
 from ddib_fed.bridge.local_party import LocalParty
 from ddib_fed.metrics.bootstrap import Resamples, resample

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from ddib_fed.errors import MessageInvalid, PeerUnknown, Unauthenticated
 from ddib_fed.trust.identity import Identity, verify_peer_certificate
 from ddib_fed.trust.peers.store import PeerStore, Snapshot
-from ddib_fed.wire import fields
+from ddib_fed.wire.limits import fields
 
 MAX_CACHED: Final = 256
 _TLS_VERSION: Final = b"TLSv1.3"

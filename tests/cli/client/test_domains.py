@@ -8,7 +8,7 @@ from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.client.domains import calibration
 from ddib_fed.cli.client.translate import _calibrated
-from ddib_fed.wire.calibration import CalibrationTerms
+from ddib_fed.wire.contracts.calibration import CalibrationTerms
 
 
 def test_a_calibration_is_listed_by_its_kind_and_last_day():

@@ -28,7 +28,7 @@ from ddib_fed.node.model.pictures import (
     write_translation,
 )
 from ddib_fed.samples.images import Geometry, ImageLimits, decode_image, encode_png
-from ddib_fed.wire.contract import PictureTerms
+from ddib_fed.wire.contracts.contract import PictureTerms
 from tests.node.institutions import Institution
 from tests.node.picture_examples import (
     SIZE,

@@ -1,0 +1,1 @@
+"""What makes a calibration: from anchors, or from an aggregate without pairs."""

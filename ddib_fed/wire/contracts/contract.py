@@ -1,0 +1,304 @@
+"""The contract under which latents move: both sides' descriptions and the limits.
+
+Constructing a `ContractSide`, `ContractLimits` or `Contract` runs every check that
+docs/protocol.md states; nothing else checks those fields again. `agreement` makes contracts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field, replace
+
+from ddib_fed.latent_types import FLOAT32, LATENT_TYPES
+from ddib_fed.names import DOMAIN_RULE, is_domain, is_institution
+from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.canonical import Value, canonical_json
+from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES, require, require_number
+from ddib_fed.wire.contracts.calibration import CalibrationTerms
+from ddib_fed.wire.contracts.guidance import GuidanceTerms
+from ddib_fed.wire.version import CALIBRATION, ECONOMY, GUIDANCE, OLDEST, PICTURES, Version, require_version
+
+HIGHEST_TERMINAL_LAMBDA = -4.5
+"""The largest terminal lambda: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
+
+LOWEST_INITIAL_LAMBDA = 3.0
+"""The smallest lambda of the ODE's data end."""
+
+LAMBDA_RANGE = 1_000.0
+"""The largest meaningful log signal-to-noise ratio; a schedule that ends at zero SNR states a number."""
+
+MAX_SIDE_LENGTH = 65_536
+MAX_SAMPLE_NUMBERS = 2**28
+
+SAMPLE_KINDS = {"point": common_pb2.SAMPLE_KIND_POINT, "picture": common_pb2.SAMPLE_KIND_PICTURE}
+ITEM_BYTES = {"float32": 4}
+RANKS = {"point": 1, "picture": 3}
+VALUE_RANGES = {"point": ("unit-std",), "picture": ("minus-one-to-one", "minus-one-to-one-opponent")}
+"""Value ranges of a sample, before a model normalises them; the first of each kind is the usual one."""
+REFUSE = "refuse"
+"""The size rule of a side that accepts only pictures of the model's size."""
+SIZE_RULES = {"point": ("none",), "picture": ("resize", "crop", "pad", REFUSE)}
+PICTURE_BITS = (8, 16)
+MAX_CLASS_NAMES = 10_000
+MAX_CLASS_NAME = 64
+LARGEST_VALUE = 1e9
+"""The largest raw value of a picture's file."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureTerms:
+    """The values in a picture's file; the fields are those of the message of this name.
+
+    Raises:
+        MessageInvalid: A field is outside what docs/protocol.md allows; `facts["field"]` names it.
+    """
+
+    low: float
+    high: float
+    bits: int
+
+    def __post_init__(self) -> None:
+        require_number(self.low, -LARGEST_VALUE, LARGEST_VALUE, "picture.low")
+        require_number(self.high, -LARGEST_VALUE, LARGEST_VALUE, "picture.high")
+        require(self.low < self.high, "picture.high", "must be above picture.low")
+        require(self.bits in PICTURE_BITS, "picture.bits", "must be 8 or 16")
+
+    def values(self) -> dict[str, Value]:
+        """The fields as they enter the digest."""
+        return {"bits": self.bits, "high": float(self.high), "low": float(self.low)}
+
+
+@dataclass(frozen=True, slots=True)
+class ContractSide:
+    """One side's half of a contract; the fields are those of the message of this name.
+
+    Raises:
+        MessageInvalid: A field is outside what docs/protocol.md allows; `facts["field"]` names it.
+    """
+
+    institution: str
+    domain: str
+    sample_kind: str
+    sample_shape: tuple[int, ...]
+    model_sha256: bytes
+    terminal_lambda: float
+    initial_lambda: float
+    classes: int = 0
+    dtype: str = "float32"
+    size_rule: str = "none"
+    value_range: str = "unit-std"
+    soften_sigma: float = 0.0
+    picture: PictureTerms | None = None
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(is_institution(self.institution), "institution", "must be a DNS name in lower case")
+        require(is_domain(self.domain), "domain", f"must be {DOMAIN_RULE}")
+        require(self.sample_kind in RANKS, "sample_kind", "must be point or picture")
+        self._check_shape()
+        require(self.dtype in ITEM_BYTES, "dtype", "must be float32")
+        require(len(self.model_sha256) == DIGEST_BYTES, "model_sha256", "must be 32 bytes")
+        require_number(self.terminal_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "terminal_lambda")
+        require_number(self.initial_lambda, -LAMBDA_RANGE, LAMBDA_RANGE, "initial_lambda")
+        require_number(self.classes, 0, MAX_CLASSES, "classes")
+        rules = SIZE_RULES[self.sample_kind]
+        require(
+            self.size_rule in rules, "size_rule", f"must be {' or '.join(rules)} for a {self.sample_kind}"
+        )
+        ranges = VALUE_RANGES[self.sample_kind]
+        require(
+            self.value_range in ranges,
+            "value_range",
+            f"must be {' or '.join(ranges)} for a {self.sample_kind}",
+        )
+        require_number(self.soften_sigma, 0, 1, "soften_sigma")
+        is_picture = self.sample_kind == "picture"
+        require(is_picture or self.soften_sigma == 0, "soften_sigma", "must be 0 for points")
+        require(
+            (self.picture is not None) == is_picture, "picture", "must be set for pictures, and only there"
+        )
+        self._check_class_names()
+
+    def _check_class_names(self) -> None:
+        names = self.class_names
+        require(len(names) in {0, self.classes}, "class_names", "must be none, or one for each class")
+        require(len(names) <= MAX_CLASS_NAMES, "class_names", f"must be at most {MAX_CLASS_NAMES}")
+        require(
+            all(map(is_class_name, names)), "class_names", "must be 1 to 64 printable ASCII characters each"
+        )
+
+    def _check_shape(self) -> None:
+        rank = RANKS[self.sample_kind]
+        require(len(self.sample_shape) == rank, "sample_shape", f"must have {rank} numbers")
+        for length in self.sample_shape:
+            require_number(length, 1, MAX_SIDE_LENGTH, "sample_shape")
+        require(math.prod(self.sample_shape) <= MAX_SAMPLE_NUMBERS, "sample_shape", "is too large")
+
+    @property
+    def prior_gap(self) -> float:
+        """Relative deviation of the variance of this side's latents from 1: exp(2 lambda)."""
+        return math.exp(2 * min(self.terminal_lambda, 0.0))
+
+    @property
+    def needs(self) -> Version:
+        """The oldest protocol version that has every field which this side sets."""
+        return PICTURES if self.picture is not None or self.class_names else OLDEST
+
+    def class_index(self, asked: str, classes: int | None = None) -> int | None:
+        """The class of a name or of a decimal index; None if there is no such class.
+
+        Args:
+            asked: The name or index.
+            classes: How many there are, where a classifier has them; None for the side's own.
+        """
+        if asked in self.class_names:
+            return self.class_names.index(asked)
+        index = (
+            int(asked)
+            if asked.isascii() and asked.isdecimal() and len(asked) <= len(str(MAX_CLASSES))
+            else -1
+        )
+        return index if 0 <= index < (self.classes if classes is None else classes) else None
+
+    def values(self) -> dict[str, Value]:
+        """The fields as they enter the digest; those that came with 1.1 only where they are set."""
+        later: dict[str, Value] = {}
+        if self.picture is not None:
+            later["picture"] = self.picture.values()
+        if self.class_names:
+            later["class_names"] = list(self.class_names)
+        return later | {
+            "classes": self.classes,
+            "domain": self.domain,
+            "dtype": self.dtype,
+            "initial_lambda": float(self.initial_lambda),
+            "institution": self.institution,
+            "model_sha256": self.model_sha256.hex(),
+            "sample_kind": self.sample_kind,
+            "sample_shape": list(self.sample_shape),
+            "size_rule": self.size_rule,
+            "soften_sigma": float(self.soften_sigma),
+            "terminal_lambda": float(self.terminal_lambda),
+            "value_range": self.value_range,
+        }
+
+
+def is_class_name(name: str) -> bool:
+    """Whether a contract allows this class name: 1 to 64 printable ASCII characters."""
+    return 1 <= len(name) <= MAX_CLASS_NAME and name.isascii() and name.isprintable()
+
+
+@dataclass(frozen=True, slots=True)
+class ContractLimits:
+    """The target's limits; the fields are those of the message of this name.
+
+    Raises:
+        MessageInvalid: A field is outside what docs/protocol.md allows.
+    """
+
+    max_items_per_stream: int
+    max_samples_per_item: int
+    max_latent_bytes: int
+    max_evaluations: int
+    guidance: GuidanceTerms | None = None
+
+    def __post_init__(self) -> None:
+        require_number(self.max_items_per_stream, 1, 1_000_000, "max_items_per_stream")
+        require_number(self.max_samples_per_item, 1, 2**40, "max_samples_per_item")
+        require_number(self.max_latent_bytes, 4, 2**40, "max_latent_bytes")
+        require_number(self.max_evaluations, 1, 10_000, "max_evaluations")
+
+    def at(self, version: Version | None) -> ContractLimits:
+        """The same without fields that the version does not know."""
+        return self if version is not None and version >= GUIDANCE else replace(self, guidance=None)
+
+    def values(self) -> dict[str, Value]:
+        """The fields as they enter the digest; those that came with 1.2 only where they are set."""
+        later: dict[str, Value] = {} if self.guidance is None else {"guidance": self.guidance.values()}
+        return later | {
+            "max_evaluations": self.max_evaluations,
+            "max_items_per_stream": self.max_items_per_stream,
+            "max_latent_bytes": self.max_latent_bytes,
+            "max_samples_per_item": self.max_samples_per_item,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """The agreement of both sides; every latent carries its `digest`.
+
+    Attributes:
+        version: Of the protocol.
+        source: Who encodes.
+        target: Who decodes.
+        limits: The target's.
+        calibration: Under which the source encodes; None for none.
+        latent_type: In what latents cross, both ways, where it is not float32; None for float32.
+        digest: SHA-256 over the canonical JSON, 32 bytes.
+
+    Raises:
+        MessageInvalid: The version is invalid, the limits have fields that it does not know, or there is a calibration
+            that it does not know, or of points, or a latent type that it does not know.
+    """
+
+    version: Version
+    source: ContractSide
+    target: ContractSide
+    limits: ContractLimits
+    calibration: CalibrationTerms | None = None
+    latent_type: str | None = None
+    digest: bytes = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        require_version(self.version)
+        narrow = self.latent_type is not None
+        require(not narrow or self.version >= ECONOMY, "latent_type", f"came with {ECONOMY}")
+        others = [name for name in LATENT_TYPES if name != FLOAT32]
+        require(not narrow or self.latent_type in others, "latent_type", f"must be {' or '.join(others)}")
+        offered = self.limits.guidance is not None
+        require(not offered or self.version >= GUIDANCE, "guidance", f"came with {GUIDANCE}")
+        calibrated = self.calibration is not None
+        require(not calibrated or self.version >= CALIBRATION, "calibration", f"came with {CALIBRATION}")
+        require(
+            not calibrated or self.source.sample_kind == "picture", "calibration", "is for pictures alone"
+        )
+        # Once: every latent carries it, and is recorded with it.
+        object.__setattr__(self, "digest", hashlib.sha256(self.canonical()).digest())
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, the same on both sides."""
+        return self.target.sample_shape
+
+    @property
+    def wire_type(self) -> str:
+        """In what latents cross, both ways: a name in `LATENT_TYPES`."""
+        return self.latent_type or FLOAT32
+
+    @property
+    def size_rule(self) -> str:
+        """How the source fits a picture to the model's size: "refuse" if either side has it."""
+        return REFUSE if REFUSE in {self.source.size_rule, self.target.size_rule} else self.target.size_rule
+
+    @property
+    def prior_gap(self) -> float:
+        """Largest relative deviation of the variance of either side's latents from 1."""
+        return max(self.source.prior_gap, self.target.prior_gap)
+
+    def canonical(self) -> bytes:
+        """The canonical JSON that both sides hash; docs/protocol.md has an example."""
+        later: dict[str, Value] = {}
+        if self.calibration is not None:
+            later["calibration"] = self.calibration.values()
+        if self.latent_type is not None:
+            later["latent_type"] = self.latent_type
+        return canonical_json(
+            later
+            | {
+                "limits": self.limits.values(),
+                "source": self.source.values(),
+                "target": self.target.values(),
+                "version": {"major": self.version.major, "minor": self.version.minor},
+            }
+        )

@@ -1,0 +1,1 @@
+"""The limits of every field, and the check of messages against them."""

@@ -1,0 +1,1 @@
+"""Large objects in chunks: written to a stream, joined and checked again."""

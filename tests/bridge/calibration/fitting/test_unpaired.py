@@ -1,0 +1,124 @@
+"""Proposals from a noised aggregate: the map, its figures, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddib_fed.bridge.calibration.fitting import rotation
+from ddib_fed.bridge.calibration.fitting.colour_map import (
+    FOLDED,
+    LEAST_SLOPE,
+    fit_colour_map,
+    least_slopes,
+    transported,
+    unfolded_fit,
+)
+from ddib_fed.bridge.calibration.fitting.evaluation import colour_distance, effect_of
+from ddib_fed.bridge.calibration.fitting.rotation import Optimum, Search, as_map, degrees
+from ddib_fed.bridge.calibration.fitting.unpaired import propose
+from ddib_fed.bridge.calibration.judgement import LEAST_MARGIN, judge
+from ddib_fed.errors import CalibrationIneffective, InputError
+from ddib_fed.models.channel_map import ChannelMap, monomials
+from tests.bridge.calibration.fitting.two_worlds import TURN, UNITS, aggregate, colours, pictures
+
+
+@pytest.fixture(autouse=True)
+def _few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotation, "FINE", 1000)
+    monkeypatch.setattr(rotation, "KEPT", 6)
+
+
+@pytest.mark.slow
+def test_a_rotation_is_proposed_with_its_figures() -> None:
+    found = propose(pictures(300, 2), UNITS, aggregate(), "rotation")
+    assert degrees(found.map.matrix, TURN) < 12
+    effect = found.effect
+    assert not effect.forced
+    assert effect.distance.high < 0.5 * effect.distance_before.low
+    assert effect.margin.low > LEAST_MARGIN
+    for figure in (effect.distance, effect.distance_before, effect.margin):
+        assert figure.low < figure.value < figure.high
+
+
+@pytest.mark.slow
+def test_a_calibration_that_the_model_has_does_not_count() -> None:
+    held = UNITS.model_copy(
+        update={"calibrated": ChannelMap(rotation=((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))}
+    )
+    first, second = (propose(pictures(60, 2), units, aggregate(), "rotation").map for units in (UNITS, held))
+    assert first == second
+
+
+@pytest.mark.slow
+def test_what_the_colours_need_no_map_for_is_refused_unless_forced() -> None:
+    """The two palettes are one: turning it is not better than leaving it."""
+    same = aggregate(turn=np.eye(3))
+    with pytest.raises(CalibrationIneffective, match="not better than none"):
+        propose(pictures(300, 2), UNITS, same, "rotation")
+    assert propose(pictures(300, 2), UNITS, same, "rotation", force=True).effect.forced
+
+
+@pytest.mark.slow
+def test_colour_maps_follow_the_transport_and_come_back() -> None:
+    pytest.importorskip("ot")
+    source = colours(600, 2)
+    bent = colours(600, 3) @ TURN.T
+    bent = bent + 0.12 * bent**2
+    found = fit_colour_map(source, bent, TURN)
+    assert colour_distance(found.apply(source), bent) < 0.8 * colour_distance(source @ TURN.T, bent)
+    assert np.abs(found.undo(found.apply(source)) - source).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_transport_draws_each_colour_to_its_own_cluster() -> None:
+    pytest.importorskip("ot")
+    source = colours(300, 2)
+    drawn = transported(source, colours(300, 3) @ TURN.T, TURN)
+    assert np.abs(drawn - source @ TURN.T).mean() < 0.3
+
+
+def test_a_map_that_would_fold_is_drawn_back_to_the_rotation() -> None:
+    u = np.random.default_rng(0).standard_normal((500, 3))
+    found = unfolded_fit(u, np.stack([u[:, 0] ** 2, u[:, 1], u[:, 2]], axis=1), np.eye(3))
+    slopes = least_slopes(found.matrix, u)
+    assert (slopes < LEAST_SLOPE).mean() <= FOLDED
+    assert np.abs(found.matrix[0, 4]) > 0.02
+
+
+def test_slopes_are_those_of_differences() -> None:
+    weights = np.random.default_rng(3).standard_normal((3, 10))
+    u = np.random.default_rng(4).standard_normal((1, 3))
+    step = 1e-6
+    slopes = np.stack(
+        [(monomials(u + step * e) - monomials(u - step * e))[0] @ weights.T / (2 * step) for e in np.eye(3)],
+        axis=1,
+    )
+    expected = np.linalg.svd(slopes)[1][-1] * np.sign(np.linalg.det(slopes))
+    assert least_slopes(weights, u)[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "channels", "kind", "said"),
+    [
+        (19, 3, "rotation", "at least 20"),
+        (30, 1, "rotation", "of 3 channels"),
+        (30, 3, "tone", "from anchors"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said(count: int, channels: int, kind: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        propose(pictures(count, 2)[:, :channels], UNITS, aggregate(), kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_mirrored_optimum_is_refused_by_its_own_figures() -> None:
+    """Whoever signs the other optimum as the best one states a margin below zero."""
+    own, target = colours(3000, 2).reshape(300, 10, 3), colours(3000, 3) @ TURN.T
+    mirror = np.diag([1.0, 1.0, -1.0]) @ TURN
+    right, wrong = Optimum(TURN, 0.0), Optimum(mirror, 1.0)
+    judge(effect_of(Search(right, wrong), as_map(TURN), own, target))
+    exchanged = effect_of(Search(wrong, right), as_map(mirror), own, target)
+    assert exchanged.margin.high < 0
+    with pytest.raises(CalibrationIneffective):
+        judge(exchanged)

@@ -1,0 +1,135 @@
+"""The calibration in a contract: its terms, the versions that know it, and answers that change it."""
+
+import json
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+
+from ddib_fed.bridge.calibration.record import KINDS, Kind
+from ddib_fed.errors import ContractMismatch, MessageInvalid
+from ddib_fed.v1 import decoding_pb2
+from ddib_fed.wire.contracts.agreement import agree, confirm
+from ddib_fed.wire.contracts.calibration import CALIBRATION_KINDS, CalibrationTerms
+from ddib_fed.wire.contracts.contract import Contract
+from ddib_fed.wire.mapping import from_message, to_message
+from ddib_fed.wire.version import SPOKEN, Version
+from tests.wire.examples import LIMITS, TERMS, contract, picture_side
+
+OLDER = [Version(1, 0), Version(1, 1), Version(1, 2)]
+SOUTH = {"institution": "south.example", "domain": "checkerboards"}
+
+
+def answer(made: Contract) -> decoding_pb2.NegotiateContractResponse:
+    return decoding_pb2.NegotiateContractResponse(
+        contract=to_message(made, decoding_pb2.Contract), sha256=made.digest
+    )
+
+
+def confirmed(made: Contract, proposed: CalibrationTerms | None = TERMS) -> Contract:
+    return confirm(
+        answer(made), source=picture_side(), target_institution="south.example", calibration=proposed
+    )
+
+
+def calibrated(terms: CalibrationTerms | None = TERMS, **changes) -> Contract:
+    return agree(SPOKEN, SPOKEN, picture_side(), picture_side(**SOUTH, **changes), LIMITS, terms)
+
+
+def test_the_kinds_are_those_of_the_signed_record():
+    """The wire knows no torch and therefore no record: it has a list of its own."""
+    assert CALIBRATION_KINDS == KINDS == get_args(Kind)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sha256", b""), ("sha256", bytes(31)), ("kind", ""), ("kind", "Rotation"), ("kind", "labels"), ("expires", 0),
+        ("expires", 253_402_300_800),
+    ],
+)  # fmt: skip
+def test_terms_outside_the_protocol_name_their_field(field, value):
+    with pytest.raises(MessageInvalid) as caught:
+        replace(TERMS, **{field: value})
+    assert caught.value.facts == {"field": f"calibration.{field}"}
+
+
+def test_a_calibrated_contract_survives_the_wire_with_its_digest():
+    made = calibrated()
+    data = to_message(made, decoding_pb2.Contract).SerializeToString()
+    read = from_message(decoding_pb2.Contract.FromString(data), Contract)
+    assert (read, read.digest) == (made, made.digest)
+    assert json.loads(made.canonical())["calibration"] == {
+        "expires": 1_798_761_600, "kind": "rotation", "sha256": TERMS.sha256.hex(),
+    }  # fmt: skip
+
+
+def test_a_contract_without_one_is_hashed_as_before():
+    """The digest of 1.2 with pictures, from a release that knew no calibrations."""
+    made = contract(
+        sample_kind="picture", classes=2, class_names=("cat", "dog"), soften_sigma=1e-7, versions=OLDER
+    )
+    assert made.digest.hex() == "677eb1b205ca51d5618c6fd2890c3e6fdb88c750498f951816eb54a6044a8ef0"
+    assert b"calibration" not in made.canonical()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        None,
+        replace(TERMS, sha256=bytes(32)),
+        replace(TERMS, kind="tone"),
+        replace(TERMS, expires=TERMS.expires + 1),
+    ],
+)
+def test_any_change_of_the_terms_changes_the_digest_and_is_refused(other):
+    """Also leaving them out: a source would encode in one basis and be recorded in another."""
+    assert calibrated(other).digest != calibrated().digest
+    with pytest.raises(ContractMismatch) as caught:
+        confirmed(calibrated(other))
+    (difference,) = caught.value.differences
+    assert difference.field == "calibration"
+    assert difference.source == str(TERMS)
+    assert confirmed(calibrated()).calibration == TERMS
+
+
+def test_a_calibration_that_was_not_proposed_is_refused():
+    with pytest.raises(ContractMismatch) as caught:
+        confirmed(calibrated(), proposed=None)
+    assert [difference.source for difference in caught.value.differences] == ["none"]
+
+
+def test_the_digest_covers_the_terms():
+    """Terms exchanged on the way have not the digest that came with them."""
+    message = answer(calibrated())
+    message.contract.calibration.expires += 1
+    with pytest.raises(ContractMismatch) as caught:
+        confirm(
+            message,
+            source=picture_side(),
+            target_institution="south.example",
+            calibration=replace(TERMS, expires=TERMS.expires + 1),
+        )
+    assert [difference.field for difference in caught.value.differences] == ["contract_sha256"]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(SPOKEN, OLDER), (OLDER, SPOKEN)])
+def test_an_older_side_has_no_calibrations(ours, theirs):
+    """With both sides' versions; without a calibration the same two agree on 1.2."""
+    sides = picture_side(), picture_side(**SOUTH)
+    with pytest.raises(ContractMismatch) as caught:
+        agree(ours, theirs, *sides, LIMITS, TERMS)
+    assert [difference.field for difference in caught.value.differences] == ["version"]
+    assert agree(ours, theirs, *sides, LIMITS).version == Version(1, 2)
+
+
+def test_a_contract_of_an_older_version_holds_none():
+    with pytest.raises(MessageInvalid) as caught:
+        Contract(Version(1, 2), picture_side(), picture_side(**SOUTH), LIMITS, TERMS)
+    assert caught.value.facts == {"field": "calibration"}
+
+
+def test_points_have_no_calibration():
+    with pytest.raises(MessageInvalid) as caught:
+        contract(calibration=TERMS)
+    assert caught.value.facts == {"field": "calibration"}

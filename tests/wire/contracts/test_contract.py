@@ -1,0 +1,256 @@
+"""What a side, the limits and a contract may hold, and what the contract's digest is over."""
+
+import hashlib
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddib_fed.errors import MessageInvalid
+from ddib_fed.v1 import decoding_pb2
+from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide, PictureTerms
+from ddib_fed.wire.mapping import from_message, to_message
+from ddib_fed.wire.version import Version
+from tests.wire.examples import LIMITS, contract, picture_side, side
+
+# The example of docs/protocol.md: a change of either is a change of the protocol.
+EXAMPLE = (
+    '{"limits":{"max_evaluations":1000,"max_items_per_stream":8,"max_latent_bytes":2097152,'
+    '"max_samples_per_item":100000},'
+    '"source":{"classes":0,"domain":"moons","dtype":"float32","initial_lambda":5.3,'
+    '"institution":"north.example",'
+    '"model_sha256":"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",'
+    '"sample_kind":"point","sample_shape":[2],"size_rule":"none","soften_sigma":0,"terminal_lambda":-5,'
+    '"value_range":"unit-std"},'
+    '"target":{"classes":0,"domain":"checkerboards","dtype":"float32","initial_lambda":5.3,'
+    '"institution":"south.example",'
+    '"model_sha256":"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",'
+    '"sample_kind":"point","sample_shape":[2],"size_rule":"none","soften_sigma":0,"terminal_lambda":-5,'
+    '"value_range":"unit-std"},"version":{"major":1,"minor":0}}'
+)
+EXAMPLE_SHA256 = "6d3834be87e656cb06dbe0a288034206a8b2145ee03ff923f593bbf37e2efe6a"
+
+FIRST = [Version(1, 0)]
+CLASSES = picture_side(classes=2, class_names=("cat", "dog"))
+
+INVALID = [
+    ("institution", ""),
+    ("institution", "north"),
+    ("institution", "North.example"),
+    ("institution", "north.example\n"),
+    ("institution", "a." * 127 + "example"),
+    ("institution", "north..example"),
+    ("domain", ""),
+    ("domain", "a" * 65),
+    ("domain", "../etc"),
+    ("domain", "moons\n"),
+    ("domain", "\x1b[2J"),
+    ("sample_kind", "volume"),
+    ("sample_shape", ()),
+    ("sample_shape", (0,)),
+    ("sample_shape", (2, 2)),
+    ("sample_shape", (65_537,)),
+    ("dtype", "float16"),
+    ("model_sha256", b""),
+    ("model_sha256", bytes(31)),
+    ("terminal_lambda", math.nan),
+    ("terminal_lambda", -math.inf),
+    ("initial_lambda", math.inf),
+    ("classes", -1),
+    ("classes", 1_000_001),
+    ("size_rule", "centre-crop"),
+    ("size_rule", ""),
+    ("value_range", "minus-one-to-one"),
+    ("soften_sigma", 0.02),
+    ("soften_sigma", math.nan),
+    ("picture", PictureTerms(0.0, 255.0, 8)),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), INVALID)
+def test_a_side_outside_the_protocol_names_its_field(field, value):
+    """Every field of a side is checked where it is made."""
+    with pytest.raises(MessageInvalid) as caught:
+        side(**{field: value})
+    assert caught.value.facts == {"field": field}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sample_shape", (8, 8)),
+        ("sample_shape", (65_536, 65_536, 1)),
+        ("soften_sigma", 1.01),
+        ("soften_sigma", -0.01),
+        ("value_range", "unit-std"),
+        ("size_rule", "no spaces"),
+        ("size_rule", "none"),
+        ("picture", None),
+        ("class_names", ("cat",)),
+    ],
+)
+def test_a_side_of_pictures_is_checked_as_pictures(field, value):
+    """Their shape has three numbers, they are soft, and of another range."""
+    with pytest.raises(MessageInvalid) as caught:
+        picture_side(**{field: value})
+    assert caught.value.facts == {"field": field}
+
+
+@pytest.mark.parametrize(
+    "field", ["max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations"]
+)
+@pytest.mark.parametrize("value", [0, -1, 2**63])
+def test_limits_outside_the_protocol_name_their_field(field, value):
+    """A limit of nothing, or beyond what JSON keeps, is a mistake."""
+    fields = {name: getattr(LIMITS, name) for name in LIMITS.__slots__}
+    with pytest.raises(MessageInvalid) as caught:
+        ContractLimits(**{**fields, field: value})
+    assert caught.value.facts == {"field": field}
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("picture.low", (math.nan, 255.0, 8)),
+        ("picture.high", (0.0, 0.0, 8)),
+        ("picture.high", (0.0, math.inf, 8)),
+        ("picture.bits", (0.0, 255.0, 12)),
+    ],
+)
+def test_terms_of_pictures_outside_the_protocol_name_their_field(field, values):
+    """A range that is none, or bits that no file of ours has."""
+    with pytest.raises(MessageInvalid) as caught:
+        PictureTerms(*values)
+    assert caught.value.facts == {"field": field}
+
+
+@pytest.mark.parametrize("name", ["", "a" * 65, "chat\n", "\N{LATIN SMALL LETTER E WITH ACUTE}"])
+def test_a_class_name_that_cannot_be_hashed_or_printed_is_refused(name):
+    """The canonical JSON has printable ASCII alone."""
+    with pytest.raises(MessageInvalid) as caught:
+        picture_side(classes=2, class_names=("cat", name))
+    assert caught.value.facts == {"field": "class_names"}
+
+
+def test_a_class_is_found_by_name_and_by_index():
+    """The name first: a class may be called by a number."""
+    made = picture_side(classes=3, class_names=("cat", "dog", "0"))
+    assert [made.class_index(asked) for asked in ("dog", "0", "1", "3", "-1", "bird", "")] == [
+        1, 2, 1, None, None, None, None,
+    ]  # fmt: skip
+    assert picture_side(classes=3).class_index("2") == 2
+
+
+@pytest.mark.parametrize(
+    "made", [side(), picture_side(), CLASSES, side(terminal_lambda=3.0, initial_lambda=-1.0)]
+)
+def test_a_side_survives_the_wire(made):
+    """Also one whose ends nobody can agree to: the difference is shown, not the message refused."""
+    data = to_message(made, decoding_pb2.ContractSide).SerializeToString()
+    assert from_message(decoding_pb2.ContractSide.FromString(data), ContractSide) == made
+
+
+def test_a_contract_survives_the_wire():
+    """With the same digest."""
+    made = contract()
+    read = from_message(
+        decoding_pb2.Contract.FromString(to_message(made, decoding_pb2.Contract).SerializeToString()),
+        Contract,
+    )
+    assert (read, read.digest) == (made, made.digest)
+
+
+@pytest.mark.parametrize("field", ["sample_kind", "dtype"])
+def test_an_enum_value_that_is_not_known_is_refused(field):
+    """Neither unspecified nor of a later release."""
+    for number in (0, 99):
+        message = to_message(side(), decoding_pb2.ContractSide)
+        setattr(message, field, number)
+        with pytest.raises(MessageInvalid) as caught:
+            from_message(message, ContractSide)
+        assert caught.value.facts == {"field": field}
+
+
+def test_an_empty_side_is_refused():
+    """Proto3 fills in zeros; none of them is a side."""
+    with pytest.raises(MessageInvalid):
+        from_message(decoding_pb2.ContractSide(), ContractSide)
+
+
+def test_the_canonical_json_is_the_documented_one():
+    """A second implementation can start from this text; later minors change nothing of points but the number."""
+    assert contract(versions=FIRST).canonical().decode() == EXAMPLE
+    assert contract().canonical().decode() == EXAMPLE.replace('"minor":0', '"minor":4')
+
+
+def test_the_canonical_json_of_pictures_has_what_pictures_set():
+    """Raw range and bits of each side, and the names of classes where there are any."""
+    made = contract(sample_kind="picture", classes=2, class_names=("cat", "dog"))
+    source = json.loads(made.canonical())["source"]
+    assert source["picture"] == {"bits": 8, "high": 255, "low": 0}
+    assert source["class_names"] == ["cat", "dog"]
+    assert "class_names" not in json.loads(contract(sample_kind="picture").canonical())["source"]
+
+
+def test_the_digest_is_over_the_canonical_json():
+    """SHA-256, 32 bytes."""
+    assert (
+        contract(versions=FIRST).digest
+        == hashlib.sha256(EXAMPLE.encode()).digest()
+        == bytes.fromhex(EXAMPLE_SHA256)
+    )
+
+
+def test_the_digest_of_pictures_stays():
+    """Old and new releases compare digests: that of 1.1 with numbers that RFC 8785 writes in its own way."""
+    made = contract(
+        sample_kind="picture",
+        classes=2,
+        class_names=("cat", "dog"),
+        soften_sigma=1e-7,
+        versions=[Version(1, 1)],
+    )
+    assert made.digest.hex() == "d88edca2085ce07ec233a77af9e8a2571f2cf675bb005aaa30e946cd77b876ac"
+
+
+@given(st.randoms())
+def test_the_digest_does_not_depend_on_the_order_of_fields(random):
+    """A shuffled object of the same values is the same contract."""
+
+    def shuffled(value):
+        if not isinstance(value, dict):
+            return value
+        keys = list(value)
+        random.shuffle(keys)
+        return {key: shuffled(value[key]) for key in keys}
+
+    from ddib_fed.wire.canonical import canonical_json
+
+    assert canonical_json(shuffled(json.loads(EXAMPLE))).decode() == EXAMPLE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_sha256": bytes(32)},
+        {"terminal_lambda": -5.0000001},
+        {"initial_lambda": 5.4},
+        {"classes": 1},
+        {"sample_shape": (3,)},
+        {"domain": "rings"},
+        {"limits": ContractLimits(8, 100_000, 2 << 20, 999)},
+    ],
+)
+def test_any_change_changes_the_digest(changes):
+    """Also of what the two sides need not have in common."""
+    assert contract(**changes).digest != contract().digest
+
+
+def test_the_prior_gap_is_the_larger_of_both_sides():
+    """exp(2 lambda) of the side that ends in less noise."""
+    assert contract(terminal_lambda=-5.0).prior_gap == pytest.approx(math.exp(-10))
+    noisy, less = side(terminal_lambda=-6.0), side(terminal_lambda=-4.5)
+    for source, target in ((noisy, less), (less, noisy)):
+        assert Contract(Version(1, 1), source, target, LIMITS).prior_gap == pytest.approx(math.exp(-9))
