@@ -5,6 +5,7 @@ Streams are capped below the number of threads, so that unary calls and Health a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -44,7 +45,7 @@ class NodeServer:
         listen: host:port to bind; port 0 takes a free one.
         credentials: Of the server; mutual TLS.
         interceptors: The outermost first.
-        max_streams: Cap on streams; threads are this and a reserve.
+        max_streams: Cap on streams; threads are this and a reserve, from `start` on.
 
     Raises:
         ConfigError: The address cannot be bound.
@@ -58,7 +59,8 @@ class NodeServer:
         *,
         max_streams: int,
     ) -> None:
-        self._pool = ThreadPoolExecutor(max_streams + RESERVED_THREADS, thread_name_prefix="rpc")
+        self._threads = max_streams + RESERVED_THREADS
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="rpc")
         bounds = inbound.options(inbound.file_limit())
         self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=(*OPTIONS, *bounds))
         self.health = health.HealthServicer()
@@ -89,7 +91,28 @@ class NodeServer:
             self.health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     def start(self) -> None:
-        """Begin to accept connections."""
+        """Start all threads, then begin to accept connections.
+
+        A pool that starts threads by need grows for as long as a node runs, whenever more calls meet than ever before,
+        and a limit of the system that is too low would fail a call in the middle of a job.
+
+        Raises:
+            ConfigError: The system allows fewer threads.
+        """
+        all_started = threading.Event()
+        try:
+            for _ in range(
+                self._threads
+            ):  # none is idle before the event, so that each gets a thread of its own
+                self._pool.submit(all_started.wait)
+        except RuntimeError as error:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            raise ConfigError(
+                f"{self._threads} threads for calls cannot be started: {error}",
+                hint="raise the limit on processes (ulimit -u, TasksMax, pids), or lower limits.max_streams",
+            ) from error
+        finally:
+            all_started.set()
         self.grpc.start()
 
     def stop(self, grace_s: float) -> None:

@@ -112,6 +112,40 @@ def test_unary_calls_and_health_are_answered_while_all_streams_are_taken(served)
         assert not list(call)
 
 
+def rpc_threads() -> set[threading.Thread]:
+    return {each for each in threading.enumerate() if each.name.startswith("rpc")}
+
+
+def test_all_threads_for_calls_are_there_from_the_start(tmp_path) -> None:
+    """A node's threads do not grow with what it has served."""
+    before = rpc_threads()
+    served = Served(tmp_path)
+    started = rpc_threads() - before
+    assert len(started) == STREAMS + RESERVED_THREADS
+    request = pb.DescribeDomainRequest(versions=versions_to_pb())
+    for call in [served.stub.DescribeDomain.future(request, timeout=30) for _ in range(8)]:
+        call.result()
+    assert rpc_threads() - before == started
+    served.close()
+
+
+def test_a_system_that_allows_fewer_threads_is_a_configuration_error(tmp_path, monkeypatch) -> None:
+    """At the start, and not in the middle of a job."""
+    start, left = threading.Thread.start, iter(range(RESERVED_THREADS))
+
+    def start_few(thread: threading.Thread) -> None:
+        if next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    before = rpc_threads()
+    monkeypatch.setattr(threading.Thread, "start", start_few)
+    with pytest.raises(ConfigError, match="cannot be started") as refused:
+        Served(tmp_path)
+    assert "max_streams" in refused.value.hint
+    wait_until(lambda: rpc_threads() <= before)
+
+
 def test_a_port_has_one_owner(served) -> None:
     """A second server on it is a configuration error that says what to do."""
     with pytest.raises(ConfigError, match="cannot be bound") as refused:
