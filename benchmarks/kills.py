@@ -25,7 +25,7 @@ from ddib_fed.errors import DdibError, ExhaustedError, QueueFull, UnavailableErr
 from ddib_fed.trust.audit import verify
 from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Pair, moons, wait_until
-from tests.e2e.test_translate import TARGET, npy
+from tests.e2e.translation.test_translate import TARGET, npy
 
 ITEMS = 3
 POINTS = 1_000

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.e2e.admission.test_strangers import healthy
 from tests.e2e.harness import Node
-from tests.e2e.test_strangers import healthy
 
 # The first five bytes of a TLS record that is never finished.
 HALF_A_GREETING = b"\x16\x03\x01\x02\x00"

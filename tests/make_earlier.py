@@ -2,8 +2,9 @@
 
     python -m tests.make_earlier 8a4431a
 
-writes tests/data/earlier/ddib_fed-VERSION+COMMIT-py3-none-any.whl. `tests/e2e/test_earlier.py` runs nodes from it.
-The file is the same, byte for byte, whenever it is made with the same versions of pip and hatchling.
+writes tests/data/earlier/ddib_fed-VERSION+COMMIT-py3-none-any.whl.
+`tests/e2e/operation/test_earlier.py` runs nodes from it. The file is the same, byte for byte, whenever it is made with
+the same versions of pip and hatchling.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.wire.streams.chunks import file_header, stream
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import wait_until
-from tests.source_node.test_service import Served, job_header
+from tests.source_node.served import Served, job_header
 from tests.target_node.conftest import Target
 
 SUFFIXES = {

@@ -18,6 +18,7 @@ from source_node.runner import JobRunner
 from tests.node.tiny_nodes import make_config, make_context, make_institution, npy, tiny_engine
 from tests.source_node.jobs import job_examples
 from tests.source_node.scripted_target import ScriptedTarget
+from tests.source_node.served import Served
 
 SOLVER = Settings(evaluations=8)
 FOUR = Settings(evaluations=4)
@@ -116,3 +117,10 @@ def open_source(tmp_path, institutions, target, engine):
 @pytest.fixture
 def source(open_source):
     return open_source()
+
+
+@pytest.fixture
+def served(tmp_path, institutions, target, engine):
+    made = Served(tmp_path, institutions[0], engine, max_items_per_job=3, max_evaluations=100)
+    yield made
+    made.close()

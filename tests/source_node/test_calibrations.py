@@ -25,8 +25,8 @@ from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import spec
+from tests.source_node.pipeline.test_pictures import Scans, picture_target
 from tests.source_node.scripted_target import hang
-from tests.source_node.test_pictures import Scans, picture_target
 
 TO = ("south.example", "relief")
 DEEP = PictureFormat(high=65535.0, bits=16)

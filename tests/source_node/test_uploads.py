@@ -15,7 +15,7 @@ from ddib_fed.wire.streams.chunks import MAX_CHUNK, file_header, stream
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import npy
 from tests.source_node.conftest import wait_until
-from tests.source_node.test_service import Served, job_header, messages
+from tests.source_node.served import Served, job_header, messages
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.trust import pki
 from tests.cli.calibrate.operators import TO, Operators, printed, run
+from tests.e2e.admission.test_promises import windows
 from tests.e2e.harness import raw_windows, weight_windows
 from tests.e2e.relay import Tap
-from tests.e2e.test_promises import windows
 from tests.runs.picture_folders import blocks, write
 
 pytestmark = pytest.mark.slow

@@ -34,7 +34,7 @@ from tests.e2e.harness import Node, find_any, free_port, raw_windows, weight_win
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()
 SCRIPTS = Path(sys.executable).parent
 # What is left out of a command so that it ends in seconds.

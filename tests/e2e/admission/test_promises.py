@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from ddib_fed.v1 import calibration_pb2, decoding_pb2
 from ddib_fed.wire.limits.table import FIELDS
 from tests.e2e.harness import Pair, ddib, find_any, moons, weight_windows
-from tests.e2e.test_translate import TARGET, npy
+from tests.e2e.translation.test_translate import TARGET, npy
 
 pytestmark = pytest.mark.e2e
 

@@ -18,7 +18,7 @@ from tests.e2e.harness import Node, Pair, admit, ddib, free_port
 
 pytestmark = pytest.mark.e2e
 
-PAGE = (Path(__file__).parents[2] / "docs" / "recipes" / "imagenet.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "recipes" / "imagenet.md").read_text(encoding="utf-8")
 PAIRS = [(260, 261), (261, 262), (282, 283), (283, 284)]
 SLOW = {
     "48": "6",

@@ -15,7 +15,7 @@ from ddib_fed.errors import DdibError, QueueFull
 from ddib_fed.trust.audit import verify
 from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Node, Pair, moons, wait_until
-from tests.e2e.test_translate import TARGET, npy
+from tests.e2e.translation.test_translate import TARGET, npy
 
 pytestmark = pytest.mark.e2e
 

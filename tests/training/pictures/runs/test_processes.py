@@ -17,8 +17,8 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]  # processes that start torch, on a machine that may be busy
 
-ROOT = Path(__file__).parents[3]
-SCRIPT = "tests.training.pictures.endless"
+ROOT = Path(__file__).parents[4]
+SCRIPT = "tests.training.pictures.runs.endless"
 
 
 def run_until(config, out, step):

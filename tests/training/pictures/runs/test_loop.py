@@ -94,7 +94,7 @@ print(one.microbatch, one.step, round(float(loss), 2), one.notes)
 def test_when_memory_runs_out_the_microbatch_is_halved_and_the_step_still_taken():
     """In a process that may have 60 MiB more than it has."""
     command = [sys.executable, "-c", SHORT_OF_MEMORY]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], check=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[4], check=True)
     microbatch, step, loss, *notes = done.stdout.split()
     assert 1 <= int(microbatch) < 1024
     assert (step, float(loss)) == ("2", pytest.approx(1.0, abs=0.1))

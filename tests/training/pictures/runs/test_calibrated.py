@@ -34,7 +34,7 @@ from ddib_fed.training.settings.config import CALIBRATED_STEPS, PictureTrainConf
 from ddib_fed.training.settings.options import train_config
 from tests.networks.picture_networks import manifest
 from tests.training.pictures.examples import spots_source
-from tests.training.pictures.test_run import stop_at
+from tests.training.pictures.runs.test_run import stop_at
 
 FLIP = ChannelMap(curve=((-3.0, 2.0), (6.0, -2.5)))
 UNITS = Normalisation(mean=-0.7, std=0.4)

@@ -32,14 +32,14 @@ from ddib_fed.samples.images import decode_image
 from ddib_fed.trust.audit import verify
 from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Node, free_port, wait_until
-from tests.e2e.test_durability import first_progress
-from tests.e2e.test_translate import npy
+from tests.e2e.operation.test_durability import first_progress
+from tests.e2e.translation.test_translate import npy
 from tests.node.picture_examples import noise, png_bytes
 from tests.node.tiny_nodes import gaussian
 
 pytestmark = pytest.mark.e2e
 
-WHEEL = next((Path(__file__).parents[1] / "data" / "earlier").glob("*.whl"))
+WHEEL = next((Path(__file__).parents[2] / "data" / "earlier").glob("*.whl"))
 SET_UP = Path(__file__).with_name("earlier_institutions.py")
 SHORT = Settings(evaluations=12)
 # Enough that south can be stopped while north encodes: a second or so.

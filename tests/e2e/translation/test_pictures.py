@@ -27,9 +27,9 @@ from ddib_fed.models.manifest import PictureFormat, StructureThresholds
 from ddib_fed.node.model.pictures import rule_of
 from ddib_fed.samples.images import Picture, decode_image, to_array
 from ddib_fed.wire.jobs import Settings
+from tests.e2e.admission.test_promises import windows
 from tests.e2e.harness import Pair, ddib, raw_windows, weight_windows
 from tests.e2e.relay import Tap
-from tests.e2e.test_promises import windows
 from tests.node.picture_examples import (
     SECRET,
     SIZE,

@@ -1,0 +1,83 @@
+"""North's node for its clients behind its real port, and messages of SubmitJob."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import contextmanager
+
+import grpc
+
+from ddib_fed.node.policy import Policy
+from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, StreamLimiter
+from ddib_fed.server.server import NodeServer
+from ddib_fed.trust import pki, tls
+from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.v1 import translation_pb2_grpc as rpc
+from ddib_fed.wire.streams.chunks import file_header, stream
+from ddib_fed.wire.version import SPOKEN
+from source_node.service import SourceService
+from tests.node.tiny_nodes import make_config, make_context
+
+
+class Served:
+    """North's node for its clients, started, and Alice's certificate."""
+
+    def __init__(self, folder, north, engine, *, per_identity: int = 8, **settings) -> None:
+        self.folder, self.north = folder, north
+        config = make_config(folder / "north", "north.example", "source", **settings)
+        self.node = make_context(config, north, engine)
+        self.service = SourceService(self.node)
+        policy = Policy(institution="north.example", roles=("source",), issuer=False)
+        interceptors = [
+            ErrorInterceptor("north.example"),
+            AuthInterceptor(self.node.peers, policy),
+            StreamLimiter(8, per_identity),
+        ]
+        credentials = tls.server_credentials(north.pki, self.node.peers).grpc
+        self.server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)
+        self.service.register(self.server.grpc)
+        self.server.start()
+        self.service.start()
+        pki.issue_client(north.pki, folder / "alice", "alice")
+
+    @contextmanager
+    def called(self):
+        arguments = {"server_name": "node-1.north.example", "pki_folder": self.folder / "alice"}
+        with tls.channel(self.server.address, **arguments) as channel:
+            yield rpc.TranslationServiceStub(channel)
+
+    def ask(self, name: str, request, timeout: float = 20):
+        """The answer to a call, or the error that came back."""
+        with self.called() as stub:
+            try:
+                answer = getattr(stub, name)(request, timeout=timeout)
+                return list(answer) if isinstance(answer, grpc.Call) else answer
+            except grpc.RpcError as error:
+                raise from_rpc_error(error, "source north.example") from error
+
+    def submit(self, *files: bytes, items: int | None = None, **changes) -> str:
+        count = len(files) if items is None else items
+        return self.ask("SubmitJob", iter([job_header(count, **changes), *messages(files)])).job_id
+
+    def close(self) -> None:
+        self.service.close()
+        self.server.stop(0.0)
+        self.service.release()
+
+
+def job_header(items: int, **changes) -> pb.SubmitJobRequest:
+    version = max(SPOKEN)
+    fields = {
+        "version": common_pb2.ProtocolVersion(major=version.major, minor=version.minor),
+        "request_id": str(uuid.uuid4()), "items": items,
+        "target_institution": "south.example", "target_domain": "checkerboards",
+        "solver": common_pb2.SolverSettings(evaluations=8), **changes,
+    }  # fmt: skip
+    return pb.SubmitJobRequest(header=pb.JobHeader(**fields))
+
+
+def messages(files):
+    for data in files:
+        yield from stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_NPY, data), data)
