@@ -19,7 +19,7 @@ from ddib_fed.rpc.error_details import from_rpc_error, status_of
 from ddib_fed.server.inbound import HANDSHAKE_TIMEOUT_S
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import admin_pb2_grpc as rpc
-from ddib_fed.wire.limits.table import LONGEST_LINE
+from ddib_fed.wire.limits.shared import LONGEST_LINE
 
 CALL_TIMEOUT_S = 10.0
 # Silent connections may hold only a few of the node's open files, for a short time.

@@ -9,7 +9,7 @@ import pytest
 from ddib_fed.cli.client.job import when
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode, MessageInvalid
-from ddib_fed.wire.limits.table import LAST_MOMENT
+from ddib_fed.wire.limits.shared import LAST_MOMENT
 from tests.client.scripted_source import TARGET, points
 
 STRANGE = b"\xfa\x07\x03new"

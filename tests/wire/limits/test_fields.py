@@ -13,7 +13,8 @@ from ddib_fed.v1 import admin_pb2, calibration_pb2, common_pb2, decoding_pb2, id
 from ddib_fed.wire.contracts.contract import LARGEST_VALUE
 from ddib_fed.wire.limits.fields import check
 from ddib_fed.wire.limits.kinds import Anything, Bytes, Choice, Inner, Many, Number, Text
-from ddib_fed.wire.limits.table import FIELDS, LAST_MOMENT
+from ddib_fed.wire.limits.shared import LAST_MOMENT
+from ddib_fed.wire.limits.table import FIELDS
 
 FILES = (admin_pb2, calibration_pb2, common_pb2, decoding_pb2, identity_pb2, translation_pb2)
 MESSAGES = {

@@ -1,0 +1,13 @@
+"""The limits of the messages of identity.proto."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from ddib_fed.wire.limits.kinds import Bytes, Limit, Text
+
+MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
+    "RenewRequest": {"certificate_request": Bytes(1, 8 << 10)},
+    "RenewResponse": {"certificate": Text(64 << 10), "roots": Text(64 << 10)},
+}
