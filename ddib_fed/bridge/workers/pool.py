@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
@@ -22,21 +21,15 @@ from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.workers.books import Books, Entry, Member, Remote
 from ddib_fed.bridge.workers.limits import MOST_WORKERS
+from ddib_fed.bridge.workers.starts import Starts
 from ddib_fed.bridge.workers.workbench import Broken, Cancel, Do, Done, Failed, Ready, Step
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.errors import DdibError, Draining, InternalError, NotReady, SettingsInvalid
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S: Final = 0.5
-LONGEST_PAUSE_S: Final = 30.0
-"""Between tries to replace a worker that does not start."""
 LOOK_EVERY_S: Final = 0.25
 """How often deadlines of waiting work, and workers that are missing, are looked at."""
-PATIENCE_S: Final = 20.0
-"""How long accepted work waits while no worker can be started; then it fails with `NotReady`, to be tried again."""
-STARTING_S: Final = 300.0
-"""The same while one is being started, as far as is known."""
 Finish = Callable[[], object]
 """What is left to do when the lock is released."""
 
@@ -101,17 +94,12 @@ class Pool:
         wait_for: int | None = None,
     ) -> None:
         self._launch, self._what, self._remedy = launch, what, remedy
+        self._starts = Starts(what, remedy)
         self._changed = threading.Condition()
         self._books = Books()
         self._numbers = itertools.count(1)
         self._wanted = 0
         self._draining = self._closed = False
-        self._problem: str | None = None
-        self._proven = False
-        self._refusal: Exception | None = None
-        self._pause_s, self._not_before = FIRST_PAUSE_S, 0.0
-        self._worker_since = time.monotonic()
-        """When there last was a worker that could take work."""
         self._redone = self._replaced = 0
         self.resize(count)
         self._thread = threading.Thread(target=self._supervise, name=f"{what} pool", daemon=True)
@@ -151,7 +139,7 @@ class Pool:
     def problem(self) -> str | None:
         """What the operator should know; None while all workers are there or on their way."""
         with self._changed:
-            return self._problem
+            return self._starts.problem
 
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
@@ -186,7 +174,7 @@ class Pool:
                 f"decoding that draws noise at each step is not done by a {self._what}",
                 hint='executor = "inline" in [engine] of node.toml, or eta 0',
             )
-        return self._nobody() if self._deserted() else None
+        return self._starts.nobody() if self._deserted() else None
 
     def close(self) -> None:
         """See `Executor`; returns when every worker has ended."""
@@ -245,7 +233,7 @@ class Pool:
                 self._is_ready(member, message)
             elif isinstance(message, Broken):
                 member.reported = True
-                self._could_not_start(message.error)
+                self._starts.failed(message.error)
             elif isinstance(message, Step):
                 finish = self._books.step(member, message)
             elif isinstance(message, Done | Failed):
@@ -257,9 +245,8 @@ class Pool:
 
     def _is_ready(self, member: Member, message: Ready) -> None:
         member.ready, member.name = True, message.name
-        self._proven = True
         self._books.rows = message.rows
-        self._pause_s, self._problem = FIRST_PAUSE_S, None
+        self._starts.succeeded()
         log.info("%s %s is ready", self._what, member.name)
 
     def _ended(self, member: Member, why: str, *, blame: bool) -> None:
@@ -270,9 +257,8 @@ class Pool:
             hopeless = [entry for entry in lost if entry.hopeless]
             self._redone += len(lost) - len(hopeless)
             if not member.ready and not member.reported:
-                self._could_not_start(
-                    InternalError(f"a {self._what} {why} before it was ready", hint=self._remedy)
-                )
+                early = f"a {self._what} {why} before it was ready"
+                self._starts.failed(InternalError(early, hint=self._remedy))
             elif member.ready and not member.retiring:
                 self._replaced += 1
                 log.warning(
@@ -291,15 +277,6 @@ class Pool:
             "want of memory",
             hint="a smaller engine.merge_rows or merge_pixels in node.toml needs less; the log says what each said",
         )
-
-    def _could_not_start(self, error: Exception) -> None:
-        """Try again later; whoever made the pool hears it at once."""
-        self._refusal = self._refusal or error
-        self._problem = f"a {self._what} cannot be started: {error}"
-        if self._proven:
-            log.error("%s; tried again in %.1f s", self._problem, self._pause_s)
-        self._not_before = time.monotonic() + self._pause_s
-        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def _cancelled(self, entry: Entry) -> None:
         """Work that waits ends at once (the supervisor sees to it), work on its way at its worker's next step."""
@@ -324,7 +301,7 @@ class Pool:
                     return
                 finish += self._over()
                 finish += self._too_many()
-                missing = self._may_start()
+                missing = self._starts.due(len(self._books.stay), self._wanted)
                 if not finish and not missing:
                     self._changed.wait(LOOK_EVERY_S)
             for each in finish:
@@ -332,18 +309,13 @@ class Pool:
             if missing:
                 self._start_one()
 
-    def _may_start(self) -> bool:
-        """Whether one is missing. The first starts alone: it finds what is wrong with the model, what calls cost."""
-        there = len(self._books.stay)
-        return there < (self._wanted if self._proven else 1) and time.monotonic() >= self._not_before
-
     def _over(self) -> list[Finish]:
         """Fail work that waits and is cancelled, late, or has nobody to do it."""
         if self._books.ready:
-            self._worker_since = time.monotonic()
+            self._starts.worker_there()
         over = [entry for entry in self._books.waiting if entry.control.over or self._deserted()]
         self._books.finish(over)
-        return [partial(entry.give_up, self._nobody()) for entry in over]
+        return [partial(entry.give_up, self._starts.nobody()) for entry in over]
 
     def _too_many(self) -> list[Finish]:
         """Retire workers beyond those wanted, the idlest first, and end those that have nothing left to do."""
@@ -367,7 +339,7 @@ class Pool:
         except Exception as error:  # noqa: BLE001 - any failure is reported and tried again
             with self._changed:
                 self._books.forget(member)
-                self._could_not_start(error)
+                self._starts.failed(error)
                 self._changed.notify_all()
             return
         with self._changed:
@@ -378,23 +350,15 @@ class Pool:
         remote.end()  # closed meanwhile
 
     def _deserted(self) -> bool:
-        patience_s = STARTING_S if self._problem is None else PATIENCE_S
-        return not self._books.ready and time.monotonic() - self._worker_since > patience_s
-
-    def _nobody(self) -> NotReady:
-        return NotReady(
-            f"no {self._what} is there: {self._problem or 'they are being started'}",
-            hint=self._remedy,
-            retry_after_s=5.0,
-        )
+        return not self._books.ready and self._starts.deserted()
 
     def _wait_until_ready(self, count: int, ready_s: float | None) -> None:
         with self._changed:
             there = self._changed.wait_for(
-                lambda: self._refusal is not None or len(self._books.ready) >= count, ready_s
+                lambda: self._starts.refusal is not None or len(self._books.ready) >= count, ready_s
             )
-            if self._refusal is not None:
-                raise self._refusal
+            if self._starts.refusal is not None:
+                raise self._starts.refusal
             if not there:
                 raise NotReady(
                     f"of {count} {self._what}s {len(self._books.ready)} were ready within {ready_s:.0f} s",

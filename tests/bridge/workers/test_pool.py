@@ -9,7 +9,7 @@ import torch
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.trajectory import Trajectory
-from ddib_fed.bridge.workers import pool as pools
+from ddib_fed.bridge.workers import starts
 from ddib_fed.bridge.workers.pool import Pool
 from ddib_fed.bridge.workers.workbench import Broken, Cancel, Do, Done, Ready, Step
 from ddib_fed.diffusion.plans import SolverSettings
@@ -191,7 +191,7 @@ def test_accepted_work_waits_for_a_while_and_may_then_be_tried_again(scene, monk
     stage = scene(1)
     future = stage.submit()
     stage.refusal = NotReady("no head answers")
-    monkeypatch.setattr(pools, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(starts, "PATIENCE_S", 0.2)
     stage.workers[0].die(blame=False)
     with pytest.raises(NotReady, match="no head answers") as caught:
         future.result(10)
@@ -210,7 +210,7 @@ def test_work_waits_longer_for_a_worker_that_is_on_its_way(scene, monkeypatch):
     """A model may take a while to load: nothing is wrong yet."""
     stage = scene(1)
     future = stage.submit()
-    monkeypatch.setattr(pools, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(starts, "PATIENCE_S", 0.0)
     stage.first = None  # it says nothing for now
     stage.workers[0].die()
     stage.wait_for(lambda: len(stage.workers) == 2)
