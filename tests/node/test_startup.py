@@ -2,77 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import socket
 import sqlite3
 import sys
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from ddib_fed.errors import ConfigError, ExhaustedError
-from ddib_fed.models.bundle import save_bundle
-from ddib_fed.models.manifest import Manifest, PictureFormat
-from ddib_fed.networks.configs import ClassifierConfig
-from ddib_fed.networks.registry import network_shapes
 from ddib_fed.node import startup
 from ddib_fed.node.command import node_command, run
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.daemon import Daemon
-from ddib_fed.trust import pki
-from ddib_fed.trust.certificates import issue_leaf, new_key
-from tests.node.test_daemon import ready
-
-
-class Node:
-    """North's source node in a folder, which a test spoils."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        ready(folder, "north.example", "source")
-        self.held: list[object] = []
-
-    @property
-    def state(self) -> Path:
-        return self.folder / "state"
-
-    @property
-    def pki(self) -> Path:
-        return self.state / "pki"
-
-    @property
-    def config(self) -> NodeConfig:
-        return NodeConfig.load(self.folder / "node.toml")
-
-    def edit(self, old: str, new: str) -> None:
-        path = self.folder / "node.toml"
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new))
-
-    def listening(self) -> str:
-        """An address that another process has."""
-        taken = socket.socket()
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        self.held.append(taken)
-        return f"127.0.0.1:{taken.getsockname()[1]}"
-
-    def leaf(self, start_h: float, *, issues: bool) -> None:
-        """A certificate of 24 hours that begins then; without the root's key when it does not issue."""
-        authority, key = pki.load_authority(self.pki), new_key()
-        begins = datetime.now(UTC) + timedelta(hours=start_h)
-        made = issue_leaf(authority, "node", "node-1", public_key=key.public_key(), now=begins)
-        pki.write_identity(self.pki, certificate=made, key=key, roots=(authority.certificate,))
-        if not issues:
-            for name in ("ca.key", "ca.pem"):
-                (self.pki / name).unlink()
-
-    def tree(self) -> list[tuple[str, int, int]]:
-        return sorted((str(p), p.lstat().st_mode, p.lstat().st_size) for p in self.folder.rglob("*"))
+from tests.node.spoilt_nodes import WRONG, Node, folder_for, http
 
 
 @pytest.fixture
@@ -108,169 +52,6 @@ def test_a_node_that_is_in_order_passes_and_is_left_as_it_is(node: Node) -> None
     assert problems(node) == {}
     assert not (node.state / "jobs.sqlite").exists()
     assert [finding.step for finding in startup.check(node.config)] == [step.name for step in startup.STEPS]
-
-
-def other_domain(node: Node) -> None:
-    node.edit('domain = "moons"             #', 'domain = "checkerboards"     #')
-
-
-def classifier(node: Node) -> None:
-    network = ClassifierConfig(
-        image_size=8, in_channels=1, model_channels=32, out_channels=2, num_res_blocks=1, channel_mult=(1.0,)
-    )
-    import torch
-
-    state = {name: torch.zeros(there.shape) for name, there in network_shapes(network).items()}
-    manifest = Manifest(
-        name="c", domain="moons", role="classifier", sample_kind="picture", sample_shape=(1, 8, 8),
-        network=network, value_range=(-1.0, 1.0), picture=PictureFormat(),
-    )  # fmt: skip
-    save_bundle(node.folder / "model", manifest, state, overwrite=True)
-
-
-def damaged_weights(node: Node) -> None:
-    path = node.folder / "model" / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
-def file_for(name: str):
-    def put(node: Node) -> None:
-        path = node.folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.write_text("x")
-
-    return put
-
-
-def folder_for(name: str):
-    def put(node: Node) -> None:
-        (node.folder / name).unlink(missing_ok=True)
-        (node.folder / name).mkdir(parents=True)
-
-    return put
-
-
-def mode(name: str, bits: int):
-    def put(node: Node) -> None:
-        (node.folder / name).mkdir(exist_ok=True)
-        (node.folder / name).chmod(bits)
-
-    return put
-
-
-def device(name: str):
-    return lambda node: node.edit('# device = "auto"', f'device = "{name}"')
-
-
-def damaged_database(node: Node) -> None:
-    (node.state / "jobs.sqlite").write_bytes(b"garbage " * 999)
-
-
-def newer_database(node: Node) -> None:
-    with sqlite3.connect(node.state / "jobs.sqlite") as made:
-        made.execute("PRAGMA user_version = 99")
-    made.close()
-
-
-def held_database(node: Node) -> None:
-    file = (node.state / "jobs.sqlite.lock").open("w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    node.held.append(file)
-
-
-def answering_socket(node: Node) -> None:
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(node.state / "admin.sock"))
-    listener.listen()
-    node.held.append(listener)
-
-
-def others_key(name: str):
-    def put(node: Node) -> None:
-        elsewhere = node.folder.parent / "elsewhere"
-        pki.init_node_identity(elsewhere, "north.example", "node-1")
-        shutil.copy(elsewhere / name, node.pki / name)
-
-    return put
-
-
-def without(*names: str):
-    def put(node: Node) -> None:
-        for name in names:
-            (node.pki / name).unlink()
-
-    return put
-
-
-def expired_with_a_command_that_is_not_there(node: Node) -> None:
-    node.leaf(-48, issues=False)
-    node.edit('# renew_command = ["/usr/local/bin/renew"]', 'renew_command = ["/nowhere/renew"]')
-
-
-def http(listen: str):
-    return lambda node: node.edit('# listen = "127.0.0.1:9464"', f'listen = "{listen}"')
-
-
-def one_port_for_both(node: Node) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    node.edit("127.0.0.1:0", address)
-    http(address)(node)
-
-
-def classified(folder: str):
-    """A configuration that names this folder as the classifier."""
-    return lambda node: node.edit('# classifier = "classifier"', f'classifier = "{folder}"')
-
-
-WRONG = {
-    "no classifier there": (classified("nowhere"), "model", "nowhere"),
-    "a classifier that is none": (classified("model"), "model", "not a classifier"),
-    "bundle of another domain": (other_domain, "model", "bundle_domain"),
-    "classifier": (classifier, "model", "only a generator"),
-    "damaged weights": (damaged_weights, "model", "weights"),
-    "no weights": (lambda n: (n.folder / "model" / "model.safetensors").unlink(), "model", "model.safetensors"),
-    "weights are a folder": (folder_for("model/model.safetensors"), "model", "model.safetensors"),
-    "model is a file": (file_for("model"), "model", "model"),
-    "cuda without CUDA": (device("cuda:7"), "model", "engine.device = 'cuda:7'"),
-    "device nonsense": (device("banana"), "model", "engine.device = 'banana'"),
-    "device meta": (device("meta"), "model", "engine.device = 'meta'"),
-    "port in use": (lambda n: n.edit("127.0.0.1:0", n.listening()), "listen", "ss -ltnp"),
-    "address of another machine": (lambda n: n.edit("127.0.0.1:0", "203.0.113.9:7443"), "listen", "ip -brief"),
-    "no such host": (lambda n: n.edit("127.0.0.1:0", "no.such.invalid:7443"), "listen", "no host"),
-    "state 0777": (mode("state", 0o777), "state", "chmod 700"),
-    "state 0770": (mode("state", 0o770), "state", "chmod 700"),
-    "peers 0777": (mode("state/peers", 0o777), "state", "chmod 700"),
-    "spool 0777": (mode("state/spool", 0o777), "roles", "chmod 700"),
-    "state is a file": (file_for("state"), "state", "is no folder"),
-    "peers is a file": (file_for("state/peers"), "state", "is no folder"),
-    "spool is a file": (file_for("state/spool"), "roles", "is no folder"),
-    "damaged database": (damaged_database, "roles", "jobs.sqlite cannot be used"),
-    "database is a folder": (folder_for("state/jobs.sqlite"), "roles", "is no file"),
-    "newer database": (newer_database, "roles", "newer release"),
-    "held database": (held_database, "roles", "another node is running"),
-    "audit is a folder": (folder_for("state/audit.jsonl"), "audit", "is no file"),
-    "no certificate": (without("leaf.pem", "ca.key", "ca.pem"), "identity", "leaf.pem"),
-    "no roots": (without("roots.pem"), "identity", "roots.pem"),
-    "another's key": (others_key("leaf.key"), "identity", "is not the key of leaf.pem"),
-    "another root's key": (others_key("ca.key"), "identity", "is not the key of ca.pem"),
-    "root without certificate": (without("ca.pem"), "identity", "ca.pem"),
-    "another root": (lambda n: (others_key("roots.pem")(n), without("ca.key")(n)), "identity", "pinned root"),
-    "expired": (lambda n: n.leaf(-48, issues=False), "identity", "expired"),
-    "not yet valid": (lambda n: n.leaf(48, issues=False), "identity", "not valid before"),
-    "no renew_command": (expired_with_a_command_that_is_not_there, "identity", "/nowhere/renew"),
-    "another institution": (lambda n: n.edit('"north.example"', '"west.example"'), "identity", "west.example"),
-    "another name": (lambda n: n.edit('name = "node-1"', 'name = "node-2"'), "identity", "node-2"),
-    "withdrawn list": (lambda n: (n.pki / "withdrawn.txt").write_text("alice\n"), "peers", "withdrawn.txt, line 1"),
-    "http in use": (lambda n: http(n.listening())(n), "http", "http.listen"),
-    "http on the node's port": (one_port_for_both, "http", "both port"),
-    "socket is a folder": (folder_for("state/admin.sock"), "operator", "is no socket"),
-    "node on this state": (answering_socket, "operator", "another node is running"),
-}  # fmt: skip
 
 
 @pytest.mark.slow

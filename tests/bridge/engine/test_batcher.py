@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterator
@@ -16,15 +15,12 @@ import torch
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine import batcher as batching
 from ddib_fed.bridge.engine.batcher import Batcher
-from ddib_fed.bridge.engine.executor import CallingThread
-from ddib_fed.bridge.engine.stack import Stack
 from ddib_fed.bridge.engine.trajectory import Integration, Trajectory
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion.denoiser import Denoiser, Query
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import LinearSchedule
 from ddib_fed.errors import Cancelled, DeadlineExceeded, Draining
-from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.mlp import ResidualMLP
 from tests.node.tiny_nodes import tiny_bundle
 
@@ -390,83 +386,3 @@ def test_only_so_many_are_on_their_way_at_once(denoiser: Denoiser) -> None:
         future.result(10)
     batcher.close()
     assert most == 2
-
-
-def test_requests_that_join_at_any_step_with_any_solver_give_what_each_gives_alone() -> None:
-    """Recurrences of several windows and driven generators, both ways, in one state: each within rounding."""
-    model = DomainModel(pretrained("moons"))
-    batcher, alone = Batcher(model, rows=256), CallingThread(model, 256)
-    asked = [
-        ("encode", SolverSettings(evaluations=12), 1),
-        ("decode", SolverSettings(evaluations=9), 3),
-        ("decode", SolverSettings(order=2, evaluations=7), 2),
-        ("encode", SolverSettings("rk4", evaluations=8), 5),
-        ("decode", SolverSettings("ddim", evaluations=6), 1),
-        ("decode", SolverSettings("alf", evaluations=7), 4),
-    ]
-    work = [Trajectory(stage, points(rows, rows), settings) for stage, settings, rows in asked]
-    found: dict[int, Future[torch.Tensor]] = {}
-
-    def another_joins(step: int, _: int) -> None:
-        if 0 < step < len(work):
-            found[step] = batcher.submit(work[step])
-
-    first = batcher.submit(work[0], on_step=another_joins)
-    results = [first.result(20), *(found[number].result(20) for number in range(1, len(work)))]
-    assert batcher.counters["calls"] <= 20
-    batcher.close()
-    for each, result in zip(work, results, strict=True):
-        torch.testing.assert_close(result, alone.submit(each).result(), atol=2e-5, rtol=2e-5)
-
-
-def requesters(batcher: Batcher, work: list[list[Trajectory]]) -> list[list[Future[torch.Tensor]]]:
-    """Each asks for its next trajectory once it has its last; they begin one step after another."""
-    found: list[list[Future[torch.Tensor]]] = [[] for _ in work]
-    done = threading.Semaphore(0)
-
-    def ask(who: int, on_step=None) -> None:
-        future = batcher.submit(work[who][len(found[who])], on_step=on_step)
-        found[who].append(future)
-        future.add_done_callback(lambda _: answered(who))
-
-    def answered(who: int) -> None:
-        if len(found[who]) < len(work[who]):
-            ask(who)
-        else:
-            done.release()
-
-    ask(0, lambda step, _: ask(step) if 0 < step < len(work) else None)
-    for _ in work:
-        assert done.acquire(timeout=20)
-    return found
-
-
-@pytest.mark.parametrize("domain", ["moons", "concentric-rings"])
-def test_who_takes_the_rows_of_one_that_ended_gets_what_it_gets_alone(domain, monkeypatch) -> None:
-    """Requests of one size, one behind the other: most join without a new stack."""
-    made = []
-    monkeypatch.setattr(batching, "Stack", lambda chosen: made.append(Stack(chosen)) or made[-1])
-    model = DomainModel(pretrained(domain))
-    batcher, alone = Batcher(model, rows=256), CallingThread(model, 256)
-    work = [
-        [Trajectory("decode", points(2, 10 * who + turn), SETTINGS) for turn in range(5)] for who in range(4)
-    ]
-    found = requesters(batcher, work)
-    batcher.close()
-    assert len(made) <= 12, "sixteen joined one that had ended"
-    for each, futures in zip(work, found, strict=True):
-        for trajectory, future in zip(each, futures, strict=True):
-            expected = alone.submit(trajectory).result()
-            torch.testing.assert_close(future.result(), expected, atol=2e-5, rtol=2e-5)
-
-
-def test_who_takes_the_rows_of_one_that_ended_gets_none_of_its_velocities() -> None:
-    """Not even those that no weight makes harmless: NaN."""
-    model = DomainModel(pretrained("moons"))
-    batcher = Batcher(model, rows=256)
-    spoilt = Trajectory("decode", torch.full((2, 2), math.nan), SETTINGS)
-    work = [[Trajectory("decode", points(2, who), SETTINGS), spoilt] * 2 for who in range(3)]
-    for _, bad, good, _ in requesters(batcher, work):
-        assert bad.result().isnan().all()
-        assert good.result().isfinite().all()
-    batcher.close()
