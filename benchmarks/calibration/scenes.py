@@ -236,8 +236,7 @@ def draw(scene: Scene, kept: dict[str, Pictures], path: Path) -> None:
     write_file(path, encode_png(np.concatenate(row, axis=1)))
 
 
-def main() -> int:
-    """Measure, write and draw."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -253,7 +252,12 @@ def main() -> int:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--out", type=Path, default=OUT / "scenes")
     parser.add_argument("--picture", type=Path, help="default: docs/images/pictures/scenes-PAIR.png")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure, write and draw."""
+    given = _arguments()
     torch.set_num_threads(1)
     names = [f"{kind}-64" if given.detail == 2 else kind for kind in ("satellite", "relief")]
     directed = Directed(names[0], names[1], None if given.shipped else given.models)

@@ -106,11 +106,14 @@ def _heading(pair: str, quality: Found) -> str:
     )
 
 
-def _verdicts(pair: str, quality: Found, plain: Found | None) -> str:
-    """Each bound with what was measured."""
+Compared = tuple[str, float, float, bool, str]
+"""What is compared, what was measured, its bound, whether that holds, and the format of both numbers."""
+
+
+def _comparisons(quality: Found, plain: Found | None) -> list[Compared]:
     own = {key: quality["paired"][key]["mean"] for key in ("psnr", "ssim")}
     other = quality["baselines"]["histogram"]
-    lines = [
+    lines: list[Compared] = [
         (
             "PSNR above histogram matching",
             own["psnr"],
@@ -147,6 +150,12 @@ def _verdicts(pair: str, quality: Found, plain: Found | None) -> str:
         lines.append(
             ("round trip, not softened", sharp, ROUND_TRIP_DB[1], sharp >= ROUND_TRIP_DB[1], "{:.1f} dB")
         )
+    return lines
+
+
+def _verdicts(pair: str, quality: Found, plain: Found | None) -> str:
+    """Each bound with what was measured."""
+    lines = _comparisons(quality, plain)
     latent = quality["latent"]
     low, high = STD_BOUNDS
     holds = low <= latent["std"] <= high
@@ -161,7 +170,8 @@ def _verdicts(pair: str, quality: Found, plain: Found | None) -> str:
             _word(white),
         )
     )
-    for title, value, goal in zip(("goal: PSNR", "goal: SSIM"), own.values(), GOALS[pair], strict=True):
+    own = [quality["paired"][key]["mean"] for key in ("psnr", "ssim")]
+    for title, value, goal in zip(("goal: PSNR", "goal: SSIM"), own, GOALS[pair], strict=True):
         rows.append((title, f"{value:.3g}", f"{goal:g}", "reached" if value >= goal else "not reached"))
     return markdown(("", "measured", "bound", ""), tuple(rows))
 

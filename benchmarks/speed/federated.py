@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
+from benchmarks.speed.shared.harness import Form, Report, Times, interleaved, main, ratio
 from benchmarks.speed.shared.two_nodes import (
     InProcess,
     Pair,
@@ -73,6 +73,13 @@ def _pictures(form: Form, report: Report) -> None:
     report.add_times(times)
     for name, seconds in zip(("source", "target"), used, strict=True):
         report.add(f"CPU of the {name}'s node for each picture", [1000 * seconds / count], "ms")
+    _bound_pictures(form, report, times, count, nodes=nodes, waiting=waiting)
+
+
+def _bound_pictures(
+    form: Form, report: Report, times: Times, count: int, *, nodes: str, waiting: str
+) -> None:
+    """The nodes beside the faster of the settings in two processes, and their overlap over stop and wait."""
     best = min(
         (_in_process(count, batch) for batch in BATCHES), key=lambda name: statistics.median(times[name])
     )

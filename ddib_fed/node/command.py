@@ -48,6 +48,12 @@ def node_command(role: Role | None) -> click.Group:
     def group() -> None:
         """See `_help`."""
 
+    for add in (_add_train, _add_serve, _add_check):
+        add(group, role)
+    return group
+
+
+def _add_train(group: click.Group, role: Role | None) -> None:
     @group.command()
     @CONFIG
     @click.option(
@@ -62,6 +68,8 @@ def node_command(role: Role | None) -> click.Group:
         """
         _train(_load(path, role), force=force)
 
+
+def _add_serve(group: click.Group, role: Role | None) -> None:
     @group.command()
     @CONFIG
     @click.option(
@@ -102,6 +110,8 @@ def node_command(role: Role | None) -> click.Group:
                 raise error from raised
             sys.exit(_logged(error, f"{config.command} check --config {path}"))
 
+
+def _add_check(group: click.Group, role: Role | None) -> None:
     @group.command()
     @CONFIG
     def check(path: Path) -> None:
@@ -119,8 +129,6 @@ def node_command(role: Role | None) -> click.Group:
                 f"the node cannot serve yet: {', '.join(wrong)}",
                 hint="correct the lines that do not start with ok",
             )
-
-    return group
 
 
 def _show(finding: Finding) -> None:

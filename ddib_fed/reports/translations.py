@@ -232,13 +232,9 @@ def read_translations(
     # A range that is a type's whole range need not be the type of truths: 8 bits may represent the same picture.
     others = replace(theirs, span=span) if theirs.span in OWN_RANGES else theirs
     places = {"translated": theirs, "source": own, "truth": others, "back": own}
-    scales = {"translated": [picture.output_scale for picture in pictures]}
-    backs = [picture.back_scale for picture in pictures if picture.back_scale is not None]
-    if len(backs) == len(pictures):
-        scales["back"] = backs
-        if source is None:  # a copy written beside it has the same numbers
-            scales["source"] = backs
-    elif paths["back"] and (own.span is not None or theirs.span not in {None, *OWN_RANGES}):
+    scales = _recorded_scales(pictures, copied=source is None)
+    needed = own.span is not None or theirs.span not in {None, *OWN_RANGES}
+    if paths["back"] and "back" not in scales and needed:
         paths["back"] = []
         notes.append(
             "back: the records do not say what its numbers mean, so its error is that of the records"
@@ -265,6 +261,24 @@ def read_translations(
         source_scale=own,
         notes=tuple(notes),
     )
+
+
+def _recorded_scales(
+    pictures: Sequence[PictureFigures], *, copied: bool
+) -> dict[str, list[tuple[float, float]]]:
+    """What the numbers of each kind's files mean, by the records; of returned pictures where all records say it.
+
+    Args:
+        pictures: Of the records.
+        copied: Whether the sources are the copies that were written beside the translations.
+    """
+    scales = {"translated": [picture.output_scale for picture in pictures]}
+    backs = [picture.back_scale for picture in pictures if picture.back_scale is not None]
+    if len(backs) == len(pictures):
+        scales["back"] = backs
+        if copied:  # a copy written beside it has the same numbers
+            scales["source"] = backs
+    return scales
 
 
 def _agreed(ranges: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:

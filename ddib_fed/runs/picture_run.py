@@ -252,25 +252,13 @@ def run(
     require_alone("a translation of pictures")
     require_outside(out, found.folder)
     check_names(found.tasks, recipe)
-    sides = open_parties(recipe, opener, "cpu", batch)
-    if not all(side.model.is_picture for side in sides):
-        raise ShapeMismatch("both models must be of pictures", hint="ddib model show tells what one is")
-    sigma = 0.0
-    for task in {(task.source_class, task.target_class): task for task in found.tasks}.values():
-        sigma = check_translation(*sides, asked_of(recipe, task))
-    if recipe.uncertainty and sigma == 0.0:
-        raise SettingsInvalid(
-            "without softening there is no uncertainty to measure", hint="--soften-sigma 0.05"
-        )
-    models = model_digests(*sides)
-    settled = Settled(recipe, sides[0].model.manifest, sides[1].model.manifest, tuple(models), batch)
-    del sides
+    settled = _settled(recipe, found, opener, batch)
     _claim(out, settled, force=force)
     started = time.monotonic()
     left = [
         piece
         for piece in batches(found.tasks, batch)
-        if not all(finished(task, recipe, models, out) for task in piece)
+        if not all(finished(task, recipe, settled.digests, out) for task in piece)
     ]
     start = functools.partial(
         Translator, recipe=recipe, out=out, opener=opener, batch=batch, threads=threads, limits=limits
@@ -289,6 +277,22 @@ def run(
         seconds=time.monotonic() - started,
         computed=sum(map(len, left)),
     )
+
+
+def _settled(recipe: Recipe, found: Found, opener: Opener, batch: int) -> Settled:
+    """What the run is of; both models are opened once to check that they can do it, and are let go."""
+    sides = open_parties(recipe, opener, "cpu", batch)
+    if not all(side.model.is_picture for side in sides):
+        raise ShapeMismatch("both models must be of pictures", hint="ddib model show tells what one is")
+    sigma = 0.0
+    for task in {(task.source_class, task.target_class): task for task in found.tasks}.values():
+        sigma = check_translation(*sides, asked_of(recipe, task))
+    if recipe.uncertainty and sigma == 0.0:
+        raise SettingsInvalid(
+            "without softening there is no uncertainty to measure", hint="--soften-sigma 0.05"
+        )
+    source, target = (side.model.manifest for side in sides)
+    return Settled(recipe, source, target, tuple(model_digests(*sides)), batch)
 
 
 class _Progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,10 @@ from ddib_fed.cli.calibrate.asking import YES, confirmed
 from ddib_fed.cli.output import print_json
 from ddib_fed.errors import AlreadyExists
 from ddib_fed.terminal import console, say
+
+if TYPE_CHECKING:
+    from ddib_fed.bridge.calibration.aggregates import Aggregate
+    from ddib_fed.node.config import NodeConfig
 
 
 @click.command(
@@ -95,12 +100,14 @@ def publish(
     say(*aggregate.describe().split("\n"), err=output_format == "json")
     confirmed("May admitted peers have this?", yes=yes)
     agreeing.publish(config, aggregate, again=again)
+    _show_published(config, config_path, aggregate, output_format)
+
+
+def _show_published(config: NodeConfig, path: Path, aggregate: Aggregate, output_format: str) -> None:
     if output_format == "json":
         content = aggregate.model_dump(mode="json", exclude={"counts"})
         print_json({"sha256": aggregate.sha256, "bytes": len(aggregate.canonical), **content})
         return
     say(f"published    {config.paths.aggregate}; the noise was drawn once, every peer gets the same bytes")
     if not config.policy.calibration:
-        say(
-            f'nobody gets it yet: [policy] calibration = ["rotation"] in {config_path}, then restart the node'
-        )
+        say(f'nobody gets it yet: [policy] calibration = ["rotation"] in {path}, then restart the node')

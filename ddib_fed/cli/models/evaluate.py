@@ -135,16 +135,7 @@ def evaluate(
 
     if html is not None and html.exists() and not force:
         raise AlreadyExists(f"{html} exists", hint="choose another file, or --force")
-    if domain is None:
-        options.refuse_idle(
-            ("source_domain",), "is matched with pictures of the target domain", hint="add --domain FOLDER"
-        )
-    if pairs is None:
-        options.refuse_idle(("supervised",), "trains on pairs", hint="add --pairs SOURCES TRUTHS")
-    if truth is None:
-        options.refuse_idle(
-            ("pairs", "target_model"), "makes a baseline for the truth", hint="add --truth FOLDER"
-        )
+    _refuse_idle(truth=truth, domain=domain, pairs=pairs)
     folders = Folders(folder, source, truth, domain, source_domain, size, span, by_folder)
     with bar("reading") as show:
         report, found = evaluate_folder(
@@ -162,6 +153,20 @@ def evaluate(
     if html is not None:
         write_report_page(html, f"Translations in {folder.name}", report, found)
     _print(report, output_format)
+
+
+def _refuse_idle(*, truth: Path | None, domain: Path | None, pairs: tuple[Path, Path] | None) -> None:
+    """Options that would have no effect without another one."""
+    if domain is None:
+        options.refuse_idle(
+            ("source_domain",), "is matched with pictures of the target domain", hint="add --domain FOLDER"
+        )
+    if pairs is None:
+        options.refuse_idle(("supervised",), "trains on pairs", hint="add --pairs SOURCES TRUTHS")
+    if truth is None:
+        options.refuse_idle(
+            ("pairs", "target_model"), "makes a baseline for the truth", hint="add --truth FOLDER"
+        )
 
 
 def _print(report: Figures, output_format: str) -> None:

@@ -59,7 +59,6 @@ def translate(
 ) -> None:
     """Translate a folder of pictures, or one picture: `ddib bridge translate` and `ddib bridge cycle`."""
     from ddib_fed.bridge.sharding import parse_devices
-    from ddib_fed.runs.picture_recipe import Recipe
     from ddib_fed.runs.picture_report import read_thresholds
     from ddib_fed.runs.picture_run import own_scene, run
 
@@ -69,25 +68,7 @@ def translate(
             hint="ddib bridge translate ... FOLDER --out DIR",
         )
     _refuse_unguided(given["classifier"], given["guidance"])
-    recipe = Recipe(
-        source,
-        target,
-        replace(settings, encoder=given["encoder"]),
-        soften=0.0 if compat is not None and given["soften"] is None else given["soften"],
-        depth=given["depth"],
-        seed=seed,
-        cycle=cycle,
-        classifier=given["classifier"],
-        classifier_scale=given["classifier_scale"],
-        guidance=given["guidance"],
-        guide_encoding=given["guide"] == "both",
-        clip=compat is not None if clip is None else clip,
-        dtype=given["dtype"],
-        uncertainty=given["uncertainty"] or 0,
-        keep_latents=given["keep_latents"],
-        public_names=given["pairs"] is not None,
-        calibration=read_given(given["calibration"]),
-    )
+    recipe = _recipe(source, target, settings, cycle=cycle, seed=seed, compat=compat, clip=clip, given=given)
     if not settings.stochastic:
         _refuse_seed(source, recipe.soften)
     devices = parse_devices(given["devices"])
@@ -110,12 +91,52 @@ def translate(
             on_progress=show,
         )
     lines(_summary(report, out))
-    if report["refused"] and not given["skip_bad"]:
+    if not given["skip_bad"]:
+        _require_all(report, out)
+
+
+def _require_all(report: dict[str, Any], out: Path) -> None:
+    if report["refused"]:
         raise LatentNotGaussian(
             f"{report['refused']} pictures were refused, as a node would refuse them: their latents are no noise; "
             f"{out / 'report.json'} names them, and the others are translated",
             hint="the same command with --skip-bad takes them for no error",
         )
+
+
+def _recipe(
+    source: str,
+    target: str,
+    settings: SolverSettings,
+    *,
+    cycle: bool,
+    seed: int,
+    compat: str | None,
+    clip: bool | None,
+    given: dict[str, Any],
+) -> Recipe:
+    """How to translate, from the options; the public code neither softens nor leaves values unclipped."""
+    from ddib_fed.runs.picture_recipe import Recipe
+
+    return Recipe(
+        source,
+        target,
+        replace(settings, encoder=given["encoder"]),
+        soften=0.0 if compat is not None and given["soften"] is None else given["soften"],
+        depth=given["depth"],
+        seed=seed,
+        cycle=cycle,
+        classifier=given["classifier"],
+        classifier_scale=given["classifier_scale"],
+        guidance=given["guidance"],
+        guide_encoding=given["guide"] == "both",
+        clip=compat is not None if clip is None else clip,
+        dtype=given["dtype"],
+        uncertainty=given["uncertainty"] or 0,
+        keep_latents=given["keep_latents"],
+        public_names=given["pairs"] is not None,
+        calibration=read_given(given["calibration"]),
+    )
 
 
 def read_given(path: Path | None) -> Calibration | None:

@@ -122,15 +122,17 @@ def node(
     if person is not None:
         say(f"client       {make_client(SourceNode.of(path), out / person, name=person)}")
     if not no_ca:
-        from ddib_fed.node.admitting import export_peer
-
-        own = export_peer(config, out / f"{institution}.peer")
-        say(
-            f"peer file    {out / f'{institution}.peer'}",
-            *(f"fingerprint  {one}" for one in own.fingerprints),
-        )
-        say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
+        _write_peer_file(config, out / f"{institution}.peer")
     _next(_node_steps(path, config, with_ca=not no_ca, trained=model is not None, person=person))
+
+
+def _write_peer_file(config: NodeConfig, path: Path) -> None:
+    """What the other institution's operator needs to admit this node."""
+    from ddib_fed.node.admitting import export_peer
+
+    own = export_peer(config, path)
+    say(f"peer file    {path}", *(f"fingerprint  {one}" for one in own.fingerprints))
+    say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
 
 
 def _node_steps(

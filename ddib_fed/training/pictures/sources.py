@@ -23,6 +23,7 @@ from ddib_fed.samples import folders
 from ddib_fed.samples.folders import expand
 from ddib_fed.samples.images import PictureRule
 from ddib_fed.samples.scans import Progress
+from ddib_fed.samples.surveys import Survey
 from ddib_fed.training.settings.config import PictureTrainConfig
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
@@ -233,16 +234,7 @@ def folder_source(
         say(
             f"{len(folder.entries)} pictures are few: expect a model that repeats them; --flip and --crop help"
         )
-    size = config.size or config.defaults.size
-    rule = PictureRule(
-        channels=config.channels or max(facts.channels, key=facts.channels.__getitem__),
-        height=size + (size // CROP_ROOM if config.crop else 0),
-        width=size + (size // CROP_ROOM if config.crop else 0),
-        fit=config.fit or "resize",
-        low=chosen.low,
-        high=chosen.high,
-        bits=8 if set(facts.dtypes) == {"uint8"} else 16,
-    )
+    rule = _rule_of(config, facts, chosen.low, chosen.high)
     for line in _conversions(facts, rule.channels):
         say(line)
     train, held_out = folders.split(folder.entries, config.held_out)
@@ -259,8 +251,23 @@ def folder_source(
         classes=folder.classes,
         picture=PictureFormat(fit=rule.fit, low=rule.low, high=rule.high, bits=8 if rule.bits == 8 else 16),
         note=DataNote(source=f"{len(train)} pictures of a user's folder, {len(held_out)} held out"),
-        size=size if config.crop else None,
+        size=(config.size or config.defaults.size) if config.crop else None,
         quantum=2.0 / (rule.high - rule.low) if whole_numbers else 0.0,
+    )
+
+
+def _rule_of(config: PictureTrainConfig, facts: Survey, low: float, high: float) -> PictureRule:
+    """How each picture is fitted: of the run's size, and as much larger as crops are moved."""
+    size = config.size or config.defaults.size
+    side = size + (size // CROP_ROOM if config.crop else 0)
+    return PictureRule(
+        channels=config.channels or max(facts.channels, key=facts.channels.__getitem__),
+        height=side,
+        width=side,
+        fit=config.fit or "resize",
+        low=low,
+        high=high,
+        bits=8 if set(facts.dtypes) == {"uint8"} else 16,
     )
 
 
