@@ -47,7 +47,7 @@ def measure(form: Form) -> Report:
 
 
 def _pictures(form: Form, report: Report) -> None:
-    count = form.pick(64, 512)
+    count = form.pick(128, 512)
     files, samples = png_files(count)
     with ExitStack() as stack:
         alone = {

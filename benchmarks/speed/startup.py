@@ -26,20 +26,21 @@ IMPORTS = "import ddib_fed.cli.main, ddib_fed.cli.client.translate, ddib_fed.cli
 MOST_S = 0.45
 
 
-def process_s(words: list[str]) -> float:
-    """Wall seconds of a Python process on the source's core."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def process_s(words: list[str], byte_code: Path) -> float:
+    """Wall seconds of a Python process on the source's core, with byte code as pip writes it for what it installs."""
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment = inherited | {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(byte_code)}
     with pinned(two_cores()[0]):
         started = time.perf_counter()
         subprocess.run([sys.executable, *words], env=environment, check=True, capture_output=True)
         return time.perf_counter() - started
 
 
-def translated(profile: Path, picture: Path, out: Path) -> tuple[float, float]:
+def translated(profile: Path, picture: Path, out: Path, byte_code: Path) -> tuple[float, float]:
     """Wall seconds of the command, and the seconds of both legs."""
     words = ["-c", "from ddib_fed.cli.main import main; main()", "translate", str(picture)]
     words += ["--to", "south.example/relief", "--out", str(out), "--steps", str(EVALUATIONS)]
-    wall = process_s([*words, "--profile", str(profile)])
+    wall = process_s([*words, "--profile", str(profile)], byte_code)
     seconds = json.loads((out / f"{picture.stem}.json").read_text())["seconds"]
     return wall, sum(seconds[leg] for leg in LEGS)
 
@@ -48,19 +49,22 @@ def measure(form: Form) -> Report:
     """The fixed cost of one `ddib translate`."""
     report = Report(
         "One 32 px picture, satellite to relief, by `ddib translate` through two warm nodes: wall seconds from the "
-        "start of the process to its end, and what is left of them without both legs."
+        "start of the process to its end, and what is left of them without both legs. Byte code is there, as for an "
+        "installed package, whatever PYTHONDONTWRITEBYTECODE says."
     )
     walls, computed, imports = [], [], []
     (picture,), _ = png_files(1)
     with two_nodes("satellite", "relief") as pair, tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "picture.png"
         given.write_bytes(picture)
-        translated(pair.profile, given, Path(folder) / "first")  # byte code, connections between the nodes
+        byte_code = Path(folder) / "byte-code"
+        # Writes the byte code, and connects the nodes.
+        translated(pair.profile, given, Path(folder) / "first", byte_code)
         for turn in range(form.pick(5, 15)):
-            wall, legs = translated(pair.profile, given, Path(folder) / str(turn))
+            wall, legs = translated(pair.profile, given, Path(folder) / str(turn), byte_code)
             walls.append(wall)
             computed.append(legs)
-            imports.append(process_s(["-c", IMPORTS]))
+            imports.append(process_s(["-c", IMPORTS], byte_code))
     report.add("ddib translate, start to end", walls, "s")
     report.add("both legs", computed, "s")
     report.add("python and the client's imports alone", imports, "s")

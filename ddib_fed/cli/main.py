@@ -7,11 +7,13 @@ without the [node] extra can run everything that needs no network of its own.
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
 import click
@@ -128,7 +130,8 @@ class LazyGroup(click.Group):
         if lazy is None:
             return None
         module, _, attribute = lazy.target.partition(":")
-        command = getattr(importlib.import_module(module), attribute)
+        with _uncollected():
+            command = getattr(importlib.import_module(module), attribute)
         if not isinstance(command, click.Command):
             raise TypeError(f"{lazy.target} is no click command")
         return command
@@ -155,6 +158,18 @@ class LazyGroup(click.Group):
         for title, names in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), COMMANDS[name].help) for name in names])
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected inside: modules make objects that stay, and the search through them cost a client 7 %."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 @click.group(

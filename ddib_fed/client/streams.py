@@ -84,7 +84,7 @@ class JobStreams:
         self, job_id: str, on_event: Callable[[Event], None] | None = None
     ) -> Iterator[Result]:
         """Each result while the others are being made; see `Client.results`."""
-        job = get_job(self._connection, job_id)
+        job: JobView | None = None
         given: set[int] = set()
         ready: list[int] = []
         fetched = time.monotonic()
@@ -96,6 +96,8 @@ class JobStreams:
             if ready and (now := time.monotonic()) - fetched >= FETCH_EVERY_S:
                 fetched = now
                 given.update(ready)
+                # Asked for when first needed: a short job is over before, and has one round trip fewer.
+                job = job or get_job(self._connection, job_id)
                 yield from self.fetch(job, ready)
                 ready = []
         ended = get_job(self._connection, job_id)

@@ -39,7 +39,7 @@ PICTURES = ROOT / "docs" / "benchmarks"
 POINTS_PAIR, PICTURE_PAIR = ("moons", "checkerboards"), ("satellite", "relief")
 RECIPES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(POINTS_PAIR, ()),
-    **dict.fromkeys(PICTURE_PAIR, ("--precision", "bfloat16")),
+    **dict.fromkeys(PICTURE_PAIR, ()),
 }
 """Options of `ddib model distil` for each model."""
 SHORT_STEPS = "300"
