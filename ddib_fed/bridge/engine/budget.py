@@ -29,11 +29,11 @@ WITHIN = 1.02
 """A cost per row of so many times the best is as good as the best."""
 FLAT = 1.05
 """Once two doublings brought less than so much a row, no larger batch is tried."""
-SWEEP_S = 0.8
+SWEEP_S = 1.2
 """After which no larger batch is tried."""
 REPEATS = 3
-LONG_S = 0.05
-"""A call that takes so long is measured once."""
+LONG_S = 0.25
+"""A call that takes so long is measured once: of shorter ones a single time is too uncertain to choose a size by."""
 MOST_POINTS, MOST_PIXELS = 4_096, 1 << 18
 """The largest batch that is tried on a CPU; a GPU's is `ON_GPU` times as large."""
 ON_GPU = 16
