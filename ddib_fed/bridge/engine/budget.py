@@ -1,6 +1,6 @@
 """How many rows one network call takes best, and what calls of other sizes cost: measured at start, and remembered.
 
-The budget is the smallest batch whose cost per row is within 2 % of the best: larger ones only make others wait. The
+The budget is the smallest batch whose cost per row is within 1 % of the best: larger ones only make others wait. The
 measured seconds are the cost model of fair queueing.
 """
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 OWN_S = 1e-4
 """What the engine takes for a call beside the network."""
-WITHIN = 1.02
+WITHIN = 1.01
 """A cost per row of so many times the best is as good as the best."""
 FLAT = 1.05
 """Once two doublings brought less than so much a row, no larger batch is tried."""
@@ -73,7 +73,7 @@ class Budget:
 
 
 def budget_of(seconds: Mapping[int, float]) -> Budget:
-    """The smallest size within 2 % of the best cost per row, the engine's own part included."""
+    """The smallest size within 1 % of the best cost per row, the engine's own part included."""
     each = {rows: (OWN_S + cost) / rows for rows, cost in seconds.items()}
     best = min(each.values())
     return Budget(min(rows for rows, cost in each.items() if cost <= WITHIN * best), dict(seconds))
