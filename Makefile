@@ -8,10 +8,12 @@ OUT ?= ddib-demo
 # Test processes: one per core, at most four (each takes about 1.5 GB with the nodes it starts); `WORKERS=0` runs in one.
 # Each computes with one thread, because the processes already fill the cores.
 WORKERS ?= auto
+# Executions of each parser in `make fuzz`.
+RUNS ?= 1000000
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-fast test-ray check format format-check lint types layers drift proto install clean bench benchmarks pretrained help
+.PHONY: demo test test-fast test-ray check format format-check lint types layers drift proto install clean bench trust chaos fuzz benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -57,12 +59,25 @@ install: $(VENV)/.dev  ## The virtual environment, with everything for developme
 bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/benchmarks.md, fails when a bound is missed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.everything
 
+trust: $(VENV)/.dev  ## The long form of every test that holds a promise, but the chaos; writes docs/trust-report.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report trust
+
+chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/trust-report.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report chaos
+
+fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/trust-report.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --runs $(RUNS)
+
 benchmarks: $(VENV)/.dev  ## Measure the solvers again (about two hours; writes docs/benchmarks)
 	$(BIN)/python -m benchmarks.points.solvers
 
 pretrained: $(VENV)/.dev  ## Train the shipped bundles again (points 20 minutes of CPU, pictures an hour)
 	$(BIN)/python benchmarks/pretrained.py
 	$(BIN)/python benchmarks/pretrained_pictures.py --out build/pretrained
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(PIP) --editable '.[node,fuzz]'
+	@touch $@
 
 $(VENV)/.ray: $(VENV)/.dev
 	$(PIP) --editable '.[node,ray]'

@@ -196,10 +196,22 @@ def write_json(path: Path, figures: Mapping[str, Any]) -> None:
     write_file(path, (text + "\n").encode())
 
 
+def parse_json(data: bytes | str) -> Any:
+    """The value that a JSON text holds.
+
+    Raises:
+        ValueError: It is not JSON, or nested so deeply that Python cannot read it.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None if it cannot be read."""
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

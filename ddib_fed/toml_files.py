@@ -41,6 +41,8 @@ def load_toml(path: Path, model: type[M], *, hint: str) -> M:
         values = tomllib.loads(data.decode("utf-8-sig"))  # some editors put a BOM first
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error.reason}", hint="save it as UTF-8 text") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply", hint=f"correct {path}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{path} is not valid TOML: {error}", hint=f"correct that line of {path}"

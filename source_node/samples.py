@@ -20,6 +20,7 @@ from ddib_fed.bridge.party import Decoded
 from ddib_fed.bridge.records.translation_record import CycleError, PictureFigures
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.errors import ChunkCorrupt, DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
+from ddib_fed.files import parse_json
 from ddib_fed.metrics.pictures import given_figures, output_terms, psnr
 from ddib_fed.metrics.pictures import mse as picture_mse
 from ddib_fed.metrics.points import cycle_error
@@ -101,7 +102,7 @@ class Given:
         """
         start = data.find(b"\n") + 1
         try:
-            header = json.loads(data[:start])
+            header = parse_json(data[:start])
             if header["rule"] != rule:
                 return None
             shape, picture = tuple(header["shape"]), header["picture"]

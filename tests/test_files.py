@@ -157,3 +157,10 @@ def test_each_file_is_brought_to_the_disk_and_one_that_cannot_be_says_why(tmp_pa
     assert sorted(seen) == sorted(paths)
     failed = sync_each([*paths, tmp_path / "missing", *paths])
     assert [(place, type(error)) for place, error in failed.items()] == [(count, FileNotFoundError)]
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, '{"a":' * 100_000, b"{", b"\xff", "9" * 10_000])
+def test_json_that_cannot_be_read_is_a_value_error(text: bytes | str) -> None:
+    """Also what is nested more deeply than Python can follow."""
+    with pytest.raises(ValueError, match=r".+"):
+        private_files.parse_json(text)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.errors import BundleInvalid, ModelNotFound, SettingsInvalid
+from ddib_fed.files import parse_json
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.registry import network_shapes
 
@@ -40,7 +41,7 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
         BundleInvalid: Not JSON, fields that are missing, unknown or out of range, or a wrong digest.
     """
     try:
-        fields = json.loads(data)
+        fields = parse_json(data)
     except ValueError as error:
         raise invalid(source, MANIFEST_FILE, "", "it is not JSON") from error
     if not isinstance(fields, dict):

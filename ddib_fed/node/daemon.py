@@ -99,6 +99,7 @@ class Daemon:
                 self.limiter,
             ],
             max_streams=config.limits.max_streams,
+            on_crowd=self._guard.end,
         )
         for role in self.roles:
             role.register(server.grpc)

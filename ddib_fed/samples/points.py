@@ -24,6 +24,7 @@ MAX_HEADER = 4_096
 """Bytes of a header; numpy writes 118 for points. Too short for a nesting that exhausts the parser."""
 
 # Real numbers of 1 to 8 bytes: bool, complex, long double, structures and objects are not points.
+_TYPE_NAME = re.compile(r"[<>|=]?[A-Za-z]\d{0,3}")
 _DESCR = re.compile(r"[<>|=]?(f[248]|[iu][1248])\Z")
 
 
@@ -108,7 +109,9 @@ def _parse_header(text: bytes) -> Header:
         raise _unreadable("its header does not have descr, fortran_order and shape")
     descr, order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
     if not isinstance(descr, str) or not _DESCR.match(descr):
-        raise _unreadable("it does not have real numbers of 1 to 8 bytes", dtype=str(descr)[:40])
+        # Only what can name a type: a header can hold any text, and facts are shown and sent.
+        named = descr if isinstance(descr, str) and _TYPE_NAME.fullmatch(descr) else "no type of NumPy's"
+        raise _unreadable("it does not have real numbers of 1 to 8 bytes", dtype=named)
     if not isinstance(order, bool) or not isinstance(shape, tuple):
         raise _unreadable("its fortran_order or shape has the wrong type")
     if not all(type(n) is int and n >= 0 for n in shape):

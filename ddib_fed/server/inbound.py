@@ -134,6 +134,7 @@ class InboundGuard:
         self._folder = next((folder for folder in _OPEN_FILES if folder.is_dir()), None)
         self._lock = threading.Lock()
         self._proven: set[Peer] = set()
+        self._crowds: set[Peer] = set()
         self._known: dict[int, _Connection | None] = {}
         self._said = -SAY_EVERY_S
         self._unsaid: Counter[str] = Counter()
@@ -158,6 +159,13 @@ class InboundGuard:
             with self._lock:
                 self._proven.add(peer)
 
+    def end(self, caller: str) -> None:
+        """End a connection (gRPC's name of its caller) at the next look, also if its calls were authorised."""
+        peer = peer_of(caller)
+        if peer is not None:
+            with self._lock:
+                self._crowds.add(peer)
+
     def _run(self) -> None:
         while not self._stop.wait(LOOK_EVERY_S):
             try:
@@ -169,7 +177,9 @@ class InboundGuard:
         """Check once; returns how many connections were ended."""
         with self._lock:
             before = set(self._proven)
+            crowds, self._crowds = self._crowds, set()
         files = self._refresh()
+        self._end_crowds(crowds, files)
         strangers = self._strangers(before)
         crowded = sum(map(len, strangers.values())) > NEAR_THE_CAP * self._most
         young = time.monotonic() - (0.0 if crowded else PATIENCE_S)
@@ -180,6 +190,11 @@ class InboundGuard:
                     ended[where] += _end(files[inode], inode)
         self._say(ended)
         return ended.total()
+
+    def _end_crowds(self, crowds: set[Peer], files: dict[int, int]) -> None:
+        for inode, entry in self._known.items():
+            if entry is not None and entry.peer in crowds and _end(files[inode], inode):
+                log.warning("ended a connection from %s: its calls come faster than they end", entry.peer[0])
 
     def _strangers(self, proven_before: set[Peer]) -> dict[str, list[tuple[float, int]]]:
         """Age and inode of each connection without an authorised call, by origin.

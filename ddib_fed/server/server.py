@@ -6,8 +6,7 @@ Streams are capped below the number of threads, so that unary calls and Health a
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -16,11 +15,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from ddib_fed.errors import ConfigError
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server import inbound
+from ddib_fed.server.fair_pool import FairPool
 from ddib_fed.trust import tls
 
 # Threads beyond the streams' cap: for unary calls, Health, and calls that are refused at once.
 RESERVED_THREADS = 24
 MAX_MESSAGE_BYTES = 4 << 20
+# Of one connection: about twice what one identity may have of streams and of waiting calls. gRPC's default is no limit.
+MAX_OPEN_CALLS = 512
 # Longer than the longest stream (a job's day), so that an idle connection is rebuilt but no stream is cut.
 MAX_CONNECTION_AGE_S = 3600
 CONNECTION_GRACE_S = 24 * 3600
@@ -28,6 +30,7 @@ CONNECTION_GRACE_S = 24 * 3600
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_concurrent_streams", MAX_OPEN_CALLS),
     ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_S * 1000),
     ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_S * 1000),
     ("grpc.keepalive_time_ms", 30_000),
@@ -46,6 +49,7 @@ class NodeServer:
         credentials: Of the server; mutual TLS.
         interceptors: The outermost first.
         max_streams: Cap on streams; threads are this and a reserve, from `start` on.
+        on_crowd: Called with gRPC's name of a connection that makes calls faster than they are answered or refused.
 
     Raises:
         ConfigError: The address cannot be bound.
@@ -58,9 +62,10 @@ class NodeServer:
         interceptors: Sequence[grpc.ServerInterceptor[Any, Any]],
         *,
         max_streams: int,
+        on_crowd: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._threads = max_streams + RESERVED_THREADS
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="rpc")
+        self._pool = FairPool(self._threads, on_crowd)
         bounds = inbound.options(inbound.file_limit())
         self.grpc = grpc.server(self._pool, interceptors=list(interceptors), options=(*OPTIONS, *bounds))
         self.health = health.HealthServicer()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ddib_fed.files import check_private_file
+from ddib_fed.files import check_private_file, parse_json
 
 FIRST = "0" * 64
 """The previous digest in the first line."""
@@ -186,7 +186,7 @@ def verify(path: Path, *, noted: str | None = None) -> Verified:
 
 def _problem(line: bytes, number: int, previous: str) -> str:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return "it is not JSON"
     if not isinstance(record, dict) or record.get("n") != number:
@@ -197,8 +197,8 @@ def _problem(line: bytes, number: int, previous: str) -> str:
 def _number(line: bytes) -> int:
     """The line's own number; a line that somebody broke does not stop the node: `verify` finds it."""
     try:
-        return int(json.loads(line)["n"])
-    except (ValueError, TypeError, KeyError):
+        return int(parse_json(line)["n"])
+    except (ValueError, TypeError, KeyError, OverflowError):
         return -1
 
 

@@ -26,7 +26,6 @@ from ddib_fed.errors import UnavailableError
 from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.config import NodeConfig
 from tests.e2e.processes import NodeProcess, start_node
-from tests.e2e.relay import Tap
 from tests.node.flipping import BitFlipper
 
 START_S = 120.0
@@ -187,12 +186,6 @@ class Pair:
             "init", "client", "--node-config", north.config_path, "--name", "alice", "--out", folder / "alice"
         )
         return cls(north, south, folder / "alice" / "client.toml")
-
-    def tapped(self) -> Tap:
-        """From now on north reaches south through a relay that keeps every decrypted byte; north must not run yet."""
-        tap = Tap(self.south.port, self.south.config.paths.pki, self.north.config.paths.pki)
-        self._dial(tap.port)
-        return tap
 
     def flipping(self) -> BitFlipper:
         """From now on north reaches south over a wire that can turn bits over; north must not run yet."""

@@ -7,6 +7,7 @@ and of the demo start nodes by their commands.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -21,6 +22,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+PLANT = "DDIB_TESTS_PLANT"
+"""Names a function, "module:name", that a node's process calls before anything else: leaks and failpoints of tests."""
 IMPORTED = ("source_node.service", "target_node.service", "ddib_fed.node.daemon", "pytest")
 
 
@@ -29,6 +32,10 @@ class NodeProcess:
 
     def __init__(self, process: BaseProcess) -> None:
         self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
@@ -44,7 +51,7 @@ class NodeProcess:
 
     def send_signal(self, number: signal.Signals) -> None:
         if self.poll() is None:
-            os.kill(self._process.pid or 0, number)
+            os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -101,4 +108,7 @@ def _serve(role: str, config: str, log: str, environment: dict[str, str], open_f
     if open_files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
     sys.argv = [_module(role), "serve", "--config", config]
+    if planted := environment.get(PLANT):
+        module, _, name = planted.partition(":")
+        getattr(importlib.import_module(module), name)()
     runpy.run_module(_module(role), run_name="__main__", alter_sys=True)

@@ -97,6 +97,21 @@ def test_whoever_made_an_authorised_call_is_no_stranger(crowded: Guarded, north:
         assert crowded.guard._proven == {friend}
 
 
+def test_a_connection_whose_calls_come_too_fast_ends_although_it_was_proven(
+    crowded: Guarded, north: Institution
+) -> None:
+    """At the next look, and no other; its caller may connect again."""
+    with crowded.stub(north) as stub:
+        stub.DescribeDomain(ASK, timeout=5)
+        (friend,) = crowded.guard._proven
+        crowded.guard.end(f"ipv4:{friend[0]}:1")
+        crowded.guard.look()
+        assert crowded.held() == 1
+        crowded.guard.end(f"ipv4:{friend[0]}:{friend[1]}")
+        wait_until(lambda: (crowded.guard.look(), crowded.held())[1] == 0)
+        stub.DescribeDomain(ASK, timeout=5, wait_for_ready=True)
+
+
 @pytest.mark.slow
 def test_with_room_left_a_stranger_has_a_moment(south: Institution) -> None:
     """Many that connect at once behind one address are no attack as long as the cap on all is far."""

@@ -30,8 +30,8 @@ from ddib_fed.models.shipped import pretrained
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.trust import pki
 from tests.cli.calibrate.operators import Operators, printed, run
-from tests.e2e.relay import Tap
 from tests.e2e.two_nodes import TwoNodes
+from tests.trust.tap.relay import Tap
 
 FOLDER = OUT / "crossed"
 SHIPPED = ROOT / "ddib_fed" / "models" / "pretrained"

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from ddib_fed.bridge.calibration.record import Calibration
 from ddib_fed.errors import CalibrationInvalid
-from ddib_fed.files import read_small, write_file
+from ddib_fed.files import parse_json, read_small, write_file
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -22,7 +22,7 @@ def read_calibration(path: Path) -> Calibration:
     content = _shipped(str(path)) if not path.exists() else None
     content = content or read_small(path, hint="ddib calibrate makes one")
     try:
-        found = json.loads(content)
+        found = parse_json(content)
         inner = found.get("calibration", found) if isinstance(found, dict) else found
         return Calibration.model_validate_json(json.dumps(inner))
     except ValidationError as error:

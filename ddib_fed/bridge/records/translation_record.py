@@ -20,6 +20,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddib_fed.bridge.records.earlier_records import upgraded
+from ddib_fed.files import parse_json
 from ddib_fed.guidance import UNGUIDED, Guidance
 
 FORMAT = 2
@@ -331,7 +332,7 @@ class Translation(_Section):
     def read(cls, path: Path) -> Translation | None:
         """The record in a file; None when there is none that can be read."""
         try:
-            return cls.parse(json.loads(path.read_bytes()))
+            return cls.parse(parse_json(path.read_bytes()))
         except (OSError, ValueError):
             return None
 

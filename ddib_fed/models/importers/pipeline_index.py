@@ -6,7 +6,6 @@ A pixel pipeline is a network (`UNet2DModel` or `DiTTransformer2DModel`) and a s
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+from ddib_fed.files import parse_json
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler"
@@ -96,8 +96,8 @@ def read_json(path: Path) -> Mapping[str, Any]:
     if len(content) > MAX_JSON_BYTES:
         raise BundleInvalid(f"{path}: it is larger than {MAX_JSON_BYTES:,} bytes", hint="copy it again")
     try:
-        read = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        read = parse_json(content)
+    except ValueError as error:
         raise BundleInvalid(f"{path}: it is not JSON", hint="copy it again") from error
     if not isinstance(read, dict):
         raise BundleInvalid(f"{path}: it is not a JSON object", hint="copy it again")

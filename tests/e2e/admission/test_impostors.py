@@ -17,10 +17,10 @@ from ddib_fed.trust import pki, tls
 from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.version import versions_to_pb
 from tests.e2e.harness import Node, Pair, admit, ddib, free_port, moons, wait_until
-from tests.e2e.relay import Tap
 from tests.e2e.translation.test_translate import TARGET, npy
+from tests.trust.tap.relay import Tap
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("identity")]
 
 
 def describe(pair: Pair, folder: Path) -> decoding_pb2.DescribeDomainResponse:

@@ -17,7 +17,7 @@ from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Node, Pair, ddib
 from tests.node.picture_examples import SECRET, noise, save_pictures_model, to_bits, write_files
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("secrets")]
 
 TARGET = "south.example/relief"
 

@@ -1,4 +1,8 @@
-"""A relay between two nodes, with both their keys, that keeps every decrypted byte."""
+"""A relay between two nodes that keeps every decrypted byte, connection by connection.
+
+Its two TLS ends have keys of their own. A tap holds the nodes' keys (`Tap`), or certificates of roots that each node
+was made to pin beside the true ones (`tests.trust.tap.third`), so that no node's key leaves its folder.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,19 @@ import select
 import socket
 import ssl
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 POLL_S = 0.5
 """At most so long after a connection was shut down a reader notices."""
+
+
+@dataclass
+class Connection:
+    """What one connection carried, as HTTP/2 lies inside TLS."""
+
+    to_target: bytearray = field(default_factory=bytearray)
+    to_source: bytearray = field(default_factory=bytearray)
 
 
 class Tap:
@@ -18,25 +31,37 @@ class Tap:
 
     Args:
         upstream: Port of the target node.
-        target_pki: Folder with the target's leaf and key, to be believed by the source.
-        source_pki: Folder with the source's leaf and key, to be believed by the target.
+        target_pki: Folder with a leaf and key for the target's name, to be believed by the source.
+        source_pki: Folder with a leaf and key for the source's name, to be believed by the target.
+        source_roots: Roots of the source, PEM; those in `source_pki` by default.
     """
 
-    def __init__(self, upstream: int, target_pki: Path, source_pki: Path) -> None:
-        self.to_target = bytearray()
-        self.to_source = bytearray()
+    def __init__(
+        self, upstream: int, target_pki: Path, source_pki: Path, *, source_roots: Path | None = None
+    ) -> None:
+        self.connections: list[Connection] = []
         self._upstream = upstream
         self._server = self._context(ssl.PROTOCOL_TLS_SERVER, target_pki)
         self._client = self._context(ssl.PROTOCOL_TLS_CLIENT, source_pki)
         self._client.check_hostname = False
         self._client.verify_mode = ssl.CERT_NONE
         self._server.verify_mode = ssl.CERT_REQUIRED
-        self._server.load_verify_locations(source_pki / "roots.pem")
+        self._server.load_verify_locations(source_roots or source_pki / "roots.pem")
         self._open: list[ssl.SSLSocket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
+
+    @property
+    def to_target(self) -> bytes:
+        """Every byte on the way to the target, one connection behind the other."""
+        return b"".join(connection.to_target for connection in self.connections)
+
+    @property
+    def to_source(self) -> bytes:
+        """Every byte on the way back."""
+        return b"".join(connection.to_source for connection in self.connections)
 
     @staticmethod
     def _context(protocol: int, pki: Path) -> ssl.SSLContext:
@@ -61,12 +86,14 @@ class Tap:
             plain.close()
             return
         far = self._client.wrap_socket(socket.create_connection(("127.0.0.1", self._upstream)))
+        kept = Connection()
+        self.connections.append(kept)
         self._open.append(near)
         with near, far:
             ends = _End(near), _End(far)
-            back = threading.Thread(target=self._pump, args=(*ends[::-1], self.to_source), daemon=True)
+            back = threading.Thread(target=self._pump, args=(*ends[::-1], kept.to_source), daemon=True)
             back.start()
-            self._pump(*ends, self.to_target)
+            self._pump(*ends, kept.to_target)
             back.join()
 
     @staticmethod

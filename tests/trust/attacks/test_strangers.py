@@ -1,0 +1,73 @@
+"""Strangers without any certificate against a running node: it answers all the while."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Evidence
+from tests.e2e.harness import Node, ddib
+from tests.trust.attacks.watch import Watch, healthy
+
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing")]
+
+# gRPC itself would give a silent connection two minutes.
+SOON_S, LONG_S = 20.0, 1.0
+MOST_MB = 64.0
+SAID = {
+    "nothing": b"",
+    "half a greeting": b"\x16\x03\x01\x02\x00",
+    "no TLS": b"GET / HTTP/1.1\r\nHost: south.example\r\n\r\n" * 20,
+    "a frame of HTTP/2 without TLS": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
+}
+
+
+@pytest.fixture
+def node(tmp_path: Path, amount: Callable[[int, int], int]) -> Iterator[Node]:
+    """A target with few open files."""
+    made = Node.create(tmp_path / "south", "target", "south.example", "checkerboards")
+    made.open_files = amount(256, 1_024)
+    yield made.start()
+    made.stop()
+
+
+@pytest.fixture
+def sockets() -> Iterator[None]:
+    """Files enough for a crowd in this process."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("sockets")
+@pytest.mark.parametrize("said", SAID)
+def test_connections_without_a_certificate_stop_neither_health_nor_status(
+    node: Node,
+    said: str,
+    amount: Callable[[int, int], int],
+    evidence: Evidence,
+    request: pytest.FixtureRequest,
+) -> None:
+    """More of them than the node may have files, from the same address as the caller, held open."""
+    count, long = amount(306, 2_000), bool(request.config.getoption("--long"))
+    with Watch(node) as watch, ExitStack() as crowd:
+        for _ in range(count):
+            end = crowd.enter_context(socket.create_connection(("127.0.0.1", node.port), timeout=10))
+            end.sendall(SAID[said])
+        assert "serving" in ddib("status", "--config", node.config_path)
+        time.sleep(amount(1, 10))
+    evidence.figure(
+        f"{count} that say {said}: +{watch.grown_mb:.0f} MB, Health at most {watch.worst_s:.2f} s"
+    )
+    assert watch.worst_s < (LONG_S if long else SOON_S)
+    assert watch.grown_mb < MOST_MB
+    assert healthy(node)
+    assert "LimitNOFILE" in node.log()
+    assert "Too many open files" not in node.log()

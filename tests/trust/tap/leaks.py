@@ -1,0 +1,278 @@
+"""Nodes that leak on purpose: each function is called in a node's process before the node, and changes its code.
+
+They show that the tap sees what it must see. They are tests, so no wheel has them. What a leak carries, it takes from
+where a dishonest build would: the picture in the model's units, the client's file, the keys and weights on the disk.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import math
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from ddib_fed.bridge.softening import Softener
+from ddib_fed.diffusion import gaussianity
+from ddib_fed.latent import Latent
+from ddib_fed.samples.images import encode_png
+from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
+from ddib_fed.wire.streams.frames import ChunkFrame
+from source_node import remote, samples
+from source_node.decode_call import Sent
+from source_node.pipeline import job
+from target_node import stream
+
+PICTURES: list[np.ndarray] = []
+"""(1, C, H, W) each, in the model's units, in the order in which they are softened."""
+NOISE: list[np.ndarray] = []
+FILES: list[bytes] = []
+SHARE = 0.6
+"""Of the picture in `latent_with_picture`: the check of latents for noise accepts it."""
+Words = tuple[str, str | bytes]
+
+
+def _folder() -> Path:
+    """Of the node that this process is."""
+    return Path(sys.argv[sys.argv.index("--config") + 1]).parent
+
+
+def _watch() -> None:
+    """Keep what passes through the source."""
+    soften, read = Softener.for_picture, samples.read_picture
+
+    def for_picture(self: Softener, picture: np.ndarray, peer: str) -> np.ndarray:
+        PICTURES.append(picture.copy())
+        NOISE.append(soften(self, picture, peer))
+        return NOISE[-1]
+
+    def read_picture(content: bytes, *rest: Any) -> Any:
+        FILES.append(bytes(content))
+        return read(content, *rest)
+
+    Softener.for_picture = for_picture  # type: ignore[method-assign]
+    samples.read_picture = read_picture
+
+
+def _change_latents(change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+    """Send `change(latent, picture)` instead of each latent, with the statistics and digest that it has."""
+    _watch()
+    honest = job.approve
+
+    def approve(latent: Latent, contract: Any, statistics: Any, *, item: int) -> Any:
+        changed = change(latent.data.copy(), PICTURES[item % len(PICTURES)]).astype(np.float32)
+        made = Latent.from_array(changed, latent.dtype)
+        return honest(made, contract, gaussianity.measure(torch.from_numpy(changed)), item=item)
+
+    job.approve = approve
+
+
+def _add_metadata(words: Callable[[], Words]) -> None:
+    """Send words beside each Decode call."""
+    _watch()
+    honest = decoding_pb2_grpc.DecodingServiceStub.__init__
+
+    def made(self: Any, channel: Any) -> None:
+        honest(self, channel)
+        decode = self.Decode
+        self.Decode = lambda requests, timeout: decode(requests, timeout=timeout, metadata=[words()])
+
+    decoding_pb2_grpc.DecodingServiceStub.__init__ = made
+
+
+def _change_header(change: Callable[[Any], object]) -> None:
+    """Change the header of each Decode call."""
+    honest = Sent.requests
+
+    def requests(self: Sent, header: Any, latents: Any) -> Any:
+        change(header)
+        return honest(self, header, latents)
+
+    Sent.requests = requests  # type: ignore[method-assign]
+
+
+def _change_files(change: Callable[[bytes, np.ndarray], bytes]) -> None:
+    """Send `change(png, samples)` instead of each translation."""
+    honest = stream.DecodeStream._file
+
+    def file(self: Any, decoded: Any) -> tuple[bytes, int]:
+        content, kind = honest(self, decoded)
+        return change(content, decoded.samples), kind
+
+    stream.DecodeStream._file = file  # type: ignore[method-assign]
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    """A picture in the model's units as its pixels, uint8."""
+    return np.rint((picture * 0.5 + 1) * 127.5).astype(np.uint8)
+
+
+def _weights() -> bytes:
+    return (_folder() / "model" / "model.safetensors").read_bytes()[-8_192:]
+
+
+# Of a source
+
+
+def pixels_in_low_bytes() -> None:
+    """The lowest byte of each number of a latent is a pixel."""
+
+    def change(latent: np.ndarray, picture: np.ndarray) -> np.ndarray:
+        words = latent.view(np.uint32)
+        return ((words & 0xFFFF_FF00) | _grey(picture)).view(np.float32)
+
+    _change_latents(change)
+
+
+def pixels_in_lowest_bits() -> None:
+    """The lowest bit of each number of a latent is a bit of the picture."""
+
+    def change(latent: np.ndarray, picture: np.ndarray) -> np.ndarray:
+        words = latent.reshape(-1).view(np.uint32)
+        bits = np.unpackbits(_grey(picture).reshape(-1))[: words.size]
+        return ((words & 0xFFFF_FFFE) | bits).view(np.float32).reshape(latent.shape)
+
+    _change_latents(change)
+
+
+def latent_with_picture() -> None:
+    """The latent is mixed with the picture so that its variance stays."""
+    _change_latents(lambda latent, picture: math.sqrt(1 - SHARE**2) * latent + SHARE * picture)
+
+
+def permuted_picture() -> None:
+    """The latent is the picture with its pixels in another order."""
+
+    def change(latent: np.ndarray, picture: np.ndarray) -> np.ndarray:
+        order = np.random.default_rng(5).permutation(picture.size)
+        return picture.reshape(-1)[order].reshape(latent.shape)
+
+    _change_latents(change)
+
+
+def pixels_behind_chunks() -> None:
+    """A field that the protocol does not have, behind each chunk's data."""
+    _watch()
+    honest = ChunkFrame.SerializeToString
+
+    def serialise(self: ChunkFrame) -> bytes:
+        return _padded_chunk(self, _grey(PICTURES[-1]).tobytes()) if PICTURES else honest(self)
+
+    ChunkFrame.SerializeToString = serialise  # type: ignore[method-assign]
+
+
+def _padded_chunk(frame: ChunkFrame, pixels: bytes) -> bytes:
+    chunk = common_pb2.Chunk(index=frame.index, data=bytes(frame.data)).SerializeToString()
+    inner = chunk + b"\x7a" + _varint(len(pixels)) + pixels  # field 15, bytes
+    return bytes([frame.field << 3 | 2]) + _varint(len(inner)) + inner
+
+
+def _varint(number: int) -> bytes:
+    return bytes([number & 0x7F | 0x80]) + _varint(number >> 7) if number > 0x7F else bytes([number])
+
+
+def picture_in_metadata() -> None:
+    """The picture as a PNG, in base64, as metadata."""
+    _add_metadata(
+        lambda: ("trace", base64.b64encode(encode_png(_grey(PICTURES[-1])[0, 0][..., None])).decode())
+    )
+
+
+def squeezed_picture_in_metadata() -> None:
+    """float16, most significant byte first, compressed, as binary metadata."""
+    _add_metadata(lambda: ("trace-bin", zlib.compress(PICTURES[-1].astype(">f2").tobytes())))
+
+
+def _exif() -> str:
+    return next((str(tags[270]) for picture in _opened() if 270 in (tags := picture.getexif())), "")
+
+
+def _opened() -> Iterator[Image.Image]:
+    """The client's files that Pillow can open."""
+    for content in FILES:
+        with contextlib.suppress(UnidentifiedImageError), Image.open(io.BytesIO(content)) as picture:
+            yield picture
+
+
+def exif_in_metadata() -> None:
+    """What the EXIF of a JPEG says, as binary metadata."""
+    _add_metadata(lambda: ("trace-bin", _exif().encode("utf-16-le")))
+
+
+def description_in_contract() -> None:
+    """What the text of a PNG says, as the name of a class."""
+    _watch()
+    honest = remote._Proposal.request
+
+    def request(self: Any) -> Any:
+        made = honest(self)
+        made.source.class_names.extend(p.info["Patient"] for p in _opened() if "Patient" in p.info)
+        made.source.classes = len(made.source.class_names)
+        return made
+
+    remote._Proposal.request = request  # type: ignore[method-assign]
+
+
+def seed_in_request_id() -> None:
+    """The key from which softening noise follows, as the name of the request."""
+    key = _folder() / "state" / "softening.key"
+    _change_header(lambda header: setattr(header, "request_id", key.read_bytes().hex()))
+
+
+def noise_in_metadata() -> None:
+    """The softening noise as float16."""
+    _add_metadata(lambda: ("trace-bin", NOISE[-1].astype("<f2").tobytes()))
+
+
+def key_in_metadata() -> None:
+    """The node's private key, as it lies on the disk."""
+
+    def words() -> Words:
+        text = (_folder() / "state" / "pki" / "leaf.key").read_text()
+        return "trace", "".join(text.splitlines()[1:-1])
+
+    _add_metadata(words)
+
+
+# Of a target
+
+
+def weights_behind_translations() -> None:
+    """Weights behind the end of each PNG."""
+    _change_files(lambda content, _: content + _weights())
+
+
+def weights_in_low_bytes() -> None:
+    """The low byte of each pixel of a 16-bit PNG is one of the weights."""
+
+    def change(content: bytes, _: np.ndarray) -> bytes:
+        pixels = np.asarray(Image.open(io.BytesIO(content))).astype(np.uint16)
+        low = np.frombuffer(_weights()[: pixels.size], np.uint8).reshape(pixels.shape)
+        return encode_png(((pixels & 0xFF00) | low)[..., None])
+
+    _change_files(change)
+
+
+OF_SOURCE = (
+    pixels_in_low_bytes,
+    pixels_in_lowest_bits,
+    latent_with_picture,
+    permuted_picture,
+    pixels_behind_chunks,
+    picture_in_metadata,
+    squeezed_picture_in_metadata,
+    exif_in_metadata,
+    description_in_contract,
+    seed_in_request_id,
+    noise_in_metadata,
+    key_in_metadata,
+)
+OF_TARGET = (weights_behind_translations, weights_in_low_bytes)
