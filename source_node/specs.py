@@ -14,7 +14,7 @@ from ddib_fed.errors import (
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent_types import FLOAT32
 from ddib_fed.node.config import LimitsSection, PolicySection
-from ddib_fed.node.policy import check_depth, check_encoder
+from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
@@ -59,6 +59,8 @@ def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
     settings = solver_settings(header.solver)
     check_depth(settings, node.config.policy)
     check_encoder(settings, node.config.policy)
+    least = node.config.policy.least_evaluations
+    check_evaluations(settings, least, where=node.config.node.institution)
     spec = JobSpec(
         request_id=header.request_id,
         owner=caller_uri(),

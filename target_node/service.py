@@ -26,7 +26,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.policy import Quota, check_depth, check_encoder
+from ddib_fed.node.policy import Quota, check_depth, check_encoder, check_evaluations
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
@@ -89,6 +89,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             max_latent_bytes=samples * math.prod(shape) * 4,
             max_evaluations=limits.max_evaluations,
             guidance=self._node.guidance(),
+            min_evaluations=min(self._node.config.policy.least_evaluations, limits.max_evaluations),
         )
 
     def DescribeDomain(
@@ -248,6 +249,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         settings = solver_settings(header.solver)
         check_depth(settings, self._node.config.policy)
         check_encoder(settings, self._node.config.policy)
+        least = self._node.config.policy.least_evaluations
+        check_evaluations(settings, least, where=self._node.config.node.institution)
         if header.round_trip and not self._node.config.policy.round_trip:
             raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
 

@@ -106,6 +106,7 @@ class DecodeStream:
             flow=flow,
             weight=weight,
             latent_type=settings.contract.wire_type,
+            least_evaluations=settings.contract.limits.min_evaluations,
         )
 
     def run(self) -> Iterator[decoding_pb2.DecodeProgress | Translated]:

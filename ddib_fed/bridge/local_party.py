@@ -7,6 +7,7 @@ calling thread items are integrated together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ddib_fed.bridge.engine.parts import Integrated, Part, Work, draw_of
 from ddib_fed.bridge.engine.shared_time import SharedTime
 from ddib_fed.bridge.engine.stream import Begun, flowing
 from ddib_fed.bridge.engine.trajectory import Trajectory
-from ddib_fed.bridge.gate import pass_latent, rounded
+from ddib_fed.bridge.gate import Made, pass_latent, rounded
 from ddib_fed.bridge.model.checks import (
     check_calibration,
     check_decoding,
@@ -47,6 +48,7 @@ from ddib_fed.diffusion.transfers import on_device, to_host
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent import Latent
+from ddib_fed.models.allowances import Allowances
 from ddib_fed.models.bundle import Bundle
 
 PICTURES_TOGETHER = 16
@@ -176,7 +178,8 @@ class LocalParty:
             with work.refusing(item.number):
                 work.parts.append(self._to_encode(item, leg, sigma))
         future = self._to_noise(work, leg, sigma, leg.settings.encoder)
-        return Begun(future, lambda: work.outcomes(self._encoded(work, future.result(), leg)))
+        own = self._allowances(leg, sigma)
+        return Begun(future, lambda: work.outcomes(self._encoded(work, future.result(), leg, own)))
 
     def _to_encode(self, item: ToEncode, leg: Leg, sigma: float) -> Part:
         """The checked samples, in the model's units and the leg's basis, softened."""
@@ -195,14 +198,24 @@ class LocalParty:
         guidance = leg.guidance if leg.guidance.encoding else UNGUIDED
         return self._integrate(work.parts, "encode", leg, guidance, encoder, sigma)
 
-    def _encoded(self, work: Work, found: Integrated, leg: Leg) -> dict[int, Encoded]:
+    def _allowances(self, leg: Leg, sigma: float) -> Allowances | None:
+        """What is known of latents that are made so; None where it was measured for others."""
+        own = self.model.bundle.allowances
+        if own is None or leg.settings.encoder != "ode" or self.model.bundle.tile is not None:
+            return None
+        return own if math.isclose(own.soften_sigma, sigma) else None
+
+    def _encoded(
+        self, work: Work, found: Integrated, leg: Leg, allowances: Allowances | None = None
+    ) -> dict[int, Encoded]:
         """The latents that pass the gate; the others' errors are the work's."""
         encoded = {}
         for part, exact in zip(work.parts, found.split(work.parts), strict=True):
             with work.refusing(part.number):
                 # Judged on the host: on the device a judgement would wait for what is computed there for others.
                 latent = rounded(to_host(exact)(), leg)
-                statistics = pass_latent(latent, leg)
+                x = None if allowances is None else to_host(part.x)()
+                statistics = pass_latent(latent, leg, Made(found.evaluations, allowances, x))
                 array = latent.numpy()
                 check_samples(self.model, array)
                 made = Latent.from_array(array, leg.latent_type)
@@ -315,7 +328,7 @@ class LocalParty:
             seconds = end() / len(parts)
 
         future.add_done_callback(ended)
-        return then(future, lambda x: done(Integrated(x, seconds)))
+        return then(future, lambda x: done(Integrated(x, seconds, future.evaluations)))
 
 
 def open_party(

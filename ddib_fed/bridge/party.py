@@ -66,6 +66,8 @@ class Leg:
         stream_rows: Rows of the whole stream, about, where the other party decodes its first latents while later ones
             are encoded: a short stream is then encoded in smaller calls. 0 where it does not.
         latent_type: A name in `LATENT_TYPES`, to which latents are rounded before the gate judges them.
+        least_evaluations: Fewest network evaluations of a latent that may be given out; 0 for any number. Flow maps,
+            which are trained for few, are not held to it.
 
     Raises:
         SettingsInvalid: A map that is no rotation: a model needs training for it, and its bundle holds it then.
@@ -83,6 +85,7 @@ class Leg:
     weight: float = 1.0
     stream_rows: int = 0
     latent_type: str = FLOAT32
+    least_evaluations: int = 0
 
     def __post_init__(self) -> None:
         if self.calibration is not None and self.calibration.rotation is None:

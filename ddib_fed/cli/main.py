@@ -90,6 +90,10 @@ COMMANDS: Mapping[str, Lazy] = {
     "bridge": Lazy(
         "ddib_fed.cli.models.bridge:bridge", "Translate between two models in one process, without nodes."
     ),
+    "privacy": Lazy(
+        "ddib_fed.cli.models.privacy:privacy",
+        "Attack a model's own latents and samples, and say what is read.",
+    ),
     "evaluate": Lazy(
         "ddib_fed.cli.models.evaluate:evaluate",
         "Evaluate a folder of translated pictures against references.",
@@ -107,6 +111,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "bridge",
         "colours",
         "evaluate",
+        "privacy",
     ),
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -28,6 +28,7 @@ from ddib_fed.diffusion.wrapped.guidance import Classifier
 from ddib_fed.diffusion.wrapped.tiles import Tiled, starts
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid
 from ddib_fed.files import move_into_place, sync_folder, write_file
+from ddib_fed.models.allowances import GATE_FILE, MAX_GATE_BYTES, Allowances, parse_allowances
 from ddib_fed.models.bundle_files import (
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
@@ -43,10 +44,14 @@ from ddib_fed.models.bundle_files import (
     write_weights,
 )
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.models.privacy import MAX_PRIVACY_BYTES, PRIVACY_FILE, PrivacyReport, parse_privacy
 from ddib_fed.models.tuned import MAX_STEPS_BYTES, STEPS_FILE, Tuned, parse_tuned
 from ddib_fed.names import DOMAIN_RULE, is_domain
 from ddib_fed.networks.placed.placement import Probe, placed
 from ddib_fed.networks.registry import network_with
+
+BESIDE = (STEPS_FILE, GATE_FILE, PRIVACY_FILE)
+"""Files beside the weights that name them, and hold for no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,8 @@ class Bundle:
         digest: SHA-256, hex, of the canonical manifest, which names the weights' digest.
         tile: Height and width of the pictures that the network takes, where the samples are larger scenes; else None.
         tuned: Its learned steps; None where none were learned.
+        allowances: What its own latents look like; None where that was not measured.
+        privacy: What attacks on it found; None where there were none.
     """
 
     manifest: Manifest
@@ -66,6 +73,8 @@ class Bundle:
     digest: str
     tile: tuple[int, int] | None = None
     tuned: Tuned | None = None
+    allowances: Allowances | None = None
+    privacy: PrivacyReport | None = None
 
     @property
     def learned(self) -> LearnedLegs:
@@ -223,20 +232,39 @@ def amend_bundle(path: Path, **fields: Any) -> Bundle:
     shutil.copymode(path / MANIFEST_FILE, amended)
     amended.replace(path / MANIFEST_FILE)
     sync_folder(path)
-    return Bundle(manifest, bundle.state, manifest.digest(), tuned=bundle.tuned)
+    return replace(bundle, manifest=manifest, digest=manifest.digest())
 
 
-def load_bundle(path: Path) -> Bundle:
+def put_beside(folder: Path, name: str, content: bytes) -> None:
+    """Write a file beside the weights of the bundle in `folder`, whole or not at all; its digest does not change.
+
+    Args:
+        folder: The bundle.
+        name: Of the file; one of that name is replaced.
+        content: Of the file. It is readable by whoever can read the manifest.
+    """
+    staged = folder / f".{name}.new"
+    write_file(staged, content, private=True)
+    shutil.copymode(folder / MANIFEST_FILE, staged)
+    staged.replace(folder / name)
+    sync_folder(folder)
+
+
+def load_bundle(path: Path, *, without: Collection[str] = ()) -> Bundle:
     """Read and verify the bundle in folder `path`.
+
+    Args:
+        path: The folder.
+        without: Files of `BESIDE` that are not read, for whoever replaces them.
 
     Raises:
         ModelNotFound: There is no bundle.
         BundleInvalid: A file is damaged, was changed, or does not fit; the detail names file and field.
     """
-    return read_bundle(path, str(path))
+    return read_bundle(path, str(path), without=without)
 
 
-def read_bundle(folder: Path | Traversable, source: str) -> Bundle:
+def read_bundle(folder: Path | Traversable, source: str, *, without: Collection[str] = ()) -> Bundle:
     """As `load_bundle`, also from inside a package; `source` names the bundle in errors."""
     manifest_bytes = read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES, source)
     manifest = parse_manifest(manifest_bytes, source)
@@ -247,7 +275,14 @@ def read_bundle(folder: Path | Traversable, source: str) -> Bundle:
         )
     state = read_weights(weights, source)
     check_state(manifest, state, source)
-    return Bundle(manifest, state, manifest.digest(), tuned=_read_tuned(folder, manifest, source))
+    return Bundle(
+        manifest,
+        state,
+        manifest.digest(),
+        tuned=None if STEPS_FILE in without else _read_tuned(folder, manifest, source),
+        allowances=None if GATE_FILE in without else _read_allowances(folder, manifest, source),
+        privacy=None if PRIVACY_FILE in without else _read_privacy(folder, manifest, source),
+    )
 
 
 def _read_tuned(folder: Path | Traversable, manifest: Manifest, source: str) -> Tuned | None:
@@ -255,6 +290,20 @@ def _read_tuned(folder: Path | Traversable, manifest: Manifest, source: str) -> 
         return None
     data = read_file(folder, STEPS_FILE, MAX_STEPS_BYTES, source)
     return parse_tuned(data, manifest.weights_sha256, source)
+
+
+def _read_allowances(folder: Path | Traversable, manifest: Manifest, source: str) -> Allowances | None:
+    if not (folder / GATE_FILE).is_file():
+        return None
+    data = read_file(folder, GATE_FILE, MAX_GATE_BYTES, source)
+    return parse_allowances(data, manifest.weights_sha256, source)
+
+
+def _read_privacy(folder: Path | Traversable, manifest: Manifest, source: str) -> PrivacyReport | None:
+    if not (folder / PRIVACY_FILE).is_file():
+        return None
+    data = read_file(folder, PRIVACY_FILE, MAX_PRIVACY_BYTES, source)
+    return parse_privacy(data, manifest.weights_sha256, source)
 
 
 def _signed(manifest: Manifest, state: Mapping[str, Tensor], weights_sha256: str) -> Manifest:

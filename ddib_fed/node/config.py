@@ -172,6 +172,8 @@ class PolicySection(Section):
     weights: dict[str, Annotated[float, Field(ge=0.01, le=100)]] = {}
     # The least depth of a latent, in (0, 1]: 1 for pure noise. Less keeps structure, and some of the picture.
     least_depth: Annotated[float, Field(gt=0, le=1)] = 1.0
+    # Fewest network evaluations of a latent that leaves or is decoded here; flow maps, trained for few, are exempt.
+    least_evaluations: Annotated[int, Field(ge=0, le=10_000)] = 8
     # How latents that leave, or are decoded here, may be made: those of "mixed" and "linear" show more of the picture.
     encoders: tuple[Literal["ode", "mixed", "linear"], ...] = ("ode",)
     # In what latents may cross, both ways: a source prefers the first, and a target takes the first that both list.

@@ -110,6 +110,25 @@ def check_encoder(settings: SolverSettings, policy: PolicySection) -> None:
         )
 
 
+def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> None:
+    """Return if latents may be made with so few evaluations.
+
+    Args:
+        settings: Of a job or a Decode call. Flow maps, which are trained for few evaluations, are exempt.
+        least: The fewest that are allowed.
+        where: What says so.
+
+    Raises:
+        PolicyDenied: There are fewer. The latent would not be where the ODE ends, and show more of the picture.
+    """
+    if settings.solver != "flow-map" and settings.evaluations < least:
+        raise PolicyDenied(
+            f"{settings.evaluations} evaluations, where {where} demands at least {least}",
+            hint=f"--evaluations {least} or more",
+            facts={"policy": "least_evaluations", "evaluations": settings.evaluations, "least": least},
+        )
+
+
 class Quota:
     """Daily quota of decoded samples per peer; each item is charged once, however often it is sent.
 

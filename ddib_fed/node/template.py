@@ -69,6 +69,7 @@ seed = 0
 [policy]
 # round_trip = true             # target: encode the output again for a peer that asks for a cycle check
 # least_depth = 1.0             # of a latent, in (0, 1]: less keeps structure, and some of the picture
+# least_evaluations = 8         # of a latent that leaves or is decoded here; 0 for any number, flow maps are exempt
 # encoders = ["ode"]            # also "mixed", "linear": latents that show more of the picture
 # latent_types = ["float32"]    # also "float16", "bfloat16": half the bytes; a source prefers the first of its list
 # max_guidance = 10.0           # largest --guidance; 0 for none

@@ -23,6 +23,7 @@ from ddib_fed.datasets.synthetic import domain_name
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.samples.scans import require_outside
+from ddib_fed.training.allowances import after_training
 from ddib_fed.training.distil.task import DistilTask, open_lesson
 from ddib_fed.training.loop.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.loop.distributed import World, open_world
@@ -308,6 +309,15 @@ class _Run:
             **trainer.task.figures,
         }
         self.place.put(self._manifest(trainer.task, figures), state)
+        command = "at the end of training"
+        if after_training(self.place.out, trainer.task.aside(), command=command, spent_s=spent) is None:
+            self._say_no_gate()
+
+    def _say_no_gate(self) -> None:
+        if self.say is not None and self.config.kind in {"points", "pictures"}:
+            self.say(
+                "too little was held out to measure the gate's bounds; ddib model gate does it with more data"
+            )
 
     def _manifest(self, task: Task, figures: dict[str, float]) -> Manifest:
         config = self.config

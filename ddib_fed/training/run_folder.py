@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
 from ddib_fed.files import model_folder, sync_folder, write_file
-from ddib_fed.models.bundle import save_bundle
+from ddib_fed.models.bundle import BESIDE, load_bundle, save_bundle
 from ddib_fed.models.bundle_files import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.training.loop.checkpoint import Checkpoint, latest_identity
@@ -67,7 +67,7 @@ class RunFolder:
             BundleInvalid: The stored settings cannot be read.
         """
         if force:
-            for name in (MANIFEST_FILE, WEIGHTS_FILE):
+            for name in (MANIFEST_FILE, WEIGHTS_FILE, *BESIDE):
                 (self.out / name).unlink(missing_ok=True)
             shutil.rmtree(self.run, ignore_errors=True)
         stored = self._stored(kind)
@@ -115,7 +115,10 @@ class RunFolder:
         """Move the finished bundle in."""
         model_folder(self.out)
         staged = self.run / "bundle"
-        save_bundle(staged, manifest, state, overwrite=True)
+        weights = save_bundle(staged, manifest, state, overwrite=True).manifest.weights_sha256
+        if (self.out / MANIFEST_FILE).exists() and load_bundle(self.out).manifest.weights_sha256 != weights:
+            for name in BESIDE:
+                (self.out / name).unlink(missing_ok=True)
         for name in (WEIGHTS_FILE, MANIFEST_FILE):
             (staged / name).replace(self.out / name)
             sync_folder(self.out)

@@ -56,18 +56,20 @@ class ContractSide(_message.Message):
     def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[_Union[_common_pb2.SampleKind, str]] = ..., sample_shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[_common_pb2.DataType, str]] = ..., model_sha256: _Optional[bytes] = ..., terminal_lambda: _Optional[float] = ..., initial_lambda: _Optional[float] = ..., classes: _Optional[int] = ..., size_rule: _Optional[str] = ..., value_range: _Optional[str] = ..., soften_sigma: _Optional[float] = ..., picture: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., class_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ContractLimits(_message.Message):
-    __slots__ = ("max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations", "guidance")
+    __slots__ = ("max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations", "guidance", "min_evaluations")
     MAX_ITEMS_PER_STREAM_FIELD_NUMBER: _ClassVar[int]
     MAX_SAMPLES_PER_ITEM_FIELD_NUMBER: _ClassVar[int]
     MAX_LATENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    MIN_EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     max_items_per_stream: int
     max_samples_per_item: int
     max_latent_bytes: int
     max_evaluations: int
     guidance: _common_pb2.GuidanceTerms
-    def __init__(self, max_items_per_stream: _Optional[int] = ..., max_samples_per_item: _Optional[int] = ..., max_latent_bytes: _Optional[int] = ..., max_evaluations: _Optional[int] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceTerms, _Mapping]] = ...) -> None: ...
+    min_evaluations: int
+    def __init__(self, max_items_per_stream: _Optional[int] = ..., max_samples_per_item: _Optional[int] = ..., max_latent_bytes: _Optional[int] = ..., max_evaluations: _Optional[int] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceTerms, _Mapping]] = ..., min_evaluations: _Optional[int] = ...) -> None: ...
 
 class Contract(_message.Message):
     __slots__ = ("version", "source", "target", "limits", "calibration", "latent_type")

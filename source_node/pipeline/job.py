@@ -22,6 +22,7 @@ from ddib_fed.bridge.records.translation_record import LatentFigures, Translatio
 from ddib_fed.bridge.translate import Translated, translate
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, StateConflict
 from ddib_fed.models.channel_map import ChannelMap
+from ddib_fed.node.policy import check_evaluations
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.samples.points import to_npy
@@ -93,6 +94,8 @@ class Pipeline:
             latent_types(spec, self._node.config.policy),
         )
         check_versions(spec, contract.version, remote.hop)
+        floor = contract.limits.min_evaluations
+        check_evaluations(solver_settings(spec.solver), floor, where=contract.target.institution)
         intake = Intake(self._node, self._store, self._job, self._samples, contract, self._numbers)
         target = RemoteParty(
             remote,
@@ -115,6 +118,7 @@ class Pipeline:
             weight=self._node.weight_of(self._node.config.node.institution),
             stream_rows=rows_about(len(items), sum(item.size_bytes for item in items), shape),
             latent_type=contract.wire_type,
+            least_evaluations=max(self._node.config.policy.least_evaluations, floor),
         )
         given = intake.each(items, self._begin, self._fail_item)
         try:

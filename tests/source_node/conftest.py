@@ -21,7 +21,6 @@ from tests.source_node.scripted_target import ScriptedTarget
 from tests.source_node.served import Served
 
 SOLVER = Settings(evaluations=8)
-FOUR = Settings(evaluations=4)
 LARGE_LIMITS = ContractLimits(1_000, 100_000, 800_000, 10_000)
 
 

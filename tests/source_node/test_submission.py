@@ -54,6 +54,7 @@ def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> N
         ({"deadline_s": 86_401}, MessageInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=101)}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=0)}, SettingsInvalid),
+        ({"solver": common_pb2.SolverSettings(evaluations=7)}, PolicyDenied),
         ({"solver": None}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=8, depth=float("nan"))}, SettingsInvalid),
         ({"solver": common_pb2.SolverSettings(evaluations=8, solver="magic")}, SettingsInvalid),

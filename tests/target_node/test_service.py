@@ -34,7 +34,7 @@ from ddib_fed.wire.latent import approve
 from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.streams.chunks import assemble, stream
-from ddib_fed.wire.version import SPOKEN, Version, versions_to_pb
+from ddib_fed.wire.version import FLOOR, SPOKEN, Version, versions_to_pb
 from target_node.service import MAX_CONTRACTS
 from tests.models.distilled_bundles import distilled
 from tests.node.tiny_nodes import gaussian
@@ -230,6 +230,27 @@ def test_a_latent_of_less_depth_is_no_noise_and_is_decoded_where_that_is_allowed
         target.decode(north, header(contract), *sent(contract, bad))
     half = header(contract, solver=common_pb2.SolverSettings(evaluations=8, depth=0.5))
     assert results(target.decode(north, half, *sent(contract, bad)))[0].shape == (300, 2)
+
+
+@pytest.mark.parametrize("version", [Version(1, 4), max(SPOKEN)])
+def test_a_call_for_fewer_evaluations_than_the_policy_demands_is_refused(open_target, north, version) -> None:
+    """Under a contract that names the floor, and under an older one; not for a flow map, which is trained for few."""
+    target = open_target(least_evaluations=12)
+    contract = target.negotiate(north, versions=[version])
+    assert contract.limits.min_evaluations == (12 if version >= FLOOR else 0)
+    with pytest.raises(PolicyDenied) as refused:
+        target.decode(north, header(contract, solver=common_pb2.SolverSettings(evaluations=11)))
+    assert refused.value.facts == {"policy": "least_evaluations", "evaluations": "11", "least": "12"}
+    enough = header(contract, solver=common_pb2.SolverSettings(evaluations=12))
+    assert results(target.decode(north, enough, *sent(contract, gaussian(30))))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_points_that_are_no_latents_are_refused_as_a_set(target, north, value) -> None:
+    """Each of them is within reach of N(0, I)."""
+    contract = target.negotiate(north)
+    with pytest.raises(LatentNotGaussian):
+        target.decode(north, header(contract), *sent(contract, np.full((300, 2), value, np.float32)))
 
 
 def test_an_encoder_that_shows_more_is_refused_unless_allowed(open_target, north) -> None:

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +29,15 @@ from torch import Tensor
 from benchmarks.calibration.directed import BUILD, OUT, Directed
 from ddib_fed.bridge.calibration.fitting.rotation import nearest_orthogonal
 from ddib_fed.bridge.model.domain_model import DomainModel
-from ddib_fed.diffusion import solvers
-from ddib_fed.diffusion.bridge import integrate, soften
-from ddib_fed.diffusion.levels.grids import Grid, grid_of, make_grid
-from ddib_fed.diffusion.plans import SolverSettings, lambda_at, plan
+from ddib_fed.diffusion.bridge import integrate
+from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.files import write_file, write_json
 from ddib_fed.metrics import bootstrap, features, retrieval
 from ddib_fed.metrics.attacks.inversion import fit_inverter
+from ddib_fed.metrics.attacks.reading import correlation_matrix
 from ddib_fed.metrics.latents import whiteness
 from ddib_fed.metrics.pictures import compare
+from ddib_fed.runs.privacy.along import Latents, latents_along
 
 LEAKS = OUT / "leaks"
 PAGE = OUT.parents[1] / "latents.md"
@@ -59,7 +57,6 @@ ANCHORS = 32
 DECODING, EVERY = 32, 2
 """Evaluations of decoding, and which test pictures the quality is of: every second one."""
 QUALITY_OF = [DECODING, EVERY]
-Latents = dict[float, np.ndarray]
 
 
 def main() -> int:
@@ -156,7 +153,7 @@ def _leak(
     return {
         "surrogate": surrogate.name,
         "surrogate_errors": surrogate.errors,
-        "correlation": drawn.mean(_correlations(z[1], units[1])),
+        "correlation": drawn.mean(np.diagonal(correlation_matrix(z[1], units[1]))),
         "psnr_read": drawn.mean(same.psnr),
         "ssim_read": drawn.mean(same.ssim),
         "re_identified": drawn.mean(retrieval.hits_by_pixels(read, x, nearest=1)),
@@ -175,46 +172,13 @@ def _kept(
     if path.exists():
         with np.load(path) as there:
             return {float(depth): there[depth] for depth in there.files}
-    found = latents(model, x, encoder, evaluations, seed)
+    sigma = model.manifest.soften_sigma
+    found = latents_along(
+        model, x, depths=ALONG[encoder], encoder=encoder, evaluations=evaluations, sigma=sigma, seed=seed
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **{str(depth): z for depth, z in found.items()})  # type: ignore[arg-type]
     return found
-
-
-def latents(model: DomainModel, x: np.ndarray, encoder: str, evaluations: int, seed: int) -> Latents:
-    """Latents of pictures x (N, C, H, W) in the model's units by depth, all read off one way to full depth."""
-    schedule, sigma = model.bundle.schedule, model.manifest.soften_sigma
-    levels = list(make_grid(schedule, "default", evaluations, lambda_max=-math.log(sigma)).levels)
-    at: dict[int, float] = {}
-    for depth in ALONG[encoder]:
-        lam = lambda_at(schedule, depth)
-        nearest = min(range(1, len(levels) - 1), key=lambda i: abs(levels[i].lam - lam))
-        levels[nearest], at[nearest] = schedule.level(lam), depth
-    grid = grid_of(schedule, tuple(levels))
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-    softened = soften(torch.from_numpy(x), sigma, noise)
-    found: dict[float, list[Tensor]] = {depth: [] for depth in (*ALONG[encoder], 1.0)}
-    for part in torch.split(softened, TOGETHER):
-        for depth, z in _along(part, grid, model, encoder, at):
-            found[depth].append(z)
-    return {depth: torch.cat(parts).numpy() for depth, parts in found.items()}
-
-
-def _along(
-    x: Tensor, grid: Grid, model: DomainModel, encoder: str, at: dict[int, float]
-) -> Iterator[tuple[float, Tensor]]:
-    """The states of one integration at the nodes `at`, by the depths that they are at, and its end."""
-    denoiser, solver = model.denoiser(encoder=encoder), solvers.unipc(x, grid, order=3)
-    with torch.no_grad():
-        query = next(solver)
-        for node in range(len(grid) + 1):
-            if node in at:
-                yield at[node], query.x.clone()
-            try:
-                query = solver.send(denoiser(query.x, query.level, query.cond))
-            except StopIteration as end:
-                yield 1.0, end.value
-                return
 
 
 def _decoded(directed: Directed, z: np.ndarray, depth: float) -> np.ndarray:
@@ -241,14 +205,6 @@ def _rotation(directed: Directed) -> Tensor:
 
 def _turned(z: np.ndarray, rotation: Tensor | None) -> np.ndarray:
     return z if rotation is None else torch.einsum("ij,njhw->nihw", rotation, torch.from_numpy(z)).numpy()
-
-
-def _correlations(z: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Correlation of each latent's numbers with its picture's, (N,); 0 for a flat picture."""
-    flat = [each.reshape(len(each), -1) - each.mean((1, 2, 3))[:, None] for each in (z, x)]
-    unit = [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-9) for each in flat]
-    found: np.ndarray = (unit[0] * unit[1]).sum(1)
-    return found
 
 
 def _path(directed: Directed, encoder: str, depth: float) -> Path:

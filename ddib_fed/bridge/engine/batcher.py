@@ -14,14 +14,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 
 import torch
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.flows import Cost, Flows
 from ddib_fed.bridge.engine.stack import Running, Stack
-from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.engine.trajectory import Ending, Trajectory
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.bridge.threads import runs_in_real_time
 from ddib_fed.diffusion.bridge import OnStep
@@ -86,7 +85,7 @@ class Batcher:
 
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
-    ) -> Future[torch.Tensor]:
+    ) -> Ending:
         """See `Executor`; `on_step` is called on the worker, and what it raises ends the trajectory."""
         with self._wake:
             if self._closed:
@@ -244,7 +243,7 @@ class Batcher:
     def _end(self, running: Running, result: torch.Tensor) -> None:
         self._flows.remove(running)
         self._ended = self._calls
-        running.future.set_result(result)
+        running.future.end(result, running.step)
         running.close()
 
     def _fail(self, running: Running, error: Exception) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Future
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.engine.trajectory import Ending, Trajectory
 from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.diffusion.bridge import OnStep, integrate
@@ -37,7 +36,7 @@ class Executor(Protocol):
 
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
-    ) -> Future[Tensor]:
+    ) -> Ending:
         """Take a trajectory; the future gives where it ends, (N, *sample_shape), or the error that ended it.
 
         Args:
@@ -78,17 +77,23 @@ class CallingThread:
 
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
-    ) -> Future[Tensor]:
+    ) -> Ending:
         """See `Executor`; the future is done."""
-        done: Future[Tensor] = Future()
+        done = Ending()
         try:
-            done.set_result(self._integrate(trajectory, control, on_step))
+            done.end(*self._integrate(trajectory, control, on_step))
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to who asks the future
             done.set_exception(error)
         return done
 
-    def _integrate(self, trajectory: Trajectory, control: Control | None, on_step: OnStep | None) -> Tensor:
+    def _integrate(
+        self, trajectory: Trajectory, control: Control | None, on_step: OnStep | None
+    ) -> tuple[Tensor, int]:
+        count = 0
+
         def tell(done: int, of: int) -> None:
+            nonlocal count
+            count += 1
             self._calls += 1
             self._evaluated += trajectory.rows
             if on_step is not None:
@@ -100,7 +105,8 @@ class CallingThread:
             control.check()
         with torch_threads(self.threads or torch.get_num_threads()):
             work = trajectory.on(self._model)
-            return integrate(work.solver, work.denoiser, on_step=tell, evaluations=work.evaluations)
+            x = integrate(work.solver, work.denoiser, on_step=tell, evaluations=work.evaluations)
+        return x, count
 
     def close(self) -> None:
         """See `Executor`; there is nothing to stop."""

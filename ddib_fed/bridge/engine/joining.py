@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.executor import Executor
-from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.engine.trajectory import Ending, Trajectory
 from ddib_fed.diffusion.bridge import OnStep
 
 _First = TypeVar("_First")
@@ -21,7 +21,7 @@ _Second = TypeVar("_Second")
 
 def submit_ranges(
     executor: Executor, trajectory: Trajectory, *, control: Control | None, on_step: OnStep | None
-) -> Future[Tensor]:
+) -> Ending:
     """Submit a trajectory as ranges of rows that a call takes; the future gives all rows, in their order.
 
     Args:
@@ -38,7 +38,7 @@ def submit_ranges(
     if len(starts) == 1:
         return executor.submit(trajectory, control=control, on_step=on_step)
     tell = None if on_step is None else _Together(on_step, len(starts))
-    futures: list[Future[Tensor]] = []
+    futures: list[Ending] = []
     for start in starts:
         part = trajectory.part(start, min(start + most, trajectory.rows))
         futures.append(executor.submit(part, control=control, on_step=tell))
@@ -89,9 +89,9 @@ class _Together:
             self._on_step(self._done, self._ranges * of)
 
 
-def _joined(futures: Sequence[Future[Tensor]]) -> Future[Tensor]:
-    """All rows, or the first error there is."""
-    whole: Future[Tensor] = Future()
+def _joined(futures: Sequence[Ending]) -> Ending:
+    """All rows, after the fewest evaluations of any, or the first error there is."""
+    whole = Ending()
     left = len(futures)
     failed = False
     lock = threading.Lock()
@@ -107,7 +107,8 @@ def _joined(futures: Sequence[Future[Tensor]]) -> Future[Tensor]:
         if first:
             whole.set_exception(error)
         elif last:
-            whole.set_result(torch.cat([each.result() for each in futures]))
+            rows = torch.cat([each.result() for each in futures])
+            whole.end(rows, min(each.evaluations for each in futures))
 
     for future in futures:
         future.add_done_callback(one_done)

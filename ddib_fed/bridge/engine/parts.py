@@ -32,10 +32,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Integrated:
-    """What became of the rows of some parts, one under the other, and the seconds of each part."""
+    """What became of the rows of some parts, one under the other.
+
+    Attributes:
+        x: The rows.
+        seconds: Of each part.
+        evaluations: Of the network, made of each row.
+    """
 
     x: Tensor
     seconds: float
+    evaluations: int = 0
 
     def split(self, parts: Sequence[Part]) -> tuple[Tensor, ...]:
         """Of each part."""

@@ -8,7 +8,6 @@ the state by its generator.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.trajectory import Integration, Trajectory
+from ddib_fed.bridge.engine.trajectory import Ending, Integration, Trajectory
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places, Query
 from ddib_fed.diffusion.recurrence import Recurrence, Table, table_of
@@ -51,7 +50,7 @@ class Running:
     control: Control
     on_step: OnStep | None
     number: int = 0
-    future: Future[Tensor] = field(default_factory=Future)
+    future: Ending = field(default_factory=Ending)
     step: int = 0
     work: Integration | None = None
     _query: Query | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,21 @@ from ddib_fed.diffusion.solvers import Solver
 from ddib_fed.diffusion.transfers import on_device
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.models.channel_map import ChannelMap
+
+
+class Ending(Future[Tensor]):
+    """Where a trajectory ends, with how it came there.
+
+    Attributes:
+        evaluations: Network evaluations that were made of its rows, as the engine counted them; set before the result.
+    """
+
+    evaluations: int = 0
+
+    def end(self, x: Tensor, evaluations: int) -> None:
+        """It ends at x (N, *sample_shape), after so many evaluations."""
+        self.evaluations = evaluations
+        self.set_result(x)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

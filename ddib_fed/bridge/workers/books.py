@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -13,7 +12,7 @@ from typing import Any, Final, Protocol
 from torch import Tensor
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.engine.trajectory import Ending, Trajectory
 from ddib_fed.bridge.workers.workbench import Done, Failed, Step
 from ddib_fed.diffusion.bridge import OnStep
 from ddib_fed.errors import DdibError
@@ -98,7 +97,7 @@ class Entry:
     trajectory: Trajectory
     control: Control
     on_step: OnStep | None
-    future: Future[Tensor] = field(default_factory=Future)
+    future: Ending = field(default_factory=Ending)
     watched: ExitStack = field(default_factory=ExitStack)
     member: Member | None = None
     deaths: int = 0
@@ -139,10 +138,10 @@ class Entry:
             return error
         return None
 
-    def finish(self, x: Tensor) -> None:
-        """It came to its end."""
+    def finish(self, x: Tensor, evaluations: int) -> None:
+        """It came to its end, after so many evaluations."""
         self.watched.close()
-        self.future.set_result(x)
+        self.future.end(x, evaluations)
 
     def fail(self, error: Exception) -> None:
         """It did not."""
@@ -251,8 +250,8 @@ class Books:
             return None
         self.finish([entry])
         if isinstance(message, Done):
-            x = message.x
-            return lambda: entry.finish(x)
+            x, evaluations = message.x, message.evaluations
+            return lambda: entry.finish(x, evaluations)
         error = message.error
         return lambda: entry.give_up(error)
 

@@ -11,14 +11,11 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final, Protocol
 
-from torch import Tensor
-
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.engine.trajectory import Ending, Trajectory
 from ddib_fed.bridge.workers.books import Books, Entry, Member, Remote
 from ddib_fed.bridge.workers.limits import MOST_WORKERS
 from ddib_fed.bridge.workers.starts import Starts
@@ -143,7 +140,7 @@ class Pool:
 
     def submit(
         self, trajectory: Trajectory, *, control: Control | None = None, on_step: OnStep | None = None
-    ) -> Future[Tensor]:
+    ) -> Ending:
         """See `Executor`; the future fails with `NotReady` when there has been no worker for a while.
 
         Raises:

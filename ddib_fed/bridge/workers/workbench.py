@@ -8,14 +8,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import Tensor
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.bridge.engine.trajectory import Trajectory
+from ddib_fed.bridge.engine.trajectory import Ending, Trajectory
 from ddib_fed.bridge.engine.warm import Recipe
 from ddib_fed.bridge.workers.process import portable
 
@@ -65,10 +64,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Done:
-    """Where a trajectory ends (N, *sample_shape); network calls, and rows in them, since the last answer."""
+    """Where a trajectory ends (N, *sample_shape), after so many evaluations of it.
+
+    Calls are of the network, and rows in them, for all trajectories since the last answer.
+    """
 
     number: int
     x: Tensor
+    evaluations: int
     calls: int
     rows: int
 
@@ -122,7 +125,7 @@ class Workbench:
         future = self._executor.submit(
             message.trajectory, control=control, on_step=self._teller(message.number)
         )
-        future.add_done_callback(lambda done: self._answer(message.number, done))
+        future.add_done_callback(lambda _: self._answer(message.number, future))
 
     def close(self) -> None:
         """Give everything up."""
@@ -130,12 +133,12 @@ class Workbench:
             control.cancel()
         self._executor.close()
 
-    def _answer(self, number: int, done: Future[Tensor]) -> None:
+    def _answer(self, number: int, done: Ending) -> None:
         self._controls.pop(number, None)
         error = done.exception()
         calls, rows = self._figures()
         if error is None:
-            self._tell(Done(number, done.result().cpu(), calls, rows))
+            self._tell(Done(number, done.result().cpu(), done.evaluations, calls, rows))
         elif isinstance(error, Exception):
             self._tell(Failed(number, portable(error), calls, rows))
 

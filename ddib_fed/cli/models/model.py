@@ -12,8 +12,10 @@ from ddib_fed.cli import options
 from ddib_fed.cli.models.importing import import_
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.models.picture_options import SAMPLING, THREADS
+from ddib_fed.cli.models.privacy import figures as read
 from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.cli.models.training.distil import described, distil
+from ddib_fed.cli.models.training.gate import gate, said
 from ddib_fed.cli.models.training.train import train
 from ddib_fed.cli.models.training.tune import figures, tune
 from ddib_fed.cli.options import with_options
@@ -35,6 +37,7 @@ def model() -> None:
 model.add_command(train)
 model.add_command(distil)
 model.add_command(tune)
+model.add_command(gate)
 
 
 @model.command()
@@ -166,7 +169,9 @@ def show(*, which: str, output_format: str) -> None:
     manifest = bundle.manifest.model_dump(mode="json")
     if output_format == "json":
         steps = None if bundle.tuned is None else bundle.tuned.figures()
-        print_json({"digest": bundle.digest, **manifest, "steps": steps})
+        own = None if bundle.allowances is None else bundle.allowances.figures()
+        attacked = None if bundle.privacy is None else bundle.privacy.values()
+        print_json({"digest": bundle.digest, **manifest, "steps": steps, "gate": own, "privacy": attacked})
         return
     training = manifest.pop("training")
     manifest.pop("distilled")
@@ -183,6 +188,12 @@ def show(*, which: str, output_format: str) -> None:
                 {}
                 if bundle.tuned is None
                 else {"steps": bundle.tuned.digest(), **dict(figures(bundle.tuned))}
+            ),
+            "gate": "fixed bounds alone" if bundle.allowances is None else said(bundle.allowances),
+            **(
+                {}
+                if bundle.privacy is None
+                else {f"privacy, {key}": text for key, text in read(bundle.privacy)}
             ),
         }
     )

@@ -168,3 +168,46 @@ def _network(latents: Array, originals: Array, first: Inverse, steps: int, seed:
         return found
 
     return inverse
+
+
+WIDTHS = (0.3, 1.0, 3.0)
+"""Of the kernel, in deviations of the latents."""
+MOST_POINTS = 1_500
+"""Pairs of points that are fitted to; the time grows with their cube."""
+
+
+def fit_point_inverter(latents: Array, originals: Array) -> Inverter:
+    """Kernel ridge regression of points on their latents, each (N, D): width and penalty by pairs that are set aside.
+
+    Raises:
+        ShapeMismatch: Sets of different shape, or fewer than 16 pairs.
+    """
+    if latents.shape != originals.shape or latents.ndim != 2 or len(latents) < FEWEST:
+        raise ShapeMismatch(f"latents {latents.shape} with points {originals.shape}")
+    latents, originals = latents[:MOST_POINTS], originals[:MOST_POINTS]
+    aside = np.arange(len(latents)) % SET_ASIDE == SET_ASIDE - 1
+    fitted, held = (latents[~aside], originals[~aside]), (latents[aside], originals[aside])
+    candidates = [
+        _kernel_ridge(*fitted, width, penalty) for width in WIDTHS for penalty in (1e-6, 1e-3, 1e-1)
+    ]
+    best = _best(candidates, held)
+    return Inverter("kernel ridge", best, {"kernel ridge": _error(best, held)})
+
+
+def _kernel_ridge(latents: Array, originals: Array, width: float, penalty: float) -> Inverse:
+    scale = width * float(latents.std())
+    own = torch.from_numpy(latents).double() / scale
+    x = torch.from_numpy(originals).double()
+    centre = x.mean(0)
+
+    def kernel(given: Tensor) -> Tensor:
+        return torch.exp(-torch.cdist(given, own).square() / 2)
+
+    eye = torch.eye(len(own), dtype=own.dtype)
+    dual = torch.linalg.solve(kernel(own) + penalty * eye, x - centre)
+
+    def inverse(given: Array) -> Array:
+        found: Array = (kernel(torch.from_numpy(given).double() / scale) @ dual + centre).float().numpy()
+        return found
+
+    return inverse

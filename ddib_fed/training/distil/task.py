@@ -157,6 +157,9 @@ class DistilTask:
         losses = [self._losses(network, self._held_out.part(part)).cpu() for part in parts]
         return float(torch.cat(losses).double().mean())
 
+    def aside(self) -> None:
+        """None: a flow map's latents differ with its evaluations, and only fixed bounds are for them."""
+
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         """See `Task`; measures the finished model beside its teacher, with the weights as they will be stored."""
         del folder

@@ -16,7 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddib_fed.errors import MemoryExhausted
@@ -68,6 +70,9 @@ class Task(Protocol):
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         """The loss on samples that are never trained on, always with the same noise."""
+
+    def aside(self) -> NDArray[np.float32] | None:
+        """Samples (N, *sample_shape) that are never trained on, in the units of the data; None for none."""
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         """Draw what the averaged weights make into samples.png; what is to be said about it, or nothing."""

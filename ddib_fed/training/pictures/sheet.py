@@ -19,6 +19,7 @@ from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.files import write_file
+from ddib_fed.metrics.attacks import copies
 from ddib_fed.metrics.structure import Thresholds, calibrate_by_chance
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
@@ -32,8 +33,6 @@ _COARSE = SolverSettings(evaluations=16)
 _FINE = SolverSettings(evaluations=32)
 _GAP = 2
 _SHOWN = 192
-_COMPARED = 16
-"""Side to which pictures are reduced before they are compared."""
 NEAR = 0.6
 """A sample is suspiciously near to training pictures when held-out pictures are so many times farther away."""
 
@@ -129,13 +128,13 @@ def draw_sheet(pictures: Floats, path: Path) -> None:
 def nearness(source: PictureSource, drawn: Floats, *, flip: bool, most: int = 20_000) -> Nearness:
     """Distances of drawn pictures, and of held-out ones, to the nearest of up to `most` training pictures."""
     every = max(1, len(source.train) // most)
-    own = _middle(source.train[::every], drawn.shape[2:])
-    train = _small(own)
+    own = middle(source.train[::every], drawn.shape[2:])
+    train = copies.reduced(expand(own))
     if flip:
-        train = np.concatenate([train, _small(own[..., ::-1])])
-    held_out = _small(_middle(source.held_out[:256], drawn.shape[2:]))
-    mean = train.mean(0)
-    return Nearness(*(_nearest(some - mean, train - mean) for some in (_small(drawn), held_out)))
+        train = np.concatenate([train, copies.reduced(expand(own[..., ::-1]))])
+    held_out = copies.reduced(expand(middle(source.held_out[:256], drawn.shape[2:])))
+    found = (copies.nearest(some, train) for some in (copies.reduced(drawn), held_out))
+    return Nearness(*(float(np.median(each)) for each in found))
 
 
 def thresholds(source: PictureSource, units: Normalisation) -> Thresholds:
@@ -146,28 +145,10 @@ def thresholds(source: PictureSource, units: Normalisation) -> Thresholds:
         units: Of the model.
     """
     size = source.shape[1:]
-    return calibrate_by_chance(_middle(source.held_out, size), _middle(source.train, size), units=units)
+    return calibrate_by_chance(middle(source.held_out, size), middle(source.train, size), units=units)
 
 
-def _middle(pixels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
+def middle(pixels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
     """The middle of pictures of which the network gets windows."""
     top, left = ((have - want) // 2 for have, want in zip(pixels.shape[2:], size, strict=True))
     return pixels[:, :, top : top + size[0], left : left + size[1]]
-
-
-def _small(pixels: NDArray[Any]) -> Floats:
-    """Pictures as rows of numbers, reduced to means of blocks of pixels."""
-    found = expand(pixels)
-    count, channels, height, width = found.shape
-    block = max(1, min(height, width) // _COMPARED)
-    cut = found[:, :, : height // block * block, : width // block * block]
-    means = cut.reshape(count, channels, height // block, block, width // block, block).mean((3, 5))
-    rows: Floats = means.reshape(count, -1).astype(np.float32)
-    return rows
-
-
-def _nearest(some: Floats, others: Floats) -> float:
-    """The median distance of rows to the nearest of others, over their distance to zero."""
-    norms = (some**2).sum(1)
-    squares = norms[:, None] + (others**2).sum(1)[None] - 2 * some @ others.T
-    return float(np.median(np.sqrt(np.clip(squares.min(1), 0, None) / np.maximum(norms, 1e-6))))

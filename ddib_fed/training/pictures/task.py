@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,6 +18,7 @@ from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.registry import network_with
 from ddib_fed.networks.spectrum import Moments
 from ddib_fed.networks.unet import UNet
+from ddib_fed.samples.folders import expand
 from ddib_fed.training.levels import level_sampler
 from ddib_fed.training.loop.prefetch import Piece
 from ddib_fed.training.loop.trainer import Trainer
@@ -112,6 +115,13 @@ class PictureTask:
             piece = Samples(samples.x0[part], samples.eps[part], labels)
             losses.append(self._losses(network, piece, lams[part]).cpu())
         return float(torch.cat(losses).double().mean())
+
+    def aside(self) -> NDArray[np.float32] | None:
+        """See `Task`; in an order of no meaning. None of a classifier."""
+        if self.start.classifies:
+            return None
+        held_out = sheet.middle(self.source.held_out, self.source.shape[1:])
+        return expand(held_out[np.random.default_rng(self.config.seed).permutation(len(held_out))])
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         """See `Task`; a classifier draws nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,9 +15,7 @@ from ddib_fed.bridge.model.domain_model import DomainModel
 from ddib_fed.diffusion.denoiser import Condition
 from ddib_fed.diffusion.levels.learned import LearnedSteps, Stage
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.files import sync_folder, write_file
-from ddib_fed.models.bundle import Bundle, load_bundle
-from ddib_fed.models.bundle_files import MANIFEST_FILE
+from ddib_fed.models.bundle import Bundle, load_bundle, put_beside
 from ddib_fed.models.tuned import MAX_LEARNED, STEPS_FILE, Tuned, TunedLeg, corrections_text, read_corrections
 from ddib_fed.training.tuning.corrections import CorrectionEffort, corrected
 from ddib_fed.training.tuning.legs import YARDSTICK, TuningLeg, errors, softened, tuning_leg
@@ -160,11 +157,7 @@ def put_legs(folder: Path, legs: Sequence[TunedLeg], *, command: str = "") -> Tu
     bundle = load_bundle(folder)
     tuned = bundle.tuned or Tuned(weights_sha256=bundle.manifest.weights_sha256)
     tuned = tuned.with_legs(tuple(legs), command)
-    staged = folder / f".{STEPS_FILE}.new"
-    write_file(staged, tuned.text(), private=True)
-    shutil.copymode(folder / MANIFEST_FILE, staged)
-    staged.replace(folder / STEPS_FILE)
-    sync_folder(folder)
+    put_beside(folder, STEPS_FILE, tuned.text())
     return tuned
 
 

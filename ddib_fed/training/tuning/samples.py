@@ -94,9 +94,9 @@ def _points(manifest: Manifest, file: Path) -> Array:
 
 def _parted(found: Array, counts: Counts, name: str) -> tuple[Array, Array, Array]:
     share = min(1.0, len(found) / counts.total)
-    fit, choose = (int(share * count) for count in (counts.fit, counts.choose))
-    held_out = int(share * counts.held_out)
-    if min(fit, choose, held_out) < 2:
+    fit, choose = (max(2, int(share * count)) for count in (counts.fit, counts.choose))
+    held_out = min(max(2, int(share * counts.held_out)), len(found) - fit - choose)
+    if len(found) < 12 or held_out < 2:
         raise InputError(f"{name} has {len(found)} samples; at least 12 are needed", hint="give more")
     return found[:fit], found[fit : fit + choose], found[fit + choose : fit + choose + held_out]
 

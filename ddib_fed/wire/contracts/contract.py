@@ -17,7 +17,16 @@ from ddib_fed.wire.canonical import Value, canonical_json
 from ddib_fed.wire.checks import DIGEST_BYTES, MAX_CLASSES, require, require_number
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
 from ddib_fed.wire.contracts.guidance import GuidanceTerms
-from ddib_fed.wire.version import CALIBRATION, ECONOMY, GUIDANCE, OLDEST, PICTURES, Version, require_version
+from ddib_fed.wire.version import (
+    CALIBRATION,
+    ECONOMY,
+    FLOOR,
+    GUIDANCE,
+    OLDEST,
+    PICTURES,
+    Version,
+    require_version,
+)
 
 HIGHEST_TERMINAL_LAMBDA = -4.5
 """The largest terminal lambda: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
@@ -202,20 +211,27 @@ class ContractLimits:
     max_latent_bytes: int
     max_evaluations: int
     guidance: GuidanceTerms | None = None
+    min_evaluations: int = 0
 
     def __post_init__(self) -> None:
         require_number(self.max_items_per_stream, 1, 1_000_000, "max_items_per_stream")
         require_number(self.max_samples_per_item, 1, 2**40, "max_samples_per_item")
         require_number(self.max_latent_bytes, 4, 2**40, "max_latent_bytes")
         require_number(self.max_evaluations, 1, 10_000, "max_evaluations")
+        require_number(self.min_evaluations, 0, self.max_evaluations, "min_evaluations")
 
     def at(self, version: Version | None) -> ContractLimits:
         """The same without fields that the version does not know."""
-        return self if version is not None and version >= GUIDANCE else replace(self, guidance=None)
+        found = self
+        if version is None or version < GUIDANCE:
+            found = replace(found, guidance=None)
+        return found if version is not None and version >= FLOOR else replace(found, min_evaluations=0)
 
     def values(self) -> dict[str, Value]:
-        """The fields as they enter the digest; those that came with 1.2 only where they are set."""
+        """The fields as they enter the digest; those that came later only where they are set."""
         later: dict[str, Value] = {} if self.guidance is None else {"guidance": self.guidance.values()}
+        if self.min_evaluations:
+            later["min_evaluations"] = self.min_evaluations
         return later | {
             "max_evaluations": self.max_evaluations,
             "max_items_per_stream": self.max_items_per_stream,
@@ -258,6 +274,8 @@ class Contract:
         require(not narrow or self.latent_type in others, "latent_type", f"must be {' or '.join(others)}")
         offered = self.limits.guidance is not None
         require(not offered or self.version >= GUIDANCE, "guidance", f"came with {GUIDANCE}")
+        floor = self.limits.min_evaluations > 0
+        require(not floor or self.version >= FLOOR, "min_evaluations", f"came with {FLOOR}")
         calibrated = self.calibration is not None
         require(not calibrated or self.version >= CALIBRATION, "calibration", f"came with {CALIBRATION}")
         require(

@@ -39,7 +39,14 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
     },
     "ContractLimits": {
         **dict.fromkeys(
-            ("max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations"), LIMITS
+            (
+                "max_items_per_stream",
+                "max_samples_per_item",
+                "max_latent_bytes",
+                "max_evaluations",
+                "min_evaluations",
+            ),
+            LIMITS,
         ),
         "guidance": Inner(),
     },

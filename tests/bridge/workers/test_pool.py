@@ -38,7 +38,7 @@ class Scripted:
         return [message.number for message in self.sent if isinstance(message, Do)]
 
     def finish(self, number):
-        self.listener.heard(Done(number, torch.zeros(1, 2), calls=1, rows=1))
+        self.listener.heard(Done(number, torch.zeros(1, 2), evaluations=1, calls=1, rows=1))
 
     def die(self, *, blame=True):
         self.listener.ended("was killed by SIGKILL", blame=blame)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,12 @@ from ddib_fed.errors import LatentNotGaussian, PointsTooMany
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
 from ddib_fed.wire.contracts.contract import ContractLimits
-from ddib_fed.wire.jobs import ItemState
+from ddib_fed.wire.jobs import ItemState, Settings
 from ddib_fed.wire.version import SPOKEN
 from source_node.jobs.records import Part
 from source_node.jobs.spool import Spool
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
-from tests.source_node.conftest import FOUR, LARGE_LIMITS, Source, wait_until
+from tests.source_node.conftest import LARGE_LIMITS, SOLVER, Source, wait_until
 from tests.source_node.scripted_target import fail, hang, instead, refuse
 
 THREE = [npy(seed=n) for n in range(3)]
@@ -231,6 +232,17 @@ def test_more_items_than_a_stream_may_carry_go_in_several(source, target) -> Non
     assert [len(seen) for seen in target.seen] == [2, 2, 1]
 
 
+def test_a_contract_that_demands_more_evaluations_ends_the_job_before_anything_is_sent(
+    source, target
+) -> None:
+    """The target names the floor; the job asked for fewer."""
+    target.limits = replace(target.limits, min_evaluations=12)
+    job = source.start().ended(source.submit(npy()))
+    assert (job.state, job.error["reason"]) == ("FAILED", "POLICY_DENIED")
+    assert not target.seen
+    assert source.ended(source.submit(npy(), solver=Settings(evaluations=12))).state == "FINISHED"
+
+
 def test_an_item_that_this_node_cannot_encode_fails_alone(source, target) -> None:
     """The peer never hears of it."""
     odd = to_npy(gaussian(400) * 90)
@@ -287,7 +299,7 @@ def _rest(number) -> int:
 def test_a_peer_that_answers_nothing_stops_the_encoder(source, target) -> None:
     """A handful of latents waits in memory, however many ranges and items the job has."""
     target.decodes, target.limits = [hang], LARGE_LIMITS
-    job_id = source.start().submit(*LARGE, solver=FOUR)
+    job_id = source.start().submit(*LARGE, solver=SOLVER)
     assert target.asked.wait(10)
 
     def made() -> int:
@@ -311,7 +323,7 @@ def test_a_disk_that_is_slow_stops_the_peers_answers(source, target, monkeypatch
 
     monkeypatch.setattr(Spool, "put_together", slow)
     target.limits = LARGE_LIMITS
-    source.start().submit(*LARGE, solver=FOUR)
+    source.start().submit(*LARGE, solver=SOLVER)
     wait_until(lambda: target.answered >= 49)
     answered = _rest(lambda: target.answered)
     go_on.set()

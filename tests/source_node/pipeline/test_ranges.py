@@ -15,7 +15,7 @@ from ddib_fed.wire.jobs import ItemState
 from source_node.jobs.records import Item, Part
 from source_node.pipeline.items import Numbers
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
-from tests.source_node.conftest import FOUR, LARGE_LIMITS, wait_until
+from tests.source_node.conftest import LARGE_LIMITS, SOLVER, wait_until
 from tests.source_node.scripted_target import refuse
 
 
@@ -24,7 +24,7 @@ def long_ago(source, target):
     """A job of one small and one large item, stopped by a kill after some ranges of the large one were stored."""
     target.limits = LARGE_LIMITS
     target.decodes = [swallow]
-    job_id = source.start().submit(npy(10), npy(20_000, seed=1), solver=FOUR)
+    job_id = source.start().submit(npy(10), npy(20_000, seed=1), solver=SOLVER)
     wait_until(lambda: len(target.latents) >= 3)
     source.stop()
     return job_id
@@ -101,7 +101,7 @@ def test_a_range_that_the_peer_refuses_ends_its_item_and_no_other(source, target
     numbers = numbers_of(npy(10), npy(9_000))
     refused = numbers.of(1, 1)
     target.decodes = [refuse(refused, LatentNotGaussian(facts={"item": refused}))]
-    job = source.start().ended(source.submit(npy(10), npy(9_000, seed=1), npy(10, seed=2), solver=FOUR))
+    job = source.start().ended(source.submit(npy(10), npy(9_000, seed=1), npy(10, seed=2), solver=SOLVER))
     assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
     assert job.items[1].error["reason"] == "LATENT_NOT_GAUSSIAN"
     assert not source.store.parts(job.job_id, 1)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -110,6 +111,26 @@ def test_limits_outside_the_protocol_name_their_field(field, value):
     assert caught.value.facts == {"field": field}
 
 
+@pytest.mark.parametrize("value", [-1, LIMITS.max_evaluations + 1])
+def test_a_floor_is_at_most_the_ceiling(value):
+    """Otherwise no number of evaluations would do."""
+    with pytest.raises(MessageInvalid) as caught:
+        replace(LIMITS, min_evaluations=value)
+    assert caught.value.facts == {"field": "min_evaluations"}
+
+
+def test_a_floor_is_hashed_where_it_is_set_and_no_older_contract_has_one():
+    """Peers of before 1.5 refuse the field."""
+    floor = replace(LIMITS, min_evaluations=8)
+    assert contract(limits=floor).limits.min_evaluations == 8
+    assert contract(limits=floor).digest != contract().digest
+    older = contract(limits=floor, versions=[Version(1, 4)])
+    assert older.limits.min_evaluations == 0
+    assert b"min_evaluations" not in older.canonical()
+    with pytest.raises(MessageInvalid):
+        Contract(Version(1, 4), older.source, older.target, floor)
+
+
 @pytest.mark.parametrize(
     ("field", "values"),
     [
@@ -182,7 +203,7 @@ def test_an_empty_side_is_refused():
 def test_the_canonical_json_is_the_documented_one():
     """A second implementation can start from this text; later minors change nothing of points but the number."""
     assert contract(versions=FIRST).canonical().decode() == EXAMPLE
-    assert contract().canonical().decode() == EXAMPLE.replace('"minor":0', '"minor":4')
+    assert contract().canonical().decode() == EXAMPLE.replace('"minor":0', '"minor":5')
 
 
 def test_the_canonical_json_of_pictures_has_what_pictures_set():

@@ -1,0 +1,1 @@
+"""What a latent looks like, against what a model's own latents look like."""

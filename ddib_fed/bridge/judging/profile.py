@@ -1,0 +1,135 @@
+"""One picture's latent as a row of figures, which are compared with those of latents that the model is known to make.
+
+    bands     log of the mean power of the cosine coefficients in each ring of frequencies, all channels together
+    aspect    log of the ratio of the power that varies more across to the power that varies more down
+    channels  log of the least and of the largest eigenvalue of the channels' covariance
+    bulk      log of the distance between the quartiles, in units of that of N(0, 1)
+    shape     skewness, asinh of the excess kurtosis, log of the Kolmogorov-Smirnov distance of the standardised numbers
+              from N(0, 1)
+    blocks    standard deviation, over blocks of 8 x 8 pixels, of the log of the variance in a block
+    patches   log of the mean |correlation| of two pixels in patches of 8 x 8 (arXiv 2410.23530)
+    picture   only where the picture is known: the correlation of latent and picture over all numbers, and the mean of
+              their correlations in each ring, of coarse and of fine structure
+
+Figures of one latent scatter. How far those of honest latents scatter is measured for each model
+(`judging.measuring`), because no model's latents are exactly white.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ddib_fed.diffusion.gaussianity import PATCH, measure
+from ddib_fed.networks.spectrum import cosines
+
+RINGS = (0.0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0, 1.5)
+"""Edges of the rings in units of the highest frequency of a side."""
+FIRST_FINE = RINGS.index(1 / 2)
+LEAST_SIDE = 16
+"""Of pictures that have a profile: smaller ones leave rings empty."""
+QUARTILES = 2 * 0.674489750196
+"""Their distance in N(0, 1)."""
+TINY = 1e-12
+ALONE = (
+    *(f"band {low:.3g} to {high:.3g}" for low, high in pairwise(RINGS)),
+    "aspect",
+    "channels, least",
+    "channels, largest",
+    "bulk",
+    "skewness",
+    "kurtosis",
+    "distance from N(0, 1)",
+    "blocks",
+    "patches",
+)
+"""Names of the figures of a latent alone."""
+NAMES = (*ALONE, "picture", "picture, coarse", "picture, fine")
+"""Names of all figures; the last need the picture."""
+
+
+def profile(latent: Tensor, picture: Tensor | None = None) -> Tensor:
+    """The figures of one latent.
+
+    Args:
+        latent: (C, H, W), finite; H and W at least `LEAST_SIDE`.
+        picture: What it was made of, of the same shape, in the model's units; None where it is not known.
+
+    Returns:
+        (len(NAMES),) float64, or (len(ALONE),) without a picture.
+    """
+    z = latent.detach().double()
+    waves = cosines(z)
+    found = [*_spectrum(waves), *_channels(z), *_shape(z.flatten()), _blocks(z)]
+    found.append(_log(measure(latent[None]).correlation))
+    if picture is not None:
+        x = picture.detach().double()
+        found += [_correlation(z - z.mean(), x - x.mean()), *_ring_correlations(waves, cosines(x))]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _spectrum(waves: Tensor) -> list[float]:
+    power = waves.square().mean(0)
+    rings, across, down = _places(*power.shape)
+    bands = [_log(float(power[ring].mean())) for ring in rings]
+    return [*bands, _log(float(power[across].mean())) - _log(float(power[down].mean()))]
+
+
+def _channels(z: Tensor) -> list[float]:
+    rows = z.flatten(1)
+    rows = rows - rows.mean(1, keepdim=True)
+    found = torch.linalg.eigvalsh(rows @ rows.T / rows.shape[1])
+    return [_log(float(found[0])), _log(float(found[-1]))]
+
+
+def _shape(numbers: Tensor) -> list[float]:
+    ordered = numbers.sort().values
+    count = len(ordered)
+    low, high = ordered[count // 4], ordered[(3 * count) // 4]
+    unit = (ordered - ordered.mean()) / ordered.std().clamp_min(TINY)
+    below = torch.special.ndtr(unit)
+    steps = torch.arange(count, dtype=torch.float64) / count
+    distance = torch.maximum((below - steps).abs(), (below - steps - 1 / count).abs()).max()
+    kurtosis = float(unit.pow(4).mean()) - 3.0
+    return [
+        _log(float(high - low) / QUARTILES),
+        float(unit.pow(3).mean()),
+        math.asinh(kurtosis),
+        _log(float(distance)),
+    ]
+
+
+def _blocks(z: Tensor) -> float:
+    blocks = z.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).flatten(3)
+    return float(blocks.var(-1).clamp_min(TINY).log().std())
+
+
+def _ring_correlations(z: Tensor, x: Tensor) -> tuple[float, float]:
+    rings, _, _ = _places(*z.shape[1:])
+    each = [_correlation(z[:, ring], x[:, ring]) for ring in rings]
+    coarse, fine = each[:FIRST_FINE], each[FIRST_FINE:]
+    return sum(coarse) / len(coarse), sum(fine) / len(fine)
+
+
+def _correlation(z: Tensor, x: Tensor) -> float:
+    """Of two tensors of one shape and mean 0; 0 where one is 0."""
+    size = float(z.norm() * x.norm())
+    return float((z * x).sum()) / size if size > TINY else 0.0
+
+
+def _log(value: float) -> float:
+    return math.log(max(value, TINY))
+
+
+@lru_cache(maxsize=16)
+def _places(height: int, width: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Masks (H, W) of the coefficients in each ring, of those that vary more across, and of those more down."""
+    down = (torch.arange(height, dtype=torch.float64) / height)[:, None].expand(height, width)
+    across = (torch.arange(width, dtype=torch.float64) / width)[None, :].expand(height, width)
+    radius = (down.square() + across.square()).sqrt()
+    rings = tuple((low <= radius) & (radius < high) for low, high in pairwise(RINGS))
+    return rings, across > down, down > across

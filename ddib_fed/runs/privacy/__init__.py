@@ -1,0 +1,1 @@
+"""Attacks an owner's own latents and samples, and says what an attacker gets."""

@@ -1,0 +1,105 @@
+"""Bounds hold for the latents that they are of, and not for others; a model's own lie beside its weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.bridge.judging.measuring import (
+    FEWEST_PICTURES,
+    PARTS,
+    beyond,
+    honest_rows,
+    measure_allowances,
+    picture_allowances,
+    upper_bound,
+)
+from ddib_fed.bridge.judging.profile import NAMES, profile
+from ddib_fed.bridge.model.domain_model import DomainModel
+from tests.node.tiny_nodes import gaussian, tiny_bundle
+from tests.runs.tiny_models import pictures, tiny
+
+
+def rows(count: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    """Profiles of white latents of pictures that have nothing to do with them."""
+    drawn = torch.Generator().manual_seed(seed)
+    made = torch.randn(count, 2, 3, 16, 16, generator=drawn)
+    return np.stack([profile(scale * z, x).numpy() for z, x in made])
+
+
+@pytest.fixture(scope="module")
+def allowed():
+    return picture_allowances(rows(200))
+
+
+def test_further_latents_of_the_same_kind_pass(allowed):
+    """One in a hundred may not, by the promise."""
+    refused = [bool(beyond(row, allowed)) for row in rows(300, seed=1)]
+    assert np.mean(refused) <= 0.01
+
+
+@pytest.mark.parametrize("scale", [0.55, 0.7, 1.4, 1.8])
+def test_noise_of_another_scale_is_refused(allowed, scale):
+    """The bounds are as narrow as the latents are alike."""
+    assert all(beyond(row, allowed) for row in rows(20, seed=2, scale=scale))
+
+
+def test_what_is_out_of_bounds_is_named_with_its_bound(allowed):
+    """On both sides."""
+    middle = (np.asarray(allowed.low) + np.asarray(allowed.high)) / 2
+    assert not beyond(middle, allowed)
+    for bound, step in ((allowed.low[3], -0.01), (allowed.high[3], 0.01)):
+        row = middle.copy()
+        row[3] = bound
+        assert not beyond(row, allowed)
+        row[3] = bound + step
+        assert beyond(row, allowed) == {NAMES[3]: (pytest.approx(bound + step), bound)}
+
+
+def test_a_figure_that_is_no_number_is_beyond_every_bound(allowed):
+    """NaN is neither above nor below."""
+    row = np.asarray(allowed.low)
+    row[0] = np.nan
+    assert list(beyond(row, allowed)) == [NAMES[0]]
+
+
+def test_the_bound_of_few_values_is_not_the_largest_of_them():
+    """An exponential tail goes on; of many values it is what one in 1,000 exceeds, or more."""
+    drawn = np.random.default_rng(0).exponential(size=40)
+    assert upper_bound(drawn) > drawn.max()
+    many = np.random.default_rng(0).exponential(size=20_000)
+    assert upper_bound(many) >= np.quantile(many, 0.999)
+    assert upper_bound(np.ones(5)) == 1.0
+
+
+def test_honest_sets_are_of_all_of_a_side_and_of_a_neighbourhood():
+    """In turn, without a row twice."""
+    samples = gaussian(2_000)
+    sets = list(honest_rows(samples, 64, 10, np.random.default_rng(0)))
+    assert all(len(set(each.tolist())) == 64 for each in sets)
+    fair, half, near = (
+        np.mean([samples[rows].std(axis=0) for rows in sets[kind::3]]) for kind in range(len(PARTS))
+    )
+    assert near < half < fair
+
+
+def test_a_model_of_pictures_is_measured_and_too_few_are_not_enough():
+    """Its allowances name its weights, and hold for its own latents."""
+    model = DomainModel(tiny("north", size=16))
+    some = pictures(80, size=16)
+    found = measure_allowances(model, some, command="c")
+    assert found is not None
+    assert found.weights_sha256 == model.manifest.weights_sha256
+    assert (found.measured, found.checked, found.command) == (64, 16, "c")
+    assert measure_allowances(model, some[: FEWEST_PICTURES - 1]) is None
+    assert measure_allowances(model, some, within_s=0.0) is None
+
+
+def test_a_model_of_points_is_measured_by_size():
+    """For each number of points that half of the samples suffice for."""
+    found = measure_allowances(DomainModel(tiny_bundle()), gaussian(1_100), within_s=60.0)
+    assert found is not None
+    assert [each.count for each in found.points] == [64, 128, 256, 512]
+    assert found.checked > 0
+    assert measure_allowances(DomainModel(tiny_bundle()), gaussian(500)) is None

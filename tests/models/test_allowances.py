@@ -1,0 +1,81 @@
+"""gate.json: what is written is what is read, its numbers are bounded, and the model's digest does not know of it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from ddib_fed.errors import BundleInvalid
+from ddib_fed.models.allowances import GATE_FILE, Allowances, PictureAllowances, SetAllowances
+from ddib_fed.models.bundle import amend_bundle, load_bundle, put_beside, save_bundle
+from tests.models.examples import manifest, state
+
+SETS = (SetAllowances(count=64, slope_low=-4.0, slope_high=4.0, shift=4.0, dimension=0.8),)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save_bundle(tmp_path / "model", manifest(), state())
+    return tmp_path / "model"
+
+
+def allowances(folder, **changes) -> Allowances:
+    fields = {
+        "weights_sha256": load_bundle(folder).manifest.weights_sha256,
+        "soften_sigma": 0.0,
+        "measured": 10,
+        "checked": 2,
+        "refused": 0,
+        "points": SETS,
+    }
+    return Allowances.model_validate({**fields, **changes})
+
+
+def test_allowances_lie_beside_the_weights_and_change_no_digest(saved):
+    """Contracts and calibrations name the digest; a measurement must not void them."""
+    before = load_bundle(saved)
+    put_beside(saved, GATE_FILE, allowances(saved).text())
+    after = load_bundle(saved)
+    assert after.digest == before.digest
+    assert (before.allowances, after.allowances) == (None, allowances(saved))
+    assert (saved / GATE_FILE).stat().st_mode == (saved / "manifest.json").stat().st_mode
+
+
+def test_an_amended_manifest_keeps_them(saved):
+    """They are of the weights."""
+    put_beside(saved, GATE_FILE, allowances(saved).text())
+    assert amend_bundle(saved, name="another").allowances == allowances(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda fields: fields.update(weights_sha256="0" * 64), "other weights"),
+        (lambda fields: fields.update(points=[]), "pictures or of points"),
+        (lambda fields: fields["points"].append(fields["points"][0]), "one size"),
+        (lambda fields: fields["points"][0].update(shift=math.inf), "shift"),
+        (lambda fields: fields["points"][0].update(shift=-1.0), "shift"),
+        (lambda fields: fields.update(unknown=1), "unknown"),
+        (lambda fields: fields.update(format_version=2), "format_version"),
+    ],
+)
+def test_a_changed_file_is_refused_with_what_to_do(saved, change, said):
+    """It may come from anywhere."""
+    fields = json.loads(allowances(saved).text())
+    change(fields)
+    (saved / GATE_FILE).write_text(json.dumps(fields))
+    with pytest.raises(BundleInvalid) as refused:
+        load_bundle(saved)
+    assert said in refused.value.detail
+    assert "ddib model gate" in str(refused.value.hint)
+
+
+def test_figures_of_pictures_have_as_many_bounds_as_names():
+    """Nothing is compared with the bound of another figure."""
+    PictureAllowances(names=("a", "b"), low=(0, 0), high=(1, 0))
+    with pytest.raises(ValueError, match="as many"):
+        PictureAllowances(names=("a", "b"), low=(0, 0), high=(1,))
+    with pytest.raises(ValueError, match="above"):
+        PictureAllowances(names=("a",), low=(1,), high=(0,))
