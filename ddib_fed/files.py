@@ -6,6 +6,7 @@ others can read or replace is not used, as with ssh.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -14,9 +15,9 @@ import shlex
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,8 @@ from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError
 
 # A PEM chain, a peer file or a request is a few KiB.
 MAX_SMALL_FILE_BYTES = 64 << 10
+RETRY_AFTER_S = 60.0
+"""How often a full disk is worth looking at again."""
 MANY, SIDE_BY_SIDE = 3, 16
 """Files from which they are synced side by side, and how many at once."""
 
@@ -113,6 +116,21 @@ def _user(number: int) -> str:
         return str(number)
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or this user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside, an error of the operating system names the file: writing to an open one names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_file(path: Path, data: bytes, *, private: bool = False, overwrite: bool = True) -> None:
     """Write a file atomically and durably: a synced temporary file beside it is renamed.
 
@@ -124,11 +142,12 @@ def write_file(path: Path, data: bytes, *, private: bool = False, overwrite: boo
 
     Raises:
         AlreadyExists: There is one, and `overwrite` is false.
+        OSError: It cannot be written; `filename` is the file's, or that of what stood in the way.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        with os.fdopen(os.open(temporary, flags, 0o600 if private else 0o666), "wb") as file:
+        with naming(path), os.fdopen(os.open(temporary, flags, 0o600 if private else 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

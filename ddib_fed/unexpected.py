@@ -5,11 +5,11 @@ A command never shows a traceback unless DDIB_DEBUG is set.
 
 from __future__ import annotations
 
-import errno
 import os
 import traceback
 
-from ddib_fed.errors import ConfigError, DdibError, ExtraMissing, InputError, InternalError
+from ddib_fed.errors import ConfigError, DdibError, DiskFull, ExtraMissing, InputError, InternalError
+from ddib_fed.files import is_disk_full
 from ddib_fed.terminal import say
 
 NODE_EXTRA = frozenset({"torch", "safetensors", "matplotlib", "PIL", "prometheus_client", "grpc_health"})
@@ -40,7 +40,8 @@ def explained(error: Exception) -> DdibError:
         )
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
-        return InputError(f"{where}{error.strerror}", hint=_look(error))
+        kind = DiskFull if is_disk_full(error) else InputError
+        return kind(f"{where}{error.strerror}", hint=_look(error))
     hint = "" if debugging() else "the same command with DDIB_DEBUG=1 in front shows where it happened"
     return InternalError(f"unexpected {type(error).__name__}: {error}", hint=hint)
 
@@ -50,7 +51,7 @@ def _look(error: OSError) -> str:
     if error.filename is None:
         return "the same command with DDIB_DEBUG=1 in front shows where it happened"
     place = str(error.filename)
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if is_disk_full(error):
         return f"df -h {place}"
     return f"namei -l {place} shows each folder of the path and who may write there"
 

@@ -22,10 +22,11 @@ from ddib_fed.errors import (
     PeerUnreachable,
 )
 from ddib_fed.rpc.ahead import ReadAhead
-from ddib_fed.rpc.error_details import from_rpc_error
+from ddib_fed.rpc.peers import at_fault, failure_of_peer
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, LatentOpener
+from ddib_fed.wire.limits.shared import MAX_EVALUATIONS
 from ddib_fed.wire.streams.chunks import Announced, Assembler, Whole, open_file
 
 # Beyond it, what a peer says of its own speed is not believed (and not recorded).
@@ -179,7 +180,7 @@ class DecodeCall:
         Raises:
             Cancelled, DeadlineExceeded: As the job's own control says, whatever the peer says.
             PeerUnreachable: The peer went away, gave the call up, or was silent for too long.
-            MessageInvalid, ChunkCorrupt: The peer does not keep to the protocol.
+            PeerFault: The peer does not keep to the protocol.
             DdibError: As the peer says.
         """
         try:
@@ -192,19 +193,19 @@ class DecodeCall:
                 ) from error
             raise failure(error, self._hop, self._control) from error
         except (InputError, ChunkCorrupt) as error:
-            error.hop = self._hop
-            raise
+            raise at_fault(error, self._hop) from error
         if self._result is not None or self._sent.sizes or not self._sent.complete:
-            raise MessageInvalid("the peer ended before its last result", hop=self._hop)
+            raise at_fault(MessageInvalid("the stream ended before its last result"), self._hop)
 
     def _answers(self) -> Iterator[Progress | Answer]:
         for message in self._listener.listen(self._call):
             if message.WhichOneof("message") == "progress":
                 progress = message.progress
+                if progress.steps > MAX_EVALUATIONS or progress.step > progress.steps > 0:
+                    raise MessageInvalid(f"step {progress.step} of {progress.steps}")
                 # Anything else is only a sign of life.
                 if progress.steps and progress.item in self._sent.sizes and progress.stage in STAGES:
-                    step = min(progress.step, progress.steps)
-                    yield Progress(progress.item, progress.stage, step, progress.steps)
+                    yield Progress(progress.item, progress.stage, progress.step, progress.steps)
                 continue
             whole = self._assembler.feed(message)
             decoded = self._take(whole) if whole is not None else None
@@ -254,9 +255,13 @@ def failure(error: grpc.RpcError, hop: str, control: Control | None = None) -> D
     Raises:
         DdibError: As `control` says.
     """
+    found = failure_of_peer(error, hop)
     if control is not None:
-        control.check()
-    found = from_rpc_error(error, hop)
+        try:
+            control.check()
+        except DeadlineExceeded as late:
+            late.facts["last"] = found.detail
+            raise
     if isinstance(found, Cancelled | DeadlineExceeded):
         return PeerUnreachable(f"{hop} gave the call up, or did not answer in time ({found.reason})", hop=hop)
     return found

@@ -232,12 +232,14 @@ class Filler:
         if self._error is not None:
             raise self._error
 
-    def cause(self, control: Control) -> BaseException | None:
-        """What the filler met, from which a call's own error only follows; or what the control says."""
+    def cause(self, control: Control, found: DdibError) -> BaseException:
+        """What ended a call that failed with `found`: what the filler met, or what the control says, else `found`."""
+        if isinstance(found, DeadlineExceeded) and isinstance(self._error, DeadlineExceeded | None):
+            return found  # which knows what the call waited for
         if self._error is not None:
             return self._error
         try:
             control.check()
         except DdibError as error:
             return error
-        return None
+        return found

@@ -6,8 +6,7 @@ the hop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import grpc
@@ -15,17 +14,16 @@ import grpc
 from ddib_fed.bridge.control import Control
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import (
-    ChunkCorrupt,
     ContractMismatch,
     DdibError,
     DomainNotFound,
-    InputError,
     MessageInvalid,
     PeerUnreachable,
     UnknownFields,
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent_types import FLOAT32
+from ddib_fed.rpc.peers import checking_answers
 from ddib_fed.rpc.settings import settings_message
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc
@@ -60,16 +58,6 @@ class Described(NamedTuple):
     side: ContractSide
     version: Version | None
     guidance: GuidanceTerms | None
-
-
-@contextmanager
-def _named(hop: str) -> Iterator[None]:
-    """What is found wrong with an answer names who gave it."""
-    try:
-        yield
-    except (InputError, ContractMismatch, ChunkCorrupt) as error:
-        error.hop = hop
-        raise
 
 
 class _Proposal(NamedTuple):
@@ -129,7 +117,7 @@ class Remote:
         """What the peer decodes to.
 
         Raises:
-            MessageInvalid: It says what the protocol does not allow.
+            PeerFault: It says what the protocol does not allow.
             DdibError: As the peer says, or PeerUnreachable.
         """
         request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())
@@ -139,14 +127,12 @@ class Remote:
             raise failure(error, self.hop) from error
         except ValueError as error:
             raise self._closed() from error
-        with _named(self.hop):
+        with checking_answers(self.hop):
             version = highest_common(SPOKEN, versions_from_pb(answer.versions))
             limits = from_message(answer.limits, ContractLimits)
             side = from_message(answer.side, ContractSide)
-        if side.institution != self.institution:
-            raise MessageInvalid(
-                f"the node of {self.institution} calls itself {side.institution}", hop=self.hop
-            )
+            if side.institution != self.institution:
+                raise MessageInvalid(f"its node calls itself {side.institution}")
         return Described(side, version, limits.guidance)
 
     def negotiate(
@@ -169,9 +155,9 @@ class Remote:
 
         Raises:
             CalibrationRefused: The peer does not use the calibration; the class says why.
-            ContractMismatch: Each differing field, both values, and what to do.
+            ContractMismatch: The peer says that the sides differ: each field, both values, and what to do.
             DomainNotFound: The peer serves another domain.
-            MessageInvalid: The answer holds what the protocol does not allow.
+            PeerFault: The answer holds what the protocol does not allow, or another contract than was proposed.
             DdibError: As the peer says, or PeerUnreachable.
         """
         types = tuple(latent_types)
@@ -186,7 +172,7 @@ class Remote:
                 answer = self._propose(proposal, control)
             except UnknownFields as again:
                 raise proposal.too_old(again, self.hop) from again
-        with _named(self.hop):
+        with checking_answers(self.hop):
             contract = confirm(
                 answer,
                 source=own,
@@ -301,6 +287,16 @@ class Remotes:
             max_file_bytes=self._max_file_bytes,
             silence_s=self._silence_s,
         )
+
+    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
+        """A failed call's error with the cause of the failed connection, where that is what it is.
+
+        The cause is in the facts too (`peer`, `found`), which go to the client.
+        """
+        found = self._channels.explained(institution, error, timeout_s)
+        if "found" in found.facts:
+            found.facts["peer"] = institution
+        return found
 
     def refresh(self) -> None:
         """End the calls to peers that were removed."""

@@ -29,9 +29,11 @@ from ddib_fed.errors import (
     InputError,
     LatentNotGaussian,
     MessageInvalid,
+    PeerFault,
     PolicyDenied,
 )
 from ddib_fed.latent import Latent
+from ddib_fed.rpc.peers import at_fault
 from ddib_fed.wire.contracts.contract import Contract, ContractSide
 from source_node.decode_call import Answer, DecodeCall, Progress
 from source_node.latent_window import Filler, LatentWindow, Release, Sending
@@ -101,7 +103,7 @@ class RemoteParty:
 
         Raises:
             PeerUnreachable: The peer went away, gave a call up, or was silent for too long.
-            MessageInvalid, ChunkCorrupt: It does not keep to the protocol.
+            PeerFault: It does not keep to the protocol.
             DdibError: As the peer says, as `latents` raises, or as the leg's control says.
         """
         window = LatentWindow(leg.control or Control(), self._batch_rows)
@@ -140,14 +142,15 @@ class RemoteParty:
         try:
             with call:
                 yield from self._answers(call, window, leg)
-        except (InputError, LatentNotGaussian) as error:
+        except (InputError, LatentNotGaussian, PeerFault) as error:
+            # A refusal of one item ends that item; what is wrong with the stream itself names none.
             number = error.facts.get("item", "")
             refused = window.answered(int(number)) if number.isdecimal() else None
             if refused is None:
-                raise filler.cause(control) or error from None
+                raise filler.cause(control, error) from None
             yield Failed(refused.number, error)
         except DdibError as error:
-            raise filler.cause(control) or error from None
+            raise filler.cause(control, error) from None
         finally:
             filler.call = None
             window.end()
@@ -179,15 +182,11 @@ class RemoteParty:
         crossed = answer.sent_bytes + len(answer.file) + returned
         return Decoded(answer.item, samples, None, answer.seconds, again, crossed)
 
-    def unusable(self, error: DdibError) -> MessageInvalid:
-        """What is said of an answer that cannot be used; the reason is the peer's, not the client's input."""
-        peer = self._remote.institution
-        log.warning("request %s: an answer of %s is refused: %s", self._request_id, peer, error.detail)
-        return MessageInvalid(
-            f"{peer} answered with what cannot be used: {error.detail}",
-            hop=self._remote.hop,
-            facts={"peer": peer, "answer": error.reason},
-        )
+    def unusable(self, error: DdibError) -> PeerFault:
+        """What is said of an answer that cannot be used: the fault is the peer's, not the client's."""
+        fault = at_fault(error, self._remote.hop)
+        log.warning("request %s: %s", self._request_id, fault.detail)
+        return fault
 
     def _again(self, answer: Answer, count: int, leg: Leg) -> Encoded:
         returned = answer.round_trip

@@ -19,18 +19,22 @@ from ddib_fed.bridge.control import Control
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
+    DeadlineExceeded,
+    DiskFull,
     Draining,
     ExhaustedError,
     InternalError,
     JobNotFound,
-    QueueFull,
+    PeerFault,
+    PeerUnreachable,
     StateConflict,
     UnavailableError,
 )
+from ddib_fed.files import is_disk_full
 from ddib_fed.node.role import NodeContext
 from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.events import EventHub
-from source_node.jobs.records import PENDING_ITEMS, error_record
+from source_node.jobs.records import PENDING_ITEMS, error_record, last_cause
 from source_node.jobs.store import Job, JobStore
 from source_node.pipeline.items import rows_about
 from source_node.pipeline.job import Pipeline
@@ -40,6 +44,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+# Of a peer that did not answer: a worker is held as long.
+DIAGNOSE_TIMEOUT_S = 2.0
 # Jobs of more than a batch that are worked on at once, of all `running_jobs`.
 LARGE_JOBS = 4
 # How often the queue is looked at when nobody wakes the workers.
@@ -194,10 +200,14 @@ class JobRunner:
             self._set_aside(job, error)
         except OSError as error:
             log.exception("job %s: the disk failed", job.job_id)
-            self._set_aside(job, QueueFull(f"the disk failed: {type(error).__name__}"))
+            self._set_aside(job, DiskFull() if is_disk_full(error) else UnavailableError("the disk failed"))
         except Cancelled as error:
             self._finish(job, JobState.CANCELLED, error)
+        except DeadlineExceeded as error:
+            self._finish(job, JobState.FAILED, self._late(job, error))
         except DdibError as error:
+            if isinstance(error, PeerFault):
+                self._node.peer_problems.failed(job.spec.target_institution, error)
             self._finish(job, JobState.FAILED, error)
         except Exception:
             incident = secrets.token_hex(6)
@@ -219,21 +229,57 @@ class JobRunner:
         left = [item for item in job.items if item.state in PENDING_ITEMS]
         if left:
             Pipeline(self._node, self._store, self._events, self._remotes, job, control).run(left)
+            self._node.peer_problems.answered(job.spec.target_institution)
 
     def _postpone(self, job: Job, error: DdibError) -> None:
         """Queue the job again for later, so that others get the worker; pauses grow while nothing moves."""
-        before = {item.index: item.state for item in job.items}
-        if any(before[item.index] != item.state for item in self._store.get(job.job_id).items):
+        if self._has_moved(job):
             self._pauses.pop(job.job_id, None)
-        delay = max(error.retry_after_s or 0.0, self._pause(job.job_id))
+        error = self._explained(job, error)
+        if error.hop:
+            self._node.peer_problems.failed(job.spec.target_institution, error)
+        # The time to come back from a full disk is for clients: here it is looked at again after the usual pause.
+        asked = 0.0 if isinstance(error, DiskFull) and not error.hop else error.retry_after_s or 0.0
+        delay = max(asked, self._pause(job.job_id))
         log.info("job %s waits %.1f s for its peer: %s (%s)", job.job_id, delay, error.reason, error.detail)
-        self._store.put_back(job.job_id, min(delay, max(0.0, job.deadline - time.time())))
+        delay = min(delay, max(0.0, job.deadline - time.time()))
+        self._store.put_back(job.job_id, delay, error_record(error))
         if self._store.is_cancelled(job.job_id):  # while it ran: it need not wait to hear it
             self._store.cancel(job.job_id, job.spec.owner)
             self._pauses.pop(job.job_id, None)
             self._announce(job, JobState.CANCELLED, Cancelled.reason)
         else:
             self._publish(job, JobState.QUEUED, stage="wait", reason=error.reason)
+
+    def _has_moved(self, job: Job) -> bool:
+        """Whether an item has gone a step since the job was claimed."""
+        before = {item.index: item.state for item in job.items}
+        return any(before[item.index] != item.state for item in self._store.get(job.job_id).items)
+
+    def _explained(self, job: Job, error: DdibError) -> DdibError:
+        """An error of a call to the job's target, with what is known of a failed connection among its facts."""
+        found = self._remotes.explained(job.spec.target_institution, error, DIAGNOSE_TIMEOUT_S)
+        if isinstance(found, PeerUnreachable) and not found.incident:
+            found.facts.setdefault("found", found.detail)  # this node's words
+        return found
+
+    def _late(self, job: Job, error: DeadlineExceeded) -> DeadlineExceeded:
+        """The end of a job's time, with what it was spent on."""
+        progress = self._store.progress(job.job_id)
+        facts = {
+            "deadline_s": f"{job.spec.deadline_s:g}",
+            "items_done": f"{progress.done} of {progress.items}",
+        }
+        waited = job.error  # of the last try
+        if "last" in error.facts:
+            hop = f"target {job.spec.target_institution}"
+            found = self._explained(job, PeerUnreachable(error.facts["last"], hop=hop))
+            facts["last"] = last_cause(error_record(found))
+        elif waited is not None and not self._has_moved(job):
+            facts["last"] = last_cause(waited)
+        elif job.started >= job.deadline:
+            facts["last"] = "it was not begun before: this node was busy, or stopped"
+        return DeadlineExceeded(f"of job {job.job_id}", facts=facts, hop=error.hop)
 
     def _pause(self, job_id: str) -> float:
         """Seconds until the next try, with jitter; twice as long each time."""

@@ -44,7 +44,7 @@ from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
 from source_node.jobs.store import ItemSpec, Job, JobLimits, JobSpec, JobStore, Staging
 from source_node.remote import Remotes
-from source_node.runner import JobRunner
+from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner
 from source_node.samples import samples_of
 from source_node.specs import caller_uri, check_peer, spec_of
 
@@ -291,8 +291,12 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         try:
             peer = self._remotes.get(institution).describe(DESCRIBE_TIMEOUT_S)
         except DdibError as error:
-            answer.status = error.reason
+            error = self._remotes.explained(institution, error, DIAGNOSE_TIMEOUT_S)
+            self._node.peer_problems.failed(institution, error)
+            cause = error.facts.get("cause", "")
+            answer.status = f"{error.reason} ({cause})" if cause else error.reason
         else:
+            self._node.peer_problems.answered(institution)
             side = peer.side
             answer.status = "ready"
             answer.domain = side.domain

@@ -45,7 +45,7 @@ COMMANDS: Mapping[str, Lazy] = {
     "job": Lazy("ddib_fed.cli.client.job:job", "Submit, watch, fetch, cancel and delete jobs."),
     "doctor": Lazy(
         "ddib_fed.cli.client.doctor:doctor",
-        "Check the client's profile and its connection to the source node.",
+        "Check the client's profile, its connection to the source node, and both clocks.",
     ),
     "init": Lazy("ddib_fed.cli.node.init:init", "Write a node's configuration or a client's profile."),
     "pki": Lazy(

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.errors import DdibError, KindMismatch, PictureMisfit
+from ddib_fed.errors import DdibError, KindMismatch, PeerFault, PictureMisfit
 from ddib_fed.terminal import console, say, say_labelled
 
 # The default hint by reason, for errors without their own; parents of the class are tried after it.
@@ -54,6 +54,8 @@ NEXT_STEPS: Mapping[str, str] = {
     "CANCELLED": "ddib job list",
     "DEADLINE_EXCEEDED": "repeat the command with a longer --deadline",
     "JOB_FAILED": "ddib job show JOB",
+    "PEER_FAULT": "tell the operator of that institution; ddib domains lists what can be reached now",
+    "DISK_FULL": "df -h shows the disks of this machine; a node's own are its operator's",
     "OUT_OF_BOUNDS": "the report names the figure",
 }
 
@@ -71,10 +73,13 @@ def show_error(error: DdibError) -> None:
     say_labelled("error: ", f"{error.detail}  [{error.reason}]")
     if error.hop:
         say_labelled("  at:   ", error.hop)
-    said = isinstance(error, PictureMisfit | KindMismatch)  # its facts are in its sentence and its hint
+    # Whose facts are in the sentence and the hint.
+    said = (
+        isinstance(error, PictureMisfit | KindMismatch | PeerFault) or {"found", "last"} & error.facts.keys()
+    )
     facts = "" if said else ", ".join(f"{key} {value}" for key, value in error.facts.items())
     if facts:
-        say_labelled("  more: ", facts)
+        say_labelled(f"  {error.says} says: " if error.says else "  more: ", facts)
     if error.incident:
         say_labelled("  incident: ", error.incident)
     if error.differences:

@@ -99,6 +99,11 @@ class Client:
         """What the node is called in errors."""
         return self._connection.hop
 
+    @property
+    def clock_s(self) -> float | None:
+        """Seconds by which the node's clock is ahead of this machine's, by the last call; None where it did not say."""
+        return self._connection.clock_s
+
     def abort(self) -> None:
         """Abort running calls, which then raise Cancelled, as does every later call; callable from any thread."""
         self._connection.abort()

@@ -7,6 +7,7 @@ reached (ExhaustedError), if the node says when to come back.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -19,6 +20,8 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, UnavailableError
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import tls
+from ddib_fed.trust.diagnosis import explained
+from ddib_fed.trust.finding import may_pass
 from ddib_fed.v1 import translation_pb2_grpc
 
 PATIENCE_S = 120.0
@@ -119,6 +122,9 @@ class Connection:
         self._lock = threading.Lock()
         self._aborted = threading.Event()
         self._reached = False
+        self._diagnosed = -math.inf
+        self.clock_s: float | None = None
+        """Seconds by which the node's clock is ahead of this one's, by the last call; None where it did not say."""
 
     @property
     def aborted(self) -> bool:
@@ -213,6 +219,7 @@ class Connection:
                 self.give_way(patience, error)
             else:
                 self.reached()
+                self.clock_s = getattr(self._channel, "clock_s", None)
                 return answer
 
     def give_way(self, patience: Patience, error: grpc.RpcError) -> None:
@@ -221,11 +228,34 @@ class Connection:
         Raises:
             DdibError: A retry is pointless, or patience ended.
         """
-        found = self.failure(error)
+        found = self._sooner(self.failure(error))
         try:
             patience.wait(found)
         except DdibError as failure:
-            raise failure from error
+            raise self.explained(failure) from error
         finally:
             if not isinstance(found, ExhaustedError):
                 self.close()
+
+    def explained(self, failure: DdibError) -> DdibError:
+        """A failure with the cause of the failed connection, where that is what it is; see `trust.diagnosis`."""
+        self._diagnosed = time.monotonic()
+        return explained(
+            failure,
+            self.profile.source_address,
+            server_name=self.profile.source_identity,
+            pki_folder=self.profile.pki_folder,
+        )
+
+    def _sooner(self, failure: DdibError) -> DdibError:
+        """As `explained`, of a node that never answered, once: a wrong address or certificate does not mend itself.
+
+        Raises:
+            DdibError: The cause is one that no waiting ends.
+        """
+        if self._reached or self._diagnosed > -math.inf:
+            return failure
+        found = self.explained(failure)
+        if "cause" in found.facts and not may_pass(found.facts["cause"]):
+            raise found
+        return failure

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ddib_fed.bridge.records.translation_record import Part, Translation
-from ddib_fed.errors import Cancelled, DdibError, Difference, JobFailed, error_class
+from ddib_fed.errors import (
+    Cancelled,
+    DdibError,
+    DeadlineExceeded,
+    Difference,
+    JobFailed,
+    PeerFault,
+    error_class,
+)
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
@@ -75,16 +83,42 @@ class Failure:
     facts: Mapping[str, str] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
 
-    def as_error(self, detail: str, kind: type[DdibError] | None = None, *, hint: str = "") -> DdibError:
-        """The error to raise for it, of the reason's own class unless `kind` is given."""
-        return (kind or error_class(self.reason))(
+    @property
+    def text(self) -> str:
+        """What failed, whose fault it is where that was found, and the last cause of a job whose time was up."""
+        facts, peer = self.facts, self.facts.get("peer") or self.institution
+        if self.reason == DeadlineExceeded.reason and "deadline_s" in facts:
+            last = f"; last: {facts['last']}" if "last" in facts else ""
+            done = facts.get("items_done", "some")
+            return f"the deadline of {facts['deadline_s']} s passed, {done} items were done{last}"
+        if "found" not in facts:
+            return self.sentence
+        if self.reason == PeerFault.reason:
+            return f"{peer} answered with what cannot be used: {facts['found']}"
+        return f"{peer}: {facts['found']}"
+
+    def as_error(
+        self, detail: str, hop: str, kind: type[DdibError] | None = None, *, hint: str = ""
+    ) -> DdibError:
+        """The error to raise for it, of the reason's own class unless `kind` is given.
+
+        Args:
+            detail: What failed.
+            hop: The node that recorded it, e.g. ``source north.example``.
+            kind: The error's class.
+            hint: What to try.
+        """
+        further = bool(self.institution) and self.institution != hop.rpartition(" ")[2]
+        error = (kind or error_class(self.reason))(
             detail,
             hint=hint,
-            hop=self.institution,
+            hop=f"{hop} -> {self.institution}" if further else hop,
             facts=self.facts,
             differences=self.differences,
             incident=self.incident,
         )
+        error.says = self.institution if further and self.reason != PeerFault.reason else ""
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,4 +256,4 @@ def require_finished(job: JobView, hop: str) -> JobView:
     hint = f"ddib job show {job.job_id}"
     if failure is None:
         raise JobFailed(f"{what} failed", hop=hop, hint=hint)
-    raise failure.as_error(f"{what} failed: {failure.sentence} ({failure.reason})", JobFailed, hint=hint)
+    raise failure.as_error(f"{what} failed: {failure.text} ({failure.reason})", hop, JobFailed, hint=hint)

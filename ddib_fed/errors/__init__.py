@@ -25,9 +25,11 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     │                                                    ModelNotFound, AggregateNotFound, FileMissing (local)
     ├── RequestIdConflict          ALREADY_EXISTS
     ├── AlreadyExists              ALREADY_EXISTS        (local: will not overwrite)
-    ├── ExhaustedError             RESOURCE_EXHAUSTED    QueueFull, QuotaSpent, TooManyStreams, MemoryExhausted (local)
+    ├── ExhaustedError             RESOURCE_EXHAUSTED    QueueFull, DiskFull, QuotaSpent, TooManyStreams,
+    │                                                    MemoryExhausted (local)
     ├── UnavailableError           UNAVAILABLE           NotReady, Draining, PeerUnreachable, ContractUnknown
     ├── ChunkCorrupt               DATA_LOSS
+    ├── PeerFault                  FAILED_PRECONDITION   a peer's answer that cannot be: its fault, with its name
     ├── Cancelled                  CANCELLED
     ├── DeadlineExceeded           DEADLINE_EXCEEDED
     ├── JobFailed                  (client)              a failed job, with its recorded reason
@@ -42,6 +44,7 @@ from collections.abc import Iterator
 from ddib_fed.errors.availability import (
     AggregateNotFound,
     ContractUnknown,
+    DiskFull,
     DomainNotFound,
     Draining,
     ExhaustedError,
@@ -101,6 +104,7 @@ from ddib_fed.errors.outcomes import (
     InternalError,
     JobFailed,
     OutOfBounds,
+    PeerFault,
     RequestIdConflict,
     StateConflict,
 )
@@ -141,6 +145,7 @@ __all__ = [
     "DdibError",
     "DeadlineExceeded",
     "Difference",
+    "DiskFull",
     "DomainNotFound",
     "Draining",
     "ExhaustedError",
@@ -164,6 +169,7 @@ __all__ = [
     "NotFoundError",
     "NotReady",
     "OutOfBounds",
+    "PeerFault",
     "PeerNotFound",
     "PeerUnknown",
     "PeerUnreachable",

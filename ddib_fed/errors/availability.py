@@ -86,6 +86,13 @@ class QueueFull(ExhaustedError):
     sentence = "the queue is full"
 
 
+class DiskFull(ExhaustedError):
+    """No room on a disk: of the node that reports it, or of this machine."""
+
+    reason = "DISK_FULL"
+    sentence = "the disk is full"
+
+
 class QuotaSpent(ExhaustedError):
     """The peer's quota is spent."""
 

@@ -50,6 +50,19 @@ class ChunkCorrupt(DdibError):
     sentence = "the bytes received are not those announced"
 
 
+class PeerFault(DdibError):
+    """A peer that answered with what the protocol or the contract rules out: its fault, whatever was asked.
+
+    `facts` are findings of this side: `peer` is the institution at fault, `answer` the reason for which its answer was
+    refused, `found` what was wrong with it.
+    """
+
+    reason = "PEER_FAULT"
+    status = "FAILED_PRECONDITION"
+    exit_code = ExitCode.PEER_FAULT
+    sentence = "the peer answered with what the protocol or the contract rules out"
+
+
 class Cancelled(DdibError):
     """Cancelled by the caller."""
 

@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
     JOB_FAILED = 11
     CANCELLED = 12
     OUT_OF_BOUNDS = 13
+    PEER_FAULT = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,9 @@ class DdibError(Exception):
         retry_after_s: Seconds after which a retry makes sense.
         differences: Fields in which contracts differ (ContractMismatch only).
         incident: The id under which the failing node logged it; set on errors read from the wire.
+
+    Attributes:
+        says: The other institution that stated the facts and differences; empty where they are this side's.
     """
 
     reason: ClassVar[str] = "INTERNAL"
@@ -81,3 +85,4 @@ class DdibError(Exception):
         self.retry_after_s = retry_after_s
         self.differences = differences
         self.incident = incident
+        self.says = ""

@@ -49,6 +49,8 @@ class AdminServicer(rpc.AdminServiceServicer):
         """See admin.proto."""
         answer = self._status()
         answer.state = _line(answer.state)
+        for peer in answer.peers:
+            peer.problem = _line(peer.problem)
         return answer
 
     def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:

@@ -23,6 +23,7 @@ from ddib_fed.node.calibration.overview import overview
 from ddib_fed.node.certificates.issuer import IdentityServicer
 from ddib_fed.node.certificates.renewal import RenewalThread, recover_at_start
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.disk import DiskWatch
 from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.role import NodeContext, RoleService, find_roles
@@ -76,6 +77,7 @@ class Daemon:
                 role.close()
                 role.release()
             raise
+        self._disk = DiskWatch((paths.state, paths.spool))
         self._renewal = RenewalThread(config, on_tick=self._look)
         self._said: str | None = None
         self._said_lock = threading.Lock()
@@ -240,7 +242,7 @@ class Daemon:
         self._peers_changed()
         # Both the renewal thread and the operator's reload check: an older result must not overwrite a newer.
         with self._said_lock:
-            problem = self._credentials.problem
+            problem = self._disk.problem or self._credentials.problem
             try:
                 self.peers.keep_withdrawn()
             except OSError as error:
@@ -263,7 +265,8 @@ class Daemon:
             return "draining"
         if not self.node.loaded:
             return "draining" if self.stopping else "loading"
-        problem = self._credentials.problem or self._renewal.problem or self.node.running_engine.problem
+        problem = self._disk.problem or self._credentials.problem or self._renewal.problem
+        problem = problem or self.node.running_engine.problem
         return f"degraded: {problem}" if problem else "serving"
 
     def reload(self) -> list[str]:
@@ -316,11 +319,14 @@ class Daemon:
         if self.node.loaded:
             answer.model.CopyFrom(self._model_status())
         for peer in self.peers.list():
+            failed, problem = self.node.peer_problems.of(peer.institution)
             answer.peers.add(
                 institution=peer.institution,
                 identity=str(peer.identity),
                 address=peer.address,
                 fingerprint=" ".join(peer.fingerprints),
+                problem=problem,
+                failed=failed,
             )
         answer.jobs.update(self._jobs())
         for each in overview(self.config, self.node.calibrations, self.peers):

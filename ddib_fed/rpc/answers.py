@@ -13,6 +13,8 @@ import grpc
 from google.protobuf.message import Message
 
 from ddib_fed.errors import InputError, UnknownFields
+from ddib_fed.rpc.clocks import clock_difference
+from ddib_fed.rpc.peers import at_fault
 from ddib_fed.rpc.stuck_calls import StuckCalls
 from ddib_fed.wire.limits import fields
 from ddib_fed.wire.streams.frames import reading, writing
@@ -34,11 +36,14 @@ class _Check:
         """The answer.
 
         Raises:
-            InputError: It has invalid content; the error names the server.
+            InputError: It has invalid content, and the server is of the own institution; the error names it.
+            PeerFault: The same of another institution's.
         """
         try:
             fields.check(answer, unknown=not self._own)
         except InputError as error:
+            if not self._own:
+                raise at_fault(error, self._hop) from error
             error.hop = self._hop
             if isinstance(error, UnknownFields):
                 error.hint = "ddib --version at both institutions: the releases may be too far apart"
@@ -82,15 +87,18 @@ grpc.Call.register(_Call)  # type: ignore[attr-defined]  # the stubs do not know
 class _Method:
     """A method of a stub."""
 
-    def __init__(self, method: Any, check: _Check, stuck: StuckCalls, *, streams: bool) -> None:
+    def __init__(self, method: Any, channel: CheckedChannel, *, streams: bool) -> None:
         self._method = method
-        self._check = check
-        self._stuck = stuck
+        self._channel = channel
+        self._check, self._stuck = channel.check, channel.stuck
         self._streams = streams
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        answer = self._method(*args, **kwargs)
-        return _Call(answer, self._check, self._stuck) if self._streams else self._check(answer)
+        if self._streams:
+            return _Call(self._method(*args, **kwargs), self._check, self._stuck)
+        answer, call = self._method.with_call(*args, **kwargs)
+        self._channel.clock_s = clock_difference(call.trailing_metadata())
+        return self._check(answer)
 
     def future(self, *args: Any, **kwargs: Any) -> _Call:
         """The answer, later."""
@@ -104,31 +112,35 @@ class CheckedChannel(grpc.Channel):
         channel: The one underneath.
         hop: What its server is called in errors.
         own: Whether the server belongs to the caller's own institution.
+
+    Attributes:
+        clock_s: Seconds by which the server's clock is ahead, by the last unary call; None where it does not say.
     """
 
     def __init__(self, channel: grpc.Channel, hop: str, *, own: bool) -> None:
         self._channel = channel
-        self._check = _Check(hop, own=own)
-        self._stuck = StuckCalls(channel.close)
+        self.check = _Check(hop, own=own)
+        self.stuck = StuckCalls(channel.close)
+        self.clock_s: float | None = None
 
     @property
     def broken(self) -> bool:
         """Whether it was closed because one of its calls was stuck; a new channel is needed."""
-        return self._stuck.found
+        return self.stuck.found
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
-        return _Method(self._channel.unary_unary(*args, **kwargs), self._check, self._stuck, streams=False)
+        return _Method(self._channel.unary_unary(*args, **kwargs), self, streams=False)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
         sent = {**kwargs, "request_serializer": writing(kwargs.get("request_serializer"))}
-        return _Method(self._channel.stream_unary(*args, **sent), self._check, self._stuck, streams=False)
+        return _Method(self._channel.stream_unary(*args, **sent), self, streams=False)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
         read = {**kwargs, "response_deserializer": reading(kwargs.get("response_deserializer"))}
-        return _Method(self._channel.unary_stream(*args, **read), self._check, self._stuck, streams=True)
+        return _Method(self._channel.unary_stream(*args, **read), self, streams=True)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
@@ -137,7 +149,7 @@ class CheckedChannel(grpc.Channel):
             "request_serializer": writing(kwargs.get("request_serializer")),
             "response_deserializer": reading(kwargs.get("response_deserializer")),
         }
-        return _Method(self._channel.stream_stream(*args, **both), self._check, self._stuck, streams=True)
+        return _Method(self._channel.stream_stream(*args, **both), self, streams=True)
 
     def subscribe(self, *args: Any, **kwargs: Any) -> None:
         """See grpc.Channel."""

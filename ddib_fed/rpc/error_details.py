@@ -1,14 +1,15 @@
 """Maps errors to the gRPC error detail that crosses the wire, and back.
 
 Only an error's reason, fixed sentence, facts and differences are sent; text for
-the person at this machine stays here. Texts from a peer are made short and printable. Our nodes attach
-a detail to every error: a status without one comes from gRPC or from the network.
+the person at this machine stays here. Texts from a peer are made short and printable, and name the institution that
+they are from where it is not the caller's own. Our nodes attach a detail to every error: a status without one comes
+from gRPC or from the network.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -22,12 +23,14 @@ from ddib_fed.errors import (
     InternalError,
     MessageInvalid,
     NotFoundError,
+    PeerFault,
     PeerUnreachable,
     RefusedError,
     StateConflict,
     Unauthenticated,
     error_class,
 )
+from ddib_fed.rpc.clocks import TOLERATED_S, clock_difference, described
 from ddib_fed.terminal import escape
 from ddib_fed.v1 import common_pb2 as pb
 
@@ -142,20 +145,37 @@ def from_detail(data: bytes, hop: str) -> DdibError | None:
     if not detail.reason:
         return None
     kind, reason = error_class(detail.reason), _clean(detail.reason)
+    said = _said_by(hop)
     differences = tuple(
-        Difference(_clean(d.field), _clean(d.source), _clean(d.target), _clean(d.remedy))
+        Difference(_clean(d.field), _clean(d.source), _clean(d.target), said(_clean(d.remedy)))
         for d in detail.differences[:MAX_DIFFERENCES]
     )
-    sentence = (_clean(detail.sentence) or reason) if kind is InternalError else kind.sentence
-    where = _clean(detail.institution)
-    return kind(
+    sentence = said(_clean(detail.sentence) or reason) if kind is InternalError else kind.sentence
+    where, called = _clean(detail.institution), hop.rpartition(" ")[2]
+    further = bool(where) and where != called and not _is_foreign(hop)
+    found = kind(
         sentence,
-        hop=hop if not where or where == hop.rpartition(" ")[2] else f"{hop} -> {where}",
+        hop=f"{hop} -> {where}" if further else hop,
         facts={_clean(k): _clean(v) for k, v in sorted(detail.facts.items())[:MAX_FACTS]},
         retry_after_s=min(detail.retry_after_ms, MAX_RETRY_AFTER_MS) / 1000 or None,
         differences=differences,
         incident="".join(c for c in detail.incident[:MAX_INCIDENT] if c.isascii() and c.isalnum()),
     )
+    found.says = called if _is_foreign(hop) else where if further and kind is not PeerFault else ""
+    return found
+
+
+def _is_foreign(hop: str) -> bool:
+    """Whether a call went to another institution: its node can name no further hop, and its words are its own."""
+    return hop.startswith(("target ", "peer "))
+
+
+def _said_by(hop: str) -> Callable[[str], str]:
+    """Marks a text of another institution as its own: it must not pass for what this program advises."""
+    if not _is_foreign(hop):
+        return lambda text: text
+    who = hop.rpartition(" ")[2]
+    return lambda text: f'{who} says: "{text}"'[:MAX_TEXT] if text else ""
 
 
 def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
@@ -165,9 +185,10 @@ def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
         error: From a stub. Its own text is not used: it is the peer's, or gRPC's.
         hop: Where the call went, e.g. ``source north.example``.
     """
-    for key, value in _trailing(error):
+    trailing = _trailing(error)
+    for key, value in trailing:
         if key == DETAIL_KEY and isinstance(value, bytes) and (found := from_detail(value, hop)) is not None:
-            return found
+            return _with_clock(found, clock_difference(trailing))
     code, who = status_of(error), hop or "the peer"
     kind = _BY_STATUS.get(code, InternalError) if code is not None else InternalError
     for status, pattern, without_hope, says in _BY_TEXT:
@@ -178,6 +199,15 @@ def from_rpc_error(error: grpc.RpcError, hop: str) -> DdibError:
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return kind(f"{who} does not offer this call: it has another role, or is of another release", hop=hop)
     return kind(f"{kind.sentence} ({code.name if code else 'no status'})", hop=hop)
+
+
+def _with_clock(error: DdibError, difference_s: float | None) -> DdibError:
+    """A refusal says so where the two clocks differ: certificates and calibrations are judged by them."""
+    if isinstance(error, RefusedError) and difference_s is not None and abs(difference_s) >= TOLERATED_S:
+        error.detail = f"{error.detail}; that node's clock is {described(difference_s)}"
+        error.args = (error.detail,)
+        error.hint = "compare both clocks: `timedatectl` shows whether this machine's is synchronised"
+    return error
 
 
 def _unreachable(code: grpc.StatusCode | None, who: str, hop: str) -> PeerUnreachable:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
 import grpc
 
-from ddib_fed.errors import Cancelled, DdibError, InternalError, MessageInvalid, RefusedError
+from ddib_fed.errors import Cancelled, DdibError, DiskFull, InternalError, MessageInvalid, RefusedError
+from ddib_fed.files import RETRY_AFTER_S, is_disk_full
+from ddib_fed.rpc.clocks import time_entry
 from ddib_fed.rpc.error_details import DETAIL_KEY, to_detail
 from ddib_fed.server.slots import Slots
 from ddib_fed.trust.identity import Identity
@@ -95,11 +98,19 @@ class ErrorInterceptor(Interceptor):
     Args:
         institution: The node's own, named in the detail.
         on_outcome: Called with the method and the status name of each call that ended.
+        clock: Unix time in seconds, told at the end of each call.
     """
 
-    def __init__(self, institution: str, on_outcome: Callable[[str, str], None] | None = None) -> None:
+    def __init__(
+        self,
+        institution: str,
+        on_outcome: Callable[[str, str], None] | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._institution = institution
         self._on_outcome = on_outcome
+        self._clock = clock
 
     def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -126,11 +137,12 @@ class ErrorInterceptor(Interceptor):
         try:
             yield
             outcome = "OK" if context.is_active() else outcome
+            context.set_trailing_metadata((*(context.trailing_metadata() or ()), time_entry(self._clock())))
         except Exception as error:
             if _is_grpcs_own(error, context):
                 outcome = getattr(_code(context), "name", outcome)
                 raise
-            failure = error if isinstance(error, DdibError) else InternalError()
+            failure = error if isinstance(error, DdibError) else _foreseen(error)
             outcome = failure.status
             self._abort(context, method, failure, error)
         finally:
@@ -149,9 +161,20 @@ class ErrorInterceptor(Interceptor):
             log.info("%s: %s: %s (incident %s)", method, failure.reason, failure.detail, incident)
         institution = failure.hop.rpartition(" ")[2] or self._institution
         detail = to_detail(failure, institution, incident)
-        trailing = (*(context.trailing_metadata() or ()), (DETAIL_KEY, detail.SerializeToString()))
+        trailing = (
+            *(context.trailing_metadata() or ()),
+            (DETAIL_KEY, detail.SerializeToString()),
+            time_entry(self._clock()),
+        )
         context.set_trailing_metadata(trailing)
         context.abort(grpc.StatusCode[failure.status], sentence)
+
+
+def _foreseen(error: Exception) -> DdibError:
+    """A full disk is no bug, whichever file met it; everything else that is not ours is."""
+    if is_disk_full(error):
+        return DiskFull(f"{error}", retry_after_s=RETRY_AFTER_S)
+    return InternalError()
 
 
 def _code(context: Any) -> grpc.StatusCode | None:

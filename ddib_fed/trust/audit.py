@@ -6,6 +6,7 @@ on the disk when `write` returns.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -135,7 +136,8 @@ class AuditLog:
         line = _line({**own, "previous": self._head, **values})
         written = os.write(file, line)
         if written != len(line):
-            raise OSError(f"only {written} of {len(line)} bytes of the audit log were written")
+            said = f"only {written} of {len(line)} bytes of a line were written"
+            raise OSError(errno.ENOSPC, said, str(self._path))
         self._size += written
         self._next += 1
         self._head = _digest(line)

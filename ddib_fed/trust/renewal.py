@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ddib_fed.errors import InputError, MessageInvalid, Unauthenticated
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust.certificates import new_key, parse_certificates
+from ddib_fed.trust.diagnosis import explained
 from ddib_fed.trust.pki import MAX_ROOTS, Credentials, check_installable, load_identity, write_identity
 from ddib_fed.trust.tls import channel
 from ddib_fed.v1 import identity_pb2 as pb
@@ -61,7 +62,8 @@ def renew_through(
         try:
             answer = identity_pb2_grpc.IdentityServiceStub(opened).Renew(message, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, hop) from error
+            found = from_rpc_error(error, hop)
+            raise explained(found, address, server_name=server_name, pki_folder=folder) from error
     return _install(folder, current, key, answer, now or utc_now())
 
 

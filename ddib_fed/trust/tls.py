@@ -23,6 +23,7 @@ import grpc
 from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
 from ddib_fed.rpc.answers import CheckedChannel
 from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust.diagnosis import explained
 from ddib_fed.trust.peers.file import Peer
 from ddib_fed.trust.peers.store import PeerStore
 from ddib_fed.trust.pki import Credentials, load_identity
@@ -234,7 +235,7 @@ class PeerChannels:
         with suppress(DdibError):  # a call to a peer reports it
             self._own = load_identity(pki_folder)
 
-    def get(self, institution: str) -> grpc.Channel:
+    def get(self, institution: str) -> CheckedChannel:
         """The channel to a peer, for the next call; do not keep it.
 
         Raises:
@@ -265,6 +266,20 @@ class PeerChannels:
             if self._own is None:
                 raise
         return self._own
+
+    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
+        """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""
+        peer = self._peers.snapshot().peers.get(institution)
+        if peer is None:
+            return error
+        return explained(
+            error,
+            peer.address,
+            server_name=peer.identity.dns_name,
+            pki_folder=self._pki_folder,
+            roots_pem=certificate_pem(*peer.roots),
+            timeout_s=timeout_s,
+        )
 
     def refresh(self) -> None:
         """Close the channels of peers that were removed; `get` does so too."""

@@ -84,16 +84,20 @@ class ModelStatus(_message.Message):
     def __init__(self, domain: _Optional[str] = ..., kind: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., sha256: _Optional[str] = ..., parameters: _Optional[int] = ..., device: _Optional[str] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("institution", "identity", "address", "fingerprint")
+    __slots__ = ("institution", "identity", "address", "fingerprint", "problem", "failed")
     INSTITUTION_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     institution: str
     identity: str
     address: str
     fingerprint: str
-    def __init__(self, institution: _Optional[str] = ..., identity: _Optional[str] = ..., address: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    problem: str
+    failed: float
+    def __init__(self, institution: _Optional[str] = ..., identity: _Optional[str] = ..., address: _Optional[str] = ..., fingerprint: _Optional[str] = ..., problem: _Optional[str] = ..., failed: _Optional[float] = ...) -> None: ...
 
 class ReloadRequest(_message.Message):
     __slots__ = ()

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.errors import ConfigError, DdibError, ExhaustedError, QueueFull
-from ddib_fed.files import check_private_file
+from ddib_fed.errors import ConfigError, DdibError, DiskFull
+from ddib_fed.files import RETRY_AFTER_S, check_private_file
 
 # Each entry brings the schema one version further; entries are never changed once released.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -115,7 +115,7 @@ class JobDatabase:
 
     Raises:
         ConfigError: Another process has it, it is damaged, or a newer release made it.
-        ExhaustedError: The disk is full.
+        DiskFull: The disk is full.
     """
 
     def __init__(self, path: Path, *, called: Path | None = None) -> None:
@@ -161,7 +161,7 @@ class JobDatabase:
     def _unusable(self, error: sqlite3.DatabaseError) -> DdibError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_FULL:
-            return ExhaustedError(
+            return DiskFull(
                 f"the disk of the job database {self._called} is full", hint=f"df -h {self._called.parent}"
             )
         if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
@@ -195,7 +195,7 @@ class JobDatabase:
         """Everything inside happens, durably, or nothing does.
 
         Raises:
-            QueueFull: The disk is full.
+            DiskFull: The disk is full.
         """
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -209,7 +209,9 @@ class JobDatabase:
                     isinstance(error, sqlite3.OperationalError)
                     and error.sqlite_errorcode == sqlite3.SQLITE_FULL
                 ):
-                    raise QueueFull("the disk of the job database is full", retry_after_s=60) from error
+                    raise DiskFull(
+                        f"the disk of {self._called} is full", retry_after_s=RETRY_AFTER_S
+                    ) from error
                 raise
 
     def read(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:

@@ -114,7 +114,7 @@ class GroupCommit:
         The future raises:
             StateConflict: The job does not run, the step is not one, or its part is not in the spool.
             ItemNotFound: It has no such item.
-            QueueFull: The disk is full.
+            DiskFull: The disk is full.
             Draining: The store was closed.
         """
         entry = _Entry(change, tuple(file.record() for file in change.files))

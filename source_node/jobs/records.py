@@ -54,6 +54,8 @@ TRANSITIONS: Mapping[tuple[ItemState, ItemState], tuple[Part | None, frozenset[P
 }
 
 ErrorRecord = Mapping[str, Any]
+"""What is kept of an error: reason, sentence, incident, facts, differences, and the institution at which a call failed
+(empty for the node's own); no exception's text."""
 
 
 def error_record(error: DdibError) -> ErrorRecord:
@@ -62,6 +64,7 @@ def error_record(error: DdibError) -> ErrorRecord:
         "reason": error.reason,
         "sentence": error.sentence,
         "incident": error.incident,
+        "institution": error.hop.rpartition(" ")[2] if error.hop.startswith("target ") else "",
         "facts": dict(error.facts),
         "differences": [
             {"field": d.field, "source": d.source, "target": d.target, "remedy": d.remedy}
@@ -70,7 +73,12 @@ def error_record(error: DdibError) -> ErrorRecord:
     }
 
 
-"""What is kept of an error: reason, sentence, incident, facts, differences; no exception's text."""
+def last_cause(record: ErrorRecord) -> str:
+    """A kept error in a few words: who, what was found, and the reason."""
+    facts = record.get("facts", {})
+    who = record.get("institution") or facts.get("peer", "")
+    what = facts.get("found") or f"{record['sentence']} ({record['reason']})"
+    return f"{who}: {what}" if who else what
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +221,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A stored job; times are Unix seconds, 0 for not yet. `list` leaves the items out."""
+    """A stored job; times are Unix seconds, 0 for not yet. `list` leaves the items out.
+
+    `error` is why it ended, or why it was last put back while it has not.
+    """
 
     job_id: str
     spec: JobSpec

@@ -118,6 +118,16 @@ def end_job(
     )
 
 
+def postpone_job(
+    db: sqlite3.Connection, job_id: str, *, not_before: float, error: Mapping[str, Any] | None
+) -> None:
+    """A job that waits again, and why, if that is given."""
+    db.execute(
+        "UPDATE jobs SET state = ?, not_before = ?, error = coalesce(?, error) WHERE job_id = ?",
+        (JobState.QUEUED, not_before, _json(error), job_id),
+    )
+
+
 def job_from_row(row: sqlite3.Row, items: Iterable[sqlite3.Row] = ()) -> Job:
     """A job."""
     return Job(

@@ -9,7 +9,6 @@ interpreter's table of interned strings, which grows by some MB when names come 
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import secrets
@@ -21,14 +20,11 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
-from ddib_fed.errors import ItemNotFound, QueueFull
-from ddib_fed.files import check_private_folder, sync_each, sync_folder
+from ddib_fed.errors import DiskFull, ItemNotFound
+from ddib_fed.files import RETRY_AFTER_S, check_private_folder, is_disk_full, sync_each, sync_folder
 
 _JOB = re.compile(r"[0-9a-f]{32}\Z")
 _PART = re.compile(r"[a-z_]{1,32}(\.[0-9]{1,6})?\Z")
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-# How often a full disk is worth looking at again.
-RETRY_AFTER_S = 60.0
 
 
 class Spool:
@@ -64,9 +60,9 @@ class Spool:
         """A new file of a job that is being received, to be written as its bytes come; not the job's until `adopt`.
 
         Raises:
-            QueueFull: The disk is full.
+            DiskFull: The disk is full.
         """
-        with _disk_full_as_queue_full():
+        with _naming_a_full_disk():
             return StagedFile(_file(self._staging(job_id), item, part), self._count)
 
     def read_staged(self, job_id: str, item: int, part: str) -> bytes:
@@ -81,10 +77,10 @@ class Spool:
             durable: Parts that are on the disk when this returns; others can be made again.
 
         Raises:
-            QueueFull: The disk is full.
+            DiskFull: The disk is full.
         """
         staging = self._staging(job_id)
-        with _disk_full_as_queue_full():
+        with _naming_a_full_disk():
             paths = [path for path in _names(staging) if os.path.basename(path).partition(".")[2] in durable]
             for error in sync_each(paths).values():
                 raise error
@@ -100,7 +96,7 @@ class Spool:
         """Write, or replace, files; of each either the old or the new one is there whatever happens.
 
         Returns:
-            Why files could not be written, by their place in `files`: QueueFull for a full disk. All others are on the
+            Why files could not be written, by their place in `files`: DiskFull for a full disk. All others are on the
             disk.
         """
         failed: dict[int, Exception] = {}
@@ -119,9 +115,9 @@ class Spool:
                 self._place(aside, files[number])
         for folder, numbers in folders.items():
             try:
-                with _disk_full_as_queue_full():
+                with _naming_a_full_disk():
                     sync_folder(folder)
-            except (OSError, QueueFull) as error:
+            except (OSError, DiskFull) as error:
                 failed |= {number: error for number in numbers if number not in failed}
         for number in failed.keys() & temporary.keys():
             with suppress(FileNotFoundError):
@@ -236,10 +232,10 @@ class StagedFile:
         """Append.
 
         Raises:
-            QueueFull: The disk is full.
+            DiskFull: The disk is full.
         """
         left = memoryview(data)
-        with _disk_full_as_queue_full():
+        with _naming_a_full_disk():
             while left:
                 left = left[self._file.write(left) or 0 :]
         self.size_bytes += len(data)
@@ -250,22 +246,22 @@ class StagedFile:
         self._file.close()
 
 
-class _disk_full_as_queue_full:  # noqa: N801 - reads as the statement it is
+class _naming_a_full_disk:  # noqa: N801 - reads as the statement it is
     def __enter__(self) -> None:
         return
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise QueueFull("the disk of the spool is full", retry_after_s=RETRY_AFTER_S) from error
+        if error is not None and is_disk_full(error):
+            raise DiskFull("the disk of the spool is full", retry_after_s=RETRY_AFTER_S) from error
 
 
 @contextmanager
 def _noting(number: int, failed: dict[int, Exception]) -> Iterator[None]:
     """A file that cannot be written leaves the others as they are."""
     try:
-        with _disk_full_as_queue_full():
+        with _naming_a_full_disk():
             yield
-    except (OSError, QueueFull) as error:
+    except (OSError, DiskFull) as error:
         failed[number] = error
 
 

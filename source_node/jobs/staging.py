@@ -44,7 +44,8 @@ class Incoming:
         """Append.
 
         Raises:
-            QueueFull: The spool, the client's share of it, or the disk is full.
+            QueueFull: The spool, or the client's share of it, is full.
+            DiskFull: The disk is full.
         """
         self._before(len(data))
         self.staged.write(data)
@@ -112,7 +113,8 @@ class Staging:
             size_bytes: How long it will be, as announced.
 
         Raises:
-            QueueFull: The spool, this client's share of what is being received, or the disk is full.
+            QueueFull: The spool, or this client's share of what is being received, is full.
+            DiskFull: The disk is full.
         """
         self._require_room(size_bytes)
         self._close()
@@ -136,7 +138,8 @@ class Staging:
         They are not synced: after a power cut that tore them, the item's file is decoded again.
 
         Raises:
-            QueueFull: The spool, the client's share of it, or the disk is full.
+            QueueFull: The spool, or the client's share of it, is full.
+            DiskFull: The disk is full.
         """
         index = len(self._items) - 1
         self._before(len(data))
@@ -192,7 +195,7 @@ class Staging:
         Raises:
             MessageInvalid: It has no items.
             RequestIdConflict: The request id was used before with other content.
-            QueueFull: The disk is full.
+            DiskFull: The disk is full.
         """
         if not self._items:
             raise MessageInvalid("a job without items", facts={"field": "items"})

@@ -36,6 +36,7 @@ from source_node.jobs.records import (
 from source_node.jobs.rows import (
     delete_parts,
     end_job,
+    postpone_job,
     update_item,
 )
 from source_node.jobs.spool import Spool
@@ -182,18 +183,20 @@ class JobStore(JobQueries):
             ).rowcount
         return self.get(due[0]) if changed else None
 
-    def put_back(self, job_id: str, delay_s: float) -> None:
+    def put_back(self, job_id: str, delay_s: float, error: ErrorRecord | None = None) -> None:
         """Queue a running job again, to be claimed later: its peer is away and others need the worker.
+
+        Args:
+            job_id: Which job.
+            delay_s: Seconds until it may be claimed.
+            error: Why; None leaves what was recorded before.
 
         Raises:
             StateConflict: It does not run.
         """
         with self._db.transaction() as db:
             self._require_running(job_id)
-            db.execute(
-                "UPDATE jobs SET state = ?, not_before = ? WHERE job_id = ?",
-                (JobState.QUEUED, self._clock() + delay_s, job_id),
-            )
+            postpone_job(db, job_id, not_before=self._clock() + delay_s, error=error)
 
     def release_running(self) -> int:
         """At start: queue again what was left running, or end it when it was to be cancelled; how many."""
@@ -219,7 +222,7 @@ class JobStore(JobQueries):
 
             StateConflict: The job does not run, the step is not one, or its part is not in the spool.
             ItemNotFound: It has no such item.
-            QueueFull: The disk is full.
+            DiskFull: The disk is full.
         """
         if change.state == ItemState.DELIVERED:
             raise StateConflict("an item becomes DELIVERED by acknowledge()")

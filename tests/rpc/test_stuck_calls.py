@@ -75,7 +75,7 @@ def test_a_node_dials_again_when_a_channel_was_broken(tmp_path) -> None:
     channels = tls.PeerChannels(north.pki, north.store)
     first = channels.get("south.example")
     assert channels.get("south.example") is first
-    first._stuck.found = True
+    first.stuck.found = True
     second = channels.get("south.example")
     assert second is not first
     assert not second.broken

@@ -160,8 +160,8 @@ class Requests:
         return message
 
 
-def failure(node: Listening, who: Institution, **overrides) -> DdibError:
+def failure(node: Listening, who: Institution, hop: str = HOP, **overrides) -> DdibError:
     """What `who` reads when asking."""
     with node.stub(who, **overrides) as stub, pytest.raises(grpc.RpcError) as error:
         stub.DescribeDomain(ASK, timeout=5)
-    return from_rpc_error(error.value, HOP)
+    return from_rpc_error(error.value, hop)

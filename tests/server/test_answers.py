@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -10,13 +12,15 @@ import pytest
 from ddib_fed.errors import (
     ContractMismatch,
     Difference,
+    DiskFull,
     InternalError,
     MessageInvalid,
     QueueFull,
     UnknownFields,
 )
+from ddib_fed.rpc.clocks import clock_difference
 from ddib_fed.rpc.error_details import DETAIL_KEY, from_rpc_error
-from ddib_fed.v1 import common_pb2
+from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.limits.fields import has_unknown_fields
 from ddib_fed.wire.version import versions_to_pb
@@ -126,7 +130,8 @@ def test_a_known_error_arrives_with_its_facts(node: Listening, north: Institutio
     node.echo.failure = ContractMismatch("x", facts={"asked": 1}, differences=(difference,), retry_after_s=2)
     found = failure(node, north)
     assert isinstance(found, ContractMismatch)
-    assert (found.facts, found.differences, found.retry_after_s) == ({"asked": "1"}, (difference,), 2.0)
+    assert (found.facts, found.retry_after_s) == ({"asked": "1"}, 2.0)
+    assert found.differences == (replace(difference, remedy='south.example says: "convert it"'),)
 
 
 def test_an_error_of_another_node_keeps_its_incident_and_its_place(
@@ -134,8 +139,9 @@ def test_an_error_of_another_node_keeps_its_incident_and_its_place(
 ) -> None:
     """What a source passes on from its target."""
     node.echo.failure = QueueFull("x", hop="target west.example", incident="feed00")
-    found = failure(node, north)
-    assert (found.incident, found.hop) == ("feed00", "target south.example -> west.example")
+    found = failure(node, north, hop="source south.example")
+    assert (found.incident, found.hop) == ("feed00", "source south.example -> west.example")
+    assert found.says == "west.example"
 
 
 def test_abort_still_works(node: Listening, north: Institution) -> None:
@@ -177,3 +183,24 @@ def test_each_call_has_one_outcome(node: Listening, north: Institution) -> None:
     assert node.outcomes[:2] == [("DescribeDomain", "OK"), ("DescribeDomain", "RESOURCE_EXHAUSTED")]
     # gRPC may show the servicer the end of the stream before it shows that the caller has gone.
     assert node.outcomes[2] in {("Decode", "CANCELLED"), ("Decode", "OK")}
+
+
+def test_every_call_ends_with_the_nodes_time(node: Listening, north: Institution) -> None:
+    """Also one that is refused: two clocks are compared by it."""
+    with node.channel(north) as channel:
+        decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
+        assert abs(channel.clock_s) < 5
+    node.echo.failure = QueueFull("x")
+    with node.stub(north) as stub, pytest.raises(grpc.RpcError) as error:
+        stub.DescribeDomain(ASK, timeout=5)
+    assert abs(clock_difference(error.value.trailing_metadata())) < 5
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_internal_error(node: Listening, north: Institution, code: int) -> None:
+    """Whichever file met it, e.g. the audit log: the caller is told to come again."""
+    node.echo.failure = OSError(code, "No space left on device", "/srv/ddib/state/audit.jsonl")
+    found = failure(node, north)
+    assert isinstance(found, DiskFull)
+    assert found.retry_after_s
+    assert "/srv" not in found.detail

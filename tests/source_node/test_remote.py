@@ -17,14 +17,12 @@ from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import (
     Cancelled,
-    ChunkCorrupt,
     ContractMismatch,
     DeadlineExceeded,
     DomainNotFound,
-    MessageInvalid,
     NotReady,
+    PeerFault,
     PeerUnreachable,
-    PointsTooMany,
     QuotaSpent,
     UnknownFields,
 )
@@ -147,9 +145,9 @@ def _other_type(target, item, latent):
 def test_what_the_protocol_does_not_allow_is_refused(remotes, target, answer) -> None:
     """The error names the peer as the hop."""
     target.decodes = [instead(1, answer)]
-    with pytest.raises(MessageInvalid) as refused:
+    with pytest.raises(PeerFault) as refused:
         Call(remotes).run()
-    assert refused.value.hop == "target south.example"
+    assert (refused.value.hop, refused.value.facts["answer"]) == ("target south.example", "MESSAGE_INVALID")
 
 
 def _no_latent(target, item, latent):
@@ -166,7 +164,7 @@ def _larger_latent(target, item, latent):
 def test_a_round_trip_brings_one_latent_of_the_same_size(remotes, target, answer, number) -> None:
     """A missing one is noticed at the next item or at the end; a larger one before its bytes are read."""
     target.decodes = [instead(number, answer)]
-    with pytest.raises(MessageInvalid):
+    with pytest.raises(PeerFault):
         Call(remotes, round_trip=True).run()
 
 
@@ -184,8 +182,9 @@ def test_bytes_that_are_not_as_announced_are_refused(remotes, target) -> None:
     """Another digest, and an end in the middle."""
     for answer in (_wrong_digest, _cut):
         target.decodes = [instead(1, answer)]
-        with pytest.raises(ChunkCorrupt):
+        with pytest.raises(PeerFault) as refused:
             Call(remotes).run()
+        assert refused.value.facts["answer"] == "CHUNK_CORRUPT"
 
 
 def test_a_file_over_the_limit_is_refused_by_its_header(remotes, target) -> None:
@@ -197,8 +196,9 @@ def test_a_file_over_the_limit_is_refused_by_its_header(remotes, target) -> None
         yield message
 
     target.decodes = [instead(0, huge)]
-    with pytest.raises(PointsTooMany):
+    with pytest.raises(PeerFault) as refused:
         Call(remotes).run()
+    assert refused.value.facts["answer"] == "POINTS_TOO_MANY"
 
 
 def test_progress_that_makes_no_sense_is_only_a_sign_of_life(remotes, target) -> None:
@@ -302,7 +302,7 @@ def test_no_thread_outlives_its_call(remotes, target) -> None:
     before = threading.active_count()
     for behaviour in (honest, hang, instead(0, _twice)):
         target.decodes = [behaviour]
-        with suppress(MessageInvalid, PeerUnreachable):
+        with suppress(PeerFault, PeerUnreachable):
             Call(remotes).run()
     target.release.set()
     wait_until(

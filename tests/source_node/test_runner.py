@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from ddib_fed.errors import NotReady, PolicyDenied, QueueFull, QuotaSpent
+from ddib_fed.errors import DiskFull, NotReady, PolicyDenied, QuotaSpent
 from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import JobState
 from source_node.runner import LARGE_JOBS, JobRunner
@@ -156,9 +156,9 @@ class FullDisk:
 @pytest.mark.parametrize("method", ["claim", "finish"])
 def test_a_disk_that_was_full_for_a_while_loses_no_job(source, target, monkeypatch, method) -> None:
     """Neither the worker nor the job is lost when the store cannot write; once it can, the job ends once."""
-    disk = FullDisk(monkeypatch, source.store, method, QueueFull("full"))
+    disk = FullDisk(monkeypatch, source.store, method, DiskFull("full"))
     if method == "finish":
-        FullDisk(monkeypatch, source.store, "put_back", QueueFull("full")).full = False
+        FullDisk(monkeypatch, source.store, "put_back", DiskFull("full")).full = False
     job_id = source.start().submit()
     wait_until(lambda: disk.hits > 0)
     disk.full = False
@@ -168,7 +168,7 @@ def test_a_disk_that_was_full_for_a_while_loses_no_job(source, target, monkeypat
 @pytest.mark.slow
 def test_a_store_that_can_neither_end_nor_put_back_a_job_keeps_it(source, target, monkeypatch) -> None:
     """Running in the books with nobody at work: it is taken back as soon as the disk allows."""
-    disks = [FullDisk(monkeypatch, source.store, name, QueueFull("full")) for name in ("finish", "put_back")]
+    disks = [FullDisk(monkeypatch, source.store, name, DiskFull("full")) for name in ("finish", "put_back")]
     job_id = source.start().submit()
     wait_until(lambda: disks[0].hits > 0 and disks[1].hits > 1)
     for disk in disks:

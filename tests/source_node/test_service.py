@@ -121,7 +121,7 @@ def test_a_silent_peer_is_listed_as_unreachable(served, target) -> None:
     """With its reason, after a short time, and the others beside it."""
     target.server.stop(None).wait()
     answer = served.ask("ListDomains", pb.ListDomainsRequest())
-    assert (answer.domain, answer.domains[0].status) == ("moons", "PEER_UNREACHABLE")
+    assert (answer.domain, answer.domains[0].status) == ("moons", "PEER_UNREACHABLE (nothing-listens)")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,10 +30,12 @@ from ddib_fed.errors import (
     ChunkCorrupt,
     ConfigError,
     DeadlineExceeded,
+    DiskFull,
+    InputError,
     UnavailableError,
     UsageError,
 )
-from ddib_fed.files import write_file
+from ddib_fed.files import is_disk_full, write_file
 
 STATE_PREFIX = ".ddib-job-"
 ACKNOWLEDGED_TOGETHER = 16
@@ -173,17 +176,20 @@ def deliver(
     Raises:
         ChunkCorrupt: A result does not belong to the sent file.
         AlreadyExists: A result is there already with other content, and `force` is not set.
+        DiskFull: There is no room for a result; the node keeps it and those that follow.
+        InputError: A result cannot be written for another reason; likewise.
         DdibError: The node refuses or cannot be reached.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    with _saying_what_is_left(client, job_id, out):
+        out.mkdir(parents=True, exist_ok=True)
     written: list[tuple[int, bytes]] = []
     for result in results:
         known = inputs[result.item] if result.item < len(inputs) else None
         if known is not None and result.provenance.input_sha256 != known.sha256:
             raise ChunkCorrupt(f"item {result.item} is not a translation of {known.file}")
-        delivered = write_result(
-            out, result, known or _numbered(result), force=force, doubtful_below=doubtful_below
-        )
+        given = known or _numbered(result)
+        with _saying_what_is_left(client, job_id, out):
+            delivered = write_result(out, result, given, force=force, doubtful_below=doubtful_below)
         written.append((result.item, result.translation.sha256))
         if len(written) >= ACKNOWLEDGED_TOGETHER:
             client.acknowledge(job_id, written)
@@ -191,6 +197,28 @@ def deliver(
         yield delivered
     if written:
         client.acknowledge(job_id, written)
+
+
+@contextlib.contextmanager
+def _saying_what_is_left(client: Client, job_id: str, out: Path) -> Iterator[None]:
+    """Inside, a file that cannot be written ends the command with the one that fetches the rest.
+
+    Raises:
+        DiskFull, InputError: Instead of an error of the operating system.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = is_disk_full(error)
+        job, where = shlex.quote(job_id), shlex.quote(str(out))
+        rest = f"ddib job fetch {job} --out {where} --profile {shlex.quote(str(client.profile.path))}"
+        first = f"df -h {where}" if full else f"namei -l {shlex.quote(str(error.filename or out))}"
+        raise (DiskFull if full else InputError)(
+            f"{error.filename or out} cannot be written: {error.strerror or error}; the node keeps the rest of job "
+            f"{job_id}",
+            hop="client",
+            hint=f"{first}, then: {rest}",
+        ) from error
 
 
 def _numbered(result: Result) -> Input:

@@ -10,10 +10,11 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.client.session import open_client
 from ddib_fed.cli.output import print_json
-from ddib_fed.client.diagnosis import diagnose
 from ddib_fed.client.profile import Profile
-from ddib_fed.errors import DdibError, PeerUnreachable, Unauthenticated
+from ddib_fed.errors import ConfigError, DdibError, Unauthenticated
+from ddib_fed.rpc.clocks import TOLERATED_S, described
 from ddib_fed.terminal import say
+from ddib_fed.trust.diagnosis import diagnose
 from ddib_fed.trust.pki import load_identity
 
 Step = tuple[str, Callable[[], str]]
@@ -23,10 +24,10 @@ Step = tuple[str, Callable[[], str]]
 @options.FORMAT
 @options.PROFILE
 def doctor(output_format: str, profile_path: Path | None) -> None:
-    """Check the client's profile and its connection to the source node.
+    """Check the client's profile, its connection to the source node, and both clocks.
 
-    Step by step, with the cause at the first failure. Its own TLS handshake names what gRPC cannot: a wrong root,
-    a wrong name, an expired certificate, no TLS at all.
+    Step by step, with the cause at the first failure. Every other command names the same causes when it cannot reach
+    the node.
     """
     findings: list[dict[str, object]] = []
     failure: DdibError | None = None
@@ -66,7 +67,9 @@ def _steps(profile_path: Path | None) -> Iterator[Step]:
     profile = found[0]
     yield "certificate", lambda: _certificate(profile)
     yield "connection", lambda: _connection(profile)
-    yield "service", lambda: _service(profile)
+    clocks: list[float | None] = []
+    yield "service", lambda: _service(profile, clocks)
+    yield "clock", lambda: _clock(profile, clocks[0])
 
 
 def _certificate(profile: Profile) -> str:
@@ -86,16 +89,28 @@ def _connection(profile: Profile) -> str:
     finding = diagnose(
         profile.source_address, server_name=profile.source_identity, pki_folder=profile.pki_folder
     )
-    if finding.ok:
-        return f"{profile.source_address}: {finding.text}"
-    kind = Unauthenticated if finding.cause in {"own-certificate", "refused-us"} else PeerUnreachable
-    hop = "client" if finding.cause == "own-certificate" else f"source {profile.institution}"
-    raise kind(f"{finding.text} [{finding.cause}]", hop=hop, hint=finding.remedy)
+    if not finding.ok:
+        raise finding.as_error(f"source {profile.institution}")
+    return f"{profile.source_address}: {finding.text}"
 
 
-def _service(profile: Profile) -> str:
-    """Check that the node serves this client, and list what it can reach."""
+def _clock(profile: Profile, ahead_s: float | None) -> str:
+    """Check that the node's clock and this machine's agree: certificates and deadlines depend on both."""
+    if ahead_s is None:
+        return "the node does not say its time: its release is older"
+    if abs(ahead_s) >= TOLERATED_S:
+        raise ConfigError(
+            f"the clock of the node is {described(ahead_s)}",
+            hop=f"source {profile.institution}",
+            hint="compare both with a third: `timedatectl` shows whether this machine's is synchronised",
+        )
+    return f"within {max(1.0, abs(ahead_s)):.0f} s of the node's"
+
+
+def _service(profile: Profile, clocks: list[float | None]) -> str:
+    """Check that the node serves this client, and list what it can reach; notes the difference of the clocks."""
     with open_client(profile, patience_s=0) as client:
         found = client.domains()
+        clocks.append(client.clock_s)
     targets = ", ".join(f"{d.target} {d.status}" for d in found.targets) or "no targets yet"
     return f"{found.institution}/{found.domain}; {targets}"

@@ -129,13 +129,15 @@ def _show(view: JobView) -> None:
     )
     say(f"created  {when(view.created)}   finished {when(view.finished)}   expires {when(view.expires)}")
     if view.failure is not None:
-        say(f"failed   {view.failure.sentence} ({view.failure.reason}) at {view.failure.institution}")
+        where = f" at {view.failure.institution}" if view.failure.institution else ""
+        what = "failed " if view.state.ended else "waits  "
+        say(f"{what}  {view.failure.text} ({view.failure.reason}){where}")
     rows = [
         [
             str(i.index),
             i.state.lower(),
             size(i.size_bytes),
-            f"{i.failure.sentence} ({i.failure.reason})" if i.failure else "",
+            f"{i.failure.text} ({i.failure.reason})" if i.failure else "",
         ]
         for i in view.items
     ]

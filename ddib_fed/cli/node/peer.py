@@ -10,6 +10,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.output import print_json, print_table
 from ddib_fed.errors import DdibError, PeerUnreachable
+from ddib_fed.rpc.clocks import described
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def list_(config_path: Path, output_format: str) -> None:
 @INSTITUTION
 def test(config_path: Path, output_format: str, institution: str) -> None:
     """Connect to a peer, and name the cause if that fails."""
-    from ddib_fed.client.diagnosis import diagnose
     from ddib_fed.trust.certificates import certificate_pem
+    from ddib_fed.trust.diagnosis import diagnose
 
     config, store = _open(config_path)
     entry = store.get(institution)
@@ -134,41 +135,52 @@ def test(config_path: Path, output_format: str, institution: str) -> None:
         roots_pem=certificate_pem(*entry.roots),
     )
     if not finding.ok:
-        raise PeerUnreachable(
-            f"{finding.text} [{finding.cause}]", hint=finding.remedy, hop=f"target {institution}"
-        )
-    side = _describe(config, store, institution)
+        raise finding.as_error(f"target {institution}")
+    side, clock = _describe(config, store, institution)
     if output_format == "json":
         decoding = None
         if side is not None:
             decoding = {"domain": side.domain[:100], "sample_shape": list(side.sample_shape)[:5]}
-        print_json({"institution": institution, "connection": finding.text, "decoding": decoding})
+        found = {
+            "institution": institution,
+            "connection": finding.text,
+            "decoding": decoding,
+            "clock_s": clock,
+        }
+        print_json(found)
         return
     say(f"connection   {finding.text}")
     what = "none: it is a source node only"
     if side is not None:
         what = f"{side.domain[:100]!a}, samples of shape {list(side.sample_shape)[:5]}"
     say(f"decoding     {what}")
+    if clock is not None:
+        say(f"clock        that node's is {described(clock)}")
 
 
-def _describe(config: NodeConfig, store: PeerStore, institution: str) -> decoding_pb2.ContractSide | None:
-    """The domain that the peer decodes to; None for a peer that is only a source."""
+def _describe(
+    config: NodeConfig, store: PeerStore, institution: str
+) -> tuple[decoding_pb2.ContractSide | None, float | None]:
+    """The domain that the peer decodes to, None for a peer that is only a source; how far its clock is ahead in s."""
     import grpc
 
-    from ddib_fed.rpc.error_details import from_rpc_error, status_of
+    from ddib_fed.rpc.error_details import status_of
+    from ddib_fed.rpc.peers import failure_of_peer
     from ddib_fed.trust.tls import PeerChannels
     from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
     from ddib_fed.wire.version import versions_to_pb
 
     channels = PeerChannels(config.paths.pki, store)
     try:
-        stub = decoding_pb2_grpc.DecodingServiceStub(channels.get(institution))
+        channel = channels.get(institution)
         request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())
-        return stub.DescribeDomain(request, timeout=10).side
+        answer = decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10)
     except grpc.RpcError as error:
         if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
-            return None
-        raise _explained(from_rpc_error(error, f"target {institution}"), config) from error
+            return None, None
+        raise _explained(failure_of_peer(error, f"target {institution}"), config) from error
+    else:
+        return answer.side, channel.clock_s
     finally:
         channels.close()
 

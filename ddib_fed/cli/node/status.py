@@ -60,6 +60,8 @@ def _show(answer: admin_pb2.StatusResponse) -> None:
     say(f"jobs         {jobs}")
     for peer in answer.peers:
         say(f"peer         {peer.institution}: {peer.identity} at {peer.address}")
+        if peer.problem:
+            say(f"             failed {when(peer.failed)}: {peer.problem}; ddib peer test {peer.institution}")
     if not answer.peers:
         say("peers        none: ddib peer add")
     for each in answer.calibrations:

@@ -15,7 +15,6 @@ from ddib_fed.errors import (
     AggregateNotFound,
     DdibError,
     DomainNotFound,
-    InputError,
     MessageInvalid,
     PeerUnreachable,
     PolicyDenied,
@@ -24,7 +23,8 @@ from ddib_fed.errors import (
 )
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.rpc.error_details import from_rpc_error, status_of
+from ddib_fed.rpc.error_details import status_of
+from ddib_fed.rpc.peers import at_fault, checking_answers, failure_of_peer
 from ddib_fed.samples.fitting import Fit, PictureRule
 from ddib_fed.trust.calibrations.signing import (
     SignedCalibration,
@@ -32,6 +32,7 @@ from ddib_fed.trust.calibrations.signing import (
     signature_to_pb,
     verify,
 )
+from ddib_fed.trust.diagnosis import TIMEOUT_S
 from ddib_fed.trust.tls import PeerChannels
 from ddib_fed.v1 import calibration_pb2 as pb
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
@@ -79,21 +80,17 @@ class CalibrationPeer:
 
         Raises:
             AggregateNotFound: Nothing was published.
-            MessageInvalid: It is no aggregate, or one of another domain.
+            PeerFault: It is no aggregate, or one of another domain.
             DdibError: As the peer says, or PeerUnreachable.
         """
         answer = self._ask(self._stub.GetAggregate, pb.GetAggregateRequest(domain=self._domain))
-        try:
+        with checking_answers(self.hop):
             found = read_aggregate(answer.aggregate)
-        except InputError as error:
-            raise MessageInvalid(f"{self.hop} sent {error.detail}", hop=self.hop) from error
-        self.crossed["aggregate received"] = len(answer.aggregate)
-        if found.canonical != answer.aggregate:
-            raise MessageInvalid(f"{self.hop} sent an aggregate that is not canonical", hop=self.hop)
-        if found.domain != self._domain:
-            raise MessageInvalid(
-                f"{self.hop} sent an aggregate of {found.domain}, not of {self._domain}", hop=self.hop
-            )
+            self.crossed["aggregate received"] = len(answer.aggregate)
+            if found.canonical != answer.aggregate:
+                raise MessageInvalid("an aggregate that is not canonical")
+            if found.domain != self._domain:
+                raise MessageInvalid(f"an aggregate of {found.domain}, not of {self._domain}")
         return found
 
     def units(self) -> Normalisation:
@@ -101,7 +98,7 @@ class CalibrationPeer:
 
         Raises:
             PolicyDenied: The peer's `policy.calibration_units` does not allow it.
-            MessageInvalid: They are none.
+            PeerFault: They are none.
             DdibError: As the peer says, or PeerUnreachable.
         """
         answer = self._ask(self._stub.GetUnits, pb.GetUnitsRequest(domain=self._domain))
@@ -109,7 +106,7 @@ class CalibrationPeer:
         try:
             return Normalisation.model_validate_json(answer.units)
         except ValidationError as error:
-            raise MessageInvalid(f"{self.hop} sent units that cannot be read", hop=self.hop) from error
+            raise at_fault(MessageInvalid("units that cannot be read"), self.hop) from error
 
     def picture_rule(self, shape: tuple[int, ...]) -> PictureRule:
         """How pictures of the peer's domain become the input of its model, from its side of a contract.
@@ -120,12 +117,13 @@ class CalibrationPeer:
         Raises:
             ShapeMismatch: Its model is of another shape.
             DomainNotFound: It serves another domain.
-            MessageInvalid: It says what the protocol does not allow.
+            PeerFault: It says what the protocol does not allow.
             DdibError: As the peer says, or PeerUnreachable.
         """
         request = decoding_pb2.DescribeDomainRequest(versions=versions_to_pb())
         answer = self._ask(decoding_pb2_grpc.DecodingServiceStub(self._channel).DescribeDomain, request)
-        side = from_message(answer.side, ContractSide)
+        with checking_answers(self.hop):
+            side = from_message(answer.side, ContractSide)
         if side.domain != self._domain:
             raise DomainNotFound(
                 f"{self._institution} serves {side.domain}, not {self._domain}",
@@ -163,8 +161,9 @@ class CalibrationPeer:
         if answer.state == pb.CALIBRATION_STATE_PENDING:
             return proposed
         if answer.state != pb.CALIBRATION_STATE_SIGNED or not answer.HasField("target"):
-            raise MessageInvalid(f"{self.hop} sent neither a signature nor that it is pending", hop=self.hop)
-        complete = proposed.model_copy(update={"target": signature_from_pb(answer.target)})
+            raise at_fault(MessageInvalid("neither a signature nor that it is pending"), self.hop)
+        with checking_answers(self.hop):
+            complete = proposed.model_copy(update={"target": signature_from_pb(answer.target)})
         snapshot = self._peers.snapshot()
         verify(complete, pins=snapshot.pins, withdrawn=snapshot.withdrawn, now=now or datetime.now(UTC))
         return complete
@@ -183,7 +182,8 @@ class CalibrationPeer:
                     hop=self.hop,
                     hint=f"ddib peer test {self._institution}",
                 ) from error
-            raise self._explained(from_rpc_error(error, self.hop)) from error
+            found = self._channels.explained(self._institution, failure_of_peer(error, self.hop), TIMEOUT_S)
+            raise self._explained(found) from error
 
     def _explained(self, error: DdibError) -> DdibError:
         """The next step, where the peer's answer has one that this operator can take or ask for."""

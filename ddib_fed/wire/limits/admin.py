@@ -45,6 +45,8 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "identity": Text(1_000),
         "address": Text(300),
         "fingerprint": Text(256),  # of two roots during a roll-over
+        "problem": Text(LONGEST_LINE),
+        "failed": TIME,
     },
     "ReloadRequest": {},
     "ReloadResponse": {"changes": Many(Text(LONGEST_LINE), 20_000)},

@@ -21,6 +21,7 @@ from ddib_fed.errors import (
     PeerNotFound,
     PeerUnreachable,
     PolicyDenied,
+    Unauthenticated,
     UsageError,
 )
 from ddib_fed.node.admitting import admit
@@ -254,7 +255,7 @@ def _admit_north(config: Path, node: Listening) -> None:
 def test_test_says_that_the_peer_does_not_know_us(north: Path, listening: Listening) -> None:
     """The commonest case: only one side has added the other."""
     add_west(north, listening)
-    with pytest.raises(PeerUnreachable, match="refused-us") as error:
+    with pytest.raises(Unauthenticated, match="refused-us") as error:
         run("test", "west.example", "--config", north)
     assert "ddib peer add there" in error.value.hint
 
@@ -270,6 +271,8 @@ def test_test_shows_what_the_peer_decodes(north: Path, listening: Listening) -> 
     assert told["institution"] == "west.example"
     assert "TLSv1.3" in told["connection"]
     assert repr(told["decoding"]["domain"]) in said
+    assert "clock        that node's is" in said
+    assert abs(told["clock_s"]) < 60
 
 
 def test_a_call_that_breaks_after_the_handshake_is_no_internal_error(

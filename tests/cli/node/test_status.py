@@ -19,7 +19,8 @@ def answer() -> pb.StatusResponse:
         listen="127.0.0.1:7441", address="localhost:7441", jobs={"running": 2}, certificate_expires=1e9,
     )  # fmt: skip
     status.model.CopyFrom(pb.ModelStatus(domain="moons", kind="point", sample_shape=[2], parameters=397_000))
-    status.peers.add(institution="south.example", address="localhost:7442", fingerprint="SHA256:ab")
+    status.peers.add(institution="south.example", address="localhost:7442", fingerprint="SHA256:ab",
+                     problem="nothing listens at localhost:7442 [nothing-listens]", failed=1e9)  # fmt: skip
     status.calibrations.add(
         sha256="ab" * 32, kind="rotation", source="north.example/photos", target="south.example/maps",
         state="active", expires=1.9e9, warning="it ends at 2030-03-17, in 3 days",
@@ -63,6 +64,7 @@ def test_status_shows_the_node(admin, capsys):
         "2 running",
         "abababababab rotation",
         "in 3 days",
+        "nothing listens at localhost:7442 [nothing-listens]; ddib peer test south.example",
     ):
         assert text in shown
     assert run(["status", "--config", str(admin), "--format", "json"]) == 0

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ddib_fed.errors import Draining, ItemNotFound, QueueFull, StateConflict
+from ddib_fed.errors import DiskFull, Draining, ItemNotFound, StateConflict
 from ddib_fed.wire.jobs import ItemState
 from source_node.jobs import spool as spools
 from source_node.jobs.store import Change, JobStore, NewFile, Part
@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_written_fails_alone(store, monkeypatch):
 
     monkeypatch.setattr(spools, "write_aside", full)
     large, small = store.keep(encoded(job, 0, b"large")), store.keep(encoded(job, 1, b"small"))
-    with pytest.raises(QueueFull):
+    with pytest.raises(DiskFull):
         large.result(20)
     small.result(20)
     assert [item.state for item in store.get(job.job_id).items] == [ItemState.RECEIVED, ItemState.ENCODED]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.errors import ItemNotFound, QueueFull
+from ddib_fed.errors import DiskFull, ItemNotFound
 from source_node.jobs.spool import Spool, ToWrite
 
 
@@ -135,7 +135,7 @@ def test_the_sweep_removes_what_no_row_names(spool, job, folder):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_a_full_queue(spool, job, folder, monkeypatch, code):
+def test_a_full_disk_is_named(spool, job, folder, monkeypatch, code):
     """The client is told to come again; the file that was there stays."""
     put(spool, job, 0, "encoded", b"first")
 
@@ -143,7 +143,7 @@ def test_a_full_disk_is_a_full_queue(spool, job, folder, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(QueueFull) as caught:
+    with pytest.raises(DiskFull) as caught:
         put(spool, job, 0, "encoded", b"second")
     assert caught.value.retry_after_s
     assert spool.get(job, 0, "encoded") == b"first"

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.errors import LatentNotGaussian, PointsTooMany
+from ddib_fed.errors import LatentNotGaussian, PolicyDenied
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
 from ddib_fed.wire.contracts.contract import ContractLimits
@@ -51,18 +51,18 @@ def test_an_item_refused_in_the_middle_of_a_stream_fails_alone(source, target, n
 
 def test_a_peer_that_refuses_every_item_ends_the_job_with_the_first_reason(source, target) -> None:
     """Each refusal ends one item; there is no endless round."""
-    target.decodes = [refuse(n, PointsTooMany(facts={"item": n})) for n in range(3)]
+    target.decodes = [refuse(n, LatentNotGaussian(facts={"item": n})) for n in range(3)]
     job = source.start().ended(source.submit(*THREE))
-    assert (str(job.state), job.error["reason"]) == ("FAILED", "POINTS_TOO_MANY")
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "LATENT_NOT_GAUSSIAN")
     assert len(target.seen) == 3
 
 
 @pytest.mark.parametrize("facts", [{}, {"item": 7}, {"item": "x"}])
 def test_an_error_that_names_no_item_of_the_job_ends_the_job(source, target, facts) -> None:
     """The job fails with the peer's reason, after one call."""
-    target.decodes = [fail(PointsTooMany(facts=facts))]
+    target.decodes = [fail(PolicyDenied(facts=facts))]
     job = source.start().ended(source.submit(*THREE))
-    assert (str(job.state), job.error["reason"]) == ("FAILED", "POINTS_TOO_MANY")
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "POLICY_DENIED")
     assert len(target.seen) == 1
 
 
@@ -89,7 +89,7 @@ def test_an_answer_that_cannot_be_used_fails_its_item_alone(source, target, answ
     job = source.start().ended(source.submit(*THREE))
     assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
     error = job.items[1].error
-    assert (error["reason"], error["facts"]["peer"]) == ("MESSAGE_INVALID", "south.example")
+    assert (error["reason"], error["facts"]["peer"]) == ("PEER_FAULT", "south.example")
     assert not source.store.parts(job.job_id, 1)
 
 
@@ -118,7 +118,7 @@ def test_a_peer_that_ends_early_ends_the_job_with_a_reason(source, target) -> No
 
     target.decodes = [two_of_three]
     job = source.start().ended(source.submit(*THREE))
-    assert (str(job.state), job.error["reason"]) == ("FAILED", "MESSAGE_INVALID")
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "PEER_FAULT")
     assert source.states(job) == ["DECODED", "DECODED", "FAILED"]
 
 
@@ -130,7 +130,7 @@ def test_a_peer_that_ends_before_everything_was_sent_is_refused_too(source, targ
 
     target.decodes = [first_only]
     job = source.start().ended(source.submit(*[npy(seed=n) for n in range(8)]))
-    assert (str(job.state), job.error["reason"]) == ("FAILED", "MESSAGE_INVALID")
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "PEER_FAULT")
 
 
 def test_a_stored_latent_is_sent_again_as_it_is(source, target, tmp_path, institutions, engine) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.client.diagnosis import Finding, diagnose
+from ddib_fed.errors import PeerUnreachable
 from ddib_fed.trust import pki
 from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust.diagnosis import Finding, diagnose, explained
+from ddib_fed.trust.finding import may_pass
 from tests.node.institutions import Institution
 from tests.server.listening import Listening
 
@@ -95,7 +97,7 @@ def test_nothing_listens(north: Institution, south: Institution) -> None:
     """A port that was just closed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-    assert look(address, north, south).cause == "no-connection"
+    assert look(address, north, south).cause == "nothing-listens"
 
 
 def test_what_answers_is_not_tls(north: Institution, south: Institution) -> None:
@@ -103,7 +105,7 @@ def test_what_answers_is_not_tls(north: Institution, south: Institution) -> None
     with answering(
         lambda connection: (connection.recv(4096), connection.sendall(b"HTTP/1.1 400\r\n\r\n"))
     ) as address:  # type: ignore[arg-type,return-value]
-        assert look(address, north, south).cause == "not-tls"
+        assert look(address, north, south).cause == "plain-http"
 
 
 def test_what_answers_speaks_tls_12_only(north: Institution, south: Institution) -> None:
@@ -140,7 +142,7 @@ def test_our_own_certificate_has_expired(node: Listening, north: Institution, so
     """That is found before connecting."""
     past = datetime.now(UTC) - timedelta(days=2)
     pki.issue_to_folder(north.authority, north.pki, "node", "node-1", now=past)
-    assert look(node.address, north, south).cause == "own-certificate"
+    assert look(node.address, north, south).cause == "own-expired"
 
 
 def test_there_is_no_certificate(
@@ -168,3 +170,58 @@ def test_the_host_does_not_exist(
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     assert look("nowhere.invalid:7443", north, south).cause == "name-not-found"
+
+
+def test_a_name_server_that_does_not_answer_is_no_missing_host(
+    north: Institution, south: Institution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may answer in a moment, and a name that does not exist will not."""
+
+    def away(*_arguments: object, **_keywords: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", away)
+    finding = look("south.example:7443", north, south)
+    assert (finding.cause, may_pass(finding.cause)) == ("name-server", True)
+    assert not may_pass("name-not-found")
+
+
+def test_a_fresh_certificate_that_is_refused_says_by_how_much_a_clock_would_be_wrong(
+    node: Listening, north: Institution, south: Institution
+) -> None:
+    """gRPC closes without a reason: what a clock can explain is told from the certificate's own age."""
+    south.store.remove("north.example")
+    fresh = look(node.address, north, south)
+    assert "a node whose clock is behind by more than" in fresh.text
+    pki.issue_to_folder(
+        north.authority, north.pki, "node", "node-1", now=datetime.now(UTC) - timedelta(hours=12)
+    )
+    assert "clock is behind" not in look(node.address, north, south).text
+
+
+def test_words_of_another_server_are_short_and_cannot_steer_a_terminal(
+    north: Institution, south: Institution
+) -> None:
+    """What it sends in place of TLS is shown, escaped."""
+    with answering(lambda connection: connection.sendall(b"\x1b]0;owned\x07" + b"x" * 500)) as address:
+        text = look(address, north, south).text
+    assert text.isprintable()
+    assert len(text) < 200
+
+
+def test_a_call_that_failed_although_the_connection_works_keeps_its_error(
+    node: Listening, north: Institution, south: Institution
+) -> None:
+    """Nothing is invented; and an answer with an incident needs no diagnosis."""
+    lost = PeerUnreachable("the connection broke off", hop="target south.example")
+    arguments = {
+        "server_name": "node-1.south.example",
+        "pki_folder": north.pki,
+        "roots_pem": certificate_pem(south.root),
+    }
+    assert explained(lost, node.address, **arguments) is lost
+    node.close()
+    found = explained(lost, node.address, **arguments)
+    assert (found.facts["cause"], found.hop) == ("nothing-listens", "target south.example")
+    answered = PeerUnreachable("as it said", incident="abc")
+    assert explained(answered, node.address, **arguments) is answered

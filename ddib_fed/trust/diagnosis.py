@@ -1,0 +1,341 @@
+"""Diagnoses why a connection to a node fails: each cause has a name, a text and what to do about it.
+
+gRPC reports a missing certificate, a wrong root, an expired certificate and plaintext alike. Every command and every
+node asks here when a connection failed, so that all of them name the same cause. Only the HTTP/2 preface is sent.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+
+from ddib_fed.errors import DdibError, PeerUnreachable
+from ddib_fed.rpc.addresses import split_address
+from ddib_fed.trust.certificates import CLOCK_SKEW
+from ddib_fed.trust.finding import CLOCK_HINT, Finding, host_and_port, moment, short, span
+from ddib_fed.trust.handshake import ClosedEarly, Handshake, client_context, presented_certificate
+from ddib_fed.trust.pki import Credentials, load_identity
+
+TIMEOUT_S: Final = 5.0
+_GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+_SETTINGS_FRAME: Final = 4
+_YOUNG: Final = timedelta(hours=2)
+"""A certificate that began, or ends, within this time may be refused because of a clock."""
+# From OpenSSL's x509_vfy.h.
+_NOT_YET_VALID, _EXPIRED, _HOSTNAME_MISMATCH, _PERMITTED_VIOLATION = 9, 10, 62, 47
+
+
+def explained(
+    error: DdibError,
+    address: str,
+    *,
+    server_name: str,
+    pki_folder: Path,
+    roots_pem: bytes | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> DdibError:
+    """The cause of a failed call in place of gRPC's word for it, where a connection fails now; else `error` itself.
+
+    A node that answered with an error (which has an incident) needs no diagnosis.
+    """
+    if not isinstance(error, PeerUnreachable) or error.incident:
+        return error
+    finding = diagnose(
+        address, server_name=server_name, pki_folder=pki_folder, roots_pem=roots_pem, timeout_s=timeout_s
+    )
+    return error if finding.ok else finding.as_error(error.hop)
+
+
+def diagnose(
+    address: str,
+    *,
+    server_name: str,
+    pki_folder: Path,
+    roots_pem: bytes | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Finding:
+    """Connect as a node or client would, up to the first answer over HTTP/2.
+
+    Args:
+        address: ``host:port``.
+        server_name: DNS name that the server's certificate must carry.
+        pki_folder: With the own certificate.
+        roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
+        timeout_s: For connecting, and again for the handshake.
+    """
+    try:
+        own = load_identity(pki_folder)
+        host, port = split_address(address)
+    except (DdibError, ValueError) as error:
+        return Finding("own-certificate", str(error), getattr(error, "hint", "") or "ddib pki show")
+    if (finding := _own_validity(own)) is not None:
+        return finding
+    try:
+        connection = socket.create_connection((host, port), timeout=timeout_s)
+    except OSError as error:
+        return _no_connection(error, host, address, timeout_s)
+    attempt = _Attempt(address, (host, port), server_name, own, timeout_s)
+    with connection:
+        return attempt.over(connection, roots_pem or own.roots_pem, pki_folder)
+
+
+def _own_validity(own: Credentials) -> Finding | None:
+    now = datetime.now(UTC)
+    if own.not_after <= now:
+        return Finding(
+            "own-expired",
+            f"our own certificate ({own.identity}) expired at {moment(own.not_after)}, {span(now - own.not_after)} ago "
+            "by this machine's clock",
+            f"a node: start it, which renews it; a client: ddib pki issue --client {own.identity.name} at the issuing "
+            f"node, or ddib pki request and install; {CLOCK_HINT}",
+        )
+    if own.not_before - CLOCK_SKEW > now:
+        return Finding(
+            "own-not-valid-yet",
+            f"our own certificate ({own.identity}) begins at {moment(own.not_before)}: this machine's clock is behind "
+            f"by at least {span(own.not_before - now)}",
+            f"set the clock; {CLOCK_HINT}",
+        )
+    return None
+
+
+def _no_connection(error: OSError, host: str, address: str, timeout_s: float) -> Finding:
+    if isinstance(error, socket.gaierror):
+        if error.errno == socket.EAI_AGAIN:
+            return Finding(
+                "name-server",
+                f"the name {host} cannot be looked up: {error.strerror}",
+                f"getent hosts {host}; does this machine reach its name server?",
+            )
+        return Finding(
+            "name-not-found",
+            f"there is no host {host}",
+            f"getent hosts {host}; compare the address with its operator's",
+        )
+    if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
+        return Finding(
+            "timeout",
+            f"nothing answers at {address} within {timeout_s:.0f} s: a firewall drops connections, or it is off",
+            f"nc -vz {host_and_port(address)}; let the firewalls of both sides pass {address}",
+        )
+    if error.errno == errno.ECONNREFUSED:
+        return Finding(
+            "nothing-listens",
+            f"nothing listens at {address} ({error.strerror})",
+            f"is the node running there, and is the port right? nc -vz {host_and_port(address)}",
+        )
+    if error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}:
+        return Finding(
+            "no-route",
+            f"there is no way to {address} ({error.strerror})",
+            f"ip route get {host}; ask the network's operators",
+        )
+    return Finding(
+        "no-connection",
+        f"no connection to {address}: {error.strerror or error}",
+        f"nc -vz {host_and_port(address)}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One try to reach a node over TLS."""
+
+    address: str
+    endpoint: tuple[str, int]
+    server_name: str
+    own: Credentials
+    timeout_s: float
+
+    @property
+    def look(self) -> str:
+        """A command that shows the certificate of whatever answers."""
+        return f"openssl s_client -connect {self.address} -servername {self.server_name} -alpn h2 </dev/null"
+
+    def over(self, connection: socket.socket, roots_pem: bytes, folder: Path) -> Finding:
+        """What is found over a connection."""
+        try:
+            context = client_context(self.own, roots_pem, folder)
+        except OSError as error:
+            return Finding(
+                "own-certificate",
+                f"{folder} cannot be used: {error.strerror or error}",
+                f"namei -l {folder}; df -h {folder}",
+            )
+        handshake = Handshake(connection, context, self.server_name, self.timeout_s)
+        try:
+            handshake.shake()
+        except ssl.SSLCertVerificationError as error:
+            return self._distrust(error)
+        except TimeoutError:
+            return Finding(
+                "silent",
+                f"something at {self.address} takes connections and does not answer over TLS within "
+                f"{self.timeout_s:.0f} s",
+                f"{self.look} shows more; compare the port with its operator's",
+            )
+        except (ClosedEarly, OSError) as error:
+            return self._no_handshake(error, handshake.first)
+        return self._greet(handshake)
+
+    def _greet(self, handshake: Handshake) -> Finding:
+        """In TLS 1.3 the server judges our certificate after our side is done: a gRPC server closes without a word."""
+        try:
+            handshake.send(_GREETING)
+            answer = handshake.read(9)
+        except (ClosedEarly, OSError):
+            return self._refused()
+        if len(answer) < 4 or answer[3] != _SETTINGS_FRAME:
+            return Finding(
+                "not-grpc",
+                f"TLS works, but what answers at {self.address} is no gRPC server",
+                f"{self.look} shows what answers; compare the port with its operator's",
+            )
+        return Finding("ok", f"{handshake.tls.version()}, both certificates accepted")
+
+    def _refused(self) -> Finding:
+        mine, now = self.own.identity, datetime.now(UTC)
+        admit = (
+            f"its operator must admit {mine.institution}: ddib peer export here, ddib peer add there"
+            if mine.kind == "node"
+            else f"a certificate of another root is made anew at the issuing node: ddib pki issue --client {mine.name}"
+        )
+        age, left, clocks = now - self.own.not_before, self.own.not_after - now, ""
+        if age < _YOUNG:
+            slow = span(age + CLOCK_SKEW)
+            clocks = f"; made {span(age)} ago: a node whose clock is behind by more than {slow} refuses it"
+        elif left < _YOUNG:
+            clocks = f"; valid for {span(left)} more: a node whose clock is ahead by more refuses it"
+        return Finding(
+            "refused-us",
+            f"the node closed the connection when it saw our certificate ({mine}){clocks}",
+            f"{admit}; if that was done, compare the clocks: {CLOCK_HINT}",
+        )
+
+    def _distrust(self, error: ssl.SSLCertVerificationError) -> Finding:
+        shown = presented_certificate(self.endpoint, self.server_name, self.timeout_s)
+        if error.verify_code == _EXPIRED:
+            return self._expired(shown)
+        if error.verify_code == _NOT_YET_VALID:
+            return self._not_valid_yet(shown)
+        if error.verify_code in {_HOSTNAME_MISMATCH, _PERMITTED_VIOLATION}:
+            return Finding(
+                "wrong-name",
+                f"the certificate at {self.address} is not for {self.server_name}{_is_for(shown)}",
+                f"{self.look} shows what answers: another node of the institution; compare address and name with its "
+                "operator's",
+            )
+        return self._other_root(error, shown)
+
+    def _expired(self, shown: x509.Certificate | None) -> Finding:
+        when, now = "", datetime.now(UTC)
+        if shown is not None and shown.not_valid_after_utc <= now:
+            ago = span(now - shown.not_valid_after_utc)
+            when = f" at {moment(shown.not_valid_after_utc)}, {ago} ago by this machine's clock"
+        return Finding(
+            "expired",
+            f"the certificate of {self.server_name} has expired{when}",
+            f"its operator: is the node running, which renews it? else this machine's clock is ahead: {CLOCK_HINT}",
+        )
+
+    def _not_valid_yet(self, shown: x509.Certificate | None) -> Finding:
+        when, now = "", datetime.now(UTC)
+        if shown is not None and shown.not_valid_before_utc > now:
+            made = shown.not_valid_before_utc + CLOCK_SKEW
+            when = (
+                f": it was made at {moment(made)}. This machine's clock is behind, or that node's ahead, by at least "
+                f"{span(made - now)}"
+            )
+        return Finding(
+            "not-valid-yet",
+            f"the certificate of {self.server_name} is not valid yet{when}",
+            f"compare both clocks; {CLOCK_HINT}",
+        )
+
+    def _other_root(self, error: ssl.SSLCertVerificationError, shown: x509.Certificate | None) -> Finding:
+        """The certificate is not of a pinned root: whose is it?"""
+        _, _, institution = self.server_name.partition(".")
+        uris, names = _names(shown)
+        issuer = short(shown.issuer.rfc4514_string()) if shown is not None else "an unknown issuer"
+        if any(uri.startswith(f"spiffe://{institution}/") for uri in uris) or shown is None:
+            return Finding(
+                "wrong-root",
+                f"the certificate of {self.server_name} does not come from the root pinned here "
+                f"({error.verify_message})",
+                f"{self.look} shows what answers: its root was replaced, or another server has its place. Ask its "
+                "operator for a new peer file (a client: a new profile) and compare the fingerprint by telephone",
+            )
+        if not uris and (self.server_name in names or self.endpoint[0] in names):
+            return Finding(
+                "tls-inspection",
+                f"a certificate for {self.server_name} that {issuer} made, not the institution: TLS is opened between "
+                f"here and {self.address}",
+                f"{self.look} shows what answers; ask this network's operators to pass {self.address} uninspected. No "
+                "setting accepts another root",
+            )
+        return Finding(
+            "wrong-server",
+            f"another server answers at {self.address}{_is_for(shown)}, issued by {issuer}",
+            f"{self.look} shows what answers; compare address and port with its operator's",
+        )
+
+    def _no_handshake(self, error: Exception, first: bytes) -> Finding:
+        text = str(error)
+        if first.startswith(b"HTTP/"):
+            return Finding(
+                "plain-http",
+                f"a plain HTTP server or proxy answers at {self.address}, without TLS",
+                f"curl -v http://{self.address} shows what answers; compare the port with its operator's. No proxy "
+                "is used, whatever https_proxy says",
+            )
+        if re.search(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL", text):
+            return Finding(
+                "tls-version",
+                f"what answers at {self.address} does not speak TLS 1.3",
+                f"{self.look} shows what answers: a middlebox, or another server; compare the port with its operator's",
+            )
+        if re.search(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL|PACKET_LENGTH", text):
+            begins = short(first[:20].decode("latin-1").strip())
+            return Finding(
+                "not-tls",
+                f'what answers at {self.address} does not speak TLS: it begins with "{begins}"',
+                f"nc {host_and_port(self.address)} shows what answers; compare the port with its operator's",
+            )
+        if isinstance(error, ClosedEarly) or not isinstance(error, ssl.SSLError):
+            return Finding(
+                "closed",
+                f"the connection to {self.address} was closed before an answer over TLS",
+                f"{self.look} shows more; a node that is being started or stopped, or a firewall: repeat the command",
+            )
+        return Finding(
+            "not-tls",
+            f"the TLS handshake with {self.address} broke off: {short(text)}",
+            f"{self.look} shows more; compare the port with its operator's, or ask for a middlebox on the way",
+        )
+
+
+def _names(shown: x509.Certificate | None) -> tuple[list[str], list[str]]:
+    """URIs, and DNS names and addresses, of a certificate."""
+    if shown is None:
+        return [], []
+    try:
+        found = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return [], []
+    dns = found.get_values_for_type(x509.DNSName)
+    addresses = [str(each) for each in found.get_values_for_type(x509.IPAddress)]
+    return found.get_values_for_type(x509.UniformResourceIdentifier), [*dns, *addresses]
+
+
+def _is_for(shown: x509.Certificate | None) -> str:
+    uris, names = _names(shown)
+    found = [*uris, *names]
+    return f"; it is for {', '.join(short(name) for name in found[:3])}" if found else ""

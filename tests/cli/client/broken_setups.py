@@ -1,0 +1,347 @@
+"""Set-ups in which a client cannot use its source node, each broken in one way, with real sockets and certificates.
+
+`ddib doctor` names the cause of each (`SETUPS`); the other commands of a client name the same where it is one of the
+connection. `python -m benchmarks.trust.doctor` prints what it says.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import NameOID
+
+from ddib_fed.errors import NotReady
+from ddib_fed.trust import pki
+from ddib_fed.trust.certificates import Authority, certificate_pem, new_key
+from tests.client.scripted_source import NORTH, SourceNodeDouble
+from tests.node.institutions import Institution, forge, names
+
+Answer = Callable[[socket.socket], None]
+NOW = datetime.now(UTC)
+OLD = timedelta(days=40)
+SOON = timedelta(hours=2)
+
+
+class World:
+    """North's source node, and Alice's profile for it, before something is broken.
+
+    Args:
+        folder: For all files.
+        stack: Ends what was started.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder, self._stack = folder, stack
+        self.node = SourceNodeDouble(folder)
+        stack.callback(self.node.stop)
+        self.profile = self.node.profile_path
+
+    @property
+    def client_pki(self) -> Path:
+        return self.profile.parent / "pki"
+
+    @property
+    def authority(self) -> Authority:
+        return pki.load_authority(self.node.pki)
+
+    def dial(self, address: str) -> None:
+        """Let the profile name another address."""
+        text = self.profile.read_text()
+        self.profile.write_text(text.replace(f"localhost:{self.node.port}", address))
+
+    def in_its_place(self, answer: Answer) -> None:
+        """Something else listens at the address."""
+        self.dial(self._stack.enter_context(listening(answer)))
+
+    def restart(self, *, made: datetime | None = None, name: str = "node-1") -> None:
+        """The node comes back with another certificate of its own institution."""
+        self.node.stop()
+        pki.issue_to_folder(self.authority, self.node.pki, "node", name, now=made)
+        self.node.start()
+
+    def stranger(self, institution: str = NORTH) -> Institution:
+        """An institution with a root of its own."""
+        return Institution(institution, self.folder / "stranger")
+
+
+@contextmanager
+def listening(answer: Answer) -> Iterator[str]:
+    """A listener on loopback that hands each connection to `answer`, on a thread; its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    threads: list[threading.Thread] = []
+    over = threading.Event()
+
+    def one(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.settimeout(30)
+            answer(connection)
+
+    def accept() -> None:
+        while not over.is_set():
+            try:
+                connection, _address = listener.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=one, args=(connection,), daemon=True))
+            threads[-1].start()
+
+    acceptor = threading.Thread(target=accept, daemon=True)
+    acceptor.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        over.set()
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        acceptor.join(5)
+
+
+@contextmanager
+def dropping() -> Iterator[str]:
+    """An address whose connection requests are dropped, as by a firewall: the listener's queue is full."""
+    with ExitStack() as held:
+        listener = held.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        while True:
+            waiting = held.enter_context(socket.socket())
+            waiting.settimeout(0.5)
+            try:
+                waiting.connect(listener.getsockname())
+            except TimeoutError:
+                break
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def tls(chain: Path, key: Path, *, newest: ssl.TLSVersion | None = None) -> Answer:
+    """A TLS server without HTTP/2."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+    if newest is not None:
+        context.maximum_version = newest
+
+    def answer(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as channel:
+            channel.recv(4096)
+            channel.sendall(b"HTTP/1.1 400\r\n\r\n")
+
+    return answer
+
+
+def _plain_http(connection: socket.socket) -> None:
+    connection.recv(4096)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
+def _ssh(connection: socket.socket) -> None:
+    connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+    connection.recv(4096)
+
+
+def _silent(connection: socket.socket) -> None:
+    while connection.recv(4096):
+        pass
+
+
+def _closed(connection: socket.socket) -> None:
+    connection.recv(1)
+
+
+def _nothing_listens(world: World) -> None:
+    world.node.stop()
+
+
+def _no_such_name(world: World) -> None:
+    world.dial("nowhere.invalid:7443")
+
+
+def _firewall(world: World) -> None:
+    world.dial(world._stack.enter_context(dropping()))
+
+
+def _tls_12(world: World) -> None:
+    folder = world.node.pki
+    world.in_its_place(tls(folder / "leaf.pem", folder / "leaf.key", newest=ssl.TLSVersion.TLSv1_2))
+
+
+def _not_grpc(world: World) -> None:
+    world.in_its_place(tls(world.node.pki / "leaf.pem", world.node.pki / "leaf.key"))
+
+
+def _impostor(world: World) -> None:
+    folder = world.stranger().pki
+    world.in_its_place(tls(folder / "leaf.pem", folder / "leaf.key"))
+
+
+def _another_institutions_node(world: World) -> None:
+    folder = world.stranger("west.example").pki
+    world.in_its_place(tls(folder / "leaf.pem", folder / "leaf.key"))
+
+
+def _authority(common_name: str) -> Authority:
+    """A CA that is no institution's, e.g. of a box that opens TLS."""
+    key = new_key()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    root = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW - SOON)
+        .not_valid_after(NOW + OLD)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return Authority(common_name, root, key)
+
+
+def _served(world: World, authority: Authority, dns_names: list[x509.GeneralName]) -> None:
+    """A server whose certificate that authority made for these names."""
+    key, folder = new_key(), world.folder
+    leaf = forge(authority, dns_names, start=NOW - SOON, end=NOW + OLD, subject_key=key.public_key())
+    (folder / "other.pem").write_bytes(leaf)
+    pki.write_key(folder / "other.key", key)
+    world.in_its_place(tls(folder / "other.pem", folder / "other.key"))
+
+
+def _inspected(world: World) -> None:
+    _served(world, _authority("Example Web Gateway"), names(NORTH)[1:])
+
+
+def _web_server(world: World) -> None:
+    _served(world, _authority("Public CA 1"), [x509.DNSName("intranet.example.org")])
+
+
+def _wrong_name(world: World) -> None:
+    world.restart(name="node-2")
+
+
+def _expired(world: World) -> None:
+    world.restart(made=NOW - timedelta(days=3))
+
+
+def _not_valid_yet(world: World) -> None:
+    world.restart(made=NOW + SOON)
+
+
+def _own_expired(world: World) -> None:
+    pki.issue_to_folder(world.authority, world.client_pki, "client", "alice", now=NOW - OLD)
+
+
+def _own_later(world: World) -> None:
+    pki.issue_to_folder(world.authority, world.client_pki, "client", "alice", now=NOW + SOON)
+
+
+def _refused(world: World) -> None:
+    world.node.stop()
+    world.node.client_roots_pem = certificate_pem(world.stranger("west.example").root)
+    world.node.start()
+
+
+def _no_key(world: World) -> None:
+    (world.client_pki / "leaf.key").unlink()
+
+
+def _open_key(world: World) -> None:
+    (world.client_pki / "leaf.key").chmod(0o644)
+
+
+def _somebody_elses_profile(world: World) -> None:
+    world.profile.write_text(world.profile.read_text().replace('"alice"', '"bob"'))
+
+
+def _clock(world: World) -> None:
+    world.node.ahead_s = 3600.0
+
+
+def _loading(world: World) -> None:
+    world.node.script.refuse["ListDomains"] = NotReady()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One broken set-up.
+
+    Attributes:
+        what: What is broken.
+        break_it: Breaks it.
+        step: At which step of `ddib doctor`.
+        says: What the error says: the cause in brackets, or its words.
+        passing: Whether a command waits for it to pass before it names the cause.
+    """
+
+    what: str
+    break_it: Callable[[World], None]
+    step: str
+    says: str
+    passing: bool = False
+
+    @contextmanager
+    def made(self, folder: Path) -> Iterator[Path]:
+        """The profile of a client in this set-up."""
+        with ExitStack() as stack:
+            world = World(folder, stack)
+            self.break_it(world)
+            yield world.profile
+
+
+def _place(answer: Answer) -> Callable[[World], None]:
+    return lambda world: world.in_its_place(answer)
+
+
+SETUPS = {
+    "nothing-listens": Setup(
+        "nothing listens at the port", _nothing_listens, "connection", "[nothing-listens]", True
+    ),
+    "no-such-name": Setup(
+        "the host's name does not resolve", _no_such_name, "connection", "[name-not-found]"
+    ),
+    "firewall": Setup("a firewall drops the connection", _firewall, "connection", "[timeout]", True),
+    "silent": Setup(
+        "the port takes connections and is silent", _place(_silent), "connection", "[silent]", True
+    ),
+    "closed": Setup("the port closes connections", _place(_closed), "connection", "[closed]", True),
+    "plain-http": Setup("a plain HTTP server or proxy", _place(_plain_http), "connection", "[plain-http]"),
+    "ssh": Setup("the port of an SSH server", _place(_ssh), "connection", "[not-tls]"),
+    "tls-1.2": Setup("a middlebox with TLS 1.2", _tls_12, "connection", "[tls-version]"),
+    "not-grpc": Setup("TLS with the right certificate, no gRPC", _not_grpc, "connection", "[not-grpc]"),
+    "impostor": Setup("another root under the node's name", _impostor, "connection", "[wrong-root]"),
+    "inspection": Setup("TLS is opened by a gateway", _inspected, "connection", "[tls-inspection]"),
+    "web-server": Setup("the port of a web server", _web_server, "connection", "[wrong-server]"),
+    "west": Setup(
+        "the port of another institution's node", _another_institutions_node, "connection", "[wrong-server]"
+    ),
+    "wrong-name": Setup(
+        "the port of the institution's other node", _wrong_name, "connection", "[wrong-name]"
+    ),
+    "expired": Setup("the node's certificate has expired", _expired, "connection", "[expired]"),
+    "not-valid-yet": Setup(
+        "the node's certificate begins later", _not_valid_yet, "connection", "[not-valid-yet]"
+    ),
+    "own-expired": Setup("the client's certificate has expired", _own_expired, "connection", "[own-expired]"),
+    "own-later": Setup(
+        "the client's certificate begins later", _own_later, "connection", "[own-not-valid-yet]"
+    ),
+    "refused": Setup("the node does not know the client's root", _refused, "connection", "[refused-us]"),
+    "no-key": Setup("the client's key is missing", _no_key, "certificate", "leaf.key"),
+    "open-key": Setup("others can read the client's key", _open_key, "certificate", "chmod 600"),
+    "other-profile": Setup(
+        "the profile is somebody else's", _somebody_elses_profile, "certificate", "client/alice"
+    ),
+    "loading": Setup("the node loads its model", _loading, "service", "[NOT_READY]"),
+    "clock": Setup(
+        "the node's clock is an hour ahead", _clock, "clock", "60 minutes ahead of this machine's"
+    ),
+}
+"""By a short name."""

@@ -1,0 +1,79 @@
+"""A client's full disk: the file, the job and the command that fetches the rest are named."""
+
+from __future__ import annotations
+
+import shlex
+
+import numpy as np
+import pytest
+
+from ddib_fed.cli.main import run
+from ddib_fed.errors import ExitCode
+from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
+from tests.small_disks import small_disk
+
+
+@pytest.fixture
+def north(tmp_path):
+    node = SourceNodeDouble(tmp_path)
+    yield node
+    node.stop()
+
+
+def test_results_that_do_not_fit_are_fetched_later_by_the_printed_command(north, tmp_path, capsys) -> None:
+    """What was written stays; the node keeps the rest; nothing is acknowledged that is not on the disk."""
+    files = []
+    for number in range(3):
+        path = tmp_path / f"scan-{number}.npy"
+        path.write_bytes(npy(points(20_000, start=number)))
+        files.append(str(path))
+    with small_disk(tmp_path / "disk", 1) as disk:
+        out = disk.folder / "out"
+        disk.fill(leave=400_000)  # two of the results have 160 kB each, and their records
+        translate = [
+            "translate",
+            *files,
+            "--profile",
+            str(north.profile_path),
+            "--to",
+            TARGET,
+            "--out",
+            str(out),
+        ]
+        assert run(translate) == ExitCode.EXHAUSTED
+        error = capsys.readouterr().err
+        (job_id,) = north.service.jobs
+        assert f"{out / 'scan-2.npy'} cannot be written: No space left on device" in error
+        assert job_id in error
+        assert "[DISK_FULL]" in error
+        fetch = next(line for line in error.splitlines() if "ddib job fetch" in line).partition("then: ")[2]
+        assert 2 not in north.service.jobs[job_id].delivered
+        disk.free()
+        assert run(shlex.split(fetch)[1:]) == 0
+        np.testing.assert_array_equal(np.load(out / "scan-2.npy"), points(20_000, start=2) * 2)
+        assert north.service.jobs[job_id].delivered == {0, 1, 2}
+        assert not list(out.glob(".*"))
+
+
+def test_a_full_disk_before_anything_is_sent_names_the_file(north, tmp_path, capsys) -> None:
+    """The names of the items are kept first, and no job is submitted without."""
+    scan = tmp_path / "scan.npy"
+    scan.write_bytes(npy(points(10)))
+    with small_disk(tmp_path / "disk", 1) as disk:
+        disk.fill()
+        out = str(disk.folder)
+        arguments = [
+            "translate",
+            str(scan),
+            "--profile",
+            str(north.profile_path),
+            "--to",
+            TARGET,
+            "--out",
+            out,
+        ]
+        assert run(arguments) == ExitCode.EXHAUSTED
+        error = capsys.readouterr().err
+        assert f"{out}/.ddib-job-" in error
+        assert f"df -h {out}" in error
+        assert not north.service.jobs

@@ -1,0 +1,73 @@
+"""A node whose disk is full says so until there is room again."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+
+import pytest
+
+from ddib_fed.node.admin import AdminClient
+from ddib_fed.node.disk import LEAST_FREE_BYTES, DiskWatch
+from tests.e2e.harness import free_port
+from tests.node.test_daemon import Running, ready
+from tests.small_disks import small_disk
+from tests.source_node.conftest import wait_until
+
+
+def readyz(port: int) -> tuple[int, str]:
+    """Status and text of the probe."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_room_is_looked_for_at_most_every_two_seconds(tmp_path) -> None:
+    """A file is written and removed; a folder that is not there yet is no problem."""
+    now = [0.0]
+    with small_disk(tmp_path / "disk", 16) as disk:
+        watch = DiskWatch((disk.folder, tmp_path / "later"), clock=lambda: now[0])
+        assert watch.problem is None
+        disk.fill(leave=LEAST_FREE_BYTES // 2)
+        assert watch.problem is None, "what was found a moment ago"
+        now[0] = 2.0
+        assert str(disk.folder) in (watch.problem or "")
+        disk.free()
+        now[0] = 4.0
+        assert watch.problem is None
+        assert not list(disk.folder.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem_too(tmp_path, monkeypatch) -> None:
+    """A broken disk, a read-only mount: the number of free bytes does not show it."""
+
+    def broken(*_arguments, **_options) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("ddib_fed.node.disk.os.open", broken)
+    assert DiskWatch((tmp_path,)).problem == f"{tmp_path} cannot be written: Read-only file system"
+
+
+@pytest.mark.slow
+def test_a_node_is_not_ready_while_its_disk_is_full(tmp_path) -> None:
+    """`ddib status` and /readyz name the folder; with room it serves again by itself."""
+    with small_disk(tmp_path / "disk", 64) as disk:
+        config = ready(disk.folder / "north", "north.example", "source")
+        port = free_port()
+        text = config.path.read_text()
+        config.path.write_text(text.replace("[http]", f'[http]\nlisten = "127.0.0.1:{port}"', 1))
+        config = type(config).load(config.path)
+        running = Running(config).serving()
+        try:
+            client = AdminClient(config)
+            disk.fill()
+            wait_until(lambda: client.status().state.startswith("degraded: the disk of "))
+            code, said = readyz(port)
+            assert (code, str(disk.folder) in said) == (503, True)
+            disk.free()
+            wait_until(lambda: client.status().state == "serving")
+            assert readyz(port)[0] == 200
+        finally:
+            assert running.end() == 0

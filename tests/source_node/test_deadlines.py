@@ -1,0 +1,96 @@
+"""A job whose time is up says what it was spent on: who did not answer, and why."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ddib_fed.client.views import job_view, require_finished
+from ddib_fed.errors import JobFailed, QuotaSpent
+from ddib_fed.v1 import translation_pb2 as pb
+from source_node.messages import job_message
+from tests.node.tiny_nodes import make_institution
+from tests.source_node.conftest import wait_until
+from tests.source_node.scripted_target import ScriptedTarget, fail, hang
+from tests.source_node.served import Served
+
+
+def seen_by_the_client(job) -> str:
+    """What a command ends with."""
+    with pytest.raises(JobFailed) as caught:
+        require_finished(job_view(job_message(job)), "source north.example")
+    return caught.value.detail
+
+
+def test_a_peer_where_nothing_listens_is_the_last_cause(source, target) -> None:
+    """With its name, and with what the connection's own diagnosis found."""
+    target.close()
+    job = source.start().ended(source.submit(deadline_s=2.0))
+    assert job.error["reason"] == "DEADLINE_EXCEEDED"
+    said = seen_by_the_client(job)
+    assert (
+        "the deadline of 2 s passed, 0 of 1 items were done; last: south.example: nothing listens at" in said
+    )
+    assert "Connection refused" in said
+
+
+def test_a_peer_that_hangs_is_the_last_cause(source, target) -> None:
+    """It was reached, and did not answer."""
+    target.decodes = [hang]
+    said = seen_by_the_client(source.start().ended(source.submit(deadline_s=1.5)))
+    assert "the deadline of 1.5 s passed" in said
+    assert "last: south.example: target south.example did not answer in time" in said
+
+
+def test_a_quota_is_the_last_cause(source, target) -> None:
+    """The peer asked to come back after the deadline."""
+    target.decodes = [fail(QuotaSpent(retry_after_s=3600))]
+    said = seen_by_the_client(source.start().ended(source.submit(deadline_s=1.5)))
+    assert "last: south.example: the quota is spent (QUOTA)" in said
+
+
+def test_a_node_that_had_no_time_says_that(source) -> None:
+    """No peer is blamed."""
+    job_id = source.submit(deadline_s=0.2)
+    wait_until(lambda: time.time() > source.store.get(job_id).deadline)
+    said = seen_by_the_client(source.start().ended(job_id))
+    assert "last: it was not begun before" in said
+    assert "south.example" not in said
+
+
+def test_an_old_cause_is_not_the_last_one(source, target) -> None:
+    """The peer was away, came back and answered an item; then it hung."""
+    target.decodes = [fail(QuotaSpent(retry_after_s=0.01)), hang]
+    job = source.start().ended(source.submit(deadline_s=2.5))
+    assert len(target.seen) == 2
+    assert "QUOTA" not in seen_by_the_client(job)
+
+
+def test_a_job_that_waits_says_for_what(tmp_path, institutions, source) -> None:
+    """A peer whose root is another than the one pinned here: by name, while the job waits, and to the operator."""
+    north, south = institutions
+    impostor = ScriptedTarget(make_institution(tmp_path / "impostor", south.name))
+    try:
+        north.store.remove(south.name)
+        north.admit(south, impostor.address)
+        job_id = source.start().submit()
+        wait_until(lambda: source.store.get(job_id).error is not None)
+        error = source.store.get(job_id).error
+        assert (error["facts"]["peer"], error["facts"]["cause"]) == ("south.example", "wrong-root")
+        _when, problem = source.node.peer_problems.of("south.example")
+        assert "[wrong-root]" in problem
+    finally:
+        impostor.close()
+
+
+def test_domains_lists_the_cause(tmp_path, institutions, target, engine) -> None:
+    """`ddib domains` names the same cause as `ddib peer test`."""
+    target.close()
+    served = Served(tmp_path, institutions[0], engine)
+    try:
+        answer = served.ask("ListDomains", pb.ListDomainsRequest())
+        assert answer.domains[0].status == "PEER_UNREACHABLE (nothing-listens)"
+        assert "nothing listens" in served.node.peer_problems.of("south.example")[1]
+    finally:
+        served.close()
