@@ -40,7 +40,9 @@ def main() -> int:
     parser.add_argument("--evaluations", nargs="+", type=int, default=[12, 16, 20])
     parser.add_argument("--out", type=Path, default=Path("ddib_fed/models/pretrained"))
     parser.add_argument(
-        "--keep-levels", action="store_true", help="keep levels that are there; learn corrections alone"
+        "--keep-levels",
+        action="store_true",
+        help="keep levels that are there; learn corrections and weights alone",
     )
     parser.add_argument("--stage", nargs="+", default=["encode", "decode"], choices=["encode", "decode"])
     asked = parser.parse_args()

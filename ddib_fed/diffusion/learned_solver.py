@@ -1,4 +1,4 @@
-"""Learned steps laid on a grid, to the solver that walks them: in their coordinates, with their corrections."""
+"""Learned steps laid on a grid, to the solver that walks them: coordinates, weights, corrections."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def learned_solver(
             )
         return solvers.unipc_corrected(steps.corrections, x, grid, order=steps.order, cond=cond)
     if steps.coordinates == "angle":
-        return solvers.unipc(x, grid, order=steps.order, cond=cond)
+        return solvers.unipc(x, grid, order=steps.order, cond=cond, weights=steps.weights)
     if frame is None:
         raise SettingsInvalid(
             "the learned steps are for pictures of the model's own size, whitened by its spectrum",
             hint="use --grid default here",
             facts={"grid": LEARNED_GRID},
         )
-    return solvers.unipc_in(frame, x, grid, order=steps.order, cond=cond)
+    return solvers.unipc_in(frame, x, grid, order=steps.order, cond=cond, weights=steps.weights)

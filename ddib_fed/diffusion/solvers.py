@@ -21,7 +21,7 @@ from torch import Tensor
 from ddib_fed.diffusion.corrections import DIFFERENCES, Corrections, features_of
 from ddib_fed.diffusion.denoiser import Condition, Query
 from ddib_fed.diffusion.levels.grids import Grid
-from ddib_fed.diffusion.levels.learned import Frame
+from ddib_fed.diffusion.levels.learned import Frame, StepWeights
 from ddib_fed.diffusion.schedule import Level
 
 # Standard normal noise of the shape of x for a step, by the step's number from 0.
@@ -117,7 +117,9 @@ def rk4(x: Tensor, grid: Grid, *, cond: Condition = None) -> Solver:
     return x
 
 
-def unipc(x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> Solver:
+def unipc(
+    x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None, weights: StepWeights | None = None
+) -> Solver:
     """Predictor-corrector multistep on v (after UniPC, arXiv 2302.04867); one evaluation an interval.
 
     The predictor integrates the polynomial through the last `order` values of v; v is evaluated there once, and
@@ -129,11 +131,12 @@ def unipc(x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> S
         grid: Levels to walk.
         order: Values of v that the predictor uses, 1 to 4.
         cond: Handed through to the network.
+        weights: In the place of those of the polynomials (`unipc_weights`), as many.
 
     Returns:
         x at the last level.
     """
-    predictors, correctors = unipc_weights(grid.phis, order)
+    predictors, correctors = unipc_weights(grid.phis, order) if weights is None else weights
     x = x.clone()
     guess = x
     history: deque[Tensor] = deque(maxlen=order + 1)
@@ -146,9 +149,18 @@ def unipc(x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> S
     return guess
 
 
-def unipc_in(frame: Frame, x: Tensor, grid: Grid, *, order: int = 3, cond: Condition = None) -> Solver:
+def unipc_in(
+    frame: Frame,
+    x: Tensor,
+    grid: Grid,
+    *,
+    order: int = 3,
+    cond: Condition = None,
+    weights: StepWeights | None = None,
+) -> Solver:
     """`unipc` on the states of a frame, over lambda; arguments and result as there, x outside of the frame."""
-    predictors, correctors = unipc_weights(tuple(level.lam for level in grid.levels), order)
+    lams = tuple(level.lam for level in grid.levels)
+    predictors, correctors = unipc_weights(lams, order) if weights is None else weights
     first, last = grid.levels[0], grid.levels[-1]
     state = frame.enter(x, first.alpha, first.sigma)
     guess = state
@@ -199,7 +211,7 @@ def _accumulate(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:
 
 
 @lru_cache(maxsize=128)
-def unipc_weights(phis: tuple[float, ...], order: int) -> tuple[tuple[Weights, ...], tuple[Weights, ...]]:
+def unipc_weights(phis: tuple[float, ...], order: int) -> StepWeights:
     """Predictor and corrector weights of every interval of the angles `phis`, newest value of v first."""
     predictors, correctors = [], []
     for i, (start, end) in enumerate(pairwise(phis)):

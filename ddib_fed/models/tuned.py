@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ddib_fed.diffusion.corrections import Corrections, corrections_of
-from ddib_fed.diffusion.levels.learned import Coordinates, LearnedLegs, LearnedSteps, Stage
+from ddib_fed.diffusion.levels.learned import Coordinates, LearnedLegs, LearnedSteps, Stage, StepWeights
 from ddib_fed.errors import BundleInvalid
 
 STEPS_FILE = "steps.json"
@@ -28,12 +28,21 @@ MAX_CORRECTIONS = 1 << 20
 """Characters of one leg's corrections."""
 HALF = 65_504.0
 """The largest float16."""
+WITH_WEIGHTS = 3
+"""`format_version` of a file in which a leg has weights."""
 MAX_LEGS = 64
 MAX_LEARNED = 64
 """Evaluations of a leg that can be learned; with more the default grid is as good as exact."""
 MAX_LAMBDA = 30.0
 LEAST_STEP = 1e-4
 """In lambda, between two levels: below, the weights of an order-5 step lose all digits."""
+MAX_WEIGHT = 1e3
+"""Of a value of v; those of the shipped models are below 10."""
+Row = Annotated[
+    tuple[Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)], ...],
+    Field(max_length=6),
+]
+Rows = Annotated[tuple[Row, ...], Field(max_length=MAX_LEARNED)]
 Small = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 
 
@@ -61,6 +70,34 @@ class Errors(_Frozen):
     p99: Small
 
 
+class LearnedWeights(_Frozen):
+    """Weights of the values of v at each step, the newest first, in the place of those of the polynomial through them.
+
+    Attributes:
+        predictors: Of steps 1 to E: as many numbers as there are values, at most the order.
+        correctors: Of steps 2 to E, each at the end of the step before: one number more.
+    """
+
+    predictors: Rows
+    correctors: Rows
+
+    @classmethod
+    def of(cls, weights: StepWeights) -> LearnedWeights:
+        """As a file holds them."""
+        return cls(predictors=weights[0], correctors=weights[1])
+
+    def check(self, evaluations: int, order: int) -> None:
+        """Return when the counts fit.
+
+        Raises:
+            ValueError: They do not.
+        """
+        wanted = [min(i + 1, order) for i in range(evaluations)]
+        found = [len(row) for row in self.predictors], [len(row) for row in self.correctors]
+        if found != (wanted, [count + 1 for count in wanted[:-1]]):
+            raise ValueError(f"the weights do not fit {evaluations} steps of order {order}")
+
+
 class TunedLeg(_Frozen):
     """Steps of one direction, with what they were measured to do.
 
@@ -80,6 +117,7 @@ class TunedLeg(_Frozen):
         yardstick_error: Of the default grid and solver at `yardstick` evaluations, on the same samples.
         reference_gap: Mean distance of the reference from one of half as many evaluations.
         corrections: Of each step, of points; None for the rule alone.
+        weights: Of each step, of pictures; None for those that follow from the levels.
     """
 
     stage: Stage
@@ -97,6 +135,7 @@ class TunedLeg(_Frozen):
     yardstick_error: Errors
     reference_gap: Small
     corrections: str | None = Field(default=None, max_length=MAX_CORRECTIONS)
+    weights: LearnedWeights | None = None
 
     @model_validator(mode="after")
     def _falls(self) -> TunedLeg:
@@ -108,6 +147,10 @@ class TunedLeg(_Frozen):
             if self.coordinates != "angle":
                 raise ValueError("corrections are of steps over the angle")
             read_corrections(self.corrections, self.evaluations)
+        if self.weights is not None:
+            if self.corrections is not None:
+                raise ValueError("steps have learned weights or corrections, not both")
+            self.weights.check(self.evaluations, self.order)
         return self
 
     @property
@@ -118,8 +161,9 @@ class TunedLeg(_Frozen):
     def steps(self) -> LearnedSteps:
         """Without the figures."""
         found = None if self.corrections is None else read_corrections(self.corrections, self.evaluations)
+        weights = None if self.weights is None else (self.weights.predictors, self.weights.correctors)
         return LearnedSteps(
-            self.stage, self.evaluations, self.sigma, self.order, self.coordinates, self.lams, found
+            self.stage, self.evaluations, self.sigma, self.order, self.coordinates, self.lams, found, weights
         )
 
 
@@ -150,13 +194,14 @@ class Tuned(_Frozen):
     """The content of steps.json.
 
     Attributes:
-        format_version: Of this form: 2 where a leg has corrections, which earlier releases refuse.
+        format_version: Of this form: 2 where a leg has corrections, 3 where one has weights, which earlier
+            releases refuse.
         weights_sha256: Of the weights that the steps belong to, hex.
         command: The command that learned them last.
         legs: At most one of each direction, softening and number.
     """
 
-    format_version: Literal[1, 2] = 1
+    format_version: Literal[1, 2, 3] = 1
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     command: str = Field(default="", max_length=2000)
     legs: tuple[TunedLeg, ...] = Field(default=(), max_length=MAX_LEGS)
@@ -167,6 +212,8 @@ class Tuned(_Frozen):
             raise ValueError("two legs are of one direction, softening and number")
         if self.format_version == 1 and any(leg.corrections is not None for leg in self.legs):
             raise ValueError("corrections belong to format_version 2")
+        if self.format_version < WITH_WEIGHTS and any(leg.weights is not None for leg in self.legs):
+            raise ValueError(f"weights belong to format_version {WITH_WEIGHTS}")
         return self
 
     @property
@@ -191,18 +238,20 @@ class Tuned(_Frozen):
         kept = [leg for leg in self.legs if leg.key not in new]
         every = sorted([*kept, *legs], key=lambda leg: leg.key)
         corrected = any(leg.corrections is not None for leg in every)
+        weighted = any(leg.weights is not None for leg in every)
         return Tuned(
-            format_version=2 if corrected else 1,
+            format_version=WITH_WEIGHTS if weighted else 2 if corrected else 1,
             weights_sha256=self.weights_sha256,
             command=command,
             legs=tuple(every),
         )
 
     def figures(self) -> dict[str, Any]:
-        """JSON values for people: whether a leg has corrections, and not their numbers."""
+        """JSON values for people: whether a leg has corrections or weights, and not their numbers."""
         values = self._values()
         for leg in values["legs"]:
-            leg["corrections"] = leg.get("corrections") is not None
+            for name in ("corrections", "weights"):
+                leg[name] = leg.get(name) is not None
         return values
 
     def _values(self) -> dict[str, Any]:

@@ -194,6 +194,56 @@ def test_a_file_of_version_1_has_no_corrections(saved):
     )
 
 
+WEIGHTS = {
+    "predictors": ((0.5,), (0.5, -0.1), (0.5, -0.1, 0.1), (0.5, -0.1, 0.1)),
+    "correctors": ((0.2, 0.3), (0.2, 0.3, 0.0), (0.2, 0.3, 0.0, 0.1)),
+}
+"""Of 4 steps of order 3."""
+
+
+def test_weights_are_read_as_they_were_written(saved):
+    """Under format_version 3, beside legs without."""
+    put_legs(saved, [leg(weights=WEIGHTS), leg("encode")])
+    bundle = load_bundle(saved)
+    assert bundle.learned.find("decode", 4).weights == (WEIGHTS["predictors"], WEIGHTS["correctors"])
+    assert bundle.learned.find("encode", 4).weights is None
+    assert bundle.tuned.format_version == 3
+    assert bundle.tuned.figures()["legs"][0]["weights"] is True
+
+
+def test_weights_of_decoding_do_not_serve_its_reverse(saved):
+    """Data that were not softened are encoded along the levels of decoding alone."""
+    put_legs(saved, [leg(weights=WEIGHTS)])
+    assert load_bundle(saved).learned.find("encode", 4).weights is None
+
+
+@pytest.mark.parametrize(
+    ("version", "change", "message"),
+    [
+        (2, {}, "format_version 3"),
+        (3, {"predictors": WEIGHTS["predictors"][:3]}, "do not fit 4 steps"),
+        (3, {"correctors": WEIGHTS["predictors"][:3]}, "do not fit 4 steps"),
+        (3, {"correctors": ((1e4, 0.3), *WEIGHTS["correctors"][1:])}, "less than or equal to"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused(saved, version, change, message):
+    """When the bundle is loaded."""
+
+    def damage(fields):
+        fields["format_version"] = version
+        fields["legs"][0]["weights"] = {**WEIGHTS, **change}
+
+    assert message in damaged(saved, damage)
+
+
+def test_a_leg_has_weights_or_corrections(saved):
+    """Corrections add to the rule that they were learned with."""
+    both = {"weights": WEIGHTS, "corrections": CORRECTIONS}
+    assert "not both" in damaged(
+        saved, lambda fields: (fields.update(format_version=3), fields["legs"][0].update(both))
+    )
+
+
 def test_reading_corrections_runs_nothing():
     """safetensors holds numbers; a pickle in its place is refused."""
     text = base64.b64encode(pickle.dumps(some(evaluations=4).named())).decode()

@@ -16,17 +16,27 @@ from ddib_fed.diffusion.denoiser import Condition
 from ddib_fed.diffusion.levels.learned import LearnedSteps, Stage
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle, load_bundle, put_beside
-from ddib_fed.models.tuned import MAX_LEARNED, STEPS_FILE, Tuned, TunedLeg, corrections_text, read_corrections
+from ddib_fed.models.tuned import (
+    MAX_LEARNED,
+    STEPS_FILE,
+    LearnedWeights,
+    Tuned,
+    TunedLeg,
+    corrections_text,
+    read_corrections,
+)
 from ddib_fed.training.tuning.corrections import CorrectionEffort, corrected
 from ddib_fed.training.tuning.legs import YARDSTICK, TuningLeg, errors, softened, tuning_leg
 from ddib_fed.training.tuning.samples import SEED, Counts, own_samples
 from ddib_fed.training.tuning.search import Effort, learn
+from ddib_fed.training.tuning.weights import WeightEffort, weighted
 
 Say = Callable[[str, int, int], None]
 """Told (what is being done, done, in all)."""
 POINTS = Counts(fit=12_000, choose=2_000, held_out=4_000), Effort((3, 4, 5), 400, 40, 240, 3)
-PICTURES = Counts(fit=12, choose=3, held_out=12), Effort((2, 3, 4), 2, 10, 30, 2, 0.05)
+PICTURES = Counts(fit=24, choose=8, held_out=12), Effort((2, 3, 4), 2, 10, 30, 2, 0.05)
 CORRECTIONS = CorrectionEffort()
+WEIGHTS = WeightEffort()
 REFERENCE = 128
 """Evaluations of a reference leg."""
 
@@ -42,8 +52,8 @@ class Wanted:
         seed: Of noise and batches.
         effort: Factor on the number of gradients.
         stages: The directions; the grid "learned" needs both.
-        corrections: Whether steps of points are corrected.
-        keep_levels: Whether levels that the bundle has are kept, and only their corrections are learned.
+        corrections: Whether steps of points get corrections, and those of pictures weights of their own.
+        keep_levels: Whether levels that the bundle has are kept, and only these are learned.
     """
 
     evaluations: tuple[int, ...]
@@ -109,7 +119,10 @@ def tune(bundle: Bundle, wanted: Wanted, *, device: str = "cpu", say: Say) -> tu
             if steps is None:
                 steps = learn(leg, number, effort, seed=wanted.seed, known=known, tell=tell)
             known.append(steps)
-            if wanted.corrections and not model.is_picture:
+            if wanted.corrections and model.is_picture:
+                tell = partial(say, f"weights of {leg.stage} in {number}")
+                steps = weighted(leg, steps, WEIGHTS, seed=wanted.seed, tell=tell)
+            elif wanted.corrections:
                 tell = partial(say, f"corrections of {leg.stage} in {number}")
                 steps = corrected(leg, steps, corrections, seed=wanted.seed, tell=tell)
             found.append(measured(leg, steps))
@@ -117,10 +130,11 @@ def tune(bundle: Bundle, wanted: Wanted, *, device: str = "cpu", say: Say) -> tu
 
 
 def _kept(bundle: Bundle, leg: TuningLeg, number: int) -> LearnedSteps | None:
-    """The steps of a leg that the bundle has; None where they have corrections: those moved their levels."""
+    """The bare steps of a leg that the bundle has; None where they have corrections: those moved their levels."""
     there = () if bundle.tuned is None else bundle.tuned.legs
     wanted = (leg.stage, leg.sigma, number)
-    return next((each.steps() for each in there if each.key == wanted and each.corrections is None), None)
+    found = next((each.steps() for each in there if each.key == wanted and each.corrections is None), None)
+    return None if found is None else replace(found, weights=None)
 
 
 def measured(leg: TuningLeg, steps: LearnedSteps) -> TunedLeg:
@@ -144,6 +158,7 @@ def measured(leg: TuningLeg, steps: LearnedSteps) -> TunedLeg:
         yardstick_error=errors(leg.default_end(YARDSTICK, rows), rows.end),
         reference_gap=leg.reference_gap,
         corrections=text,
+        weights=None if steps.weights is None else LearnedWeights.of(steps.weights),
     )
 
 

@@ -51,7 +51,7 @@ NUMBERS = (12, 16, 20)
 @click.option(
     "--keep-levels",
     is_flag=True,
-    help="Keep the levels of steps that the model has; learn their corrections alone.",
+    help="Keep the levels of steps that the model has; learn their corrections or weights alone.",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where.")
 @THREADS
@@ -76,7 +76,7 @@ def tune(
     weights with their error on held-out samples; the model's digest does not change. `--grid learned` uses them, with
     one of the numbers learned: for example `ddib model tune models/a --evaluations 12 16 20`. Steps of encoding belong
     to one softening. Models of points also learn a correction of each step, a small network that costs little beside
-    the model's own. MODEL is the bundle's folder.
+    the model's own; models of pictures learn the weights of each step. MODEL is the bundle's folder.
     """
     from ddib_fed.bridge.threads import torch_threads
     from ddib_fed.training.tuning.run import Wanted, tune_bundle
