@@ -78,34 +78,36 @@ def weighted(
         seed: Of the choice of pictures.
         tell: Told (difference quotients done, in all).
     """
-    walk = Walk.of(leg, steps)
-    best = replace(steps, weights=walk.weights)
-    score = _score(leg, best)
+    walk, best, score = Walk.of(leg, steps), steps, _score(leg, steps)
     generator = torch.Generator().manual_seed(seed)
     total = effort.rounds * len(walk.places) * -(-effort.pictures // effort.batch)
     done = 0
     for _ in range(effort.rounds):
         normal, right = walk.zeros()
         for rows in _batches(leg.fit, effort, generator):
-            quotients, missed = walk.linearised(rows, lambda count, done=done: tell(done + count, total))
+            quotients, missed = walk.linearised(rows, _from(tell, done, total))
             normal += quotients @ quotients.T
             right += quotients @ missed
             done += len(walk.places)
-        found = [replace(steps, weights=walk.moved(normal, right, mu)) for mu in DAMPINGS]
-        scores = [_score(leg, each) for each in found]
+        moved = [replace(walk, weights=walk.moved(normal, right, mu)) for mu in DAMPINGS]
+        scores = [_score(leg, replace(steps, weights=each.weights)) for each in moved]
         if min(scores) >= score:
             break
         score = min(scores)
-        best = found[scores.index(score)]
-        walk = replace(walk, weights=best.weights)
+        walk = moved[scores.index(score)]
+        best = replace(steps, weights=walk.weights)
     tell(total, total)
-    return steps if best.weights == Walk.of(leg, steps).weights else best
+    return best
+
+
+def _from(tell: Told, spent: int, total: int) -> Callable[[int], None]:
+    return lambda done: tell(spent + done, total)
 
 
 def _batches(rows: Rows, effort: WeightEffort, generator: torch.Generator) -> Iterator[Rows]:
     which = torch.randperm(len(rows), generator=generator)[: effort.pictures]
-    for part in which.split(effort.batch):
-        yield rows.chosen(part.to(rows.x.device))
+    for first in range(0, len(which), effort.batch):
+        yield rows.chosen(which[first : first + effort.batch].to(rows.x.device))
 
 
 def _score(leg: TuningLeg, steps: LearnedSteps) -> float:
