@@ -2,7 +2,7 @@
 
 What is judged is what is sent: numbers of the leg's latent type. Whoever encodes judges against the model's own latents
 (`models.allowances`), where these were measured: it alone knows the model and the picture, and can keep a latent back.
-Whoever decodes has received it, and knows another model: it holds it against fixed bounds (decision 0092).
+Whoever decodes has received it, and knows another model: it holds it against fixed bounds (decision 0085).
 """
 
 from __future__ import annotations
