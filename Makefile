@@ -62,7 +62,7 @@ bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/
 trust: $(VENV)/.dev  ## The long form of every test that holds a promise, but the chaos; writes docs/trust-report.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report trust
 
-chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/trust-report.md
+chaos: $(VENV)/.dev  ## Kills, drains and broken wires between running nodes; writes docs/trust-report.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report chaos
 
 fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/trust-report.md

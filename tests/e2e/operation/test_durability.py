@@ -17,7 +17,7 @@ from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Node, Pair, moons, wait_until
 from tests.e2e.translation.test_translate import TARGET, npy
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs")]
 
 # Enough work that a kill falls into the middle: a few seconds on one core.
 ITEMS = [npy(moons(1_000, seed=n)) for n in range(4)]
