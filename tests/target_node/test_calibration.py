@@ -23,11 +23,12 @@ from ddib_fed.errors import (
     CalibrationUnits,
     CalibrationUnknown,
     DomainNotFound,
-    MessageInvalid,
+    PeerFault,
     PeerUnknown,
     PeerUnreachable,
     PolicyDenied,
     QuotaSpent,
+    Unauthenticated,
 )
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
@@ -205,7 +206,7 @@ def test_a_peer_that_was_removed_gets_nothing(open_pair) -> None:
     """Neither the aggregate nor a signature."""
     target, north = open_pair()
     target.node.peers.remove("north.example")
-    with north.calls() as south, pytest.raises((PeerUnknown, PeerUnreachable)):
+    with north.calls() as south, pytest.raises((PeerUnknown, PeerUnreachable, Unauthenticated)):
         south.units()
 
 
@@ -304,7 +305,7 @@ def test_an_aggregate_that_is_not_what_it_says_is_not_used(open_pair, monkeypatc
     _, north = open_pair()
     forged = SimpleNamespace(canonical=content, sha256=bytes(32), epsilon=1.0, delta=1e-5)
     monkeypatch.setattr(service, "served_aggregate", lambda *_: forged)
-    with north.calls() as south, pytest.raises(MessageInvalid) as refused:
+    with north.calls() as south, pytest.raises(PeerFault) as refused:
         south.aggregate()
     assert refused.value.hop == "target south.example"
 

@@ -61,7 +61,7 @@ class Honest:
 @pytest.fixture(scope="module")
 def honest() -> Honest:
     party = ServingParty(bundle := pretrained("satellite"), device="cpu", threads=1)
-    drawn = load_shipped("satellite").test
+    drawn = load_shipped("satellite").held_out
     raw = drawn[np.linspace(0, len(drawn) - 1, HONEST).astype(int)].astype(np.float32)
     softener, leg = Softener(bytes(32), bundle.digest), Leg(SolverSettings(evaluations=EVALUATIONS))
     try:
