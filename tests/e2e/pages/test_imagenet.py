@@ -76,6 +76,8 @@ def nodes(place: Path) -> Pair:
         words[words.index("--address") + 1] = f"localhost:{port}"
         ddib(*words[1:])
         given = dict(pairwise(words))
+        config = place / given["--out"] / "node.toml"
+        config.write_text(config.read_text().replace("[policy]\n", "[policy]\nleast_evaluations = 3\n", 1))
         made.append(Node(place / given["--out"], given["--role"], given["--institution"], port))
     north, south = made
     admit(north, south)
