@@ -29,7 +29,7 @@ def error_message(record: Mapping[str, Any] | None) -> common_pb2.ErrorDetail | 
         facts=record.get("facts", {}),
         differences=tuple(Difference(**difference) for difference in record.get("differences", ())),
     )
-    detail = to_detail(kept, "", record.get("incident", ""))
+    detail = to_detail(kept, record.get("institution", ""), record.get("incident", ""))
     detail.reason, detail.sentence = record["reason"], record["sentence"][:MAX_TEXT]
     return detail
 

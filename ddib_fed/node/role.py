@@ -21,6 +21,7 @@ from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
 from ddib_fed.node.model.pictures import rule_of, terms_of, value_range_of
+from ddib_fed.node.quota import Ledger
 from ddib_fed.server.metrics import Metrics
 from ddib_fed.trust.audit import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
@@ -39,6 +40,7 @@ class NodeContext:
     metrics: Metrics
     decoding: DecodingMemory = field(init=False)
     calibrations: CalibrationStore = field(init=False)
+    quotas: Ledger = field(init=False)
     _engine: ServingParty | None = None
     _softener: Softener | None = None
     _draining: threading.Event = field(default_factory=threading.Event)
@@ -46,6 +48,7 @@ class NodeContext:
     def __post_init__(self) -> None:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
         self.calibrations = CalibrationStore(self.config.paths.calibrations)
+        self.quotas = Ledger(self.config.paths.quotas)
 
     @property
     def engine(self) -> ServingParty:

@@ -26,8 +26,8 @@ def insert_job(
 ) -> None:
     """A queued job, its items, their inputs, and what was decoded of these."""
     db.execute(
-        "INSERT INTO jobs (job_id, owner, request_id, content, spec, state, created, expires)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO jobs (job_id, owner, request_id, content, spec, state, created, expires, target, deadline)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job_id,
             spec.owner,
@@ -37,6 +37,8 @@ def insert_job(
             JobState.QUEUED,
             created,
             expires,
+            spec.target_institution,
+            created + spec.deadline_s,
         ),
     )
     for item in items:
@@ -115,6 +117,16 @@ def end_job(
     db.execute(
         "UPDATE jobs SET state = ?, finished = ?, expires = ?, error = ? WHERE job_id = ?",
         (state, finished, expires, _json(error), job_id),
+    )
+
+
+def postpone_job(
+    db: sqlite3.Connection, job_id: str, *, not_before: float, error: Mapping[str, Any] | None
+) -> None:
+    """A job that waits again, and why, if that is given."""
+    db.execute(
+        "UPDATE jobs SET state = ?, not_before = ?, error = coalesce(?, error) WHERE job_id = ?",
+        (JobState.QUEUED, not_before, _json(error), job_id),
     )
 
 
