@@ -29,7 +29,7 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-SPOKEN: tuple[Version, ...] = tuple(Version(1, minor) for minor in range(5))
+SPOKEN: tuple[Version, ...] = tuple(Version(1, minor) for minor in range(6))
 """Every version this release speaks: its own minor, and those before."""
 
 OLDEST = SPOKEN[0]
@@ -45,6 +45,9 @@ CALIBRATION = Version(1, 3)
 
 ECONOMY = Version(1, 4)
 """The first version with latents of 16 bits, learned grids and flow maps."""
+
+ANCHORS = Version(1, 5)
+"""The first version in which nodes tell each other the ends of their audit logs."""
 
 
 def versions_to_pb(versions: Iterable[Version] = SPOKEN) -> list[common_pb2.ProtocolVersion]:

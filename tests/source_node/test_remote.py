@@ -91,7 +91,7 @@ def test_a_peer_of_an_older_release_is_named_by_its_version(remotes, target) -> 
     (difference,) = caught.value.differences
     assert (difference.field, difference.source, difference.target) == (
         "version",
-        "1.4, 1.3, 1.2, 1.1, 1.0",
+        "1.5, 1.4, 1.3, 1.2, 1.1, 1.0",
         "1.0",
     )
     with pytest.raises(UnknownFields):

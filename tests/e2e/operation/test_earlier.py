@@ -29,7 +29,7 @@ from ddib_fed.client.views import JobView, Part, Result
 from ddib_fed.errors import ContractMismatch
 from ddib_fed.guidance import Guidance
 from ddib_fed.samples.images import decode_image
-from ddib_fed.trust.audit import verify
+from ddib_fed.trust.audit.verification import verify
 from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Node, free_port, wait_until
 from tests.e2e.operation.test_durability import first_progress
@@ -292,7 +292,7 @@ def test_guidance_that_an_earlier_node_does_not_know_is_refused_by_name(world: W
                 [sample(world.kind, 1)], f"{peer}.example/{peer}-{world.kind}", SHORT, guidance=Guidance(2.0)
             )
         (difference,) = caught.value.differences
-        assert (difference.field, difference.source) == ("version", "1.4, 1.3, 1.2, 1.1, 1.0")
+        assert (difference.field, difference.source) == ("version", "1.5, 1.4, 1.3, 1.2, 1.1, 1.0")
         assert difference.target.startswith("1.1")
         assert "pgrade" in difference.remedy
         assert hop in f"{caught.value.hop} {difference.remedy}"

@@ -254,7 +254,7 @@ def test_a_target_of_an_older_release_is_asked_for_no_guidance(source, targets) 
     job = source.translated(source_class="coast", target_class="delta", guidance=Guidance(2.0))
     assert (str(job.state), job.error["reason"]) == ("FAILED", "CONTRACT_MISMATCH")
     (difference,) = job.error["differences"]
-    assert (difference["source"], difference["target"]) == ("1.4, 1.3, 1.2, 1.1, 1.0", "1.1")
+    assert (difference["source"], difference["target"]) == ("1.5, 1.4, 1.3, 1.2, 1.1, 1.0", "1.1")
     assert "target south.example" in difference["remedy"]
     assert "Upgrade" in difference["remedy"]
     assert south.headers == []

@@ -123,7 +123,7 @@ def test_an_older_peer_is_named_with_the_versions_and_what_to_do(version) -> Non
     (difference,) = caught.value.differences
     assert (difference.field, difference.source, difference.target) == (
         "version",
-        "1.4, 1.3, 1.2, 1.1, 1.0",
+        "1.5, 1.4, 1.3, 1.2, 1.1, 1.0",
         str(version),
     )
     assert "Upgrade" in difference.remedy
