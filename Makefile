@@ -11,7 +11,7 @@ WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-fast test-ray check format format-check lint types layers drift proto install clean bench benchmarks pretrained help
+.PHONY: demo test test-fast test-ray check format format-check lint types layers drift proto install clean bench trust chaos fuzz sbom benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -56,6 +56,15 @@ install: $(VENV)/.dev  ## The virtual environment, with everything for developme
 
 bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/benchmarks.md, fails when a bound is missed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.everything
+
+trust: $(VENV)/.dev  ## The long form of every test that holds a promise, but the chaos; writes docs/trust-report.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report trust
+
+chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/trust-report.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report chaos
+
+sbom: $(VENV)/.node  ## dist/ddib-fed.cdx.json: a CycloneDX bill of what a node needs, and of the models that ship
+	$(BIN)/python -m benchmarks.trust.sbom --extra node
 
 benchmarks: $(VENV)/.dev  ## Measure the solvers again (about two hours; writes docs/benchmarks)
 	$(BIN)/python -m benchmarks.points.solvers

@@ -191,16 +191,16 @@ class Pair:
     def tapped(self) -> Tap:
         """From now on north reaches south through a relay that keeps every decrypted byte; north must not run yet."""
         tap = Tap(self.south.port, self.south.config.paths.pki, self.north.config.paths.pki)
-        self._dial(tap.port)
+        self.dial(tap.port)
         return tap
 
     def flipping(self) -> BitFlipper:
         """From now on north reaches south over a wire that can turn bits over; north must not run yet."""
         wire = BitFlipper(self.south.port)
-        self._dial(wire.port)
+        self.dial(wire.port)
         return wire
 
-    def _dial(self, port: int) -> None:
+    def dial(self, port: int) -> None:
         """Let north reach south at another port."""
         peer_file = next(self.north.config.paths.peers.glob("*south.example*"))
         text = peer_file.read_text()

@@ -7,6 +7,7 @@ and of the demo start nodes by their commands.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -21,6 +22,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+PLANT = "DDIB_TESTS_PLANT"
+"""Names a function, "module:name", that a node's process calls before anything else: leaks and failpoints of tests."""
 IMPORTED = ("source_node.service", "target_node.service", "ddib_fed.node.daemon", "pytest")
 
 
@@ -29,6 +32,10 @@ class NodeProcess:
 
     def __init__(self, process: BaseProcess) -> None:
         self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
@@ -100,5 +107,8 @@ def _serve(role: str, config: str, log: str, environment: dict[str, str], open_f
     os.close(output)
     if open_files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+    if planted := environment.get(PLANT):
+        module, _, name = planted.partition(":")
+        getattr(importlib.import_module(module), name)()
     sys.argv = [_module(role), "serve", "--config", config]
     runpy.run_module(_module(role), run_name="__main__", alter_sys=True)

@@ -1,0 +1,59 @@
+"""What every test can ask for: the size of its form, and a place for what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from benchmarks.trust.promises import PROMISES
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="numbers of the long forms, as `make trust` and `make chaos` use"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each report of a test that holds a promise says which one, and the fact that the test states."""
+    for item in items:
+        marker = item.get_closest_marker("promise")
+        if marker is None:
+            continue
+        (name,) = marker.args
+        if name not in PROMISES:
+            raise pytest.UsageError(
+                f"{item.nodeid}: no promise is called {name!r}, see benchmarks/trust/promises.py"
+            )
+        fact = (getattr(item, "obj", None).__doc__ or item.name).strip().splitlines()[0]
+        item.user_properties += [("promise", name), ("fact", fact)]
+
+
+@pytest.fixture(scope="session")
+def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """`amount(short, long)`: the first in `make test`, the second in the long forms."""
+    long_form = bool(request.config.getoption("--long"))
+    return lambda short, long: long if long_form else short
+
+
+@dataclass
+class Evidence:
+    """What a test found, for docs/trust-report.md."""
+
+    item: pytest.Item
+
+    def cases(self, count: int, failed: int = 0) -> None:
+        """The number of cases that this one test tried, and that failed; without it the test is one."""
+        self.item.user_properties += [("cases", count), ("failed", failed)]
+
+    def figure(self, text: str) -> None:
+        """Something measured, e.g. "memory grew by 12 MB"."""
+        self.item.user_properties.append(("figure", text))
+
+
+@pytest.fixture
+def evidence(request: pytest.FixtureRequest) -> Evidence:
+    """Takes what the test found."""
+    return Evidence(request.node)
