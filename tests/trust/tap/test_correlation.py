@@ -25,7 +25,6 @@ from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.models.shipped import pretrained
 from ddib_fed.reports.sheets import to_pixels
 from tests.conftest import Evidence
-from tests.trust.tap import leaks
 from tests.trust.tap.bench import Bench
 from tests.trust.tap.judge import Judge, strongest, threshold
 from tests.trust.tap.search import Found, Traffic
