@@ -131,5 +131,5 @@ def test_a_latent_with_a_part_of_its_picture_is_caught(
 
 
 def test_the_correlation_alone_sees_what_is_mostly_picture(honest: Honest) -> None:
-    """Latents that the gate passes correlate with their pictures, so it begins at a = 0.6: the residual does the rest."""
+    """Latents that pass the gate correlate with their pictures: it begins at a = 0.6, the residual does the rest."""
     assert 0.55 <= honest.least_share() <= 0.8
