@@ -60,7 +60,7 @@ class Reading(_Frozen):
 
 
 class Membership(_Frozen):
-    """How well samples of the training data are told from others: areas under the curve, 0.5 for a guess.
+    """How well training samples are distinguished from others: areas under the curve, 0.5 for a guess.
 
     Attributes:
         soften_sigma: Noise level before encoding.

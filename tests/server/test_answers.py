@@ -198,7 +198,7 @@ def test_every_call_ends_with_the_nodes_time(node: Listening, north: Institution
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_no_internal_error(node: Listening, north: Institution, code: int) -> None:
-    """Whichever file met it, e.g. the audit log: the caller is told to come again."""
+    """For any file, e.g. the audit log; the error asks the caller to retry."""
     node.echo.failure = OSError(code, "No space left on device", "/srv/ddib/state/audit.jsonl")
     found = failure(node, north)
     assert isinstance(found, DiskFull)

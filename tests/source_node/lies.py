@@ -44,7 +44,7 @@ class Lie:
     """One lie.
 
     Attributes:
-        decodes: What the Decode call does; None where the lie is told before.
+        decodes: What the Decode call does; None where the lie is in an earlier call.
         answer: The reason for which the answer is refused.
         forge: Changes the answers of DescribeDomain and NegotiateContract.
         job: Settings of the job.

@@ -120,6 +120,10 @@ def test_a_target_that_changes_the_calibration_ends_the_job(source, target, sign
     job = source.start().translated()
     assert str(job.state) == "FAILED"
     assert job.error["reason"] == "PEER_FAULT"
+    assert job.error["institution"] == "south.example"
+    assert job.error["facts"]["answer"] == "CONTRACT_MISMATCH"
+    fields = [difference["field"] for difference in job.error["differences"]]
+    assert sorted(fields) == ["calibration", "contract_sha256"]
     assert not target.latents
 
 

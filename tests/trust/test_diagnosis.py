@@ -189,7 +189,7 @@ def test_a_name_server_that_does_not_answer_is_no_missing_host(
 def test_a_fresh_certificate_that_is_refused_says_by_how_much_a_clock_would_be_wrong(
     node: Listening, north: Institution, south: Institution
 ) -> None:
-    """gRPC closes without a reason: what a clock can explain is told from the certificate's own age."""
+    """gRPC closes without a reason: the age of the certificate shows what a clock can explain."""
     south.store.remove("north.example")
     fresh = look(node.address, north, south)
     assert "a node whose clock is behind by more than" in fresh.text

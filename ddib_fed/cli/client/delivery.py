@@ -176,7 +176,7 @@ def deliver(
     Raises:
         ChunkCorrupt: A result does not belong to the sent file.
         AlreadyExists: A result is there already with other content, and `force` is not set.
-        DiskFull: There is no room for a result; the node keeps it and those that follow.
+        DiskFull: The disk is full; this result and later ones stay on the node.
         InputError: A result cannot be written for another reason; likewise.
         DdibError: The node refuses or cannot be reached.
     """

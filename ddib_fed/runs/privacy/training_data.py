@@ -26,7 +26,7 @@ DRAWING = SolverSettings(evaluations=24)
 def membership_of(
     model: DomainModel, members: Array, others: Array, *, sigma: float, evaluations: int, seed: int
 ) -> Membership:
-    """How well training samples are told from others, by the norm of the latent and by the model's loss.
+    """How well training samples are distinguished from others, by the norm of the latent and by the model's loss.
 
     Args:
         model: The model.

@@ -43,7 +43,7 @@ def test_doctor_names_the_cause_of_each_broken_set_up(name, tmp_path, capsys) ->
 
 @pytest.mark.parametrize("name", CONNECTION)
 def test_every_command_names_the_cause_of_a_failed_connection(name, tmp_path, capsys) -> None:
-    """The same causes as `ddib doctor`: nobody has to know that there is one."""
+    """The same causes as `ddib doctor`, without running it."""
     scan = tmp_path / "scan.npy"
     np.save(scan, np.zeros((4, 2), np.float32))
     target = ["--to", "south.example/checkerboards", "--out", str(tmp_path / "out")]

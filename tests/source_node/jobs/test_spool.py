@@ -136,7 +136,7 @@ def test_the_sweep_removes_what_no_row_names(spool, job, folder):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named(spool, job, folder, monkeypatch, code):
-    """The client is told to come again; the file that was there stays."""
+    """The error asks the client to retry; the file that was there stays."""
     put(spool, job, 0, "encoded", b"first")
 
     def full(_: int) -> None:
