@@ -47,5 +47,10 @@ class Guidance:
         """Whether there is a class to steer towards."""
         return self.scale is not None or self.classifier_scale is not None
 
+    @property
+    def predictions(self) -> int:
+        """What a guided evaluation takes: 2, for two predictions or a gradient, and 1 where nothing is added."""
+        return 2 if self.classifier_scale is not None or self.scale not in {None, 0.0, 1.0} else 1
+
 
 UNGUIDED = Guidance()

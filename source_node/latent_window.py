@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Self
@@ -19,6 +20,9 @@ FEW_WAITING = 2
 # Latents without an answer, in batches: one that the peer computes, one that waits for it there, one on the way.
 UNANSWERED_BATCHES = 3
 FEW_UNANSWERED = 4
+# A call that has nothing to send and waits for nothing ends, and the next latent begins another: a source that computes
+# for long is not idle in the eyes of its peer (`idle_s` in its [limits], 300 s unless it was changed).
+IDLE_S = 60.0
 # How often a blocked stage looks whether it should still wait.
 POLL_S = 0.2
 
@@ -36,10 +40,12 @@ class LatentWindow:
     Args:
         control: Ends the waiting.
         batch_rows: Samples of a batch.
+        idle_s: How long a call may have nothing to send, and nothing to wait for.
     """
 
-    def __init__(self, control: Control, batch_rows: int) -> None:
+    def __init__(self, control: Control, batch_rows: int, *, idle_s: float = IDLE_S) -> None:
         self._control = control
+        self._idle_s = idle_s
         self._batch_rows = batch_rows
         self._changed = threading.Condition()
         self._waiting: deque[ToDecode | None] = deque()
@@ -90,14 +96,19 @@ class LatentWindow:
     def take(self, call: int, label: Labels, most: int) -> list[ToDecode]:
         """The next latents for a call, at most `most`, once there are some and the peer has few enough.
 
-        Empty when the call's last one was taken.
+        Empty when the call's last one was taken, or when there was nothing to do for the peer for a while.
 
         Raises:
             Stopped: The call is over.
         """
         with self._changed:
+            idle = time.monotonic() + self._idle_s
             while self.call == call and (not self._waiting or self._full()):
                 if self._waiting and not self._fits(label):
+                    return []
+                if self._waiting or self._unanswered:
+                    idle = time.monotonic() + self._idle_s
+                elif time.monotonic() > idle:
                     return []
                 self._wait()
             if self.call != call:

@@ -1,7 +1,7 @@
 """An admitted peer as a `Party`: latents go out over Decode calls while the next ones are encoded.
 
 A call carries many latents of one class. An item that the peer refuses ends its call; the items behind it that have no
-answer yet go into the next one as they are.
+answer yet go into the next one as they are. A call that has had nothing to do for a while is ended too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.rpc.peers import at_fault
 from ddib_fed.wire.contracts.contract import Contract, ContractSide
 from source_node.decode_call import Answer, DecodeCall, Progress
-from source_node.latent_window import Filler, LatentWindow, Release, Sending
+from source_node.latent_window import IDLE_S, Filler, LatentWindow, Release, Sending
 from source_node.remote import Remote
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class RemoteParty:
         release: Makes latents fit to leave, each time before they are sent, on a thread of the call; one that it
             leaves out is not sent. What it raises ends the job.
         batch_rows: Samples of a batch: how far latents run ahead of the answers is counted in batches.
+        idle_s: See `LatentWindow`.
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class RemoteParty:
         read: Callable[[bytes, int], Array],
         release: Release,
         batch_rows: int,
+        idle_s: float = IDLE_S,
     ) -> None:
         self._batch_rows = batch_rows
+        self._idle_s = idle_s
         self._remote = remote
         self._contract = contract
         self._request_id = request_id
@@ -106,7 +109,7 @@ class RemoteParty:
             PeerFault: It does not keep to the protocol.
             DdibError: As the peer says, as `latents` raises, or as the leg's control says.
         """
-        window = LatentWindow(leg.control or Control(), self._batch_rows)
+        window = LatentWindow(leg.control or Control(), self._batch_rows, idle_s=self._idle_s)
         with Filler(lambda: self._fill(latents, window), window) as filler:
             while (first := window.first()) is not None:
                 yield from self._one_call(first.label, window, filler, leg)

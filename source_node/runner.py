@@ -2,8 +2,8 @@
 
 A job is a pipeline of three bounded stages (encode, remote, return) that a kill may interrupt anywhere: what is on
 disk decides what is left to do. A latent once made is stored and sent again as it is. An unreachable peer is tried
-again with growing pauses until the job's deadline, while other jobs have the worker; a peer that refuses ends the job
-with its reason.
+again with growing pauses until the jobs' deadlines, by one job at a time, while jobs for others have the workers; a
+peer that refuses ends the job with its reason. Clients share the workers: who has fewest jobs running is next.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import random
 import secrets
 import threading
 import time
+from collections import Counter
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from ddib_fed.bridge.control import Control
@@ -25,31 +27,43 @@ from ddib_fed.errors import (
     ExhaustedError,
     InternalError,
     JobNotFound,
+    NotReady,
     PeerFault,
     PeerUnreachable,
+    QuotaSpent,
     StateConflict,
     UnavailableError,
 )
 from ddib_fed.files import is_disk_full
 from ddib_fed.node.role import NodeContext
+from ddib_fed.server.slots import within_share
 from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.events import EventHub
+from source_node.jobs.queue import Due
 from source_node.jobs.records import PENDING_ITEMS, error_record, last_cause
 from source_node.jobs.store import Job, JobStore
 from source_node.pipeline.items import rows_about
 from source_node.pipeline.job import Pipeline
+from source_node.pipeline.reach import FIRST_PAUSE_S, LONGEST_PAUSE_S, Reach
 from source_node.remote import Remotes
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
 # Of a peer that did not answer: a worker is held as long.
 DIAGNOSE_TIMEOUT_S = 2.0
-# Jobs of more than a batch that are worked on at once, of all `running_jobs`.
-LARGE_JOBS = 4
+# Jobs of more than a batch that are worked on at once, of all `running_jobs`; one client may have four of them.
+LARGE_JOBS = 6
 # How often the queue is looked at when nobody wakes the workers.
 LOOK_EVERY_S = 0.5
+
+
+ABSENT = (PeerUnreachable, NotReady, Draining)
+"""Errors of a peer that takes no job at all now."""
+
+
+def _renews_in_time(error: QuotaSpent, job: Job) -> bool:
+    """Whether a quota is there again before the job is given up; otherwise its client hears now what was spent."""
+    return error.retry_after_s is not None and time.time() + error.retry_after_s < job.deadline
 
 
 def deadline_of(job: Job) -> float:
@@ -70,12 +84,14 @@ class JobRunner:
         self._looking = False
         self._draining = False
         self._controls: dict[str, Control] = {}
-        self._large: set[str] = set()
+        self._reach = Reach()
+        self._running: dict[str, Due] = {}
+        self._chosen: Due | None = None
         self._pauses: dict[str, float] = {}
         self._stranded: set[str] = set()
+        self._most = node.config.engine.running_jobs
         self._threads = [
-            threading.Thread(target=self._run, name=f"job-{n}", daemon=True)
-            for n in range(node.config.engine.running_jobs)
+            threading.Thread(target=self._run, name=f"job-{n}", daemon=True) for n in range(self._most)
         ]
 
     def start(self) -> None:
@@ -84,8 +100,19 @@ class JobRunner:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def away(self) -> Collection[str]:
+        """Institutions whose nodes do not answer: their jobs wait."""
+        return self._reach.away
+
+    def accepted(self, job: Job) -> None:
+        """A job was accepted: it is told at once if it has to wait."""
+        if reason := self._reach.reason(job.spec.target_institution):
+            self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=reason)
+        self.wake()
+
     def wake(self) -> None:
-        """A job was accepted."""
+        """Look at the queue now."""
         with self._wake:
             self._wake.notify_all()
 
@@ -131,10 +158,11 @@ class JobRunner:
             # The store itself failed (disk full, for one): running in its books, and nobody works on it.
             log.exception("job %s could not be brought to an end; it is tried again", job.job_id)
             stranded = True
+        self._reach.end(job.spec.target_institution, job.job_id)
         with self._wake:
             if self._controls.get(job.job_id) is control:  # put back, it may run on another thread already
                 del self._controls[job.job_id]
-                self._large.discard(job.job_id)
+                del self._running[job.job_id]
             if stranded:
                 self._stranded.add(job.job_id)
             self._wake.notify_all()
@@ -147,12 +175,9 @@ class JobRunner:
                 if self._looking:
                     self._wake.wait()
                     continue
-                job = self._claim()
-                if job is not None:
+                if (job := self._claim()) is not None:
                     control = self._controls[job.job_id] = Control(deadline_of(job))
-                    left = [item for item in job.items if item.state in PENDING_ITEMS]
-                    if self._rows(len(left), sum(item.size_bytes for item in left)) > self._batch_rows:
-                        self._large.add(job.job_id)
+                    self._reach.begin(job.spec.target_institution, job.job_id)
                     self._wake.notify_all()
                     return job, control
                 self._looking = True
@@ -164,19 +189,37 @@ class JobRunner:
         """A job that is due; none, too, while the store cannot say: a full disk must not end the workers."""
         try:
             self._take_back_stranded()
-            return self._store.claim(self._accepts)
+            job = self._store.claim(self._choose)
         except Exception:
             log.exception("the job store cannot be used now; it is tried again")
             return None
+        if job is not None and self._chosen is not None:
+            self._running[job.job_id] = self._chosen
+        return job
 
-    def _accepts(self, items: int, size_bytes: int) -> bool:
-        """Whether a job may begin: a few large ones are worked on at once, and small ones beside them.
+    def _choose(self, due: Sequence[Due]) -> Due | None:
+        """What is overdue, and then the oldest job that may run of the client that has fewest running."""
+        counts = Counter(each.owner for each in self._running.values())
+        some = [each for each in due if each.overdue or self._may_run(each, counts)]
+        self._chosen = min(some, key=lambda each: (not each.overdue, counts[each.owner]), default=None)
+        return self._chosen
 
-        More large jobs would only share the engine: all would end late, and a kill would find more unfinished.
+    def _may_run(self, due: Due, counts: Counter[str]) -> bool:
+        """Whether the client has a worker left, and the job's peer answers.
+
+        A few large jobs are worked on at once, and small ones beside them: more would only share the engine, all would
+        end late, and a kill would find more unfinished.
         """
-        if len(self._large) < LARGE_JOBS:
-            return True
-        return self._rows(items, size_bytes) <= self._batch_rows
+        if not within_share(counts[due.owner], self._most - counts.total(), self._most):
+            return False
+        if self._is_large(due):
+            large = Counter(each.owner for each in self._running.values() if self._is_large(each))
+            if not within_share(large[due.owner], LARGE_JOBS - large.total(), LARGE_JOBS):
+                return False
+        return self._reach.may_try(due.target)
+
+    def _is_large(self, due: Due) -> bool:
+        return self._rows(due.items, due.size_bytes) > self._batch_rows
 
     def _rows(self, items: int, size_bytes: int) -> int:
         return rows_about(items, size_bytes, self._node.running_engine.model.sample_shape)
@@ -192,7 +235,7 @@ class JobRunner:
             self._stranded.discard(job_id)
 
     def _work(self, job: Job, control: Control) -> None:
-        self._publish(job, JobState.RUNNING)
+        self._publish(job.job_id, JobState.RUNNING)
         try:
             self._attempt(job, control)
             self._finish_by_items(job)
@@ -208,6 +251,7 @@ class JobRunner:
         except DdibError as error:
             if isinstance(error, PeerFault):
                 self._node.peer_problems.failed(job.spec.target_institution, error)
+            self._note_presence(job, error)
             self._finish(job, JobState.FAILED, error)
         except Exception:
             incident = secrets.token_hex(6)
@@ -218,6 +262,8 @@ class JobRunner:
         """For later, or for the next start."""
         if self._closing:
             log.info("job %s is left for the next start", job.job_id)
+        elif isinstance(error, QuotaSpent) and not _renews_in_time(error, job):
+            self._finish(job, JobState.FAILED, error)
         else:
             self._postpone(job, error)
 
@@ -228,8 +274,22 @@ class JobRunner:
             raise Cancelled(facts={"job": job.job_id})
         left = [item for item in job.items if item.state in PENDING_ITEMS]
         if left:
-            Pipeline(self._node, self._store, self._events, self._remotes, job, control).run(left)
-            self._node.peer_problems.answered(job.spec.target_institution)
+            target = job.spec.target_institution
+            Pipeline(
+                self._node,
+                self._store,
+                self._events,
+                self._remotes,
+                job,
+                control,
+                lambda: self._reached(target),
+            ).run(left)
+            self._node.peer_problems.answered(target)
+
+    def _reached(self, target: str) -> None:
+        """A peer answers: all that wait for it may go on."""
+        if self._reach.answered(target):
+            self.wake()
 
     def _postpone(self, job: Job, error: DdibError) -> None:
         """Queue the job again for later, so that others get the worker; pauses grow while nothing moves."""
@@ -241,6 +301,7 @@ class JobRunner:
         # The time to come back from a full disk is for clients: here it is looked at again after the usual pause.
         asked = 0.0 if isinstance(error, DiskFull) and not error.hop else error.retry_after_s or 0.0
         delay = max(asked, self._pause(job.job_id))
+        self._note_presence(job, error)
         log.info("job %s waits %.1f s for its peer: %s (%s)", job.job_id, delay, error.reason, error.detail)
         delay = min(delay, max(0.0, job.deadline - time.time()))
         self._store.put_back(job.job_id, delay, error_record(error))
@@ -249,7 +310,19 @@ class JobRunner:
             self._pauses.pop(job.job_id, None)
             self._announce(job, JobState.CANCELLED, Cancelled.reason)
         else:
-            self._publish(job, JobState.QUEUED, stage="wait", reason=error.reason)
+            self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=error.reason)
+
+    def _note_presence(self, job: Job, error: DdibError) -> None:
+        """Note whether the peer answers, as a refusal is; when it does not, all jobs that wait for it are told once."""
+        target = job.spec.target_institution
+        if not error.hop:
+            return
+        if not isinstance(error, ABSENT):
+            self._reached(target)
+        elif self._reach.failed(target, error.reason, error.retry_after_s or 0.0):
+            for other in self._store.waiting_for(target):
+                if other != job.job_id:
+                    self._publish(other, JobState.QUEUED, stage="wait", reason=error.reason)
 
     def _has_moved(self, job: Job) -> bool:
         """Whether an item has gone a step since the job was claimed."""
@@ -308,16 +381,16 @@ class JobRunner:
 
     def _announce(self, job: Job, state: JobState, reason: str) -> None:
         """Tell those who watch, whatever the audit log does: the job has ended, and nothing more will tell them."""
-        self._publish(job, state, reason=reason)
+        self._publish(job.job_id, state, reason=reason)
         try:
             self._node.audit.write("job_" + state.lower(), job=job.job_id, reason=reason)
         except OSError:
             log.exception("the end of job %s could not be written to the audit log", job.job_id)
 
-    def _publish(self, job: Job, state: JobState, *, stage: str = "", reason: str = "") -> None:
-        progress = self._store.progress(job.job_id)
+    def _publish(self, job_id: str, state: JobState, *, stage: str = "", reason: str = "") -> None:
+        progress = self._store.progress(job_id)
         self._events.publish(
-            job.job_id,
+            job_id,
             state=state,
             stage=stage,
             reason=reason,

@@ -8,55 +8,42 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import grpc
 
-from ddib_fed.bridge.calibration.applied import leg_map
-from ddib_fed.bridge.model.checks import check_given
 from ddib_fed.errors import (
     DdibError,
-    InputError,
     ItemNotFound,
-    KindMismatch,
     MessageInvalid,
-    PeerNotFound,
-    PictureMisfit,
     TooManyStreams,
 )
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.provenance import provenance_message
-from ddib_fed.server.pace import Pace, paced
-from ddib_fed.server.slots import Slots
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, translation_pb2, translation_pb2_grpc
 from ddib_fed.wire.contracts.contract import SAMPLE_KINDS
 from ddib_fed.wire.jobs import JobState
 from ddib_fed.wire.mapping import to_message
-from ddib_fed.wire.streams.chunks import Announced, assemble, open_file, stream_file
+from ddib_fed.wire.streams.chunks import stream_file
 from source_node import messages
-from source_node.calibrations import active_terms, calibration_of
+from source_node.calibrations import active_terms
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
-from source_node.jobs.store import ItemSpec, Job, JobLimits, JobSpec, JobStore, Staging
+from source_node.jobs.store import Job, JobLimits, JobStore
 from source_node.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner
-from source_node.samples import samples_of
-from source_node.specs import caller_uri, check_peer, spec_of
+from source_node.specs import caller_uri
+from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions
 
 log = logging.getLogger(__name__)
 
-DESCRIBE_TIMEOUT_S = 3.0
 # ListDomains at once: each holds one of the threads that are kept for unary calls for as long as peers are silent.
 MAX_LISTINGS = 2
 EXPIRE_EVERY_S = 600.0
-# Jobs that are being received at once: gRPC holds up to 25 MiB of each, however slowly it is read (docs/operating.md).
-MAX_UPLOADS = 24
-MAX_UPLOADS_PER_CLIENT = 16
 
 
 class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
@@ -70,7 +57,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self._events = events
         self._remotes = remotes
         self._runner = runner
-        self._uploads = Slots(MAX_UPLOADS_PER_CLIENT, MAX_UPLOADS)
+        self._submissions = Submissions(node, store, remotes, away=lambda: runner.away)
         self._listings = threading.BoundedSemaphore(MAX_LISTINGS)
 
     def ListDomains(
@@ -105,37 +92,16 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> translation_pb2.SubmitJobResponse:
         """See translation.proto."""
         _ = self._node.engine  # refuses while loading or draining
-        header = _job_header(request_iterator)
-        spec = spec_of(header, self._node)
-        self._check_target(spec)
-        leg_map(calibration_of(self._node, spec), self._node.engine.model.manifest)
-        pace = Pace(self._node.config.limits.stall_s, always=True)
-        with (
-            self._uploads.taken(spec.owner),
-            self._store.stage(spec) as staging,
-            paced(request_iterator, pace) as requests,
-        ):
-            received = 0
-            for whole in assemble(requests, {"item": self._opener(header.items, staging, pace)}):
-                pace.end()
-                item = staging.keep(whole.header.media_type, whole.header.sha256)
-                self._check_item(staging, item)
-                received += 1
-            if received != header.items:
-                raise MessageInvalid(
-                    f"{received} items came where {header.items} were announced",
-                    facts={"announced": header.items, "received": received},
-                )
-            job, repeated = staging.commit()
+        job, repeated = self._submissions.receive(request_iterator)
         if not repeated:
             self._tell(job.job_id)
-            self._runner.wake()
+            self._runner.accepted(job)
             self._node.audit.write(
                 "job_accepted",
                 job=job.job_id,
-                client=spec.owner,
-                target=spec.target_institution,
-                items=header.items,
+                client=job.spec.owner,
+                target=job.spec.target_institution,
+                items=len(job.items),
             )
         return translation_pb2.SubmitJobResponse(
             job_id=job.job_id, state=f"JOB_STATE_{job.state.name}", repeated_request=repeated
@@ -220,69 +186,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             progress = self._store.progress(job_id)
             self._events.publish(job_id, state=published, items_done=progress.done, items=progress.items)
 
-    # What a job must be to be accepted
-
-    def _check_target(self, spec: JobSpec) -> None:
-        """Refuse at once what can never work: an institution nobody admitted, a domain that it does not serve.
-
-        A peer that does not answer now is no reason to refuse: the job waits for it.
-        """
-        try:
-            remote = self._remotes.get(spec.target_institution)
-        except PeerNotFound as error:
-            known = ", ".join(sorted(peer.institution for peer in self._node.peers.list()))
-            error.facts.update(institution=spec.target_institution[:200], known=known[:200])
-            raise
-        try:
-            peer = remote.describe(DESCRIBE_TIMEOUT_S)
-        except DdibError:
-            return
-        check_peer(spec, peer, remote.hop)
-
-    def _opener(
-        self, max_items: int, staging: Staging, pace: Pace
-    ) -> Callable[[common_pb2.FileHeader], Announced]:
-        """Checks the header of each item; its bytes go to the disk as they come."""
-        seen = 0
-        limits = self._node.config.limits
-        samples = samples_of(self._node.engine, limits)
-
-        def opener(header: common_pb2.FileHeader) -> Announced:
-            nonlocal seen
-            seen += 1
-            if seen > max_items:
-                raise MessageInvalid("more items than announced", facts={"announced": max_items})
-            if header.media_type not in samples.accepted:
-                raise self._of_item(seen - 1, samples.refusal(header.media_type))
-            announced = open_file(header, max_bytes=limits.max_item_bytes, accepted=samples.accepted)
-            pace.begin(header.size_bytes)
-            return replace(announced, sink=staging.receive(header.size_bytes))
-
-        return opener
-
-    def _check_item(self, staging: Staging, item: ItemSpec) -> None:
-        """Everything that encoding would refuse, before the job is accepted."""
-        engine = self._node.engine
-        samples = samples_of(engine, self._node.config.limits)
-        try:
-            with self._node.decoding.file(
-                item.size_bytes, lambda: staging.read(item.index), samples.memory
-            ) as content:
-                given = samples.read(content, self._node.size_rule)
-                check_given(engine.model, given.samples)
-                staging.keep_decoded(given.to_bytes(samples.rule))
-        except InputError as error:
-            self._of_item(item.index, error)
-            raise
-
-    def _of_item(self, number: int, error: DdibError) -> DdibError:
-        """The error, with which item it is about and, where the two do not fit, for what model."""
-        error.facts["item"] = str(number)
-        if isinstance(error, PictureMisfit | KindMismatch):
-            side = self._node.side()
-            error.facts["model"] = f"{side.institution}/{side.domain}"
-        return error
-
     # What a client gets
 
     def _domain(self, institution: str) -> translation_pb2.Domain:
@@ -336,13 +239,6 @@ def _require_once(items: Sequence[int]) -> None:
     """Raise when an item is named twice: one small request would have its results sent any number of times."""
     if len(set(items)) < len(items):
         raise MessageInvalid("an item is named twice", facts={"field": "items"})
-
-
-def _job_header(requests: Iterator[translation_pb2.SubmitJobRequest]) -> translation_pb2.JobHeader:
-    first = next(requests, None)
-    if first is None or first.WhichOneof("message") != "header":
-        raise MessageInvalid("the first message of SubmitJob must be its header", facts={"field": "header"})
-    return first.header
 
 
 class SourceService:

@@ -6,7 +6,6 @@ passed every check of `node.calibration.proposals`. Each act and each refusal is
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from ddib_fed.errors import (
 from ddib_fed.node.calibration.proposals import Target, check_proposal, countersign
 from ddib_fed.node.calibration.published import find_published, served_aggregate
 from ddib_fed.node.certificates.standing import own_credentials
-from ddib_fed.node.policy import Quota
+from ddib_fed.node.quota import Charge
 from ddib_fed.node.role import NodeContext
 from ddib_fed.server.interceptors import caller
 from ddib_fed.trust.calibrations.signing import (
@@ -66,8 +65,6 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
     ) -> None:
         self._node = node
         self._clock = clock
-        self._quota = Quota(CALLS_PER_DAY)
-        self._calls = itertools.count()
         self._lock = threading.Lock()
 
     def GetAggregate(
@@ -164,7 +161,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         """Return if the service answers at all: ready, allowed, of this domain, within the quota."""
         _ = self._node.engine  # refuses while loading or draining
         config, peer = self._node.config, caller()
-        self._quota.charge(peer.institution, f"calibration {next(self._calls)}", 0)
+        self._node.quotas.charge([Charge("calls_for_calibration", peer.institution, 1, CALLS_PER_DAY)])
         if not config.policy.calibration:
             raise PolicyDenied(
                 "no kind of calibration is allowed here",

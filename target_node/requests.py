@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import grpc
 from ddib_fed.bridge.control import Control
 from ddib_fed.errors import InputError, MessageInvalid
 from ddib_fed.latent import Latent
-from ddib_fed.server.pace import Pace, paced
+from ddib_fed.server.pace import Pace
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import LatentOpener
@@ -30,6 +31,24 @@ def proposed_types(request: decoding_pb2.NegotiateContractRequest) -> tuple[str,
     return found
 
 
+class Unanswered:
+    """Counts what came in a stream and was not answered yet; from any thread."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def change(self, by: int) -> None:
+        """One more, or one fewer."""
+        with self._lock:
+            self._count += by
+
+    @property
+    def any(self) -> bool:
+        """Whether there is something."""
+        return self._count > 0
+
+
 def stream_header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb2.DecodeHeader:
     """The header, which is the first message of a Decode call.
 
@@ -43,13 +62,17 @@ def stream_header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb
 
 
 def latents_of(
-    requests: Iterator[decoding_pb2.DecodeRequest], contract: Contract, max_items: int, stall_s: float
+    messages: Iterator[decoding_pb2.DecodeRequest], contract: Contract, max_items: int, pace: Pace
 ) -> Iterator[tuple[int, Latent]]:
     """The latents of a stream, each checked against the contract before its bytes are read.
 
-    Between two of them the source may be at work for long; inside one it may not stall.
+    Args:
+        messages: Those behind the header.
+        contract: Of the stream.
+        max_items: As the header says.
+        pace: Of the messages.
     """
-    check, pace = LatentOpener(contract, max_items=max_items), Pace(stall_s, always=False)
+    check = LatentOpener(contract, max_items=max_items)
 
     def opener(header: decoding_pb2.LatentHeader) -> Announced:
         announced = check(header)
@@ -57,12 +80,11 @@ def latents_of(
         return announced
 
     assembler = Assembler({"latent": opener})
-    with paced(requests, pace) as messages:
-        for message in messages:
-            whole = assembler.feed(message)
-            if whole is not None:
-                pace.end()
-                yield whole.header.item, _latent(whole, contract)
+    for message in messages:
+        whole = assembler.feed(message)
+        if whole is not None:
+            pace.end()
+            yield whole.header.item, _latent(whole, contract)
     assembler.end()
 
 
@@ -80,6 +102,10 @@ def _latent(whole: Whole, contract: Contract) -> Latent:
 def control_of(context: grpc.ServicerContext) -> Control:
     """Ends the work when the call ends: cancelled, disconnected, or past its deadline."""
     remaining = context.time_remaining()
+    if (
+        remaining is not None and remaining > threading.TIMEOUT_MAX
+    ):  # what gRPC says of a call without a deadline
+        remaining = None
     control = Control(None if remaining is None else time.monotonic() + remaining)
     if not context.add_callback(control.cancel):
         control.cancel()

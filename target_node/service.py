@@ -1,7 +1,7 @@
 """The DecodingService: latents of admitted peers to pictures of this node's domain.
 
 The target keeps no picture and no latent; what it remembers are the contracts it agreed to and the quota spent. Only
-calibrations are on its disk.
+that and calibrations are on its disk.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grpc
 
@@ -26,10 +26,12 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.policy import Quota, check_depth, check_encoder, check_evaluations
+from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations, peer_charges
+from ddib_fed.node.quota import Charge, evaluations_of
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
+from ddib_fed.server.pace import Pace, paced
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.agreement import agree
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
@@ -50,7 +52,7 @@ from ddib_fed.wire.version import (
 )
 from target_node.calibration import CalibrationServicer
 from target_node.contract_calibration import check_calibration
-from target_node.requests import control_of, latents_of, proposed_types, stream_header
+from target_node.requests import Unanswered, control_of, latents_of, proposed_types, stream_header
 from target_node.stream import DecodeStream, StreamSettings, Translated
 
 # Contracts remembered of one peer: it needs one at a time, and an old one lives on for calls that are on their way.
@@ -58,6 +60,10 @@ MAX_CONTRACTS = 8
 MAX_REQUEST_ID = 64
 # Each picture is an item of its own, with its own result, quota and record.
 PICTURES_PER_ITEM = 1
+# What an item is charged at least: that much time, about, goes into receiving, recording and answering it.
+LEAST_EVALUATIONS = 10_000
+# Of one peer; each is a line of the audit log.
+CONTRACTS_PER_DAY = 10_000
 AUDIT_RETRY_S = 30.0
 
 log = logging.getLogger(__name__)
@@ -68,8 +74,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
     def __init__(self, node: NodeContext) -> None:
         self._node = node
-        self._quota = Quota(node.config.policy.samples_per_day)
         self._contracts: OrderedDict[bytes, Contract] = OrderedDict()
+        self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         self._active = 0
         self._idle = threading.Condition()
@@ -131,6 +137,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         with self._lock:
             new = contract.digest not in self._contracts
         if new:
+            charge = Charge("contracts_per_day", peer.institution, 1, CONTRACTS_PER_DAY)
+            self._node.quotas.charge([charge])
             self._audit(
                 "contract_agreed",
                 peer=str(peer),
@@ -146,8 +154,34 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self, request_iterator: Iterator[decoding_pb2.DecodeRequest], context: grpc.ServicerContext
     ) -> Iterator[decoding_pb2.DecodeResponse]:
         """See decoding.proto."""
-        engine = self._node.engine
-        header = stream_header(request_iterator)
+        _ = self._node.engine  # refuses while loading or draining
+        unanswered, limits = Unanswered(), self._node.config.limits
+        pace = Pace(limits.stall_s, between_s=limits.idle_s, busy=lambda: unanswered.any)
+        pace.begin(0)  # the header stalls, it is not idle
+        with paced(request_iterator, pace) as messages:
+            header = stream_header(messages)
+            pace.end()
+            settings, peer = self._settings(header), caller().institution
+            decoding = DecodeStream(
+                self._node.engine,
+                settings,
+                latents_of(messages, settings.contract, header.items, pace),
+                control_of(context),
+                self._on_item(header.request_id, settings, unanswered),
+                flow=header.request_id,
+                owner=peer,
+                weight=self._node.weight_of(peer),
+            )
+            with self._counted():
+                for event in decoding.run():
+                    if isinstance(event, Translated):
+                        yield from self._messages(event)
+                        unanswered.change(-1)
+                    else:
+                        yield decoding_pb2.DecodeResponse(progress=event)
+
+    def _settings(self, header: decoding_pb2.DecodeHeader) -> StreamSettings:
+        """What the header of a call asks for, checked."""
         contract = self._contract(header.contract_sha256)
         label = header.target_class if header.HasField("target_class") else None
         guidance = guidance_from_pb(header.guidance)
@@ -159,23 +193,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         check_offered(
             guidance, contract.limits.guidance, f"{contract.target.institution}/{contract.target.domain}"
         )
-        check_decoding(engine.model, settings.solver, label, guidance)
-        control = control_of(context)
-        decoding = DecodeStream(
-            engine,
-            settings,
-            latents_of(request_iterator, contract, header.items, self._node.config.limits.stall_s),
-            control,
-            self._charge(header.request_id, contract),
-            flow=f"{caller().institution}/{header.request_id}",
-            weight=self._node.weight_of(caller().institution),
-        )
-        with self._counted():
-            for event in decoding.run():
-                if isinstance(event, Translated):
-                    yield from self._messages(event)
-                else:
-                    yield decoding_pb2.DecodeResponse(progress=event)
+        check_decoding(self._node.engine.model, settings.solver, label, guidance)
+        return settings
 
     def wait_idle(self, timeout_s: float) -> None:
         """Return when no Decode call runs, or after the time."""
@@ -254,21 +273,42 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         if header.round_trip and not self._node.config.policy.round_trip:
             raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
 
-    def _charge(self, request_id: str, contract: Contract) -> Callable[[int, Latent], None]:
-        """Quota and audit for each item, once per (request, item) whatever the tries."""
+    def _charges(self, peer: str, settings: StreamSettings, samples: int) -> Sequence[Charge]:
+        """What a peer is charged for an item of so many samples."""
+        evaluations = evaluations_of(
+            samples,
+            settings.contract.sample_shape,
+            settings.solver.evaluations,
+            settings.guidance,
+            round_trip=settings.round_trip,
+        )
+        most = max(evaluations, LEAST_EVALUATIONS)
+        return peer_charges(self._node.config.policy, peer, samples=samples, evaluations=most)
+
+    def _on_item(
+        self, request_id: str, settings: StreamSettings, unanswered: Unanswered
+    ) -> Callable[[int, Latent], None]:
+        """Quota and audit for each item; the same latent again for the same request is not charged again."""
         peer = caller()
+        with self._lock:
+            turn = self._turns.setdefault(peer.institution, threading.Lock())
 
         def on_item(item: int, latent: Latent) -> None:
             samples = len(latent.data)
-            self._quota.charge(peer.institution, request_id, item, samples)
-            self._audit(
-                "latent_received",
-                peer=str(peer),
-                request=request_id,
-                item=item,
-                latent=latent.sha256.hex(),
-                contract=contract.digest.hex(),
-            )
+            work = request_id, item, latent.sha256
+            with (
+                turn
+            ):  # of all streams of a peer one waits for the disk: others are in line with peers, not streams
+                self._node.quotas.charge(self._charges(peer.institution, settings, samples), work)
+                self._audit(
+                    "latent_received",
+                    peer=str(peer),
+                    request=request_id,
+                    item=item,
+                    latent=latent.sha256.hex(),
+                    contract=settings.contract.digest.hex(),
+                )
+            unanswered.change(1)
             self._node.metrics.latent_bytes.labels("in").inc(latent.size_bytes)
             self._node.metrics.samples.labels("decode").inc(samples)
 

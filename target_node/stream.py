@@ -74,7 +74,8 @@ class DecodeStream:
         latents: The items that arrive, (number, latent); it may block and raise.
         control: Cancelled when the call ends.
         on_item: Called before an item is decoded (quota); may raise.
-        flow: Whose call it is, for the engine's fairness between calls.
+        flow: Which request it is of, for the engine's fairness between requests of a peer.
+        owner: The peer, for its fairness between peers.
         weight: Of the peer; see `Leg`.
     """
 
@@ -87,6 +88,7 @@ class DecodeStream:
         on_item: Callable[[int, Latent], None],
         *,
         flow: str = "",
+        owner: str = "",
         weight: float = 1.0,
     ) -> None:
         self._engine = engine
@@ -104,6 +106,7 @@ class DecodeStream:
             control=control,
             on_step=self._on_step,
             flow=flow,
+            owner=owner,
             weight=weight,
             latent_type=settings.contract.wire_type,
             least_evaluations=settings.contract.limits.min_evaluations,

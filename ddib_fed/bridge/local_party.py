@@ -313,6 +313,7 @@ class LocalParty:
             leg.flow,
             leg.weight,
             leg.stream_rows if stage == "encode" else 0,
+            leg.owner,
         )
         end = self._time.begin(trajectory.rows)
         tell = _tell(leg, parts[0].number, stage)

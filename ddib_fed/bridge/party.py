@@ -60,9 +60,11 @@ class Leg:
         calibration: A rotation of the channels. The party's model works in the rotated basis: latents leave it, and
             come to it, in that basis; samples are in the units of the data as ever. None for the model's own basis.
         returning: Whether latents to decode are of samples that the other party encoded again: a cycle's way back.
-        flow: Whose work it is, for fairness in an engine that several share: a job, or a peer's request. Empty: each
-            item is a flow of its own.
-        weight: Of the flow, above 0: a flow of weight 2 gets twice the time of one of weight 1.
+        flow: What the work belongs to, for fairness in an engine that several share: a job, or a peer's request. Empty:
+            each item is a flow of its own.
+        owner: Whose flow it is: a peer, or a client. An owner has one share, however many flows. Empty: the flow has a
+            share of its own.
+        weight: Of the owner, above 0: one of weight 2 gets twice the time of one of weight 1.
         stream_rows: Rows of the whole stream, about, where the other party decodes its first latents while later ones
             are encoded: a short stream is then encoded in smaller calls. 0 where it does not.
         latent_type: A name in `LATENT_TYPES`, to which latents are rounded before the gate judges them.
@@ -86,6 +88,7 @@ class Leg:
     stream_rows: int = 0
     latent_type: str = FLOAT32
     least_evaluations: int = 0
+    owner: str = ""
 
     def __post_init__(self) -> None:
         if self.calibration is not None and self.calibration.rotation is None:

@@ -113,12 +113,13 @@ class LimitsSection(Section):
     # Of one file. The decoders read one; the setting makes the limit visible.
     max_frames: Literal[1] = 1
     formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("PNG", "JPEG", "TIFF", "NPY")
-    max_evaluations: Annotated[int, Field(ge=1, le=10_000)] = 10_000
+    max_evaluations: Annotated[int, Field(ge=1, le=10_000)] = 2_000
     max_open_jobs: Annotated[int, Field(ge=1)] = 64
     max_spool_bytes: Annotated[int, Field(ge=1)] = 4 << 30
     max_staged_bytes: Annotated[int, Field(ge=1)] = 2 << 30
     decode_memory_mib: Annotated[int, Field(ge=64, le=1 << 20)] = 1_280
     stall_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    idle_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     result_days: Annotated[float, Field(gt=0)] = 7.0
     job_deadline_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
     max_streams: Annotated[int, Field(ge=1, le=256)] = 64
@@ -149,7 +150,7 @@ class EngineSection(Section):
     merge_rows: Annotated[int, Field(ge=0)] = 0
     merge_pixels: Annotated[int, Field(ge=0)] = 0
     max_trajectories: Annotated[int, Field(ge=1, le=64)] = 64
-    running_jobs: Annotated[int, Field(ge=1, le=64)] = 16
+    running_jobs: Annotated[int, Field(ge=1, le=64)] = 24
 
     @field_validator("ray_address")
     @classmethod
@@ -167,8 +168,15 @@ class PolicySection(Section):
 
     round_trip: bool = True
     size_rule: Literal["model", "refuse"] = "model"
+    # Of each peer in a day: network evaluations times points, or times pixels of pictures; 0 for no limit.
+    evaluations_per_day: Annotated[int, Field(ge=0)] = 20_000_000_000
+    # The same of single peers, by institution.
+    quotas: dict[str, Annotated[int, Field(ge=0)]] = {}
+    # Of each peer in a day: samples, which bounds how much of the model its outputs show; 0 for no limit.
     samples_per_day: Annotated[int, Field(ge=0)] = 0
-    # Shares of the engine by institution, beside 1 for every other: of a peer's calls, and of the own clients' jobs.
+    # Of each own client in a day: as `evaluations_per_day`, of the legs that this node computes for it.
+    client_evaluations_per_day: Annotated[int, Field(ge=0)] = 20_000_000_000
+    # Shares of the engine by institution, beside 1 for every other: of a peer, and of each of the own clients.
     weights: dict[str, Annotated[float, Field(ge=0.01, le=100)]] = {}
     # The least depth of a latent, in (0, 1]: 1 for pure noise. Less keeps structure, and some of the picture.
     least_depth: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -189,9 +197,9 @@ class PolicySection(Section):
     # Whether peers may read the units of this model, to calibrate with anchors. No noise is added to them.
     calibration_units: bool = False
 
-    @field_validator("weights")
+    @field_validator("weights", "quotas")
     @classmethod
-    def _weights(cls, value: dict[str, float]) -> dict[str, float]:
+    def _institutions(cls, value: dict[str, float]) -> dict[str, float]:
         for institution in value:
             if not is_institution(institution):
                 raise ValueError(f"{institution!a} is no institution, e.g. south.example")
@@ -251,6 +259,7 @@ class NodePaths:
     calibrations: Path
     aggregate: Path
     costs: Path
+    quotas: Path
     admin_socket: Path
 
 
@@ -355,5 +364,6 @@ class NodeConfig(Section):
             calibrations=state / "calibrations",
             aggregate=state / "aggregate.json",
             costs=state / "engine.json",
+            quotas=state / "quotas.json",
             admin_socket=_socket_path(state),
         )

@@ -223,6 +223,7 @@ class Daemon:
         self._keep_last_jobs()
         for role in self.roles:
             role.release()
+        self.node.quotas.close()
         if self.node.loaded:
             self.node.running_engine.close()
         log.info("stopped")

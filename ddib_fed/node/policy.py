@@ -1,18 +1,16 @@
-"""Authorization of calls, and the quota of a peer.
+"""Authorization of calls, and what settings are allowed.
 
 Calls are denied by default. The certificate has already been verified; no I/O happens here.
 """
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
-from ddib_fed.errors import PeerUnknown, PolicyDenied, QuotaSpent
+from ddib_fed.errors import PeerUnknown, PolicyDenied
 from ddib_fed.node.config import PolicySection
+from ddib_fed.node.quota import Charge
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.store import Snapshot
 
@@ -26,11 +24,6 @@ IDENTITY: Final = "ddib_fed.v1.IdentityService"
 HEALTH: Final = "grpc.health.v1.Health"
 FOR_PEERS: Final = frozenset({DECODING, CALIBRATION})
 """The target's services, for the nodes of admitted peers."""
-DAY_S: Final = 24 * 3600.0
-# (request, item) pairs remembered as charged; beyond it the oldest is forgotten, and would be charged again.
-MAX_CHARGED: Final = 100_000
-# After a crash an item is sent again; a peer that sends "the same" item more often than this pays again.
-MAX_REPEATS: Final = 16
 
 
 class Policy:
@@ -129,47 +122,24 @@ def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> No
         )
 
 
-class Quota:
-    """Daily quota of decoded samples per peer; each item is charged once, however often it is sent.
-
-    It is kept in memory: a restart resets it.
+def peer_charges(
+    policy: PolicySection, institution: str, *, samples: int, evaluations: int
+) -> tuple[Charge, ...]:
+    """What decoding for a peer is charged.
 
     Args:
-        samples_per_day: 0 for no limit.
-        clock: Seconds, monotonic.
+        policy: Of this node.
+        institution: The peer.
+        samples: How many.
+        evaluations: See `quota.evaluations_of`.
     """
+    limit = policy.quotas.get(institution, policy.evaluations_per_day)
+    return (
+        Charge("evaluations_per_day", institution, evaluations, limit),
+        Charge("samples_per_day", institution, samples, policy.samples_per_day),
+    )
 
-    def __init__(self, samples_per_day: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit = samples_per_day
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._spent: dict[str, tuple[float, int]] = {}
-        self._charged: OrderedDict[tuple[str, str, int], tuple[int, int]] = OrderedDict()
 
-    def charge(self, peer: str, request_id: str, item: int, samples: int = 1) -> None:
-        """Count an item against the peer's day, which begins with its first item.
-
-        Raises:
-            QuotaSpent: It does not fit; nothing was charged.
-        """
-        if self._limit <= 0:
-            return
-        with self._lock:
-            key, now = (peer, request_id, item), self._clock()
-            paid, repeats = self._charged.get(key, (0, 0))
-            if samples <= paid and repeats < MAX_REPEATS:
-                self._charged[key] = (paid, repeats + 1)
-                return
-            since, spent = self._spent.get(peer, (now, 0))
-            if now - since >= DAY_S:
-                since, spent = now, 0
-            if spent + samples > self._limit:
-                raise QuotaSpent(
-                    f"{peer} has had {spent} of {self._limit} samples of its day and asks for {samples}",
-                    facts={"limit": self._limit, "spent": spent, "asked": samples},
-                    retry_after_s=max(1.0, since + DAY_S - now),
-                )
-            self._spent[peer] = (since, spent + samples)
-            self._charged[key] = (samples, 0)
-            if len(self._charged) > MAX_CHARGED:
-                self._charged.popitem(last=False)
+def client_charges(policy: PolicySection, client: str, evaluations: int) -> tuple[Charge, ...]:
+    """What a job of an own client is charged: for the legs that this node computes."""
+    return (Charge("client_evaluations_per_day", client, evaluations, policy.client_evaluations_per_day),)

@@ -22,6 +22,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
 from ddib_fed.node.model.pictures import rule_of, terms_of, value_range_of
 from ddib_fed.node.peer_problems import PeerProblems
+from ddib_fed.node.quota import Ledger
 from ddib_fed.server.metrics import Metrics
 from ddib_fed.trust.audit import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
@@ -41,6 +42,7 @@ class NodeContext:
     decoding: DecodingMemory = field(init=False)
     calibrations: CalibrationStore = field(init=False)
     peer_problems: PeerProblems = field(default_factory=PeerProblems)
+    quotas: Ledger = field(init=False)
     _engine: ServingParty | None = None
     _softener: Softener | None = None
     _draining: threading.Event = field(default_factory=threading.Event)
@@ -48,6 +50,7 @@ class NodeContext:
     def __post_init__(self) -> None:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
         self.calibrations = CalibrationStore(self.config.paths.calibrations)
+        self.quotas = Ledger(self.config.paths.quotas)
 
     @property
     def engine(self) -> ServingParty:

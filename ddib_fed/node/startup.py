@@ -20,6 +20,7 @@ from ddib_fed.node.calibration.overview import overview, unusable_with
 from ddib_fed.node.certificates.standing import look_at_identity
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.hosted import open_engine
+from ddib_fed.node.quota import Ledger
 from ddib_fed.node.role import find_roles
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.inbound import attainable_files, few_files, most_connections
@@ -162,6 +163,10 @@ def _audit(config: NodeConfig) -> Found:
     return Found(str(config.paths.audit))
 
 
+def _quotas(config: NodeConfig) -> Found:
+    return Found(f"{len(Ledger.check(config.paths.quotas))} that were used")
+
+
 def _roles(config: NodeConfig) -> Found:
     return Found(", ".join(f"{role.name} ({role.check(config)})" for role in find_roles(config.node.roles)))
 
@@ -211,6 +216,7 @@ STEPS: Final = (
     Step("peers", _peers),
     Step("calibrations", _calibrations),
     Step("audit", _audit),
+    Step("quotas", _quotas),
     Step("listen", _listen),
     Step("operator", _operator),
     Step("http", _http),

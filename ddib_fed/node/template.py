@@ -40,15 +40,16 @@ seed = 0
 # max_frames = 1                # of one file; a TIFF or PNG of several pictures is refused
 # formats = ["PNG", "JPEG", "TIFF", "NPY"]  # of pictures that clients send
 # max_items_per_job = 1000
-# max_evaluations = 10000       # network evaluations of one leg
-# max_open_jobs = 64            # source: unfinished jobs; more are refused with a time to try again
-# max_spool_bytes = 4294967296  # source: files of jobs
+# max_evaluations = 2000        # network evaluations of one leg, at most 10000
+# max_open_jobs = 64            # source: unfinished jobs, and as many that wait for a peer; more are told when to retry
+# max_spool_bytes = 4294967296  # source: files of jobs; one client has five eighths of these and of open jobs
 # max_staged_bytes = 2147483648 # source: of one client, files that are being received at once
 # decode_memory_mib = 1280      # source: what decoding and writing pictures may take at once, in all
 # stall_s = 60.0                # an upload whose next piece does not come within this is ended
+# idle_s = 300.0                # target: a peer's stream that sends nothing and waits for nothing is ended after this
 # job_deadline_s = 86400.0      # source: a job is given up after this
 # result_days = 7.0             # source: results that nobody fetches are removed after this
-# max_streams = 64              # calls that stream at once; each holds a thread while it is open
+# max_streams = 64              # calls that stream at once, a share for each caller; each holds a thread
 # max_streams_per_identity = 40 # of one client or peer: 16 jobs, submitted, watched and fetched at once
 # drain_s = 60.0                # what runs has this long after SIGTERM
 
@@ -64,7 +65,7 @@ seed = 0
 # merge_rows = 0                # points in one network call; 0 measures at the first start what is best
 # merge_pixels = 0              # pictures: their pixels together; 0 measures
 # max_trajectories = 64         # jobs and peers' calls that are integrated at once; more wait
-# running_jobs = 16             # source: jobs worked on at once, four large ones; small ones fill a batch together
+# running_jobs = 24             # source: jobs worked on at once, of one client two thirds; small ones fill a batch
 
 [policy]
 # round_trip = true             # target: encode the output again for a peer that asks for a cycle check
@@ -78,8 +79,11 @@ seed = 0
 # calibration_accept = "ask"    # target: a proposal waits for `ddib calibrate accept`; "auto" signs one with a margin
 # calibration_units = false     # target: tell peers that have anchors mean and deviation of the channels, not noised
 # size_rule = "model"           # pictures of other sizes: fitted as the model's manifest says, or "refuse"
-# samples_per_day = 0           # target: quota for each peer, 0 for none
-# weights = {{}}                  # shares of the engine, as {{ "south.example" = 2.0 }}; 1 for other peers and own jobs
+# evaluations_per_day = 20000000000  # target: quota of each peer, network evaluations x points or x pixels; 0 for none
+# quotas = {{}}                   # target: the same for single peers, as {{ "south.example" = 1000000000000 }}
+# samples_per_day = 0           # target: quota of each peer in points or pictures, 0 for none
+# client_evaluations_per_day = 20000000000  # source: quota of each client, as evaluations_per_day
+# weights = {{}}                  # shares of the engine, as {{ "south.example" = 2.0 }}; 1 for others and own clients
 
 [identity]                      # only where another node of the institution issues the certificates
 # issuer = "node-1@issuer.north.example:7443"

@@ -50,7 +50,7 @@ class ReadAhead(Generic[T]):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """No more elements are wanted; the thread ends with the element that it waits for."""
+        """No more elements are wanted: whoever takes them gets none; the thread ends with the one that it waits for."""
         with self._changed:
             self._left = True
             self._changed.notify_all()
@@ -76,9 +76,9 @@ class ReadAhead(Generic[T]):
 
     def _handed_over(self, wait_s: float | None) -> Iterator[T | _End]:
         with self._changed:
-            if not self._changed.wait_for(lambda: self._waiting, wait_s):
+            if not self._changed.wait_for(lambda: self._waiting or self._left, wait_s):
                 raise Late
-            taken, self._waiting = self._waiting, []
+            taken, self._waiting = self._waiting or [_End(None)], []
             self._changed.notify_all()
         # Each is forgotten before the next is asked for: an element may be large.
         taken.reverse()

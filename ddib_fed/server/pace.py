@@ -1,4 +1,4 @@
-"""Ends a stream whose sender stalls longer than a stated time between two messages.
+"""Ends a stream whose sender stalls, or sends nothing at all, longer than a stated time.
 
 A receiver that waits for a message holds a thread and a file, so every wait is bounded.
 """
@@ -6,7 +6,7 @@ A receiver that waits for a message holds a thread and a file, so every wait is 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
 
 from ddib_fed.errors import DeadlineExceeded
@@ -25,13 +25,15 @@ class Pace:
     """How long the next message may take.
 
     Args:
-        stall_s: Between two messages.
-        always: Whether it applies also between two objects; otherwise only inside one.
+        stall_s: Between two messages of one object.
+        between_s: From the end of one object to the first message of the next.
+        busy: Whether the receiver works on what came: then the sender may be waiting for it, and is not idle.
     """
 
-    def __init__(self, stall_s: float, *, always: bool) -> None:
+    def __init__(self, stall_s: float, *, between_s: float, busy: Callable[[], bool] = lambda: False) -> None:
         self._stall_s = stall_s
-        self._always = always
+        self._between_s = between_s
+        self._busy = busy
         self._until: float | None = None
 
     def begin(self, size_bytes: int) -> None:
@@ -42,16 +44,30 @@ class Pace:
         """It is complete."""
         self._until = None
 
-    def wait_s(self) -> float | None:
-        """Seconds for the next message; None for no limit."""
+    def wait_s(self) -> float:
+        """Seconds for the next message."""
         if self._until is None:
-            return self._stall_s if self._always else None
+            return self._between_s
         return max(0.0, min(self._stall_s, self._until - time.monotonic()))
 
-    @property
-    def stall_s(self) -> float:
-        """Between two messages."""
-        return self._stall_s
+    def late(self) -> None:
+        """The time for the next message is over: return if it begins anew.
+
+        Raises:
+            DeadlineExceeded: The sender stalled, or was idle.
+        """
+        if self._until is not None:
+            raise DeadlineExceeded(
+                "the sender stalled in the middle of its stream",
+                hint="the same command again",
+                facts={"stall_s": f"{self._stall_s:g}"},
+            )
+        if not self._busy():
+            raise DeadlineExceeded(
+                "the sender kept its stream open and sent nothing",
+                hint="the same command again",
+                facts={"idle_s": f"{self._between_s:g}"},
+            )
 
 
 class paced(Generic[M]):  # noqa: N801 - reads as the statement it is
@@ -81,11 +97,10 @@ class paced(Generic[M]):  # noqa: N801 - reads as the statement it is
         Raises:
             DeadlineExceeded: The next one did not come in time.
         """
-        try:
-            yield from self._ahead.each(self._pace.wait_s)
-        except Late:
-            raise DeadlineExceeded(
-                "the sender stalled in the middle of its stream",
-                hint="the same command again",
-                facts={"stall_s": f"{self._pace.stall_s:g}"},
-            ) from None
+        while True:
+            try:
+                yield from self._ahead.each(self._pace.wait_s)
+            except Late:
+                self._pace.late()
+            else:
+                return

@@ -1,4 +1,4 @@
-"""Bounded slots for concurrent work; excess work is refused at once."""
+"""Bounded slots for concurrent work; excess work is refused at once, and nobody can take all of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,22 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from ddib_fed.errors import TooManyStreams
+
+SHARE: Final = 2
+"""Somebody may have so many times as many places as are free."""
+KEPT: Final = 16
+"""One of so many places is for those who have none."""
+
+
+def within_share(taken: int, free: int, total: int) -> bool:
+    """Whether who has `taken` of `total` places may have one more while `free` are free, so that others find some too.
+
+    Alone one gets about five eighths of all, each of n, when they come at once, 15 / 8 of 1 / (2n + 1).
+    """
+    return free > 0 and (taken == 0 or taken < SHARE * (free - total // KEPT))
 
 
 class Slots:
@@ -16,7 +29,7 @@ class Slots:
 
     Args:
         per_identity: Cap for one identity.
-        total: Cap for all.
+        total: Cap for all, of which one identity has a share; see `within_share`. None for no cap.
     """
 
     def __init__(self, per_identity: int, total: int | None = None) -> None:
@@ -37,8 +50,12 @@ class Slots:
         with self._lock:
             if self._taken[identity] >= self._per_identity:
                 self._refuse(f"{identity} has {self._per_identity} calls open", self._per_identity)
-            if self._total is not None and self._taken.total() >= self._total:
-                self._refuse(f"{self._total} streams are open", self._total)
+            if self._total is not None:
+                free = self._total - self._taken.total()
+                if free <= 0:
+                    self._refuse(f"{self._total} streams are open", self._total)
+                if not within_share(self._taken[identity], free, self._total):
+                    self._refuse(f"{identity} has its share of {self._total} streams", self._taken[identity])
             self._taken[identity] += 1
         try:
             yield

@@ -70,6 +70,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (),
     # Items have parts "encoded.0", "encoded.1", ...: latents of the row ranges of a large item.
     (),
+    # What the queue asks for: whose node decodes, and when the job is given up.
+    (
+        "ALTER TABLE jobs ADD COLUMN target TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE jobs ADD COLUMN deadline REAL NOT NULL DEFAULT 0",
+        """UPDATE jobs SET target = json_extract(spec, '$.target_institution'),
+            deadline = created + json_extract(spec, '$.deadline_s')""",
+    ),
 )
 
 

@@ -248,8 +248,9 @@ class JobLimits:
     """What the store takes on.
 
     Attributes:
-        max_open_jobs: Jobs that are queued, running or being received.
-        max_spool_bytes: Bytes of the spool beyond which no further item is received.
+        max_open_jobs: Jobs that are queued, running or being received; and as many beside them that wait for a peer.
+            One client has a share of either.
+        max_spool_bytes: Bytes of the spool beyond which no further item is received. One client has a share.
         max_staged_bytes: Bytes of one client's jobs that are being received at once.
         retention_s: How long an ended job waits to be fetched.
         default_deadline_s: Deadline of a job that names none.

@@ -26,8 +26,8 @@ def insert_job(
 ) -> None:
     """A queued job, its items, their inputs, and what was decoded of these."""
     db.execute(
-        "INSERT INTO jobs (job_id, owner, request_id, content, spec, state, created, expires)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO jobs (job_id, owner, request_id, content, spec, state, created, expires, target, deadline)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job_id,
             spec.owner,
@@ -37,6 +37,8 @@ def insert_job(
             JobState.QUEUED,
             created,
             expires,
+            spec.target_institution,
+            created + spec.deadline_s,
         ),
     )
     for item in items:

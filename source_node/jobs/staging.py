@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from ddib_fed.errors import MessageInvalid, QueueFull, RequestIdConflict
+from ddib_fed.server.slots import within_share
 from ddib_fed.v1 import common_pb2
 from source_node.jobs.database import JobDatabase
 from source_node.jobs.records import (
@@ -65,19 +67,22 @@ class Staging:
         limits: JobLimits,
         clock: Callable[[], float],
         spec: JobSpec,
-        reserve: Callable[[int], None],
+        place: AbstractContextManager[None],
         share: Callable[[str, int], int],
+        held_bytes: Callable[[str], int],
     ) -> None:
         self._db = db
         self._spool = spool
         self._limits = limits
         self._clock = clock
         self._spec = spec
-        self._reserve = reserve
+        self._place = place
         self._share = share
+        self._held_bytes = held_bytes
+        self._held = 0
+        self._exits = ExitStack()
         self._staged = 0
         self._incoming: Incoming | None = None
-        self._reserved = False
         self._job_id = ""
         self._items: list[ItemSpec] = []
         self._decoded: list[tuple[int, PartRecord]] = []
@@ -86,16 +91,16 @@ class Staging:
         """Begin to receive.
 
         Raises:
-            QueueFull: The node has as many open jobs as it may; a request that was accepted before is let in.
+            QueueFull: The node, or this client, has as many open jobs as it may; a request that was accepted before is
+                let in.
         """
-        if self._accepted() is None:
-            self._reserve(1)
-            self._reserved = True
-        try:
+        if not self.accepted_before:
+            self._exits.enter_context(self._place)
+        with ExitStack() as unless_entered:
+            unless_entered.callback(self._exits.close)
             self._job_id = self._spool.new_job_id()
-        except BaseException:
-            self._release()
-            raise
+            self._held = self._held_bytes(self._spec.owner)
+            unless_entered.pop_all()
         return self
 
     def __exit__(
@@ -104,7 +109,12 @@ class Staging:
         self._close()
         self._spool.abandon(self._job_id)
         self._share(self._spec.owner, -self._staged)
-        self._release()
+        self._exits.close()
+
+    @property
+    def accepted_before(self) -> bool:
+        """Whether a job of this request is there."""
+        return self._accepted() is not None
 
     def receive(self, size_bytes: int) -> Incoming:
         """A file on the disk for the next item; `keep` it once it is whole.
@@ -176,12 +186,22 @@ class Staging:
         self._share(self._spec.owner, size_bytes)
 
     def _require_room(self, size_bytes: int) -> None:
-        limits = self._limits
-        for what, taken, limit in (
-            ("the spool is full", self._spool.used_bytes, limits.max_spool_bytes),
-            ("this client sends too much at once", self._share(self._spec.owner, 0), limits.max_staged_bytes),
+        limits, used, sending = self._limits, self._spool.used_bytes, self._share(self._spec.owner, 0)
+        own = self._held + sending
+        for what, full, limit in (
+            ("the spool is full", used + size_bytes > limits.max_spool_bytes, limits.max_spool_bytes),
+            (
+                "this client sends too much at once",
+                sending + size_bytes > limits.max_staged_bytes,
+                limits.max_staged_bytes,
+            ),
+            (
+                "this client has its share of the spool",
+                not within_share(own, limits.max_spool_bytes - used, limits.max_spool_bytes),
+                own,
+            ),
         ):
-            if taken + size_bytes > limit:
+            if full:
                 raise QueueFull(what, facts={"limit_bytes": limit}, retry_after_s=limits.retry_after_s)
 
     def _close(self) -> None:
@@ -255,8 +275,3 @@ class Staging:
     def _job(self, row: sqlite3.Row) -> Job:
         items = self._db.read("SELECT * FROM items WHERE job_id = ? ORDER BY item", (row["job_id"],))
         return job_from_row(row, items)
-
-    def _release(self) -> None:
-        if self._reserved:
-            self._reserved = False
-            self._reserve(-1)

@@ -10,19 +10,19 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.errors import ChunkCorrupt, QueueFull, StateConflict
+from ddib_fed.errors import ChunkCorrupt, StateConflict
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.database import JobDatabase
 from source_node.jobs.group_commit import Change, GroupCommit, NewFile, transition
 from source_node.jobs.queries import JobQueries
+from source_node.jobs.queue import Due, Queue
 from source_node.jobs.records import (
-    OPEN_STATES,
     PENDING_ITEMS,
     ErrorRecord,
     Item,
@@ -62,6 +62,10 @@ Dropped = Sequence[tuple[int, Sequence[str]]]
 CANCELLED_ERROR: ErrorRecord = {"reason": "CANCELLED", "sentence": "cancelled", "incident": "", "facts": {}}
 
 
+def _oldest(due: Sequence[Due]) -> Due | None:
+    return due[0] if due else None
+
+
 class JobStore(JobQueries):
     """The jobs of one node; safe to use from any thread. Close it.
 
@@ -88,8 +92,8 @@ class JobStore(JobQueries):
         self._db = JobDatabase(database)
         self._spool = Spool(spool)
         self._commits = GroupCommit(self._db, self._spool)
+        self._queue = Queue(self._db, self.limits)
         self._staging_lock = threading.Lock()
-        self._staging = 0
         self._staged_bytes: Counter[str] = Counter()
         rows = self._db.read("SELECT job_id, item, part FROM parts")
         self.swept_files = self._spool.sweep({(row["job_id"], row["item"], row["part"]) for row in rows})
@@ -112,10 +116,14 @@ class JobStore(JobQueries):
 
     # Receive
 
-    def stage(self, spec: JobSpec) -> Staging:
+    def stage(self, spec: JobSpec, away: Collection[str] = ()) -> Staging:
         """Receive a job: ``with store.stage(spec) as staging: staging.add(...); staging.commit()``.
 
-        The queue is looked at on entering, before anything was received, and again on commit.
+        The queue is looked at on entering, before anything was received.
+
+        Args:
+            spec: What is asked for.
+            away: Institutions whose nodes do not answer; their jobs have places of their own.
         """
         return Staging(
             db=self._db,
@@ -123,8 +131,9 @@ class JobStore(JobQueries):
             limits=self.limits,
             clock=self._clock,
             spec=spec,
-            reserve=self._reserve,
+            place=self._queue.place(spec, away, self._clock()),
             share=self._share,
+            held_bytes=self._queue.spool_bytes,
         )
 
     def _share(self, owner: str, change: int) -> int:
@@ -136,52 +145,29 @@ class JobStore(JobQueries):
                 del self._staged_bytes[owner]
             return now
 
-    def _reserve(self, change: int) -> None:
-        """Count a job that is being received, or no longer is.
-
-        Raises:
-            QueueFull: With it there would be more open jobs than allowed.
-        """
-        with self._staging_lock:
-            if change > 0:
-                counts = self.counts()
-                open_jobs = sum(counts[state] for state in OPEN_STATES) + self._staging
-                if open_jobs >= self.limits.max_open_jobs:
-                    raise QueueFull(
-                        f"{open_jobs} jobs are open",
-                        facts={"limit_jobs": self.limits.max_open_jobs},
-                        retry_after_s=self.limits.retry_after_s,
-                    )
-            self._staging += change
-
     # Work
 
-    def claim(self, accepts: Callable[[int, int], bool] = lambda items, size_bytes: True) -> Job | None:  # noqa: ARG005
-        """The oldest queued job that is due and accepted, running from now on; None when there is none.
+    def claim(self, choose: Callable[[Sequence[Due]], Due | None] = _oldest) -> Job | None:
+        """A queued job that is due, running from now on; None when there is none.
 
         Args:
-            accepts: Asked with the number of items that are left to do, and the bytes of their files.
+            choose: Given all that are due, oldest first, the one to run; None for none of them.
         """
         now = self._clock()
-        due = [
-            row["job_id"]
-            for row in self._db.read(
-                "SELECT jobs.job_id, count(items.item) AS items,"
-                " coalesce(sum(items.size_bytes), 0) AS size_bytes FROM jobs"
-                " LEFT JOIN items ON items.job_id = jobs.job_id AND items.state IN (?, ?)"
-                " WHERE jobs.state = ? AND not_before <= ? GROUP BY jobs.job_id ORDER BY number",
-                (*PENDING_ITEMS, JobState.QUEUED, now),
-            )
-            if accepts(row["items"], row["size_bytes"])
-        ]
-        if not due:
+        due = self._queue.due(now)
+        chosen = choose(due) if due else None
+        if chosen is None:
             return None
         with self._db.transaction() as db:
             changed = db.execute(
                 "UPDATE jobs SET state = ?, started = ? WHERE job_id = ? AND state = ?",
-                (JobState.RUNNING, now, due[0], JobState.QUEUED),
+                (JobState.RUNNING, now, chosen.job_id, JobState.QUEUED),
             ).rowcount
-        return self.get(due[0]) if changed else None
+        return self.get(chosen.job_id) if changed else None
+
+    def waiting_for(self, target: str) -> Sequence[str]:
+        """Queued jobs for an institution, oldest first."""
+        return self._queue.waiting_for(target)
 
     def put_back(self, job_id: str, delay_s: float, error: ErrorRecord | None = None) -> None:
         """Queue a running job again, to be claimed later: its peer is away and others need the worker.

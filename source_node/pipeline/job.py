@@ -50,7 +50,17 @@ MOST_WRITE_BYTES = 8 << 20
 
 
 class Pipeline:
-    """One job's way; made again for what an interruption left."""
+    """One job's way; made again for what an interruption left.
+
+    Args:
+        node: This node.
+        store: Where the job is.
+        events: Who is told of progress.
+        remotes: The peers.
+        job: As it was taken up.
+        control: Cancelling and deadline.
+        on_answer: Called when the peer has agreed on a contract.
+    """
 
     def __init__(
         self,
@@ -60,8 +70,10 @@ class Pipeline:
         remotes: Remotes,
         job: Job,
         control: Control,
+        on_answer: Callable[[], object] = lambda: None,
     ) -> None:
         self._node = node
+        self._on_answer = on_answer
         self._engine = node.running_engine
         self._store = store
         self._remotes = remotes
@@ -93,6 +105,7 @@ class Pipeline:
             None if calibration is None else calibration.terms,
             latent_types(spec, self._node.config.policy),
         )
+        self._on_answer()
         check_versions(spec, contract.version, remote.hop)
         floor = contract.limits.min_evaluations
         check_evaluations(solver_settings(spec.solver), floor, where=contract.target.institution)
@@ -115,6 +128,7 @@ class Pipeline:
             on_step=self._progress.step,
             calibration=self._rotation,
             flow=self._job.job_id,
+            owner=spec.owner,
             weight=self._node.weight_of(self._node.config.node.institution),
             stream_rows=rows_about(len(items), sum(item.size_bytes for item in items), shape),
             latent_type=contract.wire_type,

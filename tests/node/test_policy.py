@@ -7,9 +7,9 @@ from types import MappingProxyType
 import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.errors import PeerUnknown, PolicyDenied, QuotaSpent, RefusedError
+from ddib_fed.errors import PeerUnknown, PolicyDenied, RefusedError
 from ddib_fed.node.config import PolicySection
-from ddib_fed.node.policy import DAY_S, MAX_REPEATS, Policy, Quota, check_depth, check_encoder
+from ddib_fed.node.policy import Policy, check_depth, check_encoder, client_charges, peer_charges
 from ddib_fed.trust.certificates import new_authority
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.file import Peer
@@ -85,60 +85,6 @@ def test_another_node_of_an_admitted_institution_is_unknown() -> None:
         policy.authorise(PEER_CLIENT, DECODE, SNAPSHOT)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_a_quota_is_spent_by_samples() -> None:
-    """What does not fit is refused whole, and says when to come again."""
-    quota = Quota(100, clock=Clock())
-    quota.charge("south.example", "r", 0, 60)
-    with pytest.raises(QuotaSpent) as spent:
-        quota.charge("south.example", "r", 1, 41)
-    assert spent.value.retry_after_s == DAY_S
-    assert spent.value.facts == {"limit": "100", "spent": "60", "asked": "41"}
-    quota.charge("south.example", "r", 2, 40)
-
-
-def test_an_item_is_charged_once() -> None:
-    """It is sent again after a crash; and again without end it is not the same item."""
-    quota = Quota(100, clock=Clock())
-    for _ in range(1 + MAX_REPEATS):
-        quota.charge("south.example", "r", 0, 60)
-    with pytest.raises(QuotaSpent):
-        quota.charge("south.example", "r", 0, 60)
-
-
-def test_an_item_that_has_grown_is_another() -> None:
-    """A small item does not pay for a large one."""
-    quota = Quota(100, clock=Clock())
-    quota.charge("south.example", "r", 0, 1)
-    with pytest.raises(QuotaSpent):
-        quota.charge("south.example", "r", 0, 100)
-
-
-def test_each_peer_has_its_own_quota_and_its_own_day() -> None:
-    """A new day begins a day after the first item."""
-    clock = Clock()
-    quota = Quota(10, clock=clock)
-    quota.charge("south.example", "r", 0, 10)
-    quota.charge("west.example", "r", 0, 10)
-    clock.now = DAY_S - 1
-    with pytest.raises(QuotaSpent):
-        quota.charge("south.example", "r", 1, 1)
-    clock.now = DAY_S
-    quota.charge("south.example", "r", 1, 1)
-
-
-def test_no_quota_is_no_limit() -> None:
-    """Zero switches it off."""
-    Quota(0).charge("south.example", "r", 0, 10**12)
-
-
 def test_the_least_depth_itself_is_allowed() -> None:
     """And anything below it is not."""
     policy = PolicySection(least_depth=0.8)
@@ -158,11 +104,23 @@ def test_encoders_that_show_more_are_allowed_by_name() -> None:
     assert denied.value.facts == {"policy": "encoders", "encoder": "linear", "allowed": "ode"}
 
 
-def test_items_of_another_request_or_number_are_charged_for_themselves() -> None:
-    """Only the same item of the same request of the same peer is free."""
-    quota = Quota(10, clock=Clock())
-    for peer, request, item in (("a.example", "r", 0), ("a.example", "s", 0), ("a.example", "r", 1)):
-        quota.charge(peer, request, item, 3)
-    with pytest.raises(QuotaSpent):
-        quota.charge("a.example", "s", 1, 3)
-    quota.charge("b.example", "r", 0, 10)
+def test_a_peer_has_a_quota_of_its_own_where_the_policy_names_one() -> None:
+    """Any other has that of all; a client has another."""
+    policy = PolicySection(
+        evaluations_per_day=100, samples_per_day=7, quotas={"south.example": 5}, client_evaluations_per_day=3
+    )
+
+    def limits(institution: str) -> dict[str, int]:
+        charges = peer_charges(policy, institution, samples=1, evaluations=2)
+        return {charge.quota: charge.limit for charge in charges}
+
+    assert limits("south.example") == {"evaluations_per_day": 5, "samples_per_day": 7}
+    assert limits("west.example") == {"evaluations_per_day": 100, "samples_per_day": 7}
+    assert client_charges(policy, "alice", 2)[0].limit == 3
+
+
+def test_quotas_of_evaluations_are_finite_unless_they_are_switched_off() -> None:
+    """Without a word in node.toml."""
+    policy = PolicySection()
+    assert policy.evaluations_per_day > 0
+    assert policy.client_evaluations_per_day > 0

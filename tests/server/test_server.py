@@ -47,7 +47,7 @@ class Served:
         self.credentials = tls.server_credentials(self.south.pki, store).grpc
         policy = Policy(institution="south.example", roles=("target",), issuer=False)
         self.interceptors = [
-            ErrorInterceptor("south.example"), AuthInterceptor(store, policy), StreamLimiter(streams, streams)
+            ErrorInterceptor("south.example"), AuthInterceptor(store, policy), StreamLimiter(2 * streams, streams)
         ]  # fmt: skip
         self.server = self.listen("127.0.0.1:0", streams)
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(Servicer(), self.server.grpc)

@@ -65,7 +65,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         release: Lets go of calls that `hang`.
     """
 
-    def __init__(self, south: Institution) -> None:
+    def __init__(self, south: Institution, address: str = "127.0.0.1:0") -> None:
         self.south = south
         self.decodes: list[Behaviour] = []
         self.negotiation: Callable[[], object] = lambda: None
@@ -89,7 +89,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         interceptors = (ErrorInterceptor(south.name),)
         self.server = grpc.server(ThreadPoolExecutor(8), interceptors=interceptors)
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self, self.server)
-        self.port = self.server.add_secure_port("127.0.0.1:0", credentials)
+        self.port = self.server.add_secure_port(address, credentials)
         self.server.start()
 
     @property

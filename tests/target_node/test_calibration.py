@@ -259,11 +259,11 @@ def test_what_was_not_published_is_not_served(open_pair) -> None:
 def test_a_peer_may_ask_only_so_often(open_pair, monkeypatch) -> None:
     """Calls in a day, and proposals that wait."""
     monkeypatch.setattr(service, "MAX_WAITING", 1)
-    target, north = open_pair(accept='"ask"')
+    _, north = open_pair(accept='"ask"')
     north.propose(north.signed(agreed()))
     with pytest.raises(QuotaSpent):
         north.propose(north.signed(agreed(expires=datetime.now(UTC) + timedelta(days=9))))
-    target.service._calibrations._quota._limit = 3
+    monkeypatch.setattr(service, "CALLS_PER_DAY", 3)
     with north.calls() as south:
         south.units()
         with pytest.raises(QuotaSpent):

@@ -86,8 +86,16 @@ def test_latents_come_back_as_translations(target, north) -> None:
     assert target.service.jobs() == {"decoding": 0}
 
 
+def test_a_call_without_a_deadline_is_answered(target, north) -> None:
+    """A peer of another make may set none."""
+    contract = target.negotiate(north)
+    with target.called_by(north) as stub:
+        answers = list(stub.Decode(iter([header(contract), *sent(contract, gaussian(30))])))
+    assert set(results(answers)) == {0}
+
+
 def test_nothing_of_a_latent_or_a_translation_stays(target, north) -> None:
-    """After a call the node's folder has an audit log with digests, and no new file else."""
+    """After a call the node's folder has an audit log with digests, what was charged, and no new file else."""
     contract = target.negotiate(north)
     points = gaussian(30)
     before = {path for path in target.config.folder.rglob("*") if path.is_file()}
@@ -364,14 +372,15 @@ def test_the_round_trip_brings_the_latent_of_the_translation(target, north) -> N
 
 def test_quota_is_charged_once_for_an_item_that_is_sent_again(open_target, north) -> None:
     """A crash of the source costs it nothing; a new request beyond the day's samples is refused with a time."""
-    target = open_target(samples_per_day=50)
+    target = open_target(samples_per_day=500)
     contract = target.negotiate(north)
-    for _ in range(3):
-        target.decode(north, header(contract), *sent(contract, gaussian(30)))
+    for _ in range(2):
+        target.decode(north, header(contract), *sent(contract, gaussian(50)))
+    target.decode(north, header(contract, request_id="another"), *sent(contract, gaussian(420)))
     with pytest.raises(QuotaSpent) as refused:
-        target.decode(north, header(contract, request_id="other"), *sent(contract, gaussian(30)))
+        target.decode(north, header(contract, request_id="other"), *sent(contract, gaussian(31)))
     assert refused.value.retry_after_s
-    assert refused.value.facts["item"] == "0"
+    assert (refused.value.facts["item"], refused.value.facts["left"]) == ("0", "30")
 
 
 def test_without_an_audit_log_nothing_is_decoded_and_the_peer_comes_back(target, north, monkeypatch) -> None:

@@ -1,12 +1,13 @@
-"""Fair queueing of one engine between flows: jobs, and requests of peers.
+"""Fair queueing of one engine between owners, which are peers and clients, and between the flows of each: its jobs.
 
-Start-time fair queueing (Goyal, Vin, Cheng, 1997) of the engine's time. A flow has a virtual time, which grows with
-what it was charged, divided by its weight; the flow with the least runs next. A flow that comes begins at the time of
-those that are there: it neither waits for them nor has saved anything up. Within a flow the oldest trajectories run
-first.
+Start-time fair queueing (Goyal, Vin, Cheng, 1997) of the engine's time, on two levels. An owner has a virtual time,
+which grows with what its flows were charged, divided by its weight; the owner with the least runs next, and of its
+flows the one that was charged least. Who comes begins at the time of those that are there: it neither waits for them
+nor has saved anything up. An owner whose flows have all ended keeps its time until the others have reached it: ending a
+request and sending the next one pays no debts. Within a flow the oldest trajectories run first.
 
 Trajectories of other flows are merged into a call while the call, for the flow whose turn it is, costs no more than the
-turns of all flows would: then merging delays nobody, and equal small requests all share one call.
+turns of all would: then merging delays nobody, and equal small requests all share one call.
 
 Where the next stage works on the first results of a stream while later ones are computed, n rows in calls of b take
 about (n + b) c(b) / b, with c(b) the time of such a call: the next stage waits for the first b, or ends b after the
@@ -19,7 +20,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, zip_longest
 
 from ddib_fed.bridge.engine.stack import Running
 
@@ -36,13 +37,13 @@ class Flow:
     """What one job or request waits for, oldest first.
 
     Attributes:
-        weight: Above 0; that of its last trajectory.
-        time: Virtual time.
+        owner: Whose it is.
+        time: What it was charged, beside the owner's other flows.
         waiting: Its trajectories, started and not.
         ended: Rows of those that are over, while there have been others.
     """
 
-    weight: float
+    owner: Owner
     time: float
     waiting: deque[Running] = field(default_factory=deque)
     ended: int = 0
@@ -53,6 +54,33 @@ class Flow:
         announced = self.waiting[0].trajectory.stream_rows
         return max(1, announced - self.ended) if announced else 0
 
+    @property
+    def rows(self) -> int:
+        """Of a call with all that waits."""
+        return sum(running.cost_rows for running in self.waiting)
+
+
+@dataclass(slots=True, eq=False)
+class Owner:
+    """A peer or a client.
+
+    Attributes:
+        weight: Above 0; that of its last trajectory.
+        time: Virtual time.
+        number: Its turn among all that came.
+        flows: Those that there are.
+    """
+
+    weight: float
+    time: float
+    number: int
+    flows: OrderedDict[str, Flow] = field(default_factory=OrderedDict)
+
+    @property
+    def now(self) -> float:
+        """The time at which another of its flows begins."""
+        return min((flow.time for flow in self.flows.values()), default=0.0)
+
 
 class Flows:
     """All that waits for one engine; used by one thread.
@@ -60,15 +88,18 @@ class Flows:
     Args:
         rows: Most rows of several trajectories in one call.
         cost: Of a call.
-        most: Flows that run at once; later ones wait until one has ended.
+        most: Flows that run at once, taken from all owners in turn; further ones wait until one has ended.
     """
 
     def __init__(self, rows: int, cost: Cost, most: int) -> None:
         self._rows, self._most = rows, most
         self._cost = lru_cache(maxsize=8_192)(cost)
         self._best = lru_cache(maxsize=1_024)(self._best_for)
-        self._flows: OrderedDict[str, Flow] = OrderedDict()
+        self._owners: OrderedDict[str, Owner] = OrderedDict()
+        self._resting: dict[str, float] = {}
+        """Times of owners without flows that are ahead of the others."""
         self._now = 0.0
+        """Time of the owner who had the last turn, before it was charged: another begins there."""
         self._count = 0
         self._kept: Sequence[Running] | None = None
         self._owed = 0
@@ -77,29 +108,41 @@ class Flows:
         return self._count
 
     def __iter__(self) -> Iterator[Running]:
-        return (running for flow in list(self._flows.values()) for running in list(flow.waiting))
+        return (running for flow in list(self._all()) for running in list(flow.waiting))
 
     def add(self, running: Running) -> None:
-        """Take a trajectory in; without a name of a flow it is one of its own."""
+        """Take a trajectory in; without a name of a flow, or of an owner, it is one of its own."""
         self._choose_anew()
-        key = running.flow
-        flow = self._flows.get(key)
+        owner = self._owners.get(running.owner)
+        if owner is None:
+            self._resting = {name: time for name, time in self._resting.items() if time > self._now}
+            time = self._resting.pop(running.owner, self._now)
+            owner = self._owners[running.owner] = Owner(running.trajectory.weight, time, running.number)
+        owner.weight = running.trajectory.weight
+        flow = owner.flows.get(running.flow)
         if flow is None:
-            flow = self._flows[key] = Flow(running.trajectory.weight, self._now)
-        flow.weight = running.trajectory.weight
+            flow = owner.flows[running.flow] = Flow(owner, owner.now)
         flow.waiting.append(running)
         self._count += 1
 
     def remove(self, running: Running) -> None:
-        """Let a trajectory go; a flow without any is forgotten."""
+        """Let a trajectory go; a flow without any is forgotten, and an owner without flows once others caught up."""
         self._choose_anew()
-        key = running.flow
-        flow = self._flows[key]
+        owner = self._owners[running.owner]
+        flow = owner.flows[running.flow]
         flow.waiting.remove(running)
         flow.ended += running.rows
         self._count -= 1
-        if not flow.waiting:
-            del self._flows[key]
+        if flow.waiting:
+            return
+        del owner.flows[running.flow]
+        if owner.flows:
+            return
+        del self._owners[running.owner]
+        if not self._owners:
+            self._resting.clear()  # nobody waited: nothing is owed
+        elif running.trajectory.owner or running.trajectory.flow:
+            self._resting[running.owner] = owner.time
 
     def charge(self, members: Sequence[Running]) -> None:
         """Divide the cost of a call among the flows whose rows were in it."""
@@ -120,33 +163,50 @@ class Flows:
             self._kept = chosen
         return chosen
 
+    def _all(self) -> Iterator[Flow]:
+        return (flow for owner in self._owners.values() for flow in owner.flows.values())
+
     def _charge(self, members: Sequence[Running], calls: int) -> None:
         rows = sum(member.cost_rows for member in members)
         each = calls * self._cost(rows) / rows
         for member in members:
-            flow = self._flows[member.flow]
-            flow.time += each * member.cost_rows / flow.weight
+            owner = self._owners[member.owner]
+            spent = each * member.cost_rows
+            owner.flows[member.flow].time += spent
+            owner.time += spent / owner.weight
 
     def _is_the_only_one(self, chosen: Sequence[Running]) -> bool:
         """Whether all that wait were chosen, and would be whoever's turn it is."""
         if len(chosen) != self._count:
             return False
-        if len(self._flows) == 1:
-            return True
-        rows = [sum(running.cost_rows for running in flow.waiting) for flow in self._flows.values()]
-        return self._cost(sum(rows)) <= len(rows) * min(map(self._cost, rows))
+        flows = list(self._all())
+        return len(flows) == 1 or self._cost(sum(flow.rows for flow in flows)) <= min(
+            self._turns_of(flow.owner) * self._cost(flow.rows) for flow in flows
+        )
+
+    def _turns_of(self, owner: Owner) -> int:
+        """Of how many equal calls, each with its own, one is of a certain flow of an owner."""
+        return len(self._owners) * len(owner.flows)
 
     def _choose_anew(self) -> None:
         """Charge the calls of the choice that was kept, and forget it."""
         if self._kept is not None and self._owed:
             self._charge(self._kept, self._owed - 1)
-            self._now = min(flow.time for flow in self._flows.values())  # as at the last call's choice
+            self._now = min(owner.time for owner in self._owners.values())  # as at the last call's choice
             self._charge(self._kept, 1)
         self._kept, self._owed = None, 0
 
+    def _under_way(self) -> list[Flow]:
+        """The flows that may run, whose turn it is first."""
+        flows = list(self._all())
+        if len(flows) > self._most:
+            ranks = zip_longest(*(owner.flows.values() for owner in self._owners.values()))
+            flows = list(islice((flow for rank in ranks for flow in rank if flow is not None), self._most))
+        return sorted(flows, key=lambda flow: (flow.owner.time, flow.owner.number, flow.time))
+
     def _chosen(self) -> Sequence[Running]:
-        turns = sorted(list(self._flows.values())[: self._most], key=lambda flow: flow.time)
-        self._now = turns[0].time
+        turns = self._under_way()
+        self._now = turns[0].owner.time
         most = self._most_rows(turns)
         if most < self._rows:
             turns = self._by_arrival(turns)
@@ -158,7 +218,7 @@ class Flows:
             if running.kind == first.kind:
                 chosen.append(running)
                 rows += running.cost_rows
-        allowed = len(turns) * self._cost(rows)
+        allowed = self._turns_of(turns[0].owner) * self._cost(rows)
         for flow in turns[1:]:
             # Beside a longer stream a shorter one takes the room that the call was given less.
             room = most if flow.stream_rows >= turns[0].stream_rows else self._rows
@@ -173,8 +233,16 @@ class Flows:
 
     def _by_arrival(self, turns: Sequence[Flow]) -> list[Flow]:
         """Short streams one after another, as one stream of all their rows would go, while their times are near."""
-        near = NEAR * self._cost(self._rows)
-        return sorted(turns, key=lambda flow: (int((flow.time - self._now) / near), flow.waiting[0].number))
+        near, now = NEAR * self._cost(self._rows), turns[0].owner.time
+        owners = {id(flow.owner): flow.owner.now for flow in turns}
+        return sorted(
+            turns,
+            key=lambda flow: (
+                int((flow.owner.time - now) / near),
+                int((flow.time - owners[id(flow.owner)]) / near),
+                flow.waiting[0].number,
+            ),
+        )
 
     def _most_rows(self, turns: Sequence[Flow]) -> int:
         """Most rows of the next call: fewer than the budget while all that waits belongs to short streams."""

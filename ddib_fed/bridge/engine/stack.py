@@ -42,7 +42,8 @@ class Running:
         kind: Of its trajectory.
         rows: Of the state.
         cost_rows: Of the network call.
-        flow: Whose it is; of its own, where the trajectory names none.
+        flow: What it belongs to; of its own, where the trajectory names none.
+        owner: Whose it is; the flow itself, where the trajectory names nobody.
         watch: Is left at its end.
     """
 
@@ -62,12 +63,14 @@ class Running:
     rows: int = 0
     cost_rows: int = 0
     flow: str = ""
+    owner: str = ""
     watch: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
         self.kind, self.rows = self.trajectory.kind, self.trajectory.rows
         self.cost_rows = self.rows * self.trajectory.doubled
         self.flow = self.trajectory.flow or f"#{self.number}"
+        self.owner = self.trajectory.owner or self.flow
 
     @property
     def begun(self) -> Integration:

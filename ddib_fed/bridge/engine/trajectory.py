@@ -71,9 +71,10 @@ class Trajectory:
         encoder: By which ODE, a name in `diffusion.plans.ENCODERS`.
         label: Class of each row (N,) int64; None for a network without one.
         draw: Noise of each step, where the settings draw some: from the step and K rows of x to (K, *sample_shape).
-        flow: Whose work it is, for fairness between flows: a job, or a peer's request. Empty: a flow of its own.
-        weight: Of the flow, above 0: a flow of weight 2 is given twice the time of one of weight 1.
+        flow: What it belongs to, for fairness between flows: a job, or a peer's request. Empty: a flow of its own.
+        weight: Of the owner, above 0: one of weight 2 is given twice the time of one of weight 1.
         stream_rows: See `Leg`.
+        owner: Whose flow it is, for fairness between owners: a peer, or a client. Empty: the flow is its own owner.
     """
 
     stage: Stage
@@ -88,6 +89,7 @@ class Trajectory:
     flow: str = ""
     weight: float = 1.0
     stream_rows: int = 0
+    owner: str = ""
 
     @property
     def rows(self) -> int:
@@ -96,9 +98,8 @@ class Trajectory:
 
     @property
     def doubled(self) -> int:
-        """How many rows of a network call each row takes: 2 where it is guided, by two predictions or a gradient."""
-        guided = self.guidance.classifier_scale is not None or self.guidance.scale not in {None, 0.0, 1.0}
-        return 2 if guided else 1
+        """How many rows of a network call each row takes."""
+        return self.guidance.predictions
 
     @property
     def kind(self) -> Hashable:

@@ -19,6 +19,8 @@ from ddib_fed.errors import DdibError
 
 ROWS_AHEAD: Final = 2
 """Budgets of rows that a worker may have in flight: one in its network call, one to follow at once."""
+FLOWS_BESIDE: Final = 4
+"""Trajectories of an owner up to which one more flow of it need not wait for room."""
 SUSPECT_AFTER: Final = 2
 """Deaths of workers after which a trajectory runs alone on one, so that it takes no others with it."""
 MOST_DEATHS: Final = 3
@@ -115,9 +117,14 @@ class Entry:
         return self.trajectory.flow or f"\0{self.number}"
 
     @property
+    def owner(self) -> str:
+        """Whose flow it is; the flow itself where nobody is named."""
+        return self.trajectory.owner or self.flow
+
+    @property
     def cost(self) -> float:
-        """What it takes of its flow's share."""
-        return self.rows * self.trajectory.settings.evaluations / self.trajectory.weight
+        """What it takes of its flow's share; of its owner's, a part by the weight."""
+        return float(self.rows * self.trajectory.doubled * self.trajectory.settings.evaluations)
 
     @property
     def suspect(self) -> bool:
@@ -155,12 +162,27 @@ class Entry:
 
 @dataclass(slots=True, eq=False)
 class _Flow:
-    """What belongs together, and has a share."""
+    """What belongs together; shares what its owner gets with the owner's other flows."""
+
+    owner: _Owner
+    spent: float
+    """What it was given, as virtual time of the owner."""
+    waiting: deque[Entry] = field(default_factory=deque)
+    under_way: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Owner:
+    """Who has a share; see `engine.flows`."""
 
     spent: float
     """What it was given, as virtual time."""
-    waiting: deque[Entry] = field(default_factory=deque)
-    under_way: int = 0
+    now: float = 0.0
+    flows: dict[str, _Flow] = field(default_factory=dict)
+
+    @property
+    def under_way(self) -> int:
+        return sum(flow.under_way for flow in self.flows.values())
 
 
 @dataclass(slots=True)
@@ -180,7 +202,9 @@ class Books:
     rows: int = 1
     calls: int = 0
     evaluated: int = 0
-    _flows: dict[str, _Flow] = field(default_factory=dict)
+    _owners: dict[str, _Owner] = field(default_factory=dict)
+    _resting: dict[str, float] = field(default_factory=dict)
+    """What owners without flows were given that had more than the others."""
     _now: float = 0.0
 
     @property
@@ -196,12 +220,23 @@ class Books:
     @property
     def waiting(self) -> list[Entry]:
         """What no worker has."""
-        return [entry for flow in self._flows.values() for entry in flow.waiting]
+        return [entry for flow in self._all() for entry in flow.waiting]
+
+    def _all(self) -> Iterator[_Flow]:
+        return (flow for owner in self._owners.values() for flow in owner.flows.values())
+
+    def _flow(self, entry: Entry) -> _Flow:
+        return self._owners[entry.owner].flows[entry.flow]
 
     def add(self, entry: Entry) -> None:
-        """Take it; a flow that had nothing here begins where the others are, not with time that it saved up."""
+        """Take it; who had nothing here begins where the others are, neither with time saved up nor without debts."""
         self.entries[entry.number] = entry
-        self._flows.setdefault(entry.flow, _Flow(self._now)).waiting.append(entry)
+        owner = self._owners.get(entry.owner)
+        if owner is None:
+            self._resting = {name: spent for name, spent in self._resting.items() if spent > self._now}
+            spent = max(self._now, self._resting.pop(entry.owner, self._now))
+            owner = self._owners[entry.owner] = _Owner(spent)
+        owner.flows.setdefault(entry.flow, _Flow(owner, owner.now)).waiting.append(entry)
 
     def placed(self) -> Iterator[tuple[Entry, Member]]:
         """Give what waits to workers, as far as they have room: the flow that had least first."""
@@ -210,19 +245,26 @@ class Books:
             if member is None:
                 return
             entry = flow.waiting.popleft()
-            self._now = max(self._now, flow.spent)
+            owner = flow.owner
+            self._now, owner.now = max(self._now, owner.spent), max(owner.now, flow.spent)
             flow.spent += entry.cost
+            owner.spent += entry.cost / entry.trajectory.weight
             flow.under_way += 1
             member.give(entry)
             yield entry, member
 
     def _first(self) -> _Flow | None:
-        """The flow that had least, of those that have something to give."""
-        some = (flow for flow in self._flows.values() if flow.waiting)
-        return min(some, key=lambda flow: (flow.spent, flow.waiting[0].number), default=None)
+        """The flow that had least of the owner that had least, of those that have something to give."""
+        some = (flow for flow in self._all() if flow.waiting)
+        return min(
+            some, key=lambda flow: (flow.owner.spent, flow.spent, flow.waiting[0].number), default=None
+        )
 
     def _room(self, flow: _Flow) -> Member | None:
-        """The worker with fewest rows, if it has room; a flow that has nothing under way need not wait for room."""
+        """The worker with fewest rows, if it has room; a flow that has nothing under way need not wait for room.
+
+        For the first few of an owner's, that is: many flows would fill the workers in spite of the shares.
+        """
         entry = flow.waiting[0]
         free = [member for member in self.ready if not member.has_suspect]
         if not free:
@@ -233,7 +275,8 @@ class Books:
         if entry.suspect:
             return None
         fits = member.rows + entry.rows <= ROWS_AHEAD * self.rows
-        return member if fits or not flow.under_way else None
+        beside = not flow.under_way and flow.owner.under_way < FLOWS_BESIDE
+        return member if fits or beside else None
 
     def step(self, member: Member, message: Step) -> Callable[[], object] | None:
         """What tells whoever waits of a step."""
@@ -258,7 +301,7 @@ class Books:
     def finish(self, entries: Iterable[Entry]) -> None:
         """They are done: strike them off."""
         for entry in entries:
-            flow = self._flows[entry.flow]
+            flow = self._flow(entry)
             del self.entries[entry.number]
             if entry.member is not None:
                 entry.member.take(entry)
@@ -266,7 +309,18 @@ class Books:
             else:
                 flow.waiting.remove(entry)
             if not flow.waiting and not flow.under_way:
-                del self._flows[entry.flow]
+                self._forget_flow(entry, flow.owner)
+
+    def _forget_flow(self, entry: Entry, owner: _Owner) -> None:
+        """Its flow has nothing left here; an owner without flows keeps what it was given until others had as much."""
+        del owner.flows[entry.flow]
+        if owner.flows:
+            return
+        del self._owners[entry.owner]
+        if not self._owners:
+            self._resting.clear()  # nobody waited: nothing is owed
+        elif entry.trajectory.owner or entry.trajectory.flow:
+            self._resting[entry.owner] = owner.spent
 
     def forget(self, member: Member) -> bool:
         """It is gone, or is to go; False when that was known."""
@@ -283,7 +337,7 @@ class Books:
             member.take(entry)
             entry.deaths += blame
             entry.alone = len(lost) == 1
-            flow = self._flows[entry.flow]
+            flow = self._flow(entry)
             flow.under_way -= 1
             flow.waiting.appendleft(entry)
         return lost

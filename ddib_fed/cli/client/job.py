@@ -167,10 +167,11 @@ def watch(job_id: str, after: int, output_format: str, profile_path: Path | None
         open_client(profile_path, on_wait=progress.wait) as client,
         explaining_interruption(client, job_id),
     ):
+        on_event = progress.watching(client, job_id)
         for event in client.watch(job_id, after):
             if as_json:
                 say(json.dumps(plain(event)))
-            progress.event(event)
+            on_event(event)
         view = client.get(job_id)
     if not as_json:
         say(f"job {job_id} is {view.state.lower()}")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ddib_fed.bars import drawing
-from ddib_fed.errors import DdibError, ExhaustedError
+from ddib_fed.errors import DdibError, ExhaustedError, QuotaSpent
 from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import Event
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
+
+    from ddib_fed.client.client import Client
+    from ddib_fed.client.views import JobView
 
 STAGES = {
     "encode": "encoding",
@@ -69,6 +72,19 @@ class JobProgress:
                 total=event.steps or None,
             )
 
+    def watching(self, client: Client, job_id: str) -> Callable[[Event], None]:
+        """`event` for one job, which says once what is left of a quota that the job waits for, and until when."""
+        said = False
+
+        def on_event(event: Event) -> None:
+            nonlocal said
+            self.event(event)
+            if event.stage == "wait" and event.reason == QuotaSpent.reason and not said:
+                said = True
+                self._progress.console.print(quota_line(client.get(job_id)))
+
+        return on_event
+
     def wait(self, error: DdibError, delay_s: float) -> None:
         """Report once per outage that the node is away, from the second try on, or that it is busy, at once."""
         self._waits += 1
@@ -84,6 +100,15 @@ def waiting_line(error: DdibError, delay_s: float) -> str:
     """The message about a call that waits for its node."""
     again = f"trying again in {delay_s:.1f} s" if isinstance(error, ExhaustedError) else "trying again"
     return f"{error.hop or 'the node'}: {error.detail}; {again}"
+
+
+def quota_line(job: JobView) -> str:
+    """The message about a job that waits for a quota of its target."""
+    facts = job.failure.facts if job.failure is not None else {}
+    said = ", ".join(
+        f"{name} {facts[name]}" for name in ("quota", "limit", "left", "asked", "renews") if name in facts
+    )
+    return f"target {job.target}: {QuotaSpent.sentence} ({said}); the job waits there for more"
 
 
 class SayOnce:

@@ -205,7 +205,7 @@ def receive(
 ) -> tuple[JobView, list[Delivered]]:
     """Watch a job to its end and write its results as they come, also if a part of it failed; in their order."""
     with explaining_interruption(client, submitted.job_id, out):
-        results = client.results(submitted.job_id, on_event=progress.event)
+        results = client.results(submitted.job_id, on_event=progress.watching(client, submitted.job_id))
         delivered = sorted(
             deliver(
                 client, submitted.job_id, results, out, inputs, force=force, doubtful_below=doubtful_below

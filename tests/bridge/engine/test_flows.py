@@ -228,3 +228,87 @@ def test_a_shorter_stream_joins_the_call_of_a_longer_one() -> None:
     short = [running(1, "short", stream_rows=2) for _ in range(2)]
     chosen = turn(flows(*long, *short, rows=32, overhead=2))
     assert chosen == long[:8] + short
+
+
+def spent_by(queue: Flows, turns: int, *, overhead: float = 8.0) -> Counter[str]:
+    """What each owner was given of so many turns."""
+    spent: Counter[str] = Counter()
+    for _ in range(turns):
+        members = turn(queue)
+        cost = sum(each.rows for each in members) + overhead
+        for each in members:
+            spent[each.owner] += cost * each.rows / sum(each.rows for each in members)
+    return spent
+
+
+@pytest.mark.parametrize("requests", [1, 7, 40, 100])
+def test_many_requests_of_one_peer_get_no_more_than_one_of_another(requests) -> None:
+    """Half of the time each, however many there are; also beyond the number of flows that run at once."""
+    many = [running(64, f"r{n}", owner="west") for n in range(requests)]
+    queue = flows(*many, running(50, "job", owner="north"))
+    spent = spent_by(queue, 400)
+    assert spent["north"] == pytest.approx(spent["west"], rel=0.05)
+
+
+def test_requests_of_one_call_each_that_follow_one_another_get_no_more_either() -> None:
+    """A request that ends leaves its owner's debts: the next one begins with them."""
+    queue = flows(running(50, "job", owner="north"))
+    west = [running(64, f"r{n}", owner="west") for n in range(38)]
+    for each in west:
+        queue.add(each)
+    spent: Counter[str] = Counter()
+    for number in range(600):
+        members = turn(queue)
+        for each in members:
+            spent[each.owner] += each.rows + 8
+        for each in [each for each in members if each.owner == "west"]:
+            queue.remove(each)
+            west.remove(each)
+            west.append(running(64, f"s{number}", owner="west"))
+            queue.add(west[-1])
+    assert spent["north"] == pytest.approx(spent["west"], rel=0.05)
+
+
+def test_one_stream_at_a_time_pays_its_debts_too() -> None:
+    """Between two requests its owner has no flow at all, and keeps what it was given."""
+    queue, spent = flows(running(50, "job", owner="north")), Counter()
+    for number in range(300):
+        west = running(64, f"r{number}", owner="west")
+        queue.add(west)
+        members = turn(queue)
+        while west not in members:
+            spent["north"] += 58
+            members = turn(queue)
+        spent["west"] += 72
+        queue.remove(west)
+    assert spent["north"] == pytest.approx(spent["west"], rel=0.05)
+
+
+def test_debts_are_forgotten_when_nobody_waits() -> None:
+    """What was used of an idle engine is nobody's loss."""
+    queue = flows()
+    for number in range(100):
+        west = running(64, f"r{number}", owner="west")
+        queue.add(west)
+        turn(queue)
+        queue.remove(west)
+    queue.add(running(64, "last", owner="west"))
+    queue.add(running(60, "job", owner="north"))
+    assert Counter(turn(queue)[0].owner for _ in range(10)) == {"west": 5, "north": 5}
+
+
+def test_an_owners_requests_share_what_it_gets() -> None:
+    """And a weight is of the owner: 3 beside 1 gets three quarters, with one request or with four."""
+    four = [running(60, f"r{n}", weight=3.0, owner="west") for n in range(4)]
+    queue = flows(*four, running(60, "job", owner="north"))
+    turns = Counter(each.flow for _ in range(800) for each in turn(queue))
+    assert turns.pop("job") == pytest.approx(200, abs=4)
+    assert set(turns.values()) <= set(range(147, 154))
+
+
+def test_a_small_flow_does_not_carry_many_rows_of_another_owners_requests() -> None:
+    """A call of its own 9 units costs at most 18, whether the other has one request or forty."""
+    small = running(1, "small", owner="north")
+    queue = flows(small, *[running(1, f"r{n}", owner="west") for n in range(40)], rows=64)
+    queue.charge([each for each in queue if each.owner == "west"][:1])
+    assert len(turn(queue)) == 1 + 9

@@ -10,6 +10,7 @@ import torch
 from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.engine.trajectory import Trajectory
 from ddib_fed.bridge.workers import starts
+from ddib_fed.bridge.workers.books import FLOWS_BESIDE
 from ddib_fed.bridge.workers.pool import Pool
 from ddib_fed.bridge.workers.workbench import Broken, Cancel, Do, Done, Ready, Step
 from ddib_fed.diffusion.plans import SolverSettings
@@ -59,9 +60,10 @@ class Scene:
         self.workers.append(Scripted(listener, first))
         return self.workers[-1]
 
-    def submit(self, rows=1, flow="", weight=1.0, **options):
+    def submit(self, rows=1, flow="", weight=1.0, owner="", **options):
         return self.pool.submit(
-            Trajectory("decode", torch.zeros(rows, 2), SETTINGS, flow=flow, weight=weight), **options
+            Trajectory("decode", torch.zeros(rows, 2), SETTINGS, flow=flow, weight=weight, owner=owner),
+            **options,
         )
 
     def wait_for(self, condition):
@@ -117,6 +119,22 @@ def test_a_small_flow_does_not_wait_for_a_large_one(scene):
         stage.submit(ROWS, flow="large")
     stage.submit(1, flow="small")
     assert 10 in stage.workers[0].has
+
+
+def test_many_requests_of_one_owner_take_turns_with_one_of_another(scene):
+    """Nor do they fill the worker because each has nothing there yet: only the first few need not wait for room."""
+    stage = scene(1)
+    for number in range(20):
+        stage.submit(ROWS, flow=f"r{number}", owner="west")
+    (worker,) = stage.workers
+    assert len(worker.has) == FLOWS_BESIDE
+    for _ in range(6):
+        stage.submit(ROWS, flow="job", owner="north")
+    assert 21 in worker.has
+    for place in range(11):
+        worker.finish(worker.has[place])
+    since = worker.has[FLOWS_BESIDE:]
+    assert sum(number > 20 for number in since) == pytest.approx(len(since) / 2, abs=1)
 
 
 def test_flows_take_turns_by_their_weight(scene):

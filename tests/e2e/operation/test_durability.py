@@ -131,7 +131,7 @@ def test_a_second_sigterm_stops_at_once(fresh_pair: Pair) -> None:
 def test_a_cancelled_job_stops_at_the_next_step(pair: Pair) -> None:
     """Cancelling ends a long job at once, and a finished item cannot be had from it."""
     with pair.client() as client:
-        job = client.submit([npy(moons(5_000))], TARGET, Settings(evaluations=8_000))
+        job = client.submit([npy(moons(5_000))], TARGET, Settings(evaluations=2_000))
         first_progress(client, job.job_id, "encode")
         client.cancel(job.job_id)
         wait_until(lambda: client.get(job.job_id).state == "CANCELLED", seconds=5, what="cancelled")
@@ -142,7 +142,7 @@ def test_a_cancelled_job_stops_at_the_next_step(pair: Pair) -> None:
 def test_a_deadline_ends_a_job(pair: Pair) -> None:
     """A job past its deadline fails with that reason."""
     with pair.client() as client:
-        job = client.submit([npy(moons(5_000))], TARGET, Settings(evaluations=8_000), deadline_s=1)
+        job = client.submit([npy(moons(5_000))], TARGET, Settings(evaluations=2_000), deadline_s=1)
         wait_until(lambda: client.get(job.job_id).state == "FAILED", seconds=15, what="deadline")
         error = client.get(job.job_id).failure
         assert error is not None

@@ -11,7 +11,7 @@ from source_node.jobs.store import Job, JobLimits, JobSpec, JobStore, Part
 ALICE = "spiffe://north.example/client/alice"
 BOB = "spiffe://north.example/client/bob"
 NPY = 1
-LIMITS = JobLimits(max_open_jobs=8, max_spool_bytes=1 << 20, retention_s=100.0, default_deadline_s=50.0)
+LIMITS = JobLimits(max_open_jobs=16, max_spool_bytes=1 << 20, retention_s=100.0, default_deadline_s=50.0)
 
 
 class Clock:

@@ -1,0 +1,173 @@
+"""Receives the jobs of clients: checked, charged, and on the disk before they are accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+
+from ddib_fed.bridge.calibration.applied import leg_map
+from ddib_fed.bridge.model.checks import check_given
+from ddib_fed.errors import DdibError, InputError, KindMismatch, MessageInvalid, PeerNotFound, PictureMisfit
+from ddib_fed.node.policy import client_charges
+from ddib_fed.node.quota import Charge, evaluations_of
+from ddib_fed.node.role import NodeContext
+from ddib_fed.server.pace import Pace, paced
+from ddib_fed.server.slots import Slots
+from ddib_fed.v1 import common_pb2, translation_pb2
+from ddib_fed.wire.streams.chunks import Announced, assemble, open_file
+from source_node.calibrations import calibration_of
+from source_node.jobs.store import ItemSpec, Job, JobSpec, JobStore, Staging
+from source_node.remote import Remotes
+from source_node.samples import samples_of
+from source_node.specs import check_peer, spec_of
+
+DESCRIBE_TIMEOUT_S = 3.0
+# Jobs that are being received at once: gRPC holds up to 25 MiB of each, however slowly it is read (docs/operating.md).
+MAX_UPLOADS = 24
+MAX_UPLOADS_PER_CLIENT = 16
+Requests = Iterator[translation_pb2.SubmitJobRequest]
+
+
+class Submissions:
+    """Jobs on their way in.
+
+    Args:
+        node: This node.
+        store: Keeps them.
+        remotes: The peers.
+        away: Those that do not answer; their jobs have places of their own.
+    """
+
+    def __init__(
+        self, node: NodeContext, store: JobStore, remotes: Remotes, *, away: Callable[[], Collection[str]]
+    ) -> None:
+        self._node = node
+        self._store = store
+        self._remotes = remotes
+        self._away = away
+        self._uploads = Slots(MAX_UPLOADS_PER_CLIENT, MAX_UPLOADS)
+
+    def receive(self, messages: Requests) -> tuple[Job, bool]:
+        """One job; whether its request had been accepted before.
+
+        Raises:
+            DdibError: It cannot be accepted; nothing is kept of it.
+        """
+        stall_s = self._node.config.limits.stall_s
+        pace = Pace(stall_s, between_s=stall_s)
+        with paced(messages, pace) as requests:
+            header = _job_header(requests)
+            spec = spec_of(header, self._node)
+            self._check_target(spec)
+            leg_map(calibration_of(self._node, spec), self._node.engine.model.manifest)
+            with self._uploads.taken(spec.owner), self._store.stage(spec, self._away()) as staging:
+                charged = not staging.accepted_before
+                if charged:  # an item has a sample at least
+                    self._node.quotas.require(self._charges(spec, header.items))
+                samples = self._receive_items(requests, header.items, staging, pace)
+                return self._commit(staging, self._charges(spec, samples) if charged else ())
+
+    def _receive_items(self, requests: Requests, items: int, staging: Staging, pace: Pace) -> int:
+        """All items, checked; how many samples they have."""
+        received = samples = 0
+        for whole in assemble(requests, {"item": self._opener(items, staging, pace)}):
+            pace.end()
+            item = staging.keep(whole.header.media_type, whole.header.sha256)
+            samples += self._check_item(staging, item)
+            received += 1
+        if received != items:
+            raise MessageInvalid(
+                f"{received} items came where {items} were announced",
+                facts={"announced": items, "received": received},
+            )
+        return samples
+
+    def _commit(self, staging: Staging, charges: Sequence[Charge]) -> tuple[Job, bool]:
+        """Charge, then accept: a job that is on the disk was paid for, also if the node is killed here."""
+        self._node.quotas.charge(charges)
+        repeated = True
+        try:
+            job, repeated = staging.commit()
+        finally:
+            if repeated:  # or not accepted at all
+                self._node.quotas.refund(charges)
+        return job, repeated
+
+    def _charges(self, spec: JobSpec, samples: int) -> Sequence[Charge]:
+        """What a client is charged for the legs of a job that this node computes."""
+        shape, evaluations = self._node.engine.model.sample_shape, spec.solver.evaluations
+        cost = evaluations_of(samples, shape, evaluations)
+        if spec.cycle:
+            cost += evaluations_of(samples, shape, evaluations, spec.guidance)
+        return client_charges(self._node.config.policy, spec.owner, cost)
+
+    def _check_target(self, spec: JobSpec) -> None:
+        """Refuse at once what can never work: an institution nobody admitted, a domain that it does not serve.
+
+        A peer that does not answer now is no reason to refuse: the job waits for it.
+        """
+        try:
+            remote = self._remotes.get(spec.target_institution)
+        except PeerNotFound as error:
+            known = ", ".join(sorted(peer.institution for peer in self._node.peers.list()))
+            error.facts.update(institution=spec.target_institution[:200], known=known[:200])
+            raise
+        if spec.target_institution in self._away():
+            return
+        try:
+            peer = remote.describe(DESCRIBE_TIMEOUT_S)
+        except DdibError:
+            return
+        check_peer(spec, peer, remote.hop)
+
+    def _opener(
+        self, max_items: int, staging: Staging, pace: Pace
+    ) -> Callable[[common_pb2.FileHeader], Announced]:
+        """Checks the header of each item; its bytes go to the disk as they come."""
+        seen = 0
+        limits = self._node.config.limits
+        samples = samples_of(self._node.engine, limits)
+
+        def opener(header: common_pb2.FileHeader) -> Announced:
+            nonlocal seen
+            seen += 1
+            if seen > max_items:
+                raise MessageInvalid("more items than announced", facts={"announced": max_items})
+            if header.media_type not in samples.accepted:
+                raise self._of_item(seen - 1, samples.refusal(header.media_type))
+            announced = open_file(header, max_bytes=limits.max_item_bytes, accepted=samples.accepted)
+            pace.begin(header.size_bytes)
+            return replace(announced, sink=staging.receive(header.size_bytes))
+
+        return opener
+
+    def _check_item(self, staging: Staging, item: ItemSpec) -> int:
+        """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
+        engine = self._node.engine
+        samples = samples_of(engine, self._node.config.limits)
+        try:
+            with self._node.decoding.file(
+                item.size_bytes, lambda: staging.read(item.index), samples.memory
+            ) as content:
+                given = samples.read(content, self._node.size_rule)
+                check_given(engine.model, given.samples)
+                staging.keep_decoded(given.to_bytes(samples.rule))
+                return len(given.samples)
+        except InputError as error:
+            self._of_item(item.index, error)
+            raise
+
+    def _of_item(self, number: int, error: DdibError) -> DdibError:
+        """The error, with which item it is about and, where the two do not fit, for what model."""
+        error.facts["item"] = str(number)
+        if isinstance(error, PictureMisfit | KindMismatch):
+            side = self._node.side()
+            error.facts["model"] = f"{side.institution}/{side.domain}"
+        return error
+
+
+def _job_header(requests: Iterator[translation_pb2.SubmitJobRequest]) -> translation_pb2.JobHeader:
+    first = next(requests, None)
+    if first is None or first.WhichOneof("message") != "header":
+        raise MessageInvalid("the first message of SubmitJob must be its header", facts={"field": "header"})
+    return first.header

@@ -1,0 +1,248 @@
+"""What was used of a day's quota is counted once, on the disk before the work begins; no kill gives it back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ddib_fed.errors import ConfigError, NotReady, QuotaSpent
+from ddib_fed.guidance import Guidance
+from ddib_fed.node import quota
+from ddib_fed.node.quota import AHEAD, DAY_S, REPEATS, Charge, Ledger, evaluations_of
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1e9
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "quotas.json"
+
+
+def charge(amount: int, limit: int = 100, who: str = "north.example") -> list[Charge]:
+    return [Charge("evaluations_per_day", who, amount, limit)]
+
+
+def spend_all(ledger: Ledger, limit: int = 100) -> int:
+    """Charge one after another until nothing is left; how many there were."""
+    count = 0
+    while True:
+        try:
+            ledger.charge(charge(1, limit))
+        except QuotaSpent:
+            return count
+        count += 1
+
+
+def test_what_does_not_fit_is_refused_and_says_what_is_left_and_when_it_renews(clock) -> None:
+    """Nothing of it was booked: what fits is still taken."""
+    ledger = Ledger(None, clock=clock)
+    ledger.charge(charge(60))
+    with pytest.raises(QuotaSpent) as spent:
+        ledger.charge(charge(41))
+    assert spent.value.retry_after_s == DAY_S
+    assert spent.value.facts == {
+        "quota": "evaluations_per_day", "of": "north.example", "limit": "100", "left": "40", "asked": "41",
+        "renews": "2001-09-10T01:46:40+00:00",
+    }  # fmt: skip
+    ledger.charge(charge(40))
+
+
+def test_what_fits_on_no_day_has_no_time_to_come_back(clock) -> None:
+    """Waiting would not help."""
+    with pytest.raises(QuotaSpent) as spent:
+        Ledger(None, clock=clock).charge(charge(101))
+    assert spent.value.retry_after_s is None
+
+
+def test_a_day_begins_with_the_first_charge_and_each_has_its_own(clock) -> None:
+    """A minute before its end nothing is free yet."""
+    ledger = Ledger(None, clock=clock)
+    ledger.charge(charge(100))
+    clock.now += DAY_S / 2
+    ledger.charge(charge(100, who="west.example"))
+    clock.now += DAY_S / 2 - 60
+    for who in ("north.example", "west.example"):
+        with pytest.raises(QuotaSpent):
+            ledger.charge(charge(1, who=who))
+    clock.now += 60
+    ledger.charge(charge(100))
+    with pytest.raises(QuotaSpent):
+        ledger.charge(charge(1, who="west.example"))
+
+
+def test_either_all_quotas_are_charged_or_none(clock) -> None:
+    """Evaluations are not spent on what the quota of samples refuses."""
+    ledger = Ledger(None, clock=clock)
+    with pytest.raises(QuotaSpent) as spent:
+        ledger.charge([*charge(100), Charge("samples_per_day", "north.example", 2, 1)])
+    assert spent.value.facts["quota"] == "samples_per_day"
+    ledger.charge(charge(100))
+
+
+def test_a_limit_of_0_is_none(clock) -> None:
+    Ledger(None, clock=clock).charge(charge(10**18, limit=0))
+
+
+def test_the_same_work_again_is_free_up_to_a_tenth_of_the_limit(clock) -> None:
+    """A crash of the peer costs it nothing; sending one latent for ever costs what it costs here."""
+    ledger = Ledger(None, clock=clock)
+    work = "request", 0, b"digest"
+    ledger.charge(charge(50, 1_000), work)
+    free = 1_000 // REPEATS // 50
+    for _ in range(free):
+        ledger.charge(charge(50, 1_000), work)
+    assert spend_all(ledger, 1_000) == 950
+    with pytest.raises(QuotaSpent):
+        ledger.charge(charge(50, 1_000), work)
+
+
+@pytest.mark.parametrize(
+    "other", [("request", 1, b"digest"), ("other", 0, b"digest"), ("request", 0, b"else")]
+)
+def test_other_work_is_charged(clock, other) -> None:
+    """Another item, another request, or another latent in its place."""
+    ledger = Ledger(None, clock=clock)
+    ledger.charge(charge(5), ("request", 0, b"digest"))
+    ledger.charge(charge(5), other)
+    assert spend_all(ledger) == 90
+
+
+def test_small_work_does_not_pay_for_the_same_at_more_evaluations(clock) -> None:
+    ledger = Ledger(None, clock=clock)
+    ledger.charge(charge(1), "work")
+    ledger.charge(charge(9), "work")
+    assert spend_all(ledger) == 90
+
+
+def test_work_that_was_never_begun_is_taken_back(clock) -> None:
+    ledger = Ledger(None, clock=clock)
+    ledger.charge(charge(60))
+    ledger.refund(charge(60))
+    assert spend_all(ledger) == 100
+
+
+def test_asking_first_books_nothing(clock) -> None:
+    ledger = Ledger(None, clock=clock)
+    ledger.require(charge(100))
+    with pytest.raises(QuotaSpent):
+        ledger.require(charge(101))
+    assert spend_all(ledger) == 100
+
+
+def test_a_restart_gives_nothing_back_and_an_orderly_one_takes_nothing(path, clock) -> None:
+    """The exact count is written when the node ends."""
+    ledger = Ledger(path, clock=clock)
+    ledger.charge(charge(123_456, 10**6))
+    ledger.close()
+    with pytest.raises(QuotaSpent) as spent:
+        Ledger(path, clock=clock).charge(charge(10**6, 10**6))
+    assert spent.value.facts["left"] == str(10**6 - 123_456)
+
+
+def test_a_kill_gives_nothing_back_and_takes_at_most_a_part_of_the_limit(path) -> None:
+    """Of a process that charges as fast as it can, and is killed with -9 in the middle of it."""
+    program = f"""
+from pathlib import Path
+from ddib_fed.node.quota import Charge, Ledger
+ledger, count = Ledger(Path({str(path)!r})), 0
+while True:
+    ledger.charge([Charge("evaluations_per_day", "north.example", 7, 10**6)])
+    count += 7
+    print(count, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(300):
+            last = process.stdout.readline()
+        process.kill()
+        last = process.stdout.read().rpartition("\n")[0].rpartition("\n")[2] or last
+    (account,) = json.loads(path.read_text())["accounts"]
+    # What was printed had been charged; one more charge may have been booked and not printed.
+    assert int(last) <= account["spent"] <= int(last) + 7 + 10**6 // AHEAD + 7
+
+
+def test_most_charges_write_nothing(path, clock, monkeypatch) -> None:
+    """At most one write for each ten-thousandth of the limit."""
+    written, real = [], quota.write_file
+    monkeypatch.setattr(quota, "write_file", lambda *given, **how: (written.append(1), real(*given, **how)))
+    ledger = Ledger(path, clock=clock)
+    for _ in range(2_000):
+        ledger.charge(charge(3, 10**7))
+    assert 1 <= len(written) <= 1 + 6_000 // (10**7 // AHEAD)
+
+
+def test_a_full_disk_books_nothing_and_asks_to_come_back(path, clock, monkeypatch) -> None:
+    """Work whose charge is not on the disk is not begun."""
+    ledger = Ledger(path, clock=clock)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quota, "write_file", full)
+        with pytest.raises(NotReady) as refused:
+            ledger.charge(charge(100))
+    assert refused.value.retry_after_s
+    ledger.charge(charge(100))
+
+
+def test_days_that_are_over_leave_the_file(path, clock) -> None:
+    ledger = Ledger(path, clock=clock)
+    ledger.charge(charge(1))
+    clock.now += DAY_S + 1
+    ledger.charge(charge(1, who="west.example"))
+    assert [each["who"] for each in json.loads(path.read_text())["accounts"]] == ["west.example"]
+
+
+def test_a_clock_that_was_set_back_makes_no_day_longer_than_a_day(clock) -> None:
+    """Else a clock that was wrong for a moment would lock a peer out for years."""
+    ledger = Ledger(None, clock=clock)
+    clock.now += 1_000 * DAY_S
+    ledger.charge(charge(100))
+    clock.now -= 1_000 * DAY_S
+    with pytest.raises(QuotaSpent) as spent:
+        ledger.charge(charge(1))
+    assert spent.value.retry_after_s == DAY_S
+    clock.now += DAY_S
+    ledger.charge(charge(100))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1, "accounts": [{"who": "x"}]}', "null"])
+def test_a_damaged_file_is_no_new_day(path, text) -> None:
+    """The operator decides what becomes of the count."""
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="damaged") as refused:
+        Ledger(path)
+    assert f"rm {path}" in refused.value.hint
+
+
+def test_a_file_of_a_newer_release_is_refused(path) -> None:
+    path.write_text('{"format_version": 2, "accounts": []}')
+    with pytest.raises(ConfigError, match="newer release"):
+        Ledger(path)
+
+
+def test_pictures_count_their_pixels_and_guided_legs_twice() -> None:
+    """Points count one each, channels nothing; a way back counts as another leg, guided if it is."""
+    assert evaluations_of(10, (2,), 48) == 480
+    assert evaluations_of(2, (3, 32, 16), 10) == 2 * 512 * 10
+    assert evaluations_of(1, (1, 8, 8), 10, round_trip=True) == 2 * 640
+    guided = Guidance(scale=3.0)
+    assert evaluations_of(1, (1, 8, 8), 10, guided) == 2 * 640
+    assert evaluations_of(1, (1, 8, 8), 10, guided, round_trip=True) == 3 * 640
+    both = Guidance(scale=3.0, encoding=True)
+    assert evaluations_of(1, (1, 8, 8), 10, both, round_trip=True) == 4 * 640

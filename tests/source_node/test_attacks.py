@@ -1,0 +1,244 @@
+"""What one client can take of a source: a share of the queue, of the workers and of the day, no more."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ddib_fed.bridge.control import Control
+from ddib_fed.bridge.party import Decoded, Leg, ToDecode
+from ddib_fed.diffusion.gaussianity import measure
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.errors import MessageInvalid, QueueFull, QuotaSpent
+from ddib_fed.latent import Latent
+from ddib_fed.samples.points import parse_npy
+from ddib_fed.trust import tls
+from ddib_fed.wire.latent import approve
+from source_node.jobs.store import JobStore
+from source_node.remote import Remotes
+from source_node.remote_party import RemoteParty
+from tests.node.tiny_nodes import gaussian, make_institution, npy
+from tests.source_node.conftest import wait_until
+from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, spec, submit
+from tests.source_node.scripted_target import ScriptedTarget, fail, hang, side
+from tests.source_node.served import Served, job_header, messages
+from tests.source_node.test_runner import waits
+
+AWAY = {"gone.example"}
+
+
+def again_and_again(submit_one: Callable[[], object]) -> None:
+    """More often than there are places."""
+    for _ in range(20):
+        submit_one()
+
+
+@pytest.fixture
+def gone(tmp_path, institutions):
+    """A peer whose machine takes connections and says nothing: each try takes as long as a call may."""
+    north, _ = institutions
+    made = make_institution(tmp_path / "gone", "gone.example")
+    made.admit(north)
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        north.admit(made, f"127.0.0.1:{hole.getsockname()[1]}")
+        yield made
+
+
+def test_jobs_for_a_peer_that_is_away_keep_no_worker_from_others(open_source, gone) -> None:
+    """Thirty of Alice's wait for it; Bob's job for another, and one of hers, are done at once."""
+    source = open_source(running_jobs=4)
+    absent = [source.submit(target_institution="gone.example") for _ in range(30)]
+    source.start()
+    started = time.monotonic()
+    for owner in (BOB, ALICE):
+        assert source.ended(source.submit(owner=owner), 8).state == "FINISHED"
+    assert time.monotonic() - started < 8
+    running = [job for job in absent if source.store.get(job).state == "RUNNING"]
+    assert len(running) <= 1, "one tries whether it is back"
+
+
+def test_all_that_waited_go_on_when_the_peer_is_back(tmp_path, open_source, institutions) -> None:
+    """The first to reach it lets the others follow at once."""
+    north, _ = institutions
+    east = make_institution(tmp_path / "east", "east.example")
+    east.admit(north)
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        address = f"127.0.0.1:{port.getsockname()[1]}"
+    north.admit(east, address)
+    source = open_source()
+    jobs = [source.submit(target_institution="east.example") for _ in range(8)]
+    source.start()
+    waits(source, jobs[0])
+    wait_until(lambda: all((last := source.events.last(job)) and last.reason for job in jobs))
+    back = ScriptedTarget(east, address)
+    try:
+        for job in jobs:
+            assert source.ended(job).state == "FINISHED"
+    finally:
+        back.close()
+
+
+def test_a_job_for_a_peer_that_is_away_still_ends_at_its_deadline(open_source, gone) -> None:
+    """Also if another is the one that tries."""
+    source = open_source()
+    source.submit(target_institution="gone.example", deadline_s=600)
+    source.start()
+    late = source.submit(target_institution="gone.example", deadline_s=0.5)
+    job = source.ended(late, 15)
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "DEADLINE_EXCEEDED")
+
+
+def test_one_client_cannot_have_all_workers(open_source, target) -> None:
+    """Of six she has four, whatever she submits; another's job is taken up at once, and next."""
+    target.decodes = [hang] * 4
+    source = open_source(running_jobs=6).start()
+    hers = [source.submit() for _ in range(12)]
+    wait_until(lambda: sum(source.store.get(job).state == "RUNNING" for job in hers) == 4)
+    assert source.ended(source.submit(owner=BOB), 8).state == "FINISHED"
+    target.release.set()
+    for job in hers:
+        source.ended(job)
+
+
+def test_one_client_cannot_fill_the_queue(tmp_path) -> None:
+    """She has two thirds of it alone; there is a place for whoever comes."""
+    store = JobStore(tmp_path / "jobs.sqlite", tmp_path / "spool", replace(LIMITS, max_open_jobs=12))
+    with pytest.raises(QueueFull) as full:
+        again_and_again(lambda: submit(store))
+    assert full.value.facts == {"limit_jobs": "12", "jobs": "8", "jobs_of_client": "8"}
+    assert full.value.retry_after_s
+    submit(store, owner=BOB)
+    store.close()
+
+
+def test_jobs_that_wait_for_a_peer_take_no_place_of_those_that_can_run(tmp_path) -> None:
+    """They have as many places of their own, of which a client has a share as well."""
+    store = JobStore(tmp_path / "jobs.sqlite", tmp_path / "spool", replace(LIMITS, max_open_jobs=12))
+
+    def send(owner: str, institution: str) -> None:
+        with store.stage(spec(owner=owner, target_institution=institution), AWAY) as staging:
+            staging.add(1, b"points")
+            staging.commit()
+
+    with pytest.raises(QueueFull, match="wait for their peers"):
+        again_and_again(lambda: send(ALICE, "gone.example"))
+    send(BOB, "gone.example")
+    for owner in (ALICE, BOB):
+        send(owner, "south.example")
+    store.close()
+
+
+def test_a_job_that_was_told_when_to_come_back_takes_no_place_either(tmp_path) -> None:
+    """As after a quota of the target's: it cannot run before."""
+    store = JobStore(tmp_path / "jobs.sqlite", tmp_path / "spool", replace(LIMITS, max_open_jobs=1))
+    submit(store)
+    job = store.claim()
+    assert job is not None
+    store.put_back(job.job_id, 3_600.0)
+    submit(store)
+    with pytest.raises(QueueFull):
+        submit(store)
+    store.close()
+
+
+def test_one_client_cannot_fill_the_spool(tmp_path) -> None:
+    """Files of jobs that nobody fetches count as well."""
+    store = JobStore(
+        tmp_path / "jobs.sqlite", tmp_path / "spool", replace(LIMITS, max_open_jobs=64, max_spool_bytes=9_000)
+    )
+    with pytest.raises(QueueFull, match="share of the spool"):
+        again_and_again(lambda: submit(store, bytes(1_000)))
+    submit(store, bytes(1_000), owner=BOB)
+    store.close()
+
+
+def test_a_quota_that_renews_after_the_deadline_ends_the_job_with_what_is_left(open_source, target) -> None:
+    """The client hears it now, with the numbers of the target, and not at the end of the deadline."""
+    facts = {"quota": "evaluations_per_day", "left": 7, "renews": "2030-01-01T00:00:00+00:00"}
+    target.decodes = [fail(QuotaSpent(facts=facts, retry_after_s=3_600))]
+    job = (source := open_source()).start().ended(source.submit(deadline_s=60))
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "QUOTA")
+    assert job.error["facts"]["left"] == "7"
+
+
+def test_a_quota_that_renews_in_time_is_waited_for_and_the_client_can_read_what_for(
+    open_source, target
+) -> None:
+    """`GetJob` has the target's numbers while the job waits."""
+    target.decodes = [fail(QuotaSpent(facts={"left": 7}, retry_after_s=3_600))]
+    source = open_source().start()
+    job_id = source.submit(deadline_s=7_200)
+    waits(source, job_id)
+    job = source.store.get(job_id)
+    assert (str(job.state), job.error["reason"]) == ("QUEUED", "QUOTA")
+    assert (job.error["facts"], job.error["institution"]) == ({"left": "7"}, "south.example")
+
+
+@pytest.fixture
+def served(tmp_path, institutions, target, engine):
+    made = Served(tmp_path, institutions[0], engine, client_evaluations_per_day=1_000)
+    yield made
+    made.close()
+
+
+def test_a_client_has_a_quota_of_its_own_nodes_work(served) -> None:
+    """Points times evaluations, of the way there and, for a cycle, of the way back; refused when it is submitted."""
+    served.submit(npy(40))
+    served.submit(npy(30), cycle=True)
+    with pytest.raises(QuotaSpent) as refused:
+        served.submit(npy(26))
+    assert refused.value.facts["quota"] == "client_evaluations_per_day"
+    assert refused.value.facts["left"] == "200"
+    assert refused.value.hop == "source north.example"
+    served.submit(npy(25))
+
+
+def test_only_jobs_that_are_accepted_are_charged_and_each_once(served) -> None:
+    """Not one that was refused, not the same request again."""
+    with pytest.raises(MessageInvalid):
+        served.submit(npy(40), items=2)
+    request = job_header(1)
+    for _ in range(3):
+        served.ask("SubmitJob", iter([request, *messages([npy(100)])]))
+    served.submit(npy(25))
+    with pytest.raises(QuotaSpent):
+        served.submit(npy(1))
+
+
+def test_a_source_that_computes_for_long_between_two_latents_is_not_idle(institutions, target) -> None:
+    """It ends a call that has nothing to send and nothing to wait for, and begins another with the next latent."""
+    north, _ = institutions
+    remotes = Remotes(tls.PeerChannels(north.pki, north.store), max_file_bytes=1 << 20)
+    remote = remotes.get("south.example")
+    contract = remote.negotiate(side("north.example", "moons"), "checkerboards", Control())
+
+    def slowly() -> Iterator[ToDecode]:
+        for number in range(3):
+            if number:
+                wait_until(lambda: target.answered == number)  # noqa: B023 - waited for here
+                threading.Event().wait(0.6)
+            points = gaussian(40, number)
+            yield ToDecode(number, Latent.from_array(points), statistics=measure(torch.from_numpy(points)))
+
+    party = RemoteParty(
+        remote,
+        contract,
+        request_id="job",
+        read=lambda file, count: parse_npy(file, max_bytes=1 << 20, max_points=count),
+        release=lambda latents: [
+            approve(each.latent, contract, each.statistics, item=each.number) for each in latents
+        ],
+        batch_rows=64,
+        idle_s=0.3,
+    )
+    found = list(party.decode_each(slowly(), Leg(SolverSettings(evaluations=8))))
+    assert [outcome.number for outcome in found] == [0, 1, 2]
+    assert all(isinstance(outcome, Decoded) for outcome in found)
+    assert len(target.headers) == 3, "a call for each latent"
+    remotes.close()
