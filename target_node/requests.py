@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 
@@ -12,6 +12,7 @@ from ddib_fed.errors import InputError, MessageInvalid
 from ddib_fed.latent import Latent
 from ddib_fed.server.pace import Pace, paced
 from ddib_fed.v1 import decoding_pb2
+from ddib_fed.wire.anchor import Anchor
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import LatentOpener
 from ddib_fed.wire.latent_types import types_from_pb
@@ -43,11 +44,23 @@ def stream_header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb
 
 
 def latents_of(
-    requests: Iterator[decoding_pb2.DecodeRequest], contract: Contract, max_items: int, stall_s: float
+    requests: Iterator[decoding_pb2.DecodeRequest],
+    contract: Contract,
+    max_items: int,
+    stall_s: float,
+    on_latent: Callable[[int, Anchor | None], object] = lambda *_: None,
 ) -> Iterator[tuple[int, Latent]]:
     """The latents of a stream, each checked against the contract before its bytes are read.
 
     Between two of them the source may be at work for long; inside one it may not stall.
+
+    Args:
+        requests: Behind the header of the stream.
+        contract: As agreed.
+        max_items: How many may come.
+        stall_s: How long one may stall.
+        on_latent: Called before each latent is returned, with its bytes and the end of the source's audit log that came
+            with it.
     """
     check, pace = LatentOpener(contract, max_items=max_items), Pace(stall_s, always=False)
 
@@ -62,6 +75,7 @@ def latents_of(
             whole = assembler.feed(message)
             if whole is not None:
                 pace.end()
+                on_latent(whole.header.tensor.size_bytes, check.anchor)
                 yield whole.header.item, _latent(whole, contract)
     assembler.end()
 

@@ -26,10 +26,11 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.policy import Quota, check_depth, check_encoder, check_evaluations
+from ddib_fed.node.policy import Quota, check_depth, check_encoder, check_evaluations, check_softening
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
+from ddib_fed.trust.audit.receipts import anchor_values
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.agreement import agree
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
@@ -50,6 +51,7 @@ from ddib_fed.wire.version import (
 )
 from target_node.calibration import CalibrationServicer
 from target_node.contract_calibration import check_calibration
+from target_node.receipt import Receipt
 from target_node.requests import control_of, latents_of, proposed_types, stream_header
 from target_node.stream import DecodeStream, StreamSettings, Translated
 
@@ -70,6 +72,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self._node = node
         self._quota = Quota(node.config.policy.samples_per_day)
         self._contracts: OrderedDict[bytes, Contract] = OrderedDict()
+        self._policy = node.config.policy
         self._lock = threading.Lock()
         self._active = 0
         self._idle = threading.Condition()
@@ -127,6 +130,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             proposed_types(request),
             self._node.config.policy.latent_types,
         )
+        check_softening(contract.source.soften_sigma, self._node.config.policy)
         check_calibration(self._node, contract)
         with self._lock:
             new = contract.digest not in self._contracts
@@ -161,19 +165,22 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         )
         check_decoding(engine.model, settings.solver, label, guidance)
         control = control_of(context)
+        receipt = Receipt(self._node, str(caller()), header.request_id, contract)
         decoding = DecodeStream(
             engine,
             settings,
-            latents_of(request_iterator, contract, header.items, self._node.config.limits.stall_s),
+            latents_of(
+                request_iterator, contract, header.items, self._node.config.limits.stall_s, receipt.received
+            ),
             control,
-            self._charge(header.request_id, contract),
+            self._charge(header.request_id, contract, receipt),
             flow=f"{caller().institution}/{header.request_id}",
             weight=self._node.weight_of(caller().institution),
         )
-        with self._counted():
+        with self._counted(), receipt:
             for event in decoding.run():
                 if isinstance(event, Translated):
-                    yield from self._messages(event)
+                    yield from self._messages(event, receipt)
                 else:
                     yield decoding_pb2.DecodeResponse(progress=event)
 
@@ -187,6 +194,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def _remember(self, contract: Contract) -> None:
         """Keep a contract as the newest of its peer, which drops its own oldest one, and none of another peer."""
         with self._lock:
+            self._drop_outdated()
             self._contracts[contract.digest] = contract
             self._contracts.move_to_end(contract.digest)
             own = [
@@ -194,6 +202,13 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             ]
             for digest in own[:-MAX_CONTRACTS]:
                 del self._contracts[digest]
+
+    def _drop_outdated(self) -> None:
+        """Forget contracts of another policy than the one that is applied now: they are negotiated again under it."""
+        policy = self._node.config.policy
+        if policy is not self._policy:
+            self._contracts.clear()
+            self._policy = policy
 
     def _audit(self, act: str, **values: str | int) -> None:
         """Write to the audit log, or refuse the act for now.
@@ -215,6 +230,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
     def _contract(self, sha256: bytes) -> Contract:
         with self._lock:
+            self._drop_outdated()
             contract = self._contracts.get(sha256)
         if contract is None or contract.source.institution != caller().institution:
             raise ContractUnknown("a contract that was not agreed on with this process", retry_after_s=0.1)
@@ -254,7 +270,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         if header.round_trip and not self._node.config.policy.round_trip:
             raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
 
-    def _charge(self, request_id: str, contract: Contract) -> Callable[[int, Latent], None]:
+    def _charge(self, request_id: str, contract: Contract, receipt: Receipt) -> Callable[[int, Latent], None]:
         """Quota and audit for each item, once per (request, item) whatever the tries."""
         peer = caller()
 
@@ -268,20 +284,24 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 item=item,
                 latent=latent.sha256.hex(),
                 contract=contract.digest.hex(),
+                **anchor_values(receipt.exchanged.anchor),
             )
             self._node.metrics.latent_bytes.labels("in").inc(latent.size_bytes)
             self._node.metrics.samples.labels("decode").inc(samples)
 
         return on_item
 
-    def _messages(self, translated: Translated) -> Iterator[decoding_pb2.DecodeResponse]:
+    def _messages(self, translated: Translated, receipt: Receipt) -> Iterator[decoding_pb2.DecodeResponse]:
         self._node.metrics.items.labels("decode", "ok").inc()
         self._node.metrics.seconds.labels("decode").observe(translated.seconds)
         header = decoding_pb2.DecodedHeader(
             item=translated.item,
             file=file_header(translated.media_type, translated.file),
             seconds=translated.seconds,
+            audit=receipt.own_anchor(),
         )
+        returned = 0 if translated.round_trip is None else translated.round_trip.size_bytes
+        receipt.exchanged.sent(len(translated.file) + returned)
         yield from stream(decoding_pb2.DecodeResponse, "result", header, translated.file)
         if translated.round_trip is not None:
             yield from translated.round_trip.stream(decoding_pb2.DecodeResponse)
