@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 from ddib_fed.errors import DdibError, ExhaustedError, QueueFull, UnavailableError
-from ddib_fed.trust.audit import verify
+from ddib_fed.trust.audit.verification import verify
 from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Pair, moons, wait_until
 from tests.e2e.translation.test_translate import TARGET, npy

@@ -23,7 +23,9 @@ from ddib_fed.errors import (
 )
 from ddib_fed.rpc.ahead import ReadAhead
 from ddib_fed.rpc.peers import at_fault, failure_of_peer
+from ddib_fed.trust.audit.receipts import Exchanged
 from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.wire.anchor import anchor_from_pb
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import ApprovedLatent, LatentOpener
 from ddib_fed.wire.limits.shared import MAX_EVALUATIONS
@@ -73,6 +75,7 @@ class Sent:
     def __init__(self) -> None:
         self.sizes: dict[int, int] = {}
         self.complete = False
+        self.exchanged = Exchanged()
 
     def requests(
         self, header: decoding_pb2.DecodeHeader, latents: Iterable[ApprovedLatent | None]
@@ -88,6 +91,7 @@ class Sent:
                     self.complete = True
                     return
                 self.sizes[latent.item] = latent.size_bytes
+                self.exchanged.sent(latent.size_bytes)
                 yield from latent.stream(decoding_pb2.DecodeRequest)
 
 
@@ -170,6 +174,11 @@ class DecodeCall:
         self._listener.stop()
         self.cancel()
 
+    @property
+    def exchanged(self) -> Exchanged:
+        """What was exchanged so far."""
+        return self._sent.exchanged
+
     def cancel(self) -> None:
         """End the call; harmless when it has ended."""
         self._call.cancel()  # type: ignore[no-untyped-call]
@@ -218,6 +227,8 @@ class DecodeCall:
             raise MessageInvalid(f"a result for item {header.item}, which is not due")
         if self._result is not None:
             raise MessageInvalid("two results where a latent was due")
+        anchor = anchor_from_pb(header, self._contract.version)
+        self._sent.exchanged.anchor = anchor or self._sent.exchanged.anchor
         kind = self._contract.target.sample_kind
         return open_file(header.file, max_bytes=self._max_file_bytes, accepted={ANSWERS[kind]})
 
@@ -245,6 +256,7 @@ class DecodeCall:
 
     def _decoded(self, header: decoding_pb2.DecodedHeader, file: bytes, latent: Returned | None) -> Answer:
         sent = self._sent.sizes.pop(header.item)
+        self._sent.exchanged.received(len(file) + (0 if latent is None else len(latent.data)))
         seconds = header.seconds if 0 <= header.seconds < MAX_SECONDS else 0.0
         return Answer(header.item, file, seconds, sent, latent)
 

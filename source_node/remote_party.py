@@ -34,6 +34,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.rpc.peers import at_fault
+from ddib_fed.trust.audit.receipts import Exchanged
 from ddib_fed.wire.contracts.contract import Contract, ContractSide
 from source_node.decode_call import Answer, DecodeCall, Progress
 from source_node.latent_window import IDLE_S, Filler, LatentWindow, Release, Sending
@@ -66,6 +67,7 @@ class RemoteParty:
         read: The samples in the file of an answer, given also how many there must be; raises InputError.
         release: Makes latents fit to leave, each time before they are sent, on a thread of the call; one that it
             leaves out is not sent. What it raises ends the job.
+        receipt: Called with what each call exchanged, when it has ended, however it did.
         batch_rows: Samples of a batch: how far latents run ahead of the answers is counted in batches.
         idle_s: See `LatentWindow`.
     """
@@ -78,9 +80,11 @@ class RemoteParty:
         request_id: str,
         read: Callable[[bytes, int], Array],
         release: Release,
+        receipt: Callable[[Exchanged], object],
         batch_rows: int,
         idle_s: float = IDLE_S,
     ) -> None:
+        self._receipt = receipt
         self._batch_rows = batch_rows
         self._idle_s = idle_s
         self._remote = remote
@@ -157,6 +161,7 @@ class RemoteParty:
         finally:
             filler.call = None
             window.end()
+            self._receipt(call.exchanged)
 
     def _answers(self, call: DecodeCall, window: LatentWindow, leg: Leg) -> Iterator[Decoded | Failed]:
         for answer in call:

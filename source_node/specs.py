@@ -14,7 +14,7 @@ from ddib_fed.errors import (
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.latent_types import FLOAT32
 from ddib_fed.node.config import LimitsSection, PolicySection
-from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations
+from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations, check_target
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
@@ -57,6 +57,7 @@ def spec_of(header: translation_pb2.JobHeader, node: NodeContext) -> JobSpec:
     guidance = guidance_from_pb(header.guidance)
     _check_fields(header, guidance, node.config.limits)
     settings = solver_settings(header.solver)
+    check_target(caller().name, header.target_institution, header.target_domain, node.config.policy)
     check_depth(settings, node.config.policy)
     check_encoder(settings, node.config.policy)
     least = node.config.policy.least_evaluations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 
@@ -13,6 +13,7 @@ from ddib_fed.errors import InputError, MessageInvalid
 from ddib_fed.latent import Latent
 from ddib_fed.server.pace import Pace
 from ddib_fed.v1 import decoding_pb2
+from ddib_fed.wire.anchor import Anchor
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent import LatentOpener
 from ddib_fed.wire.latent_types import types_from_pb
@@ -62,7 +63,11 @@ def stream_header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb
 
 
 def latents_of(
-    messages: Iterator[decoding_pb2.DecodeRequest], contract: Contract, max_items: int, pace: Pace
+    messages: Iterator[decoding_pb2.DecodeRequest],
+    contract: Contract,
+    max_items: int,
+    pace: Pace,
+    on_latent: Callable[[int, Anchor | None], object] = lambda *_: None,
 ) -> Iterator[tuple[int, Latent]]:
     """The latents of a stream, each checked against the contract before its bytes are read.
 
@@ -71,6 +76,8 @@ def latents_of(
         contract: Of the stream.
         max_items: As the header says.
         pace: Of the messages.
+        on_latent: Called before each latent is returned, with its bytes and the end of the source's audit log that came
+            with it.
     """
     check = LatentOpener(contract, max_items=max_items)
 
@@ -84,6 +91,7 @@ def latents_of(
         whole = assembler.feed(message)
         if whole is not None:
             pace.end()
+            on_latent(whole.header.tensor.size_bytes, check.anchor)
             yield whole.header.item, _latent(whole, contract)
     assembler.end()
 

@@ -26,12 +26,19 @@ from ddib_fed.errors import (
 )
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations, peer_charges
+from ddib_fed.node.policy import (
+    check_depth,
+    check_encoder,
+    check_evaluations,
+    check_softening,
+    peer_charges,
+)
 from ddib_fed.node.quota import Charge, evaluations_of
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.interceptors import caller
 from ddib_fed.server.pace import Pace, paced
+from ddib_fed.trust.audit.receipts import anchor_values
 from ddib_fed.v1 import calibration_pb2_grpc, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.wire.contracts.agreement import agree
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
@@ -52,6 +59,7 @@ from ddib_fed.wire.version import (
 )
 from target_node.calibration import CalibrationServicer
 from target_node.contract_calibration import check_calibration
+from target_node.receipt import Receipt
 from target_node.requests import Unanswered, control_of, latents_of, proposed_types, stream_header
 from target_node.stream import DecodeStream, StreamSettings, Translated
 
@@ -76,6 +84,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self._node = node
         self._contracts: OrderedDict[bytes, Contract] = OrderedDict()
         self._turns: dict[str, threading.Lock] = {}
+        self._policy = node.config.policy
         self._lock = threading.Lock()
         self._active = 0
         self._idle = threading.Condition()
@@ -133,6 +142,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             proposed_types(request),
             self._node.config.policy.latent_types,
         )
+        check_softening(contract.source.soften_sigma, self._node.config.policy)
         check_calibration(self._node, contract)
         with self._lock:
             new = contract.digest not in self._contracts
@@ -162,20 +172,21 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             header = stream_header(messages)
             pace.end()
             settings, peer = self._settings(header), caller().institution
+            receipt = Receipt(self._node, str(caller()), header.request_id, settings.contract)
             decoding = DecodeStream(
                 self._node.engine,
                 settings,
-                latents_of(messages, settings.contract, header.items, pace),
+                latents_of(messages, settings.contract, header.items, pace, receipt.received),
                 control_of(context),
-                self._on_item(header.request_id, settings, unanswered),
+                self._on_item(header.request_id, settings, unanswered, receipt),
                 flow=header.request_id,
                 owner=peer,
                 weight=self._node.weight_of(peer),
             )
-            with self._counted():
+            with self._counted(), receipt:
                 for event in decoding.run():
                     if isinstance(event, Translated):
-                        yield from self._messages(event)
+                        yield from self._messages(event, receipt)
                         unanswered.change(-1)
                     else:
                         yield decoding_pb2.DecodeResponse(progress=event)
@@ -206,6 +217,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     def _remember(self, contract: Contract) -> None:
         """Keep a contract as the newest of its peer, which drops its own oldest one, and none of another peer."""
         with self._lock:
+            self._drop_outdated()
             self._contracts[contract.digest] = contract
             self._contracts.move_to_end(contract.digest)
             own = [
@@ -213,6 +225,13 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             ]
             for digest in own[:-MAX_CONTRACTS]:
                 del self._contracts[digest]
+
+    def _drop_outdated(self) -> None:
+        """Forget contracts of another policy than the one that is applied now: they are negotiated again under it."""
+        policy = self._node.config.policy
+        if policy is not self._policy:
+            self._contracts.clear()
+            self._policy = policy
 
     def _audit(self, act: str, **values: str | int) -> None:
         """Write to the audit log, or refuse the act for now.
@@ -234,6 +253,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
     def _contract(self, sha256: bytes) -> Contract:
         with self._lock:
+            self._drop_outdated()
             contract = self._contracts.get(sha256)
         if contract is None or contract.source.institution != caller().institution:
             raise ContractUnknown("a contract that was not agreed on with this process", retry_after_s=0.1)
@@ -286,7 +306,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         return peer_charges(self._node.config.policy, peer, samples=samples, evaluations=most)
 
     def _on_item(
-        self, request_id: str, settings: StreamSettings, unanswered: Unanswered
+        self, request_id: str, settings: StreamSettings, unanswered: Unanswered, receipt: Receipt
     ) -> Callable[[int, Latent], None]:
         """Quota and audit for each item; the same latent again for the same request is not charged again."""
         peer = caller()
@@ -296,9 +316,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         def on_item(item: int, latent: Latent) -> None:
             samples = len(latent.data)
             work = request_id, item, latent.sha256
-            with (
-                turn
-            ):  # of all streams of a peer one waits for the disk: others are in line with peers, not streams
+            with turn:  # of all streams of a peer one waits for the disk: peers are in line, not streams
                 self._node.quotas.charge(self._charges(peer.institution, settings, samples), work)
                 self._audit(
                     "latent_received",
@@ -307,6 +325,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                     item=item,
                     latent=latent.sha256.hex(),
                     contract=settings.contract.digest.hex(),
+                    **anchor_values(receipt.exchanged.anchor),
                 )
             unanswered.change(1)
             self._node.metrics.latent_bytes.labels("in").inc(latent.size_bytes)
@@ -314,14 +333,17 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
         return on_item
 
-    def _messages(self, translated: Translated) -> Iterator[decoding_pb2.DecodeResponse]:
+    def _messages(self, translated: Translated, receipt: Receipt) -> Iterator[decoding_pb2.DecodeResponse]:
         self._node.metrics.items.labels("decode", "ok").inc()
         self._node.metrics.seconds.labels("decode").observe(translated.seconds)
         header = decoding_pb2.DecodedHeader(
             item=translated.item,
             file=file_header(translated.media_type, translated.file),
             seconds=translated.seconds,
+            audit=receipt.own_anchor(),
         )
+        returned = 0 if translated.round_trip is None else translated.round_trip.size_bytes
+        receipt.exchanged.sent(len(translated.file) + returned)
         yield from stream(decoding_pb2.DecodeResponse, "result", header, translated.file)
         if translated.round_trip is not None:
             yield from translated.round_trip.stream(decoding_pb2.DecodeResponse)

@@ -60,7 +60,9 @@ COMMANDS: Mapping[str, Lazy] = {
         "Agree with a peer on how two domains correspond; evaluate such a calibration.",
     ),
     "status": Lazy("ddib_fed.cli.node.status:status", "Show the state of the node on this machine."),
-    "reload": Lazy("ddib_fed.cli.node.status:reload", "Make the node re-read its peers and certificates."),
+    "reload": Lazy(
+        "ddib_fed.cli.node.status:reload", "Make the node re-read its peers, certificates and policy."
+    ),
     "workers": Lazy(
         "ddib_fed.cli.node.status:workers",
         "Show who computes for the node, or have COUNT workers from now on.",
@@ -69,7 +71,11 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.node.status:drain",
         "Drain the node: accept no more work, finish running work, and exit.",
     ),
-    "audit": Lazy("ddib_fed.cli.node.audit:audit", "Verify the chain of the node's audit log."),
+    "audit": Lazy(
+        "ddib_fed.cli.node.audit:audit",
+        "Verify the chain of the node's audit log, and exchange its ends with peers.",
+    ),
+    "officer": Lazy("ddib_fed.cli.node.officer:officer", "Write the page that the security officer signs."),
     "try": Lazy(
         "ddib_fed.cli.models.training.trying:try_",
         "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
@@ -102,7 +108,18 @@ COMMANDS: Mapping[str, Lazy] = {
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Translate": ("translate", "domains", "job", "doctor", "demo"),
-    "Run a node": ("init", "pki", "peer", "calibrate", "status", "reload", "workers", "drain", "audit"),
+    "Run a node": (
+        "init",
+        "pki",
+        "peer",
+        "calibrate",
+        "status",
+        "reload",
+        "workers",
+        "drain",
+        "audit",
+        "officer",
+    ),
     "Work with models, without nodes": (
         "try",
         "model",

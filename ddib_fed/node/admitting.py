@@ -12,6 +12,7 @@ from ddib_fed.errors import AlreadyExists, InputError, PolicyDenied, UsageError
 from ddib_fed.files import read_small
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.terminal import escape, say
+from ddib_fed.trust.audit.log import note
 from ddib_fed.trust.identity import Identity, has_name_constraints
 from ddib_fed.trust.peers.file import Peer, parse_peer
 from ddib_fed.trust.peers.store import PeerStore
@@ -62,7 +63,7 @@ def admit(
     replace: bool = False,
     unconstrained_root: bool = False,
 ) -> Peer:
-    """Admit another institution's node after its root's fingerprint was compared.
+    """Admit another institution's node after its root's fingerprint was compared; the audit log has it first.
 
     Args:
         config: Of this node.
@@ -77,6 +78,7 @@ def admit(
         UsageError: There are no fingerprints, and no terminal to ask.
         AlreadyExists: The institution is admitted with other particulars, and `replace` is false.
         FileMissing, InputError: The file cannot be used.
+        ConfigError: The audit log cannot be written; nothing was admitted.
     """
     other = parse_peer(
         read_small(file, hint="ddib peer export writes it, on the other side", pipe=True), str(file)
@@ -89,7 +91,20 @@ def admit(
     store = peer_store(config)
     if not fingerprints and store.snapshot().peers.get(other.institution) != other:
         fingerprints = _ask(other, f"ddib peer add {file} --config {config.path} --fingerprint SHA256:...")
-    store.add(other, fingerprints=fingerprints, replace=replace)
+    replaced = other.institution in store.snapshot().peers
+    store.add(
+        other,
+        fingerprints=fingerprints,
+        replace=replace,
+        before=lambda: note(
+            config.paths.audit,
+            "peer_replaced" if replaced else "peer_added",
+            peer=other.institution,
+            identity=other.identity.uri,
+            address=other.address,
+            roots=list(other.fingerprints),
+        ),
+    )
     return other
 
 

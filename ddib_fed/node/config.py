@@ -23,7 +23,7 @@ from pydantic import (
 
 from ddib_fed.bridge.calibration.record import Kind
 from ddib_fed.bridge.workers.limits import LOCAL, MOST_WORKERS
-from ddib_fed.names import check_domain, is_institution, is_label, size_from
+from ddib_fed.names import check_domain, is_domain, is_institution, is_label, size_from
 from ddib_fed.node.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.toml_files import load_toml
@@ -160,12 +160,21 @@ class EngineSection(Section):
         return value
 
 
+Use = Literal["send", "decode", "calibrate"]
+EVERY = "*"
+"""In the tables of peers and clients: every other one; as a target, every target."""
 LatentType = Literal["float32", "float16", "bfloat16"]
 
 
 class PolicySection(Section):
     """What the node allows beyond the protocol."""
 
+    # What each admitted peer may be used for: "send" it latents of the own clients, "decode" latents that it sends,
+    # "calibrate" with it; "*" is every peer without an entry of its own. What is not listed is denied.
+    peers: dict[str, tuple[Use, ...]] = {EVERY: ("send", "decode", "calibrate")}
+    # Where each own client may translate to, by its name: INSTITUTION/DOMAIN, INSTITUTION for all its domains, "*" for
+    # every target; the name "*" is every client without an entry of its own. What is not listed is denied.
+    clients: dict[str, tuple[str, ...]] = {EVERY: (EVERY,)}
     round_trip: bool = True
     size_rule: Literal["model", "refuse"] = "model"
     # Of each peer in a day: network evaluations times points, or times pixels of pictures; 0 for no limit.
@@ -182,6 +191,8 @@ class PolicySection(Section):
     least_depth: Annotated[float, Field(gt=0, le=1)] = 1.0
     # Fewest network evaluations of a latent that leaves or is decoded here; flow maps, trained for few, are exempt.
     least_evaluations: Annotated[int, Field(ge=0, le=10_000)] = 8
+    # The least softening of pictures, sigma / alpha of the contract; their models say how much they have.
+    least_soften_sigma: Annotated[float, Field(ge=0, le=1)] = 0.0
     # How latents that leave, or are decoded here, may be made: those of "mixed" and "linear" show more of the picture.
     encoders: tuple[Literal["ode", "mixed", "linear"], ...] = ("ode",)
     # In what latents may cross, both ways: a source prefers the first, and a target takes the first that both list.
@@ -196,6 +207,26 @@ class PolicySection(Section):
     calibration_accept: Literal["ask", "auto"] = "ask"
     # Whether peers may read the units of this model, to calibrate with anchors. No noise is added to them.
     calibration_units: bool = False
+
+    @field_validator("peers")
+    @classmethod
+    def _peers(cls, value: dict[str, tuple[Use, ...]]) -> dict[str, tuple[Use, ...]]:
+        for institution in value:
+            if institution != EVERY and not is_institution(institution):
+                raise ValueError(f"{institution!a} is no institution, e.g. south.example, or {EVERY!r}")
+        return value
+
+    @field_validator("clients")
+    @classmethod
+    def _clients(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, targets in value.items():
+            if name != EVERY and not is_label(name):
+                raise ValueError(f"{name!a} is no client's name, e.g. alice, or {EVERY!r}")
+            for target in targets:
+                institution, slash, domain = target.partition("/")
+                if target != EVERY and not (is_institution(institution) and bool(slash) == is_domain(domain)):
+                    raise ValueError(f"{target!a} is no target, e.g. south.example/relief or south.example")
+        return value
 
     @field_validator("weights", "quotas")
     @classmethod
@@ -311,6 +342,12 @@ class NodeConfig(Section):
         place = path.resolve()
         config._folder, config._name = place.parent, place.name  # noqa: SLF001 - its own private attributes
         return config
+
+    def with_policy(self, policy: PolicySection) -> NodeConfig:
+        """The same node under another policy."""
+        copy = self.model_copy(update={"policy": policy})
+        copy._folder, copy._name = self._folder, self._name  # noqa: SLF001 - its own private attributes
+        return copy
 
     def with_roles(self, roles: tuple[Role, ...]) -> NodeConfig:
         """The same node with only these roles."""

@@ -26,7 +26,9 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.disk import DiskWatch
 from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.policy import Policy
+from ddib_fed.node.policy_file import PolicyFile
 from ddib_fed.node.role import NodeContext, RoleService, find_roles
+from ddib_fed.node.watch import Watch
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.http import ProbeServer
 from ddib_fed.server.inbound import InboundGuard, file_limit, most_connections, raise_file_limit
@@ -34,7 +36,7 @@ from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor, Stre
 from ddib_fed.server.metrics import Metrics
 from ddib_fed.server.server import NodeServer, probe_own_port
 from ddib_fed.trust import pki, tls
-from ddib_fed.trust.audit import AuditLog
+from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 from ddib_fed.version import __version__
@@ -69,6 +71,7 @@ class Daemon:
         self.peers = peer_store(config)
         self.node = NodeContext(config, self.peers, AuditLog(paths.audit), Metrics())
         self.roles: list[RoleService] = [role.open(self.node) for role in find_roles(config.node.roles)]
+        self._disk = DiskWatch((paths.state, paths.spool))
         self.limiter = StreamLimiter(config.limits.max_streams, config.limits.max_streams_per_identity)
         try:
             self.server = self._server()
@@ -77,20 +80,32 @@ class Daemon:
                 role.close()
                 role.release()
             raise
-        self._disk = DiskWatch((paths.state, paths.spool))
-        self._renewal = RenewalThread(config, on_tick=self._look)
-        self._said: str | None = None
-        self._said_lock = threading.Lock()
+        self._renewal = RenewalThread(config, on_tick=self._watch.look)
 
     def _server(self) -> NodeServer:
         config = self.config
-        self._credentials = tls.server_credentials(config.paths.pki, self.peers)
+        self._guard = InboundGuard(most_connections(file_limit()), on_unheard=self._unheard)
+        self._credentials = tls.server_credentials(
+            config.paths.pki, self.peers, on_handshake=self._guard.handshake
+        )
         institution = config.node.institution
         issuer = pki.has_authority(config.paths.pki)
-        policy = Policy(institution=institution, roles=config.node.roles, issuer=issuer)
-        self._guard = InboundGuard(most_connections(file_limit()))
+        policy = Policy(
+            institution=institution,
+            roles=config.node.roles,
+            issuer=issuer,
+            section=lambda: self.node.config.policy,
+        )
+        self._policy_file = PolicyFile(self.node)
         self._auth = AuthInterceptor(
-            self.peers, policy, audit=self.node.audit, on_admitted=self._guard.admitted
+            self.peers,
+            policy,
+            audit=self.node.audit,
+            on_called=self._guard.called,
+            on_admitted=self._guard.admitted,
+        )
+        self._watch = Watch(
+            self.node, self._credentials, self._disk, self._auth.refusals, self._peers_changed
         )
         server = NodeServer(
             config.node.listen,
@@ -107,8 +122,13 @@ class Daemon:
             role.register(server.grpc)
             server.add_services(role.service_names)
         if issuer:
-            identity_pb2_grpc.add_IdentityServiceServicer_to_server(IdentityServicer(config), server.grpc)
+            identity_pb2_grpc.add_IdentityServiceServicer_to_server(
+                IdentityServicer(config, self.node.audit), server.grpc
+            )
         return server
+
+    def _unheard(self, address: str, times: int) -> None:
+        self._watch.unheard(address, times)
 
     def _count(self, method: str, status: str) -> None:
         self.node.metrics.requests.labels(method.rpartition("/")[2], status).inc()
@@ -140,8 +160,8 @@ class Daemon:
 
     def _serve(self) -> None:
         self.server.start()
-        self._guard.start(self.server.port)
         probe_own_port(self.server.port, split_address(self.config.node.listen, bound=True)[0])
+        self._guard.start(self.server.port)
         self._load()
         while not self.stopping:
             self._woken.get()
@@ -158,6 +178,14 @@ class Daemon:
             engine.close()
             return
         self.node.set_engine(engine)
+        self._watch.started(
+            version=__version__,
+            roles=self.config.node.roles,
+            listen=self.server.address,
+            domain=self.config.model.domain,
+            model=engine.model.bundle.digest,
+            policy=self.node.policy_sha256,
+        )
         self._renewal.start()
         for role in self.roles:
             role.start()
@@ -226,6 +254,8 @@ class Daemon:
         self.node.quotas.close()
         if self.node.loaded:
             self.node.running_engine.close()
+        by = "signal" if self._signals else "drain" if self._drain_asked.is_set() else "failure"
+        self._watch.stopped(by=by, at_once=self._stop_now)
         log.info("stopped")
 
     def _keep_last_jobs(self) -> None:
@@ -237,22 +267,6 @@ class Daemon:
             log.exception("the jobs could not be counted")
         with self._jobs_lock:
             self._last_jobs = last
-
-    def _look(self) -> None:
-        """The periodic check: permitted callers, and problems of the files that define them."""
-        self._peers_changed()
-        # Both the renewal thread and the operator's reload check: an older result must not overwrite a newer.
-        with self._said_lock:
-            problem = self._disk.problem or self._credentials.problem
-            try:
-                self.peers.keep_withdrawn()
-            except OSError as error:
-                problem = problem or f"the withdrawn identities cannot be recorded: {error}"
-            if problem and problem != self._said:
-                log.error("degraded: %s", problem)
-            elif self._said and not problem:
-                log.info("no longer degraded: %s", self._said)
-            self._said = problem
 
     def _peers_changed(self) -> int:
         """End the calls of removed peers, theirs and ours; returns the number of theirs."""
@@ -266,19 +280,29 @@ class Daemon:
             return "draining"
         if not self.node.loaded:
             return "draining" if self.stopping else "loading"
-        problem = self._disk.problem or self._credentials.problem or self._renewal.problem
-        problem = problem or self.node.running_engine.problem
+        problem = (
+            self._disk.problem
+            or self._credentials.problem
+            or self.node.audit.problem
+            or self._policy_file.problem
+            or self._renewal.problem
+            or self.node.running_engine.problem
+        )
         return f"degraded: {problem}" if problem else "serving"
 
     def reload(self) -> list[str]:
-        """Read peers and certificates again."""
-        changes = list(self.peers.reload())
+        """Read the policy, peers and certificates again."""
+        changes = [*self._policy_file.reload(), *self.peers.reload()]
         ended = self._peers_changed()
         if ended:
             changes.append(f"ended {ended} calls of peers that are no longer admitted")
-        self._look()
-        self.node.audit.write("reload", changes=changes)
-        return [*changes, f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}"]
+        self._watch.look()
+        self.node.audit.write("reload", changes=changes, policy=self.node.policy_sha256)
+        return [
+            *changes,
+            f"policy: {self.node.policy_sha256}",
+            f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}",
+        ]
 
     def resize(self, workers: int) -> pb.WorkersResponse:
         """Have so many workers; 0 changes nothing. Who there is.

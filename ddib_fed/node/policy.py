@@ -1,18 +1,20 @@
-"""Authorization of calls, and what settings are allowed.
+"""Authorization of calls and jobs, what settings are allowed, and the policy's digest.
 
 Calls are denied by default. The certificate has already been verified; no I/O happens here.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
 from ddib_fed.errors import PeerUnknown, PolicyDenied
-from ddib_fed.node.config import PolicySection
+from ddib_fed.node.config import EVERY, NodeConfig, PolicySection, Use
 from ddib_fed.node.quota import Charge
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.store import Snapshot
+from ddib_fed.wire.canonical import canonical_json
 
 if TYPE_CHECKING:
     from ddib_fed.diffusion.plans import SolverSettings
@@ -24,6 +26,17 @@ IDENTITY: Final = "ddib_fed.v1.IdentityService"
 HEALTH: Final = "grpc.health.v1.Health"
 FOR_PEERS: Final = frozenset({DECODING, CALIBRATION})
 """The target's services, for the nodes of admitted peers."""
+USES: Final[dict[str, Use]] = {DECODING: "decode", CALIBRATION: "calibrate"}
+"""What a peer must be allowed to be used for."""
+POLICY_FORMAT: Final = "ddib-fed policy 1"
+AGREED_LIMITS: Final = (
+    "job_deadline_s",
+    "max_evaluations",
+    "max_items_per_job",
+    "max_points_per_item",
+    "result_days",
+)
+DEFAULTS: Final = PolicySection()
 
 
 class Policy:
@@ -33,9 +46,18 @@ class Policy:
         institution: The node's own.
         roles: ``source``, ``target``: what the node serves.
         issuer: Whether it renews certificates of its institution.
+        section: What node.toml allows, now.
     """
 
-    def __init__(self, *, institution: str, roles: Collection[str], issuer: bool) -> None:
+    def __init__(
+        self,
+        *,
+        institution: str,
+        roles: Collection[str],
+        issuer: bool,
+        section: Callable[[], PolicySection] = lambda: DEFAULTS,
+    ) -> None:
+        self._section = section
         self._institution = institution
         self._services = {HEALTH}
         if "source" in roles:
@@ -44,6 +66,11 @@ class Policy:
             self._services |= FOR_PEERS
         if issuer:
             self._services.add(IDENTITY)
+
+    @property
+    def version(self) -> object:
+        """Another object when what is allowed may have changed."""
+        return self._section()
 
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
         """Return when `identity` may call ``/package.Service/Method``.
@@ -59,8 +86,10 @@ class Policy:
         if service == HEALTH or (service == IDENTITY and own):
             return
         if service == TRANSLATION and own and identity.kind == "client":
+            targets_of(identity.name, self._section())
             return
         if service in FOR_PEERS and snapshot.is_admitted_node(identity):
+            check_use(identity.institution, USES[service], self._section())
             return
         if service in FOR_PEERS and identity.kind == "node" and not own:
             raise PeerUnknown(
@@ -68,6 +97,81 @@ class Policy:
                 hint="ddib peer list; if it was moved, ddib peer add --replace FILE",
             )
         raise PolicyDenied(f"{identity} may not call {full_method}")
+
+
+def check_use(institution: str, use: Use, policy: PolicySection) -> None:
+    """Return if a peer may be used so.
+
+    Raises:
+        PolicyDenied: `policy.peers` does not allow it.
+    """
+    if use not in policy.peers.get(institution, policy.peers.get(EVERY, ())):
+        raise PolicyDenied(
+            f"{institution} is not allowed to be used for {use!r}",
+            hint=f'add "{use}" to "{institution}" in [policy.peers] of node.toml, then ddib reload',
+            facts={"policy": "peers", "use": use},
+        )
+
+
+def targets_of(client: str, policy: PolicySection) -> tuple[str, ...]:
+    """Where an own client may translate to, as `policy.clients` says it.
+
+    Raises:
+        PolicyDenied: Nowhere.
+    """
+    found = policy.clients.get(client, policy.clients.get(EVERY, ()))
+    if not found:
+        raise PolicyDenied(
+            f"the client {client} may not translate",
+            hint=f'add "{client}" to [policy.clients] of node.toml, then ddib reload',
+            facts={"policy": "clients"},
+        )
+    return found
+
+
+def check_target(client: str, institution: str, domain: str, policy: PolicySection) -> None:
+    """Return if an own client may have its samples translated to a peer's domain.
+
+    Raises:
+        PolicyDenied: It may not, or no client may.
+    """
+    check_use(institution, "send", policy)
+    if not {EVERY, institution, f"{institution}/{domain}"} & set(targets_of(client, policy)):
+        raise PolicyDenied(
+            f"the client {client} may not translate to {institution}/{domain}",
+            hint=f'add "{institution}/{domain}" to "{client}" in [policy.clients] of node.toml, then ddib reload',
+            facts={"policy": "clients", "target": f"{institution}/{domain}"[:200]},
+        )
+
+
+def check_softening(soften_sigma: float, policy: PolicySection) -> None:
+    """Return if pictures are softened enough under a contract.
+
+    Raises:
+        PolicyDenied: By less than `policy.least_soften_sigma`.
+    """
+    if soften_sigma < policy.least_soften_sigma:
+        raise PolicyDenied(
+            f"pictures softened to {soften_sigma:g}, where at least {policy.least_soften_sigma:g} is demanded",
+            hint="a model with more softening (ddib model train --soften-sigma), or a lower policy.least_soften_sigma",
+            facts={
+                "policy": "least_soften_sigma",
+                "soften_sigma": f"{soften_sigma:g}",
+                "least": f"{policy.least_soften_sigma:g}",
+            },
+        )
+
+
+def policy_digest(config: NodeConfig) -> str:
+    """SHA-256, hex, of everything that node.toml allows: [policy], and the limits that an agreement may name.
+
+    Two nodes with the same settings have the same digest, whatever their files look like otherwise: it is taken over
+    canonical JSON (RFC 8785) with every default written out.
+    """
+    policy = config.policy.model_dump(mode="json")
+    limits = config.limits.model_dump(mode="json", include=set(AGREED_LIMITS))
+    text = canonical_json({"format": POLICY_FORMAT, "limits": limits, "policy": policy})
+    return hashlib.sha256(text).hexdigest()
 
 
 def check_depth(settings: SolverSettings, policy: PolicySection) -> None:

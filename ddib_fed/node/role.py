@@ -22,9 +22,10 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
 from ddib_fed.node.model.pictures import rule_of, terms_of, value_range_of
 from ddib_fed.node.peer_problems import PeerProblems
+from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.quota import Ledger
 from ddib_fed.server.metrics import Metrics
-from ddib_fed.trust.audit import AuditLog
+from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers.store import PeerStore
 from ddib_fed.wire.contracts.contract import MAX_CLASS_NAMES, REFUSE, ContractSide, is_class_name
@@ -152,6 +153,11 @@ class NodeContext:
             clip=model.is_picture and model.manifest.normalisation == Normalisation(),
         )
         return None if terms == NO_GUIDANCE else terms
+
+    @property
+    def policy_sha256(self) -> str:
+        """Digest of the policy that is applied now, hexadecimal."""
+        return policy_digest(self.config)
 
     @property
     def units_sha256(self) -> str:

@@ -25,7 +25,7 @@ from ddib_fed.node.role import find_roles
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.inbound import attainable_files, few_files, most_connections
 from ddib_fed.server.ports import check_bindable
-from ddib_fed.trust.audit import AuditLog
+from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.unexpected import as_config_error, explained
 

@@ -68,6 +68,9 @@ seed = 0
 # running_jobs = 24             # source: jobs worked on at once, of one client two thirds; small ones fill a batch
 
 [policy]
+# peers = {{ "*" = ["send", "decode", "calibrate"] }}  # what each admitted peer may be used for; "*" is the others
+# clients = {{ "*" = ["*"] }}     # where each client may translate to, as {{ "alice" = ["south.example/relief"] }}
+# least_soften_sigma = 0.0      # of pictures; models say how much they have
 # round_trip = true             # target: encode the output again for a peer that asks for a cycle check
 # least_depth = 1.0             # of a latent, in (0, 1]: less keeps structure, and some of the picture
 # least_evaluations = 8         # of a latent that leaves or is decoded here; 0 for any number, flow maps are exempt

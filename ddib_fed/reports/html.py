@@ -33,6 +33,9 @@ th, td { padding: .25em .8em .25em 0; text-align: right; border-bottom: 1px soli
 th { font-weight: 600; color: #6c6c78; border-bottom-color: #b8b8c2 }
 th:first-child, td:first-child { text-align: left }
 img { image-rendering: pixelated; display: inline-block; vertical-align: middle; max-width: 100% }
+.text th, .text td { text-align: left; vertical-align: top; overflow-wrap: anywhere; min-width: 5em }
+@media print { body { font-size: 11px; margin: 0 } h2 { margin-top: 1em; break-after: avoid }
+  tr { break-inside: avoid } }
 .doubt { color: #c81e3c; font-weight: 600 } figure { margin: 1em 0 } figcaption { color: #6c6c78; font-size: .9em }
 """
 
@@ -74,6 +77,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Html:
     head = "".join(f"<th>{_text(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
     return Html(f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>")
+
+
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+    """A table of texts: to the left, and they may be long."""
+    return Html(table(columns, rows).replace("<table>", '<table class="text">', 1))
 
 
 def figures(values: Mapping[str, Cell]) -> Html:

@@ -26,6 +26,7 @@ def provenance_message(record: Translation) -> translation_pb2.Provenance:
         picture=_picture_message(record),
         classifier_sha256=bytes.fromhex(record.classifier_sha256) or None,
         calibration_sha256=bytes.fromhex(record.calibration_sha256) or None,
+        policy_sha256=bytes.fromhex(record.policy_sha256) or None,
     )
 
 

@@ -16,7 +16,8 @@ import socket
 import stat
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ UNPROVEN_PER_ADDRESS: Final = 32
 PATIENCE_S: Final = 1.0
 NEAR_THE_CAP: Final = 0.75
 LOOK_EVERY_S: Final = 0.2
+# Handshakes in a second at whose start all open files are looked at; it takes up to some milliseconds.
+HANDSHAKES_A_SECOND: Final = 32
 SAY_EVERY_S: Final = 60.0
 _OPEN_FILES: Final = (Path("/proc/self/fd"), Path("/dev/fd"))
 
@@ -101,6 +104,11 @@ def _host(text: str) -> str:
     return str(mapped or address)
 
 
+def _written(host: str) -> str:
+    """An address as gRPC writes it."""
+    return f"ipv6:[{host}]" if ":" in host else f"ipv4:{host}"
+
+
 def _neighbourhood(host: str) -> str:
     """The group whose connections are counted together: an IPv4 address, or an IPv6 /64 network."""
     address = ipaddress.ip_address(host)
@@ -125,9 +133,22 @@ class InboundGuard:
     Args:
         most: Connections that gRPC accepts in all.
         per_address: Connections without an authorised call that one address may have.
+        on_unheard: Called with an address, as gRPC writes it, and how many of its connections ended without any call:
+            TLS refused them, or they made none. gRPC itself tells nobody.
     """
 
-    def __init__(self, most: int, *, per_address: int = UNPROVEN_PER_ADDRESS) -> None:
+    def __init__(
+        self,
+        most: int,
+        *,
+        per_address: int = UNPROVEN_PER_ADDRESS,
+        on_unheard: Callable[[str, int], object] = lambda *_: None,
+    ) -> None:
+        self._on_unheard = on_unheard
+        self._heard: set[Peer] = set()
+        self._unheard: Counter[str] = Counter()
+        self._looks = threading.Lock()
+        self._handshakes: deque[float] = deque(maxlen=HANDSHAKES_A_SECOND)
         self._port = 0
         self._most = most
         self._per_address = per_address
@@ -166,6 +187,27 @@ class InboundGuard:
             with self._lock:
                 self._crowds.add(peer)
 
+    def called(self, caller: str) -> None:
+        """Record that a call of this caller (gRPC's name) arrived, whatever became of it: TLS let it in."""
+        peer = peer_of(caller)
+        if peer is not None:
+            with self._lock:
+                self._heard.add(peer)
+
+    def handshake(self) -> None:
+        """Note who is connected, at the start of a handshake: one that TLS refuses is over in milliseconds.
+
+        In a flood of them not every one is worth a look at all open files; some addresses are then missed.
+        """
+        if not self._port:
+            return
+        now = time.monotonic()
+        with self._looks:
+            if len(self._handshakes) == HANDSHAKES_A_SECOND and now - self._handshakes[0] < 1.0:
+                return
+            self._handshakes.append(now)
+            self._refresh()
+
     def _run(self) -> None:
         while not self._stop.wait(LOOK_EVERY_S):
             try:
@@ -176,11 +218,15 @@ class InboundGuard:
     def look(self) -> int:
         """Check once; returns how many connections were ended."""
         with self._lock:
-            before = set(self._proven)
+            before, heard_before = set(self._proven), set(self._heard)
             crowds, self._crowds = self._crowds, set()
-        files = self._refresh()
-        self._end_crowds(crowds, files)
-        strangers = self._strangers(before)
+        with self._looks:
+            files = self._refresh()
+            self._end_crowds(crowds, files)
+            strangers = self._strangers(before, heard_before)
+            unheard, self._unheard = self._unheard, Counter()
+        for where, times in unheard.items():
+            self._on_unheard(where, times)
         crowded = sum(map(len, strangers.values())) > NEAR_THE_CAP * self._most
         young = time.monotonic() - (0.0 if crowded else PATIENCE_S)
         ended: Counter[str] = Counter()
@@ -196,15 +242,19 @@ class InboundGuard:
             if entry is not None and entry.peer in crowds and _end(files[inode], inode):
                 log.warning("ended a connection from %s: its calls come faster than they end", entry.peer[0])
 
-    def _strangers(self, proven_before: set[Peer]) -> dict[str, list[tuple[float, int]]]:
+    def _strangers(
+        self, proven_before: set[Peer], heard_before: set[Peer]
+    ) -> dict[str, list[tuple[float, int]]]:
         """Age and inode of each connection without an authorised call, by origin.
 
-        Connections authorised before this check that have closed since are forgotten.
+        Connections that made a call before this check and have closed since are forgotten.
         """
         found: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
         present = {inode: entry for inode, entry in self._known.items() if entry is not None}
         with self._lock:
-            self._proven -= proven_before - {entry.peer for entry in present.values()}
+            connected = {entry.peer for entry in present.values()}
+            self._proven -= proven_before - connected
+            self._heard -= heard_before - connected
             for inode, entry in present.items():
                 if entry.peer not in self._proven:
                     found[_neighbourhood(entry.peer[0])].append((entry.since, inode))
@@ -218,11 +268,15 @@ class InboundGuard:
                 found = os.fstat(int(name))
                 if stat.S_ISSOCK(found.st_mode):
                     files[found.st_ino] = int(name)
-        now = time.monotonic()
+        now, known = time.monotonic(), self._known
         self._known = {
-            inode: self._known[inode] if inode in self._known else self._inspect(fd, inode, now)
+            inode: known[inode] if inode in known else self._inspect(fd, inode, now)
             for inode, fd in files.items()
         }
+        gone = {entry.peer for inode in known.keys() - files.keys() if (entry := known[inode]) is not None}
+        with self._lock:
+            self._unheard.update(_written(host) for host, _ in gone - self._heard)
+            self._heard -= gone
         return files
 
     def _inspect(self, fd: int, inode: int, now: float) -> _Connection | None:

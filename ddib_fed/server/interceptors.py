@@ -23,17 +23,18 @@ from ddib_fed.files import RETRY_AFTER_S, is_disk_full
 from ddib_fed.rpc.clocks import time_entry
 from ddib_fed.rpc.error_details import DETAIL_KEY, to_detail
 from ddib_fed.server.slots import Slots
+from ddib_fed.trust.audit.refusals import Audit, Refusals
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.admission import (
     Admission,
     AuthContext,
     Authoriser,
     Verifier,
+    claimed_identity,
     parse_message,
     presented_certificate,
 )
 from ddib_fed.trust.peers.store import PeerStore
-from ddib_fed.trust.refusals import Audit, Refusals
 from ddib_fed.wire.streams.frames import reading, writing
 
 log = logging.getLogger(__name__)
@@ -205,9 +206,10 @@ class AuthInterceptor(Interceptor):
     Args:
         peers: Who is admitted, now.
         policy: Who may call what.
-        audit: Where refusals are recorded.
+        audit: Where refusals are recorded, those of servicers too.
         clock: Now, with a time zone.
-        on_admitted: Called with gRPC's name of the connection of each authorised call.
+        on_called: Called with gRPC's name of the connection of each call.
+        on_admitted: The same for each authorised call.
     """
 
     def __init__(
@@ -217,12 +219,14 @@ class AuthInterceptor(Interceptor):
         *,
         audit: Audit | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        on_called: Callable[[str], object] = lambda _: None,
         on_admitted: Callable[[str], object] | None = None,
     ) -> None:
+        self._on_called = on_called
         self._on_admitted = on_admitted
         self._verifier = Verifier(peers, clock)
         self._policy = policy
-        self._refusals = Refusals(audit)
+        self.refusals = Refusals(audit)
         self._waiting = Slots(MAX_WAITING)
         self._streams: dict[Admission, grpc.ServicerContext] = {}
         self._lock = threading.Lock()
@@ -249,12 +253,12 @@ class AuthInterceptor(Interceptor):
 
         def one(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             admission, request = open_call(raw, context)
-            with self._live(admission, context):
+            with self._live(admission, context, method):
                 return inner(request, context)
 
         def many(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
             admission, request = open_call(raw, context)
-            with self._live(admission, context):
+            with self._live(admission, context, method):
                 yield from self._checked(admission, inner(request, context))
 
         return _rebuild(handler, many if handler.response_streaming else one, raw_requests=True)
@@ -268,17 +272,19 @@ class AuthInterceptor(Interceptor):
             try:
                 admission.check()
             except RefusedError as error:
-                self._refusals.record(context, str(admission.identity), error)
+                self.refusals.record(context, "a running call", error, identity=admission.identity.uri)
                 context.cancel()  # type: ignore[no-untyped-call]  # untyped in the stubs
                 cancelled += 1
         return cancelled
 
     def _admit(self, context: grpc.ServicerContext, method: str) -> Admission:
+        self._on_called(context.peer())
+        pem = b""
         try:
             pem = presented_certificate(cast("AuthContext", context.auth_context()))
             admission = Admission(pem, method, self._verifier, self._policy)
         except RefusedError as error:
-            self._refusals.record(context, method, error)
+            self.refusals.record(context, method, error, identity=claimed_identity(pem))
             raise
         if self._on_admitted is not None:
             self._on_admitted(context.peer())
@@ -306,11 +312,14 @@ class AuthInterceptor(Interceptor):
                 close()
 
     @contextmanager
-    def _live(self, admission: Admission, context: grpc.ServicerContext) -> Iterator[None]:
+    def _live(self, admission: Admission, context: grpc.ServicerContext, method: str) -> Iterator[None]:
         with self._lock:
             self._streams[admission] = context
         try:
             yield
+        except RefusedError as error:  # by the servicer: a policy, a latent
+            self.refusals.record(context, method, error, identity=admission.identity.uri)
+            raise
         finally:
             with self._lock:
                 self._streams.pop(admission, None)

@@ -10,6 +10,7 @@ together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -253,9 +254,21 @@ def _roots_with(folder: Path, root: x509.Certificate) -> tuple[x509.Certificate,
 
 
 def issue_client(
-    issuer_folder: Path, client_folder: Path, name: str, *, now: datetime | None = None
+    issuer_folder: Path,
+    client_folder: Path,
+    name: str,
+    *,
+    now: datetime | None = None,
+    before: Callable[[Identity], object] = lambda _: None,
 ) -> Credentials:
     """Create a client's leaf in its own folder, issued on this machine, for `ddib init client`.
+
+    Args:
+        issuer_folder: Holds the root's key.
+        client_folder: Gets key, leaf and roots.
+        name: The client's, one DNS label.
+        now: When it becomes valid.
+        before: Called with the identity before it gets a certificate; what it raises prevents that.
 
     Raises:
         FileMissing: `issuer_folder` does not issue.
@@ -265,7 +278,9 @@ def issue_client(
     if (client_folder / "leaf.key").exists():
         raise AlreadyExists(f"{client_folder} already has an identity", hint="choose another folder")
     authority = load_authority(issuer_folder)
-    refuse_withdrawn(issuer_folder, Identity(authority.institution, "client", name))
+    identity = Identity(authority.institution, "client", name)
+    refuse_withdrawn(issuer_folder, identity)
+    before(identity)
     credentials = issue_to_folder(authority, client_folder, "client", name, now=now)
     roots = read_small(issuer_folder / "roots.pem")
     write_file(client_folder / "roots.pem", roots, private=True)

@@ -68,6 +68,7 @@ class ServerCredentials:
         pki_folder: Of the node.
         peers: Whose roots a caller's certificate may come from.
         clock_ns: Unix time in nanoseconds, as time stamps of files have it.
+        on_handshake: Called at the start of each handshake, on gRPC's thread.
 
     Raises:
         FileMissing: The node has no certificate yet.
@@ -75,8 +76,14 @@ class ServerCredentials:
     """
 
     def __init__(
-        self, pki_folder: Path, peers: PeerStore, *, clock_ns: Callable[[], int] = time.time_ns
+        self,
+        pki_folder: Path,
+        peers: PeerStore,
+        *,
+        clock_ns: Callable[[], int] = time.time_ns,
+        on_handshake: Callable[[], object] = lambda: None,
     ) -> None:
+        self._on_handshake = on_handshake
         self._pki_folder = pki_folder
         self._peers = peers
         self._clock_ns = clock_ns
@@ -136,6 +143,10 @@ class ServerCredentials:
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Callback of gRPC at each handshake: a new configuration, or None if nothing changed."""
+        try:
+            self._on_handshake()
+        except Exception:  # a handshake must not fail because of it
+            log.exception("a handshake could not be noted")
         with self._lock:
             found = self._look()
             if found is None or found == self._current:
@@ -150,14 +161,16 @@ def _configuration(files: tuple[Credentials, bytes]) -> grpc.ServerCertificateCo
     return grpc.ssl_server_certificate_configuration(pairs, root_certificates=roots)
 
 
-def server_credentials(pki_folder: Path, peers: PeerStore) -> ServerCredentials:
+def server_credentials(
+    pki_folder: Path, peers: PeerStore, *, on_handshake: Callable[[], object] = lambda: None
+) -> ServerCredentials:
     """Credentials of a node's port; `.grpc` is for `add_secure_port`, `.problem` for its health.
 
     Raises:
         FileMissing: The node has no certificate yet.
         InputError: Its files cannot be used.
     """
-    return ServerCredentials(pki_folder, peers)
+    return ServerCredentials(pki_folder, peers, on_handshake=on_handshake)
 
 
 def channel(

@@ -158,6 +158,14 @@ class LatentStatistics(_message.Message):
     count: int
     def __init__(self, mean: _Optional[float] = ..., std: _Optional[float] = ..., kurtosis: _Optional[float] = ..., correlation: _Optional[float] = ..., count: _Optional[int] = ...) -> None: ...
 
+class AuditHead(_message.Message):
+    __slots__ = ("lines", "sha256")
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    lines: int
+    sha256: bytes
+    def __init__(self, lines: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
 class ErrorDetail(_message.Message):
     __slots__ = ("reason", "sentence", "incident", "retry_after_ms", "facts", "differences", "institution")
     class FactsEntry(_message.Message):

@@ -138,14 +138,16 @@ class DecodeHeader(_message.Message):
     def __init__(self, contract_sha256: _Optional[bytes] = ..., request_id: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., round_trip: _Optional[bool] = ..., items: _Optional[int] = ..., target_class: _Optional[int] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ...) -> None: ...
 
 class LatentHeader(_message.Message):
-    __slots__ = ("item", "tensor", "contract_sha256")
+    __slots__ = ("item", "tensor", "contract_sha256", "audit")
     ITEM_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_SHA256_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     item: int
     tensor: _common_pb2.TensorHeader
     contract_sha256: bytes
-    def __init__(self, item: _Optional[int] = ..., tensor: _Optional[_Union[_common_pb2.TensorHeader, _Mapping]] = ..., contract_sha256: _Optional[bytes] = ...) -> None: ...
+    audit: _common_pb2.AuditHead
+    def __init__(self, item: _Optional[int] = ..., tensor: _Optional[_Union[_common_pb2.TensorHeader, _Mapping]] = ..., contract_sha256: _Optional[bytes] = ..., audit: _Optional[_Union[_common_pb2.AuditHead, _Mapping]] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
     __slots__ = ("progress", "result", "latent", "chunk", "trailer")
@@ -174,11 +176,13 @@ class DecodeProgress(_message.Message):
     def __init__(self, item: _Optional[int] = ..., stage: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class DecodedHeader(_message.Message):
-    __slots__ = ("item", "file", "seconds")
+    __slots__ = ("item", "file", "seconds", "audit")
     ITEM_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     item: int
     file: _common_pb2.FileHeader
     seconds: float
-    def __init__(self, item: _Optional[int] = ..., file: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...
+    audit: _common_pb2.AuditHead
+    def __init__(self, item: _Optional[int] = ..., file: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., seconds: _Optional[float] = ..., audit: _Optional[_Union[_common_pb2.AuditHead, _Mapping]] = ...) -> None: ...

@@ -318,7 +318,7 @@ class ResultHeader(_message.Message):
     def __init__(self, item: _Optional[int] = ..., part: _Optional[_Union[ResultPart, str]] = ..., file: _Optional[_Union[_common_pb2.FileHeader, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
 
 class Provenance(_message.Message):
-    __slots__ = ("job_id", "source_institution", "source_domain", "target_institution", "target_domain", "contract_sha256", "source_model_sha256", "target_model_sha256", "input_sha256", "latent_sha256", "solver", "soften_sigma", "latent", "wire_bytes", "seconds", "cycle", "samples", "picture", "source_class", "target_class", "guidance", "classifier_sha256", "calibration_sha256", "calibration_kind", "latent_type")
+    __slots__ = ("job_id", "source_institution", "source_domain", "target_institution", "target_domain", "contract_sha256", "source_model_sha256", "target_model_sha256", "input_sha256", "latent_sha256", "solver", "soften_sigma", "latent", "wire_bytes", "seconds", "cycle", "samples", "picture", "source_class", "target_class", "guidance", "classifier_sha256", "calibration_sha256", "calibration_kind", "latent_type", "policy_sha256")
     class SecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -351,6 +351,7 @@ class Provenance(_message.Message):
     CALIBRATION_SHA256_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_KIND_FIELD_NUMBER: _ClassVar[int]
     LATENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_SHA256_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     source_institution: str
     source_domain: str
@@ -376,7 +377,8 @@ class Provenance(_message.Message):
     calibration_sha256: bytes
     calibration_kind: str
     latent_type: _common_pb2.DataType
-    def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[bytes] = ..., source_model_sha256: _Optional[bytes] = ..., target_model_sha256: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., latent_sha256: _Optional[bytes] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[bytes] = ..., calibration_sha256: _Optional[bytes] = ..., calibration_kind: _Optional[str] = ..., latent_type: _Optional[_Union[_common_pb2.DataType, str]] = ...) -> None: ...
+    policy_sha256: bytes
+    def __init__(self, job_id: _Optional[str] = ..., source_institution: _Optional[str] = ..., source_domain: _Optional[str] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., contract_sha256: _Optional[bytes] = ..., source_model_sha256: _Optional[bytes] = ..., target_model_sha256: _Optional[bytes] = ..., input_sha256: _Optional[bytes] = ..., latent_sha256: _Optional[bytes] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., soften_sigma: _Optional[float] = ..., latent: _Optional[_Union[_common_pb2.LatentStatistics, _Mapping]] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[_Mapping[str, float]] = ..., cycle: _Optional[_Union[CycleError, _Mapping]] = ..., samples: _Optional[int] = ..., picture: _Optional[_Union[PictureFigures, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., classifier_sha256: _Optional[bytes] = ..., calibration_sha256: _Optional[bytes] = ..., calibration_kind: _Optional[str] = ..., latent_type: _Optional[_Union[_common_pb2.DataType, str]] = ..., policy_sha256: _Optional[bytes] = ...) -> None: ...
 
 class PictureFigures(_message.Message):
     __slots__ = ("height", "width", "size_rule", "terms", "cycle_mse", "cycle_psnr", "edge_correlation", "mutual_information", "slope", "intercept", "least_edge_correlation", "least_mutual_information", "structure_doubtful", "clipped", "source_low", "source_high", "back_slope", "back_intercept", "outside", "used", "agreement", "least_agreement")

@@ -27,6 +27,7 @@ from ddib_fed.errors import (
 from ddib_fed.latent import Latent, moments, require_finite, shape_text
 from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.wire.anchor import Anchor, anchor_from_pb, anchor_to_pb
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.streams.chunks import CHUNK, Announced, stream
@@ -78,8 +79,9 @@ _GUARD = object()
 class ApprovedLatent:
     """A latent that may be sent under one contract, with its bytes, which cannot be written. Made by `approve`."""
 
-    __slots__ = ("_payload", "contract_sha256", "dtype", "item", "sha256", "shape")
+    __slots__ = ("_payload", "audit", "contract_sha256", "dtype", "item", "sha256", "shape")
     _payload: memoryview
+    audit: common_pb2.AuditHead | None
     dtype: str
     contract_sha256: bytes
     item: int
@@ -96,10 +98,11 @@ class ApprovedLatent:
         dtype: str,
         sha256: bytes,
         contract_sha256: bytes,
+        audit: common_pb2.AuditHead | None = None,
     ) -> None:
         if guard is not _GUARD:
             raise TypeError("only approve() makes a latent fit to leave")
-        values = (payload, contract_sha256, dtype, item, sha256, shape)
+        values = (payload, audit, contract_sha256, dtype, item, sha256, shape)
         for name, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, name, value)
 
@@ -113,6 +116,24 @@ class ApprovedLatent:
     def size_bytes(self) -> int:
         """How many bytes will cross."""
         return len(self._payload)
+
+    def recorded(self, anchor: Anchor, contract: Contract) -> ApprovedLatent:
+        """The same latent, to be sent with the end of the audit log that has its line.
+
+        Args:
+            anchor: The end of the own log.
+            contract: Under which it was approved; to a peer of an older version it goes without.
+        """
+        return ApprovedLatent(
+            _GUARD,
+            item=self.item,
+            payload=self._payload,
+            shape=self.shape,
+            dtype=self.dtype,
+            sha256=self.sha256,
+            contract_sha256=self.contract_sha256,
+            audit=anchor_to_pb(anchor, contract.version),
+        )
 
     def stream(self, message: type[M], chunk_bytes: int = CHUNK) -> Iterator[M]:
         """The messages that carry this latent.
@@ -130,6 +151,7 @@ class ApprovedLatent:
                 sha256=self.sha256,
             ),
             contract_sha256=self.contract_sha256,
+            audit=self.audit,
         )
         return stream(message, "latent", header, self._payload, chunk_bytes)
 
@@ -188,12 +210,16 @@ class LatentOpener:
     Args:
         contract: As agreed with the peer.
         max_items: How many latents may come in the stream.
+
+    Attributes:
+        anchor: The end of the sender's audit log with the latent whose header came last; None for none.
     """
 
     def __init__(self, contract: Contract, max_items: int) -> None:
         self._contract = contract
         self._contract_sha256 = contract.digest
         self._items_left = max_items
+        self.anchor: Anchor | None = None
         self._last_item = -1
 
     def __call__(self, header: decoding_pb2.LatentHeader) -> Announced:
@@ -204,13 +230,16 @@ class LatentOpener:
             MessageInvalid: The item number does not increase, there are too many items, or a field is wrong.
             ShapeMismatch: The shape is not the contract's, or the size is not the shape's.
             PointsTooMany, ImageTooLarge: It is over the contract's limits.
+            UnknownFields: It has a field that the contract's version does not know.
         """
+        anchor = anchor_from_pb(header, self._contract.version)
         if header.contract_sha256 != self._contract_sha256:
             raise _other_contract(self._contract_sha256, header.contract_sha256)
         if header.item <= self._last_item or self._items_left <= 0:
             raise MessageInvalid(f"item {header.item} is not expected now", facts={"field": "item"})
         announced = open_tensor(header.tensor, self._contract)
         self._last_item = header.item
+        self.anchor = anchor
         self._items_left -= 1
         return announced
 

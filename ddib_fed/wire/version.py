@@ -46,8 +46,9 @@ CALIBRATION = Version(1, 3)
 ECONOMY = Version(1, 4)
 """The first version with latents of 16 bits, learned grids and flow maps."""
 
-FLOOR = Version(1, 5)
-"""The first version whose contracts name the fewest evaluations of a latent."""
+TRUST = Version(1, 5)
+"""The first version whose contracts name the fewest evaluations, and in which nodes tell each other the ends of their
+audit logs."""
 
 
 def versions_to_pb(versions: Iterable[Version] = SPOKEN) -> list[common_pb2.ProtocolVersion]:

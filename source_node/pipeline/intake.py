@@ -224,6 +224,7 @@ class Intake:
             "classifier_sha256": offered.classifier_sha256.hex() if guided and offered else "",
             "soften_sigma": contract.source.soften_sigma,
             "latent_type": contract.latent_type,
+            "policy_sha256": self._node.policy_sha256,
             **recorded(contract),
         }
 

@@ -22,10 +22,12 @@ from ddib_fed.bridge.records.translation_record import LatentFigures, Translatio
 from ddib_fed.bridge.translate import Translated, translate
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian, StateConflict
 from ddib_fed.models.channel_map import ChannelMap
-from ddib_fed.node.policy import check_evaluations
+from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations, check_softening, check_target
 from ddib_fed.node.role import NodeContext
 from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.samples.points import to_npy
+from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of
+from ddib_fed.trust.identity import Identity
 from ddib_fed.wire.contracts.contract import Contract
 from ddib_fed.wire.jobs import ItemState
 from ddib_fed.wire.latent import ApprovedLatent, approve
@@ -95,7 +97,8 @@ class Pipeline:
             DdibError: The job cannot go on now (UnavailableError and the like: try again) or at all.
             OSError: The disk failed.
         """
-        spec = self._job.spec
+        spec, policy = self._job.spec, self._node.config.policy
+        self._check_policy()
         remote = self._remotes.get(spec.target_institution)
         calibration = calibration_of(self._node, spec)
         contract = remote.negotiate(
@@ -103,9 +106,10 @@ class Pipeline:
             spec.target_domain,
             self._control,
             None if calibration is None else calibration.terms,
-            latent_types(spec, self._node.config.policy),
+            latent_types(spec, policy),
         )
         self._on_answer()
+        check_softening(contract.source.soften_sigma, policy)
         check_versions(spec, contract.version, remote.hop)
         floor = contract.limits.min_evaluations
         check_evaluations(solver_settings(spec.solver), floor, where=contract.target.institution)
@@ -116,6 +120,7 @@ class Pipeline:
             request_id=self._job.job_id,
             read=lambda file, count: self._samples.answer(file, contract.target, count),
             release=lambda latents: self._release(latents, contract),
+            receipt=lambda exchanged: self._receipt(exchanged, contract),
             batch_rows=max(1, self._engine.window // 2),
         )
         self._rotation = leg_map(calibration, self._engine.model.bundle.manifest)
@@ -142,6 +147,14 @@ class Pipeline:
             self._wait_for_writes(0)
         finally:
             self._settle()
+
+    def _check_policy(self) -> None:
+        """Return if the policy, which may have changed since the job was accepted, still allows it."""
+        spec, policy = self._job.spec, self._node.config.policy
+        client, settings = Identity.parse(spec.owner).name, solver_settings(spec.solver)
+        check_target(client, spec.target_institution, spec.target_domain, policy)
+        check_depth(settings, policy)
+        check_encoder(settings, policy)
 
     def _begin(self, work: Work) -> None:
         self._work[work.item.index] = work
@@ -231,8 +244,9 @@ class Pipeline:
         latents = [latent for latent in latents if self._is_stored(latent.number)]
         peer = contract.target.institution
         self._node.peers.get(peer)  # it may have been removed while these were encoded
+        self._check_policy()
         approved = [_approved(latent, contract) for latent in latents]
-        self._node.audit.write_each(
+        head = self._node.audit.write_each(
             "latent_sent",
             [
                 {
@@ -249,7 +263,23 @@ class Pipeline:
         for each in approved:
             self._storing.pop(each.item, None)
             self._progress.sent(each.size_bytes)
-        return approved
+        return [each.recorded(anchor_of(head), contract) for each in approved]
+
+    def _receipt(self, exchanged: Exchanged, contract: Contract) -> None:
+        """Record what a call exchanged, and the peer's anchor; its latents are recorded already."""
+        if not exchanged.sent_items:
+            return
+        try:
+            self._node.audit.write(
+                RECEIPT,
+                job=self._job.job_id,
+                peer=contract.target.institution,
+                contract=contract.digest.hex(),
+                policy=self._node.policy_sha256,
+                **exchanged.values(),
+            )
+        except OSError:
+            log.exception("the receipt of job %s could not be written to the audit log", self._job.job_id)
 
     def _is_stored(self, number: int) -> bool:
         """Wait until the latent of a range is on the disk; False when its item was given up meanwhile.

@@ -34,7 +34,7 @@ from ddib_fed.rpc.error_details import from_detail, to_detail
 from ddib_fed.samples.images import ImageLimits, decode_image
 from ddib_fed.samples.points import parse_npy, to_npy
 from ddib_fed.trust import pki
-from ddib_fed.trust.audit import verify as verify_audit
+from ddib_fed.trust.audit.verification import verify as verify_audit
 from ddib_fed.trust.calibrations.signing import parse_calibration, parse_signed
 from ddib_fed.trust.certificates import (
     certificate_pem,
@@ -449,7 +449,7 @@ def record(data: bytes) -> None:
 
 
 def _audits() -> list[bytes]:
-    from ddib_fed.trust.audit import AuditLog
+    from ddib_fed.trust.audit.log import AuditLog
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "audit.jsonl"

@@ -25,7 +25,7 @@ from ddib_fed.node.role import NodeContext
 from ddib_fed.node.template import render_node_toml
 from ddib_fed.samples.points import to_npy
 from ddib_fed.server.metrics import Metrics
-from ddib_fed.trust.audit import AuditLog
+from ddib_fed.trust.audit.log import AuditLog
 from tests.node.institutions import Institution
 
 NETWORK = MlpConfig(width=16, blocks=1, embedding=16, features=8)

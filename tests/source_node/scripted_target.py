@@ -21,6 +21,7 @@ from ddib_fed.server.interceptors import ErrorInterceptor
 from ddib_fed.trust import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
+from ddib_fed.wire.anchor import Anchor
 from ddib_fed.wire.contracts.agreement import agree
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
 from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide
@@ -60,6 +61,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         media_type: What kind of file it is.
         headers: The header of each Decode call.
         latents: Every latent that came whole, (item, latent), over all calls.
+        anchors: The end of the source's audit log that came with each latent of the last call, by item.
         answered: How many items were answered whole.
         seen: For each Decode call, the digests of the latents that came, by item.
         release: Lets go of calls that `hang`.
@@ -80,6 +82,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.media_type: int = common_pb2.MEDIA_TYPE_NPY
         self.headers: list[pb.DecodeHeader] = []
         self.latents: list[tuple[int, Latent]] = []
+        self.anchors: dict[int, Anchor | None] = {}
         self.answered = 0
         self.seen: list[dict[int, bytes]] = []
         self.asked = threading.Event()
@@ -138,6 +141,7 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
             for whole in assemble(request_iterator, {"latent": opener}):
                 latent = Latent.from_bytes(whole.landed, self.contract.sample_shape, self.contract.wire_type)
                 seen[whole.header.item] = latent.sha256
+                self.anchors[whole.header.item] = opener.anchor
                 self.latents.append((whole.header.item, latent))
                 yield whole.header.item, latent
 

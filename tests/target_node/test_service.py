@@ -34,7 +34,7 @@ from ddib_fed.wire.latent import approve
 from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.streams.chunks import assemble, stream
-from ddib_fed.wire.version import FLOOR, SPOKEN, Version, versions_to_pb
+from ddib_fed.wire.version import SPOKEN, TRUST, Version, versions_to_pb
 from target_node.service import MAX_CONTRACTS
 from tests.models.distilled_bundles import distilled
 from tests.node.tiny_nodes import gaussian
@@ -245,7 +245,7 @@ def test_a_call_for_fewer_evaluations_than_the_policy_demands_is_refused(open_ta
     """Under a contract that names the floor, and under an older one; not for a flow map, which is trained for few."""
     target = open_target(least_evaluations=12)
     contract = target.negotiate(north, versions=[version])
-    assert contract.limits.min_evaluations == (12 if version >= FLOOR else 0)
+    assert contract.limits.min_evaluations == (12 if version >= TRUST else 0)
     with pytest.raises(PolicyDenied) as refused:
         target.decode(north, header(contract, solver=common_pb2.SolverSettings(evaluations=11)))
     assert refused.value.facts == {"policy": "least_evaluations", "evaluations": "11", "least": "12"}

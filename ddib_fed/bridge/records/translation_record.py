@@ -233,6 +233,7 @@ class Translation(_Section):
         calibration_sha256: Of the calibration under which it was encoded; empty for none.
         latent_type: "float16" or "bfloat16" where the latent crossed so, and `latent_sha256` names such bytes; None for
             float32.
+        policy_sha256: Of the source node's policy when it encoded; empty where there was no node.
         calibration_kind: What it is: "rotation", "tone" or "colour-map"; empty for none.
         samples: How many samples: points of a cloud, 1 for a picture.
         latent: Statistics of the latent.
@@ -265,6 +266,7 @@ class Translation(_Section):
     guidance: GuidanceUsed | None = None
     classifier_sha256: str = ""
     calibration_sha256: str = ""
+    policy_sha256: str = ""
     calibration_kind: str = ""
     latent_type: str | None = None
     samples: int = 1

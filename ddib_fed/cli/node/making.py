@@ -169,6 +169,7 @@ class SourceNode:
     identity: Identity
     address: str
     issuer: Path | None
+    audit: Path | None = None
 
     @classmethod
     def of(cls, path: Path, address: str | None = None) -> SourceNode:
@@ -186,7 +187,18 @@ class SourceNode:
             raise InputError(f"{path} is no source node, and clients talk to source nodes only", hint=HELP)
         identity = Identity(config.node.institution, "node", config.node.name)
         issuer = config.paths.pki if pki.has_authority(config.paths.pki) else None
-        return cls(identity, address or config.node.address, issuer)
+        return cls(identity, address or config.node.address, issuer, config.paths.audit)
+
+    def note_issue(self, identity: Identity) -> None:
+        """Write to the node's audit log, before the certificate is made, for whom it is.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
+        from ddib_fed.trust.audit.log import note
+
+        if self.audit is not None:
+            note(self.audit, "certificate_issued", identity=identity.uri)
 
 
 def make_client(source: SourceNode, out: Path, *, name: str) -> Path:
@@ -215,7 +227,7 @@ def make_client(source: SourceNode, out: Path, *, name: str) -> Path:
         raise InputError(_first_line(error), hint=HELP) from error
     out.mkdir(parents=True, exist_ok=True)
     if source.issuer is not None:
-        pki.issue_client(source.issuer, out / "pki", name)
+        pki.issue_client(source.issuer, out / "pki", name, before=source.note_issue)
     else:
         request.write_bytes(enrolment.make_request(out / "pki", identity))
     _write_new(path, text)

@@ -203,6 +203,8 @@ def _explained(error: DdibError, config: NodeConfig) -> DdibError:
 @INSTITUTION
 def remove(config_path: Path, institution: str) -> None:
     """Remove a peer: it is refused from its next call, and its running calls end."""
-    _config, store = _open(config_path)
-    store.remove(institution)
+    from ddib_fed.trust.audit.log import note
+
+    config, store = _open(config_path)
+    store.remove(institution, before=lambda: note(config.paths.audit, "peer_removed", peer=institution))
     say(f"removed {institution}; it is refused from now on, without a restart")

@@ -15,7 +15,7 @@ from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
-    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.config import NodeConfig, NodePaths
     from ddib_fed.trust.identity import Identity
 
 FOLDER = click.option(
@@ -68,6 +68,7 @@ def init(config_path: Path, roll_over: str | None) -> None:
     """
     from ddib_fed.trust import pki as keys
     from ddib_fed.trust import rollover
+    from ddib_fed.trust.audit.log import note
 
     config = _config(config_path)
     if roll_over is None:
@@ -79,6 +80,7 @@ def init(config_path: Path, roll_over: str | None) -> None:
             "switch": rollover.switch,
             "finish": rollover.finish,
         }
+        note(config.paths.audit, "root_rollover", step=roll_over)
         authority = steps[roll_over](config.paths.pki)
         say(_ROLL_OVER_NEXT[roll_over])
     say(f"fingerprint  {keys.fingerprint(authority.certificate)}")
@@ -142,23 +144,32 @@ def issue(
 
     if (request_file is None) == (client_name is None):
         raise UsageError("give a request file or --client NAME")
-    folder = _config(config_path).paths.pki
+    from ddib_fed.trust.audit.log import note
+
+    paths = _config(config_path).paths
     if client_name is not None:
         where = out if out is not None else Path(client_name)
-        made = keys.issue_client(folder, where, client_name)
+        made = keys.issue_client(
+            paths.pki,
+            where,
+            client_name,
+            before=lambda identity: note(paths.audit, "certificate_issued", identity=identity.uri),
+        )
         say(f"made key and certificate of {made.identity} in {where}, good until {_when(made.not_after)}")
     elif request_file is not None:
-        _sign(folder, request_file, out, yes=yes)
+        _sign(paths, request_file, out, yes=yes)
 
 
-def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> None:
+def _sign(paths: NodePaths, request_file: Path, out: Path | None, *, yes: bool) -> None:
     from ddib_fed.files import read_small
     from ddib_fed.node.admitting import confirm
     from ddib_fed.trust import pki as keys
+    from ddib_fed.trust.audit.log import note
     from ddib_fed.trust.certificates import parse_certificates
     from ddib_fed.trust.enrolment import read_request, sign_request
     from ddib_fed.trust.peers.withdrawn import refuse_withdrawn
 
+    folder = paths.pki
     authority = keys.load_authority(folder)
     asked = read_request(read_small(request_file, pipe=True))
     refuse_withdrawn(folder, asked.identity)
@@ -168,7 +179,16 @@ def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> N
         raise click.Abort
     roots = parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
     path = out if out is not None else Path(f"{asked.identity.name}.pem")
-    _write_new(path, sign_request(authority, asked, roots))
+    signed = sign_request(authority, asked, roots)
+    leaf = parse_certificates(signed, "what was signed")[0]
+    note(
+        paths.audit,
+        "certificate_issued",
+        identity=asked.identity.uri,
+        certificate=keys.fingerprint(leaf),
+        until=leaf.not_valid_after_utc.isoformat(),
+    )
+    _write_new(path, signed)
     say(f"wrote {path}, the certificate of {asked.identity}; take it back and: ddib pki install {path}")
 
 
@@ -182,8 +202,20 @@ def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
     from ddib_fed.trust import enrolment
 
     place, owner = _place(config_path, folder)
-    identity = enrolment.install(place, read_small(certificate, pipe=True), expected=owner)
+    signed = read_small(certificate, pipe=True)
+    if folder is None:
+        _note_install(config_path, signed)
+    identity = enrolment.install(place, signed, expected=owner)
     say(f"installed the certificate of {identity} in {place}")
+
+
+def _note_install(config_path: Path, signed: bytes) -> None:
+    """In the node's audit log, before anything is installed: which certificate the operator gave."""
+    from ddib_fed.trust.audit.log import note
+    from ddib_fed.trust.certificates import fingerprint, parse_certificates
+
+    leaf = parse_certificates(signed, "the signed certificate")[0]
+    note(_config(config_path).paths.audit, "certificate_given", certificate=fingerprint(leaf))
 
 
 @pki.command()

@@ -75,9 +75,11 @@ def _show(answer: admin_pb2.StatusResponse) -> None:
 @click.command()
 @options.CONFIG
 def reload(config_path: Path) -> None:
-    """Make the node re-read its peers and certificates.
+    """Make the node re-read its peers, certificates and policy.
 
-    Calls of removed peers end. The model, the jobs and the rest of node.toml stay.
+    Calls of removed peers end, and calls that the new policy does not allow. Of node.toml only [policy] is applied; the
+    other tables need a restart. A file that cannot be used changes nothing: the policy that is applied stays, and the
+    node says that it is degraded.
     """
     for change in _client(config_path).reload():
         say(change)

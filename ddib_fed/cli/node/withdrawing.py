@@ -35,11 +35,17 @@ def withdraw(config_path: Path, output_format: str, comment: str, identity: str)
     own list: run this on each.
     """
     from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust.audit.log import note
     from ddib_fed.trust.peers import withdrawn as lists
 
     config = NodeConfig.load(config_path)
     named = _of_institution(config, identity)
-    changed = lists.withdraw(config.paths.pki, named, comment=comment)
+    changed = lists.withdraw(
+        config.paths.pki,
+        named,
+        comment=comment,
+        before=lambda: note(config.paths.audit, "identity_withdrawn", identity=named.uri, comment=comment),
+    )
     _report(config, named, output_format, changed=changed, withdrawn=True)
 
 
@@ -50,11 +56,16 @@ def withdraw(config_path: Path, output_format: str, comment: str, identity: str)
 def reinstate(config_path: Path, output_format: str, identity: str) -> None:
     """Reinstate an identity that was withdrawn on this node; its line in the list becomes a comment."""
     from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust.audit.log import note
     from ddib_fed.trust.peers import withdrawn as lists
 
     config = NodeConfig.load(config_path)
     named = _of_institution(config, identity)
-    changed = lists.reinstate(config.paths.pki, named)
+    changed = lists.reinstate(
+        config.paths.pki,
+        named,
+        before=lambda: note(config.paths.audit, "identity_reinstated", identity=named.uri),
+    )
     _report(config, named, output_format, changed=changed, withdrawn=False)
 
 

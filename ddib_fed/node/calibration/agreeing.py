@@ -19,7 +19,7 @@ from ddib_fed.node.calibration.proposals import Target, countersign
 from ddib_fed.node.calibration.published import find_published, keep_published
 from ddib_fed.node.certificates.standing import not_accepted, own_credentials
 from ddib_fed.node.model.hosted import load_hosted
-from ddib_fed.trust.audit import AuditLog
+from ddib_fed.trust.audit.log import note
 from ddib_fed.trust.calibrations.signing import SignedCalibration, sign
 from ddib_fed.trust.calibrations.store import CalibrationStore, Place, Stored, place_of
 
@@ -93,7 +93,8 @@ def publish(config: NodeConfig, aggregate: Aggregate, *, again: bool) -> None:
     Raises:
         AlreadyExists: There is one, and `again` is false.
     """
-    AuditLog(config.paths.audit).write(
+    note(
+        config.paths.audit,
         "aggregate_published",
         domain=aggregate.domain,
         aggregate=aggregate.sha256.hex(),
@@ -194,7 +195,8 @@ def _valid_credentials(config: NodeConfig, now: datetime) -> Credentials:
 def _note(config: NodeConfig, act: str, signed: SignedCalibration, peer: str, **more: str | int) -> None:
     """Write to the audit log."""
     calibration = signed.calibration
-    AuditLog(config.paths.audit).write(
+    note(
+        config.paths.audit,
         act,
         peer=peer,
         calibration=signed.sha256.hex(),

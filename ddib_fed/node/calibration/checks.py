@@ -98,7 +98,7 @@ def check_terms(
         raise CalibrationKindDenied(
             f"a calibration of the kind {calibration.kind}, where policy.calibration allows "
             f"{', '.join(policy.calibration) or 'none'}",
-            hint=f"{allow(calibration.kind, policy)} in node.toml, on both nodes, then restart them",
+            hint=f"{allow(calibration.kind, policy)} in node.toml, on both nodes, then ddib reload there",
             facts={"policy": "calibration", "kind": calibration.kind, "side": side},
         )
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from cryptography import x509
 
-from ddib_fed.errors import MessageInvalid, Unauthenticated
+from ddib_fed.errors import MessageInvalid, NotReady, Unauthenticated
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.server.interceptors import caller
+from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.certificates import (
     MAX_REQUEST_BYTES,
     certificate_pem,
@@ -25,17 +26,21 @@ from ddib_fed.v1 import identity_pb2_grpc
 
 log = logging.getLogger(__name__)
 
+AUDIT_RETRY_S = 30.0
+
 
 class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
     """Renews the certificates of the institution's own nodes and clients.
 
     Args:
         config: Of the node, whose folder holds ca.key.
+        audit: Has each certificate before it is given out.
         clock: Now, with a time zone.
     """
 
-    def __init__(self, config: NodeConfig, *, clock: Clock = utc_now) -> None:
+    def __init__(self, config: NodeConfig, audit: AuditLog, *, clock: Clock = utc_now) -> None:
         self._folder = config.paths.pki
+        self._audit = audit
         self._clock = clock
 
     def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:
@@ -51,6 +56,16 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             raise MessageInvalid("the certificate request cannot be used") from exc
         identity, authority = caller(), load_authority(self._folder)
         certificate = issue_leaf(authority, identity.kind, identity.name, public_key=key, now=self._clock())
+        try:
+            self._audit.write(
+                "certificate_issued",
+                identity=identity.uri,
+                certificate=fingerprint(certificate),
+                until=certificate.not_valid_after_utc.isoformat(),
+                by="renewal",
+            )
+        except OSError as error:
+            raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
         log.info("renewed %s: %s", identity, fingerprint(certificate))
         roots = load_identity(self._folder).roots_pem
         return pb.RenewResponse(certificate=certificate_pem(certificate).decode(), roots=roots.decode())

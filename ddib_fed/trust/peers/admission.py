@@ -17,7 +17,13 @@ from cryptography import x509
 from google.protobuf.message import DecodeError
 
 from ddib_fed.errors import MessageInvalid, PeerUnknown, Unauthenticated
-from ddib_fed.trust.identity import Identity, verify_peer_certificate
+from ddib_fed.trust.identity import (
+    MAX_CERTIFICATE_BYTES,
+    Identity,
+    certified_identity,
+    read_certificates,
+    verify_peer_certificate,
+)
 from ddib_fed.trust.peers.store import PeerStore, Snapshot
 from ddib_fed.wire.limits import fields
 
@@ -29,6 +35,10 @@ AuthContext = Mapping[str, Sequence[bytes]]
 
 class Authoriser(Protocol):
     """Authorises calls; see `policy.Policy`."""
+
+    @property
+    def version(self) -> object:
+        """Another object when what is allowed may have changed."""
 
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
         """Return, or raise PolicyDenied or PeerUnknown."""
@@ -98,6 +108,7 @@ class Admission:
         self._method = method
         self._verifier = verifier
         self._authoriser = authoriser
+        self._version = authoriser.version
         self._verified = verifier.verify(pem)
         authoriser.authorise(self._verified.identity, method, self._verified.snapshot)
 
@@ -113,9 +124,10 @@ class Admission:
             Unauthenticated, PeerUnknown, PolicyDenied: It was withdrawn, or has expired.
         """
         verified = self._verifier.verify(self._pem)
-        if verified.snapshot is not self._verified.snapshot:
+        version = self._authoriser.version
+        if verified.snapshot is not self._verified.snapshot or version is not self._version:
             self._authoriser.authorise(verified.identity, self._method, verified.snapshot)
-            self._verified = verified
+            self._verified, self._version = verified, version
 
 
 def presented_certificate(auth: AuthContext) -> bytes:
@@ -133,6 +145,19 @@ def presented_certificate(auth: AuthContext) -> bytes:
     if len(certificates) != 1:
         raise Unauthenticated("the call came without a client certificate")
     return certificates[0]
+
+
+def claimed_identity(pem: bytes) -> str:
+    """The identity that a certificate claims, for the record of a refusal; empty if it claims none.
+
+    It may be a lie: TLS has verified that one of the admitted roots signed it, not that it was this institution's.
+    """
+    if len(pem) > MAX_CERTIFICATE_BYTES:
+        return ""
+    try:
+        return certified_identity(read_certificates(pem)[0]).uri
+    except (Unauthenticated, ValueError):
+        return ""
 
 
 def parse_message(data: bytes, deserialiser: Callable[[bytes], Any] | None, *, strict: bool) -> Any:

@@ -190,7 +190,14 @@ class PeerStore:
         lines += [f"reinstated {identity}" for identity in sorted(refused - snapshot.withdrawn)]
         return [*lines, *(f"not read: {problem}" for problem in self._problems)]
 
-    def add(self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False) -> Path:
+    def add(
+        self,
+        peer: Peer,
+        *,
+        fingerprints: Sequence[str],
+        replace: bool = False,
+        before: Callable[[], object] = lambda: None,
+    ) -> Path:
         """Admit a peer; each of its new roots must have been compared out of band.
 
         Args:
@@ -198,6 +205,8 @@ class PeerStore:
             fingerprints: Those that the other side read out; each is compared, also when the peer is known.
             replace: Whether an existing entry may be replaced, e.g. for a new root or address; roots
                 that are pinned already need no fingerprint again.
+            before: Called once nothing in the peer's file refuses it, before it is admitted; what it raises prevents
+                that. Not called for a peer that is there already.
 
         Returns:
             Where it was written.
@@ -213,26 +222,31 @@ class PeerStore:
         _compare(peer, fingerprints, pinned=known.roots if known else ())
         if known == peer:
             return self._path(peer.institution)
+        if known is not None and not replace:
+            raise _other_data(peer)
+        before()
         private_folder(self._folder)
         try:
             write_file(self._path(peer.institution), peer.to_bytes(), private=True, overwrite=replace)
         except AlreadyExists as exc:
-            raise AlreadyExists(
-                f"{peer.institution} is already a peer, with other data",
-                hint="ddib peer add --replace FILE",
-            ) from exc
+            raise _other_data(peer) from exc
         return self._path(peer.institution)
 
-    def remove(self, institution: str) -> None:
+    def remove(self, institution: str, *, before: Callable[[], object] = lambda: None) -> None:
         """Remove a peer; it is refused from its next call.
+
+        Args:
+            institution: Whose entry is removed, also one that cannot be read.
+            before: Called for a peer that is there, before it is removed; what it raises prevents that.
 
         Raises:
             PeerNotFound: It is not there.
         """
-        try:
-            self._path(check_institution(institution)).unlink()
-        except FileNotFoundError as exc:
-            raise PeerNotFound(f"{institution} is not a peer of this node", hint="ddib peer list") from exc
+        path = self._path(check_institution(institution))
+        if not os.path.lexists(path):
+            raise PeerNotFound(f"{institution} is not a peer of this node", hint="ddib peer list")
+        before()
+        path.unlink(missing_ok=True)
         sync_folder(self._folder)  # or a power failure brings the peer back
 
     def _path(self, institution: str) -> Path:
@@ -325,6 +339,12 @@ def _roots_in(content: bytes | str, path: Path) -> tuple[x509.Certificate, ...]:
     if isinstance(content, str):
         raise InputError(content)
     return parse_certificates(content, str(path))
+
+
+def _other_data(peer: Peer) -> AlreadyExists:
+    return AlreadyExists(
+        f"{peer.institution} is already a peer, with other data", hint="ddib peer add --replace FILE"
+    )
 
 
 def _compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certificate, ...]) -> None:

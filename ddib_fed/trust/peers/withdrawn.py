@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -199,8 +199,16 @@ def refuse_withdrawn(folder: Path, identity: Identity) -> None:
         )
 
 
-def withdraw(folder: Path, identity: Identity, *, comment: str = "") -> bool:
+def withdraw(
+    folder: Path, identity: Identity, *, comment: str = "", before: Callable[[], object] = lambda: None
+) -> bool:
     """Withdraw `identity`; durable when this returns.
+
+    Args:
+        folder: Of the node's certificates.
+        identity: Whom the node refuses from now on.
+        comment: One line, for the list; by default the date.
+        before: Called before the list changes, if it does; what it raises prevents that.
 
     Returns:
         Whether it was not withdrawn before.
@@ -213,12 +221,17 @@ def withdraw(folder: Path, identity: Identity, *, comment: str = "") -> bool:
             return False
         lines = text if not text or text.endswith("\n") else text + "\n"
         note = f"  # {comment or f'withdrawn {date.today().isoformat()}'}"  # noqa: DTZ011 - the operator's day
-        _write(folder, f"{lines or _HEADER}{identity}{note}\n", entries.identities | {identity})
+        _write(folder, f"{lines or _HEADER}{identity}{note}\n", entries.identities | {identity}, before)
         return True
 
 
-def reinstate(folder: Path, identity: Identity) -> bool:
+def reinstate(folder: Path, identity: Identity, *, before: Callable[[], object] = lambda: None) -> bool:
     """Reinstate `identity`: its lines become comments; durable when this returns.
+
+    Args:
+        folder: Of the node's certificates.
+        identity: Whom the node no longer refuses.
+        before: As for `withdraw`.
 
     Returns:
         Whether it was withdrawn before.
@@ -234,7 +247,7 @@ def reinstate(folder: Path, identity: Identity) -> bool:
             f"# reinstated {today}: {line.strip()}" if _names(line, identity) else line
             for line in text.split("\n")
         ]
-        _write(folder, "\n".join(lines), entries.identities - {identity})
+        _write(folder, "\n".join(lines), entries.identities - {identity}, before)
         return True
 
 
@@ -256,7 +269,7 @@ def _edited(folder: Path) -> Iterator[tuple[str, Withdrawn]]:
         os.close(descriptor)
 
 
-def _write(folder: Path, text: str, meant: frozenset[Identity]) -> None:
+def _write(folder: Path, text: str, meant: frozenset[Identity], before: Callable[[], object]) -> None:
     """Replace the list after checking that the node will read the intended identities from it."""
     path, data = folder / WITHDRAWN, text.encode()
     if len(data) > MAX_SMALL_FILE_BYTES:
@@ -269,5 +282,6 @@ def _write(folder: Path, text: str, meant: frozenset[Identity]) -> None:
             found.problem or f"{path} would not name the intended identities",
             hint="give a comment of one line",
         )
+    before()
     write_file(path, data, private=True)
     keep_last(folder, meant)

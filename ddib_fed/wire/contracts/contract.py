@@ -20,10 +20,10 @@ from ddib_fed.wire.contracts.guidance import GuidanceTerms
 from ddib_fed.wire.version import (
     CALIBRATION,
     ECONOMY,
-    FLOOR,
     GUIDANCE,
     OLDEST,
     PICTURES,
+    TRUST,
     Version,
     require_version,
 )
@@ -225,7 +225,7 @@ class ContractLimits:
         found = self
         if version is None or version < GUIDANCE:
             found = replace(found, guidance=None)
-        return found if version is not None and version >= FLOOR else replace(found, min_evaluations=0)
+        return found if version is not None and version >= TRUST else replace(found, min_evaluations=0)
 
     def values(self) -> dict[str, Value]:
         """The fields as they enter the digest; those that came later only where they are set."""
@@ -275,7 +275,7 @@ class Contract:
         offered = self.limits.guidance is not None
         require(not offered or self.version >= GUIDANCE, "guidance", f"came with {GUIDANCE}")
         floor = self.limits.min_evaluations > 0
-        require(not floor or self.version >= FLOOR, "min_evaluations", f"came with {FLOOR}")
+        require(not floor or self.version >= TRUST, "min_evaluations", f"came with {TRUST}")
         calibrated = self.calibration is not None
         require(not calibrated or self.version >= CALIBRATION, "calibration", f"came with {CALIBRATION}")
         require(

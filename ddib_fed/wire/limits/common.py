@@ -7,16 +7,18 @@ from typing import Final
 
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
-from ddib_fed.wire.limits.kinds import Anything, Inner, Limit, Many, Text
+from ddib_fed.wire.limits.kinds import Anything, Inner, Limit, Many, Number, Text
 from ddib_fed.wire.limits.shared import (
     ANY,
     CALIBRATION,
+    DIGEST,
     ERROR,
     FIGURE,
     GUIDANCE,
     INSTITUTION,
     JOINER,
     MAX_EVALUATIONS,
+    MOST_LINES,
     NAME,
     OPENED,
     SIZE,
@@ -29,6 +31,7 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
     "ProtocolVersion": {"major": Anything("wire.version"), "minor": Anything("wire.version")},
     "Chunk": {"index": JOINER, "data": JOINER},  # not read here: it would be copied
     "Trailer": {"chunks": JOINER},
+    "AuditHead": {"lines": Number(1, MOST_LINES), "sha256": DIGEST},
     "TensorHeader": dict.fromkeys(("dtype", "shape", "size_bytes", "sha256"), TENSOR),
     "FileHeader": dict.fromkeys(("media_type", "size_bytes", "sha256"), OPENED),
     "PictureTerms": dict.fromkeys(("low", "high", "bits"), TERMS),

@@ -79,8 +79,9 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "item": Anything("wire.latent.LatentOpener"),
         "tensor": Inner(),
         "contract_sha256": Anything("wire.latent.LatentOpener"),
+        "audit": Inner(),
     },
     "DecodeResponse": dict.fromkeys(("progress", "result", "latent", "chunk", "trailer"), Inner()),
     "DecodeProgress": dict.fromkeys(("item", "stage", "step", "steps"), REMOTE),
-    "DecodedHeader": {"item": REMOTE, "file": Inner(), "seconds": REMOTE},
+    "DecodedHeader": {"item": REMOTE, "file": Inner(), "seconds": REMOTE, "audit": Inner()},
 }

@@ -18,6 +18,8 @@ LARGEST: Final = 1e12
 """The largest figure of an ODE, an error or a statistic."""
 MOST_BYTES: Final = 1 << 50
 MOST_ITEMS: Final = 1_000_000
+MOST_LINES: Final = 1 << 53
+"""Lines of an audit log."""
 MAX_EVALUATIONS: Final = 10_000
 LONGEST_LINE: Final = 4_000
 """The longest line of a node's answer to its operator; longer texts are cut."""

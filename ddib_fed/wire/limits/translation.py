@@ -150,6 +150,7 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "classifier_sha256": DIGEST,
         "calibration_sha256": DIGEST,
         "calibration_kind": NAME,
+        "policy_sha256": DIGEST,
         "latent_type": Choice(),
     },
     "PictureFigures": {

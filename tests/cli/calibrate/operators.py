@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class Operators:
 
     nodes: TwoNodes
     folder: Path
+    _before: dict[str, int] = field(default_factory=dict)
 
     @property
     def north(self) -> Path:
@@ -57,16 +58,20 @@ class Operators:
         return CalibrationStore(self.folder / at / "state" / "calibrations")
 
     def clear(self) -> None:
-        """No calibration, nothing published, nothing in the audit logs."""
+        """No calibration, nothing published; `acts` begins anew."""
         for at in ("north", "south"):
             state = self.folder / at / "state"
             for file in (*(state / "calibrations").glob("*.json"), *state.glob("aggregate.json")):
                 file.unlink()
-            (state / "audit.jsonl").unlink(missing_ok=True)
+            self._before[at] = len(self._lines(at))
 
     def acts(self, at: str) -> list[str]:
-        lines = (self.folder / at / "state" / "audit.jsonl").read_text().splitlines()
-        return [json.loads(line)["act"] for line in lines]
+        """In the audit log, since `clear`."""
+        return [json.loads(line)["act"] for line in self._lines(at)[self._before.get(at, 0) :]]
+
+    def _lines(self, at: str) -> list[str]:
+        log = self.folder / at / "state" / "audit.jsonl"
+        return log.read_text().splitlines() if log.exists() else []
 
     def anchored(self, **changes) -> Path:
         """A file with a calibration from anchors: light and dark are exchanged."""

@@ -9,7 +9,11 @@ import pytest
 from ddib_fed.cli.main import run
 from ddib_fed.cli.node.making import make_node
 from ddib_fed.errors import ExitCode
-from ddib_fed.trust.audit import AuditLog, verify
+from ddib_fed.node.admitting import admit, export_peer
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.trust.audit.log import AuditLog
+from ddib_fed.trust.audit.receipts import anchor_of, anchor_values
+from ddib_fed.trust.audit.verification import verify
 
 
 @pytest.fixture
@@ -61,3 +65,69 @@ def test_no_log_is_not_found(config_path, capsys):
     """A node that never served."""
     assert run(["audit", "verify", "--config", str(config_path)]) == ExitCode.NOT_FOUND
     assert "audit.jsonl" in capsys.readouterr().err
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """The node.toml of north and south, which admitted each other and exchanged ten latents."""
+    paths = {}
+    for name, role in (("north", "source"), ("south", "target")):
+        make_node(tmp_path / name, institution=f"{name}.example", roles=(role,), domain="moons", name="node-1",
+                  listen="127.0.0.1:7441", address="localhost:7441", with_ca=True)  # fmt: skip
+        paths[name] = tmp_path / name / "node.toml"
+    for here, there in (("north", "south"), ("south", "north")):
+        own = export_peer(NodeConfig.load(paths[there]), tmp_path / f"{there}.peer")
+        admit(NodeConfig.load(paths[here]), tmp_path / f"{there}.peer", own.fingerprints)
+    logs = {name: AuditLog(NodeConfig.load(path).paths.audit) for name, path in paths.items()}
+    for item in range(10):
+        head = logs["north"].write("latent_sent", peer="south.example", item=item)
+        answer = logs["south"].write(
+            "latent_received", peer="spiffe://north.example/node/node-1", **anchor_values(anchor_of(head))
+        )
+        logs["north"].write("receipt", peer="south.example", **anchor_values(anchor_of(answer)))
+    return paths
+
+
+@pytest.mark.parametrize(("victim", "holder"), [("north", "south"), ("south", "north")])
+def test_a_cut_shows_against_the_anchors_that_the_peer_wrote_out(pair, tmp_path, capsys, victim, holder):
+    """`ddib audit anchors` there, `ddib audit verify --anchor` here: whole before the cut, not after it."""
+    file, log = tmp_path / "held.json", NodeConfig.load(pair[victim]).paths.audit
+    export = ["audit", "anchors", "--config", str(pair[holder]), "--peer", f"{victim}.example"]
+    assert run([*export, "--out", str(file)]) == 0
+    command = ["audit", "verify", "--config", str(pair[victim]), "--anchor", str(file)]
+    assert run(command) == 0
+    assert "10 lines that peers noted, all there" in capsys.readouterr().out
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:6]))
+    assert run(["audit", "verify", "--config", str(pair[victim])]) == 0
+    assert run(command) == ExitCode.CORRUPT
+    told = capsys.readouterr()
+    assert f"spiffe://{holder}.example/node/node-1 noted on" in told.err
+    assert "its end was cut off" in told.err
+
+
+def test_anchors_go_to_stdout_and_no_file_is_overwritten(pair, tmp_path, capsys):
+    """As JSON, for scripts."""
+    export = ["audit", "anchors", "--config", str(pair["south"]), "--peer", "north.example"]
+    assert run(export) == 0
+    assert len(json.loads(capsys.readouterr().out)["anchors"]) == 10
+    (tmp_path / "there").write_text("")
+    assert run([*export, "--out", str(tmp_path / "there")]) == ExitCode.CONFLICT
+
+
+def test_a_peer_whose_log_contradicts_itself_is_named(pair, tmp_path, capsys):
+    """Exit 10; the file is written all the same, for its operator."""
+    log = AuditLog(NodeConfig.load(pair["north"]).paths.audit)
+    log.write("receipt", peer="south.example", peer_lines=2, peer_head="00" * 32)
+    export = ["audit", "anchors", "--config", str(pair["north"]), "--peer", "south.example"]
+    assert run([*export, "--out", str(tmp_path / "held.json")]) == ExitCode.CORRUPT
+    assert "the log of south.example was rewritten or went back" in capsys.readouterr().err
+    assert (tmp_path / "held.json").exists()
+
+
+def test_a_peer_of_whose_log_nothing_is_known_is_not_found(pair, capsys):
+    """Before the first latent, and one that is not admitted."""
+    NodeConfig.load(pair["north"]).paths.audit.unlink()
+    AuditLog(NodeConfig.load(pair["north"]).paths.audit).write("node_started")
+    for peer in ("south.example", "west.example"):
+        export = ["audit", "anchors", "--config", str(pair["north"]), "--peer", peer]
+        assert run(export) == ExitCode.NOT_FOUND

@@ -12,7 +12,7 @@ import pytest
 
 from ddib_fed.client.client import Client
 from ddib_fed.errors import DdibError, QueueFull
-from ddib_fed.trust.audit import verify
+from ddib_fed.trust.audit.verification import verify
 from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Node, Pair, moons, wait_until
 from tests.e2e.translation.test_translate import TARGET, npy

@@ -29,7 +29,7 @@ from ddib_fed.client.views import JobView, Part, Result
 from ddib_fed.errors import ContractMismatch
 from ddib_fed.guidance import Guidance
 from ddib_fed.samples.images import decode_image
-from ddib_fed.trust.audit import verify
+from ddib_fed.trust.audit.verification import verify
 from ddib_fed.wire.jobs import Settings
 from tests.e2e.harness import Node, free_port, wait_until
 from tests.e2e.operation.test_durability import first_progress

@@ -23,6 +23,7 @@ from ddib_fed.node.template import render_node_toml
 from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
 from ddib_fed.trust import pki, tls
+from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.enrolment import install, make_request, read_request, sign_request
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.store import PeerStore
@@ -68,7 +69,7 @@ class Server:
         policy = Policy(institution="north.example", roles=("source",), issuer=True)
         interceptors = (ErrorInterceptor("north.example"), AuthInterceptor(peers, policy))
         self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
-        servicer = IdentityServicer(config, clock=self._clock)
+        servicer = IdentityServicer(config, AuditLog(config.paths.audit), clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(servicer, self.grpc)
         self.credentials = tls.server_credentials(config.paths.pki, peers)
         self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)

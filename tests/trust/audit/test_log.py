@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ddib_fed.trust.audit import FIRST, MAX_VALUE, AuditLog, verify
+from ddib_fed.trust.audit.lines import FIRST, MAX_VALUE
+from ddib_fed.trust.audit.log import AuditLog
+from ddib_fed.trust.audit.verification import verify
 
 
 @pytest.fixture

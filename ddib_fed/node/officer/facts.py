@@ -1,0 +1,188 @@
+"""Gathers what the officer's page says from node.toml, the state folder, the audit log and the running node."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from ddib_fed.errors import DdibError
+from ddib_fed.files import read_json
+from ddib_fed.models.bundle_files import MANIFEST_FILE, parse_manifest
+from ddib_fed.models.manifest import Manifest
+from ddib_fed.node.admin import AdminClient
+from ddib_fed.node.admitting import peer_store
+from ddib_fed.node.calibration.overview import Overview, overview
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.officer.traffic import Logged, logged
+from ddib_fed.node.policy import policy_digest
+from ddib_fed.trust import pki
+from ddib_fed.trust.audit.verification import Verified, verify
+from ddib_fed.trust.calibrations.store import CalibrationStore
+from ddib_fed.trust.peers.file import Peer
+from ddib_fed.trust.peers.withdrawn import load_withdrawn
+
+PRIVACY_FILE: Final = "privacy.json"
+MAX_PRIVACY_BYTES: Final = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a node at one moment.
+
+    Attributes:
+        config: Of the node.
+        config_sha256: Of node.toml, hex.
+        at: When it was gathered.
+        state: Of the running node, or that none runs.
+        manifest: Of the model; None if it cannot be read.
+        peers: Who is admitted.
+        withdrawn: Identities that are refused.
+        issues: Whether the institution's root key lies here.
+        certificate_until: When the node's certificate ends; None if it has none.
+        calibrations: Those that are in use or proposed.
+        log: The audit log in figures.
+        verified: Its verification; None without a log.
+        policy_sha256: Of the policy in node.toml, hex.
+        privacy: Figures of `ddib privacy report`, as they lie beside the weights; None if it was not run for them.
+        problems: What could not be read.
+    """
+
+    config: NodeConfig
+    config_sha256: str
+    at: datetime
+    state: str
+    manifest: Manifest | None
+    peers: tuple[Peer, ...]
+    withdrawn: tuple[str, ...]
+    issues: bool
+    certificate_until: datetime | None
+    calibrations: tuple[Overview, ...]
+    log: Logged
+    verified: Verified | None
+    policy_sha256: str
+    privacy: Mapping[str, Any] | None
+    problems: tuple[str, ...]
+
+
+def gather(config: NodeConfig) -> Facts:
+    """The facts of a node, which need not run; changes nothing.
+
+    Raises:
+        DdibError: The peers cannot be read.
+    """
+    paths = config.paths
+    problems: list[str] = []
+    manifest = None
+    try:
+        manifest = parse_manifest((paths.bundle / MANIFEST_FILE).read_bytes(), str(paths.bundle))
+    except (DdibError, OSError) as error:
+        problems.append(f"the model {paths.bundle} cannot be read: {error}")
+    store = peer_store(config)
+    if store.problem:
+        problems.append(store.problem)
+    until = None
+    with suppress(DdibError, OSError):
+        until = pki.load_identity(paths.pki).not_after
+    return Facts(
+        config=config,
+        config_sha256=hashlib.sha256(config.path.read_bytes()).hexdigest(),
+        at=datetime.now(UTC),
+        state=_state(config),
+        manifest=manifest,
+        peers=store.list(),
+        withdrawn=tuple(entry.identity.uri for entry in load_withdrawn(paths.pki).entries),
+        issues=pki.has_authority(paths.pki),
+        certificate_until=until,
+        calibrations=tuple(overview(config, CalibrationStore(paths.calibrations), store)),
+        log=logged(paths.audit),
+        verified=verify(paths.audit) if paths.audit.exists() else None,
+        policy_sha256=policy_digest(config),
+        privacy=_privacy(paths.bundle, manifest, problems),
+        problems=tuple(problems),
+    )
+
+
+def _privacy(bundle: Path, manifest: Manifest | None, problems: list[str]) -> Mapping[str, Any] | None:
+    """The report beside the weights, if it is about them."""
+    path = bundle / PRIVACY_FILE
+    if not path.exists():
+        return None
+    found = read_json(path) if path.stat().st_size <= MAX_PRIVACY_BYTES else None
+    if found is None:
+        problems.append(f"{path} cannot be read: attack again with ddib privacy report")
+    elif manifest is None or found.get("weights_sha256") != manifest.weights_sha256:
+        problems.append(f"{path} is about other weights: attack again with ddib privacy report")
+        return None
+    return found
+
+
+def _state(config: NodeConfig) -> str:
+    try:
+        return AdminClient(config).status().state
+    except DdibError:
+        return "it does not run now"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One file or folder of a node.
+
+    Attributes:
+        path: Where.
+        what: Its content.
+        kept: How long.
+        size_bytes: Now; None if it is not there.
+    """
+
+    path: Path
+    what: str
+    kept: str
+    size_bytes: int | None
+
+
+def stored(config: NodeConfig) -> Iterator[Stored]:
+    """What the node keeps on its disk, and for how long."""
+    paths, limits = config.paths, config.limits
+    days = f"{limits.result_days:g} days"
+    rows: list[tuple[Path, str, str]] = []
+    if "source" in config.node.roles:
+        rows = [
+            (
+                paths.spool,
+                "pictures or points of clients, their latents and translations, unencrypted",
+                f"until the client has its result, at most {days} after the job's end",
+            ),
+            (
+                paths.jobs,
+                "jobs: who, to whom, settings, digests and figures; no picture, no file name",
+                f"until the job is deleted, at most {days} after its end",
+            ),
+        ]
+    rows += [
+        (paths.audit, "identities, acts, digests, byte counts; no picture, no latent", "without limit"),
+        (paths.pki, "private keys and certificates", "until they are replaced"),
+        (paths.peers, "admitted peers: name, address, root certificate", "until removed"),
+        (paths.bundle, "the model: weights and manifest", "until replaced"),
+        (paths.softening_key, "secret from which softening noise is derived", "without limit"),
+        (paths.calibrations, "calibrations signed by both nodes", "until removed"),
+        (paths.aggregate, "the noised histogram published for calibrations", "until published again"),
+    ]
+    for path, what, kept in rows:
+        yield Stored(path, what, kept, _size(path))
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file, or of the files in a folder; None if there is nothing."""
+    if not path.exists():
+        return None
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    total = 0
+    for file in files:
+        with suppress(OSError):  # gone meanwhile
+            total += file.stat().st_size
+    return total

@@ -1,0 +1,386 @@
+"""The officer's page as sections of plain text and tables, each from the node's facts.
+
+Every line is what the configuration, the files or the audit log say; what was not measured is said to be so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ddib_fed.node.officer.facts import Facts, stored
+from ddib_fed.node.officer.traffic import Traffic
+from ddib_fed.version import __version__
+
+THREATS: Final = "docs/threat-model.md"
+ROLES: Final = {
+    "source": "source: encodes pictures of its own clients to latents, and sends these",
+    "target": "target: decodes latents of admitted peers to pictures of its own domain",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One section of the page.
+
+    Attributes:
+        title: Its heading.
+        lines: Sentences before the table.
+        columns: Of the table; none for no table.
+        rows: Of the table.
+    """
+
+    title: str
+    lines: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
+def title(facts: Facts) -> str:
+    """The title of the page."""
+    node = facts.config.node
+    return f"Node {node.name}.{node.institution}: what it may do, and what it did"
+
+
+def sections(facts: Facts) -> tuple[Section, ...]:
+    """The whole page."""
+    return (
+        _node(facts),
+        _crossing(facts),
+        _stored(facts),
+        _leak(facts),
+        _thresholds(facts),
+        _callers(facts),
+        _ports(facts),
+        _audit(facts),
+        _residual(),
+        _sign_off(facts),
+    )
+
+
+def _node(facts: Facts) -> Section:
+    config, manifest = facts.config, facts.manifest
+    model = "cannot be read"
+    if manifest is not None:
+        shape = " x ".join(map(str, manifest.sample_shape))
+        model = (
+            f"{config.model.domain}: {manifest.sample_kind} {shape}, {manifest.parameters:,} parameters, "
+            f"SHA-256 {manifest.digest()}"
+        )
+    rows = [
+        ("state", facts.state),
+        ("roles", "; ".join(ROLES[role] for role in config.node.roles)),
+        ("model", model),
+        ("configuration", f"{config.path}, SHA-256 {facts.config_sha256}"),
+        ("policy", _policy(facts)),
+        ("release", __version__),
+        (
+            "certificate",
+            "none" if facts.certificate_until is None else f"until {_when(facts.certificate_until)}",
+        ),
+        (
+            "root key",
+            "lies on this node: whoever has it can act as any identity of the institution"
+            if facts.issues
+            else "does not lie on this node",
+        ),
+    ]
+    rows += [("not readable", problem) for problem in facts.problems]
+    return Section("The node", (f"Written on {_when(facts.at)}.",), ("", ""), tuple(rows))
+
+
+def _policy(facts: Facts) -> str:
+    """The digest of the policy in the file, and whether the node applied it last."""
+    text = f"SHA-256 {facts.policy_sha256}"
+    if facts.log.policy and facts.log.policy != facts.policy_sha256:
+        text += f"; the node applied {facts.log.policy} last: ddib reload, or a restart"
+    return text
+
+
+def _crossing(facts: Facts) -> Section:
+    """What leaves, to whom, in which form and amount."""
+    known = {peer.institution for peer in facts.peers}
+    rows = []
+    for institution in sorted(known | facts.log.peers.keys()):
+        traffic = facts.log.peers.get(institution, Traffic())
+        name = institution if institution in known else f"{institution} (no longer admitted)"
+        rows.append((f"to {name}", _form(facts, sent=True), *_amount(traffic, sent=True)))
+        rows.append((f"from {name}", _form(facts, sent=False), *_amount(traffic, sent=False)))
+    lines = [
+        (
+            "A latent is an invertible encoding of the picture: treat it as the picture. Pictures, weights and file "
+            "names cannot cross between nodes: no message has a field for them."
+        ),
+        "Bytes are those of latents and files by the receipts in the audit log, without headers and TLS"
+        + (f", since {facts.log.since[:16]} UTC." if facts.log.since else "."),
+    ]
+    lines += [
+        f"{institution}: {sent:,} latents sent and {received:,} received without a receipt, by an earlier release or "
+        "in calls that a kill ended; their bytes are not below."
+        for institution, traffic in sorted(facts.log.peers.items())
+        if (sent := max(0, traffic.latents_sent - traffic.sent_items))
+        + (received := max(0, traffic.latents_received - traffic.received_items))
+    ]
+    published = facts.log.acts["aggregate_published"]
+    served = facts.log.acts["aggregate_served"]
+    if published or served:
+        lines.append(
+            f"For calibrations: {published} noised histogram(s) published, given out {served} times."
+        )
+    units = facts.log.acts["units_served"]
+    if units:
+        lines.append(
+            f"Units of the model (mean and deviation of the channels, not noised): given out {units} times."
+        )
+    lines += [
+        f"Calibration {each.sha256[:12]}, {each.kind}, {each.source} to {each.target}: {each.state} until "
+        f"{each.expires:%Y-%m-%d}."
+        for each in facts.calibrations
+    ]
+    if not rows:
+        lines.append("No peer is admitted, and nothing has crossed.")
+        return Section("What crosses, to whom, in which form and amount", tuple(lines))
+    columns = ("direction", "form", "number", "bytes", "last")
+    return Section("What crosses, to whom, in which form and amount", tuple(lines), columns, tuple(rows))
+
+
+def _form(facts: Facts, *, sent: bool) -> str:
+    config, manifest = facts.config, facts.manifest
+    roles, policy = config.node.roles, config.policy
+    forms = []
+    if "source" in roles:
+        latents = f"latents ({', '.join(policy.latent_types)}, depth at least {policy.least_depth:g}"
+        if manifest is not None and manifest.soften_sigma:
+            latents += f", softened to {manifest.soften_sigma:g}"
+        forms.append(f"{latents})" if sent else "translations (PNG or points), latents of round trips")
+    if "target" in roles:
+        translations = "translations of the peer's latents"
+        if policy.round_trip:
+            translations += ", and their latents for a cycle check"
+        forms.append(translations if sent else "latents")
+    return "; ".join(forms)
+
+
+def _amount(traffic: Traffic, *, sent: bool) -> tuple[str, str, str]:
+    items = traffic.sent_items if sent else traffic.received_items
+    size = traffic.sent_bytes if sent else traffic.received_bytes
+    return f"{items:,}", f"{size:,}", traffic.last[:16].replace("T", " ") or "never"
+
+
+def _stored(facts: Facts) -> Section:
+    rows = tuple(
+        (
+            str(each.path),
+            each.what,
+            each.kept,
+            "not there" if each.size_bytes is None else f"{each.size_bytes:,}",
+        )
+        for each in stored(facts.config)
+    )
+    lines = [
+        "Nothing is encrypted by the node: the disk must be. A backup of the state folder is worth as much as it."
+    ]
+    if facts.config.node.roles == ("target",):
+        lines.append("A target keeps no latent and no translation: they are in memory while a call runs.")
+    return Section(
+        "What is stored where, and how long", tuple(lines), ("path", "content", "kept", "bytes now"), rows
+    )
+
+
+def _leak(facts: Facts) -> Section:
+    """What was measured for the model's own weights."""
+    heading, found = "Measured leak", facts.privacy
+    if found is None:
+        command = f"ddib privacy report --model {facts.config.paths.bundle} --data HELD_OUT"
+        return Section(
+            heading,
+            (
+                f"Not measured for this model. What an attacker reads from its latents: {command}",
+                "Measured for the shipped models: docs/latents.md.",
+            ),
+        )
+    single = {key: value for key, value in found.items() if not isinstance(value, list)}
+    rows = [("setting", _figures(single))]
+    rows += [
+        (key, _figures(each))
+        for key, values in found.items()
+        if isinstance(values, list)
+        for each in values
+        if isinstance(each, Mapping)
+    ]
+    return Section(heading, ("From the report beside the weights.",), ("of", "figures"), tuple(rows))
+
+
+def _figures(values: Mapping[str, Any]) -> str:
+    """Names and values in one line; a figure with an interval as value (low to high)."""
+    return "; ".join(f"{name} {_figure(value)}" for name, value in values.items() if value not in (None, ""))
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys():
+        return f"{value['value']:.3g} ({value['low']:.3g} to {value['high']:.3g})"
+    if isinstance(value, Mapping):
+        return f"({_figures(value)})"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _thresholds(facts: Facts) -> Section:
+    """The settings that the site answers for, with what each bounds."""
+    policy, limits = facts.config.policy, facts.config.limits
+    bounds: dict[str, str] = {
+        "peers": "what each admitted peer may be used for; * is every other one",
+        "clients": "where each client may translate to; * is every other one, and everywhere",
+        "least_soften_sigma": "least noise level to which pictures are softened",
+        "least_evaluations": "fewest network evaluations of a latent",
+        "evaluations_per_day": "network evaluations times samples for each peer in a day",
+        "client_evaluations_per_day": "the same for each client",
+        "quotas": "the same for single peers",
+        "round_trip": "whether a peer may have its translation encoded again",
+        "size_rule": "pictures of other sizes: fitted, or refused",
+        "samples_per_day": "samples decoded for each peer in a day; 0 is no limit",
+        "least_depth": "1 is pure noise; less keeps part of the picture visible",
+        "encoders": "ways to make latents; mixed and linear show more of the picture",
+        "latent_types": "number formats of latents",
+        "max_guidance": "largest guidance scale; 0 is none",
+        "max_classifier_scale": "largest weight of a classifier; 0 is none",
+        "calibration": "kinds of calibration that may be agreed on; none by default",
+        "calibration_accept": "who accepts a peer's proposal: the operator, or its figures",
+        "calibration_units": "whether peers may read the units of the model, not noised",
+        "weights": "shares of the machine",
+    }
+    rows = [
+        (f"policy.{name}", _setting(value), bounds.get(name, ""))
+        for name, value in policy.model_dump(mode="json").items()
+    ]
+    rows += [
+        ("limits.result_days", _setting(limits.result_days), "days for which unfetched results are kept"),
+        ("limits.max_items_per_job", _setting(limits.max_items_per_job), "items of a job or stream"),
+        ("limits.max_evaluations", _setting(limits.max_evaluations), "evaluations of the network per leg"),
+    ]
+    structure = facts.manifest.structure if facts.manifest else None
+    if structure is not None:
+        rows += [
+            (
+                "structure: edges",
+                _setting(structure.edge_correlation),
+                "below it a translation is called doubtful",
+            ),
+            ("structure: information", _setting(structure.mutual_information), "the same, in bits"),
+        ]
+    return Section(
+        "Thresholds that this site owns",
+        ("As node.toml says now; a running node takes what it read last.",),
+        ("setting", "value", "what it bounds"),
+        tuple(rows),
+    )
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_setting(each)}" for key, each in value.items()) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _callers(facts: Facts) -> Section:
+    institution = facts.config.node.institution
+    rows = [
+        (
+            "peer node",
+            f"{peer.identity}, root {', '.join(peer.fingerprints)}",
+            "decoding, calibrations" if "target" in facts.config.node.roles else "health only",
+        )
+        for peer in facts.peers
+    ]
+    if "source" in facts.config.node.roles:
+        rows.append(("clients", f"any certificate spiffe://{institution}/client/NAME", "their own jobs"))
+    if facts.issues:
+        rows.append(
+            ("own identities", f"any certificate of {institution}", "renewal of their own certificate")
+        )
+    rows += [("withdrawn", identity, "nothing") for identity in facts.withdrawn]
+    return Section(
+        "Who may call",
+        ("Everybody else is refused before a message is read.",),
+        ("who", "identity", "may use"),
+        tuple(rows),
+    )
+
+
+def _ports(facts: Facts) -> Section:
+    config = facts.config
+    rows = [("in", config.node.listen, "TLS 1.3 with certificates on both sides", "peers and clients above")]
+    if "source" in config.node.roles:
+        rows += [
+            ("out", peer.address, "TLS 1.3, that peer's root alone", f"latents to {peer.institution}")
+            for peer in facts.peers
+        ]
+    if config.identity.issuer:
+        rows.append(("out", config.identity.issuer, "TLS 1.3", "renewal of the certificate"))
+    if config.identity.renew_command:
+        rows.append(("local", " ".join(config.identity.renew_command), "the operator's command", "the same"))
+    if config.http.listen:
+        rows.append(("in, loopback", config.http.listen, "plain HTTP", "probes and metrics"))
+    rows.append(
+        ("local", str(config.paths.admin_socket), "Unix socket, mode 0600", "the operator's commands")
+    )
+    if config.engine.executor == "ray":
+        rows.append(("out", config.engine.ray_address, "Ray, not encrypted by the node", "the own cluster"))
+    return Section(
+        "Ports and directions",
+        ("No other connection is made: no telemetry, no download.",),
+        ("direction", "address", "protection", "for"),
+        tuple(rows),
+    )
+
+
+def _audit(facts: Facts) -> Section:
+    log, verified = facts.log, facts.verified
+    if verified is None:
+        return Section("Audit log", ("There is none yet: a node writes it when it serves.",))
+    whole = "its chain is whole" if verified.ok else f"BROKEN: {verified.problem}"
+    lines = [f"{verified.lines:,} lines; {whole}. Head: {verified.head}."]
+    if log.altered:
+        lines.append(f"The running node noted {log.altered} time(s) that somebody had altered it.")
+    refused = ", ".join(f"{times:,} {reason}" for reason, times in sorted(log.refused.items()))
+    lines.append(f"Refused: {refused or 'none'}.")
+    lines.append(
+        "The chain does not show a cut end or a log written anew: ask each peer for `ddib audit anchors`, and run "
+        "`ddib audit verify --anchor FILE`."
+    )
+    rows = tuple(
+        (institution, f"{traffic.peer_lines:,}" if traffic.peer_lines else "none: protocol before 1.5")
+        for institution, traffic in sorted(log.peers.items())
+    )
+    return Section(
+        "Audit log", tuple(lines), ("peer", "newest line of its log that lies here") if rows else (), rows
+    )
+
+
+def _residual() -> Section:
+    return Section(
+        "What remains",
+        (
+            "A peer can keep, share and invert what it was sent; only an agreement prevents that.",
+            "The check of latents shows that an encoder ran. It does not show that nothing leaks.",
+            f"Whoever controls the machine sees everything on it. All residual risks, with figures: {THREATS}.",
+        ),
+    )
+
+
+def _sign_off(facts: Facts) -> Section:
+    people = ("security officer", "data protection officer", "operator of the node", "owner of the data")
+    return Section(
+        "Sign-off",
+        (f"For the configuration with SHA-256 {facts.config_sha256[:16]}... and the model named above.",),
+        ("role", "name", "date", "signature"),
+        tuple((person, "", "", "") for person in people),
+    )
+
+
+def _when(moment: Any) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"

@@ -1,0 +1,297 @@
+"""The audit log: an append-only file whose lines are chained by digest.
+
+It records identities, actions, digests and peers, never the content of a picture, latent or file. An act is
+on the disk when `write` returns. Before each line the end of the file is compared with what this process wrote or read
+last: a log that was cut, replaced or rewritten meanwhile is reported, and the chain goes on from the line in memory, so
+that `verify` finds the place.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from ddib_fed.errors import ConfigError
+from ddib_fed.files import check_private_file
+from ddib_fed.trust.audit.lines import (
+    ALTERED,
+    EMPTY,
+    MAX_LINE,
+    Head,
+    Value,
+    checked,
+    checked_act,
+    digest,
+    encoded,
+    follows,
+    number,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_CATCH_UP: Final = 64 << 20
+"""Bytes that other processes may have added since the last look; commands add a few lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where the log ended when this process last wrote or read it.
+
+    Attributes:
+        file: Device and inode.
+        size: Bytes.
+        head: Of the last line.
+        line: Length of the last line, bytes; 0 for an empty log.
+    """
+
+    file: tuple[int, int]
+    size: int
+    head: Head
+    line: int
+
+
+class AuditLog:
+    """An audit log; several threads and processes may write to one.
+
+    Args:
+        path: The file; created with mode 0600 if it is missing.
+        clock: Now, in UTC.
+
+    Raises:
+        ConfigError: It is not a file, or cannot be read and written.
+    """
+
+    def __init__(self, path: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.check(path)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = path
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._end: _End | None = None
+        self._release: Callable[[], object] = lambda: None
+        self._altered: str | None = None
+        self._unwritten: str | None = None
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Check that a log could be written there; creates nothing.
+
+        Raises:
+            ConfigError: It is not a file, or cannot be read and written.
+        """
+        check_private_file(path)
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the log, with the remedy, for the node's health; None if nothing is.
+
+        A log that was altered stays a problem for as long as this process runs; one that cannot be written is a problem
+        until a line is written.
+        """
+        return self._altered or self._unwritten
+
+    @property
+    def head(self) -> Head:
+        """The end of the log as this process last wrote or read it; the file is read if it has not yet.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        end = self._end
+        if end is None:
+            with self._lock, self._open() as file:
+                end = self._look(file)
+        return end.head
+
+    def write(self, act: str, **values: Value) -> Head:
+        """Add a line; on the disk when this returns.
+
+        Args:
+            act: What happened, e.g. ``latent_sent``.
+            values: With whom and what: identities, peers, digests in hex, reasons, numbers.
+
+        Returns:
+            The head, whose line is this one.
+
+        Raises:
+            ValueError: The act or a key is not a plain lower-case name, or a key is reserved for the log.
+            TypeError: A value is neither a scalar nor a list of strings or integers.
+            OSError: The line could not be written; the caller must not perform the act.
+        """
+        return self.write_each(act, [values])
+
+    def write_each(self, act: str, each: Sequence[Mapping[str, Value]]) -> Head:
+        """As `write`, a line for each of several acts of one kind; all are on the disk when this returns."""
+        records = [checked(values) for values in each]
+        checked_act(act)
+        try:
+            with self._lock, self._open() as file:
+                self._look(file)
+                for record in records:
+                    self._append(file, act, record)
+                os.fsync(file)
+                head = self._known.head
+        except OSError as error:
+            self._unwritten = f"the audit log {self._path} cannot be written: {error.strerror or error}"
+            raise
+        self._unwritten = None
+        return head
+
+    def look(self) -> str | None:
+        """Compare the end of the file with what was last written or read, also when there is nothing to write.
+
+        Returns:
+            `problem`.
+        """
+        try:
+            with self._lock, self._open() as file:
+                before = self._end
+                if self._look(file) is not before:
+                    os.fsync(file)
+            self._unwritten = None
+        except OSError as error:
+            self._unwritten = f"the audit log {self._path} cannot be written: {error.strerror or error}"
+        return self.problem
+
+    @property
+    def _known(self) -> _End:
+        assert self._end is not None  # every caller has looked
+        return self._end
+
+    @contextmanager
+    def _open(self) -> Iterator[int]:
+        """The file, locked against other processes."""
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+        finally:
+            # Closing alone would leave the lock to the descriptor that `_hold` keeps.
+            fcntl.flock(file, fcntl.LOCK_UN)
+            os.close(file)
+
+    def _append(self, file: int, act: str, values: Mapping[str, Value]) -> None:
+        end = self._known
+        line = encoded(end.head, self._clock().isoformat(), act, values)
+        written = os.write(file, line)
+        if written != len(line):
+            said = f"only {written} of {len(line)} bytes of a line were written"
+            raise OSError(errno.ENOSPC, said, str(self._path))
+        self._end = _End(end.file, end.size + written, Head(end.head.n + 1, digest(line)), written)
+
+    def _look(self, file: int) -> _End:
+        """Find the end of the log; notes in it what a crash or somebody else did to it since the last look."""
+        status = os.fstat(file)
+        where, size = (status.st_dev, status.st_ino), status.st_size
+        if self._end is None:
+            self._hold(file)
+            self._begin(file, where, size)
+        elif what := self._alteration(file, where, size):
+            self._hold(file)
+            self._report(file, where, what)
+        return self._known
+
+    def _hold(self, file: int) -> None:
+        """Keep the file open: its inode cannot become that of another file, which would then look like it."""
+        self._release()
+        self._release = weakref.finalize(self, os.close, os.dup(file))
+
+    def _begin(self, file: int, where: tuple[int, int], size: int) -> None:
+        """The end of the log at the first look, where only the file itself can be asked."""
+        whole, newline, torn = os.pread(file, MAX_LINE, max(0, size - MAX_LINE)).rpartition(b"\n")
+        if torn:
+            os.ftruncate(file, size - len(torn))
+        lines = [line + b"\n" for line in whole.split(b"\n")] if newline else []
+        known, head = size <= MAX_LINE, EMPTY
+        if not known and len(lines) > 1:
+            del lines[0]  # a part of a line
+        for place, line in enumerate(lines):
+            if (known or place) and (problem := follows(line, head)):
+                self._altered = (
+                    f"the audit log {self._path} is broken near its end, after line {head.n + 1}: {problem}; "
+                    "ddib audit verify shows where; keep the file, move it away and restart the node"
+                )
+            head = Head(number(line), digest(line))
+        self._end = _End(where, size - len(torn), head, len(lines[-1]) if lines else 0)
+        if torn:
+            self._append(file, "log_repaired", {"torn_bytes": len(torn)})
+
+    def _alteration(self, file: int, where: tuple[int, int], size: int) -> str:
+        """What was done to the log since the last look, other than lines that follow it; empty for nothing."""
+        end = self._known
+        if where != end.file:
+            return "was replaced by another file"
+        if size < end.size:
+            return "was cut"
+        last = os.pread(file, end.line, end.size - end.line)
+        if end.line and digest(last) != end.head.sha256:
+            return "was rewritten"
+        return self._catch_up(file, size) if size > end.size else ""
+
+    def _catch_up(self, file: int, size: int) -> str:
+        """Take over the lines that other processes added; what is wrong with them."""
+        end = self._known
+        if size - end.size > MAX_CATCH_UP:
+            return f"grew by {size - end.size} bytes that no command writes"
+        whole, _, torn = os.pread(file, size - end.size, end.size).rpartition(b"\n")
+        for line in whole.split(b"\n") if whole else ():
+            if follows(line, end.head):
+                return "has lines that do not follow the others"
+            length = len(line) + 1
+            end = _End(end.file, end.size + length, Head(end.head.n + 1, digest(line + b"\n")), length)
+        self._end = end
+        if torn:
+            os.ftruncate(file, end.size)
+            self._append(file, "log_repaired", {"torn_bytes": len(torn)})
+        return ""
+
+    def _report(self, file: int, where: tuple[int, int], what: str) -> None:
+        """Go on from the line in memory, whatever the file holds now, and say so in the log and to the operator."""
+        end = self._known
+        found = size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            size += os.write(file, b"\n")  # a torn line must not swallow ours
+        self._altered = (
+            f"the audit log {self._path} {what} while the node ran: it should end with line {end.head.n + 1}, "
+            f"SHA-256 {end.head.sha256}; keep the file, find out who can write to it, compare it with a peer's anchors "
+            "(ddib audit verify --anchor FILE), then move it away and restart the node"
+        )
+        log.error("%s", self._altered)
+        self._end = _End(where, size, end.head, 0)
+        values: dict[str, Value] = {
+            "what": what,
+            "lines": end.head.n + 1,
+            "bytes_expected": end.size,
+            "bytes_found": found,
+        }
+        self._append(file, ALTERED, values)
+
+
+def note(path: Path, act: str, **values: Value) -> None:
+    """Add a line for an operator's command, before the command does what the line says.
+
+    Args:
+        path: The log of the node; a running node and other commands may write to it at the same time.
+        act: As in `AuditLog.write`.
+        values: As there.
+
+    Raises:
+        ConfigError: It cannot be written; the command must not act.
+    """
+    try:
+        AuditLog(path).write(act, **values)
+    except OSError as error:
+        raise ConfigError(
+            f"the audit log {path} cannot be written, so nothing was done: {error.strerror or error}",
+            hint="run this as the node's own user; df shows whether the disk is full",
+        ) from error

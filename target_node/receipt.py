@@ -1,0 +1,59 @@
+"""The receipt of one Decode call at the target: what came, what went back, and the ends of both audit logs."""
+
+from __future__ import annotations
+
+import logging
+
+from ddib_fed.node.role import NodeContext
+from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of
+from ddib_fed.v1 import common_pb2
+from ddib_fed.wire.anchor import Anchor, anchor_to_pb
+from ddib_fed.wire.contracts.contract import Contract
+
+log = logging.getLogger(__name__)
+
+
+class Receipt:
+    """Counts as a context; at its end the line is written, however the call ended.
+
+    Args:
+        node: The target.
+        peer: Who called.
+        request_id: As the caller names its request.
+        contract: Under which it sends.
+    """
+
+    def __init__(self, node: NodeContext, peer: str, request_id: str, contract: Contract) -> None:
+        self._node = node
+        self._peer = peer
+        self._request_id = request_id
+        self._contract = contract
+        self.exchanged = Exchanged()
+
+    def __enter__(self) -> None:
+        """Nothing is written before something has come."""
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Decoded latents are in the log already: a receipt that cannot be written does not fail their call."""
+        if not self.exchanged.received_items:
+            return
+        try:
+            self._node.audit.write(
+                RECEIPT,
+                peer=self._peer,
+                request=self._request_id,
+                contract=self._contract.digest.hex(),
+                policy=self._node.policy_sha256,
+                **self.exchanged.values(),
+            )
+        except OSError:
+            log.exception("the receipt of request %s could not be written", self._request_id)
+
+    def received(self, size_bytes: int, anchor: Anchor | None) -> None:
+        """A whole latent came, whatever becomes of it, with the end of the peer's log."""
+        self.exchanged.received(size_bytes)
+        self.exchanged.anchor = anchor or self.exchanged.anchor
+
+    def own_anchor(self) -> common_pb2.AuditHead | None:
+        """What the peer is told: the own log has the lines of its latents by now."""
+        return anchor_to_pb(anchor_of(self._node.audit.head), self._contract.version)

@@ -1,0 +1,127 @@
+"""Each act of an operator has its line in the node's audit log before it is done, whether the node runs or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.cli.main import run
+from ddib_fed.errors import ExitCode
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.trust import pki
+from ddib_fed.trust.audit.verification import verify
+from tests.cli.node.test_peer import exported, set_up
+
+ALICE = "spiffe://north.example/client/alice"
+
+
+@pytest.fixture
+def north(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return set_up(tmp_path / "north", "north.example")
+
+
+@pytest.fixture
+def south(tmp_path: Path) -> Path:
+    return set_up(tmp_path / "south", "south.example")
+
+
+def records(config: Path) -> list[dict]:
+    path = NodeConfig.load(config).paths.audit
+    if not path.exists():
+        return []
+    assert verify(path).ok
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def acts(config: Path) -> list[str]:
+    return [record["act"] for record in records(config)]
+
+
+def add(config: Path, file: str, fingerprint: str, *options: str) -> int:
+    return run(["peer", "add", file, "--config", str(config), "--fingerprint", fingerprint, *options])
+
+
+def test_peers_come_change_and_go(north: Path, south: Path) -> None:
+    """With identity, address and fingerprint; what changes nothing has no line."""
+    fingerprint = exported(south, "south.peer")
+    assert add(north, "south.peer", fingerprint) == 0
+    assert add(north, "south.peer", fingerprint) == 0
+    text = south.read_text()
+    south.write_text(text.replace("7443", "7555"))
+    exported(south, "moved.peer")
+    assert add(north, "moved.peer", fingerprint, "--replace") == 0
+    assert run(["peer", "remove", "south.example", "--config", str(north)]) == 0
+    added, replaced, removed = records(north)
+    assert (added["act"], added["identity"], added["roots"]) == (
+        "peer_added", "spiffe://south.example/node/node-1", [fingerprint],
+    )  # fmt: skip
+    assert (replaced["act"], replaced["address"][-4:]) == ("peer_replaced", "7555")
+    assert (removed["act"], removed["peer"]) == ("peer_removed", "south.example")
+
+
+def test_what_is_refused_has_no_line(north: Path, south: Path) -> None:
+    """A wrong fingerprint, a peer that is not there, an entry that may not be replaced."""
+    fingerprint = exported(south, "south.peer")
+    wrong = "SHA256:" + ":".join(["00"] * 32)
+    assert add(north, "south.peer", wrong) == ExitCode.REFUSED
+    assert run(["peer", "remove", "south.example", "--config", str(north)]) == ExitCode.NOT_FOUND
+    assert acts(north) == []
+    assert add(north, "south.peer", fingerprint) == 0
+    south.write_text(south.read_text().replace("7443", "7555"))
+    exported(south, "moved.peer")
+    assert add(north, "moved.peer", fingerprint) == ExitCode.CONFLICT
+    assert acts(north) == ["peer_added"]
+
+
+def test_identities_are_withdrawn_and_reinstated(north: Path) -> None:
+    """Once each: a second time changes nothing."""
+    for verb in ("withdraw", "withdraw", "reinstate", "reinstate"):
+        assert run(["pki", verb, ALICE, "--config", str(north)]) == 0
+    assert [(each["act"], each["identity"]) for each in records(north)] == [
+        ("identity_withdrawn", ALICE),
+        ("identity_reinstated", ALICE),
+    ]
+
+
+def test_certificates_that_are_issued_have_their_line(north: Path) -> None:
+    """For a person here, by request, and by `ddib init client`."""
+    config = ["--config", str(north)]
+    assert run(["pki", "issue", "--client", "alice", "--out", "alice", *config]) == 0
+    request = ["--folder", "bob", "--identity", "spiffe://north.example/client/bob", "--out", "bob.csr"]
+    assert run(["pki", "request", *request]) == 0
+    assert run(["pki", "issue", "bob.csr", "--out", "bob.pem", "--yes", *config]) == 0
+    assert run(["init", "client", "--node-config", str(north), "--name", "carol", "--out", "carol"]) == 0
+    made = [(each["act"], each["identity"].rpartition("/")[2]) for each in records(north)]
+    assert made == [("certificate_issued", name) for name in ("alice", "bob", "carol")]
+    (leaf,) = (pki.parse_certificates(Path("bob.pem").read_bytes(), "bob")[:1],)
+    assert records(north)[1]["certificate"] == pki.fingerprint(leaf[0])
+
+
+def test_steps_of_a_roll_over_have_their_line(north: Path) -> None:
+    """In their order."""
+    for step in ("start", "switch", "finish"):
+        run(["pki", "init", "--roll-over", step, "--config", str(north)])
+    assert [each["step"] for each in records(north)] == ["start", "switch", "finish"]
+
+
+@pytest.mark.parametrize("what", ["add", "remove", "withdraw"])
+def test_without_its_line_an_act_is_not_done(north: Path, south: Path, what: str, capsys) -> None:
+    """The log cannot be written: the peer is not admitted, not removed, nobody is withdrawn."""
+    fingerprint = exported(south, "south.peer")
+    config = NodeConfig.load(north)
+    if what == "remove":
+        assert add(north, "south.peer", fingerprint) == 0
+        config.paths.audit.unlink()
+    config.paths.audit.mkdir(parents=True)
+    command = {
+        "add": ["peer", "add", "south.peer", "--fingerprint", fingerprint],
+        "remove": ["peer", "remove", "south.example"],
+        "withdraw": ["pki", "withdraw", ALICE],
+    }[what]
+    assert run([*command, "--config", str(north)]) != 0
+    assert "audit.jsonl" in capsys.readouterr().err
+    assert (config.paths.peers / "south.example.json").exists() == (what == "remove")
+    assert not (config.paths.pki / "withdrawn.txt").exists()

@@ -1,0 +1,142 @@
+"""What a running node writes to its audit log by itself, and how it says that the log was altered."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.node.admin import AdminClient
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.trust import pki
+from ddib_fed.trust.audit.verification import verify
+from ddib_fed.trust.certificates import certificate_pem
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.peers import withdrawn
+from tests.node.institutions import Institution
+from tests.node.test_daemon import Running, ready
+from tests.node.tiny_nodes import make_institution
+from tests.source_node.conftest import wait_until
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> NodeConfig:
+    return ready(tmp_path / "south", "south.example", "target")
+
+
+@pytest.fixture
+def running(config: NodeConfig):
+    node = Running(config).serving()
+    yield node
+    node.end()
+
+
+def records(config: NodeConfig) -> list[dict]:
+    return [json.loads(line) for line in config.paths.audit.read_text().splitlines()]
+
+
+def of_act(config: NodeConfig, act: str) -> list[dict]:
+    return [record for record in records(config) if record["act"] == act]
+
+
+def test_start_and_stop_have_their_lines(config: NodeConfig) -> None:
+    """With the release, the model, and whom the node trusts."""
+    for _ in range(2):
+        node = Running(config).serving()
+        model = node.daemon.node.running_engine.model.bundle.digest
+        node.end()
+    found = records(config)
+    assert [record["act"] for record in found] == ["node_started", "node_stopped"] * 2
+    assert (found[0]["model"], found[0]["roles"], found[0]["peers"]) == (model, ["target"], [])
+    assert found[1]["by"] == "drain"
+    assert found[0]["trust"] == found[2]["trust"]
+    assert verify(config.paths.audit).ok
+
+
+def test_files_that_somebody_changed_by_hand_are_written_down(
+    config: NodeConfig, running: Running, tmp_path: Path
+) -> None:
+    """A peer that no command admitted, its removal, a withdrawal, another certificate: each at the next look."""
+    north = make_institution(tmp_path / "north", "north.example")
+    watch = running.daemon._watch
+    file = config.paths.peers / "north.example.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(north.peer().to_bytes())
+    watch.look()
+    file.unlink()
+    watch.look()
+    withdrawn.withdraw(config.paths.pki, Identity("south.example", "client", "bob"))
+    watch.look()
+    renewed = pki.issue_to_folder(pki.load_authority(config.paths.pki), config.paths.pki, "node", "node-1")
+    watch.look()
+    watch.look()
+    changes = [change for record in of_act(config, "trust_changed") for change in record["changes"]]
+    fingerprint = pki.fingerprint(north.root)
+    assert changes == [
+        f"now peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443, roots {fingerprint}",
+        "no longer peer north.example",
+        "now withdrawn spiffe://south.example/client/bob",
+    ]
+    (changed,) = of_act(config, "certificate_changed")
+    leaf = pki.parse_certificates(renewed.cert_chain_pem, "leaf")[0]
+    assert changed["certificate"] == pki.fingerprint(leaf)
+
+
+def test_a_log_that_is_cut_while_the_node_runs_makes_it_degraded(
+    config: NodeConfig, running: Running
+) -> None:
+    """Within the time of its check, without a call; with what to do; and the log no longer verifies."""
+    AdminClient(config).reload()
+    running.daemon._watch.look()
+    path = config.paths.audit
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    assert AdminClient(config).status().state == "serving"
+    running.daemon._watch.look()
+    state = AdminClient(config).status().state
+    assert state.startswith("degraded: the audit log ")
+    assert "was cut while the node ran" in state
+    assert "ddib audit verify" in state
+    assert not verify(path).ok
+
+
+def test_a_reload_is_a_line(config: NodeConfig, running: Running) -> None:
+    """By the operator."""
+    AdminClient(config).reload()
+    assert len(of_act(config, "reload")) == 1
+
+
+def knock(port: int, folder: Path | None, roots: bytes) -> None:
+    """A TLS handshake with a certificate that nobody admitted, or none; the node closes it."""
+    context = ssl.create_default_context(cadata=roots.decode())
+    context.check_hostname = False
+    if folder is not None:
+        context.load_cert_chain(folder / "leaf.pem", folder / "leaf.key")
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as raw,
+        context.wrap_socket(raw, server_hostname="node-1.south.example") as line,
+        suppress(ssl.SSLError, ConnectionResetError),
+    ):
+        assert line.recv(1) == b""
+
+
+def test_connections_that_tls_refuses_are_counted_by_address(
+    config: NodeConfig, running: Running, tmp_path: Path
+) -> None:
+    """An unknown root, no certificate: one line at once, the others when the node stops, none of them lost."""
+    west = Institution("west.example", tmp_path / "west")
+    roots = certificate_pem(pki.load_authority(config.paths.pki).certificate)
+    for folder in (west.pki, None, west.pki):
+        knock(running.daemon.server.port, folder, roots)
+
+    def counted() -> int:
+        return sum(each["times"] for each in of_act(config, "refused") if each["reason"] == "NO_CALL")
+
+    wait_until(lambda: counted() > 0)
+    running.daemon._guard.look()
+    running.daemon._auth.refusals.flush(everything=True)
+    assert counted() == 3
+    assert {each["address"] for each in of_act(config, "refused")} == {"ipv4:127.0.0.1"}
