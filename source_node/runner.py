@@ -2,8 +2,8 @@
 
 A job is a pipeline of three bounded stages (encode, remote, return) that a kill may interrupt anywhere: what is on
 disk decides what is left to do. A latent once made is stored and sent again as it is. An unreachable peer is tried
-again with growing pauses until the job's deadline, while other jobs have the worker; a peer that refuses ends the job
-with its reason.
+again with growing pauses until the job's deadline, while other jobs have the worker, and so is one that is suspended or
+whose certificate or ours is not valid now; a peer that refuses otherwise ends the job with its reason.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from ddib_fed.errors import (
     InternalError,
     JobNotFound,
     PeerFault,
+    PeerSuspended,
     PeerUnreachable,
     StateConflict,
+    Unauthenticated,
     UnavailableError,
 )
 from ddib_fed.files import is_disk_full
@@ -48,13 +50,15 @@ LONGEST_PAUSE_S = 30.0
 DIAGNOSE_TIMEOUT_S = 2.0
 # Jobs of more than a batch that are worked on at once, of all `running_jobs`.
 LARGE_JOBS = 4
+# Refusals that pass: an operator resumes the peer, or a certificate that has expired is renewed.
+PASSING = (PeerSuspended, Unauthenticated)
 # How often the queue is looked at when nobody wakes the workers.
 LOOK_EVERY_S = 0.5
 
 
-def deadline_of(job: Job) -> float:
-    """`time.monotonic()` at which the job is given up; its clock started when it was accepted."""
-    return time.monotonic() + (job.deadline - time.time())
+def deadline_of(job: Job, now: float) -> float:
+    """`time.monotonic()` at which the job is given up; its clock, the store's, started when it was accepted."""
+    return time.monotonic() + (job.deadline - now)
 
 
 class JobRunner:
@@ -149,7 +153,7 @@ class JobRunner:
                     continue
                 job = self._claim()
                 if job is not None:
-                    control = self._controls[job.job_id] = Control(deadline_of(job))
+                    control = self._controls[job.job_id] = Control(deadline_of(job, self._store.now()))
                     left = [item for item in job.items if item.state in PENDING_ITEMS]
                     if self._rows(len(left), sum(item.size_bytes for item in left)) > self._batch_rows:
                         self._large.add(job.job_id)
@@ -196,7 +200,7 @@ class JobRunner:
         try:
             self._attempt(job, control)
             self._finish_by_items(job)
-        except (UnavailableError, ExhaustedError) as error:
+        except (UnavailableError, ExhaustedError, *PASSING) as error:
             self._set_aside(job, error)
         except OSError as error:
             log.exception("job %s: the disk failed", job.job_id)
@@ -227,9 +231,14 @@ class JobRunner:
         if self._store.is_cancelled(job.job_id):
             raise Cancelled(facts={"job": job.job_id})
         left = [item for item in job.items if item.state in PENDING_ITEMS]
-        if left:
-            Pipeline(self._node, self._store, self._events, self._remotes, job, control).run(left)
-            self._node.peer_problems.answered(job.spec.target_institution)
+        if not left:
+            return
+        # A job ends on the model with which it began, though another is active by now.
+        began = (item.model_sha256 for item in job.items)
+        model = next(filter(self._node.is_warm, began), self._node.active_digest)
+        with self._node.serving(model) as node:
+            Pipeline(node, self._store, self._events, self._remotes, job, control).run(left)
+        self._node.peer_problems.answered(job.spec.target_institution)
 
     def _postpone(self, job: Job, error: DdibError) -> None:
         """Queue the job again for later, so that others get the worker; pauses grow while nothing moves."""
@@ -242,7 +251,7 @@ class JobRunner:
         asked = 0.0 if isinstance(error, DiskFull) and not error.hop else error.retry_after_s or 0.0
         delay = max(asked, self._pause(job.job_id))
         log.info("job %s waits %.1f s for its peer: %s (%s)", job.job_id, delay, error.reason, error.detail)
-        delay = min(delay, max(0.0, job.deadline - time.time()))
+        delay = min(delay, max(0.0, job.deadline - self._store.now()))
         self._store.put_back(job.job_id, delay, error_record(error))
         if self._store.is_cancelled(job.job_id):  # while it ran: it need not wait to hear it
             self._store.cancel(job.job_id, job.spec.owner)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 
@@ -23,6 +24,7 @@ from ddib_fed.errors import (
     KindMismatch,
     MessageInvalid,
     PeerNotFound,
+    PeerSuspended,
     PictureMisfit,
     TooManyStreams,
 )
@@ -40,6 +42,7 @@ from ddib_fed.wire.mapping import to_message
 from ddib_fed.wire.streams.chunks import Announced, assemble, open_file, stream_file
 from source_node import messages
 from source_node.calibrations import active_terms, calibration_of
+from source_node.jobs.copying import copy_jobs
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
 from source_node.jobs.store import ItemSpec, Job, JobLimits, JobSpec, JobStore, Staging
@@ -223,7 +226,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     # What a job must be to be accepted
 
     def _check_target(self, spec: JobSpec) -> None:
-        """Refuse at once what can never work: an institution nobody admitted, a domain that it does not serve.
+        """Refuse at once what cannot work: an unknown or suspended institution, a domain that it does not serve.
 
         A peer that does not answer now is no reason to refuse: the job waits for it.
         """
@@ -235,6 +238,8 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             raise
         try:
             peer = remote.describe(DESCRIBE_TIMEOUT_S)
+        except PeerSuspended:
+            raise
         except DdibError:
             return
         check_peer(spec, peer, remote.hop)
@@ -393,6 +398,10 @@ class SourceService:
         """See `RoleService`."""
         self._remotes.refresh()
 
+    def models_needed(self) -> Collection[str]:
+        """See `RoleService`: those whose latents are stored, or have been translated, in jobs that go on."""
+        return self._store.models_of_open_jobs()
+
     def close(self) -> None:
         """See `RoleService`."""
         self._closed.set()
@@ -425,6 +434,10 @@ class _SourceRole:
         """See `Role`."""
         check_private_folder(config.paths.spool)
         return f"{rehearse(config.paths.jobs)} jobs"
+
+    def copy(self, config: NodeConfig, to: Path) -> int:
+        """See `Role`."""
+        return copy_jobs(config.paths.jobs, config.paths.spool, to)
 
     def open(self, node: NodeContext) -> SourceService:
         """See `Role`."""

@@ -11,7 +11,9 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 
@@ -19,6 +21,7 @@ from ddib_fed.bridge.model.checks import check_decoding
 from ddib_fed.errors import (
     ContractUnknown,
     MessageInvalid,
+    ModelNotFound,
     NotReady,
     PolicyDenied,
     SettingsInvalid,
@@ -146,16 +149,41 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self, request_iterator: Iterator[decoding_pb2.DecodeRequest], context: grpc.ServicerContext
     ) -> Iterator[decoding_pb2.DecodeResponse]:
         """See decoding.proto."""
-        engine = self._node.engine
+        _ = self._node.engine
         header = stream_header(request_iterator)
         contract = self._contract(header.contract_sha256)
+        with self._serving(contract) as node:
+            yield from self._decode(node, contract, header, request_iterator, context)
+
+    @contextmanager
+    def _serving(self, contract: Contract) -> Iterator[NodeContext]:
+        """The node with the model of the contract, which may have been the active one until a moment ago.
+
+        Raises:
+            ContractUnknown: That model is no longer served.
+        """
+        try:
+            with self._node.serving(contract.target.model_sha256.hex()) as node:
+                yield node
+        except ModelNotFound as error:
+            raise ContractUnknown("the contract's model is no longer served", retry_after_s=0.1) from error
+
+    def _decode(
+        self,
+        node: NodeContext,
+        contract: Contract,
+        header: decoding_pb2.DecodeHeader,
+        request_iterator: Iterator[decoding_pb2.DecodeRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[decoding_pb2.DecodeResponse]:
+        engine = node.running_engine
         label = header.target_class if header.HasField("target_class") else None
         guidance = guidance_from_pb(header.guidance)
         settings = StreamSettings(
             contract, solver_settings(header.solver), header.round_trip, label, guidance
         )
         self._check_header(header, contract)
-        check_calibration(self._node, contract)
+        check_calibration(node, contract)
         check_offered(
             guidance, contract.limits.guidance, f"{contract.target.institution}/{contract.target.domain}"
         )
@@ -332,6 +360,10 @@ class TargetService:
     def peers_changed(self) -> None:
         """The calls of removed peers are ended by the interceptor."""
 
+    def models_needed(self) -> Collection[str]:
+        """None but those of calls that run."""
+        return ()
+
     def close(self) -> None:
         """Open calls are ended by the server."""
 
@@ -348,6 +380,11 @@ class _TargetRole:
         """See `Role`."""
         del config
         return "keeps no pictures"
+
+    def copy(self, config: NodeConfig, to: Path) -> int:
+        """See `Role`; it keeps no jobs."""
+        del config, to
+        return 0
 
     def open(self, node: NodeContext) -> TargetService:
         """See `Role`."""

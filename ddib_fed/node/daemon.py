@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack, suppress
 from types import FrameType
 
-from ddib_fed.errors import DdibError
+from ddib_fed.errors import DdibError, Draining
 from ddib_fed.networks.placed.memory import share_heaps
 from ddib_fed.node import startup
 from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
@@ -27,6 +27,7 @@ from ddib_fed.node.disk import DiskWatch
 from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.role import NodeContext, RoleService, find_roles
+from ddib_fed.node.switching import Models
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.http import ProbeServer
 from ddib_fed.server.inbound import InboundGuard, file_limit, most_connections, raise_file_limit
@@ -78,6 +79,7 @@ class Daemon:
                 role.release()
             raise
         self._disk = DiskWatch((paths.state, paths.spool))
+        self._models = Models(self.node, self.roles)
         self._renewal = RenewalThread(config, on_tick=self._look)
         self._said: str | None = None
         self._said_lock = threading.Lock()
@@ -125,7 +127,9 @@ class Daemon:
         config = self.config
         with ExitStack() as after:  # probes and the operator are answered to the end
             try:
-                servicer = AdminServicer(self.status, self.reload, self.request_drain, self.resize)
+                servicer = AdminServicer(
+                    self.status, self.reload, self.request_drain, self.resize, self.activate
+                )
                 admin = serve_admin(
                     config.paths.admin_socket, servicer, [ErrorInterceptor(config.node.institution)]
                 )
@@ -158,6 +162,7 @@ class Daemon:
             engine.close()
             return
         self.node.set_engine(engine)
+        self._models.load_needed()
         self._renewal.start()
         for role in self.roles:
             role.start()
@@ -223,8 +228,7 @@ class Daemon:
         self._keep_last_jobs()
         for role in self.roles:
             role.release()
-        if self.node.loaded:
-            self.node.running_engine.close()
+        self._models.close()
         log.info("stopped")
 
     def _keep_last_jobs(self) -> None:
@@ -240,6 +244,7 @@ class Daemon:
     def _look(self) -> None:
         """The periodic check: permitted callers, and problems of the files that define them."""
         self._peers_changed()
+        self._models.retire()
         # Both the renewal thread and the operator's reload check: an older result must not overwrite a newer.
         with self._said_lock:
             problem = self._disk.problem or self._credentials.problem
@@ -254,7 +259,7 @@ class Daemon:
             self._said = problem
 
     def _peers_changed(self) -> int:
-        """End the calls of removed peers, theirs and ours; returns the number of theirs."""
+        """End the calls of removed and suspended peers, theirs and ours; returns the number of theirs."""
         for role in self.roles:
             role.peers_changed()
         return self._auth.sweep()
@@ -301,6 +306,16 @@ class Daemon:
             problem=engine.problem or "",
         )
 
+    def activate(self, digest: str) -> str:
+        """Serve an installed model from now on; the digest of the one before.
+
+        Raises:
+            DdibError: It cannot be served; nothing has changed.
+        """
+        if self.stopping:
+            raise Draining("the node stops")
+        return self._models.activate(digest)
+
     def status(self) -> pb.StatusResponse:
         """What `ddib status` shows."""
         section = self.config.node
@@ -318,6 +333,7 @@ class Daemon:
         )
         if self.node.loaded:
             answer.model.CopyFrom(self._model_status())
+        suspended = self.peers.snapshot().suspended
         for peer in self.peers.list():
             failed, problem = self.node.peer_problems.of(peer.institution)
             answer.peers.add(
@@ -327,6 +343,7 @@ class Daemon:
                 fingerprint=" ".join(peer.fingerprints),
                 problem=problem,
                 failed=failed,
+                suspended=suspended.get(peer.institution, ""),
             )
         answer.jobs.update(self._jobs())
         for each in overview(self.config, self.node.calibrations, self.peers):

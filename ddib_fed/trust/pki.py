@@ -5,13 +5,14 @@ together.
 
     ca.pem, ca.key      the institution's root; the key only on the node that issues
     leaf.pem, leaf.key  the identity of this folder's owner
+    recovery.pem        of the same key: with it a node asks its issuer for a new leaf after this one has expired
     roots.pem           the trusted roots of its own institution; two during a roll-over
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -19,10 +20,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ddib_fed.errors import AlreadyExists, InputError
+from ddib_fed.errors import AlreadyExists, FileMissing, InputError
 from ddib_fed.files import private_folder, read_private, read_small, write_file
 from ddib_fed.trust.certificates import (
     CLOCK_SKEW,
+    LEAST_LIFETIME,
     Authority,
     certificate_pem,
     fingerprint,
@@ -55,11 +57,13 @@ __all__ = [
     "issue_to_folder",
     "load_authority",
     "load_identity",
+    "load_recovery",
     "same_fingerprint",
     "write_identity",
 ]
 
 MAX_ROOTS: Final = 2
+RECOVERY: Final = "recovery.pem"
 _KEY_HINT = "put the file back from the backup of the state folder"
 _INIT_HINT = "ddib pki init, or ddib pki request where another node of the institution issues"
 
@@ -159,11 +163,24 @@ def load_identity(folder: Path) -> Credentials:
         FileMissing: There are none.
         InputError: They cannot be read, or key and certificate do not belong together.
     """
+    return _load(folder, "leaf.pem")
+
+
+def load_recovery(folder: Path) -> Credentials | None:
+    """What a node asks its issuer with after its leaf has expired; None if there is none, or none of its key."""
+    try:
+        found = _load(folder, RECOVERY)
+    except (FileMissing, InputError):
+        return None
+    return found if found.identity.kind == "recovery" else None
+
+
+def _load(folder: Path, certificate_file: str) -> Credentials:
     for _attempt in range(3):  # the files may be exchanged between two reads
         key_pem = read_private(folder / "leaf.key", hint=_INIT_HINT)
-        leaf_pem = read_small(folder / "leaf.pem", hint=_INIT_HINT)
+        leaf_pem = read_small(folder / certificate_file, hint=_INIT_HINT)
         roots_pem = read_small(folder / "roots.pem", hint=_INIT_HINT)
-        certificate = parse_certificates(leaf_pem, f"{folder / 'leaf.pem'}")[0]
+        certificate = parse_certificates(leaf_pem, f"{folder / certificate_file}")[0]
         for key in load_keys(key_pem, folder / "leaf.key"):
             if key.public_key() == certificate.public_key():
                 return Credentials(
@@ -171,10 +188,18 @@ def load_identity(folder: Path) -> Credentials:
                     key_pem=_key_pem(key),
                     roots_pem=certificate_pem(*parse_certificates(roots_pem, f"{folder / 'roots.pem'}")),
                     identity=certified_identity(certificate),
-                    not_before=certificate.not_valid_before_utc + CLOCK_SKEW,
+                    not_before=_begins(certificate),
                     not_after=certificate.not_valid_after_utc,
                 )
-    raise InputError(f"{folder / 'leaf.key'} is not the key of leaf.pem beside it", hint="ddib pki show")
+    raise InputError(
+        f"{folder / 'leaf.key'} is not the key of {certificate_file} beside it", hint="ddib pki show"
+    )
+
+
+def _begins(certificate: x509.Certificate) -> datetime:
+    """When the leaf's life began: ours are valid from some time before it, those of other authorities may not be."""
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return start + CLOCK_SKEW if end - start >= CLOCK_SKEW + LEAST_LIFETIME else start
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -233,15 +258,24 @@ def init_node_identity(
 
 
 def issue_to_folder(
-    authority: Authority, folder: Path, role: Kind, name: str, *, now: datetime | None = None
+    authority: Authority,
+    folder: Path,
+    role: Kind,
+    name: str,
+    *,
+    now: datetime | None = None,
+    lifetime: timedelta | None = None,
 ) -> Credentials:
     """A new key and leaf, written to a folder that may hold older ones; the roots there are kept.
+
+    `now` and `lifetime` are those of `issue_leaf`.
 
     Raises:
         InputError: `name` cannot be used.
     """
     key = new_key()
-    certificate = issue_leaf(authority, role, name, public_key=key.public_key(), now=now)
+    public = key.public_key()
+    certificate = issue_leaf(authority, role, name, public_key=public, now=now, lifetime=lifetime)
     write_identity(folder, certificate=certificate, key=key, roots=_roots_with(folder, authority.certificate))
     return load_identity(folder)
 
@@ -253,9 +287,16 @@ def _roots_with(folder: Path, root: x509.Certificate) -> tuple[x509.Certificate,
 
 
 def issue_client(
-    issuer_folder: Path, client_folder: Path, name: str, *, now: datetime | None = None
+    issuer_folder: Path,
+    client_folder: Path,
+    name: str,
+    *,
+    now: datetime | None = None,
+    lifetime: timedelta | None = None,
 ) -> Credentials:
     """Create a client's leaf in its own folder, issued on this machine, for `ddib init client`.
+
+    `now` and `lifetime` are those of `issue_leaf`.
 
     Raises:
         FileMissing: `issuer_folder` does not issue.
@@ -266,7 +307,7 @@ def issue_client(
         raise AlreadyExists(f"{client_folder} already has an identity", hint="choose another folder")
     authority = load_authority(issuer_folder)
     refuse_withdrawn(issuer_folder, Identity(authority.institution, "client", name))
-    credentials = issue_to_folder(authority, client_folder, "client", name, now=now)
+    credentials = issue_to_folder(authority, client_folder, "client", name, now=now, lifetime=lifetime)
     roots = read_small(issuer_folder / "roots.pem")
     write_file(client_folder / "roots.pem", roots, private=True)
     return credentials

@@ -142,16 +142,17 @@ def issue(
 
     if (request_file is None) == (client_name is None):
         raise UsageError("give a request file or --client NAME")
-    folder = _config(config_path).paths.pki
+    config = _config(config_path)
+    folder = config.paths.pki
     if client_name is not None:
         where = out if out is not None else Path(client_name)
-        made = keys.issue_client(folder, where, client_name)
+        made = keys.issue_client(folder, where, client_name, lifetime=config.identity.life("client"))
         say(f"made key and certificate of {made.identity} in {where}, good until {_when(made.not_after)}")
     elif request_file is not None:
-        _sign(folder, request_file, out, yes=yes)
+        _sign(config, request_file, out, yes=yes)
 
 
-def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> None:
+def _sign(config: NodeConfig, request_file: Path, out: Path | None, *, yes: bool) -> None:
     from ddib_fed.files import read_small
     from ddib_fed.node.admitting import confirm
     from ddib_fed.trust import pki as keys
@@ -159,6 +160,7 @@ def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> N
     from ddib_fed.trust.enrolment import read_request, sign_request
     from ddib_fed.trust.peers.withdrawn import refuse_withdrawn
 
+    folder = config.paths.pki
     authority = keys.load_authority(folder)
     asked = read_request(read_small(request_file, pipe=True))
     refuse_withdrawn(folder, asked.identity)
@@ -168,7 +170,8 @@ def _sign(folder: Path, request_file: Path, out: Path | None, *, yes: bool) -> N
         raise click.Abort
     roots = parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
     path = out if out is not None else Path(f"{asked.identity.name}.pem")
-    _write_new(path, sign_request(authority, asked, roots))
+    life = config.identity.life(asked.identity.kind)
+    _write_new(path, sign_request(authority, asked, roots, lifetime=life))
     say(f"wrote {path}, the certificate of {asked.identity}; take it back and: ddib pki install {path}")
 
 
