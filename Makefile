@@ -13,7 +13,7 @@ RUNS ?= 1000000
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-fast test-ray check format format-check lint types layers drift proto install clean bench trust chaos fuzz benchmarks pretrained help
+.PHONY: demo test test-fast test-ray check format format-check lint types layers drift proto install clean bench trust chaos fuzz sbom benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -62,11 +62,14 @@ bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/
 trust: $(VENV)/.dev  ## The long form of every test that holds a promise, but the chaos; writes docs/trust-report.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report trust
 
-chaos: $(VENV)/.dev  ## Kills, drains and broken wires between running nodes; writes docs/trust-report.md
+chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/trust-report.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report chaos
 
 fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/trust-report.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --runs $(RUNS)
+
+sbom: $(VENV)/.node  ## dist/ddib-fed.cdx.json: a CycloneDX bill of what a node needs, and of the models that ship
+	$(BIN)/python -m benchmarks.trust.sbom --extra node
 
 benchmarks: $(VENV)/.dev  ## Measure the solvers again (about two hours; writes docs/benchmarks)
 	$(BIN)/python -m benchmarks.points.solvers

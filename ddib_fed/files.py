@@ -255,7 +255,7 @@ def copy_folder(source: Path, path: Path) -> None:
         FileExistsError: There is something already.
     """
     path.mkdir(mode=0o700, parents=True)
-    for file in sorted(source.iterdir()):
+    for file in sorted(entry for entry in source.iterdir() if entry.is_file()):
         write_file(path / file.name, file.read_bytes(), private=True)
 
 

@@ -2,8 +2,9 @@
 
 A job is a pipeline of three bounded stages (encode, remote, return) that a kill may interrupt anywhere: what is on
 disk decides what is left to do. A latent once made is stored and sent again as it is. An unreachable peer is tried
-again with growing pauses until the jobs' deadlines, by one job at a time, while jobs for others have the workers; a
-peer that refuses ends the job with its reason. Clients share the workers: who has fewest jobs running is next.
+again with growing pauses until the jobs' deadlines, by one job at a time, while jobs for others have the workers, and
+so is one that is suspended or whose certificate or ours is not valid now; a peer that refuses otherwise ends the job
+with its reason. Clients share the workers: who has fewest jobs running is next.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from ddib_fed.errors import (
     JobNotFound,
     NotReady,
     PeerFault,
+    PeerSuspended,
     PeerUnreachable,
     QuotaSpent,
     StateConflict,
+    Unauthenticated,
     UnavailableError,
 )
 from ddib_fed.files import is_disk_full
@@ -53,6 +56,8 @@ log = logging.getLogger(__name__)
 DIAGNOSE_TIMEOUT_S = 2.0
 # Jobs of more than a batch that are worked on at once, of all `running_jobs`; one client may have four of them.
 LARGE_JOBS = 6
+# Refusals that pass: an operator resumes the peer, or a certificate that has expired is renewed.
+PASSING = (PeerSuspended, Unauthenticated)
 # How often the queue is looked at when nobody wakes the workers.
 LOOK_EVERY_S = 0.5
 
@@ -61,14 +66,14 @@ ABSENT = (PeerUnreachable, NotReady, Draining)
 """Errors of a peer that takes no job at all now."""
 
 
-def _renews_in_time(error: QuotaSpent, job: Job) -> bool:
+def _renews_in_time(error: QuotaSpent, job: Job, now: float) -> bool:
     """Whether a quota is there again before the job is given up; otherwise its client hears now what was spent."""
-    return error.retry_after_s is not None and time.time() + error.retry_after_s < job.deadline
+    return error.retry_after_s is not None and now + error.retry_after_s < job.deadline
 
 
-def deadline_of(job: Job) -> float:
-    """`time.monotonic()` at which the job is given up; its clock started when it was accepted."""
-    return time.monotonic() + (job.deadline - time.time())
+def deadline_of(job: Job, now: float) -> float:
+    """`time.monotonic()` at which the job is given up; its clock, the store's, started when it was accepted."""
+    return time.monotonic() + (job.deadline - now)
 
 
 class JobRunner:
@@ -176,7 +181,7 @@ class JobRunner:
                     self._wake.wait()
                     continue
                 if (job := self._claim()) is not None:
-                    control = self._controls[job.job_id] = Control(deadline_of(job))
+                    control = self._controls[job.job_id] = Control(deadline_of(job, self._store.now()))
                     self._reach.begin(job.spec.target_institution, job.job_id)
                     self._wake.notify_all()
                     return job, control
@@ -239,7 +244,7 @@ class JobRunner:
         try:
             self._attempt(job, control)
             self._finish_by_items(job)
-        except (UnavailableError, ExhaustedError) as error:
+        except (UnavailableError, ExhaustedError, *PASSING) as error:
             self._set_aside(job, error)
         except OSError as error:
             log.exception("job %s: the disk failed", job.job_id)
@@ -262,7 +267,7 @@ class JobRunner:
         """For later, or for the next start."""
         if self._closing:
             log.info("job %s is left for the next start", job.job_id)
-        elif isinstance(error, QuotaSpent) and not _renews_in_time(error, job):
+        elif isinstance(error, QuotaSpent) and not _renews_in_time(error, job, self._store.now()):
             self._finish(job, JobState.FAILED, error)
         else:
             self._postpone(job, error)
@@ -273,10 +278,15 @@ class JobRunner:
         if self._store.is_cancelled(job.job_id):
             raise Cancelled(facts={"job": job.job_id})
         left = [item for item in job.items if item.state in PENDING_ITEMS]
-        if left:
-            target = job.spec.target_institution
+        if not left:
+            return
+        target = job.spec.target_institution
+        # A job ends on the model with which it began, though another is active by now.
+        began = (item.model_sha256 for item in job.items)
+        model = next(filter(self._node.is_warm, began), self._node.active_digest)
+        with self._node.serving(model) as node:
             Pipeline(
-                self._node,
+                node,
                 self._store,
                 self._events,
                 self._remotes,
@@ -284,7 +294,7 @@ class JobRunner:
                 control,
                 lambda: self._reached(target),
             ).run(left)
-            self._node.peer_problems.answered(target)
+        self._node.peer_problems.answered(target)
 
     def _reached(self, target: str) -> None:
         """A peer answers: all that wait for it may go on."""
@@ -303,7 +313,7 @@ class JobRunner:
         delay = max(asked, self._pause(job.job_id))
         self._note_presence(job, error)
         log.info("job %s waits %.1f s for its peer: %s (%s)", job.job_id, delay, error.reason, error.detail)
-        delay = min(delay, max(0.0, job.deadline - time.time()))
+        delay = min(delay, max(0.0, job.deadline - self._store.now()))
         self._store.put_back(job.job_id, delay, error_record(error))
         if self._store.is_cancelled(job.job_id):  # while it ran: it need not wait to hear it
             self._store.cancel(job.job_id, job.spec.owner)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 
@@ -31,6 +32,7 @@ from ddib_fed.wire.mapping import to_message
 from ddib_fed.wire.streams.chunks import stream_file
 from source_node import messages
 from source_node.calibrations import active_terms
+from source_node.jobs.copying import copy_jobs
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
 from source_node.jobs.store import Job, JobLimits, JobStore
@@ -289,6 +291,10 @@ class SourceService:
         """See `RoleService`."""
         self._remotes.refresh()
 
+    def models_needed(self) -> Collection[str]:
+        """See `RoleService`: those whose latents are stored, or have been translated, in jobs that go on."""
+        return self._store.models_of_open_jobs()
+
     def close(self) -> None:
         """See `RoleService`."""
         self._closed.set()
@@ -321,6 +327,10 @@ class _SourceRole:
         """See `Role`."""
         check_private_folder(config.paths.spool)
         return f"{rehearse(config.paths.jobs)} jobs"
+
+    def copy(self, config: NodeConfig, to: Path) -> int:
+        """See `Role`."""
+        return copy_jobs(config.paths.jobs, config.paths.spool, to)
 
     def open(self, node: NodeContext) -> SourceService:
         """See `Role`."""

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 from ddib_fed.bridge.calibration.applied import leg_map
 from ddib_fed.bridge.model.checks import check_given
-from ddib_fed.errors import DdibError, InputError, KindMismatch, MessageInvalid, PeerNotFound, PictureMisfit
+from ddib_fed.errors import (
+    DdibError,
+    InputError,
+    KindMismatch,
+    MessageInvalid,
+    PeerNotFound,
+    PeerSuspended,
+    PictureMisfit,
+)
 from ddib_fed.node.policy import client_charges
 from ddib_fed.node.quota import Charge, evaluations_of
 from ddib_fed.node.role import NodeContext
@@ -102,7 +110,7 @@ class Submissions:
         return client_charges(self._node.config.policy, spec.owner, cost)
 
     def _check_target(self, spec: JobSpec) -> None:
-        """Refuse at once what can never work: an institution nobody admitted, a domain that it does not serve.
+        """Refuse at once what cannot work: an unknown or suspended institution, a domain that it does not serve.
 
         A peer that does not answer now is no reason to refuse: the job waits for it.
         """
@@ -116,6 +124,8 @@ class Submissions:
             return
         try:
             peer = remote.describe(DESCRIBE_TIMEOUT_S)
+        except PeerSuspended:
+            raise
         except DdibError:
             return
         check_peer(spec, peer, remote.hop)

@@ -11,7 +11,9 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 
@@ -19,6 +21,7 @@ from ddib_fed.bridge.model.checks import check_decoding
 from ddib_fed.errors import (
     ContractUnknown,
     MessageInvalid,
+    ModelNotFound,
     NotReady,
     PolicyDenied,
     SettingsInvalid,
@@ -171,40 +174,56 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         with paced(request_iterator, pace) as messages:
             header = stream_header(messages)
             pace.end()
-            settings, peer = self._settings(header), caller().institution
-            receipt = Receipt(self._node, str(caller()), header.request_id, settings.contract)
-            decoding = DecodeStream(
-                self._node.engine,
-                settings,
-                latents_of(messages, settings.contract, header.items, pace, receipt.received),
-                control_of(context),
-                self._on_item(header.request_id, settings, unanswered, receipt),
-                flow=header.request_id,
-                owner=peer,
-                weight=self._node.weight_of(peer),
-            )
-            with self._counted(), receipt:
-                for event in decoding.run():
-                    if isinstance(event, Translated):
-                        yield from self._messages(event, receipt)
-                        unanswered.change(-1)
-                    else:
-                        yield decoding_pb2.DecodeResponse(progress=event)
+            contract, peer = self._contract(header.contract_sha256), caller().institution
+            with self._serving(contract) as node:
+                settings = self._settings(node, contract, header)
+                receipt = Receipt(self._node, str(caller()), header.request_id, contract)
+                decoding = DecodeStream(
+                    node.running_engine,
+                    settings,
+                    latents_of(messages, contract, header.items, pace, receipt.received),
+                    control_of(context),
+                    self._on_item(header.request_id, settings, unanswered, receipt),
+                    flow=header.request_id,
+                    owner=peer,
+                    weight=self._node.weight_of(peer),
+                )
+                with self._counted(), receipt:
+                    for event in decoding.run():
+                        if isinstance(event, Translated):
+                            yield from self._messages(event, receipt)
+                            unanswered.change(-1)
+                        else:
+                            yield decoding_pb2.DecodeResponse(progress=event)
 
-    def _settings(self, header: decoding_pb2.DecodeHeader) -> StreamSettings:
+    @contextmanager
+    def _serving(self, contract: Contract) -> Iterator[NodeContext]:
+        """The node with the model of the contract, which may have been the active one until a moment ago.
+
+        Raises:
+            ContractUnknown: That model is no longer served.
+        """
+        try:
+            with self._node.serving(contract.target.model_sha256.hex()) as node:
+                yield node
+        except ModelNotFound as error:
+            raise ContractUnknown("the contract's model is no longer served", retry_after_s=0.1) from error
+
+    def _settings(
+        self, node: NodeContext, contract: Contract, header: decoding_pb2.DecodeHeader
+    ) -> StreamSettings:
         """What the header of a call asks for, checked."""
-        contract = self._contract(header.contract_sha256)
         label = header.target_class if header.HasField("target_class") else None
         guidance = guidance_from_pb(header.guidance)
         settings = StreamSettings(
             contract, solver_settings(header.solver), header.round_trip, label, guidance
         )
         self._check_header(header, contract)
-        check_calibration(self._node, contract)
+        check_calibration(node, contract)
         check_offered(
             guidance, contract.limits.guidance, f"{contract.target.institution}/{contract.target.domain}"
         )
-        check_decoding(self._node.engine.model, settings.solver, label, guidance)
+        check_decoding(node.running_engine.model, settings.solver, label, guidance)
         return settings
 
     def wait_idle(self, timeout_s: float) -> None:
@@ -394,6 +413,10 @@ class TargetService:
     def peers_changed(self) -> None:
         """The calls of removed peers are ended by the interceptor."""
 
+    def models_needed(self) -> Collection[str]:
+        """None but those of calls that run."""
+        return ()
+
     def close(self) -> None:
         """Open calls are ended by the server."""
 
@@ -410,6 +433,11 @@ class _TargetRole:
         """See `Role`."""
         del config
         return "keeps no pictures"
+
+    def copy(self, config: NodeConfig, to: Path) -> int:
+        """See `Role`; it keeps no jobs."""
+        del config, to
+        return 0
 
     def open(self, node: NodeContext) -> TargetService:
         """See `Role`."""

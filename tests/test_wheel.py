@@ -51,6 +51,14 @@ def test_switches_and_artefacts_of_tests_are_not(wheel: Path) -> None:
     assert {p for p in packages if not p.endswith(".dist-info")} == {"ddib_fed", "source_node", "target_node"}
 
 
+def test_no_failpoint_or_switch_of_a_test_is_in_the_wheel(wheel: Path) -> None:
+    """Nodes are killed, and their disks fail, by what tests plant: no file of the wheel knows of it."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            content = archive.read(name).lower()
+            assert not [word for word in (b"failpoint", b"ddib_tests") if word in content], name
+
+
 def test_a_bundle_is_small(wheel: Path) -> None:
     """Under 2 MB each."""
     with zipfile.ZipFile(wheel) as archive:

@@ -1,7 +1,7 @@
 """Runs the tests that hold promises, in their long form, and writes what came of it to docs/trust-report.md.
 
     python -m benchmarks.trust.report trust            `make trust`: everything but the chaos
-    python -m benchmarks.trust.report chaos            `make chaos`: tests/e2e/operation
+    python -m benchmarks.trust.report chaos            `make chaos`: tests/chaos
     python -m benchmarks.trust.report trust --short    the same tests as `make test` runs them
     python -m benchmarks.trust.report trust -- -k tap  with further arguments for pytest; writes nothing
 
@@ -29,7 +29,7 @@ from ddib_fed.files import write_file
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = ROOT / "docs" / "trust-report.md"
-CHAOS: Final = "tests/e2e/operation"
+CHAOS: Final = "tests/chaos"
 SELECTED: Final = {"trust": ("tests", f"--ignore={CHAOS}"), "chaos": (CHAOS,)}
 
 

@@ -53,7 +53,8 @@ COMMANDS: Mapping[str, Lazy] = {
         "Make the institution's CA; request, issue, install, show and withdraw certificates.",
     ),
     "peer": Lazy(
-        "ddib_fed.cli.node.peer:peer", "Export this node's peer file; add, list, test and remove peers."
+        "ddib_fed.cli.node.peer:peer",
+        "Export this node's peer file; add, list, test, suspend, resume and remove peers.",
     ),
     "calibrate": Lazy(
         "ddib_fed.cli.calibrate.command:calibrate",
@@ -76,11 +77,22 @@ COMMANDS: Mapping[str, Lazy] = {
         "Verify the chain of the node's audit log, and exchange its ends with peers.",
     ),
     "officer": Lazy("ddib_fed.cli.node.officer:officer", "Write the page that the security officer signs."),
+    "backup": Lazy(
+        "ddib_fed.cli.node.backup:backup",
+        "Write a node's configuration and state to one file, while it runs.",
+    ),
+    "restore": Lazy(
+        "ddib_fed.cli.node.backup:restore",
+        "Make a node's folder from a backup, after checking every file of it.",
+    ),
     "try": Lazy(
         "ddib_fed.cli.models.training.trying:try_",
         "Train on two folders of pictures, translate held-out pictures both ways, and write one page.",
     ),
-    "model": Lazy("ddib_fed.cli.models.model:model", "Train, sample, show and import models."),
+    "model": Lazy(
+        "ddib_fed.cli.models.model:model",
+        "Train, sample, show and import models; install and activate one on a node.",
+    ),
     "classifier": Lazy(
         "ddib_fed.cli.models.training.classifier:classifier",
         "Train classifiers of noisy pictures, for guidance.",
@@ -119,6 +131,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "drain",
         "audit",
         "officer",
+        "backup",
+        "restore",
     ),
     "Work with models, without nodes": (
         "try",

@@ -35,6 +35,7 @@ NEXT_STEPS: Mapping[str, str] = {
     "CALIBRATION_UNITS": "the node's operator: ddib calibrate list, and ddib model show of the model that is served",
     "UNAUTHENTICATED": "ddib doctor names what is wrong with the certificate",
     "PEER_UNKNOWN": "the operators exchange peer files: ddib peer export, ddib peer add",
+    "PEER_SUSPENDED": "accepted jobs wait; the operator of the node that refused lifts it: ddib peer resume",
     "LATENT_NOT_GAUSSIAN": "use data of the domain that the model was trained on, or more --evaluations",
     "NOT_FOUND": "check the name",
     "JOB_NOT_FOUND": "ddib job list",

@@ -10,7 +10,6 @@ nothing of gRPC.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -39,8 +38,6 @@ from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.jobs import Event, JobState, Settings
-
-log = logging.getLogger(__name__)
 
 Origin = Path | bytes | Payload
 
@@ -85,8 +82,8 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
-            if kind is None:
-                self._renew()
+            if kind is None and self._connection.was_reached:
+                self._connection.renew()
         finally:
             self.close()
 
@@ -112,16 +109,6 @@ class Client:
     def aborted(self) -> bool:
         """Whether `abort` was called."""
         return self._connection.aborted
-
-    def _renew(self) -> None:
-        """Renew the own certificate if it is due, after the work; a failure is only logged."""
-        from ddib_fed.client.renewal import renew_client
-
-        try:
-            if self._connection.was_reached and renew_client(self.profile):
-                log.info("renewed the certificate in %s", self.profile.pki_folder)
-        except (DdibError, OSError) as error:
-            log.warning("the certificate in %s could not be renewed: %s", self.profile.pki_folder, error)
 
     @property
     def profile(self) -> Profile:

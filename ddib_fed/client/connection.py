@@ -7,6 +7,7 @@ reached (ExhaustedError), if the node says when to come back.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import threading
@@ -22,6 +23,7 @@ from ddib_fed.rpc.error_details import from_rpc_error
 from ddib_fed.trust import tls
 from ddib_fed.trust.diagnosis import explained
 from ddib_fed.trust.finding import may_pass
+from ddib_fed.trust.pki import load_identity
 from ddib_fed.v1 import translation_pb2_grpc
 
 PATIENCE_S = 120.0
@@ -36,6 +38,10 @@ FIRST_CONTACT_S = 5.0
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 5.0
 
+LOOK_EVERY_S = 1.0
+"""How often a connection looks whether its certificate is due for renewal."""
+
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 OnWait = Callable[[DdibError, float], None]
 Attempt = Callable[[translation_pb2_grpc.TranslationServiceStub], T]
@@ -119,9 +125,12 @@ class Connection:
         self._busy_s = busy_s
         self._on_wait = on_wait
         self._channel: grpc.Channel | None = None
+        self._retired: grpc.Channel | None = None
         self._lock = threading.Lock()
         self._aborted = threading.Event()
         self._reached = False
+        self._looked = -math.inf
+        self._expires = math.inf
         self._diagnosed = -math.inf
         self.clock_s: float | None = None
         """Seconds by which the node's clock is ahead of this one's, by the last call; None where it did not say."""
@@ -135,12 +144,38 @@ class Connection:
         """Abort running calls and make every later call fail; for use from another thread."""
         self._aborted.set()
         with self._lock:
-            if self._channel is not None:
-                self._channel.close()
+            for channel in (self._channel, self._retired):
+                if channel is not None:
+                    channel.close()
 
     def stub(self) -> translation_pb2_grpc.TranslationServiceStub:
-        """The service over the current channel."""
+        """The service over the current channel, which has a certificate that is not due for renewal if that works."""
+        if self._reached and time.monotonic() - self._looked >= LOOK_EVERY_S:
+            self.renew()
         return translation_pb2_grpc.TranslationServiceStub(self.channel())
+
+    def renew(self) -> None:
+        """Renew the own certificate if it is due; a failure is only logged: the one there is may still do."""
+        from ddib_fed.client.renewal import renew_client
+
+        self._looked = time.monotonic()
+        try:
+            if renew_client(self.profile):
+                log.info("renewed the certificate in %s", self.profile.pki_folder)
+                self._retire()
+        except (DdibError, OSError) as error:
+            log.warning("the certificate in %s could not be renewed: %s", self.profile.pki_folder, error)
+
+    def _retire(self) -> None:
+        """Let the next call have a new channel; streams over the one there is go on to their end."""
+        with self._lock:
+            if self._retired is not None:
+                self._retired.close()
+            self._retired, self._channel = self._channel, None
+
+    def call_s(self, most_s: float) -> float:
+        """The limit of one stream: the node ends those whose certificate expires; the next call goes on with it."""
+        return max(1.0, min(most_s, self._expires - time.time()))
 
     def channel(self) -> grpc.Channel:
         """The current channel.
@@ -153,6 +188,7 @@ class Connection:
             if self.aborted:
                 raise Cancelled("the connection was ended", hop=self.hop)
             if self._channel is None:
+                self._expires = load_identity(self.profile.pki_folder).not_after.timestamp()
                 self._channel = tls.channel(
                     self.profile.source_address,
                     server_name=self.profile.source_identity,
@@ -165,9 +201,10 @@ class Connection:
     def close(self) -> None:
         """Close the channel; the next use creates another."""
         with self._lock:
-            if self._channel is not None:
-                self._channel.close()
-                self._channel = None
+            for channel in (self._channel, self._retired):
+                if channel is not None:
+                    channel.close()
+            self._channel = self._retired = None
 
     def patience(self) -> Patience:
         """The patience for one call: long if the node was reached before, otherwise short."""

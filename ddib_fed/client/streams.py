@@ -106,7 +106,8 @@ class JobStreams:
     def _events(self, job_id: str, after: int) -> Iterator[Event]:
         """One try of WatchJob; events already seen are skipped."""
         request = pb.WatchJobRequest(job_id=job_id, after_sequence=after)
-        call = self._connection.invoke(lambda stub: stub.WatchJob(request, timeout=WATCH_CALL_S))
+        limit = self._connection.call_s
+        call = self._connection.invoke(lambda stub: stub.WatchJob(request, timeout=limit(WATCH_CALL_S)))
         try:
             for message in call:
                 self._connection.reached()
@@ -125,7 +126,8 @@ class JobStreams:
     def _results(self, job_id: str, due: Sequence[int], parts: frozenset[Part]) -> Iterator[Result]:
         """One try of FetchResults."""
         request = pb.FetchResultsRequest(job_id=job_id, items=due)
-        call = self._connection.invoke(lambda stub: stub.FetchResults(request, timeout=FETCH_CALL_S))
+        limit = self._connection.call_s
+        call = self._connection.invoke(lambda stub: stub.FetchResults(request, timeout=limit(FETCH_CALL_S)))
         try:
             yield from Collector(job_id, due, parts).results(call)
         except DdibError as error:

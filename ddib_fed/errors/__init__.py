@@ -17,6 +17,7 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     ├── RefusedError
     │   ├── Unauthenticated        UNAUTHENTICATED       no usable certificate
     │   ├── PeerUnknown            PERMISSION_DENIED     a valid certificate of an identity not admitted
+    │   ├── PeerSuspended          PERMISSION_DENIED     an admitted peer that an operator suspended for now
     │   ├── PolicyDenied           PERMISSION_DENIED
     │   ├── LatentNotGaussian      PERMISSION_DENIED
     │   └── CalibrationRefused     PERMISSION_DENIED     CalibrationUnknown, -Expired, -Unsigned, -Altered, -Signer,
@@ -110,6 +111,7 @@ from ddib_fed.errors.outcomes import (
 )
 from ddib_fed.errors.refusals import (
     LatentNotGaussian,
+    PeerSuspended,
     PeerUnknown,
     PolicyDenied,
     RefusedError,
@@ -171,6 +173,7 @@ __all__ = [
     "OutOfBounds",
     "PeerFault",
     "PeerNotFound",
+    "PeerSuspended",
     "PeerUnknown",
     "PeerUnreachable",
     "PictureMisfit",

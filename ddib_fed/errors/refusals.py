@@ -29,6 +29,13 @@ class PeerUnknown(RefusedError):
     sentence = "this identity has not been admitted here"
 
 
+class PeerSuspended(RefusedError):
+    """An admitted peer that the operator of one of the two nodes has suspended for now."""
+
+    reason = "PEER_SUSPENDED"
+    sentence = "the peer is suspended until an operator resumes it"
+
+
 class PolicyDenied(RefusedError):
     """The node's policy does not allow the call."""
 

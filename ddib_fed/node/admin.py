@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from ddib_fed.errors import ConfigError, PeerUnreachable
+from ddib_fed.errors import ConfigError, PeerUnreachable, UnavailableError
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
 from ddib_fed.rpc.answers import CheckedChannel
@@ -22,6 +22,8 @@ from ddib_fed.v1 import admin_pb2_grpc as rpc
 from ddib_fed.wire.limits.shared import LONGEST_LINE
 
 CALL_TIMEOUT_S = 10.0
+# Loading and warming a model may take minutes.
+LOAD_TIMEOUT_S = 1_800.0
 # Silent connections may hold only a few of the node's open files, for a short time.
 OPTIONS = (
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
@@ -39,11 +41,13 @@ class AdminServicer(rpc.AdminServiceServicer):
         reload: Callable[[], list[str]],
         drain: Callable[[], int],
         workers: Callable[[int], pb.WorkersResponse],
+        activate: Callable[[str], str],
     ) -> None:
         self._status = status
         self._reload = reload
         self._drain = drain
         self._workers = workers
+        self._activate = activate
 
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:
         """See admin.proto."""
@@ -66,6 +70,10 @@ class AdminServicer(rpc.AdminServiceServicer):
         answer = self._workers(request.count)
         answer.problem = _line(answer.problem)
         return answer
+
+    def Activate(self, request: pb.ActivateRequest, context: grpc.ServicerContext) -> pb.ActivateResponse:
+        """See admin.proto."""
+        return pb.ActivateResponse(previous=self._activate(request.sha256))
 
 
 def _line(text: str) -> str:
@@ -164,6 +172,13 @@ class AdminClient:
         with self._channel() as channel:
             return list(self._call(rpc.AdminServiceStub(channel).Reload, pb.ReloadRequest()).changes)
 
+    def reload_if_running(self) -> list[str] | None:
+        """As `reload`, for a change that a stopped node reads at its start; None if no node answers."""
+        try:
+            return self.reload()
+        except UnavailableError:
+            return None
+
     def drain(self) -> int:
         """Drain the node; returns how many jobs still run.
 
@@ -183,6 +198,18 @@ class AdminClient:
         with self._channel() as channel:
             return self._call(rpc.AdminServiceStub(channel).Workers, pb.WorkersRequest(count=count))
 
+    def activate(self, digest: str) -> str:
+        """Let the node load an installed model and serve it; the digest of the one before.
+
+        Raises:
+            PeerUnreachable: No node answers on the socket.
+            ModelNotFound, BundleInvalid, ConfigError, StateConflict: It cannot be served; the old one still is.
+        """
+        request = pb.ActivateRequest(sha256=digest)
+        with self._channel() as channel:
+            method = rpc.AdminServiceStub(channel).Activate
+            return str(self._call(method, request, timeout_s=LOAD_TIMEOUT_S).previous)
+
     def _channel(self) -> grpc.Channel:
         opened = grpc.secure_channel(
             f"unix:{self._socket}",
@@ -191,9 +218,9 @@ class AdminClient:
         )
         return CheckedChannel(opened, f"node {self._name}", own=True)
 
-    def _call(self, method: Callable[..., R], request: object) -> R:
+    def _call(self, method: Callable[..., R], request: object, timeout_s: float = CALL_TIMEOUT_S) -> R:
         try:
-            return method(request, timeout=CALL_TIMEOUT_S)
+            return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
             if status_of(error) is not grpc.StatusCode.UNAVAILABLE:
                 failure = from_rpc_error(error, f"node {self._name}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,6 +34,8 @@ Role = Literal["source", "target"]
 Format = Literal["PNG", "JPEG", "TIFF", "NPY"]
 # sun_path holds 108 bytes on Linux and 104 on macOS, with the closing zero.
 MAX_SOCKET_PATH = 100
+# A node looks every 10 s whether its certificate is due.
+LEAST_LIFE_S = 60.0
 
 
 class Section(BaseModel):
@@ -79,6 +82,7 @@ class ModelSection(Section):
         bundle: Its folder.
         domain: What peers call it.
         bundle_domain: The bundle's own name of its domain, if it differs; None for `domain`.
+        signed: Whether only bundles are served and installed that a root of the institution has signed.
         classifier: Folder of the classifier that guides decoding on request; None for no classifier.
         scene: HEIGHTxWIDTH of the pictures to translate, larger than the model's, in overlapping tiles of the model's
             size; both nodes of a contract need the same. None for the model's size.
@@ -87,6 +91,7 @@ class ModelSection(Section):
     bundle: str = "model"
     domain: str
     bundle_domain: str | None = None
+    signed: bool = False
     classifier: str | None = None
     scene: str | None = None
 
@@ -238,10 +243,21 @@ class PolicySection(Section):
 
 
 class IdentitySection(Section):
-    """How the node's certificate is renewed when the CA's key is not on this machine."""
+    """How the node's certificate is renewed, and how long those live that it issues.
+
+    Attributes:
+        issuer: NODE@HOST:PORT of the institution's issuing node, where the root's key is not on this machine.
+        renew_command: A program that leaves a new certificate in the folder.
+        node_life_s: Of nodes' certificates that this node issues, its own among them.
+        client_life_s: Of clients' certificates that it issues.
+        recovery_days: For how long a node that renews here may be off and come back by itself; 0 for never.
+    """
 
     issuer: str | None = None
     renew_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    node_life_s: Annotated[float, Field(ge=LEAST_LIFE_S, le=366 * 86_400)] = 86_400.0
+    client_life_s: Annotated[float, Field(ge=LEAST_LIFE_S, le=366 * 86_400)] = 30 * 86_400.0
+    recovery_days: Annotated[float, Field(ge=0, le=366)] = 30.0
 
     @field_validator("issuer")
     @classmethod
@@ -252,6 +268,10 @@ class IdentitySection(Section):
                 raise ValueError("an issuer is NODE@HOST:PORT, e.g. node-1@issuer.north.example:7443")
             split_address(address)
         return value
+
+    def life(self, kind: str) -> timedelta:
+        """How long certificates of a "node" or a "client" live."""
+        return timedelta(seconds=self.node_life_s if kind == "node" else self.client_life_s)
 
 
 class HttpSection(Section):
@@ -291,6 +311,8 @@ class NodePaths:
     aggregate: Path
     costs: Path
     quotas: Path
+    models: Path
+    model_choice: Path
     admin_socket: Path
 
 
@@ -402,5 +424,7 @@ class NodeConfig(Section):
             aggregate=state / "aggregate.json",
             costs=state / "engine.json",
             quotas=state / "quotas.json",
+            models=state / "models",
+            model_choice=state / "model.json",
             admin_socket=_socket_path(state),
         )

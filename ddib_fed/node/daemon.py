@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack, suppress
 from types import FrameType
 
-from ddib_fed.errors import DdibError
+from ddib_fed.errors import DdibError, Draining
 from ddib_fed.networks.placed.memory import share_heaps
 from ddib_fed.node import startup
 from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
@@ -28,6 +28,7 @@ from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.policy_file import PolicyFile
 from ddib_fed.node.role import NodeContext, RoleService, find_roles
+from ddib_fed.node.switching import Models
 from ddib_fed.node.watch import Watch
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.http import ProbeServer
@@ -80,7 +81,8 @@ class Daemon:
                 role.close()
                 role.release()
             raise
-        self._renewal = RenewalThread(config, on_tick=self._watch.look)
+        self._models = Models(self.node, self.roles)
+        self._renewal = RenewalThread(config, on_tick=self._look)
 
     def _server(self) -> NodeServer:
         config = self.config
@@ -145,7 +147,9 @@ class Daemon:
         config = self.config
         with ExitStack() as after:  # probes and the operator are answered to the end
             try:
-                servicer = AdminServicer(self.status, self.reload, self.request_drain, self.resize)
+                servicer = AdminServicer(
+                    self.status, self.reload, self.request_drain, self.resize, self.activate
+                )
                 admin = serve_admin(
                     config.paths.admin_socket, servicer, [ErrorInterceptor(config.node.institution)]
                 )
@@ -178,6 +182,7 @@ class Daemon:
             engine.close()
             return
         self.node.set_engine(engine)
+        self._models.load_needed()
         self._watch.started(
             version=__version__,
             roles=self.config.node.roles,
@@ -252,8 +257,7 @@ class Daemon:
         for role in self.roles:
             role.release()
         self.node.quotas.close()
-        if self.node.loaded:
-            self.node.running_engine.close()
+        self._models.close()
         by = "signal" if self._signals else "drain" if self._drain_asked.is_set() else "failure"
         self._watch.stopped(by=by, at_once=self._stop_now)
         log.info("stopped")
@@ -268,8 +272,13 @@ class Daemon:
         with self._jobs_lock:
             self._last_jobs = last
 
+    def _look(self) -> None:
+        """The periodic check: what the files of the state folder say, and models that nothing needs any more."""
+        self._watch.look()
+        self._models.retire()
+
     def _peers_changed(self) -> int:
-        """End the calls of removed peers, theirs and ours; returns the number of theirs."""
+        """End the calls of removed and suspended peers, theirs and ours; returns the number of theirs."""
         for role in self.roles:
             role.peers_changed()
         return self._auth.sweep()
@@ -326,6 +335,16 @@ class Daemon:
             problem=engine.problem or "",
         )
 
+    def activate(self, digest: str) -> str:
+        """Serve an installed model from now on; the digest of the one before.
+
+        Raises:
+            DdibError: It cannot be served; nothing has changed.
+        """
+        if self.stopping:
+            raise Draining("the node stops")
+        return self._models.activate(digest)
+
     def status(self) -> pb.StatusResponse:
         """What `ddib status` shows."""
         section = self.config.node
@@ -343,6 +362,7 @@ class Daemon:
         )
         if self.node.loaded:
             answer.model.CopyFrom(self._model_status())
+        suspended = self.peers.snapshot().suspended
         for peer in self.peers.list():
             failed, problem = self.node.peer_problems.of(peer.institution)
             answer.peers.add(
@@ -352,6 +372,7 @@ class Daemon:
                 fingerprint=" ".join(peer.fingerprints),
                 problem=problem,
                 failed=failed,
+                suspended=suspended.get(peer.institution, ""),
             )
         answer.jobs.update(self._jobs())
         for each in overview(self.config, self.node.calibrations, self.peers):

@@ -77,18 +77,22 @@ class Policy:
 
         Raises:
             PeerUnknown: A node that is not admitted calls a method for peers.
+            PeerSuspended: An admitted node that is suspended does.
             PolicyDenied: Anything else.
         """
         service = full_method.removeprefix("/").partition("/")[0]
         own = identity.institution == self._institution
         if service not in self._services:
             raise PolicyDenied(f"{full_method} is not served here")
+        if identity.kind == "recovery" and service != IDENTITY:
+            raise PolicyDenied(f"{identity} may not call {full_method}")
         if service == HEALTH or (service == IDENTITY and own):
             return
         if service == TRANSLATION and own and identity.kind == "client":
             targets_of(identity.name, self._section())
             return
         if service in FOR_PEERS and snapshot.is_admitted_node(identity):
+            snapshot.refuse_suspended(identity.institution)
             check_use(identity.institution, USES[service], self._section())
             return
         if service in FOR_PEERS and identity.kind == "node" and not own:

@@ -5,10 +5,13 @@ A role is an entry point of the group `ddib_fed.roles`; the node knows no role b
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Protocol
 
 import grpc
@@ -16,7 +19,7 @@ import grpc
 from ddib_fed.bridge.calibration.record import units_digest
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.bridge.softening import Softener, load_key
-from ddib_fed.errors import ConfigError, Draining, NotReady
+from ddib_fed.errors import ConfigError, Draining, ModelNotFound, NotReady
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
@@ -33,8 +36,20 @@ from ddib_fed.wire.contracts.guidance import NO_GUIDANCE, GuidanceTerms
 
 
 @dataclass(slots=True)
+class _Loaded:
+    """A warm model, and how many pieces of work use it."""
+
+    engine: ServingParty
+    softener: Softener | None
+    users: int = 0
+
+
+@dataclass(slots=True)
 class NodeContext:
-    """State shared by the services of one node."""
+    """State shared by the services of one node.
+
+    Several models may be warm: the active one, and others on which work that began with them is finished.
+    """
 
     config: NodeConfig
     peers: PeerStore
@@ -47,6 +62,8 @@ class NodeContext:
     _engine: ServingParty | None = None
     _softener: Softener | None = None
     _draining: threading.Event = field(default_factory=threading.Event)
+    _warm: dict[str, _Loaded] = field(default_factory=dict)
+    _warm_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib << 20)
@@ -77,6 +94,15 @@ class NodeContext:
         return self._engine
 
     @property
+    def active_digest(self) -> str:
+        """Digest of the model with which new work begins.
+
+        Raises:
+            NotReady: The model is not loaded yet.
+        """
+        return self.running_engine.model.bundle.digest
+
+    @property
     def draining(self) -> bool:
         """Whether the node only finishes accepted work."""
         return self._draining.is_set()
@@ -87,14 +113,77 @@ class NodeContext:
         return self._engine is not None
 
     def set_engine(self, engine: ServingParty) -> None:
-        """Set the warm model.
+        """Make a warm model the active one; work on others goes on.
 
         Raises:
             ConfigError: It is a picture model, and the softening key cannot be used.
         """
-        if engine.model.bundle.manifest.sample_kind == "picture":
-            self._softener = Softener(load_key(self.config.paths.softening_key), engine.model.bundle.digest)
+        loaded = self._load(engine)
+        with self._warm_lock:
+            self._warm[engine.model.bundle.digest] = loaded
+        self._softener = loaded.softener
         self._engine = engine
+
+    def keep_warm(self, engine: ServingParty) -> None:
+        """Have a warm model for work that began with it.
+
+        Raises:
+            ConfigError: As `set_engine`.
+        """
+        loaded = self._load(engine)
+        with self._warm_lock:
+            self._warm[engine.model.bundle.digest] = loaded
+
+    def _load(self, engine: ServingParty) -> _Loaded:
+        """The model as it lies among the warm ones, with those who use it already."""
+        digest, softener = engine.model.bundle.digest, None
+        with self._warm_lock:
+            known = self._warm.get(digest)
+        if known is not None and known.engine is engine:
+            return known
+        if engine.model.bundle.manifest.sample_kind == "picture":
+            softener = Softener(load_key(self.config.paths.softening_key), digest)
+        return _Loaded(engine, softener)
+
+    def is_warm(self, digest: str) -> bool:
+        """Whether a model is loaded."""
+        with self._warm_lock:
+            return digest in self._warm
+
+    @contextmanager
+    def serving(self, digest: str) -> Iterator[NodeContext]:
+        """This node as it is with one of its warm models, which stays for as long as this lasts.
+
+        Raises:
+            ModelNotFound: It is not loaded.
+        """
+        with self._warm_lock:
+            loaded = self._warm.get(digest)
+            if loaded is None:
+                raise ModelNotFound(f"the model {digest[:12]} is not loaded")
+            loaded.users += 1
+        fixed = copy.copy(self)
+        fixed._engine, fixed._softener = loaded.engine, loaded.softener  # noqa: SLF001 - its own class
+        try:
+            yield fixed
+        finally:
+            with self._warm_lock:
+                loaded.users -= 1
+
+    def all_models(self) -> list[ServingParty]:
+        """Every model that is loaded."""
+        with self._warm_lock:
+            return [loaded.engine for loaded in self._warm.values()]
+
+    def retire(self, needed: Collection[str] = ()) -> list[ServingParty]:
+        """The models that are neither active, nor in use, nor needed: no longer this node's, to be closed."""
+        with self._warm_lock:
+            going = [
+                digest
+                for digest, loaded in self._warm.items()
+                if not loaded.users and loaded.engine is not self._engine and digest not in needed
+            ]
+            return [self._warm.pop(digest).engine for digest in going]
 
     @property
     def softener(self) -> Softener:
@@ -210,6 +299,9 @@ class RoleService(Protocol):
     def peers_changed(self) -> None:
         """End what belongs to removed peers."""
 
+    def models_needed(self) -> Collection[str]:
+        """Digests of the models with which accepted work began."""
+
     def close(self) -> None:
         """Stop at once; unfinished work continues at the next start. Calls may still be answered."""
 
@@ -227,6 +319,20 @@ class Role(Protocol):
 
         Raises:
             DdibError: `open` would fail.
+        """
+
+    def copy(self, config: NodeConfig, to: Path) -> int:
+        """Copy what the role alone keeps on disk, as it is at one moment, while a node may run.
+
+        Args:
+            config: Of the node.
+            to: The copy's state folder, which may not be there yet; the layout is that of the node's own.
+
+        Returns:
+            How many jobs the copy holds.
+
+        Raises:
+            DdibError: It cannot be copied.
         """
 
     def open(self, node: NodeContext) -> RoleService:

@@ -24,6 +24,7 @@ state = "state"                 # keys, peers, jobs, audit; keep it private and 
 domain = "{domain}"             # the domain's name, as peers see it
 bundle = {bundle:23} # manifest.json and model.safetensors; written by `{command} train`
 {classifier:31} # folder of a classifier of noisy pictures, for requests that are guided by it
+# signed = false                # true: only bundles that this institution's root has signed (`ddib model sign`)
 # scene = "512x512"             # HEIGHTxWIDTH of pictures, in overlapping tiles of the model's size; both nodes alike
 {bundle_domain:31} # what the bundle calls its domain, where that is another name on purpose
 
@@ -88,9 +89,12 @@ seed = 0
 # client_evaluations_per_day = 20000000000  # source: quota of each client, as evaluations_per_day
 # weights = {{}}                  # shares of the engine, as {{ "south.example" = 2.0 }}; 1 for others and own clients
 
-[identity]                      # only where another node of the institution issues the certificates
-# issuer = "node-1@issuer.north.example:7443"
-# renew_command = ["/usr/local/bin/renew"]
+[identity]
+# issuer = "node-1@issuer.north.example:7443"  # where another node of the institution issues the certificates
+# renew_command = ["/usr/local/bin/renew"]     # or where a program of yours does
+# node_life_s = 86400.0         # of the certificates that this node issues, at least 60; renewed after two thirds
+# client_life_s = 2592000.0     # the same, of clients
+# recovery_days = 30.0          # a node that renews here may be off for so long and come back by itself; 0 for never
 
 [http]
 # listen = "127.0.0.1:9464"     # /healthz, /readyz, /metrics; loopback only

@@ -20,7 +20,13 @@ from ddib_fed.errors import InputError, PolicyDenied
 from ddib_fed.trust.identity import Identity, Kind, check_institution, check_public_key, read_certificates
 
 ROOT_LIFETIME: Final = timedelta(days=3650)
-LIFETIMES: Final[dict[Kind, timedelta]] = {"node": timedelta(hours=24), "client": timedelta(days=30)}
+LIFETIMES: Final[dict[Kind, timedelta]] = {
+    "node": timedelta(hours=24),
+    "client": timedelta(days=30),
+    "recovery": timedelta(days=30),
+}
+LEAST_LIFETIME: Final = timedelta(seconds=60)
+"""Of a leaf: a node looks every 10 s whether it is due."""
 # Clocks of two machines differ; a certificate begins this long ago.
 CLOCK_SKEW: Final = timedelta(minutes=5)
 MAX_REQUEST_BYTES: Final = 8 << 10
@@ -135,7 +141,15 @@ def issue_leaf(
     now: datetime | None = None,
     lifetime: timedelta | None = None,
 ) -> x509.Certificate:
-    """A certificate for one identity: one URI, one DNS name, 24 hours for nodes and 30 days for clients.
+    """A certificate for one identity: one URI, one DNS name.
+
+    Args:
+        authority: Signs it.
+        role: Node or client.
+        name: Of the identity in the authority's institution.
+        public_key: Of its owner.
+        now: When its life begins.
+        lifetime: At least `LEAST_LIFETIME`; None for 24 hours of a node and 30 days of a client.
 
     Raises:
         InputError: `name` is no DNS label.

@@ -7,7 +7,7 @@ before it replaces anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -82,7 +82,12 @@ def read_request(pem: bytes) -> Request:
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
         raise InputError("the request must ask for one identity")
-    return Request(Identity.parse(uris[0]), key)
+    identity = Identity.parse(uris[0])
+    if identity.kind == "recovery":
+        raise PolicyDenied(
+            "a certificate for recovery comes with a node's renewal, and is asked for by no file"
+        )
+    return Request(identity, key)
 
 
 def sign_request(
@@ -91,8 +96,11 @@ def sign_request(
     roots: tuple[x509.Certificate, ...],
     *,
     now: datetime | None = None,
+    lifetime: timedelta | None = None,
 ) -> bytes:
     """The certificate for a request, followed by the roots for its owner to trust.
+
+    `now` and `lifetime` are those of `issue_leaf`.
 
     Raises:
         PolicyDenied: It asks for an identity of another institution.
@@ -100,7 +108,9 @@ def sign_request(
     identity = request.identity
     if identity.institution != authority.institution:
         raise PolicyDenied(f"the request is for {identity}, this root is of {authority.institution}")
-    leaf = issue_leaf(authority, identity.kind, identity.name, public_key=request.public_key, now=now)
+    leaf = issue_leaf(
+        authority, identity.kind, identity.name, public_key=request.public_key, now=now, lifetime=lifetime
+    )
     return certificate_pem(leaf, *roots)
 
 

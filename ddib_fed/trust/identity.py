@@ -6,6 +6,7 @@ checked here.
 
     spiffe://north.example/node/node-1      a node        DNS name node-1.north.example
     spiffe://north.example/client/alice     a client      DNS name alice.north.example
+    spiffe://north.example/recovery/node-1  that node, at its institution's issuer alone, after its leaf has expired
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -24,12 +25,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from ddib_fed.errors import InputError, PeerUnknown, Unauthenticated
 from ddib_fed.names import LABEL, MAX_DNS_NAME, is_institution, is_label
 
-Kind = Literal["node", "client"]
+Kind = Literal["node", "client", "recovery"]
 Pins = Mapping[str, tuple[x509.Certificate, ...]]
 
 MAX_CERTIFICATE_BYTES = 16 << 10
 MIN_RSA_BITS = 2048
-_URI = re.compile(rf"spiffe://(?P<institution>(?:{LABEL}\.)+{LABEL})/(?P<kind>node|client)/(?P<name>{LABEL})")
+_URI = re.compile(
+    rf"spiffe://(?P<institution>(?:{LABEL}\.)+{LABEL})/(?P<kind>node|client|recovery)/(?P<name>{LABEL})"
+)
 # What cryptography raises for unreadable input, at loading or when a part is read; not all are ValueErrors.
 UNREADABLE = (
     ValueError,
@@ -69,7 +72,7 @@ class Identity:
 
     Attributes:
         institution: DNS name of the institution.
-        kind: ``node`` or ``client``.
+        kind: ``node``, ``client``, or ``recovery``: a node that asks its issuer for a certificate, and nobody for more.
         name: One DNS label.
 
     Raises:
@@ -82,7 +85,7 @@ class Identity:
 
     def __post_init__(self) -> None:
         check_institution(self.institution)
-        if self.kind not in {"node", "client"}:
+        if self.kind not in get_args(Kind):
             raise InputError(f"{self.kind!r} is neither node nor client")
         if not is_label(self.name):
             raise InputError(
@@ -112,7 +115,7 @@ class Identity:
         Raises:
             InputError: It is not such a URI.
         """
-        match = _URI.fullmatch(uri) if len(uri) <= MAX_DNS_NAME + len("spiffe:///client/") else None
+        match = _URI.fullmatch(uri) if len(uri) <= MAX_DNS_NAME + len("spiffe:///recovery/") else None
         if match is None:
             raise InputError("an identity has the form spiffe://INSTITUTION/node/NAME or /client/NAME")
         return cls(match["institution"], cast("Kind", match["kind"]), match["name"])

@@ -5,6 +5,7 @@ together.
 
     ca.pem, ca.key      the institution's root; the key only on the node that issues
     leaf.pem, leaf.key  the identity of this folder's owner
+    recovery.pem        of the same key: with it a node asks its issuer for a new leaf after this one has expired
     roots.pem           the trusted roots of its own institution; two during a roll-over
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -20,10 +21,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ddib_fed.errors import AlreadyExists, InputError
+from ddib_fed.errors import AlreadyExists, FileMissing, InputError
 from ddib_fed.files import private_folder, read_private, read_small, write_file
 from ddib_fed.trust.certificates import (
     CLOCK_SKEW,
+    LEAST_LIFETIME,
     Authority,
     certificate_pem,
     fingerprint,
@@ -56,11 +58,13 @@ __all__ = [
     "issue_to_folder",
     "load_authority",
     "load_identity",
+    "load_recovery",
     "same_fingerprint",
     "write_identity",
 ]
 
 MAX_ROOTS: Final = 2
+RECOVERY: Final = "recovery.pem"
 _KEY_HINT = "put the file back from the backup of the state folder"
 _INIT_HINT = "ddib pki init, or ddib pki request where another node of the institution issues"
 
@@ -160,11 +164,24 @@ def load_identity(folder: Path) -> Credentials:
         FileMissing: There are none.
         InputError: They cannot be read, or key and certificate do not belong together.
     """
+    return _load(folder, "leaf.pem")
+
+
+def load_recovery(folder: Path) -> Credentials | None:
+    """What a node asks its issuer with after its leaf has expired; None if there is none, or none of its key."""
+    try:
+        found = _load(folder, RECOVERY)
+    except (FileMissing, InputError):
+        return None
+    return found if found.identity.kind == "recovery" else None
+
+
+def _load(folder: Path, certificate_file: str) -> Credentials:
     for _attempt in range(3):  # the files may be exchanged between two reads
         key_pem = read_private(folder / "leaf.key", hint=_INIT_HINT)
-        leaf_pem = read_small(folder / "leaf.pem", hint=_INIT_HINT)
+        leaf_pem = read_small(folder / certificate_file, hint=_INIT_HINT)
         roots_pem = read_small(folder / "roots.pem", hint=_INIT_HINT)
-        certificate = parse_certificates(leaf_pem, f"{folder / 'leaf.pem'}")[0]
+        certificate = parse_certificates(leaf_pem, f"{folder / certificate_file}")[0]
         for key in load_keys(key_pem, folder / "leaf.key"):
             if key.public_key() == certificate.public_key():
                 return Credentials(
@@ -172,10 +189,18 @@ def load_identity(folder: Path) -> Credentials:
                     key_pem=_key_pem(key),
                     roots_pem=certificate_pem(*parse_certificates(roots_pem, f"{folder / 'roots.pem'}")),
                     identity=certified_identity(certificate),
-                    not_before=certificate.not_valid_before_utc + CLOCK_SKEW,
+                    not_before=_begins(certificate),
                     not_after=certificate.not_valid_after_utc,
                 )
-    raise InputError(f"{folder / 'leaf.key'} is not the key of leaf.pem beside it", hint="ddib pki show")
+    raise InputError(
+        f"{folder / 'leaf.key'} is not the key of {certificate_file} beside it", hint="ddib pki show"
+    )
+
+
+def _begins(certificate: x509.Certificate) -> datetime:
+    """When the leaf's life began: ours are valid from some time before it, those of other authorities may not be."""
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return start + CLOCK_SKEW if end - start >= CLOCK_SKEW + LEAST_LIFETIME else start
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -234,15 +259,24 @@ def init_node_identity(
 
 
 def issue_to_folder(
-    authority: Authority, folder: Path, role: Kind, name: str, *, now: datetime | None = None
+    authority: Authority,
+    folder: Path,
+    role: Kind,
+    name: str,
+    *,
+    now: datetime | None = None,
+    lifetime: timedelta | None = None,
 ) -> Credentials:
     """A new key and leaf, written to a folder that may hold older ones; the roots there are kept.
+
+    `now` and `lifetime` are those of `issue_leaf`.
 
     Raises:
         InputError: `name` cannot be used.
     """
     key = new_key()
-    certificate = issue_leaf(authority, role, name, public_key=key.public_key(), now=now)
+    public = key.public_key()
+    certificate = issue_leaf(authority, role, name, public_key=public, now=now, lifetime=lifetime)
     write_identity(folder, certificate=certificate, key=key, roots=_roots_with(folder, authority.certificate))
     return load_identity(folder)
 
@@ -259,6 +293,7 @@ def issue_client(
     name: str,
     *,
     now: datetime | None = None,
+    lifetime: timedelta | None = None,
     before: Callable[[Identity], object] = lambda _: None,
 ) -> Credentials:
     """Create a client's leaf in its own folder, issued on this machine, for `ddib init client`.
@@ -268,6 +303,7 @@ def issue_client(
         client_folder: Gets key, leaf and roots.
         name: The client's, one DNS label.
         now: When it becomes valid.
+        lifetime: As of `issue_leaf`.
         before: Called with the identity before it gets a certificate; what it raises prevents that.
 
     Raises:
@@ -281,7 +317,7 @@ def issue_client(
     identity = Identity(authority.institution, "client", name)
     refuse_withdrawn(issuer_folder, identity)
     before(identity)
-    credentials = issue_to_folder(authority, client_folder, "client", name, now=now)
+    credentials = issue_to_folder(authority, client_folder, "client", name, now=now, lifetime=lifetime)
     roots = read_small(issuer_folder / "roots.pem")
     write_file(client_folder / "roots.pem", roots, private=True)
     return credentials

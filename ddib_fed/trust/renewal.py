@@ -13,10 +13,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ddib_fed.errors import InputError, MessageInvalid, Unauthenticated
+from ddib_fed.files import write_file
 from ddib_fed.rpc.error_details import from_rpc_error
-from ddib_fed.trust.certificates import new_key, parse_certificates
+from ddib_fed.trust.certificates import CLOCK_SKEW, certificate_pem, new_key, parse_certificates
 from ddib_fed.trust.diagnosis import explained
-from ddib_fed.trust.pki import MAX_ROOTS, Credentials, check_installable, load_identity, write_identity
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.pki import (
+    MAX_ROOTS,
+    RECOVERY,
+    Credentials,
+    check_installable,
+    load_identity,
+    load_recovery,
+    write_identity,
+)
 from ddib_fed.trust.tls import channel
 from ddib_fed.v1 import identity_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
@@ -33,9 +43,18 @@ def utc_now() -> datetime:
 
 
 def is_due(credentials: Credentials, now: datetime, *, jitter: float = 0.0) -> bool:
-    """Whether two thirds of the certificate's lifetime are over; `jitter` is a share of it to be earlier by."""
+    """Whether a certificate is to be replaced: two thirds of its lifetime are over, or it is not valid yet.
+
+    Args:
+        credentials: The certificate.
+        now: The time.
+        jitter: A share of its lifetime to be earlier by.
+
+    One that is not valid yet was made while a clock was wrong, which has been put right.
+    """
     life = credentials.not_after - credentials.not_before
-    return now >= credentials.not_before + life * (RENEW_AT - jitter)
+    due = credentials.not_before + life * (RENEW_AT - jitter)
+    return now >= due or now < credentials.not_before - CLOCK_SKEW
 
 
 def renew_through(
@@ -43,8 +62,10 @@ def renew_through(
 ) -> Credentials:
     """Get a new certificate for a new key from the institution's issuer, and install both.
 
+    A node whose certificate has expired asks with the one for recovery that came with it.
+
     Args:
-        folder: Holds the still valid certificate.
+        folder: Holds the still valid certificate, or that for recovery.
         address: ``host:port`` of the issuer.
         server_name: DNS name that its certificate must carry.
         hop: What to call it in an error.
@@ -55,16 +76,19 @@ def renew_through(
         MessageInvalid: The answer cannot be read.
         DdibError: As the issuer says, or PeerUnreachable.
     """
-    current, key = load_identity(folder), new_key()
+    current, key, moment = load_identity(folder), new_key(), now or utc_now()
+    asking = load_recovery(folder) if moment >= current.not_after else None
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     message = pb.RenewRequest(certificate_request=request.public_bytes(serialization.Encoding.DER))
-    with channel(address, server_name=server_name, pki_folder=folder, hop=hop, own=True) as opened:
+    with channel(
+        address, server_name=server_name, pki_folder=folder, hop=hop, own=True, credentials=asking
+    ) as opened:
         try:
             answer = identity_pb2_grpc.IdentityServiceStub(opened).Renew(message, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
             found = from_rpc_error(error, hop)
             raise explained(found, address, server_name=server_name, pki_folder=folder) from error
-    return _install(folder, current, key, answer, now or utc_now())
+    return _install(folder, current, key, answer, moment)
 
 
 def _install(
@@ -83,8 +107,30 @@ def _install(
     if len(roots) > MAX_ROOTS or certificate.public_key() != key.public_key():
         raise MessageInvalid("the issuer's answer has too many roots, or is for another key")
     check_successor(current, certificate, roots, now, "the issuer's answer")
+    recovery = _recovery(answer, key, current, roots, now) if answer.recovery else None
     write_identity(folder, certificate=certificate, key=key, roots=roots)
+    if recovery is not None:
+        write_file(folder / RECOVERY, certificate_pem(recovery), private=True)
     return load_identity(folder)
+
+
+def _recovery(
+    answer: pb.RenewResponse,
+    key: ec.EllipticCurvePrivateKey,
+    current: Credentials,
+    roots: tuple[x509.Certificate, ...],
+    now: datetime,
+) -> x509.Certificate:
+    """The certificate for recovery in an answer: of the new key, and for this node."""
+    try:
+        found = parse_certificates(answer.recovery.encode(), "the issuer's answer")[0]
+    except InputError as exc:
+        raise MessageInvalid(exc.detail) from exc
+    own = current.identity
+    expected = Identity(own.institution, "recovery", own.name)
+    if found.public_key() != key.public_key() or check_installable(found, roots, now) != expected:
+        raise MessageInvalid("the issuer's answer has a certificate for recovery that is not this node's")
+    return found
 
 
 def check_successor(

@@ -181,6 +181,7 @@ def channel(
     hop: str = "",
     own: bool = False,
     roots_pem: bytes | None = None,
+    credentials: Credentials | None = None,
     options: Sequence[tuple[str, int | str]] = (),
 ) -> grpc.Channel:
     """A channel to one server, with the own certificate as it is now; its answers are checked.
@@ -192,13 +193,14 @@ def channel(
         hop: What the server is called in errors; its name when none is given.
         own: Whether the server is of the caller's own institution: then unknown fields of a newer release are ignored.
         roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
+        credentials: Others of the caller than those that its folder holds for every call.
         options: Further gRPC options, which win over those of every channel.
 
     Raises:
         FileMissing: The folder has no certificate.
         InputError: Its files cannot be used.
     """
-    opened = _open_channel(address, server_name, load_identity(pki_folder), roots_pem, options)
+    opened = _open_channel(address, server_name, credentials or load_identity(pki_folder), roots_pem, options)
     return CheckedChannel(opened, hop or server_name, own=own)
 
 
@@ -225,7 +227,7 @@ class _Open:
 class PeerChannels:
     """One channel for each peer; replaced when the own certificate or the peer's entry changes.
 
-    A replaced channel stays open for its streams; that of a removed peer is closed at once, which
+    A replaced channel stays open for its streams; that of a removed or suspended peer is closed at once, which
     ends them. Unusable own files do not stop the node: it calls and answers with the last
     valid ones, and `ServerCredentials.problem` reports it.
 
@@ -253,6 +255,7 @@ class PeerChannels:
 
         Raises:
             PeerNotFound: It is not admitted.
+            PeerSuspended: It is suspended here.
             InputError: The own certificate cannot be used, and never could.
         """
         with self._lock:
@@ -295,12 +298,13 @@ class PeerChannels:
         )
 
     def refresh(self) -> None:
-        """Close the channels of peers that were removed; `get` does so too."""
+        """Close the channels of peers that were removed or suspended; `get` does so too."""
         with self._lock:
             self._close_stale()
 
     def _close_stale(self) -> None:
-        peers = self._peers.snapshot().peers
+        snapshot = self._peers.snapshot()
+        peers = {name: peer for name, peer in snapshot.peers.items() if name not in snapshot.suspended}
         kept: list[tuple[float, _Open]] = []
         for since, entry in self._retired:
             current = peers.get(entry.peer.institution)

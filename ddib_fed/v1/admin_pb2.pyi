@@ -84,20 +84,22 @@ class ModelStatus(_message.Message):
     def __init__(self, domain: _Optional[str] = ..., kind: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., sha256: _Optional[str] = ..., parameters: _Optional[int] = ..., device: _Optional[str] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("institution", "identity", "address", "fingerprint", "problem", "failed")
+    __slots__ = ("institution", "identity", "address", "fingerprint", "problem", "failed", "suspended")
     INSTITUTION_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    SUSPENDED_FIELD_NUMBER: _ClassVar[int]
     institution: str
     identity: str
     address: str
     fingerprint: str
     problem: str
     failed: float
-    def __init__(self, institution: _Optional[str] = ..., identity: _Optional[str] = ..., address: _Optional[str] = ..., fingerprint: _Optional[str] = ..., problem: _Optional[str] = ..., failed: _Optional[float] = ...) -> None: ...
+    suspended: str
+    def __init__(self, institution: _Optional[str] = ..., identity: _Optional[str] = ..., address: _Optional[str] = ..., fingerprint: _Optional[str] = ..., problem: _Optional[str] = ..., failed: _Optional[float] = ..., suspended: _Optional[str] = ...) -> None: ...
 
 class ReloadRequest(_message.Message):
     __slots__ = ()
@@ -124,6 +126,18 @@ class WorkersRequest(_message.Message):
     COUNT_FIELD_NUMBER: _ClassVar[int]
     count: int
     def __init__(self, count: _Optional[int] = ...) -> None: ...
+
+class ActivateRequest(_message.Message):
+    __slots__ = ("sha256",)
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    def __init__(self, sha256: _Optional[str] = ...) -> None: ...
+
+class ActivateResponse(_message.Message):
+    __slots__ = ("previous",)
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    previous: str
+    def __init__(self, previous: _Optional[str] = ...) -> None: ...
 
 class WorkersResponse(_message.Message):
     __slots__ = ("executor", "wanted", "ready", "replaced", "problem")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x64ib_fed/v1/identity.proto\x12\x0b\x64\x64ib_fed.v1\"+\n\x0cRenewRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"3\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05roots\x18\x02 \x01(\t2Q\n\x0fIdentityService\x12>\n\x05Renew\x12\x19.ddib_fed.v1.RenewRequest\x1a\x1a.ddib_fed.v1.RenewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x64ib_fed/v1/identity.proto\x12\x0b\x64\x64ib_fed.v1\"+\n\x0cRenewRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"E\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05roots\x18\x02 \x01(\t\x12\x10\n\x08recovery\x18\x03 \x01(\t2Q\n\x0fIdentityService\x12>\n\x05Renew\x12\x19.ddib_fed.v1.RenewRequest\x1a\x1a.ddib_fed.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWREQUEST']._serialized_start=43
   _globals['_RENEWREQUEST']._serialized_end=86
   _globals['_RENEWRESPONSE']._serialized_start=88
-  _globals['_RENEWRESPONSE']._serialized_end=139
-  _globals['_IDENTITYSERVICE']._serialized_start=141
-  _globals['_IDENTITYSERVICE']._serialized_end=222
+  _globals['_RENEWRESPONSE']._serialized_end=157
+  _globals['_IDENTITYSERVICE']._serialized_start=159
+  _globals['_IDENTITYSERVICE']._serialized_end=240
 # @@protoc_insertion_point(module_scope)

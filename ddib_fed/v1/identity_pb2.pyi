@@ -11,9 +11,11 @@ class RenewRequest(_message.Message):
     def __init__(self, certificate_request: _Optional[bytes] = ...) -> None: ...
 
 class RenewResponse(_message.Message):
-    __slots__ = ("certificate", "roots")
+    __slots__ = ("certificate", "roots", "recovery")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     ROOTS_FIELD_NUMBER: _ClassVar[int]
+    RECOVERY_FIELD_NUMBER: _ClassVar[int]
     certificate: str
     roots: str
-    def __init__(self, certificate: _Optional[str] = ..., roots: _Optional[str] = ...) -> None: ...
+    recovery: str
+    def __init__(self, certificate: _Optional[str] = ..., roots: _Optional[str] = ..., recovery: _Optional[str] = ...) -> None: ...

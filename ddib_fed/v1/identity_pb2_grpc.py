@@ -45,7 +45,8 @@ class IdentityServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Renew(self, request, context):
-        """A new certificate for the identity and role of the certificate that the call was made with.
+        """A new certificate for the identity and role of the certificate that the call was made with. A call that was made with
+        a certificate for recovery (spiffe://INSTITUTION/recovery/NAME) gets one of the node NAME.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,13 +32,17 @@ class IdentityServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> IdentityServiceAsyncStub: ...
     Renew: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RenewRequest, _identity_pb2.RenewResponse]
-    """A new certificate for the identity and role of the certificate that the call was made with."""
+    """A new certificate for the identity and role of the certificate that the call was made with. A call that was made with
+    a certificate for recovery (spiffe://INSTITUTION/recovery/NAME) gets one of the node NAME.
+    """
 
 @_typing.type_check_only
 class IdentityServiceAsyncStub(IdentityServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Renew: _aio.UnaryUnaryMultiCallable[_identity_pb2.RenewRequest, _identity_pb2.RenewResponse]  # type: ignore[assignment]
-    """A new certificate for the identity and role of the certificate that the call was made with."""
+    """A new certificate for the identity and role of the certificate that the call was made with. A call that was made with
+    a certificate for recovery (spiffe://INSTITUTION/recovery/NAME) gets one of the node NAME.
+    """
 
 class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -47,6 +51,8 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _identity_pb2.RenewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.RenewResponse, _abc.Awaitable[_identity_pb2.RenewResponse]]:
-        """A new certificate for the identity and role of the certificate that the call was made with."""
+        """A new certificate for the identity and role of the certificate that the call was made with. A call that was made with
+        a certificate for recovery (spiffe://INSTITUTION/recovery/NAME) gets one of the node NAME.
+        """
 
 def add_IdentityServiceServicer_to_server(servicer: IdentityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,6 +5,7 @@ A transaction that has ended without an exception is on the disk; one process at
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -12,13 +13,18 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ddib_fed.errors import ConfigError, DdibError, DiskFull
 from ddib_fed.files import RETRY_AFTER_S, check_private_file
 
+_DISK_ERRORS = {
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_CANTOPEN: errno.EIO,
+}
 # Each entry brings the schema one version further; entries are never changed once released.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -203,27 +209,30 @@ class JobDatabase:
 
         Raises:
             DiskFull: The disk is full.
+            OSError: It fails, or can no longer be written.
         """
-        with self._lock:
+        with self._lock, _failing_disk_as_os_error():
+            self._roll_back()  # what a failed rollback left
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
-            except BaseException as error:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                if (
-                    isinstance(error, sqlite3.OperationalError)
-                    and error.sqlite_errorcode == sqlite3.SQLITE_FULL
-                ):
-                    raise DiskFull(
-                        f"the disk of {self._called} is full", retry_after_s=RETRY_AFTER_S
-                    ) from error
+            except BaseException:
+                with suppress(sqlite3.Error):  # the first error counts
+                    self._roll_back()
                 raise
 
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
     def read(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        """The rows that a statement selects, as of now."""
-        with self._lock:
+        """The rows that a statement selects, as of now.
+
+        Raises:
+            OSError: The disk fails.
+        """
+        with self._lock, _failing_disk_as_os_error():
             return self._connection.execute(statement, values).fetchall()
 
     @contextmanager
@@ -239,6 +248,20 @@ class JobDatabase:
             if self._guard >= 0:
                 os.close(self._guard)
                 self._guard = -1
+
+
+@contextmanager
+def _failing_disk_as_os_error() -> Iterator[None]:
+    """A failing disk is an OSError, which passes; other errors of SQLite are bugs, which end a job."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            raise DiskFull("the disk of the job database is full", retry_after_s=RETRY_AFTER_S) from error
+        if code in _DISK_ERRORS:
+            raise OSError(_DISK_ERRORS[code], "the disk of the job database failed") from error
+        raise
 
 
 def _lock_file(path: Path) -> int:

@@ -218,6 +218,11 @@ class Item:
     provenance: Mapping[str, Any]
     error: ErrorRecord | None
 
+    @property
+    def model_sha256(self) -> str:
+        """Digest, hex, of the model that encoded it; empty while none has."""
+        return str(self.provenance.get("source_model_sha256", ""))
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

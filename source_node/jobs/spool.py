@@ -291,6 +291,11 @@ def _names(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
 
 
+def part_name(job_id: str, item: int, part: str) -> str:
+    """The file of a part below the spool's folder, with slashes."""
+    return f"{_checked(_JOB, job_id)}/{item:d}.{_checked(_PART, part)}"
+
+
 def _file(folder: str, item: int, part: str) -> str:
     """The file of a part in the folder of its job."""
     return os.path.join(folder, f"{item:d}.{_checked(_PART, part)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,6 +17,7 @@ from typing import Any
 from ddib_fed.errors import ChunkCorrupt, StateConflict
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.jobs import ItemState, JobState
+from source_node.jobs.clock import steady_clock
 from source_node.jobs.database import JobDatabase
 from source_node.jobs.group_commit import Change, GroupCommit, NewFile, transition
 from source_node.jobs.queries import JobQueries
@@ -73,7 +73,7 @@ class JobStore(JobQueries):
         database: The SQLite file; made when it is not there.
         spool: The folder of the files; made when it is not there.
         limits: What is taken on.
-        clock: Unix time in seconds.
+        clock: Unix time in seconds; None for the machine's as it was when the store was opened, moved on steadily.
 
     Raises:
         ConfigError: Another process uses the database, it is damaged, or a newer release made it.
@@ -85,10 +85,10 @@ class JobStore(JobQueries):
         spool: Path,
         limits: JobLimits | None = None,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.limits = limits or JobLimits()
-        self._clock = clock
+        self._clock = clock or steady_clock()
         self._db = JobDatabase(database)
         self._spool = Spool(spool)
         self._commits = GroupCommit(self._db, self._spool)
@@ -108,6 +108,10 @@ class JobStore(JobQueries):
             db.execute("INSERT OR IGNORE INTO node_state (key, value) VALUES ('boot', 0)")
             db.execute("UPDATE node_state SET value = value + 1 WHERE key = 'boot'")
             return int(db.execute("SELECT value FROM node_state WHERE key = 'boot'").fetchone()[0])
+
+    def now(self) -> float:
+        """Unix time in seconds, of the clock by which jobs were accepted and wait."""
+        return self._clock()
 
     def close(self) -> None:
         """Finish the changes that were given, and let another process have the store."""
@@ -185,7 +189,12 @@ class JobStore(JobQueries):
             postpone_job(db, job_id, not_before=self._clock() + delay_s, error=error)
 
     def release_running(self) -> int:
-        """At start: queue again what was left running, or end it when it was to be cancelled; how many."""
+        """At start: queue again what was left running, or end it when it was to be cancelled; how many.
+
+        Nothing waits any longer: until when was said by the clock of an earlier process, which may have been wrong.
+        """
+        with self._db.transaction() as db:
+            db.execute("UPDATE jobs SET not_before = 0 WHERE state = ?", (JobState.QUEUED,))
         rows = self._db.read("SELECT job_id FROM jobs WHERE state = ?", (JobState.RUNNING,))
         for job_id in [row["job_id"] for row in rows]:
             if self.is_cancelled(job_id):

@@ -190,10 +190,10 @@ class Pair:
     def flipping(self) -> BitFlipper:
         """From now on north reaches south over a wire that can turn bits over; north must not run yet."""
         wire = BitFlipper(self.south.port)
-        self._dial(wire.port)
+        self.dial(wire.port)
         return wire
 
-    def _dial(self, port: int) -> None:
+    def dial(self, port: int) -> None:
         """Let north reach south at another port."""
         peer_file = next(self.north.config.paths.peers.glob("*south.example*"))
         text = peer_file.read_text()

@@ -56,18 +56,22 @@ class BitFlipper:
     def _pump(self, source: socket.socket, sink: socket.socket, direction: Direction) -> None:
         try:
             while data := bytearray(source.recv(65_536)):
-                threading.Event().wait(self._delay_s)
-                if direction in self._armed:
-                    self._armed.discard(direction)
-                    data[-1] ^= 1  # the end of a record: its authentication tag
-                    self.flipped += 1
-                sink.sendall(data)
+                self._pass(data, sink, direction)
         except OSError:
             return
         finally:
             for end in (source, sink):
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
+
+    def _pass(self, data: bytearray, sink: socket.socket, direction: Direction) -> None:
+        """One piece of data on its way; OSError ends the connection."""
+        threading.Event().wait(self._delay_s)
+        if direction in self._armed:
+            self._armed.discard(direction)
+            data[-1] ^= 1  # the end of a record: its authentication tag
+            self.flipped += 1
+        sink.sendall(data)
 
     def close(self) -> None:
         for end in (self._listener, *self._open):

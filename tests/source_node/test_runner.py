@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from ddib_fed.errors import DiskFull, NotReady, PolicyDenied, QuotaSpent
+from ddib_fed.errors import DiskFull, NotReady, PeerSuspended, PolicyDenied, QuotaSpent, Unauthenticated
 from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import JobState
 from source_node.runner import LARGE_JOBS, JobRunner
@@ -61,6 +61,26 @@ def test_a_hung_peer_lets_go_of_the_worker(tmp_path, institutions, target, engin
     assert source.start().ended(source.submit()).state == "FINISHED"
     assert len(target.seen) == 2
     source.stop()
+
+
+@pytest.mark.parametrize("error", [PeerSuspended(), Unauthenticated()])
+def test_a_refusal_that_passes_is_tried_again(source, target, error) -> None:
+    """The peer's operator suspended us for a while, or a certificate was renewed too late: the job is finished."""
+    target.decodes = [fail(error)]
+    job_id = source.start().submit()
+    waits(source, job_id)
+    assert source.events.last(job_id).reason == error.reason
+    assert source.ended(job_id).state == "FINISHED"
+
+
+def test_a_peer_that_is_suspended_here_is_not_called(source, target, institutions) -> None:
+    """The job waits with that reason, and goes on when the peer is resumed."""
+    institutions[0].store.suspend("south.example")
+    job_id = source.start().submit()
+    waits(source, job_id)
+    assert (source.events.last(job_id).reason, target.seen) == ("PEER_SUSPENDED", [])
+    institutions[0].store.resume("south.example")
+    assert source.ended(job_id).state == "FINISHED"
 
 
 def test_a_refusal_ends_the_job_with_its_reason(source, target) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -164,12 +165,13 @@ class HostedModel:
 
 @dataclass(frozen=True, slots=True)
 class SourceNode:
-    """The client's node, and the issuing folder if it is on this machine."""
+    """The client's node; if it issues, the folder from which, and how long clients' certificates live."""
 
     identity: Identity
     address: str
     issuer: Path | None
     audit: Path | None = None
+    life: timedelta | None = None
 
     @classmethod
     def of(cls, path: Path, address: str | None = None) -> SourceNode:
@@ -187,7 +189,8 @@ class SourceNode:
             raise InputError(f"{path} is no source node, and clients talk to source nodes only", hint=HELP)
         identity = Identity(config.node.institution, "node", config.node.name)
         issuer = config.paths.pki if pki.has_authority(config.paths.pki) else None
-        return cls(identity, address or config.node.address, issuer, config.paths.audit)
+        life = config.identity.life("client")
+        return cls(identity, address or config.node.address, issuer, config.paths.audit, life)
 
     def note_issue(self, identity: Identity) -> None:
         """Write to the node's audit log, before the certificate is made, for whom it is.
@@ -227,7 +230,7 @@ def make_client(source: SourceNode, out: Path, *, name: str) -> Path:
         raise InputError(_first_line(error), hint=HELP) from error
     out.mkdir(parents=True, exist_ok=True)
     if source.issuer is not None:
-        pki.issue_client(source.issuer, out / "pki", name, before=source.note_issue)
+        pki.issue_client(source.issuer, out / "pki", name, lifetime=source.life, before=source.note_issue)
     else:
         request.write_bytes(enrolment.make_request(out / "pki", identity))
     _write_new(path, text)

@@ -31,7 +31,7 @@ def _open(config_path: Path) -> tuple[NodeConfig, PeerStore]:
 
 @click.group()
 def peer() -> None:
-    """Export this node's peer file; add, list, test and remove peers."""
+    """Export this node's peer file; add, list, test, suspend, resume and remove peers."""
 
 
 @peer.command(epilog="\b\nExample:\n  ddib peer export --out north.peer")
@@ -95,7 +95,7 @@ def add(
 def list_(config_path: Path, output_format: str) -> None:
     """List the peers that are admitted here."""
     _config, store = _open(config_path)
-    peers = store.list()
+    peers, suspended = store.list(), store.snapshot().suspended
     if output_format == "json":
         print_json(
             [
@@ -104,13 +104,25 @@ def list_(config_path: Path, output_format: str) -> None:
                     "identity": entry.identity.uri,
                     "address": entry.address,
                     "fingerprints": entry.fingerprints,
+                    "suspended": suspended.get(entry.institution, ""),
                 }
                 for entry in peers
             ]
         )
     elif peers:
-        rows = [[entry.institution, entry.address, entry.identity.uri, entry.fingerprint] for entry in peers]
-        print_table("", ["peer", "address", "identity", "root"], rows)
+        rows = [
+            [
+                entry.institution,
+                "suspended" if entry.institution in suspended else "admitted",
+                entry.address,
+                entry.identity.uri,
+                entry.fingerprint,
+            ]
+            for entry in peers
+        ]
+        print_table("", ["peer", "state", "address", "identity", "root"], rows)
+        for name, why in sorted(suspended.items()):
+            say(f"{name} is suspended {why}")
     else:
         say("no peers yet: ddib peer add FILE")
     if store.problem:
@@ -201,10 +213,61 @@ def _explained(error: DdibError, config: NodeConfig) -> DdibError:
 @peer.command()
 @options.CONFIG
 @INSTITUTION
+@click.option("--reason", default="", metavar="TEXT", help="Why, one line; shown by `ddib peer list` here.")
+def suspend(config_path: Path, institution: str, reason: str) -> None:
+    """Refuse a peer, and send it nothing, until `ddib peer resume`; running calls with it end within a second.
+
+    It stays admitted, and stays suspended over restarts. Jobs for it that were accepted wait; new ones are refused.
+    """
+    from ddib_fed.trust.audit.log import note
+
+    config, store = _open(config_path)
+    changed = store.suspend(
+        institution,
+        reason=reason,
+        before=lambda: note(config.paths.audit, "peer_suspended", peer=institution, reason=reason),
+    )
+    say(f"{institution} is suspended" if changed else f"{institution} was suspended already")
+    _apply(config, "running calls with it are ended")
+
+
+@peer.command()
+@options.CONFIG
+@INSTITUTION
+def resume(config_path: Path, institution: str) -> None:
+    """Admit a suspended peer again, and call it again: jobs that waited for it go on."""
+    from ddib_fed.trust.audit.log import note
+
+    config, store = _open(config_path)
+    if not store.resume(
+        institution, before=lambda: note(config.paths.audit, "peer_resumed", peer=institution)
+    ):
+        say(f"{institution} was not suspended: nothing is changed")
+        return
+    say(f"{institution} is resumed")
+    _apply(config, "it is admitted again; jobs that waited for it go on within half a minute")
+
+
+@peer.command()
+@options.CONFIG
+@INSTITUTION
 def remove(config_path: Path, institution: str) -> None:
-    """Remove a peer: it is refused from its next call, and its running calls end."""
+    """Remove a peer: it is refused from now on, and running calls with it end within a second."""
     from ddib_fed.trust.audit.log import note
 
     config, store = _open(config_path)
     store.remove(institution, before=lambda: note(config.paths.audit, "peer_removed", peer=institution))
-    say(f"removed {institution}; it is refused from now on, without a restart")
+    say(f"removed {institution}")
+    _apply(config, "it is refused from now on, and running calls with it are ended")
+
+
+def _apply(config: NodeConfig, done: str) -> None:
+    """Make the node on this state folder obey the change now, and say so; one that is stopped obeys at its start."""
+    from ddib_fed.node.admin import AdminClient
+
+    running = AdminClient(config).reload_if_running() is not None
+    say(
+        f"the running node obeys: {done}"
+        if running
+        else "no node runs on this state now; it obeys from its start"
+    )

@@ -15,7 +15,7 @@ from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
-    from ddib_fed.node.config import NodeConfig, NodePaths
+    from ddib_fed.node.config import NodeConfig
     from ddib_fed.trust.identity import Identity
 
 FOLDER = click.option(
@@ -146,21 +146,22 @@ def issue(
         raise UsageError("give a request file or --client NAME")
     from ddib_fed.trust.audit.log import note
 
-    paths = _config(config_path).paths
+    config = _config(config_path)
     if client_name is not None:
         where = out if out is not None else Path(client_name)
         made = keys.issue_client(
-            paths.pki,
+            config.paths.pki,
             where,
             client_name,
-            before=lambda identity: note(paths.audit, "certificate_issued", identity=identity.uri),
+            lifetime=config.identity.life("client"),
+            before=lambda identity: note(config.paths.audit, "certificate_issued", identity=identity.uri),
         )
         say(f"made key and certificate of {made.identity} in {where}, good until {_when(made.not_after)}")
     elif request_file is not None:
-        _sign(paths, request_file, out, yes=yes)
+        _sign(config, request_file, out, yes=yes)
 
 
-def _sign(paths: NodePaths, request_file: Path, out: Path | None, *, yes: bool) -> None:
+def _sign(config: NodeConfig, request_file: Path, out: Path | None, *, yes: bool) -> None:
     from ddib_fed.files import read_small
     from ddib_fed.node.admitting import confirm
     from ddib_fed.trust import pki as keys
@@ -169,7 +170,7 @@ def _sign(paths: NodePaths, request_file: Path, out: Path | None, *, yes: bool) 
     from ddib_fed.trust.enrolment import read_request, sign_request
     from ddib_fed.trust.peers.withdrawn import refuse_withdrawn
 
-    folder = paths.pki
+    folder = config.paths.pki
     authority = keys.load_authority(folder)
     asked = read_request(read_small(request_file, pipe=True))
     refuse_withdrawn(folder, asked.identity)
@@ -179,10 +180,11 @@ def _sign(paths: NodePaths, request_file: Path, out: Path | None, *, yes: bool) 
         raise click.Abort
     roots = parse_certificates(read_small(folder / "roots.pem"), "roots.pem")
     path = out if out is not None else Path(f"{asked.identity.name}.pem")
-    signed = sign_request(authority, asked, roots)
+    life = config.identity.life(asked.identity.kind)
+    signed = sign_request(authority, asked, roots, lifetime=life)
     leaf = parse_certificates(signed, "what was signed")[0]
     note(
-        paths.audit,
+        config.paths.audit,
         "certificate_issued",
         identity=asked.identity.uri,
         certificate=keys.fingerprint(leaf),

@@ -59,7 +59,8 @@ def _show(answer: admin_pb2.StatusResponse) -> None:
     jobs = ", ".join(f"{count} {state}" for state, count in sorted(answer.jobs.items()) if count) or "none"
     say(f"jobs         {jobs}")
     for peer in answer.peers:
-        say(f"peer         {peer.institution}: {peer.identity} at {peer.address}")
+        paused = f", suspended {peer.suspended}" if peer.suspended else ""
+        say(f"peer         {peer.institution}: {peer.identity} at {peer.address}{paused}")
         if peer.problem:
             say(f"             failed {when(peer.failed)}: {peer.problem}; ddib peer test {peer.institution}")
     if not answer.peers:

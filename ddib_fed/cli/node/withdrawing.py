@@ -109,7 +109,7 @@ def _of_institution(config: NodeConfig, text: str) -> Identity:
     if named.institution != institution:
         raise PolicyDenied(
             f"{named} is not of {institution}, and a node withdraws identities of its own institution",
-            hint=f"to refuse another institution's node: ddib peer remove {named.institution}",
+            hint=f"to refuse another institution's node: ddib peer remove {named.institution}, or ddib peer suspend",
         )
     return named
 
@@ -157,13 +157,12 @@ def _obeyed(config: NodeConfig) -> bool:
     Raises:
         InputError: It runs and cannot read the list.
     """
-    from ddib_fed.errors import InputError, UnavailableError
+    from ddib_fed.errors import InputError
     from ddib_fed.node.admin import AdminClient
     from ddib_fed.trust.peers.withdrawn import WITHDRAWN
 
-    try:
-        lines = AdminClient(config).reload()
-    except UnavailableError:
+    lines = AdminClient(config).reload_if_running()
+    if lines is None:
         return False
     refused = [line for line in lines if line.startswith("not read:") and WITHDRAWN in line]
     if refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import Any
 
 from cryptography import x509
@@ -18,7 +19,8 @@ from ddib_fed.trust.certificates import (
     fingerprint,
     issue_leaf,
 )
-from ddib_fed.trust.identity import UNREADABLE
+from ddib_fed.trust.identity import UNREADABLE, Identity
+from ddib_fed.trust.peers.withdrawn import refuse_withdrawn
 from ddib_fed.trust.pki import load_authority, load_identity
 from ddib_fed.trust.renewal import Clock, utc_now
 from ddib_fed.v1 import identity_pb2 as pb
@@ -41,6 +43,8 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
     def __init__(self, config: NodeConfig, audit: AuditLog, *, clock: Clock = utc_now) -> None:
         self._folder = config.paths.pki
         self._audit = audit
+        self._life = config.identity.life
+        self.recovery = timedelta(days=config.identity.recovery_days)
         self._clock = clock
 
     def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:
@@ -54,8 +58,11 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             key = check_request(x509.load_der_x509_csr(data))
         except (*UNREADABLE, Unauthenticated) as exc:
             raise MessageInvalid("the certificate request cannot be used") from exc
-        identity, authority = caller(), load_authority(self._folder)
-        certificate = issue_leaf(authority, identity.kind, identity.name, public_key=key, now=self._clock())
+        identity, authority = self._renewed(caller()), load_authority(self._folder)
+        life, now = self._life(identity.kind), self._clock()
+        certificate = issue_leaf(
+            authority, identity.kind, identity.name, public_key=key, now=now, lifetime=life
+        )
         try:
             self._audit.write(
                 "certificate_issued",
@@ -66,6 +73,26 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             )
         except OSError as error:
             raise NotReady("the audit log cannot be written", retry_after_s=AUDIT_RETRY_S) from error
-        log.info("renewed %s: %s", identity, fingerprint(certificate))
-        roots = load_identity(self._folder).roots_pem
-        return pb.RenewResponse(certificate=certificate_pem(certificate).decode(), roots=roots.decode())
+        log.info("renewed %s, asked by %s: %s", identity, caller(), fingerprint(certificate))
+        answer = pb.RenewResponse(
+            certificate=certificate_pem(certificate).decode(),
+            roots=load_identity(self._folder).roots_pem.decode(),
+        )
+        if identity.kind == "node" and self.recovery:
+            recovery = issue_leaf(
+                authority, "recovery", identity.name, public_key=key, now=now, lifetime=self.recovery
+            )
+            answer.recovery = certificate_pem(recovery).decode()
+        return answer
+
+    def _renewed(self, asking: Identity) -> Identity:
+        """Whose certificate the caller gets: its own, or that of the node which it recovers.
+
+        Raises:
+            PolicyDenied: That node was withdrawn.
+        """
+        if asking.kind != "recovery":
+            return asking
+        node = Identity(asking.institution, "node", asking.name)
+        refuse_withdrawn(self._folder, node)
+        return node

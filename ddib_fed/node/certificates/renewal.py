@@ -28,6 +28,7 @@ from ddib_fed.trust.pki import (
     has_authority,
     issue_to_folder,
     load_identity,
+    load_recovery,
 )
 from ddib_fed.trust.renewal import Clock, check_successor, is_due, renew_through, utc_now
 
@@ -48,7 +49,9 @@ def renew_node(config: NodeConfig, *, now: datetime | None = None) -> Credential
     """
     folder, moment = config.paths.pki, now or utc_now()
     if has_authority(folder):
-        return issue_to_folder(own_authority(config), folder, "node", config.node.name, now=moment)
+        life = config.identity.life("node")
+        authority = own_authority(config)
+        return issue_to_folder(authority, folder, "node", config.node.name, now=moment, lifetime=life)
     if config.identity.renew_command is not None:
         return _run_command(config.identity.renew_command, folder, moment)
     if config.identity.issuer is None:
@@ -147,6 +150,7 @@ class RenewalThread:
         self._jitter = random.uniform(0.0, JITTER)  # noqa: S311 - spreads load, keeps no secret
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
+        self._asked_early = False
         self.problem: str | None = None
 
     def start(self) -> None:
@@ -164,12 +168,22 @@ class RenewalThread:
             self.look()
             self._stop.wait(self._interval_s)
 
+    def _first_recovery(self) -> bool:
+        """Whether to renew early, once: a node just enrolled has no certificate for recovery yet."""
+        folder, asked = self._config.paths.pki, self._asked_early
+        self._asked_early = True
+        through_issuer = not has_authority(folder) and self._config.identity.renew_command is None
+        return (
+            not asked and through_issuer and bool(self._config.identity.issuer) and not load_recovery(folder)
+        )
+
     def look(self) -> None:
         """Renew if it is due; a failure becomes `problem` and is retried at the next check."""
         try:
             if self._on_tick is not None:
                 self._on_tick()
-            if is_due(load_identity(self._config.paths.pki), self._clock(), jitter=self._jitter):
+            due = is_due(load_identity(self._config.paths.pki), self._clock(), jitter=self._jitter)
+            if due or self._first_recovery():
                 renewed = renew_node(self._config, now=self._clock())
                 log.info("renewed the certificate, good until %s", renewed.not_after)
             self.problem = None

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 
 from ddib_fed.errors import ConfigError, Unauthenticated
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.trust.certificates import parse_certificates
 from ddib_fed.trust.identity import Identity, verify_peer_certificate
-from ddib_fed.trust.pki import Authority, Credentials, has_authority, load_authority, load_identity
+from ddib_fed.trust.pki import (
+    Authority,
+    Credentials,
+    has_authority,
+    load_authority,
+    load_identity,
+    load_recovery,
+)
 
 
 def own_authority(config: NodeConfig) -> Authority:
@@ -61,6 +69,12 @@ def not_accepted(credentials: Credentials, now: datetime) -> str | None:
     return None
 
 
+def _recovers(folder: Path, now: datetime) -> bool:
+    """Whether the node may still ask its issuer for a new certificate after its own has expired."""
+    recovery = load_recovery(folder)
+    return recovery is not None and not_accepted(recovery, now) is None
+
+
 def look_at_identity(config: NodeConfig, *, now: datetime | None = None) -> list[str]:
     """The state of the node's certificate at a start: a line, and a warning if the operator should act.
 
@@ -91,7 +105,7 @@ def look_at_identity(config: NodeConfig, *, now: datetime | None = None) -> list
             if renewable
             else [text, "nothing renews it: set identity.issuer or identity.renew_command"]
         )
-    if issues or command is not None:
+    if issues or command is not None or (config.identity.issuer is not None and _recovers(folder, moment)):
         return [str(credentials.identity), f"{problem}; it is renewed at the start"]
     raise Unauthenticated(
         f"{problem}, and a start cannot renew it",

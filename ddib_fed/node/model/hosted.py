@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +17,15 @@ from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import check_guide
 from ddib_fed.names import size_from
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.model.library import active_place, check_signed
 from ddib_fed.wire.contracts.contract import HIGHEST_TERMINAL_LAMBDA
 
 TRIAL_ROWS, TRIAL_PIXELS = 2_048, 65_536
 """Sizes of calls where nobody looks which are best."""
 
 
-def load_hosted(config: NodeConfig) -> Bundle:
-    """The verified bundle at the configured place.
+def load_hosted(config: NodeConfig, place: Path | None = None) -> Bundle:
+    """A verified bundle of the node: that at `place`, or the one to be served now.
 
     Raises:
         ModelNotFound: There is none.
@@ -31,7 +33,9 @@ def load_hosted(config: NodeConfig) -> Bundle:
         ConfigError: Its domain differs from node.toml: peers would get results of another domain; or the scene is
             smaller than its pictures.
     """
-    place = config.paths.bundle
+    place = place or active_place(config)
+    if config.model.signed:
+        check_signed(config, place)
     bundle = load_bundle(place)
     expected, named = config.model.bundle_domain or config.model.domain, bundle.manifest.domain
     if named != expected:
@@ -92,11 +96,12 @@ def _address(config: NodeConfig) -> str:
     return config.engine.ray_address
 
 
-def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
+def open_engine(config: NodeConfig, *, place: Path | None = None, trial: bool = False) -> ServingParty:
     """Load and warm up the model of a node, here or in its workers.
 
     Args:
         config: Of the node.
+        place: Folder of the model, another of the node's than the one to be served now.
         trial: Only to see whether it starts: sizes of calls are not measured, and no file is written.
 
     Raises:
@@ -108,7 +113,7 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
         MemoryExhausted: There is not enough memory for it.
     """
     section = config.engine
-    bundle = load_hosted(config)
+    bundle = load_hosted(config, place)
     classifier = load_classifier(config, bundle)
     options: dict[str, Any] = {
         "device": section.device,

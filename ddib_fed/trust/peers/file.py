@@ -6,14 +6,15 @@ Only the known fields are accepted; all are checked, alone and together, before 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from cryptography import x509
 
-from ddib_fed.errors import InputError, Unauthenticated
+from ddib_fed.errors import InputError, PolicyDenied, Unauthenticated
 from ddib_fed.rpc.addresses import split_address
-from ddib_fed.trust.certificates import certificate_pem, fingerprint, parse_certificates
+from ddib_fed.trust.certificates import certificate_pem, fingerprint, parse_certificates, same_fingerprint
 from ddib_fed.trust.identity import Identity, check_institution, check_root
 
 FORMAT_VERSION: Final = 1
@@ -94,6 +95,27 @@ def parse_peer(data: bytes, what: str) -> Peer:
     if identity.kind != "node" or identity.institution != institution:
         raise InputError(f"{what}: {identity} is not a node of {institution}", hint=_HINT)
     return Peer(institution, identity, _address(texts[2], what), _roots(content["roots"], institution, what))
+
+
+def compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certificate, ...]) -> None:
+    """Compare the given fingerprints with the file, before anything else in the file is used.
+
+    Raises:
+        PolicyDenied: A fingerprint is of no root in the file, or a root that is not pinned has none.
+    """
+    hint = "compare it with the output of `ddib peer export` there; if it differs, stop"
+    for text in fingerprints:
+        if not any(same_fingerprint(own, text) for own in peer.fingerprints):
+            raise PolicyDenied(
+                f"the root of {peer.institution} was not confirmed: {text} was read out, "
+                f"its file has {peer.fingerprint}",
+                hint=hint,
+            )
+    for root in peer.roots:
+        if root not in pinned and not any(same_fingerprint(fingerprint(root), text) for text in fingerprints):
+            raise PolicyDenied(
+                f"the root of {peer.institution} is {fingerprint(root)}, which was not confirmed", hint=hint
+            )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -24,12 +24,14 @@ from ddib_fed.errors import (
     DdibError,
     InputError,
     PeerNotFound,
+    PeerSuspended,
     PolicyDenied,
 )
 from ddib_fed.files import private_folder, read_small, sync_folder, write_file
-from ddib_fed.trust.certificates import certificate_pem, fingerprint, parse_certificates, same_fingerprint
+from ddib_fed.trust.certificates import certificate_pem, parse_certificates
 from ddib_fed.trust.identity import Identity, Pins, check_institution
-from ddib_fed.trust.peers.file import Peer, parse_peer
+from ddib_fed.trust.peers import suspended as suspensions
+from ddib_fed.trust.peers.file import Peer, compare, parse_peer
 from ddib_fed.trust.peers.withdrawn import WITHDRAWN, Withdrawn, judge, keep_last, last_withdrawn, remedy
 
 MAX_PEERS: Final = 256
@@ -48,6 +50,7 @@ class Snapshot:
         peers: Admitted peers by institution.
         pins: For each institution known, its roots: the own one and the peers'.
         withdrawn: Identities that are refused although their certificate is valid, e.g. because a key was lost.
+        suspended: Admitted peers that are refused and not called until they are resumed, each with since when and why.
     """
 
     institution: str
@@ -55,6 +58,7 @@ class Snapshot:
     peers: Mapping[str, Peer]
     pins: Pins
     withdrawn: frozenset[Identity] = frozenset()
+    suspended: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def roots_pem(self) -> bytes:
@@ -62,9 +66,22 @@ class Snapshot:
         return certificate_pem(*(root for roots in self.pins.values() for root in roots))
 
     def is_admitted_node(self, identity: Identity) -> bool:
-        """Whether this is exactly the node of an admitted peer."""
+        """Whether this is exactly the node of an admitted peer; it may be suspended."""
         peer = self.peers.get(identity.institution)
         return peer is not None and peer.identity == identity
+
+    def refuse_suspended(self, institution: str) -> None:
+        """Return if the peer is not suspended.
+
+        Raises:
+            PeerSuspended: It is.
+        """
+        if institution in self.suspended:
+            raise PeerSuspended(
+                f"{institution} is suspended on this node, {self.suspended[institution]}",
+                hint=f"its operator lifts it: ddib peer resume {institution}",
+                facts={"peer": institution, "by": self.institution},
+            )
 
 
 _Signature = tuple[tuple[str, int, int, int, int], ...]
@@ -160,18 +177,21 @@ class PeerStore:
         keep_last(self._pki_folder, self.snapshot().withdrawn)
 
     def get(self, institution: str) -> Peer:
-        """One admitted peer.
+        """One admitted peer that is not suspended.
 
         Raises:
             PeerNotFound: It is not admitted.
+            PeerSuspended: It is suspended.
         """
-        peer = self.snapshot().peers.get(institution)
+        snapshot = self.snapshot()
+        peer = snapshot.peers.get(institution)
         if peer is None:
             raise PeerNotFound(f"{institution} is not a peer of this node", hint="ddib peer list")
+        snapshot.refuse_suspended(institution)
         return peer
 
     def list(self) -> tuple[Peer, ...]:
-        """Every admitted peer, by institution."""
+        """Every admitted peer, by institution, also the suspended."""
         return tuple(peer for _name, peer in sorted(self.snapshot().peers.items()))
 
     def reload(self) -> Sequence[str]:
@@ -179,6 +199,7 @@ class PeerStore:
         with self._lock:
             before = dict(self._snapshot.peers) if self._snapshot else {}
             refused = self._snapshot.withdrawn if self._snapshot else frozenset()
+            paused = self._snapshot.suspended if self._snapshot else {}
             self._signature = None
         snapshot = self.snapshot()
         after = snapshot.peers
@@ -188,6 +209,8 @@ class PeerStore:
         lines = [f"{what} peer {name}" for name, what in sorted(changed.items())]
         lines += [f"withdrew {identity}" for identity in sorted(snapshot.withdrawn - refused)]
         lines += [f"reinstated {identity}" for identity in sorted(refused - snapshot.withdrawn)]
+        lines += [f"suspended peer {name}" for name in sorted(snapshot.suspended.keys() - paused.keys())]
+        lines += [f"resumed peer {name}" for name in sorted(paused.keys() - snapshot.suspended.keys())]
         return [*lines, *(f"not read: {problem}" for problem in self._problems)]
 
     def add(
@@ -219,7 +242,7 @@ class PeerStore:
         if peer.institution == self._institution:
             raise PolicyDenied(f"{peer.institution} is this node's own institution, not a peer")
         known = self.snapshot().peers.get(peer.institution)
-        _compare(peer, fingerprints, pinned=known.roots if known else ())
+        compare(peer, fingerprints, pinned=known.roots if known else ())
         if known == peer:
             return self._path(peer.institution)
         if known is not None and not replace:
@@ -232,8 +255,43 @@ class PeerStore:
             raise _other_data(peer) from exc
         return self._path(peer.institution)
 
+    def suspend(
+        self, institution: str, *, reason: str = "", before: Callable[[], object] = lambda: None
+    ) -> bool:
+        """Refuse a peer, and do not call it, until it is resumed; durable when this returns.
+
+        Args:
+            institution: Whose node.
+            reason: For the operators of this node, one line.
+            before: As for `remove`.
+
+        Returns:
+            Whether it was not suspended before.
+
+        Raises:
+            PeerNotFound: It is not admitted.
+            InputError: The reason cannot be used.
+        """
+        self._require(institution)
+        before()
+        return suspensions.suspend(self._folder, institution, reason=reason)
+
+    def resume(self, institution: str, *, before: Callable[[], object] = lambda: None) -> bool:
+        """Lift a suspension; whether there was one.
+
+        Raises:
+            PeerNotFound: The peer is not admitted.
+        """
+        self._require(institution)
+        before()
+        return suspensions.resume(self._folder, institution)
+
+    def _require(self, institution: str) -> None:
+        if not self._path(check_institution(institution)).exists():
+            raise PeerNotFound(f"{institution} is not a peer of this node", hint="ddib peer list")
+
     def remove(self, institution: str, *, before: Callable[[], object] = lambda: None) -> None:
-        """Remove a peer; it is refused from its next call.
+        """Remove a peer; it is refused from its next call. A suspension ends with it.
 
         Args:
             institution: Whose entry is removed, also one that cannot be read.
@@ -248,6 +306,7 @@ class PeerStore:
         before()
         path.unlink(missing_ok=True)
         sync_folder(self._folder)  # or a power failure brings the peer back
+        suspensions.resume(self._folder, institution)
 
     def _path(self, institution: str) -> Path:
         return self._folder / f"{institution}.json"
@@ -261,7 +320,9 @@ class PeerStore:
             names = []
         except OSError:
             return [*own, self._folder]  # which cannot be read either, and that is a problem
-        return [*own, *(self._folder / name for name in names[:MAX_PEERS])]
+        files = [self._folder / name for name in names[:MAX_PEERS]]
+        marks = [suspensions.mark(self._folder, path.stem) for path in files]
+        return [*own, *files, *(path for path in marks if os.path.lexists(path))]
 
     def _look(self) -> _Signature:
         signature = []
@@ -288,7 +349,7 @@ class PeerStore:
         own_roots = self._own_roots(contents[self._roots_file], problems)
         peers: dict[str, Peer] = {}
         for path, content in contents.items():
-            if path in {self._roots_file, self._withdrawn_file}:
+            if path in {self._roots_file, self._withdrawn_file} or path.suffix == suspensions.SUFFIX:
                 continue
             try:
                 peers[path.stem] = self._parse(path, content)
@@ -297,8 +358,18 @@ class PeerStore:
         withdrawn = self._withdrawn(contents.get(self._withdrawn_file), problems)
         self._problems = tuple(problems)
         pins = {name: peer.roots for name, peer in peers.items()} | {self._institution: own_roots}
+        paused = {
+            path.stem: suspensions.describe(content)
+            for path, content in contents.items()
+            if path.suffix == suspensions.SUFFIX
+        }
         return Snapshot(
-            self._institution, own_roots, MappingProxyType(peers), MappingProxyType(pins), withdrawn
+            self._institution,
+            own_roots,
+            MappingProxyType(peers),
+            MappingProxyType(pins),
+            withdrawn,
+            MappingProxyType(paused),
         )
 
     def _withdrawn(self, content: bytes | str | None, problems: _Lines) -> frozenset[Identity]:
@@ -345,24 +416,3 @@ def _other_data(peer: Peer) -> AlreadyExists:
     return AlreadyExists(
         f"{peer.institution} is already a peer, with other data", hint="ddib peer add --replace FILE"
     )
-
-
-def _compare(peer: Peer, fingerprints: Sequence[str], *, pinned: tuple[x509.Certificate, ...]) -> None:
-    """Compare the given fingerprints with the file, before anything else in the file is used.
-
-    Raises:
-        PolicyDenied: A fingerprint is of no root in the file, or a root that is not pinned has none.
-    """
-    hint = "compare it with the output of `ddib peer export` there; if it differs, stop"
-    for text in fingerprints:
-        if not any(same_fingerprint(own, text) for own in peer.fingerprints):
-            raise PolicyDenied(
-                f"the root of {peer.institution} was not confirmed: {text} was read out, "
-                f"its file has {peer.fingerprint}",
-                hint=hint,
-            )
-    for root in peer.roots:
-        if root not in pinned and not any(same_fingerprint(fingerprint(root), text) for text in fingerprints):
-            raise PolicyDenied(
-                f"the root of {peer.institution} is {fingerprint(root)}, which was not confirmed", hint=hint
-            )

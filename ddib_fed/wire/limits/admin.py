@@ -47,12 +47,15 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "fingerprint": Text(256),  # of two roots during a roll-over
         "problem": Text(LONGEST_LINE),
         "failed": TIME,
+        "suspended": Text(LONGEST_LINE),
     },
     "ReloadRequest": {},
     "ReloadResponse": {"changes": Many(Text(LONGEST_LINE), 20_000)},
     "DrainRequest": {},
     "DrainResponse": {"running_jobs": COUNT},
     "WorkersRequest": {"count": Number(0, 256)},
+    "ActivateRequest": {"sha256": Text(64)},
+    "ActivateResponse": {"previous": Text(64)},
     "WorkersResponse": {
         "executor": Text(16),
         "wanted": COUNT,

@@ -9,5 +9,5 @@ from ddib_fed.wire.limits.kinds import Bytes, Limit, Text
 
 MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
     "RenewRequest": {"certificate_request": Bytes(1, 8 << 10)},
-    "RenewResponse": {"certificate": Text(64 << 10), "roots": Text(64 << 10)},
+    "RenewResponse": dict.fromkeys(("certificate", "roots", "recovery"), Text(64 << 10)),
 }

@@ -83,6 +83,7 @@ def test_two_commands_a_side_admit_each_other(north: Path, south: Path) -> None:
         "identity": "spiffe://north.example/node/node-1",
         "address": "127.0.0.1:7443",
         "fingerprints": [fingerprint],
+        "suspended": "",
     }
 
 
@@ -221,6 +222,21 @@ def test_a_removed_peer_is_gone(north: Path, south: Path) -> None:
     assert listed(south) == []
     with pytest.raises(PeerNotFound):
         run("remove", "north.example", "--config", south)
+
+
+def test_a_peer_is_suspended_and_resumed(north: Path, south: Path) -> None:
+    """The list says since when and why; a node that does not run obeys from its start."""
+    run("add", "north.peer", "--fingerprint", exported(north, "north.peer"), "--config", south)
+    said = run("suspend", "north.example", "--reason", "contract ended", "--config", south)
+    assert "obeys from its start" in said
+    assert listed(south)[0]["suspended"].endswith(": contract ended")
+    assert "north.example is suspended since 20" in run("list", "--config", south)
+    assert "already" in run("suspend", "north.example", "--config", south)
+    assert "is resumed" in run("resume", "north.example", "--config", south)
+    assert "nothing is changed" in run("resume", "north.example", "--config", south)
+    assert listed(south)[0]["suspended"] == ""
+    with pytest.raises(PeerNotFound):
+        run("suspend", "west.example", "--config", south)
 
 
 def test_list_is_for_people_too(north: Path, south: Path) -> None:

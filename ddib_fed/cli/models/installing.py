@@ -1,0 +1,132 @@
+"""`ddib model install|installed|activate|rollback`: another model for a node, which may run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.output import print_json
+from ddib_fed.terminal import say
+
+
+@click.command(epilog="\b\nExample:\n  ddib model install trained/model --config node.toml")
+@options.CONFIG
+@click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
+def install(*, config_path: Path, bundle: Path) -> None:
+    """Verify a bundle and copy it to a node's models; `ddib model activate` lets the node serve it."""
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.model import library
+
+    digest = library.install(NodeConfig.load(config_path), bundle)
+    say(f"installed {digest}")
+    say(f"next: ddib model activate {digest[:12]} --config {config_path}")
+
+
+@click.command()
+@options.CONFIG
+@options.FORMAT
+def installed(*, config_path: Path, output_format: str) -> None:
+    """List a node's models: the configured one and those installed, and which is active."""
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.model import library
+
+    config = NodeConfig.load(config_path)
+    active, configured = library.active_digest(config), library.configured_digest(config)
+    digests = list(dict.fromkeys([*filter(None, [configured]), *library.installed(config)]))
+    if output_format == "json":
+        print_json({"active": active, "configured": configured, "models": digests})
+        return
+    for digest in digests:
+        marks = ["active"] * (digest == active) + ["configured"] * (digest == configured)
+        say(f"{digest}  {', '.join(marks)}".rstrip())
+    if not digests:
+        say("no model: ddib model install BUNDLE")
+
+
+@click.command(epilog="\b\nExample:\n  ddib model activate 3f5a9c --config node.toml")
+@options.CONFIG
+@click.argument("digest")
+def activate(*, config_path: Path, digest: str) -> None:
+    """Let a node serve an installed model from now on, without a restart.
+
+    Jobs and calls that began with another model are finished on that one. DIGEST may be shortened. A node that does not
+    run serves it from its start.
+    """
+    from ddib_fed.models.bundle import load_bundle
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.model import library
+
+    config = NodeConfig.load(config_path)
+    _switch(config_path, load_bundle(library.place_of(config, digest)).digest)
+
+
+@click.command()
+@options.CONFIG
+def rollback(*, config_path: Path) -> None:
+    """Let a node serve the model again that was active before; as `ddib model activate`."""
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.model import library
+
+    _switch(config_path, library.previous(NodeConfig.load(config_path)))
+
+
+@click.command(epilog="\b\nExample:\n  ddib model sign trained/model --pki /mnt/offline/pki")
+@options.CONFIG
+@click.option(
+    "--pki",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder with ca.pem and ca.key, instead of the node's own; it may be on a machine without a network.",
+)
+@click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
+def sign(*, config_path: Path, folder: Path | None, bundle: Path) -> None:
+    """Sign the files of a bundle with the institution's root; its digest stays.
+
+    A node with `[model] signed = true` serves and installs only bundles that are signed so.
+    """
+    from ddib_fed.models.bundle import load_bundle
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust.pki import load_authority
+    from ddib_fed.trust.signed_bundles import SIGNATURE_FILE, sign_bundle
+
+    authority = load_authority(folder or NodeConfig.load(config_path).paths.pki)
+    digest = load_bundle(bundle).digest  # what is signed is a bundle that can be used
+    statement = sign_bundle(bundle, authority)
+    say(
+        f"signed {digest} for {statement.institution}, {len(statement.files)} files: {bundle / SIGNATURE_FILE}"
+    )
+
+
+@click.command()
+@options.CONFIG
+@click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
+def verify(*, config_path: Path, bundle: Path) -> None:
+    """Verify that a bundle is whole, and that the institution's root has signed its files."""
+    from ddib_fed.models.bundle import load_bundle
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.model.library import check_signed
+
+    statement = check_signed(NodeConfig.load(config_path), bundle)
+    say(f"{load_bundle(bundle).digest} was signed by {statement.institution} at {statement.signed_at}")
+
+
+def _switch(config_path: Path, digest: str) -> None:
+    """Through the running node; by the choice on the disk for one that does not run."""
+    from ddib_fed.errors import UnavailableError
+    from ddib_fed.node.admin import AdminClient
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.model.library import choose
+
+    config = NodeConfig.load(config_path)
+    client = AdminClient(config)
+    try:
+        client.status()
+    except UnavailableError:
+        before = choose(config, digest).previous
+        say(f"active from the next start: {digest[:12]}, before {before[:12] or 'none'}")
+        return
+    before = client.activate(digest)
+    say(f"active {digest[:12]}, before {before[:12]}; what began with that one is finished on it")

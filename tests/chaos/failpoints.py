@@ -1,0 +1,126 @@
+"""Points of a node at which a test kills it with -9: one before and after everything that is made durable or crosses.
+
+`plant` wraps the methods below in a node's process (`tests.e2e.processes.PLANT`). A point does nothing until a test
+writes its name into the file that the environment names; the process that next passes it is gone at that moment. The
+package itself has no such points: they are methods that exist anyway, wrapped from here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+FILE = "DDIB_TESTS_FAILPOINT"
+"""Names the file that holds the point at which the process is to die; none while it is not there."""
+
+PLANTED = "tests.chaos.failpoints:plant"
+Owner = Callable[[], type]
+
+
+def _source(path: str) -> Owner:
+    """A class of the source node by its dotted name, imported in the node alone."""
+
+    def load() -> type:
+        import importlib
+
+        module, _, name = path.rpartition(".")
+        found: type = getattr(importlib.import_module(module), name)
+        return found
+
+    return load
+
+
+STAGING = _source("source_node.jobs.staging.Staging")
+SPOOL = _source("source_node.jobs.spool.Spool")
+STORE = _source("source_node.jobs.store.JobStore")
+GROUPS = _source("source_node.jobs.group_commit.GroupCommit")
+REMOTE = _source("source_node.remote.Remote")
+PARTY = _source("source_node.remote_party.RemoteParty")
+PIPELINE = _source("source_node.pipeline.job.Pipeline")
+PROGRESS = _source("source_node.pipeline.progress.JobProgress")
+RUNNER = _source("source_node.runner.JobRunner")
+SERVICE = _source("source_node.service.TranslationServicer")
+LATENT = _source("ddib_fed.wire.latent.ApprovedLatent")
+TARGET = _source("target_node.service.DecodingServicer")
+
+# name: (owner, method, when)
+SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
+    "submission begins": (STAGING, "__enter__", "after"),
+    "item received": (STAGING, "keep", "after"),
+    "item's samples staged": (STAGING, "keep_decoded", "after"),
+    "staged files not yet the job's": (SPOOL, "adopt", "before"),
+    "staged files the job's, no row": (SPOOL, "adopt", "after"),
+    "job accepted, not answered": (STAGING, "commit", "after"),
+    "job claimed": (STORE, "claim", "found"),
+    "contract agreed": (REMOTE, "negotiate", "after"),
+    "latent made, not stored": (PIPELINE, "_keep_latent", "before"),
+    "files written aside": (SPOOL, "_place", "before"),
+    "first file in its place": (SPOOL, "_place", "after"),
+    "files of a group there, no rows": (GROUPS, "_write", "after"),
+    "rows of a group there, nobody told": (GROUPS, "_commit", "after"),
+    "latent stored": (PIPELINE, "_is_stored", "after"),
+    "latent recorded as sent": (PIPELINE, "_release", "after"),
+    "latent sent": (LATENT, "stream", "end"),
+    "answer received": (PARTY, "_outcome", "after"),
+    "result made, not stored": (PIPELINE, "_result", "after"),
+    "result stored": (PROGRESS, "finished", "before"),
+    "files of a finished step not yet removed": (SPOOL, "remove", "before"),
+    "job about to end": (STORE, "finish", "before"),
+    "job ended": (STORE, "finish", "after"),
+    "end of the job audited": (RUNNER, "_announce", "after"),
+    "result fetched": (SERVICE, "_result", "end"),
+    "items delivered, not answered": (STORE, "acknowledge", "after"),
+    "job deleted, files there": (SPOOL, "remove_job", "before"),
+    "job deleted, not answered": (STORE, "delete", "after"),
+}
+TARGET_POINTS: dict[str, tuple[Owner, str, str]] = {
+    "target: contract kept": (TARGET, "_remember", "after"),
+    "target: call begins": (TARGET, "_charge", "after"),
+    "target: result not yet sent": (TARGET, "_messages", "begin"),
+    "target: result sent": (TARGET, "_messages", "end"),
+}
+
+
+def plant() -> None:
+    """Wrap every point, in a node's process before it starts."""
+    file = Path(os.environ[FILE])
+    for name, (owner, method, when) in (SOURCE_POINTS | TARGET_POINTS).items():
+        _wrap(owner(), method, when, functools.partial(_pass, file, name))
+
+
+def _pass(file: Path, name: str) -> None:
+    """Die here if a test wants it."""
+    try:
+        wanted = file.read_text()
+    except FileNotFoundError:
+        return
+    if wanted == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+        signal.pause()  # the signal is on its way
+
+
+def _wrap(owner: type, method: str, when: str, passed: Callable[[], None]) -> None:
+    inner = getattr(owner, method)
+
+    @functools.wraps(inner)
+    def one(*arguments: Any, **named: Any) -> Any:
+        if when == "before":
+            passed()
+        answer = inner(*arguments, **named)
+        if when == "after" or (when == "found" and answer is not None):
+            passed()
+        return answer
+
+    @functools.wraps(inner)
+    def many(*arguments: Any, **named: Any) -> Iterator[Any]:
+        if when == "begin":
+            passed()
+        yield from inner(*arguments, **named)
+        if when == "end":
+            passed()
+
+    setattr(owner, method, many if when in {"begin", "end"} else one)

@@ -1,0 +1,182 @@
+"""A client that keeps submitting whatever the nodes go through, and the books that must be right afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import threading
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from ddib_fed.client.client import Client
+from ddib_fed.errors import DdibError, ExhaustedError, UnavailableError
+from ddib_fed.trust.audit.verification import verify
+from ddib_fed.wire.jobs import Settings
+from tests.e2e.harness import Node, Pair, moons, wait_until
+from tests.e2e.translation.test_translate import npy as npy_of
+from tests.node.tiny_nodes import npy, save_model
+
+TARGET = "south.example/checkerboards"
+STUB_TARGET = "south.example/moons"
+ITEMS = 3
+RECOVERY_S = 3.0
+"""Within it a node that was killed serves again, with the jobs that it had."""
+
+
+def stub_pair(folder: Path) -> Pair:
+    """North and south with networks so small that a kill falls into what is around them; not started."""
+    pair = Pair.create(folder, "moons")
+    for node in (pair.north, pair.south):
+        shutil.rmtree(node.config.paths.bundle)
+        save_model(node.config)
+    return pair
+
+
+class Feeder:
+    """A client that submits until it is stopped, again with the same request id when it got no answer.
+
+    Args:
+        pair: The nodes.
+        target: Where jobs go.
+        files: The items of a job by its number.
+        settings: Of the solver.
+        pause_s: Between two jobs.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        target: str = STUB_TARGET,
+        files: Callable[[int], list[bytes]] | None = None,
+        settings: Settings | None = None,
+        pause_s: float = 0.1,
+    ) -> None:
+        self.accepted: dict[str, str] = {}
+        self.tries = 0
+        self.refused: Counter[str] = Counter()
+        self._unanswered: str | None = None
+        self._pair, self._target, self._pause_s = pair, target, pause_s
+        self._files = files or (lambda number: [npy(40, ITEMS * number + item) for item in range(ITEMS)])
+        self._settings = settings or Settings(evaluations=4)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        number = 0
+        with self._pair.client(patience_s=0) as client:
+            while not self._stop.is_set():
+                number += 1
+                request_id = str(uuid.UUID(int=number, version=4))
+                self._unanswered = request_id
+                while not self._stop.is_set() and not self._submit(client, request_id):
+                    self._stop.wait(0.1)
+                self._stop.wait(self._pause_s)
+
+    def _submit(self, client: Client, request_id: str) -> bool:
+        self.tries += 1
+        try:
+            files = self._files(uuid.UUID(request_id).int % 1_000_000)
+            job = client.submit(files, self._target, self._settings, request_id=request_id)
+        except (UnavailableError, ExhaustedError) as error:
+            self.refused[error.reason] += 1
+            return False
+        except DdibError as error:  # any other is a failure of the node: the books say so
+            self.refused[error.reason] += 1
+            return False
+        self.accepted[request_id] = job.job_id
+        self._unanswered = None
+        return True
+
+    def stop(self) -> None:
+        """Submit no more."""
+        self._stop.set()
+        self._thread.join()
+
+    def settle(self) -> None:
+        """Ask once more for the request whose answer may have been lost: the node may have accepted it."""
+        if self._unanswered is not None:
+            with self._pair.client() as client:
+                assert self._submit(client, self._unanswered), self.refused
+
+
+def check_books(pair: Pair, feeder: Feeder, *, seconds: float = 300.0, items: int = ITEMS) -> None:
+    """Every accepted job is finished once, with one result an item, and every file, row and line agrees."""
+    with pair.client() as client:
+        for job_id in feeder.accepted.values():
+            wait_until(
+                lambda job_id=job_id: client.get(job_id).state not in {"QUEUED", "RUNNING"},
+                seconds=seconds,
+                what=f"job {job_id}",
+            )
+            job = client.get(job_id)
+            results = Counter(result.item for result in client.fetch(job_id))
+            assert (job.state, results) == ("FINISHED", Counter(range(items))), job
+        listed = [job.job_id for job in client.list(1_000)]
+    if len(feeder.accepted) < 1_000:
+        assert sorted(listed) == sorted(feeder.accepted.values())
+    check_disk(pair, set(feeder.accepted))
+
+
+def check_disk(pair: Pair, requests: set[str]) -> None:
+    """The database is whole and has each request once; each latent was sent and received as one and the same."""
+    with contextlib.closing(sqlite3.connect(pair.north.config.paths.jobs)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+        found = Counter(row[0] for row in database.execute("SELECT request_id FROM jobs"))
+    assert found == Counter(requests)
+    for node in (pair.north, pair.south):
+        assert verify(node.config.paths.audit).ok, f"{node.institution}: the audit chain is broken"
+    check_lines(pair)
+
+
+def check_lines(pair: Pair) -> None:
+    """By the audit logs: a job was accepted and ended at most once, and an item crossed as one latent however often."""
+    acts: Counter[tuple[str, str]] = Counter()
+    latents: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for node in (pair.north, pair.south):
+        for line in lines_of(node):
+            job = line.get("job") or line.get("request")
+            if line["act"] in {"job_accepted", "job_finished", "job_failed"}:
+                acts[line["act"], job] += 1
+            if line["act"] in {"latent_sent", "latent_received"}:
+                latents[line["act"], job, str(line["item"])].add(line["latent"])
+    assert not [key for key, count in acts.items() if count > 1], acts
+    assert not [key for key in acts if key[0] == "job_failed"]
+    assert not [key for key, digests in latents.items() if len(digests) > 1]
+
+
+def lines_of(node: Node) -> list[dict[str, object]]:
+    """The audit log of a node."""
+    return [json.loads(line) for line in node.config.paths.audit.read_text().splitlines()]
+
+
+def restart(node: Node) -> float:
+    """Start a node that is gone; seconds of its own CPU until it serves, without the imports of its modules."""
+    node.start(wait=False)
+    node.wait_serving()
+    return cpu_seconds(node)
+
+
+def cpu_seconds(node: Node) -> float:
+    """What the node's process has computed so far: wall time says nothing on a machine that others use."""
+    assert node.process is not None
+    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def gone(node: Node, seconds: float = 60.0) -> int:
+    """The exit code of a node that is about to die."""
+    assert node.process is not None
+    return node.process.wait(timeout=seconds)
+
+
+def points(number: int, item: int) -> bytes:
+    """Points of the real pair's source domain."""
+    return npy_of(moons(1_000, seed=1000 * number + item))

@@ -1,0 +1,20 @@
+"""Certificates that live for seconds, in a node of a test: node.toml allows no less than a minute."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+LIFE = "DDIB_TESTS_LIFE_S"
+PLANTED = "tests.chaos.short_lives:plant"
+LOOK_S = 0.25
+
+
+def plant() -> None:
+    """In a node's process, before it starts: what it issues lives so long, and it looks often enough to renew it."""
+    from ddib_fed.node.certificates.renewal import RenewalThread
+    from ddib_fed.node.config import IdentitySection
+
+    life = timedelta(seconds=float(os.environ[LIFE]))
+    IdentitySection.life = lambda self, kind: life  # type: ignore[method-assign]
+    RenewalThread.__init__.__kwdefaults__["interval_s"] = LOOK_S  # type: ignore[index]

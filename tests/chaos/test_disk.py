@@ -1,0 +1,91 @@
+"""A disk that is full, fails or can no longer be written, under load: nothing accepted is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import disk
+from tests.chaos.load import Feeder, check_books, lines_of, stub_pair
+from tests.e2e.harness import Node, Pair, wait_until
+from tests.e2e.processes import PLANT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs"), pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("disk")
+    made = stub_pair(folder)
+    for node in (made.north, made.south):
+        node.environment = {
+            PLANT: disk.PLANTED,
+            disk.FILE: str(fault_file(node)),
+            disk.STATE: str(node.config.paths.state),
+        }
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+def fault_file(node: Node) -> Path:
+    return node.folder / "disk.fault"
+
+
+# A target that cannot write its audit log asks for half a minute; one such error is enough for the short form.
+CASES = [("north", "ENOSPC"), ("north", "EIO"), ("north", "EROFS"), ("south", "EIO")]
+
+
+@pytest.mark.parametrize(("where", "error"), CASES)
+def test_a_disk_that_fails_for_a_while_loses_nothing(
+    pair: Pair, where: str, error: str, amount, evidence
+) -> None:
+    """ENOSPC, EIO or a read-only state folder under load, at the source or the target: jobs wait, and are finished."""
+    node: Node = getattr(pair, where)
+    errors = amount([error], 3 * ([error] if where == "north" else ["ENOSPC", "EIO", "EROFS"]))
+    feeder = Feeder(pair)
+    try:
+        for error_now in errors:
+            fed = len(feeder.accepted)
+            wait_until(lambda fed=fed: len(feeder.accepted) >= fed + 2, what="jobs before the fault")
+            fault_file(node).write_text(error_now)
+            try:
+                seen_by_clients_or_jobs(pair, feeder, where)
+                assert node.state() != "down", node.log()
+            finally:
+                fault_file(node).unlink()
+            fed = len(feeder.accepted)
+            wait_until(lambda fed=fed: len(feeder.accepted) >= fed + 2, what="jobs after the fault")
+    finally:
+        feeder.stop()
+    feeder.settle()
+    check_fed(pair, feeder)
+    evidence.cases(len(errors))
+    accepted, refused = len(feeder.accepted), dict(feeder.refused)
+    evidence.figure(
+        f"{'/'.join(dict.fromkeys(errors))} at {where}: {accepted} jobs, 0 lost; refused {refused}"
+    )
+
+
+def seen_by_clients_or_jobs(pair: Pair, feeder: Feeder, where: str) -> None:
+    """Wait until the fault has been met: a submission was refused; or, at the target, a job was put back."""
+    if where == "north":
+        before = feeder.refused.total()
+        wait_until(lambda: feeder.refused.total() > before, what="a refused submission")
+        return
+    said = pair.north.folder / "log.txt"
+    size = said.stat().st_size
+    wait_until(lambda: b" waits " in said.read_bytes()[size:], what="a job that waits for its peer")
+
+
+def check_fed(pair: Pair, feeder: Feeder) -> None:
+    """The books; then the jobs go, so that the next test has books of its own."""
+    everything = {line["job"] for line in lines_of(pair.north) if line["act"] == "job_finished"}
+    check_books(pair, feeder)
+    with pair.client() as client:
+        for job_id in feeder.accepted.values():
+            client.delete(job_id)
+    assert everything

@@ -1,0 +1,209 @@
+"""kill -9 at every step and at random: what was accepted is finished once, and a node is back within seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from ddib_fed.errors import JobNotFound
+from ddib_fed.wire.jobs import Settings
+from tests.chaos import failpoints
+from tests.chaos.load import (
+    ITEMS,
+    RECOVERY_S,
+    STUB_TARGET,
+    TARGET,
+    Feeder,
+    check_books,
+    check_disk,
+    gone,
+    points,
+    restart,
+    stub_pair,
+)
+from tests.e2e.harness import Node, Pair
+from tests.e2e.processes import PLANT
+from tests.node.tiny_nodes import npy
+
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs"), pytest.mark.timeout(7_200)]
+
+
+class Planted:
+    """A pair whose nodes die at a point when it is armed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pair = stub_pair(folder)
+        self.took: list[float] = []
+        self._armed = {
+            node.role: folder / f"{node.role}.point" for node in (self.pair.north, self.pair.south)
+        }
+        for node in (self.pair.north, self.pair.south):
+            node.environment = {
+                PLANT: failpoints.PLANTED,
+                failpoints.FILE: str(self._armed[node.role]),
+            }
+        self.pair.start()
+
+    def arm(self, node: Node, point: str) -> None:
+        self._armed[node.role].write_text(point)
+
+    def disarm(self, node: Node) -> None:
+        self._armed[node.role].unlink()
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
+    made = Planted(tmp_path_factory.mktemp("planted"))
+    try:
+        yield made
+    finally:
+        made.pair.stop()
+
+
+class Errand:
+    """One client's whole way with one job, on a thread: submit, fetch, acknowledge, delete."""
+
+    def __init__(self, pair: Pair, number: int) -> None:
+        self.job_id = ""
+        self.problem: BaseException | None = None
+        self._pair, self._number = pair, number
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._go()
+        except BaseException as error:  # noqa: BLE001 - raised again by `end`
+            self.problem = error
+
+    def _go(self) -> None:
+        files = [npy(40, ITEMS * self._number + item) for item in range(ITEMS)]
+        with self._pair.client() as client:
+            self.job_id = client.submit(files, STUB_TARGET, Settings(evaluations=4)).job_id
+            results = list(client.results(self.job_id))
+            assert sorted(result.item for result in results) == list(range(ITEMS))
+            assert client.get(self.job_id).state == "FINISHED"
+            # The tiny network's translation of a point is the point: a result is known beforehand.
+            sent = {n: hashlib.sha256(file).digest() for n, file in enumerate(files)}
+            assert {r.item: r.translation.sha256 for r in results} == sent
+            left = client.acknowledge(self.job_id, [(r.item, r.translation.sha256) for r in results])
+            assert left == 0
+            client.delete(self.job_id)
+            with pytest.raises(JobNotFound):
+                client.get(self.job_id)
+
+    def end(self) -> None:
+        self._thread.join(120)
+        assert not self._thread.is_alive()
+        if self.problem is not None:
+            raise self.problem
+
+
+POINTS = [*failpoints.SOURCE_POINTS, *failpoints.TARGET_POINTS]
+
+
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.replace(" ", "-"))
+def test_a_node_killed_at_any_step_loses_nothing(planted: Planted, point: str) -> None:
+    """kill -9 at a named step of source or target, restart: the client has each result once and the node no trace."""
+    pair = planted.pair
+    node = pair.north if point in failpoints.SOURCE_POINTS else pair.south
+    planted.arm(node, point)
+    errand = Errand(pair, POINTS.index(point))
+    assert gone(node) == -9
+    planted.disarm(node)
+    planted.took.append(restart(node))
+    errand.end()
+    check_disk(pair, set())
+    assert not list(pair.north.config.paths.spool.rglob("*"))
+
+
+def test_a_killed_node_is_back_within_seconds(planted: Planted, evidence) -> None:
+    """After each of those kills it served again, with its jobs, within 3 s of its own CPU (imports not counted)."""
+    took = planted.took or [restart_of(planted)]
+    evidence.figure(f"median {median(took):.2f}, longest {max(took):.2f} s of CPU over {len(took)} restarts")
+    assert max(took) < RECOVERY_S
+
+
+def restart_of(planted: Planted) -> float:
+    """One more, for a run of this test alone."""
+    planted.pair.north.kill()
+    return restart(planted.pair.north)
+
+
+def test_every_point_is_one_that_the_nodes_pass(planted: Planted) -> None:
+    """The wheel's code has no such points: each is a method that exists anyway."""
+    for owner, method, _ in (failpoints.SOURCE_POINTS | failpoints.TARGET_POINTS).values():
+        assert callable(getattr(owner(), method))
+
+
+def killed_at_random(pair: Pair, feeder: Feeder, kills: int, longest_s: float, seed: int) -> list[float]:
+    """Kill either node so often, at random moments; the CPU seconds of each restart that was waited for."""
+    chance = random.Random(seed)
+    took = []
+    for _ in range(kills):
+        node = chance.choice((pair.north, pair.north, pair.south))
+        threading.Event().wait(chance.uniform(0.0, longest_s))
+        node.kill()
+        # Now and then the node is killed again while it starts.
+        if chance.random() < 0.15:
+            node.start(wait=False)
+            continue
+        took.append(restart(node))
+    feeder.stop()
+    for node in (pair.north, pair.south):
+        node.wait_serving()
+    feeder.settle()
+    return took
+
+
+def test_random_kills_with_a_stub_engine(tmp_path: Path, amount, evidence) -> None:
+    """kill -9 of either node at random moments while a client submits: every accepted job is finished once."""
+    kills = amount(5, 1_000)
+    pair = stub_pair(tmp_path)
+    for node in (pair.north, pair.south):  # a backlog of hundreds of short jobs is part of it
+        node.edit("# max_open_jobs = 64", "max_open_jobs = 1000")
+    pair.start()
+    feeder = Feeder(pair)
+    try:
+        took = killed_at_random(pair, feeder, kills, 0.6, seed=1)
+        check_books(pair, feeder)
+        assert max(took) < RECOVERY_S
+        evidence.cases(kills)
+        evidence.figure(
+            f"{len(feeder.accepted)} accepted jobs in {feeder.tries} tries, 0 lost, 0 twice; recovery: median "
+            f"{median(took):.2f}, longest {max(took):.2f} s of CPU"
+        )
+    finally:
+        feeder.stop()
+        pair.stop()
+
+
+def test_random_kills_with_the_real_engine(tmp_path: Path, amount, evidence) -> None:
+    """The same with the shipped models, so that most kills fall into the middle of a computation."""
+    kills = amount(1, 50)
+    pair = Pair.create(tmp_path).start()
+    feeder = Feeder(
+        pair,
+        target=TARGET,
+        files=lambda number: [points(number, item) for item in range(ITEMS)],
+        settings=Settings(evaluations=96),
+        pause_s=1.0,
+    )
+    try:
+        took = killed_at_random(pair, feeder, kills, 3.0, seed=2)
+        check_books(pair, feeder)
+        assert max(took, default=0.0) < RECOVERY_S
+        evidence.cases(kills)
+        longest = max(took, default=0.0)
+        evidence.figure(
+            f"{len(feeder.accepted)} accepted jobs, 0 lost, 0 twice; longest recovery {longest:.2f} s of CPU"
+        )
+    finally:
+        feeder.stop()
+        pair.stop()

@@ -1,0 +1,267 @@
+"""Certificates of every node and client are renewed under load, and a root is replaced: no call fails."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from ddib_fed.client.client import Client
+from ddib_fed.client.profile import Profile
+from ddib_fed.errors import DdibError
+from ddib_fed.trust import pki
+from ddib_fed.trust.certificates import fingerprint, parse_certificates
+from ddib_fed.wire.jobs import Settings
+from tests.chaos import short_lives
+from tests.chaos.load import lines_of
+from tests.e2e.harness import Node, admit, ddib, wait_until
+from tests.e2e.processes import PLANT
+from tests.node.tiny_nodes import npy, save_model
+
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("rotation"), pytest.mark.timeout(1_800)]
+
+SHORT_LIFE_S, SHORT_RUN_S = 15.0, 25.0
+LONG_LIFE_S, LONG_RUN_S = 60.0, 600.0
+COMMAND = (
+    "import os, pathlib, sys, datetime\n"
+    "from ddib_fed.trust import pki\n"
+    "authority = pki.load_authority(pathlib.Path(sys.argv[1]))\n"
+    "life = datetime.timedelta(seconds=float(sys.argv[2]))\n"
+    "folder = pathlib.Path(os.environ['DDIB_PKI_FOLDER'])\n"
+    "pki.issue_to_folder(authority, folder, 'node', 'node-1', lifetime=life)\n"
+)
+
+
+class Rotating:
+    """North with its own root; south's target renews through south's issuer, west's by a command.
+
+    Args:
+        folder: Of everything.
+        life_s: Of every certificate.
+    """
+
+    def __init__(self, folder: Path, life_s: float) -> None:
+        self.life_s = life_s
+        self.folder = folder
+        self.north = self._node("north", "source", "north.example")
+        self.issuer = self._node("south-issuer", "target", "south.example")
+        self.south = self._node("south", "target", "south.example", name="node-2")
+        self.west = self._node("west", "target", "west.example")
+        self._enrol_south()
+        self._command_west()
+        for target in (self.south, self.west):
+            admit(self.north, target)
+            admit(target, self.north)
+        ddib(
+            "init",
+            "client",
+            "--node-config",
+            self.north.config_path,
+            "--name",
+            "alice",
+            "--out",
+            folder / "alice",
+        )
+        for node in self.nodes:
+            self._live_shortly(node)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return (self.north, self.issuer, self.south, self.west)
+
+    @property
+    def profile(self) -> Path:
+        return self.folder / "alice" / "client.toml"
+
+    def _node(self, name: str, role: str, institution: str, **changes: str) -> Node:
+        node = Node.create(self.folder / name, role, institution, "moons", pretrained=False)
+        for key, value in changes.items():
+            node.edit(f'{key} = "node-1"', f'{key} = "{value}"')
+        save_model(node.config)
+        return node
+
+    def _enrol_south(self) -> None:
+        """south's node-2 has no root of its own: its request is signed by the issuer, where it renews from now on."""
+        folder = self.south.config.paths.pki
+        for file in folder.iterdir():
+            file.unlink()
+        request, answer = self.folder / "node-2.csr", self.folder / "node-2.pem"
+        ddib("pki", "request", "--config", self.south.config_path, "--out", request)
+        ddib("pki", "issue", request, "--yes", "--config", self.issuer.config_path, "--out", answer)
+        ddib("pki", "install", answer, "--config", self.south.config_path)
+        self.south.edit(
+            '# issuer = "node-1@issuer.north.example:7443"', f'issuer = "node-1@localhost:{self.issuer.port}"'
+        )
+
+    def _command_west(self) -> None:
+        """West's root lies elsewhere, and a program signs with it."""
+        root = self.folder / "west-root"
+        root.mkdir(mode=0o700)
+        folder = self.west.config.paths.pki
+        for name in ("ca.key", "ca.pem"):
+            (folder / name).rename(root / name)
+        words = [sys.executable, "-c", COMMAND, str(root), str(self.life_s)]
+        text = ", ".join(json.dumps(word) for word in words)
+        self.west.edit('# renew_command = ["/usr/local/bin/renew"]', f"renew_command = [{text}]")
+
+    def _live_shortly(self, node: Node) -> None:
+        if self.life_s >= LONG_LIFE_S:
+            node.edit("# node_life_s = 86400.0", f"node_life_s = {self.life_s}")
+            node.edit("# client_life_s = 2592000.0", f"client_life_s = {self.life_s}")
+        else:
+            node.environment = {PLANT: short_lives.PLANTED, short_lives.LIFE: str(self.life_s)}
+
+    def start(self) -> None:
+        """Start every node; those that issue for themselves, and the client, with certificates that live shortly."""
+        self.issuer.start()  # where south renews as soon as it is there
+        for node, root in (
+            (self.north, self.north.config.paths.pki),
+            (self.issuer, self.issuer.config.paths.pki),
+            (self.west, self.folder / "west-root"),
+        ):
+            self._issue(root, node.config.paths.pki, "node", "node-1")
+        for node in (self.south, self.west, self.north):
+            node.start(wait=False)
+        for node in self.nodes:
+            node.wait_serving()
+        self._issue(self.north.config.paths.pki, self.folder / "alice" / "pki", "client", "alice")
+
+    def _issue(self, root: Path, folder: Path, kind: Literal["node", "client"], name: str) -> None:
+        life = timedelta(seconds=self.life_s)
+        pki.issue_to_folder(pki.load_authority(root), folder, kind, name, lifetime=life)
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.stop()
+
+
+class Load:
+    """A client that translates one file after another to both targets; every error of a call counts."""
+
+    def __init__(self, profile: Path) -> None:
+        self.calls = 0
+        self.failed: list[str] = []
+        self.waits: list[str] = []
+        self._profile = profile
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with Client(
+            Profile.load(self._profile), on_wait=lambda error, _s: self.waits.append(error.reason)
+        ) as client:
+            while not self._stop.is_set():
+                target = ("south.example/moons", "west.example/moons")[self.calls % 2]
+                try:
+                    client.translate([npy(40, self.calls)] * 2, target, Settings(evaluations=4))
+                except DdibError as error:
+                    self.failed.append(f"{error.reason}: {error.detail}")
+                self.calls += 1
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def rotating(tmp_path: Path, amount) -> Iterator[Rotating]:
+    made = Rotating(tmp_path, float(amount(int(SHORT_LIFE_S), int(LONG_LIFE_S))))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def leaves(rotating: Rotating) -> dict[str, str]:
+    """The fingerprint of each leaf that there is now."""
+    folders = {node.folder.name: node.config.paths.pki for node in rotating.nodes}
+    folders["alice"] = rotating.folder / "alice" / "pki"
+    found = {}
+    for name, folder in folders.items():
+        with contextlib.suppress(OSError, DdibError):  # being exchanged
+            found[name] = fingerprint(parse_certificates((folder / "leaf.pem").read_bytes(), name)[0])
+    return found
+
+
+def roll_over(rotating: Rotating, step: str) -> None:
+    """A step of north's new root, as the operators type it; after the first the peers get both roots."""
+    ddib("pki", "init", "--roll-over", step, "--config", rotating.north.config_path)
+    if step == "switch":
+        return
+    file = rotating.folder / f"north-{step}.peer"
+    shown = ddib("peer", "export", "--config", rotating.north.config_path, "--out", file)
+    prints = [word for word in shown.split() if word.startswith("SHA256:")]
+    for target in (rotating.south, rotating.west):
+        options = [part for text in prints for part in ("--fingerprint", text)]
+        ddib("peer", "add", file, "--replace", "--config", target.config_path, *options)
+
+
+def test_certificates_and_a_root_are_replaced_under_load(rotating: Rotating, amount, evidence) -> None:
+    """Own root, issuer and command, servers and clients, and a new root, under load: no call of the client fails."""
+    run_s = float(amount(int(SHORT_RUN_S), int(LONG_RUN_S)))
+    seen: dict[str, set[str]] = {}
+    load, begun = Load(rotating.profile), time.monotonic()
+    steps = {0.2: "start", 0.4: "switch", 0.85: "finish"}
+    try:
+        pause = threading.Event()
+        while (part := (time.monotonic() - begun) / run_s) < 1.0:
+            for due in [due for due in steps if due <= part]:
+                roll_over(rotating, steps.pop(due))
+            for name, leaf in leaves(rotating).items():
+                seen.setdefault(name, set()).add(leaf)
+            pause.wait(0.2)
+    finally:
+        load.stop()
+    assert load.failed == []
+    assert load.calls > 10
+    assert not steps
+    renewals = {name: len(found) - 1 for name, found in seen.items()}
+    assert min(renewals.values()) >= 1, renewals
+    assert not [line for line in lines_of(rotating.north) if line["act"] == "job_failed"]
+    evidence.cases(load.calls, len(load.failed))
+    evidence.figure(
+        f"{load.calls} translations in {run_s:.0f} s with lives of {rotating.life_s:.0f} s, 0 failed; "
+        f"{len(load.waits)} calls were tried again; renewals {renewals}"
+    )
+
+
+@pytest.mark.parametrize("way", ["own root", "command"])
+def test_a_node_that_was_off_for_a_week_comes_back_by_itself(tmp_path: Path, way: str) -> None:
+    """Its certificate expired long ago; it starts, renews it and serves."""
+    rotating = Rotating(tmp_path, LONG_LIFE_S)
+    node = rotating.north if way == "own root" else rotating.west
+    root = node.config.paths.pki if way == "own root" else tmp_path / "west-root"
+    week = datetime.now(UTC) - timedelta(days=8)
+    old = pki.issue_to_folder(pki.load_authority(root), node.config.paths.pki, "node", "node-1", now=week)
+    try:
+        node.start()
+        assert pki.load_identity(node.config.paths.pki).cert_chain_pem != old.cert_chain_pem
+        assert "renewed the certificate" in node.log()
+    finally:
+        node.stop()
+
+
+def test_a_running_node_replaces_what_expired_while_it_slept(tmp_path: Path) -> None:
+    """A machine that was suspended for a week: the certificate expired under the running node."""
+    rotating = Rotating(tmp_path, LONG_LIFE_S)
+    node = rotating.north
+    try:
+        node.start()
+        folder = node.config.paths.pki
+        week = datetime.now(UTC) - timedelta(days=8)
+        pki.issue_to_folder(pki.load_authority(folder), folder, "node", "node-1", now=week)
+        wait_until(
+            lambda: pki.load_identity(folder).not_after > datetime.now(UTC), seconds=30, what="a renewal"
+        )
+    finally:
+        node.stop()

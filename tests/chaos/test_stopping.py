@@ -1,0 +1,74 @@
+"""Nodes that are stopped under load, and clocks that are wrong: nothing accepted is lost."""
+
+from __future__ import annotations
+
+import random
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.trust import pki
+from tests.chaos.load import Feeder, check_books, restart, stub_pair
+from tests.e2e.harness import Node, Pair, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs"), pytest.mark.timeout(3_600)]
+
+HOUR = timedelta(hours=1)
+
+
+def test_sigterm_under_load(tmp_path: Path, amount, evidence) -> None:
+    """SIGTERM to either node while a client submits: it exits with 0, and every accepted job is finished once."""
+    pair = stub_pair(tmp_path).start()
+    feeder, chance, stops = Feeder(pair), random.Random(3), amount(2, 50)
+    try:
+        for number in range(stops):
+            threading.Event().wait(chance.uniform(0.0, 0.6))
+            node = (pair.north, pair.south)[number % 2]
+            assert node.terminate() == 0, node.log()
+            restart(node)
+        feeder.stop()
+        feeder.settle()
+        check_books(pair, feeder)
+        evidence.cases(stops)
+        evidence.figure(f"{len(feeder.accepted)} accepted jobs, 0 lost, 0 twice")
+    finally:
+        feeder.stop()
+        pair.stop()
+
+
+@pytest.mark.parametrize("where", ["north", "south"])
+@pytest.mark.parametrize("ahead", [HOUR, -HOUR, -25 * HOUR], ids=["fast", "slow", "expired"])
+def test_a_certificate_of_a_wrong_clock_ends_no_job(
+    tmp_path: Path, where: str, ahead: timedelta, evidence
+) -> None:
+    """Not valid for an hour yet, an hour old, or expired for an hour: the node replaces it by itself."""
+    pair: Pair = stub_pair(tmp_path).start()
+    node: Node = getattr(pair, where)
+    feeder = Feeder(pair)
+    try:
+        wait_until(lambda: len(feeder.accepted) > 1, what="jobs before")
+        wrong = issued(node, ahead)
+        # Connections of before go on; new ones meet the certificate.
+        other = pair.north if where == "south" else pair.south
+        other.kill()
+        restart(other)
+        fed = len(feeder.accepted)
+        wait_until(lambda: len(feeder.accepted) > fed + 1, what="jobs with a good certificate")
+        feeder.stop()
+        feeder.settle()
+        check_books(pair, feeder)
+        assert ahead == -HOUR or pki.load_identity(node.config.paths.pki).cert_chain_pem != wrong
+        evidence.figure(f"{len(feeder.accepted)} accepted jobs, 0 lost")
+    finally:
+        feeder.stop()
+        pair.stop()
+
+
+def issued(node: Node, ahead: timedelta) -> bytes:
+    """The node's certificate as a clock makes it that is wrong by so much."""
+    folder, moment = node.config.paths.pki, datetime.now(UTC) + ahead
+    return pki.issue_to_folder(
+        pki.load_authority(folder), folder, "node", "node-1", now=moment
+    ).cert_chain_pem

@@ -1,0 +1,80 @@
+"""`ddib peer suspend` between two running nodes: streams end at once, accepted jobs wait, new ones are refused."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.client.client import Client
+from ddib_fed.errors import PeerSuspended
+from ddib_fed.node.admin import AdminClient
+from ddib_fed.wire.jobs import Settings
+from tests.chaos.load import STUB_TARGET, check_disk, restart, stub_pair
+from tests.e2e.harness import Node, Pair, ddib, wait_until
+from tests.e2e.operation.test_durability import first_progress
+from tests.node.tiny_nodes import npy
+
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("rotation"), pytest.mark.timeout(300)]
+
+ENDS_WITHIN_S = 1.0
+
+
+@pytest.mark.parametrize(("where", "other"), [("south", "north.example"), ("north", "south.example")])
+def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
+    tmp_path: Path, where: str, other: str, evidence
+) -> None:
+    """At the target or at the source; both say so, also after a restart, and the job is finished once afterwards."""
+    pair = stub_pair(tmp_path).start()
+    node: Node = getattr(pair, where)
+    try:
+        with pair.client() as client:
+            job = client.submit([npy(20_000)], STUB_TARGET, Settings(evaluations=1_000))
+            first_progress(client, job.job_id, "decode")
+            assert AdminClient(pair.south.config).status().jobs["decoding"] == 1
+            begun = time.monotonic()
+            said = ddib("peer", "suspend", other, "--reason", "audit", "--config", node.config_path)
+            wait_until(
+                lambda: AdminClient(pair.south.config).status().jobs["decoding"] == 0,
+                seconds=20,
+                what="the end",
+            )
+            took = time.monotonic() - begun
+            assert "the running node obeys" in said
+            assert waits(client, job.job_id)
+            refused(pair, client)
+            assert "suspended" in ddib("peer", "list", "--config", node.config_path)
+            assert "suspended since" in ddib("status", "--config", node.config_path)
+            node.kill()
+            restart(node)
+            refused(pair, client)
+            ddib("peer", "resume", other, "--config", node.config_path)
+            for _ in client.watch(job.job_id):
+                pass
+            assert client.get(job.job_id).state == "FINISHED"
+            assert len(list(client.fetch(job.job_id))) == 1
+        check_disk(pair, {job.request_id})
+        evidence.figure(f"the stream ended {took:.2f} s after the command began")
+        assert took < ENDS_WITHIN_S
+    finally:
+        pair.stop()
+
+
+def waits(client: Client, job_id: str) -> bool:
+    """Whether the job is put back before it ends, with a reason that the client reads.
+
+    The stream may have broken off for the first try: only the second learns why.
+    """
+    return any(event.stage == "wait" and event.reason == "PEER_SUSPENDED" for event in client.watch(job_id))
+
+
+def refused(pair: Pair, client: Client) -> None:
+    """A new job is refused at once, with the reason and whose node suspended whom; the list of domains says so too."""
+    wait_until(
+        lambda: [each.status for each in client.domains().targets] == ["PEER_SUSPENDED"],
+        what="nodes that talk to each other",
+    )
+    with pair.client(patience_s=0) as hasty, pytest.raises(PeerSuspended) as error:
+        hasty.submit([npy(5)], STUB_TARGET)
+    assert set(error.value.facts) == {"peer", "by"}

@@ -1,0 +1,76 @@
+"""An issuing node, and nodes that renew there."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+
+from ddib_fed.node.certificates.issuer import IdentityServicer
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.policy import Policy
+from ddib_fed.node.template import render_node_toml
+from ddib_fed.server.interceptors import AuthInterceptor, ErrorInterceptor
+from ddib_fed.trust import pki, tls
+from ddib_fed.trust.audit.log import AuditLog
+from ddib_fed.trust.enrolment import install, make_request, read_request, sign_request
+from ddib_fed.trust.identity import Identity
+from ddib_fed.trust.peers.store import PeerStore
+from ddib_fed.v1 import identity_pb2_grpc
+
+NOW = datetime.now(UTC)
+HOUR = timedelta(hours=1)
+
+
+def configured(folder: Path, name: str = "node-1", extra: str = "") -> NodeConfig:
+    """A node.toml of north in `folder`, with `extra` in its table [identity]."""
+    folder.mkdir(exist_ok=True)
+    text = render_node_toml(
+        institution="north.example",
+        name=name,
+        roles=("source",),
+        domain="moons",
+        listen="127.0.0.1:0",
+        address="127.0.0.1:7443",
+    )
+    (folder / "node.toml").write_text(text.replace("\n[http]", f"{extra}\n[http]"))  # the end of [identity]
+    return NodeConfig.load(folder / "node.toml")
+
+
+class Server:
+    """The issuer's IdentityService on loopback."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.on_renewal = lambda: None
+        peers = PeerStore(config.paths.peers, own_institution="north.example", pki_folder=config.paths.pki)
+        policy = Policy(institution="north.example", roles=("source",), issuer=True)
+        interceptors = (ErrorInterceptor("north.example"), AuthInterceptor(peers, policy))
+        self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
+        self.servicer = IdentityServicer(config, AuditLog(config.paths.audit), clock=self._clock)
+        identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
+        self.credentials = tls.server_credentials(config.paths.pki, peers)
+        self.port = self.grpc.add_secure_port("127.0.0.1:0", self.credentials.grpc)
+        self.grpc.start()
+
+    def _clock(self) -> datetime:
+        self.on_renewal()
+        return datetime.now(UTC)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+def enrolled(issuer: NodeConfig, folder: Path, identity: Identity, *, now: datetime | None = None) -> None:
+    """A certificate in a folder that does not issue."""
+    authority = pki.load_authority(issuer.paths.pki)
+    request = read_request(make_request(folder, identity))
+    install(folder, sign_request(authority, request, (authority.certificate,), now=now), now=now)
+
+
+def second_node(issuer: NodeConfig, tmp_path: Path, extra: str, *, age: timedelta) -> NodeConfig:
+    config = configured(tmp_path / "two", "node-2", extra)
+    enrolled(issuer, config.paths.pki, Identity("north.example", "node", "node-2"), now=NOW - age)
+    return config

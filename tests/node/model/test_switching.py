@@ -1,0 +1,200 @@
+"""A node serves another model without a restart; what began with the one before ends on it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.errors import BundleInvalid, ConfigError, ModelNotFound, StateConflict
+from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.networks.mlp import ResidualMLP
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.model import library
+from ddib_fed.node.model.hosted import load_hosted, open_engine
+from ddib_fed.node.switching import Models
+from ddib_fed.trust.signed_bundles import sign_bundle
+from tests.node.tiny_nodes import (
+    NETWORK,
+    make_config,
+    make_context,
+    make_institution,
+    manifest,
+    save_model,
+    state,
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> NodeConfig:
+    made = make_config(tmp_path / "north", "north.example", "source")
+    save_model(made)
+    return made
+
+
+def other_bundle(folder: Path, answer: float = 0.0, **changes) -> Path:
+    save_bundle(folder, manifest("other", **changes), state(answer))
+    return folder
+
+
+class Role:
+    """A role whose accepted work began with these models."""
+
+    def __init__(self) -> None:
+        self.needed: set[str] = set()
+
+    def models_needed(self) -> set[str]:
+        return self.needed
+
+
+@pytest.fixture
+def models(config: NodeConfig):
+    node = make_context(config, make_institution(config.folder, "north.example"), open_engine(config))
+    role = Role()
+    made = Models(node, [role])
+    made.node, made.role = node, role
+    yield made
+    made.close()
+
+
+def test_an_installed_model_is_a_verified_private_copy(config: NodeConfig, tmp_path: Path) -> None:
+    """Under its digest; the same again is no error, and the source may go."""
+    bundle = other_bundle(tmp_path / "new")
+    digest = library.install(config, bundle)
+    assert library.install(config, bundle) == digest
+    shutil.rmtree(bundle)
+    place = library.place_of(config, digest[:12])
+    assert load_bundle(place).digest == digest
+    assert library.installed(config) == [digest]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in place.iterdir())
+
+
+def test_what_the_node_could_not_serve_is_not_installed(config: NodeConfig, tmp_path: Path) -> None:
+    """Damaged, of another domain, or no bundle at all."""
+    damaged = other_bundle(tmp_path / "damaged")
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleInvalid):
+        library.install(config, damaged)
+    with pytest.raises(ConfigError, match="relief"):
+        library.install(config, other_bundle(tmp_path / "relief", domain="relief"))
+    with pytest.raises(ModelNotFound):
+        library.install(config, tmp_path / "nowhere")
+    assert library.installed(config) == []
+
+
+def test_the_choice_is_served_from_the_next_start_and_taken_back(config: NodeConfig, tmp_path: Path) -> None:
+    """On the disk; a rollback goes to the model of before, and a second one forward again."""
+    first = load_hosted(config).digest
+    second = library.install(config, other_bundle(tmp_path / "new"))
+    library.choose(config, second)
+    assert load_hosted(config).digest == second
+    library.choose(config, library.previous(config))
+    assert load_hosted(config).digest == first
+    assert library.previous(config) == second
+
+
+def test_a_model_that_is_put_in_place_by_hand_is_the_later_choice(config: NodeConfig, tmp_path: Path) -> None:
+    """`train` wrote another bundle to [model] bundle: that one is served."""
+    library.choose(config, library.install(config, other_bundle(tmp_path / "new")))
+    shutil.rmtree(config.paths.bundle)
+    trained = save_bundle(config.paths.bundle, manifest("trained"), state()).digest
+    assert load_hosted(config).digest == trained
+    with pytest.raises(StateConflict):
+        library.previous(config)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format_version": 1}', b'{"active": "../../x"}'])
+def test_a_damaged_choice_is_named(config: NodeConfig, content: bytes) -> None:
+    """Rather no start than another model than the operator chose."""
+    config.paths.model_choice.parent.mkdir(exist_ok=True)
+    config.paths.model_choice.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"model\.json"):
+        load_hosted(config)
+
+
+def test_a_name_that_is_no_digest_leads_nowhere(config: NodeConfig) -> None:
+    """Nor does the beginning of none."""
+    for name in ("", "..", "0" * 64, "zz"):
+        with pytest.raises(ModelNotFound):
+            library.place_of(config, name)
+
+
+def test_work_that_began_keeps_its_model(models: Models, config: NodeConfig, tmp_path: Path) -> None:
+    """While it runs, and until accepted work no longer needs it; then it is closed."""
+    first = models.node.active_digest
+    second = library.install(config, other_bundle(tmp_path / "new"))
+    with models.node.serving(first) as began:
+        assert models.activate(second) == first
+        assert models.node.active_digest == models.node.side().model_sha256.hex() == second
+        assert began.active_digest == began.side().model_sha256.hex() == first
+        models.retire()
+        assert models.node.is_warm(first)
+    models.role.needed = {first}
+    models.retire()
+    assert models.node.is_warm(first)
+    models.role.needed = set()
+    models.retire()
+    assert not models.node.is_warm(first)
+    with pytest.raises(ModelNotFound), models.node.serving(first):
+        pass
+    assert models.activate(first) == second
+    assert b'"act":"model_activated"' in config.paths.audit.read_bytes()
+
+
+def test_a_model_of_other_samples_is_not_switched_to(
+    models: Models, config: NodeConfig, tmp_path: Path
+) -> None:
+    """Accepted jobs were checked for the one before; nothing has changed, on the disk neither."""
+    first = models.node.active_digest
+    weights = ResidualMLP(dim=3, width=16, blocks=1, embedding=16, features=8).state_dict()
+    network = NETWORK.model_copy(update={"dim": 3})
+    save_bundle(tmp_path / "wide", manifest("wide", sample_shape=(3,), network=network), weights)
+    wide = library.install(config, tmp_path / "wide")
+    with pytest.raises(StateConflict, match="shape"):
+        models.activate(wide)
+    assert (models.node.active_digest, library.active_digest(config)) == (first, first)
+    assert not models.node.is_warm(wide)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_one_before(
+    models: Models, config: NodeConfig, tmp_path: Path
+) -> None:
+    """Its file was damaged since it was installed."""
+    first = models.node.active_digest
+    second = library.install(config, other_bundle(tmp_path / "new"))
+    weights = library.place_of(config, second) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleInvalid):
+        models.activate(second)
+    assert (models.node.active_digest, library.active_digest(config)) == (first, first)
+
+
+def test_a_start_loads_what_accepted_jobs_began_with(
+    models: Models, config: NodeConfig, tmp_path: Path
+) -> None:
+    """If it is still installed."""
+    second = library.install(config, other_bundle(tmp_path / "new"))
+    models.role.needed = {second, "0" * 64}
+    models.load_needed()
+    assert models.node.is_warm(second)
+    assert models.node.active_digest != second
+
+
+def test_a_node_can_demand_that_its_institution_has_signed(config: NodeConfig, tmp_path: Path) -> None:
+    """Neither served nor installed otherwise."""
+    institution = make_institution(config.folder, "north.example")
+    text = config.path.read_text().replace("# signed = false", "signed = true")
+    config.path.write_text(text)
+    strict = NodeConfig.load(config.path)
+    bundle = other_bundle(tmp_path / "new")
+    with pytest.raises(BundleInvalid, match="not signed"):
+        load_hosted(strict)
+    with pytest.raises(BundleInvalid, match="not signed"):
+        library.install(strict, bundle)
+    for folder in (bundle, strict.paths.bundle):
+        sign_bundle(folder, institution.authority)
+    load_hosted(strict)
+    library.choose(strict, library.install(strict, bundle))
+    assert load_hosted(strict).manifest.name == "other"
