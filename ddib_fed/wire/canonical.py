@@ -1,7 +1,7 @@
 """Canonical JSON (RFC 8785, JSON Canonicalization Scheme) of the data that both parties hash.
 
-Only objects, arrays, printable ASCII strings, booleans, integers below 2^53 and finite doubles occur: a second implementation
-cannot write any of them differently by mistake.
+Only objects, arrays, printable ASCII strings, booleans, integers below 2^53 and finite doubles occur: a second
+implementation cannot write any of them differently by mistake.
 """
 
 from __future__ import annotations
