@@ -109,11 +109,9 @@ def _latent(whole: Whole, contract: Contract) -> Latent:
 
 def control_of(context: grpc.ServicerContext) -> Control:
     """Ends the work when the call ends: cancelled, disconnected, or past its deadline."""
-    remaining = context.time_remaining()
-    if (
-        remaining is not None and remaining > threading.TIMEOUT_MAX
-    ):  # what gRPC says of a call without a deadline
-        remaining = None
+    remaining: float | None = context.time_remaining()
+    if remaining is not None and remaining > threading.TIMEOUT_MAX:
+        remaining = None  # gRPC's number for a call without a deadline
     control = Control(None if remaining is None else time.monotonic() + remaining)
     if not context.add_callback(control.cancel):
         control.cancel()

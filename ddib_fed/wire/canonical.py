@@ -1,7 +1,7 @@
 """Canonical JSON (RFC 8785, JSON Canonicalization Scheme) of the data that both parties hash.
 
-Only objects, arrays, printable ASCII strings, integers below 2^53 and finite doubles occur: a second implementation
-cannot write any of them differently by mistake.
+Only objects, arrays, printable ASCII strings, booleans, integers below 2^53 and finite doubles occur: a second
+implementation cannot write any of them differently by mistake.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import rfc8785
 MAX_SAFE_INTEGER = 2**53 - 1
 """Largest integer that every JSON implementation keeps exactly."""
 
-Value = Mapping[str, "Value"] | Sequence["Value"] | str | int | float
+Value = Mapping[str, "Value"] | Sequence["Value"] | str | bool | int | float
 
 
 def canonical_json(value: Value) -> bytes:
@@ -33,7 +33,7 @@ def _narrowed(value: Value) -> Any:
         if not (value.isascii() and value.isprintable()):
             raise ValueError("only printable ASCII is hashed")
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):
         return {_narrowed(key): _narrowed(value[key]) for key in value}

@@ -19,6 +19,7 @@ from ddib_fed.errors import MessageInvalid, QueueFull, QuotaSpent
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import parse_npy
 from ddib_fed.trust import tls
+from ddib_fed.trust.audit.receipts import Exchanged
 from ddib_fed.wire.latent import approve
 from source_node.jobs.store import JobStore
 from source_node.remote import Remotes
@@ -218,6 +219,8 @@ def test_a_source_that_computes_for_long_between_two_latents_is_not_idle(institu
     remote = remotes.get("south.example")
     contract = remote.negotiate(side("north.example", "moons"), "checkerboards", Control())
 
+    receipts: list[Exchanged] = []
+
     def slowly() -> Iterator[ToDecode]:
         for number in range(3):
             if number:
@@ -235,10 +238,12 @@ def test_a_source_that_computes_for_long_between_two_latents_is_not_idle(institu
             approve(each.latent, contract, each.statistics, item=each.number) for each in latents
         ],
         batch_rows=64,
+        receipt=receipts.append,
         idle_s=0.3,
     )
     found = list(party.decode_each(slowly(), Leg(SolverSettings(evaluations=8))))
     assert [outcome.number for outcome in found] == [0, 1, 2]
     assert all(isinstance(outcome, Decoded) for outcome in found)
     assert len(target.headers) == 3, "a call for each latent"
+    assert [each.sent_items for each in receipts] == [1, 1, 1]
     remotes.close()

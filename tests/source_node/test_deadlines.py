@@ -43,11 +43,14 @@ def test_a_peer_that_hangs_is_the_last_cause(source, target) -> None:
     assert "last: south.example: target south.example did not answer in time" in said
 
 
-def test_a_quota_is_the_last_cause(source, target) -> None:
-    """The peer asked to come back after the deadline."""
+def test_a_quota_that_is_there_again_too_late_ends_the_job_at_once(source, target) -> None:
+    """The peer asked to come back after the deadline: it is not waited for, and the client sees whose quota it is."""
     target.decodes = [fail(QuotaSpent(retry_after_s=3600))]
-    said = seen_by_the_client(source.start().ended(source.submit(deadline_s=1.5)))
-    assert "last: south.example: the quota is spent (QUOTA)" in said
+    started = time.monotonic()
+    job = source.start().ended(source.submit(deadline_s=30))
+    assert time.monotonic() - started < 20
+    assert "the quota is spent (QUOTA)" in seen_by_the_client(job)
+    assert job.error["institution"] == "south.example"
 
 
 def test_a_node_that_had_no_time_says_that(source) -> None:

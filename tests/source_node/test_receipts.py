@@ -87,7 +87,8 @@ def test_an_end_that_the_contracts_version_does_not_know_is_refused(
     target.spoken = tuple(version for version in SPOKEN if version < TRUST)
     target.decodes = [telling(70)]
     job = source.start().ended(source.submit(*THREE))
-    assert (str(job.state), job.error["reason"]) == ("FAILED", "UNKNOWN_FIELDS")
+    assert (str(job.state), job.error["reason"]) == ("FAILED", "PEER_FAULT")
+    assert job.error["facts"]["answer"] == "UNKNOWN_FIELDS"
 
 
 @pytest.mark.slow

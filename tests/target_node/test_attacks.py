@@ -130,7 +130,7 @@ def test_a_quota_of_evaluations_refuses_what_is_beyond_it(open_target, north) ->
 
 def test_an_item_counts_what_it_costs_to_receive_it(open_target, north) -> None:
     """A point at one evaluation is a line of the audit log as well."""
-    target = open_target(evaluations_per_day=2 * LEAST_EVALUATIONS)
+    target = open_target(evaluations_per_day=2 * LEAST_EVALUATIONS, least_evaluations=1)
     contract = target.negotiate(north)
     with pytest.raises(QuotaSpent) as refused:
         target.decode(

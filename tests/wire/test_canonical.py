@@ -63,7 +63,7 @@ def test_what_implementations_could_write_differently_is_refused(value):
         canonical_json(value)
 
 
-@pytest.mark.parametrize("value", [None, True, b"bytes", object(), [None], {"a": True}])
+@pytest.mark.parametrize("value", [None, b"bytes", object(), [None], {"a": None}])
 def test_other_types_are_refused(value):
     """They have no place in a contract."""
     with pytest.raises(TypeError):

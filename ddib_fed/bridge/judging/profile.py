@@ -48,8 +48,9 @@ ALONE = (
     "patches",
 )
 """Names of the figures of a latent alone."""
-NAMES = (*ALONE, "picture", "picture, coarse", "picture, fine")
-"""Names of all figures; the last need the picture."""
+PAIR_NAMES = ("picture", "picture, coarse", "picture, fine")
+"""Names of the figures that need the picture."""
+NAMES = (*ALONE, *PAIR_NAMES)
 
 
 def profile(latent: Tensor, picture: Tensor | None = None) -> Tensor:

@@ -98,6 +98,19 @@ def test_pseudo_colours_are_like_the_targets() -> None:
     assert np.abs(pseudo.std(axis=0) - true.std(axis=0)).max() < 0.1
 
 
+def test_each_cell_has_its_share_of_pseudo_colours() -> None:
+    """To within one: independent draws of the cells move the margin as much as the noise does."""
+    found = aggregate()
+    shares, cells = cleaned(found), found.cells
+    for seed in range(3):
+        pseudo = drawn(shares, cells, 3000, np.random.default_rng(seed))
+        places = np.floor((pseudo + cells.reach) * (cells.bins / (2 * cells.reach))).astype(int)
+        counted = np.zeros(cells.shape)
+        np.add.at(counted, tuple(places.T), 1)
+        assert np.abs(counted - 3000 * shares).max() <= 1
+        assert np.abs(np.diff(pseudo[:, 0])[:50]).max() > 0.1  # not in the order of the cells
+
+
 def test_own_colours_are_pixels_of_their_pictures() -> None:
     units = pictures(5, 1)
     found = own(units, 7, np.random.default_rng(0))
