@@ -111,7 +111,7 @@ class JobRunner:
         return self._reach.away
 
     def accepted(self, job: Job) -> None:
-        """A job was accepted: it is told at once if it has to wait."""
+        """A job was accepted; its watchers hear at once if it has to wait."""
         if reason := self._reach.reason(job.spec.target_institution):
             self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=reason)
         self.wake()
@@ -323,7 +323,7 @@ class JobRunner:
             self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=error.reason)
 
     def _note_presence(self, job: Job, error: DdibError) -> None:
-        """Note whether the peer answers, as a refusal is; when it does not, all jobs that wait for it are told once."""
+        """Note whether the peer answers, as a refusal is; when it does not, that is published once for all jobs that wait for it."""
         target = job.spec.target_institution
         if not error.hop:
             return

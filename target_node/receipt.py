@@ -55,5 +55,5 @@ class Receipt:
         self.exchanged.anchor = anchor or self.exchanged.anchor
 
     def own_anchor(self) -> common_pb2.AuditHead | None:
-        """What the peer is told: the own log has the lines of its latents by now."""
+        """The end of this log for the peer: it has the lines of the peer's latents by now."""
         return anchor_to_pb(anchor_of(self._node.audit.head), self._contract.version)

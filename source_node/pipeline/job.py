@@ -57,7 +57,7 @@ class Pipeline:
     Args:
         node: This node.
         store: Where the job is.
-        events: Who is told of progress.
+        events: Publishes progress to those who watch.
         remotes: The peers.
         job: As it was taken up.
         control: Cancelling and deadline.

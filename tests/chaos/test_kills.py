@@ -66,7 +66,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
         made.pair.stop()
 
 
-class Errand:
+class Visit:
     """One client's whole way with one job, on a thread: submit, fetch, acknowledge, delete."""
 
     def __init__(self, pair: Pair, number: int) -> None:
@@ -114,11 +114,11 @@ def test_a_node_killed_at_any_step_loses_nothing(planted: Planted, point: str) -
     pair = planted.pair
     node = pair.north if point in failpoints.SOURCE_POINTS else pair.south
     planted.arm(node, point)
-    errand = Errand(pair, POINTS.index(point))
+    visit = Visit(pair, POINTS.index(point))
     assert gone(node) == -9
     planted.disarm(node)
     planted.took.append(restart(node))
-    errand.end()
+    visit.end()
     check_disk(pair, set())
     assert not list(pair.north.config.paths.spool.rglob("*"))
 

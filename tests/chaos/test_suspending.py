@@ -41,7 +41,7 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
                 what="the end",
             )
             took = time.monotonic() - begun
-            assert "the running node obeys" in said
+            assert "the running node has applied it" in said
             assert waits(client, job.job_id)
             refused(pair, client)
             assert "suspended" in ddib("peer", "list", "--config", node.config_path)

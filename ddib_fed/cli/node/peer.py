@@ -262,12 +262,12 @@ def remove(config_path: Path, institution: str) -> None:
 
 
 def _apply(config: NodeConfig, done: str) -> None:
-    """Make the node on this state folder obey the change now, and say so; one that is stopped obeys at its start."""
+    """Apply the change in the running node, and print that it was; a stopped node applies it when it starts."""
     from ddib_fed.node.admin import AdminClient
 
     running = AdminClient(config).reload_if_running() is not None
     say(
-        f"the running node obeys: {done}"
+        f"the running node has applied it: {done}"
         if running
-        else "no node runs on this state now; it obeys from its start"
+        else "no node runs on this state folder now; it is applied when one starts"
     )

@@ -57,5 +57,5 @@ def anchor_values(anchor: Anchor | None) -> dict[str, str | int]:
 
 
 def anchor_of(head: Head) -> Anchor:
-    """What a peer is told of the own log, which must have a line."""
+    """The end of this log as it is sent to a peer; the log must have a line."""
     return Anchor(head.n + 1, head.sha256)

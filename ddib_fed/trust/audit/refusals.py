@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 INTERVAL_S: Final = 60.0
 """The audit log gets one line for the same identity and reason in this time."""
 MAX_KEYS: Final = 256
-"""Identities and reasons that are told apart at a time; further ones share a line for each reason."""
+"""Identities and reasons that are counted apart at a time; further ones share a line for each reason."""
 OTHERS: Final = "(others)"
 """Who is named in that line: an admitted institution can make as many identities as it likes."""
 

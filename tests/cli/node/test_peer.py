@@ -225,10 +225,10 @@ def test_a_removed_peer_is_gone(north: Path, south: Path) -> None:
 
 
 def test_a_peer_is_suspended_and_resumed(north: Path, south: Path) -> None:
-    """The list says since when and why; a node that does not run obeys from its start."""
+    """The list says since when and why; a node that does not run is applied when one starts."""
     run("add", "north.peer", "--fingerprint", exported(north, "north.peer"), "--config", south)
     said = run("suspend", "north.example", "--reason", "contract ended", "--config", south)
-    assert "obeys from its start" in said
+    assert "is applied when one starts" in said
     assert listed(south)[0]["suspended"].endswith(": contract ended")
     assert "north.example is suspended since 20" in run("list", "--config", south)
     assert "already" in run("suspend", "north.example", "--config", south)
