@@ -323,7 +323,7 @@ class JobRunner:
             self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=error.reason)
 
     def _note_presence(self, job: Job, error: DdibError) -> None:
-        """Note whether the peer answers, as a refusal is; when it does not, that is published once for all jobs that wait for it."""
+        """Note whether the peer answers, as a refusal is; that it does not is published once for all jobs for it."""
         target = job.spec.target_institution
         if not error.hop:
             return
