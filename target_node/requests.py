@@ -9,15 +9,22 @@ from collections.abc import Callable, Iterator
 import grpc
 
 from ddib_fed.bridge.control import Control
-from ddib_fed.errors import InputError, MessageInvalid
+from ddib_fed.errors import InputError, MessageInvalid, PolicyDenied, SettingsInvalid, UnknownFields
 from ddib_fed.latent import Latent
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.policy import check_depth, check_encoder, check_evaluations
+from ddib_fed.rpc.settings import solver_settings
 from ddib_fed.server.pace import Pace
 from ddib_fed.v1 import decoding_pb2
 from ddib_fed.wire.anchor import Anchor
 from ddib_fed.wire.contracts.contract import Contract
+from ddib_fed.wire.jobs import LATER_GRIDS, LATER_SOLVERS
 from ddib_fed.wire.latent import LatentOpener
 from ddib_fed.wire.latent_types import types_from_pb
 from ddib_fed.wire.streams.chunks import Announced, Assembler, Whole
+from ddib_fed.wire.version import CALIBRATION, ECONOMY, GUIDANCE, PICTURES, Version
+
+MAX_REQUEST_ID = 64
 
 
 def proposed_types(request: decoding_pb2.NegotiateContractRequest) -> tuple[str, ...]:
@@ -60,6 +67,49 @@ def stream_header(requests: Iterator[decoding_pb2.DecodeRequest]) -> decoding_pb
     if first is None or first.WhichOneof("message") != "header":
         raise MessageInvalid("the first message of Decode must be its header", facts={"field": "header"})
     return first.header
+
+
+def check_header(header: decoding_pb2.DecodeHeader, contract: Contract, config: NodeConfig) -> None:
+    """Return if a Decode call may ask for this under its contract and this node's policy.
+
+    Raises:
+        MessageInvalid: The number of items or the request's id is out of bounds.
+        UnknownFields: It has fields of a later version than the contract's.
+        SettingsInvalid: More evaluations than the contract allows.
+        PolicyDenied: A depth, an encoder, a number of evaluations or a round trip that is not allowed here.
+    """
+    limits, policy = contract.limits, config.policy
+    if not 1 <= header.items <= limits.max_items_per_stream:
+        raise MessageInvalid(
+            f"{header.items} items in one stream",
+            facts={"items": header.items, "limit_items": limits.max_items_per_stream},
+        )
+    if not 1 <= len(header.request_id) <= MAX_REQUEST_ID:
+        raise MessageInvalid("a request id of 1 to 64 characters is needed", facts={"field": "request_id"})
+    _check_version(header, contract.version)
+    if header.solver.evaluations > limits.max_evaluations:
+        raise SettingsInvalid(
+            f"{header.solver.evaluations} evaluations",
+            facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
+        )
+    settings = solver_settings(header.solver)
+    check_depth(settings, policy)
+    check_encoder(settings, policy)
+    check_evaluations(settings, policy.least_evaluations, where=config.node.institution)
+    if header.round_trip and not policy.round_trip:
+        raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
+
+
+def _check_version(header: decoding_pb2.DecodeHeader, version: Version) -> None:
+    solver = header.solver
+    if version < PICTURES and (header.HasField("target_class") or solver.depth):
+        raise UnknownFields(f"protocol {version} knows neither classes nor depth")
+    if version < GUIDANCE and header.HasField("guidance"):
+        raise UnknownFields(f"protocol {version} knows no guidance")
+    if version < CALIBRATION and solver.encoder:
+        raise UnknownFields(f"protocol {version} knows no choice of the encoder")
+    if version < ECONOMY and (solver.solver in LATER_SOLVERS or solver.grid in LATER_GRIDS):
+        raise UnknownFields(f"protocol {version} knows neither learned grids nor flow maps")
 
 
 def latents_of(

@@ -10,7 +10,6 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,19 +19,13 @@ import grpc
 from ddib_fed.bridge.model.checks import check_decoding
 from ddib_fed.errors import (
     ContractUnknown,
-    MessageInvalid,
     ModelNotFound,
     NotReady,
     PolicyDenied,
-    SettingsInvalid,
-    UnknownFields,
 )
 from ddib_fed.latent import Latent
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.policy import (
-    check_depth,
-    check_encoder,
-    check_evaluations,
     check_softening,
     peer_charges,
 )
@@ -47,28 +40,28 @@ from ddib_fed.wire.contracts.agreement import agree
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
 from ddib_fed.wire.contracts.contract import Contract, ContractLimits, ContractSide
 from ddib_fed.wire.contracts.guidance import check_offered, guidance_from_pb
-from ddib_fed.wire.jobs import LATER_GRIDS, LATER_SOLVERS
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.streams.chunks import file_header, stream
 from ddib_fed.wire.version import (
-    CALIBRATION,
-    ECONOMY,
-    GUIDANCE,
-    PICTURES,
     SPOKEN,
     highest_common,
     versions_from_pb,
     versions_to_pb,
 )
+from target_node.agreed import AgreedContracts
 from target_node.calibration import CalibrationServicer
 from target_node.contract_calibration import check_calibration
 from target_node.receipt import Receipt
-from target_node.requests import Unanswered, control_of, latents_of, proposed_types, stream_header
+from target_node.requests import (
+    Unanswered,
+    check_header,
+    control_of,
+    latents_of,
+    proposed_types,
+    stream_header,
+)
 from target_node.stream import DecodeStream, StreamSettings, Translated
 
-# Contracts remembered of one peer: it needs one at a time, and an old one lives on for calls that are on their way.
-MAX_CONTRACTS = 8
-MAX_REQUEST_ID = 64
 # Each picture is an item of its own, with its own result, quota and record.
 PICTURES_PER_ITEM = 1
 # What an item is charged at least: that much time, about, goes into receiving, recording and answering it.
@@ -85,9 +78,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
     def __init__(self, node: NodeContext) -> None:
         self._node = node
-        self._contracts: OrderedDict[bytes, Contract] = OrderedDict()
+        self._agreed = AgreedContracts(node)
         self._turns: dict[str, threading.Lock] = {}
-        self._policy = node.config.policy
         self._lock = threading.Lock()
         self._active = 0
         self._idle = threading.Condition()
@@ -147,9 +139,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         )
         check_softening(contract.source.soften_sigma, self._node.config.policy)
         check_calibration(self._node, contract)
-        with self._lock:
-            new = contract.digest not in self._contracts
-        if new:
+        if contract.digest not in self._agreed:
             charge = Charge("contracts_per_day", peer.institution, 1, CONTRACTS_PER_DAY)
             self._node.quotas.charge([charge])
             self._audit(
@@ -158,7 +148,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 contract=contract.digest.hex(),
                 calibration=str(contract.calibration or ""),
             )
-        self._remember(contract)
+        self._agreed.remember(contract)
         return decoding_pb2.NegotiateContractResponse(
             contract=to_message(contract, decoding_pb2.Contract), sha256=contract.digest
         )
@@ -174,7 +164,8 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         with paced(request_iterator, pace) as messages:
             header = stream_header(messages)
             pace.end()
-            contract, peer = self._contract(header.contract_sha256), caller().institution
+            peer = caller().institution
+            contract = self._agreed.get(header.contract_sha256, peer)
             with self._serving(contract) as node:
                 settings = self._settings(node, contract, header)
                 receipt = Receipt(self._node, str(caller()), header.request_id, contract)
@@ -218,7 +209,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         settings = StreamSettings(
             contract, solver_settings(header.solver), header.round_trip, label, guidance
         )
-        self._check_header(header, contract)
+        check_header(header, contract, self._node.config)
         check_calibration(node, contract)
         check_offered(
             guidance, contract.limits.guidance, f"{contract.target.institution}/{contract.target.domain}"
@@ -232,25 +223,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         with self._idle:
             while self._active and (left := deadline - time.monotonic()) > 0:
                 self._idle.wait(left)
-
-    def _remember(self, contract: Contract) -> None:
-        """Keep a contract as the newest of its peer, which drops its own oldest one, and none of another peer."""
-        with self._lock:
-            self._drop_outdated()
-            self._contracts[contract.digest] = contract
-            self._contracts.move_to_end(contract.digest)
-            own = [
-                d for d, c in self._contracts.items() if c.source.institution == contract.source.institution
-            ]
-            for digest in own[:-MAX_CONTRACTS]:
-                del self._contracts[digest]
-
-    def _drop_outdated(self) -> None:
-        """Forget contracts of another policy than the one that is applied now: they are negotiated again under it."""
-        policy = self._node.config.policy
-        if policy is not self._policy:
-            self._contracts.clear()
-            self._policy = policy
 
     def _audit(self, act: str, **values: str | int) -> None:
         """Write to the audit log, or refuse the act for now.
@@ -269,48 +241,6 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
 
     def _change(self, by: int) -> None:
         self._active += by
-
-    def _contract(self, sha256: bytes) -> Contract:
-        with self._lock:
-            self._drop_outdated()
-            contract = self._contracts.get(sha256)
-        if contract is None or contract.source.institution != caller().institution:
-            raise ContractUnknown("a contract that was not agreed on with this process", retry_after_s=0.1)
-        return contract
-
-    def _check_header(self, header: decoding_pb2.DecodeHeader, contract: Contract) -> None:
-        limits = contract.limits
-        if not 1 <= header.items <= limits.max_items_per_stream:
-            raise MessageInvalid(
-                f"{header.items} items in one stream",
-                facts={"items": header.items, "limit_items": limits.max_items_per_stream},
-            )
-        if not 1 <= len(header.request_id) <= MAX_REQUEST_ID:
-            raise MessageInvalid(
-                "a request id of 1 to 64 characters is needed", facts={"field": "request_id"}
-            )
-        if contract.version < PICTURES and (header.HasField("target_class") or header.solver.depth):
-            raise UnknownFields(f"protocol {contract.version} knows neither classes nor depth")
-        if contract.version < GUIDANCE and header.HasField("guidance"):
-            raise UnknownFields(f"protocol {contract.version} knows no guidance")
-        if contract.version < CALIBRATION and header.solver.encoder:
-            raise UnknownFields(f"protocol {contract.version} knows no choice of the encoder")
-        if contract.version < ECONOMY and (
-            header.solver.solver in LATER_SOLVERS or header.solver.grid in LATER_GRIDS
-        ):
-            raise UnknownFields(f"protocol {contract.version} knows neither learned grids nor flow maps")
-        if header.solver.evaluations > limits.max_evaluations:
-            raise SettingsInvalid(
-                f"{header.solver.evaluations} evaluations",
-                facts={"evaluations": header.solver.evaluations, "limit": limits.max_evaluations},
-            )
-        settings = solver_settings(header.solver)
-        check_depth(settings, self._node.config.policy)
-        check_encoder(settings, self._node.config.policy)
-        least = self._node.config.policy.least_evaluations
-        check_evaluations(settings, least, where=self._node.config.node.institution)
-        if header.round_trip and not self._node.config.policy.round_trip:
-            raise PolicyDenied("round trips are switched off here", facts={"policy": "round_trip"})
 
     def _charges(self, peer: str, settings: StreamSettings, samples: int) -> Sequence[Charge]:
         """What a peer is charged for an item of so many samples."""

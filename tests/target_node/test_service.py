@@ -35,7 +35,7 @@ from ddib_fed.wire.latent_types import TYPE_NUMBERS
 from ddib_fed.wire.mapping import from_message, to_message
 from ddib_fed.wire.streams.chunks import assemble, stream
 from ddib_fed.wire.version import SPOKEN, TRUST, Version, versions_to_pb
-from target_node.service import MAX_CONTRACTS
+from target_node.agreed import MAX_CONTRACTS
 from tests.models.distilled_bundles import distilled
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
