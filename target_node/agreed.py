@@ -1,4 +1,4 @@
-"""The contracts that a target has agreed to, in memory: after a restart, or under another policy, they are made again."""
+"""The contracts that a target has agreed to, in memory: after a restart or under another policy they are made again."""
 
 from __future__ import annotations
 
