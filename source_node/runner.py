@@ -10,7 +10,6 @@ with its reason. Clients share the workers: who has fewest jobs running is next.
 from __future__ import annotations
 
 import logging
-import random
 import secrets
 import threading
 import time
@@ -28,13 +27,10 @@ from ddib_fed.errors import (
     ExhaustedError,
     InternalError,
     JobNotFound,
-    NotReady,
     PeerFault,
-    PeerSuspended,
     PeerUnreachable,
     QuotaSpent,
     StateConflict,
-    Unauthenticated,
     UnavailableError,
 )
 from ddib_fed.files import is_disk_full
@@ -47,8 +43,9 @@ from source_node.jobs.records import PENDING_ITEMS, error_record, last_cause
 from source_node.jobs.store import Job, JobStore
 from source_node.pipeline.items import rows_about
 from source_node.pipeline.job import Pipeline
-from source_node.pipeline.reach import FIRST_PAUSE_S, LONGEST_PAUSE_S, Reach
+from source_node.pipeline.reach import Reach
 from source_node.remote import Remotes
+from source_node.waiting import ABSENT, PASSING, Pauses, deadline_of, renews_in_time
 
 log = logging.getLogger(__name__)
 
@@ -56,24 +53,8 @@ log = logging.getLogger(__name__)
 DIAGNOSE_TIMEOUT_S = 2.0
 # Jobs of more than a batch that are worked on at once, of all `running_jobs`; one client may have four of them.
 LARGE_JOBS = 6
-# Refusals that pass: an operator resumes the peer, or a certificate that has expired is renewed.
-PASSING = (PeerSuspended, Unauthenticated)
 # How often the queue is looked at when nobody wakes the workers.
 LOOK_EVERY_S = 0.5
-
-
-ABSENT = (PeerUnreachable, NotReady, Draining)
-"""Errors of a peer that takes no job at all now."""
-
-
-def _renews_in_time(error: QuotaSpent, job: Job, now: float) -> bool:
-    """Whether a quota is there again before the job is given up; otherwise its client hears now what was spent."""
-    return error.retry_after_s is not None and now + error.retry_after_s < job.deadline
-
-
-def deadline_of(job: Job, now: float) -> float:
-    """`time.monotonic()` at which the job is given up; its clock, the store's, started when it was accepted."""
-    return time.monotonic() + (job.deadline - now)
 
 
 class JobRunner:
@@ -92,7 +73,7 @@ class JobRunner:
         self._reach = Reach()
         self._running: dict[str, Due] = {}
         self._chosen: Due | None = None
-        self._pauses: dict[str, float] = {}
+        self._pauses = Pauses()
         self._stranded: set[str] = set()
         self._most = node.config.engine.running_jobs
         self._threads = [
@@ -236,7 +217,7 @@ class JobRunner:
     def _take_back_stranded(self) -> None:
         for job_id in list(self._stranded):
             with suppress(StateConflict, JobNotFound):
-                self._store.put_back(job_id, self._pause(job_id))
+                self._store.put_back(job_id, self._pauses.next(job_id))
             self._stranded.discard(job_id)
 
     def _work(self, job: Job, control: Control) -> None:
@@ -267,7 +248,7 @@ class JobRunner:
         """For later, or for the next start."""
         if self._closing:
             log.info("job %s is left for the next start", job.job_id)
-        elif isinstance(error, QuotaSpent) and not _renews_in_time(error, job, self._store.now()):
+        elif isinstance(error, QuotaSpent) and not renews_in_time(error, job, self._store.now()):
             self._finish(job, JobState.FAILED, error)
         else:
             self._postpone(job, error)
@@ -304,20 +285,20 @@ class JobRunner:
     def _postpone(self, job: Job, error: DdibError) -> None:
         """Queue the job again for later, so that others get the worker; pauses grow while nothing moves."""
         if self._has_moved(job):
-            self._pauses.pop(job.job_id, None)
+            self._pauses.end(job.job_id)
         error = self._explained(job, error)
         if error.hop:
             self._node.peer_problems.failed(job.spec.target_institution, error)
         # The time to come back from a full disk is for clients: here it is looked at again after the usual pause.
         asked = 0.0 if isinstance(error, DiskFull) and not error.hop else error.retry_after_s or 0.0
-        delay = max(asked, self._pause(job.job_id))
+        delay = max(asked, self._pauses.next(job.job_id))
         self._note_presence(job, error)
         log.info("job %s waits %.1f s for its peer: %s (%s)", job.job_id, delay, error.reason, error.detail)
         delay = min(delay, max(0.0, job.deadline - self._store.now()))
         self._store.put_back(job.job_id, delay, error_record(error))
         if self._store.is_cancelled(job.job_id):  # while it ran: it need not wait to hear it
             self._store.cancel(job.job_id, job.spec.owner)
-            self._pauses.pop(job.job_id, None)
+            self._pauses.end(job.job_id)
             self._announce(job, JobState.CANCELLED, Cancelled.reason)
         else:
             self._publish(job.job_id, JobState.QUEUED, stage="wait", reason=error.reason)
@@ -364,15 +345,9 @@ class JobRunner:
             facts["last"] = "it was not begun before: this node was busy, or stopped"
         return DeadlineExceeded(f"of job {job.job_id}", facts=facts, hop=error.hop)
 
-    def _pause(self, job_id: str) -> float:
-        """Seconds until the next try, with jitter; twice as long each time."""
-        pause = self._pauses.get(job_id, FIRST_PAUSE_S)
-        self._pauses[job_id] = min(2 * pause, LONGEST_PAUSE_S)
-        return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
-
     def _finish_by_items(self, job: Job) -> None:
         """Finished when at least one item came through; failed, with the first item's error, when none did."""
-        self._pauses.pop(job.job_id, None)
+        self._pauses.end(job.job_id)
         progress = self._store.progress(job.job_id)
         if progress.count(ItemState.FAILED) < progress.items:
             self._store.finish(job.job_id, JobState.FINISHED)
@@ -384,7 +359,7 @@ class JobRunner:
             self._announce(job, JobState.FAILED, error["reason"])
 
     def _finish(self, job: Job, state: JobState, error: DdibError) -> None:
-        self._pauses.pop(job.job_id, None)
+        self._pauses.end(job.job_id)
         log.info("job %s %s: %s %s", job.job_id, state.lower(), error.reason, error.detail)
         self._store.finish(job.job_id, state, error_record(error))
         self._announce(job, state, error.reason)

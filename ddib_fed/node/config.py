@@ -5,9 +5,6 @@ The listening address and the dial address are two settings: behind a firewall t
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +22,7 @@ from pydantic import (
 from ddib_fed.bridge.calibration.record import Kind
 from ddib_fed.bridge.workers.limits import LOCAL, MOST_WORKERS
 from ddib_fed.names import check_domain, is_domain, is_institution, is_label, size_from
+from ddib_fed.node.paths import NodePaths, paths_of
 from ddib_fed.node.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.toml_files import load_toml
@@ -32,8 +30,6 @@ from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 
 Role = Literal["source", "target"]
 Format = Literal["PNG", "JPEG", "TIFF", "NPY"]
-# sun_path holds 108 bytes on Linux and 104 on macOS, with the closing zero.
-MAX_SOCKET_PATH = 100
 # A node looks every 10 s whether its certificate is due.
 LEAST_LIFE_S = 60.0
 
@@ -294,40 +290,9 @@ class LogSection(Section):
     format: Literal["text", "json"] = "text"
 
 
-@dataclass(frozen=True, slots=True)
-class NodePaths:
-    """The paths of a node's files, absolute."""
-
-    bundle: Path
-    classifier: Path | None
-    state: Path
-    pki: Path
-    peers: Path
-    jobs: Path
-    spool: Path
-    audit: Path
-    softening_key: Path
-    calibrations: Path
-    aggregate: Path
-    costs: Path
-    quotas: Path
-    models: Path
-    model_choice: Path
-    admin_socket: Path
-
-
 def command_of(roles: tuple[Role, ...]) -> str:
     """The program that runs a node of these roles."""
     return "python -m ddib_fed.node" if len(roles) > 1 else f"ddib-{roles[0]}-node"
-
-
-def _socket_path(state: Path) -> Path:
-    """`state/admin.sock`, or a private short path when that is too long for a Unix socket."""
-    plain = state / "admin.sock"
-    if len(str(plain).encode()) <= MAX_SOCKET_PATH:
-        return plain
-    name = hashlib.sha256(str(state).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"ddib-{name}" / "admin.sock"
 
 
 class NodeConfig(Section):
@@ -409,22 +374,6 @@ class NodeConfig(Section):
     @property
     def paths(self) -> NodePaths:
         """The paths of the node's files."""
-        state = self._folder / self.node.state
-        return NodePaths(
-            bundle=self._folder / self.model.bundle,
-            classifier=None if self.model.classifier is None else self._folder / self.model.classifier,
-            state=state,
-            pki=state / "pki",
-            peers=state / "peers",
-            jobs=state / "jobs.sqlite",
-            spool=state / "spool",
-            audit=state / "audit.jsonl",
-            softening_key=state / "softening.key",
-            calibrations=state / "calibrations",
-            aggregate=state / "aggregate.json",
-            costs=state / "engine.json",
-            quotas=state / "quotas.json",
-            models=state / "models",
-            model_choice=state / "model.json",
-            admin_socket=_socket_path(state),
+        return paths_of(
+            self._folder, self.node.state, bundle=self.model.bundle, classifier=self.model.classifier
         )

@@ -19,7 +19,7 @@ from ddib_fed.networks.placed.memory import share_heaps
 from ddib_fed.node import startup
 from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.calibration.overview import overview
+from ddib_fed.node.answers import calibration_statuses, model_status, peer_statuses
 from ddib_fed.node.certificates.issuer import IdentityServicer
 from ddib_fed.node.certificates.renewal import RenewalThread, recover_at_start
 from ddib_fed.node.config import NodeConfig
@@ -361,30 +361,10 @@ class Daemon:
             active_streams=self.limiter.active,
         )
         if self.node.loaded:
-            answer.model.CopyFrom(self._model_status())
-        suspended = self.peers.snapshot().suspended
-        for peer in self.peers.list():
-            failed, problem = self.node.peer_problems.of(peer.institution)
-            answer.peers.add(
-                institution=peer.institution,
-                identity=str(peer.identity),
-                address=peer.address,
-                fingerprint=" ".join(peer.fingerprints),
-                problem=problem,
-                failed=failed,
-                suspended=suspended.get(peer.institution, ""),
-            )
+            answer.model.CopyFrom(model_status(self.node))
+        answer.peers.extend(peer_statuses(self.node))
         answer.jobs.update(self._jobs())
-        for each in overview(self.config, self.node.calibrations, self.peers):
-            answer.calibrations.add(
-                sha256=each.sha256,
-                kind=each.kind,
-                source=each.source,
-                target=each.target,
-                state=each.state,
-                expires=each.expires.timestamp(),
-                warning=each.warning,
-            )
+        answer.calibrations.extend(calibration_statuses(self.node))
         return answer
 
     def _jobs(self) -> dict[str, int]:
@@ -404,18 +384,6 @@ class Daemon:
             return pki.load_identity(self.config.paths.pki).not_after.timestamp()
         except (DdibError, OSError):
             return 0.0
-
-    def _model_status(self) -> pb.ModelStatus:
-        engine = self.node.running_engine
-        manifest = engine.model.bundle.manifest
-        return pb.ModelStatus(
-            domain=self.config.model.domain,
-            kind=manifest.sample_kind,
-            sample_shape=manifest.sample_shape,
-            sha256=engine.model.bundle.digest,
-            parameters=manifest.parameters,
-            device=engine.place,
-        )
 
 
 def serve(config: NodeConfig) -> int:

@@ -13,7 +13,7 @@ from ddib_fed.errors import PeerUnknown, PolicyDenied
 from ddib_fed.node.config import EVERY, NodeConfig, PolicySection, Use
 from ddib_fed.node.quota import Charge
 from ddib_fed.trust.identity import Identity
-from ddib_fed.trust.peers.store import Snapshot
+from ddib_fed.trust.peers.snapshot import Snapshot
 from ddib_fed.wire.canonical import canonical_json
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ddib_fed.node.policy import Policy, check_depth, check_encoder, client_char
 from ddib_fed.trust.certificates import new_authority
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers.file import Peer
-from ddib_fed.trust.peers.store import Snapshot
+from ddib_fed.trust.peers.snapshot import Snapshot
 
 NORTH = new_authority("north.example").certificate
 SOUTH = new_authority("south.example").certificate

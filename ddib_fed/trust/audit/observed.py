@@ -13,7 +13,8 @@ from pathlib import Path
 from ddib_fed.errors import DdibError
 from ddib_fed.trust.audit.log import AuditLog
 from ddib_fed.trust.certificates import fingerprint, parse_certificates
-from ddib_fed.trust.peers.store import PeerStore, Snapshot
+from ddib_fed.trust.peers.snapshot import Snapshot
+from ddib_fed.trust.peers.store import PeerStore
 from ddib_fed.trust.pki import load_identity
 
 

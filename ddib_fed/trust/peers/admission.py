@@ -24,7 +24,8 @@ from ddib_fed.trust.identity import (
     read_certificates,
     verify_peer_certificate,
 )
-from ddib_fed.trust.peers.store import PeerStore, Snapshot
+from ddib_fed.trust.peers.snapshot import Snapshot
+from ddib_fed.trust.peers.store import PeerStore
 from ddib_fed.wire.limits import fields
 
 MAX_CACHED: Final = 256

@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -24,64 +23,20 @@ from ddib_fed.errors import (
     DdibError,
     InputError,
     PeerNotFound,
-    PeerSuspended,
     PolicyDenied,
 )
 from ddib_fed.files import private_folder, read_small, sync_folder, write_file
-from ddib_fed.trust.certificates import certificate_pem, parse_certificates
-from ddib_fed.trust.identity import Identity, Pins, check_institution
+from ddib_fed.trust.certificates import parse_certificates
+from ddib_fed.trust.identity import Identity, check_institution
 from ddib_fed.trust.peers import suspended as suspensions
 from ddib_fed.trust.peers.file import Peer, compare, parse_peer
+from ddib_fed.trust.peers.snapshot import Snapshot
 from ddib_fed.trust.peers.withdrawn import WITHDRAWN, Withdrawn, judge, keep_last, last_withdrawn, remedy
 
 MAX_PEERS: Final = 256
 _PEER_FILES: Final = "[a-z0-9]*.json"
 # A file changed less than this long ago may change again within the resolution of its time stamp.
 _RACY_NS: Final = 2_000_000_000
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
-    """The peers and roots that this node trusts at one moment; compared by identity.
-
-    Attributes:
-        institution: The node's own.
-        own_roots: Its own institution's roots.
-        peers: Admitted peers by institution.
-        pins: For each institution known, its roots: the own one and the peers'.
-        withdrawn: Identities that are refused although their certificate is valid, e.g. because a key was lost.
-        suspended: Admitted peers that are refused and not called until they are resumed, each with since when and why.
-    """
-
-    institution: str
-    own_roots: tuple[x509.Certificate, ...]
-    peers: Mapping[str, Peer]
-    pins: Pins
-    withdrawn: frozenset[Identity] = frozenset()
-    suspended: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def roots_pem(self) -> bytes:
-        """Every root that a caller's certificate may come from, for the TLS layer."""
-        return certificate_pem(*(root for roots in self.pins.values() for root in roots))
-
-    def is_admitted_node(self, identity: Identity) -> bool:
-        """Whether this is exactly the node of an admitted peer; it may be suspended."""
-        peer = self.peers.get(identity.institution)
-        return peer is not None and peer.identity == identity
-
-    def refuse_suspended(self, institution: str) -> None:
-        """Return if the peer is not suspended.
-
-        Raises:
-            PeerSuspended: It is.
-        """
-        if institution in self.suspended:
-            raise PeerSuspended(
-                f"{institution} is suspended on this node, {self.suspended[institution]}",
-                hint=f"its operator lifts it: ddib peer resume {institution}",
-                facts={"peer": institution, "by": self.institution},
-            )
 
 
 _Signature = tuple[tuple[str, int, int, int, int], ...]
