@@ -19,7 +19,7 @@ from ddib_fed.terminal import relay, say, say_labelled
 from ddib_fed.unexpected import explained
 
 if TYPE_CHECKING:
-    from ddib_fed.node.startup import Finding
+    from ddib_fed.node.running.startup import Finding
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _add_serve(group: click.Group, role: Role | None) -> None:
             say(f"admitted {admit(config, file).identity}", err=True)
         set_up_logging(config)
         silence_grpc()
-        from ddib_fed.node import daemon  # imports grpc
+        from ddib_fed.node.running import daemon  # imports grpc
 
         try:
             sys.exit(daemon.serve(config))
@@ -118,7 +118,7 @@ def _add_check(group: click.Group, role: Role | None) -> None:
         """Check whether the node could serve: run each step of a start, changing nothing."""
         require_alone("checking a node")
         silence_grpc()
-        from ddib_fed.node import startup  # imports grpc
+        from ddib_fed.node.running import startup  # imports grpc
 
         findings = startup.check(_load(path, role))
         for finding in findings:

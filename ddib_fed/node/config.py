@@ -22,8 +22,8 @@ from pydantic import (
 from ddib_fed.bridge.calibration.record import Kind
 from ddib_fed.bridge.workers.limits import LOCAL, MOST_WORKERS
 from ddib_fed.names import check_domain, is_domain, is_institution, is_label, size_from
-from ddib_fed.node.paths import NodePaths, paths_of
-from ddib_fed.node.train_table import TrainTable
+from ddib_fed.node.settings.paths import NodePaths, paths_of
+from ddib_fed.node.settings.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.toml_files import load_toml
 from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE

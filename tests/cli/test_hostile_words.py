@@ -122,7 +122,7 @@ def test_no_value_before_the_fingerprint_can_hide_or_imitate_it(
     assert "\x1b" not in result.output
 
 
-EVIL = "x\n2030-01-01 INFO    ddib_fed.node.daemon: stopped \x1b]0;\x07\u202e"
+EVIL = "x\n2030-01-01 INFO    ddib_fed.node.running.daemon: stopped \x1b]0;\x07\u202e"
 
 
 def evil_job() -> JobView:
@@ -164,7 +164,7 @@ def test_no_text_of_a_peer_begins_a_line_of_a_log() -> None:
     """A job's id with a line break; and an exception's text, below its line."""
     lines = TextFormatter().format(record("job %s fails", EVIL, error=ValueError(EVIL))).split("\n")
     assert lines[0].endswith(
-        r"job x\n2030-01-01 INFO    ddib_fed.node.daemon: stopped \x1b]0;\x07\u202e fails"
+        r"job x\n2030-01-01 INFO    ddib_fed.node.running.daemon: stopped \x1b]0;\x07\u202e fails"
     )
     assert lines[1:]
     assert all(line.startswith("    ") for line in lines[1:])

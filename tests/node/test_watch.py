@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.running.admin import AdminClient
 from ddib_fed.trust import pki
 from ddib_fed.trust.audit.verification import verify
 from ddib_fed.trust.certificates import certificate_pem

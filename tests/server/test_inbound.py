@@ -176,7 +176,9 @@ def test_the_file_limit_is_raised_as_far_as_it_goes(tmp_path) -> None:
     code = (
         "import json, resource\n"
         "from pathlib import Path\n"
-        "from ddib_fed.node import config, startup\nfrom ddib_fed.server import inbound\n"
+        "from ddib_fed.node import config\n"
+        "from ddib_fed.node.running import startup\n"
+        "from ddib_fed.server import inbound\n"
         "for hard in (2_048, 512):\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))\n"
         "    found = startup.check(config.NodeConfig.load(Path('node.toml')))\n"

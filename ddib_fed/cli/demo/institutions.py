@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ddib_fed.cli.main import cli
 from ddib_fed.errors import InternalError, NotReady, UnavailableError
-from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.running.admin import AdminClient
 
 START_S = 120.0
 STOP_S = 15.0

@@ -116,9 +116,9 @@ def verify(*, config_path: Path, bundle: Path) -> None:
 def _switch(config_path: Path, digest: str) -> None:
     """Through the running node; by the choice on the disk for one that does not run."""
     from ddib_fed.errors import UnavailableError
-    from ddib_fed.node.admin import AdminClient
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.node.model.library import choose
+    from ddib_fed.node.running.admin import AdminClient
 
     config = NodeConfig.load(config_path)
     client = AdminClient(config)

@@ -263,7 +263,7 @@ def remove(config_path: Path, institution: str) -> None:
 
 def _apply(config: NodeConfig, done: str) -> None:
     """Apply the change in the running node, and print that it was; a stopped node applies it when it starts."""
-    from ddib_fed.node.admin import AdminClient
+    from ddib_fed.node.running.admin import AdminClient
 
     running = AdminClient(config).reload_if_running() is not None
     say(

@@ -12,13 +12,13 @@ from ddib_fed.cli.output import print_json
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
-    from ddib_fed.node.admin import AdminClient
+    from ddib_fed.node.running.admin import AdminClient
     from ddib_fed.v1 import admin_pb2
 
 
 def _client(config_path: Path) -> AdminClient:
-    from ddib_fed.node.admin import AdminClient
     from ddib_fed.node.config import NodeConfig
+    from ddib_fed.node.running.admin import AdminClient
 
     return AdminClient(NodeConfig.load(config_path))
 

@@ -158,7 +158,7 @@ def _obeyed(config: NodeConfig) -> bool:
         InputError: It runs and cannot read the list.
     """
     from ddib_fed.errors import InputError
-    from ddib_fed.node.admin import AdminClient
+    from ddib_fed.node.running.admin import AdminClient
     from ddib_fed.trust.peers.withdrawn import WITHDRAWN
 
     lines = AdminClient(config).reload_if_running()

@@ -14,12 +14,12 @@ from ddib_fed.errors import DdibError
 from ddib_fed.files import read_json
 from ddib_fed.models.bundle_files import MANIFEST_FILE, parse_manifest
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration.overview import Overview, overview
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.officer.traffic import Logged, logged
 from ddib_fed.node.policy import policy_digest
+from ddib_fed.node.running.admin import AdminClient
 from ddib_fed.trust import pki
 from ddib_fed.trust.audit.verification import Verified, verify
 from ddib_fed.trust.calibrations.store import CalibrationStore

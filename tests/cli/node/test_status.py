@@ -9,7 +9,7 @@ import pytest
 from ddib_fed.cli.main import run
 from ddib_fed.cli.node.making import make_node
 from ddib_fed.errors import ExitCode
-from ddib_fed.node.admin import AdminServicer, serve_admin
+from ddib_fed.node.running.admin import AdminServicer, serve_admin
 from ddib_fed.v1 import admin_pb2 as pb
 
 

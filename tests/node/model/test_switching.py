@@ -13,7 +13,7 @@ from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model import library
 from ddib_fed.node.model.hosted import load_hosted, open_engine
-from ddib_fed.node.switching import Models
+from ddib_fed.node.running.switching import Models
 from ddib_fed.trust.signed_bundles import sign_bundle
 from tests.node.tiny_nodes import (
     NETWORK,

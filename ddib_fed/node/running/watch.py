@@ -9,8 +9,8 @@ import logging
 import threading
 from collections.abc import Callable
 
-from ddib_fed.node.disk import DiskWatch
 from ddib_fed.node.role import NodeContext
+from ddib_fed.node.running.disk import DiskWatch
 from ddib_fed.trust.audit.lines import Value
 from ddib_fed.trust.audit.observed import Observed
 from ddib_fed.trust.audit.refusals import Refusals

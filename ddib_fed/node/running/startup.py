@@ -14,7 +14,6 @@ from typing import Final
 from ddib_fed.bridge.softening import check_key
 from ddib_fed.errors import ConfigError, DdibError, ExhaustedError
 from ddib_fed.files import check_private_folder
-from ddib_fed.node.admin import check_socket
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration.overview import overview, unusable_with
 from ddib_fed.node.certificates.standing import look_at_identity
@@ -22,6 +21,7 @@ from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.quota import Ledger
 from ddib_fed.node.role import find_roles
+from ddib_fed.node.running.admin import check_socket
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.inbound import attainable_files, few_files, most_connections
 from ddib_fed.server.ports import check_bindable

@@ -16,20 +16,20 @@ from types import FrameType
 
 from ddib_fed.errors import DdibError, Draining
 from ddib_fed.networks.placed.memory import share_heaps
-from ddib_fed.node import startup
-from ddib_fed.node.admin import AdminServicer, serve_admin, stop_admin
 from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.answers import calibration_statuses, model_status, peer_statuses
 from ddib_fed.node.certificates.issuer import IdentityServicer
 from ddib_fed.node.certificates.renewal import RenewalThread, recover_at_start
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.node.disk import DiskWatch
 from ddib_fed.node.model.hosted import open_engine
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.policy_file import PolicyFile
 from ddib_fed.node.role import NodeContext, RoleService, find_roles
-from ddib_fed.node.switching import Models
-from ddib_fed.node.watch import Watch
+from ddib_fed.node.running import startup
+from ddib_fed.node.running.admin import AdminServicer, serve_admin, stop_admin
+from ddib_fed.node.running.answers import calibration_statuses, model_status, peer_statuses
+from ddib_fed.node.running.disk import DiskWatch
+from ddib_fed.node.running.switching import Models
+from ddib_fed.node.running.watch import Watch
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.server.http import ProbeServer
 from ddib_fed.server.inbound import InboundGuard, file_limit, most_connections, raise_file_limit

@@ -1,0 +1,1 @@
+"""Parts of node.toml: where the files are, and the table of training."""
