@@ -45,6 +45,7 @@ PROGRESS = _source("source_node.pipeline.progress.JobProgress")
 RUNNER = _source("source_node.runner.JobRunner")
 SERVICE = _source("source_node.service.TranslationServicer")
 LATENT = _source("ddib_fed.wire.latent.ApprovedLatent")
+AGREED = _source("target_node.agreed.AgreedContracts")
 TARGET = _source("target_node.service.DecodingServicer")
 
 # name: (owner, method, when)
@@ -61,7 +62,7 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "files written aside": (SPOOL, "_place", "before"),
     "first file in its place": (SPOOL, "_place", "after"),
     "files of a group there, no rows": (GROUPS, "_write", "after"),
-    "rows of a group there, nobody told": (GROUPS, "_commit", "after"),
+    "rows of a group there, nobody knows": (GROUPS, "_commit", "after"),
     "latent stored": (PIPELINE, "_is_stored", "after"),
     "latent recorded as sent": (PIPELINE, "_release", "after"),
     "latent sent": (LATENT, "stream", "end"),
@@ -78,8 +79,8 @@ SOURCE_POINTS: dict[str, tuple[Owner, str, str]] = {
     "job deleted, not answered": (STORE, "delete", "after"),
 }
 TARGET_POINTS: dict[str, tuple[Owner, str, str]] = {
-    "target: contract kept": (TARGET, "_remember", "after"),
-    "target: call begins": (TARGET, "_charge", "after"),
+    "target: contract kept": (AGREED, "remember", "after"),
+    "target: call begins": (TARGET, "_on_item", "after"),
     "target: result not yet sent": (TARGET, "_messages", "begin"),
     "target: result sent": (TARGET, "_messages", "end"),
 }

@@ -63,7 +63,7 @@ class Feeder:
         self._unanswered: str | None = None
         self._pair, self._target, self._pause_s = pair, target, pause_s
         self._files = files or (lambda number: [npy(40, ITEMS * number + item) for item in range(ITEMS)])
-        self._settings = settings or Settings(evaluations=4)
+        self._settings = settings or Settings(evaluations=8)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()

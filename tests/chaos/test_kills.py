@@ -85,7 +85,7 @@ class Visit:
     def _go(self) -> None:
         files = [npy(40, ITEMS * self._number + item) for item in range(ITEMS)]
         with self._pair.client() as client:
-            self.job_id = client.submit(files, STUB_TARGET, Settings(evaluations=4)).job_id
+            self.job_id = client.submit(files, STUB_TARGET, Settings(evaluations=8)).job_id
             results = list(client.results(self.job_id))
             assert sorted(result.item for result in results) == list(range(ITEMS))
             assert client.get(self.job_id).state == "FINISHED"

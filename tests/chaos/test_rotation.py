@@ -162,7 +162,7 @@ class Load:
             while not self._stop.is_set():
                 target = ("south.example/moons", "west.example/moons")[self.calls % 2]
                 try:
-                    client.translate([npy(40, self.calls)] * 2, target, Settings(evaluations=4))
+                    client.translate([npy(40, self.calls)] * 2, target, Settings(evaluations=8))
                 except DdibError as error:
                     self.failed.append(f"{error.reason}: {error.detail}")
                 self.calls += 1
