@@ -107,9 +107,6 @@ def _serve(role: str, config: str, log: str, environment: dict[str, str], open_f
     os.close(output)
     if open_files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
-    if planted := environment.get(PLANT):
-        module, _, name = planted.partition(":")
-        getattr(importlib.import_module(module), name)()
     sys.argv = [_module(role), "serve", "--config", config]
     if planted := environment.get(PLANT):
         module, _, name = planted.partition(":")

@@ -160,7 +160,7 @@ def test_a_state_folder_of_another_user_is_refused(node: Node, monkeypatch) -> N
 
 def test_a_path_that_is_too_long_for_a_socket_is_named(node: Node, monkeypatch) -> None:
     """The short one is in a temporary folder, which may have a long name itself."""
-    from ddib_fed.node import config as module
+    from ddib_fed.node.settings import paths as module
 
     monkeypatch.setattr(module.tempfile, "gettempdir", lambda: "/tmp/" + "t" * 100)
     node.edit('state = "state"', 'state = "' + "s" * 100 + '"')

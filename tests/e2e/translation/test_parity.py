@@ -54,7 +54,7 @@ BITS_BOUND = 0.1
 # What names the hop, or what only one of the two can say.
 HOP = {
     "job_id", "source_institution", "target_institution", "contract_sha256", "wire_bytes", "seconds", "input_sha256",
-    "latent_sha256", "run", "files",
+    "latent_sha256", "run", "files", "policy_sha256",
 }  # fmt: skip
 
 

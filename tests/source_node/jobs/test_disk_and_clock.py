@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.errors import QueueFull
+from ddib_fed.errors import DiskFull
 from source_node.jobs.database import JobDatabase
 from source_node.jobs.store import JobStore
 from tests.source_node.jobs.job_examples import running, submit
@@ -77,7 +77,7 @@ def test_a_full_disk_and_our_own_bugs_are_told_apart(database: JobDatabase) -> N
     """The first passes; a statement that is wrong does not."""
     real = database._connection
     database._connection = FailingConnection(real, sqlite3.SQLITE_FULL, "COMMIT")  # type: ignore[assignment]
-    with pytest.raises(QueueFull), database.transaction():
+    with pytest.raises(DiskFull), database.transaction():
         pass
     database._connection = real
     with pytest.raises(sqlite3.OperationalError), database.transaction() as db:
