@@ -81,8 +81,8 @@ class Rotating:
     def profile(self) -> Path:
         return self.folder / "alice" / "client.toml"
 
-    def _node(self, name: str, role: str, institution: str, **changes: str) -> Node:
-        node = Node.create(self.folder / name, role, institution, "moons", pretrained=False)
+    def _node(self, folder: str, role: str, institution: str, **changes: str) -> Node:
+        node = Node.create(self.folder / folder, role, institution, "moons", pretrained=False)
         for key, value in changes.items():
             node.edit(f'{key} = "node-1"', f'{key} = "{value}"')
         save_model(node.config)
