@@ -58,13 +58,13 @@ def gate(
     if output_format == "json":
         print_json(found.figures())
         return
-    lines({"gate": found.digest(), "of": said(found)})
+    lines({"gate": found.digest(), "bounds": said(found)})
 
 
 def said(allowances: Allowances) -> str:
     """What was measured, in words."""
     what = "latents" if allowances.pictures is not None else "sets of points"
     return (
-        f"{allowances.measured} honest {what} set the bounds; of {allowances.checked} others "
+        f"measured on {allowances.measured} honest {what}; of {allowances.checked} others "
         f"{allowances.refused} are refused"
     )

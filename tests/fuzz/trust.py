@@ -1,0 +1,152 @@
+"""What trust rests on: certificates, peers, calibrations, the audit log, records."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from ddib_fed.bridge.calibration.aggregates import read_aggregate
+from ddib_fed.bridge.calibration.files import read_calibration
+from ddib_fed.bridge.records.translation_record import Translation
+from ddib_fed.trust import pki
+from ddib_fed.trust.audit.verification import verify as verify_audit
+from ddib_fed.trust.calibrations.signing import parse_calibration, parse_signed
+from ddib_fed.trust.certificates import (
+    certificate_pem,
+    issue_leaf,
+    new_authority,
+    new_key,
+    parse_certificates,
+)
+from ddib_fed.trust.enrolment import make_request, read_request
+from ddib_fed.trust.identity import Identity, verify_peer_certificate
+from ddib_fed.trust.peers.file import Peer, parse_peer
+from ddib_fed.trust.peers.withdrawn import parse_withdrawn
+from tests.fuzz.target import NOW, Target, as_file
+from tests.trust.calibrations.examples import calibration
+
+
+@cache
+def _north() -> pki.Authority:
+    return new_authority("north.example", now=NOW)
+
+
+def certificate(data: bytes) -> None:
+    """A caller's certificate."""
+    verify_peer_certificate(data, pins={"north.example": (_north().certificate,)}, now=NOW)
+
+
+def _certificates() -> list[bytes]:
+    leaf = issue_leaf(_north(), "node", "node-1", public_key=new_key().public_key(), now=NOW)
+    return [certificate_pem(leaf), certificate_pem(_north().certificate)]
+
+
+def certificates(data: bytes) -> None:
+    """A file of roots."""
+    parse_certificates(data, "roots.pem")
+
+
+def request(data: bytes) -> None:
+    """A request for a certificate."""
+    read_request(data)
+
+
+def _requests() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        return [make_request(Path(folder), Identity("north.example", "node", "node-2"))]
+
+
+def peer(data: bytes) -> None:
+    """A peer file."""
+    parse_peer(data, "a file")
+
+
+def _peers() -> list[bytes]:
+    name = Identity("north.example", "node", "node-1")
+    return [Peer("north.example", name, "north.example:7443", (_north().certificate,)).to_bytes()]
+
+
+def withdrawn(data: bytes) -> None:
+    """The list of withdrawn identities."""
+    parse_withdrawn(data, "a list")
+
+
+def signed(data: bytes) -> None:
+    """A calibration with its signatures."""
+    parse_signed(data, "a calibration")
+
+
+def proposed(data: bytes) -> None:
+    """A calibration that a peer proposes."""
+    parse_calibration(data, "a calibration")
+
+
+def _calibrations() -> list[bytes]:
+    return [calibration().canonical]
+
+
+def calibration_file(data: bytes) -> None:
+    """A calibration that somebody was given as a file."""
+    with as_file(data, "calibration.json") as path:
+        read_calibration(path)
+
+
+def aggregate(data: bytes) -> None:
+    """An aggregate that a peer published."""
+    read_aggregate(data)
+
+
+def _aggregates() -> list[bytes]:
+    from ddib_fed.bridge.calibration.aggregates import make_aggregate
+    from ddib_fed.models.normalisation import Normalisation
+
+    drawn = np.random.default_rng(0).uniform(-1, 1, (220, 1, 4, 4)).astype(np.float32)
+    made = make_aggregate(drawn, Normalisation(std=0.5), "drawings", generator=np.random.default_rng(1))
+    return [made.model_dump_json().encode()]
+
+
+def audit(data: bytes) -> None:
+    """An audit log."""
+    with as_file(data, "audit.jsonl") as path:
+        verify_audit(path)
+
+
+def record(data: bytes) -> None:
+    """The record of a translation beside a result."""
+    with as_file(data, "a.json") as path:
+        Translation.read(path)
+
+
+def _audits() -> list[bytes]:
+    from ddib_fed.trust.audit.log import AuditLog
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "audit.jsonl"
+        for number in range(3):
+            AuditLog(path).write("act", number=number)
+        return [path.read_bytes()]
+
+
+def _records_json() -> list[bytes]:
+    return [json.dumps({"format": 1, "job_id": "x", "samples": 3, "solver": {"solver": "unipc"}}).encode()]
+
+
+TARGETS: Final[Mapping[str, Target]] = {
+    "certificate": Target(certificate, _certificates),
+    "roots": Target(certificates, _certificates),
+    "request": Target(request, _requests),
+    "peer-file": Target(peer, _peers),
+    "withdrawn": Target(withdrawn, lambda: [b"spiffe://north.example/client/alice # lost\n\n"]),
+    "signed-calibration": Target(signed, _calibrations),
+    "calibration": Target(proposed, _calibrations),
+    "calibration-file": Target(calibration_file, _calibrations, slow=True),
+    "aggregate": Target(aggregate, _aggregates),
+    "audit-log": Target(audit, _audits, slow=True),
+    "record": Target(record, _records_json, slow=True),
+}

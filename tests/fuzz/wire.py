@@ -1,0 +1,169 @@
+"""What comes over the wire: messages, streams, contracts, latents, details of errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from ddib_fed.errors import DdibError
+from ddib_fed.latent import Latent
+from ddib_fed.rpc.error_details import from_detail, to_detail
+from ddib_fed.trust.peers.admission import parse_message
+from ddib_fed.v1 import common_pb2, decoding_pb2, translation_pb2
+from ddib_fed.wire.contracts.agreement import confirm
+from ddib_fed.wire.contracts.contract import ContractLimits, ContractSide
+from ddib_fed.wire.latent import LatentOpener
+from ddib_fed.wire.mapping import from_message, to_message
+from ddib_fed.wire.streams.chunks import Announced, Assembler, file_header, open_file, stream
+from ddib_fed.wire.streams.frames import reading
+from tests.fuzz.target import MOST, Target
+from tests.samples import picture_examples as pictures
+from tests.wire.examples import contract, latent, side
+
+_STREAMS: Final = {
+    0: decoding_pb2.DecodeRequest,
+    1: decoding_pb2.DecodeResponse,
+    2: translation_pb2.SubmitJobRequest,
+    3: translation_pb2.FetchResultsResponse,
+    4: decoding_pb2.NegotiateContractRequest,
+    5: decoding_pb2.DescribeDomainResponse,
+    6: translation_pb2.GetJobResponse,
+    7: decoding_pb2.NegotiateContractResponse,
+}
+
+
+def message(data: bytes) -> None:
+    """A message of any kind, the first byte says which, as an interceptor parses it."""
+    if data:
+        kind = _STREAMS[data[0] % len(_STREAMS)]
+        found = parse_message(data[1:], reading(kind.FromString), strict=True)
+        found.SerializeToString()
+
+
+def _messages() -> list[bytes]:
+    decode = decoding_pb2.DecodeHeader(
+        contract_sha256=bytes(32), request_id="r", solver=common_pb2.SolverSettings(evaluations=8), items=2
+    )
+    made = contract()
+    samples: list[tuple[int, Any]] = [
+        (0, decoding_pb2.DecodeRequest(header=decode)),
+        (0, decoding_pb2.DecodeRequest(chunk=common_pb2.Chunk(index=1, data=b"data"))),
+        (
+            1,
+            decoding_pb2.DecodeResponse(
+                progress=decoding_pb2.DecodeProgress(item=1, stage="decode", steps=4)
+            ),
+        ),
+        (2, translation_pb2.SubmitJobRequest(trailer=common_pb2.Trailer(chunks=3))),
+        (4, decoding_pb2.NegotiateContractRequest(source=to_message(made.source, decoding_pb2.ContractSide))),
+        (7, _answer()),
+    ]
+    return [bytes([number]) + each.SerializeToString() for number, each in samples]
+
+
+def assembled(data: bytes) -> None:
+    """A stream: records of a length (two bytes), a message each, into the assembler of a Decode call."""
+    made = contract()
+    opener = LatentOpener(made, max_items=4)
+    assembler = Assembler({"latent": opener, "result": _open_result})
+    parse = reading(decoding_pb2.DecodeResponse.FromString)
+    assert parse is not None
+    for record in _records(data):
+        whole = assembler.feed(parse_message(record, parse, strict=True))
+        if whole is not None and whole.landed is not None:
+            Latent.from_bytes(
+                whole.landed, made.sample_shape, made.wire_type, sha256=whole.header.tensor.sha256
+            )
+    assembler.end()
+
+
+def _open_result(header: decoding_pb2.DecodedHeader) -> Announced:
+    return open_file(header.file, max_bytes=MOST, accepted={common_pb2.MEDIA_TYPE_PNG})
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    at = 0
+    while at + 2 <= len(data):
+        size = int.from_bytes(data[at : at + 2], "little")
+        yield data[at + 2 : at + 2 + size]
+        at += 2 + size
+
+
+def _streams() -> list[bytes]:
+    made, sent = contract(), latent(20)
+    header = decoding_pb2.LatentHeader(
+        item=0, contract_sha256=made.digest,
+        tensor=common_pb2.TensorHeader(dtype="DATA_TYPE_FLOAT32", shape=(20, 2), size_bytes=160, sha256=sent.sha256),
+    )  # fmt: skip
+    file = pictures.png_of(pictures.noise(4, 4, 1))
+    result = decoding_pb2.DecodedHeader(item=0, file=file_header(common_pb2.MEDIA_TYPE_PNG, file))
+    parts = [
+        *stream(decoding_pb2.DecodeResponse, "result", result, file),
+        *stream(decoding_pb2.DecodeResponse, "latent", header, sent.wire()),
+    ]
+    records = [part.SerializeToString() for part in parts]
+    return [b"".join(len(record).to_bytes(2, "little") + record for record in records)]
+
+
+def agreed(data: bytes) -> None:
+    """A target's answer to a proposal, and what it says of itself."""
+    answer = parse_message(data, decoding_pb2.NegotiateContractResponse.FromString, strict=True)
+    confirm(answer, source=side(), target_institution="south.example")
+
+
+def _answer() -> Message:
+    made = contract()
+    return decoding_pb2.NegotiateContractResponse(
+        contract=to_message(made, decoding_pb2.Contract), sha256=made.digest
+    )
+
+
+def described(data: bytes) -> None:
+    """A peer's half of a contract."""
+    answer = parse_message(data, decoding_pb2.DescribeDomainResponse.FromString, strict=True)
+    from_message(answer.side, ContractSide)
+    from_message(answer.limits, ContractLimits)
+
+
+def _description() -> bytes:
+    made = contract()
+    return decoding_pb2.DescribeDomainResponse(
+        versions=[common_pb2.ProtocolVersion(major=1, minor=4)],
+        side=to_message(made.target, decoding_pb2.ContractSide),
+        limits=to_message(made.limits, decoding_pb2.ContractLimits),
+    ).SerializeToString()
+
+
+def numbers(data: bytes) -> None:
+    """The numbers of a latent, in each type."""
+    for dtype in ("float32", "float16", "bfloat16"):
+        try:
+            Latent.from_bytes(data, (2,), dtype)
+        except DdibError:
+            continue
+
+
+def error_detail(data: bytes) -> None:
+    """What a node says of an error, in trailing metadata."""
+    found = from_detail(data, "target south.example")
+    if found is not None:
+        str(found)
+
+
+def _details() -> list[bytes]:
+    from ddib_fed.errors import ContractMismatch, Difference
+
+    error = ContractMismatch("x", differences=(Difference("field", "1", "2", "remedy"),), facts={"a": "b"})
+    return [to_detail(error, "south.example", "incident1").SerializeToString()]
+
+
+TARGETS: Final[Mapping[str, Target]] = {
+    "message": Target(message, _messages),
+    "stream": Target(assembled, _streams),
+    "agreement": Target(agreed, lambda: [_answer().SerializeToString()]),
+    "description": Target(described, lambda: [_description()]),
+    "latent": Target(numbers, lambda: [latent(8).to_bytes()]),
+    "error-detail": Target(error_detail, _details),
+}
