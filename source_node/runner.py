@@ -41,10 +41,10 @@ from source_node.jobs.events import EventHub
 from source_node.jobs.queue import Due
 from source_node.jobs.records import PENDING_ITEMS, error_record, last_cause
 from source_node.jobs.store import Job, JobStore
+from source_node.peer.remote import Remotes
 from source_node.pipeline.items import rows_about
 from source_node.pipeline.job import Pipeline
 from source_node.pipeline.reach import Reach
-from source_node.remote import Remotes
 from source_node.waiting import ABSENT, PASSING, Pauses, deadline_of, renews_in_time
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ from source_node.jobs.copying import copy_jobs
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
 from source_node.jobs.store import Job, JobLimits, JobStore
-from source_node.remote import Remotes
+from source_node.peer.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner
 from source_node.specs import caller_uri
 from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions

@@ -35,7 +35,7 @@ from ddib_fed.wire.version import (
 )
 from source_node.classes import own_classes, target_classes
 from source_node.jobs.records import JobSpec
-from source_node.remote import Described
+from source_node.peer.remote import Described
 
 MAX_DOMAIN_NAME = 64
 

@@ -25,7 +25,7 @@ from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.streams.chunks import Announced, assemble, open_file
 from source_node.calibrations import calibration_of
 from source_node.jobs.store import ItemSpec, Job, JobSpec, JobStore, Staging
-from source_node.remote import Remotes
+from source_node.peer.remote import Remotes
 from source_node.samples import samples_of
 from source_node.specs import check_peer, spec_of
 

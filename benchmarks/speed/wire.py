@@ -42,8 +42,8 @@ from ddib_fed.latent import Latent, moments
 from ddib_fed.trust import tls
 from ddib_fed.wire.contracts.contract import Contract, ContractSide
 from ddib_fed.wire.latent import ApprovedLatent, approve
-from source_node.decode_call import Answer
-from source_node.remote import Remote, Remotes
+from source_node.peer.decode_call import Answer
+from source_node.peer.remote import Remote, Remotes
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_institution
 

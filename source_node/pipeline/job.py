@@ -35,11 +35,11 @@ from source_node.calibrations import calibration_of
 from source_node.jobs.events import EventHub
 from source_node.jobs.records import Part, error_record
 from source_node.jobs.store import Change, Item, Job, JobStore, NewFile
+from source_node.peer.remote import Remotes
+from source_node.peer.remote_party import RemoteParty, description_of
 from source_node.pipeline.intake import Intake
 from source_node.pipeline.items import Numbers, Work, rows_about
 from source_node.pipeline.progress import JobProgress
-from source_node.remote import Remotes
-from source_node.remote_party import RemoteParty, description_of
 from source_node.samples import samples_of
 from source_node.specs import check_versions, latent_types
 

@@ -16,7 +16,7 @@ from ddib_fed.networks.registry import network_shapes
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.trust import pki
 from ddib_fed.trust.certificates import issue_leaf, new_key
-from tests.node.test_daemon import ready
+from tests.node.running.test_daemon import ready
 
 
 class Node:

@@ -32,16 +32,17 @@ def said(code: str, *, level: str = "debug", **environment: str) -> tuple[str, s
 @pytest.mark.parametrize(
     ("level", "heard"),
     [
-        ("debug", "DEBUG ddib_fed a\nDEBUG source_node.remote a\nDEBUG target_node a\nWARNING torch b\n"),
+        (
+            "debug",
+            "DEBUG ddib_fed a\nDEBUG source_node.peer.remote a\nDEBUG target_node a\nWARNING torch b\n",
+        ),
         ("info", "WARNING torch b\n"),
         ("error", ""),
     ],
 )
 def test_only_our_own_loggers_follow_the_level(level: str, heard: str) -> None:
     """Other libraries are heard from WARNING up, those that read pictures not at all."""
-    own = (
-        "for name in ('ddib_fed', 'source_node.remote', 'target_node'): logging.getLogger(name).debug('a')\n"
-    )
+    own = "for name in ('ddib_fed', 'source_node.peer.remote', 'target_node'): logging.getLogger(name).debug('a')\n"
     others = "for name in ('PIL.TiffImagePlugin', 'tifffile', 'torch'):\n" + "".join(
         f"    logging.getLogger(name).{call}\n" for call in ("debug('x')", "info('x')", "warning('b')")
     )

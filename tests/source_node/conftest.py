@@ -13,7 +13,7 @@ from ddib_fed.wire.contracts.contract import ContractLimits
 from ddib_fed.wire.jobs import Settings
 from source_node.jobs.events import EventHub
 from source_node.jobs.store import Job, JobStore
-from source_node.remote import Remotes
+from source_node.peer.remote import Remotes
 from source_node.runner import JobRunner
 from tests.node.tiny_nodes import make_config, make_context, make_institution, npy, tiny_engine
 from tests.source_node.jobs import job_examples

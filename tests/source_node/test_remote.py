@@ -33,8 +33,8 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.contracts.contract import ContractSide
 from ddib_fed.wire.latent import approve
-from source_node.decode_call import Answer, Progress
-from source_node.remote import Remotes
+from source_node.peer.decode_call import Answer, Progress
+from source_node.peer.remote import Remotes
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.conftest import wait_until
 from tests.source_node.scripted_target import hang, honest, instead, side

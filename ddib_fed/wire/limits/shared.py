@@ -53,7 +53,7 @@ CONTRACT = Anything("wire.contracts.contract.Contract")
 TARGET = Anything("target_node.service")
 SOURCE = Anything("source_node.service")
 STORE = Anything("source_node.jobs.store.JobStore")
-REMOTE = Anything("source_node.decode_call.DecodeCall")
+REMOTE = Anything("source_node.peer.decode_call.DecodeCall")
 COLLECTOR = Anything("client.results.Collector")
 
 

@@ -12,7 +12,7 @@ from ddib_fed.bridge.control import Control
 from ddib_fed.bridge.party import Labels, ToDecode
 from ddib_fed.errors import Cancelled, DdibError, DeadlineExceeded
 from ddib_fed.wire.latent import ApprovedLatent
-from source_node.decode_call import DecodeCall
+from source_node.peer.decode_call import DecodeCall
 
 # Latents that wait for the wire, in batches: the next one is whole when the wire is free.
 WAITING_BATCHES = 1

@@ -11,7 +11,7 @@ from ddib_fed.samples.points import to_npy
 from ddib_fed.trust import tls
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.wire.version import versions_to_pb
-from source_node.remote import Remotes
+from source_node.peer.remote import Remotes
 from tests.node.tiny_nodes import gaussian
 from tests.source_node.scripted_target import instead, side
 from tests.source_node.test_remote import Call

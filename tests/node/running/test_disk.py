@@ -10,7 +10,7 @@ import pytest
 from ddib_fed.node.running.admin import AdminClient
 from ddib_fed.node.running.disk import LEAST_FREE_BYTES, DiskWatch
 from tests.e2e.harness import free_port
-from tests.node.test_daemon import Running, ready
+from tests.node.running.test_daemon import Running, ready
 from tests.small_disks import small_disk
 from tests.source_node.conftest import wait_until
 

@@ -22,8 +22,8 @@ from ddib_fed.trust import tls
 from ddib_fed.trust.audit.receipts import Exchanged
 from ddib_fed.wire.latent import approve
 from source_node.jobs.store import JobStore
-from source_node.remote import Remotes
-from source_node.remote_party import RemoteParty
+from source_node.peer.remote import Remotes
+from source_node.peer.remote_party import RemoteParty
 from tests.node.tiny_nodes import gaussian, make_institution, npy
 from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, spec, submit

@@ -18,7 +18,7 @@ from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.trust.identity import Identity
 from ddib_fed.trust.peers import withdrawn
 from tests.node.institutions import Institution
-from tests.node.test_daemon import Running, ready
+from tests.node.running.test_daemon import Running, ready
 from tests.node.tiny_nodes import make_institution
 from tests.source_node.conftest import wait_until
 

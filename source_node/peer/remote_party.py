@@ -36,9 +36,9 @@ from ddib_fed.latent import Latent
 from ddib_fed.rpc.peers import at_fault
 from ddib_fed.trust.audit.receipts import Exchanged
 from ddib_fed.wire.contracts.contract import Contract, ContractSide
-from source_node.decode_call import Answer, DecodeCall, Progress
-from source_node.latent_window import IDLE_S, Filler, LatentWindow, Release, Sending
-from source_node.remote import Remote
+from source_node.peer.decode_call import Answer, DecodeCall, Progress
+from source_node.peer.latent_window import IDLE_S, Filler, LatentWindow, Release, Sending
+from source_node.peer.remote import Remote
 
 log = logging.getLogger(__name__)
 

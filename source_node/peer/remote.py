@@ -45,7 +45,7 @@ from ddib_fed.wire.version import (
     versions_from_pb,
     versions_to_pb,
 )
-from source_node.decode_call import DecodeCall, Sent, failure
+from source_node.peer.decode_call import DecodeCall, Sent, failure
 
 UNARY_TIMEOUT_S = 10.0
 # Longer than a few of the signs of life that a target sends (`target_node.stream.SIGN_OF_LIFE_S`).
