@@ -99,8 +99,9 @@ def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentSta
     if latent.ndim == 2:
         _check_set(latent, allowances)
     elif made is not None and made.samples is not None and allowances is not None:
+        known = statistics.correlation if len(latent) == 1 and leg.calibration is None else None
         for z, x in zip(_plain(latent, leg), _plain(made.samples, leg), strict=True):
-            _check_picture(z, x, allowances)
+            _check_picture(z, x, allowances, known)
     return statistics
 
 
@@ -128,10 +129,16 @@ def _plain(x: Tensor, leg: Leg) -> Tensor:
     return rotated(x, torch.from_numpy(leg.calibration.matrix).T.to(x.dtype))
 
 
-def _check_picture(latent: Tensor, picture: Tensor, allowances: Allowances) -> None:
+def _check_picture(
+    latent: Tensor, picture: Tensor, allowances: Allowances, correlation: float | None
+) -> None:
     allowed = allowances.pictures
     if allowed is not None and allowed.names == NAMES:
-        _refuse(beyond(profile(latent, picture).numpy(), allowed), "a picture's latent", None)
+        _refuse(
+            beyond(profile(latent, picture, correlation=correlation).numpy(), allowed),
+            "a picture's latent",
+            None,
+        )
 
 
 def _refuse(found: dict[str, tuple[float, float]], what: str, figures: SetFigures | None) -> None:

@@ -21,6 +21,8 @@ import math
 from functools import lru_cache
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -53,55 +55,61 @@ PAIR_NAMES = ("picture", "picture, coarse", "picture, fine")
 NAMES = (*ALONE, *PAIR_NAMES)
 
 
-def profile(latent: Tensor, picture: Tensor | None = None) -> Tensor:
+def profile(latent: Tensor, picture: Tensor | None = None, *, correlation: float | None = None) -> Tensor:
     """The figures of one latent.
 
     Args:
         latent: (C, H, W), finite; H and W at least `LEAST_SIDE`.
         picture: What it was made of, of the same shape, in the model's units; None where it is not known.
+        correlation: Of pixels in patches, where `gaussianity.measure` has found it already.
 
     Returns:
         (len(NAMES),) float64, or (len(ALONE),) without a picture.
     """
-    z = latent.detach().double()
+    z = latent.detach().cpu().double()
     waves = cosines(z)
-    found = [*_spectrum(waves), *_channels(z), *_shape(z.flatten()), _blocks(z)]
-    found.append(_log(measure(latent[None]).correlation))
+    found = [*_spectrum(waves), *_channels(z), *_shape(z), _blocks(z)]
+    found.append(_log(measure(latent[None]).correlation if correlation is None else correlation))
     if picture is not None:
-        x = picture.detach().double()
+        x = picture.detach().cpu().double()
         found += [_correlation(z - z.mean(), x - x.mean()), *_ring_correlations(waves, cosines(x))]
     return torch.tensor(found, dtype=torch.float64)
 
 
 def _spectrum(waves: Tensor) -> list[float]:
-    power = waves.square().mean(0)
-    rings, across, down = _places(*power.shape)
-    bands = [_log(float(power[ring].mean())) for ring in rings]
-    return [*bands, _log(float(power[across].mean())) - _log(float(power[down].mean()))]
+    means, _ = _places(*waves.shape[1:])
+    *rings, across, down = (means @ waves.square().mean(0).flatten()).tolist()
+    return [*map(_log, rings), _log(across) - _log(down)]
 
 
 def _channels(z: Tensor) -> list[float]:
     rows = z.flatten(1)
     rows = rows - rows.mean(1, keepdim=True)
-    found = torch.linalg.eigvalsh(rows @ rows.T / rows.shape[1])
+    found = np.linalg.eigvalsh((rows @ rows.T / rows.shape[1]).numpy())
     return [_log(float(found[0])), _log(float(found[-1]))]
 
 
-def _shape(numbers: Tensor) -> list[float]:
-    ordered = numbers.sort().values
+def _shape(z: Tensor) -> list[float]:
+    ordered = np.sort(z.numpy(), axis=None)
     count = len(ordered)
-    low, high = ordered[count // 4], ordered[(3 * count) // 4]
-    unit = (ordered - ordered.mean()) / ordered.std().clamp_min(TINY)
-    below = torch.special.ndtr(unit)
-    steps = torch.arange(count, dtype=torch.float64) / count
-    distance = torch.maximum((below - steps).abs(), (below - steps - 1 / count).abs()).max()
-    kurtosis = float(unit.pow(4).mean()) - 3.0
+    quartiles = float(ordered[(3 * count) // 4] - ordered[count // 4])
+    unit = (ordered - ordered.mean()) / max(float(ordered.std(ddof=1)), TINY)
+    below = torch.special.ndtr(torch.from_numpy(unit)).numpy()
+    after = below - _steps(count)
+    distance = max(float(np.abs(after).max()), float(np.abs(after - 1 / count).max()))
+    squares = unit * unit
+    kurtosis = float((squares * squares).mean()) - 3.0
     return [
-        _log(float(high - low) / QUARTILES),
-        float(unit.pow(3).mean()),
+        _log(quartiles / QUARTILES),
+        float((squares * unit).mean()),
         math.asinh(kurtosis),
-        _log(float(distance)),
+        _log(distance),
     ]
+
+
+@lru_cache(maxsize=16)
+def _steps(count: int) -> npt.NDArray[np.float64]:
+    return np.arange(count, dtype=np.float64) / count
 
 
 def _blocks(z: Tensor) -> float:
@@ -110,8 +118,12 @@ def _blocks(z: Tensor) -> float:
 
 
 def _ring_correlations(z: Tensor, x: Tensor) -> tuple[float, float]:
-    rings, _, _ = _places(*z.shape[1:])
-    each = [_correlation(z[:, ring], x[:, ring]) for ring in rings]
+    _, sums = _places(*z.shape[1:])
+    products = torch.stack([z * x, z.square(), x.square()], dim=-1).sum(0).flatten(0, 1)
+    each = [
+        both / size if (size := math.sqrt(of_z * of_x)) > TINY else 0.0
+        for both, of_z, of_x in (sums @ products).tolist()
+    ]
     coarse, fine = each[:FIRST_FINE], each[FIRST_FINE:]
     return sum(coarse) / len(coarse), sum(fine) / len(fine)
 
@@ -127,10 +139,16 @@ def _log(value: float) -> float:
 
 
 @lru_cache(maxsize=16)
-def _places(height: int, width: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """Masks (H, W) of the coefficients in each ring, of those that vary more across, and of those more down."""
+def _places(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Matrices that act on the coefficients of a channel, flattened (H x W).
+
+    Returns:
+        Means in each ring, and of those that vary more across and more down, (R + 2, H x W); sums in each ring,
+        (R, H x W).
+    """
     down = (torch.arange(height, dtype=torch.float64) / height)[:, None].expand(height, width)
     across = (torch.arange(width, dtype=torch.float64) / width)[None, :].expand(height, width)
     radius = (down.square() + across.square()).sqrt()
-    rings = tuple((low <= radius) & (radius < high) for low, high in pairwise(RINGS))
-    return rings, across > down, down > across
+    rings = [(low <= radius) & (radius < high) for low, high in pairwise(RINGS)]
+    masks = torch.stack([*rings, across > down, down > across]).flatten(1).double()
+    return masks / masks.sum(1, keepdim=True), masks[: len(rings)]
