@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -97,12 +98,12 @@ class Hostile:
 
     def churn(self) -> Requests:
         """One full network call a request, each a request of its own: a flow that leaves its debts behind."""
-        yield self.header(1, 1)
+        yield self.header(LEAST, 1)
         yield from self.latent(0, 2_048)
 
     def tiny(self) -> Requests:
         """A thousand items of one point."""
-        yield self.header(1, 1_000)
+        yield self.header(LEAST, 1_000)
         for item in range(1_000):
             yield from self.latent(item, 1)
 
@@ -133,6 +134,8 @@ class Hostile:
                 threading.Event().wait(0.05)
 
 
+LEAST = 8
+"""Evaluations that south demands at least."""
 STREAMS = {"large": 7, "churn": 38, "tiny": 38, "settings": 7, "idle": 64, "silent": 64}
 
 
@@ -147,6 +150,7 @@ def attack(name: str, address: str, pki: Path, roots: Path, evaluations: int) ->
         sys.stdin.read()
         sys.stdout.write(json.dumps(hostile.counts))
         sys.stdout.flush()
+        os._exit(0)  # its threads go on for ever, and would find the channel closed
 
 
 def memory_mb(node: Node) -> float:

@@ -19,6 +19,7 @@ neighbours of those far out are further away than the density says.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,6 +39,10 @@ REPEATED = 0.5
 FEWEST = 8
 """Points from which on repeated ones count."""
 DRAWS = 24
+TOGETHER = 256
+"""Points whose distances to all others are in memory at once."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Sets of many streams are measured in turn: side by side they take memory for each, and the cores from the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +88,9 @@ def set_figures(latent: Tensor) -> SetFigures | None:
     if not count or latent.shape[1] > MOST_DIMENSIONS:
         return None
     rows = torch.linspace(0, len(latent) - 1, count, dtype=torch.float64).round().long()
-    slope, error, shift, shift_error, dimension = _density(latent.detach()[rows].double())
-    usual, usual_dimension = _noise(count, latent.shape[1])
+    with _ONE_AT_A_TIME:
+        slope, error, shift, shift_error, dimension = _density(latent.detach()[rows].double())
+        usual, usual_dimension = _noise(count, latent.shape[1])
     return SetFigures(count, (slope - usual) / error, shift / shift_error, dimension / usual_dimension)
 
 
@@ -96,7 +102,11 @@ def allowance_for(count: int, allowances: Iterable[SetAllowances]) -> SetAllowan
 def _density(z: Tensor) -> tuple[float, float, float, float, float]:
     """s, its standard error, |b|, the largest standard error of b, and the local dimension, of (N, D) float64."""
     count, dim = z.shape
-    nearest = torch.cdist(z, z).topk(4 * NEIGHBOUR + 1, dim=1, largest=False).values.clamp_min(1e-12)
+    closest = (
+        torch.cdist(part, z).topk(4 * NEIGHBOUR + 1, dim=1, largest=False).values
+        for part in z.split(TOGETHER)
+    )
+    nearest = torch.cat(list(closest)).clamp_min(1e-12)
     near, far = nearest[:, NEIGHBOUR], nearest[:, 4 * NEIGHBOUR]
     density = -dim * near.log()
     seen = torch.cat([torch.ones(count, 1, dtype=z.dtype), z, -z.square().sum(1, keepdim=True) / 2], dim=1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
 from ddib_fed.bridge.gate import pass_latent
+from ddib_fed.bridge.judging import point_sets
 from ddib_fed.bridge.judging.point_sets import SIZES, allowance_for, repeated_share, set_figures
 from ddib_fed.bridge.judging.usual import usual_sets
 from ddib_fed.bridge.party import Leg
@@ -97,3 +100,23 @@ def test_bounds_for_an_unknown_model_are_those_of_the_widest_that_ships():
         assert usual.shift == pytest.approx(max(each.shift for each in own), abs=1e-3)
         assert usual.dimension == pytest.approx(min(each.dimension for each in own), abs=1e-3)
     assert [each.count for each in usual_sets()] == list(SIZES)
+
+
+def test_sets_of_many_streams_are_measured_in_turn(monkeypatch):
+    """Side by side, those of 38 streams took a gigabyte, and the engine's cores for ten seconds."""
+    inside, most, density = 0, 0, point_sets._density
+
+    def counted(z):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        try:
+            return density(z)
+        finally:
+            inside -= 1
+
+    monkeypatch.setattr(point_sets, "_density", counted)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(set_figures, [noise(1024, seed=seed) for seed in range(16)]))
+    assert most == 1
+    assert all(each is not None and each.count == 1024 for each in found)
