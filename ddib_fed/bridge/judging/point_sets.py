@@ -104,7 +104,7 @@ def _density(z: Tensor) -> tuple[float, float, float, float, float]:
     count, dim = z.shape
     closest = (
         torch.cdist(part, z).topk(4 * NEIGHBOUR + 1, dim=1, largest=False).values
-        for part in z.split(TOGETHER)
+        for part in torch.split(z, TOGETHER)
     )
     nearest = torch.cat(list(closest)).clamp_min(1e-12)
     near, far = nearest[:, NEIGHBOUR], nearest[:, 4 * NEIGHBOUR]
