@@ -75,8 +75,8 @@ benchmarks: $(VENV)/.dev  ## Measure the solvers again (about two hours; writes 
 	$(BIN)/python -m benchmarks.points.solvers
 
 pretrained: $(VENV)/.dev  ## Train the shipped bundles again (points 20 minutes of CPU, pictures an hour)
-	$(BIN)/python benchmarks/pretrained.py
-	$(BIN)/python benchmarks/pretrained_pictures.py --out build/pretrained
+	$(BIN)/python -m benchmarks.pretrained
+	$(BIN)/python -m benchmarks.pretrained_pictures --out build/pretrained
 
 $(VENV)/.fuzz: $(VENV)/.dev
 	$(PIP) --editable '.[node,fuzz]'

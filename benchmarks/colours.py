@@ -1,6 +1,6 @@
 """Colour transfer on photographs that packages carry, beside optimal transport: tables and sheet of docs/colours.md.
 
-    python benchmarks/colours.py [--work DIR] [--only rgb|lab]      goes on where it was stopped
+    python -m benchmarks.colours [--work DIR] [--only rgb|lab]      goes on where it was stopped
 
 About twenty minutes of one core. Models and full pictures stay in DIR; docs/colours/ gets a report a pair and space,
 and the sheet.
@@ -53,7 +53,7 @@ def measure(pair: tuple[str, str], space: Any, work: Path) -> None:
     if path.exists():
         return
     photos = [open_photograph(which) for which in pair]
-    settings = ColourSettings(space=space, both=True, command="python benchmarks/colours.py")
+    settings = ColourSettings(space=space, both=True, command="python -m benchmarks.colours")
     found = transfer(*photos, settings, work / f"{name(pair)}-{space}", resume=True)
     write_json(path, found)
     print(path.name, found["directions"][0]["mse"], flush=True)

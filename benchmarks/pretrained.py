@@ -1,6 +1,6 @@
 """Train the six bundles that ship with the package, one after the other; unfinished ones are resumed.
 
-    python benchmarks/pretrained.py [DOMAIN...] [--force]
+    python -m benchmarks.pretrained [DOMAIN...] [--force]
 
 Each is what `ddib model train` with the command in its manifest makes. What ships is manifest.json and
 model.safetensors; the run folders (checkpoints, progress.csv, pictures) stay under build/pretrained.

@@ -1,7 +1,7 @@
 """Trains the picture bundles that ship with the package, each on one core within an hour of CPU.
 
-    python benchmarks/pretrained_pictures.py [--domain satellite ...] [--out ddib_fed/models/pretrained] [--resume]
-    python benchmarks/pretrained_pictures.py --thresholds     measure the thresholds of structure again, train nothing
+    python -m benchmarks.pretrained_pictures [--domain satellite ...] [--out ddib_fed/models/pretrained] [--resume]
+    python -m benchmarks.pretrained_pictures --thresholds     measure the thresholds of structure again, train nothing
 
 What is learned from, and what is kept apart for testing, is decided in ddib_fed/datasets/maps.py and heads.py. The
 weights are the moving averages, stored as float16. What ships is manifest.json and model.safetensors of each
@@ -64,7 +64,7 @@ def config(domain: str) -> PictureTrainConfig:
         soften_sigma=SOFTEN_SIGMA.get(domain, 0.05),
         colours=COLOURS.get(domain, "rgb"),
         checkpoint_every=500,
-        command=f"python benchmarks/pretrained_pictures.py --domain {domain}",
+        command=f"python -m benchmarks.pretrained_pictures --domain {domain}",
     )
 
 

@@ -1,6 +1,6 @@
 """Learns the steps that ship with the package: steps.json of each shipped bundle, as `ddib model tune` writes it.
 
-    python benchmarks/pretrained_steps.py [--domain moons ...] [--evaluations 12 16 20] [--out DIR]
+    python -m benchmarks.pretrained_steps [--domain moons ...] [--evaluations 12 16 20] [--out DIR]
 
 One thread. The bundles' digests do not change. `python -m benchmarks.speed.solvers` measures translations with them.
 """

@@ -1,6 +1,6 @@
 """What more training would give: quality of the shipped pairs after a part of their training, as a table and curves.
 
-    python benchmarks/pretrained_pictures.py --out build/pretrained     leaves build/pretrained/DOMAIN/kept/STEP
+    python -m benchmarks.pretrained_pictures --out build/pretrained     leaves build/pretrained/DOMAIN/kept/STEP
     python -m benchmarks.pictures.training_curve [--runs build/pretrained] [--count 32] [--evaluations 32]
 
 Averaged weights of the kept checkpoints, which are those of a run that was not over: its learning rate was still high.

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator,
 from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
+from ddib_fed.models.dp import DifferentialPrivacy
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.names import OLDER_MAX_DOMAIN, check_domain, is_domain
 from ddib_fed.networks.configs import (
@@ -28,7 +29,9 @@ from ddib_fed.networks.configs import (
 from ddib_fed.networks.diffusers.config import DiffusersDiTConfig, DiffusersUNetConfig
 
 # Fields of `Manifest` that the first release did not have.
-LATER_FIELDS = frozenset({"role", "picture", "classes", "data", "structure", "distilled"})
+LATER_FIELDS = frozenset(
+    {"role", "picture", "classes", "data", "structure", "distilled", "differential_privacy"}
+)
 LATER_SCHEDULE_FIELDS = frozenset({"beta_start", "beta_end"})
 LATER_NETWORK_FIELDS = frozenset({"flow_map"})
 
@@ -186,6 +189,7 @@ class Manifest(_Frozen):
         data: Information on the training data.
         structure: Thresholds for translations of this domain's pictures; None if not measured.
         distilled: What a distilled model, whose network is a flow map, was made from; None for other models.
+        differential_privacy: What the training spent; None for a model trained without.
     """
 
     format_version: Literal[1] = 1
@@ -211,6 +215,7 @@ class Manifest(_Frozen):
     data: DataNote | None = None
     structure: StructureThresholds | None = None
     distilled: Distilled | None = None
+    differential_privacy: DifferentialPrivacy | None = None
 
     @field_validator("domain")
     @classmethod

@@ -36,6 +36,8 @@ from ddib_fed.training.levels import LambdaSampler
 from ddib_fed.training.loop.prefetch import Piece
 from ddib_fed.training.loop.trainer import Trainer
 from ddib_fed.training.objective import PointBatch, make_batch, make_step_batch
+from ddib_fed.training.private.gradients import Draws
+from ddib_fed.training.private.key import RunKey
 from ddib_fed.training.settings.config import PointTrainConfig
 
 Floats = NDArray[np.float32]
@@ -61,6 +63,7 @@ class PointSource:
         digest: Names the points: the domain, or the file's SHA-256.
         take: Gives training points (N, D) for uniforms (N, 4).
         held_out: Points (N, D) that `take` never gives.
+        train: All training points (N, D); none of a synthetic domain, which has no end.
     """
 
     dim: int
@@ -69,6 +72,7 @@ class PointSource:
     digest: str
     take: Callable[[NDArray[np.float64]], Floats]
     held_out: Floats
+    train: Floats
 
 
 class PointTask:
@@ -109,6 +113,26 @@ class PointTask:
         u = synthetic.uniforms(config.seed, piece.step, config.batch, self._columns)
         x0 = self.source.take(u[:, :DATA_COLUMNS])
         return self._questions(x0, u, config.levels, config.reference, piece, device)
+
+    @property
+    def training_samples(self) -> int:
+        """See `PrivateTask`."""
+        return len(self.source.train)
+
+    def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
+        """See `PrivateTask`; the levels of a point are stratified over its draws."""
+        count, dim = self.config.dp_draws, self.source.dim
+        shape = (len(chosen), count)
+        u = torch.from_numpy((np.arange(count) + key.uniforms("levels", step, shape)) / count).reshape(-1)
+        eps = torch.from_numpy(key.normals("noise of points", step, (u.numel(), dim))).float()
+        x0 = torch.from_numpy(self.source.train[chosen]).repeat_interleave(count, 0)
+        if self.config.network == "public":
+            assert isinstance(self._schedule, DiscreteSchedule)
+            batch = make_step_batch(x0, eps, u, self._schedule)
+        else:
+            batch = make_batch(x0, eps, self._lambdas(u), reference=0)
+        x, target = (part.reshape(*shape, dim) for part in (batch.x, batch.target))
+        return Draws(x, batch.times.reshape(shape), target)
 
     def loss(self, network: nn.Module, piece: Piece, samples: PointBatch) -> tuple[Tensor, Tensor]:
         """See `Task`."""
@@ -260,7 +284,9 @@ def open_points(config: PointTrainConfig) -> PointSource:
 
 def _domain(name: str, config: PointTrainConfig) -> PointSource:
     held_out = synthetic.draw(name, config.batch, _HELD_OUT_SEED, step=config.seed)
-    return PointSource(2, 0.0, 1.0, f"domain:{name}", lambda u: synthetic.from_uniforms(name, u), held_out)
+    return PointSource(
+        2, 0.0, 1.0, f"domain:{name}", lambda u: synthetic.from_uniforms(name, u), held_out, held_out[:0]
+    )
 
 
 def points_source(path: Path, held_out_points: int) -> PointSource:
@@ -290,7 +316,7 @@ def points_source(path: Path, held_out_points: int) -> PointSource:
     def take(u: NDArray[np.float64]) -> Floats:
         return kept[(u[:, 0] * len(kept)).astype(np.int64)]
 
-    return PointSource(points.shape[1], mean, std, f"points:{digest}", take, held_out[:held_out_points])
+    return PointSource(points.shape[1], mean, std, f"points:{digest}", take, held_out[:held_out_points], kept)
 
 
 def read_points(path: Path) -> Floats:

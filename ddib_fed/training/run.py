@@ -8,41 +8,31 @@ Of several processes the leader alone touches the folder.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ddib_fed.bridge.threads import torch_threads
-from ddib_fed.datasets.synthetic import domain_name
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
-from ddib_fed.samples.scans import require_outside
 from ddib_fed.training.allowances import after_training
-from ddib_fed.training.distil.task import DistilTask, open_lesson
 from ddib_fed.training.loop.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.loop.distributed import World, open_world
 from ddib_fed.training.loop.losses import Losses
-from ddib_fed.training.loop.trainer import OnProgress, Task, Trainer, measure, settle
-from ddib_fed.training.pictures.calibrated import map_digest
-from ddib_fed.training.pictures.initial import open_start
-from ddib_fed.training.pictures.sources import PictureSource, open_source
-from ddib_fed.training.pictures.task import PictureTask
-from ddib_fed.training.points import PointTask, open_points
+from ddib_fed.training.loop.trainer import OnProgress, Trainer, measure, settle
+from ddib_fed.training.opening import OnScan, Opened, Say, open_data
+from ddib_fed.training.pictures.sources import PictureSource
+from ddib_fed.training.private.accounting import require_opacus
+from ddib_fed.training.private.key import forget_key, key_of_run
+from ddib_fed.training.private.trainer import PrivateTask, PrivateTrainer, require_private
 from ddib_fed.training.record import LOG_EVERY, Log
 from ddib_fed.training.run_folder import DTYPES, RunFolder, run_identity
-from ddib_fed.training.settings.config import (
-    AnyConfig,
-    ClassifierTrainConfig,
-    PictureTrainConfig,
-    PointTrainConfig,
-)
-from ddib_fed.training.settings.distil_config import DistilConfig
+from ddib_fed.training.settings.config import AnyConfig, PictureTrainConfig
 
 SETTLE_S, LOOK_S = 20.0, 3.0
 """Seconds in which the cost of a step is measured: to fit a time, and only to tell it."""
@@ -50,8 +40,6 @@ CHANGEABLE = ("name", "soften_sigma", "dtype")
 """Settings that no weight depends on: of a run that is resumed or finished, they become what is asked for now."""
 UNSAVED_S, WRITING_SHARE = 60.0, 50.0
 """Seconds of training that a kill may cost at most, and that in multiples of what writing a checkpoint takes."""
-Say = Callable[[str], None]
-OnScan = Callable[[int, int], None]
 
 
 def train(
@@ -88,7 +76,8 @@ def train(
         StateConflict: The run in `out` is another one than `config`.
         BundleInvalid: A checkpoint or the initial weights are damaged, or do not fit.
         DomainNotFound: There is no such domain.
-        ExtraMissing: The package that carries the domain's pictures is not installed.
+        ExtraMissing: The package that carries the domain's pictures is not installed, or opacus is not, which
+            differential privacy needs.
         ModelNotFound: There are no such initial weights.
         InputError: The points or pictures cannot be used (see `points` and `sources`).
         SettingsInvalid: Settings that cannot be, or the loss is no longer finite.
@@ -97,86 +86,18 @@ def train(
     """
     with torch_threads(config.threads), torch.random.fork_rng(), open_world(config.device) as world:
         say = say if say is not None and world.leads else None
-        if isinstance(config, PointTrainConfig):
-            opened = _open_points(config)
-        elif isinstance(config, DistilConfig):
-            opened = _open_lesson(config, out, say, on_scan if world.leads else None)
-        else:
-            opened = _open_pictures(config, source, out, say, on_scan if world.leads else None)
+        if config.dp_epsilon is not None:
+            require_opacus()  # before anything is read
+        opened = open_data(config, source, out, say, on_scan if world.leads else None)
+        require_private(opened.config, opened.samples, world.size)
         run = _open_run(opened, out, world, say, resume=resume, force=force)
         if not world.decide(run.finished):
             with closing(run.trainer()) as trainer:
                 run.follow(trainer, on_progress)
             world.decide(lambda: run.finish(trainer))
+        if config.dp_epsilon is not None:
+            forget_key(run.place.run)
         return world.decide(lambda: load_bundle(out))
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A run whose data were read.
-
-    Attributes:
-        config: With what follows from the data.
-        name: Of the bundle's domain, where the config does not say.
-        digest: Of the data.
-        task: Makes what is learned, for a settled config.
-    """
-
-    config: AnyConfig
-    name: str
-    digest: str
-    task: Callable[[Any], Task]
-
-
-def _open_points(config: PointTrainConfig) -> _Opened:
-    if config.domain is not None:
-        config = config.model_copy(update={"domain": domain_name(config.domain)})
-    source = open_points(config)
-    return _Opened(config, config.label, source.digest, lambda settled: PointTask(settled, source))
-
-
-def _open_lesson(config: DistilConfig, out: Path, say: Say | None, on_scan: OnScan | None) -> _Opened:
-    if config.images is not None:
-        require_outside(out, config.images)
-    lesson = open_lesson(config, say=say, progress=on_scan)
-    made = lesson.teacher.manifest
-    return _Opened(
-        lesson.config, made.domain, lesson.starts.digest, lambda settled: DistilTask(settled, lesson)
-    )
-
-
-def _open_pictures(
-    config: PictureTrainConfig,
-    source: PictureSource | None,
-    out: Path,
-    say: Say | None,
-    on_scan: OnScan | None,
-) -> _Opened:
-    if config.images is not None:
-        require_outside(out, config.images)
-    pictures = open_source(config, source, say=say, progress=on_scan)
-    found: dict[str, Any] = {}
-    name = config.domain or pictures.name
-    if config.images is not None:
-        # What most pictures have becomes a setting, so that a recipe of this run carries it.
-        found["channels"] = pictures.shape[0]
-    start = open_start(config, pictures)
-    if start.bundle is not None:
-        found["init_digest"] = start.bundle.digest
-    if start.bundle is not None and start.normal is not None and start.normal.calibrated is not None:
-        found["calibration_digest"] = map_digest(start.normal.calibrated)
-        name = start.bundle.manifest.domain  # the calibration's: a node of that domain is to serve it
-        if "soften_sigma" not in config.model_fields_set:
-            # Both sides of a bridge soften alike, so the run keeps what the model had.
-            found["soften_sigma"] = start.bundle.manifest.soften_sigma
-    if isinstance(config, ClassifierTrainConfig) and config.generator is not None:
-        found["generator_digest"] = load_bundle(config.generator).digest
-    return _Opened(
-        config.model_copy(update=found),
-        name,
-        pictures.digest,
-        lambda settled: PictureTask(settled, pictures, start),
-    )
 
 
 @dataclass(slots=True)
@@ -195,7 +116,7 @@ class _Run:
     """
 
     config: AnyConfig
-    opened: _Opened
+    opened: Opened
     place: RunFolder
     world: World
     say: Say | None = None
@@ -238,8 +159,8 @@ class _Run:
 
     def trainer(self) -> Trainer:
         """A trainer at the newest checkpoint, or at step 0."""
-        trainer = Trainer(self.opened.task(self.config), self.world)
         checkpoint = _shared_checkpoint(self.place.run, self.world)
+        trainer = self._at_start(checkpoint)
         if checkpoint is None:
             return trainer
         self.place.require_own(checkpoint, self.identity)
@@ -247,6 +168,17 @@ class _Run:
         self.cpu_before = checkpoint.info.cpu_seconds
         if self.say is not None:
             self.say(f"resuming after step {trainer.step} of {trainer.steps}")
+        return trainer
+
+    def _at_start(self, checkpoint: Checkpoint | None) -> Trainer:
+        task = self.opened.task(self.config)
+        if self.config.dp_epsilon is None:
+            return Trainer(task, self.world)
+        begun = checkpoint is not None and checkpoint.info.step < self.config.total_steps
+        key = key_of_run(self.place.run, begun=begun)
+        trainer = PrivateTrainer(cast("PrivateTask", task), self.world, key)
+        if self.say is not None:
+            self.say(f"differential privacy: {trainer.planned()}")
         return trainer
 
     def follow(self, trainer: Trainer, on_progress: OnProgress | None) -> None:
@@ -308,7 +240,7 @@ class _Run:
             "processes": float(self.world.size),
             **trainer.task.figures,
         }
-        self.place.put(self._manifest(trainer.task, figures), state)
+        self.place.put(self._manifest(trainer, figures), state)
         command = "at the end of training"
         if after_training(self.place.out, trainer.task.aside(), command=command, spent_s=spent) is None:
             self._say_no_gate()
@@ -319,7 +251,7 @@ class _Run:
                 "too little was held out to measure the gate's bounds; ddib model gate does it with more data"
             )
 
-    def _manifest(self, task: Task, figures: dict[str, float]) -> Manifest:
+    def _manifest(self, trainer: Trainer, figures: dict[str, float]) -> Manifest:
         config = self.config
         return Manifest(
             name=self.name,
@@ -328,7 +260,8 @@ class _Run:
                 command=config.command, seed=config.seed, steps=config.total_steps, figures=figures
             ),
             created=datetime.now(UTC).date().isoformat(),
-            **task.manifest(),
+            differential_privacy=trainer.spent(),
+            **trainer.task.manifest(),
         )
 
 
@@ -351,9 +284,7 @@ class _Pause:
         self._next = now + max(UNSAVED_S, WRITING_SHARE * (now - self._began))
 
 
-def _open_run(
-    opened: _Opened, out: Path, world: World, say: Say | None, *, resume: bool, force: bool
-) -> _Run:
+def _open_run(opened: Opened, out: Path, world: World, say: Say | None, *, resume: bool, force: bool) -> _Run:
     """The run in `out`, new or found, settled and with run.json written."""
     config = opened.config
     place = RunFolder(out, config.kind)
@@ -372,7 +303,8 @@ def _open_run(
             world.decide(lambda: place.begin(stored))
         return _Run(stored, opened, place, world, say, changed)
     cost = None
-    if world.decide(lambda: config.time_s is not None or (say is not None and config.kind == "pictures")):
+    told = say is not None and config.kind == "pictures" and config.dp_epsilon is None
+    if world.decide(lambda: config.time_s is not None or told):
         within = SETTLE_S if config.time_s is not None else LOOK_S
         cost = measure(config, opened.task, world, within_s=within)
     if say is not None and cost is not None and isinstance(config, PictureTrainConfig):

@@ -43,7 +43,7 @@ COUNT = 16
 STEPS = 48
 FOLDER = "pictures"
 SHEET = "pictures.png"
-TRAIN = f"python benchmarks/pretrained_pictures.py --domain {' '.join(PAIR)}"
+TRAIN = f"python -m benchmarks.pretrained_pictures --domain {' '.join(PAIR)}"
 EXTRA = "pip install 'ddib-fed[data]'"
 RANDOM_DRAWS = 20
 """Of as many pictures as there are; a single draw says little."""

@@ -25,6 +25,7 @@ from ddib_fed.errors import AlreadyExists
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
+    from ddib_fed.models.dp import DifferentialPrivacy
 
 MODEL_METAVAR = "MODEL"
 MODEL_HELP = "A domain's name, or the paper's index (0 to 5), for a shipped model; or a bundle's folder."
@@ -179,6 +180,8 @@ def show(*, which: str, output_format: str) -> None:
     training = manifest.pop("training")
     manifest.pop("distilled")
     distilled = bundle.manifest.distilled
+    if bundle.manifest.differential_privacy is not None:
+        manifest["differential_privacy"] = protection(bundle.manifest.differential_privacy)
     flat = {key: _text(value) for key, value in manifest.items() if value not in (None, "", [])}
     flat["sample_shape"] = " x ".join(map(str, manifest["sample_shape"]))
     lines(
@@ -234,6 +237,12 @@ def thresholds(*, folder: Path, images: Path, skip_bad: bool, output_format: str
         print_json(said)
         return
     lines({key: _text(value) for key, value in said.items()})
+
+
+def protection(spent: DifferentialPrivacy) -> str:
+    """What a model's training spent, and what that leaves open."""
+    start = f"; not counting what its initial weights {spent.initial[:16]} spent" if spent.initial else ""
+    return f"{spent}{start}. Not covered: pictures that are translated, several samples of one person, normalisation"
 
 
 def _text(value: object) -> str:

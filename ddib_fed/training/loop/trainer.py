@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddib_fed.errors import MemoryExhausted
+from ddib_fed.models.dp import DifferentialPrivacy
 from ddib_fed.networks.placed.memory import keep_freed_memory
 from ddib_fed.training.loop.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from ddib_fed.training.loop.distributed import World
@@ -167,13 +168,16 @@ class Trainer:
         losses = self._gradients()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
-        if self.config.clip is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self.config.clip, foreach=True)
+        self._bound_gradient()
         self._optimizer.step()
         self.ema.update(self.network, self.step)
-        loss = self.task.learn(self.step, losses)
+        loss = self._learn(losses)
         self.step += 1
         return loss
+
+    def spent(self) -> DifferentialPrivacy | None:
+        """The differential privacy of the training samples; None without."""
+        return None
 
     def close(self) -> None:
         """End the thread that makes batches; the trainer can still be used."""
@@ -209,6 +213,14 @@ class Trainer:
         self.task.restore(checkpoint.part("levels"))
         self.step = checkpoint.info.step
         self.microbatch = int(checkpoint.info.config.get("microbatch") or self.microbatch)
+
+    def _bound_gradient(self) -> None:
+        if self.config.clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self.config.clip, foreach=True)
+
+    def _learn(self, losses: Tensor) -> Tensor:
+        """Take in the losses of the step; the loss of its batch, ()."""
+        return self.task.learn(self.step, losses)
 
     def _gradients(self) -> Tensor:
         """Put the batch's gradient into the parameters; losses of all samples (batch,) float32 on the device."""

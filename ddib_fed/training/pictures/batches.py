@@ -19,6 +19,7 @@ from ddib_fed.errors import ShapeMismatch
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
 from ddib_fed.training.pictures.sources import PictureSource
+from ddib_fed.training.private.key import RunKey
 from ddib_fed.training.settings.config import PictureTrainConfig
 
 Floats = NDArray[np.float32]
@@ -68,13 +69,32 @@ class Batches:
         """Samples `first` to `first + count` of a step."""
         u = uniforms(self._config.seed, step, count, _COLUMNS, first=first)
         chosen = self._chosen(step * self._batch + first, count)
-        pixels = self._source.train[chosen]
-        if self._source.size is not None:
-            pixels = random_crop(pixels, (self._source.size,) * 2, u[:, [_TOP, _LEFT]])
-        if self._config.flip:
-            pixels = random_flip(pixels, u[:, _FLIP])
-        x0, eps = self._noisy(expand(pixels), self._config.seed, step, first)
+        x0, eps = self._noisy(self._changed(chosen, u), self._config.seed, step, first)
         return Samples(x0, eps, self._labels(chosen, u[:, _DROP]))
+
+    def private(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> tuple[Samples, Tensor]:
+        """Draws of pictures for a private run, and uniforms of their levels; all that is random comes from its key.
+
+        Args:
+            step: The step.
+            chosen: Numbers of training pictures (n,).
+            key: Of the run.
+
+        Returns:
+            Samples (n K, ...), the K draws of a picture in sequence, each flipped and cut by itself; and uniforms
+            (n K,) float64, spread evenly over the draws of a picture.
+        """
+        count = self._config.dp_draws
+        each = np.repeat(chosen, count)
+        u = key.uniforms("pictures", step, (len(each), _COLUMNS))
+        x = self._changed(each, u)
+        if self._config.dequantise:
+            filled = key.uniforms("quantisation", step, x.shape) - 0.5
+            x = x + (filled * self._source.quantum).astype(np.float32)
+        eps = torch.from_numpy(key.normals("noise of pictures", step, x.shape)).float()
+        x0 = torch.from_numpy(self._normal.apply(x))
+        levels = (np.tile(np.arange(count), len(chosen)) + u[:, _LEVEL]) / count
+        return Samples(x0, eps, self._labels(each, u[:, _DROP])), torch.from_numpy(levels)
 
     def held_out(self, most: int) -> Samples:
         """The first `most` held-out pictures, always with the same noise."""
@@ -85,6 +105,15 @@ class Batches:
         labels = self._source.held_out_labels
         given = self._config.classes is not None and labels is not None
         return Samples(x0, eps, torch.from_numpy(labels[:most]) if given and labels is not None else None)
+
+    def _changed(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Floats:
+        """Training pictures in [-1, 1], flipped and cut as the run has it."""
+        pixels = self._source.train[chosen]
+        if self._source.size is not None:
+            pixels = random_crop(pixels, (self._source.size,) * 2, u[:, [_TOP, _LEFT]])
+        if self._config.flip:
+            pixels = random_flip(pixels, u[:, _FLIP])
+        return expand(pixels)
 
     def _chosen(self, first: int, count: int) -> NDArray[np.int64]:
         """Indices of the pictures at places `first` to `first + count` of the endless sequence of epochs."""

@@ -137,14 +137,18 @@ def nearness(source: PictureSource, drawn: Floats, *, flip: bool, most: int = 20
     return Nearness(*(float(np.median(each)) for each in found))
 
 
-def thresholds(source: PictureSource, units: Normalisation) -> Thresholds:
+def thresholds(source: PictureSource, units: Normalisation, *, private: bool = False) -> Thresholds | None:
     """What a translation must keep of a picture, from pairs of held-out and training pictures at the network's size.
 
     Args:
         source: The pictures.
         units: Of the model.
+        private: From pairs of held-out pictures alone; None where there is only one.
     """
     size = source.shape[1:]
+    if private:
+        halves = [middle(source.held_out[first::2], size) for first in (0, 1)]
+        return calibrate_by_chance(*halves, units=units) if len(source.held_out) > 1 else None
     return calibrate_by_chance(middle(source.held_out, size), middle(source.train, size), units=units)
 
 

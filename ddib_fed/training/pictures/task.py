@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.diffusion.transfers import on_device
+from ddib_fed.metrics.structure import Thresholds
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.registry import network_with
 from ddib_fed.networks.spectrum import Moments
@@ -27,6 +28,8 @@ from ddib_fed.training.pictures import sheet
 from ddib_fed.training.pictures.batches import Batches, Samples
 from ddib_fed.training.pictures.initial import Start, channels_last, new_network
 from ddib_fed.training.pictures.sources import PictureSource, normalisation
+from ddib_fed.training.private.gradients import Draws
+from ddib_fed.training.private.key import RunKey
 from ddib_fed.training.settings.config import PictureTrainConfig
 
 HELD_OUT_PICTURES = 256
@@ -71,7 +74,8 @@ class PictureTask:
     def initial_network(self) -> nn.Module:
         """See `Task`; a spectrum is measured of the first training pictures."""
         network = new_network(self.start, self.config.seed)
-        if isinstance(network, UNet) and network.spectrum is not None:
+        private = self.config.dp_epsilon is not None  # then the spectrum stays that of the initial weights
+        if isinstance(network, UNet) and network.spectrum is not None and not private:
             network.spectrum.measure(self._moments())
         return network
 
@@ -94,6 +98,20 @@ class PictureTask:
         found = self._losses(network, samples, lams[part])
         own = on_device(weights[part].float(), found.device)
         return (found * own).sum() / len(lams), found
+
+    @property
+    def training_samples(self) -> int:
+        """See `PrivateTask`."""
+        return len(self.source.train)
+
+    def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
+        """See `PrivateTask`."""
+        samples, u = self._batches.private(step, chosen, key)
+        question = self._objective.ask(samples.x0, samples.eps, self._levels.draw(u)[0])
+        shape = (len(chosen), self.config.dp_draws)
+        x, target = (part.reshape(*shape, *part.shape[1:]) for part in (question.x, question.target))
+        labels = None if samples.labels is None else samples.labels.reshape(shape)
+        return Draws(x, question.times.reshape(shape), target, labels)
 
     def learn(self, step: int, losses: Tensor) -> Tensor:
         """See `Task`; each loss counts by the weight of its level."""
@@ -139,10 +157,11 @@ class PictureTask:
         )
         sheet.draw_sheet(drawn, folder / "samples.png")
         near = sheet.nearness(self.source, drawn, flip=self.config.flip)
-        self.figures = {
-            "nearest_training_picture": round(near.samples, 5),
-            "nearest_training_picture_held_out": round(near.held_out, 5),
-        }
+        if self.config.dp_epsilon is None:  # else it would tell of training pictures what no noise hides
+            self.figures = {
+                "nearest_training_picture": round(near.samples, 5),
+                "nearest_training_picture_held_out": round(near.held_out, 5),
+            }
         return near.warning
 
     def state(self) -> dict[str, Tensor]:
@@ -170,8 +189,12 @@ class PictureTask:
             "picture": source.picture,
             "classes": source.classes if config.classes is not None else (),
             "data": source.note,
-            "structure": None if start.classifies else sheet.thresholds(source, self.normal),
+            "structure": None if start.classifies else self._thresholds(),
         }
+
+    def _thresholds(self) -> Thresholds | None:
+        private = self.config.dp_epsilon is not None
+        return sheet.thresholds(self.source, self.normal, private=private)
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor]:
         """Lambdas and weights of a step, each (batch,) float64 on the CPU; drawn once a step."""

@@ -32,10 +32,10 @@ from ddib_fed.training.settings.fields import (
     StoredDtype,
     Threads,
     Time,
-    TrainConfig,
     says,
 )
 from ddib_fed.training.settings.presets import PRESETS, Preset
+from ddib_fed.training.settings.private import DP_FIELDS, PrivateTrainConfig
 
 SOFTEN_SIGMA = 0.05
 """From docs/latents.md: the least noise that makes the maps' latents white by its measure."""
@@ -45,14 +45,14 @@ POINT_STEPS = 2_000
 """Steps of a run on points that is given neither steps nor time: about 100 s of one core for a 2-D domain."""
 
 
-class PointTrainConfig(TrainConfig):
+class PointTrainConfig(PrivateTrainConfig):
     """One training run on points (N, D)."""
 
     kind = "points"
     free = frozenset({"data", "name", "command", "checkpoint_every", "samples", "dtype", "time_s", "device"})
-    later = frozenset(
-        {"network", "diffusion_steps", "num_channels", "num_res_blocks", "dropout", "decay", "beta2"}
-    )
+    later = DP_FIELDS | {
+        "network", "diffusion_steps", "num_channels", "num_res_blocks", "dropout", "decay", "beta2",
+    }  # fmt: skip
 
     domain: Domain = None
     data: Annotated[Path | None, says("Your points (N, D), .npy.")] = None
@@ -120,6 +120,15 @@ class PointTrainConfig(TrainConfig):
             raise ValueError("the public network learns the noise of a point at one of its diffusion steps")
         return self
 
+    def never_private(self) -> dict[str, bool]:
+        """See `PrivateTrainConfig`."""
+        return {
+            "domain: a synthetic domain has no training points to protect, so give data": self.domain
+            is not None,
+            "reference: the target of a point would depend on the others": self.reference > 0,
+            "dropout: its masks are drawn for the whole batch": self.dropout > 0,
+        }
+
     @property
     def label(self) -> str:
         """What the bundle calls its domain."""
@@ -146,7 +155,7 @@ class PointTrainConfig(TrainConfig):
         return self.warmup
 
 
-class PictureTrainConfig(TrainConfig):
+class PictureTrainConfig(PrivateTrainConfig):
     """One training run on pictures; what is None takes the preset's value, which `settled` fills in.
 
     With neither `domain` nor `images`, `train` is given the pictures themselves.
@@ -159,7 +168,7 @@ class PictureTrainConfig(TrainConfig):
             "microbatch", "skip_bad", "soften_sigma", "device", "generator", "calibration",
         }
     )  # fmt: skip
-    later = frozenset({"calibration_digest"})
+    later = DP_FIELDS | {"calibration_digest"}
 
     domain: Domain = None
     images: Annotated[Path | None, says("Your pictures: PNG, JPEG, TIFF and .npy below this folder.")] = None
@@ -279,6 +288,15 @@ class PictureTrainConfig(TrainConfig):
             raise ValueError("crop and range are for folders of pictures")
         return self
 
+    def never_private(self) -> dict[str, bool]:
+        """See `PrivateTrainConfig`."""
+        return {
+            "sampler loss-second-moment: it learns from the losses": self.sampler == "loss-second-moment",
+            "learn_sigma": self.learn_sigma,
+            "spectral: a spectrum is measured of the pictures": bool(self.network.get("spectral")),
+            "dropout: its masks are drawn for the whole batch": bool(self.network.get("dropout")),
+        }
+
     @property
     def defaults(self) -> Preset:
         """What the preset says."""
@@ -290,9 +308,9 @@ class PictureTrainConfig(TrainConfig):
         return self.checkpoint_every or 1
 
     def preset_network(self) -> dict[str, Any]:
-        """Fields of the network as the preset has them, but for what the parameterisation rules out."""
+        """Fields of the network as the preset has them, but for what parameterisation and privacy rule out."""
         network = dict(self.defaults.network)
-        if self.parameterisation == "eps":
+        if self.parameterisation == "eps" or self.dp_epsilon is not None:
             network.pop("spectral", None)
         return network
 
@@ -342,6 +360,10 @@ class ClassifierTrainConfig(PictureTrainConfig):
         if self.label_dropout or self.learn_sigma or self.init is not None:
             raise ValueError("label_dropout, learn_sigma and init are not for classifiers")
         return self
+
+    def never_private(self) -> dict[str, bool]:
+        """See `PrivateTrainConfig`."""
+        return {"a classifier": True}
 
     def preset_network(self) -> dict[str, Any]:
         """Those fields of the preset that a classifier has, with attention as the pool where heads have a width."""

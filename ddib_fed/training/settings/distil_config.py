@@ -110,6 +110,7 @@ class DistilConfig(TrainConfig):
     decay: ClassVar[str] = "cosine"
     beta2: ClassVar[float] = 0.99
     weight_decay: ClassVar[float] = 0.0
+    dp_epsilon: ClassVar[None] = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -28,7 +28,7 @@ OPTIONS: Final = (
     "schedule", "diffusion_steps", "threads", "precision", "dtype", "preset", "size", "channels", "network", "fit",
     "range", "classes", "skip_bad", "held_out", "flip", "crop", "dequantise", "colours", "sampler", "microbatch", "ema",
     "checkpoint_every", "device", "label_dropout", "parameterisation", "learn_sigma", "init", "calibration",
-    "soften_sigma", "recipe",
+    "soften_sigma", "recipe", "dp_epsilon", "dp_delta", "dp_clip", "dp_draws", "dp_accountant",
 )  # fmt: skip
 """Fields of the configs that can be asked for, in the order of the help."""
 RENAMED: Final = {"time_s": "time", "parameterisation": "predict", "schedule": "noise_schedule"}
@@ -151,7 +151,8 @@ def _point_fields(given: Mapping[str, Any], spell: Spell) -> dict[str, Any]:
         fields = {**PUBLIC, **fields, **_public_network(given, spell)}
     batch = fields.setdefault("batch", PointTrainConfig.model_fields["batch"].default)
     fields["levels"] = _divisor(batch, fields["diffusion_steps"] if "network" in given else 256)
-    fields.setdefault("reference", _divisor(batch, 1024))
+    # With differential privacy the target of a point may depend on no other point.
+    fields.setdefault("reference", 0 if "dp_epsilon" in given else _divisor(batch, 1024))
     return fields
 
 

@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ddib_fed.errors import AlreadyExists, BundleInvalid, FileMissing, InputError, UsageError
 from ddib_fed.files import write_file
 from ddib_fed.training.settings.config import PictureTrainConfig
+from ddib_fed.training.settings.private import DP_FIELDS
 
 OWN = frozenset(
     {
         "domain", "images", "name", "microbatch", "threads", "device", "skip_bad", "held_out", "init", "init_digest",
-        "checkpoint_every", "samples", "command", "recipe", "time_s", "calibration", "calibration_digest",
+        "checkpoint_every", "samples", "command", "recipe", "time_s", "calibration", "calibration_digest", *DP_FIELDS,
     }
 )  # fmt: skip
 """Settings that are each party's own affair."""

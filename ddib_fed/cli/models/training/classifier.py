@@ -14,10 +14,11 @@ from ddib_fed.cli.models.training.options import asked_for, training_options
 from ddib_fed.cli.options import with_options
 from ddib_fed.training.settings.config import ClassifierTrainConfig
 from ddib_fed.training.settings.options import OF_PICTURES, OPTIONS, checked, network_fields, with_preset
+from ddib_fed.training.settings.private import DP_FIELDS
 
-_LEAST = frozenset(
-    {"label_dropout", "parameterisation", "learn_sigma", "init", "soften_sigma", "recipe", "domain"}
-)
+_LEAST = DP_FIELDS | {
+    "label_dropout", "parameterisation", "learn_sigma", "init", "soften_sigma", "recipe", "domain",
+}  # fmt: skip
 """Options of a run on pictures that a classifier has no use for."""
 _NAMES = tuple(name for name in OPTIONS if name in OF_PICTURES - _LEAST and name != "images")
 
