@@ -38,8 +38,17 @@ def test_sigterm_under_load(tmp_path: Path, amount, evidence) -> None:
         pair.stop()
 
 
-@pytest.mark.parametrize("where", ["north", "south"])
-@pytest.mark.parametrize("ahead", [HOUR, -HOUR, -25 * HOUR], ids=["fast", "slow", "expired"])
+@pytest.mark.parametrize(
+    ("where", "ahead"),
+    [
+        pytest.param("north", HOUR, id="fast-north"),
+        pytest.param("south", -25 * HOUR, id="expired-south"),
+        pytest.param("south", HOUR, id="fast-south", marks=pytest.mark.long),
+        pytest.param("north", -25 * HOUR, id="expired-north", marks=pytest.mark.long),
+        pytest.param("north", -HOUR, id="slow-north", marks=pytest.mark.long),
+        pytest.param("south", -HOUR, id="slow-south", marks=pytest.mark.long),
+    ],
+)
 def test_a_certificate_of_a_wrong_clock_ends_no_job(
     tmp_path: Path, where: str, ahead: timedelta, evidence
 ) -> None:

@@ -34,7 +34,9 @@ def wired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pair, dict
             wire.close()
 
 
-@pytest.mark.parametrize("place", ["client to source", "source to target"])
+@pytest.mark.parametrize(
+    "place", [pytest.param("client to source", marks=pytest.mark.long), "source to target"]
+)
 def test_a_bad_wire_loses_nothing(wired, place: str, amount, evidence) -> None:
     """Data delayed, swallowed, cut, slowed to 1 byte a second or with a bit turned over, each way, under load."""
     pair, wires = wired
