@@ -220,11 +220,12 @@ def test_results_that_nobody_had_fetched_are_delivered(world: World) -> None:
     assert [set(result.files) for result in found] == [{Part.TRANSLATION, Part.RETURNED, Part.LATENT}] * 2
     for result in found:
         before = world.results[str(result.item)]
-        assert result.provenance.latent_sha256 == before.provenance.latent_sha256
         assert result.provenance.contract_sha256 == before.provenance.contract_sha256
-        np.testing.assert_allclose(
-            values(result.translation.data), values(before.translation.data), atol=0.005
-        )
+        # Another job of the same input: in calls of other sizes the last digits are others.
+        for part in (Part.TRANSLATION, Part.LATENT):
+            np.testing.assert_allclose(
+                values(result.files[part].data), values(before.files[part].data), atol=0.005
+            )
         assert hashlib.sha256(result.translation.data).digest() == result.translation.sha256
 
 
