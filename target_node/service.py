@@ -59,6 +59,7 @@ from ddib_fed.wire.version import (
 )
 from target_node.calibration import CalibrationServicer
 from target_node.contract_calibration import check_calibration
+from target_node.outputs import OutputCheck
 from target_node.receipt import Receipt
 from target_node.requests import Unanswered, control_of, latents_of, proposed_types, stream_header
 from target_node.stream import DecodeStream, StreamSettings, Translated
@@ -179,6 +180,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                 latents_of(messages, settings.contract, header.items, pace, receipt.received),
                 control_of(context),
                 self._on_item(header.request_id, settings, unanswered, receipt),
+                on_decoded=OutputCheck(self._node, self._audit, str(caller()), header.request_id),
                 flow=header.request_id,
                 owner=peer,
                 weight=self._node.weight_of(peer),

@@ -19,6 +19,7 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     │   ├── PeerUnknown            PERMISSION_DENIED     a valid certificate of an identity not admitted
     │   ├── PolicyDenied           PERMISSION_DENIED
     │   ├── LatentNotGaussian      PERMISSION_DENIED
+    │   ├── Memorised              PERMISSION_DENIED     a result that is nearly a training picture of the target's
     │   └── CalibrationRefused     PERMISSION_DENIED     CalibrationUnknown, -Expired, -Unsigned, -Altered, -Signer,
     │                                                    -KindDenied, -Foreign, -Units, -Invalid, -Ineffective
     ├── NotFoundError              NOT_FOUND             JobNotFound, ItemNotFound, DomainNotFound, PeerNotFound,
@@ -110,6 +111,7 @@ from ddib_fed.errors.outcomes import (
 )
 from ddib_fed.errors.refusals import (
     LatentNotGaussian,
+    Memorised,
     PeerUnknown,
     PolicyDenied,
     RefusedError,
@@ -162,6 +164,7 @@ __all__ = [
     "JobNotFound",
     "KindMismatch",
     "LatentNotGaussian",
+    "Memorised",
     "MemoryExhausted",
     "MessageInvalid",
     "ModelNotFound",

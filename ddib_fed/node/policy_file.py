@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 
 from ddib_fed.errors import DdibError
+from ddib_fed.metrics.attacks.training_index import TrainingIndex
 from ddib_fed.node.config import NodeConfig, PolicySection
+from ddib_fed.node.model.training_index import described, open_index
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.role import NodeContext
 
@@ -39,15 +41,13 @@ class PolicyFile:
         try:
             read = NodeConfig.load(config.path)
         except DdibError as error:
-            self.problem = (
-                f"policy: {' '.join(error.detail.split())}; the policy {policy_digest(config)[:12]} stays in use; "
-                f"correct {config.path}, then ddib reload"
-            )
-            log.error("%s", self.problem)  # noqa: TRY400 - a mistake in a file needs no traceback
-            self._node.audit.write("policy_refused", policy=policy_digest(config), detail=error.detail)
-            return [f"not read: {self.problem}"]
+            return self._refuse(error, f"correct {config.path}")
+        try:
+            index = self._index(config.with_policy(read.policy))
+        except DdibError as error:
+            return self._refuse(error, error.hint)
         self.problem = None
-        lines = self._apply(config, read.policy)
+        lines = self._apply(config, read.policy, index)
         waiting = [
             name
             for name in NodeConfig.model_fields
@@ -55,16 +55,38 @@ class PolicyFile:
         ]
         return [*lines, *(f"[{name}] changed in {config.path}: a restart applies it" for name in waiting)]
 
-    def _apply(self, config: NodeConfig, policy: PolicySection) -> list[str]:
-        if policy == config.policy:
-            return []
-        changed = config.with_policy(policy)
+    def _refuse(self, error: DdibError, remedy: str) -> list[str]:
+        """What is wrong stays to be seen; nothing has changed."""
+        used = policy_digest(self._node.config)
+        self.problem = (
+            f"policy: {' '.join(error.detail.split())}; the policy {used[:12]} stays in use; "
+            f"{remedy}, then ddib reload"
+        )
+        log.error("%s", self.problem)
+        self._node.audit.write("policy_refused", policy=used, detail=error.detail)
+        return [f"not read: {self.problem}"]
+
+    def _index(self, config: NodeConfig) -> TrainingIndex | None:
+        """The index that the policy names, read again; before the model is loaded nobody can say whether it fits."""
+        return open_index(config, self._node.running_engine.model.bundle) if self._node.loaded else None
+
+    def _apply(self, config: NodeConfig, policy: PolicySection, index: TrainingIndex | None) -> list[str]:
+        """Written down first. The index is there as long as the policy demands it, whatever is decoded meanwhile."""
+        node, changed = self._node, config.with_policy(policy)
         before, after = config.policy.model_dump(mode="json"), policy.model_dump(mode="json")
         lines = [
             f"policy.{name}: {before[name]} to {after[name]}" for name in after if before[name] != after[name]
         ]
-        self._node.audit.write(
+        had = node.training_index
+        if index is not None and (had is None or had.sha256 != index.sha256):
+            lines.append(f"policy.memorised: no copies of {described(index)} are given out")
+        if not lines:
+            return []
+        node.audit.write(
             "policy_changed", before=policy_digest(config), policy=policy_digest(changed), changes=lines
         )
-        self._node.config = changed
+        if index is not None:
+            node.training_index = index
+        node.config = changed
+        node.training_index = index
         return lines

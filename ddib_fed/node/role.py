@@ -17,10 +17,12 @@ from ddib_fed.bridge.calibration.record import units_digest
 from ddib_fed.bridge.serving import ServingParty
 from ddib_fed.bridge.softening import Softener, load_key
 from ddib_fed.errors import ConfigError, Draining, NotReady
+from ddib_fed.metrics.attacks.training_index import TrainingIndex
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
 from ddib_fed.node.model.pictures import rule_of, terms_of, value_range_of
+from ddib_fed.node.model.training_index import open_index
 from ddib_fed.node.peer_problems import PeerProblems
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.quota import Ledger
@@ -34,7 +36,11 @@ from ddib_fed.wire.contracts.guidance import NO_GUIDANCE, GuidanceTerms
 
 @dataclass(slots=True)
 class NodeContext:
-    """State shared by the services of one node."""
+    """State shared by the services of one node.
+
+    Attributes:
+        training_index: By what the node recognises its model's training pictures, of `policy.memorised`; None without.
+    """
 
     config: NodeConfig
     peers: PeerStore
@@ -44,6 +50,7 @@ class NodeContext:
     calibrations: CalibrationStore = field(init=False)
     peer_problems: PeerProblems = field(default_factory=PeerProblems)
     quotas: Ledger = field(init=False)
+    training_index: TrainingIndex | None = None
     _engine: ServingParty | None = None
     _softener: Softener | None = None
     _draining: threading.Event = field(default_factory=threading.Event)
@@ -90,8 +97,9 @@ class NodeContext:
         """Set the warm model.
 
         Raises:
-            ConfigError: It is a picture model, and the softening key cannot be used.
+            ConfigError: It is a picture model, and the softening key cannot be used; or `policy.memorised` cannot.
         """
+        self.training_index = open_index(self.config, engine.model.bundle)
         if engine.model.bundle.manifest.sample_kind == "picture":
             self._softener = Softener(load_key(self.config.paths.softening_key), engine.model.bundle.digest)
         self._engine = engine
