@@ -75,7 +75,8 @@ def crowded(south) -> Iterator[Guarded]:
 
 def test_of_strangers_of_one_address_the_youngest_stay(crowded: Guarded) -> None:
     """The oldest are shut down, which gRPC and they see as an end; a second look finds nothing to do."""
-    crowded.crowd(20)
+    crowded.crowd(16)
+    crowded.crowd(4)  # seen later: of those seen at once none is the oldest
     assert crowded.guard.look() == 16
     assert [end.recv(1) for end in crowded.strangers[:16]] == [b""] * 16
     wait_until(lambda: (crowded.guard.look(), crowded.held())[1] == 4)
