@@ -36,6 +36,7 @@ from source_node.jobs.copying import copy_jobs
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
 from source_node.jobs.store import Job, JobLimits, JobStore
+from source_node.late_lines import accepted_values, write_late_lines
 from source_node.peer.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner
 from source_node.specs import caller_uri
@@ -98,13 +99,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         if not repeated:
             self._tell(job.job_id)
             self._runner.accepted(job)
-            self._node.audit.write(
-                "job_accepted",
-                job=job.job_id,
-                client=job.spec.owner,
-                target=job.spec.target_institution,
-                items=len(job.items),
-            )
+            self._node.audit.write("job_accepted", **accepted_values(job, len(job.items)))
         return translation_pb2.SubmitJobResponse(
             job_id=job.job_id, state=f"JOB_STATE_{job.state.name}", repeated_request=repeated
         )
@@ -249,6 +244,7 @@ class SourceService:
     service_names = ("ddib_fed.v1.TranslationService",)
 
     def __init__(self, node: NodeContext) -> None:
+        self._node = node
         paths, limits = node.config.paths, node.config.limits
         self._store = JobStore(
             paths.jobs,
@@ -276,6 +272,10 @@ class SourceService:
 
     def start(self) -> None:
         """Take up what a stop or a kill left, and expire what nobody fetched."""
+        try:
+            write_late_lines(self._store, self._node.audit, self._node.config.paths.audit)
+        except OSError:
+            log.exception("the audit log was not compared with the jobs")
         self._runner.start()
         self._janitor.start()
 
