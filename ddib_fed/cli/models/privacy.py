@@ -151,7 +151,8 @@ def _command(
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Folder in which DIGEST.index is written, by the model's digest; nobody else may write to it.",
+    help="Folder for DIGEST.index, named by the model's digest and of mode 0600; others must not have write access to "
+    "the folder.",
 )
 @options.FORCE
 @options.FORMAT

@@ -249,7 +249,10 @@ def test_a_result_that_is_nearly_a_training_picture_of_the_target_fails_alone(
         south.edit('memorised = "indexes"', '# memorised = ""')
         ddib("reload", "--config", south.config_path)
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == {"Ada-jpeg", "Ada-tiff", "Ada-npy"}
+    assert failed.value.hop == "source north.example -> south.example"
     assert failed.value.hint.startswith("ddib job show ")
+    shown = ddib(*failed.value.hint.split()[1:], "--profile", studio.pair.profile)
+    assert "does not give out (MEMORISED) at south.example" in shown
     acts = [json.loads(line) for line in south.config.paths.audit.read_text().splitlines()]
     assert [each["reason"] for each in acts if each["act"] == "output_refused"] == ["MEMORISED"]
 
