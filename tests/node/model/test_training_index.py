@@ -12,10 +12,10 @@ import pytest
 from ddib_fed.errors import ConfigError
 from ddib_fed.metrics.attacks.copies import reduced
 from ddib_fed.metrics.attacks.training_index import IndexFacts, file_name, index_file
-from ddib_fed.node import startup
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.training_index import described, open_index
 from ddib_fed.node.policy_file import PolicyFile
+from ddib_fed.node.running import startup
 from tests.node.picture_examples import SIZE, pictures_engine, save_pictures_model
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_bundle
 
