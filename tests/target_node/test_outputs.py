@@ -27,6 +27,8 @@ from tests.node.picture_examples import SIZE, pictures_engine
 from tests.target_node.conftest import Target, asking
 from tests.wire.examples import picture_side
 
+pytestmark = pytest.mark.slow
+
 SIDE = picture_side(sample_shape=(1, SIZE, SIZE), picture=PictureTerms(0.0, 65535.0, 16), size_rule="resize")
 
 
@@ -177,10 +179,10 @@ def test_a_policy_that_refuses_copies_gives_out_nothing_without_its_index(south:
     """Neither a new call nor one that runs: a mistake of the node's must not let copies out."""
     node = south.target.node
     node.set_training_indexes({node.active_digest: None})
-    with pytest.raises(NotReady, match="index of training pictures"):
+    with pytest.raises(NotReady):
         south.call([0], {})
     check = OutputCheck(node, node.active_digest, lambda *_, **__: None, "north.example", "job")
-    with pytest.raises(NotReady):
+    with pytest.raises(NotReady, match="index of training pictures"):
         check(Decoded(0, np.zeros((1, 1, SIZE, SIZE), np.float32), None, 0.0))
 
 

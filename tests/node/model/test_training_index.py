@@ -137,6 +137,7 @@ def test_a_model_that_decodes_none_of_its_training_pictures_has_no_index(node, e
             open_index(read(node), bundle)
 
 
+@pytest.mark.slow
 def test_check_says_what_there_is(node, tmp_path) -> None:
     """The step of the model does; a name that is no file fails it."""
     save_pictures_model(node.config.paths.bundle, "relief", seed=2)

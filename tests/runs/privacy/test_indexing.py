@@ -43,6 +43,7 @@ def run(*words: object) -> str:
     return CliRunner().invoke(privacy, typed, catch_exceptions=False, standalone_mode=False).stdout
 
 
+@pytest.mark.slow
 def test_the_file_is_private_and_of_the_model(model: Path, tmp_path: Path) -> None:
     """What it prints is what goes into node.toml; the digest of the model stays."""
     before = load_bundle(model).digest
