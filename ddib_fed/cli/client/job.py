@@ -20,7 +20,7 @@ from ddib_fed.cli.client.translate import submit as submit_order
 from ddib_fed.cli.output import plain, print_json, print_table, size
 from ddib_fed.client.payload import payloads
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import JobView, require_finished
+from ddib_fed.client.views import Failure, JobView, require_finished
 from ddib_fed.errors import StateConflict
 from ddib_fed.guidance import Guidance
 from ddib_fed.terminal import say
@@ -129,19 +129,23 @@ def _show(view: JobView) -> None:
     )
     say(f"created  {when(view.created)}   finished {when(view.finished)}   expires {when(view.expires)}")
     if view.failure is not None:
-        where = f" at {view.failure.institution}" if view.failure.institution else ""
         what = "failed " if view.state.ended else "waits  "
-        say(f"{what}  {view.failure.text} ({view.failure.reason}){where}")
+        say(f"{what}  {_told(view.failure)}")
     rows = [
         [
             str(i.index),
             i.state.lower(),
             size(i.size_bytes),
-            f"{i.failure.text} ({i.failure.reason})" if i.failure else "",
+            _told(i.failure) if i.failure else "",
         ]
         for i in view.items
     ]
     print_table("", [">item", "state", ">size", "failure"], rows)
+
+
+def _told(failure: Failure) -> str:
+    """What failed, and at which other institution."""
+    return f"{failure.text} ({failure.reason}){f' at {failure.institution}' if failure.institution else ''}"
 
 
 def guided(guidance: Guidance) -> str:
