@@ -81,7 +81,7 @@ def diagnose(
     try:
         connection = socket.create_connection((host, port), timeout=timeout_s)
     except OSError as error:
-        return _no_connection(error, host, address, timeout_s)
+        return no_connection(error, host, address, timeout_s)
     attempt = _Attempt(address, (host, port), server_name, own, timeout_s)
     with connection:
         return attempt.over(connection, roots_pem or own.roots_pem, pki_folder)
@@ -107,7 +107,8 @@ def _own_validity(own: Credentials) -> Finding | None:
     return None
 
 
-def _no_connection(error: OSError, host: str, address: str, timeout_s: float) -> Finding:
+def no_connection(error: OSError, host: str, address: str, timeout_s: float) -> Finding:
+    """Why there is no connection; a proxy that this machine is told to use is named, since none is used."""
     if isinstance(error, socket.gaierror):
         if error.errno == socket.EAI_AGAIN:
             return Finding(
