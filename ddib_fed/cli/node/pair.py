@@ -12,7 +12,7 @@ from ddib_fed.terminal import say
 
 
 @click.command(
-    epilog="\b\nExamples:\n  ddib pair --listen\n  ddib pair west.example:7444 482-173-069   (on the other side)"
+    epilog="\b\nExamples:\n  ddib pair --listen\n  ddib pair west.example:7444 482-173-063   (on the other side)"
 )
 @options.CONFIG
 @click.argument("address", required=False, metavar="HOST:PORT")

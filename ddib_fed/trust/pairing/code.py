@@ -17,7 +17,7 @@ DIGITS: Final = 8
 
 
 def new_code() -> str:
-    """A code, e.g. ``482-173-069``."""
+    """A code, e.g. ``482-173-063``."""
     digits = f"{secrets.randbelow(10**DIGITS):0{DIGITS}}"
     return _grouped(digits + _check_digit(digits))
 
@@ -31,7 +31,7 @@ def parse_code(text: str) -> str:
     digits = re.sub(r"[ .-]", "", text)
     if not re.fullmatch(rf"[0-9]{{{DIGITS + 1}}}", digits):
         raise UsageError(
-            f"{text[:40]!a} is no code: it has {DIGITS + 1} digits, e.g. 482-173-069",
+            f"{text[:40]!a} is no code: it has {DIGITS + 1} digits, e.g. 482-173-063",
             hint="`ddib pair --listen` shows one, on the other side",
         )
     if _check_digit(digits[:DIGITS]) != digits[DIGITS]:

@@ -33,9 +33,10 @@ from ddib_fed.errors import DdibError, DeadlineExceeded, PeerUnreachable, Policy
 from ddib_fed.extras import extra
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.terminal import escape
-from ddib_fed.trust.diagnosis import no_connection
+from ddib_fed.trust.handshake import presented_certificate
 from ddib_fed.trust.pairing.line import MAGIC, Keys, Line, LineBroken
 from ddib_fed.trust.peers.file import Peer, parse_peer
+from ddib_fed.trust.unreached import no_connection
 
 CODE_LIFE_S: Final = 300.0
 """How long a code is good."""
@@ -47,7 +48,7 @@ _LOOK_S: Final = 0.5
 _MAX_REFUSAL: Final = 300
 _NAMES: Final = (b"ddib pair: dialler", b"ddib pair: listener")
 _HINT: Final = "ddib pair --listen on one side shows a new code"
-_TLS_ALERT: Final = b"\x15"
+_LOOK_TLS_S: Final = 3.0
 
 T = TypeVar("T")
 Side = Literal["dialler", "listener"]
@@ -143,7 +144,9 @@ def dial(address: str, code: str, party: Party) -> Paired:
     try:
         connection = socket.create_connection((host, port), timeout=STRANGER_S)
     except OSError as error:
-        raise no_connection(error, host, address, STRANGER_S).as_error("") from error
+        found = no_connection(error, host, address, STRANGER_S).as_error("")
+        found.hint = f"is `ddib pair --listen` running there now, at this address? {found.hint}"
+        raise found from error
     with connection:
         line = Line(connection, EXCHANGE_S)
         keys = _agree_as_dialler(line, code, address)
@@ -184,15 +187,19 @@ def _agree_as_dialler(line: Line, code: str, address: str) -> Keys:
         line.greet()
         line.send(own)
         line.expect_greeting()
-        return finish(line.receive())
+        theirs = line.receive()
     except LineBroken as error:
         raise _nobody_pairs(address, error) from error
+    try:
+        return finish(theirs)
+    except LineBroken as error:
+        raise PeerUnreachable(f"what answers at {address} does not pair: {error}", hint=_HINT) from error
 
 
 def _spake2(side: Side, code: str) -> tuple[bytes, Callable[[bytes], Keys]]:
     """This side's message, and what makes the keys of the other's."""
     with extra("node", "spake2", "pairing needs the package spake2"):
-        from spake2 import SPAKE2_A, SPAKE2_B, SPAKEError
+        from spake2 import SPAKE2_A, SPAKE2_B
 
     kind = SPAKE2_A if side == "dialler" else SPAKE2_B
     state = kind(code.encode(), idA=_NAMES[0], idB=_NAMES[1])
@@ -201,8 +208,9 @@ def _spake2(side: Side, code: str) -> tuple[bytes, Callable[[bytes], Keys]]:
     def finish(theirs: bytes) -> Keys:
         try:
             secret = state.finish(theirs)
-        # What the library raises for bytes that are no point of the curve, or none of its group.
-        except (SPAKEError, ValueError, AssertionError) as error:
+        except (
+            Exception
+        ) as error:  # the library raises several kinds for bytes that are no point of its group
             raise LineBroken("it sent no message of SPAKE2") from error
         return _keys(secret, side, own, theirs)
 
@@ -303,7 +311,8 @@ def _other_code(address: str) -> Unauthenticated:
 
 
 def _nobody_pairs(address: str, error: LineBroken) -> PeerUnreachable:
-    if error.first.startswith(_TLS_ALERT):
+    host, port = split_address(address)
+    if presented_certificate((host, port), host, _LOOK_TLS_S) is not None:
         return PeerUnreachable(
             f"at {address} a node serves; nobody pairs there",
             hint="the other operator runs `ddib pair --listen --at HOST:PORT` with another port, and reads the code",
