@@ -210,7 +210,7 @@ def unit(pixels: np.ndarray) -> np.ndarray:
 
 
 def test_the_python_of_the_page_runs(pair: Machines) -> None:
-    """Each block by itself: in a checkout, or with a client where east typed its commands; both say the same pictures."""
+    """Each block by itself, in a checkout or, with a client, where east typed; the translations are the command's."""
     examples = blocks(README, "python")
     assert examples
     for code in examples:
