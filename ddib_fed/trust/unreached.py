@@ -114,12 +114,12 @@ class _Proxy:
 
 def _named_proxy(host: str, environ: Mapping[str, str]) -> _Proxy | None:
     """The proxy for connections to a host; None where none is named, or the host is in no_proxy."""
-    from urllib.request import proxy_bypass_environment
+    from urllib.request import proxy_bypass
 
     names = {
         name.lower(): value for name, value in environ.items() if name.lower().endswith("_proxy") and value
     }
-    if proxy_bypass_environment(host, {"no": names.get("no_proxy", "")}):
+    if proxy_bypass(host, {"no": names.get("no_proxy", "")}):
         return None
     for scheme in _SCHEMES:
         value = names.get(f"{scheme}_proxy")

@@ -226,8 +226,10 @@ def _keys(secret: bytes, side: Side, own: bytes, theirs: bytes) -> Keys:
         info = MAGIC + what.encode()
         return HKDF(SHA256(), length=32, salt=None, info=info).derive(secret)
 
-    proofs = [hmac.digest(key(f"proof {each}"), sha256(messages).digest(), "sha256") for each in sides]
-    return Keys(*proofs, sending=key(f"seal {sides[0]}"), receiving=key(f"seal {sides[1]}"))
+    own_proof, other_proof = (
+        hmac.digest(key(f"proof {each}"), sha256(messages).digest(), "sha256") for each in sides
+    )
+    return Keys(own_proof, other_proof, sending=key(f"seal {sides[0]}"), receiving=key(f"seal {sides[1]}"))
 
 
 def _swap(line: Line, keys: Keys, party: Party, side: Side, where: str) -> Paired:

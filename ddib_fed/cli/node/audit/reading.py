@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +87,9 @@ def show(
     from ddib_fed.trust.audit.reading import entries
 
     wanted, path = _wanted(acts, job, peer, since), _log(config_path)
-    found = (entry for entry in entries(path) if entry in wanted)
+    found: Iterable[Entry] = (entry for entry in entries(path) if entry in wanted)
     if last is not None:
-        found = iter(deque(found, maxlen=last))
+        found = deque(found, maxlen=last)
     if output_format == "json":
         print_json([{**entry.record, "line": entry.line, "sha256": entry.sha256} for entry in found])
         return
