@@ -27,6 +27,7 @@ from ddib_fed.trust.unreached import no_connection
 TIMEOUT_S: Final = 5.0
 _GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _SETTINGS_FRAME: Final = 4
+_SECOND_LOOK_S: Final = 2.0
 _YOUNG: Final = timedelta(hours=2)
 """A certificate that began, or ends, within this time may be refused because of a clock."""
 # From OpenSSL's x509_vfy.h.
@@ -291,7 +292,9 @@ class _Attempt:
                 "address of a node is dialled directly, whatever https_proxy says",
             )
         if re.search(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL", text):
-            shown = presented_certificate(self.endpoint, self.server_name, self.timeout_s)
+            shown = presented_certificate(
+                self.endpoint, self.server_name, min(self.timeout_s, _SECOND_LOOK_S)
+            )
             if shown is not None and self._names_it(shown) and self._foreign(shown):
                 return self._inspected(shown)
             return Finding(

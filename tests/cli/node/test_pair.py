@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import socket
 import threading
@@ -13,9 +14,9 @@ import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.cli.node.making import make_node
-from ddib_fed.errors import ExitCode
-from ddib_fed.node import pairing
-from ddib_fed.node.admitting import own_peer, peer_store
+from ddib_fed.errors import ExitCode, UsageError
+from ddib_fed.node import command, pairing
+from ddib_fed.node.admitting import admit, export_peer, own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.trust.peers.file import Peer
 
@@ -147,3 +148,38 @@ def test_an_entry_is_replaced_only_where_that_is_asked_for(two, listening, capsy
 def test_what_makes_no_sense_is_refused_before_anything_is_sent(two, words) -> None:
     """Exit 2."""
     assert run(["pair", *words, "--config", str(two[0])]) == ExitCode.USAGE
+
+
+def test_serve_pairs_before_it_serves(two, monkeypatch, caplog) -> None:
+    """`--pair` on one side, `--pair-with` on the other; the line of the log comes after what the terminal shows."""
+    north, south = (NodeConfig.load(path) for path in two)
+    codes: list[str] = []
+    shown, made, listens = threading.Event(), pairing.new_code, pairing.listen
+    monkeypatch.setattr(pairing, "new_code", lambda: codes.append(made()) or codes[-1])
+    monkeypatch.setattr(pairing, "listen", lambda *given, **more: shown.set() or listens(*given, **more))
+    caplog.set_level(logging.INFO, logger="ddib_fed.node.command")
+    thread = threading.Thread(
+        target=command._admit, args=(south, ()), kwargs={"pair": True, "pair_with": None}
+    )
+    thread.start()
+    assert shown.wait(10)
+    command._admit(north, (), pair=False, pair_with=(south.node.address, codes[0]))
+    thread.join(10)
+    assert {record.getMessage() for record in caplog.records} == {
+        "admitted spiffe://north.example/node/node-1",
+        "admitted spiffe://south.example/node/node-1",
+    }
+    with pytest.raises(UsageError):
+        command._admit(north, (), pair=True, pair_with=(south.node.address, codes[0]))
+
+
+def test_serve_admits_by_a_file_without_asking_again(two, tmp_path, caplog) -> None:
+    """The very same node; one that is not admitted yet is asked about, on a terminal alone."""
+    north, south = (NodeConfig.load(path) for path in two)
+    own = export_peer(south, tmp_path / "south.peer")
+    with pytest.raises(UsageError, match="read out"):
+        command._admit(north, (tmp_path / "south.peer",), pair=False, pair_with=None)
+    admit(north, tmp_path / "south.peer", own.fingerprints)
+    caplog.set_level(logging.INFO, logger="ddib_fed.node.command")
+    command._admit(north, (tmp_path / "south.peer",), pair=False, pair_with=None)
+    assert caplog.messages == ["admitted spiffe://south.example/node/node-1"]
