@@ -30,7 +30,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ddib_fed.errors import DdibError, DeadlineExceeded, PeerUnreachable, PolicyDenied, Unauthenticated
-from ddib_fed.extras import extra
 from ddib_fed.rpc.addresses import split_address
 from ddib_fed.terminal import escape
 from ddib_fed.trust.handshake import presented_certificate
@@ -198,8 +197,7 @@ def _agree_as_dialler(line: Line, code: str, address: str) -> Keys:
 
 def _spake2(side: Side, code: str) -> tuple[bytes, Callable[[bytes], Keys]]:
     """This side's message, and what makes the keys of the other's."""
-    with extra("node", "spake2", "pairing needs the package spake2"):
-        from spake2 import SPAKE2_A, SPAKE2_B
+    from spake2 import SPAKE2_A, SPAKE2_B
 
     kind = SPAKE2_A if side == "dialler" else SPAKE2_B
     state = kind(code.encode(), idA=_NAMES[0], idB=_NAMES[1])
