@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 
 from ddib_fed.errors import (
+    Cancelled,
     DdibError,
     ItemNotFound,
     MessageInvalid,
@@ -32,6 +33,7 @@ from ddib_fed.wire.mapping import to_message
 from ddib_fed.wire.streams.chunks import stream_file
 from source_node import messages
 from source_node.calibrations import active_terms
+from source_node.ends import log_end
 from source_node.jobs.copying import copy_jobs
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
@@ -134,11 +136,15 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self, request: translation_pb2.CancelJobRequest, context: grpc.ServicerContext
     ) -> translation_pb2.CancelJobResponse:
         """See translation.proto."""
+        before = self._store.head(request.job_id, caller_uri())
         state = self._store.cancel(request.job_id, caller_uri())
         self._node.audit.write("job_cancel", job=request.job_id, client=caller_uri())
         self._runner.cancel(request.job_id)
         if state == JobState.CANCELLED:
             self._events.publish(request.job_id, state=state)
+            if not before.state.ended:
+                progress = self._store.progress(request.job_id)
+                log_end(before, state, progress, self._store.now(), Cancelled.reason)
         return translation_pb2.CancelJobResponse(state=f"JOB_STATE_{state.name}")
 
     def FetchResults(

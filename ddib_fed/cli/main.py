@@ -56,6 +56,10 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.node.peer:peer",
         "Export this node's peer file; add, list, test, suspend, resume and remove peers.",
     ),
+    "pair": Lazy(
+        "ddib_fed.cli.node.pair:pair",
+        "Admit another institution's node, and be admitted there, with a code read out by telephone.",
+    ),
     "calibrate": Lazy(
         "ddib_fed.cli.calibrate.command:calibrate",
         "Agree with a peer on how two domains correspond; evaluate such a calibration.",
@@ -73,8 +77,8 @@ COMMANDS: Mapping[str, Lazy] = {
         "Drain the node: accept no more work, finish running work, and exit.",
     ),
     "audit": Lazy(
-        "ddib_fed.cli.node.audit:audit",
-        "Verify the chain of the node's audit log, and exchange its ends with peers.",
+        "ddib_fed.cli.node.audit.command:audit",
+        "Read, follow, export and verify the node's audit log; exchange its ends with peers.",
     ),
     "officer": Lazy("ddib_fed.cli.node.officer:officer", "Write the page that the security officer signs."),
     "backup": Lazy(
@@ -124,6 +128,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "init",
         "pki",
         "peer",
+        "pair",
         "calibrate",
         "status",
         "reload",
@@ -223,8 +228,6 @@ def cli() -> None:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code; what failed is written to stderr."""
-    # gRPC's C core otherwise writes of connections that come and go to stderr, between our own lines.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     _escape_warnings()
     try:
         result = cli.main(

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.latent_types import LATENT_TYPES
-from ddib_fed.names import check_domain
+from ddib_fed.names import CONFIG_VARIABLE, check_domain
 from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 from ddib_fed.wire.jobs import QUALITIES
 
@@ -81,7 +81,8 @@ PROFILE = click.option(
     "profile_path",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The client's profile; default: $DDIB_PROFILE, ./client.toml or ~/.config/ddib/client.toml.",
+    help="The client's profile; default: $DDIB_PROFILE, or the first of ./client.toml, ./client/client.toml and "
+    "~/.config/ddib/client.toml.",
 )
 
 
@@ -102,10 +103,10 @@ CONFIG = click.option(
     "--config",
     "config_path",
     type=click.Path(dir_okay=False, path_type=Path),
+    envvar=CONFIG_VARIABLE,
     default=Path("node.toml"),
-    show_default=True,
     metavar="FILE",
-    help="The node's configuration.",
+    help="The node's configuration; default: $DDIB_CONFIG, or ./node.toml.",
 )
 FORMAT = click.option(
     "--format",

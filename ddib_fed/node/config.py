@@ -21,7 +21,7 @@ from pydantic import (
 
 from ddib_fed.bridge.calibration.record import Kind
 from ddib_fed.bridge.workers.limits import LOCAL, MOST_WORKERS
-from ddib_fed.names import check_domain, is_domain, is_institution, is_label, size_from
+from ddib_fed.names import CONFIG_VARIABLE, check_domain, is_domain, is_institution, is_label, size_from
 from ddib_fed.node.settings.paths import NodePaths, paths_of
 from ddib_fed.node.settings.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
@@ -327,7 +327,10 @@ class NodeConfig(Section):
             ConfigError: A key is unknown, missing, or its value cannot be used.
         """
         config = load_toml(
-            path, cls, hint="ddib init node --institution north.example --role source --domain moons"
+            path,
+            cls,
+            hint=f"--config FILE or {CONFIG_VARIABLE} names one that is elsewhere; "
+            "a new one: ddib init node --role source --model satellite",
         )
         place = path.resolve()
         config._folder, config._name = place.parent, place.name  # noqa: SLF001 - its own private attributes
