@@ -83,9 +83,10 @@ MORE: dict[str, tuple[Any, str]] = {
 
 @attack(
     3,
-    "`ddib model import --diffusers` of a pixel network with an autoencoder, text encoder, ControlNet or LoRA, each placed where another tool would",
+    "`ddib model import --diffusers` of a pixel network beside an autoencoder, text encoder, ControlNet or LoRA",
     before="imported as a pixel model without a word; a LoRA ignored",
-    test="tests/models/importers/test_pipeline_folders.py::test_a_latent_diffusion_pipeline_is_not_imported_as_a_pixel_model",
+    test="tests/models/importers/test_pipeline_folders.py"
+    "::test_a_latent_diffusion_pipeline_is_not_imported_as_a_pixel_model",
 )
 def parts(folder: Path, result: Result) -> None:
     whole = _pipeline(folder / "whole")

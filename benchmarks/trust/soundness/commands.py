@@ -23,7 +23,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 @attack(
     4,
-    "`--classifier-scale` and `--guidance` without what they need, also at 0 and at their defaults, in every command that has them",
+    "`--classifier-scale` and `--guidance` without what they need, at 0 and at their defaults too, in each command",
     before="ignored with exit 0: unguided pictures",
     test="tests/cli/models/test_idle_options.py::test_guidance_without_what_it_needs_is_refused",
 )
@@ -44,13 +44,19 @@ def guidance(folder: Path, result: Result) -> None:
             ("--classifier-scale", 0),
             ("--guidance", 2),
         ):
-            said = ddib(*words, *option, "--evaluations", 4, "--out", folder / "out")
-            result.refused(f"{name} {option[0]} {option[1]}", said, option[0], codes=(2, 3))
+            said = ddib(*words, *option, "--evaluations", 8, "--out", folder / "out")
+            result.refused(
+                f"{name} {option[0]} {option[1]}",
+                said,
+                "guidance" if option[0] == "--guidance" else option[0],
+                codes=(2, 3),
+            )
     pair = nodes.pictures()
     for command in ("translate", "job submit"):
+        out = ("--out", folder / "n") if command == "translate" else ()
         for option in (("--classifier-scale", 3), ("--guidance", 2), ("--clip",)):
-            said = ddib(*command.split(), folder / "in" / "a.png", "--to", nodes.SATELLITE, *option, "--evaluations", 4,
-                        *(("--out", folder / "n") if command == "translate" else ()), "--profile", pair.profile)  # fmt: skip
+            said = ddib(*command.split(), folder / "in" / "a.png", "--to", nodes.SATELLITE, *option, "--evaluations", 8,
+                        *out, "--profile", pair.profile)  # fmt: skip
             if option == ("--clip",):
                 result.add(f"{command} --clip alone is done", said.code == 0, said.code, said.error)
             else:
@@ -193,15 +199,17 @@ def float64(folder: Path, result: Result) -> None:
 
 @attack(
     6,
-    "the public options: both schedules, respacings, eta, clipping without `--compat`, training the public network; and values that contradict each other",
+    "both schedules, respacings, eta, clipping without `--compat`, the public network; contradictions",
     before="missing",
     test="tests/cli/models/test_public_code.py::test_what_contradicts_the_model_or_itself_is_refused",
 )
 def public_options(folder: Path, result: Result) -> None:
     compat = ("--compat", "ddib", "--solver", "ddim")
+    linear = (*compat, "--noise-schedule", "linear", "--diffusion-steps", 1000)
+    cosine = (*compat, "--noise-schedule", "cosine", "--diffusion-steps", 300)
     good: dict[str, tuple[object, ...]] = {
-        "linear, ddim50": (*compat, "--noise-schedule", "linear", "--diffusion-steps", 1000, "--timestep-respacing", "ddim50"),
-        "cosine, sections": (*compat, "--noise-schedule", "cosine", "--diffusion-steps", 300, "--timestep-respacing", "5,10,5"),
+        "linear, ddim50": (*linear, "--timestep-respacing", "ddim50"),
+        "cosine, sections": (*cosine, "--timestep-respacing", "5,10,5"),
         "eta": (*compat, "--timestep-respacing", "ddim25", "--diffusion-steps", 1000, "--eta", 0.5),
         "clip alone": ("--clip", "--evaluations", 8),
     }  # fmt: skip

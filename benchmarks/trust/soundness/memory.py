@@ -122,7 +122,7 @@ def _process(*words: object) -> subprocess.CompletedProcess[str]:
     14,
     "the same files in one process: `ddib bridge translate` and `ddib model train --images`",
     before="not looked at",
-    test="tests/samples/test_picture_memory.py",
+    test="tests/samples/test_picture_memory.py::test_decoding_takes_no_more_than_its_header_states",
 )
 def alone(folder: Path, result: Result) -> None:
     content = bombs()
@@ -132,7 +132,8 @@ def alone(folder: Path, result: Result) -> None:
             (folder / name / f"{number}-{name}").write_bytes(content[name])
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         done = _process("model", "train", "--images", folder / name, "--size", 16, "--steps", 1, "--batch", 2,
-                        "--network", "model_channels=32", "--network", "channel_mult=1", "--network", "num_res_blocks=1",
+                        "--network", "model_channels=32", "--network", "channel_mult=1",
+                        "--network", "num_res_blocks=1",
                         "--out", folder / "m")  # fmt: skip
         peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024 / 1e6
         result.add(
@@ -147,8 +148,11 @@ def alone(folder: Path, result: Result) -> None:
 def _stalled(size: int, go: threading.Event) -> Iterator[pb.SubmitJobRequest]:
     """An upload whose last chunk does not come."""
     data = b"\x89PNG\r\n\x1a\n" + bytes(size)
-    sent = [job_header(1, target_domain="relief"),
-            *stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_PNG, data), data, MAX_CHUNK)]  # fmt: skip
+    header = file_header(common_pb2.MEDIA_TYPE_PNG, data)
+    sent = [
+        job_header(1, target_domain="relief"),
+        *stream(pb.SubmitJobRequest, "item", header, data, MAX_CHUNK),
+    ]
     yield from sent[:-2]
     go.wait(60)
 

@@ -44,7 +44,7 @@ def _shown(result: Result, what: str, said: Said) -> None:
 
 @attack(
     7,
-    "a swapped peer file with sequences of 14 kinds in address, identity and institution, answered with `y` on a terminal",
+    "a swapped peer file with sequences of 14 kinds in address, identity and institution, and a `y` on a terminal",
     before="an OSC sequence hid the real fingerprint, and `y` admitted the attacker's root",
     test="tests/cli/test_hostile_words.py::test_a_peer_file_with_a_sequence_in_its_address_is_refused_in_plain_words",
 )
@@ -71,7 +71,13 @@ def swapped_file(folder: Path, result: Result) -> None:
 
 
 class Evil(ScriptedSource):
-    """A source node whose every text is hostile."""
+    """A source node whose texts are hostile.
+
+    Attributes:
+        only_errors: Whether those alone are that take any words; names are checked before anything is shown.
+    """
+
+    only_errors = False
 
     def ListDomains(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802, ANN001, ANN201
         answer = super().ListDomains(request, context)
@@ -82,9 +88,11 @@ class Evil(ScriptedSource):
 
     def _view(self, job_id, job):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         view = super()._view(job_id, job)
-        view.target_domain = view.target_institution = view.solver.solver = view.target_class = EVIL
-        view.error.reason = view.error.sentence = view.error.incident = view.error.institution = EVIL
-        view.error.facts[EVIL] = EVIL
+        if not self.only_errors:
+            view.target_domain = view.target_institution = view.solver.solver = view.target_class = EVIL
+        view.error.sentence = view.error.incident = view.error.institution = EVIL
+        view.error.reason = "LATENT_NOT_GAUSSIAN" if self.only_errors else EVIL
+        view.error.facts["found"] = EVIL
         view.state = pb.JOB_STATE_FAILED
         return view
 
@@ -104,7 +112,7 @@ def evil_source(folder: Path) -> Iterator[SourceNodeDouble]:
 
 @attack(
     7,
-    "a hostile source node: `ddib domains`, `doctor`, `job list`, `show`, `watch`, `submit`, `translate`, as text and JSON",
+    "a hostile source node, to each of the client's commands, as text and JSON",
     before="escape sequences reached the terminal, a job id with a newline forged lines",
     test="tests/cli/test_hostile_words.py::test_a_job_that_a_node_describes_is_shown_escaped",
 )
@@ -119,6 +127,10 @@ def hostile_source(folder: Path, result: Result) -> None:
             if double.script.seen("SubmitJob")
             else "job-1"
         )
+        double.service.only_errors = True
+        for words in (("show", job), ("list",), ("watch", job), ("fetch", job, "--out", folder / "o")):
+            _shown(result, f"errors alone: {words[0]}", ddib("job", *words, *profile))
+        double.service.only_errors = False
         for words in (
             ("domains",), ("doctor",), ("job", "list"), ("job", "show", job), ("job", "watch", job),
             ("job", "fetch", job, "--out", folder / "o"), ("job", "cancel", job),
@@ -199,7 +211,7 @@ def _root_of(node: Node) -> str:
 
 @attack(
     7,
-    "files that are read and shown: a bundle's manifest, a recipe, a calibration, a certificate request, a backup, reasons and comments of commands",
+    "files that are read and shown (manifest, recipe, calibration, request, backup), reasons and comments",
     before="not looked at",
     test="tests/cli/test_hostile_words.py::test_what_was_typed_is_shown_escaped_in_errors",
 )

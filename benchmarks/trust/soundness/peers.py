@@ -33,7 +33,7 @@ def _wrong(right: str, of_another: str) -> dict[str, str]:
 
 @attack(
     8,
-    "`ddib peer add --fingerprint WRONG` for a peer that is known, and with --replace, for one of two roots, and for a new peer",
+    "`ddib peer add --fingerprint WRONG` for a known peer, with --replace, for one of two roots, for a new peer",
     before="“admitted” for whoever is known: it returned before comparing",
     test="tests/trust/peers/test_store.py::test_a_fingerprint_that_is_given_is_compared_also_when_the_peer_is_known",
 )

@@ -41,7 +41,8 @@ def _metadata() -> dict[str, bytes]:
     text.add_itxt("XML:com.adobe.xmp", f"<x>{CANARY}</x>", zip=True)
     tagged = io.BytesIO()
     tifffile.imwrite(tagged, photograph(), photometric="rgb", description=CANARY, software=CANARY,
-                     extratags=[(700, 7, len(CANARY), CANARY.encode(), True), (65_000, 2, 0, CANARY, True)])  # fmt: skip
+                     extratags=[(700, 7, len(CANARY), CANARY.encode(), True),
+                                (65_000, 2, 0, CANARY, True)])  # fmt: skip
     plain = _saved("PNG")
     lzw = bytearray(_saved("TIFF", compression="tiff_lzw", description=CANARY))
     lzw[200:240] = b"\xff\x00\xaa\x13" * 10
@@ -56,7 +57,7 @@ def _metadata() -> dict[str, bytes]:
 
 @attack(
     11,
-    "pictures with a canary in EXIF, XMP, IPTC and ICC, texts, tags, comments and names, whole and damaged, to nodes that log at debug as JSON with `GRPC_TRACE=all`",
+    "a canary in EXIF, XMP, ICC, texts, tags, comments and names, to nodes that log all at debug as JSON",
     before="Pillow's logger wrote EXIF at debug; C-core lines in a JSON log",
     test="tests/e2e/admission/test_logs.py::test_every_line_of_a_json_log_is_json_and_none_holds_metadata",
 )
@@ -102,12 +103,13 @@ def _keys(pair: Pair) -> dict[str, tuple[Path, Callable[[], object]]]:
     north, pki = pair.north, pair.north.config.paths.pki
     alice = next(pair.profile.parent.rglob("leaf.key"))
     model = north.config.paths.bundle
-    out = pair.profile.parent / "more"
+    config, out = ("--config", north.config_path), ("--out", pair.profile.parent / "more")
     return {
-        "ca.key: pki issue": (pki / "ca.key", lambda: ddib("pki", "issue", "--client", "bob", "--out", out, "--config", north.config_path)),
-        "ca.key: model sign": (pki / "ca.key", lambda: ddib("model", "sign", model, "--config", north.config_path)),
-        "ca.key: init client": (pki / "ca.key", lambda: ddib("init", "client", "--node-config", north.config_path, "--name", "eve", "--out", out)),
-        "leaf.key: peer test": (pki / "leaf.key", lambda: ddib("peer", "test", "south.example", "--config", north.config_path)),
+        "ca.key: pki issue": (pki / "ca.key", lambda: ddib("pki", "issue", "--client", "bob", *out, *config)),
+        "ca.key: model sign": (pki / "ca.key", lambda: ddib("model", "sign", model, *config)),
+        "ca.key: init client": (pki / "ca.key", lambda: ddib("init", "client", "--node-config", north.config_path,
+                                                            "--name", "eve", *out)),
+        "leaf.key: peer test": (pki / "leaf.key", lambda: ddib("peer", "test", "south.example", *config)),
         "a client's: domains": (alice, lambda: ddib("domains", "--profile", pair.profile)),
         "a client's: translate": (alice, lambda: ddib("job", "list", "--profile", pair.profile)),
         "a client's: doctor": (alice, lambda: ddib("doctor", "--profile", pair.profile)),
@@ -143,7 +145,7 @@ def keys(folder: Path, result: Result) -> None:
     12,
     "everything that nodes, clients and commands write under `umask 0`: weights, models, backups, latents, jobs, keys",
     before="weights and model folders could be read by others",
-    test="tests/models/test_bundle.py",
+    test="tests/models/test_bundle.py::test_weights_are_their_owners_alone",
 )
 def modes(folder: Path, result: Result) -> None:
     before = os.umask(0)

@@ -36,6 +36,12 @@ def _jpeg(pixels: Pixels, mode: str) -> bytes:
     return file.getvalue()
 
 
+def _spoilt(pixels: Pixels, value: float) -> Pixels:
+    floats = pixels.astype(np.float32)
+    floats[3, 4, 1] = value
+    return floats
+
+
 def misfits() -> dict[str, bytes]:
     """Files that are no 8-bit pictures, by a name that says why."""
     eight = photograph()
@@ -60,11 +66,11 @@ def misfits() -> dict[str, bytes]:
         "int8.npy": npy_of((eight.astype(np.int16) - 128).astype(np.int8)),
         "int64.npy": npy_of(deep.astype(np.int64)),
         "mask.npy": npy_of(eight > 127),
-        "nan.npy": npy_of(np.where(eight > 250, np.nan, eight.astype(np.float32))),
+        "nan.npy": npy_of(_spoilt(eight, np.nan)),
+        "infinite.tif": tiff_of(_spoilt(eight, np.inf)),
         "points.npy": npy_of(moons(40)),
         "two-channels.npy": npy_of(eight[..., :2]),
         "four-channels.npy": npy_of(alpha),
-        "channels-first.npy": npy_of(np.ascontiguousarray(eight.transpose(2, 0, 1))),
         "stack.npy": npy_of(np.stack([eight, eight])),
     }
 

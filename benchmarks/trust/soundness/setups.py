@@ -98,10 +98,20 @@ def _others_identity(node: Node) -> None:
     pki.issue_to_folder(pki.load_authority(node.config.paths.pki), node.config.paths.pki, "node", "node-2")
 
 
+def _shared_peers(node: Node) -> None:
+    (node.folder / "state" / "peers").mkdir(exist_ok=True)
+    (node.folder / "state" / "peers").chmod(0o777)
+
+
+def _audit_folder(node: Node) -> None:
+    node.config.paths.audit.unlink(missing_ok=True)
+    node.config.paths.audit.mkdir()
+
+
 WRONG: dict[str, Callable[[Node], object]] = {
     "state is a link to a shared folder": _shared_state,
     "state/pki of mode 0777": lambda n: (n.folder / "state" / "pki").chmod(0o777),
-    "state/peers of mode 0777": lambda n: ((n.folder / "state" / "peers").mkdir(exist_ok=True), (n.folder / "state" / "peers").chmod(0o777)),
+    "state/peers of mode 0777": _shared_peers,
     "ca.key of mode 0644": lambda n: (n.folder / "state" / "pki" / "ca.key").chmod(0o644),
     "leaf.key of mode 0640": lambda n: (n.folder / "state" / "pki" / "leaf.key").chmod(0o640),
     "a certificate of another node": _others_identity,
@@ -123,7 +133,7 @@ WRONG: dict[str, Callable[[Node], object]] = {
     "a key twice": _edit("[limits]", "[limits]\n[limits]"),
     "a job database of text": _written("state/jobs.sqlite", b"not a database at all, but text" * 40),
     "a spool that is a file": _written("state/spool", b""),
-    "an audit log that is a folder": lambda n: (n.config.paths.audit.unlink(missing_ok=True), n.config.paths.audit.mkdir()),
+    "an audit log that is a folder": _audit_folder,
     "a socket's place taken by a folder": lambda n: n.config.paths.admin_socket.mkdir(),
     "a softening key of three bytes": _written("state/pki/softening.key", b"abc"),
     "a list of quotas that is none": _edit("[policy]", '[policy]\nquotas = "all"'),

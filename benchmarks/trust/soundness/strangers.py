@@ -65,7 +65,7 @@ def _no_window(end: socket.socket, number: int) -> None:
 
 @attack(
     10,
-    f"{CROWD:,} connections held open under `ulimit -n {FILES}`: silent, half a greeting, one byte, closed for writing, not read from",
+    f"{CROWD:,} connections held open under `ulimit -n {FILES}`: silent, half a greeting, half closed, not read from",
     before="Health and `ddib status` were away for two minutes",
     test="tests/trust/attacks/test_strangers.py::test_connections_without_a_certificate_stop_neither_health_nor_status",
 )
@@ -99,7 +99,7 @@ def crowd(folder: Path, result: Result) -> None:
     10,
     "the same at the plain HTTP port of the probes",
     before="not looked at",
-    test="tests/server/test_http.py",
+    test="tests/server/test_http.py::test_connections_that_say_nothing_keep_no_probe_out",
 )
 def probes(folder: Path, result: Result) -> None:
     node, port = (
@@ -194,7 +194,7 @@ def between_nodes(folder: Path, result: Result) -> None:
     13,
     "the same between the client and its node: submitting, watching and fetching by `ddib translate`",
     before="not looked at",
-    test="tests/client/test_client.py",
+    test="tests/client/test_client.py::test_a_flipped_bit_on_the_way_costs_a_try_and_no_job",
 )
 def to_the_client(folder: Path, result: Result) -> None:
     pair = stub_pair(folder).start()
@@ -206,8 +206,8 @@ def to_the_client(folder: Path, result: Result) -> None:
             thread = threading.Thread(target=lambda: _flips(wire, over))
             thread.start()
             for number in range(8):
-                said = ddib("translate", folder / "p.npy", "--to", "south.example/moons", "--out", folder / f"o{number}",
-                            "--profile", pair.profile)  # fmt: skip
+                said = ddib("translate", folder / "p.npy", "--to", "south.example/moons",
+                            "--out", folder / f"o{number}", "--profile", pair.profile)  # fmt: skip
                 written = list((folder / f"o{number}").glob("p.npy"))
                 result.add(f"translation {number}", said.code == 0 and written, said.code, said.error)
             over.set()

@@ -63,7 +63,7 @@ FORGED: dict[str, Callable[[Path], None]] = {
 
 @attack(
     2,
-    f"translations of {COUNT} held-out satellite pictures, replaced by others, mirrored, turned, permuted or noise: `ddib evaluate`",
+    f"translations of {COUNT} held-out pictures, replaced, mirrored, turned, permuted or noise: `ddib evaluate`",
     before="pictures whose land became sea (edge correlation .07, chance .03) were not doubtful",
     test="tests/cli/models/test_doubts.py::test_a_picture_is_doubtful_by_its_round_trip_or_by_its_structure",
 )
@@ -73,8 +73,8 @@ def forged(folder: Path, result: Result) -> None:
     assert least is not None
     wrong = [
         name for name, record in records.items()
-        if bool(record["doubtful"]) != (record["edge_correlation"] < least.edge_correlation
-                                        or record["mutual_information"] < least.mutual_information)
+        if bool(record["doubtful"]) != (record["picture"]["edge_correlation"] < least.edge_correlation
+                                        or record["picture"]["mutual_information"] < least.mutual_information)
     ]  # fmt: skip
     result.add("each record's mark is that of its figures, without --cycle", not wrong, said=", ".join(wrong))
     marked = sum(bool(record["doubtful"]) for record in records.values())
@@ -96,7 +96,7 @@ def forged(folder: Path, result: Result) -> None:
     2,
     "thresholds: in every shipped bundle of pictures, and applied by a node to a job without a round trip",
     before="no thresholds in the bundle; a good round trip excused everything",
-    test="tests/models/test_shipped.py",
+    test="tests/models/test_bundle.py::test_shipped_models_of_pictures_say_what_is_doubtful",
 )
 def thresholds(folder: Path, result: Result) -> None:
     for name in (

@@ -29,7 +29,6 @@ from ddib_fed.v1 import translation_pb2_grpc as trpc
 from ddib_fed.wire.version import versions_to_pb
 from tests.client.scripted_source import SourceNodeDouble, npy, points
 from tests.node.institutions import Institution
-from tests.node.tiny_nodes import gaussian
 from tests.node.tiny_nodes import npy as noise
 from tests.source_node.hostile.test_hostile_target import FILE, reach
 from tests.source_node.scripted_target import ScriptedTarget, instead
@@ -103,7 +102,7 @@ CONTRACTS: dict[str, Callable[[Any], object]] = {
 
 @attack(
     15,
-    "a peer's answers to a running source: fields of six types that nobody knows in four places, no or 20 versions, 0 evaluations",
+    "answers of a peer: unknown fields of six types in seven places, no or 20 versions, 0 evaluations",
     before="accepted in four places, against the protocol",
     test="tests/source_node/hostile/test_hostile_target.py::test_a_contract_with_a_field_that_nobody_knows_is_refused",
 )
@@ -125,11 +124,28 @@ def answers(folder: Path, result: Result) -> None:
         result.add("no latent left", not target.latents)
 
 
+def _with(path: str, content: bytes) -> Callable[[ScriptedTarget, int, Latent], Iterator[pb.DecodeResponse]]:
+    """An answer with bytes more in each message that has this path."""
+    top = path.split(".", maxsplit=1)[0]
+
+    def answer(target: ScriptedTarget, item: int, latent: Latent) -> Iterator[pb.DecodeResponse]:
+        sent = [pb.DecodeResponse(progress=pb.DecodeProgress(item=item, stage="decode", step=1, steps=2))]
+        sent += [*target.result(item, FILE), *target.latent(item, latent)]
+        for each in sent:
+            message = pb.DecodeResponse.FromString(each.SerializeToString())
+            if top in {"", message.WhichOneof("message")}:
+                reach(message, path).MergeFromString(content)
+            yield message
+
+    return answer
+
+
 @attack(
     15,
     "results with such fields in every message of the stream and in each message inside it",
     before="accepted",
-    test="tests/source_node/hostile/test_hostile_target.py::test_a_decoded_item_with_a_field_that_nobody_knows_is_refused",
+    test="tests/source_node/hostile/test_hostile_target.py"
+    "::test_a_decoded_item_with_a_field_that_nobody_knows_is_refused",
 )
 def results(folder: Path, result: Result) -> None:
     pair = nodes.points()
@@ -138,27 +154,11 @@ def results(folder: Path, result: Result) -> None:
         for number, path in enumerate(
             ("", "result", "result.file", "chunk", "trailer", "latent", "latent.tensor", "progress")
         ):
-            content, top = list(STRANGE.values())[number % len(STRANGE)], path.split(".")[0]
-
-            def strange(
-                target: Any,
-                item: int,
-                latent: Latent,
-                path: str = path,
-                top: str = top,
-                content: bytes = content,
-            ):  # type: ignore[no-untyped-def]
-                for sent in (pb.DecodeResponse(progress=pb.DecodeProgress(item=item, stage="decode", step=1, steps=2)),
-                             *target.result(item, FILE), *target.latent(item, Latent.from_array(gaussian(40)))):  # fmt: skip
-                    message = pb.DecodeResponse.FromString(sent.SerializeToString())
-                    if top in {"", message.WhichOneof("message")}:
-                        reach(message, path).MergeFromString(content)
-                    yield message
-
-            target.decodes = [instead(0, strange)]
+            content = list(STRANGE.values())[number % len(STRANGE)]
+            target.decodes = [instead(0, _with(path, content))]
             out = folder / f"o{number}"
-            said = ddib("translate", folder / "p.npy", "--to", "west.example/checkerboards", "--cycle", "--evaluations", 8,
-                        "--out", out, "--profile", pair.profile)  # fmt: skip
+            said = ddib("translate", folder / "p.npy", "--to", "west.example/checkerboards", "--cycle",
+                        "--evaluations", 8, "--out", out, "--profile", pair.profile)  # fmt: skip
             result.refused(path or "the message itself", said, "west.example", codes=(3, 11, 14))
             if list(out.glob("p.npy")):
                 result.add(f"{path}: a result was written", held=False)
@@ -168,7 +168,7 @@ def results(folder: Path, result: Result) -> None:
     15,
     "requests to running nodes: fields that nobody knows, 0 and 2^31 evaluations, 0 items, no and 20 versions",
     before="`evaluations: 0`, zero or 20 versions passed",
-    test="tests/wire/limits",
+    test="tests/wire/limits/test_fields.py::test_no_evaluations_are_no_setting",
 )
 def requests(folder: Path, result: Result) -> None:
     del folder
