@@ -92,4 +92,5 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         ValueError: It is a name.
     """
     address = ipaddress.ip_address(host)
-    return getattr(address, "ipv4_mapped", None) or address
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

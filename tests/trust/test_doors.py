@@ -1,4 +1,4 @@
-"""`python -m benchmarks.trust.soundness`: every hole is attacked, the test named beside it exists, an open one is told."""
+"""`python -m benchmarks.trust.soundness`: every hole is attacked, the named tests exist, an open hole is told."""
 
 from __future__ import annotations
 

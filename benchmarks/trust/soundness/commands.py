@@ -206,10 +206,9 @@ def float64(folder: Path, result: Result) -> None:
 def public_options(folder: Path, result: Result) -> None:
     compat = ("--compat", "ddib", "--solver", "ddim")
     linear = (*compat, "--noise-schedule", "linear", "--diffusion-steps", 1000)
-    cosine = (*compat, "--noise-schedule", "cosine", "--diffusion-steps", 300)
     good: dict[str, tuple[object, ...]] = {
         "linear, ddim50": (*linear, "--timestep-respacing", "ddim50"),
-        "cosine, sections": (*cosine, "--timestep-respacing", "5,10,5"),
+        "linear, sections": (*linear, "--timestep-respacing", "5,10,5"),
         "eta": (*compat, "--timestep-respacing", "ddim25", "--diffusion-steps", 1000, "--eta", 0.5),
         "clip alone": ("--clip", "--evaluations", 8),
     }  # fmt: skip
@@ -219,7 +218,9 @@ def public_options(folder: Path, result: Result) -> None:
         result.add(name, said.code == 0, said.code, said.error if said.code else "")
         drawn[name] = np.load(folder / name / "samples.npy")
     result.add("each gives other points", len({each.tobytes() for each in drawn.values()}) == len(good))
+    cosine = ("--noise-schedule", "cosine", "--diffusion-steps", 300)
     bad: dict[str, tuple[object, ...]] = {
+        "another schedule than it was trained on": (*compat, *cosine),
         "eta without ddim": ("--eta", 0.5),
         "eta of a higher order": ("--solver", "unipc", "--eta", 0.1),
         "a respacing without compat": ("--timestep-respacing", "ddim50"),
@@ -242,18 +243,22 @@ def public_options(folder: Path, result: Result) -> None:
             name, ddib("model", "sample", "moons", "--n", 9, *words, "--out", folder / "bad"), codes=(2, 3)
         )
     result.add("nothing was written", not (folder / "bad").exists())
-    said = ddib(
-        "model",
-        "train",
+    public = (
         "--domain",
         0,
         "--network",
         "public",
+        "--network",
+        "num_res_blocks=1",
         "--steps",
         2,
         "--batch",
         32,
         "--out",
-        folder / "m",
+        folder / "public",
     )
+    said = ddib("model", "train", *public, *cosine)
     result.add("the public network is trained", said.code == 0, said.code, said.error if said.code else "")
+    words = (*compat, "--timestep-respacing", "5,10,5", "--eta", 1.0, "--clip", "--out", folder / "drawn")
+    said = ddib("model", "sample", folder / "public", "--n", 50, *words)
+    result.add("and sampled on its cosine steps", said.code == 0, said.code, said.error if said.code else "")

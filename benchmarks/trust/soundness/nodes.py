@@ -9,6 +9,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from ddib_fed.errors import DdibError
 from tests.chaos.load import stub_pair
 from tests.e2e.harness import Node, Pair
 
@@ -47,6 +48,13 @@ def pid(node: Node) -> int:
     return node.process.pid
 
 
+def _serving(node: Node) -> bool:
+    try:
+        return node.state() == "serving"
+    except DdibError:  # of a configuration that cannot be read
+        return False
+
+
 def served(node: Node, seconds: float = 20.0) -> int | None:
     """Start a node: its exit code when it ended by itself, None when it serves; it is stopped then."""
     node.start(wait=False)
@@ -55,7 +63,7 @@ def served(node: Node, seconds: float = 20.0) -> int | None:
         while time.monotonic() < until:
             if (code := node.process.poll() if node.process else 1) is not None:
                 return code
-            if node.state() == "serving":
+            if _serving(node):
                 return None
             time.sleep(0.05)
         raise subprocess.TimeoutExpired("serve", seconds)

@@ -260,7 +260,6 @@ def _several() -> dict[str, bytes]:
         ("pages.tif", "TIFF"),
         ("moving.png", "PNG"),
         ("moving.gif", "GIF"),
-        ("moving.webp", "WEBP"),
     ):
         file = io.BytesIO()
         frames[0].save(file, kind, save_all=True, append_images=frames[1:])
