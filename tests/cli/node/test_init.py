@@ -308,7 +308,7 @@ def test_one_address_of_this_machine_is_what_peers_dial(init_node, tmp_path):
     assert NodeConfig.load(tmp_path / "north" / "node.toml").node.address == "192.0.2.7:7443"
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:7443", "[::]:7443", "north.example:0"])
+@pytest.mark.parametrize("address", ["0.0.0.0:7443", "[::]:7443", "[::ffff:0.0.0.0]:7443", "north.example:0"])
 def test_an_address_that_nobody_can_dial_is_refused(init_node, tmp_path, capsys, address):
     """Every peer would refuse the file, or dial itself."""
     assert init_node("--listen", "0.0.0.0:7443", "--address", address) == ExitCode.BAD_INPUT
