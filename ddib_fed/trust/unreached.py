@@ -43,7 +43,7 @@ def no_connection(error: OSError, host: str, address: str, timeout_s: float) -> 
             "proxy",
             f"{found.text}, but the proxy {proxy} reaches it: this network lets out only what goes through the proxy, "
             "and this connection is direct",
-            f"ask this network's operators to let {address} through directly: nc -vz {host_and_port(address)} then succeeds",
+            f"ask this network's operators to let {address} through directly; nc -vz {host_and_port(address)} tests it",
         )
     said = {
         None: "does not answer, or is no HTTP proxy",
