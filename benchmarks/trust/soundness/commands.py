@@ -101,7 +101,9 @@ def torchrun(folder: Path, result: Result) -> None:
     codes = [json.loads(line) for line in done.stdout.splitlines()]
     for number, words in enumerate(lines):
         ended = {rank[number] for rank in codes}
-        result.add(" ".join(words[:2]), len(codes) == 2 and ended == {2}, said=f"exit {ended}")
+        result.add(" ".join(words[:2]), len(codes) == 2 and ended == {2}, min(ended, default=None))
+    named = done.stderr.count("torchrun started 2")
+    result.add("each refusal names torchrun", named == 2 * len(lines), 2, f"{named} refusals name it")
     result.add("nothing was written", not (folder / "out").exists())
 
 
@@ -122,9 +124,8 @@ def trained_by_two(folder: Path, result: Result) -> None:
     one = ddib(*words, "--out", folder / "one")
     made = [json.loads((folder / name / "manifest.json").read_text()) for name in ("one", "two")]
     processes = made[1]["training"]["figures"]["processes"]
-    result.add(
-        "two share one run", done.returncode == 0 and processes == 2, done.returncode, done.stderr[-150:]
-    )
+    said = "" if done.returncode == 0 else done.stderr[-150:]
+    result.add("two share one run", done.returncode == 0 and processes == 2, done.returncode, said)
     result.add("one alone trains as before", one.code == 0, one.code)
 
 

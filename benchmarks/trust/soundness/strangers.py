@@ -19,7 +19,7 @@ from tests.node.flipping import BitFlipper
 from tests.node.tiny_nodes import npy, save_model
 from tests.trust.attacks.watch import Watch, healthy
 
-FILES, CROWD = 1_024, 1_100
+FILES, CROWD, PROBED = 1_024, 1_100, 40
 HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(60)
 """The beginning of a TLS greeting that never ends."""
 
@@ -33,8 +33,10 @@ def _files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def _held(crowd: ExitStack, port: int, what: Callable[[socket.socket, int], object]) -> None:
-    for number in range(CROWD):
+def _held(
+    crowd: ExitStack, port: int, what: Callable[[socket.socket, int], object], count: int = CROWD
+) -> None:
+    for number in range(count):
         end = crowd.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
         with suppress(OSError):
             what(end, number)
@@ -97,7 +99,7 @@ def crowd(folder: Path, result: Result) -> None:
 
 @attack(
     10,
-    "the same at the plain HTTP port of the probes",
+    f"{PROBED} such connections at the plain HTTP port of the probes, which serves 16 at a time",
     before="not looked at",
     test="tests/server/test_http.py::test_connections_that_say_nothing_keep_no_probe_out",
 )
@@ -115,7 +117,7 @@ def probes(folder: Path, result: Result) -> None:
         with _files():
             for said in (b"", b"GET /", b"POST / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n"):
                 with Watch(node) as watch, ExitStack() as ends:
-                    _held(ends, port, lambda end, _number, said=said: end.sendall(said))
+                    _held(ends, port, lambda end, _number, said=said: end.sendall(said), PROBED)
                     started = time.monotonic()
                     with socket.create_connection(("127.0.0.1", port), timeout=20) as probe:
                         probe.sendall(request)
