@@ -227,9 +227,9 @@ def run(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     _escape_warnings()
     try:
-        result = cli.main(
-            args=list(args) if args is not None else None, prog_name="ddib", standalone_mode=False
-        )
+        words = tuple(sys.argv[1:] if args is None else args)
+        # `obj` is for messages that name the command again (cli/typed.py).
+        result = cli.main(args=list(words), prog_name="ddib", standalone_mode=False, obj=words)
     except click.ClickException as error:
         relay(error.show)
         return error.exit_code

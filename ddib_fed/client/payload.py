@@ -32,7 +32,7 @@ ANSWER_S = 30.0
 SLOWEST_BYTES_PER_S = 128 * 1024
 """A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
 
-_SUFFIXES = {
+SUFFIXES = {
     ".npy": Media.NPY,
     ".png": Media.PNG,
     ".jpg": Media.JPEG,
@@ -102,10 +102,10 @@ def payload(origin: Path | bytes) -> Payload:
         return _checked(media, origin, origin)
     _require_file(origin)
     suffix = origin.suffix.lower()
-    if suffix not in _SUFFIXES:
-        kinds = ", ".join(sorted(_SUFFIXES))
+    if suffix not in SUFFIXES:
+        kinds = ", ".join(sorted(SUFFIXES))
         raise InputError(f"{origin} has no suffix that says what it is; known are {kinds}", hop="client")
-    return _checked(_SUFFIXES[suffix], origin, origin.read_bytes())
+    return _checked(SUFFIXES[suffix], origin, origin.read_bytes())
 
 
 def payloads(origins: Iterable[Path | bytes | Payload]) -> list[Payload]:
@@ -145,10 +145,30 @@ def _checked(media: Media, origin: Path | bytes, data: bytes) -> Payload:
     return Payload(media, len(data), hashlib.sha256(data).digest(), origin)
 
 
+def refused_items(error: DdibError) -> dict[int, str]:
+    """Number and reason of each item for which a node refused a job; empty where it did not refuse one for an item.
+
+    A node of an earlier release names the first one alone.
+    """
+    found: dict[int, str] = {}
+    for word in error.facts.get("refused", "").split():
+        number, _, reason = word.partition(":")
+        if _is_number(number):
+            found[int(number)] = reason
+    first = error.facts.get("item", "")
+    if _is_number(first):
+        found.setdefault(int(first), error.reason)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
 def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     """The error with the file's name, if the node named the item, and with what does not fit."""
     number = error.facts.get("item", "")
-    if not (number.isascii() and number.isdecimal() and len(number) < 10 and int(number) < len(items)):
+    if not (_is_number(number) and int(number) < len(items)):
         return
     # Only for an error: it imports numpy, a third of what a client loads.
     from ddib_fed.samples.kinds import name_file
