@@ -105,6 +105,12 @@ class JobProgress:
         if self._says:
             say(f"job {job_id}: submitted, {items:,} item{'s' * (items != 1)}", err=True)
 
+    def ended(self, job_id: str, state: str) -> None:
+        """Without a terminal: say that a job has ended, when its results are written."""
+        if self._says:
+            said = f"job {job_id}: {state}; {self._done:,} of {self._total:,} files written"
+            say(said, err=True)
+
     def event(self, event: Event) -> None:
         """Show an event."""
         self._waits = 0
@@ -124,9 +130,13 @@ class JobProgress:
             )
 
     def _say_event(self, event: Event) -> None:
-        """Without a terminal: the job and how far it is, from time to time, and when it has ended."""
+        """Without a terminal: the job and how far it is, from time to time, and when it has ended.
+
+        Where results are counted, they come after the job's last event: `ended` says how many there are.
+        """
         now = self._clock()
-        if not self._says or not (event.state.ended or now - self._said >= SAID_EVERY_S):
+        last = event.state.ended and not self._total
+        if not self._says or not (last or now - self._said >= SAID_EVERY_S):
             return
         self._said = now
         counts = f"{event.items_done:,} of {event.items:,} items done" if event.items else "begins"

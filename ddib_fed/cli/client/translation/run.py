@@ -292,6 +292,7 @@ class Run:
             doubtful_below=self._manner.doubtful_below,
             without=job.without,
         )
+        self._progress.ended(job.job_id, view.state.lower())
         for result in delivered:
             self._results[job.inputs[result.item].name] = result
         again = self._again(job, view) if job.earlier else []
