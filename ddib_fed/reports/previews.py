@@ -41,9 +41,10 @@ def preview(
         factor = min(1.0, side / max(height, width))
         size = max(1, round(height * factor)), max(1, round(width * factor))
         rule = PictureRule(3, *size, "resize", low, max(high, low + 1e-6))
-        return to_pixels(to_array(picture, rule)[0][None])[0]
+        drawn: Preview = to_pixels(to_array(picture, rule)[0][None])[0]
     except DdibError:
         return None
+    return drawn
 
 
 def encoded(pixels: Preview) -> bytes:

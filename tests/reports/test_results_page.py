@@ -80,8 +80,8 @@ def test_nothing_is_loaded_and_only_the_known_script_runs(page):
     assert all(source.startswith("data:image/") for source in sources)
 
 
-def test_1500_pictures_make_a_page_of_some_megabytes(tmp_path):
-    """Previews are reduced: of large pictures too the page stays one that a browser opens."""
+def test_previews_of_large_pictures_are_small(tmp_path):
+    """1,500 of them, three a row, make a page that a browser opens."""
     one = ShownFile(
         "scan.png",
         Translation(picture=PictureFigures()),

@@ -50,7 +50,7 @@ def _interruptible(client: Client) -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         del frame
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
         threading.Thread(target=client.abort, daemon=True).start()
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
