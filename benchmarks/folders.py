@@ -59,6 +59,7 @@ class Story:
         left_over: Hidden files in the folder at the end.
         missing: Good files without a result at the end.
         listed: Bad files that the last run names.
+        last_words: What it wrote to stderr.
     """
 
     files: int
@@ -75,6 +76,7 @@ class Story:
     left_over: tuple[str, ...]
     missing: int
     listed: int
+    last_words: str
 
     @property
     def good(self) -> bool:
@@ -199,6 +201,7 @@ def _tell(pair: Pair, scans: Path, out: Path, files: int, done: int) -> Story:
         left_over=tuple(hidden),
         missing=sum(not (out / path.relative_to(scans)).exists() for path in good),
         listed=sum(name in said for name in BAD),
+        last_words=said[-2_000:],
     )
 
 

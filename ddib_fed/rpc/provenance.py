@@ -48,6 +48,8 @@ def provenance_record(pb: translation_pb2.Provenance) -> Translation:
             pb.solver, SolverUsed, depth=pb.solver.depth or 1.0, encoder=pb.solver.encoder or "ode"
         ),
         picture=_picture(pb.picture) if pb.HasField("picture") else None,
+        # A map has another order in each process; a record that is written again must be the same bytes.
+        seconds=dict(sorted(pb.seconds.items())),
     )
 
 

@@ -169,13 +169,13 @@ def check_free(paths: Sequence[Path], inputs: Sequence[Input], out: Path, *, for
         AlreadyExists: A result is there already and `force` is not set.
     """
     for given in inputs:
-        for name, _ in given.file_names():
+        for name, is_shared in given.file_names():
             path = out / name
             if not path.exists():
                 continue
             if any(path.samefile(each) for each in paths if each.exists()):
                 raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
-            if not force:
+            if not (force or is_shared):
                 raise AlreadyExists(
                     f"{path} is there already, and is no result of this request for {given.file}",
                     hint="choose another --out folder, or add --force",

@@ -84,6 +84,10 @@ class JobProgress:
         """How many results are on the disk."""
         return self._done
 
+    def say(self, line: str) -> None:
+        """Write a line to stderr, above the bars where there are any."""
+        self._progress.console.print(line)
+
     def whole(self, total: int, done: int) -> None:
         """Set how many files the command translates, and how many of them are on the disk already."""
         self._total, self._done = total, done
@@ -158,7 +162,7 @@ class JobProgress:
             self.event(event)
             if event.stage == "wait" and event.reason == QuotaSpent.reason and not said:
                 said = True
-                self._progress.console.print(quota_line(client.get(job_id)))
+                self.say(quota_line(client.get(job_id)))
 
         return on_event
 
@@ -167,7 +171,7 @@ class JobProgress:
         self._waits += 1
         busy = isinstance(error, ExhaustedError)
         if self._waits == (1 if busy else 2):
-            self._progress.console.print(waiting_line(error, delay_s))
+            self.say(waiting_line(error, delay_s))
         if self._steps is not None:
             what = "node is busy" if busy else "node is away"
             self._progress.update(self._steps, description=f"{what}, again in {delay_s:.0f} s", total=None)

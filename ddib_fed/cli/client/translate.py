@@ -13,13 +13,14 @@ from ddib_fed.cli.client.choosing import Chosen, choose
 from ddib_fed.cli.client.delivery import check_names
 from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import open_client
+from ddib_fed.cli.client.translation.batches import JOB_FILES
 from ddib_fed.cli.client.translation.checking import Entry, LeftOut, left_out, read_files, refused
 from ddib_fed.cli.client.translation.lock import locked
 from ddib_fed.cli.client.translation.order import Order, order_of
 from ddib_fed.cli.client.translation.outcome import Outcome
 from ddib_fed.cli.client.translation.pages import write_pages
 from ddib_fed.cli.client.translation.report import print_submitted, report_outcome
-from ddib_fed.cli.client.translation.run import JOB_FILES, Manner, Run, require_translated
+from ddib_fed.cli.client.translation.run import Manner, Run, require_translated
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.terminal import say

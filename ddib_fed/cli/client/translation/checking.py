@@ -18,6 +18,8 @@ from ddib_fed.client.views import Media
 from ddib_fed.errors import DdibError, ExtraMissing, FilesLeftOut, ImageUnreadable, InputError
 
 MOST_LISTED = 1000
+MOST_NAME = 255 - 18
+"""Bytes of a file's name, less those of the hidden name under which it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def read_files(
     for number, (path, given) in enumerate(zip(chosen.paths, chosen.inputs, strict=True)):
         classes = chosen.classes[number] if chosen.classes else None
         try:
+            _check_name(given, path)
             item = payload(path)
             if decode:
                 decode = _decodes(item)
@@ -92,6 +95,20 @@ def read_files(
         if on_read is not None:
             on_read(number + 1, len(chosen.paths))
     return entries, bad
+
+
+def _check_name(given: Input, path: Path) -> None:
+    """Return if results can have this name.
+
+    Raises:
+        InputError: It is no text, so that no record could hold it, or too long for a file system.
+    """
+    try:
+        longest = max(len(Path(name).name.encode()) for name, _ in given.file_names())
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: its name is no UTF-8", hint="rename it", hop="client") from error
+    if longest > MOST_NAME:
+        raise InputError(f"{path}: its name is too long for its results", hint="rename it", hop="client")
 
 
 def _decodes(item: Payload) -> bool:
@@ -140,7 +157,7 @@ def left_out(found: Sequence[LeftOut], total: int, out: Path) -> FilesLeftOut:
     """The error that a command ends with which translated the other files."""
     return FilesLeftOut(
         f"{len(found):,} of {total:,} files were left out; the others are in {out}:\n{_listed(found)}",
-        hint="repair them, then the same command again: it translates only what is missing",
+        hint=f"repair them, then, for what is missing: {same_command()}",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -83,7 +84,8 @@ def submit(
             raise
         raise Cancelled(
             "interrupted while submitting: the node may have accepted the job",
-            hint=f"{same_command()}: it goes on with that job\nddib job list",
+            hint=f"{same_command()}   (goes on)\n"
+            f"ddib job list --profile {shlex.quote(str(client.profile.path))}",
         ) from error
 
 

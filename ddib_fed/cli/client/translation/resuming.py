@@ -22,6 +22,7 @@ MOST_JOBS = 1000
 _PARTS = frozenset(Part)
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}")
 """How `files.write_file` calls a file that it has not yet renamed."""
+_OURS = re.compile(rf"{re.escape(STATE_PREFIX)}.*|report(-\d+)?\.html|sheet(-\d+)?\.png")
 
 
 def finished(entries: Sequence[Entry], out: Path) -> Iterator[Delivered]:
@@ -114,7 +115,7 @@ def remove_broken(out: Path, entries: Sequence[Entry]) -> None:
     for folder in folders:
         for path in folder.glob(".*") if folder.is_dir() else ():
             meant = _TEMPORARY.fullmatch(path.name)
-            if meant and (_owner(meant[1]) in names or meant[1].startswith(STATE_PREFIX)) and path.is_file():
+            if meant and (_owner(meant[1]) in names or _OURS.fullmatch(meant[1])) and path.is_file():
                 path.unlink(missing_ok=True)
 
 

@@ -10,12 +10,14 @@ import shlex
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ddib_fed.cli.client.choosing import Chosen
 from ddib_fed.cli.client.delivery import Delivered, Input, check_free
 from ddib_fed.cli.client.progress import JobProgress
+from ddib_fed.cli.client.translation import batches
+from ddib_fed.cli.client.translation.batches import Batch, Running, chosen_files, split
 from ddib_fed.cli.client.translation.checking import Entry, LeftOut, refused
 from ddib_fed.cli.client.translation.one_job import receive, submit
 from ddib_fed.cli.client.translation.order import Order
@@ -41,32 +43,10 @@ from ddib_fed.errors import (
     JobFailed,
     error_class,
 )
-from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import ItemState, JobState
 
-JOB_FILES = 250
-"""Files of a job: its result is sooner complete, and less is sent again if the node refuses one of them."""
-JOB_BYTES = 256 << 20
 AHEAD = 2
 """Jobs at the node at once: it computes one while the next is sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Files of one job that is to be submitted; a request id is that of an earlier submission of the same content."""
-
-    entries: tuple[Entry, ...]
-    request_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A job that the node has accepted, in this run or in an earlier one."""
-
-    job_id: str
-    inputs: tuple[Input, ...]
-    without: frozenset[int] = field(default_factory=frozenset)
-    earlier: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +99,7 @@ class Run:
         self._submitted: list[Submitted] = []
         self._pending: deque[Running] = deque()
         self._batches: deque[Batch] = deque()
-        self._most_files = JOB_FILES
+        self._most_files = batches.JOB_FILES
         self._earlier = 0
 
     def translate(self) -> Outcome:
@@ -170,14 +150,13 @@ class Run:
             if entry.given.name not in self._results and entry.given not in covered
         ]
         check_free(self._chosen.paths, [entry.given for entry in missing], out, force=force)
-        self._batches.extend(_split(missing, self._most_files))
+        self._batches.extend(split(missing, self._most_files))
         self._progress.whole(len(self._entries), self._earlier)
         if self._earlier or covered:
             jobs = f", {len(covered):,} are in unfinished jobs" if covered else ""
-            say(
+            self._progress.say(
                 f"{self._earlier:,} of {len(self._entries):,} files are translated already{jobs}; "
-                f"{len(missing):,} are left",
-                err=True,
+                f"{len(missing):,} are left"
             )
 
     def _attach(self) -> set[Input]:
@@ -203,10 +182,9 @@ class Run:
     def _say_changed(self, job: Unfinished) -> None:
         """Name the job whose results stay at the node because their files have changed since."""
         if job.without:
-            say(
+            self._progress.say(
                 f"job {job.job_id} also translates {len(job.without):,} files that have changed since; when it has "
-                f"ended, remove those results: ddib job delete {shlex.quote(job.job_id)}",
-                err=True,
+                f"ended, remove those results: ddib job delete {shlex.quote(job.job_id)}"
             )
 
     def _any_missing(self, entries: Sequence[Entry]) -> bool:
@@ -225,13 +203,13 @@ class Run:
         """Submit the next batch; false if the node is busy and there are results to be fetched meanwhile."""
         batch = self._batches.popleft()
         if not batch.request_id and len(batch.entries) > self._most_files:
-            self._batches.extendleft(reversed(_split(batch.entries, self._most_files)))
+            self._batches.extendleft(reversed(split(batch.entries, self._most_files)))
             return True
         waits = patiently or not self._pending
         try:
             submitted, inputs = submit(
                 self._client,
-                _chosen(batch.entries),
+                chosen_files(batch.entries),
                 [entry.item for entry in batch.entries],
                 self._order,
                 self._manner.out,
@@ -297,10 +275,12 @@ class Run:
             self._results[job.inputs[result.item].name] = result
         again = self._again(job, view) if job.earlier else []
         if again and view.state in {JobState.FAILED, JobState.CANCELLED}:
-            say(f"job {job.job_id} is {view.state.lower()}: what it left undone is submitted again", err=True)
+            self._progress.say(
+                f"job {job.job_id} is {view.state.lower()}: what it left undone is submitted again"
+            )
         else:
             self._jobs.append(view)
-        self._batches.extend(_split(again, self._most_files))
+        self._batches.extend(split(again, self._most_files))
         for item in view.items:
             entry = self._by_input.get(job.inputs[item.index])
             if item.state is ItemState.FAILED and entry is not None and entry not in again:
@@ -370,7 +350,7 @@ def require_translated(outcome: Outcome, hop: str, *, skip_bad: bool) -> None:
         Cancelled: A job was cancelled.
     """
     for job in outcome.jobs:
-        if skip_bad and job.state is JobState.FINISHED:
+        if skip_bad and (job.state is JobState.FINISHED or _failed_by_items(job)):
             continue
         try:
             require_finished(job, hop)
@@ -381,21 +361,6 @@ def require_translated(outcome: Outcome, hop: str, *, skip_bad: bool) -> None:
             raise
 
 
-def _split(entries: Sequence[Entry], most_files: int) -> list[Batch]:
-    """Batches of at most so many files, and of at most `JOB_BYTES` unless one file alone has more."""
-    batches: list[Batch] = []
-    current: list[Entry] = []
-    size = 0
-    for entry in entries:
-        if current and (len(current) >= most_files or size + entry.item.size_bytes > JOB_BYTES):
-            batches.append(Batch(tuple(current)))
-            current, size = [], 0
-        current.append(entry)
-        size += entry.item.size_bytes
-    return [*batches, Batch(tuple(current))] if current else batches
-
-
-def _chosen(entries: Sequence[Entry]) -> Chosen:
-    """The files of one job."""
-    classes = tuple(entry.classes for entry in entries if entry.classes is not None)
-    return Chosen(tuple(entry.path for entry in entries), tuple(entry.given for entry in entries), classes)
+def _failed_by_items(job: JobView) -> bool:
+    """Whether a job failed because every item of it did, each for a reason of its own."""
+    return job.state is JobState.FAILED and all(item.state is ItemState.FAILED for item in job.items)

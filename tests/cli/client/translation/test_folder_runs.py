@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from ddib_fed.cli.client.translation import run as runs
+from ddib_fed.cli.client.translation import batches
 from ddib_fed.cli.client.translation.lock import locked
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull
@@ -27,7 +27,7 @@ RESULTS = sorted(
 @pytest.fixture
 def few_files(monkeypatch):
     """Jobs of two files, so that five make three."""
-    monkeypatch.setattr(runs, "JOB_FILES", 2)
+    monkeypatch.setattr(batches, "JOB_FILES", 2)
 
 
 def refuse_bad(north, bad):
@@ -206,9 +206,7 @@ def test_after_ctrl_c_the_printed_command_computes_nothing_twice(
     north.script.on_call = lambda called: None
     said = capsys.readouterr().err
     command = next(line for line in said.splitlines() if "goes on" in line)
-    pasted = (
-        command.partition("(goes on)")[0].partition(": it goes on")[0].strip().removeprefix("try:").strip()
-    )
+    pasted = command.partition("(goes on)")[0].strip().removeprefix("try:").strip()
     assert run(shlex.split(pasted)[1:]) == 0
     assert written() == RESULTS
     sent = sorted(data for job in north.service.jobs.values() for data in job.inputs)
@@ -253,6 +251,35 @@ def test_detached_jobs_are_attached_to(translate, north, written, few_files, cap
     assert {job["job_id"] for job in document["jobs"]} == set(north.service.jobs)
     assert (document["files"], len(document["items"])) == (5, 5)
     assert written() == RESULTS
+
+
+def test_names_that_no_result_can_have_concern_their_file_alone(translate, scans, written, capsys):
+    """Bytes that are no UTF-8, and a name with no room for what is added to it; the others are translated."""
+    (scans / "caf\udce9.npy").write_bytes(npy(points()))
+    (scans / f"{'x' * 240}.npy").write_bytes(npy(points()))
+    assert translate("--skip-bad") == ExitCode.LEFT_OUT
+    said = capsys.readouterr().err
+    assert r"caf\udce9.npy: its name is no UTF-8" in said
+    assert "its name is too long" in said
+    assert written() == RESULTS
+
+
+def test_a_job_whose_every_item_fails_is_left_out_too(translate, north, capsys, monkeypatch):
+    """The node then calls the job failed; with --skip-bad that is no other case than some of its items."""
+    north.script.fail_items = set(range(5))
+    monkeypatch.setattr(north.service, "_view", failed_view(north.service._view))
+    assert translate("--skip-bad") == ExitCode.LEFT_OUT
+    assert "5 of 5 files were left out" in capsys.readouterr().err
+    assert translate() == ExitCode.JOB_FAILED
+
+
+def failed_view(view):
+    def failed(*given):
+        job = view(*given)
+        job.state = pb.JOB_STATE_FAILED
+        return job
+
+    return failed
 
 
 def test_a_second_run_into_the_folder_is_refused_at_once(translate, north, tmp_path, capsys):
