@@ -18,7 +18,8 @@ def same_command(*more: str) -> str:
     words = None if context is None else context.find_root().obj
     if isinstance(words, tuple):
         added = [word for word in more if word not in words]
-        line = shlex.join(["ddib", *words, *added])
+        at = words.index("--") if "--" in words else len(words)
+        line = shlex.join(["ddib", *words[:at], *added, *words[at:]])
         if len(line) <= MOST_LETTERS:
             return line
     return " ".join(["the same command again", *(["with", *more] if more else [])])

@@ -6,6 +6,8 @@ File names stay here: an item is a number, a media type, a size and a digest.
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +127,8 @@ def payloads(origins: Iterable[Path | bytes | Payload]) -> list[Payload]:
 
 
 def _require_file(path: Path) -> None:
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise InputError(f"{path} cannot be read", hop="client", hint=f"ls -ld {shlex.quote(str(path))}")
     if path.is_dir():
         raise InputError(
             f"{path} is a folder, files are expected", hop="client", hint=f"{path}/*.png or {path}/*.npy"

@@ -32,6 +32,7 @@ for (const table of document.querySelectorAll("table.sort")) {
   });
 }
 const dialog = document.createElement("dialog");
+dialog.setAttribute("aria-label", "Enlarged pictures");
 let shown = null;
 const show = row => {
   if (!row) return;

@@ -256,7 +256,7 @@ def _numbered(result: Result) -> Input:
 def write_result(
     out: Path, result: Result, given: Input, *, force: bool, doubtful_below: float = DOUBTFUL_BELOW
 ) -> Delivered:
-    """Write the files of a result, and its record last.
+    """Write the files of a result, and its record last: the one place where a result becomes files.
 
     Raises:
         AlreadyExists: A file is there with other content, and `force` is not set.

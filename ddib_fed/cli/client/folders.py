@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +66,10 @@ def find_files(given: Sequence[Path], out: Path | None) -> Found:
         if not path.is_dir():
             found.setdefault(path.absolute(), FoundFile(path, path.name))
             continue
-        before = len(found)
-        for file in _below(path, out, ignored):
+        below = _below(path, out, ignored)
+        for file in below:
             found.setdefault(file.absolute(), FoundFile(file, file.relative_to(path).as_posix()))
-        if len(found) == before:
+        if not below:
             raise FileMissing(
                 f"{path} holds no file to translate",
                 hint=f"known are {', '.join(sorted(SUFFIXES))}; `ls -la {path}` shows what is there",
@@ -78,11 +78,11 @@ def find_files(given: Sequence[Path], out: Path | None) -> Found:
     return Found(tuple(found.values()), ignored)
 
 
-def _below(root: Path, out: Path | None, ignored: Counter[str]) -> Iterator[Path]:
-    """Files below a folder in the order of their paths."""
+def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
+    """Files below a folder in the order of their paths, and folders that cannot be read: they are refused later."""
     without = None if out is None else out.resolve()
     found: list[Path] = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=lambda error: found.append(Path(error.filename))):
         here = Path(folder)
         ignored[HIDDEN] += sum(name.startswith(".") for name in (*folders, *names))
         folders[:] = [d for d in folders if not d.startswith(".") and (here / d).resolve() != without]
@@ -90,9 +90,14 @@ def _below(root: Path, out: Path | None, ignored: Counter[str]) -> Iterator[Path
             suffix = Path(name).suffix.lower()
             if name.startswith("."):
                 continue
-            if suffix in SUFFIXES:
+            if suffix in SUFFIXES and not _is_special(here / name):
                 found.append(here / name)
             else:
                 ignored[suffix or "without suffix"] += 1
     ignored += Counter()  # drops what was counted zero times
-    yield from sorted(found)
+    return sorted(found)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe, a socket or a device, from which a reader could wait for ever; a dead link is not."""
+    return path.exists() and not path.is_file()
