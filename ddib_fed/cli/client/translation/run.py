@@ -169,11 +169,12 @@ class Run:
             if job.job_id:
                 self._say_changed(job)
                 self._pending.append(Running(job.job_id, inputs, job.without, earlier=True))
-            elif entries is not None and self._any_missing(entries):
-                # The node may have accepted it although its answer was lost: the same id is the same job.
+            elif entries is not None and not self._any_finished(entries):
+                # Its answer may have been lost: the same id is the same job. Of a job that had results nothing can be
+                # on its way; the node has removed it since, and what is missing is submitted anew.
                 self._batches.append(Batch(tuple(entries), job.job_file.request_id))
             else:
-                job.job_file.remove(self._manner.out)  # the node has no such job, or nothing of it is missing
+                job.job_file.remove(self._manner.out)
                 continue
             covered |= {given for n, given in enumerate(inputs) if n not in job.without}
             covered -= {entry.given for entry in self._entries if entry.given.name in self._results}
@@ -187,8 +188,8 @@ class Run:
                 f"ended, remove those results: ddib job delete {shlex.quote(job.job_id)}"
             )
 
-    def _any_missing(self, entries: Sequence[Entry]) -> bool:
-        return any(entry.given.name not in self._results for entry in entries)
+    def _any_finished(self, entries: Sequence[Entry]) -> bool:
+        return any(entry.given.name in self._results for entry in entries)
 
     @property
     def _hopeless(self) -> bool:

@@ -227,6 +227,32 @@ def test_a_job_whose_answer_was_lost_is_the_same_job(translate, north, written, 
     assert written() == RESULTS
 
 
+def test_a_job_that_the_node_has_forgotten_costs_only_what_is_missing(translate, north, tmp_path, written):
+    """Its results have expired, and some of them are here: only the others are submitted."""
+    assert translate("--detach") == 0
+    (name,) = (tmp_path / "out").glob(".ddib-job-*.json")
+    kept = name.read_bytes()
+    assert translate() == 0
+    name.write_bytes(kept)
+    north.service.jobs.clear()
+    for kind in ("npy", "json"):
+        (tmp_path / "out" / f"scan-0.{kind}").unlink()
+    assert translate() == 0
+    assert [len(job.inputs) for job in north.service.jobs.values()] == [1]
+    assert written() == RESULTS
+
+
+def test_a_file_that_changes_meanwhile_is_translated_as_it_is_now(translate, scans, north, tmp_path, capsys):
+    """The job of its earlier content gives the other results; that one stays at the node, and is named."""
+    assert translate("--detach") == 0
+    (first,) = north.service.jobs
+    (scans / "scan-0.npy").write_bytes(npy(points(10, start=90)))
+    assert translate() == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "scan-0.npy"), points(10, start=90) * 2)
+    assert [len(job.delivered) for job in north.service.jobs.values()] == [4, 1]
+    assert f"ddib job delete {first}" in capsys.readouterr().err
+
+
 def test_a_cancelled_job_of_an_earlier_run_is_done_again(translate, north, written, capsys):
     """What it left undone is submitted as another job; the command ends well."""
     assert translate("--detach") == 0
