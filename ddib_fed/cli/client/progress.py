@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ddib_fed.bars import drawing
+from ddib_fed.bars import bar, drawing
 from ddib_fed.errors import DdibError, ExhaustedError, QuotaSpent
 from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import Event
@@ -175,6 +176,28 @@ class JobProgress:
         if self._steps is not None:
             what = "node is busy" if busy else "node is away"
             self._progress.update(self._steps, description=f"{what}, again in {delay_s:.0f} s", total=None)
+
+
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how many files are done, called with (done, total): a bar, or now and then a line.
+
+    Args:
+        what: The words in front.
+    """
+    if sys.stderr.isatty():
+        with bar(what) as show:
+            yield lambda done, total: show(done, total, "")
+        return
+    said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        if (now := time.monotonic()) - said >= SAID_EVERY_S:
+            said = now
+            say(f"{what}: {done:,} of {total:,}", err=True)
+
+    yield tell
 
 
 def waiting_line(error: DdibError, delay_s: float) -> str:

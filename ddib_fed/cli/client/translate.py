@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.client.choosing import Chosen, choose
 from ddib_fed.cli.client.delivery import check_names
-from ddib_fed.cli.client.progress import JobProgress
+from ddib_fed.cli.client.progress import JobProgress, counted
 from ddib_fed.cli.client.session import open_client
 from ddib_fed.cli.client.translation.batches import JOB_FILES
 from ddib_fed.cli.client.translation.checking import Entry, LeftOut, left_out, read_files, refused
@@ -122,10 +121,8 @@ def read(
     """
     many = len(chosen.paths) > JOB_FILES
     if many:
-        with bar("reading files") as show:
-            entries, bad = read_files(
-                chosen, order, profile.institution, decode=True, on_read=lambda n, of: show(n, of, "")
-            )
+        with counted("reading files") as show:
+            entries, bad = read_files(chosen, order, profile.institution, decode=True, on_read=show)
     else:
         entries, bad = read_files(chosen, order, profile.institution, decode=False)
     if bad and not (skip_bad and entries):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +99,7 @@ def receive(
     force: bool,
     doubtful_below: float = DOUBTFUL_BELOW,
     without: Collection[int] = (),
+    on_written: Callable[[Delivered], None] | None = None,
 ) -> tuple[JobView, list[Delivered]]:
     """Watch a job to its end and write its results as they come, also if a part of it failed; in their order.
 
@@ -106,11 +107,12 @@ def receive(
         client: Of the source node.
         job_id: The job.
         inputs: Names of its items.
-        progress: Told of events and of written results.
+        progress: Told of events.
         out: Folder of the results.
         force: Whether existing results are overwritten.
         doubtful_below: As for `deliver`.
         without: Items whose results stay at the node.
+        on_written: Called with each result when it is on the disk.
 
     Raises:
         Cancelled: Ctrl-C was pressed.
@@ -130,7 +132,8 @@ def receive(
             without=without,
         ):
             delivered.append(result)
-            progress.written()
+            if on_written is not None:
+                on_written(result)
         job = client.get(job_id)
     if not without:
         JobFile(job.request_id, job.target, inputs).remove(out)

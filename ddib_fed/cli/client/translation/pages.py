@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddib_fed.bars import bar
 from ddib_fed.bridge.records.translation_record import Part
 from ddib_fed.cli.client.delivery import Delivered
+from ddib_fed.cli.client.progress import counted
 from ddib_fed.cli.client.translation.outcome import Outcome
 from ddib_fed.cli.typed import same_command
 from ddib_fed.errors import DiskFull, InputError
@@ -72,8 +72,8 @@ def _write(outcome: Outcome, pictures: list[Delivered], page: Path, sheet: Path)
     if len(files) < _SLOW:
         write_results(page, sheet, results)
         return
-    with bar("drawing the page") as show:
-        write_results(page, sheet, results, on_drawn=lambda done, total: show(done, total, ""))
+    with counted("drawing the page") as show:
+        write_results(page, sheet, results, on_drawn=show)
 
 
 def _places(out: Path, taken: set[str]) -> tuple[Path, Path]:

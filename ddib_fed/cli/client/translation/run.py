@@ -260,8 +260,15 @@ class Run:
 
     def _receive(self, job: Running) -> None:
         """Write the results of a job until it has ended."""
+
+        def written(result: Delivered) -> None:
+            given = job.inputs[result.item]
+            if given in self._by_input and given.name not in self._results:
+                self._progress.written()
+            self._results[given.name] = result
+
         self._progress.begin(job.job_id, [given.file for given in job.inputs])
-        view, delivered = receive(
+        view, _ = receive(
             self._client,
             job.job_id,
             job.inputs,
@@ -270,10 +277,9 @@ class Run:
             force=self._manner.force,
             doubtful_below=self._manner.doubtful_below,
             without=job.without,
+            on_written=written,
         )
         self._progress.ended(job.job_id, view.state.lower())
-        for result in delivered:
-            self._results[job.inputs[result.item].name] = result
         again = self._again(job, view) if job.earlier else []
         if again and view.state in {JobState.FAILED, JobState.CANCELLED}:
             self._progress.say(
