@@ -178,7 +178,7 @@ def _tell(pair: Pair, scans: Path, out: Path, files: int, done: int) -> Story:
             code, said = _run(command, watcher, at, how)
             codes.append(code)
             seconds.append(time.monotonic() - began)
-            on_disk.append(len(list(out.rglob("*.json"))))
+            on_disk.append(sum(not path.name.startswith(".") for path in out.rglob("*.json")))
     finally:
         watcher.stop()
     lines = [(line["act"], line.get("job"), line.get("item")) for line in lines_of(pair.north)]

@@ -17,6 +17,7 @@ from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import npy, points
 
+pytestmark = pytest.mark.slow
 RESULTS = sorted(
     f"{name}.{kind}"
     for name in ("scan-0", "scan-2", "scan-4", "deep/er/scan-1", "deep/er/scan-3")
@@ -141,7 +142,6 @@ def test_jobs_are_as_small_as_the_node_wants_them(translate, north, written):
     assert written() == RESULTS
 
 
-@pytest.mark.slow
 def test_a_full_queue_is_no_reason_to_leave_results_at_the_node(translate, north, written, few_files):
     """With a job at work its results are fetched first; the refused one is submitted afterwards."""
     seen = []
@@ -195,7 +195,6 @@ def interrupt_at(north, method, count):
     north.script.on_call = interrupt
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["SubmitJob", "WatchJob", "FetchResults", "AcknowledgeItems"])
 def test_after_ctrl_c_the_printed_command_computes_nothing_twice(
     north, translate, written, few_files, capsys, method
