@@ -8,18 +8,12 @@ from typing import Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.client.choosing import Chosen, choose
+from ddib_fed.cli.client.choosing import choose
 from ddib_fed.cli.client.delivery import check_names
-from ddib_fed.cli.client.progress import JobProgress, counted
-from ddib_fed.cli.client.session import open_client
-from ddib_fed.cli.client.translation.batches import JOB_FILES
-from ddib_fed.cli.client.translation.checking import Entry, LeftOut, left_out, read_files, refused
-from ddib_fed.cli.client.translation.lock import locked
-from ddib_fed.cli.client.translation.order import Order, order_of
-from ddib_fed.cli.client.translation.outcome import Outcome
-from ddib_fed.cli.client.translation.pages import write_pages
+from ddib_fed.cli.client.translation.order import order_of
 from ddib_fed.cli.client.translation.report import print_submitted, report_outcome
-from ddib_fed.cli.client.translation.run import Manner, Run, require_translated
+from ddib_fed.cli.client.translation.run import Manner
+from ddib_fed.cli.client.translation.whole import conclude, submit_files, translate_files
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.terminal import say
@@ -95,49 +89,12 @@ def translate(
     if chosen.ignored:
         say(chosen.ignored, err=True)
     manner = Manner(out, force=force, skip_bad=skip_bad, doubtful_below=doubtful_below)
-    with locked(out):
-        entries, bad = read(chosen, order, profile, skip_bad=skip_bad)
-        with JobProgress() as progress, open_client(profile, on_wait=progress.wait) as client:
-            run = Run(client, chosen, entries, order, manner, progress, bad)
-            if detach:
-                submitted = run.submit_all()
-            else:
-                outcome = run.translate()
-        if detach:
-            print_submitted(submitted, target, out, output_format, profile_path)
-            return
-        shown = write_pages(outcome, out) if page else None
+    if detach:
+        submitted, incomplete = submit_files(profile, chosen, order, manner)
+        print_submitted(submitted, target, out, output_format, profile_path)
+        if incomplete is not None:
+            raise incomplete
+        return
+    outcome, shown = translate_files(profile, chosen, order, manner, page=page)
     report_outcome(outcome, target, out, output_format, doubtful_below=doubtful_below, page=shown)
     conclude(outcome, out, f"source {profile.institution}", skip_bad=skip_bad)
-
-
-def read(
-    chosen: Chosen, order: Order, profile: Profile, *, skip_bad: bool
-) -> tuple[list[Entry], list[LeftOut]]:
-    """Read every file before anything is submitted; those that can be sent, and those that are left out.
-
-    Raises:
-        DdibError: A file cannot be used and `skip_bad` is not set, or none can; every such file is named.
-    """
-    many = len(chosen.paths) > JOB_FILES
-    if many:
-        with counted("reading files") as show:
-            entries, bad = read_files(chosen, order, profile.institution, decode=True, on_read=show)
-    else:
-        entries, bad = read_files(chosen, order, profile.institution, decode=False)
-    if bad and not (skip_bad and entries):
-        raise refused(bad, len(chosen.paths), "nothing was submitted")
-    return entries, [LeftOut.of(path, error) for path, error in bad]
-
-
-def conclude(outcome: Outcome, out: Path, hop: str, *, skip_bad: bool) -> None:
-    """Return if every file was translated.
-
-    Raises:
-        JobFailed, Cancelled: As `require_translated`.
-        FilesLeftOut: Files were left out, as asked.
-    """
-    require_translated(outcome, hop, skip_bad=skip_bad)
-    missing = [*outcome.left_out, *(outcome.failed if skip_bad else ())]
-    if missing:
-        raise left_out(missing, outcome.total, out)

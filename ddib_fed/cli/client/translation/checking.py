@@ -153,10 +153,10 @@ def refused(bad: Sequence[tuple[Path, DdibError]], total: int, state: str) -> Dd
     return kind(detail, hint=f"{first}\n{more}" if first else more, hop=bad[0][1].hop)
 
 
-def left_out(found: Sequence[LeftOut], total: int, out: Path) -> FilesLeftOut:
-    """The error that a command ends with which translated the other files."""
+def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
+    """The error that a command ends with which left out these files; `state` is what became of the others."""
     return FilesLeftOut(
-        f"{len(found):,} of {total:,} files were left out; the others are in {out}:\n{_listed(found)}",
+        f"{len(found):,} of {total:,} files were left out; {state}:\n{_listed(found)}",
         hint=f"repair them, then, for what is missing: {same_command()}",
     )
 

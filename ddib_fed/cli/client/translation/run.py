@@ -102,6 +102,11 @@ class Run:
         self._most_files = batches.JOB_FILES
         self._earlier = 0
 
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Files that could not be read, or that the node refused, so far."""
+        return tuple(self._left_out)
+
     def translate(self) -> Outcome:
         """Translate everything that is not on the disk yet.
 

@@ -241,6 +241,14 @@ def test_a_job_that_the_node_has_forgotten_costs_only_what_is_missing(translate,
     assert written() == RESULTS
 
 
+def test_detached_jobs_name_what_they_leave_out(translate, scans, north, capsys):
+    """The exit code is the same as with results."""
+    (scans / "empty.npy").write_bytes(b"")
+    assert translate("--detach", "--skip-bad") == ExitCode.LEFT_OUT
+    assert "1 of 6 files were left out; the others are submitted" in capsys.readouterr().err
+    assert len(north.service.jobs) == 1
+
+
 def test_a_file_that_changes_meanwhile_is_translated_as_it_is_now(translate, scans, north, tmp_path, capsys):
     """The job of its earlier content gives the other results; that one stays at the node, and is named."""
     assert translate("--detach") == 0
