@@ -36,7 +36,8 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.demo.command:demo", "Two institutions on this machine translate there and back."
     ),
     "translate": Lazy(
-        "ddib_fed.cli.client.translate:translate", "Translate files to another institution's domain."
+        "ddib_fed.cli.client.translate:translate",
+        "Translate files and folders to another institution's domain.",
     ),
     "domains": Lazy(
         "ddib_fed.cli.client.domains:domains",
