@@ -173,7 +173,11 @@ def _tell(pair: Pair, scans: Path, out: Path, files: int, done: int) -> Story:
     codes, seconds, on_disk = [], [], []
     said = ""
     try:
-        for at, how in ((done // 3, signal.SIGINT), (2 * done // 3, signal.SIGKILL), (files, signal.SIGINT)):
+        for at, how in (
+            (2 * done // 5, signal.SIGINT),
+            (7 * done // 10, signal.SIGKILL),
+            (files, signal.SIGINT),
+        ):
             began = time.monotonic()
             code, said = _run(command, watcher, at, how)
             codes.append(code)

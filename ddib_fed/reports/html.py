@@ -42,9 +42,9 @@ img { image-rendering: pixelated; display: inline-block; vertical-align: middle;
 @media print { body { font-size: 11px; margin: 0 } h2 { margin-top: 1em; break-after: avoid }
   tr { break-inside: avoid } }
 .sort th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer }
-.sort th button::after { content: " \\2195"; color: #b8b8c2 }
-.sort th[aria-sort=ascending] button::after { content: " \\2191"; color: inherit }
-.sort th[aria-sort=descending] button::after { content: " \\2193"; color: inherit }
+.sort th button::after { content: " \\2195" / ""; color: #b8b8c2 }
+.sort th[aria-sort=ascending] button::after { content: " \\2191" / ""; color: inherit }
+.sort th[aria-sort=descending] button::after { content: " \\2193" / ""; color: inherit }
 .sort td { vertical-align: middle; overflow-wrap: anywhere }
 .sort td button { border: 0; background: none; padding: 2px; cursor: zoom-in }
 dialog { max-width: 96vw; border: 1px solid #b8b8c2 } dialog img { width: min(30vw, 512px); margin: .3em }
