@@ -36,7 +36,8 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.demo.command:demo", "Two institutions on this machine translate there and back."
     ),
     "translate": Lazy(
-        "ddib_fed.cli.client.translate:translate", "Translate files to another institution's domain."
+        "ddib_fed.cli.client.translate:translate",
+        "Translate files and folders to another institution's domain.",
     ),
     "domains": Lazy(
         "ddib_fed.cli.client.domains:domains",
@@ -230,9 +231,9 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code; what failed is written to stderr."""
     _escape_warnings()
     try:
-        result = cli.main(
-            args=list(args) if args is not None else None, prog_name="ddib", standalone_mode=False
-        )
+        words = tuple(sys.argv[1:] if args is None else args)
+        # `obj` is for messages that name the command again (cli/typed.py).
+        result = cli.main(args=list(words), prog_name="ddib", standalone_mode=False, obj=words)
     except click.ClickException as error:
         relay(error.show)
         return error.exit_code

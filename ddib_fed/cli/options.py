@@ -125,6 +125,17 @@ OUT_RESULTS = click.option(
     help="Folder for the results; created if missing.",
 )
 FORCE = click.option("--force", is_flag=True, help="Overwrite existing results.")
+SKIP_BAD_FILES = click.option(
+    "--skip-bad",
+    is_flag=True,
+    help="Leave out files that cannot be read or that a node refuses, list them at the end and end with exit code 15.",
+)
+PAGE = click.option(
+    "--page/--no-page",
+    default=True,
+    show_default=True,
+    help="Write DIR/report.html and DIR/sheet.png when two or more pictures are translated.",
+)
 TARGET = click.option(
     "--to",
     "target",

@@ -56,6 +56,7 @@ NEXT_STEPS: Mapping[str, str] = {
     "CANCELLED": "ddib job list",
     "DEADLINE_EXCEEDED": "repeat the command with a longer --deadline",
     "JOB_FAILED": "ddib job show JOB",
+    "FILES_LEFT_OUT": "repair the listed files, then the same command again",
     "PEER_FAULT": "tell the operator of that institution; ddib domains lists what can be reached now",
     "DISK_FULL": "df -h shows the disks of this machine; a node's own are its operator's",
     "OUT_OF_BOUNDS": "the report names the figure",

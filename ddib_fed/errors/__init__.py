@@ -35,6 +35,7 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     ├── Cancelled                  CANCELLED
     ├── DeadlineExceeded           DEADLINE_EXCEEDED
     ├── JobFailed                  (client)              a failed job, with its recorded reason
+    ├── FilesLeftOut               (client)              files that --skip-bad left out; the others are done
     ├── OutOfBounds                (client)              the demo's figures are out of bounds
     └── InternalError              INTERNAL              "internal error, incident ID"; our bugs
 """
@@ -103,6 +104,7 @@ from ddib_fed.errors.outcomes import (
     ChunkCorrupt,
     ContractMismatch,
     DeadlineExceeded,
+    FilesLeftOut,
     InternalError,
     JobFailed,
     OutOfBounds,
@@ -156,6 +158,7 @@ __all__ = [
     "ExitCode",
     "ExtraMissing",
     "FileMissing",
+    "FilesLeftOut",
     "ImageTooLarge",
     "ImageUnreadable",
     "InputError",

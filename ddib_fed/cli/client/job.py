@@ -15,8 +15,9 @@ from ddib_fed.cli.client.choosing import choose
 from ddib_fed.cli.client.delivery import JobFile, deliver
 from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import explaining_interruption, open_client
-from ddib_fed.cli.client.translate import order_of, print_submitted, report
-from ddib_fed.cli.client.translate import submit as submit_order
+from ddib_fed.cli.client.translation.one_job import submit as submit_order
+from ddib_fed.cli.client.translation.order import order_of
+from ddib_fed.cli.client.translation.report import print_submitted, report
 from ddib_fed.cli.output import plain, print_json, print_table, size
 from ddib_fed.client.payload import payloads
 from ddib_fed.client.profile import Profile
@@ -71,11 +72,11 @@ def submit(
 ) -> None:
     """Submit FILES to the source node as a job and return at once."""
     order, profile = order_of(target, asked), Profile.load(profile_path)
-    chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit)
+    chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit, out=out)
     items = payloads(chosen.paths)
     with open_client(profile) as client:
         submitted, _ = submit_order(client, chosen, items, order, out)
-    print_submitted(submitted, target, out, output_format)
+    print_submitted([submitted], target, out, output_format, profile_path)
 
 
 @job.command("list")
