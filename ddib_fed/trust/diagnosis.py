@@ -6,7 +6,6 @@ node asks here when a connection failed, so that all of them name the same cause
 
 from __future__ import annotations
 
-import errno
 import re
 import socket
 import ssl
@@ -19,7 +18,9 @@ from cryptography import x509
 
 from ddib_fed.errors import DdibError, PeerUnreachable
 from ddib_fed.rpc.addresses import split_address
+from ddib_fed.rpc.proxy import Proxy, TunnelRefused
 from ddib_fed.trust.certificates import CLOCK_SKEW
+from ddib_fed.trust.dialling import Way
 from ddib_fed.trust.finding import CLOCK_HINT, Finding, host_and_port, moment, short, span
 from ddib_fed.trust.handshake import ClosedEarly, Handshake, client_context, presented_certificate
 from ddib_fed.trust.pki import Credentials, load_identity
@@ -40,6 +41,7 @@ def explained(
     server_name: str,
     pki_folder: Path,
     roots_pem: bytes | None = None,
+    proxy: Proxy | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> DdibError:
     """The cause of a failed call in place of gRPC's word for it, where a connection fails now; else `error` itself.
@@ -49,7 +51,12 @@ def explained(
     if not isinstance(error, PeerUnreachable) or error.incident:
         return error
     finding = diagnose(
-        address, server_name=server_name, pki_folder=pki_folder, roots_pem=roots_pem, timeout_s=timeout_s
+        address,
+        server_name=server_name,
+        pki_folder=pki_folder,
+        roots_pem=roots_pem,
+        proxy=proxy,
+        timeout_s=timeout_s,
     )
     return error if finding.ok else finding.as_error(error.hop)
 
@@ -60,6 +67,7 @@ def diagnose(
     server_name: str,
     pki_folder: Path,
     roots_pem: bytes | None = None,
+    proxy: Proxy | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Finding:
     """Connect as a node or client would, up to the first answer over HTTP/2.
@@ -69,20 +77,22 @@ def diagnose(
         server_name: DNS name that the server's certificate must carry.
         pki_folder: With the own certificate.
         roots_pem: Accepted roots of the server's certificate; by default those of the own institution.
+        proxy: What the configuration names to lead there; None for a direct connection.
         timeout_s: For connecting, and again for the handshake.
     """
     try:
         own = load_identity(pki_folder)
-        host, port = split_address(address)
+        split_address(address)
     except (DdibError, ValueError) as error:
         return Finding("own-certificate", str(error), getattr(error, "hint", "") or "ddib pki show")
     if (finding := _own_validity(own)) is not None:
         return finding
+    way = Way(address, proxy, timeout_s)
     try:
-        connection = socket.create_connection((host, port), timeout=timeout_s)
-    except OSError as error:
-        return _no_connection(error, host, address, timeout_s)
-    attempt = _Attempt(address, (host, port), server_name, own, timeout_s)
+        connection = way.connect()
+    except (OSError, TunnelRefused) as error:
+        return way.problem(error)
+    attempt = _Attempt(way, server_name, own)
     with connection:
         return attempt.over(connection, roots_pem or own.roots_pem, pki_folder)
 
@@ -107,58 +117,25 @@ def _own_validity(own: Credentials) -> Finding | None:
     return None
 
 
-def _no_connection(error: OSError, host: str, address: str, timeout_s: float) -> Finding:
-    if isinstance(error, socket.gaierror):
-        if error.errno == socket.EAI_AGAIN:
-            return Finding(
-                "name-server",
-                f"the name {host} cannot be looked up: {error.strerror}",
-                f"getent hosts {host}; does this machine reach its name server?",
-            )
-        return Finding(
-            "name-not-found",
-            f"there is no host {host}",
-            f"getent hosts {host}; compare the address with its operator's",
-        )
-    if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
-        return Finding(
-            "timeout",
-            f"nothing answers at {address} within {timeout_s:.0f} s: a firewall drops connections, or it is off",
-            f"nc -vz {host_and_port(address)}; let the firewalls of both sides pass {address}",
-        )
-    if error.errno == errno.ECONNREFUSED:
-        return Finding(
-            "nothing-listens",
-            f"nothing listens at {address} ({error.strerror})",
-            f"is the node running there, and is the port right? nc -vz {host_and_port(address)}",
-        )
-    if error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}:
-        return Finding(
-            "no-route",
-            f"there is no way to {address} ({error.strerror})",
-            f"ip route get {host}; ask the network's operators",
-        )
-    return Finding(
-        "no-connection",
-        f"no connection to {address}: {error.strerror or error}",
-        f"nc -vz {host_and_port(address)}",
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     """One try to reach a node over TLS."""
 
-    address: str
-    endpoint: tuple[str, int]
+    way: Way
     server_name: str
     own: Credentials
-    timeout_s: float
+
+    @property
+    def address(self) -> str:
+        """Of the node."""
+        return self.way.address
 
     @property
     def look(self) -> str:
         """A command that shows the certificate of whatever answers."""
-        return f"openssl s_client -connect {self.address} -servername {self.server_name} -alpn h2 </dev/null"
+        proxy = self.way.proxy
+        where = self.address if proxy is None else f"{self.address} -proxy {proxy.address}"
+        return f"openssl s_client -connect {where} -servername {self.server_name} -alpn h2 </dev/null"
 
     def over(self, connection: socket.socket, roots_pem: bytes, folder: Path) -> Finding:
         """What is found over a connection."""
@@ -170,7 +147,7 @@ class _Attempt:
                 f"{folder} cannot be used: {error.strerror or error}",
                 f"namei -l {folder}; df -h {folder}",
             )
-        handshake = Handshake(connection, context, self.server_name, self.timeout_s)
+        handshake = Handshake(connection, context, self.server_name, self.way.timeout_s)
         try:
             handshake.shake()
         except ssl.SSLCertVerificationError as error:
@@ -179,7 +156,7 @@ class _Attempt:
             return Finding(
                 "silent",
                 f"something at {self.address} takes connections and does not answer over TLS within "
-                f"{self.timeout_s:.0f} s",
+                f"{self.way.timeout_s:.0f} s",
                 f"{self.look} shows more; compare the port with its operator's",
             )
         except (ClosedEarly, OSError) as error:
@@ -221,7 +198,7 @@ class _Attempt:
         )
 
     def _distrust(self, error: ssl.SSLCertVerificationError) -> Finding:
-        shown = presented_certificate(self.endpoint, self.server_name, self.timeout_s)
+        shown = presented_certificate(self.way, self.server_name)
         if error.verify_code == _EXPIRED:
             return self._expired(shown)
         if error.verify_code == _NOT_YET_VALID:
@@ -273,7 +250,7 @@ class _Attempt:
                 f"{self.look} shows what answers: its root was replaced, or another server has its place. Ask its "
                 "operator for a new peer file (a client: a new profile) and compare the fingerprint by telephone",
             )
-        if not uris and (self.server_name in names or self.endpoint[0] in names):
+        if not uris and {self.server_name, split_address(self.address)[0]} & set(names):
             return Finding(
                 "tls-inspection",
                 f"a certificate for {self.server_name} that {issuer} made, not the institution: TLS is opened between "
@@ -293,8 +270,8 @@ class _Attempt:
             return Finding(
                 "plain-http",
                 f"a plain HTTP server or proxy answers at {self.address}, without TLS",
-                f"curl -v http://{self.address} shows what answers; compare the port with its operator's. No proxy "
-                "is used, whatever https_proxy says",
+                f"curl -v http://{self.address} shows what answers; compare the port with its operator's. A proxy is "
+                "used only where the configuration names it, whatever https_proxy says",
             )
         if re.search(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL", text):
             return Finding(
@@ -308,6 +285,13 @@ class _Attempt:
                 "not-tls",
                 f'what answers at {self.address} does not speak TLS: it begins with "{begins}"',
                 f"nc {host_and_port(self.address)} shows what answers; compare the port with its operator's",
+            )
+        if not first and not isinstance(error, ssl.SSLError):
+            return Finding(
+                "closed",
+                f"connections to {self.address} are taken, and closed without a byte: by a relay whose far end does "
+                "not listen (ssh -R, frp, chisel), by a node that is being started or stopped, or by a firewall",
+                f"is the node running behind the relay, at the port to which the tunnel leads? {self.look} shows more",
             )
         if isinstance(error, ClosedEarly) or not isinstance(error, ssl.SSLError):
             return Finding(

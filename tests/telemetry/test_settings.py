@@ -1,0 +1,96 @@
+"""Telemetry is off by default, imports nothing then, and goes nowhere unencrypted but on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from ddib_fed.errors import ExtraMissing
+from ddib_fed.telemetry.opening import check_telemetry, client_tracing, node_telemetry
+from ddib_fed.telemetry.settings import NodeTelemetry, TelemetrySettings
+from ddib_fed.telemetry.tracing import OFF
+from tests.node.tiny_nodes import make_config
+
+
+def test_it_is_off_by_default() -> None:
+    """Of a client and of a node."""
+    assert client_tracing(TelemetrySettings(), "north.example") is OFF
+    found = node_telemetry(NodeTelemetry(), None, institution="north.example", roles=("source",))
+    assert (found.tracing, found.metrics, check_telemetry(NodeTelemetry())) == (OFF, None, "off")
+    found.close()
+    with OFF.span("anything") as span:
+        span.set({"a": 1})
+        assert span.context is None
+
+
+@pytest.mark.slow
+def test_nothing_is_imported_while_it_is_off() -> None:
+    """Neither by the client nor by a node's services."""
+    modules = "ddib_fed.client.client, source_node.service, target_node.service, ddib_fed.node.running.daemon"
+    code = (
+        f"import sys, {modules}\nprint([m for m in sys.modules if 'opentelemetry' in m or m == 'requests'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://collector.north.example:4318",
+        "http://10.0.0.1:4318",
+        "grpc://localhost:4317",
+        "localhost:4318",
+        "https://",
+        "https://a:b@collector:4318",
+        "https://collector:4318?key=1",
+    ],
+)
+def test_an_endpoint_that_is_not_allowed(endpoint: str) -> None:
+    """Plain HTTP beyond loopback, other schemes, logins."""
+    with pytest.raises(ValidationError, match=r"unencrypted|not the URL|login"):
+        TelemetrySettings(endpoint=endpoint)
+
+
+def test_endpoints_that_are_allowed() -> None:
+    """Without the slash at their end."""
+    for endpoint in ("http://127.0.0.1:4318/", "http://[::1]:4318", "https://collector.north.example/otlp/"):
+        assert TelemetrySettings(endpoint=endpoint).endpoint == endpoint.rstrip("/")
+
+
+def test_peers_are_institutions() -> None:
+    """No pattern stands for all."""
+    assert NodeTelemetry(peers=("south.example",)).peers == ("south.example",)
+    with pytest.raises(ValidationError, match="no institution"):
+        NodeTelemetry(peers=("*",))
+
+
+def test_the_keys_of_the_template_are_settings(tmp_path) -> None:
+    """Each comment of node.toml, uncommented."""
+    settings = {
+        "endpoint": '"http://127.0.0.1:4318"',
+        "sample": "0.5",
+        "metrics_every_s": "5.0",
+        "peers": '["south.example"]',
+    }
+    text = (make_config(tmp_path, "north.example", "source").path).read_text().partition("[telemetry]")[2]
+    assert all(f"# {name} = " in text for name in settings)
+    assert set(settings) == set(NodeTelemetry.model_fields)
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At `check` and at the start, not when the first span ends."""
+    for name in [
+        name for name in sys.modules if name.startswith(("opentelemetry", "ddib_fed.telemetry.otel"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    settings = NodeTelemetry(endpoint="http://127.0.0.1:4318")
+    with pytest.raises(ExtraMissing) as caught:
+        check_telemetry(settings)
+    assert caught.value.hint == "pip install 'ddib-fed[otel]'"
+    with pytest.raises(ExtraMissing):
+        client_tracing(settings, "north.example")
