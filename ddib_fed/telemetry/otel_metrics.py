@@ -106,8 +106,8 @@ def _point(
         total,
         own,
         finite,
-        min=None,  # type: ignore[arg-type]  # not known, which the protocol allows and the class does not say
-        max=None,  # type: ignore[arg-type]
+        min=None,  # not known, which the protocol allows
+        max=None,
     )
 
 
