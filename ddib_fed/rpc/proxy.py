@@ -99,7 +99,7 @@ class Proxy:
             lines = [f"CONNECT {address} HTTP/1.1", f"Host: {address}"]
             lines += [f"{name}: {value}" for name, value in self._headers()]
             connection.sendall("".join(f"{line}\r\n" for line in (*lines, "")).encode())
-            _read_answer(connection, timeout_s)
+            read_answer(connection, timeout_s)
         except BaseException:
             connection.close()
             raise
@@ -135,8 +135,12 @@ ProxyUrl = Annotated[str, AfterValidator(_checked)]
 """http://HOST:PORT in a configuration."""
 
 
-def _read_answer(connection: socket.socket, timeout_s: float) -> None:
+def read_answer(connection: socket.socket, timeout_s: float) -> None:
     """Read the proxy's answer, and not one byte more: what follows is the server's.
+
+    Args:
+        connection: To the proxy, which was asked for a tunnel.
+        timeout_s: For all of the answer.
 
     Raises:
         TunnelRefused: It is no success.
