@@ -36,7 +36,7 @@ from ddib_fed.errors import (
 from ddib_fed.files import is_disk_full
 from ddib_fed.node.role import NodeContext
 from ddib_fed.server.slots import within_share
-from ddib_fed.telemetry.tracing import Place
+from ddib_fed.telemetry.tracing import Place, Value
 from ddib_fed.wire.jobs import ItemState, JobState
 from source_node.jobs.events import EventHub
 from source_node.jobs.queue import Due
@@ -268,7 +268,7 @@ class JobRunner:
         began = (item.model_sha256 for item in job.items)
         model = next(filter(self._node.is_warm, began), self._node.active_digest)
         tracing, spec = self._node.tracing, job.spec
-        values = {
+        values: dict[str, Value] = {
             "job": job.job_id,
             "items": len(left),
             "peer": target,

@@ -36,7 +36,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.telemetry.opening import client_tracing
-from ddib_fed.telemetry.tracing import Tracing
+from ddib_fed.telemetry.tracing import Tracing, Value
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
 from ddib_fed.wire.jobs import Event, JobState, Settings
@@ -193,7 +193,7 @@ class Client:
             latent_type=latent_type,
         )
         try:
-            values = {"peer": header.target_institution, "items": len(items)}
+            values: dict[str, Value] = {"peer": header.target_institution, "items": len(items)}
             with self._tracing.span("submit", kind="client", values=values) as span:
                 answer = self._connection.call(lambda stub: send_job(stub, header, items, span.context))
             self._tracing.remember(answer.job_id, span.context)

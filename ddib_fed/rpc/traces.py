@@ -20,7 +20,7 @@ _TAKEN: Final = "1"
 Entries = tuple[tuple[str, str], ...]
 
 
-def trace_entries(context: TraceContext | None) -> dict[str, Entries]:
+def trace_entries(context: TraceContext | None) -> dict[str, Any]:
     """The argument of a stub's method that says where in which trace its call belongs; none for None."""
     return {} if context is None else {"metadata": ((TRACE_KEY, context.traceparent),)}
 

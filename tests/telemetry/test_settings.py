@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -13,6 +15,8 @@ from ddib_fed.telemetry.opening import check_telemetry, client_tracing, node_tel
 from ddib_fed.telemetry.settings import NodeTelemetry, TelemetrySettings
 from ddib_fed.telemetry.tracing import OFF
 from tests.node.tiny_nodes import make_config
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_it_is_off_by_default() -> None:
@@ -27,14 +31,33 @@ def test_it_is_off_by_default() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_imported_while_it_is_off() -> None:
-    """Neither by the client nor by a node's services."""
-    modules = "ddib_fed.client.client, source_node.service, target_node.service, ddib_fed.node.running.daemon"
-    code = (
-        f"import sys, {modules}\nprint([m for m in sys.modules if 'opentelemetry' in m or m == 'requests'])"
-    )
+def test_a_client_imports_nothing_of_it_while_it_is_off() -> None:
+    """In a process of its own."""
+    code = "import sys, ddib_fed.client.client\nprint([m for m in sys.modules if 'opentelemetry' in m or m == 'requests'])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_only_its_own_modules_import_it_and_they_are_imported_when_they_are_called() -> None:
+    """So a node does not either: no other module names the packages, and none imports those two at its top."""
+    own = {"ddib_fed.telemetry.otel", "ddib_fed.telemetry.otel_metrics"}
+    for path in (
+        path for top in ("ddib_fed", "source_node", "target_node") for path in (ROOT / top).rglob("*.py")
+    ):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        tree = ast.parse(path.read_text())
+        found = {word for node in ast.walk(tree) for word in imported(node)}
+        assert name in own or not {
+            word for word in found if word.startswith(("opentelemetry", "requests"))
+        }, name
+        assert name in own or not own & {word for node in tree.body for word in imported(node)}, name
+
+
+def imported(node: ast.AST) -> set[str]:
+    """The modules that a statement imports."""
+    if isinstance(node, ast.ImportFrom):
+        return {node.module or ""}
+    return {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
 
 
 @pytest.mark.parametrize(

@@ -254,8 +254,15 @@ def test_an_answer_is_read_to_its_end_and_no_further() -> None:
 
     with listening(answer) as address, Proxy(address).connect("south.example:7443", 5.0) as connection:
         assert connection.recv(100) == b"first bytes"
-    with (
-        listening(lambda connection: connection.sendall(b"nonsense")) as address,
-        pytest.raises(TunnelRefused),
-    ):
+
+
+def test_what_is_no_answer_opens_no_tunnel() -> None:
+    """Its first bytes are kept for the text of the error."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"nonsense")
+
+    with listening(answer) as address, pytest.raises(TunnelRefused) as refused:
         Proxy(address).connect("south.example:7443", 5.0)
+    assert (refused.value.code, refused.value.words) == (0, "nonsense")

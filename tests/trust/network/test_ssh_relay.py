@@ -90,6 +90,7 @@ class Relay:
                 yield
             finally:
                 client.terminate()
+                wait_until(lambda: not _listens(self.public), seconds=15, what="the end of the tunnel")
 
 
 def test_a_node_behind_a_firewall_is_reached_over_ssh(tmp_path: Path) -> None:
