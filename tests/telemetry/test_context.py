@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from ddib_fed.rpc.clocks import TIME_KEY, time_entry
@@ -91,3 +94,10 @@ def test_the_list_of_metadata_is_what_the_code_sends() -> None:
     assert len(time_entry(LAST_MOMENT)[1]) <= METADATA[TIME_KEY].most
     assert METADATA[TRACE_KEY].most == TRACEPARENT_CHARACTERS
     assert METADATA[DETAIL_KEY].most >= MAX_DETAIL_BYTES
+
+
+def test_the_protocols_page_has_the_same_list() -> None:
+    """Each key once, and no other."""
+    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    table = page.partition("### Metadata")[2].partition("\n\n`ddib-trace`")[0]
+    assert re.findall(r"(?m)^\| `([a-z-]+)` \|", table) == list(METADATA)
