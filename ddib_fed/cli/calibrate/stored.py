@@ -11,6 +11,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.calibrate.asking import YES, confirmed
 from ddib_fed.cli.calibrate.showing import how_jobs_use, show_calibration
+from ddib_fed.cli.help import command
 from ddib_fed.cli.output import print_json, print_table
 from ddib_fed.errors import RefusedError
 from ddib_fed.terminal import say
@@ -31,7 +32,7 @@ def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:
     return config, CalibrationStore(config.paths.calibrations)
 
 
-@click.command(
+@command(
     short_help="Sign what a peer proposed to this target.",
     epilog="\b\nExample:\n  ddib calibrate accept 1f3b5c7d9e0a --config south/node.toml",
 )
@@ -61,7 +62,7 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
     )
 
 
-@click.command(
+@command(
     short_help="Send a proposal again; fetch the signature.",
     epilog="\b\nExample:\n  ddib calibrate send 1f3b5c7d9e0a --config north/node.toml",
 )
@@ -84,7 +85,7 @@ def send(config_path: Path, name: str) -> None:
         say(f"proposed     {short} still waits for the operator of {target}: ddib calibrate accept {short}")
 
 
-@click.command(name="list", short_help="List those of this node.")
+@command(name="list", short_help="List those of this node.")
 @options.CONFIG
 @options.FORMAT
 def list_(config_path: Path, output_format: str) -> None:
@@ -115,7 +116,7 @@ def _row(stored: Stored, now: datetime) -> dict[str, str]:
     }
 
 
-@click.command(
+@command(
     short_help="Show one, and verify its signatures.",
     epilog="\b\nExample:\n  ddib calibrate show 1f3b5c7d9e0a --out calibration.json",
 )
@@ -166,7 +167,7 @@ def _checked(config: NodeConfig, signed: SignedCalibration, side: Side, now: dat
     return f"{signer}, {signature.signed_at:%Y-%m-%d %H:%M} UTC"
 
 
-@click.command(short_help="Use one no longer.")
+@command(short_help="Use one no longer.")
 @options.CONFIG
 @NAME
 @click.option("--forget", is_flag=True, help="Delete its file too; the peer may then propose it again.")

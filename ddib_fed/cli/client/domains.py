@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import click
-
 from ddib_fed.cli import options
 from ddib_fed.cli.client.session import open_client
+from ddib_fed.cli.help import command
 from ddib_fed.cli.output import print_json, print_table
 from ddib_fed.client.views import Domain
 from ddib_fed.terminal import say
@@ -19,7 +18,7 @@ from ddib_fed.wire.contracts.guidance import GuidanceTerms
 MAX_LISTED = 12
 
 
-@click.command()
+@command()
 @options.FORMAT
 @options.PROFILE
 def domains(output_format: str, profile_path: Path | None) -> None:

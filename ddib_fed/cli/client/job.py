@@ -17,6 +17,7 @@ from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import explaining_interruption, open_client
 from ddib_fed.cli.client.translate import order_of, print_submitted, report
 from ddib_fed.cli.client.translate import submit as submit_order
+from ddib_fed.cli.help import group
 from ddib_fed.cli.output import plain, print_json, print_table, size
 from ddib_fed.client.payload import payloads
 from ddib_fed.client.profile import Profile
@@ -27,7 +28,7 @@ from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import ItemState
 
 
-@click.group()
+@group()
 def job() -> None:
     """Submit, watch, fetch, cancel and delete jobs.
 

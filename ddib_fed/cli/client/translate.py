@@ -24,6 +24,7 @@ from ddib_fed.cli.client.delivery import (
 )
 from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import explaining_interruption, open_client
+from ddib_fed.cli.help import command
 from ddib_fed.cli.output import number, print_json, print_table
 from ddib_fed.client.client import Client
 from ddib_fed.client.payload import Payload, payloads, split_target
@@ -35,7 +36,7 @@ from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import JobState, Settings
 
 
-@click.command(
+@command(
     epilog="\b\nExamples:\n"
     "  ddib translate scans/*.png --to south.example/relief --out out --cycle\n"
     "  ddib translate points.npy --to south.example/checkerboards --out out"

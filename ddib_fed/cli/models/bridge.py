@@ -10,6 +10,7 @@ import click
 
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.models.model import MODEL_HELP
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.models.picture_options import (
@@ -74,7 +75,7 @@ _OPTIONS = (
 _shared = with_options(_OPTIONS)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@group(context_settings={"help_option_names": ["-h", "--help"]})
 def bridge() -> None:
     """Translate between two models in one process, without nodes."""
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.cli.output import print_json
 from ddib_fed.terminal import say
 
 
-@click.command(epilog="\b\nExample:\n  ddib model install trained/model --config node.toml")
+@command(epilog="\b\nExample:\n  ddib model install trained/model --config node.toml")
 @options.CONFIG
 @click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 def install(*, config_path: Path, bundle: Path) -> None:
@@ -24,7 +25,7 @@ def install(*, config_path: Path, bundle: Path) -> None:
     say(f"next: ddib model activate {digest[:12]} --config {config_path}")
 
 
-@click.command()
+@command()
 @options.CONFIG
 @options.FORMAT
 def installed(*, config_path: Path, output_format: str) -> None:
@@ -45,7 +46,7 @@ def installed(*, config_path: Path, output_format: str) -> None:
         say("no model: ddib model install BUNDLE")
 
 
-@click.command(epilog="\b\nExample:\n  ddib model activate 3f5a9c --config node.toml")
+@command(epilog="\b\nExample:\n  ddib model activate 3f5a9c --config node.toml")
 @options.CONFIG
 @click.argument("digest")
 def activate(*, config_path: Path, digest: str) -> None:
@@ -62,7 +63,7 @@ def activate(*, config_path: Path, digest: str) -> None:
     _switch(config_path, load_bundle(library.place_of(config, digest)).digest)
 
 
-@click.command()
+@command()
 @options.CONFIG
 def rollback(*, config_path: Path) -> None:
     """Let a node serve the model again that was active before; as `ddib model activate`."""
@@ -72,7 +73,7 @@ def rollback(*, config_path: Path) -> None:
     _switch(config_path, library.previous(NodeConfig.load(config_path)))
 
 
-@click.command(epilog="\b\nExample:\n  ddib model sign trained/model --pki /mnt/offline/pki")
+@command(epilog="\b\nExample:\n  ddib model sign trained/model --pki /mnt/offline/pki")
 @options.CONFIG
 @click.option(
     "--pki",
@@ -100,7 +101,7 @@ def sign(*, config_path: Path, folder: Path | None, bundle: Path) -> None:
     )
 
 
-@click.command()
+@command()
 @options.CONFIG
 @click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 def verify(*, config_path: Path, bundle: Path) -> None:

@@ -9,6 +9,7 @@ import click
 
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.models.importing import import_
 from ddib_fed.cli.models.installing import activate, install, installed, rollback, sign, verify
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
@@ -31,7 +32,7 @@ MODEL_METAVAR = "MODEL"
 MODEL_HELP = "A domain's name, or the paper's index (0 to 5), for a shipped model; or a bundle's folder."
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@group(context_settings={"help_option_names": ["-h", "--help"]})
 def model() -> None:
     """Train, sample, show and import models; install and activate one on a node."""
 

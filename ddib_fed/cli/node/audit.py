@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.output import print_json
 from ddib_fed.errors import ChunkCorrupt, FileMissing
 from ddib_fed.terminal import say
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ddib_fed.trust.identity import Identity
 
 
-@click.group()
+@group()
 def audit() -> None:
     """Verify the chain of the node's audit log, and exchange its ends with peers."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddib_fed.cli.help import group
 from ddib_fed.cli.node.making import HELP, NODE_FILE, SourceNode, addresses, make_client, make_node
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
@@ -22,7 +23,7 @@ ROLES: Mapping[str, tuple[Role, ...]] = {
 }
 
 
-@click.group()
+@group()
 def init() -> None:
     """Write a node's configuration or a client's profile.
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.errors import AlreadyExists
 from ddib_fed.terminal import say
 
 
-@click.group()
+@group()
 def officer() -> None:
     """Write the page that the security officer signs."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.output import print_json, print_table
 from ddib_fed.errors import DdibError, PeerUnreachable
 from ddib_fed.rpc.clocks import described
@@ -29,7 +30,7 @@ def _open(config_path: Path) -> tuple[NodeConfig, PeerStore]:
     return config, peer_store(config)
 
 
-@click.group()
+@group()
 def peer() -> None:
     """Export this node's peer file; add, list, test, suspend, resume and remove peers."""
 

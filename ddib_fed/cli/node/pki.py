@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.node.withdrawing import reinstate, withdraw, withdrawn
 from ddib_fed.cli.output import print_json
 from ddib_fed.errors import UsageError
@@ -45,7 +46,7 @@ def _place(config_path: Path, folder: Path | None) -> tuple[Path, Identity | Non
     return config.paths.pki, Identity(config.node.institution, "node", config.node.name)
 
 
-@click.group()
+@group()
 def pki() -> None:
     """Make the institution's CA; request, issue, install, show and withdraw certificates."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.cli.output import print_json
 from ddib_fed.terminal import say
 
@@ -23,7 +24,7 @@ def _client(config_path: Path) -> AdminClient:
     return AdminClient(NodeConfig.load(config_path))
 
 
-@click.command()
+@command()
 @options.CONFIG
 @options.FORMAT
 def status(config_path: Path, output_format: str) -> None:
@@ -73,7 +74,7 @@ def _show(answer: admin_pb2.StatusResponse) -> None:
         )
 
 
-@click.command()
+@command()
 @options.CONFIG
 def reload(config_path: Path) -> None:
     """Make the node re-read its peers, certificates and policy.
@@ -86,7 +87,7 @@ def reload(config_path: Path) -> None:
         say(change)
 
 
-@click.command()
+@command()
 @click.argument("count", type=click.IntRange(1, 256), required=False)
 @options.CONFIG
 def workers(count: int | None, config_path: Path) -> None:
@@ -106,7 +107,7 @@ def workers(count: int | None, config_path: Path) -> None:
         say(f"problem: {answer.problem}")
 
 
-@click.command()
+@command()
 @options.CONFIG
 def drain(config_path: Path) -> None:
     """Drain the node: accept no more work, finish running work, and exit."""

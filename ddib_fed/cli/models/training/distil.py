@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.cli.models.training import train as training
 from ddib_fed.cli.models.training.options import asked_for, training_options
 from ddib_fed.cli.options import with_options
@@ -25,7 +26,7 @@ _NAMES = (
 )  # fmt: skip
 
 
-@click.command()
+@command()
 @click.argument("teacher", metavar="MODEL")
 @training.OUT
 @with_options(training_options(_NAMES, DistilConfig))

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.output import lines
 from ddib_fed.terminal import say
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@group(context_settings={"help_option_names": ["-h", "--help"]})
 def recipe() -> None:
     """Share training settings, but no data, with another institution.
 

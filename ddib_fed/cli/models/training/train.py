@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.cli.models.training.options import asked_for, spell, training_options
 from ddib_fed.cli.options import with_options
 from ddib_fed.terminal import say
@@ -31,7 +32,7 @@ FORCE = click.option("--force", is_flag=True, help="Start over, replacing the ru
 HINT = "ddib model train --help"
 
 
-@click.command()
+@command()
 @with_options(training_options(OPTIONS[:3]))
 @OUT
 @with_options(training_options(OPTIONS[3:]))

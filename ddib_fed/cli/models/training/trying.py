@@ -12,6 +12,7 @@ import click
 
 from ddib_fed.bars import Show, bar
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.cli.models.picture_options import CALIBRATION, THREADS
 from ddib_fed.cli.models.pictures import read_given
 from ddib_fed.cli.models.training.options import duration, training_options
@@ -29,7 +30,7 @@ _TRAINING = ("size", "preset", "fit", "range", "flip", "colours", "batch", "skip
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-@click.command("try")
+@command("try")
 @click.argument("a", type=_FOLDER)
 @click.argument("b", type=_FOLDER, required=False)
 @click.option(
