@@ -47,6 +47,10 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.client.doctor:doctor",
         "Check the client's profile, its connection to the source node, and both clocks.",
     ),
+    "completion": Lazy(
+        "ddib_fed.cli.completion:completion",
+        "Print the script that lets a shell complete commands, options, domains, jobs, classes, models and peers.",
+    ),
     "init": Lazy("ddib_fed.cli.node.init:init", "Write a node's configuration or a client's profile."),
     "pki": Lazy(
         "ddib_fed.cli.node.pki:pki",
@@ -91,7 +95,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "model": Lazy(
         "ddib_fed.cli.models.model:model",
-        "Train, sample, show and import models; install and activate one on a node.",
+        "List, copy, train, sample, show and import models; install and activate one on a node.",
     ),
     "classifier": Lazy(
         "ddib_fed.cli.models.training.classifier:classifier",
@@ -119,7 +123,7 @@ COMMANDS: Mapping[str, Lazy] = {
 }
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "Translate": ("translate", "domains", "job", "doctor", "demo"),
+    "Translate": ("translate", "domains", "job", "doctor", "completion", "demo"),
     "Run a node": (
         "init",
         "pki",

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from ddib_fed.cli import completing
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.names import check_domain
@@ -115,6 +116,8 @@ FORMAT = click.option(
     show_default=True,
     help="Output for people, or one JSON document for scripts.",
 )
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the names or ids alone, one a line.")
+QUIET_DETACH = click.option("--quiet", "-q", is_flag=True, help="With --detach: print the job's id alone.")
 OUT_RESULTS = click.option(
     "--out",
     "out",
@@ -129,6 +132,7 @@ TARGET = click.option(
     "target",
     required=True,
     metavar="INSTITUTION/DOMAIN",
+    shell_complete=completing.targets,
     help="Target, as listed by `ddib domains`.",
 )
 EVALUATIONS = click.option(
@@ -211,12 +215,14 @@ TARGET_CLASS = click.option(
     "target_class",
     default="",
     metavar="CLASS",
+    shell_complete=completing.target_classes,
     help="Class of the target to translate to, by name or number, if `ddib domains` lists classes.",
 )
 SOURCE_CLASS = click.option(
     "--source-class",
     default="",
     metavar="CLASS",
+    shell_complete=completing.source_classes,
     help="Class of the files, by name or number, if this institution's model has classes.",
 )
 GUIDANCE = click.option(
@@ -274,4 +280,5 @@ DOUBTFUL = click.option(
     help="Mark pictures whose round trip has a lower PSNR as doubtful; needs --cycle.",
 )
 FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-JOB_ID = click.argument("job_id", metavar="JOB")
+JOB_ID = click.argument("job_id", metavar="JOB", shell_complete=completing.jobs)
+MODEL = click.argument("which", metavar="MODEL", shell_complete=completing.models)

@@ -3,7 +3,7 @@
 import pytest
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
-from ddib_fed.models.bundle_files import MANIFEST_FILE
+from ddib_fed.models.catalogue import MANIFEST_FILE
 from ddib_fed.training.run_folder import RunFolder, run_identity
 from ddib_fed.training.settings.config import PointTrainConfig
 

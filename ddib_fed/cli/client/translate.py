@@ -25,7 +25,7 @@ from ddib_fed.cli.client.delivery import (
 from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import explaining_interruption, open_client
 from ddib_fed.cli.help import command
-from ddib_fed.cli.output import number, print_json, print_table
+from ddib_fed.cli.output import number, print_ids, print_json, print_table
 from ddib_fed.client.client import Client
 from ddib_fed.client.payload import Payload, payloads, split_target
 from ddib_fed.client.profile import Profile
@@ -57,6 +57,7 @@ from ddib_fed.wire.jobs import JobState, Settings
 @options.DEADLINE
 @options.FORCE
 @click.option("--detach", is_flag=True, help="Only submit; print the job and how to watch and fetch it.")
+@options.QUIET_DETACH
 @options.FORMAT
 @options.PROFILE
 def translate(
@@ -69,6 +70,7 @@ def translate(
     doubtful_below: float,
     force: bool,
     detach: bool,
+    quiet: bool,
     output_format: str,
     profile_path: Path | None,
     **asked: Any,
@@ -91,6 +93,8 @@ def translate(
         options.refuse_idle(
             ("doubtful_below",), "applies only to fetched results", hint="give it to `ddib job fetch`"
         )
+    else:
+        options.refuse_idle(("quiet",), "prints the id of a job that was only submitted", hint="add --detach")
     profile = Profile.load(profile_path)
     chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit)
     check_names(chosen.paths, chosen.inputs, out, force=force)
@@ -104,6 +108,9 @@ def translate(
             job, delivered = receive(
                 client, submitted, inputs, progress, out, force=force, doubtful_below=doubtful_below
             )
+    if detach and quiet:
+        print_ids([submitted.job_id])
+        return
     if detach:
         print_submitted(submitted, target, out, output_format)
         return

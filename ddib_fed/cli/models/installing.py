@@ -1,4 +1,4 @@
-"""`ddib model install|installed|activate|rollback`: another model for a node, which may run."""
+"""`ddib model install|activate|rollback|sign|verify`: another model for a node, which may run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import command
-from ddib_fed.cli.output import print_json
 from ddib_fed.terminal import say
 
 
@@ -23,27 +22,6 @@ def install(*, config_path: Path, bundle: Path) -> None:
     digest = library.install(NodeConfig.load(config_path), bundle)
     say(f"installed {digest}")
     say(f"next: ddib model activate {digest[:12]} --config {config_path}")
-
-
-@command()
-@options.CONFIG
-@options.FORMAT
-def installed(*, config_path: Path, output_format: str) -> None:
-    """List a node's models: the configured one and those installed, and which is active."""
-    from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.model import library
-
-    config = NodeConfig.load(config_path)
-    active, configured = library.active_digest(config), library.configured_digest(config)
-    digests = list(dict.fromkeys([*filter(None, [configured]), *library.installed(config)]))
-    if output_format == "json":
-        print_json({"active": active, "configured": configured, "models": digests})
-        return
-    for digest in digests:
-        marks = ["active"] * (digest == active) + ["configured"] * (digest == configured)
-        say(f"{digest}  {', '.join(marks)}".rstrip())
-    if not digests:
-        say("no model: ddib model install BUNDLE")
 
 
 @command(epilog="\b\nExample:\n  ddib model activate 3f5a9c --config node.toml")

@@ -11,7 +11,8 @@ from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.models.importing import import_
-from ddib_fed.cli.models.installing import activate, install, installed, rollback, sign, verify
+from ddib_fed.cli.models.installing import activate, install, rollback, sign, verify
+from ddib_fed.cli.models.listing import get, list_
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.models.picture_options import SAMPLING, THREADS
 from ddib_fed.cli.models.privacy import figures as read
@@ -34,10 +35,10 @@ MODEL_HELP = "A domain's name, or the paper's index (0 to 5), for a shipped mode
 
 @group(context_settings={"help_option_names": ["-h", "--help"]})
 def model() -> None:
-    """Train, sample, show and import models; install and activate one on a node."""
+    """List, copy, train, sample, show and import models; install and activate one on a node."""
 
 
-for each in (install, installed, activate, rollback, sign, verify):
+for each in (list_, get, install, activate, rollback, sign, verify):
     model.add_command(each)
 model.add_command(train)
 model.add_command(distil)

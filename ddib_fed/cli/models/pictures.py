@@ -33,7 +33,8 @@ def manifest_of(which: str) -> Manifest:
         BundleInvalid: It fails its checks.
         UsageError: A shipped model and a folder have that name.
     """
-    from ddib_fed.models.bundle_files import MANIFEST_FILE, parse_manifest
+    from ddib_fed.models.bundle_files import parse_manifest
+    from ddib_fed.models.catalogue import MANIFEST_FILE
     from ddib_fed.models.shipped import shipped_name
 
     path = Path(which) / MANIFEST_FILE

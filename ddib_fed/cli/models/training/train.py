@@ -66,10 +66,15 @@ def run(config: AnyConfig, out: Path, *, resume: bool, force: bool) -> None:
 
 def summary(bundle: Bundle) -> str:
     """A line about the new bundle."""
+    from ddib_fed.metrics.sample_verdict import SampleVerdict
+
     figures = bundle.manifest.training.figures
     text = f"{bundle.manifest.parameters:,} parameters"
     if "sliced_w2" in figures:
         text += f", sliced-W2 {figures['sliced_w2']:.4f} (floor {figures['sliced_w2_floor']:.4f})"
     if "held_out_loss" in figures and bundle.manifest.sample_kind == "picture":
         text += f", held-out loss {figures['held_out_loss']:.4f}, {figures['cpu_seconds']:.0f} s of CPU"
+    verdict = SampleVerdict.of_figures(figures)
+    if verdict is not None:
+        text += f", samples {verdict.level}"
     return f"{text}, digest {bundle.digest[:16]}"

@@ -38,7 +38,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     "time_s",
     callback=duration,
     metavar="2h",
-    help="Time for the whole run; default without --steps: 2 hours.",
+    help="Time for the whole run, with what a finished one took before; default without --steps: 2 hours.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps of each model, instead of --time.")
 @with_options(training_options(_TRAINING, PictureTrainConfig))
@@ -92,8 +92,9 @@ def try_(
     Checks both folders, trains a model of each for half the time, translates held-out pictures there and back, and
     writes index.html: pictures, figures and what to try next. It rehearses in one process what two
     institutions do; nodes can serve its models (DIR/a, DIR/b) unchanged. A stopped run is continued by
-    the same command. One folder with trainA and trainB is accepted instead of two. After `ddib calibrate --local DIR/a
-    DIR/b`, the same command with --calibration translates again, under the calibration.
+    the same command, and a finished one by the same command with more --time or --steps. One folder with trainA and
+    trainB is accepted instead of two. After `ddib calibrate --local DIR/a DIR/b`, the same command with --calibration
+    translates again, under the calibration.
     """
     from ddib_fed.runs.rehearsal import Rehearsal, rehearse, sides_of
 
