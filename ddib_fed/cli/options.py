@@ -14,6 +14,7 @@ from ddib_fed.cli import completing
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.names import check_domain
+from ddib_fed.terminal import sentences_aside
 from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 from ddib_fed.wire.jobs import QUALITIES
 
@@ -115,6 +116,24 @@ FORMAT = click.option(
     default="text",
     show_default=True,
     help="Output for people, or one JSON document for scripts.",
+)
+
+
+def _sentences_aside(ctx: click.Context, param: click.Parameter, value: str) -> None:
+    del param
+    if value == "json" and not ctx.resilient_parsing:
+        ctx.with_resource(sentences_aside())
+
+
+OUTCOME = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    expose_value=False,
+    callback=_sentences_aside,
+    help="Sentences for people, or one JSON document of what was done (sentences then go to stderr).",
 )
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the names or ids alone, one a line.")
 QUIET_DETACH = click.option("--quiet", "-q", is_flag=True, help="With --detach: print the job's id alone.")
@@ -281,4 +300,7 @@ DOUBTFUL = click.option(
 )
 FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 JOB_ID = click.argument("job_id", metavar="JOB", shell_complete=completing.jobs)
+MODEL_HELP = (
+    "A shipped model's name (`ddib model list`), or the paper's index (0 to 5); or a bundle's folder."
+)
 MODEL = click.argument("which", metavar="MODEL", shell_complete=completing.models)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddib_fed.errors import DdibError, KindMismatch, PeerFault, PictureMisfit
-from ddib_fed.terminal import console, say, say_labelled
+from ddib_fed.terminal import console, is_aside, say, say_document, say_labelled
 
 # The default hint by reason, for errors without their own; parents of the class are tried after it.
 NEXT_STEPS: Mapping[str, str] = {
@@ -139,7 +139,13 @@ def lines(pairs: Mapping[str, str]) -> None:
 
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
-    say(*json.dumps(plain(value), indent=2, sort_keys=False).split("\n"))
+    say_document(json.dumps(plain(value), indent=2, sort_keys=False))
+
+
+def outcome(**values: object) -> None:
+    """What a command did, as one JSON document, if `--format json` (`options.OUTCOME`) was given; else nothing."""
+    if is_aside():
+        print_json(values)
 
 
 def print_ids(ids: Iterable[str], output_format: str = "text") -> None:

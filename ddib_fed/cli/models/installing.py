@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
-from ddib_fed.cli import options
+from ddib_fed.cli import completing, options
 from ddib_fed.cli.help import command
+from ddib_fed.cli.output import outcome
 from ddib_fed.terminal import say
 
 
 @command(epilog="\b\nExample:\n  ddib model install trained/model --config node.toml")
 @options.CONFIG
+@options.OUTCOME
 @click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 def install(*, config_path: Path, bundle: Path) -> None:
     """Verify a bundle and copy it to a node's models; `ddib model activate` lets the node serve it."""
@@ -22,11 +24,13 @@ def install(*, config_path: Path, bundle: Path) -> None:
     digest = library.install(NodeConfig.load(config_path), bundle)
     say(f"installed {digest}")
     say(f"next: ddib model activate {digest[:12]} --config {config_path}")
+    outcome(installed=digest)
 
 
 @command(epilog="\b\nExample:\n  ddib model activate 3f5a9c --config node.toml")
 @options.CONFIG
-@click.argument("digest")
+@options.OUTCOME
+@click.argument("digest", shell_complete=completing.installed_models)
 def activate(*, config_path: Path, digest: str) -> None:
     """Let a node serve an installed model from now on, without a restart.
 
@@ -43,6 +47,7 @@ def activate(*, config_path: Path, digest: str) -> None:
 
 @command()
 @options.CONFIG
+@options.OUTCOME
 def rollback(*, config_path: Path) -> None:
     """Let a node serve the model again that was active before; as `ddib model activate`."""
     from ddib_fed.node.config import NodeConfig
@@ -60,6 +65,7 @@ def rollback(*, config_path: Path) -> None:
     metavar="DIR",
     help="Folder with ca.pem and ca.key, instead of the node's own; it may be on a machine without a network.",
 )
+@options.OUTCOME
 @click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 def sign(*, config_path: Path, folder: Path | None, bundle: Path) -> None:
     """Sign the files of a bundle with the institution's root; its digest stays.
@@ -77,10 +83,17 @@ def sign(*, config_path: Path, folder: Path | None, bundle: Path) -> None:
     say(
         f"signed {digest} for {statement.institution}, {len(statement.files)} files: {bundle / SIGNATURE_FILE}"
     )
+    outcome(
+        signed=digest,
+        institution=statement.institution,
+        files=len(statement.files),
+        signature=bundle / SIGNATURE_FILE,
+    )
 
 
 @command()
 @options.CONFIG
+@options.OUTCOME
 @click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 def verify(*, config_path: Path, bundle: Path) -> None:
     """Verify that a bundle is whole, and that the institution's root has signed its files."""
@@ -89,7 +102,9 @@ def verify(*, config_path: Path, bundle: Path) -> None:
     from ddib_fed.node.model.library import check_signed
 
     statement = check_signed(NodeConfig.load(config_path), bundle)
-    say(f"{load_bundle(bundle).digest} was signed by {statement.institution} at {statement.signed_at}")
+    digest = load_bundle(bundle).digest
+    say(f"{digest} was signed by {statement.institution} at {statement.signed_at}")
+    outcome(verified=digest, institution=statement.institution, signed_at=statement.signed_at)
 
 
 def _switch(config_path: Path, digest: str) -> None:
@@ -106,6 +121,8 @@ def _switch(config_path: Path, digest: str) -> None:
     except UnavailableError:
         before = choose(config, digest).previous
         say(f"active from the next start: {digest[:12]}, before {before[:12] or 'none'}")
+        outcome(active=digest, before=before or None, from_next_start=True)
         return
     before = client.activate(digest)
     say(f"active {digest[:12]}, before {before[:12]}; what began with that one is finished on it")
+    outcome(active=digest, before=before or None, from_next_start=False)

@@ -22,15 +22,12 @@ from ddib_fed.cli.models.training.gate import gate, said
 from ddib_fed.cli.models.training.train import train
 from ddib_fed.cli.models.training.tune import figures, tune
 from ddib_fed.cli.options import with_options
-from ddib_fed.cli.output import lines
+from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import AlreadyExists
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.dp import DifferentialPrivacy
-
-MODEL_METAVAR = "MODEL"
-MODEL_HELP = "A domain's name, or the paper's index (0 to 5), for a shipped model; or a bundle's folder."
 
 
 @group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,7 +58,7 @@ def presets(*, output_format: str) -> None:
 
 
 @model.command()
-@click.argument("which", metavar=MODEL_METAVAR)
+@options.MODEL
 @options.OUT_RESULTS
 @click.option(
     "--n", "count", type=click.IntRange(1), help="Number of samples; default: 10,000 points or 64 pictures."
@@ -76,6 +73,7 @@ def presets(*, output_format: str) -> None:
 @with_options(SAMPLING)
 @THREADS
 @options.FORCE
+@options.OUTCOME
 def sample(
     *,
     which: str,
@@ -101,6 +99,7 @@ def sample(
     settings = take_settings(given, [bundle.manifest])
     if bundle.manifest.sample_kind == "picture":
         pictures.sample(bundle, out, count or 64, seed, settings, threads=threads, **given)
+        outcome(out=out, samples=count or 64, digest=bundle.digest)
         return
     clip = bool(given.pop("clip"))
     given.pop("compat")
@@ -118,6 +117,7 @@ def sample(
         )
     cloud = report["target_cloud"]
     lines({"points": str(out / "samples.npy"), **({"sliced-W2": _distance(cloud)} if cloud else {})})
+    outcome(out=out, samples=count or 10_000, digest=bundle.digest, target_cloud=cloud or None)
 
 
 def _distance(cloud: dict[str, float]) -> str:
@@ -128,7 +128,7 @@ model.add_command(import_)
 
 
 @model.command()
-@click.argument("which", metavar=MODEL_METAVAR)
+@options.MODEL
 @click.option(
     "--out",
     required=True,
@@ -137,6 +137,7 @@ model.add_command(import_)
     help="The checkpoint; the public scripts look for models/synthetic/log2D0/model000000.pt and the like.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
+@options.OUTCOME
 def export(*, which: str, out: Path, force: bool) -> None:
     """Write a model of the public DDIB code's 2-D network as that code's checkpoint, and print its flags.
 
@@ -151,7 +152,9 @@ def export(*, which: str, out: Path, force: bool) -> None:
     content, flags = public_checkpoint(bundle)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, content)
+    norm = bundle.manifest.normalisation
     lines({"checkpoint": str(out), "flags": flags, "units": _units(bundle)})
+    outcome(checkpoint=out, flags=flags, digest=bundle.digest, mean=norm.mean, std=norm.std)
 
 
 def _units(bundle: Bundle) -> str:
@@ -162,7 +165,7 @@ def _units(bundle: Bundle) -> str:
 
 
 @model.command()
-@click.argument("which", metavar=MODEL_METAVAR)
+@options.MODEL
 @options.FORMAT
 def show(*, which: str, output_format: str) -> None:
     """Verify a model and print its manifest.

@@ -51,6 +51,7 @@ def classifier() -> None:
 @with_options(training_options(_NAMES, ClassifierTrainConfig))
 @training.RESUME
 @training.FORCE
+@options.OUTCOME
 @click.pass_context
 def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **settings: Any) -> None:
     """Train a classifier of noisy pictures on a folder with classes, and write its bundle.

@@ -16,8 +16,9 @@ from ddib_fed.cli.help import command
 from ddib_fed.cli.models.picture_options import CALIBRATION, THREADS
 from ddib_fed.cli.models.pictures import read_given
 from ddib_fed.cli.models.training.options import duration, training_options
+from ddib_fed.cli.models.training.train import trained
 from ddib_fed.cli.options import with_options
-from ddib_fed.cli.output import lines
+from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 from ddib_fed.training.settings.config import PictureTrainConfig
@@ -73,6 +74,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @THREADS
 @options.OUT_RESULTS
 @options.FORCE
+@options.OUTCOME
 def try_(
     *,
     a: Path,
@@ -96,6 +98,7 @@ def try_(
     trainB is accepted instead of two. After `ddib calibrate --local DIR/a DIR/b`, the same command with --calibration
     translates again, under the calibration.
     """
+    from ddib_fed.models.bundle import load_bundle
     from ddib_fed.runs.rehearsal import Rehearsal, rehearse, sides_of
 
     if time_s is not None and steps is not None:
@@ -115,6 +118,7 @@ def try_(
             "page": str(page),
         }
     )
+    outcome(page=page, models=[trained(load_bundle(out / side), out / side) for side in ("a", "b")])
 
 
 def _config(fields: dict[str, Any], *, soften: float) -> PictureTrainConfig:
