@@ -174,7 +174,8 @@ class ScriptedSource(rpc.TranslationServiceServicer):
         header = job.header
         view = pb.Job(job_id=job_id, request_id=header.request_id, state=job.state, solver=header.solver,
                       target_institution=header.target_institution, target_domain=header.target_domain,
-                      cycle=header.cycle, keep_latent=header.keep_latent, created=1e9)  # fmt: skip
+                      cycle=header.cycle, keep_latent=header.keep_latent, created=1e9, item_count=len(job.inputs),
+                      items_done=len(job.inputs))  # fmt: skip
         for index, data in enumerate(job.inputs):
             item = view.items.add(index=index, size_bytes=len(data), sha256=hashlib.sha256(data).digest())
             item.state = pb.ITEM_STATE_DELIVERED if index in job.delivered else pb.ITEM_STATE_DECODED

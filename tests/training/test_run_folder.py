@@ -28,9 +28,9 @@ def test_a_finished_model_is_replaced_only_when_told(place):
     (place.run / "run.json").unlink()
     with pytest.raises(AlreadyExists, match="finished"):
         place.found(PointTrainConfig, resume=True, force=False)
-    assert place.finished("anything")
+    assert place.finished(["anything"])
     place.found(PointTrainConfig, resume=False, force=True)
-    assert not place.finished("anything")
+    assert not place.finished(["anything"])
 
 
 def test_settings_that_cannot_be_read_say_what_to_do(place):

@@ -173,6 +173,7 @@ def show(*, which: str, output_format: str) -> None:
     MODEL is a domain's name or index for a shipped model, or a bundle's folder.
     """
     from ddib_fed.cli.output import print_json
+    from ddib_fed.metrics.sample_verdict import SampleVerdict
 
     bundle = open_model(which)
     manifest = bundle.manifest.model_dump(mode="json")
@@ -185,6 +186,7 @@ def show(*, which: str, output_format: str) -> None:
     training = manifest.pop("training")
     manifest.pop("distilled")
     distilled = bundle.manifest.distilled
+    verdict = SampleVerdict.of_figures(bundle.manifest.training.figures)
     if bundle.manifest.differential_privacy is not None:
         manifest["differential_privacy"] = protection(bundle.manifest.differential_privacy)
     flat = {key: _text(value) for key, value in manifest.items() if value not in (None, "", [])}
@@ -200,6 +202,7 @@ def show(*, which: str, output_format: str) -> None:
                 if bundle.tuned is None
                 else {"steps": bundle.tuned.digest(), **dict(figures(bundle.tuned))}
             ),
+            **({} if verdict is None else {"samples": verdict.sentence(bundle.manifest.training.steps)}),
             "gate": "fixed bounds alone" if bundle.allowances is None else said(bundle.allowances),
             **(
                 {}
