@@ -66,10 +66,11 @@ class Command(click.Command):
                 with formatter.section(title):
                     formatter.write_dl([(_written(first), text) for first, text in records])
             else:
-                folded.append((title, "  ".join(option.opts[0] for option in options)))
+                folded.append((title, [option.opts[0] for option in options]))
         if folded:
+            room = formatter.width - max(len(title) for title, _ in folded) - 6
             with formatter.section("More options, which --help-all explains"):
-                formatter.write_dl(folded)
+                formatter.write_dl([(title, _packed(names, room)) for title, names in folded])
 
 
 class Group(click.Group):
@@ -105,6 +106,15 @@ def by_subject(options: Iterable[click.Option]) -> dict[str, list[click.Option]]
         title = next((title for title, names in SUBJECTS.items() if option.name in names), EVERYDAY)
         found[title].append(option)
     return {title: members for title, members in found.items() if members}
+
+
+def _packed(names: Iterable[str], room: int) -> str:
+    """Names in lines of at most `room` columns, as click leaves them: it would break a name at its hyphens."""
+    lines = [""]
+    for name in names:
+        longer = f"{lines[-1]}  {name}" if lines[-1] else name
+        lines[-1:] = [longer] if len(longer) <= room else [lines[-1], name]
+    return "\b\n" + "\n".join(lines)
 
 
 def _written(option: str) -> str:

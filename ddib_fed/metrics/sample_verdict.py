@@ -5,12 +5,12 @@
     texture    the distance of n training pictures whose Fourier phases were replaced by those of noise: they keep the
                domain's mean, spectrum and colours, and none of its structure
 
-The rule. Where the texture is no farther than the floor, nothing can be said: there are too few pictures, or the domain
-is a texture. Otherwise samples within the floor are of the domain: of training pictures one set in twenty is as far.
-Beyond it, the share of texture is sqrt(distance / texture): a squared mean discrepancy grows with the square of the
-share of foreign pictures, so a set of which a part w is texture and the rest real has w^2 of the texture's distance.
-From a half on samples are not of the domain yet; in between they are near. Both bounds come from the domain's own
-pictures; the half is a convention.
+The rule. A squared mean discrepancy grows with the square of the share of foreign pictures: a set of which a part w is
+texture and the rest real has w^2 of the texture's distance, so sqrt(distance / texture) reads as a share of texture.
+Samples within the floor are of the domain: of training pictures one set in twenty is as far. From a share of a half on
+they are not of the domain yet; in between they are near. Where the floor itself is at a half, nothing can be said:
+there are too few pictures, or the domain is a texture. Both distances come from the domain's own pictures; the half is
+a convention.
 
 A network of ours starts as the Gaussian of its pictures' spectrum, so before it has learned anything its samples are
 just such a texture. Pictures that a model repeats are not seen here (`Nearness` looks for them).
@@ -87,7 +87,7 @@ class SampleVerdict:
     @property
     def level(self) -> Level:
         """By the module's rule."""
-        if self.texture <= max(self.floor, 0.0):
+        if self.texture <= max(self.floor, 0.0) / HALF**2:
             return "unclear"
         if self.distance <= self.floor:
             return "of the domain"
@@ -99,7 +99,7 @@ class SampleVerdict:
             "of the domain": "samples cannot be told from held-out pictures",
             "near": f"samples are near your domain, but can be told from it: as if {self.share:.0%} were texture",
             "not yet": "samples are not of your domain yet",
-            "unclear": "samples cannot be judged: textures of the domain's spectrum are as near as its pictures",
+            "unclear": "samples cannot be judged: textures of the domain's spectrum are about as near as its pictures",
         }
         return (
             f"{steps:,} steps: {told[self.level]} (distance {self.distance:.3g}; real pictures reach {self.floor:.3g}, "

