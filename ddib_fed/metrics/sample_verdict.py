@@ -1,6 +1,7 @@
 """Whether a model's samples are of its domain: their distance from held-out pictures, beside two of real ones.
 
-    distance   kernel distance (`features.kernel_distance`, on all 152 numbers) of n samples from the held-out pictures
+    distance   kernel distance (`features.kernel_distance`) of n samples from the held-out pictures, on all 152 numbers, each
+               cut off at 4 deviations of the held-out pictures: a number that hardly moves over them would be all of it
     floor      the 95 % quantile of the same distance of n training pictures, over random choices of them
     texture    the distance of n training pictures whose Fourier phases were replaced by those of noise: they keep the
                domain's mean, spectrum and colours, and none of its structure
@@ -37,6 +38,7 @@ MOST_HELD_OUT, MOST_TRAIN = 192, 256
 CHOICES = 200
 QUANTILE = 0.95
 HALF = 0.5
+CUT = 4.0
 SEED = 20260817
 Level = Literal["of the domain", "near", "not yet", "unclear"]
 
@@ -132,10 +134,10 @@ def judge_samples(
     pool, real = train[kept], held_out[:: -(-len(held_out) // MOST_HELD_OUT)]
     chances = None if weights is None else weights[kept] / weights[kept].sum()
     count = min(len(samples), len(pool) // 2)
-    reference, others = features(real).joined, features(pool).joined
-    texture = features(textures(pool[:count], rng)).joined
+    seen = [features(each).joined for each in (real, pool, textures(pool[:count], rng), samples[:count])]
+    reference, others, texture, drawn = (_cut(each, seen[0]) for each in seen)
     return SampleVerdict(
-        distance=kernel_distance(features(samples[:count]).joined, reference),
+        distance=kernel_distance(drawn, reference),
         floor=_floor(others, reference, count, chances, rng),
         texture=kernel_distance(texture, reference),
         samples=count,
@@ -151,6 +153,12 @@ def textures(pictures: Pictures, rng: np.random.Generator) -> Pictures:
     spectrum = np.fft.rfft2(pictures.astype(np.float64))
     made = np.fft.irfft2(spectrum * phases, s=pictures.shape[2:])
     return np.clip(made, -1.0, 1.0).astype(np.float32)
+
+
+def _cut(rows: Matrix, reference: Matrix) -> Matrix:
+    """Features (N, 152) within `CUT` deviations of the reference's."""
+    centre, room = reference.mean(axis=0), CUT * reference.std(axis=0)
+    return np.clip(rows, centre - room, centre + room)
 
 
 def _floor(
