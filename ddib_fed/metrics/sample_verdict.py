@@ -1,7 +1,7 @@
 """Whether a model's samples are of its domain: their distance from held-out pictures, beside two of real ones.
 
-    distance   kernel distance (`features.kernel_distance`) of n samples from the held-out pictures, on all 152 numbers, each
-               cut off at 4 deviations of the held-out pictures: a number that hardly moves over them would be all of it
+    distance   kernel distance (`features.kernel_distance`) of n samples from the held-out pictures, on all 152 numbers,
+               each cut off at 4 deviations of the held-out pictures: else one that hardly moves over them is all of it
     floor      the 95 % quantile of the same distance of n training pictures, over random choices of them
     texture    the distance of n training pictures whose Fourier phases were replaced by those of noise: they keep the
                domain's mean, spectrum and colours, and none of its structure
