@@ -5,9 +5,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= ddib-demo
-# Test processes: one per core, at most four (each takes about 1.5 GB with the nodes it starts); `WORKERS=0` runs in one.
+# Test processes: one more than cores, because many tests wait for nodes; at most four (each takes about 1.5 GB with the nodes it starts); `WORKERS=0` runs in one.
 # Each computes with one thread, because the processes already fill the cores.
-WORKERS ?= auto
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 # Executions of each parser in `make fuzz`.
 RUNS ?= 1000000
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal

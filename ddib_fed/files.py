@@ -274,7 +274,7 @@ def read_small(path: Path, *, hint: str = "", pipe: bool = False) -> bytes:
     return _read(path, hint, pipe=pipe)
 
 
-def read_private(path: Path, *, hint: str = "") -> bytes:
+def read_private(path: Path, *, hint: str = "", max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
     """The content of a secret file, if only its owner can read or replace it.
 
     The file that is read counts, also if `path` is a link to it: it must belong to this user or to root, its
@@ -282,13 +282,13 @@ def read_private(path: Path, *, hint: str = "") -> bytes:
 
     Raises:
         FileMissing: There is no such file.
-        InputError: It is larger than `MAX_SMALL_FILE_BYTES`, or cannot be read.
+        InputError: It is larger than `max_bytes`, or cannot be read.
         ConfigError: Others could have read or written it; the hint is the command that fixes it.
     """
     for folder in dict.fromkeys((path.parent, path.resolve().parent)):
         if folder.is_dir():
             refuse_open_folder(folder)
-    return _read(path, hint, private=True)
+    return _read(path, hint, private=True, max_bytes=max_bytes)
 
 
 def refuse_open_folder(folder: Path) -> None:
@@ -335,22 +335,29 @@ def _check_owner(path: Path, found: os.stat_result) -> None:
         )
 
 
-def _read(path: Path, hint: str, *, private: bool = False, pipe: bool = False) -> bytes:
+def _read(
+    path: Path,
+    hint: str,
+    *,
+    private: bool = False,
+    pipe: bool = False,
+    max_bytes: int = MAX_SMALL_FILE_BYTES,
+) -> bytes:
     try:
         with open(path, "rb", opener=None if pipe else _open_without_waiting) as file:
             if not pipe and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InputError(f"{path} is no regular file", hint=hint or f"move {path} away")
             if private:
                 _check_private(file, path)
-            data = file.read(MAX_SMALL_FILE_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except FileNotFoundError as exc:
         what = f"{path} is a link that leads nowhere" if path.is_symlink() else f"there is no {path}"
         raise FileMissing(what, hint=hint) from exc
     except OSError as exc:
         look = f"namei -l {shlex.quote(str(path))} shows each folder of the path and who may read there"
         raise InputError(f"{path} cannot be read: {exc.strerror}", hint=look) from exc
-    if len(data) > MAX_SMALL_FILE_BYTES:
-        raise InputError(f"{path} is larger than {MAX_SMALL_FILE_BYTES} bytes", hint=hint)
+    if len(data) > max_bytes:
+        raise InputError(f"{path} is larger than {max_bytes} bytes", hint=hint)
     return data
 
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+CONFIG_VARIABLE: Final = "DDIB_CONFIG"
+"""Of the environment: the node.toml of operators' commands that get no --config."""
 MAX_DOMAIN: Final = 64
 OLDER_MAX_DOMAIN: Final = 100
 """Of bundles that were made before there was one grammar; they are read, and served under a shorter name."""

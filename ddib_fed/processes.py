@@ -1,4 +1,4 @@
-"""Detects whether this process is one of several started together (torchrun, MPI), from the environment.
+"""Detects whether this process is one of several started together (torchrun, MPI, Slurm), from the environment.
 
 What does not share its work among processes refuses several of them before it writes anything. Otherwise
 each would do all of it, and all would write the same files.
@@ -16,8 +16,17 @@ from typing import Final
 from ddib_fed.errors import UsageError
 
 TORCHRUN = "WORLD_SIZE"
-STARTERS = {TORCHRUN: "torchrun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
-"""Where each starter says how many processes there are; torchrun's word counts where there are several."""
+STARTERS = {
+    TORCHRUN: "torchrun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpiexec",
+    "MV2_COMM_WORLD_SIZE": "mpirun_rsh",
+    "SLURM_STEP_NUM_TASKS": "srun",
+}
+"""Where each starter says how many processes there are; torchrun's word counts where there are several.
+
+An allocation of Slurm may have more tasks than the step that this process belongs to: the step's count is meant.
+"""
 PR_SET_PDEATHSIG: Final = 1
 
 

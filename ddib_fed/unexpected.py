@@ -12,7 +12,9 @@ from ddib_fed.errors import ConfigError, DdibError, DiskFull, ExtraMissing, Inpu
 from ddib_fed.files import is_disk_full
 from ddib_fed.terminal import say
 
-NODE_EXTRA = frozenset({"torch", "safetensors", "matplotlib", "PIL", "prometheus_client", "grpc_health"})
+NODE_EXTRA = frozenset(
+    {"torch", "safetensors", "matplotlib", "PIL", "prometheus_client", "grpc_health", "spake2"}
+)
 
 
 def debugging() -> bool:

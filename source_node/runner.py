@@ -37,7 +37,9 @@ from ddib_fed.files import is_disk_full
 from ddib_fed.node.role import NodeContext
 from ddib_fed.server.slots import within_share
 from ddib_fed.wire.jobs import ItemState, JobState
+from source_node.ends import log_end
 from source_node.jobs.events import EventHub
+from source_node.jobs.queries import Progress
 from source_node.jobs.queue import Due
 from source_node.jobs.records import PENDING_ITEMS, error_record, last_cause
 from source_node.jobs.store import Job, JobStore
@@ -360,19 +362,19 @@ class JobRunner:
 
     def _finish(self, job: Job, state: JobState, error: DdibError) -> None:
         self._pauses.end(job.job_id)
-        log.info("job %s %s: %s %s", job.job_id, state.lower(), error.reason, error.detail)
         self._store.finish(job.job_id, state, error_record(error))
-        self._announce(job, state, error.reason)
+        self._announce(job, state, error.reason, error.detail)
 
-    def _announce(self, job: Job, state: JobState, reason: str) -> None:
+    def _announce(self, job: Job, state: JobState, reason: str, detail: str = "") -> None:
         """Tell those who watch, whatever the audit log does: the job has ended, and nothing more will tell them."""
-        self._publish(job.job_id, state, reason=reason)
+        progress = self._publish(job.job_id, state, reason=reason)
+        log_end(job, state, progress, self._store.now(), reason, detail)
         try:
             self._node.audit.write("job_" + state.lower(), job=job.job_id, reason=reason)
         except OSError:
             log.exception("the end of job %s could not be written to the audit log", job.job_id)
 
-    def _publish(self, job_id: str, state: JobState, *, stage: str = "", reason: str = "") -> None:
+    def _publish(self, job_id: str, state: JobState, *, stage: str = "", reason: str = "") -> Progress:
         progress = self._store.progress(job_id)
         self._events.publish(
             job_id,
@@ -382,3 +384,4 @@ class JobRunner:
             items_done=progress.done,
             items=progress.items,
         )
+        return progress

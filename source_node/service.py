@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 
 from ddib_fed.errors import (
+    Cancelled,
     DdibError,
     ItemNotFound,
     MessageInvalid,
@@ -32,11 +33,13 @@ from ddib_fed.wire.mapping import to_message
 from ddib_fed.wire.streams.chunks import stream_file
 from source_node import messages
 from source_node.calibrations import active_terms
+from source_node.ends import log_end
 from source_node.jobs.copying import copy_jobs
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
 from source_node.jobs.queries import NOTHING_YET
 from source_node.jobs.store import Job, JobLimits, JobStore
+from source_node.late_lines import accepted_values, write_late_lines
 from source_node.peer.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, JobRunner
 from source_node.specs import caller_uri
@@ -99,13 +102,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         if not repeated:
             self._tell(job.job_id)
             self._runner.accepted(job)
-            self._node.audit.write(
-                "job_accepted",
-                job=job.job_id,
-                client=job.spec.owner,
-                target=job.spec.target_institution,
-                items=len(job.items),
-            )
+            self._node.audit.write("job_accepted", **accepted_values(job, len(job.items)))
         return translation_pb2.SubmitJobResponse(
             job_id=job.job_id, state=f"JOB_STATE_{job.state.name}", repeated_request=repeated
         )
@@ -143,11 +140,15 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self, request: translation_pb2.CancelJobRequest, context: grpc.ServicerContext
     ) -> translation_pb2.CancelJobResponse:
         """See translation.proto."""
+        before = self._store.head(request.job_id, caller_uri())
         state = self._store.cancel(request.job_id, caller_uri())
         self._node.audit.write("job_cancel", job=request.job_id, client=caller_uri())
         self._runner.cancel(request.job_id)
         if state == JobState.CANCELLED:
             self._events.publish(request.job_id, state=state)
+            if not before.state.ended:
+                progress = self._store.progress(request.job_id)
+                log_end(before, state, progress, self._store.now(), Cancelled.reason)
         return translation_pb2.CancelJobResponse(state=f"JOB_STATE_{state.name}")
 
     def FetchResults(
@@ -253,6 +254,7 @@ class SourceService:
     service_names = ("ddib_fed.v1.TranslationService",)
 
     def __init__(self, node: NodeContext) -> None:
+        self._node = node
         paths, limits = node.config.paths, node.config.limits
         self._store = JobStore(
             paths.jobs,
@@ -280,6 +282,10 @@ class SourceService:
 
     def start(self) -> None:
         """Take up what a stop or a kill left, and expire what nobody fetched."""
+        try:
+            write_late_lines(self._store, self._node.audit, self._node.config.paths.audit)
+        except OSError:
+            log.exception("the audit log was not compared with the jobs")
         self._runner.start()
         self._janitor.start()
 

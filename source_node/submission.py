@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ddib_fed.bridge.calibration.applied import leg_map
@@ -33,6 +33,8 @@ DESCRIBE_TIMEOUT_S = 3.0
 # Jobs that are being received at once: gRPC holds up to 25 MiB of each, however slowly it is read (docs/operating.md).
 MAX_UPLOADS = 24
 MAX_UPLOADS_PER_CLIENT = 16
+MAX_FACT = 200
+"""Characters of a fact (wire/limits/common.py)."""
 Requests = Iterator[translation_pb2.SubmitJobRequest]
 
 
@@ -76,18 +78,27 @@ class Submissions:
                 return self._commit(staging, self._charges(spec, samples) if charged else ())
 
     def _receive_items(self, requests: Requests, items: int, staging: Staging, pace: Pace) -> int:
-        """All items, checked; how many samples they have."""
+        """All items, checked; how many samples they have.
+
+        An item that cannot be used refuses the job once all have come, so that its owner learns of every one at once.
+        """
         received = samples = 0
+        refused: dict[int, DdibError] = {}
         for whole in assemble(requests, {"item": self._opener(items, staging, pace)}):
             pace.end()
             item = staging.keep(whole.header.media_type, whole.header.sha256)
-            samples += self._check_item(staging, item)
+            try:
+                samples += self._check_item(staging, item)
+            except InputError as error:
+                refused[item.index] = error
             received += 1
         if received != items:
             raise MessageInvalid(
                 f"{received} items came where {items} were announced",
                 facts={"announced": items, "received": received},
             )
+        if refused:
+            raise _first_of(refused)
         return samples
 
     def _commit(self, staging: Staging, charges: Sequence[Charge]) -> tuple[Job, bool]:
@@ -174,6 +185,19 @@ class Submissions:
             side = self._node.side()
             error.facts["model"] = f"{side.institution}/{side.domain}"
         return error
+
+
+def _first_of(refused: Mapping[int, DdibError]) -> DdibError:
+    """The first item's error, with the number and the reason of as many as a fact can hold."""
+    first = next(iter(refused.values()))
+    said = ""
+    for number, error in refused.items():
+        more = f"{said} {number}:{error.reason}".strip()
+        if len(more) > MAX_FACT:
+            break
+        said = more
+    first.facts["refused"] = said
+    return first
 
 
 def _job_header(requests: Iterator[translation_pb2.SubmitJobRequest]) -> translation_pb2.JobHeader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from ddib_fed.node.role import NodeContext
+from ddib_fed.server.log_format import fields
 from ddib_fed.trust.audit.receipts import RECEIPT, Exchanged, anchor_of
 from ddib_fed.v1 import common_pb2
 from ddib_fed.wire.anchor import Anchor, anchor_to_pb
@@ -37,6 +38,7 @@ class Receipt:
         """Decoded latents are in the log already: a receipt that cannot be written does not fail their call."""
         if not self.exchanged.received_items:
             return
+        self._log(exc_info[0])
         try:
             self._node.audit.write(
                 RECEIPT,
@@ -48,6 +50,24 @@ class Receipt:
             )
         except OSError:
             log.exception("the receipt of request %s could not be written", self._request_id)
+
+    def _log(self, failure: object) -> None:
+        """One line for the call: a job of the peer, or what was left of one."""
+        exchanged, peer = self.exchanged, self._peer.removeprefix("spiffe://").partition("/")[0]
+        log.info(
+            "request %s of %s %s: %d latents came, %d translations went",
+            self._request_id,
+            peer,
+            "ended" if failure is None else "broke off",
+            exchanged.received_items,
+            exchanged.sent_items,
+            extra=fields(
+                request=self._request_id,
+                peer=peer,
+                received=exchanged.received_items,
+                sent=exchanged.sent_items,
+            ),
+        )
 
     def received(self, size_bytes: int, anchor: Anchor | None) -> None:
         """A whole latent came, whatever becomes of it, with the end of the peer's log."""

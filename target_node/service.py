@@ -51,6 +51,7 @@ from ddib_fed.wire.version import (
 from target_node.agreed import AgreedContracts
 from target_node.calibration import CalibrationServicer
 from target_node.contract_calibration import check_calibration
+from target_node.outputs import OutputCheck, demanded_index
 from target_node.receipt import Receipt
 from target_node.requests import (
     Unanswered,
@@ -175,6 +176,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
                     latents_of(messages, contract, header.items, pace, receipt.received),
                     control_of(context),
                     self._on_item(header.request_id, settings, unanswered, receipt),
+                    on_decoded=OutputCheck(
+                        self._node, node.active_digest, self._audit, str(caller()), header.request_id
+                    ),
                     flow=header.request_id,
                     owner=peer,
                     weight=self._node.weight_of(peer),
@@ -192,10 +196,12 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         """The node with the model of the contract, which may have been the active one until a moment ago.
 
         Raises:
-            ContractUnknown: That model is no longer served.
+            ContractUnknown: That model is no longer served, or the policy lets it decode no more.
+            NotReady: The policy demands an index of training pictures, which is not loaded.
         """
         try:
             with self._node.serving(contract.target.model_sha256.hex()) as node:
+                demanded_index(self._node, node.active_digest)
                 yield node
         except ModelNotFound as error:
             raise ContractUnknown("the contract's model is no longer served", retry_after_s=0.1) from error

@@ -74,6 +74,7 @@ class DecodeStream:
         latents: The items that arrive, (number, latent); it may block and raise.
         control: Cancelled when the call ends.
         on_item: Called before an item is decoded (quota); may raise.
+        on_decoded: Called before anything of a decoded item is made ready to be sent; may raise.
         flow: Which request it is of, for the engine's fairness between requests of a peer.
         owner: The peer, for its fairness between peers.
         weight: Of the peer; see `Leg`.
@@ -87,6 +88,7 @@ class DecodeStream:
         control: Control,
         on_item: Callable[[int, Latent], None],
         *,
+        on_decoded: Callable[[Decoded], object] = lambda _: None,
         flow: str = "",
         owner: str = "",
         weight: float = 1.0,
@@ -96,6 +98,7 @@ class DecodeStream:
         self._latents = latents
         self._control = control
         self._on_item = on_item
+        self._on_decoded = on_decoded
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._slots = threading.Semaphore(READY)
         self._told = 0.0
@@ -161,6 +164,7 @@ class DecodeStream:
         try:
             if isinstance(outcome, Failed):
                 raise outcome.error
+            self._on_decoded(outcome)
             round_trip = self._approved(outcome.again) if outcome.again is not None else None
             file, media_type = self._file(outcome)
         except DdibError as error:

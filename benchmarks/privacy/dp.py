@@ -1,11 +1,12 @@
 """What differential privacy costs: moons learned from a file of points, without and with it, and the table of its page.
 
-    python -m benchmarks.privacy.dp            train (about an hour of one core), then write the table
-    python -m benchmarks.privacy.dp --report   only the table
+    python -m benchmarks.privacy.dp --short    train in the short form (some minutes of one core), then write the table
+    python -m benchmarks.privacy.dp            the long form (about an hour)
+    python -m benchmarks.privacy.dp --report   only the table: of the long form where it was run
 
-Every row learns from the same 20,000 points, 18,000 of them to train on, in 3,000 steps of 1,800 on average, with the
+Every row learns from the same 20,000 points, 18,000 of them to train on, with batches of 1,800 on average and the
 network of 64 hidden units and 2 blocks; the first is the ordinary training of that network. Distances are sliced W2 of
-10,000 drawn points to as many fresh ones; seeds are 0, 1 and 2. One thread.
+10,000 drawn points to as many fresh ones. One thread.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,8 +40,17 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUND = ROOT / "docs" / "benchmarks" / "privacy" / "dp.json"
 PAGE = ROOT / "docs" / "differential-privacy.md"
 DOMAIN, POINTS, DRAWN = "moons", 20_000, 10_000
-STEPS, BATCH, DELTA = 3_000, 1_800, 1e-5
-SEEDS = (0, 1, 2)
+BATCH, DELTA = 1_800, 1e-5
+
+
+class Form(NamedTuple):
+    """Steps of each training, and the seeds of which each is a training of its own."""
+
+    steps: int
+    seeds: tuple[int, ...]
+
+
+FORMS = {"long": Form(3_000, (0, 1, 2)), "short": Form(1_000, (0,))}
 ROWS: dict[str, dict[str, Any]] = {
     "none": {"reference": 900},
     "none, plain targets": {"reference": 0},
@@ -55,33 +66,41 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--epsilon", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--seed", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--short", action="store_true", help="fewer steps and seeds")
     parser.add_argument("--report", action="store_true", help="train nothing")
     given = parser.parse_args()
     found: dict[str, Any] = json.loads(FOUND.read_text()) if FOUND.exists() else {}
+    form = "short" if given.short else "long"
     for name in () if given.report else given.epsilon:
-        for seed in given.seed:
-            found.setdefault(name, {})[str(seed)] = measured(ROWS[name], seed)
-            print(name, seed, found[name][str(seed)], flush=True)
+        for seed in FORMS[form].seeds:
+            run = measured(ROWS[name], FORMS[form].steps, seed)
+            found.setdefault(form, {}).setdefault(name, {})[str(seed)] = run
+            print(name, seed, run, flush=True)
             FOUND.parent.mkdir(parents=True, exist_ok=True)
             write_json(FOUND, found)
-    text = between(PAGE.read_text(encoding="utf-8"), "moons", "benchmarks/privacy/dp.py", table(found))
+    form = "long" if set(found.get("long", ())) == set(ROWS) else "short"
+    text = between(
+        PAGE.read_text(encoding="utf-8"), "moons", "benchmarks/privacy/dp.py", section(form, found[form])
+    )
     write_file(PAGE, text.encode())
     return 0
 
 
-def measured(settings: dict[str, Any], seed: int) -> dict[str, float]:
-    """Train once; how far what the model draws is from fresh points, and what it cost."""
+def measured(settings: dict[str, Any], steps: int, seed: int) -> dict[str, float]:
+    """Train once; how far the model's samples are from fresh points, and what it cost."""
+    stepped: list[float] = []
     private = {"dp_delta": DELTA, **settings} if "dp_epsilon" in settings else settings
     with tempfile.TemporaryDirectory() as place:
         data = Path(place) / "points.npy"
         np.save(data, draw(DOMAIN, POINTS, 7_000 + seed))
         config = PointTrainConfig(
-            data=data, steps=STEPS, batch=BATCH, levels=BATCH, width=64, blocks=2, seed=seed, samples=1_000,
-            checkpoint_every=STEPS, **{"reference": 0, **private},
+            data=data, steps=steps, batch=BATCH, levels=BATCH, width=64, blocks=2, seed=seed, samples=1_000,
+            checkpoint_every=steps, **{"reference": 0, **private},
         )  # fmt: skip
         started = time.process_time()
-        bundle = train(config, Path(place) / "model")
+        bundle = train(
+            config, Path(place) / "model", on_progress=lambda _: stepped.append(time.process_time())
+        )
     spent = bundle.manifest.differential_privacy
     return {
         "sliced_w2": metrics.sliced_w2(drawn(bundle), metrics.reference_points(DOMAIN, DRAWN)),
@@ -89,6 +108,7 @@ def measured(settings: dict[str, Any], seed: int) -> dict[str, float]:
         "held_out_loss": bundle.manifest.training.figures["held_out_loss"],
         "epsilon": 0.0 if spent is None else spent.epsilon,
         "noise_multiplier": 0.0 if spent is None else spent.noise_multiplier,
+        "step_ms": 1e3 * statistics.median(after - before for before, after in pairwise(stepped)),
         "cpu_seconds": time.process_time() - started,
     }
 
@@ -102,9 +122,20 @@ def drawn(bundle: Bundle) -> Any:
     return made.normalisation.undo(decode(noise, denoiser, schedule_from_config(made.schedule)).numpy())
 
 
+def section(form: str, found: dict[str, Any]) -> str:
+    """How it was measured, and the table."""
+    steps, seeds = FORMS[form]
+    if len(seeds) > 1:
+        said = f"Means over {len(seeds)} seeds ({form} form), with the range; {steps:,} steps."
+    else:
+        said = f"One seed ({form} form, so differences of a few per cent mean nothing); {steps:,} steps."
+    return f"{said}\n\n{table(found)}"
+
+
 def table(found: dict[str, Any]) -> str:
     """A row of each epsilon: means over the seeds, and the range of the distances."""
     rows = []
+    plain = statistics.mean(run["step_ms"] for run in found["none, plain targets"].values())
     for name in (name for name in ROWS if name in found):
         runs = list(found[name].values())
         distances = [run["sliced_w2"] for run in runs]
@@ -113,9 +144,11 @@ def table(found: dict[str, Any]) -> str:
             (
                 name,
                 f"{noise:.2f}" if noise else None,
-                f"{statistics.mean(distances):.4f} ({min(distances):.4f} to {max(distances):.4f})",
+                f"{statistics.mean(distances):.4f}" + _range(distances),
                 f"{statistics.mean(distances) / runs[0]['floor']:.1f}",
                 f"{statistics.mean(run['held_out_loss'] for run in runs):.3f}",
+                f"{(step := statistics.mean(run['step_ms'] for run in runs)):.1f}",
+                f"{step / plain:.1f}",
                 f"{statistics.mean(run['cpu_seconds'] for run in runs):.0f}",
             )
         )
@@ -125,9 +158,15 @@ def table(found: dict[str, Any]) -> str:
         "sliced W2 to fresh points",
         "over its floor",
         "held-out loss",
-        "CPU s",
+        "CPU ms a step",
+        "over plain targets",
+        "CPU s in all",
     )
     return markdown(columns, tuple(rows))
+
+
+def _range(values: list[float]) -> str:
+    return f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from ddib_fed.names import nearest
 
 FOLDED_FROM = 13
 """Options from which on a command's help is folded."""
+PARAGRAPHS = 3
+"""Of a description, in folded help."""
 WIDEST = 100
 """Columns of help, at most."""
 
@@ -34,7 +36,7 @@ SUBJECTS: Mapping[str, frozenset[str]] = {
         "Network": "width blocks schedule network preset variant",
         "Privacy": "dp_epsilon dp_delta dp_clip dp_draws dp_accountant",
         "Machine": "device devices threads precision dtype",
-        "Results": "thresholds uncertainty keep_latents doubtful_below samples soften_sigma reference",
+        "Results": "thresholds uncertainty keep_latents doubtful_below samples soften_sigma reference page",
     }.items()
 }
 EVERYDAY = "Options"
@@ -55,6 +57,16 @@ class Command(click.Command):
         params = super().get_params(ctx)
         return [*params[:-1], _HELP_ALL, params[-1]] if self.is_folded else params
 
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the command does: where help is folded its first paragraphs, and with `--help-all` all of them."""
+        text, shown = self.help, (self.help or "").split("\n\n")[:PARAGRAPHS]
+        if self.is_folded and not ctx.meta.get(_HELP_ALL_KEY):
+            self.help = "\n\n".join(shown)
+        try:
+            super().format_help_text(ctx, formatter)
+        finally:
+            self.help = text
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options: all of them under their subjects, or the everyday ones and the names of the others."""
         subjects = by_subject(param for param in self.get_params(ctx) if isinstance(param, click.Option))
@@ -69,7 +81,7 @@ class Command(click.Command):
                 folded.append((title, [option.opts[0] for option in options]))
         if folded:
             room = formatter.width - max(len(title) for title, _ in folded) - 6
-            with formatter.section("More options, which --help-all explains"):
+            with formatter.section("More, which --help-all explains"):
                 formatter.write_dl([(title, _packed(names, room)) for title, names in folded])
 
 

@@ -36,7 +36,8 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.demo.command:demo", "Two institutions on this machine translate there and back."
     ),
     "translate": Lazy(
-        "ddib_fed.cli.client.translate:translate", "Translate files to another institution's domain."
+        "ddib_fed.cli.client.translate:translate",
+        "Translate files and folders to another institution's domain.",
     ),
     "domains": Lazy(
         "ddib_fed.cli.client.domains:domains",
@@ -60,6 +61,10 @@ COMMANDS: Mapping[str, Lazy] = {
         "ddib_fed.cli.node.peer:peer",
         "Export this node's peer file; add, list, test, suspend, resume and remove peers.",
     ),
+    "pair": Lazy(
+        "ddib_fed.cli.node.pair:pair",
+        "Admit another institution's node, and be admitted there, with a code read out by telephone.",
+    ),
     "calibrate": Lazy(
         "ddib_fed.cli.calibrate.command:calibrate",
         "Agree with a peer on how two domains correspond; evaluate such a calibration.",
@@ -77,8 +82,8 @@ COMMANDS: Mapping[str, Lazy] = {
         "Drain the node: accept no more work, finish running work, and exit.",
     ),
     "audit": Lazy(
-        "ddib_fed.cli.node.audit:audit",
-        "Verify the chain of the node's audit log, and exchange its ends with peers.",
+        "ddib_fed.cli.node.audit.command:audit",
+        "Read, follow, export and verify the node's audit log; exchange its ends with peers.",
     ),
     "officer": Lazy("ddib_fed.cli.node.officer:officer", "Write the page that the security officer signs."),
     "backup": Lazy(
@@ -128,6 +133,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "init",
         "pki",
         "peer",
+        "pair",
         "calibrate",
         "status",
         "reload",
@@ -223,13 +229,11 @@ def cli() -> None:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code; what failed is written to stderr."""
-    # gRPC's C core otherwise writes of connections that come and go to stderr, between our own lines.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     _escape_warnings()
     try:
-        result = cli.main(
-            args=list(args) if args is not None else None, prog_name="ddib", standalone_mode=False
-        )
+        words = tuple(sys.argv[1:] if args is None else args)
+        # `obj` is for messages that name the command again (cli/typed.py).
+        result = cli.main(args=list(words), prog_name="ddib", standalone_mode=False, obj=words)
     except click.ClickException as error:
         relay(error.show)
         return error.exit_code

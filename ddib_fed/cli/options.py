@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from ddib_fed.cli import completing
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.latent_types import LATENT_TYPES
-from ddib_fed.names import check_domain
+from ddib_fed.names import CONFIG_VARIABLE, check_domain
 from ddib_fed.terminal import sentences_aside
 from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 from ddib_fed.wire.jobs import QUALITIES
@@ -83,7 +83,8 @@ PROFILE = click.option(
     "profile_path",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The client's profile; default: $DDIB_PROFILE, ./client.toml or ~/.config/ddib/client.toml.",
+    help="The client's profile; default: $DDIB_PROFILE, or the first of ./client.toml, ./client/client.toml and "
+    "~/.config/ddib/client.toml.",
 )
 
 
@@ -104,10 +105,10 @@ CONFIG = click.option(
     "--config",
     "config_path",
     type=click.Path(dir_okay=False, path_type=Path),
+    envvar=CONFIG_VARIABLE,
     default=Path("node.toml"),
-    show_default=True,
     metavar="FILE",
-    help="The node's configuration.",
+    help="The node's configuration; default: $DDIB_CONFIG, or ./node.toml.",
 )
 FORMAT = click.option(
     "--format",
@@ -146,6 +147,17 @@ OUT_RESULTS = click.option(
     help="Folder for the results; created if missing.",
 )
 FORCE = click.option("--force", is_flag=True, help="Overwrite existing results.")
+SKIP_BAD_FILES = click.option(
+    "--skip-bad",
+    is_flag=True,
+    help="Leave out files that cannot be read or that a node refuses, list them at the end and end with exit code 15.",
+)
+PAGE = click.option(
+    "--page/--no-page",
+    default=True,
+    show_default=True,
+    help="Write DIR/report.html and DIR/sheet.png when two or more pictures are translated.",
+)
 TARGET = click.option(
     "--to",
     "target",

@@ -141,6 +141,7 @@ class Client:
         model_size: bool = False,
         no_calibration: bool = False,
         latent_type: str = "",
+        while_busy: bool = True,
     ) -> Submitted:
         """Submit a job; returns once it is on the node's disk.
 
@@ -162,6 +163,7 @@ class Client:
             no_calibration: Leave out the calibration that is active for the target; needs protocol 1.3 at the node.
             latent_type: In what latents must cross between the nodes: "float32", "float16" or "bfloat16"; both policies
                 must list it. Empty for what the nodes prefer; else it needs protocol 1.4 at the node.
+            while_busy: Whether a node that refuses because a limit is reached is waited for, as long as `busy_s` says.
 
         Raises:
             ContractMismatch: The node is of an older release and does not support the request.
@@ -187,7 +189,7 @@ class Client:
             latent_type=latent_type,
         )
         try:
-            answer = self._connection.call(lambda stub: send_job(stub, header, items))
+            answer = self._connection.call(lambda stub: send_job(stub, header, items), while_busy=while_busy)
         except UnknownFields as error:
             raise too_old(self.hop, header) from error
         except DdibError as error:

@@ -206,10 +206,14 @@ class Connection:
                     channel.close()
             self._channel = self._retired = None
 
-    def patience(self) -> Patience:
-        """The patience for one call: long if the node was reached before, otherwise short."""
+    def patience(self, *, while_busy: bool = True) -> Patience:
+        """The patience for one call: long if the node was reached before, otherwise short.
+
+        Args:
+            while_busy: Whether a node that refuses because a limit is reached is waited for.
+        """
         limit = self._patience_s if self._reached else min(self._patience_s, FIRST_CONTACT_S)
-        return Patience(limit, self._busy_s, self._on_wait, self._aborted)
+        return Patience(limit, self._busy_s if while_busy else 0.0, self._on_wait, self._aborted)
 
     def reached(self) -> None:
         """Record that the node has answered."""
@@ -242,13 +246,17 @@ class Connection:
                 raise
             raise Cancelled("the connection was ended", hop=self.hop) from error
 
-    def call(self, attempt: Attempt[T]) -> T:
+    def call(self, attempt: Attempt[T], *, while_busy: bool = True) -> T:
         """Make an idempotent call, retrying until it succeeds or patience ends.
+
+        Args:
+            attempt: One try.
+            while_busy: As for `patience`.
 
         Raises:
             DdibError: The node's refusal, or it cannot be reached.
         """
-        patience = self.patience()
+        patience = self.patience(while_busy=while_busy)
         while True:
             try:
                 answer = self.invoke(attempt)

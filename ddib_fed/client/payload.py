@@ -6,6 +6,8 @@ File names stay here: an item is a number, a media type, a size and a digest.
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ ANSWER_S = 30.0
 SLOWEST_BYTES_PER_S = 128 * 1024
 """A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
 
-_SUFFIXES = {
+SUFFIXES = {
     ".npy": Media.NPY,
     ".png": Media.PNG,
     ".jpg": Media.JPEG,
@@ -102,10 +104,10 @@ def payload(origin: Path | bytes) -> Payload:
         return _checked(media, origin, origin)
     _require_file(origin)
     suffix = origin.suffix.lower()
-    if suffix not in _SUFFIXES:
-        kinds = ", ".join(sorted(_SUFFIXES))
+    if suffix not in SUFFIXES:
+        kinds = ", ".join(sorted(SUFFIXES))
         raise InputError(f"{origin} has no suffix that says what it is; known are {kinds}", hop="client")
-    return _checked(_SUFFIXES[suffix], origin, origin.read_bytes())
+    return _checked(SUFFIXES[suffix], origin, origin.read_bytes())
 
 
 def payloads(origins: Iterable[Path | bytes | Payload]) -> list[Payload]:
@@ -125,6 +127,8 @@ def payloads(origins: Iterable[Path | bytes | Payload]) -> list[Payload]:
 
 
 def _require_file(path: Path) -> None:
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise InputError(f"{path} cannot be read", hop="client", hint=f"ls -ld {shlex.quote(str(path))}")
     if path.is_dir():
         raise InputError(
             f"{path} is a folder, files are expected", hop="client", hint=f"{path}/*.png or {path}/*.npy"
@@ -145,10 +149,30 @@ def _checked(media: Media, origin: Path | bytes, data: bytes) -> Payload:
     return Payload(media, len(data), hashlib.sha256(data).digest(), origin)
 
 
+def refused_items(error: DdibError) -> dict[int, str]:
+    """Number and reason of each item for which a node refused a job; empty where it did not refuse one for an item.
+
+    A node of an earlier release names the first one alone.
+    """
+    found: dict[int, str] = {}
+    for word in error.facts.get("refused", "").split():
+        number, _, reason = word.partition(":")
+        if _is_number(number):
+            found[int(number)] = reason
+    first = error.facts.get("item", "")
+    if _is_number(first):
+        found.setdefault(int(first), error.reason)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
 def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     """The error with the file's name, if the node named the item, and with what does not fit."""
     number = error.facts.get("item", "")
-    if not (number.isascii() and number.isdecimal() and len(number) < 10 and int(number) < len(items)):
+    if not (_is_number(number) and int(number) < len(items)):
         return
     # Only for an error: it imports numpy, a third of what a client loads.
     from ddib_fed.samples.kinds import name_file

@@ -16,6 +16,8 @@ from ddib_fed.rpc.addresses import split_address
 from ddib_fed.toml_files import load_toml
 
 FILE_NAME = "client.toml"
+FOLDER = "client"
+"""Where `ddib init node` puts the first client, in the node's folder."""
 WRITES_ONE = "ddib init client --node-config node.toml --name alice --out client"
 
 
@@ -80,7 +82,7 @@ def candidates(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
     if named := environ.get("DDIB_PROFILE"):
         return (Path(named),)
     config = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return (Path(FILE_NAME), config / "ddib" / FILE_NAME)
+    return (Path(FILE_NAME), Path(FOLDER) / FILE_NAME, config / "ddib" / FILE_NAME)
 
 
 def find_profile(environ: Mapping[str, str] = os.environ) -> Path:

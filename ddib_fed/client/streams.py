@@ -14,7 +14,7 @@ from ddib_fed.client.views import JobView, Result, event_view, job_view
 from ddib_fed.errors import ChunkCorrupt, DdibError, MessageInvalid, PeerUnreachable
 from ddib_fed.rpc.error_details import status_of
 from ddib_fed.v1 import translation_pb2 as pb
-from ddib_fed.wire.jobs import Event
+from ddib_fed.wire.jobs import Event, ItemState
 
 CALL_S = 30.0
 """For a call with one answer."""
@@ -95,10 +95,14 @@ class JobStreams:
                 ready.append(event.item)
             if ready and (now := time.monotonic()) - fetched >= FETCH_EVERY_S:
                 fetched = now
-                given.update(ready)
-                # Asked for when first needed: a short job is over before, and has one round trip fewer.
-                job = job or get_job(self._connection, job_id)
-                yield from self.fetch(job, ready)
+                if job is None:
+                    # Asked for when first needed: a short job is over before, and has one round trip fewer.
+                    job = get_job(self._connection, job_id)
+                    # The events of a job that was watched before come again, and so do its delivered items.
+                    given.update(i.index for i in job.items if i.state is ItemState.DELIVERED)
+                due = [item for item in ready if item not in given]
+                given.update(due)
+                yield from self.fetch(job, due)
                 ready = []
         ended = get_job(self._connection, job_id)
         yield from self.fetch(ended, [item for item in ended.ready if item not in given])

@@ -20,6 +20,7 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     │   ├── PeerSuspended          PERMISSION_DENIED     an admitted peer that an operator suspended for now
     │   ├── PolicyDenied           PERMISSION_DENIED
     │   ├── LatentNotGaussian      PERMISSION_DENIED
+    │   ├── Memorised              PERMISSION_DENIED     a result that is nearly a training picture of the target's
     │   └── CalibrationRefused     PERMISSION_DENIED     CalibrationUnknown, -Expired, -Unsigned, -Altered, -Signer,
     │                                                    -KindDenied, -Foreign, -Units, -Invalid, -Ineffective
     ├── NotFoundError              NOT_FOUND             JobNotFound, ItemNotFound, DomainNotFound, PeerNotFound,
@@ -34,6 +35,7 @@ public `sentence`, the `reason`, and `facts` (short values that the peer sent it
     ├── Cancelled                  CANCELLED
     ├── DeadlineExceeded           DEADLINE_EXCEEDED
     ├── JobFailed                  (client)              a failed job, with its recorded reason
+    ├── FilesLeftOut               (client)              files that --skip-bad left out; the others are done
     ├── OutOfBounds                (client)              the demo's figures are out of bounds
     └── InternalError              INTERNAL              "internal error, incident ID"; our bugs
 """
@@ -102,6 +104,7 @@ from ddib_fed.errors.outcomes import (
     ChunkCorrupt,
     ContractMismatch,
     DeadlineExceeded,
+    FilesLeftOut,
     InternalError,
     JobFailed,
     OutOfBounds,
@@ -111,6 +114,7 @@ from ddib_fed.errors.outcomes import (
 )
 from ddib_fed.errors.refusals import (
     LatentNotGaussian,
+    Memorised,
     PeerSuspended,
     PeerUnknown,
     PolicyDenied,
@@ -154,6 +158,7 @@ __all__ = [
     "ExitCode",
     "ExtraMissing",
     "FileMissing",
+    "FilesLeftOut",
     "ImageTooLarge",
     "ImageUnreadable",
     "InputError",
@@ -164,6 +169,7 @@ __all__ = [
     "JobNotFound",
     "KindMismatch",
     "LatentNotGaussian",
+    "Memorised",
     "MemoryExhausted",
     "MessageInvalid",
     "ModelNotFound",

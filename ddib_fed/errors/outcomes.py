@@ -90,6 +90,15 @@ class JobFailed(DdibError):
     sentence = "the job failed"
 
 
+class FilesLeftOut(DdibError):
+    """Files that could not be translated and were left out, as asked; the others are translated."""
+
+    reason = "FILES_LEFT_OUT"
+    status = "FAILED_PRECONDITION"
+    exit_code = ExitCode.LEFT_OUT
+    sentence = "some files were left out"
+
+
 class OutOfBounds(DdibError):
     """A measured figure is not within its bound."""
 

@@ -26,6 +26,7 @@ class ExitCode(IntEnum):
     CANCELLED = 12
     OUT_OF_BOUNDS = 13
     PEER_FAULT = 14
+    LEFT_OUT = 15
 
 
 @dataclass(frozen=True, slots=True)

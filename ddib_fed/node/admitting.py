@@ -24,6 +24,18 @@ def peer_store(config: NodeConfig) -> PeerStore:
     return PeerStore(paths.peers, own_institution=config.node.institution, pki_folder=paths.pki)
 
 
+def own_peer(config: NodeConfig) -> Peer:
+    """This node, as others admit it.
+
+    Raises:
+        InputError: Another node would refuse it, or the node has no root yet.
+    """
+    node = config.node
+    identity = Identity(node.institution, "node", node.name)
+    own = Peer(node.institution, identity, node.address, peer_store(config).snapshot().own_roots)
+    return parse_peer(own.to_bytes(), f"what {config.path} says of this node")  # as the other side will
+
+
 def export_peer(config: NodeConfig, path: Path, *, force: bool = False) -> Peer:
     """Write the file that other institutions add; it holds no secret.
 
@@ -39,10 +51,7 @@ def export_peer(config: NodeConfig, path: Path, *, force: bool = False) -> Peer:
         AlreadyExists: There is a file, and `force` is false.
         InputError: It cannot be written, or another node would refuse it.
     """
-    node = config.node
-    identity = Identity(node.institution, "node", node.name)
-    own = Peer(node.institution, identity, node.address, peer_store(config).snapshot().own_roots)
-    parse_peer(own.to_bytes(), f"what {config.path} says of this node")  # as the other side will
+    own = own_peer(config)
     try:
         with path.open("wb" if force else "xb") as file:
             file.write(own.to_bytes())
@@ -83,14 +92,38 @@ def admit(
     other = parse_peer(
         read_small(file, hint="ddib peer export writes it, on the other side", pipe=True), str(file)
     )
-    if not unconstrained_root and not all(has_name_constraints(root) for root in other.roots):
+    if not unconstrained_root:
+        require_name_constraints(other)
+    if not fingerprints and peer_store(config).snapshot().peers.get(other.institution) != other:
+        fingerprints = _ask(other, f"ddib peer add {file} --config {config.path} --fingerprint SHA256:...")
+    admit_peer(config, other, fingerprints, replace=replace)
+    return other
+
+
+def require_name_constraints(other: Peer) -> None:
+    """Refuse a peer whose root may issue certificates of any name.
+
+    Raises:
+        PolicyDenied: It is so.
+    """
+    if not all(has_name_constraints(root) for root in other.roots):
         raise PolicyDenied(
             f"the root of {other.institution} has no name constraints",
             hint="this is so for a general CA; to accept it, add --unconstrained-root",
         )
+
+
+def admit_peer(
+    config: NodeConfig, other: Peer, fingerprints: Sequence[str], *, replace: bool = False
+) -> None:
+    """Admit a node whose fingerprints were compared; the audit log has it first.
+
+    Raises:
+        PolicyDenied: A fingerprint differs, or it is this institution.
+        AlreadyExists: The institution is admitted with other particulars, and `replace` is false.
+        ConfigError: The audit log cannot be written; nothing was admitted.
+    """
     store = peer_store(config)
-    if not fingerprints and store.snapshot().peers.get(other.institution) != other:
-        fingerprints = _ask(other, f"ddib peer add {file} --config {config.path} --fingerprint SHA256:...")
     replaced = other.institution in store.snapshot().peers
     store.add(
         other,
@@ -105,7 +138,6 @@ def admit(
             roots=list(other.fingerprints),
         ),
     )
-    return other
 
 
 def _ask(other: Peer, otherwise: str) -> tuple[str, ...]:

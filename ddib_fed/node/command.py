@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddib_fed.errors import ConfigError, DdibError, ExitCode
+from ddib_fed.errors import ConfigError, DdibError, ExitCode, UsageError
+from ddib_fed.names import CONFIG_VARIABLE
 from ddib_fed.node.config import NodeConfig, Role
 from ddib_fed.processes import require_alone
 from ddib_fed.server.log_format import JsonFormatter, TextFormatter
@@ -28,9 +29,10 @@ CONFIG = click.option(
     "--config",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
+    envvar=CONFIG_VARIABLE,
     default=Path("node.toml"),
-    show_default=True,
-    help="The node's configuration, as `ddib init node` writes it.",
+    metavar="FILE",
+    help="The node's configuration, as `ddib init node` writes it; default: $DDIB_CONFIG, or ./node.toml.",
 )
 FORMAT = click.option(
     "--format",
@@ -97,27 +99,57 @@ def _add_serve(group: click.Group, role: Role | None) -> None:
         metavar="FILE",
         help="Admit the node of this peer file first, as `ddib peer add` does; asks, unless it is admitted already.",
     )
-    def serve(path: Path, roles: tuple[Role, ...], peer_files: tuple[Path, ...]) -> None:
+    @click.option("--pair", is_flag=True, help="Pair first, as `ddib pair --listen` does.")
+    @click.option(
+        "--pair-with",
+        nargs=2,
+        metavar="HOST:PORT CODE",
+        help="Pair first, as `ddib pair HOST:PORT CODE` does.",
+    )
+    def serve(
+        path: Path,
+        roles: tuple[Role, ...],
+        peer_files: tuple[Path, ...],
+        pair: bool,
+        pair_with: tuple[str, str] | None,
+    ) -> None:
         """Serve until SIGTERM, which drains and exits 0; a second one stops at once."""
         require_alone("serving")
+        silence_grpc()
         config = _load(path, role)
         if roles:
             config = config.with_roles(roles)
-        for file in peer_files:
-            from ddib_fed.node.admitting import admit
-
-            say(f"admitted {admit(config, file).identity}", err=True)
         set_up_logging(config)
-        silence_grpc()
-        from ddib_fed.node.running import daemon  # imports grpc
-
         try:
+            _admit(config, peer_files, pair=pair, pair_with=pair_with)
+            from ddib_fed.node.running import daemon  # imports grpc
+
             sys.exit(daemon.serve(config))
+        except click.Abort:
+            raise
         except Exception as raised:
             error = explained(raised)
             if config.log.format == "text":
                 raise error from raised
             sys.exit(_logged(error, f"{config.command} check --config {path}"))
+
+
+def _admit(
+    config: NodeConfig, files: tuple[Path, ...], *, pair: bool, pair_with: tuple[str, str] | None
+) -> None:
+    """Admit the peers that the command names, before the node starts."""
+    if files:
+        from ddib_fed.node.admitting import admit
+
+        for file in files:
+            log.info("admitted %s", admit(config, file).identity)
+    if pair and pair_with:
+        raise UsageError("one side waits with --pair, the other comes with --pair-with")
+    if pair or pair_with:
+        from ddib_fed.node.pairing import pair_dialling, pair_listening
+
+        paired = pair_dialling(config, *pair_with) if pair_with else pair_listening(config)
+        log.info("admitted %s", paired.other.identity)
 
 
 def _add_check(group: click.Group, role: Role | None) -> None:

@@ -21,7 +21,7 @@ from pydantic import (
 
 from ddib_fed.bridge.calibration.record import Kind
 from ddib_fed.bridge.workers.limits import LOCAL, MOST_WORKERS
-from ddib_fed.names import check_domain, is_domain, is_institution, is_label, size_from
+from ddib_fed.names import CONFIG_VARIABLE, check_domain, is_domain, is_institution, is_label, size_from
 from ddib_fed.node.settings.paths import NodePaths, paths_of
 from ddib_fed.node.settings.train_table import TrainTable
 from ddib_fed.rpc.addresses import is_every_address, is_loopback, split_address
@@ -184,6 +184,9 @@ class PolicySection(Section):
     quotas: dict[str, Annotated[int, Field(ge=0)]] = {}
     # Of each peer in a day: samples, which bounds how much of the model its outputs show; 0 for no limit.
     samples_per_day: Annotated[int, Field(ge=0)] = 0
+    # Folder of `ddib privacy index`, relative to node.toml: a decoded picture that is nearly one of the model's
+    # training pictures is not given out. Empty to give out all.
+    memorised: Annotated[str, Field(max_length=4096, pattern=r"^[ -~]*$")] = ""
     # Of each own client in a day: as `evaluations_per_day`, of the legs that this node computes for it.
     client_evaluations_per_day: Annotated[int, Field(ge=0)] = 20_000_000_000
     # Shares of the engine by institution, beside 1 for every other: of a peer, and of each of the own clients.
@@ -324,7 +327,10 @@ class NodeConfig(Section):
             ConfigError: A key is unknown, missing, or its value cannot be used.
         """
         config = load_toml(
-            path, cls, hint="ddib init node --institution north.example --role source --domain moons"
+            path,
+            cls,
+            hint=f"--config FILE or {CONFIG_VARIABLE} names one that is elsewhere; "
+            "a new one: ddib init node --role source --model satellite",
         )
         place = path.resolve()
         config._folder, config._name = place.parent, place.name  # noqa: SLF001 - its own private attributes

@@ -18,12 +18,15 @@ import grpc
 
 from ddib_fed.bridge.calibration.record import units_digest
 from ddib_fed.bridge.serving import ServingParty
-from ddib_fed.bridge.softening import Softener, load_key
+from ddib_fed.bridge.softening import Softener
 from ddib_fed.errors import ConfigError, Draining, ModelNotFound, NotReady
+from ddib_fed.metrics.attacks.training_index import TrainingIndex
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.decoding_memory import DecodingMemory
+from ddib_fed.node.model.loaded import LoadedModel, load_model
 from ddib_fed.node.model.pictures import rule_of, terms_of, value_range_of
+from ddib_fed.node.model.training_index import find_index, open_index
 from ddib_fed.node.peer_problems import PeerProblems
 from ddib_fed.node.policy import policy_digest
 from ddib_fed.node.quota import Ledger
@@ -33,15 +36,6 @@ from ddib_fed.trust.calibrations.store import CalibrationStore
 from ddib_fed.trust.peers.store import PeerStore
 from ddib_fed.wire.contracts.contract import MAX_CLASS_NAMES, REFUSE, ContractSide, is_class_name
 from ddib_fed.wire.contracts.guidance import NO_GUIDANCE, GuidanceTerms
-
-
-@dataclass(slots=True)
-class _Loaded:
-    """A warm model, and how many pieces of work use it."""
-
-    engine: ServingParty
-    softener: Softener | None
-    users: int = 0
 
 
 @dataclass(slots=True)
@@ -62,7 +56,7 @@ class NodeContext:
     _engine: ServingParty | None = None
     _softener: Softener | None = None
     _draining: threading.Event = field(default_factory=threading.Event)
-    _warm: dict[str, _Loaded] = field(default_factory=dict)
+    _warm: dict[str, LoadedModel] = field(default_factory=dict)
     _warm_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -116,34 +110,64 @@ class NodeContext:
         """Make a warm model the active one; work on others goes on.
 
         Raises:
-            ConfigError: It is a picture model, and the softening key cannot be used.
+            ConfigError: As `prepare`.
         """
-        loaded = self._load(engine)
+        self.make_active(self.prepare(engine))
+
+    def prepare(self, engine: ServingParty) -> LoadedModel:
+        """What a warm model needs to become the active one; nothing changes for those who call.
+
+        Raises:
+            ConfigError: It is a picture model, and the softening key cannot be used; or the policy asks for an index of
+                its training pictures, and there is none that can be used.
+        """
+        return self._load(engine, open_index(self.config, engine.model.bundle))
+
+    def make_active(self, loaded: LoadedModel) -> None:
+        """Make a prepared model the active one; work on others goes on."""
         with self._warm_lock:
-            self._warm[engine.model.bundle.digest] = loaded
+            self._warm[loaded.engine.model.bundle.digest] = loaded
         self._softener = loaded.softener
-        self._engine = engine
+        self._engine = loaded.engine
 
     def keep_warm(self, engine: ServingParty) -> None:
         """Have a warm model for work that began with it.
 
+        Without an index of its training pictures, which the policy asks for, it decodes for nobody.
+
         Raises:
-            ConfigError: As `set_engine`.
+            ConfigError: It is a picture model, and the softening key cannot be used.
         """
-        loaded = self._load(engine)
+        loaded = self._load(engine, find_index(self.config, engine.model.bundle))
         with self._warm_lock:
             self._warm[engine.model.bundle.digest] = loaded
 
-    def _load(self, engine: ServingParty) -> _Loaded:
+    def _load(self, engine: ServingParty, index: TrainingIndex | None) -> LoadedModel:
         """The model as it lies among the warm ones, with those who use it already."""
-        digest, softener = engine.model.bundle.digest, None
         with self._warm_lock:
-            known = self._warm.get(digest)
-        if known is not None and known.engine is engine:
-            return known
-        if engine.model.bundle.manifest.sample_kind == "picture":
-            softener = Softener(load_key(self.config.paths.softening_key), digest)
-        return _Loaded(engine, softener)
+            known = self._warm.get(engine.model.bundle.digest)
+            if known is not None and known.engine is engine:
+                known.training_index = index
+                return known
+        return load_model(self.config, engine, index)
+
+    def training_index_of(self, digest: str) -> TrainingIndex | None:
+        """The index by which the training pictures of a warm model are recognised; None if it has none now."""
+        with self._warm_lock:
+            loaded = self._warm.get(digest)
+            return None if loaded is None else loaded.training_index
+
+    @property
+    def training_index(self) -> TrainingIndex | None:
+        """That of the active model; None also before it is loaded."""
+        return self.training_index_of(self.active_digest) if self.loaded else None
+
+    def set_training_indexes(self, indexes: Mapping[str, TrainingIndex | None]) -> None:
+        """Replace the indexes of warm models, by the models' digests; those of models that are gone are ignored."""
+        with self._warm_lock:
+            for digest, index in indexes.items():
+                if digest in self._warm:
+                    self._warm[digest].training_index = index
 
     def is_warm(self, digest: str) -> bool:
         """Whether a model is loaded."""

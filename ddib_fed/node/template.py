@@ -86,6 +86,7 @@ seed = 0
 # evaluations_per_day = 20000000000  # target: quota of each peer, network evaluations x points or x pixels; 0 for none
 # quotas = {{}}                   # target: the same for single peers, as {{ "south.example" = 1000000000000 }}
 # samples_per_day = 0           # target: quota of each peer in points or pictures, 0 for none
+# memorised = ""                # target: folder of `ddib privacy index`; near copies of training pictures stay here
 # client_evaluations_per_day = 20000000000  # source: quota of each client, as evaluations_per_day
 # weights = {{}}                  # shares of the engine, as {{ "south.example" = 2.0 }}; 1 for others and own clients
 

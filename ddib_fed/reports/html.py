@@ -1,15 +1,18 @@
 """Self-contained HTML pages: figures and pictures in one file that needs no network.
 
-The page embeds everything (pictures as data URIs, a style sheet, no script, a policy that lets
-it load nothing), and every text from outside is escaped: only this module makes `Html`, out of plain strings.
+The page embeds everything (pictures as data URIs, a style sheet, and at most the one script of `page_script`, by its
+digest; a policy lets it load nothing), and every text from outside is escaped: only this module makes `Html`, out of
+plain strings.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from ddib_fed.files import write_file
 from ddib_fed.terminal import escape
@@ -23,6 +26,8 @@ class Html(str):
 
 Cell = str | float | Html | None
 
+GENERATOR = "ddib-fed"
+"""What pages say made them, near their beginning."""
 # A page may load only its embedded pictures and styles.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
@@ -36,25 +41,45 @@ img { image-rendering: pixelated; display: inline-block; vertical-align: middle;
 .text th, .text td { text-align: left; vertical-align: top; overflow-wrap: anywhere; min-width: 5em }
 @media print { body { font-size: 11px; margin: 0 } h2 { margin-top: 1em; break-after: avoid }
   tr { break-inside: avoid } }
+.sort th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer }
+.sort th button::after { content: " \\2195" / ""; color: #b8b8c2 }
+.sort th[aria-sort=ascending] button::after { content: " \\2191" / ""; color: inherit }
+.sort th[aria-sort=descending] button::after { content: " \\2193" / ""; color: inherit }
+.sort td { vertical-align: middle; overflow-wrap: anywhere }
+.sort td button { border: 0; background: none; padding: 2px; cursor: zoom-in }
+dialog { max-width: 96vw; border: 1px solid #b8b8c2 } dialog img { width: min(30vw, 512px); margin: .3em }
+.verdict { font-size: 1.1em; font-weight: 600 } dt { font-weight: 600 } dd { margin: 0 0 .6em 1.2em; max-width: 46em }
 .doubt { color: #c81e3c; font-weight: 600 } figure { margin: 1em 0 } figcaption { color: #6c6c78; font-size: .9em }
 """
 
 
-def page(title: str, parts: Sequence[Html]) -> str:
-    """A complete page of parts made by this module's other functions."""
+def page(title: str, parts: Sequence[Html], *, script: str = "") -> str:
+    """A complete page of parts made by this module's other functions.
+
+    Args:
+        title: Of the page.
+        parts: Its body.
+        script: Source code that this package ships; nothing else can run in the page.
+    """
+    policy = _POLICY
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+        policy += f"; script-src 'sha256-{digest}'"
+    end = f"<script>{script}</script>" if script else ""
     return (
         "<!doctype html>\n"
         '<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{html.escape(_POLICY)}">'
+        f'<meta name="generator" content="{GENERATOR}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{_text(title)}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<body><h1>{_text(title)}</h1>\n" + "\n".join(parts) + f"\n{end}</body></html>\n"
     )
 
 
-def write_page(path: Path, title: str, parts: Sequence[Html]) -> None:
+def write_page(path: Path, title: str, parts: Sequence[Html], *, script: str = "") -> None:
     """Write a page; the file appears completely or not at all."""
-    write_file(path, page(title, parts).encode("utf-8", "replace"))
+    write_file(path, page(title, parts, script=script).encode("utf-8", "replace"))
 
 
 def heading(text: str) -> Html:
@@ -84,22 +109,51 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     return Html(table(columns, rows).replace("<table>", '<table class="text">', 1))
 
 
+def sortable(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Html:
+    """As `table`; the page's script lets columns without pictures be sorted."""
+    return Html(table(columns, rows).replace("<table>", '<table class="sort">', 1))
+
+
+def verdict(text: str) -> Html:
+    """The one sentence that the page is about."""
+    return Html(f'<p class="verdict">{_text(text)}</p>')
+
+
+def terms(meanings: Mapping[str, str]) -> Html:
+    """Words and what they mean."""
+    return Html(
+        "<dl>"
+        + "".join(f"<dt>{_text(word)}</dt><dd>{_text(text)}</dd>" for word, text in meanings.items())
+        + "</dl>"
+    )
+
+
+def link(path: str, text: str) -> Html:
+    """A link to a file beside the page, whose path is relative to it; one that leads elsewhere is text alone."""
+    if path.startswith("/") or ".." in path.split("/"):
+        return Html(_text(text))
+    return Html(f'<a href="./{quote(path, errors="surrogateescape")}">{_text(text)}</a>')
+
+
 def figures(values: Mapping[str, Cell]) -> Html:
     """Names and values below one another."""
     return table(("", ""), list(values.items()))
 
 
-def picture(png: bytes, *, text: str, width: int | None = None) -> Html:
-    """A PNG inside the page, at its own size or so many pixels wide.
+def picture(data: bytes, *, text: str, width: int | None = None, zoom: bool = False) -> Html:
+    """A PNG or JPEG inside the page, at its own size or so many pixels wide.
 
     Args:
-        png: The file.
+        data: The file.
         text: Alternative text.
         width: In pixels of the page; each pixel of the picture stays a square.
+        zoom: Whether the page's script enlarges it.
     """
     size = f' width="{width:d}"' if width is not None else ""
-    data = base64.b64encode(png).decode("ascii")
-    return Html(f'<img src="data:image/png;base64,{data}" alt="{_text(text)}"{size}>')
+    kind = "jpeg" if data.startswith(b"\xff\xd8") else "png"
+    more = ' class="zoom" loading="lazy" decoding="async"' if zoom else ""
+    encoded = base64.b64encode(data).decode("ascii")
+    return Html(f'<img src="data:image/{kind};base64,{encoded}" alt="{_text(text)}"{size}{more}>')
 
 
 def figure(png: bytes, caption: str) -> Html:

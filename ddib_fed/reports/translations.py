@@ -87,17 +87,19 @@ class Scale:
         for number, path in enumerate(paths):
             picture = read_picture(path)
             scale = scales[number] if scales else _RAW
-            low, high = self._numbers(picture, path, scale)
+            low, high = self.numbers(picture, path, scale)
             rule = PictureRule(picture.pixels.shape[2], self.height, self.width, "resize", low, high, 8)
             arrays.append(_original(picture, path, rule) if scale == _RAW else to_array(picture, rule)[0])
             tell(path, picture.pixels.shape[:2] == (self.height, self.width))
         channels = max(len(array) for array in arrays)
         return np.concatenate([to_channels(array[None], channels) for array in arrays])
 
-    def _numbers(
-        self, picture: Picture, path: Path, output_scale: tuple[float, float]
-    ) -> tuple[float, float]:
-        """Numbers in the file that become -1 and 1."""
+    def numbers(self, picture: Picture, path: Path, output_scale: tuple[float, float]) -> tuple[float, float]:
+        """Numbers in the file that become -1 and 1.
+
+        Raises:
+            UsageError: The file's type has no range of its own, and there is no span.
+        """
         if self.span is not None:
             slope, intercept = output_scale
             return (self.span[0] - intercept) / slope, (self.span[1] - intercept) / slope

@@ -72,7 +72,7 @@ def _host(host: str, text: str) -> str:
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host of this name."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or _address(host).is_loopback
     except ValueError:
         return False
 
@@ -80,6 +80,17 @@ def is_loopback(host: str) -> bool:
 def is_every_address(host: str) -> bool:
     """Whether it stands for all addresses of the machine: a server can bind it, a client cannot dial it."""
     try:
-        return ipaddress.ip_address(host).is_unspecified
+        return _address(host).is_unspecified
     except ValueError:
         return False
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address; the IPv4 one where it is written as IPv6 (::ffff:0.0.0.0).
+
+    Raises:
+        ValueError: It is a name.
+    """
+    address = ipaddress.ip_address(host)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

@@ -6,7 +6,7 @@ from ddib_fed.bridge.records.translation_record import PictureFigures, SolverUse
 from ddib_fed.v1 import common_pb2, translation_pb2
 from ddib_fed.wire.mapping import from_message, to_message
 
-_LOCAL = ("format", "input", "files", "doubtful", "doubts", "run")
+_LOCAL = ("format", "input", "files", "doubtful", "doubts", "asked_sha256", "run")
 """What the client adds to the record."""
 _TERMS = ("low", "high", "bits")
 
@@ -48,6 +48,8 @@ def provenance_record(pb: translation_pb2.Provenance) -> Translation:
             pb.solver, SolverUsed, depth=pb.solver.depth or 1.0, encoder=pb.solver.encoder or "ode"
         ),
         picture=_picture(pb.picture) if pb.HasField("picture") else None,
+        # A map has another order in each process; a record that is written again must be the same bytes.
+        seconds=dict(sorted(pb.seconds.items())),
     )
 
 

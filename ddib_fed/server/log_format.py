@@ -8,8 +8,17 @@ from __future__ import annotations
 import json
 import logging
 import time
+from typing import Final
 
 from ddib_fed.terminal import escape
+
+FIELDS: Final = "fields"
+"""Attribute of a record: values that a JSON line has beside the message, by name."""
+
+
+def fields(**values: str | float) -> dict[str, dict[str, str | float]]:
+    """For `extra` of a call of logging: what collectors search for, e.g. the job's id."""
+    return {FIELDS: values}
 
 
 class TextFormatter(logging.Formatter):
@@ -42,6 +51,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        for name, value in getattr(record, FIELDS, {}).items():
+            entry.setdefault(name, value)
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry)

@@ -85,6 +85,9 @@ def parse_certificates(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
         raise InputError(f"{what} has no readable certificate in PEM") from exc
 
 
+_ROOT_NAME: Final = "ddib-fed root "
+
+
 def new_authority(institution: str, *, now: datetime | None = None) -> Authority:
     """A root in memory; `create_institution` also writes it."""
     key, start = new_key(), now or datetime.now(UTC)
@@ -94,7 +97,7 @@ def new_authority(institution: str, *, now: datetime | None = None) -> Authority
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, institution[:64]),
-            x509.NameAttribute(NameOID.COMMON_NAME, f"ddib-fed root {ski.digest.hex()[:16]}"),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"{_ROOT_NAME}{ski.digest.hex()[:16]}"),
         ]
     )
     permitted = [x509.UniformResourceIdentifier(institution), x509.DNSName(institution)]
@@ -109,6 +112,13 @@ def new_authority(institution: str, *, now: datetime | None = None) -> Authority
         .sign(key, hashes.SHA256())
     )
     return Authority(institution, certificate, key)
+
+
+def is_root_of(name: x509.Name, institution: str) -> bool:
+    """Whether it is a name that `new_authority` gives the roots of an institution."""
+    organisations = [each.value for each in name.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
+    names = [str(each.value) for each in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    return organisations == [institution[:64]] and len(names) == 1 and names[0].startswith(_ROOT_NAME)
 
 
 def _builder(

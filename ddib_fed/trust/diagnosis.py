@@ -6,7 +6,6 @@ node asks here when a connection failed, so that all of them name the same cause
 
 from __future__ import annotations
 
-import errno
 import re
 import socket
 import ssl
@@ -19,14 +18,16 @@ from cryptography import x509
 
 from ddib_fed.errors import DdibError, PeerUnreachable
 from ddib_fed.rpc.addresses import split_address
-from ddib_fed.trust.certificates import CLOCK_SKEW
+from ddib_fed.trust.certificates import CLOCK_SKEW, is_root_of, parse_certificates
 from ddib_fed.trust.finding import CLOCK_HINT, Finding, host_and_port, moment, short, span
 from ddib_fed.trust.handshake import ClosedEarly, Handshake, client_context, presented_certificate
 from ddib_fed.trust.pki import Credentials, load_identity
+from ddib_fed.trust.unreached import no_connection
 
 TIMEOUT_S: Final = 5.0
 _GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _SETTINGS_FRAME: Final = 4
+_SECOND_LOOK_S: Final = 2.0
 _YOUNG: Final = timedelta(hours=2)
 """A certificate that began, or ends, within this time may be refused because of a clock."""
 # From OpenSSL's x509_vfy.h.
@@ -42,7 +43,9 @@ def explained(
     roots_pem: bytes | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> DdibError:
-    """The cause of a failed call in place of gRPC's word for it, where a connection fails now; else `error` itself.
+    """The cause of a failed call in place of gRPC's word for it, where a connection fails now.
+
+    Else `error` itself, which then says that a connection works.
 
     A node that answered with an error (which has an incident) needs no diagnosis.
     """
@@ -51,7 +54,11 @@ def explained(
     finding = diagnose(
         address, server_name=server_name, pki_folder=pki_folder, roots_pem=roots_pem, timeout_s=timeout_s
     )
-    return error if finding.ok else finding.as_error(error.hop)
+    if not finding.ok:
+        return finding.as_error(error.hop)
+    error.detail = f"{error.detail}; a connection to {address} works now"
+    error.args = (error.detail,)
+    return error
 
 
 def diagnose(
@@ -81,10 +88,10 @@ def diagnose(
     try:
         connection = socket.create_connection((host, port), timeout=timeout_s)
     except OSError as error:
-        return _no_connection(error, host, address, timeout_s)
-    attempt = _Attempt(address, (host, port), server_name, own, timeout_s)
+        return no_connection(error, host, address, timeout_s)
+    attempt = _Attempt(address, (host, port), server_name, own, roots_pem or own.roots_pem, timeout_s)
     with connection:
-        return attempt.over(connection, roots_pem or own.roots_pem, pki_folder)
+        return attempt.over(connection, pki_folder)
 
 
 def _own_validity(own: Credentials) -> Finding | None:
@@ -107,44 +114,6 @@ def _own_validity(own: Credentials) -> Finding | None:
     return None
 
 
-def _no_connection(error: OSError, host: str, address: str, timeout_s: float) -> Finding:
-    if isinstance(error, socket.gaierror):
-        if error.errno == socket.EAI_AGAIN:
-            return Finding(
-                "name-server",
-                f"the name {host} cannot be looked up: {error.strerror}",
-                f"getent hosts {host}; does this machine reach its name server?",
-            )
-        return Finding(
-            "name-not-found",
-            f"there is no host {host}",
-            f"getent hosts {host}; compare the address with its operator's",
-        )
-    if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
-        return Finding(
-            "timeout",
-            f"nothing answers at {address} within {timeout_s:.0f} s: a firewall drops connections, or it is off",
-            f"nc -vz {host_and_port(address)}; let the firewalls of both sides pass {address}",
-        )
-    if error.errno == errno.ECONNREFUSED:
-        return Finding(
-            "nothing-listens",
-            f"nothing listens at {address} ({error.strerror})",
-            f"is the node running there, and is the port right? nc -vz {host_and_port(address)}",
-        )
-    if error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}:
-        return Finding(
-            "no-route",
-            f"there is no way to {address} ({error.strerror})",
-            f"ip route get {host}; ask the network's operators",
-        )
-    return Finding(
-        "no-connection",
-        f"no connection to {address}: {error.strerror or error}",
-        f"nc -vz {host_and_port(address)}",
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     """One try to reach a node over TLS."""
@@ -153,6 +122,7 @@ class _Attempt:
     endpoint: tuple[str, int]
     server_name: str
     own: Credentials
+    roots_pem: bytes
     timeout_s: float
 
     @property
@@ -160,10 +130,10 @@ class _Attempt:
         """A command that shows the certificate of whatever answers."""
         return f"openssl s_client -connect {self.address} -servername {self.server_name} -alpn h2 </dev/null"
 
-    def over(self, connection: socket.socket, roots_pem: bytes, folder: Path) -> Finding:
+    def over(self, connection: socket.socket, folder: Path) -> Finding:
         """What is found over a connection."""
         try:
-            context = client_context(self.own, roots_pem, folder)
+            context = client_context(self.own, self.roots_pem, folder)
         except OSError as error:
             return Finding(
                 "own-certificate",
@@ -262,9 +232,10 @@ class _Attempt:
 
     def _other_root(self, error: ssl.SSLCertVerificationError, shown: x509.Certificate | None) -> Finding:
         """The certificate is not of a pinned root: whose is it?"""
+        if shown is not None and self._names_it(shown) and self._foreign(shown):
+            return self._inspected(shown)
         _, _, institution = self.server_name.partition(".")
-        uris, names = _names(shown)
-        issuer = short(shown.issuer.rfc4514_string()) if shown is not None else "an unknown issuer"
+        uris, _names_shown = _names(shown)
         if any(uri.startswith(f"spiffe://{institution}/") for uri in uris) or shown is None:
             return Finding(
                 "wrong-root",
@@ -273,18 +244,42 @@ class _Attempt:
                 f"{self.look} shows what answers: its root was replaced, or another server has its place. Ask its "
                 "operator for a new peer file (a client: a new profile) and compare the fingerprint by telephone",
             )
-        if not uris and (self.server_name in names or self.endpoint[0] in names):
-            return Finding(
-                "tls-inspection",
-                f"a certificate for {self.server_name} that {issuer} made, not the institution: TLS is opened between "
-                f"here and {self.address}",
-                f"{self.look} shows what answers; ask this network's operators to pass {self.address} uninspected. No "
-                "setting accepts another root",
-            )
+        issuer = short(shown.issuer.rfc4514_string())
         return Finding(
             "wrong-server",
             f"another server answers at {self.address}{_is_for(shown)}, issued by {issuer}",
             f"{self.look} shows what answers; compare address and port with its operator's",
+        )
+
+    def _names_it(self, shown: x509.Certificate) -> bool:
+        """Whether a certificate carries a name of the node: its DNS name, its host, or a URI of its institution."""
+        uris, names = _names(shown)
+        _, _, institution = self.server_name.partition(".")
+        ours = any(uri.startswith(f"spiffe://{institution}/") for uri in uris)
+        return ours or self.server_name in names or self.endpoint[0] in names
+
+    def _foreign(self, shown: x509.Certificate) -> bool:
+        """Whether an issuer made it that is neither pinned nor named as a root of the institution is."""
+        _, _, institution = self.server_name.partition(".")
+        pinned = parse_certificates(self.roots_pem, "the pinned roots")
+        return shown.issuer not in {root.subject for root in pinned} and not is_root_of(
+            shown.issuer, institution
+        )
+
+    def _inspected(self, shown: x509.Certificate) -> Finding:
+        issuer = short(shown.issuer.rfc4514_string())
+        uris, _names_shown = _names(shown)
+        moved = (
+            ", or the institution has another authority now, and its operator has a new peer file"
+            if uris
+            else ""
+        )
+        return Finding(
+            "tls-inspection",
+            f"a certificate for {self.server_name} that {issuer} made, not the institution: TLS is opened between "
+            f"here and {self.address}{moved}",
+            f"{self.look} shows what answers; ask this network's operators to pass {self.address} uninspected. No "
+            "setting accepts another root",
         )
 
     def _no_handshake(self, error: Exception, first: bytes) -> Finding:
@@ -293,10 +288,15 @@ class _Attempt:
             return Finding(
                 "plain-http",
                 f"a plain HTTP server or proxy answers at {self.address}, without TLS",
-                f"curl -v http://{self.address} shows what answers; compare the port with its operator's. No proxy "
-                "is used, whatever https_proxy says",
+                f"curl -v http://{self.address} shows what answers; compare the port with its operator's. The "
+                "address of a node is dialled directly, whatever https_proxy says",
             )
         if re.search(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL", text):
+            shown = presented_certificate(
+                self.endpoint, self.server_name, min(self.timeout_s, _SECOND_LOOK_S)
+            )
+            if shown is not None and self._names_it(shown) and self._foreign(shown):
+                return self._inspected(shown)
             return Finding(
                 "tls-version",
                 f"what answers at {self.address} does not speak TLS 1.3",

@@ -23,6 +23,7 @@ Cause = Literal[
     "timeout",
     "no-route",
     "no-connection",
+    "proxy",
     "silent",
     "closed",
     "plain-http",

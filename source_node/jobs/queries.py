@@ -137,6 +137,13 @@ class JobQueries:
         )
         return tuple(map(job_from_row, rows))
 
+    def since(self, moment: float) -> tuple[Job, ...]:
+        """Jobs that were accepted or have ended from a moment (Unix seconds) on, oldest first, without items."""
+        rows = self._db.read(
+            "SELECT * FROM jobs WHERE created >= ? OR finished >= ? ORDER BY number", (moment, moment)
+        )
+        return tuple(map(job_from_row, rows))
+
     def counts(self) -> Mapping[JobState, int]:
         """How many jobs are in each state."""
         rows = self._db.read("SELECT state, count(*) AS n FROM jobs GROUP BY state")

@@ -28,6 +28,7 @@ from ddib_fed.errors import (
     DdibError,
     InputError,
     LatentNotGaussian,
+    Memorised,
     MessageInvalid,
     PeerFault,
     PolicyDenied,
@@ -149,7 +150,7 @@ class RemoteParty:
         try:
             with call:
                 yield from self._answers(call, window, leg)
-        except (InputError, LatentNotGaussian, PeerFault) as error:
+        except (InputError, LatentNotGaussian, Memorised, PeerFault) as error:
             # A refusal of one item ends that item; what is wrong with the stream itself names none.
             number = error.facts.get("item", "")
             refused = window.answered(int(number)) if number.isdecimal() else None

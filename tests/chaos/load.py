@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ddib_fed.client.client import Client
@@ -103,7 +103,11 @@ class Feeder:
         """Ask once more for the request whose answer may have been lost: the node may have accepted it."""
         if self._unanswered is not None:
             with self._pair.client() as client:
-                assert self._submit(client, self._unanswered), self.refused
+                wait_until(
+                    lambda: self._unanswered is None or self._submit(client, self._unanswered),
+                    seconds=300.0,  # a node with a long queue refuses until there is room
+                    what="an answer to the last submission",
+                )
 
 
 def check_books(
@@ -165,6 +169,13 @@ def check_lines(pair: Pair, again: frozenset[str] = frozenset()) -> None:
     assert not [(act, job) for (act, job), count in acts.items() if count > 1 + (job in again)], acts
     assert not [key for key in acts if key[0] == "job_failed"]
     assert not [key for key, digests in latents.items() if len(digests) > 1]
+
+
+def check_told(node: Node, jobs: Iterable[str]) -> None:
+    """The audit log has a line for the acceptance and one for the end of each job, whatever was killed in between."""
+    there = Counter((line["act"], line.get("job")) for line in lines_of(node))
+    wanted = Counter({(act, job): 1 for job in jobs for act in ("job_accepted", "job_finished")})
+    assert wanted & there == wanted, wanted - there
 
 
 def lines_of(node: Node) -> list[dict[str, object]]:

@@ -22,6 +22,7 @@ from tests.chaos.load import (
     Feeder,
     check_books,
     check_disk,
+    check_told,
     gone,
     points,
     restart,
@@ -178,6 +179,7 @@ def test_random_kills_with_a_stub_engine(tmp_path: Path, amount, evidence) -> No
     try:
         took = killed_at_random(pair, feeder, kills, 0.6, seed=1)
         check_books(pair, feeder)
+        check_told(pair.north, feeder.accepted.values())
         assert max(took) < RECOVERY_S
         evidence.cases(kills)
         evidence.figure(
@@ -203,6 +205,7 @@ def test_random_kills_with_the_real_engine(tmp_path: Path, amount, evidence) -> 
     try:
         took = killed_at_random(pair, feeder, kills, 3.0, seed=2)
         check_books(pair, feeder)
+        check_told(pair.north, feeder.accepted.values())
         assert max(took, default=0.0) < RECOVERY_S
         evidence.cases(kills)
         longest = max(took, default=0.0)

@@ -20,7 +20,7 @@ from ddib_fed.client.views import Failure, ItemView, JobView
 from ddib_fed.errors import PolicyDenied
 from ddib_fed.node.admitting import _ask
 from ddib_fed.node.config import NodeConfig
-from ddib_fed.server.log_format import JsonFormatter, TextFormatter
+from ddib_fed.server.log_format import JsonFormatter, TextFormatter, fields
 from ddib_fed.trust.certificates import certificate_pem
 from ddib_fed.trust.peers.file import Peer
 from ddib_fed.trust.pki import init_node_identity
@@ -177,3 +177,11 @@ def test_a_log_in_json_has_one_line_a_record_and_is_exact() -> None:
     assert text.isascii()
     assert text.isprintable()
     assert json.loads(text)["message"] == f"job {EVIL} fails"
+
+
+def test_values_of_a_json_line_replace_nothing_of_it() -> None:
+    """What a collector searches for, beside the message; a value of a peer is no other line's level."""
+    made = record("job %s ends", "a1")
+    vars(made).update(fields(job=EVIL, level="error", items=3))
+    entry = json.loads(JsonFormatter().format(made))
+    assert (entry["level"], entry["job"], entry["items"]) == ("info", EVIL, 3)

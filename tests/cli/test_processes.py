@@ -101,9 +101,13 @@ network = {model_channels = 32, channel_mult = [1], num_res_blocks = 1}
     assert done.stderr.count("parameters, digest") == 1
 
 
-@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+@pytest.mark.parametrize(
+    "variable",
+    ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"],
+)
 def test_functions_refuse_too_whoever_started_the_processes(tmp_path, monkeypatch, variable):
-    """A script of one's own under torchrun, or `mpiexec -n 8` as the public code's README starts its training."""
+    """A script of one's own under torchrun, or `mpiexec -n 8` as the public code's README starts its training;
+    `srun --ntasks 2` says it in a variable of its own."""
     monkeypatch.setenv(variable, "2")
     if variable != "WORLD_SIZE":
         with pytest.raises(UsageError, match="torchrun alone"):

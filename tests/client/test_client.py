@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from ddib_fed.bridge.records.translation_record import Part
+from ddib_fed.client import streams
 from ddib_fed.client.client import Client
-from ddib_fed.client.payload import payload
+from ddib_fed.client.payload import payload, refused_items
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import (
     Cancelled,
     ChunkCorrupt,
+    ImageTooLarge,
     InputError,
     JobFailed,
     JobNotFound,
@@ -249,6 +251,39 @@ def test_fetches_every_part_with_its_provenance(alice):
     np.testing.assert_array_equal(np.load(io.BytesIO(result.translation.data)), points() * 2)
     assert result.provenance.input_sha256 == hashlib.sha256(npy(points())).hexdigest()
     assert result.provenance.cycle.p99 == 3e-3
+
+
+def test_what_was_acknowledged_is_not_asked_for_when_a_job_is_watched_again(alice, north, monkeypatch):
+    """Its events come again, and so do those of delivered items; they are neither fetched nor refused."""
+    monkeypatch.setattr(streams, "FETCH_EVERY_S", 0.0)  # as in a job that takes long
+    job = alice.submit([npy(points(start=n)) for n in range(3)], TARGET)
+    first = next(iter(alice.fetch(job.job_id, [1])))
+    alice.acknowledge(job.job_id, [(1, first.translation.sha256)])
+    assert sorted(result.item for result in alice.results(job.job_id)) == [0, 2]
+    fetched = [item for request in north.script.seen("FetchResults") for item in request.items]
+    assert sorted(fetched) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"item": "3", "refused": "3:NOT_FINITE 17:PICTURE_MISFIT"}, {3: "NOT_FINITE", 17: "PICTURE_MISFIT"}),
+        ({"item": "3"}, {3: "IMAGE_TOO_LARGE"}),
+        ({"item": "-1", "refused": "x:Y 99999999999:Z ,"}, {}),
+        ({}, {}),
+    ],
+)
+def test_the_items_that_a_node_refused_are_read_from_its_facts(facts, expected):
+    """A node of an earlier release names one; words that are no numbers name none."""
+    assert refused_items(ImageTooLarge(facts=facts)) == expected
+
+
+def test_a_busy_node_is_not_waited_for_where_there_is_other_work(alice, north):
+    """The refusal is raised at once, with the time after which to come back."""
+    north.script.refuse["SubmitJob"] = QueueFull(retry_after_s=30)
+    with pytest.raises(QueueFull):
+        alice.submit([npy(points())], TARGET, while_busy=False)
+    assert len(north.script.seen("SubmitJob")) == 1
 
 
 def test_fetching_goes_on_with_the_rest_after_a_break(alice, north):

@@ -60,7 +60,7 @@ def test_the_environment_names_the_only_place(tmp_path, monkeypatch):
 
 
 def test_the_current_folder_comes_before_the_home(tmp_path, monkeypatch):
-    """./client.toml, then ~/.config/ddib/client.toml."""
+    """./client.toml, the first client of a node made here, then ~/.config/ddib/client.toml."""
     home = tmp_path / "config" / "ddib" / "client.toml"
     home.parent.mkdir(parents=True)
     home.write_text(text())
@@ -69,6 +69,9 @@ def test_the_current_folder_comes_before_the_home(tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     environ = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
     assert find_profile(environ) == home
+    (here / "client").mkdir()
+    (here / "client" / "client.toml").write_text(text())
+    assert find_profile(environ).resolve() == here / "client" / "client.toml"
     (here / "client.toml").write_text(text())
     assert find_profile(environ).resolve() == here / "client.toml"
 

@@ -83,7 +83,8 @@ class Node:
         """What an operator does on the first day, with the pretrained bundle of `domain` or, for now, none."""
         port = free_port()
         ddib("init", "node", "--institution", institution, "--role", role, "--domain", domain,
-             "--listen", f"127.0.0.1:{port}", "--address", f"localhost:{port}", "--out", folder)  # fmt: skip
+             "--listen", f"127.0.0.1:{port}", "--address", f"localhost:{port}", "--no-client",
+             "--out", folder)  # fmt: skip
         if pretrained:
             source = resources.files("ddib_fed.models") / "pretrained" / domain
             with resources.as_file(source) as path:

@@ -9,6 +9,7 @@ from ddib_fed.reports.html import (
     figure,
     figures,
     heading,
+    link,
     page,
     paragraph,
     picture,
@@ -95,3 +96,16 @@ def test_no_name_turns_or_hides_the_text_beside_it():
     document = page(name, parts)
     assert all(character.isprintable() or character == "\n" for character in document)
     assert document.count(r"evil\u202egnp.exe\x1b\u200b") == 9
+
+
+def test_a_link_leads_to_a_file_beside_the_page_and_nowhere_else():
+    """A name that would leave the folder, or be an address, is text alone."""
+    assert link("a b/ü.png", "ü") == '<a href="./a%20b/%C3%BC.png">ü</a>'
+    assert "<a" not in link("../secret.png", "x")
+    assert "<a" not in link("/etc/passwd", "x")
+    assert link("javascript:alert(1)", EVIL).startswith('<a href="./javascript%3Aalert')
+
+
+def test_a_jpeg_is_shown_as_one():
+    """By its first bytes."""
+    assert "data:image/jpeg;" in picture(b"\xff\xd8\xff..", text="")

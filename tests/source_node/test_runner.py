@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import grpc
 import pytest
 
@@ -243,3 +245,20 @@ def test_a_few_large_jobs_run_at_once_and_small_ones_beside_them(source, target)
     states = [str(source.store.get(job).state) for job in large]
     assert states == ["RUNNING"] * OF_ONE_CLIENT + ["QUEUED"] * (LARGE_JOBS + 1 - OF_ONE_CLIENT)
     target.release.set()
+
+
+def test_each_job_has_one_line_at_its_end(source, target, caplog) -> None:
+    """Whoever it is of, how many items went well, and how long it took; for collectors by name too."""
+    caplog.set_level(logging.INFO, logger="source_node.ends")
+    target.decodes = [fail(PolicyDenied("not today"))]
+    refused = source.start().submit()
+    source.ended(refused)
+    finished = source.submit()
+    source.ended(finished)
+    wait_until(lambda: len(caplog.records) >= 2)
+    first, second = (record for record in caplog.records if record.name == "source_node.ends")
+    assert first.getMessage().startswith(f"job {refused} failed after ")
+    assert "POLICY_DENIED" in first.getMessage()
+    assert f"job {finished} finished after " in second.getMessage()
+    assert " s: 1 of 1 items of alice to south.example/" in second.getMessage()
+    assert (second.fields["job"], second.fields["translated"], second.fields["failed"]) == (finished, 1, 0)

@@ -147,6 +147,15 @@ def test_a_bad_item_is_named_by_its_number(served, bad, error) -> None:
     assert served.submit(npy())
 
 
+def test_every_bad_item_is_named_in_one_answer(served) -> None:
+    """Its owner repairs or leaves out all of them, and sends the others once more."""
+    nan = to_npy(np.full((3, 2), math.nan, np.float32))
+    with pytest.raises(NotFinite) as refused:
+        served.ask("SubmitJob", iter([job_header(3), *messages([nan, npy(), b"no numbers"])]))
+    assert refused.value.facts["item"] == "0"
+    assert refused.value.facts["refused"] == "0:NOT_FINITE 2:POINTS_UNREADABLE"
+
+
 def test_a_peer_that_is_away_is_no_reason_to_refuse(served, target) -> None:
     """The job is accepted, and waits."""
     target.server.stop(None).wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 
@@ -98,3 +99,12 @@ def test_a_source_of_the_previous_minor_is_told_nothing_and_may_tell_nothing(tar
     assert not answered.HasField("audit")
     with pytest.raises(UnknownFields):
         target.decode(north, header(contract), *with_head(sent(contract, gaussian(30))))
+
+
+def test_each_call_has_one_line_in_the_log(target, north, caplog) -> None:
+    """With the peer and how much came and went."""
+    caplog.set_level(logging.INFO, logger="target_node.receipt")
+    contract = target.negotiate(north)
+    target.decode(north, header(contract), *sent(contract, gaussian(30), 0))
+    (record,) = (each for each in caplog.records if each.name == "target_node.receipt")
+    assert "of north.example ended: 1 latents came, 1 translations went" in record.getMessage()

@@ -243,6 +243,8 @@ class Translation(_Section):
         picture: Of a picture.
         doubtful: Whether a figure was below its bound; None where nothing was held against one.
         doubts: Which: "cycle_psnr", "structure".
+        asked_sha256: Digest of what the client asked for (target, settings, classes; not the file), by which the same
+            command knows a result again; None where it does not say.
         run: Of `ddib bridge` alone.
     """
 
@@ -277,6 +279,7 @@ class Translation(_Section):
     picture: PictureFigures | None = None
     doubtful: bool | None = None
     doubts: tuple[str, ...] | None = None
+    asked_sha256: str | None = None
     run: FolderRun | None = None
 
     def with_(self, **changes: Any) -> Self:

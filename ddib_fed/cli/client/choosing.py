@@ -9,6 +9,7 @@ from pathlib import Path
 from ddib_fed.cli import options
 from ddib_fed.cli.class_names import Classes, parse_pairs
 from ddib_fed.cli.client.delivery import Input
+from ddib_fed.cli.client.folders import find_files
 from ddib_fed.cli.client.session import open_client
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
@@ -25,16 +26,27 @@ class Chosen:
         paths: The files.
         inputs: The name of each.
         classes: (source class, target class) of each; empty if all have the same, or none.
+        ignored: What was left out below folders, for people; empty for nothing.
     """
 
     paths: tuple[Path, ...]
     inputs: tuple[Input, ...]
     classes: tuple[tuple[str, str], ...] = ()
+    ignored: str = ""
 
     @classmethod
-    def files(cls, paths: Sequence[Path]) -> Chosen:
-        """Plain files, whose results have the same names."""
-        return cls(tuple(paths), tuple(Input(path.stem, path.name) for path in paths))
+    def files(cls, paths: Sequence[Path], out: Path | None = None) -> Chosen:
+        """Files, and those below folders but for `out`; results have the same names, below a folder the same paths.
+
+        Raises:
+            FileMissing: A folder holds no file to translate.
+        """
+        found = find_files(paths, out)
+        return cls(
+            tuple(each.path for each in found.files),
+            tuple(Input(each.name, each.file) for each in found.files),
+            ignored=found.ignored_line(),
+        )
 
     @property
     def by_class(self) -> bool:
@@ -50,16 +62,18 @@ def choose(
     pairs: str | None,
     labels: Path | None,
     limit: int | None,
+    out: Path | None = None,
 ) -> Chosen:
     """The files given to `ddib translate`.
 
     Args:
-        files: Files; with `pairs`, one folder.
+        files: Files and folders; with `pairs`, one folder.
         profile: Of the node that is asked for the classes.
         target: INSTITUTION/DOMAIN.
         pairs: Classes before and after, `260:261,cat:dog`; None for plain files.
         labels: ImageNet's development kit.
         limit: Only so many pictures of each class.
+        out: Folder of the results, which holds none of the files.
 
     Raises:
         UsageError: Conflicting options, or an unknown class.
@@ -68,7 +82,7 @@ def choose(
     """
     if pairs is None:
         options.refuse_idle(("labels", "limit"), "is for classes", hint="add --pairs 260:261, or omit it")
-        return Chosen.files(files)
+        return Chosen.files(files, out)
     options.refuse_idle(
         ("source_class", "target_class"), "is already set by --pairs", hint="omit one of them"
     )

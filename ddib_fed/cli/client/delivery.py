@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from ddib_fed.errors import (
     UnavailableError,
     UsageError,
 )
-from ddib_fed.files import is_disk_full, write_file
+from ddib_fed.files import is_disk_full, sync_folder, write_file
 
 STATE_PREFIX = ".ddib-job-"
 ACKNOWLEDGED_TOGETHER = 16
@@ -47,17 +47,20 @@ class Input:
     """The local names of an item.
 
     Attributes:
-        name: The file's name without its suffix, or another one; results are named after it.
-        file: The file's own name, for the table.
+        name: The file's name without its suffix, below a folder with its path, or another one; results are named after
+            it.
+        file: The file's own name, the same way, for tables and records.
         sha256: Digest of what was sent, hex; provenance must name the same. Empty before it was read.
         source: What the picture as the source's model saw it is called, without its suffix, where results have the
             public code's names (260_1.PNG, 260_1_translated_261.PNG); empty elsewhere.
+        asked: Digest of what is asked for it (`Order.digest`), hex; empty where it is not known.
     """
 
     name: str
     file: str
     sha256: str = ""
     source: str = ""
+    asked: str = ""
 
     def file_name(self, part: Part, media: Media) -> str:
         """The file name of a part."""
@@ -102,13 +105,20 @@ class JobFile:
             ConfigError: There is one that cannot be read.
         """
         path = out / f"{STATE_PREFIX}{request_id}.json"
-        if not path.exists():
-            return None
+        return cls.read(path) if path.exists() else None
+
+    @classmethod
+    def read(cls, path: Path) -> JobFile:
+        """The content of such a file.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             inputs = tuple(Input(**item) for item in values["inputs"])
             return cls(values["request_id"], values["target"], inputs)
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} cannot be read", hint=f"remove {path}; items get numbers") from error
 
 
@@ -123,18 +133,16 @@ class Delivered:
     provenance: Translation
 
 
-def check_names(paths: Sequence[Path], inputs: Sequence[Input], out: Path, *, force: bool) -> None:
-    """Check that every result has a unique name and that writing it overwrites nothing.
+def check_names(paths: Sequence[Path], inputs: Sequence[Input], out: Path) -> None:
+    """Check that every result has a unique name.
 
     Args:
         paths: The files.
         inputs: Their names.
         out: Where their results go.
-        force: Whether existing results may be overwritten.
 
     Raises:
-        UsageError: Two inputs would have results of the same name, or a result would replace an input.
-        AlreadyExists: A result is there already and `force` is not set.
+        UsageError: Two inputs would have results of the same name.
     """
     owner: dict[str, int] = {}
     for number, given in enumerate(inputs):
@@ -145,17 +153,33 @@ def check_names(paths: Sequence[Path], inputs: Sequence[Input], out: Path, *, fo
                     f"{first} and {paths[number]} would both be written to {out / name}",
                     hint="rename one of them",
                 )
-            if owner[name] == number:
-                _check_free(out / name, paths, force=force)
 
 
-def _check_free(path: Path, inputs: Sequence[Path], *, force: bool) -> None:
-    if not path.exists():
-        return
-    if any(path.samefile(given) for given in inputs if given.exists()):
-        raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
-    if not force:
-        raise AlreadyExists(f"{path} is there already", hint="choose another --out folder, or add --force")
+def check_free(paths: Sequence[Path], inputs: Sequence[Input], out: Path, *, force: bool) -> None:
+    """Check that writing results overwrites nothing.
+
+    Args:
+        paths: The files, none of which is overwritten.
+        inputs: Whose results are to be written.
+        out: Where.
+        force: Whether existing results may be overwritten.
+
+    Raises:
+        UsageError: A result would replace an input.
+        AlreadyExists: A result is there already and `force` is not set.
+    """
+    for given in inputs:
+        for name, is_shared in given.file_names():
+            path = out / name
+            if not path.exists():
+                continue
+            if any(path.samefile(each) for each in paths if each.exists()):
+                raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
+            if not (force or is_shared):
+                raise AlreadyExists(
+                    f"{path} is there already, and is no result of this request for {given.file}",
+                    hint="choose another --out folder, or add --force",
+                )
 
 
 def deliver(
@@ -167,11 +191,12 @@ def deliver(
     *,
     force: bool,
     doubtful_below: float = DOUBTFUL_BELOW,
+    without: Collection[int] = (),
 ) -> Iterator[Delivered]:
     """Write results as they come, and acknowledge items once they are on the disk, some at a time.
 
-    Pictures whose round trip has a PSNR below `doubtful_below` dB, or whose structure is below the thresholds of the
-    source's model, are marked in their records.
+    Those of the items in `without` are neither written nor acknowledged. Pictures whose round trip has a PSNR below
+    `doubtful_below` dB, or whose structure is below the thresholds of the source's model, are marked in their records.
 
     Raises:
         ChunkCorrupt: A result does not belong to the sent file.
@@ -181,9 +206,11 @@ def deliver(
         DdibError: The node refuses or cannot be reached.
     """
     with _saying_what_is_left(client, job_id, out):
-        out.mkdir(parents=True, exist_ok=True)
+        durable_folder(out)
     written: list[tuple[int, bytes]] = []
     for result in results:
+        if result.item in without:
+            continue
         known = inputs[result.item] if result.item < len(inputs) else None
         if known is not None and result.provenance.input_sha256 != known.sha256:
             raise ChunkCorrupt(f"item {result.item} is not a translation of {known.file}")
@@ -229,22 +256,33 @@ def _numbered(result: Result) -> Input:
 def write_result(
     out: Path, result: Result, given: Input, *, force: bool, doubtful_below: float = DOUBTFUL_BELOW
 ) -> Delivered:
-    """Write the files of a result, and its record last.
+    """Write the files of a result, and its record last: the one place where a result becomes files.
 
     Raises:
         AlreadyExists: A file is there with other content, and `force` is not set.
     """
     files = {part: out / given.file_name(part, file.media) for part, file in result.files.items()}
+    durable_folder((out / given.name).parent)
     for part, path in files.items():
         write_durably(path, result.files[part].data, force=force, private=part is Part.LATENT)
     written = {
         part.value: WrittenFile(file=path.name, sha256=result.files[part].sha256.hex())
         for part, path in files.items()
     }
-    record = result.provenance.with_(input=given.file, files=written).judged(doubtful_below)
+    record = result.provenance.with_(
+        input=given.file, files=written, asked_sha256=given.asked or None
+    ).judged(doubtful_below)
     path = out / f"{given.name}.json"
     write_durably(path, record.to_json(), force=force)
     return Delivered(result.item, given.file, files, path, record)
+
+
+def durable_folder(folder: Path) -> None:
+    """Make a folder and its missing parents, each of which is on the disk afterwards."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync_folder(each.parent)
 
 
 def write_durably(path: Path, data: bytes, *, force: bool, private: bool = False) -> None:
@@ -270,7 +308,7 @@ def _digest(path: Path) -> bytes:
 @contextlib.contextmanager
 def named(out: Path, job_file: JobFile) -> Iterator[None]:
     """Keep the names on the disk; a job that could not be submitted leaves nothing behind."""
-    out.mkdir(parents=True, exist_ok=True)
+    durable_folder(out)
     job_file.save(out)
     try:
         yield

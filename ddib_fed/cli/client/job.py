@@ -16,13 +16,14 @@ from ddib_fed.cli.client.delivery import JobFile, deliver
 from ddib_fed.cli.client.naming import job_named
 from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import explaining_interruption, open_client
-from ddib_fed.cli.client.translate import order_of, print_submitted, report
-from ddib_fed.cli.client.translate import submit as submit_order
+from ddib_fed.cli.client.translation.one_job import submit as submit_order
+from ddib_fed.cli.client.translation.order import order_of
+from ddib_fed.cli.client.translation.report import print_submitted, report
 from ddib_fed.cli.help import group
 from ddib_fed.cli.output import figures, moment, plain, print_ids, print_json, print_table, size
 from ddib_fed.client.payload import payloads
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.views import JobView, require_finished
+from ddib_fed.client.views import Failure, JobView, require_finished
 from ddib_fed.errors import StateConflict
 from ddib_fed.guidance import Guidance
 from ddib_fed.terminal import say
@@ -75,14 +76,14 @@ def submit(
 ) -> None:
     """Submit FILES to the source node as a job and return at once."""
     order, profile = order_of(target, asked), Profile.load(profile_path)
-    chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit)
+    chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit, out=out)
     items = payloads(chosen.paths)
     with open_client(profile) as client:
         submitted, _ = submit_order(client, chosen, items, order, out)
     if quiet:
         print_ids([submitted.job_id])
         return
-    print_submitted(submitted, target, out, output_format)
+    print_submitted([submitted], target, out, output_format, profile_path)
 
 
 @job.command("list")
@@ -154,19 +155,23 @@ def _show(view: JobView) -> None:
     )
     say(f"created  {when(view.created)}   finished {when(view.finished)}   expires {when(view.expires)}")
     if view.failure is not None:
-        where = f" at {view.failure.institution}" if view.failure.institution else ""
         what = "failed " if view.state.ended else "waits  "
-        say(f"{what}  {view.failure.text} ({view.failure.reason}){where}")
+        say(f"{what}  {_told(view.failure)}")
     rows = [
         [
             str(i.index),
             i.state.lower(),
             size(i.size_bytes),
-            f"{i.failure.text} ({i.failure.reason})" if i.failure else "",
+            _told(i.failure) if i.failure else "",
         ]
         for i in view.items
     ]
     print_table("", [">item", "state", ">size", "failure"], rows)
+
+
+def _told(failure: Failure) -> str:
+    """What failed, and at which other institution."""
+    return f"{failure.text} ({failure.reason}){f' at {failure.institution}' if failure.institution else ''}"
 
 
 def guided(guidance: Guidance) -> str:

@@ -1,13 +1,15 @@
-"""A progress bar of a job's events; silent without a terminal, except while waiting."""
+"""A progress bar of a job's events; without a terminal a line now and then, with the job's id first."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ddib_fed.bars import drawing
+from ddib_fed.bars import bar, drawing
 from ddib_fed.errors import DdibError, ExhaustedError, QuotaSpent
 from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import Event
@@ -29,26 +31,48 @@ STAGES = {
 }
 
 
+SAID_EVERY_S = 30.0
+"""How often a line is written without a terminal: a log of a day has 3,000."""
+
+
 class JobProgress:
-    """Two bars: items of the job, and steps of the item that moved last. A context manager.
+    """Two bars: items of the job, and steps of the item that moved last; or lines. A context manager.
 
     Args:
         names: What to call the items, by number; an item beyond them is called by its number.
-        show: Whether to draw at all.
+        show: Whether to show anything at all.
+        total: How many files the whole command translates, where that may take several jobs; 0 for those of one job.
+        done: How many of them are on the disk already.
+        clock: Seconds.
     """
 
-    def __init__(self, names: Sequence[str] = (), *, show: bool = True) -> None:
+    def __init__(
+        self,
+        names: Sequence[str] = (),
+        *,
+        show: bool = True,
+        total: int = 0,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._names = names
-        self._show = show and sys.stderr.isatty()
-        self._progress = drawing("{task.description:<32}", transient=True, disable=not self._show)
+        self._draws = show and sys.stderr.isatty()
+        self._says = show and not self._draws
+        self._progress = drawing("{task.description:<32}", transient=True, disable=not self._draws)
         self._items: TaskID | None = None
         self._steps: TaskID | None = None
         self._waits = 0
+        self._total, self._done = total, done
+        self._clock = clock
+        self._said = clock()
+        self._job_id = ""
+        self._counts = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
-        self._items = self._progress.add_task("items", total=len(self._names) or None)
+        self._items = self._progress.add_task("items", total=self._total or len(self._names) or None)
         self._steps = self._progress.add_task("waiting for the node", total=None)
+        self._progress.update(self._items, completed=self._done)
         return self
 
     def __exit__(
@@ -56,12 +80,50 @@ class JobProgress:
     ) -> None:
         self._progress.stop()
 
+    @property
+    def done(self) -> int:
+        """How many results are on the disk."""
+        return self._done
+
+    def say(self, line: str) -> None:
+        """Write a line to stderr, above the bars where there are any."""
+        self._progress.console.print(line)
+
+    def whole(self, total: int, done: int) -> None:
+        """Set how many files the command translates, and how many of them are on the disk already."""
+        self._total, self._done = total, done
+        if self._items is not None:
+            self._progress.update(self._items, total=total, completed=done)
+
+    def begin(self, job_id: str, names: Sequence[str]) -> None:
+        """Follow another job from now on, whose items have these names."""
+        self._job_id, self._names = job_id, names
+
+    def written(self) -> None:
+        """Count a result that is on the disk."""
+        self._done += 1
+        if self._total and self._items is not None:
+            self._progress.update(self._items, completed=self._done)
+
+    def submitted(self, job_id: str, items: int) -> None:
+        """Name a job that the node has accepted, so that its id is in a log from the start."""
+        if self._says:
+            say(f"job {job_id}: submitted, {items:,} item{'s' * (items != 1)}", err=True)
+
+    def ended(self, job_id: str, state: str) -> None:
+        """Without a terminal: say that a job has ended, when its results are written."""
+        if self._says:
+            said = f"job {job_id}: {state}; {self._done:,} of {self._total:,} files written"
+            say(said, err=True)
+
     def event(self, event: Event) -> None:
         """Show an event."""
         self._waits = 0
+        self._say_event(event)
         if self._items is None or self._steps is None:
             return
-        self._progress.update(self._items, completed=event.items_done, total=event.items or None)
+        if not self._total:
+            self._progress.update(self._items, completed=event.items_done, total=event.items or None)
         if event.stage:
             name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
             what = STAGES.get(event.stage, event.stage)
@@ -72,16 +134,36 @@ class JobProgress:
                 total=event.steps or None,
             )
 
+    def _say_event(self, event: Event) -> None:
+        """Without a terminal: the job and how far it is, from time to time, and when it has ended.
+
+        Where results are counted, they come after the job's last event: `ended` says how many there are.
+        """
+        now = self._clock()
+        last = event.state.ended and not self._total
+        if not self._says or not (last or now - self._said >= SAID_EVERY_S):
+            return
+        self._said = now
+        counts = f"{event.items_done:,} of {event.items:,} items done" if event.items else "begins"
+        if self._total:
+            counts += f"; {self._done:,} of {self._total:,} files written"
+        state = event.state.lower()
+        line = f"job {self._job_id}: {state}, {counts}" if self._job_id else f"{state}, {counts}"
+        if line != self._counts:
+            self._counts = line
+            say(line, err=True)
+
     def watching(self, client: Client, job_id: str) -> Callable[[Event], None]:
         """`event` for one job, which says once what is left of a quota that the job waits for, and until when."""
         said = False
+        self._job_id = job_id
 
         def on_event(event: Event) -> None:
             nonlocal said
             self.event(event)
             if event.stage == "wait" and event.reason == QuotaSpent.reason and not said:
                 said = True
-                self._progress.console.print(quota_line(client.get(job_id)))
+                self.say(quota_line(client.get(job_id)))
 
         return on_event
 
@@ -90,10 +172,32 @@ class JobProgress:
         self._waits += 1
         busy = isinstance(error, ExhaustedError)
         if self._waits == (1 if busy else 2):
-            self._progress.console.print(waiting_line(error, delay_s))
+            self.say(waiting_line(error, delay_s))
         if self._steps is not None:
             what = "node is busy" if busy else "node is away"
             self._progress.update(self._steps, description=f"{what}, again in {delay_s:.0f} s", total=None)
+
+
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how many files are done, called with (done, total): a bar, or now and then a line.
+
+    Args:
+        what: The words in front.
+    """
+    if sys.stderr.isatty():
+        with bar(what) as show:
+            yield lambda done, total: show(done, total, "")
+        return
+    said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        if (now := time.monotonic()) - said >= SAID_EVERY_S:
+            said = now
+            say(f"{what}: {done:,} of {total:,}", err=True)
+
+    yield tell
 
 
 def waiting_line(error: DdibError, delay_s: float) -> str:

@@ -52,17 +52,17 @@ def open_client(
 
 @contextlib.contextmanager
 def _interruptible(client: Client) -> Iterator[None]:
-    """Within this context the first Ctrl-C ends the client's calls."""
+    """Within this context the first Ctrl-C, or SIGTERM of a batch system, ends the client's calls."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(number: int, frame: FrameType | None) -> None:
         del frame
-        signal.signal(number, before)
+        signal.signal(number, before[signal.Signals(number)])
         threading.Thread(target=client.abort, daemon=True).start()
 
-    before = signal.signal(signal.SIGINT, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except DdibError as error:
@@ -70,7 +70,8 @@ def _interruptible(client: Client) -> Iterator[None]:
             raise Cancelled("interrupted", hop=client.hop, hint="ddib job list") from error
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

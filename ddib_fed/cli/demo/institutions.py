@@ -82,7 +82,8 @@ class Institution:
         """Make its node with a copy of the shipped model, or the given one; returns its fingerprint."""
         printed = run_command(
             show, "init", "node", "--institution", self.name, "--role", self.role, "--domain", self.domain,
-            "--model", self.bundle or self.domain, "--address", f"localhost:{self.port}", "--out", self.folder,
+            "--model", self.bundle or self.domain, "--address", f"localhost:{self.port}", "--no-client",
+            "--out", self.folder,
         )  # fmt: skip
         words = [word for word in printed.split() if word.startswith("SHA256:")]
         if not words:

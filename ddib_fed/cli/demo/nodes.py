@@ -19,7 +19,7 @@ from ddib_fed.terminal import console, say
 if TYPE_CHECKING:
     from ddib_fed.bridge.calibration.record import Calibration
     from ddib_fed.cli.client.delivery import Delivered
-    from ddib_fed.cli.client.translate import Order
+    from ddib_fed.cli.client.translation.order import Order
     from ddib_fed.cli.demo.institutions import Institution
 
 
@@ -161,7 +161,7 @@ class Pair:
         from ddib_fed.cli.client.choosing import Chosen
         from ddib_fed.cli.client.progress import JobProgress
         from ddib_fed.cli.client.session import open_client
-        from ddib_fed.cli.client.translate import receive, submit
+        from ddib_fed.cli.client.translation.one_job import receive, submit
         from ddib_fed.client.payload import payloads
         from ddib_fed.client.profile import Profile
         from ddib_fed.client.views import require_finished
@@ -171,7 +171,7 @@ class Pair:
         names = [path.name for path in files]
         with JobProgress(names) as progress, open_client(profile, on_wait=progress.wait) as client:
             submitted, inputs = submit(client, Chosen.files(files), payloads(files), order, out)
-            job, delivered = receive(client, submitted, inputs, progress, out, force=False)
+            job, delivered = receive(client, submitted.job_id, inputs, progress, out, force=False)
         require_finished(job, f"source {profile.institution}")
         return sorted(delivered, key=lambda result: result.item)
 

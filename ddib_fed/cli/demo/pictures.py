@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ddib_fed.bridge.records.translation_record import Part
-from ddib_fed.cli.client.translate import Order
+from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.demo.album import Album, Chosen, read_unit
 from ddib_fed.cli.demo.calibrated import Calibrated, CalibratedPictures, caption, what_crossed
 from ddib_fed.cli.demo.nodes import Pair, Site

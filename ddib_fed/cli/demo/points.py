@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.bridge.records.translation_record import Part, Translation
-from ddib_fed.cli.client.translate import Order
+from ddib_fed.cli.client.translation.order import Order
 from ddib_fed.cli.demo.nodes import Pair, Site
 from ddib_fed.cli.demo.report import Bound, Outcome
 from ddib_fed.cli.output import number, print_table, size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,9 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group
 from ddib_fed.cli.node.making import HELP, NODE_FILE, SourceNode, addresses, make_client, make_node
+from ddib_fed.cli.node.naming import institution_here, person_here
 from ddib_fed.cli.output import outcome
+from ddib_fed.client.profile import FOLDER, Profile, candidates
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 
@@ -35,12 +38,13 @@ def init() -> None:
 
 @init.command(
     epilog="\b\nExamples:\n"
-    "  ddib init node --institution east.example --role source --model satellite \\\n"
-    "    --address east.example:7443 --client alice --out east\n"
-    "  ddib init node --institution north.example --role source --domain moons --out north"
+    "  ddib init node --role source --model satellite\n"
+    "  ddib init node --role source --model satellite --institution east.example --address east.example:7443"
 )
 @click.option(
-    "--institution", required=True, metavar="NAME", help="DNS name of the institution, in lower case."
+    "--institution",
+    metavar="NAME",
+    help="DNS name of the institution, in lower case. Default: the host of --address, else this machine's domain.",
 )
 @click.option("--role", type=click.Choice(list(ROLES)), required=True, help="What the node does.")
 @click.option(
@@ -72,8 +76,10 @@ def init() -> None:
     "--client",
     "person",
     metavar="NAME",
-    help="Also make the first client of a source node, in the folder NAME of --out.",
+    help="Name of the first client of a source node, and its folder in --out. Default: your own name, in the folder "
+    "client, where `ddib translate` finds it.",
 )
+@click.option("--no-client", is_flag=True, help="Make no client.")
 @click.option(
     "--no-ca",
     is_flag=True,
@@ -88,7 +94,7 @@ def init() -> None:
 )
 @options.OUTCOME
 def node(
-    institution: str,
+    institution: str | None,
     role: str,
     model: str | None,
     classifier: str | None,
@@ -97,14 +103,24 @@ def node(
     listen: str | None,
     address: str | None,
     person: str | None,
+    no_client: bool,
     no_ca: bool,
     out: Path,
 ) -> None:
-    """Write a commented node.toml, and make the institution's CA, the node's certificate and its peer file."""
+    """Make a node: a commented node.toml, the institution's CA, the node's certificate, its peer file, a client.
+
+    --role and --model suffice for a first try on this machine. A node that others reach needs --address. The name of
+    the institution is in every certificate: choose it before others admit the node.
+    """
     if domain is None and model is None:
         raise UsageError("give --model, or --domain of a model that is trained later", hint=HELP)
-    if person is not None and (no_ca or role == "target"):
+    serves_clients = role != "target" and not no_ca
+    if person is not None and (no_client or not serves_clients):
         raise UsageError("--client is for a source node that issues certificates", hint="ddib init client")
+    if institution is None:
+        institution, whence = institution_here(address, name)
+        say(f"institution  {institution}, {whence}; --institution NAME names another")
+    folder = None if no_client or not serves_clients else out / (person or FOLDER)
     bound, dialled = addresses(listen, address, f"{name}.{institution}")
     config = make_node(
         out,
@@ -123,11 +139,13 @@ def node(
         f"wrote        {path}: listens on {bound}, is dialled at {dialled}",
         f"keys         {config.paths.pki}",
     )
-    if person is not None:
-        say(f"client       {make_client(SourceNode.of(path), out / person, name=person)}")
+    profile = None
+    if folder is not None:
+        profile = make_client(SourceNode.of(path), folder, name=person or person_here())
+        say(f"client       {profile}: {Profile.load(profile).name}")
     if not no_ca:
         _write_peer_file(config, out / f"{institution}.peer")
-    steps = _node_steps(path, config, with_ca=not no_ca, trained=model is not None, person=person)
+    steps = _node_steps(path, config, with_ca=not no_ca, trained=model is not None, profile=profile)
     _next(steps)
     outcome(
         config=path, listen=bound, address=dialled, pki=config.paths.pki, next=[step for step, _ in steps]
@@ -140,23 +158,27 @@ def _write_peer_file(config: NodeConfig, path: Path) -> None:
 
     own = export_peer(config, path)
     say(f"peer file    {path}", *(f"fingerprint  {one}" for one in own.fingerprints))
-    say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
 
 
 def _node_steps(
-    path: Path, config: NodeConfig, *, with_ca: bool, trained: bool, person: str | None
+    path: Path, config: NodeConfig, *, with_ca: bool, trained: bool, profile: Path | None
 ) -> list[tuple[str, str]]:
+    """What to type next; without --config where the file is found anyway."""
+    more = "" if path == Path(NODE_FILE) else f" --config {shlex.quote(str(path))}"
     steps = [
-        (f"{config.command} serve --config {path} --peer OTHER.peer", "admit the other side, and serve"),
+        (f"{config.command} serve{more} --pair", "serve, once the other side has come with the code"),
+        (f"{config.command} serve{more} --pair-with HOST:PORT CODE", "or: be the one who comes"),
+        (f"{config.command} serve{more} --peer OTHER.peer", "or: with its peer file, and fingerprints"),
     ]
     if not trained:
-        steps.insert(0, (f"{config.command} train --config {path}", "train the model"))
+        steps.insert(0, (f"{config.command} train{more}", "train the model"))
     if not with_ca:
-        steps.insert(0, (f"ddib pki request --config {path}", "a request for the node that issues"))
-    if person is not None:
-        profile = path.parent / person / "client.toml"
-        steps.append((f"ddib domains --profile {profile}", "see what can be translated to"))
-    elif "source" in config.node.roles:
+        steps.insert(0, (f"ddib pki request{more}", "a request for the node that issues"))
+    if profile is not None:
+        found = profile in candidates({"HOME": ""})
+        which = "" if found else f" --profile {shlex.quote(str(profile))}"
+        steps.append((f"ddib domains{which}", "see what can be translated to"))
+    if "source" in config.node.roles:
         steps.append(
             (f"ddib init client --node-config {path} --name NAME --out NAME", "a profile for a person")
         )

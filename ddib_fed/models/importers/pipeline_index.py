@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.files import parse_json
 
@@ -28,6 +30,8 @@ MAX_JSON_BYTES = 16 << 20
 _ADAPTER = re.compile(
     r"(?:.*(?<![fp])lora.*|adapter_model.*)\.(?:safetensors|bin|pt|pth)|adapter_config\.json", re.IGNORECASE
 )
+# Tensors of adapters as peft, diffusers, kohya and LyCORIS call them.
+_ADAPTED = re.compile(r"(?:^|[._])(?:lora(?:[._]|$)|hada_w\d|lokr_w\d)", re.IGNORECASE)
 _AUTOENCODERS = re.compile(r"VQ|Autoencoder|VAE", re.IGNORECASE)
 
 
@@ -55,7 +59,7 @@ def read_pipeline(folder: Path) -> Pipeline:
     Raises:
         BundleInvalid: model_index.json is damaged.
         SettingsInvalid: The pipeline has more than a pixel network and a scheduler, or a LoRA is
-            beside it; the detail names them.
+            beside it, by the file's name or its tensors'; the detail names them.
     """
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     components = {**dict(_lying(folder)), **dict(_listed(index))}
@@ -130,15 +134,25 @@ def _lying(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _refuse_adapters(folder: Path) -> None:
-    places = (folder, *(folder / name for name in NETWORKS))
-    found = [path for place in places if place.is_dir() for path in sorted(place.iterdir())]
+    found = sorted((*folder.glob("*"), *folder.glob("*/*")))
     for path in found:
-        if _ADAPTER.fullmatch(path.name):
+        if _ADAPTER.fullmatch(path.name) or _holds_adapter(path):
             raise SettingsInvalid(
                 f"{path} is an adapter (LoRA): it changes what the network computes, and is not read",
                 hint="merge it with the library (load_lora_weights, fuse_lora, save_pretrained), or move the file away",
                 facts={"field": path.name[:100]},
             )
+
+
+def _holds_adapter(path: Path) -> bool:
+    """Whether a file of safetensors has tensors of an adapter; only its header is read."""
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="np") as opened:
+            return any(_ADAPTED.search(name) for name in opened.keys())  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError):
+        return False  # whoever reads it as weights says what is wrong
 
 
 def _no_pixels(

@@ -175,6 +175,9 @@ def stored(config: NodeConfig) -> Iterator[Stored]:
         (paths.calibrations, "calibrations signed by both nodes", "until removed"),
         (paths.aggregate, "the noised histogram published for calibrations", "until published again"),
     ]
+    if config.policy.memorised:
+        what = "indexes of training pictures: each reduced to some 16 pixels a side"
+        rows.append((config.folder / config.policy.memorised, what, "until removed by hand"))
     for path, what, kept in rows:
         yield Stored(path, what, kept, _size(path))
 

@@ -190,6 +190,7 @@ class Daemon:
             domain=self.config.model.domain,
             model=engine.model.bundle.digest,
             policy=self.node.policy_sha256,
+            memorised="" if self.node.training_index is None else self.node.training_index.sha256,
         )
         self._renewal.start()
         for role in self.roles:

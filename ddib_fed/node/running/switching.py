@@ -61,9 +61,10 @@ class Models:
         engine = self._open(digest)
         try:
             _check_alike(before, engine)
+            loaded = self._node.prepare(engine)
             self._node.audit.write("model_activated", sha256=digest, before=before.model.bundle.digest)
             choose(self._node.config, digest)
-            self._node.set_engine(engine)
+            self._node.make_active(loaded)
         except BaseException:
             if not self._node.is_warm(digest):
                 engine.close()

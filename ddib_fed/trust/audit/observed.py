@@ -7,6 +7,7 @@ node writes what it finds there.
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from ddib_fed.trust.certificates import fingerprint, parse_certificates
 from ddib_fed.trust.peers.snapshot import Snapshot
 from ddib_fed.trust.peers.store import PeerStore
 from ddib_fed.trust.pki import load_identity
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class Observed:
             changes = [_change(name, before.get(name), after.get(name)) for name in names]
             for start in range(0, len(changes), _LINE):
                 self._audit.write("trust_changed", changes=changes[start : start + _LINE])
+            for name in names:
+                _log_change(name, self._snapshot, snapshot)
             self._snapshot = snapshot
         certificate = self._own()
         if certificate is not None and certificate != self._certificate:
@@ -83,6 +88,20 @@ class Observed:
         except (DdibError, OSError):  # the node's health says so
             return None
         return _Certificate(fingerprint(leaf), own.not_after.isoformat())
+
+
+def _log_change(name: str, before: Snapshot, after: Snapshot) -> None:
+    """One line of the node's log: peers come and go, whoever changed the files."""
+    kind, _, who = name.partition(" ")
+    peer = after.peers.get(who) if kind == "peer" else None
+    if peer is not None:
+        verb = "changed peer" if who in before.peers else "admitted peer"
+        log.info("%s %s: %s at %s, %s", verb, who, peer.identity, peer.address, peer.fingerprint)
+    elif kind == "peer":
+        log.info("removed peer %s", who)
+    else:
+        gone = name not in _described(after)
+        log.info("%s %s", "no longer:" if gone else "now:", name)
 
 
 _LINE = 32

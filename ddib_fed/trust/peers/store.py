@@ -194,14 +194,8 @@ class PeerStore:
                 the peer, or the peer is this institution.
             AlreadyExists: Another entry for the institution exists, and `replace` is false.
         """
-        if peer.institution == self._institution:
-            raise PolicyDenied(f"{peer.institution} is this node's own institution, not a peer")
-        known = self.snapshot().peers.get(peer.institution)
-        compare(peer, fingerprints, pinned=known.roots if known else ())
-        if known == peer:
+        if not self.judge(peer, fingerprints=fingerprints, replace=replace):
             return self._path(peer.institution)
-        if known is not None and not replace:
-            raise _other_data(peer)
         before()
         private_folder(self._folder)
         try:
@@ -209,6 +203,19 @@ class PeerStore:
         except AlreadyExists as exc:
             raise _other_data(peer) from exc
         return self._path(peer.institution)
+
+    def judge(self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False) -> bool:
+        """Whether `add` would change anything; arguments and errors as there."""
+        if peer.institution == self._institution:
+            raise PolicyDenied(
+                f"{peer.institution} is this node's own institution, not a peer",
+                hint="two institutions have two names: ddib init node --institution NAME",
+            )
+        known = self.snapshot().peers.get(peer.institution)
+        compare(peer, fingerprints, pinned=known.roots if known else ())
+        if known is not None and known != peer and not replace:
+            raise _other_data(peer)
+        return known != peer
 
     def suspend(
         self, institution: str, *, reason: str = "", before: Callable[[], object] = lambda: None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
@@ -206,17 +207,58 @@ def _authority(common_name: str) -> Authority:
     return Authority(common_name, root, key)
 
 
-def _served(world: World, authority: Authority, dns_names: list[x509.GeneralName]) -> None:
+def _served(
+    world: World,
+    authority: Authority,
+    dns_names: list[x509.GeneralName],
+    *,
+    newest: ssl.TLSVersion | None = None,
+) -> None:
     """A server whose certificate that authority made for these names."""
     key, folder = new_key(), world.folder
     leaf = forge(authority, dns_names, start=NOW - SOON, end=NOW + OLD, subject_key=key.public_key())
     (folder / "other.pem").write_bytes(leaf)
     pki.write_key(folder / "other.key", key)
-    world.in_its_place(tls(folder / "other.pem", folder / "other.key"))
+    world.in_its_place(tls(folder / "other.pem", folder / "other.key", newest=newest))
 
 
 def _inspected(world: World) -> None:
     _served(world, _authority("Example Web Gateway"), names(NORTH)[1:])
+
+
+def _inspected_with_every_name(world: World) -> None:
+    _served(world, _authority("Example Web Gateway"), names(NORTH))
+
+
+def _inspected_with_tls_12(world: World) -> None:
+    _served(world, _authority("Example Web Gateway"), names(NORTH)[1:], newest=ssl.TLSVersion.TLSv1_2)
+
+
+def connect_proxy(to: str, status: bytes = b"200 Connection established") -> Answer:
+    """An HTTP proxy: what it answers for CONNECT, and with 200 a way to `to`, whatever was asked for."""
+
+    def answer(connection: socket.socket) -> None:
+        assert connection.recv(4096).startswith(b"CONNECT ")
+        connection.sendall(b"HTTP/1.1 " + status + b"\r\n\r\n")
+        if status.startswith(b"200"):
+            host, port = to.rsplit(":", 1)
+            socket.create_connection((host, int(port))).close()
+
+    return answer
+
+
+def _behind_a_proxy(world: World, status: bytes = b"200 Connection established") -> None:
+    """Direct connections are rejected, and the environment names a proxy."""
+    proxy = world._stack.enter_context(listening(connect_proxy(f"127.0.0.1:{world.node.port}", status)))
+    environment = world._stack.enter_context(pytest.MonkeyPatch.context())
+    environment.setenv("HTTPS_PROXY", f"http://alice:secret@{proxy}")
+    closed = world._stack.enter_context(socket.socket())
+    closed.bind(("127.0.0.1", 0))
+    world.dial(f"127.0.0.1:{closed.getsockname()[1]}")
+
+
+def _behind_a_proxy_that_refuses(world: World) -> None:
+    _behind_a_proxy(world, b"403 Forbidden")
 
 
 def _web_server(world: World) -> None:
@@ -318,6 +360,23 @@ SETUPS = {
     "not-grpc": Setup("TLS with the right certificate, no gRPC", _not_grpc, "connection", "[not-grpc]"),
     "impostor": Setup("another root under the node's name", _impostor, "connection", "[wrong-root]"),
     "inspection": Setup("TLS is opened by a gateway", _inspected, "connection", "[tls-inspection]"),
+    "inspection-names": Setup(
+        "a gateway opens TLS and copies every name",
+        _inspected_with_every_name,
+        "connection",
+        "[tls-inspection]",
+    ),
+    "inspection-1.2": Setup(
+        "a gateway opens TLS, and speaks 1.2", _inspected_with_tls_12, "connection", "[tls-inspection]"
+    ),
+    "proxy": Setup("only an HTTP proxy leads out of the network", _behind_a_proxy, "connection", "[proxy]"),
+    "proxy-refuses": Setup(
+        "the network's proxy refuses too",
+        _behind_a_proxy_that_refuses,
+        "connection",
+        "refuses to connect there",
+        True,
+    ),
     "web-server": Setup("the port of a web server", _web_server, "connection", "[wrong-server]"),
     "west": Setup(
         "the port of another institution's node", _another_institutions_node, "connection", "[wrong-server]"

@@ -7,7 +7,7 @@ from pathlib import Path
 from ddib_fed.bridge.records.translation_record import Translation
 from ddib_fed.cli.client.delivery import Delivered
 from ddib_fed.cli.client.domains import calibration
-from ddib_fed.cli.client.translate import _calibrated
+from ddib_fed.cli.client.translation.report import _calibrated
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
 
 

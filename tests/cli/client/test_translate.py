@@ -122,10 +122,14 @@ def test_a_file_that_cannot_be_used_is_named_before_anything_is_sent(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_is_refused_with_a_pattern(translate, tmp_path, capsys):
-    """Somebody who names the folder learns what to type."""
-    assert translate(tmp_path) == ExitCode.BAD_INPUT
-    assert "/*.npy" in capsys.readouterr().err
+def test_a_folder_without_a_file_to_translate_says_what_is_known(translate, tmp_path, capsys):
+    """Somebody who names the wrong folder learns which suffixes count, and how to look."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "today.txt").write_text("nothing")
+    assert translate(tmp_path / "notes") == ExitCode.NOT_FOUND
+    said = capsys.readouterr().err
+    assert ".tif" in said
+    assert f"ls -la {tmp_path / 'notes'}" in said
 
 
 def test_two_files_of_one_name_are_refused(translate, north, tmp_path, scan, capsys):
@@ -146,19 +150,19 @@ def test_an_input_is_never_replaced(north, scan, tmp_path, capsys):
 
 
 def test_results_are_not_overwritten_unless_asked(translate, scan, north, tmp_path):
-    """A second run is refused before anything is sent; with --force it goes through."""
+    """Another request for the same name is refused before anything is sent; with --force it goes through."""
     assert translate(scan) == 0
     calls = len(north.script.calls)
-    assert translate(scan) == ExitCode.CONFLICT
+    assert translate(scan, "--steps", 24) == ExitCode.CONFLICT
     assert len(north.script.calls) == calls
-    assert translate(scan, "--force") == 0
+    assert translate(scan, "--steps", 24, "--force") == 0
 
 
 def test_a_refused_job_leaves_nothing_behind(translate, scan, north, tmp_path):
-    """No names of a job that never was."""
+    """No names of a job that never was, and no folder that this command made for it."""
     north.script.refuse["SubmitJob"] = InternalError()
     assert translate(scan) == ExitCode.INTERNAL
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_refused_item_is_called_by_its_files_name(translate, scan, north, tmp_path, capsys):
@@ -167,7 +171,7 @@ def test_a_refused_item_is_called_by_its_files_name(translate, scan, north, tmp_
     other.write_bytes(npy(points(3)))
     north.script.refuse["SubmitJob"] = ImageTooLarge(facts={"item": 1})
     assert translate(scan, other) == ExitCode.BAD_INPUT
-    assert f"error: {other}: " in capsys.readouterr().err
+    assert f"        {other}: " in capsys.readouterr().err
 
 
 def test_failed_items_do_not_hold_back_the_others(translate, scan, north, tmp_path, capsys):
@@ -178,7 +182,9 @@ def test_failed_items_do_not_hold_back_the_others(translate, scan, north, tmp_pa
     assert translate(scan, other) == ExitCode.JOB_FAILED
     assert (tmp_path / "out" / "scan.npy").exists()
     assert not (tmp_path / "out" / "other.npy").exists()
-    assert "1 of 2 items" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 of 2 items" in said
+    assert f"        {other}: not noise  [LATENT_NOT_GAUSSIAN]" in said
 
 
 def test_a_translation_of_something_else_is_not_written(translate, scan, north, tmp_path, capsys):

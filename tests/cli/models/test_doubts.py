@@ -8,7 +8,7 @@ import pytest
 
 from ddib_fed.bridge.records.translation_record import Part, PictureFigures, Translation
 from ddib_fed.cli.client.delivery import Delivered, Input, write_result
-from ddib_fed.cli.client.translate import report
+from ddib_fed.cli.client.translation.report import report
 from ddib_fed.client.views import ItemView, JobView, Media, Result, ResultFile
 from ddib_fed.wire.jobs import ItemState, JobState, Settings
 from tests.cli.demo.test_pictures import provenance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -131,3 +132,60 @@ def test_a_peer_of_whose_log_nothing_is_known_is_not_found(pair, capsys):
     for peer in ("south.example", "west.example"):
         export = ["audit", "anchors", "--config", str(pair["north"]), "--peer", peer]
         assert run(export) == ExitCode.NOT_FOUND
+
+
+def test_lines_are_shown_for_people_and_for_scripts(config_path, log, capsys):
+    """Number, time, act and values; `tail` has the last ones."""
+    AuditLog(log).write("peer_suspended", peer="south.example", reason='until "Friday"')
+    assert run(["audit", "show", "--config", str(config_path), "--peer", "south.example"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.split()[0] == "4"
+    assert 'peer_suspended      peer=south.example  reason="until \\"Friday\\""' in shown
+    assert run(["audit", "tail", "--config", str(config_path), "--last", "2", "--format", "json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["act"] for line in lines] == ["stopped", "peer_suspended"]
+    assert lines[-1]["sha256"] == verify(log).head
+    assert run(["audit", "show", "--config", str(config_path), "--last", "1", "--format", "json"]) == 0
+    assert [line["line"] for line in json.loads(capsys.readouterr().out)] == [4]
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
+def test_an_export_comes_with_the_head_that_was_verified(config_path, log, tmp_path, capsys, name):
+    """And with what was asked for, and the digest of the file; nothing is overwritten."""
+    words = [
+        "audit",
+        "export",
+        "--config",
+        str(config_path),
+        "--act",
+        "latent_*",
+        "--out",
+        str(tmp_path / name),
+    ]
+    assert run(words) == 0
+    head = json.loads((tmp_path / f"{name}.head.json").read_text())
+    assert (head["lines"], head["head"], head["exported"]) == (3, verify(log).head, 1)
+    assert (head["of"], head["asked"]["acts"]) == ("spiffe://north.example/node/node-1", ["latent_*"])
+    content = (tmp_path / name).read_bytes()
+    assert head["file_sha256"] == hashlib.sha256(content).hexdigest()
+    assert b"latent_sent" in content
+    assert b"stopped" not in content
+    assert verify(log).head in capsys.readouterr().out
+    assert run(words) == ExitCode.CONFLICT
+
+
+def test_a_broken_log_is_not_exported(config_path, log, tmp_path, capsys):
+    """Exit 10 as `verify`, and no file."""
+    log.write_bytes(log.read_bytes().replace(b"latent_sent", b"nothing_sent"))
+    assert (
+        run(["audit", "export", "--config", str(config_path), "--out", str(tmp_path / "x")])
+        == ExitCode.CORRUPT
+    )
+    assert "line 3" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("words", [["show"], ["tail"], ["export", "--out", "x"]], ids=lambda words: words[0])
+def test_no_log_can_neither_be_shown_nor_exported(config_path, words):
+    """A node that never served."""
+    assert run(["audit", *words, "--config", str(config_path)]) == ExitCode.NOT_FOUND

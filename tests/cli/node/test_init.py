@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from ddib_fed.cli.main import run
+from ddib_fed.cli.node.naming import institution_here
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ExitCode
 from ddib_fed.models.bundle import load_bundle, save_bundle
@@ -40,6 +41,7 @@ def test_a_node_gets_a_configuration_and_its_certificate(init_node, tmp_path, ca
     for command in (
         "ddib-source-node train",
         "ddib-source-node serve",
+        "--pair",
         "--peer OTHER.peer",
         "ddib init client",
     ):
@@ -86,6 +88,67 @@ def test_one_command_makes_node_model_peer_file_and_client(tmp_path, capsys):
     assert f"ddib domains --profile {out / 'alice' / 'client.toml'}" in shown
     profile = Profile.load(out / "alice" / "client.toml")
     assert load_identity(profile.pki_folder).identity.uri == "spiffe://north.example/client/alice"
+
+
+def test_role_and_model_suffice(tmp_path, monkeypatch, capsys):
+    """In the current folder: the institution is named after the machine, the client after whoever types."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.gethostname", lambda: "Scanner_2.imaging.north.example")
+    monkeypatch.setattr("getpass.getuser", lambda: "Alice.B")
+    assert run(["init", "node", "--role", "source", "--model", "moons"]) == 0
+    assert NodeConfig.load(tmp_path / "node.toml").node.institution == "imaging.north.example"
+    assert Profile.load().name == "alice-b"
+    assert (
+        load_identity(Profile.load().pki_folder).identity.uri
+        == "spiffe://imaging.north.example/client/alice-b"
+    )
+    shown = capsys.readouterr().out
+    assert "institution  imaging.north.example, from this machine's name" in shown
+    assert "  ddib-source-node serve --pair " in shown
+    assert "  ddib domains  " in shown
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "name"),
+    [
+        ("laptop", None, "laptop.internal"),
+        ("localhost.localdomain", None, "localhost.internal"),
+        ("node7.north.example", None, "north.example"),
+        ("north.example", None, "north.example"),
+        ("laptop", "node-1.west.example:7443", "west.example"),
+        ("laptop", "west.example:7443", "west.example"),
+        ("laptop", "localhost:7443", "laptop.internal"),
+        ("laptop", "192.0.2.7:7443", "laptop.internal"),
+        ("_", None, "node.internal"),
+    ],
+)
+def test_the_institution_is_named_after_the_address_or_the_machine(monkeypatch, host, address, name):
+    """An address of no institution, and a machine without a domain, name one of the private use."""
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    assert institution_here(address, "node-1")[0] == name
+
+
+def test_a_node_may_have_no_client(tmp_path):
+    """`--no-client`; a target never has one."""
+    for role, words in (("source", ["--no-client"]), ("target", [])):
+        assert init_with_a_model(tmp_path / role, "--domain", "moons", *words, role=role) == 0
+        assert not (tmp_path / role / "client").exists()
+    assert (
+        init_with_a_model(tmp_path / "x", "--domain", "moons", "--no-client", "--client", "a")
+        == ExitCode.USAGE
+    )
+
+
+def test_the_environment_names_the_configuration(tmp_path, monkeypatch, capsys):
+    """DDIB_CONFIG, as DDIB_PROFILE does for clients; --config wins, and what it names must be there."""
+    monkeypatch.chdir(tmp_path)
+    assert init_with_a_model(tmp_path / "north", "--domain", "moons") == 0
+    assert run(["pki", "show"]) == ExitCode.NOT_FOUND
+    monkeypatch.setenv("DDIB_CONFIG", str(tmp_path / "north" / "node.toml"))
+    capsys.readouterr()
+    assert run(["pki", "show"]) == 0
+    assert "spiffe://north.example/node/node-1" in capsys.readouterr().out
+    assert run(["pki", "show", "--config", "gone.toml"]) == ExitCode.NOT_FOUND
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -246,7 +309,7 @@ def test_one_address_of_this_machine_is_what_peers_dial(init_node, tmp_path):
     assert NodeConfig.load(tmp_path / "north" / "node.toml").node.address == "192.0.2.7:7443"
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:7443", "[::]:7443", "north.example:0"])
+@pytest.mark.parametrize("address", ["0.0.0.0:7443", "[::]:7443", "[::ffff:0.0.0.0]:7443", "north.example:0"])
 def test_an_address_that_nobody_can_dial_is_refused(init_node, tmp_path, capsys, address):
     """Every peer would refuse the file, or dial itself."""
     assert init_node("--listen", "0.0.0.0:7443", "--address", address) == ExitCode.BAD_INPUT

@@ -66,6 +66,12 @@ def test_every_line_of_a_json_log_is_json_and_none_holds_metadata(talkative: Pai
         assert {"debug", "info"} >= {line["level"] for line in written}
         assert all(str(line["logger"]).split(".")[0] in {"ddib_fed", f"{node.role}_node"} for line in written)
         assert SECRET not in (node.folder / "log.txt").read_text()
+        said = [str(line["message"]) for line in written if line["level"] == "info"]
+        assert len([text for text in said if text.startswith("serving ")]) == 1
+        assert said[-1] == "stopped"
+        # Of one job: a damaged file is refused before there is another.
+        ends = [line for line in written if "seconds" in line or "received" in line]
+        assert [line.get("state", "came") for line in ends] == ["finished" if node is pair.north else "came"]
 
 
 def test_a_node_that_cannot_start_says_so_in_json(talkative: Pair) -> None:

@@ -1,7 +1,7 @@
 """The README's own commands, from empty folders to pictures that are translated: what a stranger types, in its order.
 
-Each machine is a folder that sees the checkout's docs. Names of hosts become ports of loopback, files go from one
-machine to the other where the page says so, and training is cut to a few steps. `pip` and `make` are not run.
+Each machine is an empty folder beside the checkout. Names of hosts become ports of loopback, the code that one node
+shows is what the other gets, and training is cut to a few steps. `pip` and `make` are not run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from ddib_fed.metrics.pictures import psnr
 from ddib_fed.node.command import node_command
 from ddib_fed.reports.sheets import to_pixels
 from ddib_fed.samples.images import encode_png, read_image
-from tests.e2e.harness import Node, find_any, free_port, raw_windows, weight_windows
+from tests.e2e.harness import Node, find_any, free_port, raw_windows, wait_until, weight_windows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -77,12 +76,15 @@ class Machines:
     ports: dict[str, int] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
-    copied: list[str] = field(default_factory=list)
+    codes: list[str] = field(default_factory=list)
 
     def machine(self, who: str) -> Path:
+        """The folder of a machine; that without a name is where the checkout is."""
         place = self.folder / (who or "local")
         place.mkdir(exist_ok=True)
-        if not (place / "docs").exists():
+        if not (self.folder / "ddib-fed").exists():
+            (self.folder / "ddib-fed").symlink_to(ROOT)
+        if not who and not (place / "docs").exists():
             (place / "docs").symlink_to(ROOT / "docs")
         return place
 
@@ -94,8 +96,9 @@ class Machines:
         with contextlib.chdir(self.machine(who)):
             words = [found for word in shlex.split(line) for found in self._expanded(word)]
             if words[:2] == ["pip", "install"]:
-                extras = re.findall(r"\w+", " ".join(words[2:]))
-                assert set(extras) <= set(metadata("ddib-fed").get_all("Provides-Extra") or ()), line
+                place, extras = re.fullmatch(r"(.+)\[(.*)\]", " ".join(words[2:])).groups()
+                assert (Path(place) / "pyproject.toml").exists()
+                assert {extras} <= set(metadata("ddib-fed").get_all("Provides-Extra") or ()), line
             elif words[1] == "serve":
                 self._serve(who, words)
             else:
@@ -114,22 +117,26 @@ class Machines:
         return found
 
     def _serve(self, who: str, words: list[str]) -> None:
-        """Bring the peer file over if one is named, start the node on a terminal, and answer yes."""
-        if "--peer" in words:
-            file = words[words.index("--peer") + 1]
-            shutil.copy(self.folder / file.split(".")[0] / file.split(".")[0] / file, file)
-            self.copied.append(file)
-        else:
+        """Start the node; one that waits for the other side shows a code, which goes from one to the other by hand."""
+        if who in self.nodes:
             self.nodes[who].stop()
-        node = Node(Path(who).resolve(), words[0].split("-")[1], f"{who}.example", 0)
-        keyboard, terminal = os.openpty()
-        os.write(keyboard, b"y\n")
+        words = [self.codes[-1] if word == "CODE" else word for word in words]
+        node = Node(Path.cwd(), words[0].split("-")[1], f"{who}.example", 0)
         with (node.folder / "log.txt").open("wb") as log:
             node.process = subprocess.Popen(
-                [SCRIPTS / words[0], *words[1:]], stdin=terminal, stdout=log, stderr=log, env=dict(os.environ)
+                [SCRIPTS / words[0], *words[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(os.environ),
             )
-        os.close(terminal)
         self.nodes[who] = node
+        if "--pair" in words:
+            wait_until(lambda: bool(self._codes(node)), what="a code")
+            self.codes += self._codes(node)
+
+    def _codes(self, node: Node) -> list[str]:
+        return re.findall(r"^ {4}(\d{3}-\d{3}-\d{3})$", node.log(), re.MULTILINE)
 
     def stop(self) -> None:
         for node in self.nodes.values():
@@ -169,13 +176,15 @@ def test_there_are_seven_commands_on_both_machines_together() -> None:
     assert len(commands(section("Two institutions, seven commands"))) == 7
 
 
-def test_the_fingerprint_that_a_node_asks_about_is_the_one_that_the_other_printed(pair: Machines) -> None:
-    """Only the peer files go from one machine to the other."""
-    assert sorted(pair.copied) == ["east.example.peer", "west.example.peer"]
+def test_both_nodes_show_both_fingerprints(pair: Machines) -> None:
+    """Those that `init` printed; nothing went from one machine to the other but the code."""
+    assert len(pair.codes) == 1
     for who, other in (("east", "west"), ("west", "east")):
-        printed = re.findall(r"SHA256:\S+", pair.shown[f"{other} init"])
-        assert len(printed) == 1
-        assert printed[0] in pair.nodes[who].log()
+        for label, owner in (("ours", who), ("theirs", other)):
+            (printed,) = re.findall(r"SHA256:\S+", pair.shown[f"{owner} init"])
+            assert f"{label}         {printed}".split() in [
+                line.split() for line in pair.nodes[who].log().splitlines()
+            ]
 
 
 def test_pictures_are_translated_and_come_back(pair: Machines) -> None:
@@ -193,7 +202,7 @@ def test_pictures_are_translated_and_come_back(pair: Machines) -> None:
         assert not np.array_equal(translated, pixels)
         assert psnr(unit(returned), unit(pixels))[0] > 30
     for mine, other in (("east", "west"), ("west", "east")):
-        assert not find_any(weight_windows(pair.machine(other) / other / "model"), pair.machine(mine) / mine)
+        assert not find_any(weight_windows(pair.machine(other) / "model"), pair.machine(mine))
 
 
 def unit(pixels: np.ndarray) -> np.ndarray:
@@ -201,12 +210,13 @@ def unit(pixels: np.ndarray) -> np.ndarray:
 
 
 def test_the_python_of_the_page_runs(pair: Machines) -> None:
-    """Each block by itself, where east typed its commands; the translations are those of the command."""
+    """Each block by itself, in a checkout or, with a client, where east typed; the translations are the command's."""
     examples = blocks(README, "python")
     assert examples
-    with contextlib.chdir(pair.machine("east")):
-        for code in examples:
+    for code in examples:
+        with contextlib.chdir(pair.machine("east" if "Client" in code else "")):
             exec(compile(code, "README.md", "exec"), {})
+    with contextlib.chdir(pair.machine("east")):
         for number in (0, 1, 2):
             mine, commands_ = (
                 read_image(Path(f"from-python/coast-{number}.png")), read_image(Path(f"relief/coast-{number + 1}.png"))
@@ -221,7 +231,7 @@ def test_a_calibration_is_agreed_on_and_used(pair: Machines) -> None:
     page = section("Calibrate")
     line = blocks(page, "toml")[0].splitlines()[1]
     for who in ("east", "west"):
-        config = pair.machine(who) / who / "node.toml"
+        config = pair.machine(who) / "node.toml"
         text, found = re.subn(r"(?m)^# calibration = \[\] .*$", line, config.read_text())
         assert found == 1
         config.write_text(text)
@@ -242,23 +252,24 @@ def test_own_pictures_are_trained_on_and_translated(tmp_path: Path) -> None:
     machines = Machines(tmp_path)
     page = section("Your own pictures")
     for who, domain in (("north", "satellite"), ("south", "relief")):
-        write_pictures(machines.machine(who) / who / "pictures", domain, 12)
+        write_pictures(machines.machine(who) / "pictures", domain, 12)
     table = re.sub(r'time = "2h".*', "steps = 4\nbatch = 4", blocks(page, "toml")[0])
     table = table.replace("size = 32", "size = 16")
     try:
         for who, line in commands(page):
             machines.type(who, line)
             if " init node " in line:
-                config = machines.machine(who) / who / "node.toml"
+                config = machines.machine(who) / "node.toml"
                 text, found = re.subn(r"(?ms)^\[train\].*?(?=^\[)", f"{table}\n", config.read_text())
                 assert found == 1
                 config.write_text(text)
     finally:
         machines.stop()
-    translated = list((machines.machine("north") / "painted").glob("*.png"))
+    painted = machines.machine("north") / "painted"
+    translated = [path for path in painted.glob("*.png") if path.name != "sheet.png"]
     assert len(translated) == 12
     assert read_image(translated[0]).pixels.shape == (32, 32, 3)
-    north, south = (machines.machine(who) / who for who in ("north", "south"))
+    north, south = (machines.machine(who) for who in ("north", "south"))
     assert not find_any(weight_windows(north / "model"), south)
     assert not find_any(weight_windows(south / "model"), north)
     pixels = [read_image(path).pixels.tobytes() for path in (north / "pictures").glob("*.png")]

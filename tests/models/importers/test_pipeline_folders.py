@@ -113,6 +113,28 @@ def test_a_lora_beside_a_pipeline_is_refused_by_its_name(pipeline, place):
         read(folder)
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["watercolour.safetensors", "unet/style.safetensors", "lora/weights.safetensors", "extra/x.safetensors"],
+)
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        "unet.down_blocks.0.lora.up.weight",
+        "lora_unet_down.lora_down.weight",
+        "base.q.lora_A.weight",
+        "x.hada_w1_a",
+    ],
+)
+def test_a_lora_of_another_name_is_known_by_its_tensors(pipeline, place, tensor):
+    """Most are called by their style; kohya's, peft's and LyCORIS's names. Before, only names of files were looked at."""
+    folder = pipeline()
+    (folder / place).parent.mkdir(exist_ok=True)
+    save_file({tensor: torch.zeros(2, 2)}, folder / place)
+    with pytest.raises(SettingsInvalid, match=place.split("/")[-1]):
+        read(folder)
+
+
 def test_a_file_called_flora_is_no_adapter(pipeline):
     """Only what is called LoRA is: names of data hold the same letters."""
     folder = pipeline()

@@ -171,6 +171,20 @@ def test_a_model_that_cannot_be_loaded_leaves_the_one_before(
     assert (models.node.active_digest, library.active_digest(config)) == (first, first)
 
 
+def test_a_model_that_the_policy_does_not_let_serve_is_not_chosen(
+    models: Models, config: NodeConfig, tmp_path: Path
+) -> None:
+    """It has no index of its training pictures: the next start would fail as well, so the choice stays."""
+    first = models.node.active_digest
+    second = library.install(config, other_bundle(tmp_path / "new"))
+    policy = config.policy.model_copy(update={"memorised": "indexes"})
+    models.node.config = config.with_policy(policy).with_roles(("target",))
+    with pytest.raises(ConfigError, match="memorised"):
+        models.activate(second)
+    assert (models.node.active_digest, library.active_digest(config)) == (first, first)
+    assert not models.node.is_warm(second)
+
+
 def test_a_start_loads_what_accepted_jobs_began_with(
     models: Models, config: NodeConfig, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import ssl
 from contextlib import suppress
@@ -58,9 +59,13 @@ def test_start_and_stop_have_their_lines(config: NodeConfig) -> None:
 
 
 def test_files_that_somebody_changed_by_hand_are_written_down(
-    config: NodeConfig, running: Running, tmp_path: Path
+    config: NodeConfig, running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A peer that no command admitted, its removal, a withdrawal, another certificate: each at the next look."""
+    """A peer that no command admitted, its removal, a withdrawal, another certificate: each at the next look.
+
+    The node's log has a line for each, too.
+    """
+    caplog.set_level(logging.INFO, logger="ddib_fed.trust.audit.observed")
     north = make_institution(tmp_path / "north", "north.example")
     watch = running.daemon._watch
     file = config.paths.peers / "north.example.json"
@@ -80,6 +85,12 @@ def test_files_that_somebody_changed_by_hand_are_written_down(
         f"now peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443, roots {fingerprint}",
         "no longer peer north.example",
         "now withdrawn spiffe://south.example/client/bob",
+    ]
+    logged = [record.getMessage() for record in caplog.records if record.name.endswith("observed")]
+    assert logged == [
+        f"admitted peer north.example: spiffe://north.example/node/node-1 at 127.0.0.1:7443, {fingerprint}",
+        "removed peer north.example",
+        "now: withdrawn spiffe://south.example/client/bob",
     ]
     (changed,) = of_act(config, "certificate_changed")
     leaf = pki.parse_certificates(renewed.cert_chain_pem, "leaf")[0]

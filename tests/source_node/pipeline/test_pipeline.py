@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.errors import LatentNotGaussian, PolicyDenied
+from ddib_fed.errors import LatentNotGaussian, Memorised, PolicyDenied
 from ddib_fed.latent import Latent
 from ddib_fed.samples.points import to_npy
 from ddib_fed.wire.contracts.contract import ContractLimits
@@ -37,14 +37,15 @@ def test_an_honest_peer_brings_every_item_home(source, target) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_an_item_refused_in_the_middle_of_a_stream_fails_alone(source, target, number) -> None:
+@pytest.mark.parametrize("error", [LatentNotGaussian, Memorised])
+def test_an_item_refused_in_the_middle_of_a_stream_fails_alone(source, target, number, error) -> None:
     """What was encoded ahead of the refusal is sent again as it is, and its result arrives."""
-    target.decodes = [refuse(number, LatentNotGaussian(facts={"item": number}))]
+    target.decodes = [refuse(number, error(facts={"item": number}))]
     job = source.start().ended(source.submit(*THREE))
     expected = ["DECODED"] * 3
     expected[number] = "FAILED"
     assert (str(job.state), source.states(job)) == ("FINISHED", expected)
-    assert job.items[number].error["reason"] == "LATENT_NOT_GAUSSIAN"
+    assert job.items[number].error["reason"] == error.reason
     for again in target.seen[1:]:
         assert all(target.seen[0].get(item, digest) == digest for item, digest in again.items())
 

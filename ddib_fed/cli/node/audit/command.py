@@ -1,4 +1,4 @@
-"""`ddib audit verify|anchors`: verifies the node's audit log, also against what a peer noted of it."""
+"""`ddib audit`: its commands, of which `verify` and `anchors` are here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.help import group
+from ddib_fed.cli.node.audit.reading import export, show, tail
 from ddib_fed.cli.output import outcome, print_json
 from ddib_fed.errors import ChunkCorrupt, FileMissing
 from ddib_fed.terminal import say
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 @group()
 def audit() -> None:
-    """Verify the chain of the node's audit log, and exchange its ends with peers."""
+    """Read, follow, export and verify the node's audit log; exchange its ends with peers."""
+
+
+for _command in (show, tail, export):
+    audit.add_command(_command)
 
 
 def _node(config_path: Path) -> tuple[NodeConfig, Identity]:

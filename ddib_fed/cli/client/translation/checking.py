@@ -1,0 +1,167 @@
+"""Reads every file once before anything is submitted: the one place where a path becomes the bytes of an item.
+
+Only digests stay in memory; a file is read again when its job is submitted. All bad files are named at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ddib_fed.cli.client.choosing import Chosen
+from ddib_fed.cli.client.delivery import Input
+from ddib_fed.cli.client.translation.order import Order
+from ddib_fed.cli.typed import same_command
+from ddib_fed.client.payload import Payload, payload
+from ddib_fed.client.views import Media
+from ddib_fed.errors import DdibError, ExtraMissing, FilesLeftOut, ImageUnreadable, InputError
+
+MOST_LISTED = 1000
+MOST_NAME = 255 - 18
+"""Bytes of a file's name, less those of the hidden name under which it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file as an item of a job.
+
+    Attributes:
+        path: The file.
+        given: What it and its results are called.
+        item: What is sent.
+        classes: Its own classes, where each file has them.
+    """
+
+    path: Path
+    given: Input
+    item: Payload
+    classes: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file that is not translated, and why."""
+
+    path: Path
+    reason: str
+    why: str
+
+    @classmethod
+    def of(cls, path: Path, error: DdibError) -> LeftOut:
+        """From the error, whose text may name the file already."""
+        return cls(path, error.reason, error.detail.replace(f"{path}: ", "").replace(f"{path} ", "").strip())
+
+    def line(self) -> str:
+        """For a list."""
+        return f"{self.path}: {self.why}  [{self.reason}]"
+
+
+def read_files(
+    chosen: Chosen,
+    order: Order,
+    institution: str,
+    *,
+    decode: bool,
+    on_read: Callable[[int, int], None] | None = None,
+) -> tuple[list[Entry], list[tuple[Path, DdibError]]]:
+    """Read each file; those that can be sent, and the bad ones with what is wrong.
+
+    Args:
+        chosen: The files.
+        order: What is asked for them.
+        institution: Whose node encodes.
+        decode: Whether pictures are decoded too, where the packages for it are installed: a node refuses a damaged one
+            only when its job is submitted, and with several jobs others are under way by then.
+        on_read: Called with (files read, total).
+    """
+    entries: list[Entry] = []
+    bad: list[tuple[Path, DdibError]] = []
+    for number, (path, given) in enumerate(zip(chosen.paths, chosen.inputs, strict=True)):
+        classes = chosen.classes[number] if chosen.classes else None
+        try:
+            _check_name(given, path)
+            item = payload(path)
+            if decode:
+                decode = _decodes(item)
+        except DdibError as error:
+            bad.append((path, error))
+        except OSError as error:
+            bad.append((path, InputError(f"{path} cannot be read: {error.strerror or error}", hop="client")))
+        else:
+            asked = order.digest(institution, classes)
+            named = replace(given, sha256=item.sha256.hex(), asked=asked)
+            entries.append(Entry(path, named, item, classes))
+        if on_read is not None:
+            on_read(number + 1, len(chosen.paths))
+    return entries, bad
+
+
+def _check_name(given: Input, path: Path) -> None:
+    """Return if results can have this name.
+
+    Raises:
+        InputError: It is no text, so that no record could hold it, or too long for a file system.
+    """
+    try:
+        longest = max(len(Path(name).name.encode()) for name, _ in given.file_names())
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: its name is no UTF-8", hint="rename it", hop="client") from error
+    if longest > MOST_NAME:
+        raise InputError(f"{path}: its name is too long for its results", hint="rename it", hop="client")
+
+
+def _decodes(item: Payload) -> bool:
+    """Whether pictures can be decoded here at all.
+
+    Raises:
+        ImageUnreadable: This one is damaged.
+    """
+    if item.media is Media.NPY:
+        return True
+    try:
+        from ddib_fed.samples.images import ImageLimits, decode_image
+
+        decode_image(item.read(), ImageLimits(max_bytes=item.size_bytes + 1))
+    except (ExtraMissing, ImportError):
+        return False
+    except ImageUnreadable:
+        raise
+    except DdibError:
+        pass  # too large for the usual limits: the node has its own
+    return True
+
+
+def refused(bad: Sequence[tuple[Path, DdibError]], total: int, state: str) -> DdibError:
+    """The error that names every bad file; of one file alone its own.
+
+    Args:
+        bad: The files, and what is wrong with each.
+        total: How many files were given.
+        state: What became of the others, e.g. "nothing was submitted".
+    """
+    if total == 1:
+        return bad[0][1]
+    kinds = {type(error) for _, error in bad}
+    kind = kinds.pop() if len(kinds) == 1 else InputError
+    detail = f"{len(bad):,} of {total:,} files cannot be translated; {state}:\n" + _listed(
+        LeftOut.of(path, error) for path, error in bad
+    )
+    first = bad[0][1].hint if len(bad) == 1 else ""
+    more = f"without {'it' if len(bad) == 1 else 'them'}: {same_command('--skip-bad')}"
+    # What else the errors say of one file does not hold for all.
+    return kind(detail, hint=f"{first}\n{more}" if first else more, hop=bad[0][1].hop)
+
+
+def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
+    """The error that a command ends with which left out these files; `state` is what became of the others."""
+    return FilesLeftOut(
+        f"{len(found):,} of {total:,} files were left out; {state}:\n{_listed(found)}",
+        hint=f"repair them, then, for what is missing: {same_command()}",
+    )
+
+
+def _listed(found: Iterable[LeftOut]) -> str:
+    lines = [f"  {each.line()}" for each in found]
+    more = [f"  and {len(lines) - MOST_LISTED:,} more"] if len(lines) > MOST_LISTED else []
+    return "\n".join([*lines[:MOST_LISTED], *more])

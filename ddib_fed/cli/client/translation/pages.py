@@ -1,0 +1,94 @@
+"""Writes the page and the sheet of a command's results into their folder, if pictures can be drawn here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddib_fed.bridge.records.translation_record import Part
+from ddib_fed.cli.client.delivery import Delivered
+from ddib_fed.cli.client.progress import counted
+from ddib_fed.cli.client.translation.outcome import Outcome
+from ddib_fed.cli.typed import same_command
+from ddib_fed.errors import DiskFull, InputError
+from ddib_fed.files import is_disk_full
+from ddib_fed.terminal import say
+
+PAGE, SHEET = "report.html", "sheet.png"
+FEWEST = 2
+"""Pictures: of one alone the record and the file say all."""
+_SLOW = 50
+"""Pictures from which drawing has a bar of its own."""
+
+
+def write_pages(outcome: Outcome, out: Path) -> Path | None:
+    """Write the page and the sheet; where the page is, or None if there is none.
+
+    Raises:
+        DiskFull, InputError: They cannot be written; the results are all there.
+    """
+    pictures = [each for each in outcome.delivered if each.provenance.picture is not None]
+    if len(pictures) < FEWEST:
+        return None
+    try:
+        import PIL  # noqa: F401 - without it no picture is drawn
+    except ImportError:
+        say(
+            "no page is written: it needs Pillow; pip install 'ddib-fed[pages]', then the same command",
+            err=True,
+        )
+        return None
+    page, sheet = _places(out, {path.name for each in outcome.delivered for path in each.files.values()})
+    try:
+        _write(outcome, pictures, page, sheet)
+    except OSError as error:
+        kind = DiskFull if is_disk_full(error) else InputError
+        raise kind(
+            f"{error.filename or page} cannot be written: {error.strerror or error}; every result is in {out}",
+            hint=f"make room, then {same_command()}; or leave the page out with --no-page",
+            hop="client",
+        ) from error
+    return page
+
+
+def _write(outcome: Outcome, pictures: list[Delivered], page: Path, sheet: Path) -> None:
+    from ddib_fed.reports.results_page import Results, ShownFile, write_results
+
+    sources = {entry.given.file: entry.path for entry in outcome.entries}
+    files = [
+        ShownFile(
+            each.file,
+            each.provenance,
+            each.files[Part.TRANSLATION],
+            each.files.get(Part.SOURCE, sources.get(each.file)),
+            each.files.get(Part.RETURNED),
+        )
+        for each in pictures
+    ]
+    missing = [(str(each.path), each.why) for each in (*outcome.left_out, *outcome.failed)]
+    first = pictures[0].provenance
+    results = Results(
+        f"{first.target_institution}/{first.target_domain}", outcome.total, files, tuple(missing)
+    )
+    if len(files) < _SLOW:
+        write_results(page, sheet, results)
+        return
+    with counted("drawing the page") as show:
+        write_results(page, sheet, results, on_drawn=show)
+
+
+def _places(out: Path, taken: set[str]) -> tuple[Path, Path]:
+    """Where the page and the sheet go: in place of earlier ones of ours, and of nothing else."""
+    from ddib_fed.reports.html import GENERATOR
+
+    number = 0
+    while True:
+        more = f"-{number}" if number else ""
+        page, sheet = out / PAGE.replace(".", f"{more}."), out / SHEET.replace(".", f"{more}.")
+        if page.exists():
+            with page.open("rb") as file:
+                ours = f'content="{GENERATOR}"'.encode() in file.read(500)
+        else:
+            ours = not sheet.exists()
+        if ours and not {page.name, sheet.name} & taken:
+            return page, sheet
+        number += 1

@@ -1,0 +1,93 @@
+"""A whole command: reads its files, translates them in a folder that is locked meanwhile, and writes the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddib_fed.cli.client.choosing import Chosen
+from ddib_fed.cli.client.progress import JobProgress, counted
+from ddib_fed.cli.client.session import open_client
+from ddib_fed.cli.client.translation.batches import JOB_FILES
+from ddib_fed.cli.client.translation.checking import Entry, LeftOut, left_out, read_files, refused
+from ddib_fed.cli.client.translation.lock import locked
+from ddib_fed.cli.client.translation.order import Order
+from ddib_fed.cli.client.translation.outcome import Outcome
+from ddib_fed.cli.client.translation.pages import write_pages
+from ddib_fed.cli.client.translation.run import Manner, Run, require_translated
+from ddib_fed.client.profile import Profile
+from ddib_fed.client.views import Submitted
+from ddib_fed.errors import FilesLeftOut
+
+
+def translate_files(
+    profile: Profile, chosen: Chosen, order: Order, manner: Manner, *, page: bool
+) -> tuple[Outcome, Path | None]:
+    """Translate files into a folder, or what is missing there; what became of them, and the page.
+
+    Whether all were translated is for `conclude`.
+
+    Args:
+        profile: Of the source node's client.
+        chosen: The files.
+        order: What is asked for them.
+        manner: Where, and what is left out or overwritten.
+        page: Whether the page and the sheet are written.
+
+    Raises:
+        StateConflict: Another translation is at work in the folder.
+        DdibError: A file cannot be used and is not to be left out, or the node refuses or cannot be reached.
+    """
+    with locked(manner.out):
+        entries, bad = _read(chosen, order, profile, skip_bad=manner.skip_bad)
+        with JobProgress() as progress, open_client(profile, on_wait=progress.wait) as client:
+            outcome = Run(client, chosen, entries, order, manner, progress, bad).translate()
+        return outcome, write_pages(outcome, manner.out) if page else None
+
+
+def submit_files(
+    profile: Profile, chosen: Chosen, order: Order, manner: Manner
+) -> tuple[list[Submitted], FilesLeftOut | None]:
+    """Only submit what is missing in a folder; the new jobs, and what to end with if files were left out.
+
+    Arguments and errors as of `translate_files`.
+    """
+    with locked(manner.out):
+        entries, bad = _read(chosen, order, profile, skip_bad=manner.skip_bad)
+        with JobProgress() as progress, open_client(profile, on_wait=progress.wait) as client:
+            run = Run(client, chosen, entries, order, manner, progress, bad)
+            submitted = run.submit_all()
+    if not run.left_out:
+        return submitted, None
+    return submitted, left_out(run.left_out, len(chosen.paths), "the others are submitted or translated")
+
+
+def _read(
+    chosen: Chosen, order: Order, profile: Profile, *, skip_bad: bool
+) -> tuple[list[Entry], list[LeftOut]]:
+    """Read every file before anything is submitted; those that can be sent, and those that are left out.
+
+    Raises:
+        DdibError: A file cannot be used and `skip_bad` is not set, or none can; every such file is named.
+    """
+    many = len(chosen.paths) > JOB_FILES
+    if many:
+        with counted("reading files") as show:
+            entries, bad = read_files(chosen, order, profile.institution, decode=True, on_read=show)
+    else:
+        entries, bad = read_files(chosen, order, profile.institution, decode=False)
+    if bad and not (skip_bad and entries):
+        raise refused(bad, len(chosen.paths), "nothing was submitted")
+    return entries, [LeftOut.of(path, error) for path, error in bad]
+
+
+def conclude(outcome: Outcome, out: Path, hop: str, *, skip_bad: bool) -> None:
+    """Return if every file was translated.
+
+    Raises:
+        JobFailed, Cancelled: As `require_translated`.
+        FilesLeftOut: Files were left out, as asked.
+    """
+    require_translated(outcome, hop, skip_bad=skip_bad)
+    missing = [*outcome.left_out, *(outcome.failed if skip_bad else ())]
+    if missing:
+        raise left_out(missing, outcome.total, f"the others are in {out}")

@@ -1,0 +1,1 @@
+"""`ddib audit`: reads, follows, exports and verifies the node's audit log."""

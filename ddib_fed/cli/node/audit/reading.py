@@ -1,0 +1,237 @@
+"""`ddib audit show|tail|export`: what the audit log says, for people, for scripts and for whoever checks it."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddib_fed.cli import options
+from ddib_fed.cli.help import command
+from ddib_fed.cli.output import outcome, print_json
+from ddib_fed.errors import AlreadyExists, ChunkCorrupt, FileMissing
+from ddib_fed.terminal import say
+
+if TYPE_CHECKING:
+    from ddib_fed.trust.audit.reading import Entry, Export, Wanted
+    from ddib_fed.trust.audit.verification import Verified
+
+_SELECT = (
+    click.option(
+        "--act",
+        "acts",
+        multiple=True,
+        metavar="NAME",
+        help="Only these acts; `*` stands for any text: 'job_*'.",
+    ),
+    click.option(
+        "--job", default="", metavar="ID", help="Only this job, or request; its first characters do."
+    ),
+    click.option("--peer", default="", metavar="INSTITUTION", help="Only what concerns this institution."),
+    click.option(
+        "--since",
+        metavar="WHEN",
+        help="Not before: 30m, 2h or 7d ago, or a date and time (UTC) as 2026-11-26T14:00.",
+    ),
+)
+Command = Callable[..., Any]
+
+
+def _selecting(command: Command) -> Command:
+    return options.with_options(_SELECT)(command)
+
+
+def _wanted(acts: tuple[str, ...], job: str, peer: str, since: str | None) -> Wanted:
+    from ddib_fed.trust.audit.reading import Wanted, parse_since
+
+    return Wanted(acts, job, peer, None if since is None else parse_since(since))
+
+
+def _log(config_path: Path) -> Path:
+    """The node's log.
+
+    Raises:
+        FileMissing: It has none yet.
+    """
+    from ddib_fed.node.config import NodeConfig
+
+    path = NodeConfig.load(config_path).paths.audit
+    if not path.exists():
+        raise FileMissing(f"there is no {path}", hint="a node writes it when it serves")
+    return path
+
+
+@command(
+    epilog="\b\nExamples:\n  ddib audit show --since 24h\n  ddib audit show --act 'job_*' --peer south.example"
+)
+@options.CONFIG
+@_selecting
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N of them.")
+@options.FORMAT
+def show(
+    config_path: Path,
+    acts: tuple[str, ...],
+    job: str,
+    peer: str,
+    since: str | None,
+    last: int | None,
+    output_format: str,
+) -> None:
+    """Show lines of the audit log: number, time, act, and what it names.
+
+    The chain is not checked: `ddib audit verify` does that.
+    """
+    from ddib_fed.trust.audit.reading import entries
+
+    wanted, path = _wanted(acts, job, peer, since), _log(config_path)
+    found: Iterable[Entry] = (entry for entry in entries(path) if entry in wanted)
+    if last is not None:
+        found = deque(found, maxlen=last)
+    if output_format == "json":
+        print_json([{**entry.record, "line": entry.line, "sha256": entry.sha256} for entry in found])
+        return
+    for entry in found:
+        say(_line(entry))
+
+
+@command(epilog="\b\nExample:\n  ddib audit tail -f --act refused")
+@options.CONFIG
+@_selecting
+@click.option(
+    "--last", type=click.IntRange(min=0), default=10, show_default=True, metavar="N", help="So many first."
+)
+@click.option(
+    "-f", "--follow", "follows", is_flag=True, help="Then each line as it is written, until Ctrl-C."
+)
+@options.FORMAT
+def tail(
+    config_path: Path,
+    acts: tuple[str, ...],
+    job: str,
+    peer: str,
+    since: str | None,
+    last: int,
+    follows: bool,
+    output_format: str,
+) -> None:
+    """Show the last lines of the audit log, and with -f those that follow; as JSON one object a line.
+
+    The log may be cut or replaced while it is followed: that ends the command with 10.
+    """
+    from ddib_fed.trust.audit.reading import entries, follow
+
+    wanted, path = _wanted(acts, job, peer, since), _log(config_path)
+    write = _write_object if output_format == "json" else lambda entry: say(_line(entry))
+    read, kept = 0, deque[Any](maxlen=last)
+    for entry in entries(path):
+        read = entry.line
+        if entry in wanted:
+            kept.append(entry)
+    for entry in kept:
+        write(entry)
+    if follows:
+        for entry in follow(path, read):
+            if entry in wanted:
+                write(entry)
+
+
+@command(
+    epilog="\b\nExamples:\n  ddib audit export --out audit.jsonl\n"
+    "  ddib audit export --since 2026-11-01 --act 'latent_*' --out november.csv"
+)
+@options.CONFIG
+@_selecting
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    required=True,
+    help="What to write: CSV if the name ends in .csv, else one JSON object a line.",
+)
+@options.OUTCOME
+def export(
+    config_path: Path, acts: tuple[str, ...], job: str, peer: str, since: str | None, out: Path
+) -> None:
+    """Verify the audit log, and write lines of it to a file, with the head of the chain in FILE.head.json.
+
+    Each line of the file has the digest of the log's line in `sha256`; the head is that of the log's last line. A log
+    that is broken is not exported. In CSV a text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    from ddib_fed.trust.audit.reading import export as made
+    from ddib_fed.trust.audit.verification import verify
+
+    wanted, path = _wanted(acts, job, peer, since), _log(config_path)
+    head_file = out.with_name(f"{out.name}.head.json")
+    for place in (out, head_file):
+        if place.exists():
+            raise AlreadyExists(f"{place} exists and is not overwritten", hint="choose another --out")
+    found = verify(path)
+    if not found.ok:
+        where = "" if found.broken_line is None else f", line {found.broken_line}"
+        raise ChunkCorrupt(
+            f"{path}{where}: {found.problem}", hint="ddib audit verify; keep the file unchanged"
+        )
+    exported = made(path, wanted, lines=found.lines, head=found.head, table=out.suffix.lower() == ".csv")
+    _write(config_path, out, head_file, exported, found, wanted)
+    say(
+        f"wrote {out}: {exported.exported} of {exported.lines} lines",
+        f"head   {exported.head}, in {head_file}",
+    )
+    outcome(written=out, lines=exported.exported, of=exported.lines, head=exported.head, head_file=head_file)
+
+
+def _write(
+    config_path: Path, out: Path, head_file: Path, exported: Export, found: Verified, wanted: Wanted
+) -> None:
+    from datetime import UTC, datetime
+
+    from ddib_fed.files import write_file
+    from ddib_fed.node.config import NodeConfig
+    from ddib_fed.trust.identity import Identity
+
+    node = NodeConfig.load(config_path).node
+    head = {
+        "format": "ddib-fed audit export 1",
+        "of": Identity(node.institution, "node", node.name).uri,
+        "lines": found.lines,
+        "head": found.head,
+        "verified": datetime.now(UTC).isoformat(timespec="seconds"),
+        "torn_bytes": found.torn_bytes,
+        "exported": exported.exported,
+        "asked": {
+            "acts": list(wanted.acts),
+            "job": wanted.job,
+            "peer": wanted.peer,
+            "since": None if wanted.since is None else wanted.since.isoformat(),
+        },
+        "file": out.name,
+        "file_sha256": exported.sha256,
+    }
+    write_file(out, exported.content, private=True, overwrite=False)
+    write_file(head_file, (json.dumps(head, indent=2) + "\n").encode(), private=True, overwrite=False)
+
+
+def _write_object(entry: Entry) -> None:
+    say(json.dumps({**entry.record, "line": entry.line, "sha256": entry.sha256}))
+
+
+def _line(entry: Entry) -> str:
+    """One line for people: a value that could be taken for several is quoted."""
+    if not entry.record:
+        return f"{entry.line:>6}  (not a line of the log: ddib audit verify)"
+    when = str(entry.record.get("time", ""))[:19].replace("T", " ")
+    values = "  ".join(
+        f"{key}={_value(value)}" for key, value in entry.values.items() if value not in ("", None)
+    )
+    return f"{entry.line:>6}  {when}  {entry.record.get('act')!s:<18}  {values}".rstrip()
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return json.dumps(value)
+    text = str(value)
+    return json.dumps(text) if not text or any(c.isspace() or c == '"' for c in text) else text

@@ -1,0 +1,149 @@
+"""Why there is no connection to a node's address, before anything is sent over one.
+
+Connections to nodes are direct. Where a network lets out only what goes through its proxy, that looks like a firewall
+that drops connections; one request to the proxy tells the two apart. Nothing of ours is sent through it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from ddib_fed.terminal import escape
+from ddib_fed.trust.finding import Finding, host_and_port
+
+_SCHEMES: Final = ("https", "all")
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_ANSWER: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
+_MAX_HOST: Final = 80
+
+
+def no_connection(error: OSError, host: str, address: str, timeout_s: float) -> Finding:
+    """Why there is no connection to ``host:port``; where this machine is told to use a proxy, what that one says.
+
+    Args:
+        error: Of the attempt.
+        host: In the address.
+        address: That was dialled.
+        timeout_s: How long the attempt could take.
+    """
+    found = _unreached(error, host, address, timeout_s)
+    proxy = _named_proxy(host, os.environ)
+    if proxy is None:
+        return found
+    status = _answer_to_connect(proxy, address, timeout_s)
+    if status is not None and 200 <= status < 300:
+        return Finding(
+            "proxy",
+            f"{found.text}, but the proxy {proxy} reaches it: this network lets out only what goes through the proxy, "
+            "and this connection is direct",
+            f"ask this network's operators to let {address} through directly; nc -vz {host_and_port(address)} tests it",
+        )
+    said = {
+        None: "does not answer, or is no HTTP proxy",
+        403: "refuses to connect there",
+        407: "wants a password",
+    }
+    more = said.get(status, f"cannot connect there (HTTP {status})")
+    return Finding(found.cause, f"{found.text}; the proxy {proxy} {more}", found.remedy)
+
+
+def _unreached(error: OSError, host: str, address: str, timeout_s: float) -> Finding:
+    if isinstance(error, socket.gaierror):
+        if error.errno == socket.EAI_AGAIN:
+            return Finding(
+                "name-server",
+                f"the name {host} cannot be looked up: {error.strerror}",
+                f"getent hosts {host}; does this machine reach its name server?",
+            )
+        return Finding(
+            "name-not-found",
+            f"there is no host {host}",
+            f"getent hosts {host}; compare the address with its operator's",
+        )
+    if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
+        return Finding(
+            "timeout",
+            f"nothing answers at {address} within {timeout_s:.0f} s: a firewall drops connections, or it is off",
+            f"nc -vz {host_and_port(address)}; let the firewalls of both sides pass {address}",
+        )
+    if error.errno == errno.ECONNREFUSED:
+        return Finding(
+            "nothing-listens",
+            f"nothing listens at {address} ({error.strerror})",
+            f"is the node running there, and is the port right? nc -vz {host_and_port(address)}",
+        )
+    if error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN}:
+        return Finding(
+            "no-route",
+            f"there is no way to {address} ({error.strerror})",
+            f"ip route get {host}; ask the network's operators",
+        )
+    return Finding(
+        "no-connection",
+        f"no connection to {address}: {error.strerror or error}",
+        f"nc -vz {host_and_port(address)}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Proxy:
+    """What the environment names.
+
+    Attributes:
+        variable: Of the environment.
+        scheme: Of its URL, e.g. ``http`` or ``socks5``.
+        host: Without name and password, which may stand before it.
+        port: 0 where the URL has none and the scheme has no usual one.
+    """
+
+    variable: str
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return escape(f"{self.host[:_MAX_HOST]}:{self.port} ({self.variable})")
+
+
+def _named_proxy(host: str, environ: Mapping[str, str]) -> _Proxy | None:
+    """The proxy for connections to a host; None where none is named, or the host is in no_proxy."""
+    from urllib.request import proxy_bypass
+
+    names = {
+        name.lower(): value for name, value in environ.items() if name.lower().endswith("_proxy") and value
+    }
+    if proxy_bypass(host, {"no": names.get("no_proxy", "")}):
+        return None
+    for scheme in _SCHEMES:
+        value = names.get(f"{scheme}_proxy")
+        if value is None:
+            continue
+        try:
+            url = urlsplit(value if "://" in value else f"http://{value}")
+            port = url.port or _DEFAULT_PORTS.get(url.scheme, 0)
+        except ValueError:
+            continue
+        if url.hostname:
+            return _Proxy(f"{scheme}_proxy", url.scheme, url.hostname, port)
+    return None
+
+
+def _answer_to_connect(proxy: _Proxy, address: str, timeout_s: float) -> int | None:
+    """The status with which an HTTP proxy answers CONNECT for ``host:port``; None where it is none."""
+    if proxy.scheme != "http" or not proxy.port:
+        return None
+    request = f"CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode("ascii", "replace")
+    try:
+        with socket.create_connection((proxy.host, proxy.port), timeout=timeout_s) as connection:
+            connection.sendall(request)
+            found = _ANSWER.match(connection.recv(4096))
+    except OSError:
+        return None
+    return int(found[1]) if found else None

@@ -1,0 +1,52 @@
+"""Without a terminal a line is written now and then, with the job's id first."""
+
+from __future__ import annotations
+
+from ddib_fed.cli.client.progress import SAID_EVERY_S, JobProgress
+from ddib_fed.wire.jobs import Event, JobState
+
+
+def event(done: int, state: JobState = JobState.RUNNING) -> Event:
+    return Event(sequence=done + 1, state=state, item=done, stage="done", items_done=done, items=10)
+
+
+def test_lines_come_now_and_then_with_the_job_first(capsys):
+    """Ten events within the time make no line, the next one does; the end does at once."""
+    now = [0.0]
+    progress = JobProgress(clock=lambda: now[0])
+    with progress:
+        progress.begin("job-1", [])
+        for done in range(9):
+            progress.event(event(done))
+        assert capsys.readouterr().err == ""
+        now[0] = SAID_EVERY_S
+        progress.event(event(9))
+        assert capsys.readouterr().err == "job job-1: running, 9 of 10 items done\n"
+        progress.event(event(10, JobState.FINISHED))
+        assert capsys.readouterr().err == "job job-1: finished, 10 of 10 items done\n"
+
+
+def test_a_command_of_several_jobs_counts_its_files(capsys):
+    """The job first, then its items, then the files of the command that are on the disk."""
+    now = [0.0]
+    progress = JobProgress(clock=lambda: now[0])
+    with progress:
+        progress.whole(1_500, 250)
+        progress.submitted("job-2", 250)
+        progress.begin("job-2", [])
+        progress.written()
+        now[0] = SAID_EVERY_S
+        progress.event(event(3))
+        progress.ended("job-2", "finished")
+    assert capsys.readouterr().err.splitlines() == [
+        "job job-2: submitted, 250 items",
+        "job job-2: running, 3 of 10 items done; 251 of 1,500 files written",
+        "job job-2: finished; 251 of 1,500 files written",
+    ]
+
+
+def test_nothing_is_said_where_the_events_are_the_output(capsys):
+    """`ddib job watch --format json`."""
+    with JobProgress(show=False) as progress:
+        progress.event(event(10, JobState.FINISHED))
+    assert capsys.readouterr().err == ""

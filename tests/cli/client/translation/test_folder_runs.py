@@ -1,0 +1,345 @@
+"""`ddib translate FOLDER`: names, bad files, limits of the node, and how it goes on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from ddib_fed.cli.client.translation import batches
+from ddib_fed.cli.client.translation.lock import locked
+from ddib_fed.cli.main import run
+from ddib_fed.errors import ExitCode, ItemsTooMany, NotFinite, QueueFull
+from ddib_fed.v1 import translation_pb2 as pb
+from tests.client.scripted_source import npy, points
+
+pytestmark = pytest.mark.slow
+RESULTS = sorted(
+    f"{name}.{kind}"
+    for name in ("scan-0", "scan-2", "scan-4", "deep/er/scan-1", "deep/er/scan-3")
+    for kind in ("npy", "json")
+)
+
+
+@pytest.fixture
+def few_files(monkeypatch):
+    """Jobs of two files, so that five make three."""
+    monkeypatch.setattr(batches, "JOB_FILES", 2)
+
+
+def refuse_bad(north, bad):
+    """Let the node refuse a job as the real one does: after it has all items, with those whose bytes are in `bad`."""
+    taken = north.service.SubmitJob
+
+    def submit(requests, context):
+        messages = list(requests)
+        numbers, number = [], -1
+        for message in messages:
+            number += message.WhichOneof("message") == "item"
+            if message.WhichOneof("message") == "chunk" and message.chunk.data in bad:
+                numbers.append(number)
+        north.script.refuse.clear()
+        if numbers:
+            refused = " ".join(f"{n}:NOT_FINITE" for n in numbers)
+            north.script.refuse["SubmitJob"] = NotFinite(facts={"item": numbers[0], "refused": refused})
+        return taken(iter(messages), context)
+
+    return submit
+
+
+def test_paths_are_kept_below_the_folder_and_the_rest_is_counted(translate, scans, written, capsys):
+    """Sub-folders are made; hidden files and other kinds are left out, and said."""
+    (scans / "notes.txt").write_text("")
+    (scans / ".hidden.npy").write_bytes(npy(points()))
+    (scans / ".cache").mkdir()
+    (scans / ".cache" / "old.npy").write_bytes(npy(points()))
+    assert translate() == 0
+    assert written() == RESULTS
+    shown = capsys.readouterr()
+    assert "ignored 3 other files (2 hidden, 1 .txt)" in shown.err
+    assert "deep/er/scan-3.npy" in shown.out
+
+
+def test_results_below_the_folder_itself_are_no_inputs(translate, scans, north, words):
+    """`ddib translate . --out out` a second time finds the same files."""
+    words[words.index("--out") + 1] = str(scans / "out")
+    assert run(words) == 0
+    assert run(words) == 0
+    assert len(north.service.jobs) == 1
+
+
+def test_every_bad_file_is_listed_and_the_printed_command_translates_the_others(
+    translate, scans, north, written, capsys
+):
+    """Nothing is submitted; with --skip-bad the others are translated, and the exit code is its own."""
+    (scans / "empty.npy").write_bytes(b"")
+    (scans / "deep" / "text.npy").write_bytes(b"1, 2")
+    assert translate() == ExitCode.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "2 of 7 files cannot be translated; nothing was submitted" in said
+    for path in (scans / "empty.npy", scans / "deep" / "text.npy"):
+        assert f"{path}: " in said
+    assert not north.script.calls
+    assert written() == []
+    pasted = next(line for line in said.splitlines() if "--skip-bad" in line).partition("them: ")[2]
+    assert run(shlex.split(pasted)[1:]) == ExitCode.LEFT_OUT
+    assert written() == RESULTS
+    said = capsys.readouterr().err
+    assert "2 of 7 files were left out" in said
+    assert f"{scans / 'empty.npy'}: is empty" in said
+
+
+def test_files_that_the_node_refuses_are_left_out_at_once(translate, scans, north, written, capsys):
+    """The node names all of them in one answer, so the job is sent twice and not three times."""
+    worst = [npy(np.full((2, 2), np.nan, np.float32)), npy(np.full((3, 2), np.nan, np.float32))]
+    for number, content in enumerate(worst):
+        (scans / f"nan-{number}.npy").write_bytes(content)
+    north.service.SubmitJob = refuse_bad(north, worst)
+    north.stop()
+    north.start()
+    assert translate() == ExitCode.BAD_INPUT
+    said = capsys.readouterr().err
+    assert f"{scans / 'nan-0.npy'}: " in said
+    assert f"{scans / 'nan-1.npy'}: " in said
+    assert not north.service.jobs
+    assert translate("--skip-bad") == ExitCode.LEFT_OUT
+    assert written() == RESULTS
+    assert len(north.service.jobs) == 1
+
+
+def test_a_folder_of_bad_files_alone_is_an_error_with_skip_bad_too(translate, scans, north, capsys):
+    """Nobody takes an empty folder of results for success."""
+    for path in scans.rglob("*.npy"):
+        path.write_bytes(b"")
+    assert translate("--skip-bad") == ExitCode.BAD_INPUT
+    assert "5 of 5 files cannot be translated" in capsys.readouterr().err
+    assert not north.script.calls
+
+
+def test_failed_items_are_left_out_if_asked(translate, north, written, capsys):
+    """A latent that is no noise concerns one file; each is named by its path."""
+    north.script.fail_items = {1}
+    assert translate("--skip-bad") == ExitCode.LEFT_OUT
+    assert "deep/er/scan-3.npy: not noise  [LATENT_NOT_GAUSSIAN]" in capsys.readouterr().err
+    assert len(written()) == len(RESULTS) - 2
+
+
+def test_jobs_are_as_small_as_the_node_wants_them(translate, north, written):
+    """Its limit is in its refusal, comes with the header, and is asked for once."""
+
+    def limit(called):
+        north.script.refuse.clear()
+        if called == "SubmitJob" and len(north.script.seen("SubmitJob")) == 1:
+            north.script.refuse["SubmitJob"] = ItemsTooMany(facts={"items": 5, "limit_items": 2})
+
+    north.script.on_call = limit
+    assert translate() == 0
+    assert sorted(len(job.inputs) for job in north.service.jobs.values()) == [1, 2, 2]
+    assert written() == RESULTS
+
+
+def test_a_full_queue_is_no_reason_to_leave_results_at_the_node(translate, north, written, few_files):
+    """With a job at work its results are fetched first; the refused one is submitted afterwards."""
+    seen = []
+
+    def queue(called):
+        seen.append(called)
+        north.script.refuse.clear()
+        if called == "SubmitJob" and seen.count("SubmitJob") == 2:
+            north.script.refuse["SubmitJob"] = QueueFull(retry_after_s=60)
+
+    north.script.on_call = queue
+    assert translate() == 0
+    assert written() == RESULTS
+    assert seen[:3] == ["SubmitJob", "SubmitJob", "WatchJob"]
+
+
+def test_a_second_run_asks_the_node_for_nothing(translate, north, written, capsys):
+    """Every result is there, from the same bytes for the same request."""
+    assert translate() == 0
+    calls = len(north.script.calls)
+    assert translate() == 0
+    assert len(north.script.calls) == calls
+    assert "5 of 5 files are translated already; 0 are left" in capsys.readouterr().err
+
+
+def test_what_changed_or_was_removed_is_translated_again(translate, scans, north, tmp_path):
+    """A changed file needs --force where its old result is; a removed or damaged result does not count."""
+    assert translate() == 0
+    (tmp_path / "out" / "scan-0.npy").unlink()
+    (tmp_path / "out" / "scan-0.json").unlink()
+    assert translate() == 0
+    (scans / "scan-2.npy").write_bytes(npy(points(10, start=90)))
+    assert translate() == ExitCode.CONFLICT
+    assert translate("--force") == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "scan-2.npy"), points(10, start=90) * 2)
+    (tmp_path / "out" / "scan-4.npy").write_bytes(b"half")
+    assert translate() == ExitCode.CONFLICT
+    assert [len(job.inputs) for job in north.service.jobs.values()] == [5, 1, 5]
+
+
+def interrupt_at(north, method, count):
+    """Press Ctrl-C at the n-th call of a method."""
+    main, hold, seen = threading.main_thread().ident, threading.Event(), []
+
+    def interrupt(called):
+        seen.append(called)
+        if called == method and seen.count(method) == count:
+            signal.pthread_kill(main, signal.SIGINT)
+            hold.wait(2)
+
+    north.script.on_call = interrupt
+
+
+@pytest.mark.parametrize("method", ["SubmitJob", "WatchJob", "FetchResults", "AcknowledgeItems"])
+def test_after_ctrl_c_the_printed_command_computes_nothing_twice(
+    north, translate, written, few_files, capsys, method
+):
+    """At any call of the second job: its items are each submitted once, and every result is there in the end."""
+    interrupt_at(north, method, 2)
+    assert translate() == ExitCode.CANCELLED
+    north.script.on_call = lambda called: None
+    said = capsys.readouterr().err
+    command = next(line for line in said.splitlines() if "goes on" in line)
+    pasted = command.partition("(goes on)")[0].strip().removeprefix("try:").strip()
+    assert run(shlex.split(pasted)[1:]) == 0
+    assert written() == RESULTS
+    sent = sorted(data for job in north.service.jobs.values() for data in job.inputs)
+    assert len(sent) == len(set(sent)) == 5
+
+
+def test_a_job_whose_answer_was_lost_is_the_same_job(translate, north, written, capsys):
+    """The names are on the disk before the job is sent, with its request id."""
+    north.script.lose_answer["SubmitJob"] = 1_000
+    profile = north.profile_path
+    assert profile.exists()
+    interrupt_at(north, "SubmitJob", 3)
+    assert translate() == ExitCode.CANCELLED
+    north.script.on_call = lambda called: None
+    north.script.lose_answer.clear()
+    assert translate() == 0
+    assert len(north.service.jobs) == 1
+    assert written() == RESULTS
+
+
+def test_a_job_that_the_node_has_forgotten_costs_only_what_is_missing(translate, north, tmp_path, written):
+    """Its results have expired, and some of them are here: only the others are submitted."""
+    assert translate("--detach") == 0
+    (name,) = (tmp_path / "out").glob(".ddib-job-*.json")
+    kept = name.read_bytes()
+    assert translate() == 0
+    name.write_bytes(kept)
+    north.service.jobs.clear()
+    for kind in ("npy", "json"):
+        (tmp_path / "out" / f"scan-0.{kind}").unlink()
+    assert translate() == 0
+    assert [len(job.inputs) for job in north.service.jobs.values()] == [1]
+    assert written() == RESULTS
+
+
+def test_detached_jobs_name_what_they_leave_out(translate, scans, north, capsys):
+    """The exit code is the same as with results."""
+    (scans / "empty.npy").write_bytes(b"")
+    assert translate("--detach", "--skip-bad") == ExitCode.LEFT_OUT
+    assert "1 of 6 files were left out; the others are submitted" in capsys.readouterr().err
+    assert len(north.service.jobs) == 1
+
+
+def test_a_file_that_changes_meanwhile_is_translated_as_it_is_now(translate, scans, north, tmp_path, capsys):
+    """The job of its earlier content gives the other results; that one stays at the node, and is named."""
+    assert translate("--detach") == 0
+    (first,) = north.service.jobs
+    (scans / "scan-0.npy").write_bytes(npy(points(10, start=90)))
+    assert translate() == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "scan-0.npy"), points(10, start=90) * 2)
+    assert [len(job.delivered) for job in north.service.jobs.values()] == [4, 1]
+    assert f"ddib job delete {first}" in capsys.readouterr().err
+
+
+def test_a_cancelled_job_of_an_earlier_run_is_done_again(translate, north, written, capsys):
+    """What it left undone is submitted as another job; the command ends well."""
+    assert translate("--detach") == 0
+    (job,) = north.service.jobs.values()
+    job.state, job.delivered = pb.JOB_STATE_CANCELLED, {0, 1}
+    assert translate() == 0
+    assert "submitted again" in capsys.readouterr().err
+    assert written() == RESULTS
+
+
+def test_detached_jobs_are_attached_to(translate, north, written, few_files, capsys):
+    """Three jobs are printed with their commands; the same command without --detach fetches them."""
+    assert translate("--detach") == 0
+    shown = capsys.readouterr().out
+    assert len(north.service.jobs) == 3
+    for job_id in north.service.jobs:
+        assert f"ddib job fetch {job_id} --out " in shown
+    assert shown.count(f"--profile {north.profile_path}") == 6
+    assert translate("--format", "json") == 0
+    assert len(north.service.jobs) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert {job["job_id"] for job in document["jobs"]} == set(north.service.jobs)
+    assert (document["files"], len(document["items"])) == (5, 5)
+    assert written() == RESULTS
+
+
+def test_names_that_no_result_can_have_concern_their_file_alone(translate, scans, written, capsys):
+    """Bytes that are no UTF-8, and a name with no room for what is added to it; the others are translated."""
+    (scans / "caf\udce9.npy").write_bytes(npy(points()))
+    (scans / f"{'x' * 240}.npy").write_bytes(npy(points()))
+    assert translate("--skip-bad") == ExitCode.LEFT_OUT
+    said = capsys.readouterr().err
+    assert r"caf\udce9.npy: its name is no UTF-8" in said
+    assert "its name is too long" in said
+    assert written() == RESULTS
+
+
+def test_a_job_whose_every_item_fails_is_left_out_too(translate, north, capsys, monkeypatch):
+    """The node then calls the job failed; with --skip-bad that is no other case than some of its items."""
+    north.script.fail_items = set(range(5))
+    monkeypatch.setattr(north.service, "_view", failed_view(north.service._view))
+    assert translate("--skip-bad") == ExitCode.LEFT_OUT
+    assert "5 of 5 files were left out" in capsys.readouterr().err
+    assert translate() == ExitCode.JOB_FAILED
+
+
+def failed_view(view):
+    def failed(*given):
+        job = view(*given)
+        job.state = pb.JOB_STATE_FAILED
+        return job
+
+    return failed
+
+
+def test_a_second_run_into_the_folder_is_refused_at_once(translate, north, tmp_path, capsys):
+    """It names the process that is at work; when that has ended, however it did, the folder is free."""
+    with locked(tmp_path / "out"):
+        assert translate() == ExitCode.CONFLICT
+    said = capsys.readouterr().err
+    assert "another translation writes to" in said
+    assert "process " in said
+    assert not north.script.calls
+    assert translate() == 0
+
+
+def test_what_a_killed_run_was_writing_is_removed(translate, tmp_path, written):
+    """Hidden files with no other purpose; what somebody else keeps there stays."""
+    out = tmp_path / "out" / "deep" / "er"
+    out.mkdir(parents=True)
+    (out / f".scan-1.npy.{'a' * 16}").write_bytes(b"ha")
+    (out / f".notes.txt.{'a' * 16}").write_bytes(b"mine")
+    assert translate() == 0
+    assert [name for name in written() if name not in RESULTS] == [f"deep/er/.notes.txt.{'a' * 16}"]
+
+
+def test_without_a_terminal_the_job_is_named_before_anything_else(translate, north, few_files, capsys):
+    """A log of cron or Slurm has each job's id from the start, and how many files are written at its end."""
+    assert translate() == 0
+    lines = capsys.readouterr().err.splitlines()
+    first, *_ = north.service.jobs
+    assert lines[0] == f"job {first}: submitted, 2 items"
+    assert lines[-1].endswith(": finished; 5 of 5 files written")

@@ -1,0 +1,88 @@
+"""Where the page and the sheet go, and when there are none."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from ddib_fed.bridge.records.translation_record import Part, PictureFigures, Translation
+from ddib_fed.cli.client.delivery import Delivered
+from ddib_fed.cli.client.translation.checking import LeftOut
+from ddib_fed.cli.client.translation.outcome import Outcome
+from ddib_fed.cli.client.translation.pages import write_pages
+from ddib_fed.errors import DiskFull
+from ddib_fed.samples.images import encode_png
+from tests.small_disks import small_disk
+
+
+def outcome(out, names, *, left_out=()):
+    """Pictures of these names in a folder, as a command leaves them."""
+    delivered = []
+    for number, name in enumerate(names):
+        path = out / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_png(np.full((8, 8, 1), 20 * number, np.uint8)))
+        record = Translation(picture=PictureFigures(cycle_psnr=40.0 - number)).judged()
+        delivered.append(Delivered(number, f"{name}.tif", {Part.TRANSLATION: path}, path, record))
+    return Outcome(len(names) + len(left_out), (), tuple(delivered), 0, (), tuple(left_out), ())
+
+
+def there(out):
+    return sorted(path.name for path in out.iterdir())
+
+
+def test_two_pictures_have_a_page_and_a_sheet(tmp_path):
+    """With what was left out; the same command writes the same two again."""
+    bad = LeftOut(tmp_path / "bad.tif", "IMAGE_UNREADABLE", "is empty")
+    found = outcome(tmp_path, ["a", "sub/b"], left_out=[bad])
+    for _ in range(2):
+        assert write_pages(found, tmp_path) == tmp_path / "report.html"
+        assert there(tmp_path) == ["a.png", "report.html", "sheet.png", "sub"]
+    page = (tmp_path / "report.html").read_text()
+    assert "2 of 3 files are translated" in page
+    assert str(bad.path) in page
+    assert 'href="./sub/b.png"' in page
+
+
+def test_one_picture_has_none(tmp_path):
+    """Its record and its file say all, and a command for one picture stays as fast as it was."""
+    assert write_pages(outcome(tmp_path, ["a"]), tmp_path) is None
+    assert there(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["report.html", "sheet.png"])
+def test_files_of_others_are_left_alone(tmp_path, name):
+    """A report that somebody wrote, and a sheet of another command; ours get a number, and keep it."""
+    (tmp_path / name).write_text("<html>mine</html>")
+    found = outcome(tmp_path, ["a", "b"])
+    for _ in range(2):
+        assert write_pages(found, tmp_path) == tmp_path / "report-1.html"
+    assert (tmp_path / name).read_text() == "<html>mine</html>"
+    assert (tmp_path / "sheet-1.png").exists()
+
+
+def test_a_result_called_like_the_sheet_is_left_alone(tmp_path):
+    """sheet.tif becomes sheet.png."""
+    assert write_pages(outcome(tmp_path, ["sheet", "b"]), tmp_path) == tmp_path / "report-1.html"
+
+
+def test_without_pillow_the_extra_is_named(tmp_path, monkeypatch, capsys):
+    """The results are there, so it is no error."""
+    found = outcome(tmp_path, ["a", "b"])
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert write_pages(found, tmp_path) is None
+    assert "pip install 'ddib-fed[pages]'" in capsys.readouterr().err
+
+
+def test_a_full_disk_names_the_page(tmp_path):
+    """And says that the results are complete."""
+    with small_disk(tmp_path / "disk", 1) as disk:
+        found = outcome(disk.folder, ["a", "b"])
+        disk.fill()
+        with pytest.raises(
+            DiskFull, match="cannot be written: No space left on device; every result is in"
+        ) as caught:
+            write_pages(found, disk.folder)
+        assert "--no-page" in caught.value.hint

@@ -1,0 +1,185 @@
+"""`ddib pair` as typed on both sides."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ddib_fed.cli.main import run
+from ddib_fed.cli.node.making import make_node
+from ddib_fed.errors import ExitCode, UsageError
+from ddib_fed.node import command, pairing
+from ddib_fed.node.admitting import admit, export_peer, own_peer, peer_store
+from ddib_fed.node.config import NodeConfig
+from ddib_fed.trust.peers.file import Peer
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    """node.toml of north and south."""
+    made = []
+    for name, role in (("north", "source"), ("south", "target")):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        make_node(tmp_path / name, institution=f"{name}.example", roles=(role,), domain="moons", name="node-1",
+                  listen=f"127.0.0.1:{port}", address=f"localhost:{port}")  # fmt: skip
+        made.append(tmp_path / name / "node.toml")
+    return made[0], made[1]
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, threading.Thread, list[int]]]:
+    """Runs `ddib pair --listen` on a thread: its code, the thread, and its exit code once it has ended."""
+
+    def start(config: Path, *words: str) -> tuple[str, threading.Thread, list[int]]:
+        shown, ended = threading.Event(), list[int]()
+        codes: list[str] = []
+        made = pairing.new_code
+
+        def new_code() -> str:
+            codes.append(made())
+            return codes[-1]
+
+        monkeypatch.setattr(pairing, "new_code", new_code)
+        original = pairing.listen
+
+        def listen(*arguments, **options):
+            shown.set()
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(pairing, "listen", listen)
+        thread = threading.Thread(
+            target=lambda: ended.append(run(["pair", "--listen", "--config", str(config), *words]))
+        )
+        thread.start()
+        assert shown.wait(10)
+        return codes[0], thread, ended
+
+    return start
+
+
+def admitted(config: Path) -> list[str]:
+    return [peer.institution for peer in peer_store(NodeConfig.load(config)).list()]
+
+
+def entry(config: Path) -> Peer:
+    return own_peer(NodeConfig.load(config))
+
+
+def address(config: Path) -> str:
+    return NodeConfig.load(config).node.address
+
+
+def test_a_code_admits_both(two, listening, capsys) -> None:
+    """As `ddib peer add` would: the same entry, the same line of the audit log; both fingerprints are shown twice."""
+    north, south = two
+    code, thread, ended = listening(south)
+    assert run(["pair", address(south), code, "--config", str(north), "--expect", "south.example"]) == 0
+    thread.join(10)
+    assert ended == [0]
+    assert (admitted(north), admitted(south)) == (["south.example"], ["north.example"])
+    assert peer_store(NodeConfig.load(north)).get("south.example") == entry(south)
+    shown = capsys.readouterr().out
+    assert f"there:       ddib pair {address(south)} {code}" in shown
+    assert "admitted     spiffe://north.example/node/node-1 at localhost:" in shown
+    for config in two:
+        assert shown.count(entry(config).fingerprint) == 2
+    lines = NodeConfig.load(north).paths.audit.read_text().splitlines()
+    record = json.loads(lines[-1])
+    assert (record["act"], record["peer"]) == ("peer_added", "south.example")
+
+
+def test_an_institution_that_was_not_expected_is_not_admitted(two, listening, capsys) -> None:
+    """By either side, also when it has the code."""
+    north, south = two
+    code, thread, ended = listening(south)
+    words = ["pair", address(south), code, "--config", str(north), "--expect", "west.example"]
+    assert run(words) == ExitCode.REFUSED
+    thread.join(10)
+    assert ended == [ExitCode.REFUSED]
+    assert admitted(north) == admitted(south) == []
+    assert "west.example was expected" in capsys.readouterr().err
+
+
+def test_another_port_is_named_where_the_node_has_its_own(two, listening, capsys) -> None:
+    """A node that runs need not stop: `--at`, which the message shows; the other side sees the port that is bound."""
+    north, south = two
+    config = NodeConfig.load(south).node
+    host, port = config.listen.split(":")
+    with socket.create_server((host, int(port))):
+        assert run(["pair", "--listen", "--config", str(south)]) == ExitCode.BAD_INPUT
+        assert "ddib pair --listen --at 127.0.0.1:PORT" in capsys.readouterr().err
+        code, thread, ended = listening(south, "--at", "127.0.0.1:0")
+        there = re.search(r"there: +ddib pair (\S+) (\S+)", capsys.readouterr().out)
+        assert there is not None
+        assert there[2] == code
+        assert not there[1].endswith(f":{port}")
+        assert run(["pair", there[1], code, "--config", str(north)]) == 0
+        thread.join(10)
+    assert ended == [0]
+
+
+def test_an_entry_is_replaced_only_where_that_is_asked_for(two, listening, capsys) -> None:
+    """As with `ddib peer add --replace`: a code alone changes nobody's address."""
+    north, south = two
+    for words, result in (((), 0), ((), ExitCode.CONFLICT), (("--replace",), 0)):
+        code, thread, ended = listening(south)
+        assert run(["pair", address(south), code, "--config", str(north), *words]) == result
+        thread.join(10)
+        assert ended == [ExitCode.REFUSED if result else 0]
+        text = south.read_text()
+        south.write_text(text.replace('address = "localhost', 'address = "127.0.0.1'))
+    assert peer_store(NodeConfig.load(north)).get("south.example").address.startswith("127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["localhost:7443"], ["localhost:7443", "482-173-069"], ["--listen", "localhost:7443", "482-173-063"],
+     ["localhost:7443", "482-173-063", "--at", "localhost:1"]],
+    ids=["nothing", "no code", "a wrong digit", "both", "--at without --listen"],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_before_anything_is_sent(two, words) -> None:
+    """Exit 2."""
+    assert run(["pair", *words, "--config", str(two[0])]) == ExitCode.USAGE
+
+
+def test_serve_pairs_before_it_serves(two, monkeypatch, caplog) -> None:
+    """`--pair` on one side, `--pair-with` on the other; the line of the log comes after what the terminal shows."""
+    north, south = (NodeConfig.load(path) for path in two)
+    codes: list[str] = []
+    shown, made, listens = threading.Event(), pairing.new_code, pairing.listen
+    monkeypatch.setattr(pairing, "new_code", lambda: codes.append(made()) or codes[-1])
+    monkeypatch.setattr(pairing, "listen", lambda *given, **more: shown.set() or listens(*given, **more))
+    caplog.set_level(logging.INFO, logger="ddib_fed.node.command")
+    thread = threading.Thread(
+        target=command._admit, args=(south, ()), kwargs={"pair": True, "pair_with": None}
+    )
+    thread.start()
+    assert shown.wait(10)
+    command._admit(north, (), pair=False, pair_with=(south.node.address, codes[0]))
+    thread.join(10)
+    assert {record.getMessage() for record in caplog.records} == {
+        "admitted spiffe://north.example/node/node-1",
+        "admitted spiffe://south.example/node/node-1",
+    }
+    with pytest.raises(UsageError):
+        command._admit(north, (), pair=True, pair_with=(south.node.address, codes[0]))
+
+
+def test_serve_admits_by_a_file_without_asking_again(two, tmp_path, caplog) -> None:
+    """The very same node; one that is not admitted yet is asked about, on a terminal alone."""
+    north, south = (NodeConfig.load(path) for path in two)
+    own = export_peer(south, tmp_path / "south.peer")
+    with pytest.raises(UsageError, match="read out"):
+        command._admit(north, (tmp_path / "south.peer",), pair=False, pair_with=None)
+    admit(north, tmp_path / "south.peer", own.fingerprints)
+    caplog.set_level(logging.INFO, logger="ddib_fed.node.command")
+    command._admit(north, (tmp_path / "south.peer",), pair=False, pair_with=None)
+    assert caplog.messages == ["admitted spiffe://south.example/node/node-1"]

@@ -1,0 +1,21 @@
+"""A folder with bad files through two real nodes, interrupted and killed: nothing is computed twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.folders import BAD, tell
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+def test_the_same_command_goes_on_after_ctrl_c_and_kill_9(tmp_path) -> None:
+    """By the audit logs each file crossed once; no file was seen half-written; only the bad ones are left out.
+
+    The source takes 7 items a job, so that there are several; `python -m benchmarks.folders` has 1,500 files.
+    """
+    story = tell(tmp_path, 40, most_items=7)
+    assert story.exit_codes == (12, -9, 15), story
+    assert story.on_disk[0] < story.on_disk[1] < story.on_disk[2] == 40 - len(BAD), story
+    assert story.jobs >= 6, story
+    assert story.good, story

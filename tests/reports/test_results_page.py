@@ -1,0 +1,131 @@
+"""The page of a command's results: the worst first, everything inside, sorted and enlarged by one known script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddib_fed.bridge.records.translation_record import PictureFigures, Translation
+from ddib_fed.reports.page_script import SORT_AND_ENLARGE
+from ddib_fed.reports.previews import encoded, preview, squared
+from ddib_fed.reports.results_page import Results, ShownFile, provenance, verdict, write_results
+from ddib_fed.samples.images import encode_png
+
+TARGET = "south.example/relief"
+
+
+def picture(path, level=128, *, shape=(40, 30, 3), dtype=np.uint8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_png(np.full(shape, level, dtype)))
+    return path
+
+
+def shown(folder, name, psnr, **figures):
+    record = Translation(job_id="job-1", picture=PictureFigures(cycle_psnr=psnr, **figures)).judged()
+    return ShownFile(
+        f"{name}.png", record, picture(folder / f"{name}.png"), picture(folder / "in" / f"{name}.png")
+    )
+
+
+@pytest.fixture
+def results(tmp_path):
+    files = [
+        shown(tmp_path, "good", 41.5),
+        shown(tmp_path, "sub/<b>bad & worse", 12.25),
+        shown(tmp_path, "fair", 33.0),
+    ]
+    return Results(TARGET, 4, files, [("/scans/empty.png", "is empty")])
+
+
+@pytest.fixture
+def page(results, tmp_path):
+    write_results(tmp_path / "report.html", tmp_path / "sheet.png", results)
+    return (tmp_path / "report.html").read_text()
+
+
+def test_the_worst_comes_first_with_its_mark(page):
+    """Names are escaped, and link to the files beside the page."""
+    names = re.findall(r'<a href="\./([^"]*)">([^<]*)</a>', page)
+    assert names[0] == ("sub/%3Cb%3Ebad%20%26%20worse.png", html.escape("sub/<b>bad & worse.png"))
+    assert [text for _, text in names[1:]] == ["fair.png", "good.png"]
+    assert page.index("doubtful: cycle_psnr") < page.index("fair.png")
+
+
+def test_the_verdict_counts_files_doubts_and_what_was_left_out(page, results):
+    """The sentence is on top, and the reasons are in a table."""
+    assert (
+        verdict(results) == "3 of 4 files are translated; 1 of them are doubtful; 1 were left out or failed."
+    )
+    assert verdict(results) in page
+    assert "<td>/scans/empty.png</td><td>is empty</td>" in page
+
+
+def test_nothing_is_loaded_and_only_the_known_script_runs(page):
+    """The policy names the script's digest; pictures are inside."""
+    digest = base64.b64encode(hashlib.sha256(SORT_AND_ENLARGE.encode()).digest()).decode()
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1])
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert page.count("<script") == 1
+    assert re.search(r"<script>(.*)</script>", page, re.DOTALL)[1] == SORT_AND_ENLARGE
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) == 6
+    assert all(source.startswith("data:image/") for source in sources)
+
+
+def test_previews_of_large_pictures_are_small(tmp_path):
+    """1,500 of them, three a row, make a page that a browser opens."""
+    one = ShownFile(
+        "scan.png",
+        Translation(picture=PictureFigures()),
+        picture(tmp_path / "scan.png", shape=(1500, 900, 3)),
+    )
+    noise = np.random.default_rng(0).integers(0, 255, (1500, 900, 3), np.uint8)
+    (tmp_path / "scan.png").write_bytes(encode_png(noise))
+    largest = len(encoded(one.stages(192)["translated"]))
+    assert largest < 14_000  # of noise, which compresses worst; three a row
+
+
+def test_sixteen_bits_are_drawn_in_the_range_of_the_record(tmp_path):
+    """A scan of 0 to 4095 is not black; without a range the type's own counts."""
+    path = picture(tmp_path / "scan.png", 4095, shape=(8, 8, 1), dtype=np.uint16)
+    assert preview(path, 96, span=(0.0, 4095.0)).min() == 255
+    assert preview(path, 96, span=None).max() == 16
+    assert preview(path, 96, span=(-1000.0, 3095.0), scale=(1.0, -1000.0)).min() == 255
+
+
+def test_what_cannot_be_drawn_is_left_out(tmp_path, results):
+    """A source that is gone meanwhile costs its picture, not the page."""
+    results.files[0].source.unlink()
+    write_results(tmp_path / "report.html", tmp_path / "sheet.png", results)
+    assert (tmp_path / "report.html").read_text().count("<img") == 5
+    assert preview(tmp_path / "absent.png", 96, span=None) is None
+
+
+def test_previews_keep_their_sides_and_small_ones_their_pixels(tmp_path):
+    """On the sheet a picture is enlarged by whole numbers in the middle of its square."""
+    wide = preview(picture(tmp_path / "wide.png", shape=(100, 400, 3)), 192, span=None)
+    assert wide.shape == (48, 192, 3)
+    square = squared(np.zeros((4, 2, 3), np.uint8), 96)
+    assert (square == -1).sum() == 3 * 96 * 48
+    assert (squared(None, 96) == 1).all()
+    assert encoded(np.zeros((4, 2, 3), np.uint8)).startswith(b"\x89PNG")
+    assert Image.open(io.BytesIO(encoded(wide))).format == "JPEG"
+
+
+def test_provenance_counts_where_records_differ():
+    """One value alone stands for all."""
+    records = [
+        Translation(job_id=job, source_institution="north", source_domain="d") for job in ("a", "a", "b")
+    ]
+    rows = dict(provenance(records))
+    assert rows["jobs"] == "a (2), b (1)"
+    assert rows["source"] == "north/d"
+    assert "calibration" not in rows
