@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.models.bundle_files import MANIFEST_FILE
+from ddib_fed.models.catalogue import MANIFEST_FILE
 from ddib_fed.networks.configs import ClassifierConfig, UNetConfig
 from ddib_fed.networks.registry import build_network
 from ddib_fed.samples.images import encode_png

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from ddib_fed.datasets.synthetic import DOMAINS, domain_name
-from ddib_fed.models.bundle_files import MANIFEST_FILE, WEIGHTS_FILE
+from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.training.loop.trainer import Progress
 from ddib_fed.training.run import train
 from ddib_fed.training.settings.config import PointTrainConfig

@@ -6,7 +6,9 @@ its own: configuration, bundles, the wire, certificates and the command line all
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Final
 
 CONFIG_VARIABLE: Final = "DDIB_CONFIG"
@@ -72,3 +74,9 @@ def domain_from(text: str) -> str:
     """A domain's name made of any text, e.g. a file's name; empty when nothing of it can be kept."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)
     return kept.lstrip("._-")[:MAX_DOMAIN]
+
+
+def nearest(text: str, known: Iterable[str]) -> str:
+    """The known name that was meant by a misspelt one; empty if none is near."""
+    close = difflib.get_close_matches(text, tuple(known), n=1)
+    return close[0] if close else ""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -26,6 +28,8 @@ _STYLES: dict[Style, tuple[str, str]] = {
     "bold": ("\x1b[1m", "\x1b[0m"),
     "dim": ("\x1b[2m", "\x1b[0m"),
 }
+
+_aside: ContextVar[bool] = ContextVar("sentences go to stderr", default=False)
 
 
 def escape(text: str) -> str:
@@ -48,7 +52,7 @@ def say(*lines: str, err: bool = False, style: Style = "plain") -> None:
         err: To stderr.
         style: On a terminal only.
     """
-    stream = sys.stderr if err else sys.stdout
+    stream = sys.stderr if err or _aside.get() else sys.stdout
     before, after = _STYLES[style] if stream.isatty() else _STYLES["plain"]
     encoding = stream.encoding or "utf-8"
     for line in lines or ("",):
@@ -56,6 +60,30 @@ def say(*lines: str, err: bool = False, style: Style = "plain") -> None:
         fits = escape(line).encode(encoding, "backslashreplace").decode(encoding)
         stream.write(f"{before}{fits}{after}\n")
     stream.flush()
+
+
+@contextmanager
+def sentences_aside() -> Iterator[None]:
+    """Inside, what is said goes to stderr, so that stdout holds a document for scripts alone (`say_document`)."""
+    before = _aside.set(True)
+    try:
+        yield
+    finally:
+        _aside.reset(before)
+
+
+def is_aside() -> bool:
+    """Whether sentences go to stderr now."""
+    return _aside.get()
+
+
+def say_document(text: str) -> None:
+    """Write a document for scripts to stdout, escaped line by line, wherever sentences go."""
+    before = _aside.set(False)
+    try:
+        say(*text.split("\n"))
+    finally:
+        _aside.reset(before)
 
 
 def say_labelled(label: str, text: str) -> None:
@@ -73,7 +101,7 @@ def relay(write: Callable[[IO[str]], object]) -> None:
 
 def console(*, stderr: bool = False) -> Console:
     """A rich console that shows text as it is: without markup, links or emoji codes, and escaped."""
-    stream = sys.stderr if stderr else sys.stdout
+    stream = sys.stderr if stderr or _aside.get() else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
     made: Console = _console_class()(file=stream, highlight=False, markup=False, emoji=False, width=width)
     return made

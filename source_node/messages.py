@@ -14,6 +14,8 @@ from ddib_fed.wire.contracts.guidance import guidance_to_pb
 from ddib_fed.wire.jobs import Event, settings_to_pb
 from ddib_fed.wire.limits.shared import LAST_MOMENT
 from ddib_fed.wire.mapping import enum_members, to_message
+from source_node.jobs.queries import Progress
+from source_node.jobs.records import PENDING_ITEMS
 from source_node.jobs.store import Item, Job, Part, PartRecord
 
 PARTS = tuple(enum_members(Part, translation_pb2.ResultPart.DESCRIPTOR).values())
@@ -39,8 +41,9 @@ def event_message(event: Event) -> translation_pb2.WatchJobResponse:
     return to_message(event, translation_pb2.WatchJobResponse)
 
 
-def job_message(job: Job, *, items: bool = True) -> translation_pb2.Job:
-    """A job, with or without its items."""
+def job_message(job: Job, progress: Progress | None = None) -> translation_pb2.Job:
+    """A job with its items; or without them, but with how many there are, from `progress`."""
+    done = sum(item.state not in PENDING_ITEMS for item in job.items) if progress is None else progress.done
     return to_message(
         job.spec,
         translation_pb2.Job,
@@ -51,7 +54,9 @@ def job_message(job: Job, *, items: bool = True) -> translation_pb2.Job:
         created=job.created,
         finished=job.finished,
         expires=min(job.expires, LAST_MOMENT),  # `result_days` has no upper limit
-        items=[item_message(job, item) for item in job.items] if items else (),
+        items=[item_message(job, item) for item in job.items],
+        item_count=len(job.items) if progress is None else progress.items,
+        items_done=done,
         error=error_message(job.error),
         guidance=guidance_to_pb(job.spec.guidance),
     )

@@ -40,6 +40,7 @@ from source_node.ends import log_end
 from source_node.jobs.copying import copy_jobs
 from source_node.jobs.database import rehearse
 from source_node.jobs.events import EventHub
+from source_node.jobs.queries import NOTHING_YET
 from source_node.jobs.store import Job, JobLimits, JobStore
 from source_node.late_lines import accepted_values, write_late_lines
 from source_node.peer.remote import Remotes
@@ -136,7 +137,10 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     ) -> translation_pb2.ListJobsResponse:
         """See translation.proto."""
         jobs = self._store.list(caller_uri(), min(request.limit or 100, 1000))
-        return translation_pb2.ListJobsResponse(jobs=[messages.job_message(job, items=False) for job in jobs])
+        progress = self._store.progress_of([job.job_id for job in jobs])
+        return translation_pb2.ListJobsResponse(
+            jobs=[messages.job_message(job, progress.get(job.job_id, NOTHING_YET)) for job in jobs]
+        )
 
     def CancelJob(
         self, request: translation_pb2.CancelJobRequest, context: grpc.ServicerContext

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 
 from benchmarks.trust.sbom import bill
-from ddib_fed.models.shipped import pretrained_domains
+from ddib_fed.models.catalogue import shipped_names
 
 
 def test_a_node_needs_its_packages_and_the_shipped_models_and_no_tools() -> None:
@@ -17,7 +17,7 @@ def test_a_node_needs_its_packages_and_the_shipped_models_and_no_tools() -> None
     assert not {"pytest", "ruff", "mypy", "ray"} & names.keys()
     assert names["torch"]["version"] == metadata.version("torch")
     shipped = {name for name, each in names.items() if each["type"] == "machine-learning-model"}
-    assert shipped == set(pretrained_domains())
+    assert shipped == set(shipped_names())
     known = {each["bom-ref"] for each in found["components"]} | {found["metadata"]["component"]["bom-ref"]}
     for each in found["dependencies"]:
         assert {each["ref"], *each["dependsOn"]} <= known

@@ -17,7 +17,7 @@ from ddib_fed.cli.demo.command import NODES
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
 from ddib_fed.latent import Latent
-from ddib_fed.models.shipped import pretrained_domains
+from ddib_fed.models.catalogue import shipped_names
 
 ROOT = Path(__file__).parents[1]
 PEOPLE = [("alice", "south.example/checkerboards"), ("bob", "west.example/relief")]
@@ -42,7 +42,7 @@ def test_the_contract_and_the_models_are_in_the_wheel(wheel: Path) -> None:
         f"ddib_fed/protos/ddib_fed/v1/{p.name}" for p in (ROOT / "protos/ddib_fed/v1").glob("*.proto")
     } <= inside
     assert "ddib_fed/py.typed" in inside
-    assert sum(name.endswith("model.safetensors") for name in inside) == len(pretrained_domains())
+    assert sum(name.endswith("model.safetensors") for name in inside) == len(shipped_names())
 
 
 def test_switches_and_artefacts_of_tests_are_not(wheel: Path) -> None:

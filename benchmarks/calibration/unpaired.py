@@ -31,7 +31,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.files import write_json
 from ddib_fed.models.bundle import amend_bundle, load_bundle
-from ddib_fed.models.bundle_files import MANIFEST_FILE, WEIGHTS_FILE
+from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.shipped import CALIBRATION_FILE
 from ddib_fed.runs.calibration.making import Wanted, from_aggregate, side
 from ddib_fed.training.loop.trainer import Progress

@@ -6,7 +6,6 @@ without the [node] extra can run everything that needs no network of its own.
 
 from __future__ import annotations
 
-import difflib
 import gc
 import importlib
 import logging
@@ -18,6 +17,7 @@ from typing import NamedTuple, NoReturn
 
 import click
 
+from ddib_fed.cli.help import WIDEST, Group
 from ddib_fed.errors import ExitCode
 from ddib_fed.terminal import escape, relay, say
 from ddib_fed.unexpected import explained
@@ -47,6 +47,10 @@ COMMANDS: Mapping[str, Lazy] = {
     "doctor": Lazy(
         "ddib_fed.cli.client.doctor:doctor",
         "Check the client's profile, its connection to the source node, and both clocks.",
+    ),
+    "completion": Lazy(
+        "ddib_fed.cli.completion:completion",
+        "Print the script that lets a shell complete commands, options, domains, jobs, classes, models and peers.",
     ),
     "init": Lazy("ddib_fed.cli.node.init:init", "Write a node's configuration or a client's profile."),
     "pki": Lazy(
@@ -96,7 +100,7 @@ COMMANDS: Mapping[str, Lazy] = {
     ),
     "model": Lazy(
         "ddib_fed.cli.models.model:model",
-        "Train, sample, show and import models; install and activate one on a node.",
+        "List, copy, train, sample, show and import models; install and activate one on a node.",
     ),
     "classifier": Lazy(
         "ddib_fed.cli.models.training.classifier:classifier",
@@ -124,7 +128,7 @@ COMMANDS: Mapping[str, Lazy] = {
 }
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "Translate": ("translate", "domains", "job", "doctor", "demo"),
+    "Translate": ("translate", "domains", "job", "doctor", "completion", "demo"),
     "Run a node": (
         "init",
         "pki",
@@ -157,7 +161,7 @@ SHARED = frozenset({("model", "train"), ("classifier", "train")})
 """What several processes of torchrun may start: training checks by itself what it can share."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that knows its commands by name and imports one only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -181,16 +185,12 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, with a suggestion for a misspelt one."""
+        """See `Group`; what is not made for several processes refuses them."""
         name = args[0]
         if name in COMMANDS and tuple(args[:2]) not in SHARED:
             from ddib_fed.processes import require_alone
 
             require_alone(f"ddib {name}")
-        if name not in COMMANDS and not name.startswith("-"):
-            close = difflib.get_close_matches(name, COMMANDS, n=1)
-            meant = f" Did you mean {close[0]!r}?" if close else " `ddib --help` lists the commands."
-            raise click.UsageError(f"There is no command {name!r}.{meant}", ctx=ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -216,7 +216,7 @@ def _uncollected() -> Iterator[None]:
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
     epilog="`ddib COMMAND --help` explains a command. Start with `ddib demo`. Exit codes are in docs/cli.md.",
 )
 @click.version_option(__version__, "--version", prog_name="ddib", message="%(prog)s %(version)s")

@@ -10,9 +10,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from ddib_fed.cli import completing
 from ddib_fed.errors import InputError, UsageError
 from ddib_fed.latent_types import LATENT_TYPES
 from ddib_fed.names import CONFIG_VARIABLE, check_domain
+from ddib_fed.terminal import sentences_aside
 from ddib_fed.wire.contracts.guidance import MAX_GUIDANCE
 from ddib_fed.wire.jobs import QUALITIES
 
@@ -116,6 +118,26 @@ FORMAT = click.option(
     show_default=True,
     help="Output for people, or one JSON document for scripts.",
 )
+
+
+def _sentences_aside(ctx: click.Context, param: click.Parameter, value: str) -> None:
+    del param
+    if value == "json" and not ctx.resilient_parsing:
+        ctx.with_resource(sentences_aside())
+
+
+OUTCOME = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    expose_value=False,
+    callback=_sentences_aside,
+    help="Sentences for people, or one JSON document of what was done (sentences then go to stderr).",
+)
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the names or ids alone, one a line.")
+QUIET_DETACH = click.option("--quiet", "-q", is_flag=True, help="With --detach: print the job's id alone.")
 OUT_RESULTS = click.option(
     "--out",
     "out",
@@ -141,6 +163,7 @@ TARGET = click.option(
     "target",
     required=True,
     metavar="INSTITUTION/DOMAIN",
+    shell_complete=completing.targets,
     help="Target, as listed by `ddib domains`.",
 )
 EVALUATIONS = click.option(
@@ -223,12 +246,14 @@ TARGET_CLASS = click.option(
     "target_class",
     default="",
     metavar="CLASS",
+    shell_complete=completing.target_classes,
     help="Class of the target to translate to, by name or number, if `ddib domains` lists classes.",
 )
 SOURCE_CLASS = click.option(
     "--source-class",
     default="",
     metavar="CLASS",
+    shell_complete=completing.source_classes,
     help="Class of the files, by name or number, if this institution's model has classes.",
 )
 GUIDANCE = click.option(
@@ -286,4 +311,8 @@ DOUBTFUL = click.option(
     help="Mark pictures whose round trip has a lower PSNR as doubtful; needs --cycle.",
 )
 FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-JOB_ID = click.argument("job_id", metavar="JOB")
+JOB_ID = click.argument("job_id", metavar="JOB", shell_complete=completing.jobs)
+MODEL_HELP = (
+    "A shipped model's name (`ddib model list`), or the paper's index (0 to 5); or a bundle's folder."
+)
+MODEL = click.argument("which", metavar="MODEL", shell_complete=completing.models)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from ddib_fed.errors import DdibError, KindMismatch, PeerFault, PictureMisfit
-from ddib_fed.terminal import console, say, say_labelled
+from ddib_fed.terminal import console, is_aside, say, say_document, say_labelled
 
 # The default hint by reason, for errors without their own; parents of the class are tried after it.
 NEXT_STEPS: Mapping[str, str] = {
@@ -140,7 +141,36 @@ def lines(pairs: Mapping[str, str]) -> None:
 
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
-    say(*json.dumps(plain(value), indent=2, sort_keys=False).split("\n"))
+    say_document(json.dumps(plain(value), indent=2, sort_keys=False))
+
+
+def outcome(**values: object) -> None:
+    """What a command did, as one JSON document, if `--format json` (`options.OUTCOME`) was given; else nothing."""
+    if is_aside():
+        print_json(values)
+
+
+def print_ids(ids: Iterable[str], output_format: str = "text") -> None:
+    """Names or ids alone: one a line, or a JSON list."""
+    if output_format == "json":
+        print_json(list(ids))
+        return
+    for each in ids:
+        say(each)
+
+
+def moment(unix_s: float) -> str | None:
+    """A time for scripts: ISO 8601 in UTC, e.g. 2026-11-26T17:40:00Z; None for 0, which means not yet or unknown."""
+    try:
+        return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%dT%H:%M:%SZ}" if unix_s else None
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
+def figures(value: object) -> dict[str, Any]:
+    """The fields of a dataclass as JSON values."""
+    found: dict[str, Any] = plain(value)
+    return found
 
 
 def plain(value: object) -> Any:
@@ -157,6 +187,10 @@ def plain(value: object) -> Any:
         return value.value
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, datetime):
+        return moment(value.timestamp())
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value

@@ -134,7 +134,10 @@ class ItemView:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as reported by its source node; times are Unix seconds, 0 if unknown."""
+    """A job as reported by its source node; times are Unix seconds, 0 if unknown.
+
+    `items` are left out of a list; `item_count` and `items_done` are not, but for a node that does not say (0).
+    """
 
     job_id: str
     request_id: str
@@ -153,6 +156,8 @@ class JobView:
     guidance: Guidance = UNGUIDED
     model_size: bool = False
     no_calibration: bool = False
+    item_count: int = 0
+    items_done: int = 0
 
     @property
     def expected_parts(self) -> frozenset[Part]:

@@ -30,10 +30,8 @@ from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid
 from ddib_fed.files import move_into_place, sync_folder, write_file
 from ddib_fed.models.allowances import GATE_FILE, MAX_GATE_BYTES, Allowances, parse_allowances
 from ddib_fed.models.bundle_files import (
-    MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
     MAX_WEIGHTS_BYTES,
-    WEIGHTS_FILE,
     check_state,
     invalid,
     manifest_text,
@@ -43,9 +41,10 @@ from ddib_fed.models.bundle_files import (
     read_weights,
     write_weights,
 )
+from ddib_fed.models.catalogue import MANIFEST_FILE, STEPS_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.privacy import MAX_PRIVACY_BYTES, PRIVACY_FILE, PrivacyReport, parse_privacy
-from ddib_fed.models.tuned import MAX_STEPS_BYTES, STEPS_FILE, Tuned, parse_tuned
+from ddib_fed.models.tuned import MAX_STEPS_BYTES, Tuned, parse_tuned
 from ddib_fed.names import DOMAIN_RULE, is_domain
 from ddib_fed.networks.placed.placement import Probe, placed
 from ddib_fed.networks.registry import network_with

@@ -20,11 +20,10 @@ from torch import Tensor
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.errors import BundleInvalid, ModelNotFound, SettingsInvalid
 from ddib_fed.files import parse_json
+from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.registry import network_shapes
 
-MANIFEST_FILE = "manifest.json"
-WEIGHTS_FILE = "model.safetensors"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 8 << 30
 REMAKE = "train or import the model again, or copy the whole folder again"

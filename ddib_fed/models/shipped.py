@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from ddib_fed.datasets.synthetic import domain_name
 from ddib_fed.errors import DomainNotFound, ModelNotFound, UsageError
-from ddib_fed.files import copy_folder
 from ddib_fed.models.bundle import Bundle, load_bundle, read_bundle
-from ddib_fed.models.bundle_files import MANIFEST_FILE
+from ddib_fed.models.catalogue import MANIFEST_FILE, require_shipped, shipped_folder, shipped_names
+from ddib_fed.names import nearest
 
 CALIBRATION_FILE = "calibration.json"
 """Of a shipped model that was trained with one."""
-
-
-def pretrained_domains() -> tuple[str, ...]:
-    """Names of the domains whose models ship with the package."""
-    folder = _pretrained_folder()
-    return tuple(sorted(e.name for e in folder.iterdir() if e.is_dir())) if folder.is_dir() else ()
 
 
 def pretrained(domain: str) -> Bundle:
@@ -29,29 +21,14 @@ def pretrained(domain: str) -> Bundle:
         ModelNotFound: There is no shipped model of this domain.
         BundleInvalid: The installation is damaged.
     """
-    shipped = pretrained_domains()
-    if domain not in shipped:
-        raise ModelNotFound(
-            f"no model of {domain!r} ships with the package",
-            hint=f"there are: {', '.join(shipped) or 'none'}",
-        )
-    return read_bundle(_pretrained_folder() / domain, f"pretrained {domain}")
+    require_shipped(domain)
+    return read_bundle(shipped_folder() / domain, f"pretrained {domain}")
 
 
 def shipped_calibration(name: str) -> bytes | None:
     """JSON of the calibration that a shipped model was trained with; None where there is no such model, or none."""
-    file = _pretrained_folder() / name / CALIBRATION_FILE
-    return file.read_bytes() if name in pretrained_domains() and file.is_file() else None
-
-
-def copy_pretrained(domain: str, path: Path) -> None:
-    """Copy the shipped model of `domain` into a new private folder.
-
-    Raises:
-        FileExistsError: There is something at `path`.
-    """
-    with resources.as_file(_pretrained_folder() / domain) as folder:
-        copy_folder(folder, path)
+    file = shipped_folder() / name / CALIBRATION_FILE
+    return file.read_bytes() if name in shipped_names() and file.is_file() else None
 
 
 def open_bundle(which: str) -> Bundle:
@@ -63,7 +40,15 @@ def open_bundle(which: str) -> Bundle:
         UsageError: There are both.
     """
     domain = shipped_name(which)
-    return load_bundle(Path(which)) if domain is None else pretrained(domain)
+    if domain is not None:
+        return pretrained(domain)
+    close = nearest(which, shipped_names())
+    if close and not Path(which).exists():
+        raise ModelNotFound(
+            f"{which!a} is neither a model that ships nor a folder",
+            hint=f"did you mean {close}? `ddib model list` lists the models that ship",
+        )
+    return load_bundle(Path(which))
 
 
 def shipped_name(which: str) -> str | None:
@@ -76,7 +61,7 @@ def shipped_name(which: str) -> str | None:
         domain = domain_name(which)
     except DomainNotFound:
         domain = which
-    if domain not in pretrained_domains():
+    if domain not in shipped_names():
         return None
     if (Path(which) / MANIFEST_FILE).is_file():
         raise UsageError(
@@ -84,7 +69,3 @@ def shipped_name(which: str) -> str | None:
             hint=f"./{which} is the folder; to have the one that ships, call the folder otherwise",
         )
     return domain
-
-
-def _pretrained_folder() -> Traversable:
-    return resources.files("ddib_fed.models") / "pretrained"

@@ -21,8 +21,8 @@ from safetensors.torch import load, save
 from ddib_fed.diffusion.corrections import Corrections, corrections_of
 from ddib_fed.diffusion.levels.learned import Coordinates, LearnedLegs, LearnedSteps, Stage, StepWeights
 from ddib_fed.errors import BundleInvalid
+from ddib_fed.models.catalogue import STEPS_FILE
 
-STEPS_FILE = "steps.json"
 MAX_STEPS_BYTES = 1 << 22
 MAX_CORRECTIONS = 1 << 20
 """Characters of one leg's corrections."""

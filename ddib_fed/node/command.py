@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from ddib_fed.node.config import NodeConfig, Role
 from ddib_fed.processes import require_alone
 from ddib_fed.server.log_format import JsonFormatter, TextFormatter
 from ddib_fed.server.logs import route, silence_grpc
-from ddib_fed.terminal import relay, say, say_labelled
+from ddib_fed.terminal import relay, say, say_document, say_labelled
 from ddib_fed.unexpected import explained
 
 if TYPE_CHECKING:
@@ -32,6 +33,14 @@ CONFIG = click.option(
     default=Path("node.toml"),
     metavar="FILE",
     help="The node's configuration, as `ddib init node` writes it; default: $DDIB_CONFIG, or ./node.toml.",
+)
+FORMAT = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Output for people, or one JSON document for scripts.",
 )
 
 
@@ -146,21 +155,39 @@ def _admit(
 def _add_check(group: click.Group, role: Role | None) -> None:
     @group.command()
     @CONFIG
-    def check(path: Path) -> None:
+    @FORMAT
+    def check(path: Path, output_format: str) -> None:
         """Check whether the node could serve: run each step of a start, changing nothing."""
         require_alone("checking a node")
         silence_grpc()
         from ddib_fed.node.running import startup  # imports grpc
 
         findings = startup.check(_load(path, role))
-        for finding in findings:
-            _show(finding)
+        if output_format == "json":
+            say_document(json.dumps([_values(finding) for finding in findings], indent=2))
+        else:
+            for finding in findings:
+                _show(finding)
         wrong = [finding.step for finding in findings if not finding.ok]
         if wrong:
             raise ConfigError(
                 f"the node cannot serve yet: {', '.join(wrong)}",
                 hint="correct the lines that do not start with ok",
             )
+
+
+def _values(finding: Finding) -> dict[str, object]:
+    """One step of a start as JSON values."""
+    problem = finding.problem
+    return {
+        "step": finding.step,
+        "ok": finding.ok,
+        "found": finding.found.text or None,
+        "warnings": list(finding.found.warnings),
+        "problem": None
+        if problem is None
+        else {"reason": problem.reason, "detail": problem.detail, "try": problem.hint or None},
+    }
 
 
 def _show(finding: Finding) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ddib_fed.metrics.judgement import Figures
 from ddib_fed.metrics.latents import WHITE_RATIO
+from ddib_fed.metrics.sample_verdict import SampleVerdict
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.reports import html
 from ddib_fed.reports.html import Cell, Html
@@ -22,6 +23,7 @@ POOR_CYCLE_DB = 30.0
 STD_BOUNDS = (0.97, 1.03)
 RISEN = 1.05
 NEAR = 0.5
+MORE_TIME = "The same command with more --time trains on from here."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class SideFound:
         bundle: The model's folder.
         loss_chart: PNG of the losses.
         samples: PNG of samples.
+        held_out: PNG of held-out pictures, to compare them with; None of a run of an older release.
         held_out_losses: As measured during training, in order.
     """
 
@@ -46,6 +49,7 @@ class SideFound:
     bundle: Path
     loss_chart: bytes
     samples: bytes
+    held_out: bytes | None
     held_out_losses: tuple[float, ...]
 
 
@@ -116,6 +120,9 @@ def advice(
 def _of_side(side: SideFound) -> list[str]:
     name, figures = side.manifest.domain, side.manifest.training.figures
     found = []
+    verdict = SampleVerdict.of_figures(figures)
+    if verdict is not None and verdict.level in {"not yet", "near"}:
+        found.append(f"{name}: {verdict.sentence(side.manifest.training.steps)}. {MORE_TIME}")
     losses = side.held_out_losses
     if losses and losses[-1] > RISEN * min(losses):
         found.append(
@@ -123,7 +130,7 @@ def _of_side(side: SideFound) -> list[str]:
             "pictures by heart. Train for less time, add pictures, or use --flip where mirrored pictures are possible."
         )
     elif losses and losses[-1] <= min(losses):
-        found.append(f"{name}: the held-out loss ({losses[-1]:.4f}) was still falling: give it more --time.")
+        found.append(f"{name}: the held-out loss ({losses[-1]:.4f}) was still falling. {MORE_TIME}")
     near, usual = (figures.get(f"nearest_training_picture{part}") for part in ("", "_held_out"))
     if near is not None and usual is not None and near < NEAR * usual:
         found.append(
@@ -204,13 +211,19 @@ def _side(side: SideFound) -> list[Html]:
         "steps": f"{manifest.training.steps:,}",
         **{key.replace("_", " "): _value(value) for key, value in manifest.training.figures.items()},
     }
-    return [
+    verdict = SampleVerdict.of_figures(manifest.training.figures)
+    said = "Too few pictures were held out to judge the samples." if verdict is None else ""
+    parts = [
         html.heading(f"{manifest.domain}: folder and model"),
         html.paragraph("\n".join([str(side.folder), *side.lines])),
         html.figures(values),
         html.figure(side.loss_chart, f"Losses of {manifest.domain} while it was trained"),
+        html.paragraph(said if verdict is None else verdict.sentence(manifest.training.steps)),
         html.figure(side.samples, f"Samples of {manifest.domain}, from noise alone"),
     ]
+    if side.held_out is not None:
+        parts.append(html.figure(side.held_out, f"Pictures of {manifest.domain} that were held out"))
+    return parts
 
 
 def _value(value: Any) -> Cell:

@@ -20,7 +20,8 @@ from ddib_fed.files import read_json, write_file, write_json
 from ddib_fed.metrics.pictures import picture_rule, spread
 from ddib_fed.metrics.ranking import worst_first
 from ddib_fed.metrics.structure import QUANTILE, Structure, Thresholds, doubtful
-from ddib_fed.models.bundle_files import MANIFEST_FILE, parse_manifest
+from ddib_fed.models.bundle_files import parse_manifest
+from ddib_fed.models.catalogue import MANIFEST_FILE
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.runs.picture_recipe import RECORD, REPORT_FILE, SHEET_FILE, Recipe, Task
 from ddib_fed.runs.picture_results import write_sheet

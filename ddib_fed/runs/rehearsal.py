@@ -189,6 +189,7 @@ def _train(
         lambda p: show(f"training {side.name}", p.step, p.steps, f"loss {p.loss:.4f}"),
         resume=not force,
         force=force,
+        lengthen=not force,
         say=lambda text: say(f"{side.name}: {text}"),
     )
 
@@ -316,8 +317,13 @@ def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
         out / side.letter,
         (run_folder / "loss.png").read_bytes(),
         (run_folder / "samples.png").read_bytes(),
+        _bytes(run_folder / "held-out.png"),
         tuple(loss for loss in losses if loss is not None),
     )
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def sides_of(a: Path, b: Path | None) -> tuple[Path, Path, Path | None, Path | None]:

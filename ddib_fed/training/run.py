@@ -21,6 +21,7 @@ from ddib_fed.bridge.threads import torch_threads
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.training.allowances import after_training
+from ddib_fed.training.lengthening import identities, lengthened
 from ddib_fed.training.loop.checkpoint import Checkpoint, CheckpointInfo, latest_checkpoint, write_checkpoint
 from ddib_fed.training.loop.distributed import World, open_world
 from ddib_fed.training.loop.losses import Losses
@@ -50,6 +51,7 @@ def train(
     source: PictureSource | None = None,
     resume: bool = False,
     force: bool = False,
+    lengthen: bool = False,
     say: Say | None = None,
     on_scan: OnScan | None = None,
 ) -> Bundle:
@@ -64,6 +66,8 @@ def train(
         resume: Resume an unfinished run in `out` (or start, when there is none); a finished bundle of the same run
             is returned as it is.
         force: Start again, whatever is in `out`.
+        lengthen: With `resume`: a run on pictures that was begun with fewer steps or less time, finished or not, goes
+            on to as many as `config` says.
         say: Called with a sentence each on what a folder is like, what a step costs before the first is taken, and
             on the way what goes wrong: memory that runs out, signs of overfitting.
         on_scan: Called with (pictures looked at, in all) while a folder is checked and loaded.
@@ -90,7 +94,7 @@ def train(
             require_opacus()  # before anything is read
         opened = open_data(config, source, out, say, on_scan if world.leads else None)
         require_private(opened.config, opened.samples, world.size)
-        run = _open_run(opened, out, world, say, resume=resume, force=force)
+        run = _open_run(opened, out, world, say, resume=resume, force=force, lengthen=lengthen)
         if not world.decide(run.finished):
             with closing(run.trainer()) as trainer:
                 run.follow(trainer, on_progress)
@@ -127,7 +131,12 @@ class _Run:
     @property
     def identity(self) -> str:
         """What the weights depend on."""
-        return run_identity(self.config.identity(), self.opened.digest)
+        return self.identities[0]
+
+    @property
+    def identities(self) -> list[str]:
+        """The same, and what they depended on before the run was lengthened."""
+        return [run_identity(each, self.opened.digest) for each in identities(self.config)]
 
     @property
     def name(self) -> str:
@@ -144,9 +153,11 @@ class _Run:
         Raises:
             StateConflict: It is there, and was trained on something else.
         """
-        if not self.place.finished(self.identity):
+        if not self.place.finished(self.identities):
             return False
         made = load_bundle(self.place.out).manifest
+        if made.training.steps < self.config.total_steps:
+            return False
         same = (made.name, made.soften_sigma) == (self.name, self.config.soften_sigma)
         if same and not self.changed:
             return True
@@ -163,7 +174,7 @@ class _Run:
         trainer = self._at_start(checkpoint)
         if checkpoint is None:
             return trainer
-        self.place.require_own(checkpoint, self.identity)
+        self.place.require_own(checkpoint, self.identities)
         trainer.restore(checkpoint)
         self.cpu_before = checkpoint.info.cpu_seconds
         if self.say is not None:
@@ -234,6 +245,7 @@ class _Run:
         state = {name: value.to("cpu", dtype) for name, value in trainer.ema.state_dict().items()}
         spent = self.cpu_seconds
         Log(self.place.run, trainer, lambda: spent).draw(trainer, last=True)
+        self.tell(trainer)
         figures = {
             "held_out_loss": round(trainer.held_out_loss(), 6),
             "cpu_seconds": round(spent, 1),
@@ -284,24 +296,15 @@ class _Pause:
         self._next = now + max(UNSAVED_S, WRITING_SHARE * (now - self._began))
 
 
-def _open_run(opened: Opened, out: Path, world: World, say: Say | None, *, resume: bool, force: bool) -> _Run:
+def _open_run(
+    opened: Opened, out: Path, world: World, say: Say | None, *, resume: bool, force: bool, lengthen: bool
+) -> _Run:
     """The run in `out`, new or found, settled and with run.json written."""
     config = opened.config
     place = RunFolder(out, config.kind)
     stored = world.decide(lambda: place.found(type(config), resume=resume, force=force))
     if stored is not None:
-        # A time, or no length at all, means the length that was settled; what no weight depends on may change.
-        asked = config.settled(config.steps or stored.steps)
-        if asked.identity() != stored.settled().identity():
-            raise place.other_run()
-        if say is not None and config.time_s is not None:
-            say(f"this run has {stored.steps} steps since it began; --force starts again with another time")
-        own = {name: getattr(asked, name) for name in CHANGEABLE if name in type(config).model_fields}
-        changed = any(getattr(stored, name) != value for name, value in own.items())
-        if changed:
-            stored = stored.model_copy(update=own)
-            world.decide(lambda: place.begin(stored))
-        return _Run(stored, opened, place, world, say, changed)
+        return _found_run(stored, opened, place, world, say, lengthen=lengthen)
     cost = None
     told = say is not None and config.kind == "pictures" and config.dp_epsilon is None
     if world.decide(lambda: config.time_s is not None or told):
@@ -316,6 +319,39 @@ def _open_run(opened: Opened, out: Path, world: World, say: Say | None, *, resum
         return settled
 
     return _Run(world.decide(write), opened, place, world, say)
+
+
+def _found_run(
+    stored: AnyConfig, opened: Opened, place: RunFolder, world: World, say: Say | None, *, lengthen: bool
+) -> _Run:
+    """The run in a folder, as long as it was, or longer; what no weight depends on becomes what is asked for."""
+    config = opened.config
+    longer = None
+    if lengthen:
+        checkpoint = latest_checkpoint(place.run)
+        done = 0 if checkpoint is None else checkpoint.info.step
+        longer = lengthened(
+            stored, config, done, lambda: measure(config, opened.task, world, within_s=SETTLE_S).seconds
+        )
+    # A time, or no length at all, means the length that was settled.
+    asked = config.settled(stored.steps if longer else config.steps or stored.steps)
+    if isinstance(stored, PictureTrainConfig):
+        asked = asked.model_copy(update={"lengthened": stored.lengthened})
+    if asked.identity() != stored.settled().identity():
+        raise place.other_run()
+    if longer is not None:
+        if say is not None:
+            say(f"given more: {longer.steps} steps instead of {stored.steps}; the learning rate rises again")
+        stored = longer
+        place.begin(stored)
+    elif say is not None and config.time_s not in {None, getattr(stored, "timed_s", None)}:
+        say(f"this run has {stored.steps} steps since it began; --force starts again with another time")
+    own = {name: getattr(asked, name) for name in CHANGEABLE if name in type(config).model_fields}
+    changed = any(getattr(stored, name) != value for name, value in own.items())
+    if changed:
+        stored = stored.model_copy(update=own)
+        world.decide(lambda: place.begin(stored))
+    return _Run(stored, opened, place, world, say, changed)
 
 
 def _shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +23,7 @@ from torch import Tensor
 from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
 from ddib_fed.files import model_folder, sync_folder, write_file
 from ddib_fed.models.bundle import BESIDE, load_bundle, save_bundle
-from ddib_fed.models.bundle_files import MANIFEST_FILE, WEIGHTS_FILE
+from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.training.loop.checkpoint import Checkpoint, latest_identity
 
@@ -90,25 +90,25 @@ class RunFolder:
         model_folder(self.run)
         write_file(self.run / "run.json", settled.model_dump_json(indent=2).encode(), private=True)
 
-    def finished(self, identity: str) -> bool:
-        """Whether the bundle is there.
+    def finished(self, identities: Collection[str]) -> bool:
+        """Whether a bundle is there, of a run with one of these identities.
 
         Raises:
             StateConflict: It is, and was trained on something else.
         """
         if not (self.out / MANIFEST_FILE).exists():
             return False
-        if latest_identity(self.run) not in (None, identity):
+        if latest_identity(self.run) not in {None, *identities}:
             raise self.other_run()
         return True
 
-    def require_own(self, checkpoint: Checkpoint, identity: str) -> None:
+    def require_own(self, checkpoint: Checkpoint, identities: Collection[str]) -> None:
         """Refuse a checkpoint of another run.
 
         Raises:
             StateConflict: It is one.
         """
-        if checkpoint.info.identity != identity:
+        if checkpoint.info.identity not in identities:
             raise self.other_run()
 
     def put(self, manifest: Manifest, state: Mapping[str, Tensor]) -> None:
@@ -117,7 +117,8 @@ class RunFolder:
         staged = self.run / "bundle"
         weights = save_bundle(staged, manifest, state, overwrite=True).manifest.weights_sha256
         if (self.out / MANIFEST_FILE).exists() and load_bundle(self.out).manifest.weights_sha256 != weights:
-            for name in BESIDE:
+            # Without its manifest no bundle is here until the new one is.
+            for name in (MANIFEST_FILE, *BESIDE):
                 (self.out / name).unlink(missing_ok=True)
         for name in (WEIGHTS_FILE, MANIFEST_FILE):
             (staged / name).replace(self.out / name)

@@ -208,7 +208,7 @@ class GetJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "request_id", "state", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "created", "finished", "expires", "items", "error", "source_class", "target_class", "guidance", "model_size", "no_calibration")
+    __slots__ = ("job_id", "request_id", "state", "target_institution", "target_domain", "solver", "cycle", "keep_latent", "created", "finished", "expires", "items", "error", "source_class", "target_class", "guidance", "model_size", "no_calibration", "item_count", "items_done")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -227,6 +227,8 @@ class Job(_message.Message):
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     MODEL_SIZE_FIELD_NUMBER: _ClassVar[int]
     NO_CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    ITEM_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_DONE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     request_id: str
     state: JobState
@@ -245,7 +247,9 @@ class Job(_message.Message):
     guidance: _common_pb2.GuidanceSettings
     model_size: bool
     no_calibration: bool
-    def __init__(self, job_id: _Optional[str] = ..., request_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., created: _Optional[float] = ..., finished: _Optional[float] = ..., expires: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., model_size: _Optional[bool] = ..., no_calibration: _Optional[bool] = ...) -> None: ...
+    item_count: int
+    items_done: int
+    def __init__(self, job_id: _Optional[str] = ..., request_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., target_institution: _Optional[str] = ..., target_domain: _Optional[str] = ..., solver: _Optional[_Union[_common_pb2.SolverSettings, _Mapping]] = ..., cycle: _Optional[bool] = ..., keep_latent: _Optional[bool] = ..., created: _Optional[float] = ..., finished: _Optional[float] = ..., expires: _Optional[float] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., error: _Optional[_Union[_common_pb2.ErrorDetail, _Mapping]] = ..., source_class: _Optional[str] = ..., target_class: _Optional[str] = ..., guidance: _Optional[_Union[_common_pb2.GuidanceSettings, _Mapping]] = ..., model_size: _Optional[bool] = ..., no_calibration: _Optional[bool] = ..., item_count: _Optional[int] = ..., items_done: _Optional[int] = ...) -> None: ...
 
 class Item(_message.Message):
     __slots__ = ("index", "state", "size_bytes", "sha256", "error", "classes")

@@ -6,7 +6,7 @@ Another's job is as good as none; bytes are checked against the digest they were
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any
@@ -41,6 +41,10 @@ class Progress:
     def done(self) -> int:
         """Those that are decoded or failed, delivered or not."""
         return self.items - self.count(*PENDING_ITEMS)
+
+
+NOTHING_YET = Progress({})
+"""Of a job that was deleted meanwhile."""
 
 
 class JobQueries:
@@ -92,6 +96,19 @@ class JobQueries:
             "SELECT state, count(*) AS n FROM items WHERE job_id = ? GROUP BY state", (job_id,)
         )
         return Progress({ItemState(row["state"]): row["n"] for row in rows})
+
+    def progress_of(self, job_ids: Sequence[str]) -> Mapping[str, Progress]:
+        """The same of several jobs, at most `LONGEST_LIST`, by their ids; without those that are gone."""
+        marks = ", ".join("?" * len(job_ids))
+        rows = self._db.read(
+            f"SELECT job_id, state, count(*) AS n FROM items WHERE job_id IN ({marks})"  # noqa: S608 - marks
+            " GROUP BY job_id, state",
+            tuple(job_ids),
+        )
+        found: dict[str, dict[ItemState, int]] = {}
+        for row in rows:
+            found.setdefault(row["job_id"], {})[ItemState(row["state"])] = row["n"]
+        return {job_id: Progress(by_state) for job_id, by_state in found.items()}
 
     def _in_states(self, job_id: str, states: Iterable[ItemState]) -> tuple[int, ...]:
         """Numbers of the items in these states, in order."""

@@ -44,8 +44,9 @@ def test_help_loads_nothing_heavy():
         "heavy = {'torch', 'grpc', 'numpy', 'pydantic', 'google', 'rich', 'cryptography'} & set(sys.modules);"
         "assert not heavy, heavy;"
         "ours = sorted(m for m in sys.modules if m.startswith('ddib_fed') and not m.startswith('ddib_fed.errors.'));"
-        "assert ours == ['ddib_fed', 'ddib_fed.cli', 'ddib_fed.cli.main', 'ddib_fed.errors', 'ddib_fed.files', "
-        "'ddib_fed.rpc', 'ddib_fed.terminal', 'ddib_fed.unexpected', 'ddib_fed.version'], ours"
+        "assert ours == ['ddib_fed', 'ddib_fed.cli', 'ddib_fed.cli.help', 'ddib_fed.cli.main', 'ddib_fed.errors', "
+        "'ddib_fed.files', 'ddib_fed.names', 'ddib_fed.rpc', 'ddib_fed.terminal', 'ddib_fed.unexpected', "
+        "'ddib_fed.version'], ours"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 

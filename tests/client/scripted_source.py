@@ -62,6 +62,8 @@ class Script:
     forge: Callable[[pb.GetJobResponse], object] = lambda answer: None
     on_call: Callable[[str], None] = lambda method: None
     on_acknowledge: Callable[[pb.AcknowledgeItemsRequest], None] = lambda request: None
+    # What ListDomains answers instead.
+    listed: pb.ListDomainsResponse | None = None
     fail_items: set[int] = field(default_factory=set)
     calls: list[tuple[str, Any]] = field(default_factory=list)
 
@@ -112,6 +114,8 @@ class ScriptedSource(rpc.TranslationServiceServicer):
 
     def ListDomains(self, request: Any, context: grpc.ServicerContext) -> pb.ListDomainsResponse:
         self._begin("ListDomains", request, context)
+        if self.script.listed is not None:
+            return self.script.listed
         there = pb.Domain(institution=SOUTH, domain="checkerboards", sample_kind=common_pb2.SAMPLE_KIND_POINT,
                           sample_shape=[2], status="ready", latency_ms=3)  # fmt: skip
         away = pb.Domain(institution="west.example", status="PEER_UNREACHABLE")
@@ -174,7 +178,8 @@ class ScriptedSource(rpc.TranslationServiceServicer):
         header = job.header
         view = pb.Job(job_id=job_id, request_id=header.request_id, state=job.state, solver=header.solver,
                       target_institution=header.target_institution, target_domain=header.target_domain,
-                      cycle=header.cycle, keep_latent=header.keep_latent, created=1e9)  # fmt: skip
+                      cycle=header.cycle, keep_latent=header.keep_latent, created=1e9, item_count=len(job.inputs),
+                      items_done=len(job.inputs))  # fmt: skip
         for index, data in enumerate(job.inputs):
             item = view.items.add(index=index, size_bytes=len(data), sha256=hashlib.sha256(data).digest())
             item.state = pb.ITEM_STATE_DELIVERED if index in job.delivered else pb.ITEM_STATE_DECODED

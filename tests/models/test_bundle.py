@@ -17,7 +17,7 @@ from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, Setting
 from ddib_fed.files import copy_folder
 from ddib_fed.models import bundle
 from ddib_fed.models.bundle import amend_bundle, load_bundle, make_bundle, save_bundle
-from ddib_fed.models.bundle_files import MANIFEST_FILE, WEIGHTS_FILE
+from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.configs import SyntheticConfig

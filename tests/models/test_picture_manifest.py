@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.bundle_files import parse_manifest
+from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.models.manifest import (
     LATER_FIELDS,
     DataNote,
@@ -19,7 +20,7 @@ from ddib_fed.models.manifest import (
     PictureFormat,
     check_guide,
 )
-from ddib_fed.models.shipped import pretrained, pretrained_domains
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.networks.configs import UNetConfig
 from tests.models import examples
 from tests.networks.picture_networks import TINY, TINY_CLASSIFIER, classifier, manifest, unet
@@ -27,7 +28,7 @@ from tests.networks.picture_networks import TINY, TINY_CLASSIFIER, classifier, m
 
 def test_models_of_the_first_release_keep_their_digests():
     """The six shipped point models load, and say nothing of the later fields."""
-    points = [name for name in pretrained_domains() if pretrained(name).manifest.sample_kind == "point"]
+    points = [name for name in shipped_names() if pretrained(name).manifest.sample_kind == "point"]
     assert len(points) == 6
     assert not LATER_FIELDS & pretrained(points[0]).manifest.fields().keys()
     assert not LATER_FIELDS & json.loads(examples.manifest().canonical()).keys()

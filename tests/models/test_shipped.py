@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from ddib_fed.errors import ModelNotFound
-from ddib_fed.models import shipped
-from ddib_fed.models.shipped import pretrained, pretrained_domains, shipped_calibration
+from ddib_fed.models.catalogue import shipped_folder, shipped_names
+from ddib_fed.models.shipped import pretrained, shipped_calibration
 
 
-@pytest.mark.parametrize("domain", pretrained_domains())
+@pytest.mark.parametrize("domain", shipped_names())
 def test_shipped_models_verify_and_are_small(domain):
     """Each is whole and under 4 MB; a calibration lies beside the model that was trained with it."""
     bundle = pretrained(domain)
     assert bundle.manifest.domain == domain.split("-as-")[0]
     calibrated = bundle.manifest.normalisation.calibrated
     assert (shipped_calibration(domain) is None) == (calibrated is None)
-    folder = shipped._pretrained_folder() / domain
+    folder = shipped_folder() / domain
     assert sum(len(entry.read_bytes()) for entry in folder.iterdir()) < 4_000_000
 
 

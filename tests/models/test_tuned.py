@@ -11,15 +11,8 @@ import pytest
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models import tuned as module
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.tuned import (
-    STEPS_FILE,
-    Errors,
-    Tuned,
-    TunedLeg,
-    corrections_text,
-    parse_tuned,
-    read_corrections,
-)
+from ddib_fed.models.catalogue import STEPS_FILE
+from ddib_fed.models.tuned import Errors, Tuned, TunedLeg, corrections_text, parse_tuned, read_corrections
 from ddib_fed.training.tuning.run import put_legs
 from tests.diffusion.test_corrections import some
 from tests.models.examples import manifest, state

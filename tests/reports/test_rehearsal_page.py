@@ -14,7 +14,7 @@ from tests.runs.tiny_models import tiny
 
 def side(name="cats", **figures):
     manifest = tiny(name).manifest.model_copy(update={"training": Training(figures=figures)})
-    return SideFound(Path(name), (), 5000, manifest, Path("out"), b"", b"", (0.5, 0.4, 0.405))
+    return SideFound(Path(name), (), 5000, manifest, Path("out"), b"", b"", None, (0.5, 0.4, 0.405))
 
 
 def way(title="cats to dogs", **changes):

@@ -68,6 +68,12 @@ def test_a_job_goes_from_submission_to_acknowledged(served) -> None:
     job_id = served.submit(npy())
     events = served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
     assert events[-1].state == pb.JOB_STATE_FINISHED
+    (listed,) = served.ask("ListJobs", pb.ListJobsRequest()).jobs
+    whole = served.ask("GetJob", pb.GetJobRequest(job_id=job_id)).job
+    assert [(job.items_done, job.item_count, len(job.items)) for job in (listed, whole)] == [
+        (1, 1, 0),
+        (1, 1, 1),
+    ]
     fetched = served.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id))
     digest = fetched[0].result.file.sha256
     written = pb.Acknowledgement(item=0, sha256=digest)

@@ -3,7 +3,7 @@
 import pytest
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, StateConflict
-from ddib_fed.models.bundle_files import MANIFEST_FILE
+from ddib_fed.models.catalogue import MANIFEST_FILE
 from ddib_fed.training.run_folder import RunFolder, run_identity
 from ddib_fed.training.settings.config import PointTrainConfig
 
@@ -28,9 +28,9 @@ def test_a_finished_model_is_replaced_only_when_told(place):
     (place.run / "run.json").unlink()
     with pytest.raises(AlreadyExists, match="finished"):
         place.found(PointTrainConfig, resume=True, force=False)
-    assert place.finished("anything")
+    assert place.finished(["anything"])
     place.found(PointTrainConfig, resume=False, force=True)
-    assert not place.finished("anything")
+    assert not place.finished(["anything"])
 
 
 def test_settings_that_cannot_be_read_say_what_to_do(place):

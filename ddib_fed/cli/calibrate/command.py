@@ -12,6 +12,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.calibrate import stored
 from ddib_fed.cli.calibrate.asking import YES
 from ddib_fed.cli.calibrate.publishing import publish
+from ddib_fed.cli.help import group
 from ddib_fed.cli.models.picture_options import THREADS
 from ddib_fed.cli.options import with_options
 from ddib_fed.errors import UsageError
@@ -135,7 +136,7 @@ _OPTIONS = (
 )
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @with_options(_OPTIONS)
 @click.pass_context
 def calibrate(context: click.Context, /, **given: Any) -> None:

@@ -129,9 +129,9 @@ def _ways(
 
 
 def _ships(domain: str) -> bool:
-    from ddib_fed.models.shipped import pretrained_domains
+    from ddib_fed.models.catalogue import shipped_names
 
-    return domain in pretrained_domains()
+    return domain in shipped_names()
 
 
 def _truth(source: Bundle, target: Bundle, anchors: Folders | None, count: int) -> Anchors | None:

@@ -9,6 +9,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.calibrate.asking import YES, confirmed
+from ddib_fed.cli.help import command
 from ddib_fed.cli.output import print_json
 from ddib_fed.errors import AlreadyExists
 from ddib_fed.terminal import console, say
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
 
 
-@click.command(
+@command(
     short_help="Publish a noised histogram for peers.",
     epilog="\b\nExample:\n  ddib calibrate publish --pictures pictures --config south/node.toml",
 )

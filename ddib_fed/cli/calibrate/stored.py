@@ -11,7 +11,8 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.calibrate.asking import YES, confirmed
 from ddib_fed.cli.calibrate.showing import how_jobs_use, show_calibration
-from ddib_fed.cli.output import print_json, print_table
+from ddib_fed.cli.help import command
+from ddib_fed.cli.output import outcome, print_json, print_table
 from ddib_fed.errors import RefusedError
 from ddib_fed.terminal import say
 
@@ -31,7 +32,7 @@ def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:
     return config, CalibrationStore(config.paths.calibrations)
 
 
-@click.command(
+@command(
     short_help="Sign what a peer proposed to this target.",
     epilog="\b\nExample:\n  ddib calibrate accept 1f3b5c7d9e0a --config south/node.toml",
 )
@@ -39,6 +40,7 @@ def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:
 @NAME
 @click.option("--force", is_flag=True, help="Also if its figures are refused.")
 @YES
+@options.OUTCOME
 def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
     """Sign a calibration that a peer has proposed to this target.
 
@@ -59,14 +61,16 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
         f"signed       {signed.sha256.hex()[:12]}; {source} fetches the signature:",
         f"  ddib calibrate send {signed.sha256.hex()[:12]} --config node.toml",
     )
+    outcome(signed=signed.sha256, source=source)
 
 
-@click.command(
+@command(
     short_help="Send a proposal again; fetch the signature.",
     epilog="\b\nExample:\n  ddib calibrate send 1f3b5c7d9e0a --config north/node.toml",
 )
 @options.CONFIG
 @NAME
+@options.OUTCOME
 def send(config_path: Path, name: str) -> None:
     """Send a proposed calibration to its target again, and store the target's signature when it comes."""
     from ddib_fed.node.calibration import agreeing
@@ -82,9 +86,10 @@ def send(config_path: Path, name: str) -> None:
         say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
     else:
         say(f"proposed     {short} still waits for the operator of {target}: ddib calibrate accept {short}")
+    outcome(sha256=signed.sha256, target=target, agreed=signed.complete)
 
 
-@click.command(name="list", short_help="List those of this node.")
+@command(name="list", short_help="List those of this node.")
 @options.CONFIG
 @options.FORMAT
 def list_(config_path: Path, output_format: str) -> None:
@@ -115,7 +120,7 @@ def _row(stored: Stored, now: datetime) -> dict[str, str]:
     }
 
 
-@click.command(
+@command(
     short_help="Show one, and verify its signatures.",
     epilog="\b\nExample:\n  ddib calibrate show 1f3b5c7d9e0a --out calibration.json",
 )
@@ -166,10 +171,11 @@ def _checked(config: NodeConfig, signed: SignedCalibration, side: Side, now: dat
     return f"{signer}, {signature.signed_at:%Y-%m-%d %H:%M} UTC"
 
 
-@click.command(short_help="Use one no longer.")
+@command(short_help="Use one no longer.")
 @options.CONFIG
 @NAME
 @click.option("--forget", is_flag=True, help="Delete its file too; the peer may then propose it again.")
+@options.OUTCOME
 def remove(config_path: Path, name: str, forget: bool) -> None:
     """Use a calibration no longer; new contracts with it are refused at once.
 
@@ -181,3 +187,4 @@ def remove(config_path: Path, name: str, forget: bool) -> None:
     stored = store.named(name)
     agreeing.take_out_of_use(config, stored, forget=forget)
     say(f"{stored.sha256.hex()[:12]} is not used any more, without a restart")
+    outcome(removed=stored.sha256, forgotten=forget)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import click
-
 from ddib_fed.cli import options
 from ddib_fed.cli.client.session import open_client
+from ddib_fed.cli.help import command
 from ddib_fed.cli.output import print_json
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ConfigError, DdibError, Unauthenticated
@@ -20,7 +19,7 @@ from ddib_fed.trust.pki import load_identity
 Step = tuple[str, Callable[[], str]]
 
 
-@click.command()
+@command()
 @options.FORMAT
 @options.PROFILE
 def doctor(output_format: str, profile_path: Path | None) -> None:

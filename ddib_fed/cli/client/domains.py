@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import click
-
 from ddib_fed.cli import options
 from ddib_fed.cli.client.session import open_client
-from ddib_fed.cli.output import print_json, print_table
+from ddib_fed.cli.help import command
+from ddib_fed.cli.output import figures, moment, print_ids, print_json, print_table
 from ddib_fed.client.views import Domain
 from ddib_fed.terminal import say
 from ddib_fed.wire.contracts.calibration import CalibrationTerms
@@ -19,15 +18,19 @@ from ddib_fed.wire.contracts.guidance import GuidanceTerms
 MAX_LISTED = 12
 
 
-@click.command()
+@command()
+@options.QUIET
 @options.FORMAT
 @options.PROFILE
-def domains(output_format: str, profile_path: Path | None) -> None:
+def domains(quiet: bool, output_format: str, profile_path: Path | None) -> None:
     """List the available target domains, and whether each is ready."""
     with open_client(profile_path) as client:
         found = client.domains()
+    if quiet:
+        print_ids([each.target for each in found.targets if each.domain], output_format)
+        return
     if output_format == "json":
-        print_json(found)
+        print_json({**figures(found), "targets": [_values(each) for each in found.targets]})
         return
     say(f"from {found.institution}/{found.domain} ({kind(found.sample_kind, found.sample_shape)}) to:")
     if not found.targets:
@@ -38,6 +41,14 @@ def domains(output_format: str, profile_path: Path | None) -> None:
     empty = {place for place in (2, 3, 4) if all(row[place] == "-" for row in rows)}
     shown = [[cell for place, cell in enumerate(row) if place not in empty] for row in (columns, *rows)]
     print_table("", shown[0], shown[1:])
+
+
+def _values(domain: Domain) -> dict[str, object]:
+    """A target as JSON values; the end of its calibration is a time."""
+    values = figures(domain)
+    if domain.calibration is not None:
+        values["calibration"]["expires"] = moment(domain.calibration.expires)
+    return {"target": domain.target, **values}
 
 
 def _row(domain: Domain) -> list[str]:

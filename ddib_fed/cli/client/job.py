@@ -13,12 +13,14 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.client.choosing import choose
 from ddib_fed.cli.client.delivery import JobFile, deliver
+from ddib_fed.cli.client.naming import job_named
 from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import explaining_interruption, open_client
 from ddib_fed.cli.client.translation.one_job import submit as submit_order
 from ddib_fed.cli.client.translation.order import order_of
 from ddib_fed.cli.client.translation.report import print_submitted, report
-from ddib_fed.cli.output import plain, print_json, print_table, size
+from ddib_fed.cli.help import group
+from ddib_fed.cli.output import figures, moment, plain, print_ids, print_json, print_table, size
 from ddib_fed.client.payload import payloads
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.views import Failure, JobView, require_finished
@@ -28,7 +30,7 @@ from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import ItemState
 
 
-@click.group()
+@group()
 def job() -> None:
     """Submit, watch, fetch, cancel and delete jobs.
 
@@ -57,6 +59,7 @@ def job() -> None:
 @options.NO_CALIBRATION
 @options.LATENT_TYPE
 @options.DEADLINE
+@options.QUIET
 @options.FORMAT
 @options.PROFILE
 def submit(
@@ -66,6 +69,7 @@ def submit(
     pairs: str | None,
     labels: Path | None,
     limit: int | None,
+    quiet: bool,
     output_format: str,
     profile_path: Path | None,
     **asked: Any,
@@ -76,6 +80,9 @@ def submit(
     items = payloads(chosen.paths)
     with open_client(profile) as client:
         submitted, _ = submit_order(client, chosen, items, order, out)
+    if quiet:
+        print_ids([submitted.job_id])
+        return
     print_submitted([submitted], target, out, output_format, profile_path)
 
 
@@ -83,20 +90,38 @@ def submit(
 @click.option(
     "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most this many."
 )
+@options.QUIET
 @options.FORMAT
 @options.PROFILE
-def list_(limit: int, output_format: str, profile_path: Path | None) -> None:
-    """List this client's jobs, newest first."""
+def list_(limit: int, quiet: bool, output_format: str, profile_path: Path | None) -> None:
+    """List this client's jobs, newest first, and how many of their items are done.
+
+    The beginning of a job's id is enough wherever a command asks for a JOB.
+    """
     with open_client(profile_path) as client:
         jobs = client.list(limit)
+    if quiet:
+        print_ids([each.job_id for each in jobs], output_format)
+        return
     if output_format == "json":
-        print_json(list(jobs))
+        print_json([job_values(each) for each in jobs])
         return
     if not jobs:
         say("no jobs", err=True)
         return
-    rows = [[j.job_id, j.state.lower(), j.target, when(j.created)] for j in jobs]
-    print_table("", ["!job", "state", "to", "!created"], rows)
+    rows = [[j.job_id, j.state.lower(), _done(j), j.target, when(j.created)] for j in jobs]
+    print_table("", ["!job", "state", ">items", "to", "!created"], rows)
+
+
+def _done(view: JobView) -> str:
+    """Items that are decoded or failed, of all; a node that does not say has 0 of both."""
+    return f"{view.items_done}/{view.item_count}" if view.item_count else "-"
+
+
+def job_values(view: JobView) -> dict[str, object]:
+    """A job as JSON values, its times in ISO 8601."""
+    times = {name: moment(getattr(view, name)) for name in ("created", "finished", "expires")}
+    return {**figures(view), **times}
 
 
 @job.command()
@@ -106,9 +131,9 @@ def list_(limit: int, output_format: str, profile_path: Path | None) -> None:
 def show(job_id: str, output_format: str, profile_path: Path | None) -> None:
     """Show a job, its items, and why it failed, if it did."""
     with open_client(profile_path) as client:
-        view = client.get(job_id)
+        view = client.get(job_named(client, job_id))
     if output_format == "json":
-        print_json(view)
+        print_json(job_values(view))
         return
     _show(view)
 
@@ -170,7 +195,7 @@ def watch(job_id: str, after: int, output_format: str, profile_path: Path | None
     with (
         JobProgress(show=not as_json) as progress,
         open_client(profile_path, on_wait=progress.wait) as client,
-        explaining_interruption(client, job_id),
+        explaining_interruption(client, job_id := job_named(client, job_id)),
     ):
         on_event = progress.watching(client, job_id)
         for event in client.watch(job_id, after):
@@ -203,7 +228,10 @@ def fetch(
     They are written, acknowledged, and then removed at the node. Names come from the folder that the job was
     submitted for; otherwise items are named item-0000 and so on.
     """
-    with open_client(profile_path) as client, explaining_interruption(client, job_id, out):
+    with (
+        open_client(profile_path) as client,
+        explaining_interruption(client, job_id := job_named(client, job_id), out),
+    ):
         view = client.get(job_id)
         if not view.cycle:
             options.refuse_idle(
@@ -237,6 +265,7 @@ def fetch(
 def cancel(job_id: str, output_format: str, profile_path: Path | None) -> None:
     """Stop a job at its next step. Finished items can still be fetched."""
     with open_client(profile_path) as client:
+        job_id = job_named(client, job_id)
         state = client.cancel(job_id)
     if output_format == "json":
         print_json({"job_id": job_id, "state": state})
@@ -251,6 +280,7 @@ def cancel(job_id: str, output_format: str, profile_path: Path | None) -> None:
 def delete(job_id: str, output_format: str, profile_path: Path | None) -> None:
     """Remove an ended job and all its data at the node."""
     with open_client(profile_path) as client:
+        job_id = job_named(client, job_id)
         client.delete(job_id)
     if output_format == "json":
         print_json({"job_id": job_id, "deleted": True})

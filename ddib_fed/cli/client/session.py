@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+import click
+
+from ddib_fed.cli.client.naming import suggest_target
 from ddib_fed.cli.client.progress import SayOnce
 from ddib_fed.client.client import Client
 from ddib_fed.client.connection import PATIENCE_S, OnWait
 from ddib_fed.client.profile import Profile
-from ddib_fed.errors import Cancelled, DdibError
+from ddib_fed.errors import Cancelled, DdibError, DomainNotFound, PeerNotFound
 
 
 @contextlib.contextmanager
@@ -38,7 +41,13 @@ def open_client(
     """
     found = profile if isinstance(profile, Profile) else Profile.load(profile)
     with Client(found, patience_s=patience_s, on_wait=on_wait or SayOnce()) as client, _interruptible(client):
-        yield client
+        try:
+            yield client
+        except (DomainNotFound, PeerNotFound) as error:
+            context = click.get_current_context(silent=True)
+            if context is not None and context.params.get("target"):
+                suggest_target(error, client, str(context.params["target"]))
+            raise
 
 
 @contextlib.contextmanager

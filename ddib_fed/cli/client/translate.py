@@ -14,12 +14,14 @@ from ddib_fed.cli.client.translation.order import order_of
 from ddib_fed.cli.client.translation.report import print_submitted, report_outcome
 from ddib_fed.cli.client.translation.run import Manner
 from ddib_fed.cli.client.translation.whole import conclude, submit_files, translate_files
+from ddib_fed.cli.help import command
+from ddib_fed.cli.output import print_ids
 from ddib_fed.client.payload import split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.terminal import say
 
 
-@click.command(
+@command(
     epilog="\b\nExamples:\n"
     "  ddib translate scans/*.png --to south.example/relief --out out --cycle\n"
     "  ddib translate scans --to south.example/relief --out out --skip-bad\n"
@@ -43,6 +45,7 @@ from ddib_fed.terminal import say
 @options.SKIP_BAD_FILES
 @options.PAGE
 @click.option("--detach", is_flag=True, help="Only submit; print the job and how to watch and fetch it.")
+@options.QUIET_DETACH
 @options.FORMAT
 @options.PROFILE
 def translate(
@@ -57,6 +60,7 @@ def translate(
     skip_bad: bool,
     page: bool,
     detach: bool,
+    quiet: bool,
     output_format: str,
     profile_path: Path | None,
     **asked: Any,
@@ -82,6 +86,8 @@ def translate(
         options.refuse_idle(
             ("doubtful_below",), "applies only to fetched results", hint="give it to `ddib job fetch`"
         )
+    else:
+        options.refuse_idle(("quiet",), "prints the id of a job that was only submitted", hint="add --detach")
     split_target(target)
     profile = Profile.load(profile_path)
     chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit, out=out)
@@ -91,7 +97,10 @@ def translate(
     manner = Manner(out, force=force, skip_bad=skip_bad, doubtful_below=doubtful_below)
     if detach:
         submitted, incomplete = submit_files(profile, chosen, order, manner)
-        print_submitted(submitted, target, out, output_format, profile_path)
+        if quiet:
+            print_ids([each.job_id for each in submitted])
+        else:
+            print_submitted(submitted, target, out, output_format, profile_path)
         if incomplete is not None:
             raise incomplete
         return

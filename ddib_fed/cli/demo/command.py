@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli.demo.nodes import Pair, Site
+from ddib_fed.cli.help import command
 from ddib_fed.errors import AlreadyExists, OutOfBounds, StateConflict
 from ddib_fed.terminal import say
 from ddib_fed.unexpected import NODE_EXTRA
@@ -31,7 +32,7 @@ REPORT = "report.json"
 SHIPPED: Mapping[str, Path] = MappingProxyType({})
 
 
-@click.command()
+@command()
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),

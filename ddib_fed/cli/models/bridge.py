@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.bars import bar
-from ddib_fed.cli import options
-from ddib_fed.cli.models.model import MODEL_HELP
+from ddib_fed.cli import completing, options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.models.picture_options import (
     BATCH,
@@ -23,7 +23,7 @@ from ddib_fed.cli.models.picture_options import (
 )
 from ddib_fed.cli.models.public_code import PUBLIC_CODE, take_settings
 from ddib_fed.cli.options import with_options
-from ddib_fed.cli.output import lines
+from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,12 +32,24 @@ if TYPE_CHECKING:
     from ddib_fed.samples.points import Array
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_SOURCE = click.option("--source", required=True, metavar="MODEL", help=f"Where from. {MODEL_HELP}")
+_SOURCE = click.option(
+    "--source",
+    required=True,
+    metavar="MODEL",
+    shell_complete=completing.models,
+    help=f"Where from. {options.MODEL_HELP}",
+)
 
 _OPTIONS = (
     click.argument("folder", required=False, type=click.Path(path_type=Path), metavar="[FOLDER]"),
     _SOURCE,
-    click.option("--target", required=True, metavar="MODEL", help=f"Where to. {MODEL_HELP}"),
+    click.option(
+        "--target",
+        required=True,
+        metavar="MODEL",
+        shell_complete=completing.models,
+        help=f"Where to. {options.MODEL_HELP}",
+    ),
     click.option("--input", "points", type=_FILE, metavar="FILE", help="Points (N, D) to translate, .npy."),
     click.option(
         "--n",
@@ -70,11 +82,12 @@ _OPTIONS = (
     THREADS,
     options.OUT_RESULTS,
     options.FORCE,
+    options.OUTCOME,
 )
 _shared = with_options(_OPTIONS)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@group(context_settings={"help_option_names": ["-h", "--help"]})
 def bridge() -> None:
     """Translate between two models in one process, without nodes."""
 
@@ -135,6 +148,7 @@ def cycle(**given: Any) -> None:
 @THREADS
 @options.OUT_RESULTS
 @options.FORCE
+@options.OUTCOME
 def interpolate(
     *,
     first: Path,
@@ -230,6 +244,7 @@ def _run_points(
     report["clip"] = bool(clip)
     experiment.write(out, *models, stages, report)
     lines(_summary(report, out))
+    outcome(out=out, **report)
 
 
 def _points(bundle: Bundle, path: Path | None, count: int, seed: int) -> Array:

@@ -11,13 +11,14 @@ import click
 
 from ddib_fed.bars import Show, bar
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.cli.models.opening import refuse_overwriting
 from ddib_fed.cli.models.picture_options import THREADS
-from ddib_fed.cli.output import lines
+from ddib_fed.cli.output import lines, outcome
 from ddib_fed.terminal import say
 
 
-@click.command()
+@command()
 @click.argument("content")
 @click.argument("reference")
 @click.option(
@@ -62,6 +63,7 @@ from ddib_fed.terminal import say
 @options.OUT_RESULTS
 @click.option("--resume", is_flag=True, help="Use the models in --out, and continue unfinished ones.")
 @click.option("--force", is_flag=True, help="Train again, and overwrite existing results.")
+@options.OUTCOME
 def colours(
     *,
     content: str,
@@ -102,6 +104,7 @@ def colours(
         if photo.credit:
             say(f"credit: {photo.credit}; colours changed")
     say(f"written: {out}")
+    outcome(out=out, **report)
 
 
 class _Bars:

@@ -9,6 +9,7 @@ import click
 
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.errors import AlreadyExists
 from ddib_fed.terminal import say
 
@@ -37,7 +38,7 @@ class Span(click.ParamType[tuple[float, float]]):
         return low, high
 
 
-@click.command()
+@command()
 @click.argument("folder", type=_FOLDER)
 @click.option("--truth", type=_FOLDER, metavar="FOLDER", help="The true translations, by the same names.")
 @click.option(

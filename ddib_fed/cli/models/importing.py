@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.errors import AlreadyExists, BundleInvalid, UsageError
 from ddib_fed.terminal import say
 
@@ -23,7 +24,7 @@ _OF_POINTS = ("noise_schedule", "diffusion_steps", "rescale_timesteps", "predict
 _OF_PICTURES = ("fit", "soften_sigma")
 
 
-@click.command("import")
+@command("import")
 @click.argument("checkpoint", required=False, type=_FILE, metavar="[CHECKPOINT.pt]")
 @click.option("--out", required=True, type=_FOLDER, metavar="DIR", help="The bundle's folder.")
 @click.option(

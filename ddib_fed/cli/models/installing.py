@@ -1,4 +1,4 @@
-"""`ddib model install|installed|activate|rollback`: another model for a node, which may run."""
+"""`ddib model install|activate|rollback|sign|verify`: another model for a node, which may run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
-from ddib_fed.cli import options
-from ddib_fed.cli.output import print_json
+from ddib_fed.cli import completing, options
+from ddib_fed.cli.help import command
+from ddib_fed.cli.output import outcome
 from ddib_fed.terminal import say
 
 
-@click.command(epilog="\b\nExample:\n  ddib model install trained/model --config node.toml")
+@command(epilog="\b\nExample:\n  ddib model install trained/model --config node.toml")
 @options.CONFIG
+@options.OUTCOME
 @click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 def install(*, config_path: Path, bundle: Path) -> None:
     """Verify a bundle and copy it to a node's models; `ddib model activate` lets the node serve it."""
@@ -22,32 +24,13 @@ def install(*, config_path: Path, bundle: Path) -> None:
     digest = library.install(NodeConfig.load(config_path), bundle)
     say(f"installed {digest}")
     say(f"next: ddib model activate {digest[:12]} --config {config_path}")
+    outcome(installed=digest)
 
 
-@click.command()
+@command(epilog="\b\nExample:\n  ddib model activate 3f5a9c --config node.toml")
 @options.CONFIG
-@options.FORMAT
-def installed(*, config_path: Path, output_format: str) -> None:
-    """List a node's models: the configured one and those installed, and which is active."""
-    from ddib_fed.node.config import NodeConfig
-    from ddib_fed.node.model import library
-
-    config = NodeConfig.load(config_path)
-    active, configured = library.active_digest(config), library.configured_digest(config)
-    digests = list(dict.fromkeys([*filter(None, [configured]), *library.installed(config)]))
-    if output_format == "json":
-        print_json({"active": active, "configured": configured, "models": digests})
-        return
-    for digest in digests:
-        marks = ["active"] * (digest == active) + ["configured"] * (digest == configured)
-        say(f"{digest}  {', '.join(marks)}".rstrip())
-    if not digests:
-        say("no model: ddib model install BUNDLE")
-
-
-@click.command(epilog="\b\nExample:\n  ddib model activate 3f5a9c --config node.toml")
-@options.CONFIG
-@click.argument("digest")
+@options.OUTCOME
+@click.argument("digest", shell_complete=completing.installed_models)
 def activate(*, config_path: Path, digest: str) -> None:
     """Let a node serve an installed model from now on, without a restart.
 
@@ -62,8 +45,9 @@ def activate(*, config_path: Path, digest: str) -> None:
     _switch(config_path, load_bundle(library.place_of(config, digest)).digest)
 
 
-@click.command()
+@command()
 @options.CONFIG
+@options.OUTCOME
 def rollback(*, config_path: Path) -> None:
     """Let a node serve the model again that was active before; as `ddib model activate`."""
     from ddib_fed.node.config import NodeConfig
@@ -72,7 +56,7 @@ def rollback(*, config_path: Path) -> None:
     _switch(config_path, library.previous(NodeConfig.load(config_path)))
 
 
-@click.command(epilog="\b\nExample:\n  ddib model sign trained/model --pki /mnt/offline/pki")
+@command(epilog="\b\nExample:\n  ddib model sign trained/model --pki /mnt/offline/pki")
 @options.CONFIG
 @click.option(
     "--pki",
@@ -81,6 +65,7 @@ def rollback(*, config_path: Path) -> None:
     metavar="DIR",
     help="Folder with ca.pem and ca.key, instead of the node's own; it may be on a machine without a network.",
 )
+@options.OUTCOME
 @click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 def sign(*, config_path: Path, folder: Path | None, bundle: Path) -> None:
     """Sign the files of a bundle with the institution's root; its digest stays.
@@ -98,10 +83,17 @@ def sign(*, config_path: Path, folder: Path | None, bundle: Path) -> None:
     say(
         f"signed {digest} for {statement.institution}, {len(statement.files)} files: {bundle / SIGNATURE_FILE}"
     )
+    outcome(
+        signed=digest,
+        institution=statement.institution,
+        files=len(statement.files),
+        signature=bundle / SIGNATURE_FILE,
+    )
 
 
-@click.command()
+@command()
 @options.CONFIG
+@options.OUTCOME
 @click.argument("bundle", type=click.Path(file_okay=False, path_type=Path))
 def verify(*, config_path: Path, bundle: Path) -> None:
     """Verify that a bundle is whole, and that the institution's root has signed its files."""
@@ -110,7 +102,9 @@ def verify(*, config_path: Path, bundle: Path) -> None:
     from ddib_fed.node.model.library import check_signed
 
     statement = check_signed(NodeConfig.load(config_path), bundle)
-    say(f"{load_bundle(bundle).digest} was signed by {statement.institution} at {statement.signed_at}")
+    digest = load_bundle(bundle).digest
+    say(f"{digest} was signed by {statement.institution} at {statement.signed_at}")
+    outcome(verified=digest, institution=statement.institution, signed_at=statement.signed_at)
 
 
 def _switch(config_path: Path, digest: str) -> None:
@@ -127,6 +121,8 @@ def _switch(config_path: Path, digest: str) -> None:
     except UnavailableError:
         before = choose(config, digest).previous
         say(f"active from the next start: {digest[:12]}, before {before[:12] or 'none'}")
+        outcome(active=digest, before=before or None, from_next_start=True)
         return
     before = client.activate(digest)
     say(f"active {digest[:12]}, before {before[:12]}; what began with that one is finished on it")
+    outcome(active=digest, before=before or None, from_next_start=False)

@@ -9,8 +9,10 @@ import click
 
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.models.importing import import_
-from ddib_fed.cli.models.installing import activate, install, installed, rollback, sign, verify
+from ddib_fed.cli.models.installing import activate, install, rollback, sign, verify
+from ddib_fed.cli.models.listing import get, list_
 from ddib_fed.cli.models.opening import open_model, refuse_overwriting
 from ddib_fed.cli.models.picture_options import SAMPLING, THREADS
 from ddib_fed.cli.models.privacy import figures as read
@@ -20,23 +22,20 @@ from ddib_fed.cli.models.training.gate import gate, said
 from ddib_fed.cli.models.training.train import train
 from ddib_fed.cli.models.training.tune import figures, tune
 from ddib_fed.cli.options import with_options
-from ddib_fed.cli.output import lines
+from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import AlreadyExists
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.dp import DifferentialPrivacy
 
-MODEL_METAVAR = "MODEL"
-MODEL_HELP = "A domain's name, or the paper's index (0 to 5), for a shipped model; or a bundle's folder."
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@group(context_settings={"help_option_names": ["-h", "--help"]})
 def model() -> None:
-    """Train, sample, show and import models; install and activate one on a node."""
+    """List, copy, train, sample, show and import models; install and activate one on a node."""
 
 
-for each in (install, installed, activate, rollback, sign, verify):
+for each in (list_, get, install, activate, rollback, sign, verify):
     model.add_command(each)
 model.add_command(train)
 model.add_command(distil)
@@ -59,7 +58,7 @@ def presets(*, output_format: str) -> None:
 
 
 @model.command()
-@click.argument("which", metavar=MODEL_METAVAR)
+@options.MODEL
 @options.OUT_RESULTS
 @click.option(
     "--n", "count", type=click.IntRange(1), help="Number of samples; default: 10,000 points or 64 pictures."
@@ -74,6 +73,7 @@ def presets(*, output_format: str) -> None:
 @with_options(SAMPLING)
 @THREADS
 @options.FORCE
+@options.OUTCOME
 def sample(
     *,
     which: str,
@@ -99,6 +99,7 @@ def sample(
     settings = take_settings(given, [bundle.manifest])
     if bundle.manifest.sample_kind == "picture":
         pictures.sample(bundle, out, count or 64, seed, settings, threads=threads, **given)
+        outcome(out=out, samples=count or 64, digest=bundle.digest)
         return
     clip = bool(given.pop("clip"))
     given.pop("compat")
@@ -116,6 +117,7 @@ def sample(
         )
     cloud = report["target_cloud"]
     lines({"points": str(out / "samples.npy"), **({"sliced-W2": _distance(cloud)} if cloud else {})})
+    outcome(out=out, samples=count or 10_000, digest=bundle.digest, target_cloud=cloud or None)
 
 
 def _distance(cloud: dict[str, float]) -> str:
@@ -126,7 +128,7 @@ model.add_command(import_)
 
 
 @model.command()
-@click.argument("which", metavar=MODEL_METAVAR)
+@options.MODEL
 @click.option(
     "--out",
     required=True,
@@ -135,6 +137,7 @@ model.add_command(import_)
     help="The checkpoint; the public scripts look for models/synthetic/log2D0/model000000.pt and the like.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
+@options.OUTCOME
 def export(*, which: str, out: Path, force: bool) -> None:
     """Write a model of the public DDIB code's 2-D network as that code's checkpoint, and print its flags.
 
@@ -149,7 +152,9 @@ def export(*, which: str, out: Path, force: bool) -> None:
     content, flags = public_checkpoint(bundle)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, content)
+    norm = bundle.manifest.normalisation
     lines({"checkpoint": str(out), "flags": flags, "units": _units(bundle)})
+    outcome(checkpoint=out, flags=flags, digest=bundle.digest, mean=norm.mean, std=norm.std)
 
 
 def _units(bundle: Bundle) -> str:
@@ -160,7 +165,7 @@ def _units(bundle: Bundle) -> str:
 
 
 @model.command()
-@click.argument("which", metavar=MODEL_METAVAR)
+@options.MODEL
 @options.FORMAT
 def show(*, which: str, output_format: str) -> None:
     """Verify a model and print its manifest.
@@ -168,6 +173,7 @@ def show(*, which: str, output_format: str) -> None:
     MODEL is a domain's name or index for a shipped model, or a bundle's folder.
     """
     from ddib_fed.cli.output import print_json
+    from ddib_fed.metrics.sample_verdict import SampleVerdict
 
     bundle = open_model(which)
     manifest = bundle.manifest.model_dump(mode="json")
@@ -180,6 +186,7 @@ def show(*, which: str, output_format: str) -> None:
     training = manifest.pop("training")
     manifest.pop("distilled")
     distilled = bundle.manifest.distilled
+    verdict = SampleVerdict.of_figures(bundle.manifest.training.figures)
     if bundle.manifest.differential_privacy is not None:
         manifest["differential_privacy"] = protection(bundle.manifest.differential_privacy)
     flat = {key: _text(value) for key, value in manifest.items() if value not in (None, "", [])}
@@ -195,6 +202,7 @@ def show(*, which: str, output_format: str) -> None:
                 if bundle.tuned is None
                 else {"steps": bundle.tuned.digest(), **dict(figures(bundle.tuned))}
             ),
+            **({} if verdict is None else {"samples": verdict.sentence(bundle.manifest.training.steps)}),
             "gate": "fixed bounds alone" if bundle.allowances is None else said(bundle.allowances),
             **(
                 {}

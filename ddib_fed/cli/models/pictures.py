@@ -10,7 +10,7 @@ from ddib_fed.bars import bar
 from ddib_fed.cli import options
 from ddib_fed.cli.class_names import Classes, parse_pairs
 from ddib_fed.cli.models.opening import open_model
-from ddib_fed.cli.output import lines
+from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import LatentNotGaussian, UsageError
 from ddib_fed.terminal import say
 
@@ -33,7 +33,8 @@ def manifest_of(which: str) -> Manifest:
         BundleInvalid: It fails its checks.
         UsageError: A shipped model and a folder have that name.
     """
-    from ddib_fed.models.bundle_files import MANIFEST_FILE, parse_manifest
+    from ddib_fed.models.bundle_files import parse_manifest
+    from ddib_fed.models.catalogue import MANIFEST_FILE
     from ddib_fed.models.shipped import shipped_name
 
     path = Path(which) / MANIFEST_FILE
@@ -91,6 +92,7 @@ def translate(
             on_progress=show,
         )
     lines(_summary(report, out))
+    outcome(out=out, **report)
     if not given["skip_bad"]:
         _require_all(report, out)
 
@@ -184,6 +186,7 @@ def sample(
     with bar("sampling") as show:
         report = draw(party, count, asked, out, on_progress=lambda done, total: show(done, total, ""))
     lines({"pictures": str(report["count"]), "sheet": str(out / "sheet.png"), "written": str(out)})
+    outcome(out=out, **report)
 
 
 def interpolate(
@@ -235,6 +238,7 @@ def interpolate(
             on_progress=lambda done, total: show(done, total, ""),
         )
     lines({"pictures": str(given["frames"]), "sheet": str(out / "sheet.png"), "written": str(out)})
+    outcome(out=out, frames=given["frames"], sheet=out / "sheet.png")
 
 
 def _refuse_unguided(classifier: str | None, guidance: float | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.models.picture_options import THREADS
 from ddib_fed.cli.output import lines, print_json
 from ddib_fed.errors import AlreadyExists, UsageError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ddib_fed.models.privacy import Figure, Membership, PrivacyReport, Reading
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@group(context_settings={"help_option_names": ["-h", "--help"]})
 def privacy() -> None:
     """Attack a model's own latents and samples, and say what is read."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.cli.output import print_json
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ddib_fed.node.backup.record import BackupRecord
 
 
-@click.command(epilog="\b\nExample:\n  ddib backup --config node.toml --out north-2026-11-26.tar")
+@command(epilog="\b\nExample:\n  ddib backup --config node.toml --out north-2026-11-26.tar")
 @options.CONFIG
 @options.FORMAT
 @click.option(
@@ -39,7 +40,7 @@ def backup(config_path: Path, output_format: str, out: Path) -> None:
     _show(record, output_format, f"wrote {out}, mode 0600: it holds private keys")
 
 
-@click.command(
+@command(
     epilog="\b\nExamples:\n  ddib restore north-2026-11-26.tar --out /srv/ddib\n"
     "  ddib restore north-2026-11-26.tar --check"
 )

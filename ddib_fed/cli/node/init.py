@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.node.making import HELP, NODE_FILE, SourceNode, addresses, make_client, make_node
 from ddib_fed.cli.node.naming import institution_here, person_here
+from ddib_fed.cli.output import outcome
 from ddib_fed.client.profile import FOLDER, Profile, candidates
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
@@ -25,7 +28,7 @@ ROLES: Mapping[str, tuple[Role, ...]] = {
 }
 
 
-@click.group()
+@group()
 def init() -> None:
     """Write a node's configuration or a client's profile.
 
@@ -89,6 +92,7 @@ def init() -> None:
     metavar="DIR",
     help="Folder for node.toml and its state; default: the current one.",
 )
+@options.OUTCOME
 def node(
     institution: str | None,
     role: str,
@@ -141,7 +145,11 @@ def node(
         say(f"client       {profile}: {Profile.load(profile).name}")
     if not no_ca:
         _write_peer_file(config, out / f"{institution}.peer")
-    _next(_node_steps(path, config, with_ca=not no_ca, trained=model is not None, profile=profile))
+    steps = _node_steps(path, config, with_ca=not no_ca, trained=model is not None, profile=profile)
+    _next(steps)
+    outcome(
+        config=path, listen=bound, address=dialled, pki=config.paths.pki, next=[step for step, _ in steps]
+    )
 
 
 def _write_peer_file(config: NodeConfig, path: Path) -> None:
@@ -203,6 +211,7 @@ def _node_steps(
     metavar="DIR",
     help="Folder for client.toml, the client's key and its certificate.",
 )
+@options.OUTCOME
 def client(
     node_config: Path | None,
     institution: str | None,
@@ -228,6 +237,7 @@ def client(
         steps.insert(0, (f"ddib pki issue {asked.name}", f"at the node that issues; take {asked} there"))
         steps.insert(1, (f"ddib pki install {name}.pem --folder {out / 'pki'}", "here, with what it wrote"))
     _next(steps)
+    outcome(profile=path, pki=out / "pki", next=[step for step, _ in steps])
 
 
 def _source_node(

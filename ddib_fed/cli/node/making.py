@@ -152,11 +152,12 @@ class HostedModel:
         if self.shipped is None:
             return
         from ddib_fed.models.bundle import load_bundle
-        from ddib_fed.models.shipped import copy_pretrained, pretrained
+        from ddib_fed.models.catalogue import copy_shipped
+        from ddib_fed.models.shipped import pretrained
 
         path = out / self.place
         if not path.exists():
-            copy_pretrained(self.shipped, path)
+            copy_shipped(self.shipped, path)
         elif load_bundle(path).digest != pretrained(self.shipped).digest:
             raise AlreadyExists(
                 f"{path} holds another model", hint=f"--model {path}, or another --out folder"

@@ -7,11 +7,13 @@ from pathlib import Path
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
+from ddib_fed.cli.output import outcome
 from ddib_fed.errors import AlreadyExists
 from ddib_fed.terminal import say
 
 
-@click.group()
+@group()
 def officer() -> None:
     """Write the page that the security officer signs."""
 
@@ -31,6 +33,7 @@ def officer() -> None:
     help="The page; a name that ends in .md gets Markdown, any other HTML.",
 )
 @click.option("--force", is_flag=True, help="Overwrite the file.")
+@options.OUTCOME
 def report(config_path: Path, out: Path, force: bool) -> None:
     """Write one page: what leaves to whom, what is stored, thresholds, ports, the audit log, lines to sign.
 
@@ -54,3 +57,4 @@ def report(config_path: Path, out: Path, force: bool) -> None:
     say(f"wrote {out}")
     for problem in facts.problems:
         say(f"warning: {problem}", err=True)
+    outcome(written=out, warnings=list(facts.problems))

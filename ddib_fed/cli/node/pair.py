@@ -7,11 +7,13 @@ from pathlib import Path
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
+from ddib_fed.cli.output import outcome
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 
 
-@click.command(
+@command(
     epilog="\b\nExamples:\n  ddib pair --listen\n  ddib pair west.example:7444 482-173-063   (on the other side)"
 )
 @options.CONFIG
@@ -26,6 +28,7 @@ from ddib_fed.terminal import say
 @click.option("--expect", metavar="INSTITUTION", help="Admit no other than this one.")
 @click.option("--replace", is_flag=True, help="Replace the entry: a new root, name or address of a peer.")
 @click.option("--unconstrained-root", is_flag=True, help="Accept a root without name constraints.")
+@options.OUTCOME
 def pair(
     config_path: Path,
     address: str | None,
@@ -62,3 +65,5 @@ def pair(
         f"next: {config.command} serve --config {config_path}, unless it runs; then "
         f"ddib peer test {paired.other.institution} --config {config_path}"
     )
+    other = paired.other
+    outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddib_fed.cli import options
-from ddib_fed.cli.output import print_json, print_table
+from ddib_fed.cli import completing, options
+from ddib_fed.cli.help import group
+from ddib_fed.cli.output import outcome, print_ids, print_json, print_table
 from ddib_fed.errors import DdibError, PeerUnreachable
 from ddib_fed.rpc.clocks import described
 from ddib_fed.terminal import say
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ddib_fed.trust.peers.store import PeerStore
     from ddib_fed.v1 import decoding_pb2
 
-INSTITUTION = click.argument("institution")
+INSTITUTION = click.argument("institution", shell_complete=completing.peers)
 
 
 def _open(config_path: Path) -> tuple[NodeConfig, PeerStore]:
@@ -29,7 +30,7 @@ def _open(config_path: Path) -> tuple[NodeConfig, PeerStore]:
     return config, peer_store(config)
 
 
-@click.group()
+@group()
 def peer() -> None:
     """Export this node's peer file; add, list, test, suspend, resume and remove peers."""
 
@@ -40,6 +41,7 @@ def peer() -> None:
     "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Default: INSTITUTION.peer"
 )
 @click.option("--force", is_flag=True, help="Overwrite the file.")
+@options.OUTCOME
 def export(config_path: Path, out: Path | None, force: bool) -> None:
     """Write the file that another institution adds, and show the fingerprint to read out to it.
 
@@ -57,6 +59,13 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
     if config.not_dialled:
         say(f"warning: {config.not_dialled}; correct {config_path} and export again", err=True)
     say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
+    outcome(
+        written=path,
+        identity=own.identity.uri,
+        address=own.address,
+        fingerprints=own.fingerprints,
+        warning=config.not_dialled or None,
+    )
 
 
 @peer.command(epilog="\b\nExample:\n  ddib peer add south.peer --fingerprint SHA256:12:34:...")
@@ -71,6 +80,7 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
 )
 @click.option("--replace", is_flag=True, help="Replace the entry: a new root, name or address of a peer.")
 @click.option("--unconstrained-root", is_flag=True, help="Accept a root without name constraints.")
+@options.OUTCOME
 def add(
     config_path: Path, file: Path, fingerprints: tuple[str, ...], replace: bool, unconstrained_root: bool
 ) -> None:
@@ -87,15 +97,20 @@ def add(
     )
     say(f"admitted {other.identity} at {other.address}")
     say(f"next: ddib peer test {other.institution}")
+    outcome(admitted=other.institution, identity=other.identity.uri, address=other.address)
 
 
 @peer.command(name="list")
 @options.CONFIG
+@options.QUIET
 @options.FORMAT
-def list_(config_path: Path, output_format: str) -> None:
+def list_(config_path: Path, quiet: bool, output_format: str) -> None:
     """List the peers that are admitted here."""
     _config, store = _open(config_path)
     peers, suspended = store.list(), store.snapshot().suspended
+    if quiet:
+        print_ids([entry.institution for entry in peers], output_format)
+        return
     if output_format == "json":
         print_json(
             [
@@ -215,6 +230,7 @@ def _explained(error: DdibError, config: NodeConfig) -> DdibError:
 @options.CONFIG
 @INSTITUTION
 @click.option("--reason", default="", metavar="TEXT", help="Why, one line; shown by `ddib peer list` here.")
+@options.OUTCOME
 def suspend(config_path: Path, institution: str, reason: str) -> None:
     """Refuse a peer, and send it nothing, until `ddib peer resume`; running calls with it end within a second.
 
@@ -229,12 +245,14 @@ def suspend(config_path: Path, institution: str, reason: str) -> None:
         before=lambda: note(config.paths.audit, "peer_suspended", peer=institution, reason=reason),
     )
     say(f"{institution} is suspended" if changed else f"{institution} was suspended already")
-    _apply(config, "running calls with it are ended")
+    running = _apply(config, "running calls with it are ended")
+    outcome(institution=institution, suspended=True, changed=changed, node_running=running)
 
 
 @peer.command()
 @options.CONFIG
 @INSTITUTION
+@options.OUTCOME
 def resume(config_path: Path, institution: str) -> None:
     """Admit a suspended peer again, and call it again: jobs that waited for it go on."""
     from ddib_fed.trust.audit.log import note
@@ -244,14 +262,17 @@ def resume(config_path: Path, institution: str) -> None:
         institution, before=lambda: note(config.paths.audit, "peer_resumed", peer=institution)
     ):
         say(f"{institution} was not suspended: nothing is changed")
+        outcome(institution=institution, suspended=False, changed=False, node_running=None)
         return
     say(f"{institution} is resumed")
-    _apply(config, "it is admitted again; jobs that waited for it go on within half a minute")
+    running = _apply(config, "it is admitted again; jobs that waited for it go on within half a minute")
+    outcome(institution=institution, suspended=False, changed=True, node_running=running)
 
 
 @peer.command()
 @options.CONFIG
 @INSTITUTION
+@options.OUTCOME
 def remove(config_path: Path, institution: str) -> None:
     """Remove a peer: it is refused from now on, and running calls with it end within a second."""
     from ddib_fed.trust.audit.log import note
@@ -259,11 +280,12 @@ def remove(config_path: Path, institution: str) -> None:
     config, store = _open(config_path)
     store.remove(institution, before=lambda: note(config.paths.audit, "peer_removed", peer=institution))
     say(f"removed {institution}")
-    _apply(config, "it is refused from now on, and running calls with it are ended")
+    running = _apply(config, "it is refused from now on, and running calls with it are ended")
+    outcome(removed=institution, node_running=running)
 
 
-def _apply(config: NodeConfig, done: str) -> None:
-    """Apply the change in the running node, and print that it was; a stopped node applies it when it starts."""
+def _apply(config: NodeConfig, done: str) -> bool:
+    """Apply the change in the running node, if one runs, and say so; a stopped node applies it when it starts."""
     from ddib_fed.node.running.admin import AdminClient
 
     running = AdminClient(config).reload_if_running() is not None
@@ -272,3 +294,4 @@ def _apply(config: NodeConfig, done: str) -> None:
         if running
         else "no node runs on this state folder now; it is applied when one starts"
     )
+    return running

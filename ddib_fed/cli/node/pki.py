@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.node.withdrawing import reinstate, withdraw, withdrawn
-from ddib_fed.cli.output import print_json
+from ddib_fed.cli.output import outcome, print_json
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 
@@ -45,7 +46,7 @@ def _place(config_path: Path, folder: Path | None) -> tuple[Path, Identity | Non
     return config.paths.pki, Identity(config.node.institution, "node", config.node.name)
 
 
-@click.group()
+@group()
 def pki() -> None:
     """Make the institution's CA; request, issue, install, show and withdraw certificates."""
 
@@ -61,6 +62,7 @@ for _command in (withdraw, reinstate, withdrawn):
     type=click.Choice(["start", "switch", "finish"]),
     help="Replace the root: also trust a new one, then issue from it, then trust only the new one.",
 )
+@options.OUTCOME
 def init(config_path: Path, roll_over: str | None) -> None:
     """Make the institution's root on this node, and the node's certificate from it.
 
@@ -84,6 +86,12 @@ def init(config_path: Path, roll_over: str | None) -> None:
         authority = steps[roll_over](config.paths.pki)
         say(_ROLL_OVER_NEXT[roll_over])
     say(f"fingerprint  {keys.fingerprint(authority.certificate)}")
+    outcome(
+        institution=authority.institution,
+        folder=config.paths.pki,
+        roll_over=roll_over,
+        fingerprint=keys.fingerprint(authority.certificate),
+    )
 
 
 _ROLL_OVER_NEXT = {
@@ -104,6 +112,7 @@ _ROLL_OVER_NEXT = {
     help="With --folder: the identity to request, spiffe://INSTITUTION/client/NAME.",
 )
 @OUT
+@options.OUTCOME
 def request(config_path: Path, folder: Path | None, identity: str | None, out: Path | None) -> None:
     """Write a certificate request for the institution's issuer; its key stays here."""
     from ddib_fed.trust.enrolment import make_request
@@ -120,6 +129,7 @@ def request(config_path: Path, folder: Path | None, identity: str | None, out: P
         f"next, at the issuer:  ddib pki issue {path}",
         f"then here:            ddib pki install {wanted.name}.pem",
     )
+    outcome(written=path, identity=wanted.uri)
 
 
 @pki.command(
@@ -136,6 +146,7 @@ def request(config_path: Path, folder: Path | None, identity: str | None, out: P
 @click.option(
     "--yes", is_flag=True, help="Do not ask whether the request comes from the identity that it names."
 )
+@options.OUTCOME
 def issue(
     config_path: Path, request_file: Path | None, client_name: str | None, out: Path | None, yes: bool
 ) -> None:
@@ -157,6 +168,7 @@ def issue(
             before=lambda identity: note(config.paths.audit, "certificate_issued", identity=identity.uri),
         )
         say(f"made key and certificate of {made.identity} in {where}, good until {_when(made.not_after)}")
+        outcome(written=where, identity=made.identity.uri, valid_until=made.not_after)
     elif request_file is not None:
         _sign(config, request_file, out, yes=yes)
 
@@ -192,11 +204,13 @@ def _sign(config: NodeConfig, request_file: Path, out: Path | None, *, yes: bool
     )
     _write_new(path, signed)
     say(f"wrote {path}, the certificate of {asked.identity}; take it back and: ddib pki install {path}")
+    outcome(written=path, identity=asked.identity.uri, valid_until=leaf.not_valid_after_utc)
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki install node-2.pem --config node.toml")
 @options.CONFIG
 @FOLDER
+@options.OUTCOME
 @click.argument("certificate", type=click.Path(dir_okay=False, path_type=Path))
 def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
     """Install a signed certificate after checking its key, name and root."""
@@ -209,6 +223,7 @@ def install(config_path: Path, folder: Path | None, certificate: Path) -> None:
         _note_install(config_path, signed)
     identity = enrolment.install(place, signed, expected=owner)
     say(f"installed the certificate of {identity} in {place}")
+    outcome(installed=identity.uri, folder=place)
 
 
 def _note_install(config_path: Path, signed: bytes) -> None:
@@ -231,6 +246,9 @@ def show(config_path: Path, folder: Path | None, output_format: str) -> None:
     if output_format == "json":
         print_json(shown)
         return
+    shown["valid_until"] = _when(shown["valid_until"])
+    for each in shown["roots"]:
+        each["valid_until"] = _when(each["valid_until"])
     say(f"identity     {shown['identity']}")
     say(f"role         {shown['role']}")
     say(f"DNS name     {shown['dns_name']}")
@@ -252,11 +270,10 @@ def _describe(folder: Path) -> dict[str, Any]:
         "identity": own.identity.uri,
         "role": own.identity.kind,
         "dns_name": own.identity.dns_name,
-        "valid_until": _when(own.not_after),
+        "valid_until": own.not_after,
         "expired": own.not_after <= datetime.now(UTC),
         "roots": [
-            {"fingerprint": keys.fingerprint(root), "valid_until": _when(root.not_valid_after_utc)}
-            for root in roots
+            {"fingerprint": keys.fingerprint(root), "valid_until": root.not_valid_after_utc} for root in roots
         ],
         "issuer": keys.has_authority(folder),
     }

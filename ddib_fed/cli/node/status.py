@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.output import print_json
+from ddib_fed.cli.help import command
+from ddib_fed.cli.output import moment, outcome, print_json
 from ddib_fed.terminal import say
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from ddib_fed.node.running.admin import AdminClient
     from ddib_fed.v1 import admin_pb2
 
@@ -23,7 +26,7 @@ def _client(config_path: Path) -> AdminClient:
     return AdminClient(NodeConfig.load(config_path))
 
 
-@click.command()
+@command()
 @options.CONFIG
 @options.FORMAT
 def status(config_path: Path, output_format: str) -> None:
@@ -33,13 +36,31 @@ def status(config_path: Path, output_format: str) -> None:
     """
     answer = _client(config_path).status()
     if output_format == "json":
-        from google.protobuf.json_format import MessageToDict
-
-        print_json(
-            MessageToDict(answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-        )
+        print_json(_values(answer))
         return
     _show(answer)
+
+
+_TIMES = frozenset({"certificate_expires", "failed", "expires"})
+"""Fields of the answer that are Unix times."""
+
+
+def _values(message: Message) -> dict[str, Any]:
+    """A message as JSON values: its fields with all their numbers as numbers, and times in ISO 8601."""
+    found: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            found[field.name] = dict(value)
+        elif field.message_type is not None and field.is_repeated:
+            found[field.name] = [_values(each) for each in value]
+        elif field.message_type is not None:
+            found[field.name] = _values(value) if message.HasField(field.name) else None
+        elif field.name in _TIMES:
+            found[field.name] = moment(value)
+        else:
+            found[field.name] = list(value) if field.is_repeated else value
+    return found
 
 
 def _show(answer: admin_pb2.StatusResponse) -> None:
@@ -73,8 +94,9 @@ def _show(answer: admin_pb2.StatusResponse) -> None:
         )
 
 
-@click.command()
+@command()
 @options.CONFIG
+@options.OUTCOME
 def reload(config_path: Path) -> None:
     """Make the node re-read its peers, certificates and policy.
 
@@ -82,13 +104,16 @@ def reload(config_path: Path) -> None:
     other tables need a restart. A file that cannot be used changes nothing: the policy that is applied stays, and the
     node says that it is degraded.
     """
-    for change in _client(config_path).reload():
+    changes = list(_client(config_path).reload())
+    for change in changes:
         say(change)
+    outcome(changes=changes)
 
 
-@click.command()
+@command()
 @click.argument("count", type=click.IntRange(1, 256), required=False)
 @options.CONFIG
+@options.OUTCOME
 def workers(count: int | None, config_path: Path) -> None:
     """Show who computes for the node, or have COUNT workers from now on.
 
@@ -96,6 +121,13 @@ def workers(count: int | None, config_path: Path) -> None:
     they have. A restart takes the number of node.toml again.
     """
     answer = _client(config_path).workers(count or 0)
+    outcome(
+        executor=answer.executor,
+        ready=list(answer.ready),
+        wanted=answer.wanted,
+        replaced=answer.replaced,
+        problem=answer.problem or None,
+    )
     if answer.executor == "inline":
         say("inline: the node computes in its own process")
         return
@@ -106,9 +138,11 @@ def workers(count: int | None, config_path: Path) -> None:
         say(f"problem: {answer.problem}")
 
 
-@click.command()
+@command()
 @options.CONFIG
+@options.OUTCOME
 def drain(config_path: Path) -> None:
     """Drain the node: accept no more work, finish running work, and exit."""
     running = _client(config_path).drain()
     say(f"draining; {running} jobs run still")
+    outcome(draining=True, running_jobs=running)

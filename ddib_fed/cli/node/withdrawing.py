@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.cli.output import print_json, print_table
 from ddib_fed.terminal import say
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 IDENTITY = click.argument("identity", metavar="IDENTITY")
 
 
-@click.command(
+@command(
     epilog="\b\nExample:\n  ddib pki withdraw spiffe://north.example/client/alice --comment 'laptop lost'"
 )
 @options.CONFIG
@@ -49,7 +50,7 @@ def withdraw(config_path: Path, output_format: str, comment: str, identity: str)
     _report(config, named, output_format, changed=changed, withdrawn=True)
 
 
-@click.command(epilog="\b\nExample:\n  ddib pki reinstate spiffe://north.example/client/alice")
+@command(epilog="\b\nExample:\n  ddib pki reinstate spiffe://north.example/client/alice")
 @options.CONFIG
 @options.FORMAT
 @IDENTITY
@@ -69,7 +70,7 @@ def reinstate(config_path: Path, output_format: str, identity: str) -> None:
     _report(config, named, output_format, changed=changed, withdrawn=False)
 
 
-@click.command()
+@command()
 @options.CONFIG
 @options.FORMAT
 def withdrawn(config_path: Path, output_format: str) -> None:

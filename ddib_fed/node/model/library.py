@@ -101,7 +101,10 @@ def place_of(config: NodeConfig, digest: str) -> Path:
     if len(found) != 1:
         problem = "several models begin" if found else "no model is installed that begins"
         raise ModelNotFound(
-            f"{problem} with {digest[:64]!a} here", hint="ddib model install BUNDLE; ddib model installed"
+            f"{problem} with {digest[:64]!a} here",
+            hint=f"one of {', '.join(found)}"
+            if found
+            else "ddib model install BUNDLE; ddib model list --config FILE",
         )
     return library / found[0]
 

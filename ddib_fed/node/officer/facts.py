@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from ddib_fed.errors import DdibError
 from ddib_fed.files import read_json
-from ddib_fed.models.bundle_files import MANIFEST_FILE, parse_manifest
+from ddib_fed.models.bundle_files import parse_manifest
+from ddib_fed.models.catalogue import MANIFEST_FILE
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibration.overview import Overview, overview

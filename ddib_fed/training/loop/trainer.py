@@ -332,7 +332,8 @@ def settle(config: AnyConfig, cost: Cost | None) -> AnyConfig:
     steps = (
         config.steps if config.time_s is None else max(1, int(config.time_s * PROBE_MARGIN / cost.seconds))
     )
-    return config.settled(steps, microbatch=cost.microbatch)
+    found = {"microbatch": cost.microbatch}
+    return config.settled(steps, **found, **({"timed_s": config.time_s} if config.kind == "pictures" else {}))
 
 
 def _memory(world: World) -> int:

@@ -1,4 +1,4 @@
-"""Sample sheets of a run on pictures, distances to training pictures, and thresholds of structure."""
+"""Sample sheets of a run on pictures, what samples are like, and thresholds of structure."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.files import write_file
 from ddib_fed.metrics.attacks import copies
+from ddib_fed.metrics.sample_verdict import FEWEST, SampleVerdict, judge_samples
 from ddib_fed.metrics.structure import Thresholds, calibrate_by_chance
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.samples.folders import expand
@@ -135,6 +136,36 @@ def nearness(source: PictureSource, drawn: Floats, *, flip: bool, most: int = 20
     held_out = copies.reduced(expand(middle(source.held_out[:256], drawn.shape[2:])))
     found = (copies.nearest(some, train) for some in (copies.reduced(drawn), held_out))
     return Nearness(*(float(np.median(each)) for each in found))
+
+
+def verdict(source: PictureSource, drawn: Floats, *, private: bool, by_class: bool) -> SampleVerdict | None:
+    """Whether samples are of the domain, against held-out pictures; None where there are too few pictures.
+
+    Args:
+        source: The pictures.
+        drawn: Samples, (n, C, H, W) in [-1, 1].
+        private: Against one half of the held-out pictures, with the other half for training pictures, which then are
+            not read.
+        by_class: Whether samples have each class as often as any other.
+
+    Raises:
+        ExtraMissing: The packages with the features' network are not installed.
+    """
+    size = source.shape[1:]
+    held_out = middle(source.held_out, size)
+    if private:
+        return judge_samples(drawn, expand(held_out[::2]), expand(held_out[1::2]))
+    weights = None
+    if by_class and source.labels is not None:
+        weights = 1.0 / np.bincount(source.labels)[source.labels]
+    return judge_samples(drawn, expand(held_out), expand(middle(source.train, size)), weights)
+
+
+def can_judge(source: PictureSource, *, private: bool) -> bool:
+    """Whether there are pictures enough for `verdict`."""
+    held_out = len(source.held_out) // 2 if private else len(source.held_out)
+    others = held_out if private else len(source.train)
+    return held_out >= FEWEST and others >= 2 * FEWEST
 
 
 def thresholds(source: PictureSource, units: Normalisation, *, private: bool = False) -> Thresholds | None:

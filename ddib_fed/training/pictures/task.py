@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from ddib_fed.diffusion.schedule import schedule_from_config
 from ddib_fed.diffusion.transfers import on_device
+from ddib_fed.errors import ExtraMissing
+from ddib_fed.metrics.sample_verdict import SAMPLES
 from ddib_fed.metrics.structure import Thresholds
 from ddib_fed.models.normalisation import Normalisation
 from ddib_fed.networks.registry import network_with
@@ -145,24 +147,47 @@ class PictureTask:
         """See `Task`; a classifier draws nothing."""
         if self.start.classifies:
             return ""
+        private = self.config.dp_epsilon is not None
+        judged = last and sheet.can_judge(self.source, private=private)
         drawn = sheet.draw(
             trainer.averaged(),
             self.start,
             self.normal,
-            self.config.samples,
+            max(self.config.samples, SAMPLES if judged else 0),
             shape=self.source.shape,
             classes=len(self.source.classes) if self.config.classes is not None else None,
             at_once=trainer.microbatch,
             fine=last,
         )
-        sheet.draw_sheet(drawn, folder / "samples.png")
-        near = sheet.nearness(self.source, drawn, flip=self.config.flip)
-        if self.config.dp_epsilon is None:  # else it would tell of training pictures what no noise hides
+        shown = drawn[: self.config.samples]
+        sheet.draw_sheet(shown, folder / "samples.png")
+        near = sheet.nearness(self.source, shown, flip=self.config.flip)
+        if not private:  # else it would tell of training pictures what no noise hides
             self.figures = {
                 "nearest_training_picture": round(near.samples, 5),
                 "nearest_training_picture_held_out": round(near.held_out, 5),
             }
+        if last:
+            real = sheet.middle(self.source.held_out[: self.config.samples], self.source.shape[1:])
+            sheet.draw_sheet(expand(real), folder / "held-out.png")
+        if judged:
+            self._judge(trainer, drawn, private=private)
         return near.warning
+
+    def _judge(self, trainer: Trainer, drawn: NDArray[np.float32], *, private: bool) -> None:
+        """Compare samples with held-out pictures: have it said, and recorded among the figures."""
+        try:
+            found = sheet.verdict(
+                self.source, drawn, private=private, by_class=self.config.classes is not None
+            )
+        except ExtraMissing as error:
+            trainer.notes.append(
+                f"samples are not compared with held-out pictures: {error.detail}; {error.hint}"
+            )
+            return
+        if found is not None:
+            self.figures |= found.figures()
+            trainer.notes.append(found.sentence(trainer.step))
 
     def state(self) -> dict[str, Tensor]:
         """See `Task`: the history of the levels."""

@@ -165,10 +165,10 @@ class PictureTrainConfig(PrivateTrainConfig):
     free = frozenset(
         {
             "images", "name", "init", "command", "recipe", "checkpoint_every", "samples", "dtype", "time_s",
-            "microbatch", "skip_bad", "soften_sigma", "device", "generator", "calibration",
+            "microbatch", "skip_bad", "soften_sigma", "device", "generator", "calibration", "timed_s",
         }
     )  # fmt: skip
-    later = DP_FIELDS | {"calibration_digest"}
+    later = DP_FIELDS | {"calibration_digest", "lengthened"}
 
     domain: Domain = None
     images: Annotated[Path | None, says("Your pictures: PNG, JPEG, TIFF and .npy below this folder.")] = None
@@ -264,6 +264,13 @@ class PictureTrainConfig(PrivateTrainConfig):
         ),
     ] = None
     calibration_digest: Annotated[str, says("Digest of its map; filled in.")] = ""
+    timed_s: Annotated[float | None, says("Time that the number of steps was settled from; filled in.")] = (
+        None
+    )
+    lengthened: Annotated[
+        tuple[tuple[int, int], ...],
+        says("Its length before, and the step at which it was given more; filled in."),
+    ] = ()
 
     decay: ClassVar[str] = "cosine"
     beta2: ClassVar[float] = 0.99

@@ -16,9 +16,9 @@ from ddib_fed.diffusion.denoiser import Condition
 from ddib_fed.diffusion.levels.learned import LearnedSteps, Stage
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle, load_bundle, put_beside
+from ddib_fed.models.catalogue import STEPS_FILE
 from ddib_fed.models.tuned import (
     MAX_LEARNED,
-    STEPS_FILE,
     LearnedWeights,
     Tuned,
     TunedLeg,

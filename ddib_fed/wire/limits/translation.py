@@ -106,6 +106,8 @@ MESSAGES: Final[Mapping[str, Mapping[str, Limit]]] = {
         "guidance": Inner(),
         "model_size": ANY,
         "no_calibration": ANY,
+        "item_count": COUNT,
+        "items_done": COUNT,
     },
     "Item": {
         "index": COUNT,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.errors import ExitCode, InternalError
+from ddib_fed.errors import DomainNotFound, ExitCode, InternalError
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
@@ -144,3 +144,66 @@ def test_a_job_that_does_not_exist_is_not_found(ddib, capsys):
     said = capsys.readouterr().err
     assert "source north.example" in said
     assert "ddib job list" in said
+
+
+def test_a_job_is_named_by_the_beginning_of_its_id(ddib, north, submitted, capsys):
+    """Everywhere a JOB is asked for; an answer names the whole id."""
+    short = submitted[:7]
+    assert ddib("job", "show", short) == 0
+    assert submitted in capsys.readouterr().out
+    assert ddib("job", "watch", short) == 0
+    assert ddib("job", "cancel", short, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out.partition("\n")[2])["job_id"] == submitted
+    assert ddib("job", "delete", short) == 0
+    assert not north.service.jobs
+
+
+def test_the_beginning_of_several_ids_lists_them(ddib, north, scan, tmp_path, capsys):
+    """Nothing is done to either."""
+    for number in range(2):
+        assert ddib("job", "submit", scan, "--to", TARGET, "--out", tmp_path / f"{number}") == 0
+    capsys.readouterr()
+    assert ddib("job", "delete", "job-") == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert all(job_id in said for job_id in north.service.jobs)
+    assert len(north.service.jobs) == 2
+
+
+def test_no_id_begins_with_nothing(ddib, submitted, capsys):
+    """An empty name, as of a shell variable that is not set, is none."""
+    assert ddib("job", "delete", "") == ExitCode.NOT_FOUND
+    assert ddib("job", "show", submitted.replace("job-", "jbo-")) == ExitCode.NOT_FOUND
+    assert f"did you mean {submitted}" in capsys.readouterr().err
+
+
+def test_lists_say_how_far_jobs_are_and_when_they_were_made(ddib, submitted, capsys):
+    """For people a count, for scripts numbers and ISO 8601 in UTC; with -q ids alone."""
+    assert ddib("job", "list") == 0
+    assert "1/1" in capsys.readouterr().out
+    assert ddib("job", "list", "--format", "json") == 0
+    (job,) = json.loads(capsys.readouterr().out)
+    assert (job["items_done"], job["item_count"]) == (1, 1)
+    assert (job["created"], job["finished"]) == ("2001-09-09T01:46:40Z", None)
+    assert ddib("job", "list", "-q") == 0
+    assert capsys.readouterr().out == f"{submitted}\n"
+    assert ddib("domains", "--quiet") == 0
+    assert capsys.readouterr().out == f"{TARGET}\n"
+
+
+def test_a_detached_job_answers_with_its_id_alone(ddib, north, scan, tmp_path, capsys):
+    """What a script keeps: `job=$(ddib translate ... --detach -q)`."""
+    words = ("translate", scan, "--to", TARGET, "--out", tmp_path / "out")
+    assert ddib(*words, "--detach", "-q") == 0
+    assert capsys.readouterr().out.split() == list(north.service.jobs)
+    assert ddib("job", "submit", scan, "--to", TARGET, "-q") == 0
+    assert capsys.readouterr().out.strip() in north.service.jobs
+    assert ddib(*words, "-q") == ExitCode.USAGE
+    assert "--detach" in capsys.readouterr().err
+
+
+def test_a_misspelt_target_is_corrected(ddib, north, scan, tmp_path, capsys):
+    """The node says that it knows none; the client, which one was meant."""
+    north.script.refuse["SubmitJob"] = DomainNotFound()
+    meant = TARGET.replace("board", "baord")
+    assert ddib("job", "submit", scan, "--to", meant, "--out", tmp_path / "out") == ExitCode.NOT_FOUND
+    assert f"did you mean {TARGET}?" in capsys.readouterr().err

@@ -263,7 +263,7 @@ def test_without_its_package_the_report_names_the_extra_and_the_command(monkeypa
 
 def test_a_pair_without_models_is_left_out_by_name(tmp_path: Path, monkeypatch) -> None:
     """As where the wheel was made without them."""
-    monkeypatch.setattr(demo_pictures, "pretrained_domains", lambda: ("moons",))
+    monkeypatch.setattr(demo_pictures, "shipped_names", lambda: ("moons",))
     for name in demo_pictures.PAIR:
         others = dict.fromkeys(set(demo_pictures.PAIR) - {name}, tmp_path)
         skipped = missing(others)

@@ -27,9 +27,9 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.models.channel_map import ChannelMap
 from ddib_fed.models.normalisation import Normalisation
-from ddib_fed.models.shipped import pretrained_domains
 from ddib_fed.samples.images import encode_png
 from tests.runs.tiny_models import tiny, tiny_classifier
 from tests.trust.calibrations.examples import calibration
@@ -259,7 +259,7 @@ def test_trying_two_folders_ends_with_a_page(tmp_path):
     assert [load_bundle(tmp_path / "out" / letter).manifest for letter in ("a", "b")] == models
 
 
-@pytest.mark.parametrize("name", pretrained_domains())
+@pytest.mark.parametrize("name", shipped_names())
 def test_every_model_that_ships_goes_by_its_name(name):
     """Of points and of pictures."""
     assert open_model(name).manifest.domain == name.split("-as-")[0]

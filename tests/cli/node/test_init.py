@@ -11,7 +11,8 @@ from ddib_fed.cli.node.naming import institution_here
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import ExitCode
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.shipped import copy_pretrained, pretrained
+from ddib_fed.models.catalogue import copy_shipped
+from ddib_fed.models.shipped import pretrained
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.model.hosted import load_hosted
 from ddib_fed.trust.peers.file import parse_peer
@@ -185,7 +186,7 @@ def test_a_copied_model_replaces_no_other(tmp_path, init_node):
     assert init_node("--model", "moons") == ExitCode.CONFLICT
     assert not (out / "state" / "pki").exists()
     shutil.rmtree(out / "model")
-    copy_pretrained("moons", out / "model")
+    copy_shipped("moons", out / "model")
     assert init_node("--model", "moons") == 0
 
 

@@ -38,6 +38,20 @@ def test_jobs_are_listed_newest_first_without_items(store):
     assert [job.items for job in listed] == [(), ()]
 
 
+def test_a_list_says_how_many_items_are_done(store):
+    """Of all jobs at once, as of each alone; a job that was deleted meanwhile is left out."""
+    half = running(store, b"one", b"two", b"three")
+    decode(store, half, 1)
+    waiting = submit(store)
+    found = store.progress_of([half.job_id, waiting.job_id, "gone"])
+    assert {key: (each.done, each.items) for key, each in found.items()} == {
+        half.job_id: (1, 3),
+        waiting.job_id: (0, 1),
+    }
+    assert found[half.job_id] == store.progress(half.job_id)
+    assert store.progress_of([]) == {}
+
+
 def test_states_are_counted(store):
     """All of them, also those with none."""
     running(store)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.models.training import train as training
 from ddib_fed.cli.models.training.options import asked_for, training_options
 from ddib_fed.cli.options import with_options
@@ -23,7 +24,7 @@ _LEAST = DP_FIELDS | {
 _NAMES = tuple(name for name in OPTIONS if name in OF_PICTURES - _LEAST and name != "images")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@group(context_settings={"help_option_names": ["-h", "--help"]})
 def classifier() -> None:
     """Train classifiers of noisy pictures, for guidance.
 
@@ -50,6 +51,7 @@ def classifier() -> None:
 @with_options(training_options(_NAMES, ClassifierTrainConfig))
 @training.RESUME
 @training.FORCE
+@options.OUTCOME
 @click.pass_context
 def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **settings: Any) -> None:
     """Train a classifier of noisy pictures on a folder with classes, and write its bundle.

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddib_fed.cli import options
+from ddib_fed.cli import completing, options
+from ddib_fed.cli.help import command
 from ddib_fed.cli.models.training import train as training
 from ddib_fed.cli.models.training.options import asked_for, training_options
 from ddib_fed.cli.options import with_options
-from ddib_fed.cli.output import lines
+from ddib_fed.cli.output import lines, outcome
 from ddib_fed.terminal import say
 from ddib_fed.training.settings.distil_config import DistilConfig
 from ddib_fed.training.settings.options import checked
@@ -25,12 +26,13 @@ _NAMES = (
 )  # fmt: skip
 
 
-@click.command()
-@click.argument("teacher", metavar="MODEL")
+@command()
+@click.argument("teacher", metavar="MODEL", shell_complete=completing.models)
 @training.OUT
 @with_options(training_options(_NAMES, DistilConfig))
 @training.RESUME
 @training.FORCE
+@options.OUTCOME
 @click.pass_context
 def distil(
     ctx: click.Context, /, *, teacher: str, out: Path, resume: bool, force: bool, **settings: Any
@@ -53,6 +55,7 @@ def distil(
         return
     lines(described(done.manifest.distilled))
     say(f"{out}: {done.manifest.parameters:,} parameters, digest {done.digest[:16]}")
+    outcome(**training.trained(done, out), distilled=done.manifest.distilled)
 
 
 def described(found: Distilled) -> dict[str, str]:

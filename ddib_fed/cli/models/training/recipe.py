@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.output import lines
+from ddib_fed.cli.help import group
+from ddib_fed.cli.output import lines, outcome
 from ddib_fed.terminal import say
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@group(context_settings={"help_option_names": ["-h", "--help"]})
 def recipe() -> None:
     """Share training settings, but no data, with another institution.
 
@@ -30,6 +31,7 @@ def recipe() -> None:
     help="The recipe, a .json file.",
 )
 @options.FORCE
+@options.OUTCOME
 def export(*, run: Path, out: Path, force: bool) -> None:
     """Write the recipe of the training in folder RUN, its --out; it need not be finished."""
     from ddib_fed.training.settings.recipes import recipe_of_run, write_recipe
@@ -37,6 +39,7 @@ def export(*, run: Path, out: Path, force: bool) -> None:
     made = recipe_of_run(run)
     write_recipe(made, out, force=force)
     _show(made.start, made.digest(), out)
+    outcome(recipe=out, digest=made.digest(), initial_weights=made.start or None)
 
 
 @recipe.command()

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.cli.models.training.options import asked_for, spell, training_options
 from ddib_fed.cli.options import with_options
+from ddib_fed.cli.output import outcome
 from ddib_fed.terminal import say
 from ddib_fed.training.settings.config import AnyConfig
 from ddib_fed.training.settings.options import OPTIONS, train_config
@@ -31,12 +33,13 @@ FORCE = click.option("--force", is_flag=True, help="Start over, replacing the ru
 HINT = "ddib model train --help"
 
 
-@click.command()
+@command()
 @with_options(training_options(OPTIONS[:3]))
 @OUT
 @with_options(training_options(OPTIONS[3:]))
 @RESUME
 @FORCE
+@options.OUTCOME
 @click.pass_context
 def train(ctx: click.Context, /, *, out: Path, resume: bool, force: bool, **settings: Any) -> None:
     """Train a model and write its bundle, with progress.csv, loss curve, samples and checkpoints in DIR/run.
@@ -60,15 +63,38 @@ def run(config: AnyConfig, out: Path, *, resume: bool, force: bool) -> None:
 
     done = train_at_terminal(config, out, resume=resume, force=force)
     if done is not None:
-        say(f"{out}: {summary(done)}")
+        say(f"{out}: {summary(done)}", f"samples: {out / 'run' / 'samples.png'}")
+        outcome(**trained(done, out))
+
+
+def trained(bundle: Bundle, out: Path) -> dict[str, object]:
+    """A new bundle as JSON values."""
+    from ddib_fed.metrics.sample_verdict import SampleVerdict
+
+    made = bundle.manifest
+    verdict = SampleVerdict.of_figures(made.training.figures)
+    return {
+        "out": out,
+        "domain": made.domain,
+        "digest": bundle.digest,
+        "parameters": made.parameters,
+        "steps": made.training.steps,
+        "figures": made.training.figures,
+        "samples": None if verdict is None else verdict.level,
+    }
 
 
 def summary(bundle: Bundle) -> str:
     """A line about the new bundle."""
+    from ddib_fed.metrics.sample_verdict import SampleVerdict
+
     figures = bundle.manifest.training.figures
     text = f"{bundle.manifest.parameters:,} parameters"
     if "sliced_w2" in figures:
         text += f", sliced-W2 {figures['sliced_w2']:.4f} (floor {figures['sliced_w2_floor']:.4f})"
     if "held_out_loss" in figures and bundle.manifest.sample_kind == "picture":
         text += f", held-out loss {figures['held_out_loss']:.4f}, {figures['cpu_seconds']:.0f} s of CPU"
+    verdict = SampleVerdict.of_figures(figures)
+    if verdict is not None:
+        text += f", samples {verdict.level}"
     return f"{text}, digest {bundle.digest[:16]}"

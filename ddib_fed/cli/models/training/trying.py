@@ -12,11 +12,13 @@ import click
 
 from ddib_fed.bars import Show, bar
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.cli.models.picture_options import CALIBRATION, THREADS
 from ddib_fed.cli.models.pictures import read_given
 from ddib_fed.cli.models.training.options import duration, training_options
+from ddib_fed.cli.models.training.train import trained
 from ddib_fed.cli.options import with_options
-from ddib_fed.cli.output import lines
+from ddib_fed.cli.output import lines, outcome
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import say
 from ddib_fed.training.settings.config import PictureTrainConfig
@@ -29,7 +31,7 @@ _TRAINING = ("size", "preset", "fit", "range", "flip", "colours", "batch", "skip
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-@click.command("try")
+@command("try")
 @click.argument("a", type=_FOLDER)
 @click.argument("b", type=_FOLDER, required=False)
 @click.option(
@@ -37,7 +39,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     "time_s",
     callback=duration,
     metavar="2h",
-    help="Time for the whole run; default without --steps: 2 hours.",
+    help="Time for the whole run, with what a finished one took before; default without --steps: 2 hours.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps of each model, instead of --time.")
 @with_options(training_options(_TRAINING, PictureTrainConfig))
@@ -72,6 +74,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @THREADS
 @options.OUT_RESULTS
 @options.FORCE
+@options.OUTCOME
 def try_(
     *,
     a: Path,
@@ -91,9 +94,11 @@ def try_(
     Checks both folders, trains a model of each for half the time, translates held-out pictures there and back, and
     writes index.html: pictures, figures and what to try next. It rehearses in one process what two
     institutions do; nodes can serve its models (DIR/a, DIR/b) unchanged. A stopped run is continued by
-    the same command. One folder with trainA and trainB is accepted instead of two. After `ddib calibrate --local DIR/a
-    DIR/b`, the same command with --calibration translates again, under the calibration.
+    the same command, and a finished one by the same command with more --time or --steps. One folder with trainA and
+    trainB is accepted instead of two. After `ddib calibrate --local DIR/a DIR/b`, the same command with --calibration
+    translates again, under the calibration.
     """
+    from ddib_fed.models.bundle import load_bundle
     from ddib_fed.runs.rehearsal import Rehearsal, rehearse, sides_of
 
     if time_s is not None and steps is not None:
@@ -113,6 +118,7 @@ def try_(
             "page": str(page),
         }
     )
+    outcome(page=page, models=[trained(load_bundle(out / side), out / side) for side in ("a", "b")])
 
 
 def _config(fields: dict[str, Any], *, soften: float) -> PictureTrainConfig:

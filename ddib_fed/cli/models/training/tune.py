@@ -9,6 +9,7 @@ import click
 
 from ddib_fed.bars import bar
 from ddib_fed.cli import options
+from ddib_fed.cli.help import command
 from ddib_fed.cli.models.picture_options import THREADS
 from ddib_fed.cli.output import lines, print_json
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 NUMBERS = (12, 16, 20)
 
 
-@click.command()
+@command()
 @click.argument("folder", metavar="MODEL", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("further", metavar="[NUMBER]...", nargs=-1, type=click.IntRange(2, 64))
 @click.option(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
+from ddib_fed.cli.help import group
 from ddib_fed.cli.node.audit.reading import export, show, tail
-from ddib_fed.cli.output import print_json
+from ddib_fed.cli.output import outcome, print_json
 from ddib_fed.errors import ChunkCorrupt, FileMissing
 from ddib_fed.terminal import say
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ddib_fed.trust.identity import Identity
 
 
-@click.group()
+@group()
 def audit() -> None:
     """Read, follow, export and verify the node's audit log; exchange its ends with peers."""
 
@@ -113,6 +114,7 @@ def _show(path: Path, found: Verified, output_format: str, *, checked: int) -> N
     metavar="FILE",
     help="Write them here; otherwise to stdout.",
 )
+@options.OUTCOME
 def anchors(config_path: Path, institution: str, out: Path | None) -> None:
     """Write what this node noted of a peer's audit log, for that peer to verify its log against.
 
@@ -140,6 +142,7 @@ def anchors(config_path: Path, institution: str, out: Path | None) -> None:
         _write(out, made.to_bytes())
         say(f"wrote {out}: {len(held.anchors)} ends noted, the last with {held.anchors[-1].lines} lines")
         say(f"send it to {institution}, for: ddib audit verify --anchor {out.name}")
+        outcome(written=out, of=peer.identity.uri, ends=len(held.anchors), last_line=held.anchors[-1].lines)
     if held.contradiction:
         raise ChunkCorrupt(
             f"the log of {institution} was rewritten or went back: {held.contradiction}",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.output import print_json
+from ddib_fed.cli.help import command
+from ddib_fed.cli.output import outcome, print_json
 from ddib_fed.errors import AlreadyExists, ChunkCorrupt, FileMissing
 from ddib_fed.terminal import say
 
@@ -64,7 +65,7 @@ def _log(config_path: Path) -> Path:
     return path
 
 
-@click.command(
+@command(
     epilog="\b\nExamples:\n  ddib audit show --since 24h\n  ddib audit show --act 'job_*' --peer south.example"
 )
 @options.CONFIG
@@ -97,7 +98,7 @@ def show(
         say(_line(entry))
 
 
-@click.command(epilog="\b\nExample:\n  ddib audit tail -f --act refused")
+@command(epilog="\b\nExample:\n  ddib audit tail -f --act refused")
 @options.CONFIG
 @_selecting
 @click.option(
@@ -138,7 +139,7 @@ def tail(
                 write(entry)
 
 
-@click.command(
+@command(
     epilog="\b\nExamples:\n  ddib audit export --out audit.jsonl\n"
     "  ddib audit export --since 2026-11-01 --act 'latent_*' --out november.csv"
 )
@@ -151,6 +152,7 @@ def tail(
     required=True,
     help="What to write: CSV if the name ends in .csv, else one JSON object a line.",
 )
+@options.OUTCOME
 def export(
     config_path: Path, acts: tuple[str, ...], job: str, peer: str, since: str | None, out: Path
 ) -> None:
@@ -179,6 +181,7 @@ def export(
         f"wrote {out}: {exported.exported} of {exported.lines} lines",
         f"head   {exported.head}, in {head_file}",
     )
+    outcome(written=out, lines=exported.exported, of=exported.lines, head=exported.head, head_file=head_file)
 
 
 def _write(

@@ -126,6 +126,24 @@ def test_other_solver_settings_keep_the_models(two):
     assert not any(part.startswith("training") for part in parts)
 
 
+def test_a_finished_rehearsal_goes_on_with_more_steps(two):
+    """Both models train on from where they were, and the page says what the folder now holds; fewer are refused."""
+    rehearse(wanted(two))
+    said, steps = [], set()
+    more = replace(wanted(two), config=CONFIG.model_copy(update={"steps": 9}))
+    rehearse(more, say=said.append, on_progress=lambda what, done, *rest: steps.add((what, done)))
+    assert sum("given more: 9 steps instead of 6" in line for line in said) == 2
+    assert min(done for what, done in steps if what == "training bright") == 7
+    assert load_bundle(two / "out" / "b").manifest.training.steps == 9
+    text = (two / "out" / "index.html").read_text(encoding="utf-8")
+    assert "Pictures of bright that were held out" in text
+    parts = set()
+    rehearse(more, on_progress=lambda what, *rest: parts.add(what))
+    assert not any(part.startswith("training") for part in parts)
+    with pytest.raises(StateConflict):
+        rehearse(wanted(two))
+
+
 def test_a_rehearsal_among_its_pictures_is_refused_at_once(two):
     with pytest.raises(UsageError, match="lies among"):
         rehearse(replace(wanted(two), out=two / "dark" / "try"))

@@ -30,7 +30,7 @@ def test_a_run_ends_with_a_bundle_and_its_records(tiny, spots, tmp_path):
     assert load_bundle(tmp_path).digest == bundle.digest
     records = {path.name for path in (tmp_path / "run").iterdir()}
     kept = {"checkpoint-00000010", "checkpoint-00000012"}
-    assert records == {"run.json", "progress.csv", "loss.png", "samples.png"} | kept
+    assert records == {"run.json", "progress.csv", "loss.png", "samples.png", "held-out.png"} | kept
     rows = list(csv.DictReader((tmp_path / "run" / "progress.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == [5, 10, 12]
     assert all(float(row["held_out"]) > 0 for row in rows)

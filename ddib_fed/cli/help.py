@@ -1,0 +1,164 @@
+"""Commands whose help fits a screen, and groups that suggest a name for a misspelt one.
+
+A command with many options lists its everyday options in `--help`, and the others by name, a line for each subject;
+`--help-all` explains every option, subject by subject. An option belongs to a subject by the name of its parameter, so
+that the same option is found in the same place in every command; one that is in no subject is an everyday option.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import click
+
+from ddib_fed.names import nearest
+
+FOLDED_FROM = 13
+"""Options from which on a command's help is folded."""
+PARAGRAPHS = 3
+"""Of a description, in folded help."""
+WIDEST = 100
+"""Columns of help, at most."""
+
+SUBJECTS: Mapping[str, frozenset[str]] = {
+    title: frozenset(names.split())
+    for title, names in {
+        "Classes, guidance": "target_class source_class class_ pairs labels guidance classifier classifier_scale guide "
+        "clip label_dropout",
+        "Solver": "evaluations solver order grid depth encoder soften",
+        "Public code": "compat diffusion_steps noise_schedule timestep_respacing eta ddpm rescale_timesteps "
+        "predict_xstart learn_sigma",
+        "Between nodes": "no_calibration latent_type deadline",
+        "Reading pictures": "fit range classes skip_bad held_out flip crop dequantise colours channels scene limit",
+        "Learning": "batch microbatch learning_rate ema sampler checkpoint_every init parameterisation recipe seed",
+        "Network": "width blocks schedule network preset variant",
+        "Privacy": "dp_epsilon dp_delta dp_clip dp_draws dp_accountant",
+        "Machine": "device devices threads precision dtype",
+        "Results": "thresholds uncertainty keep_latents doubtful_below samples soften_sigma reference page",
+    }.items()
+}
+EVERYDAY = "Options"
+
+
+class Command(click.Command):
+    """A command with folded help, if it has many options."""
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether `--help` names some options without explaining them."""
+        return (
+            sum(isinstance(param, click.Option) and not param.hidden for param in self.params) >= FOLDED_FROM
+        )
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own parameters, `--help-all` where help is folded, and `--help`."""
+        params = super().get_params(ctx)
+        return [*params[:-1], _HELP_ALL, params[-1]] if self.is_folded else params
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the command does: where help is folded its first paragraphs, and with `--help-all` all of them."""
+        text, shown = self.help, (self.help or "").split("\n\n")[:PARAGRAPHS]
+        if self.is_folded and not ctx.meta.get(_HELP_ALL_KEY):
+            self.help = "\n\n".join(shown)
+        try:
+            super().format_help_text(ctx, formatter)
+        finally:
+            self.help = text
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options: all of them under their subjects, or the everyday ones and the names of the others."""
+        subjects = by_subject(param for param in self.get_params(ctx) if isinstance(param, click.Option))
+        whole = not self.is_folded or bool(ctx.meta.get(_HELP_ALL_KEY))
+        folded = []
+        for title, options in subjects.items():
+            records = [record for option in options if (record := option.get_help_record(ctx)) is not None]
+            if title == EVERYDAY or whole:
+                with formatter.section(title):
+                    formatter.write_dl([(_written(first), text) for first, text in records])
+            else:
+                folded.append((title, [option.opts[0] for option in options]))
+        if folded:
+            room = formatter.width - max(len(title) for title, _ in folded) - 6
+            with formatter.section("More, which --help-all explains"):
+                formatter.write_dl([(title, _packed(names, room)) for title, names in folded])
+
+
+class Group(click.Group):
+    """A group whose commands have such help; it suggests a name for a misspelt command."""
+
+    command_class = Command
+    group_class = type
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command.
+
+        Raises:
+            click.UsageError: There is none of that name; with the nearest one, if one is near.
+        """
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            close = nearest(name, self.list_commands(ctx))
+            path = ctx.command_path
+            meant = f" Did you mean {close!r}?" if close else f" `{path} --help` lists the commands."
+            raise click.UsageError(f"There is no command {name!r}.{meant}", ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+
+def by_subject(options: Iterable[click.Option]) -> dict[str, list[click.Option]]:
+    """The options that are shown under the titles of `SUBJECTS`, everyday ones first; of a command with few all are."""
+    shown = [option for option in options if not option.hidden]
+    if len(shown) < FOLDED_FROM:
+        return {EVERYDAY: shown}
+    found: dict[str, list[click.Option]] = {title: [] for title in (EVERYDAY, *SUBJECTS)}
+    for option in shown:
+        title = next((title for title, names in SUBJECTS.items() if option.name in names), EVERYDAY)
+        found[title].append(option)
+    return {title: members for title, members in found.items() if members}
+
+
+def _packed(names: Iterable[str], room: int) -> str:
+    """Names in lines of at most `room` columns, as click leaves them: it would break a name at its hyphens."""
+    lines = [""]
+    for name in names:
+        longer = f"{lines[-1]}  {name}" if lines[-1] else name
+        lines[-1:] = [longer] if len(longer) <= room else [lines[-1], name]
+    return "\b\n" + "\n".join(lines)
+
+
+def _written(option: str) -> str:
+    """How an option is written, with its kind of number in one letter."""
+    return re.sub(r"\b(INTEGER|FLOAT)( RANGE)?\b", "N", option)
+
+
+def _show_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    if not value or ctx.resilient_parsing:
+        return
+    ctx.meta[_HELP_ALL_KEY] = True
+    click.echo(ctx.get_help(), color=ctx.color)
+    ctx.exit()
+
+
+_HELP_ALL_KEY = "ddib_fed.help_all"
+_HELP_ALL = click.Option(
+    ["--help-all"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_all,
+    help="Explain every option and exit.",
+)
+
+
+def command(name: str | None = None, **attributes: Any) -> Callable[[Callable[..., Any]], Command]:
+    """As `click.command`, with help that fits a screen."""
+    return click.command(name, cls=Command, **attributes)
+
+
+def group(**attributes: Any) -> Callable[[Callable[..., Any]], Group]:
+    """As `click.group`, with `Group`."""
+    return click.group(cls=Group, **attributes)

@@ -1,0 +1,179 @@
+"""What models there are to choose from, read from their manifests alone; imports no torch, so that a list is quick.
+
+A manifest is not verified here: whoever uses a model opens it with `bundle`, or copies it with `copy_shipped`, which
+compares the weights with the digest that the manifest names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound
+from ddib_fed.files import copy_folder, model_folder, move_into_place
+from ddib_fed.names import nearest
+
+MANIFEST_FILE = "manifest.json"
+WEIGHTS_FILE = "model.safetensors"
+STEPS_FILE = "steps.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One model of a list.
+
+    Attributes:
+        name: Of the model; what a shipped one is called.
+        domain: Whose samples it makes.
+        kind: "point" or "picture".
+        shape: Of a sample: (D,), or (channels, height, width).
+        parameters: Numbers in its weights.
+        size_bytes: Of all its files.
+        evaluations: Numbers of network evaluations that it has learned steps for, both ways; every model also takes the
+            default number, and any other.
+        digest: Of its manifest, hex.
+    """
+
+    name: str
+    domain: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    size_bytes: int
+    evaluations: tuple[int, ...]
+    digest: str
+
+
+def shipped_folder() -> Traversable:
+    """The folder of the models that ship with the package."""
+    return resources.files("ddib_fed.models") / "pretrained"
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Names of the models that ship with the package, in alphabetical order."""
+    folder = shipped_folder()
+    return tuple(sorted(e.name for e in folder.iterdir() if e.is_dir())) if folder.is_dir() else ()
+
+
+def shipped_models() -> tuple[Listed, ...]:
+    """The models that ship with the package.
+
+    Raises:
+        BundleInvalid: The installation is damaged.
+    """
+    return tuple(look(shipped_folder() / name, name) for name in shipped_names())
+
+
+def look(folder: Path | Traversable, source: str) -> Listed:
+    """What the files in a bundle's folder say of it.
+
+    Args:
+        folder: The bundle.
+        source: What it is called in errors.
+
+    Raises:
+        BundleInvalid: There is no manifest that can be read.
+    """
+    manifest = _object(folder / MANIFEST_FILE)
+    try:
+        return Listed(
+            name=str(manifest["name"]),
+            domain=str(manifest["domain"]),
+            kind=str(manifest["sample_kind"]),
+            shape=tuple(int(size) for size in manifest["sample_shape"]),
+            parameters=int(manifest["parameters"]),
+            size_bytes=sum(_size(entry) for entry in folder.iterdir() if entry.is_file()),
+            evaluations=_learned(_object(folder / STEPS_FILE)),
+            digest=str(manifest["digest"]),
+        )
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise BundleInvalid(
+            f"{source}: {MANIFEST_FILE} cannot be read", hint="install the package, or copy the model, again"
+        ) from error
+
+
+def require_shipped(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        ModelNotFound: No model of that name ships with the package; the hint names the nearest, or all.
+    """
+    known = shipped_names()
+    if name not in known:
+        close = nearest(name, known)
+        raise ModelNotFound(
+            f"no model of {name!r} ships with the package",
+            hint=f"did you mean {close}? There are: {', '.join(known)}"
+            if close
+            else f"there are: {', '.join(known)}",
+        )
+    return name
+
+
+def copy_shipped(name: str, path: Path, *, overwrite: bool = False) -> Listed:
+    """Copy a shipped model to a folder, which appears whole or not at all; it is private.
+
+    Args:
+        name: Of the model.
+        path: The folder.
+        overwrite: Whether what is there is replaced.
+
+    Raises:
+        ModelNotFound: No such model ships.
+        AlreadyExists: There is something at `path`, and `overwrite` is false.
+        BundleInvalid: The installed files are damaged, or the copy is.
+    """
+    require_shipped(name)
+    if path.exists() and not overwrite:
+        raise AlreadyExists(f"{path} exists", hint="choose another folder, or --force")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new.", dir=path.parent))
+    try:
+        with resources.as_file(shipped_folder() / name) as folder:
+            copy_folder(folder, staging / name)
+        _check_weights(staging / name, name)
+        found = look(staging / name, name)
+        move_into_place(staging / name, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    model_folder(path)
+    return found
+
+
+def _check_weights(folder: Path, source: str) -> None:
+    with (folder / WEIGHTS_FILE).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _object(folder / MANIFEST_FILE).get("weights_sha256"):
+        raise BundleInvalid(
+            f"{source}: {WEIGHTS_FILE} was changed after it was written", hint="install the package again"
+        )
+
+
+def _learned(steps: Mapping[str, Any]) -> tuple[int, ...]:
+    """Evaluations that steps were learned for in both directions."""
+    both = [
+        {leg["evaluations"] for leg in steps.get("legs", ()) if leg["stage"] == stage}
+        for stage in ("encode", "decode")
+    ]
+    return tuple(sorted(both[0] & both[1]))
+
+
+def _object(file: Path | Traversable) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no such file or object."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _size(file: Path | Traversable) -> int:
+    return file.stat().st_size if isinstance(file, Path) else len(file.read_bytes())

@@ -1,0 +1,127 @@
+"""What every command has in common: help that fits a screen, JSON for scripts, and suggestions for what is misspelt."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import click
+import pytest
+
+from ddib_fed.cli.help import FOLDED_FROM, SUBJECTS, by_subject
+from ddib_fed.cli.main import cli, run
+from ddib_fed.errors import ExitCode
+from tests.cli.reference import commands
+
+SCREEN = 48
+COLUMNS = 100
+WITHOUT_JSON = {
+    "ddib demo": "a show for people; what it runs can be run alone",
+    "ddib completion": "prints a script",
+    "serve": "runs until it is stopped; [log] format has JSON",
+    "train": "of a node: prints nothing on stdout; the bundle's manifest has the figures",
+}
+LEAVES = [(name, command) for name, command in commands() if not isinstance(command, click.Group)]
+OF_DDIB = [(name, command) for name, command in LEAVES if name.startswith("ddib ")]
+
+
+def _ids(pairs):
+    return [name for name, _ in pairs]
+
+
+@pytest.mark.parametrize(("name", "command"), LEAVES, ids=_ids(LEAVES))
+def test_every_command_answers_scripts_in_json(name, command):
+    """Or stands in a table with its reason."""
+    of_node = name.split()[-1] if not name.startswith("ddib ") else name
+    has = any(param.name == "output_format" and "--format" in param.opts for param in command.params)
+    assert has != (of_node in WITHOUT_JSON), name
+
+
+@pytest.mark.parametrize(("name", "command"), OF_DDIB, ids=_ids(OF_DDIB))
+def test_help_fits_a_screen(name, command):
+    """An option that is for few belongs into a subject of `cli/help.py`."""
+    context = click.Context(
+        command, info_name=name, terminal_width=COLUMNS, help_option_names=["-h", "--help"]
+    )
+    lines = command.get_help(context).split("\n")
+    assert len(lines) <= SCREEN, f"{len(lines)} lines"
+    assert max(map(len, lines)) <= COLUMNS
+
+
+@pytest.mark.parametrize(("name", "command"), OF_DDIB, ids=_ids(OF_DDIB))
+def test_help_names_every_option_and_help_all_explains_it(name, command, capsys):
+    """Folded or not, nothing is hidden."""
+    options = [param for param in command.params if isinstance(param, click.Option) and not param.hidden]
+    assert sum(map(len, by_subject(options).values())) == len(options)
+    words = name.split()[1:]
+    for flag in ("--help", *(["--help-all"] if len(options) >= FOLDED_FROM else [])):
+        assert run([*words, flag]) == 0
+        shown = capsys.readouterr().out
+        assert not [option.opts[0] for option in options if not re.search(rf"{option.opts[0]}\b", shown)], (
+            flag
+        )
+    if len(options) >= FOLDED_FROM:
+        plain = " ".join(shown.split())
+        for option in options:
+            assert " ".join(str(option.help).split())[:25] in plain, option.opts[0]
+
+
+def test_subjects_share_no_option():
+    """An option is in one place."""
+    names = [name for members in SUBJECTS.values() for name in members]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["tranlsate"], "'translate'"),
+        (["job", "lst"], "'list'"),
+        (["model", "shwo"], "'show'"),
+        (["job", "list", "--limt", "3"], "'--limit'"),
+        (["domains", "--fromat", "json"], "'--format'"),
+        (["model", "get", "sattelite", "--out", "x"], "satellite"),
+        (["peer"], "export"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_what_is_misspelt_gets_a_suggestion(words, meant, capsys):
+    """Commands at every level, options and models."""
+    code = run(words)
+    captured = capsys.readouterr()
+    assert code in {ExitCode.USAGE, ExitCode.NOT_FOUND}
+    assert meant in captured.err + captured.out
+
+
+def test_with_json_sentences_are_aside(tmp_path, capsys):
+    """stdout is one document; what people are told goes to stderr, and is there without JSON."""
+    words = ["init", "node", "--institution", "north.example", "--role", "source", "--domain", "moons"]
+    assert run([*words, "--out", str(tmp_path / "a"), "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    made = json.loads(captured.out)
+    assert made["config"] == str(tmp_path / "a" / "node.toml")
+    assert "fingerprint" in captured.err
+    config = ["--config", made["config"]]
+    for line, key in (
+        (["peer", "export", "--out", str(tmp_path / "north.peer")], "fingerprints"),
+        (["peer", "list"], None),
+        (["pki", "show"], "valid_until"),
+        (["pki", "issue", "--client", "alice", "--out", str(tmp_path / "alice")], "valid_until"),
+        (["pki", "request", "--out", str(tmp_path / "node.csr")], "identity"),
+        (["officer", "report", "--out", str(tmp_path / "page.md")], "warnings"),
+        (["model", "list"], None),
+    ):
+        assert run([*line, *config, "--format", "json"]) == 0, line
+        found = json.loads(capsys.readouterr().out)
+        assert key is None or key in found
+        if key == "valid_until":
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found[key])
+    assert run(["peer", "export", "--out", str(tmp_path / "north.peer"), "--force", *config]) == 0
+    assert "fingerprint" in capsys.readouterr().out
+
+
+def test_an_older_click_would_suggest_too():
+    """Suggestions for commands are ours, not those of one release of click."""
+    context = click.Context(cli, info_name="ddib")
+    with pytest.raises(click.UsageError, match="Did you mean 'domains'"):
+        cli.resolve_command(context, ["domain"])

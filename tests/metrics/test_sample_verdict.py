@@ -1,0 +1,76 @@
+"""Samples are of the domain, near it or not yet, by bounds from the domain's own pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddib_fed.metrics import sample_verdict
+from ddib_fed.metrics.sample_verdict import FEWEST, SampleVerdict, judge_samples, textures
+
+
+def rings(count: int, seed: int) -> np.ndarray:
+    """(count, 1, 32, 32): a bright ring somewhere, of some size."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32]
+    centre, radius = rng.uniform(10, 22, (count, 2, 1, 1)), rng.uniform(4, 9, (count, 1, 1))
+    away = np.hypot(y - centre[:, 0], x - centre[:, 1])
+    return (2 * np.exp(-((away - radius) ** 2) / 2) - 1).astype(np.float32)[:, None]
+
+
+@pytest.fixture(scope="module")
+def domain():
+    """What was held out, and what was trained on."""
+    return rings(32, 1), rings(64, 2)
+
+
+@pytest.mark.slow
+def test_real_pictures_are_of_the_domain_textures_are_not_and_mixtures_are_near(domain):
+    """The share of texture in a mixture is about the one that it was made with."""
+    held_out, train = domain
+    fresh = rings(32, 3)
+    texture = textures(rings(32, 4), np.random.default_rng(0))
+    mixed = np.concatenate([fresh[:24], texture[:8]])[np.random.default_rng(1).permutation(32)]
+    real, foreign, some = (judge_samples(x, held_out, train) for x in (fresh, texture, mixed))
+    assert (real.level, foreign.level, some.level) == ("of the domain", "not yet", "near")
+    assert some.share == pytest.approx(0.25, abs=0.12)
+    assert foreign.share == pytest.approx(1.0, abs=0.25)
+    assert real.floor < 0.2 * real.texture
+    assert "not of your domain yet" in foreign.sentence(150)
+    assert foreign.sentence(150).startswith("150 steps:")
+
+
+@pytest.mark.slow
+def test_a_domain_that_is_a_texture_cannot_be_judged():
+    """Its pictures without their phases are as good as its pictures."""
+    rng = np.random.default_rng(5)
+    held_out, train, drawn = (
+        textures(0.3 * np.repeat(rings(1, 6), count, axis=0), rng) for count in (16, 32, 16)
+    )
+    assert judge_samples(drawn, held_out, train).level == "unclear"
+
+
+def test_too_few_pictures_and_other_channels_are_not_judged(domain, monkeypatch):
+    """Nor is anything computed."""
+    monkeypatch.setattr(sample_verdict, "features", lambda pictures: pytest.fail("not needed"))
+    held_out, train = domain
+    drawn = rings(16, 7)
+    assert judge_samples(drawn, held_out[: FEWEST - 1], train) is None
+    assert judge_samples(drawn, held_out, train[: 2 * FEWEST - 1]) is None
+    assert judge_samples(np.repeat(drawn, 4, axis=1), held_out, train) is None
+
+
+def test_textures_keep_mean_and_spectrum():
+    """But for what is clipped."""
+    pictures = 0.2 * rings(8, 8)
+    made = textures(pictures, np.random.default_rng(0))
+    np.testing.assert_allclose(made.mean(axis=(1, 2, 3)), pictures.mean(axis=(1, 2, 3)), atol=1e-5)
+    before, after = (np.abs(np.fft.rfft2(x)) for x in (pictures, made))
+    np.testing.assert_allclose(after, before, rtol=0.01, atol=0.05)
+
+
+def test_a_verdict_comes_back_from_a_manifests_figures():
+    """Figures of a model without one give none."""
+    made = SampleVerdict(0.3, 0.01, 0.5, 64, 100)
+    assert SampleVerdict.of_figures({**made.figures(), "held_out_loss": 1.0}) == made
+    assert SampleVerdict.of_figures({"held_out_loss": 1.0}) is None

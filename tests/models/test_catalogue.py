@@ -1,0 +1,86 @@
+"""The list of models says what the bundles say; a copy appears whole or not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound
+from ddib_fed.files import copy_folder
+from ddib_fed.models import catalogue
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.catalogue import copy_shipped, look, shipped_folder, shipped_models, shipped_names
+from ddib_fed.models.shipped import open_bundle, pretrained
+
+
+def test_a_list_says_what_the_bundles_say():
+    """Digest, shape, parameters and the numbers of evaluations that steps were learned for."""
+    for listed in shipped_models():
+        bundle = pretrained(listed.name)
+        assert (listed.digest, listed.domain) == (bundle.digest, bundle.manifest.domain)
+        assert listed.shape == bundle.manifest.sample_shape
+        assert listed.parameters == bundle.manifest.parameters
+        legs = () if bundle.tuned is None else bundle.tuned.legs
+        assert set(listed.evaluations) == {leg.evaluations for leg in legs if leg.stage == "encode"}
+
+
+@pytest.mark.slow
+def test_a_list_needs_no_torch():
+    """A client has none."""
+    code = (
+        "import sys; from ddib_fed.cli.main import run; assert run(['model', 'list']) == 0;"
+        "assert not {'torch', 'grpc'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_copy_is_whole_and_private(tmp_path):
+    """The same model, which only its owner can read."""
+    made = copy_shipped("moons", tmp_path / "models" / "mine")
+    bundle = load_bundle(tmp_path / "models" / "mine")
+    assert bundle.digest == made.digest == pretrained("moons").digest
+    assert bundle.tuned is not None
+    assert (tmp_path / "models" / "mine").stat().st_mode & 0o077 == 0
+    assert [entry.name for entry in (tmp_path / "models").iterdir()] == ["mine"]
+    with pytest.raises(AlreadyExists):
+        copy_shipped("relief", tmp_path / "models" / "mine")
+    copy_shipped("relief", tmp_path / "models" / "mine", overwrite=True)
+    assert load_bundle(tmp_path / "models" / "mine").manifest.domain == "relief"
+
+
+@pytest.mark.parametrize("fault", ["damaged", "stopped"])
+def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch, fault):
+    """Weights that are not those of the manifest, or an interruption after the last file."""
+    shipped = tmp_path / "shipped"
+    with catalogue.resources.as_file(shipped_folder() / "moons") as folder:
+        copy_folder(folder, shipped / "moons")
+    monkeypatch.setattr(catalogue, "shipped_folder", lambda: shipped)
+    if fault == "damaged":
+        with (shipped / "moons" / "model.safetensors").open("r+b") as file:
+            file.seek(5_000)
+            file.write(b"\xff")
+        expected = BundleInvalid
+    else:
+        monkeypatch.setattr(catalogue, "move_into_place", lambda staging, path: 1 / 0)
+        expected = ZeroDivisionError
+    with pytest.raises(expected):
+        copy_shipped("moons", tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["shipped"]
+
+
+def test_a_folder_without_a_manifest_is_not_listed_as_a_model(tmp_path):
+    """It is named in the error."""
+    with pytest.raises(BundleInvalid, match="broken"):
+        look(tmp_path, "broken")
+
+
+@pytest.mark.parametrize("take", [copy_shipped, lambda name, path: open_bundle(name)], ids=["get", "open"])
+def test_a_misspelt_name_gets_a_suggestion(take, tmp_path):
+    """And what there is."""
+    with pytest.raises(ModelNotFound) as caught:
+        take("sattelite", tmp_path / "x")
+    assert "did you mean satellite?" in caught.value.hint
+    assert "satellite" in shipped_names()
