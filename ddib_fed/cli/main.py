@@ -38,6 +38,9 @@ COMMANDS: Mapping[str, Lazy] = {
     "translate": Lazy(
         "ddib_fed.cli.client.translate:translate", "Translate files to another institution's domain."
     ),
+    "web": Lazy(
+        "ddib_fed.cli.client.web:web", "Translate in the browser: drop pictures, watch, compare, download."
+    ),
     "domains": Lazy(
         "ddib_fed.cli.client.domains:domains",
         "List the available target domains, and whether each is ready.",
@@ -119,7 +122,7 @@ COMMANDS: Mapping[str, Lazy] = {
 }
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "Translate": ("translate", "domains", "job", "doctor", "demo"),
+    "Translate": ("translate", "web", "domains", "job", "doctor", "demo"),
     "Run a node": (
         "init",
         "pki",
