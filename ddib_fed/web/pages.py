@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache, wraps
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
 from ddib_fed.errors import DdibError, InternalError, NotFoundError
 from ddib_fed.terminal import escape
+from ddib_fed.unexpected import explained as unexpected
 from ddib_fed.version import __version__
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -52,16 +55,19 @@ def application(routes: Sequence[BaseRoute]) -> Starlette:
 
 
 def answering(handler: Callable[[Request], Response | Awaitable[Response]]) -> Handler:
-    """A handler whose errors are answers: an error of ours as `explained`, in a thread where it is no coroutine."""
+    """A handler whose errors are answers, as `explained`; it runs in a thread where it is no coroutine."""
 
     @wraps(handler)
     async def guarded(request: Request) -> Response:
         try:
-            if asyncio.iscoroutinefunction(handler):
+            if inspect.iscoroutinefunction(handler):
                 found: Response = await handler(request)
                 return found
             return await asyncio.to_thread(handler, request)  # type: ignore[arg-type]
-        except DdibError as error:
+        except (HTTPException, ClientDisconnect):
+            raise
+        except Exception as raised:  # noqa: BLE001 - this is the edge: anything becomes a message
+            error = unexpected(raised)
             return JSONResponse(explained(error), _status(error))
 
     return guarded

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import tempfile
+import threading
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 from starlette.types import ASGIApp
@@ -98,7 +101,31 @@ def serve(
         say("stop with Ctrl-C")
         if browser:
             open_in_browser(session.link, folder)
-        Server(config).run([opened])
+        with _ending_as_ctrl_c():
+            Server(config).run([opened])
+
+
+@contextmanager
+def _ending_as_ctrl_c() -> Iterator[None]:
+    """A closed terminal and SIGTERM end what is inside as Ctrl-C does, which is no error, so that folders are removed.
+
+    The server raises a signal again when it has ended.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        signal.raise_signal(signal.SIGINT)
+
+    with suppress(KeyboardInterrupt):
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def open_in_browser(link: str, folder: Path) -> None:

@@ -57,7 +57,6 @@ def test_it_serves_until_it_is_stopped(tmp_path: Path, capsys, monkeypatch) -> N
 
     def remembered(self: uvicorn.Server, sockets: list[socket.socket]) -> None:
         running.append(self)
-        monkeypatch.setattr(self, "capture_signals", __import__("contextlib").nullcontext)
         run(self, sockets)
 
     monkeypatch.setattr(uvicorn.Server, "run", remembered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import click
 
 from ddib_fed.cli import options
 from ddib_fed.cli.client.choosing import Chosen
-from ddib_fed.cli.client.delivery import Input, JobFile, check_names, deliver
+from ddib_fed.cli.client.delivery import STATE_PREFIX, Input, JobFile, check_names, deliver
 from ddib_fed.cli.client.progress import waiting_line
 from ddib_fed.cli.client.translate import Order, submit
 from ddib_fed.cli.output import next_step
@@ -62,9 +63,10 @@ def web(out: Path, port: int, browser: bool, profile_path: Path | None) -> None:
         say(f"results go to {out.resolve()}")
         serve(page.app(), port=port, command="ddib web", folder=folder, browser=browser, on_stop=page.close)
     for job in page.jobs.list():
-        if job.job_id and not job.ended:
-            more = f"--out {job.out} --profile {profile.path}"
-            say(f"job {job.job_id} continues at the node; ddib job fetch {job.job_id} {more}", err=True)
+        if any(job.out.glob(f"{STATE_PREFIX}*")):
+            words = ("ddib job fetch", job.job_id or "JOB", f"--out {shlex.quote(str(job.out))}")
+            say(f"not fetched yet: {job.job_id}; it goes on at the node", err=True)
+            say(f"  {' '.join(words)} --profile {shlex.quote(str(profile.path))}", err=True)
 
 
 class ClientDesk:

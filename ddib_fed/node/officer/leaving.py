@@ -51,7 +51,7 @@ def _latents(facts: Facts) -> Iterator[str]:
             "visible in them as it is."
         )
     else:
-        yield "Only latents of full depth leave: to the eye they are noise."
+        yield "Only latents of full depth leave; what was read from such latents without your model: docs/latents.md."
     if set(policy.encoders) != {"ode"}:
         yield "Encoders mixed or linear are allowed: their latents show more of the picture."
     yield "Each latent is checked before it leaves; one that is not noise for your own model is refused."

@@ -30,6 +30,8 @@ from ddib_fed.wire.jobs import QUALITIES
 EVERY_S: Final = 0.25
 """How often a change of a job is looked for and told to the page."""
 KEEP_ALIVE_S: Final = 15.0
+STOP_S: Final = 2.0
+"""How long running translations have to write the result that they have, when the server stops."""
 
 
 class Order(BaseModel):
@@ -71,6 +73,7 @@ class Researcher:
         """The server stops: open answers end, and so do calls of the node."""
         self.closing = True
         self.desk.close()
+        self.jobs.wait(STOP_S)
 
     def app(self) -> Starlette:
         """The application."""
@@ -158,7 +161,7 @@ class Researcher:
                 await asyncio.sleep(EVERY_S)
                 continue
             version, ended, quiet_s = job.version, job.ended, 0.0
-            for item in sorted(job.results.keys() - told):
+            for item in sorted(set(job.results) - told):
                 told.add(item)
                 yield _event("result", job.result(item))
             yield _event("progress", job.progress())
@@ -174,7 +177,7 @@ class Researcher:
     def view(self, request: Request) -> Response:
         """A picture that the browser can show of a file."""
         content, media = preview(self._file(request))
-        return Response(content, media_type=media, headers={"cache-control": "private, max-age=3600"})
+        return Response(content, media_type=media)
 
     def download(self, request: Request) -> Response:
         """A file as it is."""

@@ -211,6 +211,7 @@ class Jobs:
         self._out = out
         self._jobs: dict[int, Job] = {}
         self._numbers = itertools.count(1)
+        self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
 
     def start(self, asked: Asked) -> Job:
@@ -227,8 +228,16 @@ class Jobs:
             out = _folder(self._out, asked.target)
             job = Job(number, given(files), asked, out)
             self._jobs[number] = job
-        threading.Thread(target=self._run, args=(job, files), name=f"job-{number}", daemon=True).start()
+        thread = threading.Thread(target=self._run, args=(job, files), name=f"job-{number}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
         return job
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until all have ended, at most so long."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, job: Job, files: Sequence[Dropped]) -> None:
         error: DdibError | None = None

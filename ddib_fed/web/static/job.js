@@ -19,13 +19,20 @@ events.addEventListener("result", (event) => {
   results.set(result.item, result);
   later();
 });
-events.addEventListener("progress", (event) => progress(JSON.parse(event.data)));
+let failures = 0;
+events.addEventListener("progress", (event) => {
+  failures = 0;
+  progress(JSON.parse(event.data));
+});
 events.addEventListener("end", (event) => {
   events.close();
   progress(JSON.parse(event.data));
 });
 events.addEventListener("error", () => {
-  if (events.readyState === EventSource.CLOSED) complain({ detail: "ddib web does not answer: it was stopped.", hint: "start it again; ddib job list shows what goes on at the node" });
+  failures += 1; // the browser tries again by itself
+  if (failures < 3 && events.readyState !== EventSource.CLOSED) return;
+  events.close();
+  complain({ detail: "ddib web does not answer: it was stopped.", hint: "start it again; ddib job list shows what goes on at the node" });
 });
 
 let spoken = "";
@@ -140,8 +147,16 @@ function place() {
   $("place").textContent = `${at} of ${slices.length}`;
   $("scroll").setAttribute("aria-valuetext", `${at} of ${slices.length}, ${results.get(shown).label}`);
   for (const near of [slices[at], slices[at - 2]]) { // so that scrolling does not wait
-    if (near !== undefined) for (const part of ["source", "translation"]) new Image().src = view(near, part);
+    if (near !== undefined) for (const part of ["source", "translation"]) ahead(view(near, part));
   }
+}
+
+const AHEAD = 64;
+const held = new Map(); // pictures that are shown next; the page keeps them, and the disk does not
+function ahead(url) {
+  if (held.has(url)) return;
+  if (held.size >= AHEAD) held.delete(held.keys().next().value);
+  held.set(url, element("img", { src: url, alt: "" }));
 }
 
 function cut(percent) {

@@ -6,7 +6,9 @@ const follow = document.getElementById("follow");
 const stale = document.getElementById("stale");
 
 async function update() {
-  if (!follow.checked || document.hidden || live.contains(document.activeElement)) return;
+  const inside = live.contains(document.activeElement); // a table that is scrolled, or a summary, keeps the focus
+  stale.textContent = follow.checked && inside ? "Held still while the focus is in it." : "";
+  if (!follow.checked || document.hidden || inside) return;
   try {
     const answer = await fetch("live");
     if (!answer.ok) throw new Error(String(answer.status));

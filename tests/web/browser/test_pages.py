@@ -21,7 +21,8 @@ FINISHED_MS = 120_000
 ZOOMED = {"viewport": {"width": 640, "height": 400}, "device_scale_factor": 2}
 """What a window of 1280 x 800 has at 200 %."""
 OUTLINES = """it => [it, it.closest('.choice')].filter(Boolean)
-    .map(each => getComputedStyle(each)).map(style => style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth))"""
+    .map(each => getComputedStyle(each))
+    .map(style => style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth))"""
 """The width of what shows the focus, of an element and of the box that it is the control of."""
 DROP = """data => {
     const transfer = new DataTransfer();
