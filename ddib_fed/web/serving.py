@@ -32,7 +32,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def listening(port: int) -> socket.socket:
-    """A socket on 127.0.0.1.
+    """A socket that listens on 127.0.0.1.
 
     Args:
         port: 0 for a free one.
@@ -44,6 +44,7 @@ def listening(port: int) -> socket.socket:
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         opened.bind(("127.0.0.1", port))
+        opened.listen()  # now, so that the link works from the moment that it is printed
     except OSError as error:
         opened.close()
         raise UsageError(

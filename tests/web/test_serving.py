@@ -28,7 +28,6 @@ def test_it_listens_on_loopback_alone() -> None:
     """A port that is taken is an error that names it."""
     with serving.listening(0) as opened:
         host, port = opened.getsockname()
-        opened.listen()
         assert host == "127.0.0.1"
         with pytest.raises(UsageError, match=f"port {port}"):
             serving.listening(port)

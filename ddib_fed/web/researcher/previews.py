@@ -36,7 +36,7 @@ def preview(path: Path) -> tuple[bytes, str]:
     """
     content = path.read_bytes()
     kind = image_format(content)
-    if kind == "JPEG" or (kind == "PNG" and content[_PNG_BITS_AT : _PNG_BITS_AT + 1] <= b"\x08"):
+    if kind == "JPEG" or (kind == "PNG" and b"\x00" < content[_PNG_BITS_AT : _PNG_BITS_AT + 1] <= b"\x08"):
         return content, MEDIA[kind]
     pixels = density(_points(content)) if kind == "NPY" and _is_points(content) else shown(read_image(path))
     return encode_png(pixels), MEDIA["PNG"]

@@ -21,7 +21,9 @@ CODE = "from ddib_fed.cli.main import main; main()"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "end", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_nothing_of_what_was_dropped_stays(tmp_path: Path, end: signal.Signals) -> None:
     """Ctrl-C, SIGTERM and a closed terminal remove the private folder, and are no error."""
     node = SourceNodeDouble(tmp_path)
@@ -62,7 +64,7 @@ def test_without_the_extra_the_error_names_it(monkeypatch, tmp_path: Path, capsy
     for name in [name for name in sys.modules if name.startswith(("ddib_fed.web", "starlette"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "starlette", None)
-    assert run(["web", "--profile", str(tmp_path / "none.toml")]) == ExitCode.BAD_INPUT
+    assert run(["web", "--profile", str(tmp_path / "none.toml")]) == ExitCode.USAGE
     assert "pip install 'ddib-fed[web]'" in capsys.readouterr().err
 
 
