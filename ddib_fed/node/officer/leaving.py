@@ -27,7 +27,8 @@ def leaving(facts: Facts) -> tuple[str, ...]:
         ]
     lines += _calibrations(facts)
     lines.append(
-        "Pictures, points, file names and model weights never leave: no message has a field for them."
+        "Your own pictures and points, their file names and the weights of your model never leave: no message between "
+        "nodes has a field for them."
     )
     return tuple(lines)
 
