@@ -149,7 +149,7 @@ class Guard:
                 "The link was used",
                 f"It works once. Stop `{self._session.command}` with Ctrl-C and start it again for a new one.",
             )
-        more = '<meta http-equiv="refresh" content="0; url=./">'
+        more = '<link rel="icon" href="static/icon.svg"><meta http-equiv="refresh" content="0; url=./">'
         answer = HTMLResponse(_PAGE.format(title="ddib", more=more, text='<a href="./">Continue</a>'))
         answer.set_cookie(
             COOKIE, self._session.cookie, path=f"/{self._session.folder}/", httponly=True, samesite="strict"

@@ -72,12 +72,12 @@ const cards = new Map();
 function card(result) {
   const { item, label, doubtful } = result;
   if (cards.has(item)) return cards.get(item);
-  const button = element("button", { type: "button", class: "card", "aria-label": `${label}${doubtful ? ", doubtful" : ""}` },
+  const button = element("button", { type: "button", class: "card" },
     element("span", { class: "pair" },
       element("img", { src: view(item, "source"), alt: "", loading: "lazy" }),
       element("img", { src: view(item, "translation"), alt: "", loading: "lazy" })),
     element("span", { class: "label" }, label),
-    ...(doubtful ? [element("span", { class: "mark" }, "doubtful")] : []));
+    ...(doubtful ? [" ", element("span", { class: "mark" }, "doubtful")] : []));
   button.addEventListener("click", () => {
     show(item);
     if (!inSight($("stage"))) $("h-view").scrollIntoView();
@@ -128,7 +128,6 @@ function show(item) {
     $("returned-figure").hidden = !returned;
     if (returned) picture("returned", item, `${result.label}: translated back`);
     $("one").href = file(item, "translation");
-    $("one").setAttribute("aria-label", `Download the translation of ${result.label}`);
     $("doubts").hidden = !result.doubts.length;
     $("doubts").replaceChildren(...result.doubts.map((each) => element("p", {}, `Doubtful: ${each}.`)));
     $("figures").replaceChildren(...result.figures.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
