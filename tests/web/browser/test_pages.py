@@ -70,7 +70,7 @@ def test_everything_works_with_the_keyboard(web: str, opened: Opened, tmp_path: 
     page = opened(web)
     tab_to(page, page.locator("#pick-files"))
     with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
     chooser.value.set_files(sorted(PICTURES.glob("*.png")))
     page.get_by_text("3 files").wait_for()
     tab_to(page, page.locator("input[name=target]:checked"))
