@@ -110,6 +110,19 @@ CONFIG = click.option(
     metavar="FILE",
     help="The node's configuration; default: $DDIB_CONFIG, or ./node.toml.",
 )
+PORT = click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    metavar="PORT",
+    help="Port of 127.0.0.1 that the page is served on; default: a free one.",
+)
+BROWSER = click.option(
+    "--browser/--no-browser",
+    default=True,
+    show_default=True,
+    help="Open the link in this machine's browser too.",
+)
 FORMAT = click.option(
     "--format",
     "output_format",
