@@ -99,5 +99,5 @@ $(VENV)/.node: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[node,data,evaluate,colours,diffusers,dev]'
+	$(PIP) --editable '.[node,data,evaluate,colours,diffusers,pictures,dicom,nifti,geotiff,c2pa,dev]'
 	@touch $@ $(VENV)/.node

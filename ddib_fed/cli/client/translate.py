@@ -6,6 +6,7 @@ import shlex
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from ddib_fed.cli.client.delivery import (
     deliver,
     named,
 )
+from ddib_fed.cli.client.marking import load_credentials, mark_delivered
 from ddib_fed.cli.client.progress import JobProgress
 from ddib_fed.cli.client.session import explaining_interruption, open_client
+from ddib_fed.cli.client.studies import Manner, translate_studies
 from ddib_fed.cli.output import number, print_json, print_table
 from ddib_fed.client.client import Client
 from ddib_fed.client.payload import Payload, payloads, split_target
@@ -34,11 +37,15 @@ from ddib_fed.guidance import UNGUIDED, Guidance
 from ddib_fed.terminal import say
 from ddib_fed.wire.jobs import JobState, Settings
 
+JOB_ITEMS = 500
+"""Slices or tiles of one job: half of what a node takes by default."""
+
 
 @click.command(
     epilog="\b\nExamples:\n"
     "  ddib translate scans/*.png --to south.example/relief --out out --cycle\n"
-    "  ddib translate points.npy --to south.example/checkerboards --out out"
+    "  ddib translate points.npy --to south.example/checkerboards --out out\n"
+    "  ddib translate SERIES_FOLDER --to south.example/brain-t2 --out out"
 )
 @options.FILES
 @options.TARGET
@@ -55,6 +62,8 @@ from ddib_fed.wire.jobs import JobState, Settings
 @options.LATENT_TYPE
 @options.DEADLINE
 @options.FORCE
+@options.with_options(options.STUDIES)
+@options.CREDENTIALS
 @click.option("--detach", is_flag=True, help="Only submit; print the job and how to watch and fetch it.")
 @options.FORMAT
 @options.PROFILE
@@ -67,6 +76,7 @@ def translate(
     limit: int | None,
     doubtful_below: float,
     force: bool,
+    credentials: tuple[Path, Path] | None,
     detach: bool,
     output_format: str,
     profile_path: Path | None,
@@ -79,6 +89,9 @@ def translate(
     source node of this institution encodes; only latents go to the other institution. File names and metadata stay
     here.
 
+    A folder of DICOM files, a DICOMDIR, a NIfTI volume, a georeferenced TIFF, JPEG 2000, WebP or BMP becomes one of its
+    own kind; only pixels leave, slice by slice or tile by tile (docs/formats.md).
+
     With --pairs FILES is one folder: of sub-folders called by class names, numbers or WordNet ids, or ImageNet's
     validation part with --labels. Results have the public code's names and the models' size: 260_1.PNG,
     260_1_translated_261.PNG.
@@ -90,7 +103,13 @@ def translate(
         options.refuse_idle(
             ("doubtful_below",), "applies only to fetched results", hint="give it to `ddib job fetch`"
         )
-    profile = Profile.load(profile_path)
+    profile, signer = Profile.load(profile_path), load_credentials(credentials)
+    if pairs is None:
+        send = partial(translate_files, profile, order, force=force, doubtful_below=doubtful_below)
+        manner = Manner(out, output_format, force=force, detach=detach, keep_parts=order.keep_latent)
+        files = translate_studies(files, profile, asked, send, manner)
+        if not files:
+            return
     chosen = choose(files, profile, target, pairs=pairs, labels=labels, limit=limit)
     check_names(chosen.paths, chosen.inputs, out, force=force)
     items = payloads(chosen.paths)
@@ -103,11 +122,34 @@ def translate(
             job, delivered = receive(
                 client, submitted, inputs, progress, out, force=force, doubtful_below=doubtful_below
             )
+            delivered = mark_delivered(delivered, signer)
     if detach:
         print_submitted(submitted, target, out, output_format)
         return
     report(job, delivered, out, output_format, doubtful_below=doubtful_below)
     require_finished(job, f"source {profile.institution}")
+
+
+def translate_files(
+    profile: Profile,
+    order: Order,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    force: bool,
+    doubtful_below: float = DOUBTFUL_BELOW,
+) -> None:
+    """Translate plain files into a folder; what was refused has no result there."""
+    for start in range(0, len(paths), JOB_ITEMS):
+        chosen = Chosen.files(paths[start : start + JOB_ITEMS])
+        check_names(chosen.paths, chosen.inputs, out, force=force)
+        items = payloads(chosen.paths)
+        with (
+            JobProgress([path.name for path in chosen.paths]) as progress,
+            open_client(profile, on_wait=progress.wait) as client,
+        ):
+            submitted, inputs = submit(client, chosen, items, order, out)
+            receive(client, submitted, inputs, progress, out, force=force, doubtful_below=doubtful_below)
 
 
 @dataclass(frozen=True, slots=True)
