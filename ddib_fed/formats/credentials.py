@@ -26,6 +26,11 @@ from ddib_fed.version import __version__
 MEDIA_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 MADE_BY_A_MODEL: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's term for a picture that a trained model made."""
+_OFFLINE: Final = {
+    "builder": {"thumbnail": {"enabled": False}},
+    "verify": {"ocsp_fetch": False, "remote_manifest_fetch": False},
+}
+"""No smaller copy of the picture beside it, and nothing from the network."""
 _CURVES: Final = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 _HOW: Final = "docs/formats.md says which certificate is needed and how to make one for a trial"
 
@@ -91,8 +96,8 @@ def mark(content: bytes, suffix: str, record: Translation, credentials: Credenti
         info = package.C2paSignerInfo(
             credentials.algorithm.encode(), credentials.chain.encode(), credentials.key.encode(), None
         )
-        with package.Signer.from_info(info) as signer:
-            builder = package.Builder(json.dumps(_manifest(record, suffix)))
+        with package.Signer.from_info(info) as signer, package.Context.from_dict(_OFFLINE) as context:
+            builder = package.Builder(json.dumps(_manifest(record, suffix)), context)
             out = io.BytesIO()
             builder.sign(signer, MEDIA_TYPES[suffix.lower()], io.BytesIO(content), out)
     except package.C2paError as error:
@@ -110,7 +115,10 @@ def read_mark(content: bytes, suffix: str) -> dict[str, Any] | None:
     """
     package = _c2pa()
     try:
-        with package.Reader(MEDIA_TYPES[suffix.lower()], io.BytesIO(content)) as reader:
+        with (
+            package.Context.from_dict(_OFFLINE) as context,
+            package.Reader(MEDIA_TYPES[suffix.lower()], io.BytesIO(content), context=context) as reader,
+        ):
             found: dict[str, Any] = json.loads(reader.json())
     except package.C2paError as error:
         if "ManifestNotFound" in str(error):
