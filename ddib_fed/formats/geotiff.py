@@ -273,10 +273,9 @@ def _covered(tiles: list[Pixels | None], grid: Grid) -> NDArray[np.bool_]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without rasterio's warning of a map that has control points alone."""
+    """Without rasterio's warnings: of a map that has control points alone, and of its own use of affine."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=UserWarning)
-        warnings.filterwarnings("ignore", module="rasterio")
+        warnings.simplefilter("ignore")
         yield
 
 

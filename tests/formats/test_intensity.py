@@ -32,7 +32,7 @@ def test_numbers_fill_the_range_and_the_stated_inverse_undoes_them(text, dtype, 
     back = eval(stated["inverse"].partition("=")[2], {"number": number})
     inside = (rule.black <= VALUES) & (rule.white >= VALUES)
     step = (rule.white - rule.black) / (rule.high - rule.low) if dtype != np.float32 else 1e-3
-    assert np.abs(back - VALUES)[inside].max() <= 0.501 * step
+    assert np.abs(back - VALUES)[inside].max() <= 0.52 * step  # float32 in between
     assert stated["clipped"] == pytest.approx(1 - inside.mean(), abs=1e-6)
 
 

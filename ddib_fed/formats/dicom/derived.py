@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ddib_fed.formats.dicom.series import Series, pydicom
+from ddib_fed.formats.dicom.series import Series, pydicom, quiet
 from ddib_fed.formats.study import Translated
 from ddib_fed.samples.formats.decoded import Pixels
 from ddib_fed.version import __version__
@@ -60,7 +60,8 @@ def derived_series(
     """
     now = datetime.now().astimezone()
     uid = new_uid(str(series.headers[0].SeriesInstanceUID), _recipe(translated))
-    return [_derived(series, at, stack[at], translated, uid, now) for at in slices]
+    with quiet():
+        return [_derived(series, at, stack[at], translated, uid, now) for at in slices]
 
 
 def new_uid(source: str, recipe: str) -> str:

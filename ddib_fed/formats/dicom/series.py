@@ -5,6 +5,7 @@ The rule: what leaves is the pixels alone; headers are read here for order, unit
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ def read_header(path: Path) -> Any:
     Raises:
         ImageUnreadable: It is no DICOM file.
     """
-    with _faults(path), _quiet():
+    with _faults(path), quiet():
         return pydicom().dcmread(path, stop_before_pixels=True)
 
 
@@ -171,7 +172,7 @@ def _check(path: Path, header: Any) -> bool:
 def _values(path: Path) -> NDArray[Any]:
     """(H, W, C): uint8 colours, or float32 in the units of the modality; MONOCHROME1 is inverted: more is brighter."""
     package = pydicom()
-    with _faults(path), _quiet():
+    with _faults(path), quiet():
         dataset = package.dcmread(path)
         pixels = package.pixels.pixel_array(dataset)
         if pixels.ndim == 3:
@@ -226,11 +227,17 @@ def _warnings(given: Path, headers: Sequence[Any]) -> Iterator[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without pydicom's remarks on values that a file should not have."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def quiet() -> Iterator[None]:
+    """Inside, pydicom neither warns nor logs: its remarks on values that a file should not have hold these values."""
+    logger = logging.getLogger("pydicom")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

@@ -108,8 +108,9 @@ def hospital() -> Iterator[Hospital]:
         tap = Tap(pair.north.port, pair.north.config.paths.pki, profile.parent / "pki")
         profile.write_text(profile.read_text().replace(str(pair.north.port), str(tap.port)))
         try:
-            said = ddib("translate", given / "Ada-series", given / "Ada-volume.nii", "--slices", "coronal", "--to",
-                        "south.example/brain-t2", "--out", folder / "out", "--steps", 12, "--profile", profile)  # fmt: skip
+            said = ddib("translate", given / "Ada-series", given / "Ada-volume.nii", "--slices", "coronal",
+                        "--to", "south.example/brain-t2", "--out", folder / "out", "--steps", 12,
+                        "--profile", profile)  # fmt: skip
             (given / "plain.png").write_bytes(encode_png(slices[0][..., None]))
             ddib("translate", given / "plain.png", "--to", "south.example/brain-t2", "--out", folder / "out", "--steps",
                  12, "--profile", profile, "--credentials", *write_signer(given))  # fmt: skip

@@ -9,6 +9,9 @@ import pydicom
 
 from tests.formats.echoes import DICOM
 
+AMBIGUOUS = ("SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue")
+"""Signed or not, as the pixels are."""
+
 
 def write_series(
     folder: Path,
@@ -35,13 +38,16 @@ def write_series(
         dataset.PixelRepresentation = 0
         dataset.BitsAllocated = dataset.BitsStored = 16
         dataset.HighBit = 15
-        for keyword in ("SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue"):
+        for keyword in AMBIGUOUS:
             if keyword in dataset:
                 del dataset[keyword]
         if dataset.Modality == "CT" or slope != 1 or intercept != 0:
             dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
         for keyword, value in changes.items():
-            setattr(dataset, keyword, value)
+            if keyword in AMBIGUOUS:
+                dataset.add_new(keyword, "US", value)
+            else:
+                setattr(dataset, keyword, value)
         dataset.PixelData = plane.astype("<u2").tobytes()
         path = folder / f"IM{len(values) - at:03}"
         pydicom.dcmwrite(path, dataset)

@@ -89,13 +89,28 @@ def test_another_request_is_another_series(ct):
 def test_what_described_the_old_pixels_is_gone(tmp_path):
     """Tables, overlays, windows of the display and the icon."""
     write_series(tmp_path / "mr", VALUES, WindowCenter=77, SmallestImagePixelValue=3, PixelPaddingValue=1,
-                 OverlayRows=12, StationName="ward 7", VOILUTFunction="SIGMOID")  # fmt: skip
+                 StationName="ward 7", VOILUTFunction="SIGMOID")  # fmt: skip
+    overlaid = pydicom.dcmread(tmp_path / "mr" / "IM001")
+    overlaid.add_new(0x60000010, "US", 12)
+    overlaid.save_as(tmp_path / "mr" / "IM001")
     study = only(tmp_path / "mr")
-    (made, *_) = datasets(study.assemble(echo(study)))
+    (*_, made) = datasets(study.assemble(echo(study)))
+    assert 0x60000010 in study.series.headers[-1]
     for keyword in ("SmallestImagePixelValue", "PixelPaddingValue", "StationName", "VOILUTFunction"):
         assert keyword not in made
     assert not [element for element in made if element.tag.group == 0x6000]
     assert made.WindowCenter == 127.5
+
+
+@pytest.mark.parametrize(
+    "name", ["MR_small_implicit.dcm", "MR_small_bigendian.dcm", "JPEG2000.dcm", "image_dfl.dcm"]
+)
+def test_sources_of_any_encoding_become_plain_files(name):
+    """Explicit, little endian, not compressed."""
+    study = only(DICOM / name)
+    (made,) = datasets(study.assemble(echo(study)))
+    assert made.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
+    np.testing.assert_array_equal(made.pixel_array, study.slices.numbers[0, ..., 0])
 
 
 def test_colours_become_secondary_capture():

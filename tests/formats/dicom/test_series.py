@@ -9,6 +9,7 @@ import pydicom
 import pytest
 
 from ddib_fed.errors import ExtraMissing, ImageUnreadable, InputError, UsageError
+from ddib_fed.formats.dicom.series import quiet
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
 from ddib_fed.samples.images import decode_image
@@ -60,7 +61,7 @@ def test_monochrome1_is_bright_where_more_is_white(tmp_path):
 def test_a_dicomdir_lists_its_series():
     """Of three patients: one study for each series, all pictures of it; a folder of the same files gives the same."""
     found = open_paths([DICOM / "dicomdirtests" / "DICOMDIR"], Options()).studies
-    assert len({study.name for study in found}) == len(found) == 14
+    assert len({study.name for study in found}) == len(found) == 13
     assert sum(study.planes for study in found) == 31
     (folder,) = open_paths([DICOM / "dicomdirtests" / "98892001" / "CT5N"], Options()).studies
     listed = next(study for study in found if study.series.paths[0] in folder.series.paths)
@@ -70,11 +71,12 @@ def test_a_dicomdir_lists_its_series():
 
 def test_a_dicomdir_cannot_reach_out_of_its_folder(tmp_path):
     directory = pydicom.dcmread(DICOM / "dicomdirtests" / "DICOMDIR")
-    for record in directory.DirectoryRecordSequence:
-        if "ReferencedFileID" in record:
-            record.ReferencedFileID = ["..", "..", "etc", "passwd"]
     (tmp_path / "media").mkdir()
-    directory.save_as(tmp_path / "media" / "DICOMDIR")
+    with quiet():
+        for record in directory.DirectoryRecordSequence:
+            if "ReferencedFileID" in record:
+                record.ReferencedFileID = ["..", "..", "etc", "passwd"]
+        directory.save_as(tmp_path / "media" / "DICOMDIR")
     with pytest.raises(ImageUnreadable, match="outside"):
         only(tmp_path / "media" / "DICOMDIR")
 
@@ -152,7 +154,7 @@ def test_no_value_of_the_header_is_in_an_item(tmp_path):
     (path, *_) = write_series(tmp_path / "series", VALUES)
     words = words_of(path)
     assert {"CompressedSamples^MR1", "4MR1"} & words
-    assert len(words) > 30
+    assert len(words) > 20
     for item in only(tmp_path / "series", intensity="values").items():
         assert not any(word.encode() in item for word in words)
 
