@@ -226,7 +226,7 @@ def _rasterio() -> Any:
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_], Georeference]:
     """Values (H, W, C) with holes filled, where there are data (H, W), and the georeference."""
     rasterio = _rasterio()
-    with _faults(rasterio), _quiet(), rasterio.open(path) as file:
+    with _faults(rasterio), _quiet(), rasterio.open(path, driver="GTiff") as file:
         if file.width * file.height > MAX_PIXELS:
             raise ImageUnreadable(f"{file.height} x {file.width} pixels, {MAX_PIXELS} are the limit")
         alpha = rasterio.enums.ColorInterp.alpha

@@ -123,9 +123,10 @@ def translate_study(
     check_outputs(study, manner.out, force=manner.force)
     parts = write_items(study, manner.out)
     results = read_results(parts)
-    if manner.force or None in results:
+    left = [item for item, result in zip(parts.items, results, strict=True) if manner.force or result is None]
+    if left:
         with _in_the_studys_words(study):
-            translate(parts.items, parts.results)
+            translate(left, parts.results)
         results = read_results(parts)
     refused = [at + 1 for at, result in zip(study.sent, results, strict=True) if result is None]
     if refused and not fill_refused:
