@@ -193,7 +193,7 @@ def read_geotiff(path: Path, options: Options) -> GeoTiffStudy:
         numbers = intensity.numbers(values)
     except ImageUnreadable as error:
         raise ImageUnreadable(f"{path}: {error.detail}", hop="client", hint=error.hint) from error
-    grid = Grid.of(*valid.shape, options.tile, options.overlap)
+    grid = Grid.of(valid.shape[0], valid.shape[1], options.tile, options.overlap)
     holes = cut(valid, grid)
     width = max(float(np.ptp(numbers)), 1e-9)
     sent = tuple(

@@ -154,7 +154,8 @@ class Intensity:
             self.low
         )
         kind = _kind(self.low, self.high)
-        return scaled.astype(np.float32) if kind is None else np.rint(scaled).astype(kind)
+        made: Pixels = scaled.astype(np.float32) if kind is None else np.rint(scaled).astype(kind)
+        return made
 
     def record(self, values: NDArray[Any]) -> dict[str, Any]:
         """What the provenance says: the rule, its numbers, how much was clipped, and the way back."""
