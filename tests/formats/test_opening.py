@@ -41,6 +41,7 @@ def test_names_for_files_hold_nothing_that_a_shell_or_a_path_reads():
     ]
 
 
+@pytest.mark.slow
 def test_recognising_loads_no_package():
     """The client with plain files stays as light as it was."""
     code = (
@@ -54,6 +55,7 @@ def test_recognising_loads_no_package():
     )
 
 
+@pytest.mark.slow
 def test_reading_needs_no_torch():
     path = str(NIFTI / "standard.nii.gz")
     code = (
