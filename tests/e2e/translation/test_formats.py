@@ -43,7 +43,7 @@ def head() -> np.ndarray:
 def write_volume(path: Path, slices: np.ndarray) -> None:
     """A NIfTI whose axes are none of RAS, with two empty slices behind, and secrets in every text of its header."""
     canonical = np.zeros((80, 5, 80), dtype=np.int16)
-    canonical[:, :3] = slices[:, ::-1].transpose(2, 0, 1) * 4
+    canonical[:, :3] = slices[:, ::-1].transpose(2, 0, 1).astype(np.int16) * 4
     plain = nibabel.Nifti1Image(canonical, np.diag([2.0, 2, 2, 1]))
     turn = nibabel.orientations.ornt_transform(
         nibabel.io_orientation(plain.affine), nibabel.io_orientation(AFFINE)
