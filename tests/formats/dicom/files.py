@@ -64,7 +64,12 @@ def words_of(path: Path) -> set[str]:
         if element.VR in {"OB", "OW", "SQ", "US", "SS", "UL", "AT", "FL", "FD"}:
             return
         values = element.value if element.VM > 1 else [element.value]
-        found.update(text for value in values or () if len(text := str(value).strip()) >= 6)
+        found.update(str(value).strip() for value in values or () if _is_telling(str(value).strip()))
 
     pydicom.dcmread(path).walk(keep)
     return found
+
+
+def _is_telling(text: str) -> bool:
+    """Neither short nor of a few characters over and over, as 0.0000 is, which any file may hold."""
+    return len(text) >= 6 and len(set(text)) >= 4
