@@ -113,5 +113,5 @@ $(VENV)/.node: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[node,data,evaluate,colours,diffusers,web,dev]'
+	$(PIP) --editable '.[node,data,evaluate,colours,diffusers,pictures,dicom,nifti,geotiff,c2pa,web,dev]'
 	@touch $@ $(VENV)/.node

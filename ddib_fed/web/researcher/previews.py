@@ -59,7 +59,8 @@ def shown(picture: Picture) -> NDArray[np.uint8]:
         return values
     low, high = np.percentile(values, WINDOW)
     scaled = (values.astype(np.float64) - low) / max(float(high - low), 1e-12)
-    return (np.clip(scaled, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    pixels: NDArray[np.uint8] = (np.clip(scaled, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return pixels
 
 
 def density(points: NDArray[Any]) -> NDArray[np.uint8]:
