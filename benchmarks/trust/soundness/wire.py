@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.trust.soundness import nodes
 from benchmarks.trust.soundness.attack import Result, attack, ddib
 from benchmarks.trust.soundness.memory import ddib_channel
-from benchmarks.trust.soundness.names import _peer_of, _root_of
+from benchmarks.trust.soundness.nodes import peer_of, root_of
 from benchmarks.trust.soundness.samples import photograph
 from ddib_fed.latent import Latent
 from ddib_fed.rpc.error_details import from_rpc_error
@@ -44,7 +44,7 @@ STRANGE = {
 def west(folder: Path) -> Iterator[ScriptedTarget]:
     """A hostile institution that the running source has admitted."""
     pair, made = nodes.points(), Institution("west.example", folder / "west")
-    made.store.add(_peer_of(pair.north), fingerprints=[_root_of(pair.north)])
+    made.store.add(peer_of(pair.north), fingerprints=[root_of(pair.north)])
     target = ScriptedTarget(made)
     (folder / "west.peer").write_bytes(made.peer(target.address).to_bytes())
     config = ("--config", pair.north.config_path)
@@ -316,7 +316,7 @@ def times(folder: Path, result: Result) -> None:
                     setattr(made, field, value)
                     return made
 
-                double.service._view = view  # type: ignore[method-assign]  # noqa: SLF001
+                double.service._view = view  # noqa: SLF001
                 for words in (
                     ("show", job),
                     ("show", job, "--format", "json"),
