@@ -63,7 +63,7 @@ class Form(NamedTuple):
 
 FORMS = {
     "long": Form(3_000, 4, (0, 1, 2), tuple(ROWS)),
-    "short": Form(400, 4, (0,), ("none", "none, plain targets", "8", "1")),
+    "short": Form(400, 4, (0,), ("none", "none, plain targets", "8")),
 }
 
 
