@@ -1,7 +1,7 @@
 """What differential privacy costs: moons learned from a file of points, without and with it, and the table of its page.
 
     python -m benchmarks.privacy.dp --short    train in the short form (some minutes of one core), then write the table
-    python -m benchmarks.privacy.dp            the long form (about an hour)
+    python -m benchmarks.privacy.dp            the long form (hours)
     python -m benchmarks.privacy.dp --report   only the table: of the long form where it was run
 
 Every row learns from the same 20,000 points, 18,000 of them to train on, with batches of 1,800 on average and the
@@ -43,14 +43,6 @@ DOMAIN, POINTS, DRAWN = "moons", 20_000, 10_000
 BATCH, DELTA = 1_800, 1e-5
 
 
-class Form(NamedTuple):
-    """Steps of each training, and the seeds of which each is a training of its own."""
-
-    steps: int
-    seeds: tuple[int, ...]
-
-
-FORMS = {"long": Form(3_000, (0, 1, 2)), "short": Form(1_000, (0,))}
 ROWS: dict[str, dict[str, Any]] = {
     "none": {"reference": 900},
     "none, plain targets": {"reference": 0},
@@ -60,20 +52,35 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
+class Form(NamedTuple):
+    """Steps of each training, draws of a private step, seeds, each of which is a training of its own, and rows."""
+
+    steps: int
+    draws: int
+    seeds: tuple[int, ...]
+    rows: tuple[str, ...]
+
+
+FORMS = {
+    "long": Form(3_000, 4, (0, 1, 2), tuple(ROWS)),
+    "short": Form(400, 4, (0,), ("none", "none, plain targets", "8")),
+}
+
+
 def main() -> int:
     """Train what was asked for, then write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epsilon", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--short", action="store_true", help="fewer steps and seeds")
+    parser.add_argument("--epsilon", nargs="+", choices=list(ROWS), help="rows; default: those of the form")
+    parser.add_argument("--short", action="store_true", help="fewer steps, seeds and rows")
     parser.add_argument("--report", action="store_true", help="train nothing")
     given = parser.parse_args()
     found: dict[str, Any] = json.loads(FOUND.read_text()) if FOUND.exists() else {}
     form = "short" if given.short else "long"
-    for name in () if given.report else given.epsilon:
+    for name in () if given.report else given.epsilon or FORMS[form].rows:
         for seed in FORMS[form].seeds:
-            run = measured(ROWS[name], FORMS[form].steps, seed)
+            run = measured(ROWS[name], FORMS[form], seed)
             found.setdefault(form, {}).setdefault(name, {})[str(seed)] = run
             print(name, seed, run, flush=True)
             FOUND.parent.mkdir(parents=True, exist_ok=True)
@@ -86,16 +93,18 @@ def main() -> int:
     return 0
 
 
-def measured(settings: dict[str, Any], steps: int, seed: int) -> dict[str, float]:
+def measured(settings: dict[str, Any], form: Form, seed: int) -> dict[str, float]:
     """Train once; how far the model's samples are from fresh points, and what it cost."""
     stepped: list[float] = []
-    private = {"dp_delta": DELTA, **settings} if "dp_epsilon" in settings else settings
+    private = (
+        {"dp_delta": DELTA, "dp_draws": form.draws, **settings} if "dp_epsilon" in settings else settings
+    )
     with tempfile.TemporaryDirectory() as place:
         data = Path(place) / "points.npy"
         np.save(data, draw(DOMAIN, POINTS, 7_000 + seed))
         config = PointTrainConfig(
-            data=data, steps=steps, batch=BATCH, levels=BATCH, width=64, blocks=2, seed=seed, samples=1_000,
-            checkpoint_every=steps, **{"reference": 0, **private},
+            data=data, steps=form.steps, batch=BATCH, levels=BATCH, width=64, blocks=2, seed=seed, samples=1_000,
+            checkpoint_every=form.steps, **{"reference": 0, **private},
         )  # fmt: skip
         started = time.process_time()
         bundle = train(
@@ -124,11 +133,11 @@ def drawn(bundle: Bundle) -> Any:
 
 def section(form: str, found: dict[str, Any]) -> str:
     """How it was measured, and the table."""
-    steps, seeds = FORMS[form]
+    steps, draws, seeds, _ = FORMS[form]
     if len(seeds) > 1:
-        said = f"Means over {len(seeds)} seeds ({form} form), with the range; {steps:,} steps."
+        said = f"Means over {len(seeds)} seeds ({form} form), with the range; {steps:,} steps, {draws} draws."
     else:
-        said = f"One seed ({form} form, so differences of a few per cent mean nothing); {steps:,} steps."
+        said = f"One seed ({form} form, so differences of a few per cent mean nothing); {steps:,} steps, {draws} draws."
     return f"{said}\n\n{table(found)}"
 
 
