@@ -174,8 +174,8 @@ def _tell(pair: Pair, scans: Path, out: Path, files: int, done: int) -> Story:
     said = ""
     try:
         for at, how in (
-            (2 * done // 5, signal.SIGINT),
-            (7 * done // 10, signal.SIGKILL),
+            (done // 3, signal.SIGINT),
+            (2 * done // 3, signal.SIGKILL),
             (files, signal.SIGINT),
         ):
             began = time.monotonic()

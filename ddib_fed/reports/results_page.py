@@ -182,8 +182,8 @@ def verdict(results: Results) -> str:
     done, doubtful = len(results.files), sum(bool(each.record.doubtful) for each in results.files)
     said = f"{done:,} of {results.total:,} files are translated"
     if any(each.record.doubtful is not None for each in results.files):
-        said += f"; {doubtful:,} of them are doubtful" if doubtful else "; none is marked doubtful"
-    return said + (f"; {len(results.missing):,} were left out or failed." if results.missing else ".")
+        said += f"; doubtful: {doubtful:,}" if doubtful else "; none is marked doubtful"
+    return said + (f"; left out or failed: {len(results.missing):,}." if results.missing else ".")
 
 
 def _remarks(results: Results) -> list[str]:
