@@ -180,7 +180,8 @@ def textures(pictures: Pictures, rng: np.random.Generator) -> Pictures:
 def _cut(rows: Matrix, reference: Matrix) -> Matrix:
     """Features (N, 112) in deviations of the reference's, at most `CUT`."""
     scaled = (rows - reference.mean(axis=0)) / (reference.std(axis=0) + 1e-9)
-    return np.clip(scaled, -CUT, CUT)
+    found: Matrix = np.clip(scaled, -CUT, CUT)
+    return found
 
 
 def _discrepancy(first: Matrix, second: Matrix) -> float:
